@@ -1,0 +1,107 @@
+"""Dataclass configs: YAML plus `key=value` overrides in, one complete typed config out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigError(ValueError):
+    """A config file or override that cannot be used; the message names the key and the remedy."""
+
+
+def load_config(
+    schema: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """Merges defaults, a YAML file and `key=value` overrides, in this order.
+
+    Args:
+        schema: A dataclass type; its nested dataclasses are the allowed keys, its defaults the default values.
+        path: A YAML file, or None for the defaults alone.
+        overrides: Dotted assignments, for instance `["training.num_workers=4", "seed=7"]`.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is no `key=value`, a key is unknown
+            (the nearest right one is named), or a value has the wrong type or is refused by the schema.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        merged = _read_yaml(Path(path))
+        _check_keys(schema, merged, source=str(path))
+    assigned = _parse_overrides(overrides)
+    _check_keys(schema, assigned, source="the command line")
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), merged, assigned)
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        raise ConfigError(f"{path or 'config'}: {key}: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path or 'config'}: {error}") from error
+    assert isinstance(config, schema)
+    return config
+
+
+def to_yaml(config: Any) -> str:
+    """The complete config, defaults included, as YAML that `load_config` takes back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Writes the complete config beside a run's results."""
+    Path(path).write_text(to_yaml(config))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist; shipped ones are in configs/")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} must hold `key: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the overrides {list(overrides)}: {error}") from error
+    assert isinstance(parsed, dict)
+    return {str(key): value for key, value in parsed.items()}
+
+
+def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str = "") -> None:
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    hints = _field_types(schema)
+    for key, value in content.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"unknown key '{prefix}{key}' in {source}; did you mean '{prefix}{near[0]}'? "
+                f"(known here: {', '.join(sorted(fields))})"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"'{prefix}{key}' in {source} holds a group of keys, not {value!r}")
+            _check_keys(hints[key], value, source, prefix=f"{prefix}{key}.")
+
+
+def _field_types(schema: Any) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(schema if isinstance(schema, type) else type(schema))

@@ -1,0 +1,24 @@
+"""Generators behind one small interface, and the registry that names the methods."""
+
+from raywgen.generators.interface import (
+    DataSpec,
+    Generated,
+    Generator,
+    Stage,
+    StageConfig,
+    StageLoss,
+)
+from raywgen.generators.registry import METHODS, Method, UnknownMethodError, method
+
+__all__ = [
+    "METHODS",
+    "DataSpec",
+    "Generated",
+    "Generator",
+    "Method",
+    "Stage",
+    "StageConfig",
+    "StageLoss",
+    "UnknownMethodError",
+    "method",
+]

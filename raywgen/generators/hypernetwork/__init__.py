@@ -1,0 +1,106 @@
+"""A plain hypernetwork: weights straight from the condition, trained by the task's loss.
+
+It is the baseline that a generator of tokens has to be judged against (Ha et al. 2017, "HyperNetworks"): it
+sees the same conditions and the same task loss, but models no distribution and learns nothing from the corpus
+beyond the shared start and the scale of each tensor.
+
+Shape legend: B networks, M chunks, K values of a chunk, H width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators.igpg.stages import task_loss
+from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
+from raywgen.nn.conditions import ConditionEncoder, PlaceEncoder
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights.chunks import from_chunks, num_place_features, place_features
+
+_CHUNK_LENGTH = 16
+
+
+@dataclass(kw_only=True)
+class HypernetworkConfig:
+    """Size and training of the hypernetwork.
+
+    Attributes:
+        width: H.
+        functional: Its only stage.
+    """
+
+    width: int = 128
+    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=500, learning_rate=2e-3))
+
+
+class Hypernetwork(Generator):
+    """One pass from condition and places to all chunks."""
+
+    method = "hypernetwork"
+
+    def __init__(self, config: HypernetworkConfig, references: ReferenceTable, data: DataSpec) -> None:
+        super().__init__(references, data)
+        self.config: HypernetworkConfig = config
+        H = config.width
+        self.condition = ConditionEncoder(
+            num_features=data.num_features,
+            max_classes=data.max_classes,
+            num_place_features=num_place_features(),
+            width=H,
+        )
+        self.told = nn.Linear(self.condition.num_tokens * H, H)
+        self.place = PlaceEncoder(num_place_features(), H)
+        self.body = nn.Sequential(
+            nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH)
+        )
+
+    def stages(self) -> list[Stage]:
+        """The task's loss alone."""
+        return [HypernetworkStage(self)]
+
+    def values(self, condition: Condition, layout: Layout, reference: WeightReference) -> Tensor:
+        """Flat vectors `(B, D)`, differentiable."""
+        places_MG = place_features(layout, _CHUNK_LENGTH)
+        tokens_BTH = self.condition(
+            condition.instructions, condition.samples_BSF, condition.labels_BS, places_MG
+        )
+        told_B1H = self.told(tokens_BTH.flatten(1)).unsqueeze(1)
+        place_MH = self.place(places_MG)
+        chunks_BMK = self.body(place_MH + told_B1H + place_MH * told_B1H)
+        return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        layout: Layout,
+        noise: KeyedNoise,
+        *,
+        temperature: float = 1.0,
+        reference: WeightReference | None = None,
+    ) -> Generated:
+        """The same network for the same condition, whatever the temperature."""
+        values_BD = self.values(condition, layout, self.reference(layout, reference))
+        return Generated(values_BD=values_BD, log_prob_B=None)
+
+
+class HypernetworkStage(Stage):
+    """Minimises the task's loss of the written networks on query samples."""
+
+    name = "functional"
+
+    def __init__(self, generator: Hypernetwork) -> None:
+        super().__init__()
+        self.config: StageConfig = generator.config.functional
+        self.generator = generator
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """Class-balanced cross-entropy on the query samples."""
+        values_BD = self.generator.values(
+            batch.condition, batch.layout, self.generator.reference(batch.layout)
+        )
+        loss_B, accuracy_B = task_loss(values_BD, batch)
+        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

@@ -1,0 +1,102 @@
+"""The two stages that train the prior: token likelihood, then the task's own loss through soft tokens.
+
+Shape legend: B networks, M chunks, K values of a chunk, L levels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig
+from raywgen.generators.igpg.prior import Prior
+from raywgen.generators.igpg.tokenizer import Tokenizer
+from raywgen.generators.interface import Stage, StageLoss
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
+
+
+def token_nll(prior: Prior, tokenizer: Tokenizer, codes_BML: Tensor, batch: WeightBatch) -> Tensor:
+    """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2)."""
+    places_MG = tokenizer.places(batch.layout)
+    hidden = prior.hidden(codes_BML, batch.condition, places_MG, tokenizer.quantiser)
+    return -prior.head.log_likelihood(hidden, codes_BML, tokenizer.quantiser).mean()
+
+
+def task_loss(values_BD: Tensor, batch: WeightBatch) -> tuple[Tensor, Tensor]:
+    """Class-balanced cross-entropy and accuracy `(B,)` of networks on their tasks' query samples."""
+    state = batch.layout.unflatten(values_BD)
+    logits_BSC = stacked_logits(batch.module, state, batch.query.samples_BSF)
+    labels_BS = batch.query.labels_BS
+    return balanced_cross_entropy(logits_BSC, labels_BS), balanced_accuracy(logits_BSC, labels_BS)
+
+
+class PriorStage(Stage):
+    """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
+
+    name = "prior"
+
+    def __init__(self, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable) -> None:
+        super().__init__()
+        self.config: PriorConfig = prior.config
+        self.prior = prior
+        self._frozen = (tokenizer,)
+        self.references = references
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """Mean negative log-likelihood of the tokens."""
+        (tokenizer,) = self._frozen
+        nll = token_nll(self.prior, tokenizer, _corpus_codes(tokenizer, batch, self.references), batch)
+        return StageLoss(loss=nll, metrics={"nll": nll.detach()})
+
+
+class FunctionalStage(Stage):
+    """Trains prior and decoder through soft tokens by what the decoded networks do.
+
+    The prior first writes hard tokens without gradients; the expected code that continues each of their
+    prefixes is decoded, put into a network, run on the task's labelled samples, and the task's loss goes back
+    through all of it. Prefixes are the generator's own, so training sees what generation will see. A small
+    token likelihood keeps the prior on the corpus. Not in the paper; its effect is shown apart.
+    """
+
+    name = "functional"
+
+    def __init__(
+        self, config: FunctionalConfig, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable
+    ) -> None:
+        super().__init__()
+        self.config: FunctionalConfig = config
+        self.prior = prior
+        self.decoder = tokenizer.decoder
+        self._frozen = (tokenizer,)
+        self.references = references
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The task's loss on the query samples, plus the weighted token likelihood."""
+        (tokenizer,) = self._frozen
+        layout, rvq = batch.layout, tokenizer.quantiser
+        places_MG = tokenizer.places(layout)
+        temperature = self.config.temperature
+        self.prior.eval()  # The tokens of a rollout must be those that generation would write.
+        rollout = self.prior.rollout(batch.condition, places_MG, rvq, noise, temperature)
+        self.prior.train(self.training)
+        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
+        expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
+        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG)
+        values_BD = tokenizer.values(chunks_BMK, layout, self.references[layout.id][1])
+        loss_B, accuracy_B = task_loss(values_BD, batch)
+        metrics = {"task_loss": loss_B.mean().detach(), "accuracy": accuracy_B.mean().detach()}
+        loss = loss_B.mean()
+        if self.config.likelihood > 0:
+            nll = token_nll(
+                self.prior, tokenizer, _corpus_codes(tokenizer, batch, self.references), batch
+            )
+            metrics["nll"] = nll.detach()
+            loss = loss + self.config.likelihood * nll
+        return StageLoss(loss=loss, metrics=metrics)
+
+
+@torch.no_grad()
+def _corpus_codes(tokenizer: Tokenizer, batch: WeightBatch, references: ReferenceTable) -> Tensor:
+    chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
+    return tokenizer.encode(chunks_BMK, tokenizer.places(batch.layout))

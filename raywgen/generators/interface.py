@@ -1,0 +1,153 @@
+"""The small interface behind which every method lies: a generator, and the stages that train it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from raywgen.nn.residual_quantiser import AllReduce
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """How one stage is optimised: AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        num_steps: Optimiser steps; 0 switches the stage off.
+        batch_size: Networks of a step, over all workers.
+        learning_rate: Peak rate.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps of linear warm-up.
+        grad_clip: Largest global norm of the gradient.
+    """
+
+    num_steps: int = 200
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0 or self.batch_size < 1:
+            raise ValueError(
+                f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1"
+            )
+        if self.learning_rate <= 0 or self.grad_clip <= 0:
+            raise ValueError(
+                f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageLoss:
+    """A scalar to minimise, and detached scalars worth a curve."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Stage(nn.Module, ABC):
+    """One training stage. Its parameters are what it trains; the parts it only uses are kept unregistered.
+
+    A trainer calls `begin` once, then for every step `forward`, backward, the optimiser and `after_step`.
+    """
+
+    name: ClassVar[str]
+    config: StageConfig
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:  # noqa: B027 (optional hook)
+        """Data-dependent initialisation; called with equal batches on every worker."""
+
+    @abstractmethod
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The loss of one batch, mean over its networks."""
+
+    def after_step(self, all_reduce: AllReduce) -> None:  # noqa: B027 (optional hook)
+        """What happens after an optimiser step, for instance codebook statistics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Networks that a generator wrote.
+
+    Attributes:
+        values_BD: Flat vectors, float32.
+        log_prob_B: Log-probability of each in nats, or None where the method has no density.
+    """
+
+    values_BD: Tensor
+    log_prob_B: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """The data that a generator's condition encoders take.
+
+    Attributes:
+        num_features: F, values of one flattened sample.
+        max_classes: Most classes a task may have.
+    """
+
+    num_features: int
+    max_classes: int
+
+
+class Generator(nn.Module, ABC):
+    """Turns conditions into weights.
+
+    Args:
+        references: The layouts of the training corpus with their reference points.
+        data: What the samples of a condition look like.
+    """
+
+    method: ClassVar[str]
+    config: Any
+
+    def __init__(self, references: ReferenceTable, data: DataSpec) -> None:
+        super().__init__()
+        self.references = dict(references)
+        self.data = data
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The training stages, in order; those switched off are left out."""
+
+    @abstractmethod
+    def generate(
+        self,
+        condition: Condition,
+        layout: Layout,
+        noise: KeyedNoise,
+        *,
+        temperature: float = 1.0,
+        reference: WeightReference | None = None,
+    ) -> Generated:
+        """Writes one network per condition.
+
+        Args:
+            condition: What is asked for, B networks.
+            layout: The layout to fill.
+            noise: B rows of keyed noise.
+            temperature: 0 is deterministic.
+            reference: Base and scale for a layout that `references` does not hold.
+        """
+
+    def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
+        """What the generator's own code keeps of given weights, `(B, D)`; the weights where it has no code."""
+        return values_BD
+
+    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
+        """The layout's reference point; `given` where the layout was not in the training corpus."""
+        known = self.references.get(layout.id)
+        reference = given if known is None else known[1]
+        assert reference is not None, f"no reference for layout {layout.id}"
+        return reference
+
+
+GeneratorFactory = Callable[[Any, ReferenceTable, DataSpec], Generator]

@@ -1,0 +1,46 @@
+"""The one place where methods have names."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig
+from raywgen.generators.interface import GeneratorFactory
+
+
+class UnknownMethodError(KeyError):
+    """A method name that the registry does not hold."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How to configure and build one method."""
+
+    config: type[Any]
+    build: GeneratorFactory
+
+
+METHODS: dict[str, Method] = {
+    "igpg": Method(IGPGConfig, IGPG),
+    "hypernetwork": Method(HypernetworkConfig, Hypernetwork),
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownMethodError: There is none; the nearest is named.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+        raise UnknownMethodError(
+            f"unknown method '{name}'; did you mean '{near}'? (known: {', '.join(METHODS)})"
+        )
+    return METHODS[name]

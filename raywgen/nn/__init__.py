@@ -1,0 +1,1 @@
+"""Modules that generators share: transformer, quantiser, condition encoders."""

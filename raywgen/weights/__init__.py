@@ -1,0 +1,29 @@
+"""Weights as data: layouts, flat vectors, chunks, keyed noise, files."""
+
+from raywgen.weights.batch import Condition, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights.errors import (
+    LayoutMismatchError,
+    NonFiniteWeightsError,
+    UnsafeFileError,
+    WeightsError,
+)
+from raywgen.weights.files import load_state_dict, save_state_dict
+from raywgen.weights.layout import Layout, StateDict, TensorSpec
+from raywgen.weights.noise import KeyedNoise
+
+__all__ = [
+    "Condition",
+    "KeyedNoise",
+    "Layout",
+    "LayoutMismatchError",
+    "NonFiniteWeightsError",
+    "ReferenceTable",
+    "StateDict",
+    "TensorSpec",
+    "UnsafeFileError",
+    "WeightBatch",
+    "WeightReference",
+    "WeightsError",
+    "load_state_dict",
+    "save_state_dict",
+]

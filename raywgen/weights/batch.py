@@ -1,0 +1,101 @@
+"""What passes between floors: conditions, weights with what is known of them, and their reference points.
+
+Shape legend: B networks of a batch, D values of the flat vector, S labelled samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.weights.layout import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What a generator is told about B networks, beside the layout to fill.
+
+    Attributes:
+        instructions: B texts.
+        samples_BSF: Inputs of labelled samples of the task's data, float32, flattened to F features.
+        labels_BS: Their labels, int64.
+    """
+
+    instructions: tuple[str, ...]
+    samples_BSF: Tensor
+    labels_BS: Tensor
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def repeat(self, num: int) -> Self:
+        """Every network's condition `num` times in a row: `(B * num, ...)`."""
+        return replace(
+            self,
+            instructions=tuple(text for text in self.instructions for _ in range(num)),
+            samples_BSF=self.samples_BSF.repeat_interleave(num, dim=0),
+            labels_BS=self.labels_BS.repeat_interleave(num, dim=0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBatch:
+    """B checkpoints of one layout, with their conditions.
+
+    Attributes:
+        values_BD: Flat vectors, float32.
+        layout: How they fill a `state_dict`.
+        module: A network of this layout, to run generated weights through; its own values are not used.
+        condition: What the generator is told; its samples are drawn from training data.
+        query: Further labelled samples of the same tasks, for losses on what a network does.
+        sample_index_B: Global index of each sample in the run, int64; keys its noise.
+    """
+
+    values_BD: Tensor
+    layout: Layout
+    module: nn.Module
+    condition: Condition
+    query: Condition
+    sample_index_B: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightReference:
+    """Where the weights of one layout lie: `normalised = (values - base) / scale`.
+
+    Attributes:
+        base_D: The shared start of the layout's networks, or zeros where each starts on its own.
+        scale_D: Standard deviation of `values - base`, one number per tensor, spread over its values.
+    """
+
+    base_D: Tensor
+    scale_D: Tensor
+
+    @classmethod
+    def measure(cls, layout: Layout, values_ND: Tensor, base_D: Tensor | None) -> Self:
+        """Takes the scale of each tensor from N training networks."""
+        base_D = torch.zeros(layout.num_values) if base_D is None else base_D
+        offset_ND = values_ND - base_D
+        scales = []
+        start = 0
+        for spec in layout.generated:
+            std = offset_ND[:, start : start + spec.num_values].std(unbiased=False).clamp(min=1e-6)
+            scales.append(std.expand(spec.num_values))
+            start += spec.num_values
+        return cls(base_D=base_D, scale_D=torch.cat(scales))
+
+    def normalise(self, values_BD: Tensor) -> Tensor:
+        """Weights to generator units."""
+        return (values_BD - self.base_D) / self.scale_D
+
+    def denormalise(self, normalised_BD: Tensor) -> Tensor:
+        """Generator units to weights."""
+        return normalised_BD * self.scale_D + self.base_D
+
+
+ReferenceTable = Mapping[str, tuple[Layout, WeightReference]]
+"""Layout id -> the layout and its reference."""

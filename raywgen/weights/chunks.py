@@ -1,0 +1,96 @@
+"""The flat vector as fixed-length windows, and what is known of the place each window fills.
+
+Shape legend: B networks, D values, M chunks of a layout, K values of a chunk, G place features.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from raywgen.weights.layout import KINDS, Layout, TensorSpec
+
+_NUM_FREQUENCIES = 6
+
+
+def num_chunks(layout: Layout, chunk_length: int) -> int:
+    """M, the number of chunks that cover a layout; the last one may be padded."""
+    return -(-layout.num_values // chunk_length)
+
+
+def to_chunks(values_BD: Tensor, chunk_length: int) -> Tensor:
+    """Cuts flat vectors `(B, D)` into chunks `(B, M, K)`, zero-padded at the end."""
+    padding = -values_BD.shape[-1] % chunk_length
+    padded = torch.nn.functional.pad(values_BD, (0, padding))
+    return padded.unflatten(-1, (-1, chunk_length))
+
+
+def from_chunks(chunks_BMK: Tensor, num_values: int) -> Tensor:
+    """Joins chunks `(B, M, K)` to flat vectors `(B, D)`, dropping the padding."""
+    return chunks_BMK.flatten(-2)[..., :num_values]
+
+
+def chunk_mask(layout: Layout, chunk_length: int) -> Tensor:
+    """Float32 `(M, K)`: 1 where a chunk holds a value, 0 where it is padding."""
+    return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
+
+
+def num_place_features() -> int:
+    """G, the length of a row of `place_features`."""
+    return 2 * _num_value_features()
+
+
+@lru_cache(maxsize=256)
+def place_features(layout: Layout, chunk_length: int) -> Tensor:
+    """What is known of each chunk's place before it is written, float32 `(M, G)`.
+
+    Describes the chunk's first and last value: kind of tensor, depth in the network, shape, and row, column
+    and position in the whole network as sines and cosines. It is a function of the layout alone, so that a
+    layout never seen in training has one too. Treat the result as read-only: it is shared between calls.
+    """
+    first = torch.arange(num_chunks(layout, chunk_length)) * chunk_length
+    last = (first + chunk_length - 1).clamp(max=layout.num_values - 1)
+    table = torch.cat([_tensor_rows(layout, i) for i in range(len(layout.generated))])
+    return torch.cat([table[first], table[last]], dim=1)
+
+
+def _num_value_features() -> int:
+    return len(KINDS) + 5 + 3 * 2 * _NUM_FREQUENCIES
+
+
+def _tensor_rows(layout: Layout, index: int) -> Tensor:
+    """Features of every value of one tensor, `(num_values, features)`."""
+    spec = layout.generated[index]
+    start = sum(before.num_values for before in layout.generated[:index])
+    count = spec.num_values
+    num_rows, num_columns = _matrix_shape(spec)
+    position = torch.arange(count)
+    kind = torch.nn.functional.one_hot(torch.tensor(KINDS.index(spec.kind)), len(KINDS)).float()
+    facts = torch.tensor(
+        [
+            index / max(1, len(layout.generated) - 1),
+            math.log1p(num_rows) / 4,
+            math.log1p(num_columns) / 4,
+            math.log1p(count) / 8,
+            len(layout.generated) / 16,
+        ]
+    )
+    row = torch.div(position, num_columns, rounding_mode="floor") / num_rows
+    column = (position % num_columns) / num_columns
+    whole = (start + position) / layout.num_values
+    waves = torch.cat([_waves(row), _waves(column), _waves(whole)], dim=1)
+    return torch.cat([torch.cat([kind, facts]).expand(count, -1), waves], dim=1)
+
+
+def _matrix_shape(spec: TensorSpec) -> tuple[int, int]:
+    num_rows = spec.shape[0] if len(spec.shape) > 1 else 1
+    return max(1, num_rows), max(1, spec.num_values // max(1, num_rows))
+
+
+def _waves(fraction_N: Tensor) -> Tensor:
+    frequencies = math.pi * 2.0 ** torch.arange(_NUM_FREQUENCIES)
+    angle = fraction_N.unsqueeze(1) * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,0 +1,65 @@
+"""Noise keyed by the global sample index, so that the number of workers does not change it.
+
+The generator is splitmix64 (Steele, Lea, Flood 2014) used as a counter-based hash: value `i` of draw `k` for
+sample `s` depends on (seed, stage, k, s, i) alone, never on how samples are spread over workers or batches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class KeyedNoise:
+    """Draws one row of noise per sample.
+
+    Args:
+        seed: The run's seed.
+        sample_index_B: Global index of each sample in the run, int64 `(B,)`.
+        stream: Separates uses of the same samples, for instance one per stage.
+    """
+
+    def __init__(self, seed: int, sample_index_B: Tensor, stream: int = 0) -> None:
+        self._key_B = _mix(_mix(sample_index_B.to(torch.int64) + _mix_int(seed)) + _mix_int(stream))
+        self._num_draws = 0
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Float32 `(B, *shape)` in the open interval (0, 1)."""
+        return (self._bits(shape) + 0.5).mul_(2.0**-24).clamp_(max=1.0 - 2.0**-24)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32 `(B, *shape)`."""
+        return torch.erfinv(self.uniform(*shape).mul_(2).sub_(1)).mul_(math.sqrt(2.0))
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel float32 `(B, *shape)`."""
+        return -torch.log(-torch.log(self.uniform(*shape)))
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Int64 `(B, *shape)` in `[0, high)`, for `high` up to 2**24."""
+        return (self.uniform(*shape).double() * high).long().clamp_(max=high - 1)
+
+    def _bits(self, shape: tuple[int, ...]) -> Tensor:
+        self._num_draws += 1
+        count = math.prod(shape)
+        index = torch.arange(count, dtype=torch.int64, device=self._key_B.device)
+        draw_B1 = _mix(self._key_B + self._num_draws * 1_000_003).unsqueeze(1)
+        bits = _mix(draw_B1 + index * _GOLDEN)
+        return ((bits >> 40) & 0xFFFFFF).to(torch.float32).reshape(-1, *shape)
+
+
+def _mix(state: Tensor) -> Tensor:
+    state = state + _GOLDEN
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _MIX_1
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _MIX_2
+    return state ^ ((state >> 31) & ((1 << 33) - 1))
+
+
+def _mix_int(value: int) -> int:
+    return int(_mix(torch.tensor(value, dtype=torch.int64)))
