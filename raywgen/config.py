@@ -19,9 +19,7 @@ class ConfigError(ValueError):
     """A config file or override that cannot be used; the message names the key and the remedy."""
 
 
-def load_config(
-    schema: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()
-) -> ConfigT:
+def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
     """Merges defaults, a YAML file and `key=value` overrides, in this order.
 
     Args:

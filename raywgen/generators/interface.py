@@ -35,13 +35,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.batch_size < 1:
-            raise ValueError(
-                f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1"
-            )
+            raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
         if self.learning_rate <= 0 or self.grad_clip <= 0:
-            raise ValueError(
-                f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0"
-            )
+            raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +57,14 @@ class Stage(nn.Module, ABC):
     name: ClassVar[str]
     config: StageConfig
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:  # noqa: B027 (optional hook)
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Data-dependent initialisation; called with equal batches on every worker."""
 
     @abstractmethod
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The loss of one batch, mean over its networks."""
 
-    def after_step(self, all_reduce: AllReduce) -> None:  # noqa: B027 (optional hook)
+    def after_step(self, all_reduce: AllReduce) -> None:
         """What happens after an optimiser step, for instance codebook statistics."""
 
 

@@ -40,7 +40,5 @@ def method(name: str) -> Method:
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise UnknownMethodError(
-            f"unknown method '{name}'; did you mean '{near}'? (known: {', '.join(METHODS)})"
-        )
+        raise UnknownMethodError(f"unknown method '{name}'; did you mean '{near}'? (known: {', '.join(METHODS)})")
     return METHODS[name]

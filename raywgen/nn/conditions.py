@@ -66,7 +66,9 @@ class PlaceEncoder(nn.Module):
 
     def __init__(self, num_place_features: int, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(num_place_features, width), nn.GELU(), nn.Linear(width, width))
+        self.net = nn.Sequential(
+            nn.Linear(num_place_features, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+        )
 
     def forward(self, places_MG: Tensor) -> Tensor:
         """`(M, H)` of M chunks."""
@@ -74,24 +76,37 @@ class PlaceEncoder(nn.Module):
 
 
 class ConditionEncoder(nn.Module):
-    """Text, samples and layout as a prefix of three tokens and one vector that holds all of them."""
+    """Text, samples and layout as a prefix of three tokens."""
 
     num_tokens = 3
 
-    def __init__(
-        self, *, num_features: int, max_classes: int, num_place_features: int, width: int
-    ) -> None:
+    def __init__(self, *, num_features: int, max_classes: int, num_place_features: int, width: int) -> None:
         super().__init__()
         self.text = TextEncoder(width)
         self.samples = SampleEncoder(num_features, max_classes, width)
         self.layout = PlaceEncoder(num_place_features, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(
-        self, texts: Sequence[str], samples_BSF: Tensor, labels_BS: Tensor, places_MG: Tensor
-    ) -> Tensor:
+    def forward(self, texts: Sequence[str], samples_BSF: Tensor, labels_BS: Tensor, places_MG: Tensor) -> Tensor:
         """Prefix tokens `(B, 3, H)`: instruction, samples, layout."""
         text_BH = self.text(texts)
         samples_BH = self.samples(samples_BSF, labels_BS)
         layout_BH = self.layout(places_MG.mean(dim=0)).expand_as(text_BH)
         return self.norm(torch.stack([text_BH, samples_BH, layout_BH], dim=1))
+
+
+class ConditionSummary(nn.Module):
+    """Tells every place the whole condition: `place + told + place * told`.
+
+    Both sides are normalised first. Without that the condition drowns in the places' common mean and training
+    by a task's loss stays at chance.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.told = nn.Sequential(nn.Linear(ConditionEncoder.num_tokens * width, width), nn.LayerNorm(width))
+
+    def forward(self, prefix_BTH: Tensor, places_MH: Tensor) -> Tensor:
+        """`(B, M, H)` of prefix tokens and embedded places."""
+        told_B1H = self.told(prefix_BTH.flatten(1)).unsqueeze(1)
+        return places_MH + told_B1H + places_MH * told_B1H

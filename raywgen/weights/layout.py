@@ -167,7 +167,7 @@ class Layout:
     def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         """The flat vector, float32 `(D,)`."""
         parts = [state_dict[spec.name].detach().reshape(-1).to(torch.float32) for spec in self.generated]
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0)
 
     def unflatten(self, values_D: Tensor, counters: Mapping[str, Tensor] | None = None) -> StateDict:
         """The `state_dict` of a flat vector, in this layout's dtypes and order.
@@ -190,10 +190,10 @@ class Layout:
             if not spec.is_generated:
                 kept = (counters or {}).get(spec.name)
                 zero = torch.zeros(spec.shape, dtype=spec.torch_dtype)
-                state[spec.name] = (zero if kept is None else kept.detach().clone()).expand(*batch, *spec.shape)
+                state[spec.name] = (zero if kept is None else kept.detach().clone()).expand((*batch, *spec.shape))
                 continue
             piece = values_D[..., start : start + spec.num_values]
-            state[spec.name] = piece.reshape(*batch, *spec.shape).to(spec.torch_dtype)
+            state[spec.name] = piece.reshape((*batch, *spec.shape)).to(spec.torch_dtype)
             start += spec.num_values
         return state
 
@@ -211,7 +211,7 @@ class Layout:
         batch = packed_P.shape[:-1]
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
             raw = packed_P[..., start : start + spec.num_bytes]
-            state[spec.name] = _view(raw, spec.torch_dtype).reshape(*batch, *spec.shape)
+            state[spec.name] = _view(raw, spec.torch_dtype).reshape((*batch, *spec.shape))
         return state
 
     def values(self, packed_NP: Tensor) -> Tensor:
@@ -221,10 +221,13 @@ class Layout:
             return _view(packed_NP, torch.float32)
         state = self.unpack(packed_NP)
         batch = packed_NP.shape[:-1]
-        return torch.cat([state[spec.name].reshape(*batch, -1).float() for spec in self.generated], dim=-1)
+        parts = [state[spec.name].reshape((*batch, spec.num_values)).float() for spec in self.generated]
+        return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
 
 def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:
+    if raw.numel() == 0:
+        return torch.empty((*raw.shape[:-1], raw.shape[-1] // dtype.itemsize), dtype=dtype)
     if raw.storage_offset() % dtype.itemsize or any(s % dtype.itemsize for s in raw.stride()[:-1]):
         raw = raw.clone(memory_format=torch.contiguous_format)
     return raw.view(dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raywgen.generators.igpg.stages import task_loss
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
-from raywgen.nn.conditions import ConditionEncoder, PlaceEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features
 
@@ -33,7 +33,7 @@ class HypernetworkConfig:
     """
 
     width: int = 128
-    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=500, learning_rate=2e-3))
+    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, learning_rate=1e-3))
 
 
 class Hypernetwork(Generator):
@@ -51,11 +51,9 @@ class Hypernetwork(Generator):
             num_place_features=num_place_features(),
             width=H,
         )
-        self.told = nn.Linear(self.condition.num_tokens * H, H)
+        self.told = ConditionSummary(H)
         self.place = PlaceEncoder(num_place_features(), H)
-        self.body = nn.Sequential(
-            nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH)
-        )
+        self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
 
     def stages(self) -> list[Stage]:
         """The task's loss alone."""
@@ -64,12 +62,8 @@ class Hypernetwork(Generator):
     def values(self, condition: Condition, layout: Layout, reference: WeightReference) -> Tensor:
         """Flat vectors `(B, D)`, differentiable."""
         places_MG = place_features(layout, _CHUNK_LENGTH)
-        tokens_BTH = self.condition(
-            condition.instructions, condition.samples_BSF, condition.labels_BS, places_MG
-        )
-        told_B1H = self.told(tokens_BTH.flatten(1)).unsqueeze(1)
-        place_MH = self.place(places_MG)
-        chunks_BMK = self.body(place_MH + told_B1H + place_MH * told_B1H)
+        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, places_MG)
+        chunks_BMK = self.body(self.told(tokens_BTH, self.place(places_MG)))
         return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
     @torch.no_grad()
@@ -99,8 +93,6 @@ class HypernetworkStage(Stage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy on the query samples."""
-        values_BD = self.generator.values(
-            batch.condition, batch.layout, self.generator.reference(batch.layout)
-        )
+        values_BD = self.generator.values(batch.condition, batch.layout, self.generator.reference(batch.layout))
         loss_B, accuracy_B = task_loss(values_BD, batch)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.interface import DataSpec
-from raywgen.nn.conditions import ConditionEncoder, PlaceEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.nn.residual_quantiser import ResidualQuantiser
 from raywgen.nn.transformer import CausalTransformer
 from raywgen.weights import Condition, KeyedNoise
@@ -53,7 +53,7 @@ class Prior(nn.Module):
             num_place_features=num_place_features(),
             width=H,
         )
-        self.everywhere = nn.Linear(self.condition.num_tokens * H, H)
+        self.told = ConditionSummary(H)
         self.place = PlaceEncoder(num_place_features(), H)
         self.previous = nn.Linear(K, H)
         self.trunk = CausalTransformer(H, config.num_layers, config.num_heads, config.dropout)
@@ -96,8 +96,7 @@ class Prior(nn.Module):
 
     def _inputs(self, cond: Condition, places_MG: Tensor) -> tuple[Tensor, Tensor]:
         prefix_BTH = self.condition(cond.instructions, cond.samples_BSF, cond.labels_BS, places_MG)
-        told_BH = self.everywhere(prefix_BTH.flatten(1))
-        return prefix_BTH, self.place(places_MG) + told_BH.unsqueeze(1)
+        return prefix_BTH, self.told(prefix_BTH, self.place(places_MG))
 
 
 class LevelHead(nn.Module):
@@ -108,14 +107,14 @@ class LevelHead(nn.Module):
         self.state = nn.Linear(width, width)
         self.chosen = nn.Linear(chunk_length, width, bias=False)
         self.level = nn.Parameter(torch.randn(num_levels, width) * 0.02)
-        self.query = nn.Linear(width, num_levels * chunk_length)
+        self.query = nn.Parameter(torch.randn(num_levels, width, chunk_length) * 0.02)
         self.free = nn.Parameter(torch.randn(num_levels, width, num_codes) * 0.02)
         self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
 
     def logits(self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: ResidualQuantiser) -> Tensor:
         """Logits `(X, V)` of one level, given the sum of the code vectors of the levels before."""
         hidden_XH = nn.functional.gelu(self.state(state_XH) + self.chosen(chosen_XK) + self.level[level])
-        query_XK = self.query(hidden_XH).unflatten(-1, (rvq.num_levels, -1))[..., level, :]
+        query_XK = hidden_XH @ self.query[level]
         codebook_VK = rvq.codebooks_LVK[level]
         # Towards a code vector near the query: similar codes get similar probability from few examples.
         near_XV = query_XK @ (codebook_VK / codebook_VK.square().mean().sqrt().clamp(min=1e-6)).t()

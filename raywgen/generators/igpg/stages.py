@@ -88,9 +88,7 @@ class FunctionalStage(Stage):
         metrics = {"task_loss": loss_B.mean().detach(), "accuracy": accuracy_B.mean().detach()}
         loss = loss_B.mean()
         if self.config.likelihood > 0:
-            nll = token_nll(
-                self.prior, tokenizer, _corpus_codes(tokenizer, batch, self.references), batch
-            )
+            nll = token_nll(self.prior, tokenizer, _corpus_codes(tokenizer, batch, self.references), batch)
             metrics["nll"] = nll.detach()
             loss = loss + self.config.likelihood * nll
         return StageLoss(loss=loss, metrics=metrics)

@@ -93,8 +93,7 @@ class TokenizerStage(Stage):
         """k-means on chunks of the first batches."""
         tokenizer = self.tokenizer
         vectors = [
-            tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout)).flatten(0, 1)
-            for batch in batches
+            tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout)).flatten(0, 1) for batch in batches
         ]
         generator = torch.Generator().manual_seed(seed)
         tokenizer.quantiser.initialise(torch.cat(vectors), num_iterations=10, generator=generator)
@@ -140,9 +139,7 @@ class _PlacedResidual(nn.Module):
         super().__init__()
         self.value = nn.Linear(chunk_length, width)
         self.place = nn.Linear(num_place_features(), width)
-        self.out = nn.Sequential(
-            nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk_length)
-        )
+        self.out = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk_length))
         final = self.out[-1]
         assert isinstance(final, nn.Linear)
         nn.init.zeros_(final.weight)

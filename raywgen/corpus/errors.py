@@ -1,0 +1,25 @@
+"""Errors of corpora; each message names the file and the remedy."""
+
+from __future__ import annotations
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read or written as asked."""
+
+
+class MissingFileError(CorpusError):
+    """A file that the manifest names is not there."""
+
+
+class DamagedFileError(CorpusError):
+    """A file that is truncated, has another checksum, or cannot be parsed."""
+
+
+class UnknownFactError(KeyError):
+    """A query names a fact that checkpoints do not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+RESTORE = "restore it or build the corpus again; `raywgen corpus verify` names all that is damaged"

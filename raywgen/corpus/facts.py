@@ -1,0 +1,161 @@
+"""What is known of checkpoints, tasks and networks.
+
+Shape legend: S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raywgen.weights import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFacts:
+    """The facts about one checkpoint.
+
+    Attributes:
+        checkpoint_id: Unique in the corpus.
+        trajectory_id: The optimisation run it lies on.
+        task_id: What it was trained for; None for a start.
+        layout_id: Its layout.
+        step: Optimiser step.
+        split: `train` (a training trajectory of a seen task), `heldout` (a held-out trajectory of a seen task),
+            `validation`, `unseen` (any trajectory of such a task) or `base` (a shared start).
+        start: `own`, `shared` or `branched`.
+        base_id: Checkpoint of the shared or branched start.
+        start_seed: Seed of the start.
+        order_seed: Seed of the data order.
+        optimizer: Its name.
+        learning_rate: Of the optimiser.
+        train_loss: At this step or the trajectory's end; NaN where unknown.
+        test_accuracy: Balanced, in [0, 1]; NaN where unknown.
+        source: Where it comes from.
+        licence: SPDX identifier.
+    """
+
+    checkpoint_id: str
+    trajectory_id: str
+    task_id: str | None
+    layout_id: str
+    step: int
+    split: str
+    start: str
+    base_id: str | None
+    start_seed: int
+    order_seed: int
+    optimizer: str
+    learning_rate: float
+    train_loss: float
+    test_accuracy: float
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """One task.
+
+    Attributes:
+        task_id: Unique in the corpus.
+        instruction: The question in words.
+        split: `seen`, `validation` or `unseen`.
+        recipe: How to build the task again.
+        samples_SF: Labelled training samples for conditioning, float32.
+        labels_S: Their labels, int64.
+    """
+
+    task_id: str
+    instruction: str
+    split: str
+    recipe: dict[str, Any]
+    samples_SF: Tensor
+    labels_S: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """One architecture: its name, what `build_network` takes, its layout."""
+
+    name: str
+    recipe: dict[str, Any]
+    layout: Layout
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"name": self.name, "recipe": self.recipe, "layout": self.layout.to_json()}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> NetworkFacts:
+        """Inverse of `to_json`."""
+        return cls(name=row["name"], recipe=row["recipe"], layout=Layout.from_json(row["layout"]))
+
+
+_INTEGERS = {"step", "start_seed", "order_seed", "num_values", "row"}
+_FLOATS = {"learning_rate", "train_loss", "test_accuracy"}
+CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts)]
+CHECKPOINT_SCHEMA = pa.schema(
+    [
+        (name, pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.string())
+        for name in [*CHECKPOINT_COLUMNS, "sha256", "num_values", "shard", "row"]
+    ]
+)
+TASK_SCHEMA = pa.schema(
+    [
+        ("task_id", pa.string()),
+        ("instruction", pa.string()),
+        ("split", pa.string()),
+        ("recipe", pa.string()),
+        ("samples", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.int64())),
+    ]
+)
+
+
+def tasks_to_table(tasks: Sequence[TaskFacts]) -> pa.Table:
+    """One row a task."""
+    rows = [
+        {
+            "task_id": task.task_id,
+            "instruction": task.instruction,
+            "split": task.split,
+            "recipe": json.dumps(task.recipe, sort_keys=True),
+            "samples": task.samples_SF.flatten().numpy(),
+            "labels": task.labels_S.numpy(),
+        }
+        for task in tasks
+    ]
+    return pa.Table.from_pylist(rows, schema=TASK_SCHEMA)
+
+
+def tasks_from_table(table: pa.Table) -> dict[str, TaskFacts]:
+    """Inverse of `tasks_to_table`, by id."""
+    return {task.task_id: task for task in map(_task, _rows(table))}
+
+
+def _rows(table: pa.Table) -> Iterable[dict[str, Any]]:
+    arrays = {name: table.column(name) for name in table.column_names}
+    for index in range(table.num_rows):
+        yield {name: column[index] for name, column in arrays.items()}
+
+
+def _task(row: dict[str, Any]) -> TaskFacts:
+    labels = np.array(row["labels"].values)
+    samples = np.array(row["samples"].values)
+    return TaskFacts(
+        task_id=row["task_id"].as_py(),
+        instruction=row["instruction"].as_py(),
+        split=row["split"].as_py(),
+        recipe=json.loads(row["recipe"].as_py()),
+        samples_SF=torch.from_numpy(samples.reshape(len(labels), -1)),
+        labels_S=torch.from_numpy(labels),
+    )

@@ -1,0 +1,117 @@
+"""Files of a corpus, local or remote, through `pyarrow.fs`; written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
+
+_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder on a file system.
+
+    Attributes:
+        filesystem: Where it lies.
+        root: Its path there.
+        name: As the user gave it, for messages.
+    """
+
+    filesystem: fs.FileSystem
+    root: str
+    name: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> Self:
+        """Takes a local path or a URI (`s3://`, `gs://`, `hdfs://`).
+
+        Raises:
+            CorpusError: The URI is of an unknown kind or cannot be reached.
+        """
+        text = str(location)
+        try:
+            if "://" in text:
+                filesystem, root = fs.FileSystem.from_uri(text)
+            else:
+                filesystem, root = fs.LocalFileSystem(), str(Path(text).absolute())
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{text}: {error}; give a local path or a URI such as s3://bucket/folder") from error
+        return cls(filesystem, root.rstrip("/"), text)
+
+    def path(self, relative: str) -> str:
+        """Full path of a file in the folder."""
+        return f"{self.root}/{relative}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be memory-mapped."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def size(self, relative: str) -> int | None:
+        """Bytes of a file, or None where there is none."""
+        info = self.filesystem.get_file_info(self.path(relative))
+        return info.size if info.type == fs.FileType.File else None
+
+    def open(self, relative: str) -> pa.NativeFile:
+        """Opens a file for random access; a local one is memory-mapped.
+
+        Raises:
+            MissingFileError: It is not there.
+        """
+        try:
+            if self.is_local:
+                return pa.memory_map(self.path(relative))
+            return self.filesystem.open_input_file(self.path(relative))
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{self.name}/{relative} is missing; {RESTORE}") from error
+        except OSError as error:
+            raise DamagedFileError(f"{self.name}/{relative} cannot be opened ({error}); {RESTORE}") from error
+
+    def read(self, relative: str) -> bytes:
+        """A whole small file."""
+        with self.open(relative) as source:
+            return source.read()
+
+    def write(self, relative: str, content: pa.Buffer | bytes) -> str:
+        """Writes a file in one step and returns its SHA-256; a reader sees all of it or none.
+
+        Raises:
+            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+        """
+        target = self.path(relative)
+        # A remote file appears when its upload completes; a local one would be seen growing.
+        partial = f"{target}.{os.getpid()}.partial" if self.is_local else target
+        try:
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            with self.filesystem.open_output_stream(partial) as sink:
+                sink.write(content)
+            if partial != target:
+                self.filesystem.move(partial, target)
+        except OSError as error:
+            with suppress(OSError):
+                self.filesystem.delete_file(partial)
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            remedy = "free some disk space" if full else "check the folder and its permissions"
+            raise CorpusError(
+                f"cannot write {self.name}/{relative}: {error}; {remedy} and run the same command again"
+            ) from error
+        return hashlib.sha256(content).hexdigest()
+
+    def sha256(self, relative: str) -> str:
+        """Checksum of a file, read in blocks."""
+        digest = hashlib.sha256()
+        with self.open(relative) as source:
+            while block := source.read_buffer(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""Data sets, tasks, networks, and fitting them in stacks."""
+
+from raywgen.tasks.base import Task, TaskError, draw_condition
+from raywgen.tasks.digits import digits_subset, draw_subset_tasks
+from raywgen.tasks.fitting import Fit, fit_stack, repeat_state
+from raywgen.tasks.networks import build_network, network_name
+from raywgen.tasks.registry import build_task
+from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, stacked_logits
+
+__all__ = [
+    "Fit",
+    "Task",
+    "TaskError",
+    "balanced_accuracy",
+    "balanced_cross_entropy",
+    "build_network",
+    "build_task",
+    "digits_subset",
+    "draw_condition",
+    "draw_subset_tasks",
+    "fit_stack",
+    "network_name",
+    "repeat_state",
+    "stacked_logits",
+]

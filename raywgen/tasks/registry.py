@@ -1,0 +1,36 @@
+"""Tasks by recipe: a JSON-like dict that any process can rebuild a task from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.digits import digits_subset
+
+TASKS: dict[str, Callable[..., Task]] = {"digits-subset": digits_subset}
+
+
+def build_task(recipe: Mapping[str, Any]) -> Task:
+    """Builds `{"name": NAME, **arguments}`; equal recipes share one task per process.
+
+    Raises:
+        TaskError: The name is unknown (the nearest is named) or the arguments are refused.
+    """
+    return _build(json.dumps(dict(recipe), sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _build(recipe: str) -> Task:
+    arguments = json.loads(recipe)
+    name = str(arguments.pop("name", ""))
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+        raise TaskError(f"unknown task '{name}'; did you mean '{near}'?")
+    try:
+        return TASKS[name](**arguments)
+    except TypeError as error:
+        raise TaskError(f"task '{name}' does not take {arguments}: {error}") from error

@@ -1,0 +1,53 @@
+"""Many networks of one architecture run at once.
+
+Shape legend: N networks, S samples, F features of a sample, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+
+def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Outputs `(N, S, C)` of N networks, differentiable in their weights.
+
+    Args:
+        module: Any network of the architecture; its own values are not used.
+        state_N: A `state_dict` whose tensors have a leading dimension N.
+        x: Inputs `(S, F)` for all networks, or `(N, S, F)`.
+    """
+
+    def call(state: dict[str, Tensor], x_SF: Tensor) -> Tensor:
+        return functional_call(module, state, (x_SF,))
+
+    return vmap(call, in_dims=(0, 0 if x.dim() == 3 else None))(state_N, x)
+
+
+def balanced_cross_entropy(logits_NSC: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy `(N,)` in nats in which every class present weighs the same.
+
+    Args:
+        logits_NSC: Outputs.
+        labels: int64 `(N, S)`, or `(S,)` for all networks.
+    """
+    member_NSC, share_NSC = _class_shares(logits_NSC, labels)
+    log_p_NSC = logits_NSC.log_softmax(dim=-1)
+    return -(log_p_NSC * member_NSC * share_NSC).sum(dim=(1, 2))
+
+
+def balanced_accuracy(logits_NSC: Tensor, labels: Tensor) -> Tensor:
+    """Mean recall over the classes present, `(N,)` in [0, 1]; arguments as `balanced_cross_entropy`."""
+    member_NSC, share_NSC = _class_shares(logits_NSC, labels)
+    right_NSC = torch.nn.functional.one_hot(logits_NSC.argmax(dim=-1), logits_NSC.shape[-1])
+    return (right_NSC * member_NSC * share_NSC).sum(dim=(1, 2))
+
+
+def _class_shares(logits_NSC: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Membership of each sample `(N, S, C)`, and what a sample of each class weighs `(N, 1, C)`."""
+    labels_NS = labels.expand(logits_NSC.shape[:2])
+    member_NSC = torch.nn.functional.one_hot(labels_NS, logits_NSC.shape[-1]).to(logits_NSC.dtype)
+    count_N1C = member_NSC.sum(dim=1, keepdim=True)
+    num_present_N11 = (count_N1C > 0).sum(dim=2, keepdim=True)
+    return member_NSC, 1 / (count_N1C.clamp(min=1) * num_present_N11)
