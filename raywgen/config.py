@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,12 +38,17 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
         _check_keys(schema, merged, source=str(path))
     assigned = _parse_overrides(overrides)
     _check_keys(schema, assigned, source="the command line")
+    node = OmegaConf.structured(schema)
+    for source, content in ((str(path), merged), ("the command line", assigned)):
+        for key, value in content.items():
+            try:
+                node = OmegaConf.merge(node, {key: value})
+            except OmegaConfBaseException as error:
+                raise ConfigError(_explain(error, source, key)) from error
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), merged, assigned)
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "a value"
-        raise ConfigError(f"{path or 'config'}: {key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(_explain(error, str(path or "config"), "a value")) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path or 'config'}: {error}") from error
     assert isinstance(config, schema)
@@ -50,25 +56,37 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
 
 
 def to_yaml(config: Any) -> str:
-    """The complete config, defaults included, as YAML that `load_config` takes back unchanged."""
+    """The complete config, defaults included, as YAML that `load_config` takes back unchanged.
+
+    Texts with `${...}` or `???` keep their OmegaConf meaning: a reference, a value still to be given.
+    """
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def save_config(config: Any, path: str | Path) -> None:
     """Writes the complete config beside a run's results."""
-    Path(path).write_text(to_yaml(config))
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def _explain(error: OmegaConfBaseException, source: str, key: str) -> str:
+    # For an element of a list OmegaConf knows neither the key nor the value, and leaves its placeholders.
+    reason = str(error).splitlines()[0].replace(" '$VALUE' of type '$VALUE_TYPE'", "")
+    return f"{source}: {getattr(error, 'full_key', None) or key}: {reason}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist; shipped ones are in configs/")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # OmegaConf's reader takes 1e-3 for a number, as it does on the command line; YAML 1.1 says string.
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read ({error}); it must hold `key: value` lines") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} must hold `key: value` lines, not a {type(content).__name__}")
-    return content
+    return {str(key): value for key, value in content.items()}
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +103,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str = "") -> None:
     fields = {field.name: field for field in dataclasses.fields(schema)}
-    hints = _field_types(schema)
+    hints = typing.get_type_hints(schema)
     for key, value in content.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
@@ -97,9 +115,3 @@ def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str =
             if not isinstance(value, dict):
                 raise ConfigError(f"'{prefix}{key}' in {source} holds a group of keys, not {value!r}")
             _check_keys(hints[key], value, source, prefix=f"{prefix}{key}.")
-
-
-def _field_types(schema: Any) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(schema if isinstance(schema, type) else type(schema))

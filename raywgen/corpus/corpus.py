@@ -9,32 +9,37 @@ Shape legend: N checkpoints, D values of the flat vector, P packed bytes.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
 from raywgen.corpus.facts import CHECKPOINT_SCHEMA, NetworkFacts, TaskFacts, tasks_from_table, tasks_to_table
-from raywgen.corpus.shards import Shard, packed_tensor, read_shard
+from raywgen.corpus.shards import Shard, num_blocks, packed_tensor, read_block, read_shard, row_sums
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, StateDict
 
 if TYPE_CHECKING:
     import ray.data
 
+# Arrow makes these functions when it is imported, where no type checker sees them.
+pc: Any = pyarrow.compute
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_CHECKPOINTS = "checkpoints.parquet"
+CHECKPOINTS = "checkpoints.parquet"
 _TASKS = "tasks.parquet"
 
 
@@ -44,11 +49,15 @@ class Corpus:
     def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
         self.storage = storage
         self.manifest = manifest
-        self.shards = [Shard(**row) for row in manifest["shards"]]
-        self.networks: dict[str, NetworkFacts] = {}
-        for row in manifest["networks"]:
-            network = NetworkFacts.from_json(row)
-            self.networks[network.layout.id] = network
+        try:
+            self.shards = [Shard(**row) for row in manifest["shards"]]
+            networks = [NetworkFacts.from_json(row) for row in manifest["networks"]]
+            self.networks = {network.layout.id: network for network in networks}
+            unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
+            if unknown or set(manifest["sha256"]) != {CHECKPOINTS, _TASKS}:
+                raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
 
     @classmethod
     def open(cls, location: str | Path) -> Self:
@@ -56,11 +65,11 @@ class Corpus:
 
         Raises:
             MissingFileError: There is no corpus, or a file of it is missing.
-            DamagedFileError: The manifest cannot be read, or a shard is truncated.
+            DamagedFileError: The manifest cannot be read, facts were changed, or a shard is truncated.
             CorpusError: The corpus has another schema version.
         """
         storage = Storage.at(location)
-        manifest = _read_manifest(storage)
+        manifest = read_manifest(storage)
         corpus = cls(storage, manifest)
         for shard in corpus.shards:
             size = storage.size(shard.path)
@@ -70,6 +79,8 @@ class Corpus:
                 raise DamagedFileError(
                     f"{storage.name}/{shard.path} has {size} bytes, the manifest says {shard.num_bytes}; {RESTORE}"
                 )
+        # Reading them compares their checksums: wrong facts are refused before anything is selected by them.
+        _ = corpus.facts, corpus.tasks
         return corpus
 
     @property
@@ -80,7 +91,7 @@ class Corpus:
     @cached_property
     def facts(self) -> pa.Table:
         """One row a checkpoint."""
-        return self._read_facts(_CHECKPOINTS)
+        return self._read_facts(CHECKPOINTS)
 
     @cached_property
     def tasks(self) -> dict[str, TaskFacts]:
@@ -109,17 +120,37 @@ class Corpus:
         return self.facts if mask is None else self.facts.filter(mask)
 
     def packed(self, facts: pa.Table) -> Tensor:
-        """Packed weights uint8 `(N, P)` of checkpoints of one layout, in the table's order."""
+        """Packed weights uint8 `(N, P)` of checkpoints of one layout, in the table's order.
+
+        Raises:
+            CorpusError: The table is empty, or holds checkpoints of several layouts.
+            DamagedFileError: A shard cannot be read, or holds other checkpoints than the facts say.
+        """
         layout_ids = set(facts.column("layout_id").to_pylist())
-        assert len(layout_ids) == 1, f"checkpoints of {len(layout_ids)} layouts do not fit one tensor"
+        if len(layout_ids) != 1:
+            found = f"checkpoints of {len(layout_ids)} layouts are" if layout_ids else "no checkpoint is"
+            raise CorpusError(f"{self.location}: {found} selected; select some of one layout by layout_id")
         layout = self.layout(layout_ids.pop())
-        shards, rows = facts.column("shard").to_pylist(), facts.column("row").to_numpy()
+        shard_N, row_N = np.array(facts.column("shard").to_pylist()), facts.column("row").to_numpy()
+        id_N = np.array(facts.column("checkpoint_id").to_pylist(), dtype=object)
         out_NP = torch.empty(facts.num_rows, layout.num_bytes, dtype=torch.uint8)
-        for path in dict.fromkeys(shards):
-            wanted = [index for index, shard in enumerate(shards) if shard == path]
-            table = read_shard(self.storage, path).take(pa.array(rows[wanted]))
-            out_NP[wanted] = packed_tensor(table.combine_chunks(), layout)
+        for path in dict.fromkeys(shard_N.tolist()):
+            wanted = np.flatnonzero(shard_N == path)
+            out_NP[wanted] = self._read_rows(path, row_N[wanted], id_N[wanted], layout)
         return out_NP
+
+    def _read_rows(self, path: str, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
+        table = read_shard(self.storage, path)
+        stored = np.array(table.column("checkpoint_id").to_pylist(), dtype=object)
+        if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
+            raise DamagedFileError(
+                f"{self.location}/{path} does not hold checkpoint '{id_N[0]}' and others where the facts say; {RESTORE}"
+            )
+        try:
+            # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
+            return packed_tensor(table, layout)[torch.from_numpy(row_N)]
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{self.location}/{path}: {error}") from error
 
     def values(self, facts: pa.Table) -> Tensor:
         """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
@@ -131,11 +162,18 @@ class Corpus:
 
         Raises:
             UnknownFactError: The corpus does not hold it.
+            DamagedFileError: Its bytes are not those that were written.
         """
         facts = self.select(checkpoint_id=checkpoint_id)
         if facts.num_rows != 1:
             raise UnknownFactError(f"{self.location} holds no checkpoint '{checkpoint_id}'; see its facts")
-        return self.layout(facts.column("layout_id")[0].as_py()).unpack(self.packed(facts)[0])
+        packed_1P = self.packed(facts)
+        if row_sums(packed_1P) != facts.column("sha256").to_pylist():
+            path = facts.column("shard")[0].as_py()
+            raise DamagedFileError(
+                f"{self.location}/{path}: checkpoint '{checkpoint_id}' has another checksum than its facts; {RESTORE}"
+            )
+        return self.layout(facts.column("layout_id")[0].as_py()).unpack(packed_1P[0])
 
     def base_values(self, layout_id: str) -> Tensor | None:
         """The shared start `(D,)` of a layout's networks, or None where each starts on its own."""
@@ -147,6 +185,29 @@ class Corpus:
         from raywgen.corpus.stream import stream
 
         return stream(self, splits)
+
+    def blocks(self, splits: Sequence[str]) -> Iterator[pa.Table]:
+        """The blocks of `stream`, read in this process without Ray.
+
+        Raises:
+            CorpusError: No checkpoint is of these splits.
+        """
+        for shard in self.shards_of(splits):
+            for index in range(num_blocks(self.storage, shard.path)):
+                yield read_block(self.storage, shard.path, shard.layout_id, index)
+
+    def shards_of(self, splits: Sequence[str]) -> list[Shard]:
+        """The shards with a checkpoint of these splits; a shard holds one split, so all of it is wanted.
+
+        Raises:
+            CorpusError: There is none.
+        """
+        wanted = set(self.select(split=list(splits)).column("shard").to_pylist())
+        if not wanted:
+            raise CorpusError(
+                f"{self.location} has no checkpoint of the splits {list(splits)}; see `raywgen corpus info`"
+            )
+        return [shard for shard in self.shards if shard.path in wanted]
 
     def info(self) -> dict[str, Any]:
         """Counts for people and scripts."""
@@ -170,9 +231,10 @@ class Corpus:
         }
 
     def _read_facts(self, name: str) -> pa.Table:
-        if self.storage.sha256(name) != self.manifest["sha256"][name]:
+        content = self.storage.read(name)
+        if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
             raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
-        return pq.read_table(pa.BufferReader(self.storage.read(name)))
+        return pq.read_table(pa.BufferReader(content))
 
 
 def commit_corpus(
@@ -186,35 +248,36 @@ def commit_corpus(
     """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
 
     Raises:
-        CorpusError: Checkpoint ids are not unique, or a file cannot be written.
+        CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
     """
     storage = Storage.at(root)
     rows = [row for shard in shards for row in shard.facts]
     counts = Counter(row["checkpoint_id"] for row in rows)
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise CorpusError(f"{root}: checkpoint id '{doubled[0]}' is there twice; give each its own")
-    sums = {
-        _CHECKPOINTS: _write_parquet(storage, _CHECKPOINTS, pa.Table.from_pylist(rows, schema=CHECKPOINT_SCHEMA)),
-        _TASKS: _write_parquet(storage, _TASKS, tasks_to_table(tasks)),
+    contents = {
+        CHECKPOINTS: _parquet(pa.Table.from_pylist(rows, schema=CHECKPOINT_SCHEMA)),
+        _TASKS: _parquet(tasks_to_table(tasks)),
     }
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "recipe": dict(recipe),
         "networks": [network.to_json() for network in networks],
         "shards": [shard.to_json() for shard in shards],
-        "sha256": sums,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    storage.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+    storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
     return Corpus.open(root)
 
 
-def _write_parquet(storage: Storage, name: str, table: pa.Table) -> str:
+def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    return storage.write(name, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _read_manifest(storage: Storage) -> dict[str, Any]:
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """The content of `manifest.json`; raises as `Corpus.open` does."""
     if storage.size(MANIFEST) is None:
         raise MissingFileError(f"{storage.name} holds no {MANIFEST}: it is no corpus; make one by `raywgen zoo train`")
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
 
 _ROWS_PER_BATCH = 512
+_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.binary())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +67,24 @@ def write_shard(root: str, name: str, layout: Layout, facts: Sequence[Checkpoint
             f"shard {name}: packed weights are {packed_NP.dtype}{list(packed_NP.shape)}, facts and layout ask for "
             f"uint8[{len(facts)}, {layout.num_bytes}]; pack every checkpoint by this layout"
         )
+    if len(splits := sorted({row.split for row in facts})) > 1:
+        raise CorpusError(f"shard {name}: it mixes the splits {', '.join(splits)}; write one shard for each")
     if wrong := [row.checkpoint_id for row in facts if row.layout_id != layout.id]:
         raise CorpusError(f"shard {name}: checkpoint {wrong[0]} is not of layout {layout.id}; write it apart")
     _check_finite(layout, facts, packed_NP)
-    packed = packed_NP.contiguous().numpy()
-    content = _ipc_bytes([row.checkpoint_id for row in facts], packed)
+    packed_NP = packed_NP.contiguous()
+    content = _ipc_bytes([row.checkpoint_id for row in facts], packed_NP.numpy())
     path = f"weights/{name}.arrow"
     sha256 = Storage.at(root).write(path, content)
     rows = [
         {
             **dataclasses.asdict(row),
-            "sha256": hashlib.sha256(packed[index]).hexdigest(),
+            "sha256": digest,
             "num_values": layout.num_values,
             "shard": path,
             "row": index,
         }
-        for index, row in enumerate(facts)
+        for index, (row, digest) in enumerate(zip(facts, row_sums(packed_NP), strict=True))
     ]
     return Shard(
         path=path,
@@ -99,10 +103,39 @@ def read_shard(storage: Storage, path: str) -> pa.Table:
         MissingFileError: It is not there.
         DamagedFileError: It is truncated or no Arrow file.
     """
+    with _naming(storage, path):
+        table = pa.ipc.open_file(storage.open(path)).read_all()
+        return _checked(table)
+
+
+def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Table:
+    """One record batch of a shard, with its layout's id as a third column; raises as `read_shard` does."""
+    with _naming(storage, path):
+        batch = pa.ipc.open_file(storage.open(path)).get_batch(index)
+        table = _checked(pa.Table.from_batches([batch]))
+        return table.append_column("layout_id", pa.repeat(pa.scalar(layout_id), table.num_rows))
+
+
+def num_blocks(storage: Storage, path: str) -> int:
+    """Number of a shard's record batches; raises as `read_shard` does."""
+    with _naming(storage, path), storage.open(path) as file:
+        return pa.ipc.open_file(file).num_record_batches
+
+
+@contextmanager
+def _naming(storage: Storage, path: str) -> Iterator[None]:
     try:
-        return pa.ipc.open_file(storage.open(path)).read_all()
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedFileError(f"{storage.name}/{path} is truncated or no Arrow file ({error}); {RESTORE}") from error
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """Refuses what Arrow would read out of bounds later; weights are checked where they become a tensor."""
+    if table.schema != _SCHEMA:
+        raise pa.ArrowInvalid(f"columns are {table.schema.names}")
+    table.column("checkpoint_id").validate(full=True)
+    return table
 
 
 def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
@@ -114,24 +147,38 @@ def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
     parts = [_packed_chunk(chunk, layout) for chunk in block.column("packed").chunks if len(chunk)]
     if not parts:
         return torch.empty(0, layout.num_bytes, dtype=torch.uint8)
-    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _packed_chunk(chunk: pa.BinaryArray, layout: Layout) -> np.ndarray:
-    offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    if (np.diff(offsets) != layout.num_bytes).any():
-        raise DamagedFileError(f"a checkpoint is not {layout.num_bytes} bytes long as its layout asks; {RESTORE}")
-    raw = np.frombuffer(chunk.buffers()[2], dtype=np.uint8, count=int(offsets[-1] - offsets[0]), offset=int(offsets[0]))
-    # Read-only memory is meant: a view of a shard is never written to, and torch has no read-only tensors.
-    view = np.lib.stride_tricks.as_strided(raw, writeable=True) if not raw.flags.writeable else raw
-    return view.reshape(len(chunk), layout.num_bytes)
+def row_sums(packed_NP: Tensor) -> list[str]:
+    """SHA-256 of each row."""
+    return [hashlib.sha256(row).hexdigest() for row in packed_NP.numpy()]
+
+
+def _packed_chunk(chunk: pa.BinaryArray, layout: Layout) -> Tensor:
+    num, width = len(chunk), layout.num_bytes
+    _, offset_buffer, data = chunk.buffers()
+    last = chunk.offset + num
+    if offset_buffer is None or offset_buffer.size < 4 * (last + 1):
+        raise DamagedFileError(f"the lengths of {num} checkpoints are cut short; {RESTORE}")
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32, count=last + 1)[chunk.offset :].astype(np.int64)
+    if (np.diff(offsets) != width).any():
+        raise DamagedFileError(f"a checkpoint is not {width} bytes long as its layout asks; {RESTORE}")
+    start = int(offsets[0])
+    if start < 0 or start + num * width > (0 if data is None else data.size):
+        raise DamagedFileError(f"checkpoints reach beyond the end of their file; {RESTORE}")
+    if num * width == 0:
+        return torch.empty(num, width, dtype=torch.uint8)
+    # Through DLPack, because torch warns of read-only NumPy arrays: a view of a shard is never written to.
+    flat = pa.Array.from_buffers(pa.uint8(), num * width, [None, data], offset=start)
+    return torch.from_dlpack(flat).view(num, width)
 
 
 def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: Tensor) -> None:
     for name, tensor in layout.unpack(packed_NP).items():
         if not tensor.is_floating_point():
             continue
-        bad_N = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+        bad_N = ~torch.isfinite(tensor).reshape(len(facts), tensor[0].numel()).all(dim=1)
         if bool(bad_N.any()):
             checkpoint = facts[int(bad_N.nonzero()[0])].checkpoint_id
             raise NonFiniteWeightsError(
@@ -140,16 +187,15 @@ def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: T
 
 
 def _ipc_bytes(checkpoint_ids: list[str], packed: np.ndarray) -> pa.Buffer:
-    schema = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.binary())])
     sink = pa.BufferOutputStream()
     # Batches must stay below the 2 GiB that 32-bit offsets of a binary column can address.
     per_batch = max(1, min(_ROWS_PER_BATCH, (1 << 30) // max(1, packed.shape[1])))
-    with pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
         for start in range(0, len(packed), per_batch):
             rows = packed[start : start + per_batch]
             offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
             buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
             column = pa.Array.from_buffers(pa.binary(), len(rows), buffers)
             ids = pa.array(checkpoint_ids[start : start + per_batch], pa.string())
-            writer.write_batch(pa.record_batch([ids, column], schema=schema))
+            writer.write_batch(pa.record_batch([ids, column], schema=_SCHEMA))
     return sink.getvalue()

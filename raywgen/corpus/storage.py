@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,30 @@ class Storage:
         Raises:
             CorpusError: The disk is full or the folder cannot be written; what was there before stays.
         """
+        self.write_all({relative: content})
+        return hashlib.sha256(content).hexdigest()
+
+    def write_all(self, contents: Mapping[str, pa.Buffer | bytes]) -> None:
+        """Writes several files; none gets its name before all are written in full, then they get it in order.
+
+        Raises:
+            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+        """
+        partials: dict[str, str] = {}
+        try:
+            for relative, content in contents.items():
+                partials[relative] = self._write_partial(relative, content)
+            for relative, partial in partials.items():
+                if partial != self.path(relative):
+                    self._move(partial, relative)
+        except CorpusError:
+            for relative, partial in partials.items():
+                if partial != self.path(relative):
+                    with suppress(OSError):
+                        self.filesystem.delete_file(partial)
+            raise
+
+    def _write_partial(self, relative: str, content: pa.Buffer | bytes) -> str:
         target = self.path(relative)
         # A remote file appears when its upload completes; a local one would be seen growing.
         partial = f"{target}.{os.getpid()}.partial" if self.is_local else target
@@ -96,17 +121,22 @@ class Storage:
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(partial) as sink:
                 sink.write(content)
-            if partial != target:
-                self.filesystem.move(partial, target)
         except OSError as error:
             with suppress(OSError):
                 self.filesystem.delete_file(partial)
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-            remedy = "free some disk space" if full else "check the folder and its permissions"
-            raise CorpusError(
-                f"cannot write {self.name}/{relative}: {error}; {remedy} and run the same command again"
-            ) from error
-        return hashlib.sha256(content).hexdigest()
+            raise self._write_error(relative, error) from error
+        return partial
+
+    def _move(self, partial: str, relative: str) -> None:
+        try:
+            self.filesystem.move(partial, self.path(relative))
+        except OSError as error:
+            raise self._write_error(relative, error) from error
+
+    def _write_error(self, relative: str, error: OSError) -> CorpusError:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        remedy = "free some disk space" if full else "check the folder and its permissions"
+        return CorpusError(f"cannot write {self.name}/{relative}: {error}; {remedy} and run the same command again")
 
     def sha256(self, relative: str) -> str:
         """Checksum of a file, read in blocks."""

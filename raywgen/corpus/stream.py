@@ -7,68 +7,86 @@ batch as it lies on disk, memory-mapped where the file is local, and workers sli
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
-from pyarrow import fs
-from ray.data.block import Block
-from ray.data.datasource import FileBasedDatasource
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
+from raywgen.corpus.shards import Shard, num_blocks, read_block
+from raywgen.corpus.storage import Storage
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 
-class ArrowShardDatasource(FileBasedDatasource):
-    """Reads Arrow IPC files, one block per record batch, with their layout's id as a column.
+class ArrowShardDatasource(Datasource):
+    """Reads Arrow IPC shards, one task and one block per record batch, with the layout's id as a column.
+
+    A task per batch, because Ray Data joins all that one task yields into blocks of a size of its own choice.
 
     Args:
-        paths: Full paths of the shards.
-        layout_ids: The layout of each.
-        filesystem: Where they lie.
+        storage: The corpus' folder.
+        shards: What to read of it, in this order.
+
+    Raises:
+        DamagedFileError: A shard is truncated.
     """
 
-    def __init__(self, paths: Sequence[str], layout_ids: Sequence[str], filesystem: fs.FileSystem) -> None:
-        super().__init__(list(paths), filesystem=filesystem, include_paths=False)
-        self._layout_of = dict(zip(paths, layout_ids, strict=True))
+    def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
+        super().__init__()
+        self._storage = storage
+        self._tasks: list[tuple[Shard, int, int]] = []
+        for shard in shards:
+            num = num_blocks(storage, shard.path)
+            self._tasks += [(shard, index, shard.num_bytes // num) for index in range(num)]
 
-    def _open_input_source(self, filesystem: fs.FileSystem, path: str, **open_args: object) -> pa.NativeFile:
-        local = getattr(filesystem, "unwrap", lambda: filesystem)()
-        if isinstance(local, fs.LocalFileSystem):
-            return pa.memory_map(path)
-        return filesystem.open_input_file(path)
+    @property
+    def num_blocks(self) -> int:
+        """Number of record batches."""
+        return len(self._tasks)
 
-    def _read_stream(self, f: pa.NativeFile, path: str) -> Iterator[Block]:
-        try:
-            reader = pa.ipc.open_file(f)
-            for index in range(reader.num_record_batches):
-                batch = reader.get_batch(index)
-                layout_id = pa.array([self._layout_of[path]]).dictionary_encode()
-                column = pa.DictionaryArray.from_arrays(pa.array([0] * len(batch), pa.int32()), layout_id.dictionary)
-                yield pa.Table.from_batches([batch]).append_column("layout_id", column.cast(pa.string()))
-        except pa.ArrowException as error:
-            raise DamagedFileError(f"{path} is truncated or no Arrow file ({error}); {RESTORE}") from error
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(num_bytes for _, _, num_bytes in self._tasks)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task per record batch, whatever parallelism is asked for."""
+        return [
+            ReadTask(
+                partial(_read, self._storage, shard.path, shard.layout_id, index),
+                BlockMetadata(
+                    num_rows=None,
+                    size_bytes=num_bytes,
+                    exec_stats=None,
+                    input_files=(self._storage.path(shard.path),),
+                ),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for shard, index, num_bytes in self._tasks
+        ]
 
 
 def stream(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
-    """Blocks with columns `checkpoint_id`, `layout_id`, `packed`, in the order of shards and rows.
+    """Blocks with columns `checkpoint_id`, `packed`, `layout_id`, in the order of shards and rows.
 
     Shards hold one split each, so those without a wanted row are never read.
 
     Raises:
         CorpusError: No checkpoint is of these splits.
     """
-    wanted = set(pc.unique(corpus.select(split=list(splits)).column("shard")).to_pylist())
-    shards = [shard for shard in corpus.shards if shard.path in wanted]
-    if not shards:
-        raise CorpusError(
-            f"{corpus.location} has no checkpoint of the splits {list(splits)}; see `raywgen corpus info`"
-        )
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    source = ArrowShardDatasource(
-        [corpus.storage.path(shard.path) for shard in shards],
-        [shard.layout_id for shard in shards],
-        corpus.storage.filesystem,
-    )
-    return ray.data.read_datasource(source, override_num_blocks=len(shards))
+    source = ArrowShardDatasource(corpus.storage, corpus.shards_of(splits))
+    dataset = ray.data.read_datasource(source, override_num_blocks=source.num_blocks)
+    # The stream's own settings, not the process's: other streams keep theirs.
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = None
+    return dataset
+
+
+def _read(storage: Storage, path: str, layout_id: str, index: int) -> Iterator[pa.Table]:
+    yield read_block(storage, path, layout_id, index)

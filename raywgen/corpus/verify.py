@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from raywgen.corpus.corpus import Corpus, _read_manifest
+from raywgen.corpus.corpus import CHECKPOINTS, Corpus, read_manifest
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.shards import Shard, packed_tensor, read_shard
+from raywgen.corpus.shards import Shard, packed_tensor, read_shard, row_sums
 from raywgen.corpus.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """One damaged file: what is wrong, and the checkpoints it holds."""
+    """One damaged file: what is wrong, and the checkpoints that are lost by it."""
 
     file: str
     reason: str
@@ -32,16 +32,16 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
         CorpusError: There is no readable manifest, so nothing can be checked.
     """
     storage = Storage.at(location)
-    corpus = Corpus(storage, _read_manifest(storage))
+    corpus = Corpus(storage, read_manifest(storage))
     damages = []
     for name, sha256 in corpus.manifest["sha256"].items():
         if reason := _file_damage(storage, name, sha256):
             damages.append(Damage(file=name, reason=reason, checkpoint_ids=()))
-    facts_are_whole = not damages
+    facts_are_whole = all(damage.file != CHECKPOINTS for damage in damages)
     for done, shard in enumerate(corpus.shards, start=1):
         if reason := _file_damage(storage, shard.path, shard.sha256) or _content_damage(corpus, shard):
-            lost = corpus.select(shard=shard.path).column("checkpoint_id").to_pylist() if facts_are_whole else []
-            damages.append(Damage(file=shard.path, reason=reason, checkpoint_ids=tuple(lost)))
+            lost = _lost_checkpoints(corpus, shard) if facts_are_whole else ()
+            damages.append(Damage(file=shard.path, reason=reason, checkpoint_ids=lost))
         if on_progress is not None:
             on_progress(done, len(corpus.shards))
     return damages
@@ -54,6 +54,19 @@ def _file_damage(storage: Storage, path: str, sha256: str) -> str | None:
         return None if storage.sha256(path) == sha256 else "has another checksum than the manifest says"
     except CorpusError as error:
         return f"cannot be read: {error}"
+
+
+def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
+    """The checkpoints whose id or weights are changed; all of the shard's where it cannot be read."""
+    facts = corpus.select(shard=shard.path)
+    written = list(zip(facts.column("checkpoint_id").to_pylist(), facts.column("sha256").to_pylist(), strict=True))
+    try:
+        table = read_shard(corpus.storage, shard.path)
+        sums = row_sums(packed_tensor(table, corpus.layout(shard.layout_id)))
+        found = set(zip(table.column("checkpoint_id").to_pylist(), sums, strict=True))
+    except CorpusError:
+        found = set()
+    return tuple(checkpoint_id for checkpoint_id, digest in written if (checkpoint_id, digest) not in found)
 
 
 def _content_damage(corpus: Corpus, shard: Shard) -> str | None:

@@ -2,13 +2,12 @@
 
 from raywgen.tasks.base import Task, TaskError, draw_condition
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
-from raywgen.tasks.fitting import Fit, fit_stack, repeat_state
+from raywgen.tasks.fitting import fit_stack, repeat_state
 from raywgen.tasks.networks import build_network, network_name
 from raywgen.tasks.registry import build_task
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, stacked_logits
 
 __all__ = [
-    "Fit",
     "Task",
     "TaskError",
     "balanced_accuracy",

@@ -18,7 +18,7 @@ class TaskError(ValueError):
     """A task that cannot be built as asked; the message names what is wrong and the remedy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
     """A classification task; networks are judged by balanced accuracy on its test samples.
 

@@ -50,7 +50,7 @@ def digits_subset(labels: Sequence[int]) -> Task:
     member[chosen] = 1
     return Task(
         id="digits/" + "-".join(map(str, chosen)),
-        instruction=f"Is the digit one of {_enumerate(chosen)}?",
+        instruction=f"Is the digit one of {', '.join(map(str, chosen))}?",
         recipe=subset_recipe(chosen),
         train_x_SF=train_x,
         train_y_S=member[train_digits],
@@ -97,8 +97,3 @@ def draw_subset_tasks(
                 "left after those held out and their complements; ask for fewer"
             )
     return {split: [subset_recipe(subset) for subset in chosen] for split, chosen in drawn.items()}
-
-
-def _enumerate(labels: Sequence[int]) -> str:
-    words = [str(label) for label in labels]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

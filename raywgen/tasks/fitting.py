@@ -1,30 +1,16 @@
 """Fits a stack of networks at once, each with its own data order.
 
-Shape legend: N networks, S samples, F features, T a minibatch.
+Shape legend: N networks, S samples, F features, T samples of a minibatch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks.stacked import balanced_cross_entropy, stacked_logits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """What a fit leaves.
-
-    Attributes:
-        states: The stacked `state_dict` after each recorded step.
-        loss_N: Each network's class-balanced loss on all its training samples, at the end.
-    """
-
-    states: list[dict[str, Tensor]]
-    loss_N: Tensor
+from raywgen.tasks.stacked import stacked_logits
 
 
 def fit_stack(
@@ -33,80 +19,86 @@ def fit_stack(
     x: Tensor,
     labels_NS: Tensor,
     *,
-    record_steps: Sequence[int],
+    num_steps: int,
     batch_size: int,
     learning_rate: float,
     order_seeds: Sequence[int],
-) -> Fit:
-    """Trains N networks by Adam on the class-balanced loss, up to the last recorded step.
+    record_steps: Sequence[int],
+    full_batch: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Trains N networks by Adam on the class-balanced loss.
 
-    Each sample is weighed so that over all of its network's samples every class weighs the same. The networks
-    do not touch each other: the result is that of N loops of one network each.
+    A sample weighs `1 / (share of its class in the network's training labels * classes present)`, so that every
+    class weighs the same over an epoch. The networks do not touch each other: the result is that of N loops of
+    one network each. The module's own values stay as they are; its mode (train or eval) is the one trained in.
 
     Args:
-        module: A network of the architecture.
-        start_N: Where each starts, with a leading dimension N.
+        module: Any network of the architecture.
+        start_N: Where each starts: a `state_dict` whose tensors have a leading dimension N.
         x: Training inputs `(S, F)` for all networks, or `(N, S, F)`.
-        labels_NS: int64.
-        record_steps: Steps after which the weights are kept, ascending; 0 is the start.
-        batch_size: T; at least S means full batches.
+        labels_NS: int64 `(N, S)`, or `(S,)` for all networks.
+        num_steps: Optimiser steps.
+        batch_size: T; all S samples where there are fewer.
         learning_rate: Of Adam.
-        order_seeds: N seeds of data order: a fresh permutation every epoch.
+        order_seeds: N seeds of data order: a fresh permutation each epoch, whose last incomplete batch is left out.
+        record_steps: Steps after which the weights are kept, from 0 (the start) to `num_steps`.
+        full_batch: Every step takes all samples; no order, hence no seed, matters then.
+
+    Returns:
+        The stacked `state_dict` after each of `record_steps`, in their order.
     """
+    num_networks = len(order_seeds)
+    assert all(len(tensor) == num_networks for tensor in start_N.values()), "one start and one order seed a network"
+    assert all(0 <= step <= num_steps for step in record_steps), f"record_steps must lie in 0 to {num_steps}"
     state_N = {name: tensor.detach().clone() for name, tensor in start_N.items()}
-    trained = [tensor.requires_grad_() for tensor in state_N.values() if tensor.is_floating_point()]
-    optimizer = torch.optim.Adam(trained, lr=learning_rate, foreach=True)
+    # Buffers are part of the state, but the network itself writes them.
+    trained = [state_N[name].requires_grad_() for name, _ in module.named_parameters()]
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
+    labels_NS = labels_NS.expand(num_networks, -1)
     weights_NS = _sample_weights(labels_NS)
-    order = _DataOrder(order_seeds, labels_NS.shape[1], batch_size)
-    rows_N1 = torch.arange(len(labels_NS)).unsqueeze(1)
-    recorded = [_snapshot(state_N)] if 0 in record_steps else []
-    for step in range(1, max(record_steps) + 1):
-        index_NT = order.next()
-        x_NTF = x[index_NT] if x.dim() == 2 else x[rows_N1, index_NT]
-        logits = stacked_logits(module, state_N, x_NTF)
-        loss_NT = nn.functional.cross_entropy(logits.transpose(1, 2), labels_NS.gather(1, index_NT), reduction="none")
+    rows_N1 = torch.arange(num_networks).unsqueeze(1)
+    order = None if full_batch else _minibatches(order_seeds, labels_NS.shape[1], batch_size)
+    recorded = {0: _snapshot(state_N)} if 0 in record_steps else {}
+    for step in range(1, num_steps + 1):
+        if order is None:
+            loss_NT = _losses(module, state_N, x, labels_NS) * weights_NS
+        else:
+            index_NT = next(order)
+            x_NTF = x[index_NT] if x.dim() == 2 else x[rows_N1, index_NT]
+            loss_NT = _losses(module, state_N, x_NTF, labels_NS.gather(1, index_NT)) * weights_NS.gather(1, index_NT)
         optimizer.zero_grad()
-        (loss_NT * weights_NS.gather(1, index_NT)).mean(dim=1).sum().backward()
+        loss_NT.mean(dim=1).sum().backward()
         optimizer.step()
         if step in record_steps:
-            recorded.append(_snapshot(state_N))
-    with torch.no_grad():
-        loss_N = balanced_cross_entropy(stacked_logits(module, state_N, x), labels_NS)
-    return Fit(states=recorded, loss_N=loss_N)
+            recorded[step] = _snapshot(state_N)
+    return [recorded[step] for step in record_steps]
 
 
 def repeat_state(state: dict[str, Tensor], num: int) -> dict[str, Tensor]:
-    """The same `state_dict` for `num` networks, as a stack."""
+    """The same `state_dict` for `num` networks, as a stack with tensors `(num, ...)` of its own memory."""
     return {name: tensor.detach().expand(num, *tensor.shape).clone() for name, tensor in state.items()}
 
 
-class _DataOrder:
-    """Minibatches without replacement, a fresh permutation per epoch and network."""
+def _losses(module: nn.Module, state_N: dict[str, Tensor], x: Tensor, labels_NT: Tensor) -> Tensor:
+    logits_NTC = stacked_logits(module, state_N, x)
+    return nn.functional.cross_entropy(logits_NTC.transpose(1, 2), labels_NT, reduction="none")
 
-    def __init__(self, seeds: Sequence[int], num_samples: int, batch_size: int) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._num_samples = num_samples
-        self._batch_size = min(batch_size, num_samples)
-        self._order_NS = torch.empty(0)
-        self._cursor = num_samples
 
-    def next(self) -> Tensor:
-        if self._cursor + self._batch_size > self._num_samples:
-            self._order_NS = torch.stack(
-                [torch.randperm(self._num_samples, generator=generator) for generator in self._generators]
-            )
-            self._cursor = 0
-        self._cursor += self._batch_size
-        return self._order_NS[:, self._cursor - self._batch_size : self._cursor]
+def _minibatches(seeds: Sequence[int], num_samples: int, batch_size: int) -> Iterator[Tensor]:
+    """Endless minibatches `(N, T)` of sample indices, each network's order by its own seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    num = min(batch_size, num_samples)
+    while True:
+        order_NS = torch.stack([torch.randperm(num_samples, generator=generator) for generator in generators])
+        for first in range(0, num_samples - num + 1, num):
+            yield order_NS[:, first : first + num]
 
 
 def _sample_weights(labels_NS: Tensor) -> Tensor:
     """Weights `(N, S)` of mean 1 under which every class present weighs the same."""
-    member_NSC = nn.functional.one_hot(labels_NS).float()
-    share_NC = member_NSC.mean(dim=1)
+    share_NC = nn.functional.one_hot(labels_NS).float().mean(dim=1)
     num_present_N1 = (share_NC > 0).sum(dim=1, keepdim=True)
-    weight_NC = 1 / (share_NC.clamp(min=1e-12) * num_present_N1)
-    return weight_NC.gather(1, labels_NS)
+    return 1 / (share_NC.gather(1, labels_NS) * num_present_N1)
 
 
 def _snapshot(state_N: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> 
     """Outputs `(N, S, C)` of N networks, differentiable in their weights.
 
     Args:
-        module: Any network of the architecture; its own values are not used.
-        state_N: A `state_dict` whose tensors have a leading dimension N.
+        module: Any network of the architecture; its mode (train or eval) holds, its own values are not used.
+            In train mode a network writes its running statistics into `state_N`.
+        state_N: A `state_dict` whose tensors, buffers too, have a leading dimension N.
         x: Inputs `(S, F)` for all networks, or `(N, S, F)`.
     """
 

@@ -32,6 +32,10 @@ class Condition:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(self, samples_BSF=self.samples_BSF.to(device), labels_BS=self.labels_BS.to(device))
+
     def repeat(self, num: int) -> Self:
         """Every network's condition `num` times in a row: `(B * num, ...)`."""
         return replace(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from raywgen.weights.errors import UnsafeFileError, WeightsError
 from raywgen.weights.layout import StateDict
 
 _PICKLED = {".pt", ".pth", ".th", ".bin"}
+_DISK_FULL = ("No space left", "File too large", "Disk quota exceeded")
 
 
 def load_state_dict(path: str | Path) -> StateDict:
@@ -40,12 +41,14 @@ def load_state_dict(path: str | Path) -> StateDict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"{path} holds pickled code or objects, which are never executed; "
+            f"{path} holds pickled code or objects, which are never executed, or is damaged; "
             "save the state_dict alone, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes torch raise nearly anything
         raise WeightsError(f"{path} is truncated or no torch file ({error}); fetch it again") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise WeightsError(f"{path} holds no plain state_dict; save module.state_dict() alone")
     return content
 
@@ -60,10 +63,13 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in state_dict.items()}, partial, metadata)
+        # Tied weights share memory, which safetensors refuses: each name gets a copy of its own.
+        copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
+        save_file(copies, partial, metadata)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        remedy = "free some disk space" if full else "check the folder and its permissions"
+        with suppress(OSError):
+            partial.unlink()
+        full = any(text in str(error) for text in _DISK_FULL)
+        remedy = "free some disk space or raise the quota" if full else "check the folder and its permissions"
         raise WeightsError(f"cannot write {path}: {error}; {remedy} and run the same command again") from error

@@ -159,7 +159,7 @@ class Layout:
                     f"{list(tensor.shape)}, the layout asks for {spec.dtype}{list(spec.shape)}; "
                     "use weights of this architecture, or build a corpus with its own layout"
                 )
-            if spec.is_generated and not bool(torch.isfinite(tensor).all()):
+            if spec.is_generated and not bool(torch.isfinite(tensor.to(torch.float32)).all()):
                 raise NonFiniteWeightsError(
                     f"{source}: tensor '{spec.name}' holds NaN or infinity; drop this checkpoint"
                 )
@@ -188,9 +188,8 @@ class Layout:
         start = 0
         for spec in self.tensors:
             if not spec.is_generated:
-                kept = (counters or {}).get(spec.name)
-                zero = torch.zeros(spec.shape, dtype=spec.torch_dtype)
-                state[spec.name] = (zero if kept is None else kept.detach().clone()).expand((*batch, *spec.shape))
+                kept = (counters or {}).get(spec.name, torch.zeros(spec.shape, dtype=spec.torch_dtype))
+                state[spec.name] = kept.detach().to(values_D.device, copy=True).expand((*batch, *spec.shape))
                 continue
             piece = values_D[..., start : start + spec.num_values]
             state[spec.name] = piece.reshape((*batch, *spec.shape)).to(spec.torch_dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_NUM_BITS = 24  # of each draw: what a float32 holds exactly
 
 
 class KeyedNoise:
@@ -31,7 +32,7 @@ class KeyedNoise:
 
     def uniform(self, *shape: int) -> Tensor:
         """Float32 `(B, *shape)` in the open interval (0, 1)."""
-        return (self._bits(shape) + 0.5).mul_(2.0**-24).clamp_(max=1.0 - 2.0**-24)
+        return (self._bits(shape).float() + 0.5).mul_(2.0**-_NUM_BITS).clamp_(max=1.0 - 2.0**-_NUM_BITS)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 `(B, *shape)`."""
@@ -43,15 +44,17 @@ class KeyedNoise:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Int64 `(B, *shape)` in `[0, high)`, for `high` up to 2**24."""
-        return (self.uniform(*shape).double() * high).long().clamp_(max=high - 1)
+        return (self._bits(shape) * high) >> _NUM_BITS
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
+        """Int64 `(B, *shape)` in `[0, 2**24)`."""
         self._num_draws += 1
         count = math.prod(shape)
         index = torch.arange(count, dtype=torch.int64, device=self._key_B.device)
         draw_B1 = _mix(self._key_B + self._num_draws * 1_000_003).unsqueeze(1)
         bits = _mix(draw_B1 + index * _GOLDEN)
-        return ((bits >> 40) & 0xFFFFFF).to(torch.float32).reshape(-1, *shape)
+        top_bits = (bits >> (64 - _NUM_BITS)) & ((1 << _NUM_BITS) - 1)
+        return top_bits.reshape(len(self._key_B), *shape)
 
 
 def _mix(state: Tensor) -> Tensor:

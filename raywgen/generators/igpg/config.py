@@ -22,8 +22,9 @@ class TokenizerConfig(StageConfig):
 
     num_steps: int = 150
     batch_size: int = 64
+    learning_rate: float = 2e-3
     chunk_length: int = 16
-    num_levels: int = 4
+    num_levels: int = 8
     num_codes: int = 256
     width: int = 128
     commitment: float = 0.25
@@ -46,8 +47,9 @@ class PriorConfig(StageConfig):
         dropout: On the residual branches.
     """
 
-    num_steps: int = 300
+    num_steps: int = 250
     batch_size: int = 32
+    learning_rate: float = 3e-3
     width: int = 128
     num_layers: int = 3
     num_heads: int = 4
@@ -68,7 +70,7 @@ class FunctionalConfig(StageConfig):
         likelihood: Weight of the token likelihood that is kept beside the task's loss.
     """
 
-    num_steps: int = 300
+    num_steps: int = 350
     batch_size: int = 32
     temperature: float = 0.5
     likelihood: float = 0.1

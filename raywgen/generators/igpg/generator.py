@@ -7,7 +7,7 @@ Where this differs from the paper, and why (effects: README, table of the demo):
 - Residual quantisation of short chunks in place of one code per patch of a folded image: more bits per value
   at equal sequence length.
 - Text and data encoders are small and trained along, in place of CLIP and LLaMA: no download is needed.
-- Networks are decoded from the expected code, and a last stage trains prior and decoder by the task's loss.
+- Networks are decoded from the expected code, and a last stage trains the prior by the task's loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from raywgen.generators.igpg.config import IGPGConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
-from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
+from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
 
@@ -38,13 +38,14 @@ class IGPG(Generator):
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data)
+        self.correction = PlacedCorrection(sizes.chunk_length, sizes.width)
 
     def stages(self) -> list[Stage]:
         """Tokeniser, prior, and the functional stage unless it is switched off."""
         stages: list[Stage] = [
             TokenizerStage(self.tokenizer, self.references),
             PriorStage(self.prior, self.tokenizer, self.references),
-            FunctionalStage(self.config.functional, self.prior, self.tokenizer, self.references),
+            FunctionalStage(self.config.functional, self.prior, self.correction, self.tokenizer, self.references),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 
@@ -68,6 +69,8 @@ class IGPG(Generator):
         else:
             latents_BMK = rvq.decode(rollout.codes_BML)
         chunks_BMK = self.tokenizer.decode_latents(latents_BMK, places_MG)
+        if decoding == "expected":
+            chunks_BMK = chunks_BMK + self.correction(latents_BMK, places_MG)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.reference(layout, reference))
         return Generated(values_BD=values_BD, log_prob_B=rollout.log_prob_B)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.tokenizer import Tokenizer
+from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
@@ -51,23 +51,29 @@ class PriorStage(Stage):
 
 
 class FunctionalStage(Stage):
-    """Trains prior and decoder through soft tokens by what the decoded networks do.
+    """Trains the prior, and a correction of what is decoded, by what the decoded networks do.
 
-    The prior first writes hard tokens without gradients; the expected code that continues each of their
-    prefixes is decoded, put into a network, run on the task's labelled samples, and the task's loss goes back
-    through all of it. Prefixes are the generator's own, so training sees what generation will see. A small
-    token likelihood keeps the prior on the corpus. Not in the paper; its effect is shown apart.
+    The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
+    hard tokens without gradients; the expected code that continues each of their prefixes is decoded, put into
+    a network, run on the task's labelled samples, and the task's loss goes back through all of it. Prefixes are
+    the generator's own, so training sees what generation will see. A small token likelihood keeps the prior on
+    the corpus. Not in the paper; its effect is shown apart.
     """
 
     name = "functional"
 
     def __init__(
-        self, config: FunctionalConfig, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable
+        self,
+        config: FunctionalConfig,
+        prior: Prior,
+        correction: PlacedCorrection,
+        tokenizer: Tokenizer,
+        references: ReferenceTable,
     ) -> None:
         super().__init__()
         self.config: FunctionalConfig = config
         self.prior = prior
-        self.decoder = tokenizer.decoder
+        self.correction = correction
         self._frozen = (tokenizer,)
         self.references = references
 
@@ -82,7 +88,7 @@ class FunctionalStage(Stage):
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
-        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG)
+        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG) + self.correction(expected_BMK, places_MG)
         values_BD = tokenizer.values(chunks_BMK, layout, self.references[layout.id][1])
         loss_B, accuracy_B = task_loss(values_BD, batch)
         metrics = {"task_loss": loss_B.mean().detach(), "accuracy": accuracy_B.mean().detach()}

@@ -29,13 +29,13 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         K = config.chunk_length
-        self.encoder = _PlacedResidual(K, config.width)
+        self.encoder = PlacedCorrection(K, config.width)
         self.quantiser = ResidualQuantiser(config.num_levels, config.num_codes, K, config.codebook_decay)
-        self.decoder = _PlacedResidual(K, config.width)
+        self.decoder = PlacedCorrection(K, config.width)
 
     def latents(self, chunks_BMK: Tensor, places_MG: Tensor) -> Tensor:
         """Chunks before quantisation, `(B, M, K)`."""
-        return self.encoder(chunks_BMK, places_MG)
+        return chunks_BMK + self.encoder(chunks_BMK, places_MG)
 
     def encode(self, chunks_BMK: Tensor, places_MG: Tensor) -> Tensor:
         """Tokens int64 `(B, M, L)` of normalised chunks."""
@@ -44,7 +44,7 @@ class Tokenizer(nn.Module):
 
     def decode_latents(self, latents_BMK: Tensor, places_MG: Tensor) -> Tensor:
         """Normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
-        return self.decoder(latents_BMK, places_MG)
+        return latents_BMK + self.decoder(latents_BMK, places_MG)
 
     def decode(self, codes_BML: Tensor, places_MG: Tensor) -> Tensor:
         """Normalised chunks `(B, M, K)` of tokens."""
@@ -132,8 +132,8 @@ class TokenizerStage(Stage):
         return self.tokenizer.chunks(batch.values_BD, self.references[batch.layout.id][1])
 
 
-class _PlacedResidual(nn.Module):
-    """`x + f(x, place)`, where f starts at zero."""
+class PlacedCorrection(nn.Module):
+    """What to add to a chunk, told its place; zero until trained."""
 
     def __init__(self, chunk_length: int, width: int) -> None:
         super().__init__()
@@ -146,4 +146,5 @@ class _PlacedResidual(nn.Module):
         nn.init.zeros_(final.bias)
 
     def forward(self, x_BMK: Tensor, places_MG: Tensor) -> Tensor:
-        return x_BMK + self.out(self.value(x_BMK) + self.place(places_MG))
+        """`(B, M, K)` of chunks and their places."""
+        return self.out(self.value(x_BMK) + self.place(places_MG))

@@ -1,0 +1,195 @@
+"""The `raywgen` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raywgen.config import ConfigError, load_config
+from raywgen.progress import Reporter
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on real tasks, straight into a corpus.")
+corpus_app = typer.Typer(no_args_is_help=True, help="Look at corpora and check them.")
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(corpus_app, name="corpus")
+
+_OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
+Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
+_out = Console()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit status 1."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_message(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Everything once, offline, on two cores: digits, zoo, corpus, generators, new networks, score, report.
+
+    Takes about five minutes. Run it again and it goes on where it stopped. For instance:
+
+        raywgen demo out=runs/demo seed=1
+
+        raywgen demo out=runs/plain igpg.functional.num_steps=0
+    """
+    from raywgen.benchmarks.demo import DemoConfig, run_demo
+    from raywgen.evaluation.tables import print_evaluation
+
+    _, rest = _split(None, overrides)
+    config = load_config(DemoConfig, None, rest)
+    result = run_demo(config, Reporter())
+    print_evaluation(result, _out)
+    _out.print(f"\n[bold]{config.out}[/bold] holds everything:")
+    for name, path in result["paths"].items():
+        _out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
+
+
+@zoo_app.command("train")
+def zoo_train(config: Config = None, overrides: Overrides = None) -> None:
+    """Train a zoo and write it as a corpus, for instance `raywgen zoo train configs/zoo/digits.yaml seed=1`."""
+    from raywgen.training.session import ray_session
+    from raywgen.zoo import ZooConfig, train_zoo
+
+    settings = load_config(ZooConfig, *_split(config, overrides))
+    with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
+        corpus = train_zoo(settings, settings.out, bar.update)
+    _print_info(corpus.info())
+
+
+@corpus_app.command("info")
+def corpus_info(
+    path: Annotated[str, typer.Argument(help="A corpus: local path or URI.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Count checkpoints, trajectories, tasks, architectures, values and bytes."""
+    from raywgen.corpus import Corpus
+
+    info = Corpus.open(path).info()
+    if as_json:
+        typer.echo(json.dumps(info))
+    else:
+        _print_info(info)
+
+
+@corpus_app.command("verify")
+def corpus_verify(path: Annotated[str, typer.Argument(help="A corpus: local path or URI.")]) -> None:
+    """Check every checksum, length, layout and row count; names what is damaged and exits with 1."""
+    from raywgen.corpus import verify_corpus
+
+    with Reporter().step("verify", path) as bar:
+        damages = verify_corpus(path, bar.update)
+    for damage in damages:
+        _out.print(f"[red]{damage.file}[/red] {damage.reason}", highlight=False, soft_wrap=True)
+        for checkpoint_id in damage.checkpoint_ids:
+            _out.print(f"  holds {checkpoint_id}", highlight=False)
+    if damages:
+        raise typer.Exit(1)
+    _out.print("all whole")
+
+
+@app.command()
+def train(config: Config = None, overrides: Overrides = None) -> None:
+    """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
+
+    `num_workers=0` trains in this process. The same command again goes on where the last one stopped.
+    """
+    from raywgen.training import TrainConfig, launch
+    from raywgen.training.session import ray_session
+
+    settings = load_config(TrainConfig, *_split(config, overrides))
+    with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
+        if settings.num_workers == 0:
+            launch([settings], bar.training)
+        else:
+            with ray_session():
+                launch([settings], bar.training)
+    _out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
+
+
+@app.command()
+def generate(config: Config = None, overrides: Overrides = None) -> None:
+    """Write networks as `.safetensors`, for tasks of a corpus or for one of your own.
+
+    raywgen generate generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen out=networks
+
+    raywgen generate ... instruction="Is the digit one of 1, 4 or 7?" data=examples.npz
+    """
+    from raywgen.generation import GenerateConfig
+    from raywgen.generation import generate as write
+
+    settings = load_config(GenerateConfig, *_split(config, overrides))
+    with Reporter().step("generate", f"networks into {settings.out}") as bar:
+        rows = write(settings, bar.update)
+    table = Table("network", "task", "loss on examples", "test accuracy", "file")
+    for row in rows:
+        accuracy = f"{100 * row['test_accuracy']:.1f}" if "test_accuracy" in row else "-"
+        table.add_row(row["network"], row["task"], f"{row['example_loss']:.3f}", accuracy, Path(row["path"]).name)
+    _out.print(table)
+
+
+@app.command()
+def evaluate(config: Config = None, overrides: Overrides = None) -> None:
+    """Score a generator: ladder, baselines at equal budget, novelty, verdict.
+
+    raywgen evaluate generator=runs/demo/igpg corpus=runs/demo/corpus out=runs/demo/evaluation
+    """
+    from raywgen.evaluation.config import EvaluateConfig
+    from raywgen.evaluation.evaluate import evaluate as score
+    from raywgen.evaluation.tables import print_evaluation
+
+    settings = load_config(EvaluateConfig, *_split(config, overrides))
+    with Reporter().step("evaluate", settings.generator) as bar:
+        result = score(settings, bar.named)
+    print_evaluation(result, _out)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation/evaluation.json.")]) -> None:
+    """Draw a run's self-contained HTML report."""
+    from raywgen.evaluation.report import write_report
+
+    _out.print(str(write_report(run)))
+
+
+def _split(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first argument with `=` and no YAML suffix is an override, not a file."""
+    rest = list(overrides or [])
+    if config is not None and "=" in config:
+        return None, [config, *rest]
+    return config, rest
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, ConfigError):
+        return f"{error.filename or ''}: {error.strerror or error}"
+    return str(error.args[0]) if error.args else str(error)
+
+
+def _print_info(info: dict[str, Any]) -> None:
+    table = Table(show_header=False)
+    for key, value in info.items():
+        text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
+        table.add_row(key, f"{text:,}" if isinstance(text, int) else str(text))
+    _out.print(table)
+
+
+if __name__ == "__main__":
+    main()

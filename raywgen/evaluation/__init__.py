@@ -1,0 +1,1 @@
+"""Judging generated networks: the accuracy ladder, novelty, and the report."""

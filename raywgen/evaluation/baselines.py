@@ -1,0 +1,155 @@
+"""What a generator has to beat. Every baseline gives up to n candidates per task, told what the generator is told.
+
+Shape legend: T tasks, n candidates of a task, D values, R stored networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from raywgen.evaluation.bench import Bench
+from raywgen.evaluation.config import EvaluateConfig
+from raywgen.tasks import build_network, fit_stack
+
+_WORD = re.compile(r"\w+")
+
+
+def random_start(bench: Bench, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
+    """Fresh initialisations `(T, n, D)`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed + 1)
+        fresh = [bench.layout.flatten(build_network(recipe).state_dict()) for _ in range(config.best_of)]
+    return torch.stack(fresh).expand(len(bench.tasks), -1, -1)
+
+
+def shared_start(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The start that all networks of the layout share, `(T, 1, D)`."""
+    return bench.reference.base_D.expand(len(bench.tasks), 1, -1)
+
+
+def average(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The mean of all stored networks, `(T, 1, D)`."""
+    return bench.stored.values_RD.mean(dim=0).expand(len(bench.tasks), 1, -1)
+
+
+def gaussian(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
+    mean_D, std_D = bench.stored.values_RD.mean(dim=0), bench.stored.values_RD.std(dim=0)
+    return mean_D + std_D * _normal(bench, config, 2)
+
+
+def nearest_by_condition(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The n stored networks whose instructions share most words with the task's, `(T, n, D)`."""
+    stored = [_words(text) for text in bench.stored.instructions]
+    picks = []
+    for text in bench.condition.instructions:
+        wanted = _words(text)
+        similarity_R = torch.tensor([len(wanted & words) / len(wanted | words) for words in stored])
+        picks.append(similarity_R.argsort(descending=True, stable=True)[: config.best_of])
+    return bench.stored.values_RD[torch.stack(picks)]
+
+
+def nearest_by_loss(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The n stored networks with the lowest loss on the task's examples, `(T, n, D)`.
+
+    All R stored networks are tried, which is more than the generator's n candidates.
+    """
+    everyone = bench.stored.values_RD
+    losses = []
+    for index in range(len(bench.tasks)):
+        one = _only(bench, index)
+        losses.append(one.example_loss(everyone.unsqueeze(0))[0])
+    best_Tn = torch.stack(losses).argsort(dim=1)[:, : config.best_of]
+    return everyone[best_Tn]
+
+
+def average_of_best(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The mean of the n stored networks that fit the examples best, `(T, 1, D)`."""
+    return nearest_by_loss(bench, config).mean(dim=1, keepdim=True)
+
+
+def stored_plus_noise(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The stored network that fits the examples best, plus noise, `(T, n, D)`."""
+    best_T1D = nearest_by_loss(bench, config)[:, :1]
+    return best_T1D + config.noise * bench.reference.scale_D * _normal(bench, config, 3)
+
+
+def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
+    """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
+    T, n = len(bench.tasks), config.best_of
+    told = bench.condition.repeat(n)
+    states = fit_stack(
+        bench.module,
+        bench.layout.unflatten(bench.reference.base_D.expand(T * n, -1)),
+        told.samples_BSF,
+        told.labels_BS,
+        num_steps=config.gradient_steps,
+        record_steps=[config.gradient_steps],
+        batch_size=max(1, told.labels_BS.shape[1] // 2),
+        learning_rate=config.gradient_learning_rate,
+        order_seeds=[config.seed + index for index in range(T * n)],
+    )
+    return _flat(bench, states[-1]).view(T, n, -1)
+
+
+def finetuned(bench: Bench, config: EvaluateConfig, start_TD: Tensor) -> list[Tensor]:
+    """Networks after the configured epochs of training on the task's images, a `(T, D)` per entry."""
+    x_TSF = torch.stack([task.train_x_SF for task in bench.tasks])
+    labels_TS = torch.stack([task.train_y_S for task in bench.tasks])
+    steps_per_epoch = labels_TS.shape[1] // _FINETUNE_BATCH
+    record_steps = [epochs * steps_per_epoch for epochs in config.finetune_epochs]
+    states = fit_stack(
+        bench.module,
+        bench.layout.unflatten(start_TD),
+        x_TSF,
+        labels_TS,
+        num_steps=max(record_steps),
+        record_steps=record_steps,
+        batch_size=_FINETUNE_BATCH,
+        learning_rate=config.finetune_learning_rate,
+        order_seeds=[config.seed + index for index in range(len(bench.tasks))],
+    )
+    return [_flat(bench, state) for state in states]
+
+
+BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
+    "shared_start": shared_start,
+    "average": average,
+    "gaussian": gaussian,
+    "nearest_condition": nearest_by_condition,
+    "nearest_loss": nearest_by_loss,
+    "average_best": average_of_best,
+    "noise": stored_plus_noise,
+    "gradient": gradient,
+}
+
+_FINETUNE_BATCH = 64
+
+
+def _flat(bench: Bench, state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([state[spec.name].flatten(1) for spec in bench.layout.generated], dim=1)
+
+
+def _normal(bench: Bench, config: EvaluateConfig, stream: int) -> Tensor:
+    generator = torch.Generator().manual_seed(config.seed * 10 + stream)
+    return torch.randn(len(bench.tasks), config.best_of, bench.layout.num_values, generator=generator)
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower()))
+
+
+def _only(bench: Bench, index: int) -> Bench:
+    told = bench.condition
+    one = replace(
+        told,
+        instructions=told.instructions[index : index + 1],
+        samples_BSF=told.samples_BSF[index : index + 1],
+        labels_BS=told.labels_BS[index : index + 1],
+    )
+    return replace(bench, tasks=bench.tasks[index : index + 1], condition=one)

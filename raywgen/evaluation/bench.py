@@ -1,0 +1,162 @@
+"""The bench that all candidates are put on: tasks of one split, networks of one layout, equal examples for all.
+
+Shape legend: T tasks, n candidates of a task, D values, S labelled examples, F features, I test images,
+R stored networks, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus import Corpus, TaskFacts
+from raywgen.generators import Generated, Generator
+from raywgen.tasks import (
+    Task,
+    balanced_accuracy,
+    balanced_cross_entropy,
+    build_network,
+    build_task,
+    stacked_logits,
+)
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+
+_STACK = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The training networks of one layout: the end of every training trajectory.
+
+    Attributes:
+        values_RD: Their weights.
+        task_ids: R entries.
+        instructions: R entries.
+    """
+
+    values_RD: Tensor
+    task_ids: list[str]
+    instructions: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Tasks of one split and the means to judge networks of one layout on them.
+
+    Attributes:
+        split: `seen` or `unseen`.
+        network: Name of the architecture.
+        layout: Its layout.
+        module: A network of it.
+        reference: Base and scale of its weights.
+        tasks: T tasks.
+        condition: What generators are told and everyone may choose by: T conditions with S examples.
+        originals_TD: Networks trained on these very tasks, never shown to the generator.
+        stored: The generator's training networks.
+    """
+
+    split: str
+    network: str
+    layout: Layout
+    module: nn.Module
+    reference: WeightReference
+    tasks: list[Task]
+    condition: Condition
+    originals_TD: Tensor
+    stored: Stored
+
+    def example_loss(self, values_TnD: Tensor) -> Tensor:
+        """Class-balanced loss `(T, n)` on the labelled examples of each task."""
+        n = values_TnD.shape[1]
+        told = self.condition.repeat(n)
+        return self._map(
+            values_TnD, lambda logits, rows: balanced_cross_entropy(logits, told.labels_BS[rows]), told.samples_BSF
+        )
+
+    def choose(self, values_TnD: Tensor) -> Tensor:
+        """Of each task's candidates the one with the lowest loss on its examples, `(T, D)`."""
+        best_T = self.example_loss(values_TnD).argmin(dim=1)
+        return values_TnD[torch.arange(len(values_TnD)), best_T]
+
+    def accuracy(self, values_TD: Tensor) -> Tensor:
+        """Balanced accuracy `(T,)` on test images that nothing was trained on."""
+        test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
+        return balanced_accuracy(self.test_logits(values_TD), test_y_TI)
+
+    def errors(self, values_TD: Tensor) -> Tensor:
+        """Which test images each network gets wrong, bool `(T, I)`."""
+        test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
+        return self.test_logits(values_TD).argmax(dim=-1) != test_y_TI
+
+    def test_logits(self, values_TD: Tensor) -> Tensor:
+        """Outputs `(T, I, C)` on the test images."""
+        test_x_TIF = torch.stack([task.test_x_SF for task in self.tasks])
+        return stacked_logits(self.module, self.layout.unflatten(values_TD), test_x_TIF)
+
+    def _map(self, values_TnD: Tensor, score: Callable[[Tensor, slice], Tensor], x: Tensor) -> Tensor:
+        """Scores candidates a stack at a time, so that memory stays bounded."""
+        flat_ND = values_TnD.flatten(0, 1)
+        scores = []
+        for first in range(0, len(flat_ND), _STACK):
+            rows = slice(first, first + _STACK)
+            logits = stacked_logits(self.module, self.layout.unflatten(flat_ND[rows]), x[rows])
+            scores.append(score(logits, rows))
+        return torch.cat(scores).view(values_TnD.shape[:2])
+
+
+def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int) -> Bench:
+    """Collects everything for one split of tasks and one layout."""
+    network = corpus.networks[layout_id]
+    facts = [task for task in corpus.tasks.values() if task.split == split][:num_tasks]
+    originals = "heldout" if split == "seen" else split
+    return Bench(
+        split=split,
+        network=network.name,
+        layout=network.layout,
+        module=build_network(network.recipe),
+        reference=reference,
+        tasks=[build_task(task.recipe) for task in facts],
+        condition=_condition(facts),
+        originals_TD=_originals(corpus, layout_id, originals, [task.task_id for task in facts]),
+        stored=_stored(corpus, layout_id),
+    )
+
+
+def generated_candidates(
+    bench: Bench, generator: Generator, num: int, temperature: float, seed: int, **options: str
+) -> Generated:
+    """`num` networks per task `(T * num, D)`, all of a task told the same."""
+    told = bench.condition.repeat(num)
+    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
+    return generator.generate(told, bench.layout, noise, temperature=temperature, reference=bench.reference, **options)
+
+
+def _condition(facts: list[TaskFacts]) -> Condition:
+    return Condition(
+        instructions=tuple(task.instruction for task in facts),
+        samples_BSF=torch.stack([task.samples_SF for task in facts]),
+        labels_BS=torch.stack([task.labels_S for task in facts]),
+    )
+
+
+def _originals(corpus: Corpus, layout_id: str, split: str, task_ids: list[str]) -> Tensor:
+    """The last checkpoint of one trajectory per task."""
+    rows = corpus.select(layout_id=layout_id, split=split, task_id=task_ids)
+    rows = rows.sort_by([("order_seed", "ascending"), ("step", "ascending")])
+    last = {task_id: index for index, task_id in enumerate(rows.column("task_id").to_pylist())}
+    return corpus.values(rows.take([last[task_id] for task_id in task_ids]))
+
+
+def _stored(corpus: Corpus, layout_id: str) -> Stored:
+    rows = corpus.select(layout_id=layout_id, split="train").sort_by("step")
+    last = {name: index for index, name in enumerate(rows.column("trajectory_id").to_pylist())}
+    rows = rows.take(sorted(last.values()))
+    task_ids = rows.column("task_id").to_pylist()
+    return Stored(
+        values_RD=corpus.values(rows),
+        task_ids=task_ids,
+        instructions=[corpus.tasks[task_id].instruction for task_id in task_ids],
+    )

@@ -1,0 +1,47 @@
+"""What an evaluation compares, and the budget that all sides get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """A ladder with baselines and novelty.
+
+    Attributes:
+        generator: Run folder of the generator.
+        hypernetwork: Run folder of a hypernetwork trained on the same corpus; empty to leave that row out.
+        corpus: The corpus that it was trained on.
+        out: Where `evaluation.json` goes.
+        best_of: Candidates per network, for the generator and every baseline; the lowest loss on the labelled
+            examples wins.
+        temperature: Of generation.
+        num_tasks: Tasks of each split that are scored, at most.
+        finetune_epochs: Rungs of fine-tuning, in passes over the task's training images.
+        finetune_learning_rate: Of Adam.
+        gradient_steps: Steps of the baseline that fits the shared start to the labelled examples.
+        gradient_learning_rate: Its rate.
+        noise: Noise added to a stored network, in standard deviations of each tensor over the corpus.
+        seed: Of candidates.
+    """
+
+    generator: str = "runs/igpg"
+    hypernetwork: str = ""
+    corpus: str = "runs/zoo/corpus"
+    out: str = "runs/igpg/evaluation"
+    best_of: int = 8
+    temperature: float = 0.5
+    num_tasks: int = 24
+    finetune_epochs: list[int] = field(default_factory=lambda: [1, 5])
+    finetune_learning_rate: float = 3e-3
+    gradient_steps: int = 200
+    gradient_learning_rate: float = 3e-3
+    noise: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.best_of, self.num_tasks, self.gradient_steps, *self.finetune_epochs) < 1:
+            raise ValueError("best_of, num_tasks, gradient_steps and finetune_epochs must be at least 1")
+        if self.temperature < 0 or self.noise < 0:
+            raise ValueError("temperature and noise must not be negative")

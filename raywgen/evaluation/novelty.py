@@ -1,0 +1,94 @@
+"""How far generated networks are from every network they were learned from, in weights and in behaviour.
+
+"As good as the pretrained one" is also what a copy would be. A network's distance is measured to the nearest
+stored network, relative to the scale of each tensor; its behaviour by the overlap (intersection over union) of
+its errors with that network's. Both are set beside the same measures of networks that were honestly trained on
+the task and never shown to the generator.
+
+Shape legend: T networks, D values, R stored networks, I test images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.evaluation.bench import Bench
+
+_REPLICA = 0.1
+_NOVEL = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearness:
+    """T networks beside their nearest stored ones.
+
+    Attributes:
+        distance_T: Root mean square difference, in standard deviations of each tensor over the corpus.
+        overlap_T: Errors in common over errors of either, in [0, 1]; 0 where neither errs.
+    """
+
+    distance_T: Tensor
+    overlap_T: Tensor
+
+
+def nearness(bench: Bench, values_TD: Tensor) -> Nearness:
+    """Distance to, and error overlap with, the nearest stored network."""
+    normalised_TD = bench.reference.normalise(values_TD)
+    stored_RD = bench.reference.normalise(bench.stored.values_RD)
+    distance_TR = torch.cdist(normalised_TD, stored_RD) / values_TD.shape[1] ** 0.5
+    distance_T, nearest_T = distance_TR.min(dim=1)
+    overlap_T = error_overlap(bench.errors(values_TD), bench.errors(bench.stored.values_RD[nearest_T]))
+    return Nearness(distance_T=distance_T, overlap_T=overlap_T)
+
+
+def error_overlap(wrong_TI: Tensor, other_TI: Tensor) -> Tensor:
+    """Intersection over union of two sets of errors, `(T,)`; 0 where both are empty."""
+    union_T = (wrong_TI | other_TI).sum(dim=1)
+    return (wrong_TI & other_TI).sum(dim=1) / union_T.clamp(min=1)
+
+
+def points(bench: Bench, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> list[dict[str, Any]]:
+    """One row per network for the report."""
+    near = nearness(bench, values_TD)
+    return [
+        {
+            "kind": kind,
+            "split": bench.split,
+            "layout": bench.network,
+            "task": task.id,
+            "weight_distance": round(float(near.distance_T[index]), 5),
+            "error_overlap": round(float(near.overlap_T[index]), 5),
+            "accuracy": round(float(accuracy_T[index]), 5),
+        }
+        for index, task in enumerate(bench.tasks)
+    ]
+
+
+def verdict(rows: list[dict[str, Any]], figures: dict[str, float]) -> tuple[str, str]:
+    """A word and a sentence on the unseen tasks' generated networks.
+
+    `replica`: nearer to a stored network than a tenth of the distance at which honest networks lie.
+    `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
+    `interpolation`: anything between.
+    """
+    distance = median_distance(rows, "generated") / max(median_distance(rows, "original"), 1e-9)
+    rivals = {name: figures[f"unseen_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
+    best = max(rivals, key=lambda name: rivals[name])
+    lead = figures["unseen_generated"] - rivals[best]
+    word = "replica" if distance < _REPLICA else "novel" if distance >= _NOVEL and lead > 0 else "interpolation"
+    sentence = (
+        f"On unseen tasks, generated networks lie {distance:.2f} times as far from their nearest stored network as "
+        f"networks trained on those tasks do, and score {abs(lead):.1f} points {'above' if lead > 0 else 'below'} the "
+        f"best of retrieval, average, noise and Gaussian ({best})."
+    )
+    return word, sentence
+
+
+def median_distance(rows: list[dict[str, Any]], kind: str) -> float:
+    """Median weight distance of the unseen tasks' networks of one kind."""
+    chosen = [row["weight_distance"] for row in rows if row["kind"] == kind and row["split"] == "unseen"]
+    return float(torch.tensor(chosen).median()) if chosen else 0.0

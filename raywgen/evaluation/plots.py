@@ -1,0 +1,247 @@
+"""The report's plots as inline SVG: drawn by matplotlib, coloured and set in type by the page's CSS.
+
+Every plot is drawn in colours that stand for CSS variables, so that light and dark mode need one drawing. Text stays
+text. A wide plot is drawn once for desktops and once for phones, and the page shows the one that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from raywgen.evaluation.report_inputs import NoveltyPoint
+
+Series = Sequence[tuple[float, float]]
+
+# Stand-ins that occur in no drawing by chance, and the CSS variables that replace them.
+INK, MUTED, LINE, ACCENT, TINT, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", TINT: "tint", PAPER: "paper"}
+
+MARKERS = (("o", "●"), ("s", "■"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"))
+"""Matplotlib's marker of each layout and the sign for it in text; they repeat after the last."""
+
+_WIDE, _NARROW, _PANEL = 820, 350, 400
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "raywgen",
+    "text.parse_math": False,
+    "font.size": 12.5,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderRow:
+    """One rung of the ladder plot: its points (accuracy and half interval in points, marker) and their mean."""
+
+    label: str
+    group: str
+    is_generated: bool
+    dots: tuple[tuple[float, float, str], ...]
+    mean: float
+
+
+def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original: float | None, title: str) -> Markup:
+    """Accuracy with confidence intervals, one row per rung; a dashed line marks the networks trained on the task."""
+
+    def draw(width: int) -> Figure:
+        narrow = width == _NARROW
+        pitch, left, right = (50, 6, 10) if narrow else (36, 250, 64)
+        positions = _positions(rows)
+        height = pitch * (positions[-1] + 1) + 58
+        figure, axes = _axes(width, height, left=left, right=right, bottom=48, top=10)
+        axes.set(xlim=limits, ylim=(positions[-1] + 0.5, -0.5), yticks=[], xlabel="balanced accuracy, points")
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8, integer=True))
+        if original is not None:
+            axes.axvline(original, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        for row, position in zip(rows, positions, strict=True):
+            _ladder_row(axes, row, position, narrow)
+        return figure
+
+    return _responsive(draw, title)
+
+
+def _positions(rows: Sequence[LadderRow]) -> list[float]:
+    """Vertical places of the rows, with a gap between groups."""
+    gaps = itertools.accumulate(0.4 * (row.group != before.group) for before, row in itertools.pairwise(rows))
+    return [index + gap for index, gap in enumerate([0.0, *gaps])]
+
+
+def _ladder_row(axes: Axes, row: LadderRow, position: float, narrow: bool) -> None:
+    colour = ACCENT if row.is_generated else INK if row.group == "ladder" else MUTED
+    weight = "bold" if row.is_generated else "normal"
+    middle = position + 0.2 if narrow else position
+    if row.is_generated:
+        axes.axhspan(position - 0.48, position + 0.48, color=TINT, linewidth=0, zorder=0)
+    axes.axhline(middle, color=LINE, linewidth=1, zorder=1)
+    spread = 0.2 if narrow else 0.3
+    for index, (accuracy, interval, marker) in enumerate(row.dots):
+        height = middle + spread * (index - (len(row.dots) - 1) / 2)
+        # Accuracy ends at 100: what lies beyond is no part of the interval.
+        low, high = max(0.0, accuracy - interval), min(100.0, accuracy + interval)
+        axes.plot([low, high], [height, height], color=colour, linewidth=2, solid_capstyle="round", zorder=2)
+        axes.plot(
+            accuracy,
+            height,
+            marker=marker,
+            markersize=8 if row.is_generated else 7,
+            color=colour,
+            markerfacecolor=PAPER if row.group == "ablation" else colour,
+            markeredgecolor=colour if row.group == "ablation" else PAPER,
+            markeredgewidth=1.5 if row.group == "ablation" else 1,
+            zorder=3,
+            clip_on=False,
+        )
+    place = axes.get_yaxis_transform()
+    text_height = position - 0.24 if narrow else position
+    label_place, value_place = ((0.0, "left"), (1.0, "right")) if narrow else ((-0.018, "right"), (1.1, "right"))
+    for (x, side), text in ((label_place, row.label), (value_place, f"{row.mean:.1f}")):
+        axes.text(x, text_height, text, transform=place, ha=side, va="center", color=colour, fontweight=weight)
+
+
+def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, title: str) -> Markup:
+    """Distance to the nearest stored network against the errors shared with it; a copy lies at the upper left."""
+    looks = {
+        "original": {"marker": "s", "s": 30, "facecolor": PAPER, "edgecolor": INK, "linewidth": 1.1},
+        "noise": {"marker": "x", "s": 28, "color": MUTED, "linewidth": 1.2},
+        "generated": {"marker": "o", "s": 36, "facecolor": ACCENT, "edgecolor": PAPER, "linewidth": 0.8},
+    }
+
+    def draw(width: int) -> Figure:
+        figure, axes = _axes(width, 330 if width == _NARROW else 420, left=52, right=14, bottom=50, top=16)
+        furthest = max([reference_distance, *(point.weight_distance for point in points)])
+        axes.set(xlim=(0, 1.08 * furthest), ylim=(-0.02, 1.03))
+        axes.set(xlabel="distance to the nearest stored network, in weights", ylabel="share of errors in common")
+        axes.grid(color=LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.axvline(reference_distance, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        right_half = reference_distance > 0.55 * furthest
+        axes.annotate(
+            "reference distance",
+            (reference_distance, 1.0),
+            xytext=(-7 if right_half else 7, 0),
+            textcoords="offset points",
+            ha="right" if right_half else "left",
+            va="center",
+            color=MUTED,
+            fontsize=11.5,
+        )
+        axes.plot(0, 1, marker="o", markersize=11, color="none", markeredgecolor=MUTED, clip_on=False)
+        axes.annotate("a copy", (0, 1), xytext=(12, 0), textcoords="offset points", va="center", color=MUTED)
+        for kind, look in looks.items():
+            chosen = [(point.weight_distance, point.error_overlap) for point in points if point.kind == kind]
+            if chosen:
+                axes.scatter(*zip(*chosen, strict=True), zorder=3, clip_on=False, **look)
+        return figure
+
+    return _responsive(draw, title)
+
+
+def loss_plot(train: Series, validation: Series, title: str) -> Markup:
+    """Loss over steps, logarithmic where it spans more than a factor of 20."""
+    figure, axes = _axes(_PANEL, 220, left=54, right=16, bottom=44, top=10)
+    values = [value for _, value in (*train, *validation)]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    for series, colour, width in ((train, MUTED, 1.4), (validation, ACCENT, 2.0)):
+        if series:
+            marker = "o" if len(series) == 1 else ""
+            axes.plot(*zip(*thinned(series), strict=True), color=colour, linewidth=width, marker=marker, markersize=5)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set(xlabel="step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    return _svg(figure, title, "plot")
+
+
+def codebook_plot(shares: Sequence[float], title: str) -> Markup:
+    """Share of each code of a level, the most used first; a dashed line marks even use."""
+    figure, axes = _axes(200, 130, left=8, right=8, bottom=26, top=8)
+    ordered = sorted(shares, reverse=True)
+    axes.fill_between(range(len(ordered)), ordered, step="mid", color=ACCENT, alpha=0.85, linewidth=0)
+    axes.axhline(1 / len(ordered), color=INK, linewidth=1, linestyle=(0, (3, 3)))
+    axes.set(xlim=(-0.5, len(ordered) - 0.5), yticks=[], xticks=[0, len(ordered) - 1])
+    axes.set_ylim(0, max(1.1 * ordered[0], 1.5 / len(ordered)))
+    axes.set_xticklabels(["1", f"{len(ordered)}"])
+    axes.spines["left"].set_visible(False)
+    return _svg(figure, title, "plot")
+
+
+def sparkline(series: Series) -> Markup:
+    """A line without axes, as tall as the text it stands in; drawn by hand since it has nothing to lay out."""
+    points = thinned(series, most=60)
+    low, high = (pick(value for _, value in points) for pick in (min, max))
+    first, last = points[0][0], points[-1][0]
+    path = " ".join(
+        f"{1 + 88 * (step - first) / (last - first or 1):.1f},{19 - 18 * (value - low) / (high - low or 1):.1f}"
+        for step, value in points
+    )
+    return Markup(f'<svg class="spark" viewBox="0 0 90 20" aria-hidden="true"><polyline points="{path}"/></svg>')
+
+
+def thinned(series: Series, most: int = 240) -> list[tuple[float, float]]:
+    """At most `most` points: each the mean of its neighbours' steps and values."""
+    size = math.ceil(len(series) / most)
+    windows = (series[start : start + size] for start in range(0, len(series), size))
+    return [(sum(s for s, _ in window) / len(window), sum(v for _, v in window) / len(window)) for window in windows]
+
+
+def _axes(width: float, height: float, *, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
+    """A figure of this size and these margins in CSS pixels."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width / 72, height / 72))
+        axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
+        axes.tick_params(length=4, pad=5)
+    return figure, axes
+
+
+def _responsive(draw: Callable[[int], Figure], title: str) -> Markup:
+    parts = []
+    for width, css_class in ((_WIDE, "plot wide"), (_NARROW, "plot narrow")):
+        with mpl.rc_context(_STYLE):
+            parts.append(_svg(draw(width), title, css_class))
+    return Markup("").join(parts)
+
+
+def _svg(figure: Figure, title: str, css_class: str) -> Markup:
+    """The figure as an `<svg>` element: without prologue, ids of its own, colours as CSS variables."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    view_box = re.search(r'viewBox="[^"]+"', text)
+    assert view_box is not None
+    body = text[text.index("</metadata>") + len("</metadata>") :]
+    prefix = f"p{hashlib.sha256(body.encode()).hexdigest()[:8]}-"
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", body)
+    for stand_in, variable in _VARIABLES.items():
+        body = body.replace(stand_in, f"var(--{variable})")
+    label = escape(title)
+    return Markup(f'<svg class="{css_class}" {view_box.group()} role="img" aria-label="{label}">{body}')

@@ -1,0 +1,316 @@
+"""A run folder as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raywgen.evaluation.plots import (
+    MARKERS,
+    LadderRow,
+    codebook_plot,
+    ladder_plot,
+    loss_plot,
+    novelty_plot,
+    sparkline,
+)
+from raywgen.evaluation.report_inputs import (
+    GROUPS,
+    SPLITS,
+    Cell,
+    Codebook,
+    Evaluation,
+    Novelty,
+    ReportError,
+    Rung,
+    StageLog,
+    read_evaluation,
+    read_metrics,
+)
+
+__all__ = ["ReportError", "write_report"]
+
+_GROUP_TITLES = {"ladder": "Ladder", "baseline": "Baselines", "ablation": "Ablations"}
+_KIND_TITLES = {"generated": "generated", "original": "trained on the task", "noise": "noise of the same size"}
+_KIND_SIGNS = {"generated": "●", "original": "□", "noise": "✕"}
+_LOSSES = ("loss", "val_loss")
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `report.html` into a run folder: one page that asks the network for nothing.
+
+    Reads `evaluation/evaluation.json`, and where they exist `config.yaml` and every `metrics.jsonl` below the folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ReportError: `evaluation.json` is missing or damaged.
+    """
+    root = Path(run_dir)
+    evaluation = read_evaluation(root / "evaluation" / "evaluation.json")
+    environment = Environment(
+        loader=PackageLoader("raywgen.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template("report.html").render(**_content(root, evaluation))
+    path = root / "report.html"
+    partial = root / f".report.html.{os.getpid()}"
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything the template names."""
+    logs, num_unreadable = [], 0
+    metric_files = sorted(root.rglob("metrics.jsonl"))
+    for file in metric_files:
+        found, unreadable = read_metrics(file, run=str(file.parent.relative_to(root)))
+        logs += found
+        num_unreadable += unreadable
+    config = root / "config.yaml"
+    markers = _markers(evaluation)
+    return {
+        "run": root.resolve().name,
+        "written": datetime.now().astimezone(),
+        "evaluation": evaluation,
+        "cards": _cards(evaluation),
+        "ladders": [_ladder(evaluation, split, markers) for split in SPLITS[::-1] if _has(evaluation, split)],
+        "signs": [(sign, layout) for layout, (_, sign) in markers.items()],
+        "groups": _table(evaluation),
+        "splits": [split for split in SPLITS if _has(evaluation, split)],
+        "num_networks": sorted({cell.num_networks for cell in evaluation.cells}),
+        "novelty": _novelty(evaluation.novelty) if evaluation.novelty and evaluation.novelty.points else None,
+        "stages": [_stage(log) for log in logs],
+        "num_unreadable": num_unreadable,
+        "codebook": _codebook(evaluation.codebook) if evaluation.codebook else None,
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        "paths": _paths(root, evaluation, [config, *metric_files]),
+    }
+
+
+def _markers(evaluation: Evaluation) -> dict[str, tuple[str, str]]:
+    """Layout -> its marker in plots and its sign in text."""
+    return {layout: MARKERS[index % len(MARKERS)] for index, layout in enumerate(evaluation.layouts)}
+
+
+def _has(evaluation: Evaluation, split: str) -> bool:
+    return any(cell.split == split for cell in evaluation.cells)
+
+
+def _cells(evaluation: Evaluation, split: str, rung: str) -> list[Cell]:
+    """One per layout, in the order of the layouts."""
+    chosen = [cell for cell in evaluation.cells if (cell.split, cell.rung) == (split, rung)]
+    return sorted(chosen, key=lambda cell: evaluation.layouts.index(cell.layout))
+
+
+def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
+    """Mean over layouts and half its 95 % interval, in points; the layouts' networks are independent."""
+    if not cells:
+        return None
+    interval = math.sqrt(sum(cell.ci95**2 for cell in cells)) / len(cells)
+    return 100 * fmean(cell.accuracy for cell in cells), 100 * interval
+
+
+def _best_baseline(evaluation: Evaluation, split: str) -> Rung | None:
+    means = {
+        rung: mean[0]
+        for rung in evaluation.rungs
+        if rung.group == "baseline" and (mean := _mean(_cells(evaluation, split, rung.name)))
+    }
+    return max(means, key=lambda rung: means[rung], default=None)
+
+
+def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
+    """How generated networks stand to others; a difference inside the joint interval is reported as none."""
+    difference = generated[0] - other[0]
+    if abs(difference) <= math.hypot(generated[1], other[1]):
+        return "level with"
+    return f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
+
+
+def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The headline figures: generated networks on each split, and what they are measured against."""
+    rungs = {rung.name: rung for rung in evaluation.rungs}
+    baseline = _best_baseline(evaluation, "unseen")
+    wanted = [("unseen", "generated", "Generated, unseen tasks"), ("unseen", "original", "Trained, unseen tasks")]
+    if baseline:
+        wanted.append(("unseen", baseline.name, "Best baseline, unseen tasks"))
+    wanted.append(("seen", "generated", "Generated, seen tasks"))
+    generated = _mean(_cells(evaluation, "unseen", "generated"))
+    cards = []
+    for split, name, title in wanted:
+        mean = _mean(_cells(evaluation, split, name)) if name in rungs else None
+        if mean is None:
+            continue
+        if name == "generated":
+            note = f"best of {evaluation.best_of}" if evaluation.best_of else rungs[name].label
+        else:
+            note = f"generated is {_compare(generated, mean)} it" if generated else rungs[name].label
+            note = note.replace("level with it", "level with it, within the intervals")
+        if baseline and name == baseline.name:
+            note = f"{baseline.label}; {note}"
+        cards.append(
+            {"title": title, "value": mean[0], "interval": mean[1], "note": note, "accent": name == "generated"}
+        )
+    return cards
+
+
+def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    rows = [
+        LadderRow(
+            label=rung.label,
+            group=rung.group,
+            is_generated=rung.name == "generated",
+            dots=tuple((100 * cell.accuracy, 100 * cell.ci95, markers[cell.layout][0]) for cell in cells),
+            mean=100 * fmean(cell.accuracy for cell in cells),
+        )
+        for group in GROUPS
+        for rung in evaluation.rungs
+        if rung.group == group and (cells := _cells(evaluation, split, rung.name))
+    ]
+    original = _mean(_cells(evaluation, split, "original"))
+    title = _ladder_finding(evaluation, split)
+    lowest = min(cell.accuracy - cell.ci95 for cell in evaluation.cells)
+    limits = (max(0.0, 5 * math.floor(20 * lowest - 0.2)), 100.0)
+    return {"title": title, "plot": ladder_plot(rows, limits, original[0] if original else None, title)}
+
+
+def _ladder_finding(evaluation: Evaluation, split: str) -> str:
+    generated = _mean(_cells(evaluation, split, "generated"))
+    if generated is None:
+        return f"Accuracy on {split} tasks"
+    text = f"On {split} tasks, generated networks reach {generated[0]:.1f}"
+    baseline = _best_baseline(evaluation, split)
+    against = _mean(_cells(evaluation, split, baseline.name)) if baseline else None
+    if baseline and against:
+        text += f", {_compare(generated, against)} the best baseline ({_lower(baseline.label)})"
+    original = _mean(_cells(evaluation, split, "original"))
+    return text + (f" and {_compare(generated, original)} trained ones" if original else "")
+
+
+def _lower(label: str) -> str:
+    """A label inside a sentence; names in capitals stay."""
+    return label if label[1:2].isupper() else label[:1].lower() + label[1:]
+
+
+def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rungs by group, each with its cells by (split, layout)."""
+    cells = {(cell.rung, cell.split, cell.layout): cell for cell in evaluation.cells}
+    groups = [
+        {
+            "title": _GROUP_TITLES[group],
+            "rungs": [
+                {
+                    "rung": rung,
+                    "cells": [
+                        cells.get((rung.name, split, layout))
+                        for split in SPLITS
+                        if _has(evaluation, split)
+                        for layout in evaluation.layouts
+                    ],
+                }
+                for rung in evaluation.rungs
+                if rung.group == group
+            ],
+        }
+        for group in GROUPS
+    ]
+    return [group for group in groups if group["rungs"]]
+
+
+def _novelty(novelty: Novelty) -> dict[str, Any]:
+    medians = {}
+    for kind in _KIND_TITLES:
+        points = [point for point in novelty.points if point.kind == kind]
+        if points:
+            medians[kind] = {
+                "sign": _KIND_SIGNS[kind],
+                "title": _KIND_TITLES[kind],
+                "num": len(points),
+                "distance": median(point.weight_distance for point in points),
+                "overlap": median(point.error_overlap for point in points),
+            }
+    title = "Distance to the nearest stored network"
+    if generated := medians.get("generated"):
+        ratio = generated["distance"] / novelty.reference_distance
+        title = (
+            f"Generated networks lie {ratio:.2f} reference distances from the nearest stored network "
+            f"and share {100 * generated['overlap']:.0f} % of its errors"
+        )
+    plot = novelty_plot(novelty.points, novelty.reference_distance, title)
+    return {"title": title, "plot": plot, "medians": medians}
+
+
+def _stage(log: StageLog) -> dict[str, Any]:
+    train, validation = (log.scalars.get(name, ()) for name in _LOSSES)
+    title = _loss_finding(train, validation)
+    others = [
+        {"name": name, "last": series[-1][1], "first": series[0][1], "line": sparkline(series)}
+        for name, series in log.scalars.items()
+        if name not in _LOSSES
+    ]
+    return {
+        "run": log.run,
+        "stage": log.stage,
+        "title": title,
+        "plot": loss_plot(train, validation, f"{log.stage}: {title}") if train or validation else None,
+        "train": train[-1][1] if train else None,
+        "validation": validation[-1][1] if validation else None,
+        "others": others,
+    }
+
+
+def _loss_finding(train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]) -> str:
+    series, name = (validation, "validation loss") if validation else (train, "loss")
+    if not series:
+        return "no loss logged"
+    last_step, last = series[-1]
+    best_step, best = min(series, key=lambda pair: pair[1])
+    if not validation or len(validation) < 3:
+        return f"{name} {last:.3g} at step {last_step:,.0f}"
+    if best_step >= 0.95 * last_step:
+        return f"{name} lowest at the end, {best:.3g}"
+    rise = f", {100 * (last / best - 1):.0f} % higher at the end" if best > 0 and last > 1.01 * best else ""
+    return f"{name} lowest at step {best_step:,.0f}, {best:.3g}{rise}"
+
+
+def _codebook(codebook: Codebook) -> dict[str, Any]:
+    levels = []
+    for index, counts in enumerate(codebook.usage, start=1):
+        total = sum(counts)
+        shares = [count / total if total else 0.0 for count in counts]
+        perplexity = math.exp(-sum(share * math.log(share) for share in shares if share)) if total else 0.0
+        title = f"Level {index}: perplexity {perplexity:.0f} of {codebook.codes}"
+        unused = sum(not count for count in counts)
+        levels.append(
+            {"index": index, "perplexity": perplexity, "unused": unused, "plot": codebook_plot(shares, title)}
+        )
+    unused = sum(level["unused"] for level in levels)
+    low, high = (round(pick(level["perplexity"] for level in levels)) for pick in (min, max))
+    perplexity = f"{low}" if low == high else f"{low} to {high}"
+    used = "Every code is in use" if not unused else f"{unused} of {codebook.codes * len(levels)} codes are never used"
+    return {"title": f"{used}; perplexity {perplexity} of {codebook.codes} per level", "levels": levels}
+
+
+def _paths(root: Path, evaluation: Evaluation, others: Sequence[Path]) -> list[tuple[str, str]]:
+    """What lies where: the evaluation's own list, then the files this page was made from."""
+    rows = [(name.replace("_", " "), path) for name, path in evaluation.paths.items()]
+    rows.append(("evaluation", "evaluation/evaluation.json"))
+    rows += [
+        ("config" if path.suffix == ".yaml" else "metrics", str(path.relative_to(root)))
+        for path in others
+        if path.is_file()
+    ]
+    return rows

@@ -1,0 +1,67 @@
+"""Best of n: several networks are written, the one that fits the labelled examples best is kept.
+
+Shape legend: B networks asked for, n candidates of each, D values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators import Generator
+from raywgen.tasks import balanced_cross_entropy, stacked_logits
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The kept networks.
+
+    Attributes:
+        values_BD: Flat vectors.
+        loss_B: Class-balanced loss on the labelled examples, nats.
+        log_prob_B: Log-probability of each, nats, or None.
+    """
+
+    values_BD: Tensor
+    loss_B: Tensor
+    log_prob_B: Tensor | None
+
+
+@torch.no_grad()
+def generate_best(
+    generator: Generator,
+    condition: Condition,
+    layout: Layout,
+    module: nn.Module,
+    *,
+    best_of: int,
+    temperature: float,
+    seed: int,
+    reference: WeightReference | None = None,
+) -> Best:
+    """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
+
+    Args:
+        generator: Writes.
+        condition: B conditions.
+        layout: To fill.
+        module: A network of the layout; its own values are not used.
+        best_of: n.
+        temperature: Of generation.
+        seed: Keys the noise.
+        reference: For a layout that the generator was not trained on.
+    """
+    told = condition.repeat(best_of)
+    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
+    written = generator.generate(told, layout, noise, temperature=temperature, reference=reference)
+    logits = stacked_logits(module, layout.unflatten(written.values_BD), told.samples_BSF)
+    loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)
+    kept_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition)) * best_of
+    return Best(
+        values_BD=written.values_BD[kept_B],
+        loss_B=loss_Bn.min(dim=1).values,
+        log_prob_B=None if written.log_prob_B is None else written.log_prob_B[kept_B],
+    )

@@ -1,0 +1,149 @@
+"""The two lines of the README: load a generator, fill any module.
+
+Shape legend: B networks (here 1), S samples, F features, D values.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generation.best import Best, generate_best
+from raywgen.generators import Generator
+from raywgen.generators.bundle import BundleError, load_bundle
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ConditionError(ValueError):
+    """Instruction or data that the generator cannot be told; the message names the remedy."""
+
+
+class UnknownLayoutWarning(UserWarning):
+    """The generator fills a layout that it was never trained on."""
+
+
+class TrainedGenerator:
+    """A generator ready for use; get one by `raywgen.load`."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def fill(
+        self,
+        module: ModuleT,
+        *,
+        instruction: str,
+        data: tuple[Tensor, Tensor],
+        best_of: int = 8,
+        temperature: float = 0.5,
+        seed: int = 0,
+    ) -> ModuleT:
+        """Writes weights for a task into a module and returns it.
+
+        Args:
+            module: Any `nn.Module`; its architecture is what is filled, its values are replaced.
+            instruction: The task in words.
+            data: Labelled samples of the task: inputs `(S, ...)` and integer labels `(S,)`.
+            best_of: Networks written; the one with the lowest loss on `data` is kept.
+            temperature: 0 writes the same network every time.
+            seed: Of the noise.
+
+        Raises:
+            ConditionError: Instruction or data do not fit what the generator was trained with.
+            WeightsError: The module has no tensors.
+
+        Warns:
+            UnknownLayoutWarning: The generator was never trained on this layout; the log-probability per value
+                is given beside that of a layout it knows.
+        """
+        layout = Layout.from_state_dict(module.state_dict())
+        condition = make_condition(self.generator, instruction, data)
+        reference = None
+        if layout.id not in self.generator.references:
+            reference = self._guess_reference(layout, module)
+        best = generate_best(
+            self.generator,
+            condition,
+            layout,
+            module,
+            best_of=best_of,
+            temperature=temperature,
+            seed=seed,
+            reference=reference,
+        )
+        if reference is not None:
+            self._warn(layout, best, condition, temperature, seed)
+        module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
+        return module
+
+    def _guess_reference(self, layout: Layout, module: nn.Module) -> WeightReference:
+        """The module's own values as base, and of each kind of tensor the mean scale over known layouts."""
+        sums: dict[str, list[float]] = {}
+        for known, reference in self.generator.references.values():
+            start = 0
+            for spec in known.generated:
+                sums.setdefault(spec.kind, []).append(float(reference.scale_D[start]))
+                start += spec.num_values
+        every = [scale for scales in sums.values() for scale in scales]
+        scales = []
+        for spec in layout.generated:
+            of_kind = sums.get(spec.kind, every)
+            scales.append(torch.full((spec.num_values,), sum(of_kind) / len(of_kind)))
+        return WeightReference(base_D=layout.flatten(module.state_dict()), scale_D=torch.cat(scales))
+
+    def _warn(self, layout: Layout, best: Best, condition: Condition, temperature: float, seed: int) -> None:
+        told = f"this generator was never trained on a layout of {layout.num_values} values like this one"
+        if best.log_prob_B is not None:
+            known, reference = next(iter(self.generator.references.values()))
+            noise = KeyedNoise(seed, torch.arange(1), 0)
+            usual = self.generator.generate(condition, known, noise, temperature=temperature, reference=reference)
+            assert usual.log_prob_B is not None
+            here = float(best.log_prob_B[0]) / layout.num_values
+            there = float(usual.log_prob_B[0]) / known.num_values
+            told += f": {here:.2f} nats per value, against {there:.2f} on a layout that it knows"
+        warnings.warn(f"{told}; judge the result before you use it", UnknownLayoutWarning, stacklevel=3)
+
+
+def load(path: str | Path) -> TrainedGenerator:
+    """Loads a generator from a run folder or a bundle.
+
+    Raises:
+        BundleError: There is none, or it is damaged.
+    """
+    folder = Path(path)
+    for candidate in (folder / "generator", folder):
+        if (candidate / "generator.json").is_file():
+            return TrainedGenerator(load_bundle(candidate))
+    raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
+
+
+def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, Tensor]) -> Condition:
+    """One condition from what a user gives.
+
+    Raises:
+        ConditionError: The instruction is empty, or samples and labels do not fit the generator's data.
+    """
+    samples, labels = (torch.as_tensor(part) for part in data)
+    if not instruction.strip():
+        raise ConditionError("the instruction is empty; say in words what the network should do")
+    if len(samples) != len(labels) or not len(labels):
+        raise ConditionError(f"data holds {len(samples)} samples and {len(labels)} labels; give one label per sample")
+    samples_SF = samples.reshape(len(samples), -1).to(torch.float32)
+    spec = generator.data
+    if samples_SF.shape[1] != spec.num_features:
+        raise ConditionError(
+            f"a sample has {samples_SF.shape[1]} values, the generator was trained on {spec.num_features}; "
+            "give data of the same form"
+        )
+    if not bool(samples_SF.isfinite().all()):
+        raise ConditionError("data holds NaN or infinity; drop those samples")
+    labels_S = labels.to(torch.int64)
+    if int(labels_S.min()) < 0 or int(labels_S.max()) >= spec.max_classes:
+        raise ConditionError(f"labels must lie between 0 and {spec.max_classes - 1}")
+    return Condition(instructions=(instruction,), samples_BSF=samples_SF.unsqueeze(0), labels_BS=labels_S.unsqueeze(0))

@@ -1,0 +1,159 @@
+"""Networks for tasks of a corpus, or for a task of the user's own, as `.safetensors`.
+
+Shape legend: B networks, S samples, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
+from raywgen.generation.best import generate_best
+from raywgen.generation.fill import ConditionError, load, make_condition
+from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
+from raywgen.weights import Condition, save_state_dict
+
+INDEX = "networks.json"
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Which networks to write.
+
+    Attributes:
+        generator: Run folder or bundle.
+        corpus: Names tasks and architectures.
+        tasks: A task id, or a split: `seen`, `validation`, `unseen`.
+        network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
+        instruction: A task of your own in words, in place of `tasks`; needs `data`.
+        data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`.
+        out: Folder for the `.safetensors` files.
+        best_of: Networks written per file; the lowest loss on the labelled samples wins.
+        temperature: 0 writes the same network every time.
+        limit: Most tasks to write for.
+        seed: Of the noise.
+    """
+
+    generator: str = "runs/igpg"
+    corpus: str = "runs/zoo/corpus"
+    tasks: str = "unseen"
+    network: str = ""
+    instruction: str = ""
+    data: str = ""
+    out: str = "runs/igpg/networks"
+    best_of: int = 8
+    temperature: float = 0.5
+    limit: int = 24
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.best_of, self.limit) < 1 or self.temperature < 0:
+            raise ValueError("best_of and limit must be at least 1, temperature at least 0")
+        if bool(self.instruction) != bool(self.data):
+            raise ValueError("instruction and data belong together: give both, or neither")
+
+
+def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
+    """Writes one file per task and architecture, and `networks.json` beside them.
+
+    Returns:
+        One row per file: path, task, network, loss on the examples, log-probability, test accuracy where known.
+
+    Raises:
+        ConfigError: No such task or architecture.
+        BundleError, CorpusError, WeightsError: A file cannot be read or written.
+    """
+    corpus = Corpus.open(config.corpus)
+    generator = load(config.generator).generator
+    names, condition, tasks = _asked(config, corpus, generator)
+    networks = _chosen_networks(config, corpus)
+    rows: list[dict[str, Any]] = []
+    for done, network in enumerate(networks):
+        if on_progress is not None:
+            on_progress(done, len(networks))
+        rows += _write(config, network, names, condition, tasks, generator)
+    if on_progress is not None:
+        on_progress(len(networks), len(networks))
+    (Path(config.out) / INDEX).write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _asked(config: GenerateConfig, corpus: Corpus, generator: Any) -> tuple[list[str], Condition, list[TaskFacts]]:
+    if config.instruction:
+        return ["custom"], make_condition(generator, config.instruction, _read_npz(config.data)), []
+    tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
+    if not tasks:
+        raise ConfigError(
+            f"tasks={config.tasks}: {config.corpus} has no such task or split; give seen, validation, unseen "
+            f"or an id such as {next(iter(corpus.tasks))}"
+        )
+    condition = Condition(
+        instructions=tuple(task.instruction for task in tasks),
+        samples_BSF=torch.stack([task.samples_SF for task in tasks]),
+        labels_BS=torch.stack([task.labels_S for task in tasks]),
+    )
+    return [task.task_id for task in tasks], condition, tasks
+
+
+def _chosen_networks(config: GenerateConfig, corpus: Corpus) -> list[NetworkFacts]:
+    chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
+    if not chosen:
+        known = ", ".join(net.name for net in corpus.networks.values())
+        raise ConfigError(f"network={config.network}: {config.corpus} has {known}")
+    return chosen
+
+
+def _write(
+    config: GenerateConfig,
+    network: NetworkFacts,
+    names: list[str],
+    condition: Condition,
+    tasks: list[TaskFacts],
+    generator: Any,
+) -> list[dict[str, Any]]:
+    module, layout = build_network(network.recipe), network.layout
+    best = generate_best(
+        generator,
+        condition,
+        layout,
+        module,
+        best_of=config.best_of,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    rows = []
+    for index, name in enumerate(names):
+        state = layout.unflatten(best.values_BD[index])
+        module.load_state_dict(state, strict=True)
+        row: dict[str, Any] = {
+            "path": str(Path(config.out) / f"{network.name}_{name.replace('/', '_')}.safetensors"),
+            "task": name,
+            "instruction": condition.instructions[index],
+            "network": network.name,
+            "example_loss": float(best.loss_B[index]),
+            "log_prob": None if best.log_prob_B is None else float(best.log_prob_B[index]),
+        }
+        if tasks:
+            task = build_task(tasks[index].recipe)
+            one = layout.unflatten(best.values_BD[index : index + 1])
+            logits = stacked_logits(module, one, task.test_x_SF)
+            row["test_accuracy"] = float(balanced_accuracy(logits, task.test_y_S))
+        save_state_dict(state, row["path"], {key: str(value) for key, value in row.items() if key != "path"})
+        rows.append(row)
+    return rows
+
+
+def _read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConditionError(f"data={path}: {error}; give an .npz file with arrays x (samples first) and y") from error

@@ -1,0 +1,124 @@
+"""A trained generator at rest: safetensors, a JSON config and a card for people.
+
+A bundle is all that `raywgen.load` needs; it holds no pickles and no paths of the machine that trained it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.config import load_config
+from raywgen.generators.interface import DataSpec, Generator
+from raywgen.generators.registry import method
+from raywgen.weights import (
+    Layout,
+    ReferenceTable,
+    WeightReference,
+    WeightsError,
+    load_state_dict,
+    save_state_dict,
+)
+
+_CONFIG = "generator.json"
+_WEIGHTS = "generator.safetensors"
+_CARD = "README.md"
+
+
+class BundleError(ValueError):
+    """A folder that holds no usable generator; the message names what is missing."""
+
+
+def build_generator(name: str, config: Any, references: ReferenceTable, data: DataSpec, seed: int) -> Generator:
+    """A fresh generator; equal arguments give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return method(name).build(config, references, data)
+
+
+def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
+    """Writes a bundle; `facts` (corpus, recipe, seed, ...) go to its config and card.
+
+    Raises:
+        WeightsError: The disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
+    for layout_id, (_, reference) in generator.references.items():
+        tensors[f"reference.{layout_id}.base"] = reference.base_D
+        tensors[f"reference.{layout_id}.scale"] = reference.scale_D
+    save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
+    content = {
+        "schema_version": 1,
+        "method": generator.method,
+        "config": dataclasses.asdict(generator.config),
+        "data": dataclasses.asdict(generator.data),
+        "layouts": {layout_id: layout.to_json() for layout_id, (layout, _) in generator.references.items()},
+        "facts": dict(facts),
+    }
+    (folder / _CARD).write_text(_card(generator, facts))
+    (folder / _CONFIG).write_text(json.dumps(content, indent=1))
+
+
+def load_bundle(folder: str | Path) -> Generator:
+    """Reads a bundle, ready to generate.
+
+    Raises:
+        BundleError: The folder holds none, or a damaged one.
+    """
+    folder = Path(folder)
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no {_CONFIG}: it is no generator; train one by `raywgen train`")
+    try:
+        content = json.loads(path.read_text())
+        tensors = load_state_dict(folder / _WEIGHTS)
+        references = {
+            layout_id: (
+                Layout.from_json(rows),
+                WeightReference(
+                    base_D=tensors.pop(f"reference.{layout_id}.base"),
+                    scale_D=tensors.pop(f"reference.{layout_id}.scale"),
+                ),
+            )
+            for layout_id, rows in content["layouts"].items()
+        }
+        schema = method(content["method"]).config
+        config = load_config(schema, None, _overrides(content["config"]))
+        generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
+        generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    except (WeightsError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BundleError(f"{folder} is damaged ({error}); train it again by the same command") from error
+    return generator.eval()
+
+
+def bundle_facts(folder: str | Path) -> dict[str, Any]:
+    """What was written down about a bundle when it was trained."""
+    return json.loads((Path(folder) / _CONFIG).read_text())["facts"]
+
+
+def _overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    rows: list[str] = []
+    for key, value in tree.items():
+        rows += _overrides(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={value}"]
+    return rows
+
+
+def _card(generator: Generator, facts: Mapping[str, Any]) -> str:
+    num_parameters = sum(parameter.numel() for parameter in generator.parameters())
+    layouts = "\n".join(
+        f"- `{layout_id}`: {layout.num_values:,} values in {len(layout.tensors)} tensors"
+        for layout_id, (layout, _) in generator.references.items()
+    )
+    rows = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return (
+        f"# A {generator.method} generator of neural-network weights\n\n"
+        f"{num_parameters:,} parameters. Use it by `raywgen.load(FOLDER).fill(module, instruction=..., data=...)`.\n\n"
+        f"## Layouts it was trained on\n\n{layouts}\n\n## Facts\n\n{rows}\n"
+    )

@@ -1,0 +1,65 @@
+"""Progress of long steps in a terminal, or as plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Bar:
+    """One step's bar."""
+
+    def __init__(self, progress: Progress | None, console: Console, title: str) -> None:
+        self._progress = progress
+        self._console = console
+        self._title = title
+        self._task = progress.add_task(title, total=None) if progress else None
+        self._told = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        """So many of so many."""
+        self._show(self._title, done, total, f"{done}/{total}")
+
+    def named(self, done: int, total: int, what: str) -> None:
+        """The same, with a name for what is under way."""
+        self._show(f"{self._title}: {what}", done, total, what)
+
+    def training(self, run: str, stage: str, step: int, total: int, row: dict[str, Any]) -> None:
+        """A new row of a metric log."""
+        shown = [f"{name} {row[name]:.3f}" for name in ("loss", "val_accuracy", "accuracy", "snr_db") if name in row]
+        what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}"
+        self._show(what, step, total, what)
+
+    def _show(self, description: str, done: int, total: int, line: str) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=description, completed=done, total=total)
+        elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES or done == total:
+            self._told = time.monotonic()
+            self._console.print(f"  {line}", highlight=False)
+
+
+class Reporter:
+    """Says what a command is doing; keeps to standard error, so that output stays clean."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[Bar]:
+        """A step with a bar; its time is told at the end."""
+        begin = time.monotonic()
+        self.console.print(f"[bold]{name}[/bold]: {what}", highlight=False)
+        if self.console.is_terminal:
+            columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                yield Bar(progress, self.console, what)
+        else:
+            yield Bar(None, self.console, what)
+        self.console.print(f"  done in {time.monotonic() - begin:.1f} s", highlight=False)

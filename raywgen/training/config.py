@@ -1,0 +1,84 @@
+"""What a training run is: one generator, one corpus, one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raywgen.config import ConfigError, load_config
+from raywgen.generators import UnknownMethodError, method
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        method: A name of the registry: `igpg` or `hypernetwork`.
+        generator: The method's own config; keys left out take their defaults.
+        corpus: Path or URI of the training corpus.
+        out: Run folder; all workers must reach it.
+        num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
+        zero_stage: DeepSpeed ZeRO: 0 (none), 1 (optimiser state) or 2 (and gradients) sharded.
+        use_gpu: One GPU per worker.
+        checkpoint_every: Optimiser steps between checkpoints.
+        log_every: Optimiser steps between rows of the metric log.
+        validate_every: Optimiser steps between validations, on tasks that are never trained on.
+        max_failures: How often a run restarts from its last checkpoint when a worker dies.
+        num_condition_samples: Labelled samples a generator is shown per network.
+        num_query_samples: Further labelled samples per network, for losses on what it does.
+        seed: Of initialisation, data order and noise.
+    """
+
+    method: str = "igpg"
+    generator: Any = None
+    corpus: str = "runs/zoo/corpus"
+    out: str = "runs/igpg"
+    num_workers: int = 2
+    zero_stage: int = 1
+    use_gpu: bool = False
+    checkpoint_every: int = 100
+    log_every: int = 10
+    validate_every: int = 50
+    max_failures: int = 2
+    num_condition_samples: int = 64
+    num_query_samples: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2):
+            raise ValueError(
+                f"zero_stage={self.zero_stage}: give 0, 1 or 2; stage 3 shards parameters that generators read "
+                "outside of a module's forward pass"
+            )
+        if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
+            raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
+        if min(self.num_condition_samples, self.num_query_samples) < 1:
+            raise ValueError("num_condition_samples and num_query_samples must be at least 1")
+        try:
+            schema = method(self.method).config
+        except UnknownMethodError as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(self.generator, schema):
+            self.generator = _generator_config(schema, self.generator)
+
+
+def _generator_config(schema: type[Any], given: Any) -> Any:
+    """Checks a plain mapping against the method's own schema."""
+    if given is None:
+        return schema()
+    if not isinstance(given, dict):
+        raise ValueError(f"generator: holds a group of keys, not {given!r}")
+    overrides = [f"{key}={value}" for key, value in _flatten(given).items()]
+    try:
+        return load_config(schema, None, overrides)
+    except ConfigError as error:
+        raise ValueError(f"generator: {error}") from error
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

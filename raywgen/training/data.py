@@ -1,0 +1,172 @@
+"""Batches for a worker, from a Ray Data stream of record batches.
+
+All workers read the same stream (blocks lie in shared memory, so on one node they are not copied) and agree on
+one global order: batch t of a stage is the same set of checkpoints, samples and noise whatever the number of
+workers, and each takes its own part of it. A batch is of one layout; layouts take turns.
+
+Shape legend: N checkpoints, B networks of a worker's part of a batch, D values, P packed bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus import Corpus, packed_tensor
+from raywgen.generators import DataSpec
+from raywgen.tasks import Task, build_network, build_task, draw_condition
+from raywgen.weights import KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+
+_CONDITION_STREAM = 1_000
+_QUERY_STREAM = 1_001
+STAGE_STREAM = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutRows:
+    """All checkpoints of one layout and some splits.
+
+    Attributes:
+        layout: Theirs.
+        module: A network of it.
+        values_ND: Flat vectors.
+        tasks: What each was trained for, N entries.
+    """
+
+    layout: Layout
+    module: nn.Module
+    values_ND: Tensor
+    tasks: list[Task]
+
+
+def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]:
+    """Sorts a stream's blocks by layout and joins each checkpoint's task to it."""
+    task_of = dict(
+        zip(corpus.facts.column("checkpoint_id").to_pylist(), corpus.facts.column("task_id").to_pylist(), strict=True)
+    )
+    values: dict[str, list[Tensor]] = {}
+    tasks: dict[str, list[Task]] = {}
+    for block in blocks:
+        layout_id = block.column("layout_id")[0].as_py()
+        layout = corpus.layout(layout_id)
+        values.setdefault(layout_id, []).append(layout.values(packed_tensor(block, layout)))
+        ids = block.column("checkpoint_id").to_pylist()
+        tasks.setdefault(layout_id, []).extend(build_task(corpus.tasks[task_of[name]].recipe) for name in ids)
+    return [
+        LayoutRows(
+            layout=network.layout,
+            module=build_network(network.recipe),
+            values_ND=torch.cat(values[layout_id]),
+            tasks=tasks[layout_id],
+        )
+        for layout_id, network in corpus.networks.items()
+        if layout_id in values
+    ]
+
+
+def measure_references(corpus: Corpus) -> ReferenceTable:
+    """Base and scale of every layout, from its training networks."""
+    references = {}
+    for layout_id, network in corpus.networks.items():
+        values_ND = corpus.values(corpus.select(layout_id=layout_id, split="train"))
+        base_D = corpus.base_values(layout_id)
+        references[layout_id] = (network.layout, WeightReference.measure(network.layout, values_ND, base_D))
+    return references
+
+
+def data_spec(corpus: Corpus) -> DataSpec:
+    """Features and classes of the corpus' tasks."""
+    tasks = [build_task(task.recipe) for task in corpus.tasks.values()]
+    return DataSpec(num_features=tasks[0].train_x_SF.shape[1], max_classes=max(task.num_classes for task in tasks))
+
+
+class BatchOrder:
+    """Batch t of a stage, as one worker sees it.
+
+    Args:
+        rows: What there is to draw from.
+        seed: Of order, conditions and queries.
+        num_condition_samples: Labelled samples shown per network.
+        num_query_samples: Further labelled samples per network.
+        rank: This worker.
+        num_workers: Of how many.
+        device: Where batches go.
+    """
+
+    def __init__(
+        self,
+        rows: list[LayoutRows],
+        *,
+        seed: int,
+        num_condition_samples: int,
+        num_query_samples: int,
+        rank: int = 0,
+        num_workers: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._num_condition_samples = num_condition_samples
+        self._num_query_samples = num_query_samples
+        self._rank = rank
+        self._num_workers = num_workers
+        self._device = device or torch.device("cpu")
+        self._permutations: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def num_layouts(self) -> int:
+        """Layouts that take turns."""
+        return len(self._rows)
+
+    def batch(self, step: int, batch_size: int) -> WeightBatch:
+        """This worker's part of batch `step`; parts of all workers together are `batch_size` networks."""
+        return self._batch(step, batch_size, torch.arange(self._rank, batch_size, self._num_workers))
+
+    def whole_batch(self, step: int, batch_size: int) -> WeightBatch:
+        """All of batch `step`, the same on every worker."""
+        return self._batch(step, batch_size, torch.arange(batch_size))
+
+    def _batch(self, step: int, batch_size: int, place_B: Tensor) -> WeightBatch:
+        turn = step % len(self._rows)
+        rows = self._rows[turn]
+        first = step // len(self._rows) * batch_size
+        row_B = self._row_indices(turn, first + place_B)
+        sample_index_B = step * batch_size + place_B
+        tasks = [rows.tasks[int(row)] for row in row_B]
+        condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
+        query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
+        return WeightBatch(
+            values_BD=rows.values_ND[row_B].to(self._device),
+            layout=rows.layout,
+            module=rows.module,
+            condition=draw_condition(tasks, self._num_condition_samples, condition_noise).to(self._device),
+            query=draw_condition(tasks, self._num_query_samples, query_noise).to(self._device),
+            sample_index_B=sample_index_B.to(self._device),
+        )
+
+    def _row_indices(self, turn: int, position_B: Tensor) -> Tensor:
+        """Rows at positions of the layout's endless sequence of epochs, each a permutation of its own."""
+        count = len(self._rows[turn].tasks)
+        epochs = [int(position) // count for position in position_B]
+        wanted = {(turn, epoch) for epoch in epochs}
+        for key in wanted:
+            if key not in self._permutations:
+                # One epoch per layout is kept, and the next while a batch straddles both.
+                stale = [old for old in self._permutations if old[0] == turn and old[1] < min(epochs)]
+                for old in stale:
+                    del self._permutations[old]
+                self._permutations[key] = self._permutation(*key, count)
+        return torch.stack(
+            [
+                self._permutations[turn, epoch][int(position) % count]
+                for epoch, position in zip(epochs, position_B, strict=True)
+            ]
+        )
+
+    def _permutation(self, turn: int, epoch: int, count: int) -> Tensor:
+        key = KeyedNoise(self._seed, torch.tensor([epoch]), turn).uniform(count)
+        return key[0].argsort(stable=True)

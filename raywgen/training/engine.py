@@ -1,0 +1,208 @@
+"""Who takes an optimiser step: this process alone, or DeepSpeed over all workers. Both train the same stage.
+
+`moments` gives the optimiser's state by parameter name in full, whatever the sharding, so that a checkpoint can
+be resumed by another number of workers, another ZeRO stage, or without DeepSpeed at all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators import Stage, StageLoss
+from raywgen.weights import KeyedNoise, WeightBatch
+
+_BETAS = (0.9, 0.99)
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEP = "step"
+
+
+def _optimizer(stage: Stage) -> torch.optim.AdamW:
+    config = stage.config
+    return torch.optim.AdamW(
+        stage.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay
+    )
+
+
+class Engine(ABC):
+    """Steps one stage."""
+
+    stage: Stage
+
+    def train_step(self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float) -> dict[str, Tensor]:
+        """One optimiser step on this worker's part of a batch; returns metrics averaged over all workers."""
+        self.stage.train()
+        result = self._forward(batch, noise)
+        self._step(result.loss, learning_rate)
+        self.stage.after_step(self.all_reduce)
+        return self._mean(result)
+
+    @torch.no_grad()
+    def evaluate(self, batch: WeightBatch, noise: KeyedNoise) -> dict[str, Tensor]:
+        """Metrics of a batch without learning from it, averaged over all workers."""
+        self.stage.eval()
+        return self._mean(self._forward(batch, noise))
+
+    @abstractmethod
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sums over all workers, in place."""
+
+    @abstractmethod
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state by parameter name, in full, on the CPU; every worker must call it."""
+
+    @abstractmethod
+    def set_moments(self, moments: dict[str, Tensor]) -> None:
+        """Takes back what `moments` gave, in whatever sharding this engine has."""
+
+    @abstractmethod
+    def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss: ...
+
+    @abstractmethod
+    def _step(self, loss: Tensor, learning_rate: float) -> None: ...
+
+    @property
+    @abstractmethod
+    def _num_workers(self) -> int: ...
+
+    def _mean(self, result: StageLoss) -> dict[str, Tensor]:
+        names = ["loss", *result.metrics]
+        stacked = torch.stack([result.loss.detach(), *result.metrics.values()]).float()
+        mean = self.all_reduce(stacked) / self._num_workers
+        return dict(zip(names, mean.unbind(), strict=True))
+
+
+class LocalEngine(Engine):
+    """One process, plain torch."""
+
+    _num_workers = 1
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._adam = _optimizer(stage)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Nothing to add."""
+        return tensor
+
+    def moments(self) -> dict[str, Tensor]:
+        """As torch keeps them."""
+        return _torch_moments(self.stage, self._adam)
+
+    def set_moments(self, moments: dict[str, Tensor]) -> None:
+        """Into torch's optimiser."""
+        _set_torch_moments(self.stage, self._adam, moments)
+
+    def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        return self.stage(batch, noise)
+
+    def _step(self, loss: Tensor, learning_rate: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.grad_clip)
+        self._adam.step()
+
+
+class DeepSpeedEngine(Engine):
+    """All Ray Train workers, by DeepSpeed ZeRO 0, 1 or 2, in float32.
+
+    Args:
+        stage: What to train.
+        zero_stage: What is sharded.
+        num_workers: Of the process group that Ray Train made.
+    """
+
+    def __init__(self, stage: Stage, zero_stage: int, num_workers: int) -> None:
+        import deepspeed
+
+        # Its shared-memory collectives serve inference only, and would compile for a minute at start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.stage = stage
+        self._zero_stage = zero_stage
+        self._workers = num_workers
+        self._adam = _optimizer(stage)
+        self._engine: Any = deepspeed.initialize(
+            model=stage,
+            optimizer=self._adam,  # pyright: ignore[reportArgumentType]
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": max(1, stage.config.batch_size // num_workers),
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": stage.config.grad_clip,
+                "zero_optimization": {"stage": zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 1_000_000_000,
+            },
+        )[0]
+
+    @property
+    def _num_workers(self) -> int:
+        return self._workers
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """By the process group's own backend."""
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def moments(self) -> dict[str, Tensor]:
+        """Gathered from all workers' shards."""
+        if self._zero_stage == 0:
+            return _torch_moments(self.stage, self._adam)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        full = {
+            f"{name}|{key}": safe_get_full_optimizer_state(parameter, key).detach().cpu().clone()
+            for name, parameter in self.stage.named_parameters()
+            for key in _MOMENTS
+        }
+        return full | {_STEP: next(self._steps()).detach().cpu().clone()}
+
+    def set_moments(self, moments: dict[str, Tensor]) -> None:
+        """Each worker takes its own shard."""
+        if self._zero_stage == 0:
+            _set_torch_moments(self.stage, self._adam, moments)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.stage.named_parameters():
+            for key in _MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[f"{name}|{key}"], key)
+        for step in self._steps():
+            step.copy_(moments[_STEP])
+
+    def _steps(self) -> Iterator[Tensor]:
+        for state in self._adam.state.values():
+            if _STEP in state:
+                yield state[_STEP]
+
+    def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        return self._engine(batch, noise)
+
+    def _step(self, loss: Tensor, learning_rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.backward(loss)
+        self._engine.step()
+
+
+def _torch_moments(stage: Stage, adam: torch.optim.AdamW) -> dict[str, Tensor]:
+    moments: dict[str, Tensor] = {}
+    for name, parameter in stage.named_parameters():
+        state = adam.state[parameter]
+        for key in _MOMENTS:
+            value = state.get(key, torch.zeros_like(parameter))
+            moments[f"{name}|{key}"] = value.detach().cpu().clone()
+        moments[_STEP] = torch.as_tensor(state.get(_STEP, 0.0)).detach().cpu().clone()
+    return moments
+
+
+def _set_torch_moments(stage: Stage, adam: torch.optim.AdamW, moments: dict[str, Tensor]) -> None:
+    for name, parameter in stage.named_parameters():
+        state = {key: moments[f"{name}|{key}"].to(parameter.device).clone() for key in _MOMENTS}
+        adam.state[parameter] = {**state, _STEP: moments[_STEP].clone()}

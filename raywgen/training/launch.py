@@ -1,0 +1,265 @@
+"""Launches runs: in this process, or on Ray Train workers with DeepSpeed.
+
+One launch may hold several runs, one after another on the same workers: starting workers costs more than
+training a small generator. The same call made again goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raywgen.config import ConfigError, save_config, to_yaml
+from raywgen.corpus import Corpus
+from raywgen.generators import DataSpec, Stage
+from raywgen.generators.bundle import build_generator
+from raywgen.training.config import TrainConfig
+from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, measure_references
+from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
+from raywgen.training.loop import BUNDLE, Checkpoints, LocalCheckpoints, Progress, Run, train_run
+from raywgen.training.runlog import read_metrics
+from raywgen.weights import ReferenceTable
+
+OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
+"""Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
+
+CONFIG = "config.yaml"
+_RAY = "ray_train"
+_LOCAL = "checkpoint"
+_POLL_SECONDS = 0.5
+_VALIDATION_SEED = 5
+
+
+def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None) -> None:
+    """Trains generators one after another; those already trained are left as they are.
+
+    Args:
+        configs: Runs that share a corpus and workers.
+        on_progress: Told of every new row of the metric logs.
+
+    Raises:
+        ConfigError: A run folder holds another run, or a batch does not divide among the workers.
+        CorpusError: The corpus cannot be read.
+    """
+    _check(configs)
+    left = [config for config in configs if not _is_done(config)]
+    if not left:
+        return
+    corpus = Corpus.open(left[0].corpus)
+    references, data = measure_references(corpus), data_spec(corpus)
+    for config in left:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        save_config(config, Path(config.out) / CONFIG)
+    with _Watcher(left, on_progress, references, data):
+        if left[0].num_workers == 0:
+            _train_here(left, corpus, references, data)
+        else:
+            _train_on_ray(left, corpus, references, data)
+
+
+def _check(configs: Sequence[TrainConfig]) -> None:
+    for config in configs:
+        kept = Path(config.out) / CONFIG
+        if kept.is_file() and kept.read_text() != to_yaml(config):
+            raise ConfigError(
+                f"{config.out} holds a run with another config ({kept}); give another `out`, or delete the folder"
+            )
+        if (config.corpus, config.num_workers) != (configs[0].corpus, configs[0].num_workers):
+            raise ConfigError("runs of one launch must share `corpus` and `num_workers`")
+        for stage in vars(config.generator).values():
+            batch_size = getattr(stage, "batch_size", 0)
+            if batch_size % max(1, config.num_workers):
+                raise ConfigError(
+                    f"batch_size={batch_size} does not divide among num_workers={config.num_workers}; "
+                    "give a multiple, so that every worker takes an equal part"
+                )
+
+
+def _is_done(config: TrainConfig) -> bool:
+    return (Path(config.out) / BUNDLE / "generator.json").is_file()
+
+
+def _facts(config: TrainConfig) -> dict[str, Any]:
+    return {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+
+
+def _orders(
+    config: TrainConfig, train: list[LayoutRows], held: list[LayoutRows], rank: int, num_workers: int
+) -> tuple[BatchOrder, BatchOrder | None]:
+    make = partial(
+        BatchOrder,
+        num_condition_samples=config.num_condition_samples,
+        num_query_samples=config.num_query_samples,
+        rank=rank,
+        num_workers=num_workers,
+    )
+    return make(train, seed=config.seed), make(held, seed=config.seed + _VALIDATION_SEED) if held else None
+
+
+def _train_here(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+    train = collect_rows(corpus.blocks(["train"]), corpus)
+    has_validation = corpus.select(split="validation").num_rows > 0
+    held = collect_rows(corpus.blocks(["validation"]), corpus) if has_validation else []
+    for config in configs:
+        order, validation = _orders(config, train, held, rank=0, num_workers=1)
+        checkpoints = LocalCheckpoints(Path(config.out) / _LOCAL)
+        run = Run(
+            index=0,
+            config=config,
+            build=partial(build_generator, config.method, config.generator, references, data, config.seed),
+            order=order,
+            validation=validation,
+            engine=LocalEngine,
+            checkpoints=checkpoints,
+            is_first_worker=True,
+            facts=_facts(config),
+        )
+        train_run(run, checkpoints.load())
+
+
+def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    first = configs[0]
+    has_validation = corpus.select(split="validation").num_rows > 0
+    streams = {"train": corpus.stream(["train"])}
+    if has_validation:
+        streams["validation"] = corpus.stream(["validation"])
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config={"configs": list(configs), "references": references, "data": data},
+        torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
+        run_config=ray.train.RunConfig(
+            name=_RAY,
+            storage_path=str(Path(first.out).absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+        datasets=dict(streams),
+        # Every worker sees all blocks and takes its part of each global batch.
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+    )
+    trainer.fit()
+
+
+class _RayCheckpoints:
+    """Reports progress to Ray Train, which keeps it in the run folder."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def save(self, progress: Progress) -> None:
+        """Every worker reports; the first one's carries the checkpoint."""
+        import ray.train
+
+        position = {"run": progress.run, "stage": progress.stage, "step": progress.step}
+        if self._rank > 0:
+            ray.train.report(position)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            progress.save(folder)
+            ray.train.report(position, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def worker_loop(payload: dict[str, Any]) -> None:
+    """What runs on every Ray Train worker; importable, so that it is not pickled by value."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    configs: list[TrainConfig] = payload["configs"]
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    corpus = Corpus.open(configs[0].corpus)
+    train = collect_rows(_blocks("train"), corpus)
+    held = collect_rows(_blocks("validation"), corpus) if corpus.select(split="validation").num_rows else []
+    progress = Progress()
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            progress = Progress.load(folder)
+    for index, config in enumerate(configs):
+        if index < progress.run:
+            continue
+        order, validation = _orders(config, train, held, rank, num_workers)
+        checkpoints: Checkpoints = _RayCheckpoints(rank)
+        run = Run(
+            index=index,
+            config=config,
+            build=partial(
+                build_generator, config.method, config.generator, payload["references"], payload["data"], config.seed
+            ),
+            order=order,
+            validation=validation,
+            engine=partial(_deepspeed, zero_stage=config.zero_stage, num_workers=num_workers),
+            checkpoints=checkpoints,
+            is_first_worker=rank == 0,
+            facts=_facts(config),
+        )
+        train_run(run, progress if index == progress.run else Progress())
+
+
+def _deepspeed(stage: Stage, zero_stage: int, num_workers: int) -> Engine:
+    return DeepSpeedEngine(stage, zero_stage, num_workers)
+
+
+def _blocks(name: str) -> Iterator[Any]:
+    import ray.train
+
+    return iter(ray.train.get_dataset_shard(name).iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+class _Watcher:
+    """Tells the caller of new rows in the runs' metric logs while workers write them."""
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        on_progress: OnProgress | None,
+        references: ReferenceTable,
+        data: DataSpec,
+    ) -> None:
+        self._configs = configs
+        self._on_progress = on_progress
+        self._seen: dict[str, int] = {config.out: len(read_metrics(config.out)) for config in configs}
+        self._steps = {
+            config.out: {
+                stage.name: stage.config.num_steps
+                for stage in build_generator(config.method, config.generator, references, data, 0).stages()
+            }
+            for config in configs
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        if self._on_progress is not None:
+            self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._on_progress is not None:
+            self._thread.join()
+            self._tell()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            self._tell()
+
+    def _tell(self) -> None:
+        assert self._on_progress is not None
+        for config in self._configs:
+            rows = read_metrics(config.out)
+            for row in rows[self._seen[config.out] :]:
+                total = self._steps[config.out][row["stage"]]
+                self._on_progress(config.out, row["stage"], row["step"] + 1, total, row)
+            self._seen[config.out] = len(rows)

@@ -1,0 +1,58 @@
+"""What a run writes down as it goes: a JSONL metric log and TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class RunLog:
+    """Appends scalars to a run folder; one worker holds one.
+
+    Args:
+        folder: The run folder.
+        resumed: Stage name -> first step that will be written again; later rows of it are dropped, and so are
+            all rows of stages that are not named.
+    """
+
+    def __init__(self, folder: str | Path, resumed: dict[str, int]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = Path(folder) / METRICS
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(folder) if row["step"] < resumed.get(row["stage"], 0)]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._offset = kept[-1]["time"] if kept else 0.0
+        self._begin = time.monotonic()
+        self._writer = SummaryWriter(str(Path(folder) / TENSORBOARD))
+
+    def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
+        """One row: all scalars of a step."""
+        elapsed = round(self._offset + time.monotonic() - self._begin, 3)
+        with self._path.open("a") as log:
+            log.write(json.dumps({"stage": stage, "step": step, "time": elapsed, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard's file."""
+        self._writer.close()
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All whole rows of a run folder's metric log; a row that is cut off, as by a kill, is skipped."""
+    path = Path(folder) / METRICS
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,51 @@
+"""A Ray session for a command: the cluster that is there, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here and stops it afterwards.
+
+    A session that is there already, as in tests and in jobs, is used and left running.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.ERROR)
+        else:
+            # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
+            num_cpus = max(2, os.cpu_count() or 1)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus + 1,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    _quieten_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten_ray_data() -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

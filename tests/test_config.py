@@ -1,0 +1,167 @@
+"""Configs: defaults, file and overrides in this order; messages that name the key; a complete round trip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raywgen.config import ConfigError, load_config, save_config, to_yaml
+
+
+@dataclass
+class Optimiser:
+    learning_rate: float = 1e-3
+    num_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    name: str = "adam"
+
+
+@dataclass
+class Run:
+    seed: int = 0
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    networks: list[list[int]] = field(default_factory=lambda: [[64, 14, 2]])
+    recipe: dict[str, Any] = field(default_factory=dict)
+    note: str | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+
+
+@dataclass
+class NeedsPath:
+    path: str
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_then_file_then_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\noptimiser:\n  num_steps: 7\n  learning_rate: 2e-4\n")
+    config = load_config(Run, path, ["optimiser.num_steps=9"])
+    assert config == Run(seed=3, optimiser=Optimiser(num_steps=9, learning_rate=2e-4))
+    assert load_config(Run) == Run()
+    assert load_config(Run, write(tmp_path, "")) == Run()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=7", Run(seed=7)),
+        ("optimiser.learning_rate=1e-2", Run(optimiser=Optimiser(learning_rate=0.01))),
+        ("optimiser.betas=[0.5,0.9]", Run(optimiser=Optimiser(betas=(0.5, 0.9)))),
+        ("networks=[[8,4],[8,2]]", Run(networks=[[8, 4], [8, 2]])),
+        ("recipe.name=digits", Run(recipe={"name": "digits"})),
+        ("note=a=b", Run(note="a=b")),
+        ("note=null", Run()),
+        ("resume=true", Run(resume=True)),
+    ],
+)
+def test_override_syntax(override: str, expected: Run) -> None:
+    assert load_config(Run, None, [override]) == expected
+
+
+def test_numbers_read_alike_from_file_and_command_line(tmp_path: Path) -> None:
+    from_file = load_config(Run, write(tmp_path, "recipe:\n  rate: 1e-3\n"))
+    assert from_file.recipe == {"rate": 0.001}
+    assert load_config(Run, None, ["recipe.rate=1e-3"]) == from_file
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("sede=1", r"unknown key 'sede' in the command line; did you mean 'seed'\?"),
+        ("optimiser.num_step=1", r"unknown key 'optimiser\.num_step' .* did you mean 'optimiser\.num_steps'\?"),
+        ("seed=many", r"the command line: seed: Value 'many' .* Integer"),
+        ("seed=1.5", r"seed: Value '1\.5' .* Integer"),
+        ("seed=null", r"seed: .*'None'"),
+        ("optimiser.betas=[a,b]", r"the command line: optimiser: Value could not be converted to Float"),
+        ("networks=3", r"networks: "),
+        ("optimiser=3", r"'optimiser' in the command line holds a group of keys, not 3"),
+        ("seed", r"'seed' is not an override; write it as key=value"),
+        ("=3", r"'=3' is not an override"),
+        ("note=[a", r"cannot read the overrides \['note=\[a'\]"),
+        ("note=${nowhere}", r"note: Interpolation key 'nowhere' not found"),
+        ("seed=-1", r"seed must be at least 0, not -1"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(Run, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("sede: 1", r"unknown key 'sede' in .*run\.yaml; did you mean 'seed'\?"),
+        ("optimiser:\n  beta: 1", r"unknown key 'optimiser\.beta' in .*run\.yaml; did you mean 'optimiser\.betas'\?"),
+        ("3: 4", r"unknown key '3' in .*run\.yaml"),
+        ("seed: [1, 2]", r"run\.yaml: seed: .* Integer"),
+        ("optimiser: fast", r"'optimiser' in .*run\.yaml holds a group of keys, not 'fast'"),
+        ("- a\n- b", r"run\.yaml must hold `key: value` lines, not a list"),
+        ("3", r"run\.yaml .* must hold `key: value` lines"),
+        ("seed: 1\n\tx: 2", r"run\.yaml is not valid YAML"),
+        ("seed: 1\nseed: 2", r"run\.yaml is not valid YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(Run, write(tmp_path, text))
+
+
+def test_unreadable_and_missing_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with pytest.raises(ConfigError, match=r"run\.yaml does not exist"):
+        load_config(Run, path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
+        load_config(Run, path)
+
+
+def test_a_value_without_default_must_be_given() -> None:
+    with pytest.raises(ConfigError, match="path"):
+        load_config(NeedsPath)
+    assert load_config(NeedsPath, None, ["path=runs/a"]) == NeedsPath("runs/a")
+
+
+# "${" and "???" mean something to OmegaConf; surrogates and control characters are no text that YAML holds.
+texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20).filter(
+    lambda text: "${" not in text and text != "???"
+)
+scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | texts
+configs = st.builds(
+    Run,
+    seed=st.integers(0, 2**60),
+    optimiser=st.builds(
+        Optimiser,
+        learning_rate=st.floats(allow_nan=False),
+        num_steps=st.integers(-(2**40), 2**40),
+        betas=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+        name=texts,
+    ),
+    networks=st.lists(st.lists(st.integers(1, 999), max_size=4), max_size=3),
+    recipe=st.dictionaries(
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True), scalars | st.lists(scalars, max_size=3), max_size=4
+    ),
+    note=st.none() | texts,
+    resume=st.booleans(),
+)
+
+
+@given(config=configs)
+@settings(max_examples=120, deadline=None)
+def test_a_saved_config_comes_back_unchanged(tmp_path_factory: pytest.TempPathFactory, config: Run) -> None:
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    save_config(config, path)
+    assert path.read_text(encoding="utf-8") == to_yaml(config)
+    assert load_config(Run, path) == config

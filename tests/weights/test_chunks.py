@@ -1,0 +1,51 @@
+"""Chunks: cut and join without loss, and places described alike for every layout.
+
+Shape legend: B networks, D values, M chunks, K values of a chunk, G place features.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from raywgen.weights import Layout
+from raywgen.weights.chunks import chunk_mask, from_chunks, num_chunks, num_place_features, place_features, to_chunks
+
+
+@pytest.fixture
+def layout() -> Layout:
+    return Layout.from_state_dict(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).state_dict())
+
+
+@given(st.integers(1, 4), st.integers(1, 60), st.integers(1, 20))
+@settings(max_examples=80, deadline=None)
+def test_chunks_join_to_what_was_cut(num_networks: int, num_values: int, chunk_length: int) -> None:
+    values_BD = torch.arange(num_networks * num_values, dtype=torch.float32).reshape(num_networks, num_values) + 1
+    chunks_BMK = to_chunks(values_BD, chunk_length)
+    assert chunks_BMK.shape == (num_networks, -(-num_values // chunk_length), chunk_length)
+    assert torch.equal(from_chunks(chunks_BMK, num_values), values_BD)
+    assert torch.count_nonzero(chunks_BMK) == values_BD.numel()
+
+
+@pytest.mark.parametrize("chunk_length", [1, 4, 7, 1000])
+def test_mask_counts_the_values(layout: Layout, chunk_length: int) -> None:
+    mask_MK = chunk_mask(layout, chunk_length)
+    assert mask_MK.shape == (num_chunks(layout, chunk_length), chunk_length)
+    assert int(mask_MK.sum()) == layout.num_values
+
+
+@pytest.mark.parametrize("chunk_length", [1, 4, 7, 1000])
+def test_places_are_finite_bounded_and_differ(layout: Layout, chunk_length: int) -> None:
+    places_MG = place_features(layout, chunk_length)
+    assert places_MG.shape == (num_chunks(layout, chunk_length), num_place_features())
+    assert bool(torch.isfinite(places_MG).all())
+    assert float(places_MG.abs().max()) <= 2.0
+    assert len(torch.unique(places_MG, dim=0)) == len(places_MG)
+
+
+def test_places_are_a_function_of_the_layout_alone(layout: Layout) -> None:
+    again = Layout.from_json(layout.to_json())
+    assert torch.equal(place_features(again, 4), place_features(layout, 4))
