@@ -16,8 +16,8 @@ from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.progress import Reporter
-from raywgen.training.session import ray_session
 from raywgen.training import TrainConfig, launch
+from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig, train_zoo
 
 RUN = "run.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: T
     for name, tensor in layout.unpack(packed_NP).items():
         if not tensor.is_floating_point():
             continue
-        bad_N = ~torch.isfinite(tensor).reshape(len(facts), tensor[0].numel()).all(dim=1)
+        bad_N = ~torch.isfinite(tensor).reshape(len(facts), math.prod(tensor.shape[1:])).all(dim=1)
         if bool(bad_N.any()):
             checkpoint = facts[int(bad_N.nonzero()[0])].checkpoint_id
             raise NonFiniteWeightsError(

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from raywgen.evaluation.report_inputs import NoveltyPoint
 
@@ -69,17 +69,19 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
 
     def draw(width: int) -> Figure:
         narrow = width == _NARROW
-        pitch, left, right = (50, 6, 10) if narrow else (36, 250, 64)
+        pitch, left, right = (50, 6, 46) if narrow else (36, 236, 54)
         positions = _positions(rows)
         height = pitch * (positions[-1] + 1) + 58
         figure, axes = _axes(width, height, left=left, right=right, bottom=48, top=10)
         axes.set(xlim=limits, ylim=(positions[-1] + 0.5, -0.5), yticks=[], xlabel="balanced accuracy, points")
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8, integer=True))
+        axes.xaxis.set_major_locator(MultipleLocator(_tick_step(limits)))
         if original is not None:
             axes.axvline(original, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        inside = width - left - right
+        edges = (-left / inside, 1 + right / inside)
         for row, position in zip(rows, positions, strict=True):
-            _ladder_row(axes, row, position, narrow)
+            _ladder_row(axes, row, position, edges, narrow)
         return figure
 
     return _responsive(draw, title)
@@ -91,12 +93,19 @@ def _positions(rows: Sequence[LadderRow]) -> list[float]:
     return [index + gap for index, gap in enumerate([0.0, *gaps])]
 
 
-def _ladder_row(axes: Axes, row: LadderRow, position: float, narrow: bool) -> None:
+def _tick_step(limits: tuple[float, float]) -> float:
+    span = limits[1] - limits[0]
+    return 10 if span > 30 else 5 if span > 10 else 1
+
+
+def _ladder_row(axes: Axes, row: LadderRow, position: float, edges: tuple[float, float], narrow: bool) -> None:
+    """One row; `edges` are the figure's left and right edge in units of the axes' width."""
     colour = ACCENT if row.is_generated else INK if row.group == "ladder" else MUTED
     weight = "bold" if row.is_generated else "normal"
     middle = position + 0.2 if narrow else position
     if row.is_generated:
-        axes.axhspan(position - 0.48, position + 0.48, color=TINT, linewidth=0, zorder=0)
+        band = axes.axhspan(position - 0.48, position + 0.48, *edges, color=TINT, linewidth=0, zorder=0)
+        band.set_clip_on(False)
     axes.axhline(middle, color=LINE, linewidth=1, zorder=1)
     spread = 0.2 if narrow else 0.3
     for index, (accuracy, interval, marker) in enumerate(row.dots):
@@ -117,10 +126,12 @@ def _ladder_row(axes: Axes, row: LadderRow, position: float, narrow: bool) -> No
             clip_on=False,
         )
     place = axes.get_yaxis_transform()
-    text_height = position - 0.24 if narrow else position
-    label_place, value_place = ((0.0, "left"), (1.0, "right")) if narrow else ((-0.018, "right"), (1.1, "right"))
-    for (x, side), text in ((label_place, row.label), (value_place, f"{row.mean:.1f}")):
-        axes.text(x, text_height, text, transform=place, ha=side, va="center", color=colour, fontweight=weight)
+    type_look: dict[str, Any] = {"transform": place, "va": "center", "color": colour, "fontweight": weight}
+    if narrow:
+        axes.text(0, position - 0.24, row.label, ha="left", **type_look)
+    else:
+        axes.text(-0.02, position, row.label, ha="right", **type_look)
+    axes.text(edges[1] - 0.015, middle, f"{row.mean:.1f}", ha="right", **type_look)
 
 
 def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, title: str) -> Markup:
@@ -138,6 +149,7 @@ def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, titl
         axes.set(xlabel="distance to the nearest stored network, in weights", ylabel="share of errors in common")
         axes.grid(color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
+        axes.tick_params(pad=9)
         axes.axvline(reference_distance, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         right_half = reference_distance > 0.55 * furthest
         axes.annotate(
@@ -167,6 +179,7 @@ def loss_plot(train: Series, validation: Series, title: str) -> Markup:
     values = [value for _, value in (*train, *validation)]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     for series, colour, width in ((train, MUTED, 1.4), (validation, ACCENT, 2.0)):
         if series:
@@ -198,8 +211,9 @@ def sparkline(series: Series) -> Markup:
     points = thinned(series, most=60)
     low, high = (pick(value for _, value in points) for pick in (min, max))
     first, last = points[0][0], points[-1][0]
+    bottom = 19 if high > low else 10
     path = " ".join(
-        f"{1 + 88 * (step - first) / (last - first or 1):.1f},{19 - 18 * (value - low) / (high - low or 1):.1f}"
+        f"{1 + 88 * (step - first) / (last - first or 1):.1f},{bottom - 18 * (value - low) / (high - low or 1):.1f}"
         for step, value in points
     )
     return Markup(f'<svg class="spark" viewBox="0 0 90 20" aria-hidden="true"><polyline points="{path}"/></svg>')

@@ -86,7 +86,7 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
         "written": datetime.now().astimezone(),
         "evaluation": evaluation,
         "cards": _cards(evaluation),
-        "ladders": [_ladder(evaluation, split, markers) for split in SPLITS[::-1] if _has(evaluation, split)],
+        "ladders": [_ladder(evaluation, split, markers) for split in SPLITS if _has(evaluation, split)],
         "signs": [(sign, layout) for layout, (_, sign) in markers.items()],
         "groups": _table(evaluation),
         "splits": [split for split in SPLITS if _has(evaluation, split)],
@@ -146,7 +146,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     baseline = _best_baseline(evaluation, "unseen")
     wanted = [("unseen", "generated", "Generated, unseen tasks"), ("unseen", "original", "Trained, unseen tasks")]
     if baseline:
-        wanted.append(("unseen", baseline.name, "Best baseline, unseen tasks"))
+        wanted.append(("unseen", baseline.name, "Best baseline, unseen"))
     wanted.append(("seen", "generated", "Generated, seen tasks"))
     generated = _mean(_cells(evaluation, "unseen", "generated"))
     cards = []
@@ -246,7 +246,7 @@ def _novelty(novelty: Novelty) -> dict[str, Any]:
     if generated := medians.get("generated"):
         ratio = generated["distance"] / novelty.reference_distance
         title = (
-            f"Generated networks lie {ratio:.2f} reference distances from the nearest stored network "
+            f"Generated networks lie {ratio:.2f} times the reference distance from the nearest stored network "
             f"and share {100 * generated['overlap']:.0f} % of its errors"
         )
     plot = novelty_plot(novelty.points, novelty.reference_distance, title)
@@ -300,7 +300,9 @@ def _codebook(codebook: Codebook) -> dict[str, Any]:
     unused = sum(level["unused"] for level in levels)
     low, high = (round(pick(level["perplexity"] for level in levels)) for pick in (min, max))
     perplexity = f"{low}" if low == high else f"{low} to {high}"
-    used = "Every code is in use" if not unused else f"{unused} of {codebook.codes * len(levels)} codes are never used"
+    used = (
+        "Every code is in use" if not unused else f"{unused} of {codebook.codes * len(levels):,} codes are never used"
+    )
     return {"title": f"{used}; perplexity {perplexity} of {codebook.codes} per level", "levels": levels}
 
 

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 SCHEMA_VERSION = 1
 GROUPS = ("ladder", "baseline", "ablation")
-SPLITS = ("seen", "unseen")
+SPLITS = ("unseen", "seen")
+"""In the order of the report: what shows that a generator has learned something comes first."""
 _REMEDY = "run `raywgen evaluate` again"
 
 

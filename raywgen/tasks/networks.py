@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def mlp(widths: Sequence[int]) -> nn.Module:
     if len(widths) < 2 or min(widths) < 1:
         raise TaskError(f"widths={list(widths)}: give at least two positive widths, for instance [64, 14, 2]")
     modules: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in itertools.pairwise(widths):
         modules += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*modules[:-1])
 

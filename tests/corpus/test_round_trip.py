@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.corpus import Corpus, packed_tensor
+from raywgen.corpus import Corpus, packed_tensor, verify_corpus, write_shard
 from raywgen.corpus.shards import read_shard
 from raywgen.weights import Layout, StateDict
 from tests.corpus import builders
@@ -143,6 +143,17 @@ def test_packed_tensor_shares_the_shards_memory_and_warns_of_nothing(
 def test_record_batches_hold_at_most_512_rows(opened: tuple[Corpus, dict[str, StateDict]]) -> None:
     table = read_shard(opened[0].storage, "weights/a-narrow.arrow")
     assert [batch.num_rows for batch in table.to_batches()] == [512, 88]
+
+
+def test_a_shard_may_be_empty(tmp_path: Path) -> None:
+    """As when every network of a stack diverged."""
+    states = builders.states("net", 2, 2, 0)
+    layout = Layout.from_state_dict(states["net0"])
+    empty = write_shard(str(tmp_path), "a", layout, [], torch.empty(0, layout.num_bytes, dtype=torch.uint8))
+    corpus = builders.commit(tmp_path, [empty, builders.shard(tmp_path, "b", states)], [layout])
+    assert corpus.facts["checkpoint_id"].to_pylist() == ["net0", "net1"]
+    assert [block.num_rows for block in corpus.blocks(["train"])] == [2]
+    assert verify_corpus(tmp_path) == []
 
 
 def test_a_corpus_behind_a_uri_reads_the_same(tmp_path: Path) -> None:

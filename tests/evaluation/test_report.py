@@ -219,7 +219,7 @@ def test_titles_say_the_finding(whole_run: Path) -> None:
     )
     assert "Tokenizer: validation loss lowest at the end" in text
     assert "Prior: validation loss lowest at step 4,200" in text
-    assert "9 of 1024 codes are never used" in text
+    assert "9 of 1,024 codes are never used" in text
 
 
 def test_a_difference_inside_the_intervals_is_reported_as_none(tmp_path: Path) -> None:

@@ -1,0 +1,9 @@
+"""Writes networks by a trained generator: `python jobs/generate.py CONFIG key=value`, or the same behind `ray job submit ... --`."""
+
+import sys
+
+from raywgen.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["generate"]
+    main()

@@ -1,0 +1,1 @@
+"""One file per benchmark; `jobs/benchmark.py` only calls them."""

@@ -1,0 +1,63 @@
+"""Benchmarks by name: a table for people, and as the last line one JSON object for machines."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from raywgen.config import load_config
+
+BENCHMARKS = {"demo": "raywgen.benchmarks.demo_figures"}
+
+
+class Benchmark(Protocol):
+    """A benchmark module: its config, and what measures."""
+
+    Config: type[Any]
+
+    def measure(self, config: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """Figures by name, and the conditions they were taken under."""
+        ...
+
+
+class UnknownBenchmarkError(ValueError):
+    """No benchmark has that name."""
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Measures and returns what the last line holds.
+
+    Raises:
+        UnknownBenchmarkError: There is no such benchmark; the nearest is named.
+        ConfigError: A setting is unknown or wrong.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
+        raise UnknownBenchmarkError(
+            f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
+        )
+    module: Any = importlib.import_module(BENCHMARKS[name])
+    config = load_config(module.Config, None, arguments[1:])
+    figures, conditions = module.measure(config)
+    return {"benchmark": name, "figures": figures, "conditions": conditions}
+
+
+def main() -> None:
+    """Entry point of `jobs/benchmark.py`."""
+    try:
+        result = run(sys.argv[1:])
+    except (ValueError, KeyError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    table = Table("figure", "value", title=f"benchmark {result['benchmark']}")
+    for name, value in result["figures"].items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+    print(json.dumps(result))
