@@ -1,1 +1,25 @@
-"""raywgen: train generators of neural-network weights on a Ray cluster, and put them to use."""
+"""raywgen: train generators of neural-network weights on a Ray cluster, and put them to use.
+
+    generator = raywgen.load("runs/demo/igpg")
+    model = generator.fill(MyNet(), instruction="Is the digit one of 1, 4 or 7?", data=(samples, labels))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raywgen.generation import TrainedGenerator
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path) -> TrainedGenerator:
+    """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.load`."""
+    # Imported late: the science below must import where Ray is not installed.
+    from raywgen.generation import load as load_generator
+
+    return load_generator(path)

@@ -134,19 +134,22 @@ def _ladder_row(axes: Axes, row: LadderRow, position: float, edges: tuple[float,
     axes.text(edges[1] - 0.015, middle, f"{row.mean:.1f}", ha="right", **type_look)
 
 
-def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, title: str) -> Markup:
-    """Distance to the nearest stored network against the errors shared with it; a copy lies at the upper left."""
-    looks = {
-        "original": {"marker": "s", "s": 30, "facecolor": PAPER, "edgecolor": INK, "linewidth": 1.1},
-        "noise": {"marker": "x", "s": 28, "color": MUTED, "linewidth": 1.2},
-        "generated": {"marker": "o", "s": 36, "facecolor": ACCENT, "edgecolor": PAPER, "linewidth": 0.8},
-    }
+NOVELTY_SIGNS = {"generated": "●", "original": "□", "noise": "✕"}
+"""The kinds of networks in the novelty plot, in reading order, with the signs for them in text."""
+_NOVELTY_LOOKS: dict[str, dict[str, Any]] = {
+    "generated": {"marker": "o", "s": 36, "facecolor": ACCENT, "edgecolor": PAPER, "linewidth": 0.8},
+    "original": {"marker": "s", "s": 30, "facecolor": PAPER, "edgecolor": INK, "linewidth": 1.1},
+    "noise": {"marker": "x", "s": 28, "color": MUTED, "linewidth": 1.2},
+}
+
+
+def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, furthest: float, title: str) -> Markup:
+    """Distance to the nearest stored network against overlap of errors with it; a copy lies at the upper left."""
 
     def draw(width: int) -> Figure:
-        figure, axes = _axes(width, 330 if width == _NARROW else 420, left=52, right=14, bottom=50, top=16)
-        furthest = max([reference_distance, *(point.weight_distance for point in points)])
+        figure, axes = _axes(width, 330 if width == _NARROW else 420, left=52, right=14, bottom=50, top=30)
         axes.set(xlim=(0, 1.08 * furthest), ylim=(-0.02, 1.03))
-        axes.set(xlabel="distance to the nearest stored network, in weights", ylabel="share of errors in common")
+        axes.set(xlabel="distance to the nearest stored network, in weights", ylabel="overlap of errors")
         axes.grid(color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(pad=9)
@@ -155,16 +158,15 @@ def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, titl
         axes.annotate(
             "reference distance",
             (reference_distance, 1.0),
-            xytext=(-7 if right_half else 7, 0),
+            xytext=(4 if right_half else -4, 12),
             textcoords="offset points",
             ha="right" if right_half else "left",
-            va="center",
+            va="bottom",
             color=MUTED,
-            fontsize=11.5,
         )
         axes.plot(0, 1, marker="o", markersize=11, color="none", markeredgecolor=MUTED, clip_on=False)
-        axes.annotate("a copy", (0, 1), xytext=(12, 0), textcoords="offset points", va="center", color=MUTED)
-        for kind, look in looks.items():
+        axes.annotate("a copy", (0, 1), xytext=(-5, 12), textcoords="offset points", va="bottom", color=MUTED)
+        for kind, look in reversed(_NOVELTY_LOOKS.items()):
             chosen = [(point.weight_distance, point.error_overlap) for point in points if point.kind == kind]
             if chosen:
                 axes.scatter(*zip(*chosen, strict=True), zorder=3, clip_on=False, **look)

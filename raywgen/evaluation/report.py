@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raywgen.evaluation.plots import (
     MARKERS,
+    NOVELTY_SIGNS,
     LadderRow,
     codebook_plot,
     ladder_plot,
@@ -27,7 +28,7 @@ from raywgen.evaluation.report_inputs import (
     Cell,
     Codebook,
     Evaluation,
-    Novelty,
+    NoveltyPoint,
     ReportError,
     Rung,
     StageLog,
@@ -38,8 +39,7 @@ from raywgen.evaluation.report_inputs import (
 __all__ = ["ReportError", "write_report"]
 
 _GROUP_TITLES = {"ladder": "Ladder", "baseline": "Baselines", "ablation": "Ablations"}
-_KIND_TITLES = {"generated": "generated", "original": "trained on the task", "noise": "noise of the same size"}
-_KIND_SIGNS = {"generated": "●", "original": "□", "noise": "✕"}
+_RETRIEVAL = "nearest"  # what the names of the baselines that look up a stored network start with
 _LOSSES = ("loss", "val_loss")
 
 
@@ -91,7 +91,7 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
         "groups": _table(evaluation),
         "splits": [split for split in SPLITS if _has(evaluation, split)],
         "num_networks": sorted({cell.num_networks for cell in evaluation.cells}),
-        "novelty": _novelty(evaluation.novelty) if evaluation.novelty and evaluation.novelty.points else None,
+        "novelty": [_novelty(evaluation, split) for split in SPLITS if _points(evaluation, split)],
         "stages": [_stage(log) for log in logs],
         "num_unreadable": num_unreadable,
         "codebook": _codebook(evaluation.codebook) if evaluation.codebook else None,
@@ -116,18 +116,24 @@ def _cells(evaluation: Evaluation, split: str, rung: str) -> list[Cell]:
 
 
 def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
-    """Mean over layouts and half its 95 % interval, in points; the layouts' networks are independent."""
+    """Mean over layouts and half its 95 % interval, in points.
+
+    The layouts are measured on the same tasks, so their errors may go together: the mean of their intervals holds
+    however strongly they do.
+    """
     if not cells:
         return None
-    interval = math.sqrt(sum(cell.ci95**2 for cell in cells)) / len(cells)
-    return 100 * fmean(cell.accuracy for cell in cells), 100 * interval
+    return 100 * fmean(cell.accuracy for cell in cells), 100 * fmean(cell.ci95 for cell in cells)
 
 
-def _best_baseline(evaluation: Evaluation, split: str) -> Rung | None:
+def _best_baseline(evaluation: Evaluation, split: str, prefix: str = "") -> Rung | None:
+    """The most accurate of the baselines whose name starts so."""
     means = {
         rung: mean[0]
         for rung in evaluation.rungs
-        if rung.group == "baseline" and (mean := _mean(_cells(evaluation, split, rung.name)))
+        if rung.group == "baseline"
+        and rung.name.startswith(prefix)
+        and (mean := _mean(_cells(evaluation, split, rung.name)))
     }
     return max(means, key=lambda rung: means[rung], default=None)
 
@@ -136,35 +142,34 @@ def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
     """How generated networks stand to others; a difference inside the joint interval is reported as none."""
     difference = generated[0] - other[0]
     if abs(difference) <= math.hypot(generated[1], other[1]):
-        return "level with"
-    return f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
+        return "level with it"
+    return f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'} it"
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The headline figures: generated networks on each split, and what they are measured against."""
-    rungs = {rung.name: rung for rung in evaluation.rungs}
-    baseline = _best_baseline(evaluation, "unseen")
-    wanted = [("unseen", "generated", "Generated, unseen tasks"), ("unseen", "original", "Trained, unseen tasks")]
-    if baseline:
-        wanted.append(("unseen", baseline.name, "Best baseline, unseen"))
-    wanted.append(("seen", "generated", "Generated, seen tasks"))
+    """The headline figures: generated networks, and on unseen tasks what they are measured against."""
     generated = _mean(_cells(evaluation, "unseen", "generated"))
-    cards = []
-    for split, name, title in wanted:
-        mean = _mean(_cells(evaluation, split, name)) if name in rungs else None
-        if mean is None:
-            continue
-        if name == "generated":
-            note = f"best of {evaluation.best_of}" if evaluation.best_of else rungs[name].label
-        else:
-            note = f"generated is {_compare(generated, mean)} it" if generated else rungs[name].label
-            note = note.replace("level with it", "level with it, within the intervals")
-        if baseline and name == baseline.name:
-            note = f"{baseline.label}; {note}"
-        cards.append(
-            {"title": title, "value": mean[0], "interval": mean[1], "note": note, "accent": name == "generated"}
-        )
-    return cards
+    budget = f"best of {evaluation.best_of}" if evaluation.best_of else ""
+    cards = [_card("Generated, unseen", generated, budget, accent=True)]
+    rungs = {rung.name: rung for rung in evaluation.rungs}
+    rivals = {
+        "Trained, unseen": rungs.get("original"),
+        "Best stored, unseen": _best_baseline(evaluation, "unseen", prefix=_RETRIEVAL),
+        "Best baseline, unseen": _best_baseline(evaluation, "unseen"),
+    }
+    if rivals["Best stored, unseen"] == rivals["Best baseline, unseen"]:
+        del rivals["Best stored, unseen"]
+    for title, rung in rivals.items():
+        mean = _mean(_cells(evaluation, "unseen", rung.name)) if rung else None
+        if rung and mean:
+            stands = f"; generated is {_compare(generated, mean)}" if generated else ""
+            cards.append(_card(title, mean, rung.label + stands))
+    cards.append(_card("Generated, seen", _mean(_cells(evaluation, "seen", "generated")), budget, accent=True))
+    return [card for card in cards if card]
+
+
+def _card(title: str, mean: tuple[float, float] | None, note: str, accent: bool = False) -> dict[str, Any] | None:
+    return mean and {"title": title, "value": mean[0], "interval": mean[1], "note": note, "accent": accent}
 
 
 def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
@@ -195,9 +200,9 @@ def _ladder_finding(evaluation: Evaluation, split: str) -> str:
     baseline = _best_baseline(evaluation, split)
     against = _mean(_cells(evaluation, split, baseline.name)) if baseline else None
     if baseline and against:
-        text += f", {_compare(generated, against)} the best baseline ({_lower(baseline.label)})"
+        text += f", {_compare(generated, against).removesuffix('it')}the best baseline ({_lower(baseline.label)})"
     original = _mean(_cells(evaluation, split, "original"))
-    return text + (f" and {_compare(generated, original)} trained ones" if original else "")
+    return text + (f" and {_compare(generated, original).removesuffix('it')}trained ones" if original else "")
 
 
 def _lower(label: str) -> str:
@@ -230,27 +235,36 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [group for group in groups if group["rungs"]]
 
 
-def _novelty(novelty: Novelty) -> dict[str, Any]:
+def _points(evaluation: Evaluation, split: str) -> list[NoveltyPoint]:
+    return [point for point in evaluation.novelty.points if point.split == split] if evaluation.novelty else []
+
+
+def _novelty(evaluation: Evaluation, split: str) -> dict[str, Any]:
+    assert evaluation.novelty is not None
+    reference_distance = evaluation.novelty.reference_distance
+    # One axis for both splits, so that they can be compared.
+    furthest = max([reference_distance, *(point.weight_distance for point in evaluation.novelty.points)])
+    points = _points(evaluation, split)
+    labels = {rung.name: rung.label for rung in evaluation.rungs}
     medians = {}
-    for kind in _KIND_TITLES:
-        points = [point for point in novelty.points if point.kind == kind]
-        if points:
+    for kind, sign in NOVELTY_SIGNS.items():
+        chosen = [point for point in points if point.kind == kind]
+        if chosen:
             medians[kind] = {
-                "sign": _KIND_SIGNS[kind],
-                "title": _KIND_TITLES[kind],
-                "num": len(points),
-                "distance": median(point.weight_distance for point in points),
-                "overlap": median(point.error_overlap for point in points),
+                "sign": sign,
+                "title": labels[kind],
+                "num": len(chosen),
+                "distance": median_low(point.weight_distance for point in chosen),
+                "overlap": median_low(point.error_overlap for point in chosen),
             }
-    title = "Distance to the nearest stored network"
-    if generated := medians.get("generated"):
-        ratio = generated["distance"] / novelty.reference_distance
+    title = f"On {split} tasks, distance to the nearest stored network"
+    if (generated := medians.get("generated")) and reference_distance:
         title = (
-            f"Generated networks lie {ratio:.2f} times the reference distance from the nearest stored network "
-            f"and share {100 * generated['overlap']:.0f} % of its errors"
+            f"On {split} tasks, generated networks lie {generated['distance'] / reference_distance:.2f} times the "
+            f"reference distance from the nearest stored network; their errors overlap by "
+            f"{100 * generated['overlap']:.0f} %"
         )
-    plot = novelty_plot(novelty.points, novelty.reference_distance, title)
-    return {"title": title, "plot": plot, "medians": medians}
+    return {"title": title, "plot": novelty_plot(points, reference_distance, furthest, title), "medians": medians}
 
 
 def _stage(log: StageLog) -> dict[str, Any]:

@@ -45,9 +45,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoveltyPoint:
-    """One network against the stored network nearest to it: distance in weights, share of errors in common."""
+    """One network against the stored network nearest to it; `kind` is the name of a rung.
+
+    `error_overlap` is the errors of both over the errors of either.
+    """
 
     kind: str
+    split: str
     weight_distance: float
     error_overlap: float
 
@@ -119,11 +123,15 @@ class Evaluation:
         return evaluation
 
     def _check_names(self) -> None:
+        points = self.novelty.points if self.novelty else ()
         known = {
             "group": (GROUPS, [rung.group for rung in self.rungs]),
-            "rung": ([rung.name for rung in self.rungs], [cell.rung for cell in self.cells]),
+            "rung": (
+                [rung.name for rung in self.rungs],
+                [*(cell.rung for cell in self.cells), *(point.kind for point in points)],
+            ),
             "layout": (self.layouts, [cell.layout for cell in self.cells]),
-            "split": (SPLITS, [cell.split for cell in self.cells]),
+            "split": (SPLITS, [row.split for row in (*self.cells, *points)]),
         }
         for what, (allowed, used) in known.items():
             if unknown := sorted(set(used) - set(allowed)):
@@ -204,18 +212,17 @@ def _cell(row: Mapping[str, Any]) -> Cell:
 
 
 def _novelty(content: Mapping[str, Any]) -> Novelty:
-    # A network without errors shares none: its overlap is not a number, and it has no place in the plot.
-    measured = (row for row in content["points"] if _is_finite_number(row["error_overlap"]))
     return Novelty(
         points=tuple(
             NoveltyPoint(
                 kind=row["kind"],
+                split=row["split"],
                 weight_distance=_number(row, "weight_distance", lambda value: value >= 0, "a number of at least 0"),
-                error_overlap=float(row["error_overlap"]),
+                error_overlap=_number(row, "error_overlap", lambda value: 0 <= value <= 1, "a share between 0 and 1"),
             )
-            for row in measured
+            for row in content["points"]
         ),
-        reference_distance=_number(content, "reference_distance", lambda value: value > 0, "a number above 0"),
+        reference_distance=_number(content, "reference_distance", lambda value: value >= 0, "a number of at least 0"),
         verdict=content["verdict"],
         verdict_text=content["verdict_text"],
     )

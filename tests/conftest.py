@@ -1,0 +1,44 @@
+"""A small real zoo as a corpus, made once per session without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raywgen.corpus import Corpus, commit_corpus
+from raywgen.zoo import ZooConfig
+from raywgen.zoo.plan import plan_zoo
+from raywgen.zoo.stacks import train_stack, write_start
+
+TINY_ZOO = ZooConfig(
+    networks=[[64, 6, 2], [64, 5, 4, 2]],
+    num_seen_tasks=12,
+    num_validation_tasks=3,
+    num_unseen_tasks=4,
+    seeds_per_task=2,
+    num_steps=120,
+    checkpoint_steps=[100, 120],
+    num_condition_samples=32,
+)
+
+
+@pytest.fixture(scope="session")
+def zoo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """19 tasks, two architectures, two data orders; read only."""
+    root = str(tmp_path_factory.mktemp("zoo") / "corpus")
+    return make_zoo(TINY_ZOO, root)
+
+
+def make_zoo(config: ZooConfig, root: str | Path) -> Corpus:
+    """What `train_zoo` does, in this process."""
+    plan = plan_zoo(config)
+    starts = [write_start(start, str(root)) for start in plan.starts]
+    trained = [train_stack(stack, config, str(root)).shard for stack in plan.stacks]
+    return commit_corpus(
+        str(root),
+        shards=starts + [shard for shard in trained if shard is not None],
+        tasks=plan.tasks,
+        networks=[start.network for start in plan.starts],
+        recipe={"zoo": config.recipe()},
+    )

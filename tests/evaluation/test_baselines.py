@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raywgen.corpus import Corpus
+from raywgen.evaluation.baselines import BASELINES, finetuned, random_start
+from raywgen.evaluation.bench import Bench, make_bench
+from raywgen.evaluation.config import EvaluateConfig
+from raywgen.tasks import build_network, build_task
+from raywgen.training.data import measure_references
+
+CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
+
+
+@pytest.fixture(scope="module")
+def bench(zoo_corpus: Corpus) -> Bench:
+    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
+    return make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: Bench) -> None:
+    values_TnD = BASELINES[name](bench, CONFIG)
+    assert values_TnD.shape[0] == len(bench.tasks)
+    assert 1 <= values_TnD.shape[1] <= CONFIG.best_of
+    assert values_TnD.shape[2] == bench.layout.num_values
+    assert bool(values_TnD.isfinite().all())
+    assert torch.equal(values_TnD, BASELINES[name](bench, CONFIG))
+
+
+def test_retrieval_gives_stored_networks(bench: Bench) -> None:
+    for name in ("nearest_condition", "nearest_loss"):
+        for value_D in BASELINES[name](bench, CONFIG).flatten(0, 1):
+            assert bool((bench.stored.values_RD == value_D).all(dim=1).any())
+
+
+def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corpus: Corpus) -> None:
+    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
+    seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=6)
+    found_TD = BASELINES["nearest_condition"](seen, CONFIG)[:, 0]
+    for task, value_D in zip(seen.tasks, found_TD, strict=True):
+        row = int((seen.stored.values_RD == value_D).all(dim=1).nonzero()[0])
+        assert seen.stored.task_ids[row] == task.id
+
+
+def test_retrieval_by_loss_is_the_lowest_loss_of_all(bench: Bench) -> None:
+    chosen_TD = BASELINES["nearest_loss"](bench, CONFIG)[:, 0]
+    everyone = bench.stored.values_RD.expand(len(bench.tasks), -1, -1)
+    lowest_T = bench.example_loss(everyone).min(dim=1).values
+    torch.testing.assert_close(bench.example_loss(chosen_TD.unsqueeze(1))[:, 0], lowest_T)
+
+
+def test_gradient_lowers_the_loss_on_the_examples(bench: Bench) -> None:
+    before_T = bench.example_loss(BASELINES["shared_start"](bench, CONFIG))[:, 0]
+    after_T = bench.example_loss(BASELINES["gradient"](bench, CONFIG)).min(dim=1).values
+    assert bool((after_T < before_T).all())
+
+
+def test_choose_takes_the_lowest_loss(bench: Bench) -> None:
+    values_TnD = BASELINES["gaussian"](bench, CONFIG)
+    chosen_TD = bench.choose(values_TnD)
+    torch.testing.assert_close(
+        bench.example_loss(chosen_TD.unsqueeze(1))[:, 0], bench.example_loss(values_TnD).min(dim=1).values
+    )
+
+
+def test_random_starts_differ_from_each_other(bench: Bench, zoo_corpus: Corpus) -> None:
+    recipe = zoo_corpus.networks[bench.layout.id].recipe
+    fresh_TnD = random_start(bench, CONFIG, recipe)
+    assert not torch.equal(fresh_TnD[0, 0], fresh_TnD[0, 1])
+
+
+def test_fine_tuning_trains_on_training_images_only(bench: Bench) -> None:
+    one, five = finetuned(bench, CONFIG, bench.reference.base_D.expand(len(bench.tasks), -1))
+    assert bench.accuracy(five).mean() > bench.accuracy(one).mean()
+    for task in bench.tasks:
+        train = {tuple(row) for row in task.train_x_SF.tolist()}
+        assert not any(tuple(row) in train for row in task.test_x_SF.tolist())
+
+
+def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -> None:
+    network = zoo_corpus.networks[bench.layout.id]
+    accuracy_T = bench.accuracy(bench.originals_TD)
+    for index, task in enumerate(bench.tasks):
+        module = build_network(network.recipe)
+        module.load_state_dict(bench.layout.unflatten(bench.originals_TD[index]), strict=True)
+        right_S = module(task.test_x_SF).argmax(dim=1) == task.test_y_S
+        recall = [float(right_S[task.test_y_S == label].float().mean()) for label in (0, 1)]
+        assert float(accuracy_T[index]) == pytest.approx(sum(recall) / 2, abs=1e-5)
+
+
+def test_originals_of_seen_tasks_were_never_streamed_to_a_generator(zoo_corpus: Corpus) -> None:
+    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
+    seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=12)
+    trained = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
+    assert all(not bool((trained == value_D).all(dim=1).any()) for value_D in seen.originals_TD)
+    assert all(build_task(task.recipe).id in seen.stored.task_ids for task in seen.tasks)
