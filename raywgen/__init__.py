@@ -1,7 +1,7 @@
 """raywgen: train generators of neural-network weights on a Ray cluster, and put them to use.
 
-    generator = raywgen.load("runs/demo/igpg")
-    model = generator.fill(MyNet(), instruction="Is the digit one of 1, 4 or 7?", data=(samples, labels))
+generator = raywgen.load("runs/demo/igpg")
+model = generator.fill(MyNet(), instruction="Is the digit one of 1, 4 or 7?", data=(samples, labels))
 """
 
 from __future__ import annotations

@@ -162,6 +162,24 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def score(
+    weights: Annotated[str, typer.Argument(help="A `.safetensors` or `.pt` file; pickled code is never executed.")],
+    corpus: Annotated[str, typer.Option(help="The corpus that knows task and architecture.")],
+    task: Annotated[str, typer.Option(help="A task id, for instance `digits/1-4-7`.")],
+) -> None:
+    """Score one weights file on a task's test samples, for instance your own network beside a generated one."""
+    from raywgen.corpus import Corpus
+    from raywgen.evaluation.score import score_file
+
+    found = score_file(weights, Corpus.open(corpus), task)
+    _out.print(
+        f"{found.network} on {task}: balanced accuracy {100 * found.accuracy:.1f}, loss {found.loss:.3f}, "
+        f"{found.num_test_samples} test samples",
+        highlight=False,
+    )
+
+
+@app.command()
 def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation/evaluation.json.")]) -> None:
     """Draw a run's self-contained HTML report."""
     from raywgen.evaluation.report import write_report

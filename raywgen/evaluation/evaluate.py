@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raywgen.config import save_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, finetuned, random_start, shared_start
 from raywgen.evaluation.bench import Bench, generated_candidates, make_bench
@@ -75,6 +76,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
     result = _result(config, corpus, generator, rows, novelty)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out / "config.yaml")
     (out / EVALUATION).write_text(json.dumps(result, indent=1))
     return result
 

@@ -5,6 +5,7 @@ Shape legend: B networks asked for, n candidates of each, D values.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -48,17 +49,25 @@ def generate_best(
         generator: Writes.
         condition: B conditions.
         layout: To fill.
-        module: A network of the layout; its own values are not used.
+        module: A network of the layout; its own values are not used, and it is run in eval mode.
         best_of: n.
         temperature: Of generation.
         seed: Keys the noise.
         reference: For a layout that the generator was not trained on.
+
+    Raises:
+        ValueError: `best_of` is below 1.
     """
+    if best_of < 1:
+        raise ValueError(f"best_of={best_of}: at least 1 network must be written")
     told = condition.repeat(best_of)
     noise = KeyedNoise(seed, torch.arange(len(told)), 0)
     written = generator.generate(told, layout, noise, temperature=temperature, reference=reference)
-    logits = stacked_logits(module, layout.unflatten(written.values_BD), told.samples_BSF)
+    # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.
+    logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(written.values_BD), told.samples_BSF)
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)
+    # argmin would take a NaN for the smallest of all.
+    loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)
     kept_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition)) * best_of
     return Best(
         values_BD=written.values_BD[kept_B],

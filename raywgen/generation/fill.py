@@ -56,6 +56,7 @@ class TrainedGenerator:
 
         Raises:
             ConditionError: Instruction or data do not fit what the generator was trained with.
+            ValueError: `best_of` is below 1.
             WeightsError: The module has no tensors.
 
         Warns:
@@ -132,6 +133,11 @@ def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, T
     samples, labels = (torch.as_tensor(part) for part in data)
     if not instruction.strip():
         raise ConditionError("the instruction is empty; say in words what the network should do")
+    if not samples.dim() or labels.dim() != 1:
+        raise ConditionError(
+            f"data holds samples {list(samples.shape)} and labels {list(labels.shape)}; "
+            "give samples of shape [S, ...] and labels of shape [S]"
+        )
     if len(samples) != len(labels) or not len(labels):
         raise ConditionError(f"data holds {len(samples)} samples and {len(labels)} labels; give one label per sample")
     samples_SF = samples.reshape(len(samples), -1).to(torch.float32)

@@ -6,6 +6,8 @@ Shape legend: B networks, S samples, F features.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.generation.best import generate_best
 from raywgen.generation.fill import ConditionError, load, make_condition
+from raywgen.generators import Generator
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.weights import Condition, save_state_dict
 
@@ -74,7 +77,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     corpus = Corpus.open(config.corpus)
     generator = load(config.generator).generator
     names, condition, tasks = _asked(config, corpus, generator)
-    networks = _chosen_networks(config, corpus)
+    networks = _chosen_networks(config, corpus, generator)
     rows: list[dict[str, Any]] = []
     for done, network in enumerate(networks):
         if on_progress is not None:
@@ -86,7 +89,9 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     return rows
 
 
-def _asked(config: GenerateConfig, corpus: Corpus, generator: Any) -> tuple[list[str], Condition, list[TaskFacts]]:
+def _asked(
+    config: GenerateConfig, corpus: Corpus, generator: Generator
+) -> tuple[list[str], Condition, list[TaskFacts]]:
     if config.instruction:
         return ["custom"], make_condition(generator, config.instruction, _read_npz(config.data)), []
     tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
@@ -103,11 +108,16 @@ def _asked(config: GenerateConfig, corpus: Corpus, generator: Any) -> tuple[list
     return [task.task_id for task in tasks], condition, tasks
 
 
-def _chosen_networks(config: GenerateConfig, corpus: Corpus) -> list[NetworkFacts]:
+def _chosen_networks(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
     chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
     if not chosen:
         known = ", ".join(net.name for net in corpus.networks.values())
         raise ConfigError(f"network={config.network}: {config.corpus} has {known}")
+    if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
+        raise ConfigError(
+            f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "
+            "or fill a module of yours by raywgen.load(...).fill"
+        )
     return chosen
 
 
@@ -117,9 +127,9 @@ def _write(
     names: list[str],
     condition: Condition,
     tasks: list[TaskFacts],
-    generator: Any,
+    generator: Generator,
 ) -> list[dict[str, Any]]:
-    module, layout = build_network(network.recipe), network.layout
+    module, layout = build_network(network.recipe).eval(), network.layout
     best = generate_best(
         generator,
         condition,
@@ -155,5 +165,5 @@ def _read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConditionError(f"data={path}: {error}; give an .npz file with arrays x (samples first) and y") from error

@@ -21,7 +21,6 @@ from raywgen.weights import (
     Layout,
     ReferenceTable,
     WeightReference,
-    WeightsError,
     load_state_dict,
     save_state_dict,
 )
@@ -93,7 +92,7 @@ def load_bundle(folder: str | Path) -> Generator:
         config = load_config(schema, None, _overrides(content["config"]))
         generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
-    except (WeightsError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BundleError(f"{folder} is damaged ({error}); train it again by the same command") from error
     return generator.eval()
 

@@ -36,6 +36,15 @@ class Condition:
         """The same on another device."""
         return replace(self, samples_BSF=self.samples_BSF.to(device), labels_BS=self.labels_BS.to(device))
 
+    def first(self, num: int) -> Self:
+        """The first `num` networks' conditions."""
+        return replace(
+            self,
+            instructions=self.instructions[:num],
+            samples_BSF=self.samples_BSF[:num],
+            labels_BS=self.labels_BS[:num],
+        )
+
     def repeat(self, num: int) -> Self:
         """Every network's condition `num` times in a row: `(B * num, ...)`."""
         return replace(
@@ -65,6 +74,16 @@ class WeightBatch:
     condition: Condition
     query: Condition
     sample_index_B: Tensor
+
+    def first(self, num: int) -> Self:
+        """The first `num` networks of the batch."""
+        return replace(
+            self,
+            values_BD=self.values_BD[:num],
+            condition=self.condition.first(num),
+            query=self.query.first(num),
+            sample_index_B=self.sample_index_B[:num],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,8 @@ class Hypernetwork(Generator):
         self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
 
     def stages(self) -> list[Stage]:
-        """The task's loss alone."""
-        return [HypernetworkStage(self)]
+        """The task's loss alone, unless it is switched off."""
+        return [HypernetworkStage(self)] if self.config.functional.num_steps > 0 else []
 
     def values(self, condition: Condition, layout: Layout, reference: WeightReference) -> Tensor:
         """Flat vectors `(B, D)`, differentiable."""

@@ -70,7 +70,7 @@ class FunctionalConfig(StageConfig):
         likelihood: Weight of the token likelihood that is kept beside the task's loss.
     """
 
-    num_steps: int = 350
+    num_steps: int = 450
     batch_size: int = 32
     temperature: float = 0.5
     likelihood: float = 0.1

@@ -145,12 +145,13 @@ class LevelHead(nn.Module):
         """Tokens `(B, L)` of one chunk, their code vector `(B, K)` and log-probability `(B,)`."""
         chosen_BK = state_BH.new_zeros(len(state_BH), rvq.codebooks_LVK.shape[2])
         log_prob_B = state_BH.new_zeros(len(state_BH))
+        gumbel_BLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
         codes = []
         for level in range(rvq.num_levels):
             log_p_BV = self.logits(state_BH, chosen_BK, level, rvq).log_softmax(dim=-1)
             score_BV = log_p_BV
-            if temperature > 0:
-                score_BV = log_p_BV / temperature + noise.gumbel(log_p_BV.shape[-1])
+            if gumbel_BLV is not None:
+                score_BV = log_p_BV / temperature + gumbel_BLV[:, level]
             code_B = score_BV.argmax(dim=-1)
             log_prob_B = log_prob_B + log_p_BV.gather(-1, code_B.unsqueeze(-1)).squeeze(-1)
             chosen_BK = chosen_BK + rvq.codebooks_LVK[level][code_B]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raywgen.corpus import Corpus
+from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.evaluate import EvaluationError, evaluate
+from raywgen.generators.bundle import BundleError
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.training import TrainConfig, launch
+
+SMALL_IGPG = IGPGConfig(
+    tokenizer=TokenizerConfig(num_steps=10, batch_size=8, num_levels=3, num_codes=16, width=16),
+    prior=PriorConfig(num_steps=5, batch_size=8, width=16, num_layers=1, num_heads=2),
+    functional=FunctionalConfig(num_steps=5, batch_size=8),
+)
+
+
+@pytest.fixture(scope="module")
+def run(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "igpg"
+    launch([TrainConfig(generator=SMALL_IGPG, corpus=zoo_corpus.location, out=str(out), num_workers=0)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def result(run: Path, zoo_corpus: Corpus) -> dict[str, Any]:
+    config = EvaluateConfig(
+        generator=str(run), corpus=zoo_corpus.location, out=str(run / "evaluation"), best_of=2, num_tasks=3
+    )
+    return evaluate(config)
+
+
+def test_every_rung_is_measured_for_every_split_and_architecture(result: dict[str, Any]) -> None:
+    expected = {"original", "reconstructed", "generated", "finetuned_1", "finetuned_5", "token_prior", "random"}
+    expected |= {"shared_start", "average", "gaussian", "nearest_condition", "nearest_loss", "average_best"}
+    expected |= {"noise", "gradient", "start_finetuned_1", "start_finetuned_5"}
+    assert {rung["name"] for rung in result["rungs"]} == expected
+    assert len(result["ladder"]) == len(expected) * 2 * len(result["layouts"])
+    assert all(0 <= row["accuracy"] <= 1 and row["num_networks"] == 3 for row in result["ladder"])
+    assert result["num_test_images"] == 597
+
+
+def test_figures_are_means_in_points(result: dict[str, Any]) -> None:
+    for split in ("seen", "unseen"):
+        rows = [row["accuracy"] for row in result["ladder"] if (row["split"], row["rung"]) == (split, "gradient")]
+        assert result["figures"][f"{split}_gradient"] == pytest.approx(100 * sum(rows) / len(rows), abs=1e-3)
+    figures = result["figures"]
+    assert figures["unseen_nearest"] == max(figures["unseen_nearest_condition"], figures["unseen_nearest_loss"])
+
+
+def test_claims_say_what_the_figures_say(result: dict[str, Any]) -> None:
+    figures = result["figures"]
+    held = {claim["text"]: claim["holds"] for claim in result["claims"]}
+    assert held["unseen_generated > unseen_nearest"] == (figures["unseen_generated"] > figures["unseen_nearest"])
+    assert held["seen_reconstructed >= seen_original - 1.0"] == (
+        figures["seen_reconstructed"] >= figures["seen_original"] - 1.0
+    )
+
+
+def test_codebook_use_counts_every_heldout_token(result: dict[str, Any], zoo_corpus: Corpus) -> None:
+    per_level = [sum(counts) for counts in result["codebook"]["usage"]]
+    num_chunks = sum(
+        -(-network.layout.num_values // 16) * zoo_corpus.select(layout_id=layout_id, split="heldout").num_rows
+        for layout_id, network in zoo_corpus.networks.items()
+    )
+    assert per_level == [num_chunks] * 3
+
+
+def test_the_same_seed_gives_the_same_result(result: dict[str, Any], run: Path, zoo_corpus: Corpus) -> None:
+    config = EvaluateConfig(
+        generator=str(run), corpus=zoo_corpus.location, out=str(run / "again"), best_of=2, num_tasks=3
+    )
+    again = evaluate(config)
+    assert again["figures"] == result["figures"]
+    assert json.loads((run / "again" / "evaluation.json").read_text())["ladder"] == again["ladder"]
+
+
+def test_a_generator_of_other_layouts_is_refused(run: Path, zoo_corpus: Corpus, tmp_path: Path) -> None:
+    copy = tmp_path / "igpg"
+    shutil.copytree(run / "generator", copy / "generator")
+    content = json.loads((copy / "generator" / "generator.json").read_text())
+    first = next(iter(content["layouts"]))
+    del content["layouts"][first]
+    (copy / "generator" / "generator.json").write_text(json.dumps(content))
+    with pytest.raises((EvaluationError, BundleError)):
+        evaluate(EvaluateConfig(generator=str(copy), corpus=zoo_corpus.location, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_generator_is_named(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="raywgen train"):
+        evaluate(EvaluateConfig(generator=str(tmp_path), corpus=zoo_corpus.location, out=str(tmp_path / "out")))
