@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
-from raywgen.config import ConfigError, load_config
+from raywgen.config import ConfigError, describe, load_config
 from raywgen.progress import Reporter
 
 app = typer.Typer(
@@ -21,6 +23,30 @@ zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on r
 corpus_app = typer.Typer(no_args_is_help=True, help="Look at corpora and check them.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
+
+_SCHEMAS = {
+    "demo": "raywgen.benchmarks.demo:DemoConfig",
+    "zoo train": "raywgen.zoo:ZooConfig",
+    "train": "raywgen.training:TrainConfig",
+    "generate": "raywgen.generation:GenerateConfig",
+    "evaluate": "raywgen.evaluation.config:EvaluateConfig",
+}
+
+
+class SettingsCommand(TyperCommand):
+    """A command whose help lists all its settings; the schema is imported only when help is asked for."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Appends the settings to the usual help."""
+        super().format_help(ctx, formatter)
+        module, _, name = _SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
+        table = Table("setting", "default", "meaning", title="Settings, given as key=value", title_justify="left")
+        for setting in describe(getattr(importlib.import_module(module), name)):
+            table.add_row(setting.key, setting.default, setting.help)
+        _out.print(table)
+        if name == "TrainConfig":
+            _out.print("generator.* are the method's own settings: `raywgen demo --help` lists those of igpg.")
+
 
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
@@ -40,7 +66,7 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def demo(overrides: Overrides = None) -> None:
     """Everything once, offline, on two cores: digits, zoo, corpus, generators, new networks, score, report.
 
@@ -62,7 +88,7 @@ def demo(overrides: Overrides = None) -> None:
         _out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
 
 
-@zoo_app.command("train")
+@zoo_app.command("train", cls=SettingsCommand)
 def zoo_train(config: Config = None, overrides: Overrides = None) -> None:
     """Train a zoo and write it as a corpus, for instance `raywgen zoo train configs/zoo/digits.yaml seed=1`."""
     from raywgen.training.session import ray_session
@@ -105,7 +131,7 @@ def corpus_verify(path: Annotated[str, typer.Argument(help="A corpus: local path
     _out.print("all whole")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def train(config: Config = None, overrides: Overrides = None) -> None:
     """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
 
@@ -124,7 +150,7 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
     _out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def generate(config: Config = None, overrides: Overrides = None) -> None:
     """Write networks as `.safetensors`, for tasks of a corpus or for one of your own.
 
@@ -145,7 +171,7 @@ def generate(config: Config = None, overrides: Overrides = None) -> None:
     _out.print(table)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Score a generator: ladder, baselines at equal budget, novelty, verdict.
 

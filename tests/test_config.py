@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.benchmarks.demo import DemoConfig
+from raywgen.config import ConfigError, describe, load_config, save_config, to_yaml
 
 
 @dataclass
@@ -165,3 +166,11 @@ def test_a_saved_config_comes_back_unchanged(tmp_path_factory: pytest.TempPathFa
     save_config(config, path)
     assert path.read_text(encoding="utf-8") == to_yaml(config)
     assert load_config(Run, path) == config
+
+
+def test_describe_lists_nested_keys_with_defaults_and_help() -> None:
+    settings = {setting.key: setting for setting in describe(DemoConfig)}
+    assert settings["best_of"].default == "8"
+    assert settings["igpg.functional.num_steps"].help.startswith("Optimiser steps; 0 switches the stage off")
+    assert settings["igpg.tokenizer.chunk_length"].help == "K, values of a chunk, one position of the prior."
+    assert all(setting.help for setting in settings.values())
