@@ -79,11 +79,13 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """One process, plain torch."""
 
-    _num_workers = 1
-
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self._adam = _optimizer(stage)
+
+    @property
+    def _num_workers(self) -> int:
+        return 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Nothing to add."""
@@ -156,11 +158,12 @@ class DeepSpeedEngine(Engine):
             return _torch_moments(self.stage, self._adam)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        full = {
-            f"{name}|{key}": safe_get_full_optimizer_state(parameter, key).detach().cpu().clone()
-            for name, parameter in self.stage.named_parameters()
-            for key in _MOMENTS
-        }
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.stage.named_parameters():
+            for key in _MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, key)
+                assert moment is not None, f"DeepSpeed keeps no {key} of {name}"
+                full[f"{name}|{key}"] = moment.detach().cpu().clone()
         return full | {_STEP: next(self._steps()).detach().cpu().clone()}
 
     def set_moments(self, moments: dict[str, Tensor]) -> None:
@@ -170,6 +173,12 @@ class DeepSpeedEngine(Engine):
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
+        for group in self._adam.param_groups:
+            for shard in group["params"]:
+                self._adam.state[shard] = {key: torch.zeros_like(shard) for key in _MOMENTS}
+                self._adam.state[shard][_STEP] = torch.tensor(0.0)
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.stage.named_parameters():
             for key in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, moments[f"{name}|{key}"], key)

@@ -29,6 +29,11 @@ from raywgen.weights import ReferenceTable
 OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
 """Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
 
+
+class TrainingError(RuntimeError):
+    """Workers failed more often than `max_failures` allows; the message holds the first one's reason."""
+
+
 CONFIG = "config.yaml"
 _RAY = "ray_train"
 _LOCAL = "checkpoint"
@@ -117,7 +122,7 @@ def _train_here(configs: Sequence[TrainConfig], corpus: Corpus, references: Refe
             validation=validation,
             engine=LocalEngine,
             checkpoints=checkpoints,
-            is_first_worker=True,
+            rank=0,
             facts=_facts(config),
         )
         train_run(run, checkpoints.load())
@@ -147,7 +152,15 @@ def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
         # Every worker sees all blocks and takes its part of each global batch.
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        first_failure = next(iter(error.worker_failures.values()), error)
+        reason = str(first_failure).strip().splitlines()[-1]
+        raise TrainingError(
+            f"{first.out}: training stopped: {reason}; logs are under {first.out}/{_RAY} and in Ray's session folder, "
+            "the same command goes on from the last checkpoint"
+        ) from error
 
 
 class _RayCheckpoints:
@@ -202,7 +215,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
             validation=validation,
             engine=partial(_deepspeed, zero_stage=config.zero_stage, num_workers=num_workers),
             checkpoints=checkpoints,
-            is_first_worker=rank == 0,
+            rank=rank,
             facts=_facts(config),
         )
         train_run(run, progress if index == progress.run else Progress())
@@ -215,7 +228,8 @@ def _deepspeed(stage: Stage, zero_stage: int, num_workers: int) -> Engine:
 def _blocks(name: str) -> Iterator[Any]:
     import ray.train
 
-    return iter(ray.train.get_dataset_shard(name).iter_batches(batch_size=None, batch_format="pyarrow"))
+    shard: Any = ray.train.get_dataset_shard(name)
+    return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 class _Watcher:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from raywgen.generators import Generator, Stage, StageConfig
@@ -82,7 +83,7 @@ class Run:
     validation: BatchOrder | None
     engine: EngineFactory
     checkpoints: Checkpoints
-    is_first_worker: bool
+    rank: int
     facts: dict[str, Any]
 
 
@@ -94,7 +95,7 @@ def train_run(run: Run, progress: Progress) -> None:
     names = [stage.name for stage in generator.stages()]
     done = dict.fromkeys(names[: progress.stage], run.config.log_every + 10**9)
     log = None
-    if run.is_first_worker:
+    if run.rank == 0:
         resumed = done | ({names[progress.stage]: progress.step} if progress.stage < len(names) else {})
         log = RunLog(run.config.out, resumed)
     for index in range(progress.stage, len(names)):
@@ -104,10 +105,10 @@ def train_run(run: Run, progress: Progress) -> None:
         state = generator.state_dict()
         generator = run.build()
         generator.load_state_dict(state)
-        if run.is_first_worker:
+        if run.rank == 0:
             save_bundle(generator, Path(run.config.out) / STAGES / stage.name, run.facts)
         run.checkpoints.save(Progress(run=run.index, stage=index + 1, tensors=_model(generator)))
-    if run.is_first_worker:
+    if run.rank == 0:
         save_bundle(generator, Path(run.config.out) / BUNDLE, run.facts)
     if log is not None:
         log.close()
@@ -126,6 +127,8 @@ def _train_stage(
     for step in range(progress.step, config.num_steps):
         batch = run.order.batch(step, config.batch_size)
         noise = KeyedNoise(run.config.seed, batch.sample_index_B, STAGE_STREAM + index)
+        # Torch's own generator serves dropout alone; keyed by step, a resumed run draws what it would have drawn.
+        torch.manual_seed(hash((run.config.seed, index, step, run.rank)) % 2**63)
         scalars = engine.train_step(batch, noise, learning_rate(config, step))
         _check_finite(scalars, stage, step, run.config)
         last = step + 1 == config.num_steps

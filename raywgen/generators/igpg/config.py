@@ -44,7 +44,7 @@ class PriorConfig(StageConfig):
         width: H.
         num_layers: Blocks.
         num_heads: Attention heads; must divide `width` into even parts.
-        dropout: On the residual branches.
+        dropout: On the residual branches; the one source of noise that the number of workers changes.
     """
 
     num_steps: int = 250
@@ -53,7 +53,7 @@ class PriorConfig(StageConfig):
     width: int = 128
     num_layers: int = 3
     num_heads: int = 4
-    dropout: float = 0.1
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
