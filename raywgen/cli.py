@@ -60,7 +60,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        app()
+        app(prog_name="raywgen")
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {_message(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -1,0 +1,158 @@
+"""The prior: a proper distribution, the same when written and when read, with a differentiable expectation.
+
+Shape legend: B networks, M chunks, K values of a chunk, L levels, V codes, H width, G place features.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from raywgen.generators.igpg.config import PriorConfig
+from raywgen.generators.igpg.prior import Prior, Rollout
+from raywgen.nn.residual_quantiser import ResidualQuantiser
+from raywgen.weights import Condition
+from raywgen.weights.chunks import num_place_features
+from tests.builders import DATA, condition, noise_for, part_of
+
+NUM_CHUNKS, NUM_LEVELS, NUM_CODES, LENGTH = 2, 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    torch.manual_seed(0)
+    config = PriorConfig(width=16, num_layers=2, num_heads=2, dropout=0.2)
+    built = Prior(config, NUM_LEVELS, NUM_CODES, LENGTH, DATA).eval()
+    with torch.no_grad():
+        # Far from uniform, so that a mix-up of codes or levels would show.
+        for parameter in (built.head.query, built.head.free, built.head.bias):
+            parameter.normal_(std=0.5)
+    return built
+
+
+@pytest.fixture(scope="module")
+def rvq() -> ResidualQuantiser:
+    quantiser = ResidualQuantiser(NUM_LEVELS, NUM_CODES, LENGTH)
+    quantiser.codebooks_LVK.normal_(generator=torch.Generator().manual_seed(1))
+    return quantiser
+
+
+@pytest.fixture(scope="module")
+def places_MG() -> Tensor:
+    return torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def told() -> Condition:
+    return condition(4)
+
+
+@pytest.fixture(scope="module")
+def rollout(prior: Prior, told: Condition, places_MG: Tensor, rvq: ResidualQuantiser) -> Rollout:
+    return prior.rollout(told, places_MG, rvq, noise_for(4), temperature=1.0)
+
+
+def test_probabilities_of_all_token_sequences_sum_to_one(prior, rvq, places_MG) -> None:
+    every = torch.tensor(list(itertools.product(range(NUM_CODES), repeat=NUM_CHUNKS * NUM_LEVELS)))
+    codes_BML = every.view(-1, NUM_CHUNKS, NUM_LEVELS)
+    told = condition(1).repeat(len(codes_BML))
+    with torch.no_grad():
+        hidden_BMH = prior.hidden(codes_BML, told, places_MG, rvq)
+        log_p_B = prior.head.log_likelihood(hidden_BMH, codes_BML, rvq).double().sum(dim=(1, 2))
+    assert float(log_p_B.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(log_p_B.exp().std()) > 1e-3
+
+
+def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, places_MG, told, rollout) -> None:
+    with torch.no_grad():
+        hidden_BMH = prior.hidden(rollout.codes_BML, told, places_MG, rvq)
+        log_p_BML = prior.head.log_likelihood(hidden_BMH, rollout.codes_BML, rvq)
+    # Cached and full attention round differently.
+    torch.testing.assert_close(rollout.log_prob_B, log_p_BML.sum(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rollout.hidden_BMH, hidden_BMH, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_log_prob_is_that_of_temperature_one(prior, rvq, places_MG, told, temperature) -> None:
+    drawn = prior.rollout(told, places_MG, rvq, noise_for(4), temperature)
+    with torch.no_grad():
+        hidden_BMH = prior.hidden(drawn.codes_BML, told, places_MG, rvq)
+        log_p_BML = prior.head.log_likelihood(hidden_BMH, drawn.codes_BML, rvq)
+    torch.testing.assert_close(drawn.log_prob_B, log_p_BML.sum(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_see_earlier_chunks_only(prior, rvq, places_MG, told, rollout) -> None:
+    codes_BML = rollout.codes_BML.clone()
+    codes_BML[:, 1] = (codes_BML[:, 1] + 1) % NUM_CODES
+    with torch.no_grad():
+        before, after = (prior.hidden(codes, told, places_MG, rvq) for codes in (rollout.codes_BML, codes_BML))
+        assert torch.equal(before, after)  # the last chunk's tokens are inputs of nothing
+        codes_BML[:, 0] = (codes_BML[:, 0] + 1) % NUM_CODES
+        changed = prior.hidden(codes_BML, told, places_MG, rvq)
+    assert torch.equal(changed[:, 0], before[:, 0])
+    assert not torch.allclose(changed[:, 1], before[:, 1], atol=1e-4)
+
+
+def test_expected_latents_against_a_loop_over_all_codes(prior, rvq, rollout) -> None:
+    head = prior.head
+    with torch.no_grad():
+        expected_BMK = head.expected_latents(rollout.hidden_BMH, rvq)
+        for b, m in itertools.product(range(4), range(NUM_CHUNKS)):
+            so_far_K = torch.zeros(LENGTH)
+            for level in range(NUM_LEVELS):
+                logits_V = head.logits(rollout.hidden_BMH[b, m], so_far_K, level, rvq)
+                p_V = logits_V.exp() / logits_V.exp().sum()
+                mean_K = torch.zeros(LENGTH)
+                for code in range(NUM_CODES):
+                    mean_K = mean_K + p_V[code] * rvq.codebooks_LVK[level, code]
+                so_far_K = so_far_K + mean_K
+            torch.testing.assert_close(expected_BMK[b, m], so_far_K, rtol=1e-4, atol=1e-5)
+
+
+def test_with_certain_tokens_the_expected_code_is_their_code(rvq, rollout) -> None:
+    torch.manual_seed(0)
+    config = PriorConfig(width=16, num_layers=1, num_heads=2)
+    head = Prior(config, NUM_LEVELS, NUM_CODES, LENGTH, DATA).head
+    certain_L = torch.tensor([2, 1])
+    with torch.no_grad():
+        for parameter in (head.query, head.free):
+            parameter.zero_()
+        head.bias.copy_(1e4 * torch.nn.functional.one_hot(certain_L, NUM_CODES))
+        expected_BMK = head.expected_latents(rollout.hidden_BMH, rvq)
+    codes_BML = certain_L.expand(*expected_BMK.shape[:2], -1)
+    torch.testing.assert_close(expected_BMK, rvq.decode(codes_BML), rtol=0, atol=1e-6)
+
+
+def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, places_MG, told) -> None:
+    first, second = (prior.rollout(told, places_MG, rvq, noise_for(4, seed), 0.0) for seed in (1, 2))
+    assert torch.equal(first.codes_BML, second.codes_BML)
+    with torch.no_grad():
+        zeros_BK = torch.zeros(4, LENGTH)
+        likeliest_B = prior.head.logits(first.hidden_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
+    assert torch.equal(first.codes_BML[:, 0, 0], likeliest_B)
+
+
+def test_noise_changes_the_tokens(prior, rvq, places_MG, told) -> None:
+    first, second = (prior.rollout(told, places_MG, rvq, noise_for(4, seed), 1.0) for seed in (1, 2))
+    assert not torch.equal(first.codes_BML, second.codes_BML)
+
+
+def test_four_networks_at_once_are_two_and_two(prior, rvq, places_MG, told, rollout) -> None:
+    for part in (slice(0, 2), slice(2, 4)):
+        alone = prior.rollout(part_of(told, part), places_MG, rvq, noise_for(2, first=part.start), 1.0)
+        assert torch.equal(alone.codes_BML, rollout.codes_BML[part])
+        torch.testing.assert_close(alone.log_prob_B, rollout.log_prob_B[part], rtol=1e-5, atol=1e-5)
+
+
+def test_first_token_is_drawn_with_its_probability(prior, rvq, places_MG) -> None:
+    num = 4000
+    told = condition(1).repeat(num)
+    drawn = prior.rollout(told, places_MG[:1], rvq, noise_for(num, seed=5), 1.0)
+    with torch.no_grad():
+        logits_V = prior.head.logits(drawn.hidden_BMH[0, 0], torch.zeros(LENGTH), 0, rvq)
+    share_V = torch.bincount(drawn.codes_BML[:, 0, 0], minlength=NUM_CODES) / num
+    # Four standard deviations of a share near 1/2 of 4000 draws are 0.032.
+    torch.testing.assert_close(share_V, logits_V.softmax(dim=-1), rtol=0, atol=0.032)

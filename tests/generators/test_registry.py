@@ -1,0 +1,47 @@
+"""Methods have names in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from raywgen.generators import METHODS, Generator, StageConfig, UnknownMethodError, method
+from raywgen.generators.igpg.config import PriorConfig, TokenizerConfig
+from tests.builders import DATA, references
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_builds_a_generator_of_its_name_from_defaults(name: str) -> None:
+    built = method(name).build(method(name).config(), references(), DATA)
+    assert isinstance(built, Generator)
+    assert built.method == name
+    assert dataclasses.is_dataclass(built.config)
+    assert all(stage.config.num_steps > 0 for stage in built.stages())
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("igpq", "igpg"), ("hypernet", "hypernetwork"), ("IGPG2", "igpg")])
+def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
+    with pytest.raises(UnknownMethodError, match="did you mean") as caught:
+        method(wrong)
+    assert f"unknown method '{wrong}'" in str(caught.value)
+    if wrong != "IGPG2":
+        assert f"did you mean '{near}'" in str(caught.value)
+    assert "known: igpg, hypernetwork" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "setting", "told"),
+    [
+        (StageConfig, {"num_steps": -1}, "num_steps=-1"),
+        (StageConfig, {"batch_size": 0}, "batch_size=0"),
+        (StageConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
+        (StageConfig, {"grad_clip": 0.0}, "grad_clip=0.0"),
+        (TokenizerConfig, {"num_codes": 1}, "num_codes"),
+        (TokenizerConfig, {"num_steps": -1}, "num_steps=-1"),
+        (PriorConfig, {"width": 12}, "width=12"),
+    ],
+)
+def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        schema(**setting)

@@ -1,0 +1,171 @@
+"""Training stages: right gradients, falling losses, frozen parts that stay frozen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from raywgen.generators.igpg.config import FunctionalConfig
+from raywgen.generators.igpg.generator import IGPG
+from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, task_loss, token_nll
+from raywgen.tasks import balanced_cross_entropy
+from raywgen.weights import WeightBatch
+from tests.builders import DEEP, SMALL, igpg, noise_for, tokenizer_stage, train, values_of, weight_batch
+
+
+def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
+    """Both layouts in turn, new samples in every step."""
+    return [weight_batch((SMALL, DEEP)[step % 2], num, seed=step) for step in range(num_steps)]
+
+
+def functional(generator: IGPG, **settings: float) -> FunctionalStage:
+    config = FunctionalConfig(**settings)  # pyright: ignore[reportArgumentType]
+    parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
+    return FunctionalStage(config, *parts)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_tokenizer_stage_lowers_its_loss() -> None:
+    generator = igpg()
+    stage = tokenizer_stage(generator)
+    stage.begin(batches(2), seed=0)
+    losses = train(stage, batches(40))
+    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
+
+
+def test_prior_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
+    generator = igpg()
+    before = copy.deepcopy(generator.tokenizer.state_dict())
+    losses = train(PriorStage(generator.prior, generator.tokenizer, generator.references), batches(40))
+    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.tokenizer.state_dict().items())
+
+
+def test_functional_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
+    generator = igpg()
+    before = copy.deepcopy(generator.tokenizer.state_dict())
+    prior_before = copy.deepcopy(generator.prior.state_dict())
+    losses = train(functional(generator), batches(60), learning_rate=5e-3)
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.tokenizer.state_dict().items())
+    assert any(not torch.equal(tensor, prior_before[name]) for name, tensor in generator.prior.state_dict().items())
+
+
+def test_functional_stage_trains_prior_and_correction_only() -> None:
+    generator = igpg()
+    trained = {id(parameter) for parameter in functional(generator).parameters()}
+    wanted = [*generator.prior.parameters(), *generator.correction.parameters()]
+    assert trained == {id(parameter) for parameter in wanted}
+
+
+def test_prior_loss_of_untrained_uniform_head_is_log_of_the_codes() -> None:
+    generator = igpg()
+    head = generator.prior.head
+    with torch.no_grad():
+        for parameter in (head.query, head.free, head.bias):
+            parameter.zero_()
+    stage = PriorStage(generator.prior, generator.tokenizer, generator.references)
+    loss = stage(weight_batch(), noise_for(8)).loss
+    torch.testing.assert_close(loss, torch.tensor(8.0).log(), rtol=1e-5, atol=0)
+
+
+def test_task_loss_is_that_of_the_networks_one_by_one() -> None:
+    batch = weight_batch(num=3)
+    loss_B, accuracy_B = task_loss(batch.values_BD, batch)
+    for b in range(3):
+        module = copy.deepcopy(batch.module)
+        module.load_state_dict(batch.layout.unflatten(values_of()[b]), strict=True)
+        logits_SC = module(batch.query.samples_BSF[b])
+        alone = balanced_cross_entropy(logits_SC.unsqueeze(0), batch.query.labels_BS[b])
+        torch.testing.assert_close(loss_B[b : b + 1], alone, rtol=1e-5, atol=1e-6)
+        recalls = [
+            (logits_SC.argmax(-1) == label)[batch.query.labels_BS[b] == label].float().mean() for label in (0, 1)
+        ]
+        torch.testing.assert_close(accuracy_B[b], torch.stack(recalls).mean())
+
+
+def test_functional_loss_is_that_of_the_networks_which_generate_writes() -> None:
+    generator, batch = igpg(), weight_batch()
+    stage = functional(generator, likelihood=0.0, temperature=0.5).eval()
+    loss = stage(batch, noise_for(8)).loss
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    expected = task_loss(written.values_BD, batch)[0].mean()
+    # Cached and full attention round differently.
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_likelihood_is_added_with_its_weight() -> None:
+    generator, batch = igpg(), weight_batch()
+    plain = functional(generator, likelihood=0.0).eval()(batch, noise_for(8))
+    both = functional(generator, likelihood=0.3).eval()(batch, noise_for(8))
+    torch.testing.assert_close(both.loss, plain.loss + 0.3 * both.metrics["nll"], rtol=1e-5, atol=1e-6)
+    assert "nll" not in plain.metrics
+    codes_BML = generator.tokens(batch.values_BD, batch.layout)[:2]
+    nll = token_nll(generator.prior, generator.tokenizer, codes_BML, batch.first(2))
+    torch.testing.assert_close(both.metrics["nll"], nll, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_functional_gradient_by_finite_differences_in_float64() -> None:
+    generator, batch = igpg(), weight_batch(num=3)
+    with torch.no_grad():
+        final = generator.correction.out[-1]
+        assert isinstance(final, torch.nn.Linear)
+        final.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    # At temperature 0 the prefix is the same on both sides of a small step, unless two codes tie.
+    stage = functional(generator, likelihood=0.0, temperature=0.0)
+    stage(batch, noise_for(3)).loss.backward()
+    step = 1e-6
+    checked = [
+        (generator.prior.head.bias, (0, 1)),
+        (generator.prior.head.query, (1, 2, 3)),
+        (generator.prior.head.chosen.weight, (4, 1)),
+        (generator.prior.previous.weight, (3, 2)),
+        (generator.prior.trunk.norm.weight, (5,)),
+        (generator.prior.condition.samples.pixel.weight, (2, 1)),
+        (generator.prior.condition.text.head[0].bias, (1,)),
+        (final.weight, (2, 5)),
+    ]
+    assert batch.condition.samples_BSF.dtype == torch.float64
+    for parameter, index in checked:
+        assert isinstance(parameter, torch.nn.Parameter)
+        assert parameter.grad is not None
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter[index] += sign * step
+                losses.append(float(stage(batch, noise_for(3)).loss))
+                parameter[index] -= sign * step
+        numeric = (losses[0] - losses[1]) / (2 * step)
+        # Differences of a loss near 1 carry 1e-16 / 1e-6 of rounding.
+        assert float(parameter.grad[index]) == pytest.approx(numeric, rel=1e-5, abs=2e-9)
+        assert numeric != 0
+
+
+def test_rollouts_of_the_functional_stage_have_no_dropout() -> None:
+    config = igpg().config
+    config.prior.dropout = 0.5
+    generator = igpg(config)
+    stage = functional(generator, likelihood=0.0).train()
+    seen = []
+    rollout = generator.prior.rollout
+
+    def watched(*args, **kwargs):
+        seen.append((generator.prior.training, rollout(*args, **kwargs)))
+        return seen[-1][1]
+
+    generator.prior.rollout = watched  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(2):
+        stage(weight_batch(), noise_for(8))
+    assert [training for training, _ in seen] == [False, False]
+    assert torch.equal(seen[0][1].codes_BML, seen[1][1].codes_BML)
+    assert generator.prior.training

@@ -1,0 +1,121 @@
+"""The VQ-VAE and its losses.
+
+Shape legend: B networks, M chunks, K values of a chunk, L levels, D values.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raywgen.generators.igpg.tokenizer import commitment_loss, masked_reconstruction_loss
+from raywgen.weights.chunks import chunk_mask
+from tests.builders import SMALL, igpg, layout_of, noise_for, references, same, tokenizer_stage, values_of, weight_batch
+
+
+def test_masked_reconstruction_by_hand_with_padding() -> None:
+    chunks_BMK = torch.tensor([[[1.0, 2.0], [3.0, 9.0]], [[0.0, 0.0], [1.0, -9.0]]])
+    decoded_BMK = torch.tensor([[[0.0, 2.0], [1.0, 0.0]], [[0.0, 3.0], [1.0, 0.0]]])
+    mask_MK = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    # Squares 1, 0, 4 and 0, 9, 0 over six real values; the two padded ones (81 each) count nowhere.
+    assert float(masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)) == pytest.approx(14 / 6)
+
+
+def test_what_is_decoded_into_padding_changes_nothing() -> None:
+    mask_MK = chunk_mask(layout_of(), 8)
+    assert float(mask_MK.sum()) == 38
+    assert mask_MK.shape == (5, 8)
+    chunks_BMK, decoded_BMK = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    expected = ((chunks_BMK - decoded_BMK).flatten(1)[:, :38].double() ** 2).mean()
+    garbage_BMK = torch.where(mask_MK > 0, decoded_BMK, torch.tensor(1e6))
+    loss = masked_reconstruction_loss(chunks_BMK, garbage_BMK, mask_MK)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_commitment_by_hand_pulls_the_latents_alone() -> None:
+    latents_BMK = torch.tensor([[[1.0, 2.0]]], requires_grad=True)
+    quantised_BMK = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
+    loss = commitment_loss(latents_BMK, quantised_BMK)
+    assert float(loss) == pytest.approx((1 + 4) / 2)
+    loss.backward()
+    assert latents_BMK.grad is not None
+    assert latents_BMK.grad.tolist() == [[[1.0, -2.0]]]
+    assert quantised_BMK.grad is None
+
+
+def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
+    tokenizer = igpg().tokenizer
+    layout = layout_of()
+    chunks_BMK = tokenizer.chunks(values_of()[:4], references()[layout.id][1])
+    places_MG = tokenizer.places(layout)
+    assert torch.equal(tokenizer.latents(chunks_BMK, places_MG), chunks_BMK)
+    codes_BML = tokenizer.encode(chunks_BMK, places_MG)
+    assert codes_BML.shape == (4, 5, 2)
+    assert torch.equal(codes_BML.flatten(0, 1), tokenizer.quantiser.encode(chunks_BMK.flatten(0, 1)))
+    assert torch.equal(tokenizer.decode(codes_BML, places_MG), tokenizer.quantiser.decode(codes_BML))
+
+
+def test_chunks_and_values_are_inverse() -> None:
+    tokenizer, layout = igpg().tokenizer, layout_of()
+    reference = references()[layout.id][1]
+    values_BD = values_of()[:3]
+    back_BD = tokenizer.values(tokenizer.chunks(values_BD, reference), layout, reference)
+    torch.testing.assert_close(back_BD, values_BD, rtol=1e-6, atol=1e-6)  # one division and one product
+
+
+def test_stage_loss_is_reconstruction_plus_weighted_commitment() -> None:
+    generator = igpg()
+    stage = tokenizer_stage(generator).eval()
+    with torch.no_grad():
+        for part in (generator.tokenizer.encoder, generator.tokenizer.decoder):
+            for parameter in part.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    batch = weight_batch()
+    result = stage(batch, noise_for(8))
+    tokenizer, layout = generator.tokenizer, batch.layout
+    normalised_BD = generator.reference(layout).normalise(batch.values_BD)
+    decoded_BD = generator.reference(layout).normalise(generator.reconstruct(batch.values_BD, layout))
+    reconstruction = (normalised_BD - decoded_BD).square().mean()
+    chunks_BMK, places_MG = tokenizer.chunks(batch.values_BD, generator.reference(layout)), tokenizer.places(layout)
+    latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
+    quantised_BMK = tokenizer.quantiser.decode(tokenizer.encode(chunks_BMK, places_MG))
+    commitment = (latents_BMK - quantised_BMK).square().mean()
+    expected = reconstruction + stage.config.commitment * commitment
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
+    assert float(result.metrics["snr_db"]) == pytest.approx(
+        float(10 * torch.log10(normalised_BD.square().mean() / reconstruction)), abs=1e-3
+    )
+
+
+def test_encoder_gets_the_decoders_gradient_straight_through() -> None:
+    generator = igpg()
+    stage = tokenizer_stage(generator).train()
+    stage(weight_batch(), noise_for(8)).metrics["reconstruction"]
+    result = stage(weight_batch(), noise_for(8))
+    result.loss.backward()
+    final = generator.tokenizer.encoder.out[-1]
+    assert isinstance(final, torch.nn.Linear)
+    assert final.bias.grad is not None
+    assert float(final.bias.grad.abs().sum()) > 0
+
+
+def test_codebooks_move_in_training_and_stay_in_evaluation() -> None:
+    generator = igpg()
+    stage = tokenizer_stage(generator)
+    before = generator.tokenizer.quantiser.codebooks_LVK.clone()
+    stage.eval()(weight_batch(), noise_for(8))
+    assert float(generator.tokenizer.quantiser.new_counts_LV.sum()) == 0
+    stage.train()(weight_batch(), noise_for(8))
+    assert float(generator.tokenizer.quantiser.new_counts_LV.sum()) == 2 * 8 * 5
+    stage.after_step(same)
+    assert not torch.equal(generator.tokenizer.quantiser.codebooks_LVK, before)
+
+
+def test_begin_depends_on_its_seed_alone() -> None:
+    codebooks = []
+    for seed in (3, 3, 4):
+        generator = igpg()
+        tokenizer_stage(generator).begin([weight_batch(SMALL, 16)], seed)
+        codebooks.append(generator.tokenizer.quantiser.codebooks_LVK)
+    assert torch.equal(codebooks[0], codebooks[1])
+    assert not torch.equal(codebooks[0], codebooks[2])

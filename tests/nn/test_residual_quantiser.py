@@ -1,0 +1,190 @@
+"""Residual quantisation: greedy, better with every level, and the same on all workers.
+
+Shape legend: N vectors, L levels, V codes of a level, K values of a vector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from raywgen.nn.residual_quantiser import ResidualQuantiser, nearest_code
+
+NUM_CODES, WIDTH = 8, 4
+
+
+def vectors(num: int = 400, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(5, WIDTH, generator=generator)
+    return centres[torch.arange(num) % 5] + 0.5 * torch.randn(num, WIDTH, generator=generator)
+
+
+def quantiser(num_levels: int = 3, num_iterations: int = 8, seed: int = 0) -> ResidualQuantiser:
+    rvq = ResidualQuantiser(num_levels, NUM_CODES, WIDTH, decay=0.9)
+    rvq.initialise(vectors(), num_iterations, torch.Generator().manual_seed(seed))
+    return rvq
+
+
+def error(rvq: ResidualQuantiser, vectors_NK: Tensor) -> float:
+    return float((rvq.decode(rvq.encode(vectors_NK)) - vectors_NK).square().mean())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def test_every_level_improves_the_reconstruction() -> None:
+    errors = [error(quantiser(num_levels), vectors()) for num_levels in (1, 2, 3, 4)]
+    assert all(later < 0.8 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+def test_greedy_codes_are_the_nearest_per_level_by_brute_force_in_float64() -> None:
+    rvq, vectors_NK = quantiser(), vectors(300, seed=1)
+    codes_NL = rvq.encode(vectors_NK)
+    assert codes_NL.dtype == torch.int64
+    residual = vectors_NK.double().numpy()
+    codebooks = rvq.codebooks_LVK.double().numpy()
+    rows = np.arange(len(residual))
+    for level in range(rvq.num_levels):
+        distance = ((residual[:, None, :] - codebooks[level][None]) ** 2).sum(-1)
+        chosen = codes_NL[:, level].numpy()
+        # Two codes may be equally near to float32: the chosen one is nearest to within its roundings.
+        assert np.all(distance[rows, chosen] <= distance.min(axis=1) + 1e-5)
+        assert np.mean(chosen == distance.argmin(axis=1)) > 0.99
+        residual = residual - codebooks[level][chosen]
+    decoded = rvq.decode(codes_NL).double().numpy()
+    np.testing.assert_allclose(decoded, vectors_NK.double().numpy() - residual, atol=1e-5)
+
+
+def test_nearest_code_by_hand() -> None:
+    codebook_VK = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    vectors_NK = torch.tensor([[1.4, 0.0], [1.6, 0.0], [0.1, 1.1], [-5.0, -5.0]])
+    assert nearest_code(vectors_NK, codebook_VK).tolist() == [0, 1, 2, 0]
+
+
+def test_decode_takes_any_leading_dimensions() -> None:
+    rvq, vectors_NK = quantiser(), vectors(24)
+    codes_NL = rvq.encode(vectors_NK)
+    assert torch.equal(rvq.decode(codes_NL.view(4, 6, 3)).flatten(0, 1), rvq.decode(codes_NL))
+
+
+def test_more_kmeans_iterations_never_raise_the_error() -> None:
+    errors = [error(quantiser(1, num_iterations), vectors()) for num_iterations in range(10)]
+    # Each iteration's means and assignments can only lower the sum of squares; 1e-6 is its rounding.
+    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_kmeans_survives_more_codes_than_different_vectors() -> None:
+    few_NK = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]).repeat(5, 1)
+    rvq = ResidualQuantiser(2, NUM_CODES, WIDTH)
+    rvq.initialise(few_NK, 20, torch.Generator().manual_seed(0))
+    assert bool(rvq.codebooks_LVK.isfinite().all())
+    assert error(rvq, few_NK) < 1e-10
+
+
+def test_updates_follow_vectors_that_move() -> None:
+    rvq = quantiser()
+    moved_NK = vectors(seed=3) + 1.0
+    before = error(rvq, moved_NK)
+    for _ in range(40):
+        rvq.collect(moved_NK, rvq.encode(moved_NK))
+        rvq.update(whole)
+    assert error(rvq, moved_NK) < 0.5 * before
+
+
+def test_update_is_the_moving_average_by_hand() -> None:
+    rvq = quantiser(num_levels=1)
+    counts_V, sums_VK = rvq.counts_LV[0].double(), rvq.sums_LVK[0].double()
+    vectors_NK = vectors(64, seed=4)
+    codes_NL = rvq.encode(vectors_NK)
+    rvq.collect(vectors_NK, codes_NL)
+    rvq.update(whole)
+    member_NV = torch.nn.functional.one_hot(codes_NL[:, 0], NUM_CODES).double()
+    scale = len(vectors_NK) / NUM_CODES
+    counts_V = 0.9 * counts_V + 0.1 * member_NV.sum(0) / scale
+    sums_VK = 0.9 * sums_VK + 0.1 * (member_NV.t() @ vectors_NK.double()) / scale
+    torch.testing.assert_close(rvq.codebooks_LVK[0].double(), sums_VK / counts_V.unsqueeze(1), rtol=1e-5, atol=1e-5)
+    assert float(rvq.new_counts_LV.abs().sum() + rvq.new_sums_LVK.abs().sum()) == 0.0
+
+
+def test_an_unused_code_keeps_its_place_for_a_while() -> None:
+    rvq = quantiser(num_levels=1)
+    one_NK = vectors(1).expand(32, -1)
+    unused = torch.arange(NUM_CODES) != rvq.encode(one_NK[:1])[0, 0]
+    before_VK = rvq.codebooks_LVK[0, unused].clone()
+    for _ in range(5):
+        rvq.collect(one_NK, torch.zeros(32, 1, dtype=torch.int64) + int((~unused).nonzero()))
+        rvq.update(whole)
+    torch.testing.assert_close(rvq.codebooks_LVK[0, unused], before_VK, rtol=1e-5, atol=1e-6)
+
+
+def test_two_halves_summed_equal_the_whole_batch_bit_for_bit() -> None:
+    # Multiples of 1/64 below 16: their float32 sums are exact in any order, so that equality can be asked for.
+    vectors_NK = (vectors(128, seed=5) * 64).round() / 64
+    alone, left, right = (quantiser() for _ in range(3))
+    for rvq in (alone, left, right):
+        rvq.codebooks_LVK.copy_((rvq.codebooks_LVK * 64).round() / 64)
+    alone.collect(vectors_NK, alone.encode(vectors_NK))
+    for rvq, part_NK in ((left, vectors_NK[:50]), (right, vectors_NK[50:])):
+        rvq.collect(part_NK, rvq.encode(part_NK))
+    total_counts_LV = left.new_counts_LV + right.new_counts_LV
+    total_sums_LVK = left.new_sums_LVK + right.new_sums_LVK
+
+    def summed(tensor: Tensor) -> Tensor:
+        return tensor.copy_(total_counts_LV if tensor.dim() == 2 else total_sums_LVK)
+
+    alone.update(whole)
+    left.update(summed)
+    right.update(summed)
+    for name, expected in alone.state_dict().items():
+        assert torch.equal(left.state_dict()[name], expected), name
+        assert torch.equal(right.state_dict()[name], expected), name
+
+
+def test_codebooks_are_buffers_and_statistics_of_a_step_are_not_saved() -> None:
+    rvq = quantiser()
+    assert not list(rvq.parameters())
+    assert set(rvq.state_dict()) == {"codebooks_LVK", "counts_LV", "sums_LVK"}
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def all_reduce(tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    rvq = quantiser()
+    for step in range(5):
+        part_NK = vectors(64, seed=10 + step)[rank::2]
+        rvq.collect(part_NK, rvq.encode(part_NK))
+        rvq.update(all_reduce)
+    torch.save(rvq.state_dict(), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_real_processes_hold_bit_equal_codebooks(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = quantiser()
+    for step in range(5):
+        vectors_NK = vectors(64, seed=10 + step)
+        alone.collect(vectors_NK, alone.encode(vectors_NK))
+        alone.update(whole)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        # Sums of halves round differently from the whole sum.
+        torch.testing.assert_close(tensor, alone.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["codebooks_LVK", "counts_LV", "sums_LVK"])
+def test_statistics_stay_float32(name: str) -> None:
+    assert getattr(quantiser(), name).dtype == torch.float32
