@@ -9,13 +9,14 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raywgen.config import ConfigError, save_config, to_yaml
+from raywgen.config import ConfigError, load_config, save_config, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import build_generator
@@ -71,7 +72,7 @@ def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None
 def _check(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         kept = Path(config.out) / CONFIG
-        if kept.is_file() and kept.read_text() != to_yaml(config):
+        if kept.is_file() and _identity(load_config(TrainConfig, kept)) != _identity(config):
             raise ConfigError(
                 f"{config.out} holds a run with another config ({kept}); give another `out`, or delete the folder"
             )
@@ -84,6 +85,12 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                     f"batch_size={batch_size} does not divide among num_workers={config.num_workers}; "
                     "give a multiple, so that every worker takes an equal part"
                 )
+
+
+def _identity(config: TrainConfig) -> str:
+    """What may not change when a run goes on: all but where and how often, as checkpoints fit any workers."""
+    where = {"num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0}
+    return to_yaml(replace(config, **where, checkpoint_every=1, log_every=1, validate_every=1))
 
 
 def _is_done(config: TrainConfig) -> bool:

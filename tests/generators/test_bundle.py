@@ -12,7 +12,18 @@ import torch
 from raywgen.generators import Generator
 from raywgen.generators.bundle import BundleError, build_generator, bundle_facts, load_bundle, save_bundle
 from raywgen.weights import load_state_dict, save_state_dict
-from tests.builders import DATA, DEEP, SMALL, condition, hypernetwork, igpg, igpg_config, layout_of, noise_for, references
+from tests.builders import (
+    DATA,
+    DEEP,
+    SMALL,
+    condition,
+    hypernetwork,
+    igpg,
+    igpg_config,
+    layout_of,
+    noise_for,
+    references,
+)
 
 CONFIG, WEIGHTS = "generator.json", "generator.safetensors"
 

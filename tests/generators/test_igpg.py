@@ -9,7 +9,18 @@ import torch
 
 from raywgen.generators.igpg import IGPG
 from raywgen.weights import WeightReference
-from tests.builders import DEEP, SMALL, condition, igpg, igpg_config, layout_of, noise_for, part_of, references, values_of
+from tests.builders import (
+    DEEP,
+    SMALL,
+    condition,
+    igpg,
+    igpg_config,
+    layout_of,
+    noise_for,
+    part_of,
+    references,
+    values_of,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raywgen.config import ConfigError, load_config, save_config
+from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPGConfig
+from raywgen.training import TrainConfig, launch
+
+
+def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
+    config = load_config(TrainConfig, None, ["generator.prior.num_layers=2"])
+    assert isinstance(config.generator, IGPGConfig)
+    assert config.generator.prior.num_layers == 2
+    with pytest.raises(ConfigError, match="did you mean 'prior'"):
+        load_config(TrainConfig, None, ["generator.priour.num_layers=2"])
+    with pytest.raises(ConfigError, match="did you mean 'igpg'"):
+        load_config(TrainConfig, None, ["method=igp"])
+
+
+@pytest.mark.parametrize("override", ["zero_stage=3", "num_workers=-1", "log_every=0", "num_query_samples=0"])
+def test_impossible_values_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_config(TrainConfig, None, [override])
+
+
+def test_a_saved_config_loads_unchanged(tmp_path: Path) -> None:
+    config = load_config(TrainConfig, None, ["generator.functional.num_steps=0", "seed=4"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == config
+
+
+def test_a_batch_that_does_not_divide_is_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    config = TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path / "run"), num_workers=3)
+    with pytest.raises(ConfigError, match="does not divide among num_workers=3"):
+        launch([config])
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_same_folder_is_refused_but_other_workers_are_not(
+    zoo_corpus: Corpus, tmp_path: Path
+) -> None:
+    kept = TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=2)
+    save_config(kept, tmp_path / "config.yaml")
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "generator.json").write_text("{}")
+    launch([TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=1, zero_stage=2)])
+    with pytest.raises(ConfigError, match="another config"):
+        launch([TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=2, seed=1)])

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from raywgen.corpus import Corpus
+from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, measure_references
+
+
+def rows_of(corpus: Corpus) -> list[LayoutRows]:
+    return collect_rows(corpus.blocks(["train"]), corpus)
+
+
+def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> BatchOrder:
+    return BatchOrder(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
+
+
+def test_parts_of_all_workers_are_the_whole_batch(zoo_corpus: Corpus) -> None:
+    rows = rows_of(zoo_corpus)
+    whole_order, parts = order(rows), [order(rows, rank, 2) for rank in range(2)]
+    for step in range(12):
+        whole = whole_order.batch(step, 8)
+        for rank, part_order in enumerate(parts):
+            part = part_order.batch(step, 8)
+            assert torch.equal(part.values_BD, whole.values_BD[rank::2])
+            assert torch.equal(part.sample_index_B, whole.sample_index_B[rank::2])
+            assert torch.equal(part.condition.samples_BSF, whole.condition.samples_BSF[rank::2])
+            assert torch.equal(part.query.labels_BS, whole.query.labels_BS[rank::2])
+            assert part.condition.instructions == whole.condition.instructions[rank::2]
+            assert torch.equal(part_order.whole_batch(step, 8).values_BD, whole.values_BD)
+
+
+def test_an_epoch_holds_every_network_once(zoo_corpus: Corpus) -> None:
+    rows = rows_of(zoo_corpus)
+    per_layout = len(rows[0].tasks)
+    batches = [order(rows).batch(step, 4) for step in range(0, 2 * per_layout // 4, len(rows))]
+    seen = Counter(tuple(value_D.tolist()) for batch in batches for value_D in batch.values_BD)
+    stored = Counter(tuple(value_D.tolist()) for value_D in rows[0].values_ND)
+    assert seen == stored
+
+
+def test_layouts_take_turns_and_epochs_differ(zoo_corpus: Corpus) -> None:
+    rows = rows_of(zoo_corpus)
+    drawn = order(rows)
+    assert [drawn.batch(step, 4).layout.id for step in range(4)] == 2 * [part.layout.id for part in rows]
+    steps_per_epoch = len(rows[0].tasks) // 4 * len(rows)
+    first, second = drawn.batch(0, 4), drawn.batch(steps_per_epoch, 4)
+    assert not torch.equal(first.values_BD, second.values_BD)
+    assert not torch.equal(first.values_BD, order(rows, seed=4).batch(0, 4).values_BD)
+
+
+def test_a_batch_can_be_drawn_again_out_of_order(zoo_corpus: Corpus) -> None:
+    rows = rows_of(zoo_corpus)
+    going = order(rows)
+    batches = [going.batch(step, 4) for step in range(9)]
+    assert torch.equal(order(rows).batch(8, 4).values_BD, batches[8].values_BD)
+
+
+def test_conditions_and_queries_are_training_samples_of_the_networks_own_task(zoo_corpus: Corpus) -> None:
+    rows = rows_of(zoo_corpus)
+    batch = order(rows).batch(0, 6)
+    by_instruction = {task.instruction: task for task in rows[0].tasks}
+    for index, instruction in enumerate(batch.condition.instructions):
+        task = by_instruction[instruction]
+        known = {(*x, y) for x, y in zip(map(tuple, task.train_x_SF.tolist()), task.train_y_S.tolist(), strict=True)}
+        for part in (batch.condition, batch.query):
+            drawn = zip(part.samples_BSF[index].tolist(), part.labels_BS[index].tolist(), strict=True)
+            assert all((*x, y) in known for x, y in drawn)
+
+
+def test_references_normalise_training_networks_to_unit_scale(zoo_corpus: Corpus) -> None:
+    for layout_id, (layout, reference) in measure_references(zoo_corpus).items():
+        base = zoo_corpus.base_values(layout_id)
+        assert base is not None
+        assert torch.equal(reference.base_D, base)
+        values = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
+        start = 0
+        for spec in layout.generated:
+            piece = reference.normalise(values)[:, start : start + spec.num_values]
+            # A tensor behind dead units never moves; the others to what float32 sums of some thousand values give.
+            moved = float(not torch.equal(values[:, start], base[start].expand(len(values))) or bool(piece.any()))
+            torch.testing.assert_close(piece.std(unbiased=False), torch.tensor(moved), rtol=1e-4, atol=0)
+            start += spec.num_values
+
+
+def test_data_spec(zoo_corpus: Corpus) -> None:
+    spec = data_spec(zoo_corpus)
+    assert (spec.num_features, spec.max_classes) == (64, 2)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raywgen.corpus import Corpus
+from raywgen.generators import StageConfig
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.training import DivergedError, TrainConfig, launch, read_metrics
+from raywgen.training.loop import LocalCheckpoints, Progress, learning_rate
+
+
+def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=6, batch_size=8, num_levels=3, num_codes=16, width=16),
+        prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
+        functional=FunctionalConfig(num_steps=6, batch_size=8),
+    )
+    settings = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0} | changes
+    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
+
+
+def losses(out: Path) -> dict[tuple[str, int], float]:
+    rows = read_metrics(out)
+    assert len({(row["stage"], row["step"]) for row in rows}) == len(rows)
+    return {(row["stage"], row["step"]): row["loss"] for row in rows}
+
+
+def test_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
+    config = StageConfig(num_steps=100, learning_rate=2.0, warmup_steps=10)
+    assert learning_rate(config, 0) == pytest.approx(0.2)
+    assert learning_rate(config, 50) == pytest.approx(2.0 * (0.05 + 0.95 * 0.5))
+    assert learning_rate(config, 99) == pytest.approx(2.0 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.99))))
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kept", [1, 4, 7])
+def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
+    kept: int, zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch([small_config(zoo_corpus, tmp_path / "whole")])
+    saved = 0
+    save = LocalCheckpoints.save
+
+    def save_then_stop(self: LocalCheckpoints, progress: Progress) -> None:
+        nonlocal saved
+        save(self, progress)
+        saved += 1
+        if saved == kept:
+            raise _InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalCheckpoints, "save", save_then_stop)
+        with pytest.raises(_InterruptedError):
+            launch([small_config(zoo_corpus, tmp_path / "broken")])
+    assert not (tmp_path / "broken" / "generator").exists()
+    launch([small_config(zoo_corpus, tmp_path / "broken")])
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
+    resumed = load_file(tmp_path / "broken" / "generator" / "generator.safetensors")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_every_stage_is_logged_validated_and_kept(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    launch([small_config(zoo_corpus, tmp_path)])
+    rows = read_metrics(tmp_path)
+    assert [row["stage"] for row in rows if row["step"] == 0] == ["tokenizer", "prior", "functional"]
+    assert all("val_loss" in row for row in rows if row["step"] in (0, 3, 5))
+    assert {path.name for path in (tmp_path / "stages").iterdir()} == {"tokenizer", "prior", "functional"}
+    prior = load_file(tmp_path / "stages" / "prior" / "generator.safetensors")
+    final = load_file(tmp_path / "generator" / "generator.safetensors")
+    changed = {name.split(".")[1] for name, tensor in prior.items() if not torch.equal(tensor, final[name])}
+    assert changed == {"prior", "correction"}
+
+
+def test_divergence_names_the_setting_to_lower(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    config = small_config(zoo_corpus, tmp_path)
+    config.generator.tokenizer.learning_rate = 1e30
+    with pytest.raises(DivergedError, match=r"generator\.tokenizer\.learning_rate"):
+        launch([config])
+
+
+def test_progress_round_trip(tmp_path: Path) -> None:
+    progress = Progress(
+        run=1, stage=2, step=3, tensors={"model.a": torch.randn(3), "optimizer.step": torch.tensor(4.0)}
+    )
+    LocalCheckpoints(tmp_path / "kept").save(progress)
+    again = LocalCheckpoints(tmp_path / "kept").load()
+    assert (again.run, again.stage, again.step) == (1, 2, 3)
+    assert torch.equal(again.part("model.")["a"], progress.tensors["model.a"])
+    assert set(again.part("optimizer.")) == {"step"}
+    assert LocalCheckpoints(tmp_path / "none").load() == Progress()

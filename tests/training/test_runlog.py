@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raywgen.training.runlog import METRICS, TENSORBOARD, RunLog, read_metrics
+
+
+def test_rows_and_tensorboard_hold_the_same_scalars(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, {})
+    for step in range(3):
+        log.write("prior", step, {"loss": 1.0 / (step + 1)})
+    log.close()
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 0.5, 1 / 3]
+    events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
+    assert [event.step for event in events.Scalars("prior/loss")] == [0, 1, 2]
+
+
+def test_a_torn_last_row_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"stage": "prior", "step": 0, "time": 1.0}\n{"stage": "pri')
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_resumed_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, {})
+    for stage in ("tokenizer", "prior"):
+        for step in range(4):
+            log.write(stage, step, {"loss": 0.0})
+    log.close()
+    RunLog(tmp_path, {"tokenizer": 10**9, "prior": 2}).close()
+    assert [(row["stage"], row["step"]) for row in read_metrics(tmp_path)] == [
+        *(("tokenizer", step) for step in range(4)),
+        ("prior", 0),
+        ("prior", 1),
+    ]
