@@ -1,0 +1,127 @@
+"""Real Ray Train workers with DeepSpeed ZeRO, against the same run in one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raywgen.corpus import Corpus
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.training import TrainConfig, launch, read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=3, num_codes=16, width=16),
+        prior=PriorConfig(num_steps=40, batch_size=8, width=16, num_layers=1, num_heads=2),
+        functional=FunctionalConfig(num_steps=4, batch_size=8),
+    )
+    settings = {"log_every": 1, "checkpoint_every": 10, "validate_every": 20, "num_workers": 2} | changes
+    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
+
+
+def losses(out: Path) -> dict[tuple[str, int], float]:
+    rows = read_metrics(out)
+    assert len({(row["stage"], row["step"]) for row in rows}) == len(rows), "a step is logged twice"
+    return {(row["stage"], row["step"]): row["loss"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def alone(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], float]:
+    out = tmp_path_factory.mktemp("alone")
+    launch([config(zoo_corpus, out, num_workers=0)])
+    return losses(out)
+
+
+def assert_same_run(found: dict[tuple[str, int], float], alone: dict[tuple[str, int], float]) -> None:
+    """Two workers add gradients in another order than one; 48 steps of float32 let that grow to about 1e-3."""
+    assert found.keys() == alone.keys()
+    for key, loss in alone.items():
+        assert found[key] == pytest.approx(loss, rel=5e-3), key
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_two_workers_train_what_one_process_trains(
+    zero_stage: int, zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
+) -> None:
+    launch([config(zoo_corpus, tmp_path, zero_stage=zero_stage)])
+    assert_same_run(losses(tmp_path), alone)
+
+
+def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
+    zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
+) -> None:
+    killed = threading.Event()
+    threading.Thread(target=_kill_a_worker, args=(tmp_path, killed), daemon=True).start()
+    launch([config(zoo_corpus, tmp_path, zero_stage=1)])
+    assert killed.is_set()
+    assert_same_run(losses(tmp_path), alone)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(
+    zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
+) -> None:
+    stop = config(zoo_corpus, tmp_path, zero_stage=2, max_failures=0)
+    killed = threading.Event()
+    threading.Thread(target=_kill_a_worker, args=(tmp_path, killed), daemon=True).start()
+    with pytest.raises(RuntimeError, match="the same command goes on from the last checkpoint"):
+        launch([stop])
+    first = max(row["step"] for row in read_metrics(tmp_path) if row["stage"] == "prior")
+    assert first < 39
+    launch([config(zoo_corpus, tmp_path, num_workers=1, zero_stage=1)])
+    assert_same_run(losses(tmp_path), alone)
+
+
+def _kill_a_worker(out: Path, killed: threading.Event) -> None:
+    """SIGKILL to one training worker once the prior has passed its second checkpoint and Ray has seen it."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if any(row["stage"] == "prior" and row["step"] >= 22 for row in read_metrics(out)):
+            for pid in _worker_pids():
+                os.kill(pid, signal.SIGKILL)
+                killed.set()
+                return
+        time.sleep(0.02)
+
+
+def _worker_pids() -> list[int]:
+    """Training workers of this process' own Ray session; other sessions may share the machine."""
+    parents: dict[int, int] = {}
+    workers: list[int] = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes().split(b"\0")[0]
+        except OSError:
+            continue
+        if b"RayTrainWorker" in title:
+            workers.append(int(folder.name))
+    return [pid for pid in workers if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
+    found: set[int] = set()
+    while pid in parents and pid not in found:
+        found.add(pid)
+        pid = parents[pid]
+    return found
