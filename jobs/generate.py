@@ -1,4 +1,4 @@
-"""Writes networks by a trained generator: `python jobs/generate.py CONFIG key=value`, or the same behind `ray job submit ... --`."""
+"""Writes networks: `python jobs/generate.py CONFIG key=value`, or the same behind `ray job submit ... --`."""
 
 import sys
 

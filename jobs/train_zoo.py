@@ -1,4 +1,4 @@
-"""Trains a zoo into a corpus: `python jobs/train_zoo.py CONFIG key=value`, or the same behind `ray job submit ... --`."""
+"""Trains a zoo: `python jobs/train_zoo.py CONFIG key=value`, or the same behind `ray job submit ... --`."""
 
 import sys
 

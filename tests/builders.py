@@ -137,7 +137,7 @@ def train(stage: Stage, batches: Iterable[WeightBatch], learning_rate: float = 3
         result.loss.backward()
         optimizer.step()
         stage.after_step(same)
-        losses.append(float(result.loss))
+        losses.append(float(result.loss.detach()))
     stage.eval()
     return losses
 

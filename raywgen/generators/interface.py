@@ -55,7 +55,11 @@ class Stage(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    config: StageConfig
+
+    @property
+    @abstractmethod
+    def config(self) -> StageConfig:
+        """How it is optimised."""
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Data-dependent initialisation; called with equal batches on every worker."""

@@ -38,8 +38,9 @@ def test_tokenizer_stage_lowers_its_loss() -> None:
     generator = igpg()
     stage = tokenizer_stage(generator)
     stage.begin(batches(2), seed=0)
-    losses = train(stage, batches(40))
-    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
+    # At first the encoder runs ahead of the codebooks' moving averages, and the loss rises.
+    losses = train(stage, batches(600))
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
 def test_prior_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
@@ -95,7 +96,7 @@ def test_task_loss_is_that_of_the_networks_one_by_one() -> None:
 
 def test_functional_loss_is_that_of_the_networks_which_generate_writes() -> None:
     generator, batch = igpg(), weight_batch()
-    stage = functional(generator, likelihood=0.0, temperature=0.5).eval()
+    stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     expected = task_loss(written.values_BD, batch)[0].mean()
@@ -112,6 +113,18 @@ def test_likelihood_is_added_with_its_weight() -> None:
     codes_BML = generator.tokens(batch.values_BD, batch.layout)[:2]
     nll = token_nll(generator.prior, generator.tokenizer, codes_BML, batch.first(2))
     torch.testing.assert_close(both.metrics["nll"], nll, rtol=1e-5, atol=1e-6)
+
+
+def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
+    generator, batch = igpg(), weight_batch()
+    plain = functional(generator, anchor=0.0).eval()(batch, noise_for(8))
+    both = functional(generator, anchor=0.3).eval()(batch, noise_for(8))
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    scale_D = generator.references[batch.layout.id][1].scale_D
+    distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
+    # Cached and full attention round differently.
+    torch.testing.assert_close(both.metrics["distance"], distance, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both.loss, plain.loss + 0.3 * both.metrics["distance"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("float64")

@@ -5,6 +5,7 @@ Shape legend: N vectors, L levels, V codes of a level, K values of a vector.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def test_every_level_improves_the_reconstruction() -> None:
     errors = [error(quantiser(num_levels), vectors()) for num_levels in (1, 2, 3, 4)]
-    assert all(later < 0.8 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.8 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_greedy_codes_are_the_nearest_per_level_by_brute_force_in_float64() -> None:
@@ -77,7 +78,7 @@ def test_decode_takes_any_leading_dimensions() -> None:
 def test_more_kmeans_iterations_never_raise_the_error() -> None:
     errors = [error(quantiser(1, num_iterations), vectors()) for num_iterations in range(10)]
     # Each iteration's means and assignments can only lower the sum of squares; 1e-6 is its rounding.
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.8 * errors[0]
 
 

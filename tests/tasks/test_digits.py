@@ -19,7 +19,7 @@ def _bytes(x_SF: torch.Tensor) -> list[bytes]:
 def test_the_split_holds_every_image_once() -> None:
     train_x, train_y, test_x, test_y = digit_images()
     assert (len(train_x), len(train_y), len(test_x), len(test_y)) == (1200, 1200, 597, 597)
-    source = (load_digits().data / 16).astype(np.float32)
+    source = (load_digits(return_X_y=True)[0] / 16).astype(np.float32)
     # scikit-learn's digits contain no image twice, so equal multisets mean disjoint and complete parts.
     assert len({row.tobytes() for row in source}) == len(source)
     assert set(_bytes(train_x)).isdisjoint(_bytes(test_x))
@@ -82,5 +82,5 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 
 
 def test_too_many_tasks_are_refused() -> None:
-    with pytest.raises(TaskError, match="num_seen_tasks=1000: only 9.. of the 1002"):
+    with pytest.raises(TaskError, match=r"num_seen_tasks=1000: only 9.. of the 1002"):
         draw_subset_tasks(num_seen=1000, num_validation=8, num_unseen=8, seed=0)

@@ -21,7 +21,7 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
         functional=FunctionalConfig(num_steps=6, batch_size=8),
     )
-    settings = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0} | changes
+    settings: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0} | changes
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
 
 

@@ -88,8 +88,12 @@ class HypernetworkStage(Stage):
 
     def __init__(self, generator: Hypernetwork) -> None:
         super().__init__()
-        self.config: StageConfig = generator.config.functional
         self.generator = generator
+
+    @property
+    def config(self) -> StageConfig:
+        """Of its only stage."""
+        return self.generator.config.functional
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy on the query samples."""

@@ -68,12 +68,14 @@ class FunctionalConfig(StageConfig):
     Attributes:
         temperature: Of the rollouts whose prefix the soft tokens continue.
         likelihood: Weight of the token likelihood that is kept beside the task's loss.
+        anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale.
     """
 
     num_steps: int = 450
     batch_size: int = 32
     temperature: float = 0.5
     likelihood: float = 0.1
+    anchor: float = 0.1
 
 
 @dataclass(kw_only=True)

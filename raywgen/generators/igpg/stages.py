@@ -38,10 +38,14 @@ class PriorStage(Stage):
 
     def __init__(self, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable) -> None:
         super().__init__()
-        self.config: PriorConfig = prior.config
         self.prior = prior
         self._frozen = (tokenizer,)
         self.references = references
+
+    @property
+    def config(self) -> PriorConfig:
+        """Of the prior."""
+        return self.prior.config
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""
@@ -57,7 +61,9 @@ class FunctionalStage(Stage):
     hard tokens without gradients; the expected code that continues each of their prefixes is decoded, put into
     a network, run on the task's labelled samples, and the task's loss goes back through all of it. Prefixes are
     the generator's own, so training sees what generation will see. A small token likelihood keeps the prior on
-    the corpus. Not in the paper; its effect is shown apart.
+    the corpus, and a small squared distance to the corpus' network of the same task keeps the written networks
+    alive: the task's loss alone first lowers the confidence of all of them alike, which may switch off every ReLU
+    for good. Not in the paper; its effect is shown apart.
     """
 
     name = "functional"
@@ -71,14 +77,19 @@ class FunctionalStage(Stage):
         references: ReferenceTable,
     ) -> None:
         super().__init__()
-        self.config: FunctionalConfig = config
+        self._config = config
         self.prior = prior
         self.correction = correction
         self._frozen = (tokenizer,)
         self.references = references
 
+    @property
+    def config(self) -> FunctionalConfig:
+        """Of this stage alone."""
+        return self._config
+
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The task's loss on the query samples, plus the weighted token likelihood."""
+        """The task's loss on the query samples, plus the weighted distance and token likelihood."""
         (tokenizer,) = self._frozen
         layout, rvq = batch.layout, tokenizer.quantiser
         places_MG = tokenizer.places(layout)
@@ -89,10 +100,16 @@ class FunctionalStage(Stage):
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
         chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG) + self.correction(expected_BMK, places_MG)
-        values_BD = tokenizer.values(chunks_BMK, layout, self.references[layout.id][1])
+        reference = self.references[layout.id][1]
+        values_BD = tokenizer.values(chunks_BMK, layout, reference)
         loss_B, accuracy_B = task_loss(values_BD, batch)
-        metrics = {"task_loss": loss_B.mean().detach(), "accuracy": accuracy_B.mean().detach()}
-        loss = loss_B.mean()
+        distance = (reference.normalise(values_BD) - reference.normalise(batch.values_BD)).square().mean()
+        loss = loss_B.mean() + self.config.anchor * distance
+        metrics = {
+            "task_loss": loss_B.mean().detach(),
+            "accuracy": accuracy_B.mean().detach(),
+            "distance": distance.detach(),
+        }
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))

@@ -84,9 +84,13 @@ class TokenizerStage(Stage):
 
     def __init__(self, tokenizer: Tokenizer, references: dict[str, tuple[Layout, WeightReference]]) -> None:
         super().__init__()
-        self.config: TokenizerConfig = tokenizer.config
         self.tokenizer = tokenizer
         self.references = references
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """Of the tokeniser."""
+        return self.tokenizer.config
 
     @torch.no_grad()
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
