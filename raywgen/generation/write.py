@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raywgen.config import ConfigError
+from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.generation.best import generate_best
 from raywgen.generation.fill import ConditionError, load, make_condition
@@ -25,6 +25,7 @@ from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_
 from raywgen.weights import Condition, save_state_dict
 
 INDEX = "networks.json"
+CONFIG = "config.yaml"
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,7 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
-    """Writes one file per task and architecture, and `networks.json` beside them.
+    """Writes one file per task and architecture, with `networks.json` and the whole config beside them.
 
     Returns:
         One row per file: path, task, network, loss on the examples, log-probability, test accuracy where known.
@@ -85,6 +86,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
         rows += _write(config, network, names, condition, tasks, generator)
     if on_progress is not None:
         on_progress(len(networks), len(networks))
+    save_config(config, Path(config.out) / CONFIG)
     (Path(config.out) / INDEX).write_text(json.dumps(rows, indent=1))
     return rows
 

@@ -34,12 +34,8 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
         prior=PriorConfig(num_steps=40, batch_size=8, width=16, num_layers=1, num_heads=2),
         functional=FunctionalConfig(num_steps=4, batch_size=8),
     )
-    settings: dict[str, Any] = {
-        "log_every": 1,
-        "checkpoint_every": 10,
-        "validate_every": 20,
-        "num_workers": 2,
-    } | changes
+    settings: dict[str, Any] = {"log_every": 1, "checkpoint_every": 10, "validate_every": 20, "num_workers": 2}
+    settings |= changes
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
 
 

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import raywgen
+from raywgen.generation import ConditionError, TrainedGenerator, UnknownLayoutWarning
+from raywgen.generators.bundle import BundleError, save_bundle
+from tests.builders import DEEP, NUM_FEATURES, SMALL, condition, igpg, network
+
+ASK = "Is feature 0 above zero?"
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedGenerator:
+    return TrainedGenerator(igpg())
+
+
+def examples(num: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    told = condition(1, num_samples=num)
+    return told.samples_BSF[0], told.labels_BS[0]
+
+
+@pytest.mark.parametrize("widths", [SMALL, DEEP])
+def test_two_lines_fill_every_architecture(tmp_path: Path, widths: tuple[int, ...]) -> None:
+    save_bundle(igpg(), tmp_path / "generator", {})
+    module = network(widths)
+    before = copy.deepcopy(module.state_dict())
+    filled = raywgen.load(tmp_path).fill(module, instruction=ASK, data=examples())
+    assert filled is module
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module(examples()[0]).isfinite().all()
+
+
+def test_a_bundle_itself_can_be_loaded(tmp_path: Path) -> None:
+    save_bundle(igpg(), tmp_path, {})
+    first = raywgen.load(tmp_path).fill(network(), instruction=ASK, data=examples(), seed=3)
+    second = TrainedGenerator(igpg()).fill(network(), instruction=ASK, data=examples(), seed=3)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_no_bundle_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="raywgen train"):
+        raywgen.load(tmp_path / "none")
+
+
+def test_temperature_zero_writes_the_same_network_whatever_the_seed(trained: TrainedGenerator) -> None:
+    written = [
+        trained.fill(network(), instruction=ASK, data=examples(), temperature=0.0, seed=seed).state_dict()
+        for seed in (0, 1)
+    ]
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+
+
+def test_images_may_keep_their_shape(trained: TrainedGenerator) -> None:
+    samples, labels = examples()
+    flat = trained.fill(network(), instruction=ASK, data=(samples, labels))
+    shaped = trained.fill(network(), instruction=ASK, data=(samples.view(-1, 2, 3), labels))
+    assert all(torch.equal(tensor, shaped.state_dict()[name]) for name, tensor in flat.state_dict().items())
+
+
+def test_batch_norm_counters_and_statistics_survive_a_strict_load(trained: TrainedGenerator) -> None:
+    linear = network()
+    module = nn.Sequential(linear[0], nn.BatchNorm1d(4), nn.ReLU(), linear[2])  # pyright: ignore[reportIndexIssue]
+    norm = module[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.fill_(7)
+    with pytest.warns(UnknownLayoutWarning):
+        trained.fill(module, instruction=ASK, data=examples())
+    assert int(norm.num_batches_tracked) == 7
+    assert norm.num_batches_tracked.dtype == torch.int64
+
+
+def test_a_layout_never_seen_is_filled_with_a_warning_that_compares(trained: TrainedGenerator) -> None:
+    module = network((NUM_FEATURES, 5, 2))
+    with pytest.warns(UnknownLayoutWarning, match=r"nats per value, against .* judge the result"):
+        trained.fill(module, instruction=ASK, data=examples())
+    assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
+def test_a_known_layout_warns_of_nothing(trained: TrainedGenerator) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.fill(network(), instruction=ASK, data=examples())
+
+
+def _bad_inputs() -> list[tuple[str, object, object, str]]:
+    x, y = examples()
+    nan = x.clone()
+    nan[2, 1] = torch.nan
+    return [
+        ("  ", x, y, "instruction is empty"),
+        (ASK, x[:5], y, "5 samples and 16 labels"),
+        (ASK, x[:0], y[:0], "one label per sample"),
+        (ASK, x[:, :4], y, "a sample has 4 values, the generator was trained on 6"),
+        (ASK, nan, y, "NaN or infinity"),
+        (ASK, x, y + 1, "between 0 and 1"),
+        (ASK, x, y - 1, "between 0 and 1"),
+        (ASK, x, y.unsqueeze(1), r"labels of shape \[S\]"),
+        (ASK, torch.tensor(1.0), y, r"samples of shape \[S, ...\]"),
+    ]
+
+
+@pytest.mark.parametrize(("instruction", "samples", "labels", "told"), _bad_inputs())
+def test_bad_conditions_are_refused_and_the_module_is_left_alone(
+    trained: TrainedGenerator, instruction: str, samples: torch.Tensor, labels: torch.Tensor, told: str
+) -> None:
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ConditionError, match=told):
+        trained.fill(module, instruction=instruction, data=(samples, labels))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

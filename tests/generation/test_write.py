@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from raywgen.config import ConfigError, load_config
+from raywgen.corpus import Corpus
+from raywgen.generation import ConditionError, GenerateConfig, generate
+from raywgen.generators.bundle import BundleError, build_generator, save_bundle
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.tasks import balanced_accuracy, build_network, build_task
+from raywgen.training.data import data_spec, measure_references
+from raywgen.weights import WeightsError, load_state_dict
+from tests.builders import references
+
+CONFIG = IGPGConfig(
+    tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+    prior=PriorConfig(width=16, num_layers=1, num_heads=2),
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A generator of the corpus' layouts, untrained; codebooks are random, so that its networks differ."""
+    folder = tmp_path_factory.mktemp("bundle")
+    generator = build_generator("igpg", CONFIG, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    codebooks = generator.get_buffer("tokenizer.quantiser.codebooks_LVK")
+    codebooks.normal_(generator=torch.Generator().manual_seed(0))
+    save_bundle(generator, folder, {})
+    return str(folder)
+
+
+def config(corpus: Corpus, bundle: str, out: Path, **changes: Any) -> GenerateConfig:
+    return GenerateConfig(generator=bundle, corpus=corpus.location, out=str(out), best_of=2, **changes)
+
+
+def test_every_unseen_task_gets_a_file_per_architecture(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    rows = generate(config(zoo_corpus, bundle, tmp_path), lambda *step: told.append(step))
+    unseen = {task.task_id for task in zoo_corpus.tasks.values() if task.split == "unseen"}
+    names = {network.name for network in zoo_corpus.networks.values()}
+    assert {(row["task"], row["network"]) for row in rows} == {(task, name) for task in unseen for name in names}
+    assert json.loads((tmp_path / "networks.json").read_text()) == rows
+    assert load_config(GenerateConfig, tmp_path / "config.yaml").best_of == 2
+    assert told[0] == (0, 2)
+    assert told[-1] == (2, 2)
+
+
+def test_a_file_loads_strictly_and_scores_what_its_row_says(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    recipes = {network.name: network.recipe for network in zoo_corpus.networks.values()}
+    for row in generate(config(zoo_corpus, bundle, tmp_path, limit=2)):
+        module: nn.Module = build_network(recipes[row["network"]])
+        module.load_state_dict(load_state_dict(row["path"]), strict=True)
+        task = build_task(zoo_corpus.tasks[row["task"]].recipe)
+        accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
+        assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+        with safe_open(row["path"], "pt") as file:
+            assert file.metadata()["instruction"] == zoo_corpus.tasks[row["task"]].instruction
+
+
+def test_one_task_by_its_id_and_one_architecture(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    task = next(iter(zoo_corpus.tasks))
+    name = next(iter(zoo_corpus.networks.values())).name
+    (row,) = generate(config(zoo_corpus, bundle, tmp_path, tasks=task, network=name))
+    assert (row["task"], row["network"]) == (task, name)
+
+
+def test_a_task_of_the_users_own(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    task = zoo_corpus.tasks[next(iter(zoo_corpus.tasks))]
+    np.savez(tmp_path / "mine.npz", x=task.samples_SF.view(-1, 8, 8).numpy(), y=task.labels_S.numpy())
+    mine = {"instruction": "Is the digit one of 0 or 6?", "data": str(tmp_path / "mine.npz")}
+    rows = generate(config(zoo_corpus, bundle, tmp_path / "out", **mine))
+    assert [row["task"] for row in rows] == ["custom", "custom"]
+    assert all("test_accuracy" not in row for row in rows)
+    assert all(Path(row["path"]).is_file() for row in rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])
+def test_unreadable_examples_are_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(ConditionError, match=r"mine\.npz.*arrays x"):
+        generate(config(zoo_corpus, bundle, tmp_path, instruction="Is it?", data=str(tmp_path / "mine.npz")))
+
+
+def test_examples_that_hold_pickled_code_are_refused_and_not_run(
+    zoo_corpus: Corpus, bundle: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "was-run"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (mark.touch, ())
+
+    np.savez(tmp_path / "mine.npz", x=np.array([Hostile()], dtype=object), y=np.zeros(1))
+    with pytest.raises(ConditionError, match=r"mine\.npz"):
+        generate(config(zoo_corpus, bundle, tmp_path, instruction="Is it?", data=str(tmp_path / "mine.npz")))
+    assert not mark.exists()
+
+
+def test_unknown_tasks_and_architectures_are_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tasks=future.*seen, validation, unseen"):
+        generate(config(zoo_corpus, bundle, tmp_path, tasks="future"))
+    with pytest.raises(ConfigError, match=r"network=resnet.*mlp-64-6-2"):
+        generate(config(zoo_corpus, bundle, tmp_path, network="resnet"))
+
+
+def test_a_corpus_of_other_architectures_is_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    save_bundle(build_generator("igpg", CONFIG, references(), data_spec(zoo_corpus), 0), tmp_path, {})
+    with pytest.raises(ConfigError, match="was never trained on it"):
+        generate(config(zoo_corpus, str(tmp_path), tmp_path / "out"))
+
+
+def test_no_generator_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="raywgen train"):
+        generate(config(zoo_corpus, str(tmp_path / "none"), tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file, no folder")
+    with pytest.raises(WeightsError, match="out"):
+        generate(config(zoo_corpus, bundle, tmp_path / "out"))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="best_of"):
+        GenerateConfig(best_of=0)
+    with pytest.raises(ValueError, match="belong together"):
+        GenerateConfig(instruction="Is it?")

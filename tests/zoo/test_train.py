@@ -1,0 +1,70 @@
+"""`train_zoo` on a real Ray session."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raywgen.corpus import Corpus, CorpusError
+from raywgen.zoo import train_zoo
+from tests.conftest import TINY_ZOO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, int]]]:
+    root = tmp_path_factory.mktemp("zoo") / "corpus"
+    told: list[tuple[int, int]] = []
+    train_zoo(TINY_ZOO, str(root), lambda done, total: told.append((done, total)))
+    return root, told
+
+
+def weights(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.arrow")}
+
+
+def test_parallel_tasks_write_what_one_process_writes(
+    trained: tuple[Path, list[tuple[int, int]]], zoo_corpus: Corpus
+) -> None:
+    root, told = trained
+    assert weights(root) == weights(Path(zoo_corpus.location))
+    num_networks = (12 + 3 + 4) * 2 * 2
+    assert told[-1] == (num_networks, num_networks)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_the_same_recipe_again_is_reused(trained: tuple[Path, list[tuple[int, int]]]) -> None:
+    root, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    told: list[tuple[int, int]] = []
+    config = dataclasses.replace(TINY_ZOO, stack_size=99, out="elsewhere")
+    corpus = train_zoo(config, str(root), lambda done, total: told.append((done, total)))
+    assert not told
+    assert corpus.manifest["recipe"]["num_diverged"] == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_another_recipe_is_refused_and_nothing_is_lost(trained: tuple[Path, list[tuple[int, int]]]) -> None:
+    root, _ = trained
+    before = weights(root)
+    with pytest.raises(CorpusError, match="another recipe"):
+        train_zoo(dataclasses.replace(TINY_ZOO, num_steps=130), str(root))
+    assert weights(root) == before
+    Corpus.open(root)
+
+
+def test_a_worker_error_reaches_the_user(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CorpusError, match="file"):
+        train_zoo(TINY_ZOO, str(tmp_path / "file"))
