@@ -1,0 +1,152 @@
+"""Engines against each other, and what they keep of the optimiser, in one process."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from raywgen.generators import Stage
+from raywgen.generators.igpg.stages import PriorStage
+from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
+from raywgen.weights import KeyedNoise
+from tests.builders import igpg, tokenizer_stage, weight_batch
+
+NUM_STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone, as Ray Train makes one of all workers."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # DeepSpeed reads them even where the group is there already.
+        for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        yield
+    torch.distributed.destroy_process_group()
+
+
+def prior_stage() -> Stage:
+    generator = igpg()
+    return PriorStage(generator.prior, generator.tokenizer, generator.references)
+
+
+def steps(engine: Engine, first: int, last: int) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        batch = weight_batch(seed=step)
+        scalars = engine.train_step(batch, KeyedNoise(0, batch.sample_index_B + 100 * step), 1e-2 / (step + 1))
+        losses.append(float(scalars["loss"]))
+    return losses
+
+
+def deepspeed_engine(zero_stage: int) -> Callable[[Stage], Engine]:
+    return lambda stage: DeepSpeedEngine(stage, zero_stage, 1)
+
+
+def assert_equal_parameters(one: Stage, other: Stage) -> None:
+    for (name, mine), (_, theirs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        # ZeRO flattens parameters into one buffer: the norm for clipping is summed in another order.
+        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
+
+
+def test_a_step_is_that_of_plain_torch() -> None:
+    stage = prior_stage()
+    expected = copy.deepcopy(stage)
+    steps(LocalEngine(stage), 0, NUM_STEPS)
+    adam = torch.optim.AdamW(expected.parameters(), betas=(0.9, 0.99), weight_decay=expected.config.weight_decay)
+    for step in range(NUM_STEPS):
+        batch = weight_batch(seed=step)
+        adam.param_groups[0]["lr"] = 1e-2 / (step + 1)
+        adam.zero_grad()
+        expected.train()(batch, KeyedNoise(0, batch.sample_index_B)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.grad_clip)
+        adam.step()
+    for mine, theirs in zip(stage.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
+    alone, sharded = prior_stage(), prior_stage()
+    local, engine = LocalEngine(alone), DeepSpeedEngine(sharded, zero_stage, 1)
+    assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
+    assert_equal_parameters(alone, sharded)
+    mine, theirs = engine.moments(), local.moments()
+    assert mine.keys() == theirs.keys()
+    for name, moment in theirs.items():
+        torch.testing.assert_close(mine[name], moment, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("before", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
+@pytest.mark.parametrize(
+    "after",
+    [LocalEngine, deepspeed_engine(0), deepspeed_engine(1), deepspeed_engine(2)],
+    ids=["local", "zero 0", "zero 1", "zero 2"],
+)
+def test_a_run_goes_on_under_another_engine(
+    before: Callable[[Stage], Engine], after: Callable[[Stage], Engine]
+) -> None:
+    undisturbed = prior_stage()
+    expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
+    first, second = prior_stage(), prior_stage()
+    engine = before(first)
+    steps(engine, 0, NUM_STEPS)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed = after(second)
+    resumed.set_moments(engine.moments())
+    assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
+    assert_equal_parameters(undisturbed, second)
+
+
+def test_moments_that_are_lost_are_noticed() -> None:
+    """Without its moments a resumed run differs, so the tests above could fail."""
+    undisturbed, second = prior_stage(), prior_stage()
+    first = LocalEngine(undisturbed)
+    steps(first, 0, NUM_STEPS)
+    second.load_state_dict(copy.deepcopy(undisturbed.state_dict()))
+    expected = steps(first, NUM_STEPS, 2 * NUM_STEPS)
+    assert steps(LocalEngine(second), NUM_STEPS, 2 * NUM_STEPS) != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_gradient_is_clipped_to_the_norm_of_the_config() -> None:
+    stage = prior_stage()
+    stage.config.grad_clip = 1e-9
+    before = [parameter.detach().clone() for parameter in stage.parameters()]
+    batch = weight_batch()
+    engine = LocalEngine(stage)
+    engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
+    total = torch.stack([p.grad.norm() for p in stage.parameters() if p.grad is not None]).norm()
+    assert float(total) <= 1.01e-9
+    assert any(not torch.equal(old, new) for old, new in zip(before, stage.parameters(), strict=True))
+
+
+def test_evaluation_learns_nothing() -> None:
+    generator = igpg()
+    stage = tokenizer_stage(generator)
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    batch = weight_batch()
+    scalars = LocalEngine(stage).evaluate(batch, KeyedNoise(0, batch.sample_index_B))
+    assert all(isinstance(value, Tensor) and not value.requires_grad for value in scalars.values())
+    assert {"loss", "reconstruction", "snr_db"} <= scalars.keys()
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every worker seeing the same batch, means stay and counts add up."""
+    stage = tokenizer_stage(igpg())
+    engine = LocalEngine(stage)
+    alone = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
+    monkeypatch.setattr(LocalEngine, "_num_workers", 3)
+    monkeypatch.setattr(engine, "all_reduce", lambda tensor: tensor * 3)
+    three = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
+    for name, value in alone.items():
+        torch.testing.assert_close(three[name], value, rtol=1e-6, atol=0)
