@@ -41,7 +41,11 @@ class TextEncoder(nn.Module):
 
 
 class SampleEncoder(nn.Module):
-    """Deep set over labelled samples (Zaheer et al. 2017): order does not matter, their number may vary."""
+    """Deep set over labelled samples (Zaheer et al. 2017): order does not matter, their number may vary.
+
+    Samples are centred and scaled per set. Of each class the mean's direction is seen beside: what all sets have
+    in common would drown what tells tasks apart, and training by a task's loss would stay at chance for long.
+    """
 
     def __init__(self, num_features: int, max_classes: int, width: int) -> None:
         super().__init__()
@@ -53,12 +57,16 @@ class SampleEncoder(nn.Module):
 
     def forward(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
         """`(B, H)` of B sets of samples."""
-        mixed_BH = self.mix(self.pixel(samples_BSF) + self.label(labels_BS)).mean(dim=1)
+        centred_BSF = samples_BSF - samples_BSF.mean(dim=1, keepdim=True)
+        centred_BSF = centred_BSF / centred_BSF.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
+        mixed_BH = self.mix(self.pixel(centred_BSF) + self.label(labels_BS)).mean(dim=1)
         num_classes = self.label.num_embeddings
         member_BSC = nn.functional.one_hot(labels_BS, num_classes).to(samples_BSF.dtype)
         share_BC1 = member_BSC.sum(1).clamp(min=1.0).unsqueeze(-1)
-        means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, samples_BSF) / share_BC1
-        return self.head(mixed_BH + torch.einsum("bcf,cfh->bh", means_BCF, self.per_class))
+        means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, centred_BSF) / share_BC1
+        # Below a hundredth of the samples' spread a mean is rounding, for instance where all have one label.
+        direction_BCF = means_BCF / means_BCF.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-2)
+        return self.head(mixed_BH + torch.einsum("bcf,cfh->bh", direction_BCF, self.per_class))
 
 
 class PlaceEncoder(nn.Module):

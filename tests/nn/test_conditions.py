@@ -60,6 +60,18 @@ def test_order_of_samples_does_not_matter(samples: SampleEncoder) -> None:
     torch.testing.assert_close(shuffled_BH, samples(told.samples_BSF, told.labels_BS), rtol=1e-5, atol=1e-5)
 
 
+def test_unit_and_offset_of_the_data_do_not_matter(samples: SampleEncoder) -> None:
+    told = condition(3)
+    offset_F = torch.linspace(-3, 5, told.samples_BSF.shape[2])
+    moved_BH = samples(40 * told.samples_BSF + offset_F, told.labels_BS)
+    torch.testing.assert_close(moved_BH, samples(told.samples_BSF, told.labels_BS), rtol=1e-4, atol=1e-4)
+
+
+def test_samples_without_any_spread_are_no_nan(samples: SampleEncoder) -> None:
+    told = condition(3)
+    assert samples(torch.ones_like(told.samples_BSF), told.labels_BS).isfinite().all()
+
+
 def test_labels_matter_and_showing_all_samples_twice_does_not(samples: SampleEncoder) -> None:
     told = condition(3)
     told_BH = samples(told.samples_BSF, told.labels_BS)
@@ -81,7 +93,7 @@ def test_condition_encoder_gives_three_tokens_and_every_part_reaches_them() -> N
     assert tokens.shape == (2, ConditionEncoder.num_tokens, WIDTH)
     others = [
         encoder(("other", "words"), told.samples_BSF, told.labels_BS, places_MG),
-        encoder(told.instructions, told.samples_BSF + 1, told.labels_BS, places_MG),
+        encoder(told.instructions, told.samples_BSF.flip(2), told.labels_BS, places_MG),
         encoder(told.instructions, told.samples_BSF, told.labels_BS, places_MG + 1),
     ]
     for place, other in enumerate(others):
