@@ -93,7 +93,7 @@ class Layout:
                     name=name,
                     shape=shapes[name],
                     dtype=str(tensor.dtype).removeprefix("torch."),
-                    kind=_kind(name, tensor, shapes),
+                    kind=kind_of(name, tensor.is_floating_point(), shapes),
                 )
                 for name, tensor in state_dict.items()
             )
@@ -120,6 +120,12 @@ class Layout:
     def generated(self) -> tuple[TensorSpec, ...]:
         """The tensors in the flat vector, in order."""
         return tuple(spec for spec in self.tensors if spec.is_generated)
+
+    @cached_property
+    def dtype(self) -> str:
+        """Of the generated tensors; `mixed` where they differ, `none` where there are none."""
+        dtypes = {spec.dtype for spec in self.generated}
+        return "none" if not dtypes else dtypes.pop() if len(dtypes) == 1 else "mixed"
 
     @cached_property
     def num_values(self) -> int:
@@ -223,6 +229,21 @@ class Layout:
         parts = [state[spec.name].reshape((*batch, spec.num_values)).float() for spec in self.generated]
         return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
+    def slice_values(self, packed_P: Tensor, start: int, length: int) -> Tensor:
+        """Part of the flat vector of one packed form, float32 `(length,)`, without reading the rest."""
+        parts = []
+        value = 0
+        for spec, byte in zip(self.tensors, self.byte_offsets, strict=False):
+            if not spec.is_generated:
+                continue
+            first, last = max(start - value, 0), min(start + length - value, spec.num_values)
+            if first < last:
+                size = spec.torch_dtype.itemsize
+                raw = packed_P[byte + first * size : byte + last * size]
+                parts.append(_view(raw, spec.torch_dtype).to(torch.float32))
+            value += spec.num_values
+        return torch.cat(parts) if parts else torch.empty(0)
+
 
 def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:
     if raw.numel() == 0:
@@ -232,8 +253,9 @@ def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:
     return raw.view(dtype)
 
 
-def _kind(name: str, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    if not tensor.is_floating_point():
+def kind_of(name: str, is_floating_point: bool, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a tensor is, by its name and those beside it; one of `KINDS`."""
+    if not is_floating_point:
         return "counter"
     prefix, _, leaf = name.rpartition(".")
     if leaf in ("running_mean", "running_var"):
@@ -241,6 +263,6 @@ def _kind(name: str, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> s
     owner = shapes.get(f"{prefix}.weight" if prefix else "weight", ())
     if leaf == "bias":
         return "norm_shift" if len(owner) == 1 else "bias"
-    if tensor.dim() == 1:
+    if len(shapes[name]) == 1:
         return "norm_scale" if leaf == "weight" else "bias"
     return "embedding" if "embed" in name else "weight"

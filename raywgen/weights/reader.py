@@ -1,0 +1,238 @@
+"""Reads weights files into the packed form of their layout, thousands a second where they share a layout.
+
+What describes a checkpoint (the header of a safetensors file, the pickle of a torch file) is the same, byte for
+byte, for every checkpoint of an architecture. It is checked and understood once; of every further file only the
+values are copied.
+
+Shape legend: P bytes of the packed form.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from raywgen.weights.errors import UnsafeFileError, WeightsError
+from raywgen.weights.layout import Layout, TensorSpec, kind_of
+from raywgen.weights.nested import find_state_dict, split_prefix
+from raywgen.weights.torch_archive import NotPlainError, TensorReference, TorchArchive, parse_pickle
+
+PICKLED = (".pt", ".pth", ".th", ".bin")
+SUFFIXES = (".safetensors", *PICKLED)
+_MAX_HEADER_BYTES = 100 << 20
+_MAX_PLANS = 256
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCheckpoint:
+    """One checkpoint as bytes.
+
+    Attributes:
+        layout: Its names come without `prefix`.
+        packed_P: uint8.
+        prefix: What a wrapper had put before every name.
+    """
+
+    layout: Layout
+    packed_P: np.ndarray
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """`num_bytes` from byte `source` of an entry to byte `target` of the packed form."""
+
+    entry: str
+    source: int
+    target: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    layout: Layout
+    prefix: str
+    copies: tuple[_Copy, ...]
+    entries: dict[str, int]
+    """Bytes of each entry."""
+
+
+class WeightsReader:
+    """Reads weights files; keeps what it understood of their headers."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[tuple[str, bytes], _Plan] = OrderedDict()
+
+    def read(self, path: str | Path) -> PackedCheckpoint:
+        """One file.
+
+        Raises:
+            WeightsError: It is missing, truncated, damaged, or holds no `state_dict`.
+            UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise WeightsError(f"{path}: unknown kind of weights file; give {', '.join(SUFFIXES)}")
+        try:
+            with path.open("rb") as file:
+                if path.suffix == ".safetensors":
+                    return self._read_safetensors(file, path)
+                try:
+                    return self._read_archive(file, path)
+                except NotPlainError:
+                    return pack(load_pickled(path), str(path))
+        except FileNotFoundError as error:
+            raise WeightsError(f"{path} does not exist; give {', '.join(SUFFIXES)}") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read ({error}); check the file and its permissions") from error
+
+    def _read_safetensors(self, file: BinaryIO, path: Path) -> PackedCheckpoint:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
+        if len(header) != length or not header:
+            raise WeightsError(f"{path} is truncated or no safetensors file; fetch it again")
+        plan = self._plan("safetensors", header)
+        if plan is None:
+            plan = _safetensors_plan(header, path)
+            self._keep("safetensors", header, plan)
+        size = plan.entries[""]
+        if path.stat().st_size != 8 + length + size:
+            raise WeightsError(f"{path} does not have the {8 + length + size} bytes its header says; fetch it again")
+        packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
+        out = packed_P.data
+        for copy in plan.copies:
+            file.seek(8 + length + copy.source)
+            part = out[copy.target : copy.target + copy.num_bytes]
+            if file.readinto(part) != copy.num_bytes:  # pyright: ignore[reportAttributeAccessIssue]
+                raise WeightsError(f"{path} was cut short while it was read; fetch it again")
+        return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
+
+    def _read_archive(self, file: BinaryIO, path: Path) -> PackedCheckpoint:
+        archive = TorchArchive(file, str(path))
+        content = archive.pickle_bytes()
+        plan = self._plan("archive", content)
+        if plan is None:
+            plan = _archive_plan(content, str(path))
+            self._keep("archive", content, plan)
+        packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
+        out = packed_P.data
+        storages = {key: archive.storage(key, num_bytes) for key, num_bytes in plan.entries.items()}
+        for copy in plan.copies:
+            part = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
+            out[copy.target : copy.target + copy.num_bytes] = part
+        return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
+
+    def _plan(self, kind: str, content: bytes) -> _Plan | None:
+        plan = self._plans.get((kind, content))
+        if plan is not None:
+            self._plans.move_to_end((kind, content))
+        return plan
+
+    def _keep(self, kind: str, content: bytes, plan: _Plan) -> None:
+        self._plans[kind, content] = plan
+        if len(self._plans) > _MAX_PLANS:
+            self._plans.popitem(last=False)
+
+
+def load_pickled(path: Path) -> dict[str, Tensor]:
+    """The `state_dict` in any torch file, by torch's own safe reader.
+
+    Raises:
+        UnsafeFileError: It asks for more than tensors.
+        WeightsError: It is damaged, or holds no `state_dict`.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(
+            f"{path} holds pickled code or objects, which are never executed, or is damaged; "
+            "save the state_dict alone, best as .safetensors"
+        ) from error
+    except Exception as error:  # a damaged pickle makes torch raise nearly anything
+        raise WeightsError(f"{path} is truncated or no torch file ({error}); fetch it again") from error
+    return find_state_dict(content, Tensor, str(path))
+
+
+def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
+    """A `state_dict` in memory, its prefix split off."""
+    prefix, names = split_prefix(list(state_dict))
+    state = dict(zip(names, state_dict.values(), strict=True))
+    if sparse := [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_quantized]:
+        raise WeightsError(f"{source}: tensor '{sparse[0]}' is sparse or quantised; save it dense")
+    layout = Layout.from_state_dict(state)
+    return PackedCheckpoint(layout, layout.pack(state).numpy(), prefix)
+
+
+def _safetensors_plan(header: bytes, path: Path) -> _Plan:
+    try:
+        with safe_open(path, "pt"):  # The library's own checks of offsets, overlaps and lengths.
+            pass
+        content: dict[str, Any] = json.loads(header)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
+    content.pop("__metadata__", None)
+    rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
+    if unknown := [dtype for _, dtype, _, _ in rows if dtype not in _DTYPES]:
+        raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(_DTYPES)}")
+    if not rows:
+        raise WeightsError(f"{path} holds no tensor; give a checkpoint")
+    tensors = {name: (_DTYPES[dtype], shape) for name, dtype, shape, _ in rows}
+    size = max(offsets[1] for *_, offsets in rows)
+    return _make_plan(tensors, [("", offsets[0]) for *_, offsets in rows], {"": size})
+
+
+def _archive_plan(content: bytes, source: str) -> _Plan:
+    state = find_state_dict(parse_pickle(content), TensorReference, source)
+    tensors = {name: (reference.storage.dtype, reference.shape) for name, reference in state.items()}
+    sources = [(reference.storage.key, reference.byte_range[0]) for reference in state.values()]
+    entries = {ref.storage.key: ref.storage.num_values * ref.dtype.itemsize for ref in state.values()}
+    return _make_plan(tensors, sources, entries)
+
+
+def _make_plan(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], sources: list[tuple[str, int]], entries: dict[str, int]
+) -> _Plan:
+    prefix, names = split_prefix(list(tensors))
+    shapes = {name: shape for name, (_, shape) in zip(names, tensors.values(), strict=True)}
+    specs = tuple(
+        TensorSpec(name, shape, dtype, kind_of(name, getattr(torch, dtype).is_floating_point, shapes))
+        for name, (dtype, shape) in zip(names, tensors.values(), strict=True)
+    )
+    layout = Layout(specs)
+    copies: list[_Copy] = []
+    for (entry, source), target, spec in zip(sources, layout.byte_offsets, specs, strict=False):
+        last = copies[-1] if copies else None
+        adjoins = last is not None and (last.entry, last.source + last.num_bytes) == (entry, source)
+        if last is not None and adjoins and last.target + last.num_bytes == target:
+            copies[-1] = _Copy(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
+        elif spec.num_bytes:
+            copies.append(_Copy(entry, source, target, spec.num_bytes))
+    return _Plan(layout, prefix, tuple(copies), entries)

@@ -1,0 +1,192 @@
+"""What a torch file (zip format) says of its tensors, read without torch and without running anything.
+
+`torch.load(weights_only=True)` interprets the pickle anew for every file. Checkpoints of one architecture hold the
+same pickle byte for byte and differ in storages alone, so it is interpreted once, by a reader that knows only the
+few harmless names a `state_dict` needs, and the storages are copied straight from the archive.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+
+from raywgen.weights.errors import WeightsError
+
+_LOCAL_HEADER_BYTES = 30
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage by the name of its entry in the archive."""
+
+    key: str
+    dtype: str
+    num_values: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReference:
+    """A contiguous tensor in a storage; `offset` counts values."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As torch names it."""
+        return getattr(torch, self.storage.dtype)
+
+    @property
+    def byte_range(self) -> tuple[int, int]:
+        """First byte in the storage, and their number."""
+        size = self.dtype.itemsize
+        num_values = 1
+        for length in self.shape:
+            num_values *= length
+        return self.offset * size, num_values * size
+
+
+class NotPlainError(Exception):
+    """The file is no plain archive of contiguous tensors; `torch.load` may know more."""
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorReference:
+    contiguous, step = [], 1
+    for length in reversed(shape):
+        contiguous.insert(0, step)
+        step *= max(length, 1)
+    # A stride along a length of one or none says nothing.
+    differs = any(a != b for a, b, length in zip(stride, contiguous, shape, strict=True) if length > 1)
+    reference = TensorReference(storage, offset, tuple(shape))
+    if not isinstance(storage, Storage) or differs:
+        raise NotPlainError("a tensor is not contiguous")
+    if min(offset, *shape, 0) < 0 or sum(reference.byte_range) > storage.num_values * reference.dtype.itemsize:
+        raise NotPlainError("a tensor reaches beyond its storage")
+    return reference
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any] | str] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+}
+
+
+# The pure-Python reader: the C one sizes its memo by a number in the file, which may ask for all memory.
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise NotPlainError(f"{module}.{name}")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, num_values = pid
+        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
+            raise NotPlainError("a storage of another kind")
+        return Storage(key, dtype, num_values)
+
+
+def parse_pickle(data: bytes) -> Any:
+    """The saved object with a `TensorReference` in each tensor's place.
+
+    Raises:
+        NotPlainError: It asks for anything else.
+    """
+    try:
+        return _Unpickler(io.BytesIO(data)).load()
+    except NotPlainError:
+        raise
+    except Exception as error:  # damage makes an unpickler raise nearly anything
+        raise NotPlainError(str(error)) from error
+
+
+class TorchArchive:
+    """An open torch file in zip format.
+
+    Raises:
+        NotPlainError: It is not in zip format, or compressed.
+    """
+
+    def __init__(self, file: BinaryIO, source: str) -> None:
+        self._file = file
+        self._source = source
+        self._size = file.seek(0, io.SEEK_END)
+        try:
+            entries = zipfile.ZipFile(file).infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise NotPlainError(str(error)) from error
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise NotPlainError("an entry is compressed")
+        roots = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise NotPlainError("no data.pkl")
+        root = roots[0].removesuffix("data.pkl")
+        self._entries = {entry.filename.removeprefix(root): entry for entry in entries}
+
+    def pickle_bytes(self) -> bytes:
+        """`data.pkl`."""
+        content = bytearray(self._size_of("data.pkl"))
+        self.read_into("data.pkl", memoryview(content))
+        if "byteorder" in self._entries:
+            order = bytearray(self._size_of("byteorder"))
+            self.read_into("byteorder", memoryview(order))
+            if order != b"little":
+                raise NotPlainError("big-endian values")
+        return bytes(content)
+
+    def storage(self, key: str, num_bytes: int) -> memoryview:
+        """The bytes of a storage.
+
+        Raises:
+            WeightsError: The archive does not hold it in full, or its checksum is another.
+        """
+        name = f"data/{key}"
+        if name not in self._entries or self._size_of(name) != num_bytes:
+            raise WeightsError(
+                f"{self._source} is damaged: storage {key} does not have {num_bytes} bytes; fetch it again"
+            )
+        content = memoryview(bytearray(num_bytes))
+        self.read_into(name, content)
+        return content
+
+    def read_into(self, name: str, out: memoryview) -> None:
+        """Copies an entry and compares its checksum."""
+        entry = self._entries[name]
+        self._file.seek(entry.header_offset)
+        header = self._file.read(_LOCAL_HEADER_BYTES)
+        if len(header) == _LOCAL_HEADER_BYTES and header[:4] == b"PK\x03\x04":
+            name_bytes, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+            self._file.seek(name_bytes + extra, io.SEEK_CUR)
+            if self._file.readinto(out) == len(out) and zlib.crc32(out) == entry.CRC:  # pyright: ignore[reportAttributeAccessIssue]
+                return
+        raise WeightsError(f"{self._source} is truncated or damaged at '{name}'; fetch it again")
+
+    def _size_of(self, name: str) -> int:
+        size = self._entries[name].file_size
+        if size > self._size:
+            raise WeightsError(
+                f"{self._source} is damaged: '{name}' claims more bytes than the file has; fetch it again"
+            )
+        return size
