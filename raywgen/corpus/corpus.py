@@ -26,8 +26,17 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
-from raywgen.corpus.facts import CHECKPOINT_SCHEMA, NetworkFacts, TaskFacts, tasks_from_table, tasks_to_table
-from raywgen.corpus.shards import Shard, num_blocks, packed_tensor, read_block, read_shard, row_sums
+from raywgen.corpus.facts import (
+    QUARANTINE_SCHEMA,
+    NetworkFacts,
+    TaskFacts,
+    facts_table,
+    tasks_from_table,
+    tasks_to_table,
+)
+from raywgen.corpus.query import filter_facts
+from raywgen.corpus.shards import Shard, ShardView, num_blocks, read_block, read_shard, row_sums
+from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, StateDict
 
@@ -38,9 +47,11 @@ if TYPE_CHECKING:
 pc: Any = pyarrow.compute
 
 SCHEMA_VERSION = 1
+_OPENED_SHARDS = 32
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
-_TASKS = "tasks.parquet"
+TASKS = "tasks.parquet"
+QUARANTINE = "quarantine.parquet"
 
 
 class Corpus:
@@ -49,12 +60,13 @@ class Corpus:
     def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
         self.storage = storage
         self.manifest = manifest
+        self._opened: dict[str, ShardView] = {}
         try:
             self.shards = [Shard(**row) for row in manifest["shards"]]
             networks = [NetworkFacts.from_json(row) for row in manifest["networks"]]
             self.networks = {network.layout.id: network for network in networks}
             unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
-            if unknown or set(manifest["sha256"]) != {CHECKPOINTS, _TASKS}:
+            if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["sha256"]):
                 raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
@@ -83,6 +95,18 @@ class Corpus:
         _ = corpus.facts, corpus.tasks
         return corpus
 
+    @cached_property
+    def quarantine(self) -> pa.Table:
+        """The checkpoints that were refused, and why."""
+        if QUARANTINE not in self.manifest["sha256"]:
+            return QUARANTINE_SCHEMA.empty_table()
+        return self._read_facts(QUARANTINE)
+
+    def moments(self, layout_id: str) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each tensor over all checkpoints of a layout; empty where not measured."""
+        content = self.manifest.get("statistics", {}).get(layout_id)
+        return LayoutStatistics.from_json(content).moments() if content else {}
+
     @property
     def location(self) -> str:
         """Path or URI, as it was opened."""
@@ -96,7 +120,7 @@ class Corpus:
     @cached_property
     def tasks(self) -> dict[str, TaskFacts]:
         """Task id -> task."""
-        return tasks_from_table(self._read_facts(_TASKS))
+        return tasks_from_table(self._read_facts(TASKS))
 
     def layout(self, layout_id: str) -> Layout:
         """The layout of that id."""
@@ -119,8 +143,41 @@ class Corpus:
             mask = hit if mask is None else pc.and_(mask, hit)
         return self.facts if mask is None else self.facts.filter(mask)
 
-    def packed(self, facts: pa.Table) -> Tensor:
+    def query(self, terms: Sequence[str]) -> pa.Table:
+        """Facts of the checkpoints that satisfy all terms, such as `architecture=resnet20`, `test_accuracy>0.9`.
+
+        Raises:
+            CorpusError, UnknownFactError: A term is no query; see `raywgen.corpus.query`.
+        """
+        return filter_facts(self.facts, terms)
+
+    def checkpoints(self, terms: Sequence[str] = ()) -> Iterator[tuple[dict[str, Any], StateDict]]:
+        """Facts and weights of every checkpoint that satisfies all terms, one at a time, bit for bit.
+
+        Raises:
+            DamagedFileError: A checkpoint's bytes are not those that were written.
+        """
+        facts = self.query(terms)
+        for index in range(facts.num_rows):
+            row = facts.slice(index, 1)
+            yield row.to_pylist()[0], self._state(row)
+
+    def trajectories(self, terms: Sequence[str] = ()) -> Iterator[tuple[str, pa.Table]]:
+        """Id and facts, in step order, of every trajectory of which a checkpoint satisfies all terms."""
+        facts = self.query(terms).sort_by([("trajectory_id", "ascending"), ("step", "ascending")])
+        ids = facts.column("trajectory_id").to_pylist()
+        start = 0
+        for end in range(1, len(ids) + 1):
+            if end == len(ids) or ids[end] != ids[start]:
+                yield ids[start], facts.slice(start, end - start)
+                start = end
+
+    def packed(self, facts: pa.Table, *, check: bool = False) -> Tensor:
         """Packed weights uint8 `(N, P)` of checkpoints of one layout, in the table's order.
+
+        Args:
+            facts: Rows of `facts`; a column `stored_id` holds the ids in the shards where they were changed.
+            check: Compare each checkpoint's checksum.
 
         Raises:
             CorpusError: The table is empty, or holds checkpoints of several layouts.
@@ -132,25 +189,48 @@ class Corpus:
             raise CorpusError(f"{self.location}: {found} selected; select some of one layout by layout_id")
         layout = self.layout(layout_ids.pop())
         shard_N, row_N = np.array(facts.column("shard").to_pylist()), facts.column("row").to_numpy()
-        id_N = np.array(facts.column("checkpoint_id").to_pylist(), dtype=object)
+        stored = "stored_id" if "stored_id" in facts.column_names else "checkpoint_id"
+        id_N = np.array(facts.column(stored).to_pylist(), dtype=object)
         out_NP = torch.empty(facts.num_rows, layout.num_bytes, dtype=torch.uint8)
         for path in dict.fromkeys(shard_N.tolist()):
             wanted = np.flatnonzero(shard_N == path)
             out_NP[wanted] = self._read_rows(path, row_N[wanted], id_N[wanted], layout)
+        if check:
+            self._check_sums(facts, out_NP)
         return out_NP
 
+    def _check_sums(self, facts: pa.Table, packed_NP: Tensor) -> None:
+        for index, (found, wanted) in enumerate(zip(row_sums(packed_NP), facts.column("sha256"), strict=True)):
+            if found != wanted.as_py():
+                path, name = facts.column("shard")[index].as_py(), facts.column("checkpoint_id")[index].as_py()
+                raise DamagedFileError(
+                    f"{self.location}/{path}: checkpoint '{name}' has another checksum than its facts; {RESTORE}"
+                )
+
     def _read_rows(self, path: str, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
-        table = read_shard(self.storage, path)
-        stored = np.array(table.column("checkpoint_id").to_pylist(), dtype=object)
+        view = self.view(path, layout)
+        stored = np.array(view.ids, dtype=object)
         if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
             raise DamagedFileError(
                 f"{self.location}/{path} does not hold checkpoint '{id_N[0]}' and others where the facts say; {RESTORE}"
             )
-        try:
-            # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
-            return packed_tensor(table, layout)[torch.from_numpy(row_N)]
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{self.location}/{path}: {error}") from error
+        # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
+        return view.rows(row_N)
+
+    def view(self, path: str, layout: Layout) -> ShardView:
+        """A shard's weights where they lie; the last ones asked for stay open.
+
+        Raises:
+            MissingFileError, DamagedFileError: It cannot be read.
+        """
+        if path not in self._opened:
+            try:
+                self._opened[path] = ShardView(read_shard(self.storage, path), layout)
+            except DamagedFileError as error:
+                raise DamagedFileError(f"{self.location}/{path}: {error}") from error
+            if len(self._opened) > _OPENED_SHARDS:
+                del self._opened[next(iter(self._opened))]
+        return self._opened[path]
 
     def values(self, facts: pa.Table) -> Tensor:
         """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
@@ -167,12 +247,10 @@ class Corpus:
         facts = self.select(checkpoint_id=checkpoint_id)
         if facts.num_rows != 1:
             raise UnknownFactError(f"{self.location} holds no checkpoint '{checkpoint_id}'; see its facts")
-        packed_1P = self.packed(facts)
-        if row_sums(packed_1P) != facts.column("sha256").to_pylist():
-            path = facts.column("shard")[0].as_py()
-            raise DamagedFileError(
-                f"{self.location}/{path}: checkpoint '{checkpoint_id}' has another checksum than its facts; {RESTORE}"
-            )
+        return self._state(facts)
+
+    def _state(self, facts: pa.Table) -> StateDict:
+        packed_1P = self.packed(facts, check=True)
         return self.layout(facts.column("layout_id")[0].as_py()).unpack(packed_1P[0])
 
     def base_values(self, layout_id: str) -> Tensor | None:
@@ -224,6 +302,8 @@ class Corpus:
             "splits": dict(Counter(facts.column("split").to_pylist())),
             "starts": dict(Counter(facts.column("start").to_pylist())),
             "values": pc.sum(facts.column("num_values")).as_py() or 0,
+            "dtypes": dict(Counter(facts.column("dtype").to_pylist())),
+            "quarantined": self.quarantine.num_rows,
             "bytes": sum(shard.num_bytes for shard in self.shards),
             "shards": len(self.shards),
             "test_accuracy": [pc.min(known).as_py(), pc.max(known).as_py()] if len(known) else None,
@@ -244,8 +324,19 @@ def commit_corpus(
     tasks: Sequence[TaskFacts],
     networks: Sequence[NetworkFacts],
     recipe: Mapping[str, Any],
+    quarantine: Sequence[Mapping[str, str]] = (),
+    statistics: Mapping[str, LayoutStatistics] | None = None,
 ) -> Corpus:
     """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
+
+    Args:
+        root: The corpus, a path or URI.
+        shards: With their facts.
+        tasks: What networks were trained for.
+        networks: One per layout.
+        recipe: What made it.
+        quarantine: Checkpoints that were refused: `checkpoint_id`, `file`, `reason`.
+        statistics: By layout id.
 
     Raises:
         CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
@@ -256,14 +347,17 @@ def commit_corpus(
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise CorpusError(f"{root}: checkpoint id '{doubled[0]}' is there twice; give each its own")
     contents = {
-        CHECKPOINTS: _parquet(pa.Table.from_pylist(rows, schema=CHECKPOINT_SCHEMA)),
-        _TASKS: _parquet(tasks_to_table(tasks)),
+        CHECKPOINTS: _parquet(facts_table(rows)),
+        TASKS: _parquet(tasks_to_table(tasks)),
     }
+    if quarantine:
+        contents[QUARANTINE] = _parquet(pa.Table.from_pylist([dict(row) for row in quarantine], QUARANTINE_SCHEMA))
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "recipe": dict(recipe),
         "networks": [network.to_json() for network in networks],
         "shards": [shard.to_json() for shard in shards],
+        "statistics": {layout_id: stats.to_json() for layout_id, stats in (statistics or {}).items()},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
     storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
@@ -279,7 +373,10 @@ def _parquet(table: pa.Table) -> bytes:
 def read_manifest(storage: Storage) -> dict[str, Any]:
     """The content of `manifest.json`; raises as `Corpus.open` does."""
     if storage.size(MANIFEST) is None:
-        raise MissingFileError(f"{storage.name} holds no {MANIFEST}: it is no corpus; make one by `raywgen zoo train`")
+        raise MissingFileError(
+            f"{storage.name} holds no {MANIFEST}: it is no corpus; "
+            "make one by `raywgen corpus build` or `raywgen zoo train`"
+        )
     try:
         manifest = json.loads(storage.read(MANIFEST))
         version = manifest["schema_version"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raywgen.corpus.errors import CorpusError
 from raywgen.weights import Layout
 
 
@@ -41,6 +42,9 @@ class CheckpointFacts:
         test_accuracy: Balanced, in [0, 1]; NaN where unknown.
         source: Where it comes from.
         licence: SPDX identifier.
+        architecture: Name of the network.
+        key_prefix: What a wrapper had put before every tensor's name.
+        more: Further facts of the user's own, strings or numbers by name.
     """
 
     checkpoint_id: str
@@ -59,6 +63,14 @@ class CheckpointFacts:
     test_accuracy: float
     source: str
     licence: str
+    architecture: str = ""
+    key_prefix: str = ""
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_row(self) -> dict[str, Any]:
+        """For the table of facts; further facts are columns of their own."""
+        row = {name: getattr(self, name) for name in CHECKPOINT_COLUMNS}
+        return {**self.more, **row}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +114,14 @@ class NetworkFacts:
 
 _INTEGERS = {"step", "start_seed", "order_seed", "num_values", "row"}
 _FLOATS = {"learning_rate", "train_loss", "test_accuracy"}
-CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts)]
+CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts) if field.name != "more"]
 CHECKPOINT_SCHEMA = pa.schema(
     [
         (name, pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.string())
-        for name in [*CHECKPOINT_COLUMNS, "sha256", "num_values", "shard", "row"]
+        for name in [*CHECKPOINT_COLUMNS, "dtype", "sha256", "num_values", "shard", "row"]
     ]
 )
+QUARANTINE_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("file", pa.string()), ("reason", pa.string())])
 TASK_SCHEMA = pa.schema(
     [
         ("task_id", pa.string()),
@@ -119,6 +132,27 @@ TASK_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int64())),
     ]
 )
+
+
+def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row a checkpoint; further facts follow the known columns, null where a checkpoint has none.
+
+    Raises:
+        CorpusError: A further fact is text for one checkpoint and a number for another.
+    """
+    known = set(CHECKPOINT_SCHEMA.names)
+    table = pa.Table.from_pylist(
+        [{name: row[name] for name in CHECKPOINT_SCHEMA.names} for row in rows], CHECKPOINT_SCHEMA
+    )
+    for name in sorted({name for row in rows for name in row} - known):
+        try:
+            column = pa.array([row.get(name) for row in rows])
+        except pa.ArrowException as error:
+            raise CorpusError(
+                f"fact '{name}' is not of one type for all checkpoints ({error}); give it one type"
+            ) from error
+        table = table.append_column(name, column)
+    return table
 
 
 def tasks_to_table(tasks: Sequence[TaskFacts]) -> pa.Table:

@@ -1,4 +1,7 @@
-"""Arrow IPC shards of weights: one layout and one split each, one row a checkpoint.
+"""Arrow IPC shards of weights: checkpoints of one layout and one split.
+
+A small checkpoint is one row, a large one several: pages of at most 64 Ki values, of which the last is as long as
+what is left. Pages of a checkpoint lie one after another, so that it can be viewed as a whole without a copy.
 
 Shape legend: N checkpoints, P packed bytes.
 """
@@ -23,13 +26,28 @@ from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
 
-_ROWS_PER_BATCH = 512
-_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.binary())])
+_CHECKPOINTS_PER_BATCH = 512
+_BATCH_BYTES = 1 << 30
+_VALUES_PER_PAGE = 1 << 16
+_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.large_binary())])
+
+
+def page_bytes(layout: Layout) -> int:
+    """Bytes of a page of this layout's checkpoints."""
+    return _VALUES_PER_PAGE * min(spec.torch_dtype.itemsize for spec in layout.tensors)
+
+
+def num_pages(layout: Layout) -> int:
+    """Rows of one checkpoint."""
+    return max(1, -(-layout.num_bytes // page_bytes(layout)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A shard as the manifest names it, with the facts of its rows until they are committed."""
+    """A shard as the manifest names it, with the facts of its checkpoints until they are committed.
+
+    `num_rows` counts pages.
+    """
 
     path: str
     layout_id: str
@@ -49,7 +67,15 @@ class Shard:
         }
 
 
-def write_shard(root: str, name: str, layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: Tensor) -> Shard:
+def write_shard(
+    root: str,
+    name: str,
+    layout: Layout,
+    facts: Sequence[CheckpointFacts],
+    packed_NP: Tensor,
+    *,
+    is_finite: bool = False,
+) -> Shard:
     """Writes N checkpoints of one layout; may run anywhere, `commit_corpus` makes the shard part of a corpus.
 
     Args:
@@ -58,6 +84,7 @@ def write_shard(root: str, name: str, layout: Layout, facts: Sequence[Checkpoint
         layout: Of all checkpoints.
         facts: N facts.
         packed_NP: uint8, as `Layout.pack` gives them.
+        is_finite: The caller has looked for NaN and infinity.
 
     Raises:
         CorpusError: Facts and weights do not fit each other or the layout, or the file cannot be written.
@@ -72,14 +99,16 @@ def write_shard(root: str, name: str, layout: Layout, facts: Sequence[Checkpoint
         raise CorpusError(f"shard {name}: it mixes the splits {', '.join(splits)}; write one shard for each")
     if wrong := [row.checkpoint_id for row in facts if row.layout_id != layout.id]:
         raise CorpusError(f"shard {name}: checkpoint {wrong[0]} is not of layout {layout.id}; write it apart")
-    _check_finite(layout, facts, packed_NP)
+    if not is_finite:
+        _check_finite(layout, facts, packed_NP)
     packed_NP = packed_NP.contiguous()
-    content = _ipc_bytes([row.checkpoint_id for row in facts], packed_NP.numpy())
     path = f"weights/{name}.arrow"
-    sha256 = Storage.at(root).write(path, content)
+    ids = [row.checkpoint_id for row in facts]
+    sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
     rows = [
         {
-            **dataclasses.asdict(row),
+            **row.to_row(),
+            "dtype": layout.dtype,
             "sha256": digest,
             "num_values": layout.num_values,
             "shard": path,
@@ -90,8 +119,8 @@ def write_shard(root: str, name: str, layout: Layout, facts: Sequence[Checkpoint
     return Shard(
         path=path,
         layout_id=layout.id,
-        num_rows=len(facts),
-        num_bytes=content.size,
+        num_rows=len(facts) * num_pages(layout),
+        num_bytes=num_bytes,
         sha256=sha256,
         facts=rows,
     )
@@ -140,12 +169,13 @@ def _checked(table: pa.Table) -> pa.Table:
 
 
 def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
-    """Packed weights uint8 `(N, P)` of a table's rows; a read-only view for a single record batch.
+    """Packed weights uint8 `(N, P)` of a table's checkpoints; a read-only view for a single record batch.
 
     Raises:
-        DamagedFileError: A row has another length than the layout.
+        DamagedFileError: A row has another length than the layout asks for.
     """
-    parts = [_packed_chunk(chunk, layout) for chunk in block.column("packed").chunks if len(chunk)]
+    pages = num_pages(layout)
+    parts = [_packed_chunk(chunk, layout, pages) for chunk in block.column("packed").chunks if len(chunk)]
     if not parts:
         return torch.empty(0, layout.num_bytes, dtype=torch.uint8)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -156,16 +186,21 @@ def row_sums(packed_NP: Tensor) -> list[str]:
     return [hashlib.sha256(row).hexdigest() for row in packed_NP.numpy()]
 
 
-def _packed_chunk(chunk: pa.BinaryArray, layout: Layout) -> Tensor:
-    num, width = len(chunk), layout.num_bytes
+def checkpoint_ids(block: pa.Table, layout: Layout) -> list[str]:
+    """The id of each checkpoint in a table, once whatever its pages."""
+    return block.column("checkpoint_id").to_pylist()[:: num_pages(layout)]
+
+
+def _packed_chunk(chunk: pa.LargeBinaryArray, layout: Layout, pages: int) -> Tensor:
+    num, width = len(chunk) // pages, layout.num_bytes
     _, offset_buffer, data = chunk.buffers()
-    last = chunk.offset + num
-    if offset_buffer is None or offset_buffer.size < 4 * (last + 1):
+    last = chunk.offset + len(chunk)
+    if offset_buffer is None or offset_buffer.size < 8 * (last + 1) or len(chunk) % pages:
         raise DamagedFileError(f"the lengths of {num} checkpoints are cut short; {RESTORE}")
-    offsets = np.frombuffer(offset_buffer, dtype=np.int32, count=last + 1)[chunk.offset :].astype(np.int64)
-    if (np.diff(offsets) != width).any():
-        raise DamagedFileError(f"a checkpoint is not {width} bytes long as its layout asks; {RESTORE}")
+    offsets = np.frombuffer(offset_buffer, dtype=np.int64, count=last + 1)[chunk.offset :]
     start = int(offsets[0])
+    if not np.array_equal(offsets[1:] - start, _page_ends(num, layout)):
+        raise DamagedFileError(f"a checkpoint is not {width} bytes long as its layout asks; {RESTORE}")
     if start < 0 or start + num * width > (0 if data is None else data.size):
         raise DamagedFileError(f"checkpoints reach beyond the end of their file; {RESTORE}")
     if num * width == 0:
@@ -187,16 +222,75 @@ def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: T
             )
 
 
-def _ipc_bytes(checkpoint_ids: list[str], packed: np.ndarray) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    # Batches must stay below the 2 GiB that 32-bit offsets of a binary column can address.
-    per_batch = max(1, min(_ROWS_PER_BATCH, (1 << 30) // max(1, packed.shape[1])))
+def _page_ends(num: int, layout: Layout) -> np.ndarray:
+    """Where each row of `num` checkpoints ends, int64, in bytes from the first one's start."""
+    ends = np.minimum(np.arange(1, num_pages(layout) + 1) * page_bytes(layout), layout.num_bytes)
+    return (np.arange(num)[:, None] * layout.num_bytes + ends).reshape(-1)
+
+
+def _write_ipc(sink: Any, checkpoint_ids: list[str], packed_NP: Tensor, layout: Layout) -> None:
+    pages = num_pages(layout)
+    per_batch = max(1, min(_CHECKPOINTS_PER_BATCH, _BATCH_BYTES // max(1, layout.num_bytes)))
     with pa.ipc.new_file(sink, _SCHEMA) as writer:
-        for start in range(0, len(packed), per_batch):
-            rows = packed[start : start + per_batch]
-            offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
-            column = pa.Array.from_buffers(pa.binary(), len(rows), buffers)
-            ids = pa.array(checkpoint_ids[start : start + per_batch], pa.string())
-            writer.write_batch(pa.record_batch([ids, column], schema=_SCHEMA))
-    return sink.getvalue()
+        for start in range(0, len(packed_NP), per_batch):
+            rows = packed_NP[start : start + per_batch].numpy()
+            offsets = np.concatenate([[0], _page_ends(len(rows), layout)])
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
+            column = pa.Array.from_buffers(pa.large_binary(), len(rows) * pages, buffers)
+            ids = np.repeat(np.array(checkpoint_ids[start : start + per_batch], dtype=object), pages)
+            writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), column], schema=_SCHEMA))
+
+
+class ShardView:
+    """A shard's weights where they lie, without a copy.
+
+    Args:
+        table: All of the shard.
+        layout: Of its checkpoints.
+
+    Raises:
+        DamagedFileError: A row has another length than the layout asks for.
+    """
+
+    def __init__(self, table: pa.Table, layout: Layout) -> None:
+        pages = num_pages(layout)
+        self.ids = checkpoint_ids(table, layout)
+        chunks = [chunk for chunk in table.column("packed").chunks if len(chunk)]
+        self._parts_NP = [_packed_chunk(chunk, layout, pages) for chunk in chunks]
+        self._words = [part.view(-1).view(torch.float32) for part in self._parts_NP]
+        self._ends = np.cumsum([len(part) for part in self._parts_NP])
+        self._words_per_row = layout.num_bytes // 4
+
+    def packed(self, row: int) -> Tensor:
+        """Bytes uint8 `(P,)` of a checkpoint, a view."""
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self._parts_NP[part][row - (self._ends[part - 1] if part else 0)]
+
+    def rows(self, row_N: np.ndarray) -> Tensor:
+        """A copy `(N, P)` of checkpoints."""
+        out = torch.empty(len(row_N), self._words_per_row * 4, dtype=torch.uint8)
+        part_N = np.searchsorted(self._ends, row_N, side="right")
+        for part in np.unique(part_N):
+            (place,) = np.nonzero(part_N == part)
+            first = self._ends[part - 1] if part else 0
+            out[torch.from_numpy(place)] = self._parts_NP[part][torch.from_numpy(row_N[place] - first)]
+        return out
+
+    def words(self, row_B: np.ndarray, word_B: np.ndarray, length: int) -> Tensor:
+        """A copy `(B, length)` of stretches of float32."""
+        out = torch.empty(len(row_B), length)
+        self.copy_words(row_B, word_B, out)
+        return out
+
+    def copy_words(self, row_B: np.ndarray, word_B: np.ndarray, out_BK: Tensor) -> None:
+        """Copies stretches of float32 that begin at words of rows; rows must not fall from part to part."""
+        part_B = np.searchsorted(self._ends, row_B, side="right")
+        length = out_BK.shape[1]
+        for part in np.unique(part_B):
+            (place,) = np.nonzero(part_B == part)
+            words = self._words[part]
+            first = self._ends[part - 1] if part else 0
+            start = torch.from_numpy((row_B[place] - first) * self._words_per_row + word_B[place])
+            # A view whose row i begins at word i: selecting rows then copies any stretch, whole runs at a time.
+            rows = torch.as_strided(words, (words.numel() - length + 1, length), (1, 1))
+            torch.index_select(rows, 0, start, out=out_BK[place[0] : place[-1] + 1])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from pyarrow import fs
@@ -93,6 +93,36 @@ class Storage:
         self.write_all({relative: content})
         return hashlib.sha256(content).hexdigest()
 
+    def write_stream(self, relative: str, write: Callable[[Any], None]) -> tuple[str, int]:
+        """Writes a large file in one step without holding it in memory; returns its SHA-256 and its bytes.
+
+        Args:
+            relative: The file.
+            write: Called with an open sink.
+
+        Raises:
+            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+        """
+        partial = self._write_partial(relative, write)
+        if partial != self.path(relative):
+            self._move(partial, relative)
+        size = self.size(relative)
+        assert size is not None, "it was written just now"
+        return self.sha256(relative), size
+
+    def delete(self, relative: str) -> None:
+        """Removes a file or folder, if it is there."""
+        with suppress(FileNotFoundError):
+            if self.filesystem.get_file_info(self.path(relative)).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path(relative))
+            else:
+                self.filesystem.delete_file(self.path(relative))
+
+    def list(self, relative: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where there is no folder."""
+        selector = fs.FileSelector(self.path(relative), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+
     def write_all(self, contents: Mapping[str, pa.Buffer | bytes]) -> None:
         """Writes several files; none gets its name before all are written in full, then they get it in order.
 
@@ -102,7 +132,7 @@ class Storage:
         partials: dict[str, str] = {}
         try:
             for relative, content in contents.items():
-                partials[relative] = self._write_partial(relative, content)
+                partials[relative] = self._write_partial(relative, lambda sink, content=content: sink.write(content))
             for relative, partial in partials.items():
                 if partial != self.path(relative):
                     self._move(partial, relative)
@@ -113,14 +143,16 @@ class Storage:
                         self.filesystem.delete_file(partial)
             raise
 
-    def _write_partial(self, relative: str, content: pa.Buffer | bytes) -> str:
+    def _write_partial(self, relative: str, write: Callable[[Any], None]) -> str:
         target = self.path(relative)
         # A remote file appears when its upload completes; a local one would be seen growing.
         partial = f"{target}.{os.getpid()}.partial" if self.is_local else target
         try:
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(partial) as sink:
-                sink.write(content)
+                write(sink)
+            if self.is_local:
+                _sync(partial)
         except OSError as error:
             with suppress(OSError):
                 self.filesystem.delete_file(partial)
@@ -145,3 +177,12 @@ class Storage:
             while block := source.read_buffer(_BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
+
+
+def _sync(path: str) -> None:
+    """Waits until the disk has it: a name must not outlive its content when the power fails."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

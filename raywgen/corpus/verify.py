@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from raywgen.corpus.corpus import CHECKPOINTS, Corpus, read_manifest
-from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.shards import Shard, packed_tensor, read_shard, row_sums
+from raywgen.corpus.corpus import CHECKPOINTS, Corpus, commit_corpus, read_manifest
+from raywgen.corpus.errors import RESTORE, CorpusError
+from raywgen.corpus.facts import CHECKPOINT_SCHEMA
+from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard, row_sums
 from raywgen.corpus.storage import Storage
 
 
@@ -47,6 +49,44 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
     return damages
 
 
+def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
+    """Takes damaged shards out of a corpus and their checkpoints into its quarantine; nothing else changes.
+
+    The shards' files stay where they are, so that what is whole in them can still be got by hand.
+
+    Raises:
+        CorpusError: The facts themselves are damaged, or nothing would be left.
+    """
+    storage = Storage.at(location)
+    bad = {damage.file: damage for damage in damages}
+    corpus = Corpus(storage, read_manifest(storage))
+    if facts := sorted(set(bad) & set(corpus.manifest["sha256"])):
+        raise CorpusError(f"{corpus.location}/{facts[0]} {bad[facts[0]].reason}; {RESTORE}")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in corpus.facts.to_pylist():
+        rows.setdefault(row["shard"], []).append({name: value for name, value in row.items() if value is not None})
+    kept = [replace(shard, facts=_complete(rows[shard.path])) for shard in corpus.shards if shard.path not in bad]
+    if not kept:
+        raise CorpusError(f"{corpus.location}: every shard is damaged; {RESTORE}")
+    lost = [
+        {"checkpoint_id": row["checkpoint_id"], "file": path, "reason": bad[path].reason}
+        for path in bad
+        for row in rows.get(path, [])
+    ]
+    return commit_corpus(
+        str(location),
+        shards=kept,
+        tasks=list(corpus.tasks.values()),
+        networks=list(corpus.networks.values()),
+        recipe=corpus.manifest["recipe"],
+        quarantine=[*corpus.quarantine.to_pylist(), *lost],
+    )
+
+
+def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: row.get(name) for name in CHECKPOINT_SCHEMA.names} | row for row in rows]
+
+
 def _file_damage(storage: Storage, path: str, sha256: str) -> str | None:
     if storage.size(path) is None:
         return "is missing"
@@ -63,7 +103,7 @@ def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
     try:
         table = read_shard(corpus.storage, shard.path)
         sums = row_sums(packed_tensor(table, corpus.layout(shard.layout_id)))
-        found = set(zip(table.column("checkpoint_id").to_pylist(), sums, strict=True))
+        found = set(zip(checkpoint_ids(table, corpus.layout(shard.layout_id)), sums, strict=True))
     except CorpusError:
         found = set()
     return tuple(checkpoint_id for checkpoint_id, digest in written if (checkpoint_id, digest) not in found)

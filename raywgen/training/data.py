@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raywgen.corpus import Corpus, packed_tensor
+from raywgen.corpus import Corpus, checkpoint_ids, packed_tensor
 from raywgen.generators import DataSpec
 from raywgen.tasks import Task, build_network, build_task, draw_condition
 from raywgen.weights import KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
@@ -54,7 +54,7 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
         layout_id = block.column("layout_id")[0].as_py()
         layout = corpus.layout(layout_id)
         values.setdefault(layout_id, []).append(layout.values(packed_tensor(block, layout)))
-        ids = block.column("checkpoint_id").to_pylist()
+        ids = checkpoint_ids(block, layout)
         tasks.setdefault(layout_id, []).extend(build_task(corpus.tasks[task_of[name]].recipe) for name in ids)
     return [
         LayoutRows(

@@ -100,6 +100,7 @@ def write_start(start: Start, root: str) -> Shard:
     """Writes the shared start itself, a checkpoint of the split "base"."""
     facts = CheckpointFacts(
         checkpoint_id=start.checkpoint_id,
+        architecture=start.network.name,
         trajectory_id=start.checkpoint_id,
         task_id=None,
         layout_id=start.network.layout.id,
@@ -139,6 +140,7 @@ def _facts(
     trajectory_id = f"{start.network.name}/{task_id}/{job.trajectory}"
     return CheckpointFacts(
         checkpoint_id=f"{trajectory_id}/step-{step}",
+        architecture=start.network.name,
         trajectory_id=trajectory_id,
         task_id=task_id,
         layout_id=start.network.layout.id,

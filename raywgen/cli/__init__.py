@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperCommand
 
-from raywgen.config import ConfigError, describe, load_config
+from raywgen.cli.corpus import app as corpus_app
+from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, print_info, split_config
+from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on real tasks, straight into a corpus.")
-corpus_app = typer.Typer(no_args_is_help=True, help="Look at corpora and check them.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
-
-_SCHEMAS = {
-    "demo": "raywgen.benchmarks.demo:DemoConfig",
-    "zoo train": "raywgen.zoo:ZooConfig",
-    "train": "raywgen.training:TrainConfig",
-    "generate": "raywgen.generation:GenerateConfig",
-    "evaluate": "raywgen.evaluation.config:EvaluateConfig",
-}
-
-
-class SettingsCommand(TyperCommand):
-    """A command whose help lists all its settings; the schema is imported only when help is asked for."""
-
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Appends the settings to the usual help."""
-        super().format_help(ctx, formatter)
-        module, _, name = _SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
-        table = Table("setting", "default", "meaning", title="Settings, given as key=value", title_justify="left")
-        for setting in describe(getattr(importlib.import_module(module), name)):
-            table.add_row(setting.key, setting.default, setting.help)
-        _out.print(table)
-        if name == "TrainConfig":
-            _out.print("generator.* are the method's own settings: `raywgen demo --help` lists those of igpg.")
-
-
-_OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
-Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
-_out = Console()
 
 
 def main() -> None:
@@ -79,13 +48,13 @@ def demo(overrides: Overrides = None) -> None:
     from raywgen.benchmarks.demo import DemoConfig, run_demo
     from raywgen.evaluation.tables import print_evaluation
 
-    _, rest = _split(None, overrides)
+    _, rest = split_config(None, overrides)
     config = load_config(DemoConfig, None, rest)
     result = run_demo(config, Reporter())
-    print_evaluation(result, _out)
-    _out.print(f"\n[bold]{config.out}[/bold] holds everything:")
+    print_evaluation(result, out)
+    out.print(f"\n[bold]{config.out}[/bold] holds everything:")
     for name, path in result["paths"].items():
-        _out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
+        out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
 
 
 @zoo_app.command("train", cls=SettingsCommand)
@@ -94,41 +63,10 @@ def zoo_train(config: Config = None, overrides: Overrides = None) -> None:
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig, train_zoo
 
-    settings = load_config(ZooConfig, *_split(config, overrides))
+    settings = load_config(ZooConfig, *split_config(config, overrides))
     with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(settings, settings.out, bar.update)
-    _print_info(corpus.info())
-
-
-@corpus_app.command("info")
-def corpus_info(
-    path: Annotated[str, typer.Argument(help="A corpus: local path or URI.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
-) -> None:
-    """Count checkpoints, trajectories, tasks, architectures, values and bytes."""
-    from raywgen.corpus import Corpus
-
-    info = Corpus.open(path).info()
-    if as_json:
-        typer.echo(json.dumps(info))
-    else:
-        _print_info(info)
-
-
-@corpus_app.command("verify")
-def corpus_verify(path: Annotated[str, typer.Argument(help="A corpus: local path or URI.")]) -> None:
-    """Check every checksum, length, layout and row count; names what is damaged and exits with 1."""
-    from raywgen.corpus import verify_corpus
-
-    with Reporter().step("verify", path) as bar:
-        damages = verify_corpus(path, bar.update)
-    for damage in damages:
-        _out.print(f"[red]{damage.file}[/red] {damage.reason}", highlight=False, soft_wrap=True)
-        for checkpoint_id in damage.checkpoint_ids:
-            _out.print(f"  holds {checkpoint_id}", highlight=False)
-    if damages:
-        raise typer.Exit(1)
-    _out.print("all whole")
+    print_info(corpus.info())
 
 
 @app.command(cls=SettingsCommand)
@@ -140,14 +78,14 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
     from raywgen.training import TrainConfig, launch
     from raywgen.training.session import ray_session
 
-    settings = load_config(TrainConfig, *_split(config, overrides))
+    settings = load_config(TrainConfig, *split_config(config, overrides))
     with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
         if settings.num_workers == 0:
             launch([settings], bar.training)
         else:
             with ray_session():
                 launch([settings], bar.training)
-    _out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
+    out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
 
 
 @app.command(cls=SettingsCommand)
@@ -161,14 +99,14 @@ def generate(config: Config = None, overrides: Overrides = None) -> None:
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
 
-    settings = load_config(GenerateConfig, *_split(config, overrides))
+    settings = load_config(GenerateConfig, *split_config(config, overrides))
     with Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update)
     table = Table("network", "task", "loss on examples", "test accuracy", "file")
     for row in rows:
         accuracy = f"{100 * row['test_accuracy']:.1f}" if "test_accuracy" in row else "-"
         table.add_row(row["network"], row["task"], f"{row['example_loss']:.3f}", accuracy, Path(row["path"]).name)
-    _out.print(table)
+    out.print(table)
 
 
 @app.command(cls=SettingsCommand)
@@ -181,10 +119,10 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     from raywgen.evaluation.evaluate import evaluate as score
     from raywgen.evaluation.tables import print_evaluation
 
-    settings = load_config(EvaluateConfig, *_split(config, overrides))
+    settings = load_config(EvaluateConfig, *split_config(config, overrides))
     with Reporter().step("evaluate", settings.generator) as bar:
         result = score(settings, bar.named)
-    print_evaluation(result, _out)
+    print_evaluation(result, out)
 
 
 @app.command()
@@ -198,7 +136,7 @@ def score(
     from raywgen.evaluation.score import score_file
 
     found = score_file(weights, Corpus.open(corpus), task)
-    _out.print(
+    out.print(
         f"{found.network} on {task}: balanced accuracy {100 * found.accuracy:.1f}, loss {found.loss:.3f}, "
         f"{found.num_test_samples} test samples",
         highlight=False,
@@ -210,30 +148,10 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     """Draw a run's self-contained HTML report."""
     from raywgen.evaluation.report import write_report
 
-    _out.print(str(write_report(run)))
-
-
-def _split(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
-    """A first argument with `=` and no YAML suffix is an override, not a file."""
-    rest = list(overrides or [])
-    if config is not None and "=" in config:
-        return None, [config, *rest]
-    return config, rest
+    out.print(str(write_report(run)))
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, ConfigError):
         return f"{error.filename or ''}: {error.strerror or error}"
     return str(error.args[0]) if error.args else str(error)
-
-
-def _print_info(info: dict[str, Any]) -> None:
-    table = Table(show_header=False)
-    for key, value in info.items():
-        text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
-        table.add_row(key, f"{text:,}" if isinstance(text, int) else str(text))
-    _out.print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,166 @@
+"""`raywgen corpus ...`: build, look at, check, export, split, merge, dedupe."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from raywgen.cli.settings import out, print_info
+from raywgen.progress import Reporter
+
+app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
+Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new corpus: local path or URI.")]
+Query = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FACT=VALUE]...", help="For instance architecture=resnet20 'test_accuracy>0.9'."),
+]
+
+
+@app.command()
+def build(
+    target: Out,
+    sources: Annotated[
+        list[str],
+        typer.Option("--from", help="Folder, file, glob, model folder, zoo of runs, hub name; may be repeated."),
+    ],
+    facts: Annotated[str, typer.Option(help="CSV, JSON or Parquet: column `path` (name or pattern) and facts.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="A refused checkpoint ends the ingest.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Work in this process, without Ray.")] = False,
+) -> None:
+    """Ingest checkpoints of any kind into a corpus, over all cores and nodes.
+
+    raywgen corpus build runs/corpus --from ~/checkpoints --from 'nets/*.pt' --facts facts.csv
+
+    Pickled code is never executed. What cannot be read or is not finite is set aside with the reason. Killed, run it
+    again: it goes on where it stopped, and nobody sees half a corpus.
+    """
+    from raywgen.corpus.build import BuildConfig, build_corpus
+    from raywgen.training.session import ray_session
+
+    config = BuildConfig(out=target, sources=sources, facts=facts, strict=strict, distributed=not here)
+    with Reporter().step("corpus", f"ingest into {target}") as bar:
+        if here:
+            corpus = build_corpus(config, bar.named)
+        else:
+            with ray_session():
+                corpus = build_corpus(config, bar.named)
+    print_info(corpus.info())
+    for row in corpus.quarantine.slice(0, 10).to_pylist():
+        out.print(f"[yellow]set aside[/yellow] {row['file']}: {row['reason']}", highlight=False, soft_wrap=True)
+    if (more := corpus.quarantine.num_rows - 10) > 0:
+        out.print(f"... and {more} more, in {target}/quarantine.parquet")
+
+
+@app.command()
+def info(
+    path: Path_,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Count checkpoints, trajectories, tasks, architectures, values and bytes."""
+    from raywgen.corpus import Corpus
+
+    found = Corpus.open(path).info()
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_info(found)
+
+
+@app.command()
+def verify(
+    path: Path_,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged shards out and put their checkpoints on the quarantine list.")
+    ] = False,
+) -> None:
+    """Check every checksum, length, layout and row count; names what is damaged and exits with 1."""
+    from raywgen.corpus import verify_corpus
+    from raywgen.corpus.verify import repair_corpus
+
+    with Reporter().step("verify", path) as bar:
+        damages = verify_corpus(path, bar.update)
+    for damage in damages:
+        out.print(f"[red]{damage.file}[/red] {damage.reason}", highlight=False, soft_wrap=True)
+        for checkpoint_id in damage.checkpoint_ids:
+            out.print(f"  holds {checkpoint_id}", highlight=False)
+    if not damages:
+        out.print("all whole")
+    elif repair:
+        corpus = repair_corpus(path, damages)
+        out.print(f"repaired: {corpus.facts.num_rows} checkpoints are left, {corpus.quarantine.num_rows} in quarantine")
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    path: Path_,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the `.safetensors` files go.")],
+    query: Query = None,
+) -> None:
+    """Write checkpoints back as `.safetensors`, bit for bit, in their own dtypes and under their own names."""
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.export import export as write
+
+    with Reporter().step("export", f"checkpoints into {folder}") as bar:
+        written = write(Corpus.open(path), folder, query or [], bar.update)
+    out.print(f"{len(written)} files in {folder}")
+
+
+@app.command("filter")
+def filter_(path: Path_, target: Out, query: Query = None) -> None:
+    """Copy the checkpoints that satisfy all terms into a new corpus; shards without one are never read."""
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.derive import Part, write_corpus
+
+    corpus = Corpus.open(path)
+    with Reporter().step("filter", f"checkpoints into {target}") as bar:
+        part = Part(corpus=corpus, facts=corpus.query(query or []))
+        print_info(write_corpus(target, [part], {"filter": query or []}, bar.update).info())
+
+
+@app.command()
+def merge(target: Out, paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="To join.")]) -> None:
+    """Join corpora into a new one; an id that two of them hold gets the number of its corpus in front."""
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.derive import merge as join
+
+    with Reporter().step("merge", f"corpora into {target}") as bar:
+        print_info(join(target, [Corpus.open(path) for path in paths], bar.update).info())
+
+
+@app.command()
+def split(
+    path: Path_,
+    target: Out,
+    by: Annotated[str, typer.Option(help="The fact by which checkpoints are grouped.")] = "trajectory_id",
+    heldout: Annotated[float, typer.Option(help="Share of the groups that is held out.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Which groups.")] = 0,
+) -> None:
+    """Hold out whole groups (trajectories, tasks, architectures) in a new corpus."""
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.derive import split as cut
+
+    with Reporter().step("split", f"by {by} into {target}") as bar:
+        corpus = cut(target, Corpus.open(path), by=by, heldout=heldout, seed=seed, on_progress=bar.update)
+    print_info(corpus.info())
+
+
+@app.command()
+def dedupe(
+    path: Path_,
+    target: Out,
+    near: Annotated[float, typer.Option(help="Distance, as a share of the norm, that counts as equal.")] = 0.0,
+) -> None:
+    """Keep the first of equal checkpoints (or of near ones) in a new corpus."""
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.derive import dedupe as thin
+
+    corpus = Corpus.open(path)
+    with Reporter().step("dedupe", f"into {target}") as bar:
+        thinned = thin(target, corpus, near=near, on_progress=bar.update)
+    out.print(f"{corpus.facts.num_rows - thinned.facts.num_rows} of {corpus.facts.num_rows} checkpoints were doubles")
+    print_info(thinned.info())

@@ -1,0 +1,57 @@
+"""What commands share: settings in `--help`, tables, overrides."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand
+
+from raywgen.config import describe
+
+out = Console()
+SCHEMAS = {
+    "demo": "raywgen.benchmarks.demo:DemoConfig",
+    "zoo train": "raywgen.zoo:ZooConfig",
+    "train": "raywgen.training:TrainConfig",
+    "generate": "raywgen.generation:GenerateConfig",
+    "evaluate": "raywgen.evaluation.config:EvaluateConfig",
+}
+_OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
+Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
+
+
+class SettingsCommand(TyperCommand):
+    """A command whose help lists all its settings; the schema is imported only when help is asked for."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Appends the settings to the usual help."""
+        super().format_help(ctx, formatter)
+        module, _, name = SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
+        table = Table("setting", "default", "meaning", title="Settings, given as key=value", title_justify="left")
+        for setting in describe(getattr(importlib.import_module(module), name)):
+            table.add_row(setting.key, setting.default, setting.help)
+        out.print(table)
+        if name == "TrainConfig":
+            out.print("generator.* are the method's own settings: `raywgen demo --help` lists those of igpg.")
+
+
+def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first argument with `=` and no YAML suffix is an override, not a file."""
+    rest = list(overrides or [])
+    if config is not None and "=" in config:
+        return None, [config, *rest]
+    return config, rest
+
+
+def print_info(info: dict[str, Any]) -> None:
+    """Counts as a table."""
+    table = Table(show_header=False)
+    for key, value in info.items():
+        text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
+        table.add_row(key, f"{text:,}" if isinstance(text, int) else str(text))
+    out.print(table)

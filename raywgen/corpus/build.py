@@ -1,0 +1,158 @@
+"""Builds a corpus from files: units of work over all cores and nodes, then one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from raywgen.corpus.corpus import MANIFEST, Corpus, commit_corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import NetworkFacts
+from raywgen.corpus.facts_file import FactsFile
+from raywgen.corpus.ingest import UNITS, Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
+from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.storage import Storage
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes read, bytes of all files, and a line of counts."""
+
+
+@dataclass(kw_only=True)
+class BuildConfig:
+    """What to ingest.
+
+    Attributes:
+        out: Where the corpus goes: a path or URI that all nodes reach.
+        sources: Folders, files, globs, model or adapter folders, zoos of runs, hub names.
+        facts: CSV, JSON or Parquet with a column `path` (a name or pattern) and facts.
+        strict: A file that cannot be read, or weights that are not finite, end the ingest.
+        distributed: Ray Data tasks over all cores and nodes; false works in this process.
+    """
+
+    out: str = "runs/corpus"
+    sources: list[str] = field(default_factory=list)
+    facts: str = ""
+    strict: bool = False
+    distributed: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ValueError("out is empty; name the folder of the corpus")
+
+
+def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Corpus:
+    """Ingests all sources and commits them; goes on where an earlier call with the same sources stopped.
+
+    Raises:
+        CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
+            where `strict`, a checkpoint is refused.
+    """
+    if not config.sources:
+        raise CorpusError("nothing to ingest; give at least one source")
+    facts = FactsFile(config.facts)
+    checkpoints = [_with_facts(checkpoint, facts) for checkpoint in find_checkpoints(config.sources)]
+    units = plan_units(checkpoints)
+    storage = Storage.at(config.out)
+    recipe = {"ingest": hashlib.sha256(json.dumps([unit.name for unit in units]).encode()).hexdigest()}
+    if storage.size(MANIFEST) is not None:
+        return _existing(config, recipe)
+    _work_off(units, config, storage, on_progress)
+    corpus = _commit(units, config, storage, recipe | {"sources": config.sources, "facts": config.facts})
+    storage.delete(UNITS)
+    return corpus
+
+
+def _with_facts(checkpoint: SourceCheckpoint, facts: FactsFile) -> SourceCheckpoint:
+    return replace(checkpoint, facts=checkpoint.facts | facts.of(checkpoint.name, checkpoint.files[0]))
+
+
+def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:
+    corpus = Corpus.open(config.out)
+    if corpus.manifest["recipe"].get("ingest") != recipe["ingest"]:
+        raise CorpusError(
+            f"{config.out} already holds a corpus of other sources; give another folder, or join both by "
+            "`raywgen corpus merge`"
+        )
+    return corpus
+
+
+def _work_off(units: list[Unit], config: BuildConfig, storage: Storage, on_progress: Progress | None) -> None:
+    kept = set(storage.list(UNITS))
+    left = [unit for unit in units if journal(unit.name).rpartition("/")[2] not in kept]
+    total = sum(unit.num_bytes for unit in units)
+    done = total - sum(unit.num_bytes for unit in left)
+    checkpoints = quarantined = 0
+    for row in _over_ray(left, config.out) if config.distributed else _here(left, config.out):
+        done += row["num_bytes"]
+        checkpoints += row["checkpoints"]
+        quarantined += row["quarantined"]
+        if on_progress is not None:
+            on_progress(done, total, f"{checkpoints} checkpoints, {quarantined} refused")
+
+
+def _here(units: list[Unit], root: str) -> Iterator[dict[str, Any]]:
+    for unit in units:
+        yield ingest_unit(unit, root)
+
+
+def _over_ray(units: list[Unit], root: str) -> Iterator[dict[str, Any]]:
+    if not units:
+        return
+    import ray.data
+
+    work = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    yield from work.map(partial(_ingest_row, root=root), num_cpus=1).iter_rows()
+
+
+def _ingest_row(row: dict[str, Any], root: str) -> dict[str, Any]:
+    return ingest_unit(row["unit"], root)
+
+
+def _commit(units: list[Unit], config: BuildConfig, storage: Storage, recipe: dict[str, Any]) -> Corpus:
+    done = [read_journal(storage, unit.name) for unit in units]
+    quarantine = [row for unit in done for row in unit.quarantine]
+    if config.strict and quarantine:
+        first = quarantine[0]
+        raise CorpusError(
+            f"{len(quarantine)} checkpoints were refused, first {first['file']}: {first['reason']}; mend or remove "
+            "them, or leave `strict` out to set them aside"
+        )
+    shards = [shard for unit in done for shard in unit.shards]
+    if not shards:
+        raise CorpusError(f"none of the {len(quarantine)} checkpoints can be used, first: {quarantine[0]['reason']}")
+    statistics: dict[str, LayoutStatistics] = {}
+    for unit in done:
+        for layout_id, sums in unit.statistics.items():
+            statistics[layout_id] = statistics[layout_id] + sums if layout_id in statistics else sums
+    return commit_corpus(
+        config.out,
+        shards=shards,
+        tasks=[],
+        networks=_networks(done),
+        recipe=recipe,
+        quarantine=quarantine,
+        statistics=statistics,
+    )
+
+
+def _networks(done: list[UnitDone]) -> list[NetworkFacts]:
+    """One per layout, named by the architecture that its checkpoints tell."""
+    told: dict[str, str] = {}
+    layouts = {layout_id: layout for unit in done for layout_id, layout in unit.layouts.items()}
+    for unit in done:
+        for shard in unit.shards:
+            for row in shard.facts:
+                if row["architecture"]:
+                    told.setdefault(shard.layout_id, row["architecture"])
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for layout_id in sorted(layouts):
+        name = told.get(layout_id, f"layout-{layout_id[:6]}")
+        names[layout_id] = f"{name}-{layout_id[:6]}" if name in taken else name
+        taken.add(name)
+    return [NetworkFacts(name=names[layout_id], recipe={}, layout=layout) for layout_id, layout in layouts.items()]

@@ -1,0 +1,246 @@
+"""Chunks of all checkpoints as a stream of batches, for workers that train on weights at scale.
+
+Every worker opens the corpus itself and reads what the order gives it straight from the memory-mapped shards into a
+buffer that is used again: no bytes pass through Ray, memory does not grow with the corpus, and any worker can start
+at any batch.
+
+Shape legend: B chunks of a batch on this worker, K values of a chunk.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raywgen.corpus.chunk_map import ChunkMap, chunk_map
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.order import Cursor, EpochOrder
+from raywgen.corpus.shards import ShardView
+from raywgen.weights import Layout
+
+_BLOCK_VALUES = 1 << 20
+_BLOCKS_PER_WINDOW = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkBatch:
+    """Chunks of any checkpoints.
+
+    The tensors are overwritten `prefetch` batches later: copy what shall be kept.
+
+    Attributes:
+        values_BK: float32; zeros beyond a chunk's length.
+        length_B: int64, values of each chunk.
+        checkpoint_B: int64, row of the stream's `facts`.
+        chunk_B: int64, number of the chunk in its checkpoint.
+        cursor: Give it to a new stream, and it begins with the batch after this one.
+    """
+
+    values_BK: Tensor
+    length_B: Tensor
+    checkpoint_B: Tensor
+    chunk_B: Tensor
+    cursor: Cursor
+
+
+class ChunkStream:
+    """Endless batches of chunks; iterate over it, or over `epoch()`.
+
+    Args:
+        corpus: Where from.
+        chunk_length: K.
+        batch_size: Chunks of a batch over all workers.
+        terms: Which checkpoints, as `Corpus.query` takes them.
+        seed: The order of an epoch depends on it alone.
+        rank: This worker.
+        num_workers: Of how many; worker r takes every `num_workers`-th chunk of a batch, beginning with the r-th.
+        cursor: Where to go on.
+        prefetch: Batches read ahead by a thread; 0 reads when asked.
+
+    Raises:
+        CorpusError: Nothing is selected, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        chunk_length: int,
+        batch_size: int,
+        terms: Sequence[str] = (),
+        seed: int = 0,
+        rank: int = 0,
+        num_workers: int = 1,
+        cursor: Cursor | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        if min(chunk_length, batch_size, num_workers) < 1 or not 0 <= rank < num_workers or prefetch < 0:
+            raise CorpusError(
+                f"chunk_length={chunk_length}, batch_size={batch_size}, rank={rank} of {num_workers}: sizes must be at "
+                "least 1 and the rank below the number of workers"
+            )
+        # In the order of the disk, so that a block is read in one go.
+        self.facts = corpus.query(terms).sort_by([("shard", "ascending"), ("row", "ascending")])
+        if not self.facts.num_rows:
+            raise CorpusError(
+                f"{corpus.location} holds no checkpoint with {' '.join(terms)}; see `raywgen corpus info`"
+            )
+        self.cursor = cursor or Cursor()
+        self._corpus = corpus
+        self._K = chunk_length
+        self._rank, self._num_workers = rank, num_workers
+        self._prefetch = prefetch
+        layout_ids = self.facts.column("layout_id").to_pylist()
+        names = {layout_id: index for index, layout_id in enumerate(dict.fromkeys(layout_ids))}
+        self._layouts: list[Layout] = [corpus.layout(layout_id) for layout_id in names]
+        self._maps: list[ChunkMap] = [chunk_map(layout, chunk_length) for layout in self._layouts]
+        self._layout_N = np.array([names[layout_id] for layout_id in layout_ids])
+        counts_N = np.array([chunks.num_chunks for chunks in self._maps])[self._layout_N]
+        self._end_N = np.cumsum(counts_N)
+        paths = self.facts.column("shard").to_pylist()
+        shards = {path: index for index, path in enumerate(dict.fromkeys(paths))}
+        self._paths = list(shards)
+        self._shard_N = np.array([shards[path] for path in paths])
+        self._row_N = self.facts.column("row").to_numpy()
+        self._order = EpochOrder(
+            int(self._end_N[-1]),
+            batch_size,
+            block_size=max(1, _BLOCK_VALUES // chunk_length),
+            blocks_per_window=_BLOCKS_PER_WINDOW,
+            seed=seed,
+        )
+        rows = -(-batch_size // num_workers)
+        # One that the caller holds, one being filled, and those that wait.
+        self._buffers = [torch.zeros(rows, chunk_length) for _ in range(prefetch + 2)]
+        self._turn = 0
+
+    @property
+    def num_chunks(self) -> int:
+        """Of an epoch, over all workers."""
+        return self._order.num_items
+
+    @property
+    def num_batches(self) -> int:
+        """Of an epoch."""
+        return self._order.num_batches
+
+    def __iter__(self) -> Iterator[ChunkBatch]:
+        """Batches without end, epoch after epoch."""
+        if self._prefetch == 0:
+            while True:
+                yield self._advance()
+        yield from self._ahead()
+
+    def epoch(self) -> Iterator[ChunkBatch]:
+        """The batches that are left of this epoch."""
+        wanted = self.cursor.epoch
+        stream = iter(self)
+        while self.cursor.epoch == wanted:
+            batch = next(stream)
+            yield batch
+            if batch.cursor.epoch != wanted:
+                return
+
+    def _ahead(self) -> Iterator[ChunkBatch]:
+        ready: queue.Queue[ChunkBatch | Exception] = queue.Queue(maxsize=self._prefetch)
+        stop = threading.Event()
+        begin = self.cursor
+        cursor = begin
+
+        def fill() -> None:
+            nonlocal cursor
+            try:
+                while not stop.is_set():
+                    batch = self._read(cursor)
+                    cursor = batch.cursor
+                    while not stop.is_set():
+                        try:
+                            ready.put(batch, timeout=0.1)
+                            break
+                        except queue.Full:
+                            continue
+            except Exception as error:  # handed over to the reader of the stream
+                ready.put(error)
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+        try:
+            while True:
+                batch = ready.get()
+                if isinstance(batch, Exception):
+                    raise batch
+                self.cursor = batch.cursor
+                yield batch
+        finally:
+            stop.set()
+            thread.join()
+
+    def _advance(self) -> ChunkBatch:
+        batch = self._read(self.cursor)
+        self.cursor = batch.cursor
+        return batch
+
+    def places(self, cursor: Cursor) -> tuple[np.ndarray, np.ndarray, Cursor]:
+        """What this worker takes of a batch, without reading it: rows of `facts`, chunks, and the cursor after."""
+        item_B = self._order.batch(cursor)[self._rank :: self._num_workers]
+        # Within a batch the order is free: together what lies together.
+        item_B = np.sort(item_B)
+        checkpoint_B = np.searchsorted(self._end_N, item_B, side="right")
+        before_B = np.where(checkpoint_B > 0, self._end_N[checkpoint_B - 1], 0)
+        return checkpoint_B, item_B - before_B, self._order.after(cursor)
+
+    def _read(self, cursor: Cursor) -> ChunkBatch:
+        checkpoint_B, chunk_B, after = self.places(cursor)
+        self._turn = (self._turn + 1) % len(self._buffers)
+        values_BK = self._buffers[self._turn][: len(chunk_B)]
+        length_B = np.empty(len(chunk_B), dtype=np.int64)
+        edges = np.flatnonzero(np.diff(self._shard_N[checkpoint_B])) + 1
+        for part in np.split(np.arange(len(chunk_B)), edges):
+            if len(part):
+                length_B[part] = self._fill(values_BK[part[0] : part[-1] + 1], checkpoint_B[part], chunk_B[part])
+        return ChunkBatch(
+            values_BK=values_BK,
+            length_B=torch.from_numpy(length_B),
+            checkpoint_B=torch.from_numpy(checkpoint_B),
+            chunk_B=torch.from_numpy(chunk_B),
+            cursor=after,
+        )
+
+    def _fill(self, out_BK: Tensor, checkpoint_B: np.ndarray, chunk_B: np.ndarray) -> np.ndarray:
+        """Reads chunks of one shard; returns their lengths."""
+        layout = self._layouts[self._layout_N[checkpoint_B[0]]]
+        chunks = self._maps[self._layout_N[checkpoint_B[0]]]
+        view = self._corpus.view(self._paths[self._shard_N[checkpoint_B[0]]], layout)
+        row_B, word_B, length_B = self._row_N[checkpoint_B], chunks.word_C[chunk_B], chunks.length_C[chunk_B]
+        plain_B = (word_B >= 0) & (length_B == self._K)
+        if plain_B.all():
+            view.copy_words(row_B, word_B, out_BK)
+            return length_B
+        if plain_B.any():
+            out_BK[torch.from_numpy(plain_B)] = view.words(row_B[plain_B], word_B[plain_B], self._K)
+        for index in np.flatnonzero(~plain_B):
+            self._fill_one(out_BK[index], view, layout, int(row_B[index]), int(chunk_B[index]), int(word_B[index]))
+        return length_B
+
+    def _fill_one(self, out_K: Tensor, view: ShardView, layout: Layout, row: int, chunk: int, word: int) -> None:
+        """A chunk that is ragged, or not float32 in one piece."""
+        start = chunk * self._K
+        length = min(self._K, layout.num_values - start)
+        if word >= 0:
+            out_K[:length] = view.words(np.array([row]), np.array([word]), length)[0]
+        else:
+            out_K[:length] = layout.slice_values(view.packed(row), start, length)
+        out_K[length:] = 0
+
+    @classmethod
+    def resume(cls, corpus: Corpus, cursor: dict[str, int], **settings: object) -> Self:
+        """A stream that goes on after a checkpoint's `Cursor.to_json`."""
+        return cls(corpus, cursor=Cursor(**cursor), **settings)  # pyright: ignore[reportArgumentType]

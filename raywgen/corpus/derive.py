@@ -1,0 +1,212 @@
+"""New corpora out of old ones: selections, splits, merges, without doubles.
+
+Shape legend: N checkpoints, P packed bytes, D values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from raywgen.corpus.corpus import MANIFEST, Corpus, commit_corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CheckpointFacts, NetworkFacts, TaskFacts
+from raywgen.corpus.shards import Shard, write_shard
+from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.storage import Storage
+
+_SHARD_BYTES = 256 << 20
+_SHARD_CHECKPOINTS = 4_096
+Progress = Callable[[int, int], None]
+"""Called with the checkpoints written and their number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What to take of one corpus: rows of its facts, changed where they shall be."""
+
+    corpus: Corpus
+    facts: pa.Table
+
+
+def write_corpus(
+    root: str, parts: Sequence[Part], recipe: dict[str, Any], on_progress: Progress | None = None
+) -> Corpus:
+    """Copies checkpoints into a new corpus, bit for bit; the old ones stay as they are.
+
+    Raises:
+        CorpusError: `root` holds a corpus, nothing is taken, or two checkpoints have one id.
+        DamagedFileError: An old shard cannot be read.
+    """
+    if Storage.at(root).size(MANIFEST) is not None:
+        raise CorpusError(f"{root} already holds a corpus; give another folder")
+    total = sum(part.facts.num_rows for part in parts)
+    if not total:
+        raise CorpusError("no checkpoint is selected; see `raywgen corpus info` for what there is")
+    shards: list[Shard] = []
+    statistics: dict[str, LayoutStatistics] = {}
+    done = 0
+    for part in parts:
+        for group in _groups(part):
+            layout = part.corpus.layout(group.column("layout_id")[0].as_py())
+            packed_NP = part.corpus.packed(group, check=True)
+            name = hashlib.sha256(f"{len(shards)}/{group.column('checkpoint_id')[0]}".encode()).hexdigest()[:12]
+            shards.append(
+                write_shard(root, f"{len(shards):06d}-{name}", layout, _facts(group), packed_NP, is_finite=True)
+            )
+            sums = LayoutStatistics.measure(layout, packed_NP)
+            statistics[layout.id] = statistics[layout.id] + sums if layout.id in statistics else sums
+            done += group.num_rows
+            if on_progress is not None:
+                on_progress(done, total)
+    used = {shard.layout_id for shard in shards}
+    networks: dict[str, NetworkFacts] = {}
+    tasks: dict[str, TaskFacts] = {}
+    for part in parts:
+        networks |= {key: net for key, net in part.corpus.networks.items() if key in used and key not in networks}
+        tasks |= {key: task for key, task in part.corpus.tasks.items() if key not in tasks}
+    return commit_corpus(
+        root,
+        shards=shards,
+        tasks=list(tasks.values()),
+        networks=list(networks.values()),
+        recipe=recipe | {"of": [part.corpus.location for part in parts]},
+        statistics=statistics,
+    )
+
+
+def merge(root: str, corpora: Sequence[Corpus], on_progress: Progress | None = None) -> Corpus:
+    """All checkpoints of all corpora; an id that two hold gets the number of its corpus in front.
+
+    Raises:
+        CorpusError: As `write_corpus`.
+    """
+    seen: set[str] = set()
+    parts = []
+    for number, corpus in enumerate(corpora):
+        ids = corpus.facts.column("checkpoint_id").to_pylist()
+        if seen & set(ids):
+            ids = [f"{number}/{name}" for name in ids]
+        seen |= set(ids)
+        parts.append(Part(corpus=corpus, facts=_with(corpus.facts, stored_id=corpus.facts, checkpoint_id=ids)))
+    return write_corpus(root, parts, {"merge": len(parts)}, on_progress)
+
+
+def split(
+    root: str,
+    corpus: Corpus,
+    *,
+    by: str = "trajectory_id",
+    heldout: float = 0.1,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> Corpus:
+    """Holds out whole groups: a trajectory, task or architecture is never on both sides.
+
+    Args:
+        root: Of the new corpus.
+        corpus: What to split.
+        by: The fact that groups checkpoints.
+        heldout: Share of the groups, in (0, 1).
+        seed: Which groups.
+        on_progress: Told of checkpoints written.
+
+    Raises:
+        CorpusError: The share leaves one side empty, or as `write_corpus`.
+        UnknownFactError: There is no such fact.
+    """
+    corpus.query([f"{by}~*"])
+    groups = corpus.facts.column(by).to_pylist()
+    named = sorted({str(group) for group in groups})
+    # A group's side depends on its own name and the seed, so that a grown corpus keeps it.
+    rank = sorted(named, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+    held = set(rank[: round(heldout * len(rank))])
+    if not 0 < len(held) < len(named):
+        raise CorpusError(f"heldout={heldout} of {len(named)} groups by {by} leaves one side empty; give another share")
+    sides = [
+        split if split == "base" else "heldout" if str(group) in held else "train"
+        for group, split in zip(groups, corpus.facts.column("split").to_pylist(), strict=True)
+    ]
+    facts = _with(corpus.facts, split=sides)
+    return write_corpus(root, [Part(corpus=corpus, facts=facts)], {"split": by, "seed": seed}, on_progress)
+
+
+def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: Progress | None = None) -> Corpus:
+    """Keeps the first of checkpoints with equal content, or nearer than a share of their norm.
+
+    Args:
+        root: Of the new corpus.
+        corpus: What to go through.
+        near: Largest distance in weights, over the norm of the one kept, that counts as a double; 0 means equal bytes.
+        on_progress: Told of checkpoints written.
+
+    Raises:
+        CorpusError: As `write_corpus`.
+    """
+    facts = corpus.facts
+    keys = list(zip(facts.column("layout_id").to_pylist(), facts.column("sha256").to_pylist(), strict=True))
+    first: dict[tuple[str, str], int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    kept = sorted(first.values())
+    if near > 0:
+        kept = [index for layout_id in corpus.networks for index in _apart(corpus, layout_id, kept, near)]
+    part = Part(corpus=corpus, facts=facts.take(sorted(kept)))
+    return write_corpus(root, [part], {"dedupe": near}, on_progress)
+
+
+def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list[int]:
+    """Of the rows of one layout those that are not near an earlier one."""
+    column = corpus.facts.column("layout_id")
+    rows = [index for index in kept if column[index].as_py() == layout_id]
+    chosen: list[int] = []
+    held_MD = torch.empty(0, corpus.layout(layout_id).num_values)
+    for start in range(0, len(rows), 512):
+        part = rows[start : start + 512]
+        values_ND = corpus.values(corpus.facts.take(part))
+        for index, value_D in zip(part, values_ND, strict=True):
+            norm_M = held_MD.norm(dim=1)
+            if bool(((held_MD - value_D).norm(dim=1) <= near * norm_M).any()):
+                continue
+            chosen.append(index)
+            held_MD = torch.cat([held_MD, value_D.unsqueeze(0)])
+    return chosen
+
+
+def _groups(part: Part) -> Iterator[pa.Table]:
+    """Rows of one layout and one split, as many as a shard holds, in the order of the old shards."""
+    facts = part.facts
+    keys = zip(facts.column("layout_id").to_pylist(), facts.column("split").to_pylist(), strict=True)
+    places: dict[tuple[str, str], list[int]] = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, []).append(index)
+    for (layout_id, _), rows in places.items():
+        size = max(1, part.corpus.layout(layout_id).num_bytes)
+        per_shard = max(1, min(_SHARD_CHECKPOINTS, _SHARD_BYTES // size))
+        for start in range(0, len(rows), per_shard):
+            yield facts.take(rows[start : start + per_shard])
+
+
+def _facts(group: pa.Table) -> list[CheckpointFacts]:
+    """Facts as a new corpus has them; columns beyond the known ones are the user's own."""
+    ours = {*CHECKPOINT_SCHEMA.names, "stored_id"}
+    rows = []
+    for row in group.to_pylist():
+        more = {name: value for name, value in row.items() if name not in ours and value is not None}
+        rows.append(CheckpointFacts(**{name: row[name] for name in CHECKPOINT_COLUMNS}, more=more))
+    return rows
+
+
+def _with(facts: pa.Table, stored_id: pa.Table | None = None, **columns: list[Any]) -> pa.Table:
+    """Facts with some columns replaced; `stored_id` keeps the ids under which the old shards hold them."""
+    if stored_id is not None:
+        facts = facts.append_column("stored_id", stored_id.column("checkpoint_id"))
+    for name, values in columns.items():
+        index = facts.schema.get_field_index(name)
+        facts = facts.set_column(index, name, pa.array(values, facts.schema.field(name).type))
+    return facts

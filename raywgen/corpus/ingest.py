@@ -1,0 +1,232 @@
+"""Turns files into shards, one unit of work at a time; a unit done is never done twice.
+
+A unit is a fixed list of checkpoints. Its shards are written first, then in one step its journal: what the shards
+hold, and what was refused and why. Units with a journal are left as they are; when all have one, the corpus is
+committed. So an ingest may be killed at any point and run again.
+
+Shape legend: N checkpoints, P packed bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
+from raywgen.corpus.shards import Shard, num_pages, write_shard
+from raywgen.corpus.sources import SourceCheckpoint
+from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.storage import Storage
+from raywgen.weights import Layout, WeightsError
+from raywgen.weights.reader import PackedCheckpoint, WeightsReader, pack
+
+UNITS = "units"
+_UNKNOWN = float("nan")
+_UNIT_CHECKPOINTS = 2_000
+_UNIT_BYTES = 256 << 20
+_DEFAULTS: dict[str, Any] = {
+    "task_id": None,
+    "step": 0,
+    "split": "train",
+    "start": "own",
+    "base_id": None,
+    "start_seed": -1,
+    "order_seed": -1,
+    "optimizer": "",
+    "learning_rate": _UNKNOWN,
+    "train_loss": _UNKNOWN,
+    "test_accuracy": _UNKNOWN,
+    "licence": "unknown",
+    "architecture": "",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Checkpoints that one task ingests."""
+
+    name: str
+    checkpoints: tuple[SourceCheckpoint, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(checkpoint.num_bytes for checkpoint in self.checkpoints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDone:
+    """What a unit left.
+
+    Attributes:
+        shards: With their facts.
+        layouts: By id.
+        quarantine: One row per refused checkpoint: `checkpoint_id`, `file`, `reason`.
+        statistics: By layout id.
+    """
+
+    shards: list[Shard]
+    layouts: dict[str, Layout]
+    quarantine: list[dict[str, str]]
+    statistics: dict[str, LayoutStatistics]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the journal."""
+        return {
+            "shards": [shard.to_json() | {"facts": shard.facts} for shard in self.shards],
+            "layouts": {layout_id: layout.to_json() for layout_id, layout in self.layouts.items()},
+            "quarantine": self.quarantine,
+            "statistics": {layout_id: stats.to_json() for layout_id, stats in self.statistics.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> UnitDone:
+        """Inverse of `to_json`."""
+        return cls(
+            shards=[Shard(**row) for row in content["shards"]],
+            layouts={layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()},
+            quarantine=content["quarantine"],
+            statistics={key: LayoutStatistics.from_json(row) for key, row in content["statistics"].items()},
+        )
+
+
+def plan_units(checkpoints: Sequence[SourceCheckpoint]) -> list[Unit]:
+    """Cuts a list into units; the same list gives the same units."""
+    units: list[Unit] = []
+    part: list[SourceCheckpoint] = []
+    size = 0
+    for checkpoint in checkpoints:
+        if part and (len(part) == _UNIT_CHECKPOINTS or size + checkpoint.num_bytes > _UNIT_BYTES):
+            units.append(_unit(part))
+            part, size = [], 0
+        part.append(checkpoint)
+        size += checkpoint.num_bytes
+    return [*units, _unit(part)] if part else units
+
+
+def _unit(checkpoints: list[SourceCheckpoint]) -> Unit:
+    # Facts belong to the name: with other facts it is other work.
+    told = json.dumps([[c.name, c.files, c.num_bytes, c.facts] for c in checkpoints], sort_keys=True, default=str)
+    return Unit(name=hashlib.sha256(told.encode()).hexdigest()[:16], checkpoints=tuple(checkpoints))
+
+
+def journal(unit_name: str) -> str:
+    """Path of a unit's journal in the corpus."""
+    return f"{UNITS}/{unit_name}.json"
+
+
+def read_journal(storage: Storage, unit_name: str) -> UnitDone:
+    """What a unit left.
+
+    Raises:
+        CorpusError: The journal is damaged.
+    """
+    try:
+        return UnitDone.from_json(json.loads(storage.read(journal(unit_name))))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(
+            f"{storage.name}/{journal(unit_name)} is damaged; delete it and run the same command"
+        ) from error
+
+
+def ingest_unit(unit: Unit, root: str) -> dict[str, Any]:
+    """Reads a unit's files, writes its shards, then its journal.
+
+    Returns:
+        Counts for progress: `checkpoints`, `quarantined`, `num_bytes`.
+
+    Raises:
+        CorpusError: A shard cannot be written.
+    """
+    torch.set_num_threads(1)
+    storage = Storage.at(root)
+    done = _Work(unit, root).run()
+    storage.write(journal(unit.name), json.dumps(done.to_json()).encode())
+    kept = sum(len(shard.facts) for shard in done.shards)
+    return {"checkpoints": kept, "quarantined": len(done.quarantine), "num_bytes": unit.num_bytes}
+
+
+class _Work:
+    """One unit being done: checkpoints wait, by layout and split, until their shard is full."""
+
+    def __init__(self, unit: Unit, root: str) -> None:
+        self._unit = unit
+        self._root = root
+        self._waiting: dict[tuple[str, str], list[tuple[SourceCheckpoint, PackedCheckpoint]]] = {}
+        self._done = UnitDone(shards=[], layouts={}, quarantine=[], statistics={})
+
+    def run(self) -> UnitDone:
+        reader = WeightsReader()
+        for checkpoint in self._unit.checkpoints:
+            try:
+                packed = _read(reader, checkpoint)
+            except WeightsError as error:
+                self._refuse(checkpoint, str(error))
+                continue
+            key = (packed.layout.id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
+            self._waiting.setdefault(key, []).append((checkpoint, packed))
+            if num_pages(packed.layout) > 1:
+                self._flush(key)
+        for key in list(self._waiting):
+            self._flush(key)
+        return self._done
+
+    def _refuse(self, checkpoint: SourceCheckpoint, reason: str) -> None:
+        row = {"checkpoint_id": checkpoint.name, "file": checkpoint.files[0], "reason": reason}
+        self._done.quarantine.append(row)
+
+    def _flush(self, key: tuple[str, str]) -> None:
+        rows = self._waiting.pop(key)
+        layout = rows[0][1].layout
+        packed_NP = _stack([packed.packed_P for _, packed in rows])
+        statistics = LayoutStatistics.measure(layout, packed_NP)
+        if bad := statistics.non_finite(layout, packed_NP):
+            for index, tensor in bad.items():
+                self._refuse(rows[index][0], f"tensor '{tensor}' holds NaN or infinity")
+            kept = [index for index in range(len(rows)) if index not in bad]
+            if not kept:
+                return
+            rows, packed_NP = [rows[index] for index in kept], packed_NP[kept]
+            statistics = LayoutStatistics.measure(layout, packed_NP)
+        facts = [_facts(checkpoint, packed) for checkpoint, packed in rows]
+        name = f"{self._unit.name}-{len(self._done.shards):03d}"
+        self._done.shards.append(write_shard(self._root, name, layout, facts, packed_NP, is_finite=True))
+        self._done.layouts[layout.id] = layout
+        known = self._done.statistics.get(layout.id)
+        self._done.statistics[layout.id] = statistics if known is None else known + statistics
+
+
+def _stack(parts: list[np.ndarray]) -> Tensor:
+    if len(parts) == 1:
+        return torch.from_numpy(parts[0]).unsqueeze(0)
+    return torch.from_numpy(np.stack(parts))
+
+
+def _read(reader: WeightsReader, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
+    if len(checkpoint.files) == 1:
+        return reader.read(checkpoint.files[0])
+    state: dict[str, Tensor] = {}
+    for file in checkpoint.files:
+        part = reader.read(file)
+        state |= {
+            part.prefix + name: tensor for name, tensor in part.layout.unpack(torch.from_numpy(part.packed_P)).items()
+        }
+    return pack(state, checkpoint.files[0])
+
+
+def _facts(checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> CheckpointFacts:
+    told = {"trajectory_id": checkpoint.name, "source": checkpoint.files[0]} | checkpoint.facts
+    known: dict[str, Any] = {name: told.get(name, _DEFAULTS.get(name)) for name in CHECKPOINT_COLUMNS}
+    known |= {"checkpoint_id": checkpoint.name, "layout_id": packed.layout.id, "key_prefix": packed.prefix}
+    more = {name: value for name, value in told.items() if name not in CHECKPOINT_COLUMNS}
+    return CheckpointFacts(**known, more=more)

@@ -1,0 +1,82 @@
+"""Mean and standard deviation of every tensor of a layout, added up over checkpoints.
+
+Shape legend: N checkpoints, P packed bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from raywgen.weights import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutStatistics:
+    """Sums over checkpoints of one layout.
+
+    Attributes:
+        num_checkpoints: How many.
+        sums: Of each floating-point tensor: number of values, sum, sum of squares.
+    """
+
+    num_checkpoints: int
+    sums: dict[str, tuple[int, float, float]]
+
+    @classmethod
+    def measure(cls, layout: Layout, packed_NP: Tensor) -> Self:
+        """Adds up packed checkpoints uint8 `(N, P)`."""
+        sums = {}
+        state = layout.unpack(packed_NP)
+        for spec in layout.generated:
+            values = state[spec.name].reshape(-1)
+            if spec.dtype != "float64":
+                values = values.float()
+            # A blocked float32 sum of squares is right to six digits and four times as fast as in float64.
+            squares = float(torch.dot(values, values))
+            if not math.isfinite(squares):
+                squares = float(values.double().square().sum())
+            sums[spec.name] = (values.numel(), float(values.sum(dtype=torch.float64)), squares)
+        return cls(len(packed_NP), sums)
+
+    def non_finite(self, layout: Layout, packed_NP: Tensor) -> dict[int, str]:
+        """Checkpoints with NaN or infinity and a tensor where it is; looks only where a sum tells."""
+        found: dict[int, str] = {}
+        # A float64 sum of finite float32 values never overflows; of float64 values it may, and is then looked into.
+        if all(math.isfinite(total) for _, total, _ in self.sums.values()):
+            return found
+        state = layout.unpack(packed_NP)
+        for spec in layout.generated:
+            if not math.isfinite(self.sums[spec.name][1]):
+                tensor = state[spec.name].reshape(len(packed_NP), -1)
+                finite_N = torch.isfinite(tensor if spec.dtype == "float64" else tensor.float()).all(dim=1)
+                for index in (~finite_N).nonzero().flatten().tolist():
+                    found.setdefault(index, spec.name)
+        return found
+
+    def __add__(self, other: LayoutStatistics) -> LayoutStatistics:
+        sums = {
+            name: tuple(a + b for a, b in zip(row, other.sums[name], strict=True)) for name, row in self.sums.items()
+        }
+        return LayoutStatistics(self.num_checkpoints + other.num_checkpoints, sums)  # pyright: ignore[reportArgumentType]
+
+    def moments(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each tensor's values."""
+        result = {}
+        for name, (count, total, squares) in self.sums.items():
+            mean = total / max(count, 1)
+            result[name] = (mean, math.sqrt(max(squares / max(count, 1) - mean * mean, 0.0)))
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """For journals and the manifest."""
+        return {"num_checkpoints": self.num_checkpoints, "sums": {name: list(row) for name, row in self.sums.items()}}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(content["num_checkpoints"], {name: tuple(row) for name, row in content["sums"].items()})
