@@ -13,7 +13,11 @@ from rich.table import Table
 
 from raywgen.config import load_config
 
-BENCHMARKS = {"demo": "raywgen.benchmarks.demo_figures"}
+BENCHMARKS = {
+    "demo": "raywgen.benchmarks.demo_figures",
+    "corpus-ingest": "raywgen.benchmarks.corpus_ingest",
+    "corpus-stream": "raywgen.benchmarks.corpus_stream",
+}
 
 
 class Benchmark(Protocol):

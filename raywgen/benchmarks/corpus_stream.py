@@ -1,0 +1,317 @@
+"""The chunk stream against raw Arrow and a torch `DataLoader`, on Ray actors that read at the same time.
+
+All three copy the same chunks into contiguous torch batches; that they are the same, value for value, is asserted
+first. A first epoch begins with the shards out of the page cache.
+
+Shape legend: B chunks of a batch on a worker, K values of a chunk.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from raywgen.corpus import CheckpointFacts, Corpus, NetworkFacts, commit_corpus, write_shard
+from raywgen.corpus.chunk_stream import ChunkStream
+from raywgen.training.session import ray_session
+from raywgen.weights import Layout
+
+_GIB = 1 << 30
+_STEP_SECONDS = 0.05
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is streamed.
+
+    Attributes:
+        num_checkpoints: Of the corpus.
+        num_values: Of a checkpoint, float32.
+        chunk_length: K.
+        batch_size: Chunks of a batch over all workers.
+        num_workers: Actors that read at once.
+        num_batches: Of a measurement.
+        rounds: Alternations; figures are medians.
+        num_steps: Of the training loop whose waiting is measured.
+        folder: Where the corpus is made; a temporary one without it.
+    """
+
+    num_checkpoints: int = 64
+    num_values: int = 17_000_000
+    chunk_length: int = 4096
+    batch_size: int = 2048
+    num_workers: int = 2
+    num_batches: int = 60
+    rounds: int = 5
+    num_steps: int = 60
+    folder: str = ""
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Makes a corpus, then lets the three readers take turns."""
+    folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-stream-"))
+    corpus = _make_corpus(folder, config)
+    gigabytes = sum(shard.num_bytes for shard in corpus.shards) / 1e9
+    with ray_session():
+        readers = _start(config, corpus)
+        assert all(ray.get([reader.equal.remote() for reader in readers])), "the readers give different values"
+        rates = {"stream": [], "pyarrow": [], "dataloader": []}
+        for _ in range(config.rounds):
+            for name, found in rates.items():
+                found.append(sum(ray.get([reader.steady.remote(name) for reader in readers])))
+        first: dict[str, list[float]] = {"stream": [], "pyarrow": []}
+        for _ in range(config.rounds):
+            for name, found in first.items():
+                _forget(folder)
+                fresh = _start(config, corpus)
+                ray.get([reader.ready.remote() for reader in fresh])
+                found.append(sum(ray.get([reader.first_epoch.remote(name) for reader in fresh])))
+                for reader in fresh:
+                    ray.kill(reader)
+        waits = ray.get([reader.exposed_wait.remote() for reader in readers])
+        limited = _start(config, corpus)
+        memory = ray.get([reader.epoch_under_limit.remote() for reader in limited])
+    if not config.folder:
+        shutil.rmtree(folder)
+    figures = {
+        "ratio_to_pyarrow": _ratio(rates["stream"], rates["pyarrow"]),
+        "ratio_to_dataloader": _ratio(rates["stream"], rates["dataloader"]),
+        "first_epoch_ratio": _ratio(first["stream"], first["pyarrow"]),
+        "peak_anon_gib": max(peak for peak, _ in memory),
+        "exposed_wait": max(waits),
+    }
+    conditions = {
+        "gigabytes": round(gigabytes, 2),
+        "workers": config.num_workers,
+        "chunk_length": config.chunk_length,
+        "batch_size": config.batch_size,
+        "gigabytes_per_second": {name: round(median(values), 2) for name, values in rates.items()},
+        "first_epoch_gigabytes_per_second": {name: round(median(values), 2) for name, values in first.items()},
+        "ratios": [round(a / b, 3) for a, b in zip(rates["stream"], rates["pyarrow"], strict=True)],
+        "data_limit_gib": round(max(limit for _, limit in memory), 2),
+        "step_seconds": _STEP_SECONDS,
+        "cores": os.cpu_count(),
+    }
+    return {name: round(value, 4) for name, value in figures.items()}, conditions
+
+
+def _start(config: Config, corpus: Corpus) -> list[Any]:
+    """An actor for each worker."""
+    actor: Any = ray.remote(num_cpus=0)(_Reader)
+    return [actor.remote(asdict(config), corpus.location, rank) for rank in range(config.num_workers)]
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+class _Reader:
+    """One worker."""
+
+    def __init__(self, config: dict[str, Any], location: str, rank: int) -> None:
+        torch.set_num_threads(1)
+        self._config = Config(**config)
+        self._corpus = Corpus.open(location)
+        self._rank = rank
+
+    def ready(self) -> bool:
+        """Whether it is up."""
+        return True
+
+    def equal(self) -> bool:
+        """Whether all readers give the same batches."""
+        sources = [self._source(name) for name in ("stream", "pyarrow", "dataloader")]
+        for _ in range(3):
+            ours, arrow, loader = (next(source) for source in sources)
+            if not (torch.equal(ours, arrow) and torch.equal(ours, loader)):
+                return False
+        return True
+
+    def steady(self, name: str) -> float:
+        """Gigabytes a second once it runs."""
+        source = self._source(name)
+        for _ in range(5):
+            next(source)
+        return self._rate(source, self._config.num_batches)
+
+    def first_epoch(self, name: str) -> float:
+        """Gigabytes a second over an epoch, its beginning included."""
+        begin = time.monotonic()
+        source = self._source(name)
+        done = sum(next(source).numel() for _ in range(self._stream().num_batches))
+        return done * 4 / 1e9 / (time.monotonic() - begin)
+
+    def exposed_wait(self) -> float:
+        """Share of a training loop's time that it waits for batches."""
+        source = self._source("stream")
+        next(source)
+        waited = 0.0
+        begin = time.monotonic()
+        for _ in range(self._config.num_steps):
+            asked = time.monotonic()
+            next(source)
+            waited += time.monotonic() - asked
+            time.sleep(_STEP_SECONDS)
+        return waited / (time.monotonic() - begin)
+
+    def epoch_under_limit(self) -> tuple[float, float]:
+        """Peak of anonymous memory and the limit on private memory, GiB, over an epoch."""
+        held = _status("VmData")
+        limit = held + _GIB
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        peak, stop = [0], threading.Event()
+
+        def watch() -> None:
+            while not stop.is_set():
+                peak[0] = max(peak[0], _status("RssAnon"))
+                time.sleep(0.01)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        for _ in self._stream().epoch():
+            pass
+        stop.set()
+        thread.join()
+        return peak[0] / _GIB, limit / _GIB
+
+    def _stream(self, prefetch: int = 2) -> ChunkStream:
+        return ChunkStream(
+            self._corpus,
+            chunk_length=self._config.chunk_length,
+            batch_size=self._config.batch_size,
+            rank=self._rank,
+            num_workers=self._config.num_workers,
+            prefetch=prefetch,
+        )
+
+    def _source(self, name: str) -> Iterator[Tensor]:
+        makers: dict[str, Callable[[], Iterator[Tensor]]] = {
+            "stream": lambda: (batch.values_BK for batch in self._stream()),
+            "pyarrow": self._pyarrow,
+            "dataloader": self._dataloader,
+        }
+        return makers[name]()
+
+    def _plan(self) -> Iterator[list[tuple[int, int, int]]]:
+        """The chunks of each batch: row of the facts, first value, length. As the stream draws them."""
+        stream, cursor = self._stream(prefetch=0), None
+        while True:
+            cursor = stream.cursor if cursor is None else cursor
+            checkpoint_B, chunk_B, cursor = stream.places(cursor)
+            starts = chunk_B * self._config.chunk_length
+            lengths = np.minimum(self._config.chunk_length, self._config.num_values - starts)
+            yield list(zip(checkpoint_B.tolist(), starts.tolist(), lengths.tolist(), strict=True))
+
+    def _pyarrow(self) -> Iterator[Tensor]:
+        """Raw Arrow: memory-mapped shards, each chunk copied into one batch that is used again."""
+        arrays = _open_arrays(self._corpus, self._config.num_values)
+        rows = -(-self._config.batch_size // self._config.num_workers)
+        out_BK = np.zeros((rows, self._config.chunk_length), dtype=np.float32)
+        for places in self._plan():
+            for index, (row, start, length) in enumerate(places):
+                out_BK[index, :length] = arrays[row][start : start + length]
+                out_BK[index, length:] = 0
+            yield torch.from_numpy(out_BK[: len(places)])
+
+    def _dataloader(self) -> Iterator[Tensor]:
+        """torch's loader over the same shards: one chunk an item, default collation."""
+        items = _Chunks(_open_arrays(self._corpus, self._config.num_values), self._config.chunk_length)
+        yield from DataLoader(items, batch_sampler=_PlanSampler(self._plan()))
+
+    def _rate(self, source: Iterator[Tensor], num_batches: int) -> float:
+        begin = time.monotonic()
+        done = sum(next(source).numel() for _ in range(num_batches))
+        return done * 4 / 1e9 / (time.monotonic() - begin)
+
+
+class _Chunks(Dataset[Tensor]):
+    def __init__(self, arrays: list[np.ndarray], chunk_length: int) -> None:
+        self._arrays = arrays
+        self._chunk_length = chunk_length
+
+    def __getitem__(self, place: tuple[int, int, int]) -> Tensor:
+        row, start, length = place
+        chunk = torch.zeros(self._chunk_length)
+        chunk[:length] = torch.from_numpy(self._arrays[row][start : start + length].copy())
+        return chunk
+
+
+class _PlanSampler:
+    def __init__(self, plan: Iterator[list[tuple[int, int, int]]]) -> None:
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        return self._plan
+
+
+def _open_arrays(corpus: Corpus, num_values: int) -> list[np.ndarray]:
+    """Each checkpoint's values where they lie, in the order of the stream's facts."""
+    facts = corpus.facts.sort_by([("shard", "ascending"), ("row", "ascending")])
+    arrays = []
+    for path in facts.column("shard").to_pylist():
+        table = pa.ipc.open_file(pa.memory_map(f"{corpus.location}/{path}")).read_all()
+        data = table.column("packed").chunk(0).buffers()[2]
+        arrays.append(np.frombuffer(data, dtype=np.float32, count=num_values))
+    return arrays
+
+
+def _make_corpus(folder: Path, config: Config) -> Corpus:
+    state = {"weight": torch.empty(config.num_values)}
+    layout = Layout.from_state_dict(state)
+    shards = []
+    for index in range(config.num_checkpoints):
+        values = torch.randn(config.num_values, generator=torch.Generator().manual_seed(index))
+        facts = CheckpointFacts(
+            checkpoint_id=f"{index:04d}",
+            trajectory_id=f"{index:04d}",
+            task_id=None,
+            layout_id=layout.id,
+            step=0,
+            split="train",
+            start="own",
+            base_id=None,
+            start_seed=index,
+            order_seed=0,
+            optimizer="none",
+            learning_rate=0.0,
+            train_loss=0.0,
+            test_accuracy=0.0,
+            source="random",
+            licence="CC0-1.0",
+        )
+        packed = layout.pack({"weight": values}).unsqueeze(0)
+        shards.append(write_shard(str(folder), f"{index:04d}", layout, [facts], packed))
+    network = NetworkFacts(name="random", recipe={}, layout=layout)
+    return commit_corpus(str(folder), shards=shards, tasks=[], networks=[network], recipe={"benchmark": "stream"})
+
+
+def _forget(folder: Path) -> None:
+    """Asks the kernel to drop the shards from its page cache."""
+    for path in (folder / "weights").iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of `/proc/self/status`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"this kernel does not tell {name}; the benchmark needs Linux")
