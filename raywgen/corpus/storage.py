@@ -19,6 +19,11 @@ from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, Missin
 _BLOCK_BYTES = 1 << 22
 
 
+def absolute(location: str | Path) -> str:
+    """A path or URI that means the same in a process with another working directory."""
+    return str(location) if "://" in str(location) else str(Path(location).absolute())
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder on a file system.
@@ -45,7 +50,7 @@ class Storage:
             if "://" in text:
                 filesystem, root = fs.FileSystem.from_uri(text)
             else:
-                filesystem, root = fs.LocalFileSystem(), str(Path(text).absolute())
+                filesystem, root = fs.LocalFileSystem(), absolute(text)
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{text}: {error}; give a local path or a URI such as s3://bucket/folder") from error
         return cls(filesystem, root.rstrip("/"), text)

@@ -18,6 +18,7 @@ import torch
 
 from raywgen.config import ConfigError, load_config, save_config, to_yaml
 from raywgen.corpus import Corpus
+from raywgen.corpus.storage import absolute
 from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import build_generator
 from raywgen.training.config import TrainConfig
@@ -146,12 +147,17 @@ def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
         streams["validation"] = corpus.stream(["validation"])
     trainer = TorchTrainer(
         worker_loop,
-        train_loop_config={"configs": list(configs), "references": references, "data": data},
+        train_loop_config={
+            "configs": [_placed(config) for config in configs],
+            "facts": [_facts(config) for config in configs],
+            "references": references,
+            "data": data,
+        },
         torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
         run_config=ray.train.RunConfig(
             name=_RAY,
-            storage_path=str(Path(first.out).absolute()),
+            storage_path=absolute(first.out),
             failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -168,6 +174,11 @@ def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
             f"{first.out}: training stopped: {reason}; logs are under {first.out}/{_RAY} and in Ray's session folder, "
             "the same command goes on from the last checkpoint"
         ) from error
+
+
+def _placed(config: TrainConfig) -> TrainConfig:
+    """With paths that mean the same in a worker, which Ray Train starts in a folder of its own."""
+    return replace(config, corpus=absolute(config.corpus), out=absolute(config.out))
 
 
 class _RayCheckpoints:
@@ -223,7 +234,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
             engine=partial(_deepspeed, zero_stage=config.zero_stage, num_workers=num_workers),
             checkpoints=checkpoints,
             rank=rank,
-            facts=_facts(config),
+            facts=payload["facts"][index],
         )
         train_run(run, progress if index == progress.run else Progress())
 

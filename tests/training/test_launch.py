@@ -67,6 +67,16 @@ def test_two_workers_train_what_one_process_trains(
     assert_same_run(losses(tmp_path), alone)
 
 
+def test_paths_may_be_relative(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: dict[tuple[str, int], float]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = Corpus.open(os.path.relpath(zoo_corpus.location))
+    launch([config(relative, Path("run"))])
+    assert_same_run(losses(tmp_path / "run"), alone)
+    assert (tmp_path / "run" / "generator" / "generator.json").is_file()
+
+
 def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
     zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
 ) -> None:
