@@ -26,9 +26,10 @@ def find_state_dict(content: Any, leaf: type, source: str) -> dict[str, Any]:
     for _ in range(3):
         if not isinstance(place, Mapping):
             break
-        if place and all(isinstance(name, str) and isinstance(value, leaf) for name, value in place.items()):
-            return dict(place)
-        inner = next((place[name] for name in _WRAPPERS if isinstance(place.get(name), Mapping)), None)
+        # By item, not by method: a pickle may hang an `items` of its own on an OrderedDict.
+        if place and all(isinstance(name, str) and isinstance(place[name], leaf) for name in place):
+            return {name: place[name] for name in place}
+        inner = next((place[name] for name in _WRAPPERS if name in place and isinstance(place[name], Mapping)), None)
         if inner is None:
             break
         place = inner
@@ -41,7 +42,7 @@ def find_state_dict(content: Any, leaf: type, source: str) -> dict[str, Any]:
 def split_prefix(names: list[str]) -> tuple[str, list[str]]:
     """The prefix that a wrapper (DataParallel, torch.compile) put before every name, and the names without it."""
     taken = ""
-    while found := next((p for p in _PREFIXES if all(name.startswith(p) and name != p for name in names)), None):
+    while found := next((p for p in _PREFIXES if names and all(n.startswith(p) and n != p for n in names)), None):
         taken += found
         names = [name.removeprefix(found) for name in names]
     return taken, names

@@ -10,6 +10,7 @@ Shape legend: P bytes of the packed form.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from torch import Tensor
 from raywgen.weights.errors import UnsafeFileError, WeightsError
 from raywgen.weights.layout import Layout, TensorSpec, kind_of
 from raywgen.weights.nested import find_state_dict, split_prefix
-from raywgen.weights.torch_archive import NotPlainError, TensorReference, TorchArchive, parse_pickle
+from raywgen.weights.torch_archive import NotPlainError, TensorReference, TorchArchive, check_entries, parse_pickle
 
 PICKLED = (".pt", ".pth", ".th", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
@@ -99,7 +100,8 @@ class WeightsReader:
             UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
         """
         path = Path(path)
-        if path.suffix not in SUFFIXES:
+        # Trainers also write torch files without a suffix.
+        if path.suffix not in ("", *SUFFIXES):
             raise WeightsError(f"{path}: unknown kind of weights file; give {', '.join(SUFFIXES)}")
         try:
             with path.open("rb") as file:
@@ -108,6 +110,7 @@ class WeightsReader:
                 try:
                     return self._read_archive(file, path)
                 except NotPlainError:
+                    check_entries(file, str(path))
                     return pack(load_pickled(path), str(path))
         except FileNotFoundError as error:
             raise WeightsError(f"{path} does not exist; give {', '.join(SUFFIXES)}") from error
@@ -142,9 +145,9 @@ class WeightsReader:
         if plan is None:
             plan = _archive_plan(content, str(path))
             self._keep("archive", content, plan)
+        storages = {key: archive.storage(key, num_bytes) for key, num_bytes in plan.entries.items()}
         packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
         out = packed_P.data
-        storages = {key: archive.storage(key, num_bytes) for key, num_bytes in plan.entries.items()}
         for copy in plan.copies:
             part = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
             out[copy.target : copy.target + copy.num_bytes] = part
@@ -185,10 +188,20 @@ def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
     """A `state_dict` in memory, its prefix split off."""
     prefix, names = split_prefix(list(state_dict))
     state = dict(zip(names, state_dict.values(), strict=True))
-    if sparse := [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_quantized]:
-        raise WeightsError(f"{source}: tensor '{sparse[0]}' is sparse or quantised; save it dense")
+    if sparse := [name for name, tensor in state.items() if not _is_dense(tensor)]:
+        raise WeightsError(f"{source}: tensor '{sparse[0]}' is sparse, quantised, nested or on 'meta'; save it dense")
+    state = {name: _plain(tensor) for name, tensor in state.items()}
     layout = Layout.from_state_dict(state)
     return PackedCheckpoint(layout, layout.pack(state).numpy(), prefix)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Its values in order: a single value with a stride of its own counts as contiguous, yet has no view as bytes."""
+    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _safetensors_plan(header: bytes, path: Path) -> _Plan:
@@ -196,30 +209,39 @@ def _safetensors_plan(header: bytes, path: Path) -> _Plan:
         with safe_open(path, "pt"):  # The library's own checks of offsets, overlaps and lengths.
             pass
         content: dict[str, Any] = json.loads(header)
-    except (SafetensorError, OSError, ValueError) as error:
+        content.pop("__metadata__", None)
+        rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
-    content.pop("__metadata__", None)
-    rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
     if unknown := [dtype for _, dtype, _, _ in rows if dtype not in _DTYPES]:
         raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(_DTYPES)}")
     if not rows:
         raise WeightsError(f"{path} holds no tensor; give a checkpoint")
     tensors = {name: (_DTYPES[dtype], shape) for name, dtype, shape, _ in rows}
     size = max(offsets[1] for *_, offsets in rows)
-    return _make_plan(tensors, [("", offsets[0]) for *_, offsets in rows], {"": size})
+    return _make_plan(tensors, [("", offsets[0]) for *_, offsets in rows], {"": size}, str(path))
 
 
 def _archive_plan(content: bytes, source: str) -> _Plan:
     state = find_state_dict(parse_pickle(content), TensorReference, source)
     tensors = {name: (reference.storage.dtype, reference.shape) for name, reference in state.items()}
     sources = [(reference.storage.key, reference.byte_range[0]) for reference in state.values()]
-    entries = {ref.storage.key: ref.storage.num_values * ref.dtype.itemsize for ref in state.values()}
-    return _make_plan(tensors, sources, entries)
+    storages = {reference.storage.key: reference.storage for reference in state.values()}
+    if any(storages[reference.storage.key] != reference.storage for reference in state.values()):
+        raise NotPlainError("a storage of two kinds")
+    entries = {key: storage.num_bytes for key, storage in storages.items()}
+    return _make_plan(tensors, sources, entries, source)
 
 
 def _make_plan(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], sources: list[tuple[str, int]], entries: dict[str, int]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    sources: list[tuple[str, int]],
+    entries: dict[str, int],
+    file: str,
 ) -> _Plan:
+    # A length of 0 lets any other through: no bytes are missing.
+    if huge := [name for name, (_, shape) in tensors.items() if math.prod(max(length, 1) for length in shape) >= 2**63]:
+        raise WeightsError(f"{file}: tensor '{huge[0]}' is larger than any tensor can be; fetch it again")
     prefix, names = split_prefix(list(tensors))
     shapes = {name: shape for name, (_, shape) in zip(names, tensors.values(), strict=True)}
     specs = tuple(

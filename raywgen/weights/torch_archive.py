@@ -11,16 +11,18 @@ import io
 import pickle
 import zipfile
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
 from raywgen.weights.errors import WeightsError
 
 _LOCAL_HEADER_BYTES = 30
+_LOCAL_HEADER = b"PK\x03\x04"
+_FOLDER = 0x10
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -42,6 +44,11 @@ class Storage:
     key: str
     dtype: str
     num_values: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its values."""
+        return self.num_values * getattr(torch, self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,13 @@ class NotPlainError(Exception):
     """The file is no plain archive of contiguous tensors; `torch.load` may know more."""
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorReference:
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, marks: Any = None
+) -> TensorReference:
+    if marks:
+        raise NotPlainError("values to be negated or conjugated")
+    if not all(type(number) is int for number in (offset, *shape, *stride)):
+        raise NotPlainError("a shape that is no shape")
     contiguous, step = [], 1
     for length in reversed(shape):
         contiguous.insert(0, step)
@@ -81,7 +94,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
     reference = TensorReference(storage, offset, tuple(shape))
     if not isinstance(storage, Storage) or differs:
         raise NotPlainError("a tensor is not contiguous")
-    if min(offset, *shape, 0) < 0 or sum(reference.byte_range) > storage.num_values * reference.dtype.itemsize:
+    if min(offset, *shape, 0) < 0 or sum(reference.byte_range) > storage.num_bytes:
         raise NotPlainError("a tensor reaches beyond its storage")
     return reference
 
@@ -105,7 +118,17 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
         kind, dtype, key, _, num_values = pid
         if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
             raise NotPlainError("a storage of another kind")
+        if type(num_values) is not int:
+            raise NotPlainError("a storage without a size")
         return Storage(key, dtype, num_values)
+
+    def load_build(self: Any) -> None:
+        """Drops the attributes (`_metadata`) of a `state_dict`; those of anything else could undo its checks."""
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:
+            raise NotPlainError("attributes")
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def parse_pickle(data: bytes) -> Any:
@@ -135,7 +158,7 @@ class TorchArchive:
         self._size = file.seek(0, io.SEEK_END)
         try:
             entries = zipfile.ZipFile(file).infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        except Exception as error:  # damage makes zipfile raise nearly anything
             raise NotPlainError(str(error)) from error
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise NotPlainError("an entry is compressed")
@@ -174,9 +197,9 @@ class TorchArchive:
     def read_into(self, name: str, out: memoryview) -> None:
         """Copies an entry and compares its checksum."""
         entry = self._entries[name]
-        self._file.seek(entry.header_offset)
+        self._file.seek(min(max(entry.header_offset, 0), self._size))
         header = self._file.read(_LOCAL_HEADER_BYTES)
-        if len(header) == _LOCAL_HEADER_BYTES and header[:4] == b"PK\x03\x04":
+        if len(header) == _LOCAL_HEADER_BYTES and header.startswith(_LOCAL_HEADER):
             name_bytes, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
             self._file.seek(name_bytes + extra, io.SEEK_CUR)
             if self._file.readinto(out) == len(out) and zlib.crc32(out) == entry.CRC:  # pyright: ignore[reportAttributeAccessIssue]
@@ -190,3 +213,28 @@ class TorchArchive:
                 f"{self._source} is damaged: '{name}' claims more bytes than the file has; fetch it again"
             )
         return size
+
+
+def check_entries(file: BinaryIO, source: str) -> None:
+    """Compares every entry of a file in zip format with its checksum, as `torch.load` does not.
+
+    Raises:
+        WeightsError: One differs, or the file begins as a zip file and is none.
+    """
+    file.seek(0)
+    if file.read(len(_LOCAL_HEADER)) != _LOCAL_HEADER:
+        return
+    try:
+        archive = zipfile.ZipFile(file)
+        count = Counter(archive.namelist())
+        # torch reads nothing of an entry marked as a folder, and perhaps another one of the same name.
+        doubtful = (
+            entry.filename
+            for entry in archive.infolist()
+            if count[entry.filename] > 1 or (entry.file_size and entry.external_attr & _FOLDER)
+        )
+        damaged = next(doubtful, None) or archive.testzip()
+    except Exception as error:  # damage makes zipfile raise nearly anything
+        raise WeightsError(f"{source} is truncated or damaged ({error}); fetch it again") from error
+    if damaged is not None:
+        raise WeightsError(f"{source} is truncated or damaged at '{damaged}'; fetch it again")

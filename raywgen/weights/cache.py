@@ -1,0 +1,55 @@
+"""Where a machine keeps what it can make again: one folder for all processes of a user."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = "RAYWGEN_CACHE"
+"""The environment variable that names another folder than the one for temporary files."""
+
+
+def cache_folder() -> Path:
+    """The folder that `RAYWGEN_CACHE` names, else `raywgen-UID` beside temporary files; it need not be there yet."""
+    return Path(os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"raywgen-{os.getuid()}")
+
+
+def load_bytes_array(name: str) -> np.ndarray | None:
+    """A cached uint8 array, memory-mapped copy-on-write; None where there is none, or a damaged one."""
+    try:
+        array = np.load(cache_folder() / name, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.dtype == np.uint8 else None
+
+
+def store_bytes_array(name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Writes uint8 blocks one after another as one `.npy` file, whole or not at all, and maps it.
+
+    Args:
+        name: Of the file in `cache_folder()`.
+        shape: Of the whole array, in C order.
+        blocks: Uint8 arrays that fill it.
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+    try:
+        # Plain writes rather than a writable map: a full disk is then an error instead of a bus error.
+        with os.fdopen(handle, "wb") as target:
+            np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            written = sum(target.write(np.ascontiguousarray(block).data) for block in blocks)
+        assert written == math.prod(shape), f"blocks hold {written} values, the shape {shape} another number"
+        os.replace(partial, folder / name)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    return np.load(folder / name, mmap_mode="c", allow_pickle=False)
