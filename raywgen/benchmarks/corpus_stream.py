@@ -213,7 +213,8 @@ class _Reader:
         stream, cursor = self._stream(prefetch=0), None
         while True:
             cursor = stream.cursor if cursor is None else cursor
-            checkpoint_B, chunk_B, cursor = stream.places(cursor)
+            checkpoint_B, chunk_B = stream.places(cursor)
+            cursor = stream.after(cursor)
             starts = chunk_B * self._config.chunk_length
             lengths = np.minimum(self._config.chunk_length, self._config.num_values - starts)
             yield list(zip(checkpoint_B.tolist(), starts.tolist(), lengths.tolist(), strict=True))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.corpus import app as corpus_app
@@ -31,7 +32,8 @@ def main() -> None:
     try:
         app(prog_name="raywgen")
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_message(error)}", highlight=False, soft_wrap=True)
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/bold red] {escape(_message(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

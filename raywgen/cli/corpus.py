@@ -6,6 +6,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from raywgen.cli.settings import out, print_info
 from raywgen.progress import Reporter
@@ -49,7 +50,8 @@ def build(
                 corpus = build_corpus(config, bar.named)
     print_info(corpus.info())
     for row in corpus.quarantine.slice(0, 10).to_pylist():
-        out.print(f"[yellow]set aside[/yellow] {row['file']}: {row['reason']}", highlight=False, soft_wrap=True)
+        told = escape(f"{row['file']}: {row['reason']}")
+        out.print(f"[yellow]set aside[/yellow] {told}", highlight=False, soft_wrap=True)
     if (more := corpus.quarantine.num_rows - 10) > 0:
         out.print(f"... and {more} more, in {target}/quarantine.parquet")
 
@@ -83,9 +85,9 @@ def verify(
     with Reporter().step("verify", path) as bar:
         damages = verify_corpus(path, bar.update)
     for damage in damages:
-        out.print(f"[red]{damage.file}[/red] {damage.reason}", highlight=False, soft_wrap=True)
+        out.print(f"[red]{escape(damage.file)}[/red] {escape(damage.reason)}", highlight=False, soft_wrap=True)
         for checkpoint_id in damage.checkpoint_ids:
-            out.print(f"  holds {checkpoint_id}", highlight=False)
+            out.print(f"  holds {escape(checkpoint_id)}", highlight=False, soft_wrap=True)
     if not damages:
         out.print("all whole")
     elif repair:
@@ -124,7 +126,7 @@ def filter_(path: Path_, target: Out, query: Query = None) -> None:
 
 @app.command()
 def merge(target: Out, paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="To join.")]) -> None:
-    """Join corpora into a new one; an id that two of them hold gets the number of its corpus in front."""
+    """Join corpora into a new one; where two hold one id, the later one's ids get its number in front."""
     from raywgen.corpus import Corpus
     from raywgen.corpus.derive import merge as join
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
@@ -53,5 +54,5 @@ def print_info(info: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for key, value in info.items():
         text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
-        table.add_row(key, f"{text:,}" if isinstance(text, int) else str(text))
+        table.add_row(key, f"{text:,}" if isinstance(text, int) else escape(str(text)))
     out.print(table)

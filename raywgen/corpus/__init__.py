@@ -1,22 +1,37 @@
 """Checkpoints in and out of Arrow, Ray Data streams."""
 
-from raywgen.corpus.corpus import Corpus, commit_corpus
+from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.corpus.chunk_stream import ChunkBatch, ChunkStream
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError, DamagedFileError, MissingFileError, UnknownFactError
 from raywgen.corpus.facts import CheckpointFacts, NetworkFacts, TaskFacts
+from raywgen.corpus.mixed_stream import MixedStream
+from raywgen.corpus.order import Cursor
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, write_shard
+from raywgen.corpus.trajectory_stream import TrajectoryStream
+from raywgen.corpus.trajectory_windows import TrajectoryBatch
 from raywgen.corpus.verify import Damage, verify_corpus
 
 __all__ = [
+    "BuildConfig",
     "CheckpointFacts",
+    "ChunkBatch",
+    "ChunkStream",
     "Corpus",
     "CorpusError",
+    "Cursor",
     "Damage",
     "DamagedFileError",
     "MissingFileError",
+    "MixedStream",
     "NetworkFacts",
     "Shard",
     "TaskFacts",
+    "TrajectoryBatch",
+    "TrajectoryStream",
     "UnknownFactError",
+    "build_corpus",
     "checkpoint_ids",
     "commit_corpus",
     "packed_tensor",

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from raywgen.corpus.corpus import MANIFEST, Corpus, commit_corpus
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import NetworkFacts
 from raywgen.corpus.facts_file import FactsFile
 from raywgen.corpus.ingest import UNITS, Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.shards import WEIGHTS
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import Storage, absolute
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read, bytes of all files, and a line of counts."""
@@ -63,8 +65,17 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
         return _existing(config, recipe)
     _work_off(units, config, storage, on_progress)
     corpus = _commit(units, config, storage, recipe | {"sources": config.sources, "facts": config.facts})
-    storage.delete(UNITS)
+    _tidy(storage, corpus)
     return corpus
+
+
+def _tidy(storage: Storage, corpus: Corpus) -> None:
+    """Removes what ingests that were killed left behind."""
+    storage.delete(UNITS)
+    wanted = {shard.path for shard in corpus.shards}
+    for name in storage.list(WEIGHTS):
+        if f"{WEIGHTS}/{name}" not in wanted:
+            storage.delete(f"{WEIGHTS}/{name}")
 
 
 def _with_facts(checkpoint: SourceCheckpoint, facts: FactsFile) -> SourceCheckpoint:
@@ -87,7 +98,7 @@ def _work_off(units: list[Unit], config: BuildConfig, storage: Storage, on_progr
     total = sum(unit.num_bytes for unit in units)
     done = total - sum(unit.num_bytes for unit in left)
     checkpoints = quarantined = 0
-    for row in _over_ray(left, config.out) if config.distributed else _here(left, config.out):
+    for row in _over_ray(left, absolute(config.out)) if config.distributed else _here(left, config.out):
         done += row["num_bytes"]
         checkpoints += row["checkpoints"]
         quarantined += row["quarantined"]

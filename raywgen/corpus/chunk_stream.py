@@ -9,16 +9,14 @@ Shape legend: B chunks of a batch on this worker, K values of a chunk.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raywgen.corpus.batch_stream import BatchStream, check_shares, select
 from raywgen.corpus.chunk_map import ChunkMap, chunk_map
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
@@ -37,7 +35,7 @@ class ChunkBatch:
     The tensors are overwritten `prefetch` batches later: copy what shall be kept.
 
     Attributes:
-        values_BK: float32; zeros beyond a chunk's length.
+        values_BK: float32; zeros beyond a chunk's length. In pinned memory where there is a CUDA device.
         length_B: int64, values of each chunk.
         checkpoint_B: int64, row of the stream's `facts`.
         chunk_B: int64, number of the chunk in its checkpoint.
@@ -51,8 +49,8 @@ class ChunkBatch:
     cursor: Cursor
 
 
-class ChunkStream:
-    """Endless batches of chunks; iterate over it, or over `epoch()`.
+class ChunkStream(BatchStream[ChunkBatch]):
+    """Endless batches of chunks.
 
     Args:
         corpus: Where from.
@@ -61,7 +59,7 @@ class ChunkStream:
         terms: Which checkpoints, as `Corpus.query` takes them.
         seed: The order of an epoch depends on it alone.
         rank: This worker.
-        num_workers: Of how many; worker r takes every `num_workers`-th chunk of a batch, beginning with the r-th.
+        num_workers: Of how many.
         cursor: Where to go on.
         prefetch: Batches read ahead by a thread; 0 reads when asked.
 
@@ -82,22 +80,30 @@ class ChunkStream:
         cursor: Cursor | None = None,
         prefetch: int = 2,
     ) -> None:
-        if min(chunk_length, batch_size, num_workers) < 1 or not 0 <= rank < num_workers or prefetch < 0:
-            raise CorpusError(
-                f"chunk_length={chunk_length}, batch_size={batch_size}, rank={rank} of {num_workers}: sizes must be at "
-                "least 1 and the rank below the number of workers"
-            )
+        check_shares(batch_size, rank, num_workers, prefetch)
+        if chunk_length < 1:
+            raise CorpusError(f"chunk_length={chunk_length} must be at least 1")
         # In the order of the disk, so that a block is read in one go.
-        self.facts = corpus.query(terms).sort_by([("shard", "ascending"), ("row", "ascending")])
-        if not self.facts.num_rows:
-            raise CorpusError(
-                f"{corpus.location} holds no checkpoint with {' '.join(terms)}; see `raywgen corpus info`"
-            )
-        self.cursor = cursor or Cursor()
+        self.facts = select(corpus, terms, ["shard", "row"])
         self._corpus = corpus
         self._K = chunk_length
-        self._rank, self._num_workers = rank, num_workers
-        self._prefetch = prefetch
+        self._index(corpus, chunk_length)
+        order = EpochOrder(
+            int(self._end_N[-1]),
+            batch_size,
+            block_size=max(1, _BLOCK_VALUES // chunk_length),
+            blocks_per_window=_BLOCKS_PER_WINDOW,
+            seed=seed,
+        )
+        super().__init__(order, rank=rank, num_workers=num_workers, cursor=cursor, prefetch=prefetch)
+        rows = -(-batch_size // num_workers)
+        # One that the caller holds, one being filled, and those that wait.
+        pinned = torch.cuda.is_available()
+        self._buffers = [torch.zeros(rows, chunk_length, pin_memory=pinned) for _ in range(prefetch + 2)]
+        self._turn = 0
+
+    def _index(self, corpus: Corpus, chunk_length: int) -> None:
+        """Numbers all chunks, and says of each checkpoint N where it lies."""
         layout_ids = self.facts.column("layout_id").to_pylist()
         names = {layout_id: index for index, layout_id in enumerate(dict.fromkeys(layout_ids))}
         self._layouts: list[Layout] = [corpus.layout(layout_id) for layout_id in names]
@@ -110,95 +116,17 @@ class ChunkStream:
         self._paths = list(shards)
         self._shard_N = np.array([shards[path] for path in paths])
         self._row_N = self.facts.column("row").to_numpy()
-        self._order = EpochOrder(
-            int(self._end_N[-1]),
-            batch_size,
-            block_size=max(1, _BLOCK_VALUES // chunk_length),
-            blocks_per_window=_BLOCKS_PER_WINDOW,
-            seed=seed,
-        )
-        rows = -(-batch_size // num_workers)
-        # One that the caller holds, one being filled, and those that wait.
-        self._buffers = [torch.zeros(rows, chunk_length) for _ in range(prefetch + 2)]
-        self._turn = 0
 
-    @property
-    def num_chunks(self) -> int:
-        """Of an epoch, over all workers."""
-        return self._order.num_items
-
-    @property
-    def num_batches(self) -> int:
-        """Of an epoch."""
-        return self._order.num_batches
-
-    def __iter__(self) -> Iterator[ChunkBatch]:
-        """Batches without end, epoch after epoch."""
-        if self._prefetch == 0:
-            while True:
-                yield self._advance()
-        yield from self._ahead()
-
-    def epoch(self) -> Iterator[ChunkBatch]:
-        """The batches that are left of this epoch."""
-        wanted = self.cursor.epoch
-        stream = iter(self)
-        while self.cursor.epoch == wanted:
-            batch = next(stream)
-            yield batch
-            if batch.cursor.epoch != wanted:
-                return
-
-    def _ahead(self) -> Iterator[ChunkBatch]:
-        ready: queue.Queue[ChunkBatch | Exception] = queue.Queue(maxsize=self._prefetch)
-        stop = threading.Event()
-        begin = self.cursor
-        cursor = begin
-
-        def fill() -> None:
-            nonlocal cursor
-            try:
-                while not stop.is_set():
-                    batch = self._read(cursor)
-                    cursor = batch.cursor
-                    while not stop.is_set():
-                        try:
-                            ready.put(batch, timeout=0.1)
-                            break
-                        except queue.Full:
-                            continue
-            except Exception as error:  # handed over to the reader of the stream
-                ready.put(error)
-
-        thread = threading.Thread(target=fill, daemon=True)
-        thread.start()
-        try:
-            while True:
-                batch = ready.get()
-                if isinstance(batch, Exception):
-                    raise batch
-                self.cursor = batch.cursor
-                yield batch
-        finally:
-            stop.set()
-            thread.join()
-
-    def _advance(self) -> ChunkBatch:
-        batch = self._read(self.cursor)
-        self.cursor = batch.cursor
-        return batch
-
-    def places(self, cursor: Cursor) -> tuple[np.ndarray, np.ndarray, Cursor]:
-        """What this worker takes of a batch, without reading it: rows of `facts`, chunks, and the cursor after."""
-        item_B = self._order.batch(cursor)[self._rank :: self._num_workers]
-        # Within a batch the order is free: together what lies together.
-        item_B = np.sort(item_B)
+    def places(self, cursor: Cursor) -> tuple[np.ndarray, np.ndarray]:
+        """What this worker takes of a batch, without reading it: rows of `facts`, and chunks."""
+        item_B = self.items(cursor)
         checkpoint_B = np.searchsorted(self._end_N, item_B, side="right")
         before_B = np.where(checkpoint_B > 0, self._end_N[checkpoint_B - 1], 0)
-        return checkpoint_B, item_B - before_B, self._order.after(cursor)
+        return checkpoint_B, item_B - before_B
 
-    def _read(self, cursor: Cursor) -> ChunkBatch:
-        checkpoint_B, chunk_B, after = self.places(cursor)
+    def read(self, cursor: Cursor) -> ChunkBatch:
+        """This worker's part of a batch."""
+        checkpoint_B, chunk_B = self.places(cursor)
         self._turn = (self._turn + 1) % len(self._buffers)
         values_BK = self._buffers[self._turn][: len(chunk_B)]
         length_B = np.empty(len(chunk_B), dtype=np.int64)
@@ -211,7 +139,7 @@ class ChunkStream:
             length_B=torch.from_numpy(length_B),
             checkpoint_B=torch.from_numpy(checkpoint_B),
             chunk_B=torch.from_numpy(chunk_B),
-            cursor=after,
+            cursor=self.after(cursor),
         )
 
     def _fill(self, out_BK: Tensor, checkpoint_B: np.ndarray, chunk_B: np.ndarray) -> np.ndarray:
@@ -239,8 +167,3 @@ class ChunkStream:
         else:
             out_K[:length] = layout.slice_values(view.packed(row), start, length)
         out_K[length:] = 0
-
-    @classmethod
-    def resume(cls, corpus: Corpus, cursor: dict[str, int], **settings: object) -> Self:
-        """A stream that goes on after a checkpoint's `Cursor.to_json`."""
-        return cls(corpus, cursor=Cursor(**cursor), **settings)  # pyright: ignore[reportArgumentType]

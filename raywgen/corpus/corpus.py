@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from raywgen.corpus.cache import local_copy
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
 from raywgen.corpus.facts import (
     QUARANTINE_SCHEMA,
     NetworkFacts,
     TaskFacts,
-    facts_table,
     tasks_from_table,
-    tasks_to_table,
 )
 from raywgen.corpus.query import filter_facts
 from raywgen.corpus.shards import Shard, ShardView, num_blocks, read_block, read_shard, row_sums
@@ -42,6 +40,9 @@ from raywgen.weights import Layout, StateDict
 
 if TYPE_CHECKING:
     import ray.data
+
+    from raywgen.corpus.chunk_stream import ChunkStream
+    from raywgen.corpus.trajectory_stream import TrajectoryStream
 
 # Arrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
@@ -65,8 +66,9 @@ class Corpus:
             self.shards = [Shard(**row) for row in manifest["shards"]]
             networks = [NetworkFacts.from_json(row) for row in manifest["networks"]]
             self.networks = {network.layout.id: network for network in networks}
+            self._shard_at = {shard.path: shard for shard in self.shards}
             unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
-            if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["sha256"]):
+            if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
                 raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
@@ -98,7 +100,7 @@ class Corpus:
     @cached_property
     def quarantine(self) -> pa.Table:
         """The checkpoints that were refused, and why."""
-        if QUARANTINE not in self.manifest["sha256"]:
+        if QUARANTINE not in self.manifest["files"]:
             return QUARANTINE_SCHEMA.empty_table()
         return self._read_facts(QUARANTINE)
 
@@ -225,7 +227,7 @@ class Corpus:
         """
         if path not in self._opened:
             try:
-                self._opened[path] = ShardView(read_shard(self.storage, path), layout)
+                self._opened[path] = ShardView(read_shard(*local_copy(self.storage, self._shard_at[path])), layout)
             except DamagedFileError as error:
                 raise DamagedFileError(f"{self.location}/{path}: {error}") from error
             if len(self._opened) > _OPENED_SHARDS:
@@ -258,14 +260,26 @@ class Corpus:
         facts = self.select(layout_id=layout_id, split="base")
         return self.values(facts)[0] if facts.num_rows == 1 else None
 
-    def stream(self, splits: Sequence[str]) -> ray.data.Dataset:
-        """A Ray Data stream of whole record batches; see `raywgen.corpus.stream`."""
-        from raywgen.corpus.stream import stream
+    def stream(self, **settings: Any) -> ChunkStream:
+        """Batches of chunks for one worker; takes what `ChunkStream` takes."""
+        from raywgen.corpus.chunk_stream import ChunkStream
 
-        return stream(self, splits)
+        return ChunkStream(self, **settings)
+
+    def windows(self, **settings: Any) -> TrajectoryStream:
+        """Batches of trajectory windows for one worker; takes what `TrajectoryStream` takes."""
+        from raywgen.corpus.trajectory_stream import TrajectoryStream
+
+        return TrajectoryStream(self, **settings)
+
+    def dataset(self, splits: Sequence[str]) -> ray.data.Dataset:
+        """Whole record batches as a Ray Data set; see `raywgen.corpus.dataset`."""
+        from raywgen.corpus.dataset import dataset
+
+        return dataset(self, splits)
 
     def blocks(self, splits: Sequence[str]) -> Iterator[pa.Table]:
-        """The blocks of `stream`, read in this process without Ray.
+        """The blocks of `dataset`, read in this process without Ray.
 
         Raises:
             CorpusError: No checkpoint is of these splits.
@@ -310,64 +324,12 @@ class Corpus:
             "licences": sorted(set(facts.column("licence").to_pylist())),
         }
 
-    def _read_facts(self, name: str) -> pa.Table:
+    def _read_facts(self, kind: str) -> pa.Table:
+        name = self.manifest["files"][kind]
         content = self.storage.read(name)
         if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
             raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
         return pq.read_table(pa.BufferReader(content))
-
-
-def commit_corpus(
-    root: str,
-    *,
-    shards: Sequence[Shard],
-    tasks: Sequence[TaskFacts],
-    networks: Sequence[NetworkFacts],
-    recipe: Mapping[str, Any],
-    quarantine: Sequence[Mapping[str, str]] = (),
-    statistics: Mapping[str, LayoutStatistics] | None = None,
-) -> Corpus:
-    """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
-
-    Args:
-        root: The corpus, a path or URI.
-        shards: With their facts.
-        tasks: What networks were trained for.
-        networks: One per layout.
-        recipe: What made it.
-        quarantine: Checkpoints that were refused: `checkpoint_id`, `file`, `reason`.
-        statistics: By layout id.
-
-    Raises:
-        CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
-    """
-    storage = Storage.at(root)
-    rows = [row for shard in shards for row in shard.facts]
-    counts = Counter(row["checkpoint_id"] for row in rows)
-    if doubled := [name for name, count in counts.items() if count > 1]:
-        raise CorpusError(f"{root}: checkpoint id '{doubled[0]}' is there twice; give each its own")
-    contents = {
-        CHECKPOINTS: _parquet(facts_table(rows)),
-        TASKS: _parquet(tasks_to_table(tasks)),
-    }
-    if quarantine:
-        contents[QUARANTINE] = _parquet(pa.Table.from_pylist([dict(row) for row in quarantine], QUARANTINE_SCHEMA))
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "recipe": dict(recipe),
-        "networks": [network.to_json() for network in networks],
-        "shards": [shard.to_json() for shard in shards],
-        "statistics": {layout_id: stats.to_json() for layout_id, stats in (statistics or {}).items()},
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-    }
-    storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
-    return Corpus.open(root)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
@@ -380,7 +342,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.read(MANIFEST))
         version = manifest["schema_version"]
-        missing = {"recipe", "networks", "shards", "sha256"} - set(manifest)
+        missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
     if version != SCHEMA_VERSION:
@@ -390,4 +352,11 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         )
     if missing:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} lacks {sorted(missing)}; {RESTORE}")
+    if manifest.pop("checksum") != manifest_checksum(manifest):
+        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: it has another checksum; {RESTORE}")
     return manifest
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """Of all that the manifest says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -72,7 +72,7 @@ class ArrowShardDatasource(Datasource):
         ]
 
 
-def stream(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
+def dataset(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
     """Blocks with columns `checkpoint_id`, `packed`, `layout_id`, in the order of shards and rows.
 
     Shards hold one split each, so those without a wanted row are never read.
@@ -81,11 +81,11 @@ def stream(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
         CorpusError: No checkpoint is of these splits.
     """
     source = ArrowShardDatasource(corpus.storage, corpus.shards_of(splits))
-    dataset = ray.data.read_datasource(source, override_num_blocks=source.num_blocks)
+    found = ray.data.read_datasource(source, override_num_blocks=source.num_blocks)
     # The stream's own settings, not the process's: other streams keep theirs.
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = None
-    return dataset
+    found.context.execution_options.preserve_order = True
+    found.context.target_max_block_size = None
+    return found
 
 
 def _read(storage: Storage, path: str, layout_id: str, index: int) -> Iterator[pa.Table]:

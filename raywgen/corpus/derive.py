@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raywgen.corpus.corpus import MANIFEST, Corpus, commit_corpus
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CheckpointFacts, NetworkFacts, TaskFacts
 from raywgen.corpus.shards import Shard, write_shard
@@ -22,6 +23,7 @@ from raywgen.corpus.storage import Storage
 
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
+_IDS = ("checkpoint_id", "trajectory_id", "base_id")
 Progress = Callable[[int, int], None]
 """Called with the checkpoints written and their number."""
 
@@ -81,20 +83,26 @@ def write_corpus(
 
 
 def merge(root: str, corpora: Sequence[Corpus], on_progress: Progress | None = None) -> Corpus:
-    """All checkpoints of all corpora; an id that two hold gets the number of its corpus in front.
+    """All checkpoints of all corpora; where two hold one id, the later one's ids get its number in front.
 
     Raises:
         CorpusError: As `write_corpus`.
     """
-    seen: set[str] = set()
+    seen: set[str | None] = set()
     parts = []
     for number, corpus in enumerate(corpora):
         ids = corpus.facts.column("checkpoint_id").to_pylist()
+        renamed = {"checkpoint_id": ids}
         if seen & set(ids):
-            ids = [f"{number}/{name}" for name in ids]
-        seen |= set(ids)
-        parts.append(Part(corpus=corpus, facts=_with(corpus.facts, stored_id=corpus.facts, checkpoint_id=ids)))
+            # Trajectories and bases are named by the same people: with clashing checkpoints, they clash too.
+            renamed = {name: _numbered(number, corpus.facts.column(name).to_pylist()) for name in _IDS}
+        seen.update(renamed["checkpoint_id"])
+        parts.append(Part(corpus=corpus, facts=_with(corpus.facts, stored_id=corpus.facts, **renamed)))
     return write_corpus(root, parts, {"merge": len(parts)}, on_progress)
+
+
+def _numbered(number: int, names: list[str | None]) -> list[str | None]:
+    return [None if name is None else f"{number}/{name}" for name in names]
 
 
 def split(
@@ -120,17 +128,18 @@ def split(
         CorpusError: The share leaves one side empty, or as `write_corpus`.
         UnknownFactError: There is no such fact.
     """
-    corpus.query([f"{by}~*"])
+    corpus.select(**{by: []})  # refuses an unknown fact
     groups = corpus.facts.column(by).to_pylist()
-    named = sorted({str(group) for group in groups})
-    # A group's side depends on its own name and the seed, so that a grown corpus keeps it.
+    splits = corpus.facts.column("split").to_pylist()
+    named = sorted({str(group) for group, split in zip(groups, splits, strict=True) if split != "base"})
+    # A group's place depends on its own name and the seed, so that a grown corpus keeps most sides.
     rank = sorted(named, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
-    held = set(rank[: round(heldout * len(rank))])
+    held = set(rank[: round(heldout * len(rank))]) if 0 < heldout < 1 else set()
     if not 0 < len(held) < len(named):
         raise CorpusError(f"heldout={heldout} of {len(named)} groups by {by} leaves one side empty; give another share")
     sides = [
         split if split == "base" else "heldout" if str(group) in held else "train"
-        for group, split in zip(groups, corpus.facts.column("split").to_pylist(), strict=True)
+        for group, split in zip(groups, splits, strict=True)
     ]
     facts = _with(corpus.facts, split=sides)
     return write_corpus(root, [Part(corpus=corpus, facts=facts)], {"split": by, "seed": seed}, on_progress)
@@ -165,6 +174,8 @@ def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list
     column = corpus.facts.column("layout_id")
     rows = [index for index in kept if column[index].as_py() == layout_id]
     chosen: list[int] = []
+    if not corpus.layout(layout_id).num_values:
+        return rows  # no weights to be near in; equal bytes are sorted out already
     held_MD = torch.empty(0, corpus.layout(layout_id).num_values)
     for start in range(0, len(rows), 512):
         part = rows[start : start + 512]

@@ -16,7 +16,7 @@ from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
 
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(CheckpointFacts)}
-_OURS = ("checkpoint_id", "layout_id", "key_prefix", "dtype", "sha256", "num_values", "shard", "row")
+_OURS = ("checkpoint_id", "layout_id", "key_prefix", "dtype", "sha256", "num_values", "shard", "row", "stored_id")
 
 
 class FactsFile:
@@ -39,18 +39,25 @@ class FactsFile:
                 )
             if taken := sorted(set(row) & set(_OURS)):
                 raise CorpusError(f"{path}: column '{taken[0]}' is set by raywgen itself; rename or drop it")
-        self._exact = {str(row["path"]): row for row in rows if not _is_pattern(str(row["path"]))}
-        self._patterns = [row for row in rows if _is_pattern(str(row["path"]))]
+        self._exact: dict[str, dict[str, Any]] = {}
+        self._patterns: list[tuple[str, dict[str, Any]]] = []
         self._name = path
+        for row in rows:
+            where = str(row["path"])
+            told = {key: value for key, value in row.items() if key != "path" and value is not None}
+            if _is_pattern(where):
+                self._patterns.append((where, told))
+            else:
+                self._exact[where] = self._exact.get(where, {}) | told
 
     def of(self, name: str, file: str) -> dict[str, Any]:
         """The facts of a checkpoint by its name or file, converted to the types of known facts."""
         facts: dict[str, Any] = {}
-        for row in self._patterns:
-            if fnmatch.fnmatch(name, row["path"]) or fnmatch.fnmatch(file, row["path"]):
-                facts |= row
+        for pattern, told in self._patterns:
+            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(file, pattern):
+                facts |= told
         facts |= self._exact.get(file, {}) | self._exact.get(Path(file).name, {}) | self._exact.get(name, {})
-        return {key: self._convert(key, value) for key, value in facts.items() if key != "path" and value is not None}
+        return {key: self._convert(key, value) for key, value in facts.items()}
 
     def _convert(self, key: str, value: Any) -> Any:
         try:
@@ -60,13 +67,15 @@ class FactsFile:
 
 
 def convert(key: str, value: Any) -> Any:
-    """A fact in the type that raywgen knows for it; others stay as they are."""
+    """A fact in the type that raywgen knows for it; others stay as they are, or become text (dates, lists)."""
     kind = _TYPES.get(key, "") if key in CHECKPOINT_COLUMNS else ""
     if kind == "int":
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"{value} is no whole number")
         return int(value)
     if kind == "float":
         return float(value)
-    return str(value) if kind.startswith("str") else value
+    return value if not kind and isinstance(value, bool | int | float) else str(value)
 
 
 def _is_pattern(text: str) -> bool:
@@ -82,7 +91,9 @@ def _read(path: str) -> list[dict[str, Any]]:
             return rows
         if path.endswith(".parquet"):
             return pyarrow.parquet.read_table(path).to_pylist()
-        return pyarrow.csv.read_csv(path).to_pylist()
+        # An empty cell says nothing, also where the column is text.
+        options = pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=[""])
+        return pyarrow.csv.read_csv(path, convert_options=options).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, CorpusError):
             raise

@@ -17,6 +17,8 @@ from raywgen.corpus.errors import CorpusError, UnknownFactError
 pc: Any = pyarrow.compute
 
 _TERM = re.compile(r"^(\w+)(>=|<=|!=|=|>|<|~)(.*)$", re.DOTALL)
+_PIECES = re.compile(r"\*+|\[!?\]?[^\]]*\]|.", re.DOTALL)
+_NOTHING = r"[^\x00-\x{10FFFF}]"
 _COMPARE = {"=": "equal", "!=": "not_equal", ">": "greater", "<": "less", ">=": "greater_equal", "<=": "less_equal"}
 
 
@@ -66,5 +68,7 @@ def _value(text: str, kind: pa.DataType, term: str) -> pa.Scalar:
 
 
 def _regex(pattern: str) -> str:
-    """Of a shell pattern, for Arrow's RE2, which knows no `\\Z` and no lookahead."""
-    return fnmatch.translate(pattern).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
+    """Of a shell pattern, for Arrow's RE2, which knows no `\\Z`, no lookahead and no atomic group."""
+    # Piece by piece: between two stars `fnmatch.translate` writes an atomic group, for an empty range a lookahead.
+    parts = [fnmatch.translate(piece).removeprefix("(?s:").rpartition(")")[0] for piece in _PIECES.findall(pattern)]
+    return "(?s:" + "".join(_NOTHING if part == "(?!)" else part for part in parts) + ")"

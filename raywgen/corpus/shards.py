@@ -26,6 +26,7 @@ from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
 
+WEIGHTS = "weights"
 _CHECKPOINTS_PER_BATCH = 512
 _BATCH_BYTES = 1 << 30
 _VALUES_PER_PAGE = 1 << 16
@@ -102,7 +103,7 @@ def write_shard(
     if not is_finite:
         _check_finite(layout, facts, packed_NP)
     packed_NP = packed_NP.contiguous()
-    path = f"weights/{name}.arrow"
+    path = f"{WEIGHTS}/{name}.arrow"
     ids = [row.checkpoint_id for row in facts]
     sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
     rows = [

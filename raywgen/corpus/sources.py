@@ -8,11 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts_file import convert
 from raywgen.weights.reader import SUFFIXES
 
 _INDEX = ".safetensors.index.json"
@@ -142,7 +144,8 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     """Architecture of a model folder or adapter, hyperparameters of a run."""
     facts: dict[str, Any] = {}
     config = _read_json(folder / "config.json")
-    if names := config.get("architectures"):
+    names = config.get("architectures")
+    if isinstance(names, list) and names:
         facts["architecture"] = str(names[0])
     elif kind := config.get("model_type", config.get("model::type")):
         facts["architecture"] = str(kind)
@@ -152,8 +155,8 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     run = _read_json(folder / "params.json")
     names = {"model::type": "architecture", "optim::optimizer": "optimizer", "optim::lr": "learning_rate"}
     for key, fact in (names | {"seed": "start_seed"}).items():
-        if key in run:
-            facts[fact] = run[key]
+        with suppress(TypeError, ValueError):  # a run may keep a schedule or a name there: then it says no number
+            facts |= {fact: convert(fact, run[key])} if run.get(key) is not None else {}
     return facts
 
 
@@ -176,9 +179,9 @@ def _run_metrics(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _shards_of_index(index: Path) -> list[Path]:
     names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
         raise CorpusError(f"{index} is no index of a sharded checkpoint; fetch it again")
-    parts = [index.with_name(str(name)) for name in dict.fromkeys(names.values())]
+    parts = [index.parent / str(name) for name in dict.fromkeys(names.values())]
     if missing := [part for part in parts if not part.is_file()]:
         raise CorpusError(f"{missing[0]} is missing, {index} names it; fetch it again")
     return parts

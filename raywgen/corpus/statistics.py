@@ -14,6 +14,8 @@ from torch import Tensor
 
 from raywgen.weights import Layout
 
+_BLOCK_VALUES = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class LayoutStatistics:
@@ -36,11 +38,8 @@ class LayoutStatistics:
             values = state[spec.name].reshape(-1)
             if spec.dtype != "float64":
                 values = values.float()
-            # A blocked float32 sum of squares is right to six digits and four times as fast as in float64.
-            squares = float(torch.dot(values, values))
-            if not math.isfinite(squares):
-                squares = float(values.double().square().sum())
-            sums[spec.name] = (values.numel(), float(values.sum(dtype=torch.float64)), squares)
+            total = float(values.sum(dtype=torch.float64))
+            sums[spec.name] = (values.numel(), total, _sum_of_squares(values, total))
         return cls(len(packed_NP), sums)
 
     def non_finite(self, layout: Layout, packed_NP: Tensor) -> dict[int, str]:
@@ -80,3 +79,15 @@ class LayoutStatistics:
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
         return cls(content["num_checkpoints"], {name: tuple(row) for name, row in content["sums"].items()})
+
+
+def _sum_of_squares(values: Tensor, total: float) -> float:
+    """In float32 and blocks, four times as fast as in float64; about the mean, where rounding is small beside it."""
+    shift = float(torch.tensor(total / max(values.numel(), 1), dtype=values.dtype))
+    centred = 0.0
+    if math.isfinite(shift):
+        for block in values.split(_BLOCK_VALUES):
+            block = block - shift
+            centred += float(torch.dot(block, block))
+    squares = centred + shift * (2 * total - shift * values.numel())
+    return squares if math.isfinite(squares) else float(values.double().square().sum())

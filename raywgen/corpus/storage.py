@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -48,7 +49,7 @@ class Storage:
         text = str(location)
         try:
             if "://" in text:
-                filesystem, root = fs.FileSystem.from_uri(text)
+                filesystem, root = fs.FileSystem.from_uri(_with_endpoint(text))
             else:
                 filesystem, root = fs.LocalFileSystem(), absolute(text)
         except (pa.ArrowException, OSError) as error:
@@ -182,6 +183,14 @@ class Storage:
             while block := source.read_buffer(_BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
+
+
+def _with_endpoint(uri: str) -> str:
+    """Adds `AWS_ENDPOINT_URL`, which S3's other clients obey and Arrow does not (MinIO, Ceph, on-premise stores)."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint or not uri.startswith("s3://") or "endpoint_override=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}endpoint_override={quote(endpoint, safe='')}"
 
 
 def _sync(path: str) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raywgen.corpus.corpus import CHECKPOINTS, Corpus, commit_corpus, read_manifest
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.corpus import CHECKPOINTS, Corpus, read_manifest
 from raywgen.corpus.errors import RESTORE, CorpusError
 from raywgen.corpus.facts import CHECKPOINT_SCHEMA
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard, row_sums
+from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 
 
@@ -39,7 +41,7 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
     for name, sha256 in corpus.manifest["sha256"].items():
         if reason := _file_damage(storage, name, sha256):
             damages.append(Damage(file=name, reason=reason, checkpoint_ids=()))
-    facts_are_whole = all(damage.file != CHECKPOINTS for damage in damages)
+    facts_are_whole = all(damage.file != corpus.manifest["files"][CHECKPOINTS] for damage in damages)
     for done, shard in enumerate(corpus.shards, start=1):
         if reason := _file_damage(storage, shard.path, shard.sha256) or _content_damage(corpus, shard):
             lost = _lost_checkpoints(corpus, shard) if facts_are_whole else ()
@@ -80,7 +82,22 @@ def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
         networks=list(corpus.networks.values()),
         recipe=corpus.manifest["recipe"],
         quarantine=[*corpus.quarantine.to_pylist(), *lost],
+        statistics=_statistics(corpus, kept),
     )
+
+
+def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatistics]:
+    """Of what is kept; measured again only where a layout has lost a shard."""
+    left = {shard.path for shard in kept}
+    touched = {shard.layout_id for shard in corpus.shards if shard.path not in left}
+    known = {key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()}
+    found = {layout_id: sums for layout_id, sums in known.items() if layout_id not in touched}
+    for shard in kept:
+        if shard.layout_id in touched & set(known):
+            layout = corpus.layout(shard.layout_id)
+            sums = LayoutStatistics.measure(layout, packed_tensor(read_shard(corpus.storage, shard.path), layout))
+            found[layout.id] = found[layout.id] + sums if layout.id in found else sums
+    return found
 
 
 def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

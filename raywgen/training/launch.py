@@ -142,9 +142,9 @@ def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
 
     first = configs[0]
     has_validation = corpus.select(split="validation").num_rows > 0
-    streams = {"train": corpus.stream(["train"])}
+    streams = {"train": corpus.dataset(["train"])}
     if has_validation:
-        streams["validation"] = corpus.stream(["validation"])
+        streams["validation"] = corpus.dataset(["validation"])
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={

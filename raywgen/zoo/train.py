@@ -7,7 +7,7 @@ from typing import Any
 
 from raywgen.corpus import Corpus, CorpusError, commit_corpus
 from raywgen.corpus.corpus import MANIFEST
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import Storage, absolute
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.plan import Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
@@ -32,7 +32,7 @@ def train_zoo(config: ZooConfig, root: str, on_progress: Progress | None = None)
         return corpus
     plan = plan_zoo(config)
     starts = [write_start(start, root) for start in plan.starts]
-    trained = _train_all(plan.stacks, config, root, on_progress)
+    trained = _train_all(plan.stacks, config, absolute(root), on_progress)
     recipe: dict[str, Any] = {
         "zoo": config.recipe(),
         "num_diverged": sum(stack.num_diverged for stack in trained),

@@ -92,9 +92,7 @@ def test_a_resumed_stream_goes_on_at_the_next_unseen_batch(corpus: Corpus, prefe
     expected = [keys(iter([batch]))[0] for _, batch in zip(range(40), stream(corpus, prefetch=0), strict=False)]
     begun = stream(corpus, prefetch=prefetch)
     head = [(keys(iter([batch]))[0], batch.cursor) for _, batch in zip(range(17), begun, strict=False)]
-    resumed = ChunkStream.resume(
-        corpus, head[-1][1].to_json(), chunk_length=16, batch_size=10, seed=3, terms=["num_values<1000"]
-    )
+    resumed = stream(corpus, cursor=Cursor(**head[-1][1].to_json()))
     tail = [keys(iter([batch]))[0] for _, batch in zip(range(23), resumed, strict=False)]
     assert [key for key, _ in head] + tail == expected
 

@@ -38,7 +38,7 @@ def test_blocks_are_record_batches_in_order_and_equal_direct_reading(
     opened: tuple[Corpus, dict[str, StateDict]],
 ) -> None:
     corpus, states = opened
-    blocks = blocks_of(corpus.stream(["train"]))
+    blocks = blocks_of(corpus.dataset(["train"]))
     assert [block.num_rows for block in blocks] == [512, 88, 3]
     ids = [name for block in blocks for name in block["checkpoint_id"].to_pylist()]
     assert ids == corpus.select(split="train")["checkpoint_id"].to_pylist()
@@ -56,7 +56,7 @@ def test_blocks_are_record_batches_in_order_and_equal_direct_reading(
 def test_direct_blocks_are_those_of_the_stream(opened: tuple[Corpus, dict[str, StateDict]]) -> None:
     corpus, _ = opened
     splits = ["heldout", "train"]
-    streamed = blocks_of(corpus.stream(splits))
+    streamed = blocks_of(corpus.dataset(splits))
     direct = list(corpus.blocks(splits))
     assert [block.to_pylist() for block in direct] == [block.to_pylist() for block in streamed]
 
@@ -65,7 +65,7 @@ def test_order_is_the_same_every_time(
     opened: tuple[Corpus, dict[str, StateDict]],
 ) -> None:
     corpus, _ = opened
-    stream = corpus.stream(["train", "heldout", "base"])
+    stream = corpus.dataset(["train", "heldout", "base"])
     orders = [[row["checkpoint_id"] for row in stream.iter_rows()] for _ in range(2)]
     assert orders[0] == orders[1] == corpus.facts["checkpoint_id"].to_pylist()
 
@@ -75,14 +75,14 @@ def test_shards_of_other_splits_are_never_opened(tmp_path: Path) -> None:
     held = Corpus.open(shutil.copytree(tmp_path, tmp_path / "copy"))
     for name in ("a-narrow", "b-wide", "d-base"):
         (tmp_path / f"copy/weights/{name}.arrow").unlink()
-    stream = held.stream(["heldout"])
+    stream = held.dataset(["heldout"])
     assert [row["checkpoint_id"] for row in stream.iter_rows()] == ["held0", "held1", "held2", "held3"]
     assert corpus.facts.num_rows == 608
 
 
 def test_a_shard_cut_short_stops_the_stream_with_its_name(tmp_path: Path) -> None:
     corpus, _ = builders.small_corpus(tmp_path)
-    stream = corpus.stream(["heldout"])
+    stream = corpus.dataset(["heldout"])
     path = tmp_path / "weights/c-held.arrow"
     path.write_bytes(path.read_bytes()[:-64])
     with pytest.raises(Exception, match=r"weights/c-held\.arrow is truncated .*restore it or build"):
@@ -91,12 +91,12 @@ def test_a_shard_cut_short_stops_the_stream_with_its_name(tmp_path: Path) -> Non
 
 def test_a_split_without_checkpoints_is_refused(opened: tuple[Corpus, dict[str, StateDict]]) -> None:
     with pytest.raises(CorpusError, match=r"no checkpoint of the splits \['unseen'\]"):
-        opened[0].stream(["unseen"])
+        opened[0].dataset(["unseen"])
 
 
 def test_other_streams_keep_their_settings(opened: tuple[Corpus, dict[str, StateDict]]) -> None:
     before = ray.data.DataContext.get_current().execution_options.preserve_order
-    opened[0].stream(["base"])
+    opened[0].dataset(["base"])
     assert ray.data.DataContext.get_current().execution_options.preserve_order == before
 
 

@@ -63,7 +63,7 @@ def test_shard_that_does_not_fit(tmp_path: Path) -> None:
     assert verify_corpus(tmp_path) == []
 
 
-@pytest.mark.parametrize(("limit", "stopped_at"), [(200, "checkpoints.parquet"), (100_000, "manifest.json")])
+@pytest.mark.parametrize(("limit", "stopped_at"), [(200, "checkpoints"), (100_000, "manifest.json")])
 def test_commit_that_does_not_fit_leaves_the_earlier_corpus(tmp_path: Path, limit: int, stopped_at: str) -> None:
     corpus, states = builders.small_corpus(tmp_path)
     before = listing(tmp_path)

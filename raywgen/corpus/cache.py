@@ -1,0 +1,56 @@
+"""Copies of remote shards on the local disk, where they can be memory-mapped.
+
+A copy is named by its checksum, so it serves every process of the machine and every corpus that holds the shard.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
+from raywgen.corpus.shards import Shard
+from raywgen.corpus.storage import Storage
+
+FOLDER = "RAYWGEN_CACHE"
+"""The environment variable that names another folder than the one for temporary files."""
+
+
+def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
+    """Where a shard can be mapped: itself where it is local, else a copy that is fetched once.
+
+    Raises:
+        MissingFileError: It is not there.
+        DamagedFileError: It has another checksum than the manifest says.
+        CorpusError: The disk is full.
+    """
+    if storage.is_local:
+        return storage, shard.path
+    folder = Path(os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"raywgen-{os.getuid()}")
+    cache, name = Storage.at(folder), f"{shard.sha256}.arrow"
+    if cache.size(name) == shard.num_bytes:
+        return cache, name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with storage.open(shard.path):
+            pass  # Says clearly that it is missing.
+        partial = folder / f".{name}.{os.getpid()}"
+        fs.copy_files(
+            storage.path(shard.path),
+            str(partial),
+            source_filesystem=storage.filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
+        )
+    except OSError as error:
+        raise CorpusError(
+            f"{storage.name}/{shard.path} cannot be copied to {folder} ({error}); free some disk space, or "
+            f"name another folder by {FOLDER}"
+        ) from error
+    if cache.sha256(partial.name) != shard.sha256:
+        partial.unlink()
+        raise DamagedFileError(f"{storage.name}/{shard.path} has another checksum than the manifest says; {RESTORE}")
+    partial.replace(folder / name)
+    return cache, name

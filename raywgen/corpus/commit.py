@@ -1,0 +1,87 @@
+"""Makes written shards a corpus: facts first, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus, manifest_checksum
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import QUARANTINE_SCHEMA, NetworkFacts, TaskFacts, facts_table, tasks_to_table
+from raywgen.corpus.shards import Shard
+from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.storage import Storage
+
+
+def commit_corpus(
+    root: str,
+    *,
+    shards: Sequence[Shard],
+    tasks: Sequence[TaskFacts],
+    networks: Sequence[NetworkFacts],
+    recipe: Mapping[str, Any],
+    quarantine: Sequence[Mapping[str, str]] = (),
+    statistics: Mapping[str, LayoutStatistics] | None = None,
+) -> Corpus:
+    """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
+
+    Args:
+        root: The corpus, a path or URI.
+        shards: With their facts.
+        tasks: What networks were trained for.
+        networks: One per layout.
+        recipe: What made it.
+        quarantine: Checkpoints that were refused: `checkpoint_id`, `file`, `reason`.
+        statistics: By layout id.
+
+    Raises:
+        CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
+    """
+    storage = Storage.at(root)
+    rows = [row for shard in shards for row in shard.facts]
+    counts = Counter(row["checkpoint_id"] for row in rows)
+    if doubled := [name for name, count in counts.items() if count > 1]:
+        raise CorpusError(f"{root}: checkpoint id '{doubled[0]}' is there twice; give each its own")
+    facts = {
+        CHECKPOINTS: _parquet(facts_table(rows)),
+        TASKS: _parquet(tasks_to_table(tasks)),
+    }
+    if quarantine:
+        facts[QUARANTINE] = _parquet(pa.Table.from_pylist([dict(row) for row in quarantine], QUARANTINE_SCHEMA))
+    files = {name: _file_name(name, content, storage) for name, content in facts.items()}
+    contents = {files[name]: content for name, content in facts.items()}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": dict(recipe),
+        "networks": [network.to_json() for network in networks],
+        "shards": [shard.to_json() for shard in shards],
+        "statistics": {layout_id: stats.to_json() for layout_id, stats in (statistics or {}).items()},
+        "files": files,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    # Read back as it will be read: numbers and keys compare as JSON has them.
+    manifest = json.loads(json.dumps(manifest))
+    manifest["checksum"] = manifest_checksum(manifest)
+    storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
+    return Corpus.open(root)
+
+
+def _file_name(name: str, content: bytes, storage: Storage) -> str:
+    """Beside a corpus that is there already facts get names of their own: it stays whole until the manifest changes."""
+    if storage.size(MANIFEST) is None:
+        return name
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.{suffix}"
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

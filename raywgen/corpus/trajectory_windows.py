@@ -1,0 +1,84 @@
+"""Cuts trajectories into windows of states.
+
+Shape legend: B windows of a batch, A states of a window, D values of the flat vector, S states of a trajectory,
+W windows of all trajectories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.order import Cursor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryBatch:
+    """Windows of trajectories of one layout.
+
+    Attributes:
+        values_BAD: Flat vectors, float32, in step order.
+        step_BA: int64.
+        checkpoint_BA: int64, rows of the stream's `facts`, which know task and optimiser.
+        cursor: Give it to a new stream, and it begins with the batch after this one.
+    """
+
+    values_BAD: Tensor
+    step_BA: Tensor
+    checkpoint_BA: Tensor
+    cursor: Cursor
+
+
+def cut_windows(facts: pa.Table, num_targets: int | None, length: int | None, location: str) -> np.ndarray:
+    """Rows of facts of every window, int64 `(W, A)`.
+
+    Args:
+        facts: Sorted by trajectory and step.
+        num_targets: k; k + 1 states of each trajectory are kept.
+        length: l; windows of l transitions, None for whole trajectories.
+        location: Of the corpus, for messages.
+
+    Raises:
+        CorpusError: A number is below 1, no trajectory is long enough, or whole ones differ in length.
+    """
+    if min(num_targets or 1, length or 1) < 1 or num_targets == 0 or length == 0:
+        raise CorpusError(f"num_targets={num_targets}, length={length}: both must be at least 1, or None")
+    step_N = facts.column("step").to_numpy()
+    windows = []
+    for row_S in _trajectories(facts):
+        if num_targets is not None:
+            kept = _evenly(step_N[row_S], num_targets)
+            if kept is None:
+                continue
+            row_S = row_S[kept]
+        width = len(row_S) if length is None else length + 1
+        if 2 <= width <= len(row_S):
+            windows.append(np.lib.stride_tricks.sliding_window_view(row_S, width))
+    if not windows:
+        raise CorpusError(
+            f"{location} holds no trajectory with enough states for num_targets={num_targets}, length={length}; record "
+            "more steps, or ask for fewer"
+        )
+    if len(widths := {part.shape[1] for part in windows}) > 1:
+        raise CorpusError(
+            f"{location}: trajectories have {min(widths)} to {max(widths)} states; give num_targets or length, so that "
+            "windows are of one size"
+        )
+    return np.concatenate(windows)
+
+
+def _trajectories(facts: pa.Table) -> list[np.ndarray]:
+    names = facts.column("trajectory_id").combine_chunks().dictionary_encode()
+    codes = names.indices.to_numpy()
+    return np.split(np.arange(len(codes)), np.flatnonzero(np.diff(codes)) + 1)
+
+
+def _evenly(step_S: np.ndarray, num_targets: int) -> np.ndarray | None:
+    """The k + 1 states nearest to even spacing, both ends among them; None where they would not differ."""
+    wanted = np.linspace(step_S[0], step_S[-1], num_targets + 1)
+    nearest = np.abs(step_S[None, :] - wanted[:, None]).argmin(axis=1)
+    return nearest if len(np.unique(nearest)) == num_targets + 1 else None
