@@ -64,7 +64,9 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
     _work_off(units, config, storage, on_progress)
-    corpus = _commit(units, config, storage, recipe | {"sources": config.sources, "facts": config.facts})
+    stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
+    recipe |= {"sources": config.sources, "facts": config.facts}
+    corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored])
     _tidy(storage, corpus)
     return corpus
 
@@ -124,7 +126,9 @@ def _ingest_row(row: dict[str, Any], root: str) -> dict[str, Any]:
     return ingest_unit(row["unit"], root)
 
 
-def _commit(units: list[Unit], config: BuildConfig, storage: Storage, recipe: dict[str, Any]) -> Corpus:
+def _commit(
+    units: list[Unit], config: BuildConfig, storage: Storage, recipe: dict[str, Any], parts: list[Corpus]
+) -> Corpus:
     done = [read_journal(storage, unit.name) for unit in units]
     quarantine = [row for unit in done for row in unit.quarantine]
     if config.strict and quarantine:
@@ -143,16 +147,16 @@ def _commit(units: list[Unit], config: BuildConfig, storage: Storage, recipe: di
     return commit_corpus(
         config.out,
         shards=shards,
-        tasks=[],
-        networks=_networks(done),
+        tasks=list({key: task for part in reversed(parts) for key, task in part.tasks.items()}.values()),
+        networks=_networks(done, {key: network for part in parts for key, network in part.networks.items()}),
         recipe=recipe,
         quarantine=quarantine,
         statistics=statistics,
     )
 
 
-def _networks(done: list[UnitDone]) -> list[NetworkFacts]:
-    """One per layout, named by the architecture that its checkpoints tell."""
+def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
+    """One per layout: as a corpus among the sources knows it, else named by what its checkpoints tell."""
     told: dict[str, str] = {}
     layouts = {layout_id: layout for unit in done for layout_id, layout in unit.layouts.items()}
     for unit in done:
@@ -162,8 +166,13 @@ def _networks(done: list[UnitDone]) -> list[NetworkFacts]:
                     told.setdefault(shard.layout_id, row["architecture"])
     names: dict[str, str] = {}
     taken: set[str] = set()
-    for layout_id in sorted(layouts):
-        name = told.get(layout_id, f"layout-{layout_id[:6]}")
+    for layout_id in sorted(layouts, key=lambda layout_id: (layout_id not in known, layout_id)):
+        default = told.get(layout_id, f"layout-{layout_id[:6]}")
+        name = known[layout_id].name if layout_id in known else default
         names[layout_id] = f"{name}-{layout_id[:6]}" if name in taken else name
-        taken.add(name)
-    return [NetworkFacts(name=names[layout_id], recipe={}, layout=layout) for layout_id, layout in layouts.items()]
+        taken.add(names[layout_id])
+    recipes = {layout_id: network.recipe for layout_id, network in known.items()}
+    return [
+        NetworkFacts(name=names[layout_id], recipe=recipes.get(layout_id, {}), layout=layout)
+        for layout_id, layout in layouts.items()
+    ]

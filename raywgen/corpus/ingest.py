@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.errors import CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
 from raywgen.corpus.shards import Shard, num_pages, write_shard
+from raywgen.corpus.source_tree import local_file
 from raywgen.corpus.sources import SourceCheckpoint
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
@@ -166,11 +168,11 @@ class _Work:
         self._done = UnitDone(shards=[], layouts={}, quarantine=[], statistics={})
 
     def run(self) -> UnitDone:
-        reader = WeightsReader()
+        reader = _Reader()
         for checkpoint in self._unit.checkpoints:
             try:
-                packed = _read(reader, checkpoint)
-            except WeightsError as error:
+                packed = reader.read(checkpoint)
+            except (WeightsError, DamagedFileError, MissingFileError) as error:
                 self._refuse(checkpoint, str(error))
                 continue
             key = (packed.layout.id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
@@ -212,16 +214,37 @@ def _stack(parts: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(parts))
 
 
-def _read(reader: WeightsReader, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
-    if len(checkpoint.files) == 1:
-        return reader.read(checkpoint.files[0])
-    state: dict[str, Tensor] = {}
-    for file in checkpoint.files:
-        part = reader.read(file)
-        state |= {
-            part.prefix + name: tensor for name, tensor in part.layout.unpack(torch.from_numpy(part.packed_P)).items()
-        }
-    return pack(state, checkpoint.files[0])
+class _Reader:
+    """Reads checkpoints of all kinds of sources; keeps corpora open."""
+
+    def __init__(self) -> None:
+        self._files = WeightsReader()
+        self._corpora: dict[str, tuple[Corpus, dict[str, int]]] = {}
+
+    def read(self, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
+        if checkpoint.stored_id is not None:
+            return self._stored(checkpoint.files[0], checkpoint.stored_id)
+        if len(checkpoint.files) == 1:
+            with local_file(checkpoint.files[0]) as path:
+                return self._files.read(path)
+        state: dict[str, Tensor] = {}
+        for file in checkpoint.files:
+            with local_file(file) as path:
+                part = self._files.read(path)
+            values = part.layout.unpack(torch.from_numpy(part.packed_P))
+            state |= {part.prefix + name: tensor for name, tensor in values.items()}
+        return pack(state, checkpoint.files[0])
+
+    def _stored(self, location: str, stored_id: str) -> PackedCheckpoint:
+        if location not in self._corpora:
+            corpus = Corpus.open(location)
+            ids = corpus.facts.column("checkpoint_id").to_pylist()
+            self._corpora[location] = corpus, {name: index for index, name in enumerate(ids)}
+        corpus, rows = self._corpora[location]
+        row = corpus.facts.slice(rows[stored_id], 1)
+        packed_1P = corpus.packed(row, check=True)
+        layout = corpus.layout(row.column("layout_id")[0].as_py())
+        return PackedCheckpoint(layout, packed_1P[0].numpy(), row.column("key_prefix")[0].as_py() or "")
 
 
 def _facts(checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> CheckpointFacts:

@@ -1,4 +1,4 @@
-"""Finds the checkpoints in what a user points at: folders, globs, model folders, zoos of runs, hub names."""
+"""Finds the checkpoints in what a user points at: folders, globs, model folders, zoos of runs, corpora, hub names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA
 from raywgen.corpus.facts_file import convert
+from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
+from raywgen.corpus.storage import Storage, absolute
 from raywgen.weights.reader import SUFFIXES
 
-_INDEX = ".safetensors.index.json"
+_INDEXES = (".safetensors.index.json", ".bin.index.json")
+_ROOT = PurePosixPath()
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _RUN_CHECKPOINT = re.compile(r"^checkpoint_(\d+)$")
 # Beside weights, trainers save these with the same suffixes; they hold no network.
@@ -33,12 +38,14 @@ class SourceCheckpoint:
         files: Where it lies, more than one for a sharded checkpoint.
         num_bytes: Of all files.
         facts: What folder and neighbouring files say of it.
+        stored_id: Under which the corpus `files[0]` holds it; None for files.
     """
 
     name: str
     files: tuple[str, ...]
     num_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
+    stored_id: str | None = None
 
 
 def find_checkpoints(sources: list[str]) -> list[SourceCheckpoint]:
@@ -73,86 +80,114 @@ def find_checkpoints(sources: list[str]) -> list[SourceCheckpoint]:
 
 def _of_source(source: str) -> Iterator[SourceCheckpoint]:
     path = Path(source)
-    if path.is_dir():
-        yield from _of_folder(path, path)
+    if "://" in source:
+        yield from _of_remote(source)
+    elif Storage.at(source).size(MANIFEST) is not None:
+        yield from _of_corpus(source)
+    elif path.is_dir():
+        yield from _of_folder(SourceTree(source), _ROOT)
     elif path.is_file():
-        yield _single(path, path.stem)
-    elif any(sign in source for sign in "*?["):
-        fixed = Path(*_until_magic(path))
-        for name in sorted(glob.glob(source, recursive=True)):
-            if Path(name).is_file() and Path(name).suffix in SUFFIXES:
-                yield _single(Path(name), _name(Path(name), fixed))
+        yield _single(str(path.absolute()), path.stat().st_size, path.stem)
+    elif any(sign in source for sign in MAGIC):
+        fixed = Path(until_magic(source)[0] or ("/" if source.startswith("/") else "."))
+        for file in (Path(name) for name in sorted(glob.glob(source, recursive=True))):
+            if file.is_file() and file.suffix in SUFFIXES:
+                yield _single(str(file.absolute()), file.stat().st_size, _name(_relative(file, fixed)))
     elif _HUB_NAME.match(source):
-        folder = _fetch(source)
-        for checkpoint in _of_folder(folder, folder):
-            yield SourceCheckpoint(
-                name=f"{source}/{checkpoint.name}",
-                files=checkpoint.files,
-                num_bytes=checkpoint.num_bytes,
-                facts={"architecture": source} | checkpoint.facts | {"source": f"hub:{source}"},
-            )
+        for checkpoint in _of_folder(SourceTree(str(_fetch(source))), _ROOT):
+            facts = {"architecture": source} | checkpoint.facts | {"source": f"hub:{source}"}
+            yield replace(checkpoint, name=f"{source}/{checkpoint.name}", facts=facts)
     else:
         raise CorpusError(f"{source} does not exist; give a folder, file, glob or hub name (owner/name)")
 
 
-def _until_magic(path: Path) -> Iterator[str]:
-    for part in path.parts:
-        if any(sign in part for sign in "*?["):
-            return
-        yield part
+def _of_remote(source: str) -> Iterator[SourceCheckpoint]:
+    # A query names the endpoint; what stands before it names files.
+    location, mark, query = source.partition("?")
+    if any(sign in location for sign in MAGIC):
+        fixed, pattern = until_magic(location)
+        tree = SourceTree(fixed + mark + query)
+        for path in tree.matches(pattern):
+            if path.suffix in SUFFIXES:
+                yield _single(tree.full(path), tree.sizes[path], _name(path))
+        return
+    storage = Storage.at(source)
+    info = storage.filesystem.get_file_info(storage.root)
+    if info.is_file:
+        yield _single(source, info.size, PurePosixPath(location).stem)
+    elif storage.size(MANIFEST) is not None:
+        yield from _of_corpus(source)
+    else:
+        yield from _of_folder(SourceTree(source), _ROOT)
 
 
-def _of_folder(folder: Path, root: Path) -> Iterator[SourceCheckpoint]:
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    facts = _folder_facts(folder)
-    sharded: set[str] = set()
-    for index in (entry for entry in files if entry.name.endswith(_INDEX)):
-        parts = _shards_of_index(index)
-        sharded |= {part.name for part in parts}
-        name = _name(index.with_name(index.name.removesuffix(_INDEX)), root)
+def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
+    corpus = Corpus.open(location)
+    ours = {*CHECKPOINT_SCHEMA.names} - {*CHECKPOINT_COLUMNS} | {"checkpoint_id", "layout_id"}
+    for row in corpus.facts.to_pylist():
         yield SourceCheckpoint(
-            name=name, files=tuple(map(str, parts)), num_bytes=sum(part.stat().st_size for part in parts), facts=facts
+            name=row["checkpoint_id"],
+            files=(absolute(location),),
+            num_bytes=corpus.layout(row["layout_id"]).num_bytes,
+            facts={name: value for name, value in row.items() if name not in ours and value is not None},
+            stored_id=row["checkpoint_id"],
         )
-    metrics = _run_metrics(folder)
+
+
+def _of_folder(tree: SourceTree, folder: PurePosixPath) -> Iterator[SourceCheckpoint]:
+    files = tree.files(folder)
+    facts = _folder_facts(tree, folder)
+    sharded: set[str] = set()
+    for index in (file for file in files if file.name.endswith(_INDEXES)):
+        parts = _shards_of_index(tree, index)
+        sharded |= {part.name for part in parts}
+        yield SourceCheckpoint(
+            name=_name(index.with_name(index.name.removesuffix(".index.json"))),
+            files=tuple(map(tree.full, parts)),
+            num_bytes=sum(tree.sizes[part] for part in parts),
+            facts=facts,
+        )
     for file in files:
         if file.suffix in SUFFIXES and file.name not in sharded and not file.name.startswith(_NOT_WEIGHTS):
-            yield _single(file, _name(file, root), facts)
-    for child in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+            yield _single(tree.full(file), tree.sizes[file], _name(file), facts)
+    metrics = _run_metrics(tree, folder)
+    for child in tree.folders(folder):
         step = _RUN_CHECKPOINT.match(child.name)
         inside = child / "checkpoints"
-        if step and inside.is_file():
-            run = _name(folder, root, keep_suffix=True)
+        if step and inside in tree.sizes:
+            run = folder if folder.name else PurePosixPath(PurePosixPath(tree.full(folder)).name)
             number = int(step.group(1))
-            told = facts | metrics.get(number, {}) | {"trajectory_id": run, "step": number}
-            yield _single(inside, f"{run}/step-{number}", told)
+            told = facts | metrics.get(number, {}) | {"trajectory_id": str(run), "step": number}
+            yield _single(tree.full(inside), tree.sizes[inside], f"{run}/step-{number}", told)
         else:
-            yield from _of_folder(child, root)
+            yield from _of_folder(tree, child)
 
 
-def _single(file: Path, name: str, facts: dict[str, Any] | None = None) -> SourceCheckpoint:
-    return SourceCheckpoint(
-        name=name, files=(str(file.absolute()),), num_bytes=file.stat().st_size, facts=dict(facts or {})
-    )
+def _single(file: str, num_bytes: int, name: str, facts: dict[str, Any] | None = None) -> SourceCheckpoint:
+    return SourceCheckpoint(name=name, files=(file,), num_bytes=num_bytes, facts=dict(facts or {}))
 
 
-def _name(path: Path, root: Path, keep_suffix: bool = False) -> str:
-    relative = path.relative_to(root) if path != root else Path(path.name)
-    return str(relative if keep_suffix or relative.suffix not in SUFFIXES else relative.with_suffix(""))
+def _relative(file: Path, folder: Path) -> PurePosixPath:
+    return PurePosixPath(file.relative_to(folder).as_posix())
 
 
-def _folder_facts(folder: Path) -> dict[str, Any]:
+def _name(path: PurePosixPath) -> str:
+    return str(path.with_suffix("") if path.suffix in SUFFIXES else path)
+
+
+def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
     """Architecture of a model folder or adapter, hyperparameters of a run."""
     facts: dict[str, Any] = {}
-    config = _read_json(folder / "config.json")
+    config = tree.read_json(folder / "config.json")
     names = config.get("architectures")
     if isinstance(names, list) and names:
         facts["architecture"] = str(names[0])
     elif kind := config.get("model_type", config.get("model::type")):
         facts["architecture"] = str(kind)
-    adapter = _read_json(folder / "adapter_config.json")
+    adapter = tree.read_json(folder / "adapter_config.json")
     if base := adapter.get("base_model_name_or_path"):
         facts["architecture"] = f"lora:{base}"
-    run = _read_json(folder / "params.json")
+    run = tree.read_json(folder / "params.json")
     names = {"model::type": "architecture", "optim::optimizer": "optimizer", "optim::lr": "learning_rate"}
     for key, fact in (names | {"seed": "start_seed"}).items():
         with suppress(TypeError, ValueError):  # a run may keep a schedule or a name there: then it says no number
@@ -160,13 +195,10 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _run_metrics(folder: Path) -> dict[int, dict[str, Any]]:
+def _run_metrics(tree: SourceTree, folder: PurePosixPath) -> dict[int, dict[str, Any]]:
     """Facts by step from a run's `result.json`, one JSON object a line."""
     metrics: dict[int, dict[str, Any]] = {}
-    path = folder / "result.json"
-    if not path.is_file():
-        return metrics
-    for line in path.read_text(errors="replace").splitlines():
+    for line in tree.read_text(folder / "result.json").splitlines():
         try:
             row = json.loads(line)
             step = int(row["training_iteration"])
@@ -177,22 +209,14 @@ def _run_metrics(folder: Path) -> dict[int, dict[str, Any]]:
     return metrics
 
 
-def _shards_of_index(index: Path) -> list[Path]:
-    names = _read_json(index).get("weight_map")
+def _shards_of_index(tree: SourceTree, index: PurePosixPath) -> list[PurePosixPath]:
+    names = tree.read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
-        raise CorpusError(f"{index} is no index of a sharded checkpoint; fetch it again")
+        raise CorpusError(f"{tree.full(index)} is no index of a sharded checkpoint; fetch it again")
     parts = [index.parent / str(name) for name in dict.fromkeys(names.values())]
-    if missing := [part for part in parts if not part.is_file()]:
-        raise CorpusError(f"{missing[0]} is missing, {index} names it; fetch it again")
+    if missing := [part for part in parts if part not in tree.sizes]:
+        raise CorpusError(f"{tree.full(missing[0])} is missing, {tree.full(index)} names it; fetch it again")
     return parts
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _fetch(name: str) -> Path:

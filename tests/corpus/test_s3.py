@@ -106,3 +106,26 @@ def test_what_is_not_there_is_one_clear_error(bucket: str, files: Path) -> None:
         Corpus.open(f"{bucket}/nothing")
     with pytest.raises(CorpusError, match="s3://missing/zoo"):
         build_corpus(BuildConfig(out="s3://missing/zoo", sources=[str(files)], distributed=False))
+
+
+def test_files_on_s3_are_a_source_like_files_on_a_disk(bucket: str, files: Path, tmp_path: Path) -> None:
+    client = boto3.client("s3")
+    for path in files.iterdir():
+        client.upload_file(str(path), "bucket", f"nets/deep/{path.name}")
+    client.put_object(Bucket="bucket", Key="nets/deep/config.json", Body=b'{"architectures": ["Net"]}')
+    here = build_corpus(BuildConfig(out=str(tmp_path / "here"), sources=[str(files)], distributed=False))
+    sums = set(here.facts.column("sha256").to_pylist())
+    there = build_corpus(BuildConfig(out=f"{bucket}/a", sources=[f"{bucket}/nets"], distributed=False))
+    assert set(there.facts.column("sha256").to_pylist()) == sums
+    assert set(there.facts.column("architecture").to_pylist()) == {"Net"}
+    assert there.quarantine.column("checkpoint_id").to_pylist() == ["deep/bad"]
+    some = build_corpus(BuildConfig(out=f"{bucket}/b", sources=[f"{bucket}/nets/*/net-0[1-3].*"], distributed=False))
+    assert some.facts.column("checkpoint_id").to_pylist() == ["deep/net-01", "deep/net-02", "deep/net-03"]
+    one = build_corpus(
+        BuildConfig(out=f"{bucket}/c", sources=[f"{bucket}/nets/deep/large.safetensors"], distributed=False)
+    )
+    assert one.facts.column("checkpoint_id").to_pylist() == ["large"]
+    again = build_corpus(BuildConfig(out=str(tmp_path / "again"), sources=[there.location], distributed=False))
+    assert set(again.facts.column("sha256").to_pylist()) == sums
+    with pytest.raises(CorpusError, match="s3://bucket/empty holds no checkpoint"):
+        build_corpus(BuildConfig(out=f"{bucket}/d", sources=[f"{bucket}/empty"], distributed=False))

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.corpus.source_tree import glob_regex
 from raywgen.corpus.sources import find_checkpoints
 from raywgen.weights import StateDict
 from tests.corpus.builders import assert_same_bits, network
@@ -244,3 +249,40 @@ def test_real_pretrained_networks_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert corpus.facts.num_rows == len(list(REAL.glob("*.safetensors"))) >= 3
     for facts, state in corpus.checkpoints():
         same(state, load_file(REAL / f"{facts['checkpoint_id']}.safetensors"))
+
+
+def test_a_corpus_is_a_source(tmp_path: Path, zoo_corpus: Corpus) -> None:
+    (tmp_path / "nets").mkdir()
+    save_file({"module.w": torch.ones(3)}, tmp_path / "nets" / "own.safetensors")
+    one = build_corpus(BuildConfig(out=str(tmp_path / "one"), sources=[str(tmp_path / "nets")], distributed=False))
+    both = build_corpus(
+        BuildConfig(out=str(tmp_path / "both"), sources=[zoo_corpus.location, one.location], distributed=False)
+    )
+    assert both.facts.num_rows == zoo_corpus.facts.num_rows + 1
+    assert both.tasks.keys() == zoo_corpus.tasks.keys()
+    assert both.state_dict("own")["w"].tolist() == [1, 1, 1]
+    assert both.query(["checkpoint_id=own"]).column("key_prefix").to_pylist() == ["module."]
+    known = {layout_id: network.recipe for layout_id, network in zoo_corpus.networks.items()}
+    assert {key: both.networks[key].recipe for key in known} == known
+    for name in ("split", "test_accuracy", "sha256", "order_seed", "base_id"):
+        column = dict(
+            zip(both.facts.column("checkpoint_id").to_pylist(), both.facts.column(name).to_pylist(), strict=True)
+        )
+        for row in zoo_corpus.facts.select(["checkpoint_id", name]).to_pylist():
+            assert column[row["checkpoint_id"]] == row[name] or row[name] != row[name]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pattern=st.text(alphabet="ab*?[]!/.", max_size=8).filter(lambda text: "**" not in text),
+    name=st.text(alphabet="ab.", max_size=6),
+)
+def test_patterns_within_a_folder_are_those_of_fnmatch(pattern: str, name: str) -> None:
+    if "/" not in pattern and "[" not in pattern:
+        assert bool(re.fullmatch(glob_regex(pattern), name)) == fnmatch.fnmatchcase(name, pattern)
+
+
+def test_two_stars_cross_folders_and_one_does_not() -> None:
+    assert re.fullmatch(glob_regex("**/x[!b].pt"), "deep/er/xa.pt")
+    assert re.fullmatch(glob_regex("**/x[!b].pt"), "xa.pt")
+    assert not re.fullmatch(glob_regex("*/xa.pt"), "deep/er/xa.pt")
