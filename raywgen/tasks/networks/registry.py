@@ -1,0 +1,106 @@
+"""Networks by registry name or import path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from raywgen.tasks.base import TaskError
+from raywgen.tasks.networks.cifar_resnet import CifarResNet
+from raywgen.tasks.networks.conv4 import Conv4
+from raywgen.tasks.networks.mlp import mlp
+from raywgen.tasks.networks.resnet import resnet50, resnet101
+from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
+from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "tiny-cnn": tiny_cnn,
+    "tiny-cnn-rgb": tiny_cnn_rgb,
+    "conv4": Conv4,
+    "cifar-resnet": CifarResNet,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "vit-ti": vit_ti,
+    "vit-s": vit_s,
+    "vit-b": vit_b,
+    "vit-l": vit_l,
+}
+
+
+def build_network(recipe: Mapping[str, Any]) -> nn.Module:
+    """Builds `{"name": NAME, **arguments}`; NAME is of the registry, or `package.module:Class`.
+
+    Under `torch.device("meta")` a network is built without memory for its values.
+
+    Raises:
+        TaskError: The name is unknown (the nearest is named), cannot be imported, or refuses its arguments.
+    """
+    name, arguments = _split(recipe)
+    build = _builder(name)
+    try:
+        module = build(**arguments)
+    except TypeError as error:
+        known = ", ".join(_parameters(build)) or "no arguments"
+        raise TaskError(f"network '{name}' does not take {arguments}: {error}; it takes {known}") from error
+    if not isinstance(module, nn.Module):
+        raise TaskError(f"network '{name}' gives a {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def network_name(recipe: Mapping[str, Any]) -> str:
+    """A short name that says the architecture, for instance `mlp-64-14-2` or `cifar-resnet-20-num_classes_100`.
+
+    Arguments stand in the order of the builder's signature: bare as long as they fill it from its first parameter on
+    without a gap, with their own name after that. So recipes of one builder have different names unless their
+    arguments are equal, in whichever order they were written.
+
+    Raises:
+        TaskError: The recipe's name is unknown or cannot be imported.
+    """
+    name, arguments = _split(recipe)
+    order = _parameters(_builder(name))
+    parts, is_bare = [name.rpartition(":")[2]], True
+    for place, key in enumerate(sorted(arguments, key=lambda key: (key not in order, order.get(key, 0), key))):
+        value = arguments[key]
+        is_list = isinstance(value, list | tuple)
+        text = "-".join(map(str, value)) if is_list else str(value)
+        is_bare = is_bare and order.get(key) == place
+        parts.append(text if is_bare else f"{key}_{text}")
+        # A bare value after a list would read as one more item of it.
+        is_bare = is_bare and not is_list
+    return "-".join(parts)
+
+
+def _split(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return str(recipe.get("name", "")), {key: value for key, value in recipe.items() if key != "name"}
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    if ":" in name:
+        return _import(name)
+    if name not in NETWORKS:
+        near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.0)[0]
+        raise TaskError(f"unknown network '{name}'; did you mean '{near}'? (or give package.module:Class)")
+    return NETWORKS[name]
+
+
+def _import(path: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"cannot import network '{path}': {error}") from error
+
+
+def _parameters(build: Callable[..., nn.Module]) -> dict[str, int]:
+    """Place of each parameter in the builder's signature; empty where it has none to show."""
+    try:
+        return {name: place for place, name in enumerate(inspect.signature(build).parameters)}
+    except (TypeError, ValueError):
+        return {}
