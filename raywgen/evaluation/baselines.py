@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.evaluation.bench import Bench
 from raywgen.evaluation.config import EvaluateConfig
-from raywgen.tasks import build_network, fit_stack
+from raywgen.tasks import FitConfig, FitData, Recorded, build_network, fit
 
 _WORD = re.compile(r"\w+")
 
@@ -83,18 +83,19 @@ def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
     """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
     T, n = len(bench.tasks), config.best_of
     told = bench.condition.repeat(n)
-    states = fit_stack(
+    (end,) = fit(
         bench.module,
-        bench.layout.unflatten(bench.reference.base_D.expand(T * n, -1)),
-        told.samples_BSF,
-        told.labels_BS,
-        num_steps=config.gradient_steps,
-        record_steps=[config.gradient_steps],
-        batch_size=max(1, told.labels_BS.shape[1] // 2),
-        learning_rate=config.gradient_learning_rate,
+        Recorded(step=0, state_N=bench.layout.unflatten(bench.reference.base_D.expand(T * n, -1))),
+        FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
+        FitConfig(
+            num_steps=config.gradient_steps,
+            batch_size=max(1, told.labels_BS.shape[1] // 2),
+            learning_rate=config.gradient_learning_rate,
+        ),
         order_seeds=[config.seed + index for index in range(T * n)],
+        record_steps=[config.gradient_steps],
     )
-    return _flat(bench, states[-1]).view(T, n, -1)
+    return _flat(bench, end.state_N).view(T, n, -1)
 
 
 def finetuned(bench: Bench, config: EvaluateConfig, start_TD: Tensor) -> list[Tensor]:
@@ -103,18 +104,15 @@ def finetuned(bench: Bench, config: EvaluateConfig, start_TD: Tensor) -> list[Te
     labels_TS = torch.stack([task.train_y_S for task in bench.tasks])
     steps_per_epoch = labels_TS.shape[1] // _FINETUNE_BATCH
     record_steps = [epochs * steps_per_epoch for epochs in config.finetune_epochs]
-    states = fit_stack(
+    ends = fit(
         bench.module,
-        bench.layout.unflatten(start_TD),
-        x_TSF,
-        labels_TS,
-        num_steps=max(record_steps),
-        record_steps=record_steps,
-        batch_size=_FINETUNE_BATCH,
-        learning_rate=config.finetune_learning_rate,
+        Recorded(step=0, state_N=bench.layout.unflatten(start_TD)),
+        FitData(x=x_TSF, labels_NS=labels_TS),
+        FitConfig(num_steps=max(record_steps), batch_size=_FINETUNE_BATCH, learning_rate=config.finetune_learning_rate),
         order_seeds=[config.seed + index for index in range(len(bench.tasks))],
+        record_steps=record_steps,
     )
-    return [_flat(bench, state) for state in states]
+    return [_flat(bench, end.state_N) for end in ends]
 
 
 BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {

@@ -2,12 +2,17 @@
 
 from raywgen.tasks.base import Task, TaskError, draw_condition
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
-from raywgen.tasks.fitting import fit_stack, repeat_state
+from raywgen.tasks.fit_config import FitConfig, SAMConfig
+from raywgen.tasks.fitting import FitData, Recorded, fit, repeat_state
 from raywgen.tasks.networks import build_network, network_name
 from raywgen.tasks.registry import build_task
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, stacked_logits
 
 __all__ = [
+    "FitConfig",
+    "FitData",
+    "Recorded",
+    "SAMConfig",
     "Task",
     "TaskError",
     "balanced_accuracy",
@@ -17,7 +22,7 @@ __all__ = [
     "digits_subset",
     "draw_condition",
     "draw_subset_tasks",
-    "fit_stack",
+    "fit",
     "network_name",
     "repeat_state",
     "stacked_logits",

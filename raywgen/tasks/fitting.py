@@ -1,77 +1,104 @@
-"""Fits a stack of networks at once, each with its own data order.
+"""Fits N networks of one architecture, as a stack at once or one after another; each has its own data order.
 
 Shape legend: N networks, S samples, F features, T samples of a minibatch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks.stacked import stacked_logits
+from raywgen.tasks.augment import augment
+from raywgen.tasks.fit_config import FitConfig
+from raywgen.tasks.sam import ascend, descend
+from raywgen.tasks.trainees import Alone, Stack, Trainee
+
+WAYS = ("stack", "alone")
 
 
-def fit_stack(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitData:
+    """What N networks are fitted to.
+
+    Attributes:
+        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`.
+        labels_NS: int64; `(1, S)` or `(S,)` for all networks.
+        channels: Of images, for augmentation.
+    """
+
+    x: Tensor
+    labels_NS: Tensor
+    channels: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """N networks after a step.
+
+    Attributes:
+        step: 0 is the start.
+        state_N: A `state_dict` whose tensors have a leading dimension N.
+        optimizer_N: The optimiser's tensors, named `KEY/PARAMETER`, likewise; empty unless they are kept.
+    """
+
+    step: int
+    state_N: dict[str, Tensor]
+    optimizer_N: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
     module: nn.Module,
-    start_N: dict[str, Tensor],
-    x: Tensor,
-    labels_NS: Tensor,
+    start: Recorded,
+    data: FitData,
+    config: FitConfig,
     *,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
     order_seeds: Sequence[int],
     record_steps: Sequence[int],
-    full_batch: bool = False,
-) -> list[dict[str, Tensor]]:
-    """Trains N networks by Adam on the class-balanced loss.
+    way: str = "stack",
+    keep_optimizer: bool = False,
+) -> list[Recorded]:
+    """Trains N networks that do not touch each other: the result is that of N loops of one network each.
 
-    A sample weighs `1 / (share of its class in the network's training labels * classes present)`, so that every
-    class weighs the same over an epoch. The networks do not touch each other: the result is that of N loops of
-    one network each. The module's own values stay as they are; its mode (train or eval) is the one trained in.
+    The module's own values stay as they are; its mode (train or eval) is the one trained in.
 
     Args:
         module: Any network of the architecture.
-        start_N: Where each starts: a `state_dict` whose tensors have a leading dimension N.
-        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`.
-        labels_NS: int64 `(N, S)`, or `(S,)` for all networks.
-        num_steps: Optimiser steps.
-        batch_size: T; all S samples where there are fewer.
-        learning_rate: Of Adam.
-        order_seeds: N seeds of data order: a fresh permutation each epoch, whose last incomplete batch is left out.
-        record_steps: Steps after which the weights are kept, from 0 (the start) to `num_steps`.
-        full_batch: Every step takes all samples; no order, hence no seed, matters then.
+        start: Where each starts; a later step than 0 goes on from there, given the optimiser's tensors.
+        data: Samples.
+        config: Optimiser, loss, steps.
+        order_seeds: N seeds of data order (a fresh permutation each epoch, whose last incomplete batch is left out)
+            and of augmentation.
+        record_steps: Steps to record, from the start's to `num_steps`.
+        way: `stack`: all at once; `alone`: one after another, images in channels-last.
+        keep_optimizer: Record the optimiser's tensors too.
 
     Returns:
-        The stacked `state_dict` after each of `record_steps`, in their order.
+        One entry for each of `record_steps`, in their order.
     """
-    num_networks = len(order_seeds)
-    assert all(len(tensor) == num_networks for tensor in start_N.values()), "one start and one order seed a network"
-    assert all(0 <= step <= num_steps for step in record_steps), f"record_steps must lie in 0 to {num_steps}"
-    state_N = {name: tensor.detach().clone() for name, tensor in start_N.items()}
-    # Buffers are part of the state, but the network itself writes them.
-    trained = [state_N[name].requires_grad_() for name, _ in module.named_parameters()]
-    optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    labels_NS = labels_NS.expand(num_networks, -1)
-    weights_NS = _sample_weights(labels_NS)
-    rows_N1 = torch.arange(num_networks).unsqueeze(1)
-    order = None if full_batch else _minibatches(order_seeds, labels_NS.shape[1], batch_size)
-    recorded = {0: _snapshot(state_N)} if 0 in record_steps else {}
-    for step in range(1, num_steps + 1):
-        if order is None:
-            loss_NT = _losses(module, state_N, x, labels_NS) * weights_NS
-        else:
-            index_NT = next(order)
-            x_NTF = x[index_NT] if x.dim() == 2 else x[rows_N1, index_NT]
-            loss_NT = _losses(module, state_N, x_NTF, labels_NS.gather(1, index_NT)) * weights_NS.gather(1, index_NT)
-        optimizer.zero_grad()
-        loss_NT.mean(dim=1).sum().backward()
-        optimizer.step()
-        if step in record_steps:
-            recorded[step] = _snapshot(state_N)
-    return [recorded[step] for step in record_steps]
+    num = len(order_seeds)
+    assert all(len(tensor) == num for tensor in start.state_N.values()), "one start and one order seed a network"
+    assert all(start.step <= step <= config.num_steps for step in record_steps), "record_steps lie out of the run"
+    assert way in WAYS, way
+    if way == "stack":
+        trainee = Stack(module, start.state_N)
+        recorded = _run(trainee, start, data, config, order_seeds, record_steps, keep_optimizer)
+        return [recorded[step] for step in record_steps]
+    per_network = data.x.dim() == 3
+    parts = []
+    for index, seed in enumerate(order_seeds):
+        labels_1S = data.labels_NS.expand(num, -1)[index : index + 1]
+        own = FitData(x=data.x[index] if per_network else data.x, labels_NS=labels_1S, channels=data.channels)
+        one = Recorded(
+            step=start.step,
+            state_N={name: tensor[index] for name, tensor in start.state_N.items()},
+            optimizer_N={name: tensor[index : index + 1] for name, tensor in start.optimizer_N.items()},
+        )
+        parts.append(_run(Alone(module, one.state_N), one, own, config, [seed], record_steps, keep_optimizer))
+    return [_joined([part[step] for part in parts]) for step in record_steps]
 
 
 def repeat_state(state: dict[str, Tensor], num: int) -> dict[str, Tensor]:
@@ -79,19 +106,90 @@ def repeat_state(state: dict[str, Tensor], num: int) -> dict[str, Tensor]:
     return {name: tensor.detach().expand(num, *tensor.shape).clone() for name, tensor in state.items()}
 
 
-def _losses(module: nn.Module, state_N: dict[str, Tensor], x: Tensor, labels_NT: Tensor) -> Tensor:
-    logits_NTC = stacked_logits(module, state_N, x)
-    return nn.functional.cross_entropy(logits_NTC.transpose(1, 2), labels_NT, reduction="none")
+def _run(
+    trainee: Trainee,
+    start: Recorded,
+    data: FitData,
+    config: FitConfig,
+    seeds: Sequence[int],
+    record_steps: Sequence[int],
+    keep_optimizer: bool,
+) -> dict[int, Recorded]:
+    optimizer = trainee.optimizer(config)
+    trainee.load_optimizer(optimizer, start.optimizer_N, start.step)
+    batches = _Batches(data, config, seeds, start.step)
+    recorded: dict[int, Recorded] = {}
+
+    def record(step: int) -> None:
+        if step in record_steps:
+            kept = trainee.optimizer_tensors(optimizer) if keep_optimizer and step else {}
+            recorded[step] = Recorded(step=step, state_N=trainee.snapshot(), optimizer_N=kept)
+
+    record(start.step)
+    for step in range(start.step + 1, config.num_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(config, step)
+        x, labels_NT, weights_NT = batches.next(step)
+        _backward(trainee, x, labels_NT, weights_NT)
+        if config.sam.rho > 0:
+            buffers = trainee.buffers()
+            before = ascend(trainee.parameters, config.sam, stacked=trainee.stacked)
+            _backward(trainee, x, labels_NT, weights_NT)
+            descend(trainee.parameters, before)
+            trainee.restore_buffers(buffers)
+        optimizer.step()
+        record(step)
+    return recorded
 
 
-def _minibatches(seeds: Sequence[int], num_samples: int, batch_size: int) -> Iterator[Tensor]:
-    """Endless minibatches `(N, T)` of sample indices, each network's order by its own seed."""
+def _backward(trainee: Trainee, x: Tensor, labels_NT: Tensor, weights_NT: Tensor) -> None:
+    for parameter in trainee.parameters:
+        parameter.grad = None
+    (trainee.losses(x, labels_NT) * weights_NT).mean(dim=1).sum().backward()
+
+
+def _learning_rate(config: FitConfig, step: int) -> float:
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.num_steps))
+
+
+class _Batches:
+    """Minibatches of every network, by its own seed."""
+
+    def __init__(self, data: FitData, config: FitConfig, seeds: Sequence[int], begin: int) -> None:
+        self._x = data.x
+        self._labels_NS = data.labels_NS.expand(len(seeds), -1)
+        self._config, self._seeds, self._channels = config, seeds, data.channels
+        plain = config.loss == "plain"
+        self._weights_NS = torch.ones(self._labels_NS.shape) if plain else _sample_weights(self._labels_NS)
+        self._rows_N1 = torch.arange(len(seeds)).unsqueeze(1)
+        self._order = _minibatches(seeds, self._labels_NS.shape[1], config.batch_size, begin)
+
+    def next(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs `(N, T, F)`, labels and weights of the samples `(N, T)`."""
+        index_NT = next(self._order)
+        x_NTF = self._x[index_NT] if self._x.dim() == 2 else self._x[self._rows_N1, index_NT]
+        if self._config.augment:
+            changed = [
+                augment(x_TF, self._config.augment, self._channels, seed, step)
+                for x_TF, seed in zip(x_NTF, self._seeds, strict=True)
+            ]
+            x_NTF = torch.stack(changed)
+        return x_NTF, self._labels_NS.gather(1, index_NT), self._weights_NS.gather(1, index_NT)
+
+
+def _minibatches(seeds: Sequence[int], num_samples: int, batch_size: int, begin: int) -> Iterator[Tensor]:
+    """Endless minibatches `(N, T)` of sample indices after the first `begin`."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     num = min(batch_size, num_samples)
     while True:
         order_NS = torch.stack([torch.randperm(num_samples, generator=generator) for generator in generators])
         for first in range(0, num_samples - num + 1, num):
-            yield order_NS[:, first : first + num]
+            if begin > 0:
+                begin -= 1
+            else:
+                yield order_NS[:, first : first + num]
 
 
 def _sample_weights(labels_NS: Tensor) -> Tensor:
@@ -101,5 +199,9 @@ def _sample_weights(labels_NS: Tensor) -> Tensor:
     return 1 / (share_NC.gather(1, labels_NS) * num_present_N1)
 
 
-def _snapshot(state_N: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state_N.items()}
+def _joined(parts: Sequence[Recorded]) -> Recorded:
+    return Recorded(
+        step=parts[0].step,
+        state_N={name: torch.cat([part.state_N[name] for part in parts]) for name in parts[0].state_N},
+        optimizer_N={name: torch.cat([part.optimizer_N[name] for part in parts]) for name in parts[0].optimizer_N},
+    )

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from raywgen.corpus import CheckpointFacts, Shard, write_shard
 from raywgen.tasks import (
+    FitConfig,
+    FitData,
+    Recorded,
     Task,
     balanced_accuracy,
     balanced_cross_entropy,
     build_network,
     build_task,
-    fit_stack,
+    fit,
     repeat_state,
     stacked_logits,
 )
@@ -50,18 +53,15 @@ def train_stack(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
     """
     torch.set_num_threads(1)
     tasks = [build_task(job.task_recipe) for job in stack.jobs]
-    states_N = fit_stack(
+    recorded = fit(
         build_network(stack.start.network.recipe),
-        repeat_state(stack.start.state, len(tasks)),
-        tasks[0].train_x_SF,
-        torch.stack([task.train_y_S for task in tasks]),
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        Recorded(step=0, state_N=repeat_state(stack.start.state, len(tasks))),
+        FitData(x=tasks[0].train_x_SF, labels_NS=torch.stack([task.train_y_S for task in tasks])),
+        FitConfig(num_steps=config.num_steps, batch_size=config.batch_size, learning_rate=config.learning_rate),
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=config.checkpoint_steps,
     )
-    return write_stack(stack, config, tasks, states_N, root)
+    return write_stack(stack, config, tasks, [record.state_N for record in recorded], root)
 
 
 def write_stack(
