@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,9 @@ def write_shard(
     packed_NP = packed_NP.contiguous()
     path = f"{WEIGHTS}/{name}.arrow"
     ids = [row.checkpoint_id for row in facts]
-    sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
+    with ThreadPoolExecutor(1) as beside:
+        sums = beside.submit(row_sums, packed_NP)
+        sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
     rows = [
         {
             **row.to_row(),
@@ -115,7 +118,7 @@ def write_shard(
             "shard": path,
             "row": index,
         }
-        for index, (row, digest) in enumerate(zip(facts, row_sums(packed_NP), strict=True))
+        for index, (row, digest) in enumerate(zip(facts, sums.result(), strict=True))
     ]
     return Shard(
         path=path,

@@ -38,8 +38,7 @@ class LayoutStatistics:
             values = state[spec.name].reshape(-1)
             if spec.dtype != "float64":
                 values = values.float()
-            total = float(values.sum(dtype=torch.float64))
-            sums[spec.name] = (values.numel(), total, _sum_of_squares(values, total))
+            sums[spec.name] = (values.numel(), *_sums(values))
         return cls(len(packed_NP), sums)
 
     def non_finite(self, layout: Layout, packed_NP: Tensor) -> dict[int, str]:
@@ -81,13 +80,21 @@ class LayoutStatistics:
         return cls(content["num_checkpoints"], {name: tuple(row) for name, row in content["sums"].items()})
 
 
-def _sum_of_squares(values: Tensor, total: float) -> float:
-    """In float32 and blocks, four times as fast as in float64; about the mean, where rounding is small beside it."""
-    shift = float(torch.tensor(total / max(values.numel(), 1), dtype=values.dtype))
-    centred = 0.0
+def _sums(values: Tensor) -> tuple[float, float]:
+    """Sum and sum of squares, in blocks that stay in the cache, about a value where rounding is small beside it."""
+    if not values.numel():
+        return 0.0, 0.0
+    if values.numel() <= _BLOCK_VALUES:
+        values = values.double()
+    shift = float(values[:_BLOCK_VALUES].mean())
     if math.isfinite(shift):
+        total = squares = 0.0
         for block in values.split(_BLOCK_VALUES):
             block = block - shift
-            centred += float(torch.dot(block, block))
-    squares = centred + shift * (2 * total - shift * values.numel())
-    return squares if math.isfinite(squares) else float(values.double().square().sum())
+            total += float(block.sum())
+            squares += float(torch.dot(block, block))
+        squares += shift * (2 * total + shift * values.numel())
+        total += shift * values.numel()
+        if math.isfinite(total) and math.isfinite(squares):
+            return total, squares
+    return float(values.double().sum()), float(values.double().square().sum())

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import pickle
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ PICKLED = (".pt", ".pth", ".th", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_PLANS = 256
+_MAPPED_BYTES = 1 << 22
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -75,6 +77,8 @@ class _Copy:
     source: int
     target: int
     num_bytes: int
+    is_whole: bool = False
+    """It is all that is wanted of its entry, and all that the entry holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,11 @@ class WeightsReader:
         size = plan.entries[""]
         if path.stat().st_size != 8 + length + size:
             raise WeightsError(f"{path} does not have the {8 + length + size} bytes its header says; fetch it again")
+        if plan.layout.num_bytes == size >= _MAPPED_BYTES and len(plan.copies) == 1:
+            # It lies in the file as it is packed. Private, so that it may be written to and the file stays as it is.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            packed_P = np.frombuffer(mapped, dtype=np.uint8, count=size, offset=8 + length)
+            return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
         packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
         out = packed_P.data
         for copy in plan.copies:
@@ -145,12 +154,20 @@ class WeightsReader:
         if plan is None:
             plan = _archive_plan(content, str(path))
             self._keep("archive", content, plan)
-        storages = {key: archive.storage(key, num_bytes) for key, num_bytes in plan.entries.items()}
+        for key, num_bytes in plan.entries.items():
+            archive.check_storage(key, num_bytes)
         packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
         out = packed_P.data
+        storages: dict[str, memoryview] = {}
         for copy in plan.copies:
-            part = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
-            out[copy.target : copy.target + copy.num_bytes] = part
+            part = out[copy.target : copy.target + copy.num_bytes]
+            if copy.is_whole:
+                archive.read_storage(copy.entry, part)
+                continue
+            if copy.entry not in storages:
+                storages[copy.entry] = memoryview(bytearray(plan.entries[copy.entry]))
+                archive.read_storage(copy.entry, storages[copy.entry])
+            part[:] = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
         return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
 
     def _plan(self, kind: str, content: bytes) -> _Plan | None:
@@ -257,4 +274,8 @@ def _make_plan(
             copies[-1] = _Copy(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
         elif spec.num_bytes:
             copies.append(_Copy(entry, source, target, spec.num_bytes))
+    wanted = Counter(copy.entry for copy in copies)
+    copies = [
+        replace(copy, is_whole=wanted[copy.entry] == 1 and copy.num_bytes == entries[copy.entry]) for copy in copies
+    ]
     return _Plan(layout, prefix, tuple(copies), entries)

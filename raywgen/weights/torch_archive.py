@@ -179,20 +179,25 @@ class TorchArchive:
                 raise NotPlainError("big-endian values")
         return bytes(content)
 
-    def storage(self, key: str, num_bytes: int) -> memoryview:
-        """The bytes of a storage.
+    def check_storage(self, key: str, num_bytes: int) -> None:
+        """Refuses a storage of another size, before memory is asked for.
 
         Raises:
-            WeightsError: The archive does not hold it in full, or its checksum is another.
+            WeightsError: The archive does not hold it in full.
         """
         name = f"data/{key}"
         if name not in self._entries or self._size_of(name) != num_bytes:
             raise WeightsError(
                 f"{self._source} is damaged: storage {key} does not have {num_bytes} bytes; fetch it again"
             )
-        content = memoryview(bytearray(num_bytes))
-        self.read_into(name, content)
-        return content
+
+    def read_storage(self, key: str, out: memoryview) -> None:
+        """Copies a storage.
+
+        Raises:
+            WeightsError: Its checksum is another.
+        """
+        self.read_into(f"data/{key}", out)
 
     def read_into(self, name: str, out: memoryview) -> None:
         """Copies an entry and compares its checksum."""
