@@ -57,7 +57,7 @@ class Config:
     chunk_length: int = 4096
     batch_size: int = 2048
     num_workers: int = 2
-    num_batches: int = 60
+    num_batches: int = 300
     rounds: int = 5
     num_steps: int = 60
     folder: str = ""

@@ -6,17 +6,13 @@ A copy is named by its checksum, so it serves every process of the machine and e
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 from pyarrow import fs
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.storage import Storage
-
-FOLDER = "RAYWGEN_CACHE"
-"""The environment variable that names another folder than the one for temporary files."""
+from raywgen.weights.cache import FOLDER, cache_folder
 
 
 def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
@@ -29,7 +25,7 @@ def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
     """
     if storage.is_local:
         return storage, shard.path
-    folder = Path(os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"raywgen-{os.getuid()}")
+    folder = cache_folder()
     cache, name = Storage.at(folder), f"{shard.sha256}.arrow"
     if cache.size(name) == shard.num_bytes:
         return cache, name

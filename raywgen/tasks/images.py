@@ -1,0 +1,336 @@
+"""Labelled images: Parquet files as the Hugging Face hub has them, folders of class folders, scikit-learn's digits.
+
+Images are decoded once: the decoded array lies in `cache_folder()` and is memory-mapped by every later load.
+
+Shape legend: S samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import torch
+from PIL import Image
+from pyarrow import fs
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from raywgen.tasks.base import TaskError
+from raywgen.tasks.subsets import balanced_rows
+from raywgen.tasks.texts import LabelledTable, class_names, find_files, open_tables
+from raywgen.weights.cache import FOLDER, cache_folder, load_bytes_array, store_bytes_array
+
+OnProgress = Callable[[int, int], None]
+Encoded = tuple[str, bytes]  # Where an image lies, in words, and the bytes of its file.
+
+_ENDINGS = (".png", ".jpg", ".jpeg")
+_ROWS_OF_A_BLOCK = 1024
+_ROWS_OF_A_THREAD = 128
+_GREY_MODES = ("1", "L", "LA", "La")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageData:
+    """Images of one size and the class of each.
+
+    Attributes:
+        name: Of the data.
+        x_SCHW: Pixels, uint8 `(S, C, H, W)` with C = 1 (grey) or 3 (RGB); as a rule memory-mapped.
+        y_S: Class of each image, int64 `(S,)`.
+        class_names: One a class.
+        columns: What else is known of each image, S values a column: alphabet, character, drawer and the like.
+        source: Where the data comes from.
+        licence: Under which it may be used.
+    """
+
+    name: str
+    x_SCHW: Tensor
+    y_S: Tensor
+    class_names: tuple[str, ...]
+    columns: dict[str, tuple] = field(default_factory=dict)
+    source: str
+    licence: str = "unknown"
+
+
+def load_images(
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> ImageData:
+    """Reads labelled images, decoding them only if no earlier call has.
+
+    Args:
+        path: A Parquet file with columns `image` and `label`, a glob of several, `hf://datasets/...`, or a folder
+            with one folder a class that holds PNG or JPEG files.
+        size: Height and width in pixels to resize to, whatever the aspect, antialiased; None keeps the stored size.
+        channels: 1 for grey, 3 for RGB; None keeps what is stored.
+        limit: Keeps that many images, as equally many of each class as there are, in their stored order.
+        seed: Decides which those are.
+        on_progress: Called with images decoded and images to decode; never where they come from the cache.
+
+    Raises:
+        TaskError: Something is missing, damaged, of unequal size, or asked for in vain; names the file and row.
+    """
+    if any(number is not None and number < 1 for number in (size, limit)) or channels not in (None, 1, 3) or seed < 0:
+        raise TaskError(
+            f"size={size}, limit={limit}, channels={channels}, seed={seed}: give positive numbers, and 1 or 3 channels"
+        )
+    filesystem, infos = find_files(path)
+    is_folder = infos[0].type == fs.FileType.Directory
+    rows: _Rows = _FolderRows(filesystem, infos[0].path) if is_folder else _TableRows(open_tables(path))
+    chosen_S = np.arange(len(rows.labels_S)) if limit is None else balanced_rows(rows.labels_S, limit, seed)
+    pixels = _decoded(rows, chosen_S, size, channels, on_progress)
+    return ImageData(
+        name=PurePosixPath(infos[0].path if len(infos) == 1 else os.fspath(path)).stem,
+        x_SCHW=torch.from_numpy(pixels),
+        y_S=torch.from_numpy(rows.labels_S[chosen_S]),
+        class_names=rows.class_names,
+        columns={name: tuple(values[row] for row in chosen_S) for name, values in rows.columns().items()},
+        source=os.fspath(path),
+    )
+
+
+def load_digits_images() -> ImageData:
+    """scikit-learn's 1,797 real handwritten digits: 1 channel, 8x8 pixels, their 0 to 16 stretched to 0 to 255."""
+    data, target = load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(data) * (255 / 16)).astype(np.uint8)
+    return ImageData(
+        name="digits",
+        x_SCHW=torch.from_numpy(pixels.reshape(-1, 1, 8, 8)),
+        y_S=torch.from_numpy(np.asarray(target, dtype=np.int64)),
+        class_names=tuple(map(str, range(10))),
+        source="sklearn.datasets.load_digits (UCI, Optical Recognition of Handwritten Digits, test part)",
+        licence="CC BY 4.0",
+    )
+
+
+def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, exactly, of uint8 pixels taken as 0 to 1.
+
+    Raises:
+        TaskError: The pixels are no uint8 `(..., C, H, W)`, or there are none.
+    """
+    if x_SCHW.dtype != torch.uint8 or x_SCHW.dim() < 3 or not x_SCHW.numel():
+        raise TaskError(f"pixels {tuple(x_SCHW.shape)} of {x_SCHW.dtype}: give uint8 (..., C, H, W), not empty")
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(x_SCHW.shape[-3]):
+        # A histogram holds all that is asked, and needs no float copy of the pixels.
+        share = torch.bincount(x_SCHW[..., channel, :, :].reshape(-1), minlength=256).double()
+        share /= share.sum()
+        mean = float(share @ levels)
+        means.append(mean)
+        deviations.append(float(share @ (levels - mean) ** 2) ** 0.5)
+    return tuple(means), tuple(deviations)
+
+
+def normalise(x_SCHW: Tensor, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Tensor:
+    """`(x / 255 - mean) / std` per channel.
+
+    Args:
+        x_SCHW: Pixels, uint8 `(..., C, H, W)`.
+        mean: C means of pixels taken as 0 to 1; measured on these pixels by default.
+        std: C standard deviations likewise; a channel measured to be constant is only shifted.
+
+    Returns:
+        Float32 of the same shape.
+
+    Raises:
+        TaskError: The pixels are not uint8, or `mean` or `std` has another length than C, or a `std` is not positive.
+    """
+    means, deviations = channel_statistics(x_SCHW)
+    mean = means if mean is None else mean
+    std = tuple(value or 1.0 for value in deviations) if std is None else std
+    if not len(mean) == len(std) == len(means) or min(std) <= 0:
+        raise TaskError(f"mean={list(mean)}, std={list(std)}: give {len(means)} of each, and std above 0")
+    scale = torch.tensor([1 / (255 * value) for value in std]).reshape(-1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).reshape(-1, 1, 1)
+    return x_SCHW.float().mul_(scale).sub_(shift)
+
+
+class _Rows(Protocol):
+    """Images that are still encoded."""
+
+    labels_S: np.ndarray
+    class_names: tuple[str, ...]
+
+    def files(self) -> list[fs.FileInfo]: ...
+
+    def columns(self) -> dict[str, list]: ...
+
+    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
+        """Blocks of the chosen rows, which ascend."""
+        ...
+
+
+class _TableRows:
+    def __init__(self, tables: list[LabelledTable]) -> None:
+        self._tables = tables
+        self._column = tables[0].column("image", "Image")
+        for table in tables:
+            kind = table.schema.field(table.column(self._column)).type
+            if not _holds_bytes(kind):
+                raise TaskError(f"{table.info.path}: '{self._column}' is {kind}; store encoded PNG or JPEG bytes in it")
+        self.labels_S = np.concatenate([table.labels() for table in tables])
+        self.class_names = class_names(tables, self.labels_S)
+
+    def files(self) -> list[fs.FileInfo]:
+        return [table.info for table in self._tables]
+
+    def columns(self) -> dict[str, list]:
+        schema = self._tables[0].schema
+        used = (self._column, self._tables[0].column("label", "ClassLabel"))
+        names = [entry.name for entry in schema if entry.name not in used and not _holds_bytes(entry.type)]
+        return {name: [v for table in self._tables for v in table.values(table.column(name))] for name in names}
+
+    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
+        wanted_S = np.zeros(len(self.labels_S), dtype=bool)
+        wanted_S[chosen_S] = True
+        done = 0
+        for table in self._tables:
+            first = done
+            for batch in table.batches([self._column], _ROWS_OF_A_BLOCK):
+                places = np.flatnonzero(wanted_S[done : done + len(batch)])
+                images = batch.column(0).take(pa.array(places)).to_pylist()
+                done += len(batch)
+                wheres = (f"{table.info.path} row {done - len(batch) - first + place}" for place in places)
+                yield [(where, _file_bytes(image, where)) for where, image in zip(wheres, images, strict=True)]
+
+
+class _FolderRows:
+    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+        self._filesystem = filesystem
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        # `root/class/image.png`; what lies deeper or directly in the root belongs to no class.
+        pictures = [
+            info
+            for info in infos
+            if info.path.lower().endswith(_ENDINGS) and PurePosixPath(info.path).parent.parent == PurePosixPath(root)
+        ]
+        if not pictures:
+            raise TaskError(
+                f"{root} holds no class folders with PNG or JPEG files; give a folder that does, or a Parquet file"
+            )
+        self._infos = sorted(pictures, key=lambda info: info.path)
+        classes = [PurePosixPath(info.path).parent.name for info in self._infos]
+        self.class_names = tuple(sorted(set(classes)))
+        self.labels_S = np.searchsorted(np.asarray(self.class_names), np.asarray(classes)).astype(np.int64)
+
+    def files(self) -> list[fs.FileInfo]:
+        return self._infos
+
+    def columns(self) -> dict[str, list]:
+        return {"path": [info.path for info in self._infos]}
+
+    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
+        for first in range(0, len(chosen_S), _ROWS_OF_A_BLOCK):
+            paths = [self._infos[row].path for row in chosen_S[first : first + _ROWS_OF_A_BLOCK]]
+            yield [(path, self._read(path)) for path in paths]
+
+    def _read(self, path: str) -> bytes:
+        try:
+            with self._filesystem.open_input_stream(path) as file:
+                return file.read()
+        except OSError as error:
+            raise TaskError(f"{path} cannot be read ({error}); mend or remove it") from error
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _file_bytes(image: dict | bytes | None, where: str) -> bytes:
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not content:
+        raise TaskError(f"{where} has no image bytes; store the encoded file in the table, or drop the row")
+    return content
+
+
+def _decoded(
+    rows: _Rows, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
+) -> np.ndarray:
+    """Pixels uint8 `(S, C, H, W)`, from the cache where they are there."""
+    files = [(info.path, info.size, info.mtime_ns) for info in rows.files()]
+    recipe = [files, size, channels, PIL.__version__, hashlib.sha256(chosen_S.tobytes()).hexdigest()]
+    name = f"images-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]}.npy"
+    cached = load_bytes_array(name)
+    if cached is not None:
+        return cached
+    blocks = _blocks(rows.encoded(chosen_S), len(chosen_S), size, channels, on_progress)
+    first = next(blocks)
+    try:
+        return store_bytes_array(name, (len(chosen_S), *first.shape[1:]), chain([first], blocks))
+    except OSError as error:
+        raise TaskError(
+            f"decoded images cannot be kept in {cache_folder()} ({error}); free some disk space, or name another "
+            f"folder by {FOLDER}"
+        ) from error
+
+
+def _blocks(
+    encoded: Iterator[list[Encoded]], total: int, size: int | None, channels: int | None, on_progress: OnProgress | None
+) -> Iterator[np.ndarray]:
+    """Pixels in blocks, all of the first image's shape."""
+    decode = partial(_decode_several, size=size, channels=channels)
+    shape, done = None, 0
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for block in encoded:
+            parts = [block[first : first + _ROWS_OF_A_THREAD] for first in range(0, len(block), _ROWS_OF_A_THREAD)]
+            arrays = [array for part in pool.map(decode, parts) for array in part]
+            for (where, _), array in zip(block, arrays, strict=True):
+                shape = shape or array.shape
+                if array.shape != shape:
+                    raise TaskError(
+                        f"{where} is {_shape_name(array.shape)}, the first image {_shape_name(shape)}; give size= to "
+                        "resize all, and channels= to convert all"
+                    )
+            done += len(block)
+            if arrays:
+                yield np.stack(arrays)
+            if on_progress is not None:
+                on_progress(done, total)
+
+
+def _shape_name(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def _decode_several(encoded: list[Encoded], *, size: int | None, channels: int | None) -> list[np.ndarray]:
+    return [_decode(content, where, size, channels) for where, content in encoded]
+
+
+def _decode(content: bytes, where: str, size: int | None, channels: int | None) -> np.ndarray:
+    """Pixels uint8 `(C, H, W)` of one image."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.mode.startswith("I"):
+            # Pillow clips 16-bit grey to 255 where it should scale it.
+            image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
+        is_grey = channels == 1 if channels else image.mode in _GREY_MODES
+        image = image.convert("L" if is_grey else "RGB")
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, zlib.error and others.
+        raise TaskError(f"{where} holds a damaged image ({error}); replace it or drop the row") from error
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if is_grey else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,0 +1,274 @@
+"""Labelled sentences, and the Parquet files that labelled data of any kind comes in.
+
+A file is Hugging Face-style: a `label` column of integers, class names in the schema's metadata. A path is a local
+one or a URI that `pyarrow.fs` takes, may hold `*`, `?` and `[...]`, or begins with `hf://`.
+
+Shape legend: S samples.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import fs
+from torch import Tensor
+
+from raywgen.tasks.base import TaskError
+
+_ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextData:
+    """Sentences and the class of each.
+
+    Attributes:
+        name: Of the file, without its ending.
+        sentences: S sentences.
+        labels: Class of each, int64 `(S,)`.
+        split: Which part of the data each is of: `train`, `validation`, `test`, or `all` where the file has no parts.
+        class_names: One a class.
+        source: The path as it was given.
+    """
+
+    name: str
+    sentences: tuple[str, ...]
+    labels: Tensor
+    split: tuple[str, ...]
+    class_names: tuple[str, ...]
+    source: str
+
+
+def load_texts(path: str | os.PathLike[str], split: str | None = None) -> TextData:
+    """Reads sentences from the columns `sentence`, `label` and, where there is one, `split`.
+
+    Args:
+        path: A Parquet file, a glob of several, or `hf://...`.
+        split: Keeps the sentences of this part alone; None keeps all.
+
+    Raises:
+        TaskError: A file or column is missing, a value is missing, or no sentence is of that split.
+    """
+    tables = open_tables(path)
+    sentences = [text for table in tables for text in table.strings("sentence")]
+    labels_S = np.concatenate([table.labels() for table in tables])
+    splits = [part for table in tables for part in table.strings("split", default=_ALL)]
+    if split is not None:
+        kept = [row for row, part in enumerate(splits) if part == split]
+        if not kept:
+            raise TaskError(f"{os.fspath(path)} has no split '{split}'; it has: {', '.join(sorted(set(splits)))}")
+        sentences, splits = [sentences[row] for row in kept], [splits[row] for row in kept]
+    else:
+        kept = list(range(len(sentences)))
+    return TextData(
+        name=tables[0].name,
+        sentences=tuple(sentences),
+        labels=torch.from_numpy(labels_S[kept]),
+        split=tuple(splits),
+        class_names=class_names(tables, labels_S),
+        source=os.fspath(path),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledTable:
+    """One Parquet file with at least one row.
+
+    Attributes:
+        filesystem: Where it lies.
+        info: Its path, size and time of change.
+        schema: Its columns and metadata.
+        num_rows: Its rows.
+    """
+
+    filesystem: fs.FileSystem
+    info: fs.FileInfo
+    schema: pa.Schema
+    num_rows: int
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its ending."""
+        return PurePosixPath(self.info.path).stem
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """What the hub's metadata says about columns; empty where there is none."""
+        try:
+            told = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        except (KeyError, TypeError, ValueError):
+            return {}
+        return {str(name): entry for name, entry in told.items() if isinstance(entry, dict)}
+
+    def column(self, wanted: str, feature: str = "") -> str:
+        """The column of that name, else the only one that the hub's metadata calls a `feature`.
+
+        Raises:
+            TaskError: There is none, or there are several.
+        """
+        if wanted in self.schema.names:
+            return wanted
+        others = [name for name, entry in self.features.items() if feature and entry.get("_type") == feature]
+        if len(others) != 1 or others[0] not in self.schema.names:
+            raise TaskError(
+                f"{self.info.path} has no column '{wanted}' (it has: {', '.join(self.schema.names)}); rename one"
+            )
+        return others[0]
+
+    def batches(self, columns: list[str], num_rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
+        """Its rows in order, as batches of at most `num_rows`.
+
+        Raises:
+            TaskError: The file is damaged.
+        """
+        with _reading(self.info.path), self.filesystem.open_input_file(self.info.path) as file:
+            yield from pq.ParquetFile(file).iter_batches(num_rows, columns=columns)
+
+    def values(self, column: str) -> list[Any]:
+        """A whole column."""
+        return [value for batch in self.batches([column]) for value in batch.column(0).to_pylist()]
+
+    def strings(self, column: str, default: str | None = None) -> list[str]:
+        """A whole column of strings; without such a column, `default` for each row where one is given.
+
+        Raises:
+            TaskError: There is no such column and no default, or a value is no string.
+        """
+        if default is not None and column not in self.schema.names:
+            return [default] * self.num_rows
+        values = self.values(self.column(column))
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise TaskError(f"{self.info.path} row {row}: '{column}' is {value!r}; give a string or drop the row")
+        return values
+
+    def labels(self) -> np.ndarray:
+        """The class of each row, int64.
+
+        Raises:
+            TaskError: There is no such column, or a value is no class number.
+        """
+        column = self.column("label", "ClassLabel")
+        if not pa.types.is_integer(self.schema.field(column).type):
+            kind = self.schema.field(column).type
+            raise TaskError(f"{self.info.path}: '{column}' is {kind}; number the classes from 0 and store int64")
+        values = self.values(column)
+        for row, value in enumerate(values):
+            if value is None or value < 0:
+                raise TaskError(f"{self.info.path} row {row}: '{column}' is {value}; drop unlabelled rows")
+        return np.asarray(values, dtype=np.int64)
+
+
+def class_names(tables: list[LabelledTable], labels_S: np.ndarray) -> tuple[str, ...]:
+    """Class names from the first table's metadata, else the class numbers as text.
+
+    Raises:
+        TaskError: The tables name their classes differently, or a label lies beyond the names.
+    """
+    named = [(table, _stored_names(table)) for table in tables]
+    first, names = named[0]
+    for table, others in named[1:]:
+        if others != names:
+            raise TaskError(f"{table.info.path} and {first.info.path} name their classes differently; load them apart")
+    highest = int(labels_S.max())
+    if names and highest >= len(names):
+        raise TaskError(f"{first.info.path}: label {highest} lies beyond the {len(names)} class names; mend either")
+    return names or tuple(map(str, range(highest + 1)))
+
+
+def _stored_names(table: LabelledTable) -> tuple[str, ...]:
+    names = table.features.get(table.column("label", "ClassLabel"), {}).get("names")
+    plain = (table.schema.metadata or {}).get(b"classes", b"").decode()
+    return tuple(map(str, names)) if names else tuple(plain.split(",")) if plain else ()
+
+
+def open_tables(path: str | os.PathLike[str]) -> list[LabelledTable]:
+    """Opens a Parquet file or a glob of several, in the order of their paths.
+
+    Raises:
+        TaskError: There is no such file, or one is no Parquet file or has no rows.
+    """
+    filesystem, infos = find_files(path)
+    tables = []
+    for info in infos:
+        if info.type == fs.FileType.Directory:
+            raise TaskError(f"{info.path} is a folder; give a Parquet file or a glob such as {info.path}/*.parquet")
+        with _reading(info.path), filesystem.open_input_file(info.path) as file:
+            parquet = pq.ParquetFile(file)
+            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        if num_rows == 0:
+            raise TaskError(f"{info.path} has no rows; write it again, or leave it out")
+        tables.append(LabelledTable(filesystem=filesystem, info=info, schema=schema, num_rows=num_rows))
+    return tables
+
+
+def find_files(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, list[fs.FileInfo]]:
+    """The file or folder at a path, or what a glob matches, in the order of their paths.
+
+    Raises:
+        TaskError: There is nothing, or the file system cannot be reached.
+    """
+    where = os.fspath(path)
+    try:
+        filesystem, inner = _filesystem(where)
+        found = [filesystem.get_file_info(inner)]
+        if found[0].type == fs.FileType.NotFound:
+            found = _glob(filesystem, inner) if any(sign in inner for sign in "*?[") else []
+    except TaskError:
+        raise
+    except Exception as error:  # The hub's client raises errors of several libraries.
+        raise TaskError(
+            f"{where} cannot be reached ({error}); check the name and the connection, or download the file and give "
+            "its local path"
+        ) from error
+    if not found:
+        raise TaskError(f"{where}: there is no such file or folder; check the path")
+    return filesystem, found
+
+
+def _filesystem(where: str) -> tuple[fs.FileSystem, str]:
+    if where.startswith("hf://"):
+        try:
+            from huggingface_hub import HfFileSystem  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise TaskError(
+                f"{where} needs huggingface_hub; install it by `pip install 'raywgen[hub]'`, or download the file and "
+                "give its local path"
+            ) from error
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), where.removeprefix("hf://")
+    if "://" in where:
+        return fs.FileSystem.from_uri(where)
+    return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(where))
+
+
+def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
+    parts = PurePosixPath(pattern).parts
+    first = next(place for place, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    root = str(PurePosixPath(*parts[:first]))
+    selector = fs.FileSelector(root, allow_not_found=True, recursive=first < len(parts) - 1)
+    matches = []
+    for info in filesystem.get_file_info(selector):
+        found = PurePosixPath(info.path).parts
+        same = len(found) == len(parts) and all(map(fnmatch.fnmatchcase, found, parts))
+        if same and info.type == fs.FileType.File:
+            matches.append(info)
+    return sorted(matches, key=lambda info: info.path)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise TaskError(f"{path} cannot be read as Parquet ({error}); write or download it again") from error

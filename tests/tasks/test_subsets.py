@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raywgen.tasks.base import TaskError
+from raywgen.tasks.images import ImageData, load_digits_images
+from raywgen.tasks.subsets import balanced_rows, class_subset, draw_subsets
+
+
+def test_a_subset_holds_its_classes_alone_renumbered_in_the_order_given() -> None:
+    data = load_digits_images()
+    part = class_subset(data, [7, 1, 4])
+    rows = [row for row, digit in enumerate(data.y_S.tolist()) if digit in (7, 1, 4)]
+    assert torch.equal(part.x_SCHW, data.x_SCHW[rows])
+    assert part.y_S.tolist() == [{7: 0, 1: 1, 4: 2}[int(data.y_S[row])] for row in rows]
+    assert part.y_S.dtype == torch.int64
+    assert part.class_names == ("7", "1", "4")
+    assert (part.name, part.source, part.licence) == ("digits/7-1-4", data.source, data.licence)
+
+
+def test_columns_and_empty_classes() -> None:
+    data = ImageData(
+        name="d",
+        x_SCHW=torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1),
+        y_S=torch.tensor([2, 0, 2, 0]),
+        class_names=("a", "b", "c"),
+        columns={"drawer": (1, 2, 3, 4)},
+        source="test",
+    )
+    assert class_subset(data, [2]).columns == {"drawer": (1, 3)}
+    assert class_subset(data, [2]).x_SCHW.flatten().tolist() == [0, 2]
+    with pytest.raises(TaskError, match="class 'b' of 'd' has no images"):
+        class_subset(data, [0, 1])
+
+
+@pytest.mark.parametrize("classes", [[], [1, 1], [10], [-1, 2]])
+def test_classes_that_are_not_of_the_data_are_refused(classes: list[int]) -> None:
+    with pytest.raises(TaskError, match="give different classes from 0 to 9 of 'digits'"):
+        class_subset(load_digits_images(), classes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_drawn_subsets_are_distinct_sets_of_the_size_asked(data: st.DataObject) -> None:
+    num_classes = data.draw(st.integers(1, 60))
+    size = data.draw(st.integers(1, num_classes))
+    num = data.draw(st.integers(0, min(50, math.comb(num_classes, size))))
+    seed = data.draw(st.integers(0, 2**32))
+    subsets = draw_subsets(num_classes, size, num, seed)
+    assert len(set(subsets)) == len(subsets) == num
+    for subset in subsets:
+        assert len(subset) == size
+        assert list(subset) == sorted(set(subset))
+        assert 0 <= subset[0] <= subset[-1] < num_classes
+    assert draw_subsets(num_classes, size, num, seed) == subsets
+    assert draw_subsets(num_classes, size, num // 2, seed) == subsets[: num // 2]
+
+
+@pytest.mark.parametrize(("num_classes", "size"), [(1, 1), (6, 1), (7, 3), (8, 8), (9, 5)])
+def test_all_subsets_can_be_drawn(num_classes: int, size: int) -> None:
+    every = list(itertools.combinations(range(num_classes), size))
+    assert sorted(draw_subsets(num_classes, size, len(every), seed=3)) == every
+    with pytest.raises(TaskError, match=f"there are {len(every)} sets of {size} of {num_classes}"):
+        draw_subsets(num_classes, size, len(every) + 1, seed=3)
+
+
+def test_subsets_are_drawn_equally_often() -> None:
+    drawn = Counter(subset for seed in range(2000) for subset in draw_subsets(5, 2, 2, seed))
+    # 400 of each of the 10 sets expected, with a standard deviation of 18.
+    assert len(drawn) == 10
+    assert all(abs(count - 400) < 90 for count in drawn.values())
+
+
+@pytest.mark.parametrize(("size", "num"), [(0, 1), (6, 1), (-1, 1), (2, -1)])
+def test_sizes_that_make_no_subset_are_refused(size: int, num: int) -> None:
+    with pytest.raises(TaskError, match=f"num={num}"):
+        draw_subsets(5, size, num, seed=0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), limit=st.integers(1, 100), seed=st.integers(0, 2**32)
+)
+def test_balanced_rows_take_of_each_class_what_it_has(labels: list[int], limit: int, seed: int) -> None:
+    rows = balanced_rows(np.asarray(labels, dtype=np.int64), limit, seed).tolist()
+    assert rows == sorted(set(rows))
+    assert len(rows) == min(limit, len(labels))
+    there, taken = Counter(labels), Counter(labels[row] for row in rows)
+    unfinished = [taken[label] for label in there if taken[label] < there[label]]
+    assert all(max(taken.values()) - count <= 1 for count in unfinished)
+    assert balanced_rows(np.asarray(labels, dtype=np.int64), limit, seed).tolist() == rows
