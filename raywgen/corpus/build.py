@@ -97,6 +97,8 @@ def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:
 def _work_off(units: list[Unit], config: BuildConfig, storage: Storage, on_progress: Progress | None) -> None:
     kept = set(storage.list(UNITS))
     left = [unit for unit in units if journal(unit.name).rpartition("/")[2] not in kept]
+    # The largest first, so that none of them is left to run alone at the end.
+    left.sort(key=lambda unit: -unit.num_bytes)
     total = sum(unit.num_bytes for unit in units)
     done = total - sum(unit.num_bytes for unit in left)
     checkpoints = quarantined = 0
