@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raywgen.corpus import Corpus, commit_corpus
-from raywgen.zoo import ZooConfig
-from raywgen.zoo.plan import plan_zoo
-from raywgen.zoo.stacks import train_stack, write_start
+from raywgen.corpus import Corpus
+from raywgen.zoo import ZooConfig, train_zoo
 
 TINY_ZOO = ZooConfig(
     networks=[[64, 6, 2], [64, 5, 4, 2]],
@@ -32,13 +30,4 @@ def zoo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def make_zoo(config: ZooConfig, root: str | Path) -> Corpus:
     """What `train_zoo` does, in this process."""
-    plan = plan_zoo(config)
-    starts = [write_start(start, str(root)) for start in plan.starts]
-    trained = [train_stack(stack, config, str(root)).shard for stack in plan.stacks]
-    return commit_corpus(
-        str(root),
-        shards=starts + [shard for shard in trained if shard is not None],
-        tasks=plan.tasks,
-        networks=[start.network for start in plan.starts],
-        recipe={"zoo": config.recipe()},
-    )
+    return train_zoo(config, str(root), distributed=False)

@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.corpus import app as corpus_app
-from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, print_info, split_config
+from raywgen.cli.settings import (
+    Config,
+    Overrides,
+    SettingsCommand,
+    out,
+    print_info,
+    shipped_zoo,
+    split_config,
+    zoo_recipes,
+)
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
 
@@ -61,14 +70,28 @@ def demo(overrides: Overrides = None) -> None:
 
 @zoo_app.command("train", cls=SettingsCommand)
 def zoo_train(config: Config = None, overrides: Overrides = None) -> None:
-    """Train a zoo and write it as a corpus, for instance `raywgen zoo train configs/zoo/digits.yaml seed=1`."""
+    """Train a zoo and write it as a corpus, for instance `raywgen zoo train digits seed=1`.
+
+    CONFIG is a YAML file or a shipped recipe; `raywgen zoo list` names them. Your own network: `networks=[{name:
+    package.module:Class}]`; your own data: `tasks.kind=images tasks.path=images.parquet`. Interrupted, run it again.
+    """
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig, train_zoo
 
-    settings = load_config(ZooConfig, *split_config(config, overrides))
+    path, rest = split_config(config, overrides)
+    settings = load_config(ZooConfig, shipped_zoo(path), rest)
     with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
-        corpus = train_zoo(settings, settings.out, bar.update)
+        corpus = train_zoo(settings, settings.out, bar.update, lambda told: out.print(f"  {told}", highlight=False))
     print_info(corpus.info())
+
+
+@zoo_app.command("list")
+def zoo_list() -> None:
+    """Name the shipped recipes and what each makes."""
+    table = Table("recipe", "what it makes")
+    for path in zoo_recipes():
+        table.add_row(path.stem, escape(path.read_text().splitlines()[0].lstrip("# ")))
+    out.print(table)
 
 
 @app.command(cls=SettingsCommand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -56,3 +57,13 @@ def print_info(info: dict[str, Any]) -> None:
         text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
         table.add_row(key, f"{text:,}" if isinstance(text, int) else escape(str(text)))
     out.print(table)
+
+
+def zoo_recipes() -> list[Path]:
+    """The YAML files of `configs/zoo`, beside the package as in a clone."""
+    return sorted((Path(__file__).parents[2] / "configs" / "zoo").glob("*.yaml"))
+
+
+def shipped_zoo(config: str | None) -> str | None:
+    """The file of a recipe's bare name; anything else stays as it is."""
+    return next((str(path) for path in zoo_recipes() if path.stem == config), config)

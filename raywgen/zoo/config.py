@@ -6,31 +6,112 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-_NUM_PIXELS, _NUM_CLASSES = 64, 2
+from raywgen.tasks import FitConfig, SAMConfig
+
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
+KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains")
+STARTS = ("shared", "own", "branched")
+WAYS = ("auto", "stack", "alone")
+
+
+@dataclass(kw_only=True)
+class ZooTasks:
+    """What networks are trained for.
+
+    Attributes:
+        kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
+            `episodes` (few-shot), or `domains` (one task each, the last one unseen).
+        path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
+        test_path: Images that nothing is trained on; without it a fifth is held out.
+        size: Images are scaled to `size x size`; as they are by default.
+        channels: 1 or 3; as they are by default.
+        limit: Training images, equally many of each class; all by default.
+        test_limit: Test images likewise.
+        subset_size: Classes of a class-subset task.
+        way: Classes of an episode.
+        shot: Support images of each.
+        num_query: Query images of each.
+        group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
+        rotations: Turned classes of episodes are classes of their own.
+        domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`.
+    """
+
+    kind: str = "digits-subsets"
+    path: str = "digits"
+    test_path: str = ""
+    size: int | None = None
+    channels: int | None = None
+    limit: int | None = None
+    test_limit: int | None = None
+    subset_size: int = 3
+    way: int = 5
+    shot: int = 1
+    num_query: int = 15
+    group: str = ""
+    rotations: bool = False
+    domains: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"tasks.kind={self.kind}: give one of {', '.join(KINDS)}")
+        if self.kind == "domains" and len(self.domains) < 2:
+            raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
+
+
+@dataclass(kw_only=True)
+class ZooOptimizer:
+    """One of several ways of optimising.
+
+    Attributes:
+        optimizer: `adam`, `adamw` or `sgd`.
+        learning_rate: At the first step.
+        momentum: Of `sgd`.
+        weight_decay: Decoupled for `adamw`.
+        schedule: `constant` or `cosine`.
+        sam: Sharpness-aware minimisation.
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 3e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    sam: SAMConfig = field(default_factory=SAMConfig)
 
 
 @dataclass(kw_only=True)
 class ZooConfig:
-    """Label-subset tasks on scikit-learn's digits, several architectures, each from one shared start.
+    """Tasks, networks, starts and optimisers; every network's trajectory is recorded.
 
+    The defaults are label-subset tasks on scikit-learn's digits, two architectures, each from one shared start.
     Longer or faster training gives better networks whose seeds lie further apart, which makes them harder to
     generate. At the defaults the networks reach a balanced test accuracy of 0.955, and two seeds of a task lie a
     third as far from each other as two tasks do.
 
     Attributes:
-        networks: One ReLU perceptron an entry: 64 pixels, hidden widths, 2 classes.
+        tasks: What networks are trained for.
+        networks: Each the widths of a ReLU perceptron, a registry name, or a mapping with `name` (of the registry or
+            `package.module:Class`) and arguments.
         num_seen_tasks: Tasks whose networks a generator is trained on.
         num_validation_tasks: Tasks held out whole, to choose settings by.
         num_unseen_tasks: Tasks held out whole, to report on.
-        seeds_per_task: Networks per task and architecture, each with its own data order; the last one of a
-            seen task is its held-out trajectory.
+        seeds_per_task: Networks per task, architecture and optimiser, each with its own data order; the last one of a
+            seen task is its held-out trajectory, where there are several.
+        start: `shared` by all networks of an architecture, `own` (drawn by each one's seed), or `branched` (a shared
+            start trained for `branch_steps` on the first seen task).
+        branch_steps: Of a branched start.
+        optimizers: Each trains all networks; without any, Adam at `learning_rate`.
         num_steps: Optimiser steps of each network.
-        checkpoint_steps: Steps whose weights are kept, ascending.
-        batch_size: Images of a step.
-        learning_rate: Of Adam.
-        num_condition_samples: Labelled training images that a task shows to a generator.
-        stack_size: Networks that one Ray task trains at once.
+        checkpoint_steps: Steps whose weights are kept, ascending; 0 is the start.
+        keep_optimizer: Keep the optimiser's tensors beside each checkpoint, so that training can go on from it.
+        batch_size: Samples of a step.
+        learning_rate: Of Adam, where no `optimizers` are given.
+        augment: `flip`, `shift-K`, or both joined by `+`.
+        loss: `balanced` or `plain`.
+        way: `stack` trains networks at once, `alone` one after another in channels-last, `auto` measures which is
+            faster here.
+        num_condition_samples: Labelled training samples that a task shows to a generator.
+        stack_size: Networks of one Ray task.
         seed: Of tasks, starts, data orders and condition samples.
         out: Where the corpus goes: a path or URI that all nodes reach.
 
@@ -38,53 +119,93 @@ class ZooConfig:
         ValueError: A value makes no zoo; the message names it.
     """
 
-    networks: list[list[int]] = field(default_factory=lambda: [[64, 14, 2], [64, 12, 8, 2]])
+    tasks: ZooTasks = field(default_factory=ZooTasks)
+    networks: list[Any] = field(default_factory=lambda: [[64, 14, 2], [64, 12, 8, 2]])
     num_seen_tasks: int = 240
     num_validation_tasks: int = 16
     num_unseen_tasks: int = 24
     seeds_per_task: int = 4
+    start: str = "shared"
+    branch_steps: int = 0
+    optimizers: list[ZooOptimizer] = field(default_factory=list)
     num_steps: int = 500
     checkpoint_steps: list[int] = field(default_factory=lambda: [450, 500])
+    keep_optimizer: bool = False
     batch_size: int = 64
     learning_rate: float = 3e-3
+    augment: str = ""
+    loss: str = "balanced"
+    way: str = "stack"
     num_condition_samples: int = 64
     stack_size: int = 240
     seed: int = 0
     out: str = "runs/zoo/corpus"
 
     def __post_init__(self) -> None:
-        for name in ("num_seen_tasks", "num_validation_tasks", "num_unseen_tasks", "seed"):
+        for name in ("num_seen_tasks", "num_validation_tasks", "num_unseen_tasks", "seed", "branch_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
-        for name in ("num_steps", "batch_size", "num_condition_samples", "stack_size"):
+        for name in ("num_steps", "batch_size", "num_condition_samples", "stack_size", "seeds_per_task"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_seen_tasks + self.num_validation_tasks + self.num_unseen_tasks == 0:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
-        if self.seeds_per_task < 2:
-            raise ValueError(f"seeds_per_task={self.seeds_per_task}: must be at least 2, as the last one is held out")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
+        for name, known in (("start", STARTS), ("way", WAYS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+        if (self.start == "branched") != (self.branch_steps > 0):
+            raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
         self._check_networks()
         self._check_checkpoint_steps()
+        labels = [fit.label for fit in self.fits()]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"optimizers: {', '.join(labels)} are not all different; change an optimizer or sam.rho")
+
+    def fits(self) -> list[FitConfig]:
+        """One per optimiser; refuses unknown settings."""
+        chosen = self.optimizers or [ZooOptimizer(learning_rate=self.learning_rate)]
+        return [
+            FitConfig(
+                **{item.name: getattr(one, item.name) for item in dataclasses.fields(one)},
+                augment=self.augment,
+                num_steps=self.num_steps,
+                batch_size=self.batch_size,
+                loss=self.loss,
+            )
+            for one in chosen
+        ]
+
+    def network_recipes(self) -> list[dict[str, Any]]:
+        """What `build_network` takes."""
+        recipes = []
+        for network in self.networks:
+            if isinstance(network, str):
+                recipes.append({"name": network})
+            else:
+                recipes.append(dict(network) if isinstance(network, dict) else {"name": "mlp", "widths": list(network)})
+        return recipes
 
     def recipe(self) -> dict[str, Any]:
         """What decides the networks: all but where they are stored and how many are trained at once."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_OF_THE_RECIPE}
 
     def _check_networks(self) -> None:
-        if not self.networks or len({tuple(widths) for widths in self.networks}) != len(self.networks):
+        recipes = self.network_recipes()
+        if not recipes or len({str(recipe) for recipe in recipes}) != len(recipes):
             raise ValueError(f"networks={self.networks}: give at least one architecture, and each once")
-        for widths in self.networks:
-            if len(widths) < 2 or min(widths) < 1 or widths[0] != _NUM_PIXELS or widths[-1] != _NUM_CLASSES:
+        on_digits = self.tasks.kind == "digits-subsets"
+        for widths in [network for network in self.networks if on_digits and not isinstance(network, str | dict)]:
+            if len(widths) < 2 or min(widths) < 1 or (widths[0], widths[-1]) != (64, 2):
                 raise ValueError(
-                    f"networks: {widths} does not run from {_NUM_PIXELS} pixels to {_NUM_CLASSES} classes; "
-                    "write it for instance [64, 14, 2]"
+                    f"networks: {widths} does not run from 64 pixels to 2 classes; write it for instance [64, 14, 2]"
                 )
+        for recipe in recipes:
+            if "name" not in recipe:
+                raise ValueError(f"networks: {recipe} has no name; write for instance {{name: tiny-cnn}}")
 
     def _check_checkpoint_steps(self) -> None:
         steps = list(self.checkpoint_steps)
-        if not steps or sorted(set(steps)) != steps or steps[0] < 1 or steps[-1] > self.num_steps:
+        if not steps or sorted(set(steps)) != steps or steps[0] < 0 or steps[-1] > self.num_steps:
             raise ValueError(
-                f"checkpoint_steps={steps}: give ascending steps from 1 to num_steps={self.num_steps}, each once"
+                f"checkpoint_steps={steps}: give ascending steps from 0 to num_steps={self.num_steps}, each once"
             )

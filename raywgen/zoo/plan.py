@@ -1,31 +1,53 @@
-"""Which networks a zoo trains, in stacks of one architecture and one split."""
+"""Which networks a zoo trains, in stacks of one architecture, optimiser and split."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from raywgen.corpus import NetworkFacts, TaskFacts
-from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_subset_tasks, network_name
+from raywgen.tasks import (
+    FitConfig,
+    FitData,
+    Recorded,
+    Task,
+    TaskError,
+    build_network,
+    build_task,
+    draw_condition,
+    fit,
+    network_name,
+    repeat_state,
+)
 from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
+from raywgen.zoo.draw import draw_tasks
 
 # A seen task's last trajectory is kept from training; its name says so.
 _HELD_OUT = {"seen": "heldout"}
 _SEEN = {"seen": "train"}
+_SHARED_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """An architecture with the shared start of its networks."""
+    """An architecture with the start of its networks.
+
+    Attributes:
+        network: Name, recipe, layout.
+        state: The shared or branched start; a start of one's own is drawn like it, by a seed of one's own.
+        seed: Of the start.
+        kind: `shared`, `own` or `branched`.
+    """
 
     network: NetworkFacts
     state: StateDict
     seed: int
+    kind: str = "shared"
 
     @property
     def checkpoint_id(self) -> str:
@@ -42,21 +64,26 @@ class Job:
         split: Of its checkpoints.
         trajectory: Its number among the task's trajectories.
         order_seed: Of its data order.
+        start_seed: Of its start.
     """
 
     task_recipe: dict[str, Any]
     split: str
     trajectory: int
     order_seed: int
+    start_seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Networks that one Ray task trains at once, and the name of the shard it writes."""
+    """Networks that one Ray task trains, and the name of the shard it writes."""
 
     name: str
     start: Start
     jobs: tuple[Job, ...]
+    fit: FitConfig
+    way: str
+    channels: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +95,73 @@ class Plan:
     tasks: list[TaskFacts]
 
 
-def plan_zoo(config: ZooConfig) -> Plan:
+def plan_zoo(config: ZooConfig, ways: Mapping[str, str] | None = None) -> Plan:
     """Draws tasks, starts and data orders by the config's seed.
 
+    Args:
+        config: The recipe.
+        ways: Network name -> `stack` or `alone`, where `config.way` is `auto`.
+
     Raises:
-        TaskError: More tasks are asked for than there are.
+        TaskError: More tasks are asked for than there are, or a network does not take their samples.
     """
-    recipes = draw_subset_tasks(
-        num_seen=config.num_seen_tasks,
-        num_validation=config.num_validation_tasks,
-        num_unseen=config.num_unseen_tasks,
-        seed=config.seed,
-    )
+    recipes = draw_tasks(config)
     tasks = {split: [build_task(recipe) for recipe in drawn] for split, drawn in recipes.items()}
-    starts = [_start(widths, config.seed + index) for index, widths in enumerate(config.networks)]
+    every = [task for drawn in tasks.values() for task in drawn]
+    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(config.network_recipes())]
     jobs = _jobs(config, tasks)
+    stacks = [
+        stack
+        for start in starts
+        for one in config.fits()
+        for stack in _stacks(start, jobs, config, one, (ways or {}).get(start.network.name, config.way))
+    ]
     return Plan(
         starts=starts,
-        stacks=[stack for start in starts for stack in _stacks(start, jobs, config.stack_size)],
+        stacks=stacks,
         tasks=[_task_facts(task, split, config) for split, drawn in tasks.items() for task in drawn],
     )
 
 
-def _start(widths: Sequence[int], seed: int) -> Start:
-    recipe = {"name": "mlp", "widths": list(widths)}
+def initial_state(recipe: Mapping[str, Any], seed: int) -> StateDict:
+    """What a network of this recipe holds when it is made under a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = build_network(recipe).state_dict()
+        return build_network(recipe).state_dict()
+
+
+def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -> Start:
+    seed = config.seed + index
+    state = initial_state(recipe, seed)
+    _try(recipe, state, first)
+    if config.start == "branched":
+        one = replace(config.fits()[0], num_steps=config.branch_steps)
+        data = FitData(x=first.train_x_SF, labels_NS=first.train_y_S, channels=config.tasks.channels or 1)
+        begin = Recorded(step=0, state_N=repeat_state(state, 1))
+        module = build_network(recipe)
+        (end,) = fit(module, begin, data, one, order_seeds=[seed], record_steps=[config.branch_steps])
+        state = {name: tensor[0] for name, tensor in end.state_N.items()}
     network = NetworkFacts(name=network_name(recipe), recipe=recipe, layout=Layout.from_state_dict(state))
-    return Start(network=network, state=state, seed=seed)
+    return Start(network=network, state=state, seed=seed, kind=config.start)
+
+
+def _try(recipe: dict[str, Any], state: StateDict, task: Task) -> None:
+    """Runs two samples through a network, so that a misfit is told before anything is trained."""
+    module = build_network(recipe).eval()
+    module.load_state_dict(state)
+    try:
+        with torch.no_grad():
+            logits = module(task.train_x_SF[:2])
+    except RuntimeError as error:
+        raise TaskError(
+            f"network '{network_name(recipe)}' does not take samples of {task.train_x_SF.shape[1]} values ({error}); "
+            "give another network, tasks.size or tasks.channels"
+        ) from error
+    if logits.dim() != 2 or logits.shape[1] < task.num_classes:
+        raise TaskError(
+            f"network '{network_name(recipe)}' gives {list(logits.shape[1:])} outputs, {task.id} has "
+            f"{task.num_classes} classes; give num_classes, or another width"
+        )
 
 
 def _jobs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[str, list[Job]]:
@@ -105,24 +170,45 @@ def _jobs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[str, list[Job
     for task_split, of_split in tasks.items():
         for task in of_split:
             for trajectory in range(config.seeds_per_task):
-                last = trajectory == config.seeds_per_task - 1
+                last = trajectory == config.seeds_per_task - 1 > 0
                 split = (_HELD_OUT if last else _SEEN).get(task_split, task_split)
                 order_seed = zlib.crc32(f"{config.seed}/{task.id}/{trajectory}".encode())
-                job = Job(task_recipe=task.recipe, split=split, trajectory=trajectory, order_seed=order_seed)
+                job = Job(
+                    task_recipe=task.recipe,
+                    split=split,
+                    trajectory=trajectory,
+                    order_seed=order_seed,
+                    start_seed=zlib.crc32(f"start/{config.seed}/{task.id}/{trajectory}".encode()),
+                )
                 jobs.setdefault(split, []).append(job)
     return jobs
 
 
-def _stacks(start: Start, jobs: dict[str, list[Job]], stack_size: int) -> list[Stack]:
-    return [
-        Stack(
-            name=f"{start.network.name}-{split}-{number:03d}",
-            start=start,
-            jobs=tuple(of_split[first : first + stack_size]),
-        )
-        for split, of_split in jobs.items()
-        for number, first in enumerate(range(0, len(of_split), stack_size))
-    ]
+def _stacks(start: Start, jobs: dict[str, list[Job]], config: ZooConfig, one: FitConfig, way: str) -> list[Stack]:
+    told = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
+    stacks = []
+    for split, of_split in jobs.items():
+        number = 0
+        for group in _groups(of_split):
+            for first in range(0, len(group), config.stack_size):
+                part = tuple(group[first : first + config.stack_size])
+                name = f"{told}-{split}-{number:03d}"
+                channels = config.tasks.channels or 1
+                stacks.append(Stack(name=name, start=start, jobs=part, fit=one, way=way, channels=channels))
+                number += 1
+    return stacks
+
+
+def _groups(jobs: list[Job]) -> list[list[Job]]:
+    """Jobs whose samples can lie in one tensor: the same ones, or equally many small ones."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        task = build_task(job.task_recipe)
+        x = task.train_x_SF
+        small = x.numel() <= _SHARED_VALUES and len(task.test_y_S) * x.shape[1] <= _SHARED_VALUES
+        key = (tuple(x.shape), tuple(task.test_x_SF.shape)) if small else x.data_ptr()
+        groups.setdefault(key, []).append(job)
+    return list(groups.values())
 
 
 def _task_facts(task: Task, split: str, config: ZooConfig) -> TaskFacts:

@@ -1,35 +1,26 @@
 """Trains one stack of a zoo and writes what came of it as a shard.
 
-Shape legend: N networks of a stack, K recorded steps, S samples, P packed bytes.
+Shape legend: N networks of a stack, K recorded steps, S samples, F features, P packed bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raywgen.corpus import CheckpointFacts, Shard, write_shard
-from raywgen.tasks import (
-    FitConfig,
-    FitData,
-    Recorded,
-    Task,
-    balanced_accuracy,
-    balanced_cross_entropy,
-    build_network,
-    build_task,
-    fit,
-    repeat_state,
-    stacked_logits,
-)
+from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.tasks import FitData, Recorded, Task, build_network, build_task, fit, repeat_state
+from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.plan import Job, Stack, Start
+from raywgen.zoo.measure import measure
+from raywgen.zoo.plan import Stack, Start, initial_state
 
-_SOURCE = "raywgen zoo on scikit-learn's digits"
-_LICENCE = "CC-BY-4.0"
 _UNKNOWN = float("nan")
+_DIGITS = ("raywgen zoo on scikit-learn's digits", "CC-BY-4.0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +29,22 @@ class TrainedStack:
 
     Attributes:
         shard: Its checkpoints; None where no network is left.
-        num_diverged: Networks that were dropped whole, as weights or loss of a recorded step are not finite.
+        optimizer_shard: The optimiser's tensors beside them, where they are kept.
+        optimizer_layout: Of these.
+        statistics: Of the shard.
+        diverged: Trajectories that were dropped whole, as weights or loss of a recorded step are not finite.
     """
 
     shard: Shard | None
-    num_diverged: int
+    optimizer_shard: Shard | None = None
+    optimizer_layout: Layout | None = None
+    statistics: LayoutStatistics | None = None
+    diverged: tuple[str, ...] = field(default=())
+
+    @property
+    def num_diverged(self) -> int:
+        """How many."""
+        return len(self.diverged)
 
 
 def train_stack(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
@@ -53,51 +55,74 @@ def train_stack(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
     """
     torch.set_num_threads(1)
     tasks = [build_task(job.task_recipe) for job in stack.jobs]
-    recorded = fit(
-        build_network(stack.start.network.recipe),
-        Recorded(step=0, state_N=repeat_state(stack.start.state, len(tasks))),
-        FitData(x=tasks[0].train_x_SF, labels_NS=torch.stack([task.train_y_S for task in tasks])),
-        FitConfig(num_steps=config.num_steps, batch_size=config.batch_size, learning_rate=config.learning_rate),
+    return write_stack(stack, config, tasks, fit_networks(stack, config, tasks), root)
+
+
+def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task]) -> list[Recorded]:
+    """The networks of a stack at every step of `config.checkpoint_steps`."""
+    recipe = stack.start.network.recipe
+    if stack.start.kind == "own":
+        states = [initial_state(recipe, job.start_seed) for job in stack.jobs]
+        begin = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    else:
+        begin = repeat_state(stack.start.state, len(tasks))
+    train_x, train_y_NS = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
+    return fit(
+        build_network(recipe),
+        Recorded(step=0, state_N=begin),
+        FitData(x=train_x, labels_NS=train_y_NS, channels=stack.channels),
+        stack.fit,
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=config.checkpoint_steps,
+        way=stack.way,
+        keep_optimizer=config.keep_optimizer,
     )
-    return write_stack(stack, config, tasks, [record.state_N for record in recorded], root)
 
 
 def write_stack(
-    stack: Stack, config: ZooConfig, tasks: list[Task], states_N: list[dict[str, Tensor]], root: str
+    stack: Stack, config: ZooConfig, tasks: list[Task], recorded: list[Recorded], root: str
 ) -> TrainedStack:
     """Measures trained networks and writes those that did not diverge.
 
     Args:
         stack: N jobs.
-        config: Its K `checkpoint_steps` are the steps of the states.
-        tasks: N tasks, which share their inputs.
-        states_N: K stacked `state_dict`s.
+        config: Its K `checkpoint_steps` are the steps of the records.
+        tasks: N tasks.
+        recorded: K records.
         root: Of the corpus.
     """
-    loss_KN, accuracy_KN = _measure(stack, tasks, states_N)
+    loss_KN, accuracy_KN = _measure(stack, tasks, recorded)
     kept_N = loss_KN.isfinite().all(dim=0)
-    for state in states_N:
-        for tensor in state.values():
-            kept_N &= tensor.isfinite().flatten(1).all(dim=1)
+    for record in recorded:
+        for tensor in record.state_N.values():
+            kept_N &= tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
     layout = stack.start.network.layout
     facts, packed = [], []
-    for k, (step, state) in enumerate(zip(config.checkpoint_steps, states_N, strict=True)):
+    optimizer: list[tuple[CheckpointFacts, dict[str, Tensor]]] = []
+    for k, record in enumerate(recorded):
         for n in kept_N.nonzero().flatten().tolist():
-            job, loss, accuracy = stack.jobs[n], float(loss_KN[k, n]), float(accuracy_KN[k, n])
-            facts.append(_facts(stack.start, job, tasks[n].id, step, config.learning_rate, loss, accuracy))
-            packed.append(layout.pack({name: tensor[n] for name, tensor in state.items()}))
-    num_diverged = len(tasks) - int(kept_N.sum())
+            row = _facts(stack, n, tasks[n].id, record.step, float(loss_KN[k, n]), float(accuracy_KN[k, n]), config)
+            facts.append(row)
+            packed.append(layout.pack({name: tensor[n] for name, tensor in record.state_N.items()}))
+            if record.optimizer_N:
+                optimizer.append((row, {name: tensor[n] for name, tensor in record.optimizer_N.items()}))
+    diverged = tuple(trajectory_id_of(stack, n, tasks[n].id) for n in (~kept_N).nonzero().flatten().tolist())
     if not facts:
-        return TrainedStack(shard=None, num_diverged=num_diverged)
+        return TrainedStack(shard=None, diverged=diverged)
+    packed_NP = torch.stack(packed)
+    optimizer_shard, optimizer_layout = _write_optimizer(stack, optimizer, root)
     return TrainedStack(
-        shard=write_shard(root, stack.name, layout, facts, torch.stack(packed)), num_diverged=num_diverged
+        shard=write_shard(root, stack.name, layout, facts, packed_NP),
+        optimizer_shard=optimizer_shard,
+        optimizer_layout=optimizer_layout,
+        statistics=LayoutStatistics.measure(layout, packed_NP),
+        diverged=diverged,
     )
 
 
 def write_start(start: Start, root: str) -> Shard:
-    """Writes the shared start itself, a checkpoint of the split "base"."""
+    """Writes the shared or branched start itself, a checkpoint of the split "base"."""
+    source, licence = _DIGITS
     facts = CheckpointFacts(
         checkpoint_id=start.checkpoint_id,
         architecture=start.network.name,
@@ -106,7 +131,7 @@ def write_start(start: Start, root: str) -> Shard:
         layout_id=start.network.layout.id,
         step=0,
         split="base",
-        start="shared",
+        start=start.kind,
         base_id=None,
         start_seed=start.seed,
         order_seed=0,
@@ -114,30 +139,83 @@ def write_start(start: Start, root: str) -> Shard:
         learning_rate=0.0,
         train_loss=_UNKNOWN,
         test_accuracy=_UNKNOWN,
-        source=_SOURCE,
-        licence=_LICENCE,
+        source=source,
+        licence=licence,
     )
     layout = start.network.layout
     return write_shard(root, f"{start.network.name}-base", layout, [facts], layout.pack(start.state).unsqueeze(0))
 
 
-@torch.no_grad()
-def _measure(stack: Stack, tasks: list[Task], states_N: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+def _write_optimizer(
+    stack: Stack, kept: list[tuple[CheckpointFacts, dict[str, Tensor]]], root: str
+) -> tuple[Shard | None, Layout | None]:
+    """Optimiser tensors as checkpoints of a layout of their own, of the split "optimizer"."""
+    if not kept:
+        return None, None
+    layout = Layout.from_state_dict(kept[0][1])
+    facts = [
+        replace(
+            row,
+            checkpoint_id=f"{row.checkpoint_id}/optimizer",
+            layout_id=layout.id,
+            split="optimizer",
+            architecture=f"{row.architecture}/{stack.fit.optimizer}",
+        )
+        for row, _ in kept
+    ]
+    packed_NP = torch.stack([layout.pack(tensors) for _, tensors in kept])
+    return write_shard(root, f"{stack.name}-optimizer", layout, facts, packed_NP), layout
+
+
+def joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Inputs `(S, F)` where all share them, else `(N, S, F)`; labels `(N, S)`."""
+    inputs = [x for x, _ in pairs]
+    shared = all(x.data_ptr() == inputs[0].data_ptr() for x in inputs)
+    return inputs[0] if shared else torch.stack(inputs), torch.stack([labels for _, labels in pairs])
+
+
+def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:
     """Balanced training loss and balanced test accuracy, `(K, N)` each."""
     module = build_network(stack.start.network.recipe).eval()
-    train_y_NS = torch.stack([task.train_y_S for task in tasks])
-    test_y_NS = torch.stack([task.test_y_S for task in tasks])
-    losses, accuracies = [], []
-    for state in states_N:
-        losses.append(balanced_cross_entropy(stacked_logits(module, state, tasks[0].train_x_SF), train_y_NS))
-        accuracies.append(balanced_accuracy(stacked_logits(module, state, tasks[0].test_x_SF), test_y_NS))
-    return torch.stack(losses), torch.stack(accuracies)
+    train = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
+    test = joined([(task.test_x_SF, task.test_y_S) for task in tasks])
+    pairs = [measure(module, record.state_N, train, test, stack.way) for record in recorded]
+    return torch.stack([loss for loss, _ in pairs]), torch.stack([accuracy for _, accuracy in pairs])
+
+
+def trajectory_id_of(stack: Stack, n: int, task_id: str) -> str:
+    """The id of the n-th network's trajectory."""
+    job = stack.jobs[n]
+    return f"{_told(stack)}/{task_id}/{job.trajectory}"
+
+
+def _told(stack: Stack) -> str:
+    """Architecture, and the optimiser where a zoo has several."""
+    name = stack.start.network.name
+    return f"{name}-{stack.fit.label}" if stack.name.startswith(f"{name}-{stack.fit.label}-") else name
 
 
 def _facts(
-    start: Start, job: Job, task_id: str, step: int, learning_rate: float, loss: float, accuracy: float
+    stack: Stack, n: int, task_id: str, step: int, loss: float, accuracy: float, config: ZooConfig
 ) -> CheckpointFacts:
-    trajectory_id = f"{start.network.name}/{task_id}/{job.trajectory}"
+    job, start, one = stack.jobs[n], stack.start, stack.fit
+    trajectory_id = trajectory_id_of(stack, n, task_id)
+    own = start.kind == "own"
+    on_digits = job.task_recipe["name"] == "digits-subset"
+    source, licence = _DIGITS if on_digits else (f"raywgen zoo on {job.task_recipe['path']}", "unknown")
+    more: dict[str, Any] = {
+        "sam_rho": one.sam.rho,
+        "sam_adaptive": one.sam.adaptive,
+        "momentum": one.momentum if one.optimizer == "sgd" else 0.0,
+        "weight_decay": one.weight_decay,
+        "schedule": one.schedule,
+        "augment": one.augment,
+        "batch_size": one.batch_size,
+        "num_steps": one.num_steps,
+        "loss": one.loss,
+        "way": stack.way,
+        "stack": stack.name,
+    }
     return CheckpointFacts(
         checkpoint_id=f"{trajectory_id}/step-{step}",
         architecture=start.network.name,
@@ -146,14 +224,15 @@ def _facts(
         layout_id=start.network.layout.id,
         step=step,
         split=job.split,
-        start="shared",
-        base_id=start.checkpoint_id,
-        start_seed=start.seed,
+        start=start.kind,
+        base_id=None if own else start.checkpoint_id,
+        start_seed=job.start_seed if own else start.seed,
         order_seed=job.order_seed,
-        optimizer="adam",
-        learning_rate=learning_rate,
+        optimizer=one.optimizer,
+        learning_rate=one.learning_rate,
         train_loss=loss,
         test_accuracy=accuracy,
-        source=_SOURCE,
-        licence=_LICENCE,
+        source=source,
+        licence=licence,
+        more=more,
     )

@@ -1,28 +1,44 @@
-"""Trains a zoo over parallel Ray tasks, one stack of networks each, straight into a corpus."""
+"""Trains a zoo over all cores and nodes, straight into a corpus; interrupted, it goes on where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
-from raywgen.corpus import Corpus, CorpusError, commit_corpus
+from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
 from raywgen.corpus.corpus import MANIFEST
+from raywgen.corpus.ingest import UNITS, journal
+from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
+from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.plan import Stack, plan_zoo
+from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
+from raywgen.zoo.ways import choose_ways
 
 Progress = Callable[[int, int], None]
-"""Called with the networks trained and their number."""
+"""Called with the networks trained so far and their number."""
+_PLAN = f"{UNITS}/zoo.json"
 
 
-def train_zoo(config: ZooConfig, root: str, on_progress: Progress | None = None) -> Corpus:
+def train_zoo(
+    config: ZooConfig,
+    root: str,
+    on_progress: Progress | None = None,
+    on_choice: Callable[[str], None] | None = None,
+    *,
+    distributed: bool = True,
+) -> Corpus:
     """Trains all networks and commits them as a corpus; a corpus of this recipe that is there already is reused.
 
     Args:
         config: The recipe.
         root: Where the corpus goes, a path or URI that all nodes reach.
         on_progress: Told of every stack that is done.
+        on_choice: Told in words how networks are trained, where `config.way` is `auto`.
+        distributed: Over Ray tasks; false trains in this process.
 
     Raises:
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
@@ -30,20 +46,14 @@ def train_zoo(config: ZooConfig, root: str, on_progress: Progress | None = None)
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
-    plan = plan_zoo(config)
-    starts = [write_start(start, root) for start in plan.starts]
-    trained = _train_all(plan.stacks, config, absolute(root), on_progress)
-    recipe: dict[str, Any] = {
-        "zoo": config.recipe(),
-        "num_diverged": sum(stack.num_diverged for stack in trained),
-    }
-    return commit_corpus(
-        root,
-        shards=starts + [stack.shard for stack in trained if stack.shard is not None],
-        tasks=plan.tasks,
-        networks=[start.network for start in plan.starts],
-        recipe=recipe,
-    )
+    storage = Storage.at(root)
+    ways = _ways(config, storage, on_choice)
+    plan = plan_zoo(config, ways)
+    starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
+    trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, distributed)
+    corpus = _commit(plan, config, root, ways, starts, trained)
+    storage.delete(UNITS)
+    return corpus
 
 
 def _existing(config: ZooConfig, root: str) -> Corpus | None:
@@ -55,20 +65,117 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
     return corpus
 
 
-def _train_all(stacks: list[Stack], config: ZooConfig, root: str, on_progress: Progress | None) -> list[TrainedStack]:
-    """Trains the stacks on whatever CPUs the cluster has; the result is in the order of `stacks`."""
-    import ray
+def _ways(config: ZooConfig, storage: Storage, on_choice: Callable[[str], None] | None) -> dict[str, str]:
+    """Network name -> way; measured once, as an interrupted zoo must go on the same way."""
+    kept = json.loads(storage.read(_PLAN)) if storage.size(_PLAN) is not None else {}
+    # As JSON has it: tuples become lists.
+    recipe = json.loads(json.dumps(config.recipe()))
+    recipe["stack_size"] = config.stack_size
+    if kept and kept["zoo"] != recipe:
+        raise CorpusError(
+            f"{storage.name} holds an unfinished zoo of another recipe; give another folder, or delete this one"
+        )
+    if kept:
+        return kept["ways"]
+    ways = choose_ways(config, on_choice) if config.way == "auto" else {}
+    storage.write(_PLAN, json.dumps({"zoo": recipe, "ways": ways}).encode())
+    return ways
 
-    remote = ray.remote(num_cpus=1)(train_stack)
-    waiting = {remote.remote(stack, config, root): index for index, stack in enumerate(stacks)}
+
+def _train_all(
+    stacks: list[Stack],
+    config: ZooConfig,
+    root: str,
+    storage: Storage,
+    on_progress: Progress | None,
+    distributed: bool,
+) -> list[TrainedStack]:
+    """Trains the stacks that are left; the result is in the order of `stacks`."""
+    kept = set(storage.list(UNITS))
+    trained = {
+        index: _from_json(json.loads(storage.read(journal(stack.name))))
+        for index, stack in enumerate(stacks)
+        if f"{stack.name}.json" in kept
+    }
+    left = [index for index in range(len(stacks)) if index not in trained]
     total = sum(len(stack.jobs) for stack in stacks)
-    trained: dict[int, TrainedStack] = {}
-    done = 0
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        index = waiting.pop(ready)
-        trained[index] = ray.get(ready)
+    done = sum(len(stacks[index].jobs) for index in trained)
+    work = _over_ray if distributed else _here
+    for place, result in work([stacks[index] for index in left], config, root):
+        index = left[place]
+        trained[index] = result
         done += len(stacks[index].jobs)
         if on_progress is not None:
             on_progress(done, total)
     return [trained[index] for index in range(len(stacks))]
+
+
+def _here(stacks: list[Stack], config: ZooConfig, root: str) -> Iterator[tuple[int, TrainedStack]]:
+    for index, stack in enumerate(stacks):
+        yield index, train_unit(stack, config, root)
+
+
+def _over_ray(stacks: list[Stack], config: ZooConfig, root: str) -> Iterator[tuple[int, TrainedStack]]:
+    """On whatever CPUs the cluster has, in the order in which they are done."""
+    import ray
+
+    remote = ray.remote(num_cpus=1)(train_unit)
+    waiting = {remote.remote(stack, config, root): index for index, stack in enumerate(stacks)}
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting), num_returns=1)
+        yield waiting.pop(ready), ray.get(ready)
+
+
+def train_unit(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
+    """Trains a stack, then writes down in one step that it is done."""
+    trained = train_stack(stack, config, root)
+    Storage.at(root).write(journal(stack.name), json.dumps(_to_json(trained)).encode())
+    return trained
+
+
+def _commit(
+    plan: Plan, config: ZooConfig, root: str, ways: dict[str, str], starts: list[Shard], trained: list[TrainedStack]
+) -> Corpus:
+    shards = starts + [stack.shard for stack in trained if stack.shard is not None]
+    shards += [stack.optimizer_shard for stack in trained if stack.optimizer_shard is not None]
+    if not any(stack.shard for stack in trained):
+        raise CorpusError(f"{root}: every network diverged; lower the learning rate")
+    statistics: dict[str, LayoutStatistics] = {}
+    for stack in trained:
+        if stack.shard is not None and stack.statistics is not None:
+            known = statistics.get(stack.shard.layout_id)
+            statistics[stack.shard.layout_id] = stack.statistics if known is None else known + stack.statistics
+    kept = {stack.optimizer_layout.id: stack.optimizer_layout for stack in trained if stack.optimizer_layout}
+    networks = [start.network for start in plan.starts]
+    networks += [NetworkFacts(name=f"optimizer-{key[:6]}", recipe={}, layout=layout) for key, layout in kept.items()]
+    lost = [name for stack in trained for name in stack.diverged]
+    return commit_corpus(
+        root,
+        shards=shards,
+        tasks=plan.tasks,
+        networks=networks,
+        recipe={"zoo": config.recipe(), "stack_size": config.stack_size, "ways": ways, "num_diverged": len(lost)},
+        quarantine=[{"checkpoint_id": name, "file": "", "reason": "diverged: not finite"} for name in lost],
+        statistics=statistics,
+    )
+
+
+def _to_json(trained: TrainedStack) -> dict[str, Any]:
+    return {
+        "shard": None if trained.shard is None else asdict(trained.shard),
+        "optimizer_shard": None if trained.optimizer_shard is None else asdict(trained.optimizer_shard),
+        "optimizer_layout": None if trained.optimizer_layout is None else trained.optimizer_layout.to_json(),
+        "statistics": None if trained.statistics is None else trained.statistics.to_json(),
+        "diverged": list(trained.diverged),
+    }
+
+
+def _from_json(content: dict[str, Any]) -> TrainedStack:
+    layout, statistics = content["optimizer_layout"], content["statistics"]
+    return TrainedStack(
+        shard=None if content["shard"] is None else Shard(**content["shard"]),
+        optimizer_shard=None if content["optimizer_shard"] is None else Shard(**content["optimizer_shard"]),
+        optimizer_layout=None if layout is None else Layout.from_json(layout),
+        statistics=None if statistics is None else LayoutStatistics.from_json(statistics),
+        diverged=tuple(content["diverged"]),
+    )

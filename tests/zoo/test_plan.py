@@ -132,11 +132,11 @@ def test_too_many_tasks_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"seeds_per_task": 1}, "seeds_per_task=1"),
+        ({"seeds_per_task": 0}, "seeds_per_task=0"),
         ({"networks": [[64, 4, 3]]}, "64 pixels to 2 classes"),
         ({"networks": [[64, 4, 2], [64, 4, 2]]}, "each once"),
         ({"checkpoint_steps": [500, 450]}, "ascending"),
-        ({"checkpoint_steps": [600]}, "from 1 to num_steps=500"),
+        ({"checkpoint_steps": [600]}, "from 0 to num_steps=500"),
         ({"num_seen_tasks": -1}, "num_seen_tasks=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"num_seen_tasks": 0, "num_validation_tasks": 0, "num_unseen_tasks": 0}, "ask for a task"),

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus, commit_corpus
-from raywgen.tasks import balanced_accuracy, build_network, build_task
+from raywgen.tasks import Recorded, balanced_accuracy, build_network, build_task
 from raywgen.zoo.plan import plan_zoo
 from raywgen.zoo.stacks import train_stack, write_stack
 from tests.conftest import TINY_ZOO
+
+
+def recorded(states: list[dict[str, torch.Tensor]]) -> list[Recorded]:
+    return [Recorded(step=step, state_N=s) for step, s in zip(TINY_ZOO.checkpoint_steps, states, strict=True)]
 
 
 def test_networks_learn_their_tasks_and_the_facts_say_how_well(zoo_corpus: Corpus) -> None:
@@ -67,7 +71,7 @@ def test_diverged_networks_are_dropped_whole_and_counted(tmp_path: Path) -> None
     first = next(iter(states[0]))
     states[0][first][1] = torch.nan  # An early checkpoint alone, the last one being sane.
     states[1][first][3] = torch.inf
-    left = write_stack(stack, TINY_ZOO, tasks, states, str(tmp_path))
+    left = write_stack(stack, TINY_ZOO, tasks, recorded(states), str(tmp_path))
     assert left.num_diverged == 2
     assert left.shard is not None
     corpus = commit_corpus(
@@ -82,7 +86,7 @@ def test_a_stack_that_diverged_altogether_leaves_no_shard(tmp_path: Path) -> Non
     stack = plan_zoo(TINY_ZOO).stacks[0]
     tasks = [build_task(job.task_recipe) for job in stack.jobs]
     nothing = {name: torch.full((len(tasks), *tensor.shape), torch.nan) for name, tensor in stack.start.state.items()}
-    left = write_stack(stack, TINY_ZOO, tasks, [nothing, nothing], str(tmp_path))
+    left = write_stack(stack, TINY_ZOO, tasks, recorded([nothing, nothing]), str(tmp_path))
     assert left.shard is None
     assert left.num_diverged == len(stack.jobs)
     assert not any(tmp_path.iterdir())

@@ -1,0 +1,200 @@
+"""Tasks on labelled images: all classes or some, seen in a domain, or a few-shot episode.
+
+Shape legend: S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.domains import apply_domain
+from raywgen.tasks.episodes import Episode, EpisodeSampler, class_groups, split_classes
+from raywgen.tasks.images import ImageData, channel_statistics, load_digits_images, load_images
+from raywgen.tasks.subsets import balanced_rows, class_subset
+
+DIGITS = "digits"
+_TEST_SHARE = 0.2
+_SPLIT_SEED = 0
+
+
+def image_task(
+    path: str,
+    test_path: str = "",
+    classes: Sequence[int] | None = None,
+    domain: str = "plain",
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    test_limit: int | None = None,
+) -> Task:
+    """Which of these classes does the image show?
+
+    Args:
+        path: What `load_images` takes, or `digits` for scikit-learn's.
+        test_path: Images that nothing is trained on; without it a fifth of each class is held out.
+        classes: Some of the classes; all by default.
+        domain: Under which images are seen, as `apply_domain` takes it.
+        size: Images are scaled to `size x size`.
+        channels: 1 or 3; as they are stored by default.
+        limit: Training images, equally many of each class.
+        test_limit: Test images likewise.
+
+    Raises:
+        TaskError: Data, classes or domain are not there.
+    """
+    train, test = _split(path, test_path, size, channels, limit, test_limit)
+    if classes is not None:
+        train, test = class_subset(train, classes), class_subset(test, classes)
+    names = train.class_names
+    told = {"classes": list(classes)} if classes is not None else {}
+    options = {"test_path": test_path, "domain": domain, "size": size, "channels": channels, "limit": limit}
+    recipe = {"name": "images", "path": path, **options, "test_limit": test_limit, **told}
+    parts = [train.name.partition("/")[0], domain, "-".join(map(str, classes)) if classes is not None else "all"]
+    seen = "" if domain == "plain" else f", seen under {domain}"
+    return Task(
+        id="/".join(parts),
+        instruction=f"Which of {', '.join(names)} is in the image{seen}?",
+        recipe={key: value for key, value in recipe.items() if value not in (None, "")},
+        train_x_SF=_inputs(train.x_SCHW, domain, path, size, channels),
+        train_y_S=train.y_S,
+        test_x_SF=_inputs(test.x_SCHW, domain, path, size, channels),
+        test_y_S=test.y_S,
+        num_classes=len(names),
+    )
+
+
+def episode_task(
+    path: str,
+    index: int,
+    split: str = "train",
+    way: int = 5,
+    shot: int = 1,
+    num_query: int = 15,
+    group: str = "",
+    rotations: bool = False,
+    seed: int = 0,
+    size: int | None = None,
+    channels: int | None = None,
+) -> Task:
+    """A few-shot episode: trained on the support set, judged on the query set.
+
+    Args:
+        path: What `load_images` takes, or `digits`.
+        index: Of the episode.
+        split: `train`, `validation` or `test`: classes of the three are disjoint.
+        way: Classes.
+        shot: Support images of each.
+        num_query: Query images of each.
+        group: Column whose groups stay in one split, such as `alphabet`.
+        rotations: Turned classes are classes of their own.
+        seed: Of the split of classes and of all episodes.
+        size: Images are scaled to `size x size`.
+        channels: 1 or 3; as they are stored by default.
+
+    Raises:
+        TaskError: Classes or images do not suffice.
+    """
+    sampler = _sampler(path, split, way, shot, num_query, group, rotations, seed, size, channels)
+    episode: Episode = sampler.episode(index)
+    recipe: dict[str, Any] = {
+        "name": "episode", "path": path, "index": index, "split": split, "way": way, "shot": shot,
+        "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
+        "channels": channels,
+    }  # fmt: skip
+    name = _images(path, size, channels, None).name
+    return Task(
+        id=f"{name}/{way}-way-{shot}-shot/{split}-{index}",
+        instruction=f"Which of these {way} classes is in the image?",
+        recipe={key: value for key, value in recipe.items() if value not in (None, "")},
+        train_x_SF=_inputs(episode.support_x, "plain", path, size, channels),
+        train_y_S=episode.support_y,
+        test_x_SF=_inputs(episode.query_x, "plain", path, size, channels),
+        test_y_S=episode.query_y,
+        num_classes=way,
+    )
+
+
+def num_classes(path: str) -> int:
+    """Of a data set."""
+    return len(_images(path, None, None, None).class_names)
+
+
+@lru_cache(maxsize=16)
+def _images(path: str, size: int | None, channels: int | None, limit: int | None) -> ImageData:
+    if path != DIGITS:
+        return load_images(path, size=size, channels=channels, limit=limit)
+    data = load_digits_images()
+    if size not in (None, 8) or channels not in (None, 1):
+        raise TaskError(f"path=digits: images are 8 x 8 grey, not size={size}, channels={channels}; leave both out")
+    return data if limit is None else _rows(data, torch.from_numpy(balanced_rows(data.y_S.numpy(), limit, _SPLIT_SEED)))
+
+
+@lru_cache(maxsize=16)
+def _split(
+    path: str, test_path: str, size: int | None, channels: int | None, limit: int | None, test_limit: int | None
+) -> tuple[ImageData, ImageData]:
+    if test_path:
+        return _images(path, size, channels, limit), _images(test_path, size, channels, test_limit)
+    data = _images(path, size, channels, None)
+    held = balanced_rows(data.y_S.numpy(), round(_TEST_SHARE * len(data.y_S)), _SPLIT_SEED)
+    is_test_S = torch.zeros(len(data.y_S), dtype=torch.bool)
+    is_test_S[torch.from_numpy(held)] = True
+    parts = []
+    for rows, most in ((~is_test_S, limit), (is_test_S, test_limit)):
+        part = _rows(data, rows.nonzero().squeeze(1))
+        fewer = part if most is None else _rows(part, torch.from_numpy(balanced_rows(part.y_S.numpy(), most, 0)))
+        parts.append(fewer)
+    return parts[0], parts[1]
+
+
+def _rows(data: ImageData, rows: Tensor) -> ImageData:
+    return ImageData(
+        name=data.name,
+        x_SCHW=data.x_SCHW[rows],
+        y_S=data.y_S[rows],
+        class_names=data.class_names,
+        columns={name: tuple(values[row] for row in rows.tolist()) for name, values in data.columns.items()},
+        source=data.source,
+        licence=data.licence,
+    )
+
+
+@lru_cache(maxsize=16)
+def _statistics(path: str, size: int | None, channels: int | None) -> tuple[Tensor, Tensor]:
+    mean, std = channel_statistics(_images(path, size, channels, None).x_SCHW)
+    return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+
+def _inputs(x_SCHW: Tensor, domain: str, path: str, size: int | None, channels: int | None) -> Tensor:
+    """Pixels as a network sees them, float32 `(S, F)`.
+
+    Normalised by the statistics of the whole data set, so that all its tasks and domains share them.
+    """
+    mean, std = _statistics(path, size, channels)
+    return ((apply_domain(x_SCHW.float() / 255, domain) - mean) / std).flatten(1)
+
+
+@lru_cache(maxsize=16)
+def _sampler(
+    path: str,
+    split: str,
+    way: int,
+    shot: int,
+    num_query: int,
+    group: str,
+    rotations: bool,
+    seed: int,
+    size: int | None,
+    channels: int | None,
+) -> EpisodeSampler:
+    data = _images(path, size, channels, None)
+    classes = split_classes(class_groups(data, group) if group else data.class_names, seed=seed)
+    if split not in classes:
+        raise TaskError(f"split={split}: give one of {', '.join(classes)}")
+    return EpisodeSampler(data, classes[split], way=way, shot=shot, num_query=num_query, seed=seed, rotations=rotations)

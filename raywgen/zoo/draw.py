@@ -1,0 +1,80 @@
+"""Which tasks a zoo's networks are trained for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raywgen.tasks import TaskError, draw_subset_tasks
+from raywgen.tasks.image_tasks import num_classes
+from raywgen.tasks.subsets import draw_subsets
+from raywgen.zoo.config import ZooConfig
+
+Recipes = dict[str, list[dict[str, Any]]]
+
+
+def draw_tasks(config: ZooConfig) -> Recipes:
+    """Recipes of tasks by split: `seen`, `validation`, `unseen`.
+
+    Raises:
+        TaskError: More tasks are asked for than there are.
+    """
+    return _DRAW[config.tasks.kind](config)
+
+
+def _digits_subsets(config: ZooConfig) -> Recipes:
+    return draw_subset_tasks(
+        num_seen=config.num_seen_tasks,
+        num_validation=config.num_validation_tasks,
+        num_unseen=config.num_unseen_tasks,
+        seed=config.seed,
+    )
+
+
+def _images(config: ZooConfig) -> Recipes:
+    return {"seen": [_image_recipe(config)], "validation": [], "unseen": []}
+
+
+def _class_subsets(config: ZooConfig) -> Recipes:
+    counts = {
+        "unseen": config.num_unseen_tasks,
+        "validation": config.num_validation_tasks,
+        "seen": config.num_seen_tasks,
+    }
+    subsets = draw_subsets(num_classes(config.tasks.path), config.tasks.subset_size, sum(counts.values()), config.seed)
+    recipes: Recipes = {}
+    for split, count in counts.items():
+        chosen, subsets = subsets[:count], subsets[count:]
+        recipes[split] = [_image_recipe(config) | {"classes": list(classes)} for classes in chosen]
+    return {split: recipes[split] for split in ("seen", "validation", "unseen")}
+
+
+def _episodes(config: ZooConfig) -> Recipes:
+    names = ("way", "shot", "num_query", "group", "rotations", "path", "size", "channels")
+    told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
+    of_split = {"seen": "train", "validation": "validation", "unseen": "test"}
+    counts = (config.num_seen_tasks, config.num_validation_tasks, config.num_unseen_tasks)
+    return {
+        split: [told | {"split": classes, "index": index} for index in range(count)]
+        for (split, classes), count in zip(of_split.items(), counts, strict=True)
+    }
+
+
+def _domains(config: ZooConfig) -> Recipes:
+    if len(set(config.tasks.domains)) < len(config.tasks.domains):
+        raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
+    *seen, unseen = [_image_recipe(config) | {"domain": domain} for domain in config.tasks.domains]
+    return {"seen": seen, "validation": [], "unseen": [unseen]}
+
+
+def _image_recipe(config: ZooConfig) -> dict[str, Any]:
+    names = ("path", "test_path", "size", "channels", "limit", "test_limit")
+    return {"name": "images"} | {name: getattr(config.tasks, name) for name in names}
+
+
+_DRAW = {
+    "digits-subsets": _digits_subsets,
+    "images": _images,
+    "class-subsets": _class_subsets,
+    "episodes": _episodes,
+    "domains": _domains,
+}

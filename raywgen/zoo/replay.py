@@ -1,0 +1,91 @@
+"""Trains a trajectory again from its recorded facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from omegaconf import OmegaConf
+
+from raywgen.corpus import Corpus, CorpusError
+from raywgen.tasks import FitData, Recorded, build_network, build_task, fit
+from raywgen.weights import StateDict
+from raywgen.zoo.config import ZooConfig
+from raywgen.zoo.plan import Stack, plan_zoo
+from raywgen.zoo.stacks import fit_networks, joined, trajectory_id_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """A trajectory's weights by step."""
+
+    states: dict[int, StateDict]
+
+
+def replay(corpus: Corpus, trajectory_id: str) -> Replayed:
+    """Trains the stack in which a trajectory was trained, from its start.
+
+    The whole stack, because how many networks share a matrix product decides the last bits of each.
+
+    Raises:
+        CorpusError: The corpus is no zoo, or does not hold the trajectory.
+    """
+    config, stack, index = _find(corpus, trajectory_id)
+    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    recorded = fit_networks(stack, config, tasks)
+    return Replayed(states=_of(recorded, index))
+
+
+def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
+    """Trains the stack of a trajectory on from a stored step, by its stored optimiser tensors.
+
+    Raises:
+        CorpusError: As `replay`, or the optimiser's tensors were not kept.
+    """
+    config, stack, index = _find(corpus, trajectory_id)
+    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    ids = [f"{trajectory_id_of(stack, n, task.id)}/step-{step}" for n, task in enumerate(tasks)]
+    if step and corpus.select(checkpoint_id=f"{ids[0]}/optimizer").num_rows == 0:
+        raise CorpusError(
+            f"{corpus.location} keeps no optimiser tensors of step {step}; train with keep_optimizer=true"
+        )
+    states = [corpus.state_dict(name) for name in ids]
+    moments = [corpus.state_dict(f"{name}/optimizer") for name in ids] if step else []
+    start = Recorded(step=step, state_N=_stacked(states), optimizer_N=_stacked(moments) if moments else {})
+    train_x, train_y_NS = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
+    recorded = fit(
+        build_network(stack.start.network.recipe),
+        start,
+        FitData(x=train_x, labels_NS=train_y_NS, channels=stack.channels),
+        stack.fit,
+        order_seeds=[job.order_seed for job in stack.jobs],
+        record_steps=[later for later in config.checkpoint_steps if later >= step],
+        way=stack.way,
+    )
+    return Replayed(states=_of(recorded, index))
+
+
+def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, Stack, int]:
+    recipe = corpus.manifest["recipe"]
+    if "zoo" not in recipe:
+        raise CorpusError(f"{corpus.location} was not made by `raywgen zoo train`; only a zoo can be trained again")
+    content = recipe["zoo"] | {"stack_size": recipe["stack_size"]}
+    loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ZooConfig), content))
+    assert isinstance(loaded, ZooConfig)
+    rows = corpus.select(trajectory_id=trajectory_id)
+    if rows.num_rows == 0 or "stack" not in rows.column_names:
+        raise CorpusError(f"{corpus.location} holds no trajectory '{trajectory_id}'; see its facts")
+    name = rows.column("stack")[0].as_py()
+    for stack in plan_zoo(loaded, recipe.get("ways")).stacks:
+        for index, job in enumerate(stack.jobs):
+            if stack.name == name and trajectory_id_of(stack, index, build_task(job.task_recipe).id) == trajectory_id:
+                return loaded, stack, index
+    raise CorpusError(f"{corpus.location}: '{trajectory_id}' lies in no stack of the recipe")
+
+
+def _of(recorded: list[Recorded], index: int) -> dict[int, StateDict]:
+    return {record.step: {name: tensor[index] for name, tensor in record.state_N.items()} for record in recorded}
+
+
+def _stacked(states: list[StateDict]) -> StateDict:
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raywgen.tasks import TaskError, build_task
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+
+
+def test_a_task_of_all_classes_holds_a_fifth_out() -> None:
+    task = build_task({"name": "images", "path": "digits"})
+    assert task.num_classes == 10
+    assert len(task.train_y_S) + len(task.test_y_S) == 1797
+    assert len(task.test_y_S) == round(0.2 * 1797)
+    train = {tuple(row) for row in task.train_x_SF.tolist()}
+    assert not any(tuple(row) in train for row in task.test_x_SF.tolist())
+    every = torch.cat([task.train_x_SF, task.test_x_SF])
+    assert abs(float(every.mean())) < 1e-4
+    assert float(every.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_tasks_come_back_from_their_recipes() -> None:
+    for recipe in (
+        {"name": "images", "path": "digits", "classes": [7, 2], "domain": "invert", "limit": 60},
+        {"name": "episode", "path": "digits", "index": 3, "way": 2, "shot": 4, "num_query": 5, "split": "validation"},
+    ):
+        task = build_task(recipe)
+        again = build_task(task.recipe)
+        assert again.id == task.id
+        assert again.instruction == task.instruction
+        for name in ("train_x_SF", "train_y_S", "test_x_SF", "test_y_S"):
+            assert torch.equal(getattr(again, name), getattr(task, name))
+
+
+def test_classes_are_renumbered_and_limits_balanced() -> None:
+    task = build_task({"name": "images", "path": "digits", "classes": [7, 2], "limit": 400, "test_limit": 100})
+    assert task.instruction == "Which of 7, 2 is in the image?"
+    assert task.train_y_S.bincount().tolist() == [40, 40]
+    assert task.test_y_S.bincount().tolist() == [10, 10]
+    whole = build_task({"name": "images", "path": "digits", "limit": 400})
+    sevens = {tuple(row) for row in whole.train_x_SF[whole.train_y_S == 7].tolist()}
+    assert all(tuple(row) in sevens for row in task.train_x_SF[task.train_y_S == 0].tolist())
+
+
+def test_episodes_of_different_splits_share_no_class() -> None:
+    seen: dict[str, set[tuple[float, ...]]] = {}
+    for split in ("train", "validation", "test"):
+        task = build_task(
+            {"name": "episode", "path": "digits", "index": 0, "way": 2, "shot": 20, "num_query": 40, "split": split}
+        )
+        assert task.num_classes == 2
+        assert len(task.train_y_S) == 40
+        assert len(task.test_y_S) == 80
+        seen[split] = {tuple(row) for row in torch.cat([task.train_x_SF, task.test_x_SF]).tolist()}
+        assert len(seen[split]) == 120
+    assert not seen["train"] & seen["validation"] | seen["train"] & seen["test"] | seen["validation"] & seen["test"]
+
+
+def test_domains_change_pixels_not_labels() -> None:
+    plain = build_task({"name": "images", "path": "digits"})
+    inverted = build_task({"name": "images", "path": "digits", "domain": "invert"})
+    assert torch.equal(plain.train_y_S, inverted.train_y_S)
+    assert not torch.equal(plain.train_x_SF, inverted.train_x_SF)
+    assert inverted.instruction.endswith("seen under invert?")
+
+
+def test_what_is_not_there_is_named() -> None:
+    for recipe, message in (
+        ({"name": "images", "path": "nothing.parquet"}, r"nothing\.parquet"),
+        ({"name": "images", "path": "digits", "size": 28}, "images are 8 x 8 grey"),
+        ({"name": "images", "path": "digits", "classes": [10]}, "from 0 to 9"),
+        ({"name": "images", "path": "digits", "domain": "blur"}, "blur"),
+        ({"name": "episode", "path": "digits", "index": 0, "way": 9}, "9"),
+        ({"name": "episode", "path": "digits", "index": 0, "split": "seen"}, "split=seen: give one of train"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            build_task(recipe)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_real_mnist() -> None:
+    task = build_task(
+        {
+            "name": "images",
+            "path": str(SHARED / "mnist-train.parquet"),
+            "test_path": str(SHARED / "mnist-test.parquet"),
+            "limit": 1000,
+        }
+    )
+    assert task.train_x_SF.shape == (1000, 784)
+    assert task.test_x_SF.shape == (10_000, 784)
+    assert task.train_y_S.bincount().tolist() == [100] * 10
