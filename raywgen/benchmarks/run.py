@@ -17,6 +17,7 @@ BENCHMARKS = {
     "demo": "raywgen.benchmarks.demo_figures",
     "corpus-ingest": "raywgen.benchmarks.corpus_ingest",
     "corpus-stream": "raywgen.benchmarks.corpus_stream",
+    "zoo-fit": "raywgen.benchmarks.zoo_fit",
 }
 
 
