@@ -18,6 +18,7 @@ BENCHMARKS = {
     "corpus-ingest": "raywgen.benchmarks.corpus_ingest",
     "corpus-stream": "raywgen.benchmarks.corpus_stream",
     "zoo-fit": "raywgen.benchmarks.zoo_fit",
+    "zoo-quality": "raywgen.benchmarks.zoo_quality",
 }
 
 

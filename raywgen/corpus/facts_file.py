@@ -90,7 +90,7 @@ def _read(path: str) -> list[dict[str, Any]]:
                 raise CorpusError(f'{path} holds no list of objects; give [{{"path": ..., ...}}, ...]')
             return rows
         if path.endswith(".parquet"):
-            return pyarrow.parquet.read_table(path).to_pylist()
+            return pyarrow.parquet.ParquetFile(path).read(use_threads=False).to_pylist()
         # An empty cell says nothing, also where the column is text.
         options = pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=[""])
         return pyarrow.csv.read_csv(path, convert_options=options).to_pylist()

@@ -133,7 +133,7 @@ class LabelledTable:
             TaskError: The file is damaged.
         """
         with _reading(self.info.path), self.filesystem.open_input_file(self.info.path) as file:
-            yield from pq.ParquetFile(file).iter_batches(num_rows, columns=columns)
+            yield from pq.ParquetFile(file).iter_batches(num_rows, columns=columns, use_threads=False)
 
     def values(self, column: str) -> list[Any]:
         """A whole column."""

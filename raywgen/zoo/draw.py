@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from raywgen.corpus.storage import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
-from raywgen.tasks.image_tasks import num_classes
+from raywgen.tasks.image_tasks import DIGITS, num_classes
 from raywgen.tasks.subsets import draw_subsets
 from raywgen.zoo.config import ZooConfig
 
@@ -51,6 +52,7 @@ def _class_subsets(config: ZooConfig) -> Recipes:
 def _episodes(config: ZooConfig) -> Recipes:
     names = ("way", "shot", "num_query", "group", "rotations", "path", "size", "channels")
     told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
+    told["path"] = _placed(config.tasks.path)
     of_split = {"seen": "train", "validation": "validation", "unseen": "test"}
     counts = (config.num_seen_tasks, config.num_validation_tasks, config.num_unseen_tasks)
     return {
@@ -68,7 +70,13 @@ def _domains(config: ZooConfig) -> Recipes:
 
 def _image_recipe(config: ZooConfig) -> dict[str, Any]:
     names = ("path", "test_path", "size", "channels", "limit", "test_limit")
-    return {"name": "images"} | {name: getattr(config.tasks, name) for name in names}
+    told = {"name": "images"} | {name: getattr(config.tasks, name) for name in names}
+    return told | {name: _placed(told[name]) for name in ("path", "test_path")}
+
+
+def _placed(path: str) -> str:
+    """Means the same to a worker, and to whoever reads the recipe later."""
+    return path if path in ("", DIGITS) else absolute(path)
 
 
 _DRAW = {
