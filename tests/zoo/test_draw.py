@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raywgen.config import load_config
+from raywgen.tasks import TaskError, build_task
+from raywgen.zoo import ZooConfig
+from raywgen.zoo.config import ZooOptimizer, ZooTasks
+from raywgen.zoo.draw import draw_tasks
+from raywgen.zoo.plan import plan_zoo
+from raywgen.zoo.ways import choose_ways
+from tests.conftest import make_zoo
+
+COUNTS: dict[str, Any] = {"num_seen_tasks": 5, "num_validation_tasks": 2, "num_unseen_tasks": 3}
+MLP = [{"name": "mlp", "widths": [64, 8, 10]}]
+
+
+def zoo(kind: str, **settings: Any) -> ZooConfig:
+    return ZooConfig(tasks=ZooTasks(kind=kind, **settings), networks=MLP, **COUNTS)
+
+
+def test_class_subsets_are_split_whole() -> None:
+    drawn = draw_tasks(zoo("class-subsets", subset_size=4))
+    assert {split: len(recipes) for split, recipes in drawn.items()} == {"seen": 5, "validation": 2, "unseen": 3}
+    subsets = [tuple(recipe["classes"]) for recipes in drawn.values() for recipe in recipes]
+    assert len(set(subsets)) == 10
+    assert {len(subset) for subset in subsets} == {4}
+    with pytest.raises(TaskError, match="there are 10 sets of 9 of 10 classes"):
+        draw_tasks(dataclasses.replace(zoo("class-subsets", subset_size=9), num_seen_tasks=9))
+
+
+def test_episodes_of_unseen_tasks_are_of_other_classes() -> None:
+    drawn = draw_tasks(zoo("episodes", way=2, shot=3))
+    assert {recipe["split"] for recipe in drawn["unseen"]} == {"test"}
+    assert len({build_task(recipe).id for recipes in drawn.values() for recipe in recipes}) == 10
+
+
+def test_the_last_domain_is_unseen() -> None:
+    drawn = draw_tasks(zoo("domains", domains=["plain", "invert", "rotate-30"]))
+    assert [recipe["domain"] for recipe in drawn["seen"]] == ["plain", "invert"]
+    assert [recipe["domain"] for recipe in drawn["unseen"]] == ["rotate-30"]
+    with pytest.raises(TaskError, match="a domain is named twice"):
+        draw_tasks(zoo("domains", domains=["plain", "plain"]))
+
+
+def test_all_classes_are_one_task_with_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (recipe,) = draw_tasks(zoo("images", path="here.parquet"))["seen"]
+    assert recipe["path"] == str(tmp_path / "here.parquet")
+    (recipe,) = draw_tasks(zoo("images"))["seen"]
+    assert recipe["path"] == "digits"
+
+
+def test_a_network_that_does_not_fit_is_told_before_training() -> None:
+    config = dataclasses.replace(zoo("images"), networks=[{"name": "mlp", "widths": [63, 10]}])
+    with pytest.raises(TaskError, match="does not take samples of 64 values"):
+        plan_zoo(config)
+    config = dataclasses.replace(zoo("images"), networks=[{"name": "mlp", "widths": [64, 9]}])
+    with pytest.raises(TaskError, match="10 classes; give num_classes, or another width"):
+        plan_zoo(config)
+
+
+def test_wrong_settings_are_named() -> None:
+    for build, message in (
+        (lambda: ZooTasks(kind="videos"), "tasks.kind=videos: give one of"),
+        (lambda: ZooTasks(kind="domains", domains=["plain"]), "give at least two"),
+        (lambda: ZooConfig(start="warm"), "start=warm: give one of shared, own, branched"),
+        (lambda: ZooConfig(start="branched"), "give both or neither"),
+        (lambda: ZooConfig(way="fast"), "way=fast"),
+        (lambda: ZooConfig(optimizers=[ZooOptimizer(), ZooOptimizer()]), "adam, adam are not all different"),
+        (lambda: ZooConfig(optimizers=[ZooOptimizer(optimizer="lion")]), "optimizer=lion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_overrides_reach_every_nested_setting() -> None:
+    config = load_config(
+        ZooConfig,
+        None,
+        [
+            "tasks.kind=images",
+            "networks=[{name: mlp, widths: [64, 4, 10]}, tiny-cnn]",
+            "optimizers=[{optimizer: sgd, learning_rate: 0.1, sam: {rho: 0.05, adaptive: true}}]",
+        ],
+    )
+    assert config.network_recipes() == [{"name": "mlp", "widths": [64, 4, 10]}, {"name": "tiny-cnn"}]
+    assert [one.label for one in config.fits()] == ["sgd-asam0.05"]
+
+
+def test_a_way_is_chosen_by_measurement_and_told() -> None:
+    told: list[str] = []
+    ways = choose_ways(zoo("images"), told.append)
+    assert ways.keys() == {"mlp-64-8-10"}
+    assert set(ways.values()) <= {"stack", "alone"}
+    assert told[0].startswith("mlp-64-8-10: ")
+    assert "ms a network and step" in told[0]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ZooTasks(kind="class-subsets", subset_size=3),
+        ZooTasks(kind="episodes", way=2, shot=5),
+        ZooTasks(kind="domains", domains=["plain", "invert"]),
+    ],
+    ids=lambda tasks: tasks.kind,
+)
+@pytest.mark.parametrize("way", ["stack", "alone"])
+def test_every_kind_of_task_trains_into_a_corpus(tasks: ZooTasks, way: str, tmp_path: Path) -> None:
+    config = ZooConfig(
+        tasks=tasks,
+        networks=[{"name": "mlp", "widths": [64, 16, 10]}],
+        num_seen_tasks=3,
+        num_validation_tasks=1,
+        num_unseen_tasks=1,
+        seeds_per_task=2,
+        num_steps=150,
+        checkpoint_steps=[0, 150],
+        way=way,
+        stack_size=4,
+        batch_size=10,
+    )
+    corpus = make_zoo(config, tmp_path / "c")
+    rows = [row for row in corpus.facts.to_pylist() if row["split"] != "base"]
+    start = [row["test_accuracy"] for row in rows if row["step"] == 0]
+    end = [row["test_accuracy"] for row in rows if row["step"] == 150]
+    assert len(start) == len(end) == 2 * len(corpus.tasks)
+    assert sum(end) / len(end) > sum(start) / len(start) + 0.2
+    windows = corpus.windows(batch_size=4, length=1, terms=["split!=base"])
+    assert windows.num_items == len(end)
