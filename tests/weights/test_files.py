@@ -135,12 +135,12 @@ def test_damaged_bytes_give_weights_or_a_clear_error(tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize(
-    "content", [{"epoch": 3}, [torch.ones(2)], {"state_dict": {"a": torch.ones(1)}}, {0: torch.ones(1)}]
+    "content", [{"epoch": 3}, [torch.ones(2)], {"other": {"a": torch.ones(1)}}, {0: torch.ones(1)}]
 )
-def test_what_is_no_plain_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+def test_what_holds_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "model.pt"
     torch.save(content, path)
-    with pytest.raises(WeightsError, match=r"model\.pt holds no plain state_dict"):
+    with pytest.raises(WeightsError, match=r"model\.pt holds no state_dict"):
         load_state_dict(path)
 
 
