@@ -6,8 +6,9 @@ Shape legend: N checkpoints, P packed bytes, D values.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from raywgen.corpus.storage import Storage
 
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
+_SIDES = ("train", "heldout")
 _IDS = ("checkpoint_id", "trajectory_id", "base_id")
 Progress = Callable[[int, int], None]
 """Called with the checkpoints written and their number."""
@@ -76,10 +78,19 @@ def write_corpus(
         root,
         shards=shards,
         tasks=list(tasks.values()),
-        networks=list(networks.values()),
+        networks=_unique(list(networks.values())),
         recipe=recipe | {"of": [part.corpus.location for part in parts]},
         statistics=statistics,
     )
+
+
+def _unique(networks: list[NetworkFacts]) -> list[NetworkFacts]:
+    """Two layouts of one name, as of two corpora, are told apart by their ids."""
+    counts = Counter(network.name for network in networks)
+    return [
+        replace(network, name=f"{network.name}-{network.layout.id[:6]}") if counts[network.name] > 1 else network
+        for network in networks
+    ]
 
 
 def merge(root: str, corpora: Sequence[Corpus], on_progress: Progress | None = None) -> Corpus:
@@ -116,6 +127,8 @@ def split(
 ) -> Corpus:
     """Holds out whole groups: a trajectory, task or architecture is never on both sides.
 
+    Starts, and tasks that a zoo holds out whole (`validation`, `unseen`), keep their split.
+
     Args:
         root: Of the new corpus.
         corpus: What to split.
@@ -131,14 +144,14 @@ def split(
     corpus.select(**{by: []})  # refuses an unknown fact
     groups = corpus.facts.column(by).to_pylist()
     splits = corpus.facts.column("split").to_pylist()
-    named = sorted({str(group) for group, split in zip(groups, splits, strict=True) if split != "base"})
+    named = sorted({str(group) for group, split in zip(groups, splits, strict=True) if split in _SIDES})
     # A group's place depends on its own name and the seed, so that a grown corpus keeps most sides.
     rank = sorted(named, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     held = set(rank[: round(heldout * len(rank))]) if 0 < heldout < 1 else set()
     if not 0 < len(held) < len(named):
         raise CorpusError(f"heldout={heldout} of {len(named)} groups by {by} leaves one side empty; give another share")
     sides = [
-        split if split == "base" else "heldout" if str(group) in held else "train"
+        split if split not in _SIDES else "heldout" if str(group) in held else "train"
         for group, split in zip(groups, splits, strict=True)
     ]
     facts = _with(corpus.facts, split=sides)

@@ -270,3 +270,34 @@ def test_checkpoints_without_weights_are_doubles_only_if_equal(tmp_path: Path) -
     states = {f"net-{index}": {"codes": torch.tensor([index % 3, 7])} for index in range(6)}
     derived = dedupe(str(tmp_path / "c"), make(tmp_path, "source", states), near=0.1)
     assert sorted(facts_of(derived)) == ["net-0", "net-1", "net-2"]
+
+
+def test_a_split_leaves_tasks_that_are_held_out_whole_as_they_are(tmp_path: Path, zoo_corpus: Corpus) -> None:
+    halves = split(str(tmp_path / "c"), zoo_corpus, by="task_id", heldout=0.5)
+    before = {row["checkpoint_id"]: row["split"] for row in zoo_corpus.facts.to_pylist()}
+    sides: dict[str, set[str]] = {}
+    for row in halves.facts.to_pylist():
+        if before[row["checkpoint_id"]] in ("train", "heldout"):
+            sides.setdefault(row["task_id"], set()).add(row["split"])
+        else:
+            assert row["split"] == before[row["checkpoint_id"]]
+    assert len(sides) == 12
+    assert sorted(map(sorted, sides.values())) == [["heldout"]] * 6 + [["train"]] * 6
+
+
+def test_two_layouts_of_one_name_stay_apart_in_a_merge(tmp_path: Path) -> None:
+    corpora = []
+    for width in (2, 3):
+        (tmp_path / str(width)).mkdir()
+        save_file({"w": torch.ones(width)}, tmp_path / str(width) / f"net{width}.safetensors")
+        (tmp_path / "facts.csv").write_text("path,architecture\n*,net\n")
+        config = BuildConfig(
+            out=str(tmp_path / f"c{width}"),
+            sources=[str(tmp_path / str(width))],
+            facts=str(tmp_path / "facts.csv"),
+            distributed=False,
+        )
+        corpora.append(build_corpus(config))
+    both = merge(str(tmp_path / "both"), corpora)
+    assert sorted(both.info()["networks"].values()) == [2, 3]
+    assert all(name.startswith("net-") for name in both.info()["networks"])
