@@ -6,11 +6,12 @@ Shape legend: S samples, F features of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.domains import apply_domain
@@ -130,8 +131,11 @@ def _images(path: str, size: int | None, channels: int | None, limit: int | None
     if path != DIGITS:
         return load_images(path, size=size, channels=channels, limit=limit)
     data = load_digits_images()
-    if size not in (None, 8) or channels not in (None, 1):
-        raise TaskError(f"path=digits: images are 8 x 8 grey, not size={size}, channels={channels}; leave both out")
+    if channels not in (None, 1):
+        raise TaskError(f"path=digits: images are grey, not channels={channels}; leave it out")
+    if size not in (None, data.x_SCHW.shape[-1]):
+        large_SCHW = nn.functional.interpolate(data.x_SCHW.float(), size=(size, size), mode="bilinear", antialias=True)
+        data = replace(data, x_SCHW=large_SCHW.round().clamp(0, 255).to(torch.uint8))
     return data if limit is None else _rows(data, torch.from_numpy(balanced_rows(data.y_S.numpy(), limit, _SPLIT_SEED)))
 
 

@@ -33,7 +33,7 @@ class ZooTasks:
         num_query: Query images of each.
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
         rotations: Turned classes of episodes are classes of their own.
-        domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`.
+        domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
     """
 
     kind: str = "digits-subsets"

@@ -64,8 +64,15 @@ def _episodes(config: ZooConfig) -> Recipes:
 def _domains(config: ZooConfig) -> Recipes:
     if len(set(config.tasks.domains)) < len(config.tasks.domains):
         raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
-    *seen, unseen = [_image_recipe(config) | {"domain": domain} for domain in config.tasks.domains]
+    *seen, unseen = [_domain_recipe(config, domain) for domain in config.tasks.domains]
     return {"seen": seen, "validation": [], "unseen": [unseen]}
+
+
+def _domain_recipe(config: ZooConfig, told: str) -> dict[str, Any]:
+    """Of `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
+    path, mark, domain = told.rpartition("::")
+    recipe = _image_recipe(config) | {"domain": domain}
+    return recipe | {"path": _placed(path), "test_path": ""} if mark else recipe
 
 
 def _image_recipe(config: ZooConfig) -> dict[str, Any]:

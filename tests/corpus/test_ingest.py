@@ -177,13 +177,15 @@ def test_a_hundred_kills_lose_nothing(folder: Path, tmp_path: Path, undisturbed:
             writer.kill()
             writer.join()
             if writer.exitcode == 0:
-                span = min(span, time.monotonic() - begin)
+                span = min(1.0, time.monotonic() - begin)
                 break
             assert writer.exitcode == -signal.SIGKILL
             kills += 1
             kept = {path.name for path in out.glob("units/*.json")}
             if not (out / "manifest.json").exists():
                 assert known <= kept, "work that was done is gone"
+                # On a machine that has grown slower, writers must live longer to get anywhere.
+                span *= 1.0 if known < kept else 1.2
                 known = kept
                 with pytest.raises(MissingFileError):
                     Corpus.open(out)

@@ -67,10 +67,18 @@ def test_domains_change_pixels_not_labels() -> None:
     assert inverted.instruction.endswith("seen under invert?")
 
 
+def test_digits_are_enlarged_to_the_size_of_other_data() -> None:
+    task = build_task({"name": "images", "path": "digits", "size": 28})
+    assert task.train_x_SF.shape[1] == 784
+    small = torch.nn.functional.interpolate(task.train_x_SF.view(-1, 1, 28, 28), size=(8, 8), mode="area").flatten(1)
+    plain = build_task({"name": "images", "path": "digits"}).train_x_SF
+    assert float(torch.corrcoef(torch.stack([small.flatten(), plain.flatten()]))[0, 1]) > 0.95
+
+
 def test_what_is_not_there_is_named() -> None:
     for recipe, message in (
         ({"name": "images", "path": "nothing.parquet"}, r"nothing\.parquet"),
-        ({"name": "images", "path": "digits", "size": 28}, "images are 8 x 8 grey"),
+        ({"name": "images", "path": "digits", "channels": 3}, "images are grey"),
         ({"name": "images", "path": "digits", "classes": [10]}, "from 0 to 9"),
         ({"name": "images", "path": "digits", "domain": "blur"}, "blur"),
         ({"name": "episode", "path": "digits", "index": 0, "way": 9}, "9"),

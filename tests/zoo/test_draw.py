@@ -43,6 +43,9 @@ def test_the_last_domain_is_unseen() -> None:
     drawn = draw_tasks(zoo("domains", domains=["plain", "invert", "rotate-30"]))
     assert [recipe["domain"] for recipe in drawn["seen"]] == ["plain", "invert"]
     assert [recipe["domain"] for recipe in drawn["unseen"]] == ["rotate-30"]
+    drawn = draw_tasks(zoo("domains", domains=["plain", "other.parquet::invert"]))
+    assert drawn["unseen"][0]["path"].endswith("/other.parquet")
+    assert drawn["unseen"][0]["domain"] == "invert"
     with pytest.raises(TaskError, match="a domain is named twice"):
         draw_tasks(zoo("domains", domains=["plain", "plain"]))
 

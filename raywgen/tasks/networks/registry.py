@@ -6,9 +6,10 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
@@ -18,6 +19,7 @@ from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
 from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
 
+INPUT_SHAPE = "input_shape"
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "tiny-cnn": tiny_cnn,
@@ -36,6 +38,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     """Builds `{"name": NAME, **arguments}`; NAME is of the registry, or `package.module:Class`.
 
+    Tasks hand over flattened samples; `input_shape: [C, H, W]` in a recipe makes images of them first, for a module
+    that does not do so itself.
+
     Under `torch.device("meta")` a network is built without memory for its values.
 
     Raises:
@@ -50,6 +55,8 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
         raise TaskError(f"network '{name}' does not take {arguments}: {error}; it takes {known}") from error
     if not isinstance(module, nn.Module):
         raise TaskError(f"network '{name}' gives a {type(module).__name__}, not an nn.Module")
+    if shape := recipe.get(INPUT_SHAPE):
+        module.register_forward_pre_hook(partial(_reshape, tuple(shape)))
     return module
 
 
@@ -77,8 +84,14 @@ def network_name(recipe: Mapping[str, Any]) -> str:
     return "-".join(parts)
 
 
+def _reshape(shape: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x_SF, *rest = inputs
+    return x_SF.reshape(len(x_SF), *shape), *rest
+
+
 def _split(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    return str(recipe.get("name", "")), {key: value for key, value in recipe.items() if key != "name"}
+    arguments = {key: value for key, value in recipe.items() if key not in ("name", INPUT_SHAPE)}
+    return str(recipe.get("name", "")), arguments
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:

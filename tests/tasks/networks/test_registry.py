@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -105,3 +107,24 @@ def test_names_are_short_and_tell_recipes_apart(recipe: dict[str, object], name:
 def test_an_unknown_network_has_no_name() -> None:
     with pytest.raises(TaskError, match="unknown network 'mpl'"):
         network_name({"name": "mpl"})
+
+
+class OwnNet(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3)
+
+    def forward(self, x_SCHW: torch.Tensor) -> torch.Tensor:
+        return self.conv(x_SCHW).mean(dim=(2, 3))
+
+
+def test_a_module_of_ones_own_gets_images_of_the_shape_it_asks_for() -> None:
+    recipe = {"name": "tests.tasks.networks.test_registry:OwnNet", "width": 4, "input_shape": [1, 8, 8]}
+    module = build_network(recipe)
+    assert network_name(recipe) == "OwnNet-4"
+    x_SF = torch.rand(6, 64)
+    logits_SC = module(x_SF)
+    assert torch.equal(logits_SC, module(x_SF.view(6, 1, 8, 8)))
+    stacked = {name: torch.stack([tensor, 2 * tensor]) for name, tensor in module.state_dict().items()}
+    torch.testing.assert_close(stacked_logits(module, stacked, x_SF)[0], logits_SC)
+    assert set(copy.deepcopy(module).state_dict()) == {"conv.weight", "conv.bias"}
