@@ -11,11 +11,13 @@ from typing import Any
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.digits import digits_subset
 from raywgen.tasks.image_tasks import episode_task, image_task
+from raywgen.tasks.text_tasks import text_task
 
 TASKS: dict[str, Callable[..., Task]] = {
     "digits-subset": digits_subset,
     "images": image_task,
     "episode": episode_task,
+    "texts": text_task,
 }
 
 

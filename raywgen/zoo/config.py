@@ -9,7 +9,7 @@ from typing import Any
 from raywgen.tasks import FitConfig, SAMConfig
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
-KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains")
+KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains", "texts")
 STARTS = ("shared", "own", "branched")
 WAYS = ("auto", "stack", "alone")
 
@@ -20,7 +20,7 @@ class ZooTasks:
 
     Attributes:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
-            `episodes` (few-shot), or `domains` (one task each, the last one unseen).
+            `episodes` (few-shot), `domains` (one task each, the last one unseen), or `texts` (classes of sentences).
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
         test_path: Images that nothing is trained on; without it a fifth is held out.
         size: Images are scaled to `size x size`; as they are by default.
@@ -34,6 +34,7 @@ class ZooTasks:
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
         rotations: Turned classes of episodes are classes of their own.
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
+        num_features: Of a sentence, as a hashed bag of words.
     """
 
     kind: str = "digits-subsets"
@@ -50,6 +51,7 @@ class ZooTasks:
     group: str = ""
     rotations: bool = False
     domains: list[str] = field(default_factory=list)
+    num_features: int = 256
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -81,6 +81,11 @@ def _image_recipe(config: ZooConfig) -> dict[str, Any]:
     return told | {name: _placed(told[name]) for name in ("path", "test_path")}
 
 
+def _texts(config: ZooConfig) -> Recipes:
+    told = {"name": "texts", "path": _placed(config.tasks.path), "num_features": config.tasks.num_features}
+    return {"seen": [told], "validation": [], "unseen": []}
+
+
 def _placed(path: str) -> str:
     """Means the same to a worker, and to whoever reads the recipe later."""
     return path if path in ("", DIGITS) else absolute(path)
@@ -92,4 +97,5 @@ _DRAW = {
     "class-subsets": _class_subsets,
     "episodes": _episodes,
     "domains": _domains,
+    "texts": _texts,
 }

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -244,7 +243,5 @@ def test_ray_tasks_write_what_one_process_writes(folder: Path, tmp_path: Path, u
 
     with ray_session():
         corpus = build_corpus(BuildConfig(out=str(tmp_path / "c"), sources=[str(folder)]))
-    assert [shard.to_json() for shard in corpus.shards] == [shard.to_json() for shard in undisturbed.shards]
-    assert corpus.facts.equals(undisturbed.facts)
-    assert isinstance(corpus.quarantine, pa.Table)
-    assert corpus.quarantine.equals(undisturbed.quarantine)
+    # The checksums of all shards and facts among it.
+    assert corpus.manifest == undisturbed.manifest

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raywgen.config import load_config
@@ -56,6 +58,22 @@ def test_all_classes_are_one_task_with_an_absolute_path(monkeypatch: pytest.Monk
     assert recipe["path"] == str(tmp_path / "here.parquet")
     (recipe,) = draw_tasks(zoo("images"))["seen"]
     assert recipe["path"] == "digits"
+
+
+def test_sentences_train_a_zoo(tmp_path: Path) -> None:
+    path = tmp_path / "films.parquet"
+    sentences = [f"a {'good' if i % 2 else 'bad'} film" for i in range(60)]
+    pq.write_table(pa.table({"sentence": sentences, "label": [i % 2 for i in range(60)]}), path)
+    config = ZooConfig(
+        tasks=ZooTasks(kind="texts", path=str(path), num_features=32),
+        networks=[{"name": "mlp", "widths": [32, 2]}],
+        num_steps=60,
+        checkpoint_steps=[60],
+        learning_rate=0.05,
+        start="own",
+    )
+    corpus = make_zoo(config, tmp_path / "c")
+    assert corpus.facts.column("test_accuracy").to_pylist() == [1.0] * 4
 
 
 def test_a_network_that_does_not_fit_is_told_before_training() -> None:
