@@ -39,6 +39,7 @@ def copy(zoo_corpus: Corpus, tmp_path: Path) -> Path:
     [
         ("demo", "igpg.functional.num_steps"),
         ("zoo train", "num_seen_tasks"),
+        ("encoder train", "validate_every"),
         ("train", "zero_stage"),
         ("generate", "best_of"),
         ("evaluate", "finetune_epochs"),

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from raywgen.config import load_config
+from raywgen.tasks.encoder_training import EncoderConfig
 from raywgen.training import TrainConfig
 from raywgen.zoo import ZooConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"zoo": ZooConfig, "igpg": TrainConfig, "hypernetwork": TrainConfig}
+SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig} | dict.fromkeys(("igpg", "mcdi", "hypernetwork"), TrainConfig)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))

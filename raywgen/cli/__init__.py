@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.corpus import app as corpus_app
+from raywgen.cli.encoder import app as encoder_app
 from raywgen.cli.settings import (
     Config,
     Overrides,
@@ -31,6 +32,7 @@ app = typer.Typer(
 zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on real tasks, straight into a corpus.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(encoder_app, name="encoder")
 
 
 def main() -> None:
@@ -98,12 +100,17 @@ def zoo_list() -> None:
 def train(config: Config = None, overrides: Overrides = None) -> None:
     """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
 
+    CONFIG is a YAML file or a method's name, as in `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
     `num_workers=0` trains in this process. The same command again goes on where the last one stopped.
     """
+    from raywgen.generators import METHODS
     from raywgen.training import TrainConfig, launch
     from raywgen.training.session import ray_session
 
-    settings = load_config(TrainConfig, *split_config(config, overrides))
+    path, rest = split_config(config, overrides)
+    if path in METHODS:
+        path, rest = None, [f"method={path}", *rest]
+    settings = load_config(TrainConfig, path, rest)
     with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
         if settings.num_workers == 0:
             launch([settings], bar.training)
@@ -132,6 +139,29 @@ def generate(config: Config = None, overrides: Overrides = None) -> None:
         accuracy = f"{100 * row['test_accuracy']:.1f}" if "test_accuracy" in row else "-"
         table.add_row(row["network"], row["task"], f"{row['example_loss']:.3f}", accuracy, Path(row["path"]).name)
     out.print(table)
+
+
+@app.command(cls=SettingsCommand)
+def adapt(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Run folder or bundle of a trained generator.")],
+    support: Annotated[str, typer.Option(help="Labelled examples: Parquet, folder of class folders, or `.npz`.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write weights for a new task from its labelled examples, in milliseconds and without gradients.
+
+    raywgen adapt runs/mcdi --support examples/ out=head.safetensors
+    """
+    from raywgen.generation import AdaptConfig
+    from raywgen.generation import adapt as write
+
+    settings = load_config(AdaptConfig, None, [f"generator={bundle}", f"support={support}", *(overrides or [])])
+    found = write(settings)
+    encoded = f"{found.encode_ms:.1f} ms to encode them, " if found.encode_ms else ""
+    out.print(
+        f"{found.path}: {found.num_values:,} values for {len(found.classes)} classes from {found.num_examples} "
+        f"examples; {encoded}{found.generate_ms:.1f} ms to generate",
+        highlight=False,
+    )
 
 
 @app.command(cls=SettingsCommand)

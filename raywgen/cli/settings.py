@@ -18,8 +18,10 @@ out = Console()
 SCHEMAS = {
     "demo": "raywgen.benchmarks.demo:DemoConfig",
     "zoo train": "raywgen.zoo:ZooConfig",
+    "encoder train": "raywgen.tasks.encoder_training:EncoderConfig",
     "train": "raywgen.training:TrainConfig",
     "generate": "raywgen.generation:GenerateConfig",
+    "adapt": "raywgen.generation:AdaptConfig",
     "evaluate": "raywgen.evaluation.config:EvaluateConfig",
 }
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
@@ -39,7 +41,9 @@ class SettingsCommand(TyperCommand):
             table.add_row(setting.key, setting.default, setting.help)
         out.print(table)
         if name == "TrainConfig":
-            out.print("generator.* are the method's own settings: `raywgen demo --help` lists those of igpg.")
+            out.print(
+                "generator.* are the method's own settings: `raywgen train METHOD --help` lists those of a method."
+            )
 
 
 def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:

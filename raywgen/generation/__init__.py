@@ -1,15 +1,20 @@
 """Putting a trained generator to use: fill modules, keep the best of n, write files."""
 
+from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, generate_best
-from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutWarning, load
+from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
 from raywgen.generation.write import GenerateConfig, generate
 
 __all__ = [
+    "AdaptConfig",
+    "Adapted",
     "Best",
     "ConditionError",
     "GenerateConfig",
     "TrainedGenerator",
+    "UnknownLayoutError",
     "UnknownLayoutWarning",
+    "adapt",
     "generate",
     "generate_best",
     "load",

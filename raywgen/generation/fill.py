@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from raywgen.generation.best import Best, generate_best
 from raywgen.generators import Generator
-from raywgen.generators.bundle import BundleError, load_bundle
+from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
+from raywgen.tasks.encoders import FrozenEncoder, load_encoder
+from raywgen.tasks.inputs import InputForm
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
+# Generators that adapt look at examples alone.
+ADAPT_INSTRUCTION = "adapt"
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -24,15 +28,62 @@ class ConditionError(ValueError):
     """Instruction or data that the generator cannot be told; the message names the remedy."""
 
 
+class UnknownLayoutError(ValueError):
+    """A layout that the generator cannot fill by adapting; the message says which it can."""
+
+
 class UnknownLayoutWarning(UserWarning):
     """The generator fills a layout that it was never trained on."""
 
 
 class TrainedGenerator:
-    """A generator ready for use; get one by `raywgen.load`."""
+    """A generator ready for use; get one by `raywgen.load`.
 
-    def __init__(self, generator: Generator) -> None:
+    Attributes:
+        generator: The generator itself.
+        inputs: How the images that it was trained on became samples; None where they were no images.
+        encoder: The frozen encoder whose features it is told; None where it is told the samples themselves.
+    """
+
+    def __init__(
+        self, generator: Generator, inputs: InputForm | None = None, encoder: FrozenEncoder | None = None
+    ) -> None:
         self.generator = generator
+        self.inputs = inputs
+        self.encoder = encoder
+
+    def adapt(
+        self, module: ModuleT, support: tuple[Tensor, Tensor], *, temperature: float = 0.0, seed: int = 0
+    ) -> ModuleT:
+        """Writes weights for a new task into a module, without gradients, and returns it.
+
+        Args:
+            module: What to fill. For a generator of heads a linear layer on the encoder's features, with as many
+                outputs as the task has classes.
+            support: Labelled examples of the task: inputs `(S, ...)` and integer labels `(S,)` from 0. Images as
+                uint8 `(S, C, H, W)`, samples as the encoder takes them, or features.
+            temperature: Of the noise that generation starts from.
+            seed: Of the noise.
+
+        Raises:
+            ConditionError: The examples do not fit what the generator was trained with.
+            UnknownLayoutError: The module's layout is one that the generator was not trained on.
+        """
+        layout = Layout.from_state_dict(module.state_dict())
+        condition = make_condition(self.generator, ADAPT_INSTRUCTION, (self.features(support[0]), support[1]))
+        values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
+        module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
+        return module
+
+    def features(self, samples: Tensor) -> Tensor:
+        """Samples `(S, F)` as the generator is told them: encoded, where it works on features."""
+        samples = torch.as_tensor(samples)
+        if samples.dtype == torch.uint8 and self.inputs is not None and samples.dim() == 4:
+            samples = self.inputs.standardised(samples)
+        flat_SF = samples.reshape(len(samples), -1)
+        if self.encoder is None or flat_SF.shape[1] == self.generator.data.num_features:
+            return flat_SF
+        return self.encoder(flat_SF.float())
 
     def fill(
         self,
@@ -111,16 +162,42 @@ class TrainedGenerator:
         warnings.warn(f"{told}; judge the result before you use it", UnknownLayoutWarning, stacklevel=3)
 
 
+def adapt_weights(generator: Generator, layout: Layout, condition: Condition, temperature: float, seed: int) -> Tensor:
+    """The flat vector `(D,)` of one network.
+
+    Raises:
+        UnknownLayoutError: The generator has no reference point for the layout.
+    """
+    if not generator.knows(layout):
+        known = "; ".join(
+            ", ".join(f"{spec.name} {list(spec.shape)}" for spec in other.generated[:3])
+            for other, _ in generator.references.values()
+        )
+        raise UnknownLayoutError(
+            f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"
+        )
+    noise = KeyedNoise(seed, torch.arange(1), 0)
+    return generator.generate(condition, layout, noise, temperature=temperature).values_BD[0]
+
+
 def load(path: str | Path) -> TrainedGenerator:
     """Loads a generator from a run folder or a bundle.
 
     Raises:
         BundleError: There is none, or it is damaged.
+        EncoderError: It works on features of an encoder that is not there.
     """
     folder = Path(path)
     for candidate in (folder / "generator", folder):
         if (candidate / "generator.json").is_file():
-            return TrainedGenerator(load_bundle(candidate))
+            generator = load_bundle(candidate)
+            told = bundle_facts(candidate).get("inputs")
+            inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
+            kept = candidate / ENCODER
+            encoder = None
+            if inputs is not None and inputs.encoder:
+                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
+            return TrainedGenerator(generator, inputs, encoder)
     raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
 
 
@@ -150,6 +227,7 @@ def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, T
     if not bool(samples_SF.isfinite().all()):
         raise ConditionError("data holds NaN or infinity; drop those samples")
     labels_S = labels.to(torch.int64)
-    if int(labels_S.min()) < 0 or int(labels_S.max()) >= spec.max_classes:
-        raise ConditionError(f"labels must lie between 0 and {spec.max_classes - 1}")
+    most = generator.max_classes
+    if int(labels_S.min()) < 0 or (most is not None and int(labels_S.max()) >= most):
+        raise ConditionError(f"labels must lie between 0 and {'any number' if most is None else most - 1}")
     return Condition(instructions=(instruction,), samples_BSF=samples_SF.unsqueeze(0), labels_BS=labels_S.unsqueeze(0))

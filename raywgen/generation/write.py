@@ -95,7 +95,7 @@ def _asked(
     config: GenerateConfig, corpus: Corpus, generator: Generator
 ) -> tuple[list[str], Condition, list[TaskFacts]]:
     if config.instruction:
-        return ["custom"], make_condition(generator, config.instruction, _read_npz(config.data)), []
+        return ["custom"], make_condition(generator, config.instruction, read_npz(config.data)), []
     tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
     if not tasks:
         raise ConfigError(
@@ -163,9 +163,14 @@ def _write(
     return rows
 
 
-def _read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+def read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples and labels of an `.npz` file.
+
+    Raises:
+        ConditionError: It holds no arrays `x` and `y`.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConditionError(f"data={path}: {error}; give an .npz file with arrays x (samples first) and y") from error
+        raise ConditionError(f"{path}: {error}; give an .npz file with arrays x (samples first) and y") from error

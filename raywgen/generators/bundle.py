@@ -28,6 +28,8 @@ from raywgen.weights import (
 _CONFIG = "generator.json"
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
+ENCODER = "encoder"
+"""Folder in a bundle with the encoder on whose features the generator works."""
 
 
 class BundleError(ValueError):

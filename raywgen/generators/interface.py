@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from raywgen.nn.residual_quantiser import AllReduce
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
+OPTIMIZERS = ("adamw", "sgd")
+
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """How one stage is optimised: AdamW with linear warm-up and cosine decay.
+    """How one stage is optimised: with linear warm-up and cosine decay.
 
     Attributes:
         num_steps: Optimiser steps; 0 switches the stage off.
@@ -24,6 +26,7 @@ class StageConfig:
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps of linear warm-up.
         grad_clip: Largest global norm of the gradient.
+        optimizer: `adamw`, or `sgd` for plain descent.
     """
 
     num_steps: int = 200
@@ -32,12 +35,15 @@ class StageConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 20
     grad_clip: float = 1.0
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.batch_size < 1:
             raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
         if self.learning_rate <= 0 or self.grad_clip <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer}: give one of {', '.join(OPTIMIZERS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,8 @@ class Generator(nn.Module, ABC):
 
     method: ClassVar[str]
     config: Any
+    num_targets: int = 0
+    """Local targets of each trajectory that its batches must hold; 0 takes every checkpoint on its own."""
 
     def __init__(self, references: ReferenceTable, data: DataSpec) -> None:
         super().__init__()
@@ -141,6 +149,15 @@ class Generator(nn.Module, ABC):
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """What the generator's own code keeps of given weights, `(B, D)`; the weights where it has no code."""
         return values_BD
+
+    @property
+    def max_classes(self) -> int | None:
+        """Most classes a task may have; None for any number."""
+        return self.data.max_classes
+
+    def knows(self, layout: Layout) -> bool:
+        """Whether there is a reference point for a layout."""
+        return layout.id in self.references
 
     def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
         """The layout's reference point; `given` where the layout was not in the training corpus."""

@@ -6,9 +6,11 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from raywgen.generators.direct import Direct, DirectConfig
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.interface import GeneratorFactory
+from raywgen.generators.mcdi import McDi, McDiConfig
 
 
 class UnknownMethodError(KeyError):
@@ -28,6 +30,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "igpg": Method(IGPGConfig, IGPG),
+    "mcdi": Method(McDiConfig, McDi),
+    "direct": Method(DirectConfig, Direct),
     "hypernetwork": Method(HypernetworkConfig, Hypernetwork),
 }
 

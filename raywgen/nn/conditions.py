@@ -42,6 +42,11 @@ class TextEncoder(nn.Module):
         return [zlib.crc32(word.encode()) % self.num_buckets for word in words] or [0]
 
 
+def class_members(labels_BS: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """One-hot labels `(B, S, C)`; unlike torch's own it looks at no value, so it runs under `vmap`."""
+    return (labels_BS.unsqueeze(-1) == torch.arange(num_classes, device=labels_BS.device)).to(dtype)
+
+
 class SampleEncoder(nn.Module):
     """Deep set over labelled samples (Zaheer et al. 2017): order does not matter, their number may vary.
 
@@ -63,7 +68,7 @@ class SampleEncoder(nn.Module):
         centred_BSF = centred_BSF / centred_BSF.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
         mixed_BH = self.mix(self.pixel(centred_BSF) + self.label(labels_BS)).mean(dim=1)
         num_classes = self.label.num_embeddings
-        member_BSC = nn.functional.one_hot(labels_BS, num_classes).to(samples_BSF.dtype)
+        member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
         share_BC1 = member_BSC.sum(1).clamp(min=1.0).unsqueeze(-1)
         means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, centred_BSF) / share_BC1
         # Below a hundredth of the samples' spread a mean is rounding, for instance where all have one label.

@@ -1,4 +1,4 @@
-"""A causal transformer with rotary positions and a static key-value cache.
+"""A transformer with rotary positions, causal with a static key-value cache or not.
 
 Shape legend: B sequences, T positions, A heads, E width of a head, H width.
 """
@@ -33,7 +33,7 @@ class KeyValueCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-class CausalTransformer(nn.Module):
+class Transformer(nn.Module):
     """Pre-norm decoder blocks (RMS norm, rotary attention, GELU) without embedding or head.
 
     Args:
@@ -41,11 +41,14 @@ class CausalTransformer(nn.Module):
         num_layers: Blocks.
         num_heads: A.
         dropout: Applied to the residual branches in training.
+        is_causal: Whether a position sees only those before it; only then can there be a cache.
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, num_layers: int, num_heads: int, dropout: float = 0.0, *, is_causal: bool = True
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(width, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(_Block(width, num_heads, dropout, is_causal) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.num_heads = num_heads
         self.head_width = width // num_heads
@@ -67,9 +70,10 @@ class CausalTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, is_causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.is_causal = is_causal
         self.attention_norm = nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -83,7 +87,7 @@ class _Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         query, key = _rotate(query, rotation), _rotate(key, rotation)
-        is_causal = query.shape[2] > 1
+        is_causal = self.is_causal and query.shape[2] > 1
         if cache is not None:
             assert cache.length == 0 or query.shape[2] == 1, "continue a cache one position at a time"
             key, value = cache.append(layer, key, value)

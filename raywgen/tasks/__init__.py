@@ -1,6 +1,6 @@
 """Data sets, tasks, networks, and fitting them in stacks."""
 
-from raywgen.tasks.base import Task, TaskError, draw_condition
+from raywgen.tasks.base import Task, TaskError, draw_condition, draw_few_shot
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
 from raywgen.tasks.fit_config import FitConfig, SAMConfig
 from raywgen.tasks.fitting import FitData, Recorded, fit, repeat_state
@@ -21,6 +21,7 @@ __all__ = [
     "build_task",
     "digits_subset",
     "draw_condition",
+    "draw_few_shot",
     "draw_subset_tasks",
     "fit",
     "network_name",

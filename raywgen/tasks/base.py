@@ -1,6 +1,6 @@
 """What a task is: data, and the measure by which a network is judged on it.
 
-Shape legend: S samples, F features of a sample.
+Shape legend: B tasks, S samples, F features of a sample, C classes.
 """
 
 from __future__ import annotations
@@ -51,15 +51,50 @@ def draw_condition(tasks: list[Task], num_samples: int, noise: KeyedNoise) -> Co
         num_samples: Labelled samples of each.
         noise: B rows.
     """
-    fractions_BS = noise.uniform(num_samples)
-    inputs, labels = [], []
-    for task, fraction_S in zip(tasks, fractions_BS, strict=True):
-        count = len(task.train_y_S)
-        index_S = (fraction_S.double() * count).long().clamp_(max=count - 1)
-        inputs.append(task.train_x_SF[index_S])
-        labels.append(task.train_y_S[index_S])
+    count_B1 = torch.tensor([[len(task.train_y_S)] for task in tasks])
+    index_BS = (noise.uniform(num_samples).double() * count_B1).long()
+    return _condition(tasks, torch.minimum(index_BS, count_B1 - 1))
+
+
+def draw_few_shot(tasks: list[Task], shot: int, num_query: int, noise: KeyedNoise) -> tuple[Condition, Condition]:
+    """Support and query sets of B tasks: `shot` training samples of each class, and others drawn with replacement.
+
+    Args:
+        tasks: B tasks with equally many training samples and classes.
+        shot: Support samples of each class.
+        num_query: Query samples of each task; none is of its support set.
+        noise: B rows.
+
+    Returns:
+        Support, class after class, and query.
+
+    Raises:
+        TaskError: A task has no more than `shot` samples of a class.
+    """
+    labels_BS = torch.stack([task.train_y_S for task in tasks])
+    # Labels are whole and fractions below 1, so this sorts by class and shuffles within.
+    order_BS = (labels_BS + noise.uniform(labels_BS.shape[1]).double()).argsort(dim=1)
+    sorted_BS = labels_BS.gather(1, order_BS)
+    first_BS = torch.searchsorted(sorted_BS, sorted_BS)
+    is_support_BS = torch.arange(labels_BS.shape[1]) - first_BS < shot
+    num_support = shot * tasks[0].num_classes
+    count_BC = torch.nn.functional.one_hot(labels_BS, tasks[0].num_classes).sum(dim=1)
+    least_B = count_BC.min(dim=1).values
+    if int(least_B.min()) <= shot:
+        raise TaskError(
+            f"shot={shot}: task '{tasks[int(least_B.argmin())].id}' has {int(least_B.min())} training samples of a "
+            "class; give fewer, so that some are left for the query set"
+        )
+    support_BS = order_BS[is_support_BS].view(len(tasks), num_support)
+    rest_BS = order_BS[~is_support_BS].view(len(tasks), -1)
+    picked_BS = (noise.uniform(num_query).double() * rest_BS.shape[1]).long()
+    query_BS = rest_BS.gather(1, picked_BS)
+    return _condition(tasks, support_BS), _condition(tasks, query_BS)
+
+
+def _condition(tasks: list[Task], index_BS: Tensor) -> Condition:
     return Condition(
         instructions=tuple(task.instruction for task in tasks),
-        samples_BSF=torch.stack(inputs),
-        labels_BS=torch.stack(labels),
+        samples_BSF=torch.stack([task.train_x_SF[index_S] for task, index_S in zip(tasks, index_BS, strict=True)]),
+        labels_BS=torch.stack([task.train_y_S[index_S] for task, index_S in zip(tasks, index_BS, strict=True)]),
     )

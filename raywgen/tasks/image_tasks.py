@@ -108,7 +108,7 @@ def episode_task(
         "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
         "channels": channels,
     }  # fmt: skip
-    name = _images(path, size, channels, None).name
+    name = images_of(path, size, channels, None).name
     return Task(
         id=f"{name}/{way}-way-{shot}-shot/{split}-{index}",
         instruction=f"Which of these {way} classes is in the image?",
@@ -123,11 +123,30 @@ def episode_task(
 
 def num_classes(path: str) -> int:
     """Of a data set."""
-    return len(_images(path, None, None, None).class_names)
+    return len(images_of(path, None, None, None).class_names)
+
+
+def classes_of(data: ImageData, split: str, group: str, seed: int) -> tuple[int, ...]:
+    """The classes that episodes of a split are drawn from.
+
+    Args:
+        data: All classes.
+        split: `train`, `validation` or `test`: classes of the three are disjoint.
+        group: Column whose groups stay in one split; empty to split class by class.
+        seed: Decides which.
+
+    Raises:
+        TaskError: There is no such split or column, or there are too few classes.
+    """
+    classes = split_classes(class_groups(data, group) if group else data.class_names, seed=seed)
+    if split not in classes:
+        raise TaskError(f"split={split}: give one of {', '.join(classes)}")
+    return classes[split]
 
 
 @lru_cache(maxsize=16)
-def _images(path: str, size: int | None, channels: int | None, limit: int | None) -> ImageData:
+def images_of(path: str, size: int | None, channels: int | None, limit: int | None) -> ImageData:
+    """Images of `digits` or of what `load_images` takes, once per process."""
     if path != DIGITS:
         return load_images(path, size=size, channels=channels, limit=limit)
     data = load_digits_images()
@@ -144,8 +163,8 @@ def _split(
     path: str, test_path: str, size: int | None, channels: int | None, limit: int | None, test_limit: int | None
 ) -> tuple[ImageData, ImageData]:
     if test_path:
-        return _images(path, size, channels, limit), _images(test_path, size, channels, test_limit)
-    data = _images(path, size, channels, None)
+        return images_of(path, size, channels, limit), images_of(test_path, size, channels, test_limit)
+    data = images_of(path, size, channels, None)
     held = balanced_rows(data.y_S.numpy(), round(_TEST_SHARE * len(data.y_S)), _SPLIT_SEED)
     is_test_S = torch.zeros(len(data.y_S), dtype=torch.bool)
     is_test_S[torch.from_numpy(held)] = True
@@ -170,8 +189,9 @@ def _rows(data: ImageData, rows: Tensor) -> ImageData:
 
 
 @lru_cache(maxsize=16)
-def _statistics(path: str, size: int | None, channels: int | None) -> tuple[Tensor, Tensor]:
-    mean, std = channel_statistics(_images(path, size, channels, None).x_SCHW)
+def input_statistics(path: str, size: int | None, channels: int | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a data set's pixels, taken as 0 to 1: `(C, 1, 1)` each."""
+    mean, std = channel_statistics(images_of(path, size, channels, None).x_SCHW)
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
@@ -180,7 +200,7 @@ def _inputs(x_SCHW: Tensor, domain: str, path: str, size: int | None, channels: 
 
     Normalised by the statistics of the whole data set, so that all its tasks and domains share them.
     """
-    mean, std = _statistics(path, size, channels)
+    mean, std = input_statistics(path, size, channels)
     return ((apply_domain(x_SCHW.float() / 255, domain) - mean) / std).flatten(1)
 
 
@@ -197,8 +217,6 @@ def _sampler(
     size: int | None,
     channels: int | None,
 ) -> EpisodeSampler:
-    data = _images(path, size, channels, None)
-    classes = split_classes(class_groups(data, group) if group else data.class_names, seed=seed)
-    if split not in classes:
-        raise TaskError(f"split={split}: give one of {', '.join(classes)}")
-    return EpisodeSampler(data, classes[split], way=way, shot=shot, num_query=num_query, seed=seed, rotations=rotations)
+    data = images_of(path, size, channels, None)
+    classes = classes_of(data, split, group, seed)
+    return EpisodeSampler(data, classes, way=way, shot=shot, num_query=num_query, seed=seed, rotations=rotations)

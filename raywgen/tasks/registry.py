@@ -10,6 +10,7 @@ from typing import Any
 
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.digits import digits_subset
+from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import episode_task, image_task
 from raywgen.tasks.text_tasks import text_task
 
@@ -18,6 +19,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "images": image_task,
     "episode": episode_task,
     "texts": text_task,
+    "feature-episode": feature_episode_task,
+    "encoded": encoded_task,
 }
 
 
@@ -30,7 +33,7 @@ def build_task(recipe: Mapping[str, Any]) -> Task:
     return _build(json.dumps(dict(recipe), sort_keys=True))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _build(recipe: str) -> Task:
     arguments = json.loads(recipe)
     name = str(arguments.pop("name", ""))

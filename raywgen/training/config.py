@@ -14,7 +14,7 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        method: A name of the registry: `igpg` or `hypernetwork`.
+        method: A name of the registry: `igpg`, `mcdi` or `hypernetwork`.
         generator: The method's own config; keys left out take their defaults.
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
@@ -27,6 +27,8 @@ class TrainConfig:
         max_failures: How often a run restarts from its last checkpoint when a worker dies.
         num_condition_samples: Labelled samples a generator is shown per network.
         num_query_samples: Further labelled samples per network, for losses on what it does.
+        shot: Labelled samples of each class that a generator is shown, in place of `num_condition_samples` at random;
+            none of them is among the further ones. 0 draws at random.
         seed: Of initialisation, data order and noise.
     """
 
@@ -43,6 +45,7 @@ class TrainConfig:
     max_failures: int = 2
     num_condition_samples: int = 64
     num_query_samples: int = 128
+    shot: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class TrainConfig:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:
             raise ValueError("num_condition_samples and num_query_samples must be at least 1")
+        if self.shot < 0:
+            raise ValueError(f"shot={self.shot}: must be at least 0")
         try:
             schema = method(self.method).config
         except UnknownMethodError as error:

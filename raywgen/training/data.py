@@ -4,13 +4,14 @@ All workers read the same stream (blocks lie in shared memory, so on one node th
 one global order: batch t of a stage is the same set of checkpoints, samples and noise whatever the number of
 workers, and each takes its own part of it. A batch is of one layout; layouts take turns.
 
-Shape legend: N checkpoints, B networks of a worker's part of a batch, D values, P packed bytes.
+Shape legend: N checkpoints, B networks of a worker's part of a batch, D values, P packed bytes, k local targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, checkpoint_ids, packed_tensor
 from raywgen.generators import DataSpec
-from raywgen.tasks import Task, build_network, build_task, draw_condition
-from raywgen.weights import KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_few_shot
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
@@ -35,37 +36,86 @@ class LayoutRows:
         module: A network of it.
         values_ND: Flat vectors.
         tasks: What each was trained for, N entries.
+        trajectories: On which optimisation run each lies, N entries.
+        steps: Optimiser step of each, N entries.
+        targets_NkD: Local targets of each, where `trajectory_rows` made the rows.
     """
 
     layout: Layout
     module: nn.Module
     values_ND: Tensor
     tasks: list[Task]
+    trajectories: list[str]
+    steps: list[int]
+    targets_NkD: Tensor | None = None
+
+
+class TrajectoryError(ValueError):
+    """A corpus whose trajectories do not hold what a generator asks for; the message names the remedy."""
 
 
 def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]:
-    """Sorts a stream's blocks by layout and joins each checkpoint's task to it."""
-    task_of = dict(
-        zip(corpus.facts.column("checkpoint_id").to_pylist(), corpus.facts.column("task_id").to_pylist(), strict=True)
-    )
+    """Sorts a stream's blocks by layout and joins each checkpoint's facts to it."""
+    columns = [corpus.facts.column(name).to_pylist() for name in ("checkpoint_id", "task_id", "trajectory_id", "step")]
+    facts_of = {name: facts for name, *facts in zip(*columns, strict=True)}
     values: dict[str, list[Tensor]] = {}
-    tasks: dict[str, list[Task]] = {}
+    facts: dict[str, list[list[Any]]] = {}
     for block in blocks:
         layout_id = block.column("layout_id")[0].as_py()
         layout = corpus.layout(layout_id)
         values.setdefault(layout_id, []).append(layout.values(packed_tensor(block, layout)))
-        ids = checkpoint_ids(block, layout)
-        tasks.setdefault(layout_id, []).extend(build_task(corpus.tasks[task_of[name]].recipe) for name in ids)
+        facts.setdefault(layout_id, []).extend(facts_of[name] for name in checkpoint_ids(block, layout))
     return [
         LayoutRows(
             layout=network.layout,
             module=build_network(network.recipe),
             values_ND=torch.cat(values[layout_id]),
-            tasks=tasks[layout_id],
+            tasks=[build_task(corpus.tasks[task_id].recipe) for task_id, _, _ in facts[layout_id]],
+            trajectories=[trajectory for _, trajectory, _ in facts[layout_id]],
+            steps=[step for _, _, step in facts[layout_id]],
         )
         for layout_id, network in corpus.networks.items()
         if layout_id in values
     ]
+
+
+def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
+    """One row per trajectory: its end, with k local targets at even spacing, the last one the end (Mc-Di, phase A).
+
+    The i-th target is the checkpoint nearest to step `i M / k` of M; the start is none.
+
+    Raises:
+        TrajectoryError: A trajectory has fewer checkpoints than that, or too unevenly spaced ones.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(rows.trajectories):
+        places.setdefault(name, []).append(place)
+    chosen: list[list[int]] = []
+    for name, of_one in places.items():
+        later = sorted((place for place in of_one if rows.steps[place] > 0), key=lambda place: rows.steps[place])
+        if not later:
+            continue
+        last = rows.steps[later[-1]]
+        wanted = [last * i / num_targets for i in range(1, num_targets + 1)]
+        nearest = [min(later, key=lambda place, w=w: abs(rows.steps[place] - w)) for w in wanted]
+        if len(set(nearest)) < num_targets:
+            raise TrajectoryError(
+                f"trajectory '{name}' has checkpoints at steps {[rows.steps[place] for place in later]}: too few for "
+                f"{num_targets} evenly spaced local targets; record more checkpoint_steps, or lower num_targets"
+            )
+        chosen.append(nearest)
+    if not chosen:
+        raise TrajectoryError("no trajectory has a checkpoint after its start; record more checkpoint_steps")
+    place_Nk = torch.tensor(chosen)
+    ends = place_Nk[:, -1].tolist()
+    return replace(
+        rows,
+        values_ND=rows.values_ND[place_Nk[:, -1]],
+        tasks=[rows.tasks[place] for place in ends],
+        trajectories=[rows.trajectories[place] for place in ends],
+        steps=[rows.steps[place] for place in ends],
+        targets_NkD=rows.values_ND[place_Nk],
+    )
 
 
 def measure_references(corpus: Corpus) -> ReferenceTable:
@@ -92,6 +142,8 @@ class BatchOrder:
         seed: Of order, conditions and queries.
         num_condition_samples: Labelled samples shown per network.
         num_query_samples: Further labelled samples per network.
+        shot: Labelled samples of each class shown per network, none of them among its query; 0 draws both at random.
+        num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
         rank: This worker.
         num_workers: Of how many.
         device: Where batches go.
@@ -104,12 +156,15 @@ class BatchOrder:
         seed: int,
         num_condition_samples: int,
         num_query_samples: int,
+        shot: int = 0,
+        num_targets: int = 0,
         rank: int = 0,
         num_workers: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self._rows = rows
+        self._rows = [trajectory_rows(of_layout, num_targets) for of_layout in rows] if num_targets else rows
         self._seed = seed
+        self._shot = shot
         self._num_condition_samples = num_condition_samples
         self._num_query_samples = num_query_samples
         self._rank = rank
@@ -137,16 +192,25 @@ class BatchOrder:
         row_B = self._row_indices(turn, first + place_B)
         sample_index_B = step * batch_size + place_B
         tasks = [rows.tasks[int(row)] for row in row_B]
-        condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
-        query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
+        condition, query = self._samples(tasks, sample_index_B)
         return WeightBatch(
             values_BD=rows.values_ND[row_B].to(self._device),
             layout=rows.layout,
             module=rows.module,
-            condition=draw_condition(tasks, self._num_condition_samples, condition_noise).to(self._device),
-            query=draw_condition(tasks, self._num_query_samples, query_noise).to(self._device),
+            condition=condition.to(self._device),
+            query=query.to(self._device),
             sample_index_B=sample_index_B.to(self._device),
+            targets_BkD=None if rows.targets_NkD is None else rows.targets_NkD[row_B].to(self._device),
         )
+
+    def _samples(self, tasks: list[Task], sample_index_B: Tensor) -> tuple[Condition, Condition]:
+        """What the networks' generator is told, and what it is judged by."""
+        condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
+        if self._shot:
+            return draw_few_shot(tasks, self._shot, self._num_query_samples, condition_noise)
+        query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
+        condition = draw_condition(tasks, self._num_condition_samples, condition_noise)
+        return condition, draw_condition(tasks, self._num_query_samples, query_noise)
 
     def _row_indices(self, turn: int, position_B: Tensor) -> Tensor:
         """Rows at positions of the layout's endless sequence of epochs, each a permutation of its own."""

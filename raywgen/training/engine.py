@@ -21,8 +21,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
 
 
-def _optimizer(stage: Stage) -> torch.optim.AdamW:
+def _optimizer(stage: Stage) -> torch.optim.Optimizer:
     config = stage.config
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(stage.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
         stage.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay
     )
@@ -81,7 +83,7 @@ class LocalEngine(Engine):
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self._adam = _optimizer(stage)
+        self._optimizer = _optimizer(stage)
 
     @property
     def _num_workers(self) -> int:
@@ -93,22 +95,22 @@ class LocalEngine(Engine):
 
     def moments(self) -> dict[str, Tensor]:
         """As torch keeps them."""
-        return _torch_moments(self.stage, self._adam)
+        return _torch_moments(self.stage, self._optimizer)
 
     def set_moments(self, moments: dict[str, Tensor]) -> None:
         """Into torch's optimiser."""
-        _set_torch_moments(self.stage, self._adam, moments)
+        _set_torch_moments(self.stage, self._optimizer, moments)
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         return self.stage(batch, noise)
 
     def _step(self, loss: Tensor, learning_rate: float) -> None:
-        for group in self._adam.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._adam.zero_grad()
+        self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.grad_clip)
-        self._adam.step()
+        self._optimizer.step()
 
 
 class DeepSpeedEngine(Engine):
@@ -128,10 +130,10 @@ class DeepSpeedEngine(Engine):
         self.stage = stage
         self._zero_stage = zero_stage
         self._workers = num_workers
-        self._adam = _optimizer(stage)
+        self._optimizer = _optimizer(stage)
         self._engine: Any = deepspeed.initialize(
             model=stage,
-            optimizer=self._adam,  # pyright: ignore[reportArgumentType]
+            optimizer=self._optimizer,  # pyright: ignore[reportArgumentType]
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": max(1, stage.config.batch_size // num_workers),
@@ -154,8 +156,8 @@ class DeepSpeedEngine(Engine):
 
     def moments(self) -> dict[str, Tensor]:
         """Gathered from all workers' shards."""
-        if self._zero_stage == 0:
-            return _torch_moments(self.stage, self._adam)
+        if self._zero_stage == 0 or not _has_moments(self.stage):
+            return _torch_moments(self.stage, self._optimizer)
         from deepspeed.utils import safe_get_full_optimizer_state
 
         full: dict[str, Tensor] = {}
@@ -168,16 +170,16 @@ class DeepSpeedEngine(Engine):
 
     def set_moments(self, moments: dict[str, Tensor]) -> None:
         """Each worker takes its own shard."""
-        if self._zero_stage == 0:
-            _set_torch_moments(self.stage, self._adam, moments)
+        if self._zero_stage == 0 or not _has_moments(self.stage):
+            _set_torch_moments(self.stage, self._optimizer, moments)
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
         # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
-        for group in self._adam.param_groups:
+        for group in self._optimizer.param_groups:
             for shard in group["params"]:
-                self._adam.state[shard] = {key: torch.zeros_like(shard) for key in _MOMENTS}
-                self._adam.state[shard][_STEP] = torch.tensor(0.0)
+                self._optimizer.state[shard] = {key: torch.zeros_like(shard) for key in _MOMENTS}
+                self._optimizer.state[shard][_STEP] = torch.tensor(0.0)
         self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.stage.named_parameters():
             for key in _MOMENTS:
@@ -186,7 +188,7 @@ class DeepSpeedEngine(Engine):
             step.copy_(moments[_STEP])
 
     def _steps(self) -> Iterator[Tensor]:
-        for state in self._adam.state.values():
+        for state in self._optimizer.state.values():
             if _STEP in state:
                 yield state[_STEP]
 
@@ -200,8 +202,14 @@ class DeepSpeedEngine(Engine):
         self._engine.step()
 
 
-def _torch_moments(stage: Stage, adam: torch.optim.AdamW) -> dict[str, Tensor]:
+def _has_moments(stage: Stage) -> bool:
+    return stage.config.optimizer == "adamw"
+
+
+def _torch_moments(stage: Stage, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
     moments: dict[str, Tensor] = {}
+    if not _has_moments(stage):
+        return moments
     for name, parameter in stage.named_parameters():
         state = adam.state[parameter]
         for key in _MOMENTS:
@@ -211,7 +219,9 @@ def _torch_moments(stage: Stage, adam: torch.optim.AdamW) -> dict[str, Tensor]:
     return moments
 
 
-def _set_torch_moments(stage: Stage, adam: torch.optim.AdamW, moments: dict[str, Tensor]) -> None:
+def _set_torch_moments(stage: Stage, adam: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+    if not _has_moments(stage):
+        return
     for name, parameter in stage.named_parameters():
         state = {key: moments[f"{name}|{key}"].to(parameter.device).clone() for key in _MOMENTS}
         adam.state[parameter] = {**state, _STEP: moments[_STEP].clone()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from raywgen.config import ConfigError, load_config, save_config, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.generators import DataSpec, Stage
-from raywgen.generators.bundle import build_generator
+from raywgen.generators.bundle import ENCODER, build_generator
+from raywgen.tasks.encoders import copy_encoder, encoder_kind
+from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, measure_references
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
@@ -60,14 +62,18 @@ def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None
         return
     corpus = Corpus.open(left[0].corpus)
     references, data = measure_references(corpus), data_spec(corpus)
+    inputs = _inputs(corpus)
     for config in left:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         save_config(config, Path(config.out) / CONFIG)
+        if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
+            copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
+    facts = [_facts(config, inputs) for config in left]
     with _Watcher(left, on_progress, references, data):
         if left[0].num_workers == 0:
-            _train_here(left, corpus, references, data)
+            _train_here(left, facts, corpus, references, data)
         else:
-            _train_on_ray(left, corpus, references, data)
+            _train_on_ray(left, facts, corpus, references, data)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
@@ -98,45 +104,67 @@ def _is_done(config: TrainConfig) -> bool:
     return (Path(config.out) / BUNDLE / "generator.json").is_file()
 
 
-def _facts(config: TrainConfig) -> dict[str, Any]:
-    return {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+def _facts(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
+    told = {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+    return told if inputs is None else told | {"inputs": asdict(inputs)}
+
+
+def _inputs(corpus: Corpus) -> InputForm | None:
+    """How the corpus' tasks make samples of images; None where they differ in that, or are no images."""
+    forms = {input_form(task.recipe) for task in corpus.tasks.values()}
+    return forms.pop() if len(forms) == 1 else None
 
 
 def _orders(
-    config: TrainConfig, train: list[LayoutRows], held: list[LayoutRows], rank: int, num_workers: int
+    config: TrainConfig, num_targets: int, train: list[LayoutRows], held: list[LayoutRows], rank: int, num_workers: int
 ) -> tuple[BatchOrder, BatchOrder | None]:
     make = partial(
         BatchOrder,
         num_condition_samples=config.num_condition_samples,
         num_query_samples=config.num_query_samples,
+        shot=config.shot,
+        num_targets=num_targets,
         rank=rank,
         num_workers=num_workers,
     )
     return make(train, seed=config.seed), make(held, seed=config.seed + _VALIDATION_SEED) if held else None
 
 
-def _train_here(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+def _train_here(
+    configs: Sequence[TrainConfig],
+    facts: Sequence[dict[str, Any]],
+    corpus: Corpus,
+    references: ReferenceTable,
+    data: DataSpec,
+) -> None:
     train = collect_rows(corpus.blocks(["train"]), corpus)
     has_validation = corpus.select(split="validation").num_rows > 0
     held = collect_rows(corpus.blocks(["validation"]), corpus) if has_validation else []
-    for config in configs:
-        order, validation = _orders(config, train, held, rank=0, num_workers=1)
+    for config, told in zip(configs, facts, strict=True):
+        build = partial(build_generator, config.method, config.generator, references, data, config.seed)
+        order, validation = _orders(config, build().num_targets, train, held, rank=0, num_workers=1)
         checkpoints = LocalCheckpoints(Path(config.out) / _LOCAL)
         run = Run(
             index=0,
             config=config,
-            build=partial(build_generator, config.method, config.generator, references, data, config.seed),
+            build=build,
             order=order,
             validation=validation,
             engine=LocalEngine,
             checkpoints=checkpoints,
             rank=0,
-            facts=_facts(config),
+            facts=told,
         )
         train_run(run, checkpoints.load())
 
 
-def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+def _train_on_ray(
+    configs: Sequence[TrainConfig],
+    facts: Sequence[dict[str, Any]],
+    corpus: Corpus,
+    references: ReferenceTable,
+    data: DataSpec,
+) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -149,7 +177,7 @@ def _train_on_ray(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
         worker_loop,
         train_loop_config={
             "configs": [_placed(config) for config in configs],
-            "facts": [_facts(config) for config in configs],
+            "facts": list(facts),
             "references": references,
             "data": data,
         },
@@ -221,14 +249,15 @@ def worker_loop(payload: dict[str, Any]) -> None:
     for index, config in enumerate(configs):
         if index < progress.run:
             continue
-        order, validation = _orders(config, train, held, rank, num_workers)
+        build = partial(
+            build_generator, config.method, config.generator, payload["references"], payload["data"], config.seed
+        )
+        order, validation = _orders(config, build().num_targets, train, held, rank, num_workers)
         checkpoints: Checkpoints = _RayCheckpoints(rank)
         run = Run(
             index=index,
             config=config,
-            build=partial(
-                build_generator, config.method, config.generator, payload["references"], payload["data"], config.seed
-            ),
+            build=build,
             order=order,
             validation=validation,
             engine=partial(_deepspeed, zero_stage=config.zero_stage, num_workers=num_workers),

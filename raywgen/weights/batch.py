@@ -66,6 +66,8 @@ class WeightBatch:
         condition: What the generator is told; its samples are drawn from training data.
         query: Further labelled samples of the same tasks, for losses on what a network does.
         sample_index_B: Global index of each sample in the run, int64; keys its noise.
+        targets_BkD: k states of each network's trajectory at even spacing, the last one `values_BD`; None unless the
+            generator asks for them.
     """
 
     values_BD: Tensor
@@ -74,6 +76,7 @@ class WeightBatch:
     condition: Condition
     query: Condition
     sample_index_B: Tensor
+    targets_BkD: Tensor | None = None
 
     def first(self, num: int) -> Self:
         """The first `num` networks of the batch."""
@@ -83,6 +86,7 @@ class WeightBatch:
             condition=self.condition.first(num),
             query=self.query.first(num),
             sample_index_B=self.sample_index_B[:num],
+            targets_BkD=None if self.targets_BkD is None else self.targets_BkD[:num],
         )
 
 

@@ -35,6 +35,8 @@ class ZooTasks:
         rotations: Turned classes of episodes are classes of their own.
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
         num_features: Of a sentence, as a hashed bag of words.
+        encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
+            `package.module:Class` or `hf:NAME`; none by default.
     """
 
     kind: str = "digits-subsets"
@@ -52,6 +54,7 @@ class ZooTasks:
     rotations: bool = False
     domains: list[str] = field(default_factory=list)
     num_features: int = 256
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -157,6 +160,10 @@ class ZooConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
         if (self.start == "branched") != (self.branch_steps > 0):
             raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
+        if self.augment and self.tasks.encoder:
+            raise ValueError(
+                f"augment={self.augment} with tasks.encoder: features are no images; leave one of them out"
+            )
         self._check_networks()
         self._check_checkpoint_steps()
         labels = [fit.label for fit in self.fits()]

@@ -6,6 +6,7 @@ from typing import Any
 
 from raywgen.corpus.storage import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
+from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes
 from raywgen.tasks.subsets import draw_subsets
 from raywgen.zoo.config import ZooConfig
@@ -19,7 +20,16 @@ def draw_tasks(config: ZooConfig) -> Recipes:
     Raises:
         TaskError: More tasks are asked for than there are.
     """
-    return _DRAW[config.tasks.kind](config)
+    recipes = _DRAW[config.tasks.kind](config)
+    if not config.tasks.encoder:
+        return recipes
+    encoder = _placed_encoder(config.tasks.encoder)
+    return {split: [_seen_through(encoder, recipe) for recipe in drawn] for split, drawn in recipes.items()}
+
+
+def placed_networks(config: ZooConfig) -> list[dict[str, Any]]:
+    """What `build_network` takes, on any node."""
+    return [_placed_network(recipe) for recipe in config.network_recipes()]
 
 
 def _digits_subsets(config: ZooConfig) -> Recipes:
@@ -89,6 +99,22 @@ def _texts(config: ZooConfig) -> Recipes:
 def _placed(path: str) -> str:
     """Means the same to a worker, and to whoever reads the recipe later."""
     return path if path in ("", DIGITS) else absolute(path)
+
+
+def _placed_encoder(told: str) -> str:
+    return _placed(told) if encoder_kind(told) == "folder" else told
+
+
+def _seen_through(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    if recipe["name"] == "episode":
+        return recipe | {"name": "feature-episode", "encoder": encoder}
+    return {"name": "encoded", "encoder": encoder, "task": recipe}
+
+
+def _placed_network(recipe: dict[str, Any]) -> dict[str, Any]:
+    """An adapter names the file of the weights that it adapts."""
+    is_adapter = recipe["name"] == "lora" and recipe.get("weights")
+    return recipe | {"weights": _placed(recipe["weights"])} if is_adapter else recipe
 
 
 _DRAW = {

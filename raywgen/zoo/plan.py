@@ -25,7 +25,7 @@ from raywgen.tasks import (
 )
 from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.draw import draw_tasks
+from raywgen.zoo.draw import draw_tasks, placed_networks
 
 # A seen task's last trajectory is kept from training; its name says so.
 _HELD_OUT = {"seen": "heldout"}
@@ -108,7 +108,7 @@ def plan_zoo(config: ZooConfig, ways: Mapping[str, str] | None = None) -> Plan:
     recipes = draw_tasks(config)
     tasks = {split: [build_task(recipe) for recipe in drawn] for split, drawn in recipes.items()}
     every = [task for drawn in tasks.values() for task in drawn]
-    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(config.network_recipes())]
+    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(placed_networks(config))]
     jobs = _jobs(config, tasks)
     stacks = [
         stack

@@ -201,8 +201,9 @@ def _facts(
     job, start, one = stack.jobs[n], stack.start, stack.fit
     trajectory_id = trajectory_id_of(stack, n, task_id)
     own = start.kind == "own"
-    on_digits = job.task_recipe["name"] == "digits-subset"
-    source, licence = _DIGITS if on_digits else (f"raywgen zoo on {job.task_recipe['path']}", "unknown")
+    seen = job.task_recipe.get("task", job.task_recipe)
+    on_digits = seen["name"] == "digits-subset"
+    source, licence = _DIGITS if on_digits else (f"raywgen zoo on {seen['path']}", "unknown")
     more: dict[str, Any] = {
         "sam_rho": one.sam.rho,
         "sam_adaptive": one.sam.adaptive,

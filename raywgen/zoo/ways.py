@@ -10,7 +10,7 @@ import torch
 
 from raywgen.tasks import FitData, Recorded, build_network, build_task, fit, network_name, repeat_state
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.draw import draw_tasks
+from raywgen.zoo.draw import draw_tasks, placed_networks
 from raywgen.zoo.plan import initial_state
 
 _NETWORKS = 8
@@ -31,7 +31,7 @@ def choose_ways(config: ZooConfig, on_choice: Callable[[str], None] | None = Non
     ways: dict[str, str] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for recipe in config.network_recipes():
+    for recipe in placed_networks(config):
         start = Recorded(step=0, state_N=repeat_state(initial_state(recipe, 0), _NETWORKS))
         seconds = {}
         for way in ("stack", "alone"):

@@ -10,7 +10,8 @@ import torch
 
 from raywgen.generators.igpg.config import FunctionalConfig
 from raywgen.generators.igpg.generator import IGPG
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, task_loss, token_nll
+from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, token_nll
+from raywgen.generators.task_loss import task_loss
 from raywgen.tasks import balanced_cross_entropy
 from raywgen.weights import WeightBatch
 from tests.builders import DEEP, SMALL, igpg, noise_for, tokenizer_stage, train, values_of, weight_batch

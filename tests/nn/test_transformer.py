@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.nn.transformer import CausalTransformer, _rotate, _rotation
+from raywgen.nn.transformer import Transformer, _rotate, _rotation
 
 WIDTH, LENGTH = 16, 9
 
 
 @pytest.fixture(scope="module")
-def transformer() -> CausalTransformer:
+def transformer() -> Transformer:
     torch.manual_seed(0)
-    return CausalTransformer(WIDTH, num_layers=3, num_heads=2).eval()
+    return Transformer(WIDTH, num_layers=3, num_heads=2).eval()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def x_BTH() -> Tensor:
 
 
 @pytest.mark.parametrize("changed", range(LENGTH))
-def test_a_change_leaves_earlier_outputs_bit_equal(transformer: CausalTransformer, x_BTH: Tensor, changed: int) -> None:
+def test_a_change_leaves_earlier_outputs_bit_equal(transformer: Transformer, x_BTH: Tensor, changed: int) -> None:
     other_BTH = x_BTH.clone()
     other_BTH[:, changed] += 1.0
     before, after = transformer(x_BTH), transformer(other_BTH)
@@ -35,7 +35,7 @@ def test_a_change_leaves_earlier_outputs_bit_equal(transformer: CausalTransforme
 
 
 @pytest.mark.parametrize("num_prefix", [1, 3, LENGTH])
-def test_cached_steps_equal_one_full_pass(transformer: CausalTransformer, x_BTH: Tensor, num_prefix: int) -> None:
+def test_cached_steps_equal_one_full_pass(transformer: Transformer, x_BTH: Tensor, num_prefix: int) -> None:
     cache = transformer.new_cache(len(x_BTH), LENGTH)
     parts = [transformer(x_BTH[:, :num_prefix], cache)]
     parts += [transformer(x_BTH[:, t : t + 1], cache) for t in range(num_prefix, LENGTH)]
@@ -44,7 +44,7 @@ def test_cached_steps_equal_one_full_pass(transformer: CausalTransformer, x_BTH:
     torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x_BTH), rtol=1e-5, atol=1e-5)
 
 
-def test_a_cache_is_not_continued_by_several_positions(transformer: CausalTransformer, x_BTH: Tensor) -> None:
+def test_a_cache_is_not_continued_by_several_positions(transformer: Transformer, x_BTH: Tensor) -> None:
     cache = transformer.new_cache(len(x_BTH), LENGTH)
     transformer(x_BTH[:, :2], cache)
     with pytest.raises(AssertionError, match="one position at a time"):
@@ -69,7 +69,7 @@ def test_rotary_scores_depend_on_distance_alone(shift: int) -> None:
     assert scores(0).std() > 0.1
 
 
-def test_order_matters_and_rotation_keeps_lengths(transformer: CausalTransformer, x_BTH: Tensor) -> None:
+def test_order_matters_and_rotation_keeps_lengths(transformer: Transformer, x_BTH: Tensor) -> None:
     swapped_BTH = x_BTH[:, [1, 0, *range(2, LENGTH)]]
     assert not torch.allclose(transformer(x_BTH)[:, -1], transformer(swapped_BTH)[:, -1], atol=1e-4)
     heads = x_BTH.unflatten(-1, (2, 8)).transpose(1, 2)
@@ -79,7 +79,7 @@ def test_order_matters_and_rotation_keeps_lengths(transformer: CausalTransformer
 
 def test_dropout_acts_in_training_only(x_BTH: Tensor) -> None:
     torch.manual_seed(0)
-    transformer = CausalTransformer(WIDTH, num_layers=1, num_heads=2, dropout=0.5)
+    transformer = Transformer(WIDTH, num_layers=1, num_heads=2, dropout=0.5)
     assert not torch.equal(transformer(x_BTH), transformer(x_BTH))
     transformer.eval()
     assert torch.equal(transformer(x_BTH), transformer(x_BTH))
@@ -87,6 +87,6 @@ def test_dropout_acts_in_training_only(x_BTH: Tensor) -> None:
 
 def test_gradients_reach_every_parameter(x_BTH: Tensor) -> None:
     torch.manual_seed(0)
-    transformer = CausalTransformer(WIDTH, num_layers=2, num_heads=2)
+    transformer = Transformer(WIDTH, num_layers=2, num_heads=2)
     transformer(x_BTH).square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in transformer.parameters())

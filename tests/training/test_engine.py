@@ -116,6 +116,55 @@ def test_moments_that_are_lost_are_noticed() -> None:
     assert steps(LocalEngine(second), NUM_STEPS, 2 * NUM_STEPS) != pytest.approx(expected, rel=1e-3)
 
 
+def descent_stage(weight_decay: float = 0.1) -> Stage:
+    stage = prior_stage()
+    stage.config.optimizer = "sgd"
+    stage.config.weight_decay = weight_decay
+    return stage
+
+
+def test_descent_takes_exactly_the_rate_times_the_gradient() -> None:
+    stage = descent_stage()
+    stage.config.grad_clip = 1e9
+    before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    steps(LocalEngine(stage), 0, 1)
+    for name, parameter in stage.named_parameters():
+        assert parameter.grad is not None
+        # Decay by the same rate; one rounding each.
+        expected = before[name] - 1e-2 * (parameter.grad + 0.1 * before[name])
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: n + m)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in stage.named_parameters())
+
+
+def test_descent_has_no_moments_and_goes_on_without_them() -> None:
+    undisturbed, first, second = descent_stage(), descent_stage(), descent_stage()
+    expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
+    engine = LocalEngine(first)
+    steps(engine, 0, NUM_STEPS)
+    assert engine.moments() == {}
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed = LocalEngine(second)
+    resumed.set_moments(engine.moments())
+    assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == expected
+    for mine, theirs in zip(undisturbed.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int) -> None:
+    alone, sharded, second = descent_stage(), descent_stage(), descent_stage()
+    expected = steps(LocalEngine(alone), 0, 2 * NUM_STEPS)
+    engine = DeepSpeedEngine(sharded, zero_stage, 1)
+    assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
+    assert engine.moments() == {}
+    second.load_state_dict(copy.deepcopy(sharded.state_dict()))
+    resumed = DeepSpeedEngine(second, zero_stage, 1)
+    resumed.set_moments(engine.moments())
+    assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
+    assert_equal_parameters(alone, second)
+
+
 def test_a_gradient_is_clipped_to_the_norm_of_the_config() -> None:
     stage = prior_stage()
     stage.config.grad_clip = 1e-9

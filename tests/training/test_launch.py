@@ -7,14 +7,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
+from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.mcdi import McDiConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
 from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.data import data_spec, measure_references
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +46,10 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
 
 
-def losses(out: Path) -> dict[tuple[str, int], float]:
+def losses(out: Path, name: str = "loss") -> dict[tuple[str, int], float]:
     rows = read_metrics(out)
     assert len({(row["stage"], row["step"]) for row in rows}) == len(rows), "a step is logged twice"
-    return {(row["stage"], row["step"]): row["loss"] for row in rows}
+    return {(row["stage"], row["step"]): row[name] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,38 @@ def test_two_workers_train_what_one_process_trains(
 ) -> None:
     launch([config(zoo_corpus, tmp_path, zero_stage=zero_stage)])
     assert_same_run(losses(tmp_path), alone)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_reptile_over_two_workers_gives_the_weights_of_one(zero_stage: int, zoo_corpus: Corpus, tmp_path: Path) -> None:
+    """Each worker adapts to its own half of the meta-batch; the outer step is the mean over both."""
+    outer: dict[str, Any] = {
+        "optimizer": "sgd",
+        "learning_rate": 0.5,
+        "grad_clip": 100.0,
+        "inner_rate": 0.05,
+        "warmup_steps": 0,
+    }
+    mcdi = McDiConfig(
+        diffusion=DiffusionConfig(num_targets=2),
+        denoiser=DenoiserConfig(num_steps=12, batch_size=8, width=16, num_layers=1, num_heads=2, **outer),
+    )
+    weights = {}
+    for num_workers in (0, 2):
+        out = tmp_path / str(num_workers)
+        settings = {"num_workers": num_workers, "zero_stage": zero_stage, "shot": 2, "checkpoint_every": 5}
+        run = config(zoo_corpus, out, **settings)
+        launch([replace(run, method="mcdi", generator=mcdi)])
+        weights[num_workers] = load_file(out / "generator" / "generator.safetensors")
+    start = build_generator("mcdi", mcdi, measure_references(zoo_corpus), data_spec(zoo_corpus), seed=0).state_dict()
+    moved = 0.0
+    for name, alone in weights[0].items():
+        # Float32 sums in another order, over 12 steps.
+        torch.testing.assert_close(weights[2][name], alone, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+        if name.startswith("model."):
+            moved = max(moved, float((alone - start[name.removeprefix("model.")]).abs().max()))
+    assert moved > 0.02
+    assert_same_run(losses(tmp_path / "2", "consistency"), losses(tmp_path / "0", "consistency"))
 
 
 def test_paths_may_be_relative(

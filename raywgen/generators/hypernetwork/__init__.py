@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.igpg.stages import task_loss
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
+from raywgen.generators.task_loss import task_loss
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features

@@ -20,7 +20,7 @@ from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.nn.residual_quantiser import ResidualQuantiser
-from raywgen.nn.transformer import CausalTransformer
+from raywgen.nn.transformer import Transformer
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.weights.chunks import num_place_features
 
@@ -56,7 +56,7 @@ class Prior(nn.Module):
         self.told = ConditionSummary(H)
         self.place = PlaceEncoder(num_place_features(), H)
         self.previous = nn.Linear(K, H)
-        self.trunk = CausalTransformer(H, config.num_layers, config.num_heads, config.dropout)
+        self.trunk = Transformer(H, config.num_layers, config.num_heads, config.dropout)
         self.head = LevelHead(H, num_levels, num_codes, K)
 
     def hidden(self, codes_BML: Tensor, cond: Condition, places_MG: Tensor, rvq: ResidualQuantiser) -> Tensor:

@@ -12,7 +12,7 @@ from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.generators.task_loss import task_loss
 from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
 
@@ -21,14 +21,6 @@ def token_nll(prior: Prior, tokenizer: Tokenizer, codes_BML: Tensor, batch: Weig
     places_MG = tokenizer.places(batch.layout)
     hidden = prior.hidden(codes_BML, batch.condition, places_MG, tokenizer.quantiser)
     return -prior.head.log_likelihood(hidden, codes_BML, tokenizer.quantiser).mean()
-
-
-def task_loss(values_BD: Tensor, batch: WeightBatch) -> tuple[Tensor, Tensor]:
-    """Class-balanced cross-entropy and accuracy `(B,)` of networks on their tasks' query samples."""
-    state = batch.layout.unflatten(values_BD)
-    logits_BSC = stacked_logits(batch.module, state, batch.query.samples_BSF)
-    labels_BS = batch.query.labels_BS
-    return balanced_cross_entropy(logits_BSC, labels_BS), balanced_accuracy(logits_BSC, labels_BS)
 
 
 class PriorStage(Stage):

@@ -2,6 +2,8 @@
 
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.conv4 import Conv4
+from raywgen.tasks.networks.head import Head
+from raywgen.tasks.networks.lora import LoRANetwork
 from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.registry import NETWORKS, build_network, network_name
 from raywgen.tasks.networks.resnet import ResNet, resnet50, resnet101
@@ -12,6 +14,8 @@ __all__ = [
     "NETWORKS",
     "CifarResNet",
     "Conv4",
+    "Head",
+    "LoRANetwork",
     "ResNet",
     "TinyCnn",
     "VisionTransformer",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.conv4 import Conv4
+from raywgen.tasks.networks.head import Head
+from raywgen.tasks.networks.lora import lora
 from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
@@ -32,7 +37,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vit-s": vit_s,
     "vit-b": vit_b,
     "vit-l": vit_l,
+    "head": Head,
+    "lora": lora,
 }
+_PLAIN = re.compile(r"[\w.+-]*")
 
 
 def build_network(recipe: Mapping[str, Any]) -> nn.Module:
@@ -65,23 +73,39 @@ def network_name(recipe: Mapping[str, Any]) -> str:
 
     Arguments stand in the order of the builder's signature: bare as long as they fill it from its first parameter on
     without a gap, with their own name after that. So recipes of one builder have different names unless their
-    arguments are equal, in whichever order they were written.
+    arguments are equal, in whichever order they were written. An argument that is a recipe stands as its own name;
+    what reads as no part of a name (a path, a pattern) is told by a hash at the end, `lora-mlp-64-8-2-rank_2-3f09c1d2`.
 
     Raises:
         TaskError: The recipe's name is unknown or cannot be imported.
     """
     name, arguments = _split(recipe)
     order = _parameters(_builder(name))
-    parts, is_bare = [name.rpartition(":")[2]], True
+    parts, is_bare, is_whole = [name.rpartition(":")[2]], True, True
     for place, key in enumerate(sorted(arguments, key=lambda key: (key not in order, order.get(key, 0), key))):
         value = arguments[key]
-        is_list = isinstance(value, list | tuple)
-        text = "-".join(map(str, value)) if is_list else str(value)
+        text, is_simple = _told(value), not isinstance(value, list | tuple | Mapping)
         is_bare = is_bare and order.get(key) == place
-        parts.append(text if is_bare else f"{key}_{text}")
+        if text is not None:
+            parts.append(text if is_bare else f"{key}_{text}")
         # A bare value after a list would read as one more item of it.
-        is_bare = is_bare and not is_list
-    return "-".join(parts)
+        is_bare = is_bare and is_simple and text is not None
+        is_whole = is_whole and text is not None and not isinstance(value, Mapping)
+    return "-".join(parts if is_whole else [*parts, _digest(arguments)])
+
+
+def _told(value: Any) -> str | None:
+    """A value as part of a name; None where it does not read as one."""
+    if isinstance(value, Mapping):
+        return network_name(value) if "name" in value else None
+    if isinstance(value, list | tuple):
+        texts = [text for text in map(_told, value) if text is not None]
+        return "-".join(texts) if len(texts) == len(value) else None
+    return str(value) if _PLAIN.fullmatch(str(value)) else None
+
+
+def _digest(arguments: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _reshape(shape: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,0 +1,33 @@
+"""`raywgen encoder ...`: train encoders that tasks are seen through."""
+
+from __future__ import annotations
+
+import typer
+
+from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.config import load_config
+from raywgen.progress import Reporter
+
+app = typer.Typer(no_args_is_help=True, help="Train frozen encoders, through which tasks are seen as features.")
+
+
+@app.callback()
+def group() -> None:
+    """Keeps `train` a command of its own, though it is the only one."""
+
+
+@app.command(cls=SettingsCommand)
+def train(config: Config = None, overrides: Overrides = None) -> None:
+    """Train an encoder, for instance `raywgen encoder train configs/encoder/omniglot.yaml out=runs/encoders/mine`.
+
+    It learns on the classes that episodes are trained on, and never sees one of validation or test. A finished encoder
+    of the same settings is taken as it is.
+    """
+    from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
+
+    settings = load_config(EncoderConfig, *split_config(config, overrides))
+    with Reporter().step("encoder", f"train into {settings.out}") as bar:
+        card = train_encoder(settings, bar.named)
+    accuracy, seconds = card.facts["validation_accuracy"], card.facts["seconds"]
+    out.print(f"5-way 1-shot accuracy on validation classes: {100 * accuracy:.1f}, trained in {seconds:.0f} s")
+    out.print(f"{settings.out} holds the encoder; name it to a zoo as tasks.encoder", highlight=False)

@@ -1,0 +1,156 @@
+"""A new task's labelled examples in, weights out.
+
+Shape legend: S samples, C channels, H height, W width, F features, D values.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.generation.fill import (
+    ADAPT_INSTRUCTION,
+    ConditionError,
+    TrainedGenerator,
+    UnknownLayoutError,
+    adapt_weights,
+    load,
+    make_condition,
+)
+from raywgen.generation.write import read_npz
+from raywgen.generators.mcdi.denoisers import is_head
+from raywgen.tasks import build_network
+from raywgen.tasks.images import load_images
+from raywgen.weights import Layout, save_state_dict
+
+_MILLISECONDS = 1e3
+
+
+@dataclass(kw_only=True)
+class AdaptConfig:
+    """Weights for a new task from its labelled examples.
+
+    Attributes:
+        generator: Run folder or bundle of a generator that was trained on such tasks.
+        support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
+            folders, or an `.npz` file with arrays `x` (samples first) and `y`.
+        out: The `.safetensors` file to write; a `.json` beside it says what it is.
+        temperature: Of the noise that generation starts from; 0 writes the same network every time.
+        seed: Of the noise.
+    """
+
+    generator: str = "runs/mcdi"
+    support: str = ""
+    out: str = "adapted.safetensors"
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0")
+        if not self.support:
+            raise ValueError("support is empty: name the new task's labelled examples, for instance support=examples/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        num_values: Values in it.
+        classes: Names of the outputs, in order.
+        num_examples: Labelled examples that were seen.
+        encode_ms: Milliseconds of the encoder on them; 0 without one.
+        generate_ms: Milliseconds of generation alone.
+    """
+
+    path: str
+    num_values: int
+    classes: tuple[str, ...]
+    num_examples: int
+    encode_ms: float
+    generate_ms: float
+
+
+def adapt(config: AdaptConfig) -> Adapted:
+    """Writes a `state_dict` for a new task.
+
+    A generator of heads takes any number of classes; one of whole networks those of its architecture.
+
+    Raises:
+        BundleError, EncoderError: The generator cannot be read.
+        TaskError, ConditionError: The examples cannot be read, or do not fit.
+        UnknownLayoutError: The generator knows several architectures.
+        WeightsError: The file cannot be written.
+    """
+    trained = load(config.generator)
+    samples, labels_S, classes = read_support(config.support, trained)
+    layout = support_layout(trained, len(classes))
+    trained.features(samples[:1])  # The first call sets up what later ones reuse, and would be timed with them.
+    begin = time.perf_counter()
+    features_SF = trained.features(samples)
+    encoded = time.perf_counter()
+    condition = make_condition(trained.generator, ADAPT_INSTRUCTION, (features_SF, labels_S))
+    values_D = adapt_weights(trained.generator, layout, condition, config.temperature, config.seed)
+    done = time.perf_counter()
+    facts: dict[str, Any] = {
+        "method": trained.generator.method,
+        "generator": config.generator,
+        "classes": list(classes),
+        "num_examples": len(labels_S),
+    }
+    save_state_dict(layout.unflatten(values_D), config.out, {"method": trained.generator.method})
+    Path(config.out).with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    return Adapted(
+        path=config.out,
+        num_values=layout.num_values,
+        classes=classes,
+        num_examples=len(labels_S),
+        encode_ms=_MILLISECONDS * (encoded - begin) if trained.encoder is not None else 0.0,
+        generate_ms=_MILLISECONDS * (done - encoded),
+    )
+
+
+def read_support(path: str, trained: TrainedGenerator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Samples `(S, ...)`, labels int64 `(S,)` from 0, and the classes' names.
+
+    Raises:
+        TaskError, ConditionError: They cannot be read, or a class has no example.
+    """
+    if path.endswith(".npz"):
+        samples, labels = read_npz(path)
+        present = sorted({int(label) for label in labels})
+        if present != list(range(len(present))):
+            raise ConditionError(f"{path}: labels are {present}; number the classes from 0 without a gap")
+        return samples, labels.to(torch.int64), tuple(str(label) for label in present)
+    if trained.inputs is None:
+        raise ConditionError(f"{path}: this generator was not trained on images; give an .npz file with x and y")
+    data = load_images(path, size=trained.inputs.size, channels=trained.inputs.channels)
+    present_C, labels_S = data.y_S.unique(return_inverse=True)
+    return data.x_SCHW, labels_S, tuple(data.class_names[int(number)] for number in present_C)
+
+
+def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
+    """The layout to fill: a head of that many classes, or the one architecture that the generator knows.
+
+    Raises:
+        UnknownLayoutError: It knows several.
+    """
+    generator = trained.generator
+    layouts = [layout for layout, _ in generator.references.values()]
+    if is_head(layouts[0], generator.data.num_features):
+        recipe = {"name": "head", "num_features": generator.data.num_features, "num_classes": num_classes}
+        return Layout.from_state_dict(build_network(recipe).state_dict())
+    if len(layouts) > 1:
+        raise UnknownLayoutError(
+            f"the generator knows {len(layouts)} architectures; fill the module that you want by "
+            "raywgen.load(...).adapt(module, support)"
+        )
+    return layouts[0]

@@ -1,0 +1,139 @@
+"""Weights straight from the support set, by the network that Mc-Di denoises with: the baseline without diffusion.
+
+Two stages, either of which may be switched off: **regression** to the stored weights by mean squared error, and the
+**functional** stage, by the task's own loss. With the second alone it is a hypernetwork (Ha et al. 2017). It has the
+denoiser's size, condition and data, so that what it lacks against Mc-Di is the chain alone.
+
+Shape legend: B networks, D values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
+from raywgen.generators.mcdi.config import DenoiserConfig
+from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
+from raywgen.generators.task_loss import task_loss
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+
+
+@dataclass(kw_only=True)
+class DirectConfig:
+    """Size and training.
+
+    Attributes:
+        network: The map's kind and sizes, as of Mc-Di's denoiser.
+        regression: Towards the stored weights.
+        functional: By the task's loss.
+    """
+
+    network: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(num_steps=0))
+    regression: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, batch_size=64))
+    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
+
+
+class Direct(Generator):
+    """One pass from the support set to the weights."""
+
+    method = "direct"
+
+    def __init__(self, config: DirectConfig, references: ReferenceTable, data: DataSpec) -> None:
+        super().__init__(references, data)
+        self.config: DirectConfig = config
+        # Ends of trajectories, as Mc-Di's last targets are, and no states before them.
+        self.num_targets = 1
+        self.map = build_denoiser(config.network, references, data)
+
+    def stages(self) -> list[Stage]:
+        """Those that are switched on."""
+        stages: list[Stage] = [
+            RegressionStage(self.config.regression, self.map, self.references),
+            FunctionalStage(self.config, self.map, self.references),
+        ]
+        return [stage for stage in stages if stage.config.num_steps > 0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        layout: Layout,
+        noise: KeyedNoise,
+        *,
+        temperature: float = 1.0,
+        reference: WeightReference | None = None,
+    ) -> Generated:
+        """The same network for the same support set, whatever the temperature."""
+        normalised_BD = _write(self.map, condition, layout)
+        return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
+
+
+class RegressionStage(Stage):
+    """Mean squared error to the stored weights, in units of each tensor's scale."""
+
+    name = "regression"
+
+    def __init__(self, config: StageConfig, network: Denoiser, references: ReferenceTable) -> None:
+        super().__init__()
+        self._config = config
+        self.map = network
+        self.references = references
+
+    @property
+    def config(self) -> StageConfig:
+        """Of this stage alone."""
+        return self._config
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Shows the map what samples look like."""
+        _measure(self.map, batches)
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The squared distance per value."""
+        written_BD = _write(self.map, batch.condition, batch.layout)
+        loss = (written_BD - self.references[batch.layout.id][1].normalise(batch.values_BD)).square().mean()
+        return StageLoss(loss=loss, metrics={})
+
+
+class FunctionalStage(Stage):
+    """The task's loss of the written networks on query samples."""
+
+    name = "functional"
+
+    def __init__(self, config: DirectConfig, network: Denoiser, references: ReferenceTable) -> None:
+        super().__init__()
+        self._config = config
+        self.map = network
+        self.references = references
+
+    @property
+    def config(self) -> StageConfig:
+        """Of this stage alone."""
+        return self._config.functional
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Shows the map what samples look like, unless the stage before has."""
+        if self._config.regression.num_steps == 0:
+            _measure(self.map, batches)
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """Class-balanced cross-entropy."""
+        written_BD = _write(self.map, batch.condition, batch.layout)
+        loss_B, accuracy_B = task_loss(self.references[batch.layout.id][1].denormalise(written_BD), batch)
+        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+
+
+def _measure(network: Denoiser, batches: Iterable[WeightBatch]) -> None:
+    network.measure(torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches]))
+
+
+def _write(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:
+    """Weights in generator units `(B, D)`: the denoiser of an empty state at the beginning of the chain."""
+    B = len(condition)
+    empty_B1D = condition.samples_BSF.new_zeros(B, 1, layout.num_values)
+    time_B1 = condition.samples_BSF.new_zeros(B, 1)
+    return network(empty_B1D, time_B1, condition.samples_BSF, condition.labels_BS, layout).squeeze(1)

@@ -1,0 +1,129 @@
+"""Config of Mc-Di; defaults are chosen by measurement, see the README's ablation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raywgen.generators.interface import StageConfig
+from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
+from raywgen.generators.mcdi.samplers import SAMPLERS
+from raywgen.generators.mcdi.schedule import Schedule
+
+TARGETS = ("consistent", "naive")
+META = ("reptile", "joint")
+KINDS = ("auto", "head", "flat", "chunks")
+
+
+@dataclass(kw_only=True)
+class DiffusionConfig:
+    """The chain from noise to weights.
+
+    Attributes:
+        num_steps: T.
+        num_targets: k, local targets along each trajectory; 1 is vanilla diffusion (the paper's Mv-Di).
+        targets: `consistent`: each local target ends its own local chain (Mc-Di); `naive`: each ends the whole chain
+            (the paper's Tw-Di).
+        schedule: `cosine` or `linear`.
+        parameterisation: Whether the denoiser predicts `weights` or `noise`.
+        weighting: Of the loss over time: `local`, `paper`, `noise` or `weights`.
+        sampler: `mean`, `stochastic` or `deterministic`.
+        sampling_steps: At most T.
+    """
+
+    num_steps: int = 20
+    num_targets: int = 3
+    targets: str = "consistent"
+    schedule: str = "cosine"
+    parameterisation: str = "weights"
+    weighting: str = "local"
+    sampler: str = "mean"
+    sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("targets", TARGETS),
+            ("parameterisation", PARAMETERISATIONS),
+            ("weighting", WEIGHTINGS),
+            ("sampler", SAMPLERS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+        self.chain().steps(self.sampling_steps)
+
+    def chain(self) -> Schedule:
+        """Of these settings."""
+        return Schedule.make(self.schedule, self.num_steps, self.num_targets)
+
+
+@dataclass(kw_only=True)
+class DenoiserConfig(StageConfig):
+    """The denoiser and how it is meta-trained.
+
+    Attributes:
+        kind: `head` (equivariant to the order of classes), `flat` (one small layout, all values at once), `chunks`
+            (any layouts), or `auto`: `head` where every layout is one linear layer on the task's samples, `flat` where
+            there is one of at most 16,384 values.
+        width: H.
+        num_layers: Blocks.
+        num_heads: Attention heads of `chunks`; twice as many must divide `width`.
+        chunk_length: K of `chunks`.
+        meta: `reptile`, or `joint` for ordinary training on all tasks at once.
+        inner_rate: Reptile's rate within a task (eta).
+        inner_steps: Reptile's steps within a task (K).
+        num_draws: Noised versions of one local target in a step.
+    """
+
+    num_steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    kind: str = "auto"
+    width: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    chunk_length: int = 32
+    meta: str = "reptile"
+    inner_rate: float = 0.005
+    inner_steps: int = 3
+    num_draws: int = 2
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        for name, known in (("kind", KINDS), ("meta", META)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+        counts = ("inner_steps", "num_draws", "num_layers", "chunk_length", "num_heads", "width")
+        if min(getattr(self, name) for name in counts) < 1 or self.inner_rate <= 0:
+            raise ValueError(f"{', '.join(counts)}: at least 1; inner_rate: above 0")
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")
+
+
+@dataclass(kw_only=True)
+class FunctionalConfig(StageConfig):
+    """A few steps through a short sampler by the task's own loss; `num_steps=0` switches it off.
+
+    Attributes:
+        sampling_steps: Of the sampler that is trained through.
+        consistency: Weight of the local consistency loss that is kept beside the task's loss.
+    """
+
+    num_steps: int = 0
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    sampling_steps: int = 2
+    consistency: float = 0.1
+
+
+@dataclass(kw_only=True)
+class McDiConfig:
+    """All of Mc-Di: the chain, the meta-learned denoiser, the functional stage."""
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    functional: FunctionalConfig = field(default_factory=FunctionalConfig)
+
+    def __post_init__(self) -> None:
+        if self.functional.num_steps > 0:
+            self.diffusion.chain().steps(self.functional.sampling_steps)

@@ -1,0 +1,157 @@
+"""The denoisers of Mc-Di on flat vectors: of a head class by class, of a small network at once, of any by chunks.
+
+Shape legend: B tasks, n noised versions of each, D values, C classes, E features of a head, S samples, F features of a
+sample.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators.interface import DataSpec
+from raywgen.generators.mcdi.config import DenoiserConfig
+from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
+from raywgen.weights import Layout, ReferenceTable
+from raywgen.weights.chunks import from_chunks, num_place_features, place_features, to_chunks
+
+# A perceptron on more values has more parameters than the attention between their chunks costs.
+_MOST_FLAT_VALUES = 1 << 14
+
+
+class Denoiser(nn.Module, ABC):
+    """Predicts weights or noise of normalised flat vectors, conditioned on a task's support set."""
+
+    @abstractmethod
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+        """Embeds B support sets; once per task, whatever the number of steps."""
+
+    @abstractmethod
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+        """`(B, n, D)`, given fractions of the chain in [0, 1] and what `tell` gave."""
+
+    def measure(self, samples_XF: Tensor) -> None:
+        """Takes what it must know of the samples from examples, before training."""
+
+    def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+        """`predict` after `tell`."""
+        return self.predict(x_BnD, time_Bn, self.tell(samples_BSF, labels_BS, layout), layout)
+
+
+class HeadWeights(Denoiser):
+    """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C."""
+
+    def __init__(self, config: DenoiserConfig, data: DataSpec) -> None:
+        super().__init__()
+        self.net = HeadDenoiser(data.num_features, data.num_features + 1, config.width, config.num_layers)
+
+    def measure(self, samples_XF: Tensor) -> None:
+        """Centre and spread of the features."""
+        self.net.measure(samples_XF)
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+        """`(B, C, 3F)`."""
+        return self.net.tell(samples_BSF, labels_BS, num_head_classes(layout))
+
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+        """Class by class."""
+        return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, told), layout)
+
+
+class FlatWeights(Denoiser):
+    """Of one small network, all values at once."""
+
+    def __init__(self, config: DenoiserConfig, layout: Layout, data: DataSpec) -> None:
+        super().__init__()
+        self._layout_id = layout.id
+        self.net = FlatDenoiser(layout.num_values, data.num_features, data.max_classes, config.width, config.num_layers)
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+        """`(B, H)`."""
+        return self.net.tell(samples_BSF, labels_BS)
+
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+        """All values at once."""
+        assert layout.id == self._layout_id, "a flat denoiser knows one layout"
+        return self.net(x_BnD, time_Bn, told)
+
+
+class ChunkWeights(Denoiser):
+    """Of any network, as chunks that attend to each other."""
+
+    def __init__(self, config: DenoiserConfig, data: DataSpec) -> None:
+        super().__init__()
+        self._length = config.chunk_length
+        self.net = ChunkDenoiser(
+            chunk_length=config.chunk_length,
+            num_place_features=num_place_features(),
+            num_features=data.num_features,
+            max_classes=data.max_classes,
+            width=config.width,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+        )
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+        """`(B, H)`."""
+        return self.net.tell(samples_BSF, labels_BS)
+
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+        """All chunks at once."""
+        places_MG = place_features(layout, self._length).to(x_BnD.device)
+        chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, told, places_MG)
+        return from_chunks(chunks, layout.num_values)
+
+
+def build_denoiser(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> Denoiser:
+    """The denoiser that suits the layouts.
+
+    Raises:
+        ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; or it is `flat`, but there
+            are several layouts.
+    """
+    layouts = [layout for layout, _ in references.values()]
+    strange = next((layout for layout in layouts if not is_head(layout, data.num_features)), None)
+    kind = config.kind if config.kind != "auto" else _suitable(layouts, strange)
+    if kind == "head" and strange is not None:
+        shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in strange.generated[:4])
+        raise ValueError(
+            f"kind=head: the layout ({shapes}) is no linear layer on samples of {data.num_features} values; give "
+            "kind=chunks"
+        )
+    if kind == "flat" and len(layouts) > 1:
+        raise ValueError(f"kind=flat: the corpus has {len(layouts)} layouts; give kind=chunks")
+    if kind == "flat":
+        return FlatWeights(config, layouts[0], data)
+    return HeadWeights(config, data) if kind == "head" else ChunkWeights(config, data)
+
+
+def _suitable(layouts: list[Layout], strange: Layout | None) -> str:
+    if strange is None:
+        return "head"
+    return "flat" if len(layouts) == 1 and layouts[0].num_values <= _MOST_FLAT_VALUES else "chunks"
+
+
+def is_head(layout: Layout, num_features: int) -> bool:
+    """Whether a layout is a weight `(C, num_features)` with a bias `(C,)`."""
+    shapes = [spec.shape for spec in layout.generated]
+    return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == num_features and shapes[1] == shapes[0][:1]
+
+
+def num_head_classes(layout: Layout) -> int:
+    """C of a head."""
+    return layout.generated[0].shape[0]
+
+
+def to_rows(values: Tensor, layout: Layout) -> Tensor:
+    """Flat vectors `(..., D)` of a head as one row a class, `(..., C, E + 1)`: weights, then the bias."""
+    C = num_head_classes(layout)
+    weight, bias = values.split([values.shape[-1] - C, C], dim=-1)
+    return torch.cat([weight.unflatten(-1, (C, -1)), bias.unsqueeze(-1)], dim=-1)
+
+
+def from_rows(rows: Tensor, layout: Layout) -> Tensor:
+    """Inverse of `to_rows`."""
+    return torch.cat([rows[..., :-1].flatten(-2), rows[..., -1]], dim=-1)

@@ -1,0 +1,224 @@
+"""The stages that train Mc-Di: local consistency, meta-learned by Reptile or jointly; then the task's own loss.
+
+Shape legend: B networks, n noised versions of each, k local targets, D values, S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig, McDiConfig
+from raywgen.generators.mcdi.denoisers import Denoiser
+from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
+from raywgen.generators.mcdi.samplers import sample
+from raywgen.generators.reptile import adapt, pseudo_gradient_loss
+from raywgen.generators.task_loss import task_loss
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch
+
+
+class Draws(NamedTuple):
+    """What a step asks the denoiser: n noised versions of one local target of each of B networks.
+
+    Attributes:
+        target_BnD: The local target, in generator units.
+        eps_BnD: Noise.
+        time_Bn: Fraction of the chain that is done, in [0, 1).
+        abar_Bn: Signal of the global chain.
+        local_abar_Bn: Signal of the target's chain.
+    """
+
+    target_BnD: Tensor
+    eps_BnD: Tensor
+    time_Bn: Tensor
+    abar_Bn: Tensor
+    local_abar_Bn: Tensor
+
+
+def draw(
+    targets_BkD: Tensor, config: DiffusionConfig, noise: KeyedNoise, num_draws: int, num_steps: int = 1
+) -> list[Draws]:
+    """Draws one of the k targets of each network, and for each of `num_steps` n noised versions of it.
+
+    Args:
+        targets_BkD: Local targets in generator units.
+        config: The chain.
+        noise: B rows.
+        num_draws: n.
+        num_steps: Entries of the result.
+    """
+    schedule = config.chain()
+    B, k, D = targets_BkD.shape
+    assert k == config.num_targets, f"{k} targets in the batch, {config.num_targets} in the config"
+    device = targets_BkD.device
+    index_B = noise.integers(k)
+    ends_k = torch.tensor(schedule.ends if config.targets == "consistent" else [schedule.num_steps] * k)
+    end_B1 = ends_k[index_B.cpu()].unsqueeze(1)
+    target_BnD = targets_BkD[torch.arange(B, device=device), index_B].unsqueeze(1).expand(B, num_draws, D)
+    steps = []
+    for _ in range(num_steps):
+        eps_BnD = noise.normal(num_draws, D)
+        t_Bn = (noise.uniform(num_draws).cpu() * end_B1).long()
+        steps.append(
+            Draws(
+                target_BnD=target_BnD,
+                eps_BnD=eps_BnD,
+                time_Bn=(t_Bn / schedule.num_steps).to(device),
+                abar_Bn=schedule.signal(t_Bn).to(device),
+                local_abar_Bn=schedule.signal(t_Bn, end_B1).to(device),
+            )
+        )
+    return steps
+
+
+def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, config: DiffusionConfig) -> Tensor:
+    """Mean local consistency loss of some draws, a scalar; `predict` takes noised weights and time."""
+    x_BnD = noised(draws.target_BnD, draws.local_abar_Bn, draws.eps_BnD)
+    return local_consistency_loss(
+        predict(x_BnD, draws.time_Bn),
+        draws.target_BnD,
+        draws.eps_BnD,
+        draws.abar_Bn,
+        draws.local_abar_Bn,
+        parameterisation=config.parameterisation,
+        weighting=config.weighting,
+    ).mean()
+
+
+class DenoiserStage(Stage):
+    """Minimises the local consistency loss, by Reptile over (task, local target) or on all of them jointly."""
+
+    name = "denoiser"
+
+    def __init__(self, config: McDiConfig, denoiser: Denoiser, references: ReferenceTable) -> None:
+        super().__init__()
+        self._config = config
+        self.denoiser = denoiser
+        self.references = references
+
+    @property
+    def config(self) -> DenoiserConfig:
+        """Of this stage alone."""
+        return self._config.denoiser
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Shows the denoiser what samples look like."""
+        self.denoiser.measure(torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches]))
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
+        targets_BkD = normalised_targets(batch, self.references)
+        if self.training and self.config.meta == "reptile":
+            return self._reptile(targets_BkD, batch, noise)
+        (draws,) = draw(targets_BkD, self._config.diffusion, noise, self.config.num_draws)
+        condition = batch.condition
+
+        def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
+            return self.denoiser(x_BnD, time_Bn, condition.samples_BSF, condition.labels_BS, batch.layout)
+
+        loss = consistency_loss(predict, draws, self._config.diffusion)
+        return StageLoss(loss=loss, metrics={"consistency": loss.detach()})
+
+    def _reptile(self, targets_BkD: Tensor, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        config, diffusion, layout = self.config, self._config.diffusion, batch.layout
+        parameters = dict(self.denoiser.named_parameters())
+
+        def loss_of_item(own: dict[str, Tensor], samples_SF: Tensor, labels_S: Tensor, *tensors: Tensor) -> Tensor:
+            def predict(x_1nD: Tensor, time_1n: Tensor) -> Tensor:
+                told = (samples_SF.unsqueeze(0), labels_S.unsqueeze(0))
+                return functional_call(self.denoiser, own, (x_1nD, time_1n, *told, layout))
+
+            return consistency_loss(predict, Draws(*(tensor.unsqueeze(0) for tensor in tensors)), diffusion)
+
+        steps = draw(targets_BkD, diffusion, noise, config.num_draws, config.inner_steps)
+        told = (batch.condition.samples_BSF, batch.condition.labels_BS)
+        adapted, first_loss_B = adapt(parameters, loss_of_item, [(*told, *draws) for draws in steps], config.inner_rate)
+        loss = pseudo_gradient_loss(parameters, adapted)
+        return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
+
+
+class FunctionalStage(Stage):
+    """A few steps through a short sampler by the task's own loss on support and query samples."""
+
+    name = "functional"
+
+    def __init__(self, config: McDiConfig, denoiser: Denoiser, references: ReferenceTable) -> None:
+        super().__init__()
+        self._config = config
+        self.denoiser = denoiser
+        self.references = references
+
+    @property
+    def config(self) -> FunctionalConfig:
+        """Of this stage alone."""
+        return self._config.functional
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
+        condition, layout = batch.condition, batch.layout
+        told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
+        start_BD = noise.normal(layout.num_values)
+        normalised_BD = run_sampler(
+            self.denoiser, told, layout, start_BD, self._config.diffusion, self.config.sampling_steps, noise
+        )
+        values_BD = self.references[layout.id][1].denormalise(normalised_BD)
+        loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
+        (draws,) = draw(normalised_targets(batch, self.references), self._config.diffusion, noise, 1)
+
+        def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
+            return self.denoiser.predict(x_BnD, time_Bn, told, layout)
+
+        consistency = consistency_loss(predict, draws, self._config.diffusion)
+        metrics = {
+            "task_loss": loss_B.mean().detach(),
+            "accuracy": accuracy_B.mean().detach(),
+            "consistency": consistency.detach(),
+        }
+        return StageLoss(loss=loss_B.mean() + self.config.consistency * consistency, metrics=metrics)
+
+
+def run_sampler(
+    denoiser: Denoiser,
+    told: Tensor,
+    layout: Layout,
+    start_BD: Tensor,
+    config: DiffusionConfig,
+    num_steps: int,
+    noise: KeyedNoise,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Weights in generator units `(B, D)`, from noise and embedded tasks."""
+    T = config.num_steps
+
+    def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
+        return denoiser.predict(x_BD.unsqueeze(1), (t_B / T).unsqueeze(1), told, layout).squeeze(1)
+
+    return sample(
+        predict,
+        start_BD,
+        config.chain(),
+        parameterisation=config.parameterisation,
+        sampler=config.sampler,
+        num_steps=num_steps,
+        noise=noise,
+        temperature=temperature,
+    )
+
+
+def normalised_targets(batch: WeightBatch, references: ReferenceTable) -> Tensor:
+    """The batch's local targets in generator units, `(B, k, D)`."""
+    assert batch.targets_BkD is not None, "the data of Mc-Di holds local targets"
+    return references[batch.layout.id][1].normalise(batch.targets_BkD)
+
+
+def _joined(support: Condition, query: Condition) -> Condition:
+    return Condition(
+        instructions=support.instructions,
+        samples_BSF=torch.cat([support.samples_BSF, query.samples_BSF], dim=1),
+        labels_BS=torch.cat([support.labels_BS, query.labels_BS], dim=1),
+    )

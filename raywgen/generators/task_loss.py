@@ -1,0 +1,24 @@
+"""How well generated networks do their tasks.
+
+Shape legend: B networks, D values, S samples, C classes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.weights import Condition, WeightBatch
+
+
+def task_loss(values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None) -> tuple[Tensor, Tensor]:
+    """Class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
+
+    Args:
+        values_BD: Flat vectors of the batch's layout.
+        batch: Gives layout and module.
+        samples: What to judge by; the batch's query samples by default.
+    """
+    judged = batch.query if samples is None else samples
+    logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(values_BD), judged.samples_BSF)
+    return balanced_cross_entropy(logits_BSC, judged.labels_BS), balanced_accuracy(logits_BSC, judged.labels_BS)

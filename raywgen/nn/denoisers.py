@@ -1,0 +1,197 @@
+"""Denoisers of weights: networks that see noised weights, the step of the chain and what is known of the task.
+
+Both predict for several noised versions of the same weights at once, so that a task is embedded once.
+
+Shape legend: B tasks, n noised versions of each, C classes, R values of a class's row, S samples, F features of a
+sample, D values of a network, M chunks, K values of a chunk, G place features, H width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.nn.conditions import PlaceEncoder, SampleEncoder, class_members
+from raywgen.nn.transformer import Transformer
+
+_NUM_FREQUENCIES = 8
+
+
+class TimeEncoder(nn.Module):
+    """Embeds the fraction of the chain that is done."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2 * _NUM_FREQUENCIES, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """`(..., H)` of fractions in [0, 1]."""
+        angle = time.unsqueeze(-1) * math.pi * 2.0 ** torch.arange(-1, _NUM_FREQUENCIES - 1, device=time.device)
+        return self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+
+class HeadDenoiser(nn.Module):
+    """Denoises a linear head, one row a class; permuting the classes permutes what it predicts.
+
+    Every class goes through the same network, which sees its own noised row and support mean, and the means of both
+    over all classes. So it takes any number of classes.
+
+    Args:
+        num_features: F, of an encoded sample.
+        num_values: R, of a row.
+        width: H.
+        num_layers: Residual blocks.
+    """
+
+    def __init__(self, num_features: int, num_values: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.row = nn.Linear(2 * num_values, width)
+        self.task = nn.Linear(3 * num_features, width)
+        self.time = TimeEncoder(width)
+        self.blocks = nn.ModuleList(_ClassBlock(width) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, num_values)
+        # Straight from the support means, so that nothing has to be learned for a head along them.
+        self.direct = nn.Linear(num_features, num_values, bias=False)
+        self.register_buffer("centre_F", torch.zeros(num_features))
+        self.register_buffer("spread", torch.ones(()))
+
+    centre_F: Tensor
+    spread: Tensor
+
+    @torch.no_grad()
+    def measure(self, samples_XF: Tensor) -> None:
+        """Takes the features' centre and spread from examples."""
+        self.centre_F.copy_(samples_XF.mean(dim=0))
+        self.spread.copy_((samples_XF - self.centre_F).square().mean().sqrt().clamp(min=1e-6))
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
+        """What is known of each class, `(B, C, 3F)`: its support mean, that of all classes, its scatter."""
+        scaled_BSF = (samples_BSF - self.centre_F) / self.spread
+        member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
+        share_BSC = member_BSC / member_BSC.sum(dim=1, keepdim=True).clamp(min=1.0)
+        means_BCF = share_BSC.transpose(1, 2) @ scaled_BSF
+        squares_BCF = share_BSC.transpose(1, 2) @ scaled_BSF.square()
+        scatter_BCF = (squares_BCF - means_BCF.square()).clamp(min=0.0)
+        common_BCF = means_BCF.mean(dim=1, keepdim=True).expand_as(means_BCF)
+        return torch.cat([means_BCF - common_BCF, common_BCF, scatter_BCF], dim=-1)
+
+    def forward(self, x_BnCR: Tensor, time_Bn: Tensor, told_BCI: Tensor) -> Tensor:
+        """`(B, n, C, R)` of noised rows, fractions of the chain, and what `tell` says."""
+        common_BnCR = x_BnCR.mean(dim=2, keepdim=True).expand_as(x_BnCR)
+        hidden = self.row(torch.cat([x_BnCR, common_BnCR], dim=-1))
+        hidden = hidden + self.task(told_BCI).unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
+        for block in self.blocks:
+            hidden = block(hidden)
+        own_BCF = told_BCI[..., : self.direct.in_features]
+        return self.out(self.norm(hidden)) + self.direct(own_BCF).unsqueeze(1)
+
+
+class _ClassBlock(nn.Module):
+    """A residual block on each class that also sees the mean of all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.own = nn.Linear(width, width)
+        self.common = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BnCH: Tensor) -> Tensor:
+        normed = self.norm(x_BnCH)
+        mixed = self.own(normed) + self.common(normed.mean(dim=2, keepdim=True))
+        return x_BnCH + self.out(nn.functional.gelu(mixed))
+
+
+class FlatDenoiser(nn.Module):
+    """Denoises all values of one small network at once, by a residual perceptron.
+
+    Args:
+        num_values: D, of the network.
+        num_features: F.
+        max_classes: Most classes a task may have.
+        width: H.
+        num_layers: Residual blocks, on the task as on the values.
+    """
+
+    def __init__(self, num_values: int, num_features: int, max_classes: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.samples = SampleEncoder(num_features, max_classes, width)
+        self.told = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
+        self.time = TimeEncoder(width)
+        self.values = nn.Linear(num_values, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(num_layers))
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_values))
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
+        """`(B, H)` of B sets of labelled samples."""
+        return self.told(self.samples(samples_BSF, labels_BS))
+
+    def forward(self, x_BnD: Tensor, time_Bn: Tensor, told_BH: Tensor) -> Tensor:
+        """`(B, n, D)` of noised values, fractions of the chain, and what `tell` says."""
+        hidden = self.values(x_BnD) + self.time(time_Bn) + told_BH.unsqueeze(1)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.out(hidden)
+
+
+class _Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class ChunkDenoiser(nn.Module):
+    """Denoises a whole network, cut into chunks that attend to each other.
+
+    Args:
+        chunk_length: K.
+        num_place_features: G.
+        num_features: F.
+        max_classes: Most classes a task may have.
+        width: H, a multiple of twice `num_heads`.
+        num_layers: Attention blocks.
+        num_heads: Attention heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        chunk_length: int,
+        num_place_features: int,
+        num_features: int,
+        max_classes: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.samples = SampleEncoder(num_features, max_classes, width)
+        self.told = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.place = PlaceEncoder(num_place_features, width)
+        self.time = TimeEncoder(width)
+        self.chunk = nn.Linear(chunk_length, width)
+        self.trunk = Transformer(width, num_layers, num_heads, is_causal=False)
+        self.out = nn.Linear(width, chunk_length)
+
+    def tell(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
+        """`(B, H)` of B sets of labelled samples."""
+        return self.told(self.samples(samples_BSF, labels_BS))
+
+    def forward(self, x_BnMK: Tensor, time_Bn: Tensor, told_BH: Tensor, places_MG: Tensor) -> Tensor:
+        """`(B, n, M, K)` of noised chunks, fractions of the chain, what `tell` says, and the layout's places."""
+        B, n = time_Bn.shape
+        places_MH = self.place(places_MG)
+        told_B1H = told_BH.unsqueeze(1)
+        placed_BMH = places_MH + told_B1H + places_MH * told_B1H
+        hidden = self.chunk(x_BnMK) + placed_BMH.unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
+        return self.out(self.trunk(hidden.flatten(0, 1))).unflatten(0, (B, n))

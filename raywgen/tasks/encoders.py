@@ -1,0 +1,300 @@
+"""Frozen encoders, which turn inputs into features: from a folder, an import path or a Hugging Face model.
+
+Inputs are what tasks on images have: pixels standardised by the statistics of the data that they come from.
+
+Shape legend: S samples, F values of a sample, E features, C channels, H height, W width, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pyarrow import ArrowException, fs
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from raywgen.tasks.base import TaskError
+from raywgen.tasks.networks import build_network
+from raywgen.tasks.networks.images import as_images
+from raywgen.tasks.texts import find_files
+
+WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
+HUB = "hf:"
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:\w+")
+_SEED = 0
+
+
+class EncoderError(TaskError):
+    """An encoder that cannot be used as asked; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderCard:
+    """What a folder says of its encoder.
+
+    Attributes:
+        network: Recipe that `build_network` takes; without a head.
+        size: Height and width of its images.
+        channels: Of its images.
+        mean: Of each channel of the data it was trained on, of pixels taken as 0 to 1.
+        std: Standard deviations likewise; other data is standardised by its own.
+        facts: What else is known: data, classes, seed, accuracy and the like.
+    """
+
+    network: dict[str, Any]
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class FrozenEncoder(nn.Module):
+    """Maps inputs `(S, F)` to features `(S, E)`, always in eval mode and without gradients.
+
+    Args:
+        module: Gives `(S, E)`. It is handed `(S, F)`, or `(S, *module.input_shape)` where it says that.
+        told: What `load_encoder` was told, for messages.
+        identity: What decides the features beside the module's values, for the fingerprint.
+        takes: In words, for messages.
+    """
+
+    def __init__(self, module: nn.Module, *, told: str, identity: str, takes: str = "") -> None:
+        super().__init__()
+        # Convolutions are faster in channels-last on a CPU, and other modules do not notice.
+        self.module = module.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
+        self.told, self._identity, self._takes = told, identity, takes
+        self._shape: tuple[int, ...] = tuple(getattr(module, "input_shape", ()))
+        self.training = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with the encoder's values and with what it is."""
+        digest = hashlib.sha256(self._identity.encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:32]
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stays in eval mode."""
+        return self
+
+    def forward(self, x_SF: Tensor) -> Tensor:
+        """Features `(S, E)`, float32.
+
+        Raises:
+            EncoderError: The inputs have another size, or the features are not `(S, E)` or not finite.
+        """
+        try:
+            with torch.no_grad():
+                features_SE = self.module(x_SF.reshape(len(x_SF), *self._shape) if self._shape else x_SF)
+        except (RuntimeError, ValueError) as error:
+            raise EncoderError(
+                f"encoder '{self.told}' does not take samples of {x_SF[0].numel()} values ({error})"
+                f"{f'; it takes {self._takes}' if self._takes else ''}; give size and channels that suit it"
+            ) from error
+        shape = list(getattr(features_SE, "shape", [type(features_SE).__name__]))
+        if len(shape) != 2 or shape[0] != len(x_SF):
+            raise EncoderError(
+                f"encoder '{self.told}' makes {shape} of {len(x_SF)} samples; give a module whose output is "
+                "(samples, features)"
+            )
+        if not features_SE.isfinite().all():
+            raise EncoderError(
+                f"encoder '{self.told}' gives NaN or infinite features; look at the encoder and the data"
+            )
+        return features_SE.float()
+
+
+def load_encoder(told: str) -> FrozenEncoder:
+    """A frozen encoder.
+
+    Args:
+        told: A folder or URI that `save_encoder` wrote; `package.module:Class`, an `nn.Module` that is built without
+            arguments (values that it draws are drawn by a fixed seed) and may say `input_shape = (C, H, W)`; or
+            `hf:NAME_OR_PATH`, a vision model of the hub or in a folder of its own, whose images are resized to what it
+            takes, and whose pooled output, else the mean of its last hidden state, are the features.
+
+    Raises:
+        EncoderError: There is no such encoder, or it is damaged.
+    """
+    kind = encoder_kind(told)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return _LOAD[kind](told)
+
+
+def encoder_kind(told: str) -> str:
+    """`hub`, `import` or `folder`: how `load_encoder` reads what it is told.
+
+    Raises:
+        EncoderError: It is told nothing.
+    """
+    if not told:
+        raise EncoderError("encoder is empty; give a folder, package.module:Class or hf:NAME")
+    if told.startswith(HUB) and not told.startswith("hf://"):
+        return "hub"
+    return "import" if _IMPORT_PATH.fullmatch(told) else "folder"
+
+
+def encoder_fingerprint(told: str) -> str:
+    """32 hex digits that change with an encoder's values and with what it is; arguments, errors as `load_encoder`."""
+    return load_encoder(told).fingerprint
+
+
+def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: str) -> None:
+    """Writes a folder for `load_encoder`; one that is there is replaced.
+
+    Args:
+        state_dict: Of the network that `card.network` builds.
+        card: Comes last, so that half a folder is not taken for a whole one.
+        folder: A local path or URI.
+
+    Raises:
+        EncoderError: It cannot be written.
+    """
+    content = safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in state_dict.items()})
+    told = asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        filesystem, root = fs.FileSystem.from_uri(folder if "://" in folder else Path(folder).absolute().as_uri())
+        filesystem.create_dir(root)
+        if filesystem.get_file_info(f"{root}/{CARD}").type == fs.FileType.File:
+            filesystem.delete_file(f"{root}/{CARD}")
+        for name, written in ((WEIGHTS, content), (CARD, json.dumps(told, indent=1).encode())):
+            with filesystem.open_output_stream(f"{root}/{name}") as file:
+                file.write(written)
+    except (OSError, ArrowException) as error:
+        raise EncoderError(
+            f"cannot write the encoder to {folder} ({error}); free some space or name another"
+        ) from error
+
+
+def copy_encoder(told: str, folder: str) -> None:
+    """Writes the encoder of one folder into another; errors as `load_encoder` and `save_encoder`."""
+    save_encoder(load_encoder(told).module.state_dict(), read_card(told), folder)
+
+
+def read_card(folder: str) -> EncoderCard:
+    """What a folder says of its encoder.
+
+    Raises:
+        EncoderError: There is no such folder, or its card is damaged.
+    """
+    return _card(folder)[0]
+
+
+def _card(folder: str) -> tuple[EncoderCard, str]:
+    """And the sum of its weights."""
+    content = _read(folder, CARD)
+    try:
+        told = json.loads(content)
+        card = EncoderCard(**{item.name: told[item.name] for item in fields(EncoderCard)})
+        return card, str(told["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EncoderError(f"{folder}/{CARD} is damaged ({error!r}); train or copy the encoder again") from error
+
+
+def _read(folder: str, name: str) -> bytes:
+    try:
+        filesystem, infos = find_files(folder)
+        with filesystem.open_input_stream(f"{infos[0].path}/{name}") as file:
+            return file.read()
+    except (TaskError, OSError) as error:
+        raise EncoderError(
+            f"there is no encoder in '{folder}' ({error}); give a folder with {WEIGHTS} and {CARD}, as `raywgen "
+            "encoder train` writes it, package.module:Class or hf:NAME"
+        ) from error
+
+
+def _load_folder(told: str) -> FrozenEncoder:
+    card, expected = _card(told)
+    content = _read(told, WEIGHTS)
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise EncoderError(f"{told}/{WEIGHTS} is damaged: its sum is not that of {CARD}; train or copy it again")
+    module = build_network(card.network)
+    try:
+        module.load_state_dict(safetensors.torch.load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise EncoderError(f"{told}: {WEIGHTS} does not fit the network of {CARD} ({error}); train it again") from error
+    takes = f"images of {card.size} x {card.size} pixels and {card.channels} channels"
+    return FrozenEncoder(module, told=told, identity=json.dumps(card.network, sort_keys=True), takes=takes)
+
+
+def _load_import(told: str) -> FrozenEncoder:
+    try:
+        module = build_network({"name": told})
+    except TaskError as error:
+        raise EncoderError(f"encoder '{told}': {error}") from error
+    try:
+        source = inspect.getsource(type(module))
+    except (OSError, TypeError):
+        source = ""
+    return FrozenEncoder(module, told=told, identity=f"{told}\n{source}")
+
+
+def _load_hub(told: str) -> FrozenEncoder:
+    try:
+        from transformers import AutoModel  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise EncoderError(f"encoder '{told}' needs transformers; install it by `pip install raywgen[hub]`") from error
+    name = told.removeprefix(HUB)
+    try:
+        # Safetensors alone: the older files of the hub are pickles.
+        model, info = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # The hub's client raises errors of several libraries.
+        raise EncoderError(f"encoder '{told}' cannot be loaded ({error}); check the name and the connection") from error
+    vision = getattr(model, "vision_model", model)
+    if getattr(vision, "main_input_name", "pixel_values") != "pixel_values":
+        raise EncoderError(f"encoder '{told}' takes {vision.main_input_name}, not images; give a vision model")
+    missing = sorted(info["missing_keys"])
+    if values := [key for key in missing if "pooler" not in key]:
+        raise EncoderError(
+            f"encoder '{told}': the model's file has no values for {', '.join(values[:3])}; give another"
+        )
+    module = _HubImages(vision.float(), pooled=not missing)
+    return FrozenEncoder(module, told=told, identity=vision.config.to_json_string(), takes="square images")
+
+
+class _HubImages(nn.Module):
+    """A vision model of `transformers` on flattened images.
+
+    Args:
+        model: Takes `pixel_values` `(S, C, H, W)`.
+        pooled: Use its pooled output; a pooler without trained values is noise.
+    """
+
+    def __init__(self, model: Any, *, pooled: bool) -> None:
+        super().__init__()
+        self.model, self._pooled = model, pooled
+        size = getattr(model.config, "image_size", None)
+        self._size = tuple(size) if isinstance(size, list | tuple) else size and (size, size)
+        self._channels = int(getattr(model.config, "num_channels", 3))
+
+    def forward(self, x_SF: Tensor) -> Tensor:
+        # No number is a square and thrice a square, so the number of values tells the channels.
+        is_grey = math.isqrt(x_SF.shape[1]) ** 2 == x_SF.shape[1]
+        images_SCHW = as_images(x_SF, 1 if is_grey else 3)
+        if is_grey:
+            images_SCHW = images_SCHW.expand(-1, self._channels, -1, -1)
+        if self._size and images_SCHW.shape[2:] != self._size:
+            images_SCHW = nn.functional.interpolate(images_SCHW, size=self._size, mode="bilinear", antialias=True)
+        outputs = self.model(pixel_values=images_SCHW)
+        if self._pooled and getattr(outputs, "pooler_output", None) is not None:
+            return outputs.pooler_output.flatten(1)
+        hidden = outputs.last_hidden_state  # (S, T, E), or (S, E, H, W) of a convolutional network.
+        return hidden.mean(dim=1) if hidden.dim() == 3 else hidden.flatten(2).mean(dim=2)
+
+
+_LOAD = {"folder": _load_folder, "import": _load_import, "hub": _load_hub}

@@ -1,0 +1,55 @@
+"""What a task's samples are made of: so that a new task's images are turned into the same.
+
+Shape legend: S samples, C channels, H height, W width, F values of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.tasks.image_tasks import input_statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputForm:
+    """How pixels become samples.
+
+    Attributes:
+        size: Height and width of an image; None as it is stored.
+        channels: 1 or 3; None as it is stored.
+        mean: Of each channel, of pixels taken as 0 to 1.
+        std: Standard deviations likewise.
+        encoder: What `load_encoder` takes; empty where samples are the pixels themselves.
+    """
+
+    size: int | None
+    channels: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    encoder: str = ""
+
+    def standardised(self, x_SCHW: Tensor) -> Tensor:
+        """Pixels uint8 `(S, C, H, W)` as float32 `(S, F)`."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return ((x_SCHW.float() / 255 - mean) / std).flatten(1)
+
+
+def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
+    """Of a task by its recipe; None where its samples are no images."""
+    inner = recipe.get("task", recipe)
+    if inner.get("name") not in ("images", "episode", "feature-episode"):
+        return None
+    size, channels = inner.get("size"), inner.get("channels")
+    mean, std = input_statistics(inner["path"], size, channels)
+    return InputForm(
+        size=size,
+        channels=channels,
+        mean=tuple(mean.flatten().tolist()),
+        std=tuple(std.flatten().tolist()),
+        encoder=str(recipe.get("encoder", "")),
+    )

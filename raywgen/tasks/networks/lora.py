@@ -1,0 +1,233 @@
+"""Low-rank adapters of a frozen network.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv 2106.09685), equation 3 and
+section 4.1. A convolution's kernel counts as the matrix of its output channels by all that one output pixel sees, which
+is what PEFT's adapter of a convolution computes. Where the paper says only that A starts random, it starts here as in
+PEFT, Kaiming-uniform with a slope of sqrt(5).
+
+The frozen network runs in eval mode, also while its factors are trained: its running statistics and dropout are those
+of the network that is adapted.
+
+Shape legend: O output channels, I input values that an output sees, R rank, S samples, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raywgen.tasks.base import TaskError
+from raywgen.tasks.networks.checks import check_sizes
+from raywgen.weights import Layout, StateDict, WeightsError
+from raywgen.weights.reader import WeightsReader
+
+
+class LoRANetwork(nn.Module):
+    """A frozen network with trainable factors; both factors together start at zero, so it starts as that network.
+
+    Its parameters, and so its `state_dict`, are `NAME.lora_A` `(R, I)` and `NAME.lora_B` `(O, R)` for every adapted
+    weight `NAME.weight`, and the tensors of `train_head` under their own names.
+
+    Args:
+        base: The network to adapt; it is frozen in place and runs in eval mode.
+        rank: R.
+        targets: Regular expressions; a weight of an `nn.Linear` or `nn.Conv2d` is adapted if one is found in its name.
+        alpha: The product of the factors counts `alpha / rank` times; `rank` by default.
+        train_head: Regular expressions likewise, for parameters of any kind that are trained whole.
+
+    Raises:
+        TaskError: An expression finds nothing, a tensor is wanted in both ways, or the rank is above what a weight has.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        targets: Sequence[str],
+        alpha: float | None = None,
+        train_head: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        check_sizes(rank=rank)
+        if alpha is not None and not alpha > 0:
+            raise TaskError(f"alpha={alpha}: must be above 0")
+        # In a tuple, a module is none of this one's own: the frozen values stay out of the state_dict.
+        self._frozen = (base.eval().requires_grad_(False),)
+        self._scale = 1.0 if alpha is None else alpha / rank
+        self._adapted = _found("targets", targets, _matrices(base))
+        self._whole = _found("train_head", train_head, [name for name, _ in base.named_parameters()])
+        if both := sorted(set(self._adapted) & set(self._whole)):
+            raise TaskError(f"'{both[0]}' is found by targets and by train_head; narrow one of them")
+        for name, parameter in base.named_parameters():
+            if name in self._adapted:
+                a_RI, b_OR = _start(name, parameter, rank)
+                _register(self, _factor(name, "A"), a_RI)
+                _register(self, _factor(name, "B"), b_OR)
+            elif name in self._whole:
+                _register(self, name, parameter.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the frozen network gives with the adapted weights.
+
+        Args:
+            x: As the frozen network takes it, for instance rows `(S, F)` for logits `(S, C)`.
+        """
+        return functional_call(self._base(), self._changed(), (x,))
+
+    def extra_repr(self) -> str:
+        """The adapted tensors and the scale."""
+        return f"targets={self._adapted}, train_head={self._whole}, scale={self._scale:g}"
+
+    def _base(self) -> nn.Module:
+        """The frozen network, where the parameters are: `functional_call` may bring them from another device."""
+        (base,) = self._frozen
+        device = next(self.parameters()).device
+        if device.type != "meta" and device != next(base.parameters()).device:
+            # What is moved in inference mode could not be trained through later.
+            with torch.inference_mode(False):
+                base.to(device)
+        return base
+
+    def _changed(self) -> StateDict:
+        """The weights that differ from the frozen network's, differentiable in this network's parameters."""
+        base = self._base()
+        weights = {name: attrgetter(name)(self) for name in self._whole}
+        for name in self._adapted:
+            a_RI, b_OR = (attrgetter(_factor(name, letter))(self) for letter in "AB")
+            weights[name] = adapted_weight(attrgetter(name)(base), a_RI, b_OR, self._scale)
+        return weights
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Another device or dtype is the frozen network's too, though it is no submodule."""
+        self._frozen[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def lora(
+    base: Mapping[str, Any],
+    rank: int,
+    weights: str,
+    targets: Sequence[str],
+    alpha: float | None = None,
+    train_head: Sequence[str] = (),
+) -> LoRANetwork:
+    """A `LoRANetwork` over a pretrained network of any recipe.
+
+    Args:
+        base: What `build_network` takes.
+        rank: As `LoRANetwork` takes it.
+        weights: The base's own, a `.safetensors` or torch file; pickled code in it is never executed.
+        targets: As `LoRANetwork` takes it.
+        alpha: Likewise.
+        train_head: Likewise.
+
+    Raises:
+        TaskError: As `LoRANetwork`; or the base cannot be built, or the file is missing, unsafe or another network's.
+    """
+    # The registry itself names this builder.
+    from raywgen.tasks.networks.registry import build_network, network_name
+
+    if not isinstance(base, Mapping):
+        raise TaskError(f"base={base}: give the recipe of a network, for instance {{name: cifar-resnet, depth: 20}}")
+    module = build_network(base)
+    _load(module, weights, network_name(base))
+    return LoRANetwork(module, rank, targets, alpha, train_head)
+
+
+def adapted_weight(frozen: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """Equation 3's W = W0 + (alpha / r) B A, with `scale` = alpha / r, in the shape of W0.
+
+    Args:
+        frozen: W0, `(O, I)`, or a kernel `(O, D, H, W)` with I = D * H * W.
+        a_RI: A.
+        b_OR: B.
+        scale: Of the update.
+    """
+    return frozen + scale * (b_OR @ a_RI).reshape(frozen.shape)
+
+
+@torch.no_grad()
+def merge(network: LoRANetwork) -> StateDict:
+    """The `state_dict` of the frozen network's own architecture that computes what the adapted one does."""
+    base = network._base()
+    # By identity, so that a weight that is tied to an adapted one changes with it.
+    changed = {id(attrgetter(name)(base)): weight for name, weight in network._changed().items()}
+    tensors: StateDict = base.state_dict(keep_vars=True)
+    return {name: changed.get(id(tensor), tensor).detach().clone() for name, tensor in tensors.items()}
+
+
+def _start(name: str, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A random, B zero."""
+    num_out, num_in = weight.flatten(1).shape
+    if rank > min(num_out, num_in):
+        most = min(num_out, num_in)
+        raise TaskError(
+            f"rank={rank}: '{name}' is {num_out} x {num_in}; give at most {most}, or leave it out of targets"
+        )
+    a_RI = nn.init.kaiming_uniform_(weight.new_empty(rank, num_in), a=math.sqrt(5))
+    return a_RI, weight.new_zeros(num_out, rank)
+
+
+def _factor(name: str, letter: str) -> str:
+    return f"{name.removesuffix('weight')}lora_{letter}"
+
+
+def _register(root: nn.Module, name: str, values: Tensor) -> None:
+    """Adds a parameter under a dotted name, with the modules that hold it."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in dict(root.named_children()):
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.register_parameter(leaf, nn.Parameter(values))
+
+
+def _matrices(base: nn.Module) -> list[str]:
+    """Names of the weights that are matrices or kernels."""
+    kinds = {path: isinstance(module, nn.Linear | nn.Conv2d) for path, module in base.named_modules()}
+    names = [name.rpartition(".") for name, _ in base.named_parameters()]
+    return ["".join(parts) for parts in names if kinds[parts[0]] and parts[2] == "weight"]
+
+
+def _found(key: str, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names in which one of the patterns is found, in their order."""
+    if isinstance(patterns, str):
+        raise TaskError(f"{key}={patterns}: give a list, for instance [{patterns}]")
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            own = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise TaskError(f"{key}: '{pattern}' is no regular expression ({error}); put \\ before signs") from error
+        if not own:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            told = f"the nearest are {', '.join(near)}" if near else "it has no nn.Linear and no nn.Conv2d"
+            raise TaskError(f"{key}: '{pattern}' is found in no tensor of the base; {told}")
+        found.update(own)
+    if key == "targets" and not found:
+        raise TaskError("targets is empty; name the weights to adapt, for instance [linear]")
+    return [name for name in names if name in found]
+
+
+def _load(base: nn.Module, path: str, name: str) -> None:
+    """Fills a network from a file, in its own dtypes; counters that the file does not hold stay as they are."""
+    own = base.state_dict()
+    layout = Layout.from_state_dict(own)
+    try:
+        packed = WeightsReader().read(path)
+        state = packed.layout.unpack(torch.from_numpy(packed.packed_P))
+        state = {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}
+        counters = {spec.name: own[spec.name] for spec in layout.tensors if not spec.is_generated}
+        layout.check(counters | state, path)
+    except WeightsError as error:
+        raise TaskError(f"these are no weights of the base '{name}': {error}") from error
+    if not any(tensor.is_meta for tensor in own.values()):
+        base.load_state_dict(counters | state)

@@ -1,0 +1,178 @@
+"""Denoisers on flat vectors: which suits which layout, and how its values are laid out for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raywgen.generators.interface import DataSpec
+from raywgen.generators.mcdi.config import DenoiserConfig
+from raywgen.generators.mcdi.denoisers import (
+    ChunkWeights,
+    Denoiser,
+    FlatWeights,
+    HeadWeights,
+    build_denoiser,
+    from_rows,
+    is_head,
+    num_head_classes,
+    to_rows,
+)
+from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, references
+from tests.generators.mcdi.builders import DATA, HEAD, config, head_references, support_and_query
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def built(kind: str = "auto", **settings: Any) -> Denoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_denoiser(config(denoiser={"kind": kind, **settings}).denoiser, head_references(), DATA)
+
+
+@given(num_classes=st.integers(1, 7), num_features=st.integers(1, 9), leading=st.lists(st.integers(1, 3), max_size=2))
+@settings(max_examples=20, deadline=None)
+def test_rows_of_a_head_are_its_weights_and_bias_class_by_class(
+    num_classes: int, num_features: int, leading: list[int]
+) -> None:
+    layout = layout_of((num_features, num_classes))
+    values = torch.randn(*leading, layout.num_values)
+    rows = to_rows(values, layout)
+    assert rows.shape == (*leading, num_classes, num_features + 1)
+    assert torch.equal(from_rows(rows, layout), values)
+    if not leading:
+        head = network((num_features, num_classes))
+        head.load_state_dict(layout.unflatten(values))
+        x_SF = torch.randn(5, num_features)
+        logits_SC = x_SF @ rows[:, :-1].T + rows[:, -1]
+        torch.testing.assert_close(logits_SC, head(x_SF), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("widths", "num_features", "wanted"),
+    [(HEAD, 6, True), ((6, 1), 6, True), (HEAD, 5, False), (SMALL, 6, False), (DEEP, 6, False)],
+)
+def test_a_head_is_one_linear_layer_on_the_tasks_samples(widths: tuple[int, ...], num_features: int, wanted) -> None:
+    assert is_head(layout_of(widths), num_features) == wanted
+
+
+def test_classes_of_a_head() -> None:
+    assert num_head_classes(layout_of(HEAD)) == 3
+
+
+def test_a_linear_layer_without_bias_is_no_head() -> None:
+    layout = type(layout_of(HEAD))(layout_of(HEAD).tensors[:1])
+    assert not is_head(layout, NUM_FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "wanted"),
+    [
+        ("auto", [HEAD], HeadWeights),
+        ("head", [HEAD, (6, 5)], HeadWeights),
+        ("chunks", [HEAD], ChunkWeights),
+        ("flat", [HEAD], FlatWeights),
+        ("auto", [SMALL], FlatWeights),
+        ("chunks", [SMALL], ChunkWeights),
+        ("auto", [HEAD, (6, 5)], HeadWeights),
+        ("auto", [(6, 2340, 2)], ChunkWeights),
+        ("auto", [SMALL, DEEP], ChunkWeights),
+        ("auto", [HEAD, SMALL], ChunkWeights),
+    ],
+)
+def test_the_kind_follows_from_the_layouts(kind: str, widths: list[tuple[int, ...]], wanted: type[Denoiser]) -> None:
+    assert type(build_denoiser(config(denoiser={"kind": kind}).denoiser, references(*widths), DATA)) is wanted
+
+
+def test_a_head_denoiser_of_other_networks_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"kind=head.*0\.weight \[4, 6\].*6 values.*kind=chunks"):
+        build_denoiser(config(denoiser={"kind": "head"}).denoiser, references(HEAD, SMALL), DATA)
+    with pytest.raises(ValueError, match="kind=flat: the corpus has 2 layouts; give kind=chunks"):
+        build_denoiser(config(denoiser={"kind": "flat"}).denoiser, references(HEAD, SMALL), DATA)
+    with pytest.raises(ValueError, match="kind=chunks"):
+        build_denoiser(DenoiserConfig(kind="head"), references(HEAD), DataSpec(num_features=5, max_classes=2))
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_a_prediction_is_one_flat_vector_for_each_noised_version(kind: str) -> None:
+    denoiser, layout = built(kind), layout_of(HEAD)
+    support, _ = support_and_query(4, 3, seed=0)
+    x_BnD, time_Bn = torch.randn(4, 2, layout.num_values), torch.rand(4, 2)
+    predicted = denoiser(x_BnD, time_Bn, support.samples_BSF, support.labels_BS, layout)
+    assert predicted.shape == x_BnD.shape
+    told = denoiser.tell(support.samples_BSF, support.labels_BS, layout)
+    assert torch.equal(denoiser.predict(x_BnD, time_Bn, told, layout), predicted)
+
+
+@given(permutation=st.permutations(range(3)))
+@settings(max_examples=6, deadline=None)
+def test_a_head_does_not_depend_on_the_order_of_classes(permutation: list[int]) -> None:
+    denoiser, layout = built("head"), layout_of(HEAD)
+    support, _ = support_and_query(4, 3, seed=0)
+    x_BnD, time_Bn = torch.randn(4, 2, layout.num_values), torch.rand(4, 2)
+    order = torch.tensor(permutation)
+    plain = denoiser(x_BnD, time_Bn, support.samples_BSF, support.labels_BS, layout)
+    permuted = from_rows(to_rows(x_BnD, layout)[:, :, order], layout)
+    found = denoiser(permuted, time_Bn, support.samples_BSF, order.argsort()[support.labels_BS], layout)
+    # Sums over classes in another order, in float32.
+    torch.testing.assert_close(to_rows(found, layout), to_rows(plain, layout)[:, :, order], rtol=1e-4, atol=1e-5)
+
+
+def test_measured_samples_are_kept_with_the_weights() -> None:
+    denoiser, again = built("head"), built("head")
+    before = copy.deepcopy(denoiser.state_dict())
+    samples_XF = 3.0 * torch.randn(500, NUM_FEATURES) + 5.0
+    denoiser.measure(samples_XF)
+    changed = {name for name, tensor in denoiser.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"net.centre_F", "net.spread"}
+    again.load_state_dict(denoiser.state_dict())
+    torch.testing.assert_close(again.state_dict()["net.centre_F"], samples_XF.mean(dim=0))
+
+
+@pytest.mark.parametrize("kind", ["flat", "chunks"])
+def test_denoisers_of_whole_networks_need_no_measure(kind: str) -> None:
+    denoiser = built(kind)
+    before = copy.deepcopy(denoiser.state_dict())
+    denoiser.measure(torch.randn(5, NUM_FEATURES))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"kind": "heads"}, "auto, head, flat, chunks"),
+        ({"meta": "maml"}, "reptile, joint"),
+        ({"inner_steps": 0}, "inner_steps"),
+        ({"num_draws": 0}, "num_draws"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"inner_rate": 0.0}, "inner_rate: above 0"),
+        ({"width": 20, "num_heads": 4}, "width=20"),
+        ({"optimizer": "lion"}, "adamw, sgd"),
+    ],
+)
+def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        config(denoiser=setting)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "functional", "told"),
+    [
+        ({"targets": "tw"}, {}, "consistent, naive"),
+        ({"schedule": "sqrt"}, {}, "cosine, linear"),
+        ({"parameterisation": "score"}, {}, "weights, noise"),
+        ({"weighting": "snr"}, {}, "local, paper, noise, weights"),
+        ({"sampler": "ddim"}, {}, "mean, stochastic, deterministic"),
+        ({"num_targets": 7}, {}, "num_targets=7"),
+        ({"sampling_steps": 7}, {}, "sampling_steps=7"),
+        ({}, {"num_steps": 1, "sampling_steps": 7}, "sampling_steps=7"),
+    ],
+)
+def test_settings_that_make_no_chain_are_named(diffusion: dict, functional: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        config(diffusion=diffusion, functional=functional)

@@ -1,0 +1,395 @@
+"""The stages of Mc-Di: what they draw, the gradients they give, and that they learn.
+
+Shape legend: B networks, n noised versions, k local targets, D values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raywgen.generators import Stage
+from raywgen.generators.mcdi import McDi
+from raywgen.generators.mcdi.config import DiffusionConfig
+from raywgen.generators.mcdi.local_consistency import noised
+from raywgen.generators.mcdi.stages import (
+    DenoiserStage,
+    Draws,
+    FunctionalStage,
+    consistency_loss,
+    draw,
+    normalised_targets,
+    run_sampler,
+)
+from raywgen.generators.task_loss import task_loss
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.training.engine import LocalEngine
+from raywgen.weights import KeyedNoise, WeightBatch
+from tests.builders import SMALL, layout_of, noise_for, references
+from tests.generators.mcdi.builders import chunk_batch, config, head_batch, mcdi, support_and_query
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VARIANTS = {
+    "consistent": {},
+    "naive": {"targets": "naive"},
+    "vanilla": {"num_targets": 1},
+    "noise": {"parameterisation": "noise", "weighting": "paper"},
+}
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def denoiser_stage(generator: McDi) -> DenoiserStage:
+    return DenoiserStage(generator.config, generator.denoiser, generator.references)
+
+
+def functional_stage(generator: McDi) -> FunctionalStage:
+    return FunctionalStage(generator.config, generator.denoiser, generator.references)
+
+
+def generator_of(kind: str, denoiser: dict[str, Any] | None = None, **parts: Any) -> McDi:
+    settings = config(denoiser={"kind": kind} | (denoiser or {}), **parts)
+    return mcdi(settings, table=None if kind == "head" else references(SMALL))
+
+
+def batch_of(kind: str, num: int = 8) -> WeightBatch:
+    return head_batch(num) if kind == "head" else chunk_batch(num)
+
+
+def learn(stage: Stage, batches: Callable[[int], WeightBatch], num_steps: int, rate: float) -> None:
+    stage.begin([batches(step) for step in range(2)], seed=0)
+    engine = LocalEngine(stage)
+    for step in range(num_steps):
+        batch = batches(step)
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), rate)
+    stage.eval()
+
+
+def judged(stage: Stage, batch: WeightBatch, name: str) -> float:
+    """Without learning, and with noise of its own."""
+    with torch.no_grad():
+        return float(stage.eval()(batch, KeyedNoise(1, batch.sample_index_B)).metrics[name])
+
+
+@given(T=st.integers(1, 30), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, min(T, 5)))
+    chain_config = DiffusionConfig(num_steps=T, num_targets=k, sampling_steps=1)
+    chain = chain_config.chain()
+    targets_BkD = torch.arange(k).view(1, k, 1).expand(50, k, 2).float()
+    (draws,) = draw(targets_BkD, chain_config, noise_for(50, data.draw(st.integers(0, 1000))), num_draws=3)
+    assert draws.target_BnD.shape == draws.eps_BnD.shape == (50, 3, 2)
+    end_B1 = torch.tensor(chain.ends)[draws.target_BnD[:, :1, 0].long()]
+    t_Bn = (draws.time_Bn * T).round().long()
+    torch.testing.assert_close(draws.time_Bn, t_Bn / T)
+    assert bool((t_Bn >= 0).all() and (t_Bn < end_B1).all())
+    torch.testing.assert_close(draws.abar_Bn, chain.abar_T[t_Bn].float())
+    torch.testing.assert_close(draws.local_abar_Bn, (chain.abar_T[t_Bn] / chain.abar_T[end_B1]).float())
+
+
+def test_every_target_and_every_step_of_its_chain_is_drawn_as_often() -> None:
+    chain_config = DiffusionConfig(num_steps=20, num_targets=3)
+    targets_BkD = torch.arange(3).view(1, 3, 1).expand(30_000, 3, 1).float()
+    (draws,) = draw(targets_BkD, chain_config, noise_for(30_000), num_draws=1)
+    index_B, t_B = draws.target_BnD[:, 0, 0].long(), (draws.time_Bn[:, 0] * 20).round().long()
+    for i, end in enumerate(chain_config.chain().ends):
+        count_t = t_B[index_B == i].bincount(minlength=20).double()
+        # Binomial counts of probability 1 / 3 / end; five standard deviations.
+        expected = 10_000 / end
+        assert bool(((count_t[:end] - expected).abs() < 5 * expected**0.5).all())
+        assert int(count_t[end:].sum()) == 0
+
+
+def test_naive_targets_use_the_whole_chain() -> None:
+    chain_config = DiffusionConfig(num_steps=20, num_targets=3, targets="naive")
+    targets_BkD = torch.arange(3).view(1, 3, 1).expand(600, 3, 1).float()
+    (draws,) = draw(targets_BkD, chain_config, noise_for(600), num_draws=2)
+    assert torch.equal(draws.abar_Bn, draws.local_abar_Bn)
+    for i in range(3):
+        assert float(draws.time_Bn[draws.target_BnD[..., 0] == i].max()) == pytest.approx(0.95)
+
+
+def test_inner_steps_keep_the_target_and_draw_other_noise() -> None:
+    targets_BkD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    first, second = draw(targets_BkD, DiffusionConfig(), noise_for(8), num_draws=2, num_steps=2)
+    assert torch.equal(first.target_BnD, second.target_BnD)
+    assert not torch.equal(first.eps_BnD, second.eps_BnD)
+    assert not torch.equal(first.time_Bn, second.time_Bn)
+    assert not torch.equal(first.eps_BnD[:, 0], first.eps_BnD[:, 1])
+
+
+def test_a_networks_draws_do_not_depend_on_its_batch() -> None:
+    targets_BkD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    (whole,) = draw(targets_BkD, DiffusionConfig(), noise_for(8), num_draws=2)
+    (part,) = draw(targets_BkD[5:], DiffusionConfig(), noise_for(3, first=5), num_draws=2)
+    assert all(torch.equal(mine, theirs[5:]) for mine, theirs in zip(part, whole, strict=True))
+
+
+@pytest.mark.parametrize("variant", ["consistent", "naive", "vanilla"])
+def test_the_prediction_that_a_variant_asks_for_has_no_loss(variant: str) -> None:
+    diffusion = config(diffusion=VARIANTS[variant]).diffusion
+    targets_BkD = torch.randn(40, diffusion.num_targets, 4, generator=torch.Generator().manual_seed(0))
+    (draws,) = draw(targets_BkD, diffusion, noise_for(40), num_draws=2)
+    abar, local = draws.abar_Bn.unsqueeze(-1), draws.local_abar_Bn.unsqueeze(-1)
+    share = local.sqrt() * (1 - abar / local) / (1 - abar)
+
+    def wanted(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
+        assert torch.equal(time_Bn, draws.time_Bn)
+        return (draws.target_BnD - share * x_BnD) * (1 - abar) / (1 - local) / (abar / local).sqrt()
+
+    # Squares of float32 rounding.
+    assert float(consistency_loss(wanted, draws, diffusion)) < 1e-10
+    plain = consistency_loss(lambda _x, _t: draws.target_BnD, draws, diffusion)
+    assert (float(plain) < 1e-10) == (variant != "consistent")
+
+
+@pytest.mark.parametrize(("meta", "variant"), [("reptile", "consistent"), *(("joint", each) for each in VARIANTS)])
+def test_both_ways_of_training_learn_heads_from_support_means(meta: str, variant: str) -> None:
+    generator = mcdi(config(diffusion=VARIANTS[variant], denoiser={"meta": meta, "width": 32}))
+    stage, held = denoiser_stage(generator), head_batch(128, seed=77, num_targets=generator.num_targets)
+    stage.begin([held], seed=0)
+    before = judged(stage, held, "consistency")
+    learn(stage, lambda step: head_batch(16, step, generator.num_targets), num_steps=40, rate=2e-2)
+    # Naive local targets contradict each other, which leaves 0.08.
+    assert judged(stage, held, "consistency") < 0.2 * before
+
+
+@pytest.mark.parametrize(("meta", "kind"), [("reptile", "flat"), ("joint", "flat"), ("joint", "chunks")])
+def test_both_ways_of_training_learn_whole_networks(meta: str, kind: str) -> None:
+    generator = generator_of(kind, {"meta": meta, "width": 32, "chunk_length": 16})
+    stage, held = denoiser_stage(generator), chunk_batch(32, seed=77)
+    before = judged(stage, held, "consistency")
+    learn(stage, lambda step: chunk_batch(8, step), num_steps=40, rate=2e-2)
+    # These weights follow from nothing that is shown; what can be learned is where they lie.
+    assert judged(stage, held, "consistency") < 0.8 * before
+
+
+def plain_loops(stage: DenoiserStage, batch: WeightBatch, noise: KeyedNoise) -> list[dict[str, Tensor]]:
+    """phi_i of the paper's inner loop, network by network, by torch's own descent."""
+    settings, diffusion = stage.config, stage._config.diffusion
+    targets_BkD = normalised_targets(batch, stage.references)
+    steps = draw(targets_BkD, diffusion, noise, settings.num_draws, settings.inner_steps)
+    adapted = []
+    for b in range(len(batch.values_BD)):
+        own = copy.deepcopy(stage.denoiser)
+        descent = torch.optim.SGD(own.parameters(), lr=settings.inner_rate)
+        told = (batch.condition.samples_BSF[b : b + 1], batch.condition.labels_BS[b : b + 1], batch.layout)
+        for draws in steps:
+            of_one = Draws(*(tensor[b : b + 1] for tensor in draws))
+            descent.zero_grad()
+            consistency_loss(lambda x, t, own=own, told=told: own(x, t, *told), of_one, diffusion).backward()
+            descent.step()
+        adapted.append({name: parameter.detach() for name, parameter in own.named_parameters()})
+    return adapted
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_one_step_of_descent_is_the_outer_loop_of_reptile(kind: str) -> None:
+    zeta = 0.8
+    outer = {"optimizer": "sgd", "grad_clip": 1e9, "inner_rate": 0.05}
+    generator, batch = generator_of(kind, outer), batch_of(kind, 4)
+    stage = denoiser_stage(generator)
+    start = {name: parameter.detach().clone() for name, parameter in stage.denoiser.named_parameters()}
+    adapted = plain_loops(stage, batch, noise_for(4))
+    LocalEngine(stage).train_step(batch, noise_for(4), zeta)
+    moved = 0.0
+    for name, parameter in stage.denoiser.named_parameters():
+        mean = torch.stack([own[name] for own in adapted]).mean(dim=0)
+        expected = start[name] + zeta * (mean - start[name])
+        # Float32: steps of 1e-2 on values near 1 are kept to 1e-5 of the step.
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=2e-6)
+        moved = max(moved, float((expected - start[name]).abs().max()))
+    assert moved > 1e-3
+
+
+def test_reptile_tells_the_consistency_before_it_adapts_and_is_judged_by_it() -> None:
+    generator = mcdi(config(denoiser={"num_draws": 1, "inner_steps": 1}))
+    joint = mcdi(config(denoiser={"num_draws": 1, "meta": "joint"}))
+    batch = head_batch(8)
+    meta, plain = (denoiser_stage(each).train()(batch, noise_for(8)) for each in (generator, joint))
+    torch.testing.assert_close(meta.metrics["consistency"], plain.loss.detach(), rtol=1e-5, atol=0)
+    held = denoiser_stage(generator).eval()(batch, noise_for(8))
+    assert torch.equal(held.loss, plain.loss)
+    assert torch.equal(held.metrics["consistency"], held.loss)
+
+
+@pytest.mark.parametrize("meta", ["reptile", "joint"])
+def test_equal_seeds_give_equal_losses_and_gradients(meta: str) -> None:
+    def once(seed: int) -> tuple[Tensor, list[Tensor]]:
+        stage = denoiser_stage(mcdi(config(denoiser={"meta": meta}))).train()
+        result = stage(head_batch(4), noise_for(4, seed))
+        result.loss.backward()
+        return result.metrics["consistency"], [p.grad for p in stage.parameters() if p.grad is not None]
+
+    (first, first_grads), (second, second_grads), (other, _) = once(1), once(1), once(2)
+    assert torch.equal(first, second)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first_grads, second_grads, strict=True))
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reptile_moves_along_the_plain_gradient_where_its_steps_are_small(variant: str) -> None:
+    """One step of rate eta is eta times the gradient, whatever the loss."""
+    settings = {"inner_steps": 1, "inner_rate": 0.01}
+    stages = [
+        denoiser_stage(mcdi(config(diffusion=VARIANTS[variant], denoiser=settings | {"meta": meta}))).train()
+        for meta in ("reptile", "joint")
+    ]
+    num_targets = stages[0]._config.diffusion.num_targets
+    for stage in stages:
+        stage(head_batch(8, num_targets=num_targets), noise_for(8)).loss.backward()
+    for (name, mine), theirs in zip(stages[0].named_parameters(), stages[1].parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        # Differences of parameters near 1 in float32: 1e-7 of them.
+        torch.testing.assert_close(mine.grad, 0.01 * theirs.grad, rtol=1e-3, atol=3e-7, msg=lambda m, n=name: n + m)
+
+
+def test_a_batch_without_local_targets_or_with_others_is_refused() -> None:
+    stage = denoiser_stage(mcdi())
+    with pytest.raises(AssertionError, match="local targets"):
+        stage(replace(head_batch(4), targets_BkD=None), noise_for(4))
+    with pytest.raises(AssertionError, match="2 targets in the batch, 3 in the config"):
+        stage(head_batch(4, num_targets=2), noise_for(4))
+
+
+def test_beginning_measures_the_samples_of_all_batches() -> None:
+    generator = mcdi()
+    batches = [head_batch(4, seed) for seed in range(3)]
+    denoiser_stage(generator).begin(iter(batches), seed=0)
+    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
+    torch.testing.assert_close(generator.state_dict()["denoiser.net.centre_F"], samples_XF.mean(dim=0))
+
+
+def test_targets_are_taken_in_units_of_the_reference() -> None:
+    generator, batch = mcdi(), head_batch(4)
+    reference = generator.references[batch.layout.id][1]
+    assert batch.targets_BkD is not None
+    found_BkD = normalised_targets(batch, generator.references)
+    torch.testing.assert_close(found_BkD[:, 1], (batch.targets_BkD[:, 1] - reference.base_D) / reference.scale_D)
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_the_functional_stage_raises_the_accuracy_of_what_is_written(kind: str) -> None:
+    short = {"num_steps": 60, "sampling_steps": 2, "consistency": 0.01, "batch_size": 32}
+    generator = generator_of(kind, functional=short)
+    # Whole networks of `chunk_batch` follow from nothing; they learn the task that all share alone.
+    one = chunk_batch(1, seed=0)
+    drawn = head_batch if kind == "head" else lambda num, seed: _repeated(one, num, seed)
+    stage, held = functional_stage(generator), drawn(64, 77)
+    before = judged(stage, held, "accuracy")
+    learn(stage, lambda step: drawn(16, step), num_steps=40, rate=1e-2)
+    # Chance is a third, or a half.
+    assert before < 0.65
+    assert judged(stage, held, "accuracy") > 0.85
+
+
+def _repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
+    """One task B times, asked for with other noise."""
+    assert batch.targets_BkD is not None
+    return replace(
+        batch,
+        values_BD=batch.values_BD.expand(num, -1),
+        targets_BkD=batch.targets_BkD.expand(num, -1, -1),
+        condition=batch.condition.repeat(num),
+        query=batch.query.repeat(num),
+        sample_index_B=torch.arange(num) + 1000 * seed,
+    )
+
+
+def test_the_functional_loss_is_that_of_the_networks_which_generate_writes() -> None:
+    settings = {"sampling_steps": 2}
+    generator = mcdi(config(diffusion=settings, functional=settings | {"num_steps": 1, "consistency": 0.0}))
+    batch = head_batch(8)
+    result = functional_stage(generator)(batch, noise_for(8))
+    written = generator.generate(batch.condition, batch.layout, noise_for(8))
+    samples_BSF = torch.cat([batch.condition.samples_BSF, batch.query.samples_BSF], dim=1)
+    labels_BS = torch.cat([batch.condition.labels_BS, batch.query.labels_BS], dim=1)
+    logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(written.values_BD), samples_BSF)
+    torch.testing.assert_close(result.loss, balanced_cross_entropy(logits_BSC, labels_BS).mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.metrics["accuracy"], balanced_accuracy(logits_BSC, labels_BS).mean())
+
+
+def test_consistency_is_added_to_the_functional_loss_with_its_weight() -> None:
+    results = [
+        functional_stage(mcdi(config(functional={"num_steps": 1, "consistency": weight})))(head_batch(8), noise_for(8))
+        for weight in (0.0, 0.3)
+    ]
+    added = 0.3 * results[1].metrics["consistency"]
+    assert float(added) > 1e-3
+    torch.testing.assert_close(results[1].loss, results[0].loss + added, rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[0].loss.detach(), results[0].metrics["task_loss"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_the_functional_loss_reaches_every_parameter_of_the_denoiser(kind: str) -> None:
+    generator = generator_of(kind, functional={"num_steps": 1, "consistency": 0.0})
+    functional_stage(generator)(batch_of(kind), noise_for(8)).loss.backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.abs().sum() > 0), name
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("sampler", ["mean", "stochastic", "deterministic"])
+@pytest.mark.parametrize("parameterisation", ["weights", "noise"])
+def test_the_sampler_is_differentiable_by_finite_differences(sampler: str, parameterisation: str) -> None:
+    generator = mcdi(config(diffusion={"sampler": sampler, "parameterisation": parameterisation}))
+    denoiser, batch = generator.denoiser, head_batch(4)
+    support, _ = support_and_query(4, 3, seed=0)
+    start_BD = torch.randn(4, batch.layout.num_values, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        told = denoiser.tell(support.samples_BSF, support.labels_BS, batch.layout)
+        values_BD = run_sampler(
+            denoiser, told, batch.layout, start_BD, generator.config.diffusion, 3, KeyedNoise(0, torch.arange(4))
+        )
+        return task_loss(values_BD, batch)[0].mean()
+
+    loss().backward()
+    net: Any = denoiser.net
+    step = 1e-6
+    for parameter, index in ((net.row.weight, (2, 5)), (net.time.net[0].weight, (3, 1)), (net.direct.weight, (1, 2))):
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter[index] += sign * step
+                losses.append(float(loss()))
+                parameter[index] -= sign * step
+        numeric = (losses[0] - losses[1]) / (2 * step)
+        # Differences of a loss up to 10 carry 1e-15 / 1e-6 of rounding.
+        assert float(parameter.grad[index]) == pytest.approx(numeric, rel=1e-5, abs=1e-8)
+        assert numeric != 0
+
+
+def test_a_denoiser_that_has_learned_one_head_writes_it() -> None:
+    """End to end: noise, schedule, loss, sampler and units belong together."""
+    generator = mcdi(config(denoiser={"meta": "joint", "width": 32}))
+    one = head_batch(1, seed=5)
+    learn(denoiser_stage(generator), lambda step: _repeated(one, 16, step), num_steps=150, rate=1e-2)
+    written = generator.generate(one.condition, layout_of((6, 3)), noise_for(1))
+    reference = generator.references[one.layout.id][1]
+    wanted, found = reference.normalise(one.values_BD), reference.normalise(written.values_BD)
+    # The last step predicts the end alone; what is left is the net's own error.
+    assert float((found - wanted).square().mean()) < 0.02 * float(wanted.square().mean())
+
+
+def test_noised_versions_keep_signal_and_noise_apart() -> None:
+    target_BD, eps_BD = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noised(target_BD, torch.ones(3), eps_BD), target_BD)
+    assert torch.equal(noised(target_BD, torch.zeros(3), eps_BD), eps_BD)

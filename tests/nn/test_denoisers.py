@@ -1,0 +1,224 @@
+"""Denoisers: what a permutation of classes or samples does, who sees whom, any number of each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, TimeEncoder
+from raywgen.nn.transformer import Transformer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+B, N, F, R, S, D = 2, 3, 5, 6, 12, 11
+M, K, G, H, MAX_CLASSES = 7, 4, 9, 16, 4
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadDenoiser:
+    torch.manual_seed(0)
+    return HeadDenoiser(F, R, width=H, num_layers=2).double()
+
+
+@pytest.fixture(scope="module")
+def flat() -> FlatDenoiser:
+    torch.manual_seed(0)
+    return FlatDenoiser(D, F, MAX_CLASSES, width=H, num_layers=2).double()
+
+
+@pytest.fixture(scope="module")
+def chunks() -> ChunkDenoiser:
+    torch.manual_seed(0)
+    return ChunkDenoiser(
+        chunk_length=K,
+        num_place_features=G,
+        num_features=F,
+        max_classes=MAX_CLASSES,
+        width=H,
+        num_layers=2,
+        num_heads=2,
+    ).double()
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def support(num_classes: int, num_samples: int = S) -> tuple[Tensor, Tensor]:
+    """Samples `(B, S, F)` and labels `(B, S)` that hold every class."""
+    labels_BS = torch.stack([(torch.arange(num_samples) * (b + 1) + b) % num_classes for b in range(B)])
+    return drawn(B, num_samples, F, seed=1) + labels_BS.unsqueeze(-1), labels_BS
+
+
+def times() -> Tensor:
+    return torch.tensor([[0.0, 0.35, 0.9], [0.1, 0.1, 0.5]], dtype=torch.float64)
+
+
+@given(permutation=st.permutations(range(4)))
+@settings(max_examples=24, deadline=None)
+def test_permuted_classes_permute_the_rows_of_a_head(head: HeadDenoiser, permutation: list[int]) -> None:
+    x_BnCR, (samples_BSF, labels_BS) = drawn(B, N, 4, R), support(4)
+    order = torch.tensor(permutation)
+    plain = head(x_BnCR, times(), head.tell(samples_BSF, labels_BS, 4))
+    # What was class order[c] is class c now.
+    told = head.tell(samples_BSF, order.argsort()[labels_BS], 4)
+    # Sums over classes in another order.
+    torch.testing.assert_close(head(x_BnCR[:, :, order], times(), told), plain[:, :, order], rtol=1e-10, atol=1e-12)
+
+
+def test_permuting_labels_alone_changes_a_head(head: HeadDenoiser) -> None:
+    """So the test above could fail."""
+    x_BnCR, (samples_BSF, labels_BS) = drawn(B, N, 4, R), support(4)
+    plain = head(x_BnCR, times(), head.tell(samples_BSF, labels_BS, 4))
+    other = head(x_BnCR, times(), head.tell(samples_BSF, (labels_BS + 1) % 4, 4))
+    assert float((plain - other).detach().abs().mean()) > 1e-2
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 20])
+def test_a_head_takes_any_number_of_classes(head: HeadDenoiser, num_classes: int) -> None:
+    samples_BSF, labels_BS = support(num_classes, num_samples=2 * num_classes)
+    told = head.tell(samples_BSF, labels_BS, num_classes)
+    assert told.shape == (B, num_classes, 3 * F)
+    out = head(drawn(B, N, num_classes, R), times(), told)
+    assert out.shape == (B, N, num_classes, R)
+    assert bool(out.isfinite().all())
+
+
+def test_classes_see_each_other_through_their_means(head: HeadDenoiser) -> None:
+    x_BnCR, (samples_BSF, labels_BS) = drawn(B, N, 3, R), support(3)
+    told = head.tell(samples_BSF, labels_BS, 3)
+    other = x_BnCR.clone()
+    other[:, :, 2] += 1.0
+    moved_BnCR = (head(x_BnCR, times(), told) - head(other, times(), told)).detach().abs()
+    assert float(moved_BnCR[:, :, 0].min()) > 1e-6
+
+
+@given(order=st.permutations(range(S)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_support_samples_does_not_matter(
+    head: HeadDenoiser, flat: FlatDenoiser, chunks: ChunkDenoiser, order: list[int]
+) -> None:
+    samples_BSF, labels_BS = support(4)
+    for tell in (lambda x, y: head.tell(x, y, 4), flat.tell, chunks.tell):
+        plain, shuffled = tell(samples_BSF, labels_BS), tell(samples_BSF[:, order], labels_BS[:, order])
+        torch.testing.assert_close(plain, shuffled, rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_is_told_means_and_scatter_of_the_classes_in_measured_units(head: HeadDenoiser) -> None:
+    samples_BSF, labels_BS = support(3)
+    try:
+        head.measure(4.0 * samples_BSF.flatten(0, 1) + 7.0)
+        told_BCI = head.tell(4.0 * samples_BSF + 7.0, labels_BS, 3)
+    finally:
+        head.measure(torch.tensor([[-1.0], [1.0]], dtype=torch.float64).expand(2, F))
+    all_XF = samples_BSF.flatten(0, 1)
+    scaled_BSF = (samples_BSF - all_XF.mean(dim=0)) / (all_XF - all_XF.mean(dim=0)).square().mean().sqrt()
+    for b in range(B):
+        classes = [scaled_BSF[b][labels_BS[b] == c] for c in range(3)]
+        common_F = torch.stack([class_XF.mean(dim=0) for class_XF in classes]).mean(dim=0)
+        for c, class_XF in enumerate(classes):
+            scatter_F = class_XF.var(dim=0, unbiased=False)
+            expected_I = torch.cat([class_XF.mean(dim=0) - common_F, common_F, scatter_F])
+            # A variance as a difference of squares.
+            torch.testing.assert_close(told_BCI[b, c], expected_I, rtol=1e-10, atol=1e-12)
+
+
+def test_one_sample_of_a_class_has_no_scatter_and_an_absent_class_nothing_of_its_own(head: HeadDenoiser) -> None:
+    samples_BSF, labels_BS = drawn(B, 2, F), torch.tensor([[0, 1], [1, 0]])
+    told_BCI = head.tell(samples_BSF, labels_BS, 3)
+    assert float(told_BCI[..., 2 * F :].abs().max()) < 1e-12
+    common_BF = told_BCI[:, 2, F : 2 * F]
+    torch.testing.assert_close(told_BCI[:, 2, :F], -common_BF, rtol=1e-12, atol=1e-14)
+
+
+def test_chunks_come_back_in_their_shape(chunks: ChunkDenoiser) -> None:
+    told_BH = chunks.tell(*support(MAX_CLASSES))
+    assert told_BH.shape == (B, H)
+    for num_chunks in (1, M):
+        out = chunks(drawn(B, N, num_chunks, K), times(), told_BH, drawn(num_chunks, G, seed=2))
+        assert out.shape == (B, N, num_chunks, K)
+
+
+def test_a_later_chunk_reaches_an_earlier_one(chunks: ChunkDenoiser) -> None:
+    x_BnMK, places_MG, told_BH = drawn(B, N, M, K), drawn(M, G, seed=2), chunks.tell(*support(MAX_CLASSES))
+    other = x_BnMK.clone()
+    other[:, :, -1] += 1.0
+    moved = (chunks(x_BnMK, times(), told_BH, places_MG) - chunks(other, times(), told_BH, places_MG)).abs()
+    assert bool((moved.amax(dim=-1) > 1e-6).all())
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_only_a_causal_transformer_hides_what_comes_later(is_causal: bool) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(H, num_layers=2, num_heads=2, is_causal=is_causal).double().eval()
+    x_BTH = drawn(B, M, H)
+    other = x_BTH.clone()
+    other[:, -1] += 1.0
+    moved_BT = (transformer(x_BTH) - transformer(other)).abs().amax(dim=-1)
+    assert bool((moved_BT[:, -1] > 1e-6).all())
+    assert bool((moved_BT[:, :-1] == 0).all()) == is_causal
+    assert bool((moved_BT[:, :-1] > 1e-6).all()) != is_causal
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_noised_versions_and_tasks_do_not_see_each_other(
+    kind: str, head: HeadDenoiser, flat: FlatDenoiser, chunks: ChunkDenoiser
+) -> None:
+    samples_BSF, labels_BS = support(MAX_CLASSES)
+    places_MG = drawn(M, G, seed=2)
+
+    def predict(x: Tensor, time_Bn: Tensor, part: slice = slice(None)) -> Tensor:
+        if kind == "head":
+            return head(x, time_Bn, head.tell(samples_BSF[part], labels_BS[part], MAX_CLASSES))
+        if kind == "flat":
+            return flat(x, time_Bn, flat.tell(samples_BSF[part], labels_BS[part]))
+        return chunks(x, time_Bn, chunks.tell(samples_BSF[part], labels_BS[part]), places_MG)
+
+    x = drawn(B, N, *{"head": (MAX_CLASSES, R), "flat": (D,), "chunks": (M, K)}[kind])
+    whole = predict(x, times())
+    for b in range(B):
+        for n in range(N):
+            alone = predict(x[b : b + 1, n : n + 1], times()[b : b + 1, n : n + 1], slice(b, b + 1))
+            # Matrix products of other sizes round differently.
+            torch.testing.assert_close(alone[0, 0], whole[b, n], rtol=1e-9, atol=1e-11)
+    other_times = times()
+    other_times[0, 1] += 0.2
+    changed = (predict(x, other_times) - whole).abs().reshape(B, N, -1).amax(dim=-1) > 1e-6
+    assert changed.tolist() == [[False, True, False], [False, False, False]]
+
+
+def test_times_of_long_chains_are_told_apart() -> None:
+    torch.manual_seed(0)
+    encoded_TH = TimeEncoder(H)(torch.arange(101) / 100)
+    distance_TT = (torch.cdist(encoded_TH, encoded_TH) + torch.eye(101)).detach()
+    assert encoded_TH.shape == (101, H)
+    assert float(distance_TT.min()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
+def test_gradients_reach_every_parameter(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "head":
+        denoiser = HeadDenoiser(F, R, width=H, num_layers=2).double()
+        out = denoiser(drawn(B, N, 4, R), times(), denoiser.tell(*support(4), 4))
+    elif kind == "flat":
+        denoiser = FlatDenoiser(D, F, MAX_CLASSES, width=H, num_layers=2).double()
+        out = denoiser(drawn(B, N, D), times(), denoiser.tell(*support(4)))
+    else:
+        denoiser = ChunkDenoiser(
+            chunk_length=K,
+            num_place_features=G,
+            num_features=F,
+            max_classes=MAX_CLASSES,
+            width=H,
+            num_layers=2,
+            num_heads=2,
+        ).double()
+        out = denoiser(drawn(B, N, M, K), times(), denoiser.tell(*support(4)), drawn(M, G, seed=2))
+    out.square().mean().backward()
+    for name, parameter in denoiser.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.abs().sum() > 0), name
