@@ -19,6 +19,8 @@ BENCHMARKS = {
     "corpus-stream": "raywgen.benchmarks.corpus_stream",
     "zoo-fit": "raywgen.benchmarks.zoo_fit",
     "zoo-quality": "raywgen.benchmarks.zoo_quality",
+    "few-shot": "raywgen.benchmarks.few_shot",
+    "whole-network": "raywgen.benchmarks.whole_network",
 }
 
 

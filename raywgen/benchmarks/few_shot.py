@@ -1,0 +1,252 @@
+"""Heads for classes never seen, from a few images: Mc-Di and its ablations beside what needs no generator.
+
+All on one frozen encoder and the same episodes. Settings of the rivals (rate and steps of the fitted head, steps of
+Reptile) are chosen on validation classes.
+
+Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.few_shot_parts import Parts, build_parts
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.evaluation.few_shot import (
+    Learner,
+    Timing,
+    accuracy,
+    accuracy_by_steps,
+    estimate,
+    fewest_steps,
+    fit_head_autograd,
+    fit_heads,
+    head_accuracies,
+    head_logits,
+    paired_difference,
+    prototype_logits,
+    time_alternating,
+)
+from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
+from raywgen.generators import Generator
+from raywgen.generators.mcdi import McDiConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
+from raywgen.tasks.episodes import Episode
+from raywgen.weights import Condition, KeyedNoise, Layout
+
+GENERATORS = ("mcdi",)
+_PERCENT = 100.0
+_STEPS = (1, 2, 3, 5, 10, 20, 50)
+_EPISODES_OF_A_BATCH = 100
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is trained and compared.
+
+    Attributes:
+        generator: Only `mcdi` is measured here.
+        data: Images of meta-training.
+        test_data: Images of the same form with the classes to test on; without it groups of `data` are held out.
+        group: Column whose groups stay in one split of the classes; empty to split class by class.
+        way: Classes of an episode.
+        shot: Support images of each.
+        num_query: Query images of each.
+        num_episodes: To test on.
+        num_validation: Episodes of validation classes, to choose settings by.
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        encoder_episodes: To train the encoder on.
+        num_tasks: Of meta-training.
+        mcdi: The generator.
+        functional: Its functional stage, in the row of its own.
+        reptile: How Reptile is meta-trained; it begins at the encoder.
+        reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
+        num_workers: Ray Train workers; 0 trains in this process.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    generator: str = "mcdi"
+    data: str = ""
+    test_data: str = ""
+    group: str = "alphabet"
+    way: int = 5
+    shot: int = 1
+    num_query: int = 15
+    num_episodes: int = 1000
+    num_validation: int = 400
+    seeds: int = 1
+    seed: int = 0
+    encoder_episodes: int = 1800
+    num_tasks: int = 4000
+    mcdi: McDiConfig = field(
+        default_factory=lambda: McDiConfig(denoiser=DenoiserConfig(meta="joint", num_steps=800, batch_size=128))
+    )
+    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=300, batch_size=64))
+    reptile: ReptileConfig = field(default_factory=ReptileConfig)
+    reptile_episodes: int = 1000
+    num_workers: int = 2
+    out: str = "runs/benchmarks/few-shot"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.generator not in GENERATORS:
+            raise ValueError(f"generator={self.generator}: give one of {', '.join(GENERATORS)}")
+        for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "seeds", "num_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.data:
+            raise ValueError("data is empty: name the images, for instance data=omniglot-background.parquet")
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains encoder, heads, generators and Reptile for every seed, then compares them on the test episodes."""
+    root = root_of(config.out, config.fresh)
+    rows, conditions = [], []
+    for seed in range(config.seed, config.seed + config.seeds):
+        parts = build_parts(config, root, seed)
+        figures, told = _compare(config, parts)
+        times, told_times = _latency(config, parts, told)
+        rows.append(figures | times)
+        conditions.append(told | told_times)
+    means, spreads = over_seeds(rows)
+    common = {
+        "way": config.way, "shot": config.shot, "episodes": config.num_episodes, "seeds": config.seeds,
+        "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__,
+    }  # fmt: skip
+    return means, common | {"each_seed": conditions}
+
+
+def _compare(config: Config, parts: Parts) -> tuple[dict[str, float], dict[str, Any]]:
+    """Accuracy in points, with 95 % intervals among the conditions."""
+    validation, test = parts.validation_episodes, parts.test_episodes
+    chosen = head_accuracies(*_support(validation), *_query(validation), config.way, num_steps=_STEPS)
+    rate, steps = max(chosen, key=lambda key: float(chosen[key].mean()))
+    scores: dict[str, Tensor] = {
+        name: generated_accuracy(generator, parts.layout, test, parts.seed)
+        for name, generator in parts.generators.items()
+    }
+    scores["prototypes"] = accuracy(prototype_logits(*_support(test), _query(test)[0], config.way), test.query_y)
+    heads = fit_heads(*_support(test), config.way, learning_rate=rate, num_steps=[steps])
+    scores["gradient_head"] = accuracy(head_logits(*heads[steps], _query(test)[0]), test.query_y)
+    told: dict[str, Any] = {"gradient_head": {"rate": rate, "steps": steps}}
+    if config.reptile_episodes:
+        scores["reptile"], told["reptile"] = _reptile(config, parts)
+    figures = {name: _PERCENT * float(score.mean()) for name, score in scores.items()}
+    intervals = {name: round(_PERCENT * estimate(score).half_width, 3) for name, score in scores.items()}
+    for name in ("mcdi", "mcdi_functional"):
+        over = paired_difference(scores[name], scores["prototypes"])
+        key = f"{name.removeprefix('mcdi')}_over_prototypes".lstrip("_")
+        figures[key] = _PERCENT * over.mean
+        intervals[key] = round(_PERCENT * over.half_width, 3)
+    return figures, told | {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
+
+
+@torch.no_grad()
+def generated_accuracy(generator: Generator, layout: Layout, episodes: Episode, seed: int) -> Tensor:
+    """Accuracy `(B,)` of one generated head per episode."""
+    scores = []
+    for first in range(0, len(episodes.support_y), _EPISODES_OF_A_BATCH):
+        rows = slice(first, first + _EPISODES_OF_A_BATCH)
+        support_BSE, labels_BS = (part[rows] for part in _support(episodes))
+        weight_BCE, bias_BC = generated_heads(generator, layout, support_BSE, labels_BS, seed)
+        query_BQE, query_y_BQ = (part[rows] for part in _query(episodes))
+        scores.append(accuracy(head_logits(weight_BCE, bias_BC, query_BQE), query_y_BQ))
+    return torch.cat(scores)
+
+
+def generated_heads(
+    generator: Generator, layout: Layout, support_BSE: Tensor, labels_BS: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Weight `(B, C, E)` and bias `(B, C)`, from one start of the chain each, without noise in it."""
+    B = len(support_BSE)
+    condition = Condition(instructions=("",) * B, samples_BSF=support_BSE, labels_BS=labels_BS)
+    noise = KeyedNoise(seed, torch.arange(B, device=support_BSE.device), 0)
+    state = layout.unflatten(generator.generate(condition, layout, noise, temperature=0.0).values_BD)
+    return state["weight"], state["bias"]
+
+
+def _reptile(config: Config, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
+    """Accuracy on the test episodes at the fewest steps within 0.3 points of the best on validation episodes."""
+    learners = [Learner(parts.network, config.reptile) for _ in range(min(2, os.cpu_count() or 1))]
+    steps = (1, 2, 3, 5, 8, 12, 20)
+    judged = accuracy_by_steps(
+        learners,
+        parts.reptile,
+        parts.validation_pixels,
+        prepare=parts.prepare,
+        num_episodes=min(config.num_validation, 200),
+        num_steps=steps,
+    )
+    fewest = fewest_steps(judged, steps)
+    scores = accuracy_by_steps(
+        learners,
+        parts.reptile,
+        parts.test_pixels,
+        prepare=parts.prepare,
+        num_episodes=config.reptile_episodes,
+        num_steps=[fewest],
+    )
+    return scores[:, 0], {"steps": fewest, "validation": [round(v, 4) for v in judged.mean(dim=0).tolist()]}
+
+
+def _latency(config: Config, parts: Parts, told: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Milliseconds per task from support images to weights, one thread; encoding them counts and is shown apart."""
+    pixels = parts.test_pixels.episode(0)
+    x_SF = parts.prepare(pixels.support_x).flatten(1)
+    labels_S, rate, steps = pixels.support_y, told["gradient_head"]["rate"], told["gradient_head"]["steps"]
+    encode: Callable[[], Tensor] = lambda: parts.encoder(x_SF)  # noqa: E731
+    calls: dict[str, Callable[[], object]] = {
+        "encode": encode,
+        "gradient_head": lambda: fit_head_autograd(encode(), labels_S, config.way, learning_rate=rate, num_steps=steps),
+    }
+    for name, generator in parts.generators.items():
+        calls[name] = lambda generator=generator: generated_heads(
+            generator, parts.layout, encode().unsqueeze(0), labels_S.unsqueeze(0), 0
+        )
+    if config.reptile_episodes:
+        learner, reptile_steps = Learner(parts.network, config.reptile), told["reptile"]["steps"]
+        support_x = parts.prepare(pixels.support_x).to(memory_format=torch.channels_last)
+        calls["reptile"] = lambda: learner.adapt(parts.reptile, support_x, labels_S, reptile_steps)
+    times = time_alternating(calls)
+    many_BSF = x_SF.expand(64, -1, -1)
+    many_labels = labels_S.expand(64, -1)
+
+    def encode_many() -> Tensor:
+        return parts.encoder(many_BSF.flatten(0, 1)).unflatten(0, (64, -1))
+
+    batched = time_alternating(
+        {
+            "encode": encode_many,
+            "gradient_head": lambda: fit_heads(
+                encode_many(), many_labels, config.way, learning_rate=rate, num_steps=[steps]
+            ),
+            "mcdi": lambda: generated_heads(parts.generators["mcdi"], parts.layout, encode_many(), many_labels, 0),
+        },
+        repetitions=10,
+        tasks_per_call=64,
+    )
+    figures = _medians("ms_", times) | _medians("ms_batch64_", batched)
+    if "reptile" in times:
+        figures["reptile_over_mcdi"] = times["reptile"].median_ms / times["mcdi"].median_ms
+    spread = {name: [round(one.low_ms, 3), round(one.high_ms, 3)] for name, one in times.items()}
+    return figures, {"ms_quartiles": spread}
+
+
+def _medians(prefix: str, times: dict[str, Timing]) -> dict[str, float]:
+    return {f"{prefix}{name}": one.median_ms for name, one in times.items()}
+
+
+def _support(episodes: Episode) -> tuple[Tensor, Tensor]:
+    return episodes.support_x.flatten(2), episodes.support_y
+
+
+def _query(episodes: Episode) -> tuple[Tensor, Tensor]:
+    return episodes.query_x.flatten(2), episodes.query_y

@@ -1,0 +1,190 @@
+"""Tasks that nothing was trained on, what is told of them, and gradient training on them to compare with.
+
+Shape legend: T tasks, D values, N stored networks, S labelled examples, F features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus import Corpus
+from raywgen.tasks import (
+    FitConfig,
+    FitData,
+    Recorded,
+    Task,
+    balanced_accuracy,
+    balanced_cross_entropy,
+    build_network,
+    build_task,
+    draw_few_shot,
+    fit,
+    repeat_state,
+    stacked_logits,
+)
+from raywgen.weights import Condition, KeyedNoise, Layout
+
+_CONDITION_STREAM = 3_000
+_PERCENT = 100.0
+_MILLISECONDS = 1e3
+_STACK = 64
+_MOST_STEPS = 400
+_EVERY = 5
+_NUM_TIMED_TASKS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnseenTasks:
+    """Tasks of one split with the labelled examples that everyone is told.
+
+    Attributes:
+        layout: Of the networks.
+        module: One of them.
+        tasks: T tasks with equally many test samples or not.
+        condition: The examples, T sets.
+        originals_TD: Networks trained on each task itself.
+    """
+
+    layout: Layout
+    module: nn.Module
+    tasks: list[Task]
+    condition: Condition
+    originals_TD: Tensor
+
+    def condition_of(self, index: int) -> Condition:
+        """Of one task."""
+        rows = slice(index, index + 1)
+        return Condition(
+            instructions=self.condition.instructions[rows],
+            samples_BSF=self.condition.samples_BSF[rows],
+            labels_BS=self.condition.labels_BS[rows],
+        )
+
+    @torch.no_grad()
+    def accuracy(self, values_TD: Tensor) -> Tensor:
+        """Balanced accuracy `(T,)` on the test samples, in [0, 1]."""
+        state = self.layout.unflatten(values_TD)
+        scores = []
+        for index, task in enumerate(self.tasks):
+            own = {name: tensor[index : index + 1] for name, tensor in state.items()}
+            scores.append(balanced_accuracy(stacked_logits(self.module, own, task.test_x_SF), task.test_y_S))
+        return torch.cat(scores)
+
+    def points(self, values_TD: Tensor) -> float:
+        """Mean accuracy over tasks, in points."""
+        return _PERCENT * float(self.accuracy(values_TD).mean())
+
+    @torch.no_grad()
+    def best_of(self, stored_ND: Tensor) -> Tensor:
+        """Of N networks the one with the lowest loss on each task's examples, int64 `(T,)`."""
+        losses = []
+        for first in range(0, len(stored_ND), _STACK):
+            state = self.layout.unflatten(stored_ND[first : first + _STACK])
+            of_tasks = [
+                balanced_cross_entropy(stacked_logits(self.module, state, x_SF), y_S)
+                for x_SF, y_S in zip(self.condition.samples_BSF, self.condition.labels_BS, strict=True)
+            ]
+            losses.append(torch.stack(of_tasks))
+        return torch.cat(losses, dim=1).argmin(dim=1)
+
+
+def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTasks:
+    """The tasks of a split of a corpus with one layout."""
+    (layout_id,) = corpus.networks
+    network = corpus.networks[layout_id]
+    facts = [task for task in corpus.tasks.values() if task.split == split]
+    tasks = [build_task(task.recipe) for task in facts]
+    noise = KeyedNoise(seed, torch.arange(len(tasks)), _CONDITION_STREAM)
+    rows = corpus.select(split=split).sort_by("step").to_pylist()
+    last = {row["task_id"]: row["checkpoint_id"] for row in rows}
+    ids = corpus.facts.column("checkpoint_id").to_pylist()
+    place = {name: index for index, name in enumerate(ids)}
+    return UnseenTasks(
+        layout=network.layout,
+        module=build_network(network.recipe).eval(),
+        tasks=tasks,
+        condition=draw_few_shot(tasks, shot, 1, noise)[0],
+        originals_TD=corpus.values(corpus.facts.take([place[last[task.task_id]] for task in facts])),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """Mean accuracy in points after some steps at some rates."""
+
+    points: dict[tuple[float, int], float]
+
+    def best(self) -> tuple[float, int]:
+        """Rate and steps of the highest."""
+        return max(self.points, key=lambda key: self.points[key])
+
+
+def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: Sequence[int]) -> Fitted:
+    """Gradient training by Adam from a start on the labelled examples alone, all of them in each step."""
+    num = len(tasks.tasks)
+    data = FitData(x=tasks.condition.samples_BSF, labels_NS=tasks.condition.labels_BS)
+    start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), num))
+    points = {}
+    for rate in rates:
+        config = FitConfig(
+            learning_rate=rate, num_steps=max(steps), batch_size=tasks.condition.labels_BS.shape[1], loss="balanced"
+        )
+        recorded = fit(
+            tasks.module, start, data, config, order_seeds=range(num), record_steps=sorted(steps), way="alone"
+        )
+        for one in recorded:
+            points[rate, one.step] = tasks.points(tasks.layout.flatten(one.state_N))
+    return Fitted(points=points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullyTrained:
+    """What gradient training on all training samples of a task needs to reach a level; infinite where it does not."""
+
+    rate: float
+    steps: float
+    milliseconds: float
+
+
+def fully_trained(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], written_TD: Tensor) -> FullyTrained:
+    """The fewest steps, over rates, after which the mean accuracy is that of written networks, and their time.
+
+    Measured on the first tasks. Time is that of the steps alone, without any look at accuracy between them.
+    """
+    best = FullyTrained(rate=rates[0], steps=float("inf"), milliseconds=float("inf"))
+    record = list(range(_EVERY, _MOST_STEPS + 1, _EVERY))
+    chosen = tasks.tasks[:_NUM_TIMED_TASKS]
+    few = replace(tasks, tasks=chosen, originals_TD=tasks.originals_TD[: len(chosen)])
+    goal = few.points(written_TD[: len(chosen)])
+    for rate in rates:
+        config = FitConfig(learning_rate=rate, num_steps=_MOST_STEPS, batch_size=64, loss="plain")
+        runs = [_fit_alone(few, index, start_D, config, record) for index in range(len(chosen))]
+        for place, step in enumerate(record):
+            level = few.points(torch.stack([run[place] for run in runs]))
+            if level >= goal and step < best.steps:
+                per_step = _milliseconds_per_step(few, start_D, config)
+                best = FullyTrained(rate=rate, steps=step, milliseconds=step * per_step)
+                break
+    return best
+
+
+def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfig, record: list[int]) -> list[Tensor]:
+    task = tasks.tasks[index]
+    start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), 1))
+    data = FitData(x=task.train_x_SF, labels_NS=task.train_y_S)
+    recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, way="alone")
+    return [tasks.layout.flatten({name: tensor[0] for name, tensor in one.state_N.items()}) for one in recorded]
+
+
+def _milliseconds_per_step(tasks: UnseenTasks, start_D: Tensor, config: FitConfig) -> float:
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        _fit_alone(tasks, 0, start_D, replace(config, num_steps=50), [50])
+        times.append(time.perf_counter() - begin)
+    return _MILLISECONDS * sorted(times)[1] / 50

@@ -1,0 +1,198 @@
+"""All values of a small network for tasks never seen: Mc-Di, its ablations, and what needs no diffusion.
+
+Tasks are class subsets of an image data set; anchors along the trajectories differ, as the networks train from one
+shared start. Every generator is told the same labelled examples, and writes one network per task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
+from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
+from raywgen.config import load_config
+from raywgen.corpus import Corpus
+from raywgen.generation import load
+from raywgen.generators import Generator, StageConfig
+from raywgen.generators.direct import DirectConfig
+from raywgen.generators.mcdi import McDiConfig
+from raywgen.generators.mcdi.config import FunctionalConfig
+from raywgen.progress import Reporter
+from raywgen.training import TrainConfig, launch
+from raywgen.training.session import ray_session
+from raywgen.weights import KeyedNoise
+from raywgen.zoo import ZooConfig, train_zoo
+
+_RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "mnist-subsets.yaml"
+GENERATORS = ("mcdi",)
+# Of gradient training: the best of these, chosen on the validation tasks.
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+_MILLISECONDS = 1e3
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is trained and compared.
+
+    Attributes:
+        generator: Only `mcdi` is measured here.
+        data: Training images, in place of the recipe's MNIST.
+        test_data: Test images, likewise.
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
+        mcdi: The generator.
+        functional: Its functional stage, and with it the hypernetwork's training.
+        shot: Labelled examples of each class that everyone is told.
+        temperature: Of generation.
+        num_workers: Ray Train workers; 0 trains in this process.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    generator: str = "mcdi"
+    data: str = ""
+    test_data: str = ""
+    seeds: int = 1
+    seed: int = 0
+    zoo: list[str] = field(default_factory=list)
+    mcdi: McDiConfig = field(default_factory=McDiConfig)
+    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=300))
+    shot: int = 10
+    temperature: float = 0.0
+    num_workers: int = 2
+    out: str = "runs/benchmarks/whole-network"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.generator not in GENERATORS:
+            raise ValueError(f"generator={self.generator}: give one of {', '.join(GENERATORS)}")
+        if min(self.seeds, self.shot) < 1:
+            raise ValueError(f"seeds={self.seeds}, shot={self.shot}: must be at least 1")
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains a zoo and all generators for every seed, then compares them on the unseen tasks."""
+    root = root_of(config.out, config.fresh)
+    rows, conditions = [], {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        row, conditions = _one_seed(config, root, seed)
+        rows.append(row)
+    figures, spreads = over_seeds(rows)
+    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__}
+    return figures, conditions | told | {"each_seed": rows}
+
+
+def variants(config: McDiConfig, functional: FunctionalConfig) -> dict[str, tuple[str, Any]]:
+    """Method and config of every generator that is compared, by the name of its figure."""
+    vanilla = replace(config.diffusion, num_targets=1)
+    naive = replace(config.diffusion, targets="naive")
+    steps = config.denoiser
+    direct = DirectConfig(
+        network=replace(steps, num_steps=0),
+        regression=StageConfig(
+            num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
+        ),
+    )
+    by_task = StageConfig(
+        num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
+    )
+    return {
+        "mcdi": ("mcdi", config),
+        "mvdi": ("mcdi", replace(config, diffusion=vanilla)),
+        "twdi": ("mcdi", replace(config, diffusion=naive)),
+        "mcdi_functional": ("mcdi", replace(config, functional=functional)),
+        "regression": ("direct", direct),
+        "hypernetwork": (
+            "direct",
+            replace(direct, regression=replace(direct.regression, num_steps=0), functional=by_task),
+        ),
+    }
+
+
+def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    with ray_session():
+        corpus, generators = _trained(config, root, seed)
+    (layout_id,) = corpus.networks
+    unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
+    validation = unseen_tasks(corpus, "validation", config.shot, seed)
+    figures: dict[str, float] = {}
+    written_TD: dict[str, Tensor] = {}
+    for name, generator in generators.items():
+        written_TD[name], figures[f"ms_{name}"] = _write(generator, unseen, config.temperature, seed)
+        figures[name] = unseen.points(written_TD[name])
+    stored_ND = corpus.values(corpus.query(["split=train", f"step={_last_step(corpus)}"]))
+    start_D = corpus.base_values(layout_id)
+    assert start_D is not None, "the recipe's networks share their start"
+    num = len(unseen.tasks)
+    figures["random"] = unseen.points(start_D.expand(num, -1))
+    figures["average"] = unseen.points(stored_ND.mean(dim=0).expand(num, -1))
+    figures["nearest"] = unseen.points(stored_ND[unseen.best_of(stored_ND)])
+    figures["trained"] = unseen.points(unseen.originals_TD)
+    rate, steps = fitted(validation, start_D, _RATES, _STEPS).best()
+    figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).points[rate, steps]
+    for name in ("mcdi", "mcdi_functional"):
+        full = fully_trained(unseen, start_D, _RATES, written_TD[name])
+        suffix = "" if name == "mcdi" else "_functional"
+        figures[f"ms_gradient_to_level{suffix}"] = full.milliseconds
+        figures[f"time_ratio{suffix}"] = full.milliseconds / figures[f"ms_{name}"]
+    conditions = {
+        "networks": stored_ND.shape[0],
+        "values": stored_ND.shape[1],
+        "unseen_tasks": num,
+        "shot": config.shot,
+        "gradient": {"rate": rate, "steps": steps},
+    }
+    return figures, conditions
+
+
+def _trained(config: Config, root: str, seed: int) -> tuple[Corpus, dict[str, Generator]]:
+    given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
+    overrides = [f"{key}={value}" for key, value in given.items() if value]
+    zoo = load_config(ZooConfig, _RECIPE, [*overrides, *config.zoo, f"seed={seed}"])
+    zoo_folder = folder_of(root, "zoo", zoo.recipe())
+    with Reporter().step("zoo", f"train networks into {zoo_folder}") as bar:
+        corpus = train_zoo(zoo, zoo_folder, bar.update)
+    runs = {}
+    for name, (method, generator) in variants(config.mcdi, config.functional).items():
+        recipe = {"zoo": zoo_folder, "method": method, "shot": config.shot, "seed": seed}
+        folder = folder_of(root, name, recipe | dataclasses.asdict(generator))
+        runs[name] = TrainConfig(
+            method=method,
+            generator=generator,
+            corpus=zoo_folder,
+            out=folder,
+            num_workers=config.num_workers,
+            shot=config.shot,
+            seed=seed,
+        )
+    with Reporter().step("train", ", ".join(runs)) as bar:
+        launch(list(runs.values()), bar.training)
+    return corpus, {name: load(run.out).generator for name, run in runs.items()}
+
+
+def _write(generator: Generator, unseen: UnseenTasks, temperature: float, seed: int) -> tuple[Tensor, float]:
+    """One network per task, each written alone, and the median milliseconds of one."""
+    written, seconds = [], []
+    for index in range(-1, len(unseen.tasks)):  # The first one is warm-up.
+        condition = unseen.condition_of(max(0, index))
+        begin = time.perf_counter()
+        noise = KeyedNoise(seed, torch.tensor([max(0, index)]), 0)
+        values = generator.generate(condition, unseen.layout, noise, temperature=temperature).values_BD
+        if index >= 0:
+            seconds.append(time.perf_counter() - begin)
+            written.append(values)
+    return torch.cat(written), _MILLISECONDS * float(torch.tensor(seconds).median())
+
+
+def _last_step(corpus: Corpus) -> int:
+    return max(corpus.facts.column("step").to_pylist())
