@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from raywgen.corpus import Corpus
 from raywgen.zoo import ZooConfig, train_zoo
@@ -19,6 +21,15 @@ TINY_ZOO = ZooConfig(
     checkpoint_steps=[100, 120],
     num_condition_samples=32,
 )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small lose more by a second thread than they win, the more where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

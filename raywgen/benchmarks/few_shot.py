@@ -36,11 +36,20 @@ from raywgen.evaluation.few_shot import (
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import Generator
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
 GENERATORS = ("mcdi",)
+# Chosen on validation episodes of Omniglot. Far from the encoder's own values a longer search was worse.
+REPTILE = ReptileConfig(
+    learning_rate=1e-4,
+    head_learning_rate=0.02,
+    meta_rate=0.03,
+    num_meta_steps=100,
+    symmetric_head=True,
+    bf16=True,
+)
 _PERCENT = 100.0
 _STEPS = (1, 2, 3, 5, 10, 20, 50)
 _EPISODES_OF_A_BATCH = 100
@@ -87,10 +96,13 @@ class Config:
     encoder_episodes: int = 1800
     num_tasks: int = 4000
     mcdi: McDiConfig = field(
-        default_factory=lambda: McDiConfig(denoiser=DenoiserConfig(meta="joint", num_steps=800, batch_size=128))
+        default_factory=lambda: McDiConfig(
+            diffusion=DiffusionConfig(sampling_steps=4),
+            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128),
+        )
     )
-    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=300, batch_size=64))
-    reptile: ReptileConfig = field(default_factory=ReptileConfig)
+    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=200, sampling_steps=4))
+    reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
     reptile_episodes: int = 1000
     num_workers: int = 2
     out: str = "runs/benchmarks/few-shot"

@@ -24,7 +24,7 @@ from raywgen.generation import load
 from raywgen.generators import Generator, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import FunctionalConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
@@ -65,8 +65,14 @@ class Config:
     seeds: int = 1
     seed: int = 0
     zoo: list[str] = field(default_factory=list)
-    mcdi: McDiConfig = field(default_factory=McDiConfig)
-    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=300))
+    mcdi: McDiConfig = field(
+        default_factory=lambda: McDiConfig(
+            denoiser=DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
+        )
+    )
+    functional: FunctionalConfig = field(
+        default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
+    )
     shot: int = 10
     temperature: float = 0.0
     num_workers: int = 2
@@ -96,6 +102,7 @@ def variants(config: McDiConfig, functional: FunctionalConfig) -> dict[str, tupl
     """Method and config of every generator that is compared, by the name of its figure."""
     vanilla = replace(config.diffusion, num_targets=1)
     naive = replace(config.diffusion, targets="naive")
+    overlapping = replace(config.diffusion, spans="whole")
     steps = config.denoiser
     direct = DirectConfig(
         network=replace(steps, num_steps=0),
@@ -110,6 +117,7 @@ def variants(config: McDiConfig, functional: FunctionalConfig) -> dict[str, tupl
         "mcdi": ("mcdi", config),
         "mvdi": ("mcdi", replace(config, diffusion=vanilla)),
         "twdi": ("mcdi", replace(config, diffusion=naive)),
+        "mcdi_whole_spans": ("mcdi", replace(config, diffusion=overlapping)),
         "mcdi_functional": ("mcdi", replace(config, functional=functional)),
         "regression": ("direct", direct),
         "hypernetwork": (

@@ -53,8 +53,9 @@ class HeadDenoiser(nn.Module):
         self.blocks = nn.ModuleList(_ClassBlock(width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_values)
-        # Straight from the support means, so that nothing has to be learned for a head along them.
-        self.direct = nn.Linear(num_features, num_values, bias=False)
+        # Straight from the support means, their squared lengths and their products with the common mean: the head of
+        # nearest class means (Snell et al. 2017, section 2.4) is linear in these, so nothing hidden has to learn it.
+        self.direct = nn.Linear(num_features + 2, num_values, bias=False)
         self.register_buffer("centre_F", torch.zeros(num_features))
         self.register_buffer("spread", torch.ones(()))
 
@@ -66,6 +67,27 @@ class HeadDenoiser(nn.Module):
         """Takes the features' centre and spread from examples."""
         self.centre_F.copy_(samples_XF.mean(dim=0))
         self.spread.copy_((samples_XF - self.centre_F).square().mean().sqrt().clamp(min=1e-6))
+
+    @torch.no_grad()
+    def begin_at_nearest_means(self, weight_scale: float, bias_scale: float) -> None:
+        """Has it write the head of nearest class means, whatever its state and time; call `measure` before.
+
+        With u a class's mean about the common one c, of features scaled to z = (x - centre) / spread, that head has the
+        logits `a (2 u . z - |u|^2 - 2 u . c)`; a gives the weights the size that stored ones have.
+
+        Args:
+            weight_scale: Spread of stored weights, which written ones are multiplied with.
+            bias_scale: Likewise of biases.
+        """
+        F = len(self.centre_F)
+        a = self.spread * weight_scale / 2
+        self.out.weight.zero_()
+        self.out.bias.zero_()
+        self.direct.weight.copy_(torch.eye(*self.direct.weight.shape))
+        self.direct.weight[F] = 0
+        self.direct.weight[F, :F] = -2 * a * self.centre_F / (self.spread * bias_scale)
+        # The products are means over features, not sums.
+        self.direct.weight[F, F:] = -a * F / bias_scale * torch.tensor([1.0, 2.0])
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
         """What is known of each class, `(B, C, 3F)`: its support mean, that of all classes, its scatter."""
@@ -85,8 +107,15 @@ class HeadDenoiser(nn.Module):
         hidden = hidden + self.task(told_BCI).unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
         for block in self.blocks:
             hidden = block(hidden)
-        own_BCF = told_BCI[..., : self.direct.in_features]
-        return self.out(self.norm(hidden)) + self.direct(own_BCF).unsqueeze(1)
+        return self.out(self.norm(hidden)) + self.direct(_quadratic(told_BCI)).unsqueeze(1)
+
+
+def _quadratic(told_BCI: Tensor) -> Tensor:
+    """Support means about the common one with two products, `(B, C, F + 2)`, all of about the means' size."""
+    own_BCF, common_BCF, _ = told_BCI.chunk(3, dim=-1)
+    products = [(own_BCF * other).mean(dim=-1, keepdim=True) for other in (own_BCF, common_BCF)]
+    # What all classes have in common changes no decision, and would make biases large.
+    return torch.cat([own_BCF, *(part - part.mean(dim=1, keepdim=True) for part in products)], dim=-1)
 
 
 class _ClassBlock(nn.Module):

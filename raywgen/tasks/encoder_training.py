@@ -144,8 +144,16 @@ def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) 
         "seconds": round(time.monotonic() - begin, 1),
         "recipe": config.recipe(),
     }
+    centre, spread = training.feature_statistics(best)
     card = EncoderCard(
-        network=config.network(), size=config.size, channels=config.channels, mean=mean, std=std, facts=facts
+        network=config.network(),
+        size=config.size,
+        channels=config.channels,
+        mean=mean,
+        std=std,
+        facts=facts,
+        centre=centre,
+        spread=spread,
     )
     save_encoder(best.state, card, config.out)
     return card
@@ -252,6 +260,18 @@ class _Training:
                 on_progress(episode, config.num_episodes, f"episode {episode}, loss {loss:.3f}{told}")
         assert best is not None, "the last episode is validated"
         return best
+
+    def feature_statistics(self, best: _Best) -> tuple[tuple[float, ...], float]:
+        """Mean of each feature over the training classes' images, and their root mean square about it."""
+        module = build_network(self._config.network())
+        module.load_state_dict(best.state)
+        frozen = FrozenEncoder(module, told="in training", identity="")
+        data = class_subset(self._data, self.classes)
+        blocks = encode(data, frozen, rotations=False, statistics=self.statistics)
+        features_SE = torch.cat([torch.from_numpy(block) for block in blocks])
+        centre_E = features_SE.mean(dim=0)
+        spread = (features_SE - centre_E).square().mean().sqrt().clamp(min=1e-6)
+        return tuple(centre_E.tolist()), float(spread)
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, x_TCHW: Tensor) -> float:
         config = self._config

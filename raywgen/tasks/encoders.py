@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class EncoderCard:
         mean: Of each channel of the data it was trained on, of pixels taken as 0 to 1.
         std: Standard deviations likewise; other data is standardised by its own.
         facts: What else is known: data, classes, seed, accuracy and the like.
+        centre: Mean of each feature over the training classes; taken from features, where it is given.
+        spread: Root mean square of the features about it; features are divided by it.
     """
 
     network: dict[str, Any]
@@ -58,6 +60,8 @@ class EncoderCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    centre: tuple[float, ...] = ()
+    spread: float = 1.0
 
 
 class FrozenEncoder(nn.Module):
@@ -68,15 +72,30 @@ class FrozenEncoder(nn.Module):
         told: What `load_encoder` was told, for messages.
         identity: What decides the features beside the module's values, for the fingerprint.
         takes: In words, for messages.
+        centre: Taken from the features, E values.
+        spread: Divides them.
     """
 
-    def __init__(self, module: nn.Module, *, told: str, identity: str, takes: str = "") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        told: str,
+        identity: str,
+        takes: str = "",
+        centre: tuple[float, ...] = (),
+        spread: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.register_buffer("centre_E", torch.tensor(centre or 0.0), persistent=False)
+        self._spread = spread
         # Convolutions are faster in channels-last on a CPU, and other modules do not notice.
         self.module = module.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
         self.told, self._identity, self._takes = told, identity, takes
         self._shape: tuple[int, ...] = tuple(getattr(module, "input_shape", ()))
         self.training = False
+
+    centre_E: Tensor
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,7 +134,7 @@ class FrozenEncoder(nn.Module):
             raise EncoderError(
                 f"encoder '{self.told}' gives NaN or infinite features; look at the encoder and the data"
             )
-        return features_SE.float()
+        return (features_SE.float() - self.centre_E) / self._spread
 
 
 def load_encoder(told: str) -> FrozenEncoder:
@@ -201,6 +220,7 @@ def _card(folder: str) -> tuple[EncoderCard, str]:
     try:
         told = json.loads(content)
         card = EncoderCard(**{item.name: told[item.name] for item in fields(EncoderCard)})
+        card = replace(card, centre=tuple(card.centre))
         return card, str(told["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise EncoderError(f"{folder}/{CARD} is damaged ({error!r}); train or copy the encoder again") from error
@@ -229,7 +249,8 @@ def _load_folder(told: str) -> FrozenEncoder:
     except (SafetensorError, RuntimeError) as error:
         raise EncoderError(f"{told}: {WEIGHTS} does not fit the network of {CARD} ({error}); train it again") from error
     takes = f"images of {card.size} x {card.size} pixels and {card.channels} channels"
-    return FrozenEncoder(module, told=told, identity=json.dumps(card.network, sort_keys=True), takes=takes)
+    identity = json.dumps([card.network, card.centre, card.spread], sort_keys=True)
+    return FrozenEncoder(module, told=told, identity=identity, takes=takes, centre=card.centre, spread=card.spread)
 
 
 def _load_import(told: str) -> FrozenEncoder:

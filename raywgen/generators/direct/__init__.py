@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
 from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
+from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser, suited_references
 from raywgen.generators.task_loss import task_loss
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
@@ -43,11 +43,11 @@ class Direct(Generator):
     method = "direct"
 
     def __init__(self, config: DirectConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(references, data)
+        super().__init__(suited_references(config.network, references, data), data)
         self.config: DirectConfig = config
         # Ends of trajectories, as Mc-Di's last targets are, and no states before them.
         self.num_targets = 1
-        self.map = build_denoiser(config.network, references, data)
+        self.map = build_denoiser(config.network, self.references, data)
 
     def stages(self) -> list[Stage]:
         """Those that are switched on."""
@@ -128,7 +128,8 @@ class FunctionalStage(Stage):
 
 
 def _measure(network: Denoiser, batches: Iterable[WeightBatch]) -> None:
-    network.measure(torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches]))
+    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
+    network.measure(samples_XF, predicts_weights=True)
 
 
 def _write(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:

@@ -10,6 +10,7 @@ from raywgen.generators.mcdi.samplers import SAMPLERS
 from raywgen.generators.mcdi.schedule import Schedule
 
 TARGETS = ("consistent", "naive")
+SPANS = ("own", "whole")
 META = ("reptile", "joint")
 KINDS = ("auto", "head", "flat", "chunks")
 
@@ -23,6 +24,8 @@ class DiffusionConfig:
         num_targets: k, local targets along each trajectory; 1 is vanilla diffusion (the paper's Mv-Di).
         targets: `consistent`: each local target ends its own local chain (Mc-Di); `naive`: each ends the whole chain
             (the paper's Tw-Di).
+        spans: Steps that a local chain is trained on: `own`: those after the local target before it, so that no two
+            chains ask for different weights in the same state; `whole`: all before its end, as in the paper.
         schedule: `cosine` or `linear`.
         parameterisation: Whether the denoiser predicts `weights` or `noise`.
         weighting: Of the loss over time: `local`, `paper`, `noise` or `weights`.
@@ -33,6 +36,7 @@ class DiffusionConfig:
     num_steps: int = 20
     num_targets: int = 3
     targets: str = "consistent"
+    spans: str = "own"
     schedule: str = "cosine"
     parameterisation: str = "weights"
     weighting: str = "local"
@@ -42,6 +46,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         for name, known in (
             ("targets", TARGETS),
+            ("spans", SPANS),
             ("parameterisation", PARAMETERISATIONS),
             ("weighting", WEIGHTINGS),
             ("sampler", SAMPLERS),

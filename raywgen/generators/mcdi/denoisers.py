@@ -7,6 +7,7 @@ sample.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
-from raywgen.weights import Layout, ReferenceTable
+from raywgen.weights import Layout, ReferenceTable, WeightReference
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
@@ -32,8 +33,13 @@ class Denoiser(nn.Module, ABC):
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """`(B, n, D)`, given fractions of the chain in [0, 1] and what `tell` gave."""
 
-    def measure(self, samples_XF: Tensor) -> None:
-        """Takes what it must know of the samples from examples, before training."""
+    def measure(self, samples_XF: Tensor, *, predicts_weights: bool) -> None:
+        """Takes what it must know of the samples from examples, before training.
+
+        Args:
+            samples_XF: Examples.
+            predicts_weights: Whether its predictions are weights, and may begin at some that are known to be good.
+        """
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`predict` after `tell`."""
@@ -43,13 +49,16 @@ class Denoiser(nn.Module, ABC):
 class HeadWeights(Denoiser):
     """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C."""
 
-    def __init__(self, config: DenoiserConfig, data: DataSpec) -> None:
+    def __init__(self, config: DenoiserConfig, scale_D: Tensor, data: DataSpec) -> None:
         super().__init__()
         self.net = HeadDenoiser(data.num_features, data.num_features + 1, config.width, config.num_layers)
+        self._scales = float(scale_D[0]), float(scale_D[-1])
 
-    def measure(self, samples_XF: Tensor) -> None:
-        """Centre and spread of the features."""
+    def measure(self, samples_XF: Tensor, *, predicts_weights: bool) -> None:
+        """Centre and spread of the features; predicted weights begin at the head of nearest class means."""
         self.net.measure(samples_XF)
+        if predicts_weights:
+            self.net.begin_at_nearest_means(*self._scales)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`(B, C, 3F)`."""
@@ -113,8 +122,8 @@ def build_denoiser(config: DenoiserConfig, references: ReferenceTable, data: Dat
             are several layouts.
     """
     layouts = [layout for layout, _ in references.values()]
-    strange = next((layout for layout in layouts if not is_head(layout, data.num_features)), None)
-    kind = config.kind if config.kind != "auto" else _suitable(layouts, strange)
+    kind = _kind(config, references, data)
+    strange = _no_head(layouts, data)
     if kind == "head" and strange is not None:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in strange.generated[:4])
         raise ValueError(
@@ -125,19 +134,46 @@ def build_denoiser(config: DenoiserConfig, references: ReferenceTable, data: Dat
         raise ValueError(f"kind=flat: the corpus has {len(layouts)} layouts; give kind=chunks")
     if kind == "flat":
         return FlatWeights(config, layouts[0], data)
-    return HeadWeights(config, data) if kind == "head" else ChunkWeights(config, data)
+    if kind == "head":
+        return HeadWeights(config, next(iter(references.values()))[1].scale_D, data)
+    return ChunkWeights(config, data)
 
 
-def _suitable(layouts: list[Layout], strange: Layout | None) -> str:
-    if strange is None:
+def _kind(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> str:
+    """`config.kind`, or what suits the layouts where that is `auto`."""
+    layouts = [layout for layout, _ in references.values()]
+    if config.kind != "auto":
+        return config.kind
+    if _no_head(layouts, data) is None:
         return "head"
     return "flat" if len(layouts) == 1 and layouts[0].num_values <= _MOST_FLAT_VALUES else "chunks"
+
+
+def _no_head(layouts: list[Layout], data: DataSpec) -> Layout | None:
+    return next((layout for layout in layouts if not is_head(layout, data.num_features)), None)
 
 
 def is_head(layout: Layout, num_features: int) -> bool:
     """Whether a layout is a weight `(C, num_features)` with a bias `(C,)`."""
     shapes = [spec.shape for spec in layout.generated]
     return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == num_features and shapes[1] == shapes[0][:1]
+
+
+def suited_references(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> ReferenceTable:
+    """References in whose units a head's bias counts for as much as its weights do.
+
+    On features of unit size a weight's error reaches a logit F times, a bias's once; measured by its own small spread a
+    bias would drown the weights in any loss.
+    """
+    if _kind(config, references, data) != "head":
+        return references
+    return {name: (layout, _with_bias_scale(layout, known)) for name, (layout, known) in references.items()}
+
+
+def _with_bias_scale(layout: Layout, known: WeightReference) -> WeightReference:
+    C, num_features = layout.generated[0].shape
+    weight_scale = known.scale_D[: C * num_features]
+    return replace(known, scale_D=torch.cat([weight_scale, weight_scale[:C] * num_features**0.5]))
 
 
 def num_head_classes(layout: Layout) -> int:

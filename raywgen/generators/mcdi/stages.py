@@ -58,12 +58,15 @@ def draw(
     device = targets_BkD.device
     index_B = noise.integers(k)
     ends_k = torch.tensor(schedule.ends if config.targets == "consistent" else [schedule.num_steps] * k)
-    end_B1 = ends_k[index_B.cpu()].unsqueeze(1)
+    begins_k = torch.zeros_like(ends_k)
+    if config.targets == "consistent" and config.spans == "own":
+        begins_k[1:] = ends_k[:-1]
+    begin_B1, end_B1 = (edges_k[index_B.cpu()].unsqueeze(1) for edges_k in (begins_k, ends_k))
     target_BnD = targets_BkD[torch.arange(B, device=device), index_B].unsqueeze(1).expand(B, num_draws, D)
     steps = []
     for _ in range(num_steps):
         eps_BnD = noise.normal(num_draws, D)
-        t_Bn = (noise.uniform(num_draws).cpu() * end_B1).long()
+        t_Bn = begin_B1 + (noise.uniform(num_draws).cpu() * (end_B1 - begin_B1)).long()
         steps.append(
             Draws(
                 target_BnD=target_BnD,
@@ -108,7 +111,7 @@ class DenoiserStage(Stage):
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like."""
-        self.denoiser.measure(torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches]))
+        _measure(self.denoiser, batches, self._config.diffusion)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
@@ -157,6 +160,11 @@ class FunctionalStage(Stage):
     def config(self) -> FunctionalConfig:
         """Of this stage alone."""
         return self._config.functional
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Shows the denoiser what samples look like, unless the stage before has."""
+        if self._config.denoiser.num_steps == 0:
+            _measure(self.denoiser, batches, self._config.diffusion)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
@@ -214,6 +222,11 @@ def normalised_targets(batch: WeightBatch, references: ReferenceTable) -> Tensor
     """The batch's local targets in generator units, `(B, k, D)`."""
     assert batch.targets_BkD is not None, "the data of Mc-Di holds local targets"
     return references[batch.layout.id][1].normalise(batch.targets_BkD)
+
+
+def _measure(denoiser: Denoiser, batches: Iterable[WeightBatch], config: DiffusionConfig) -> None:
+    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
+    denoiser.measure(samples_XF, predicts_weights=config.parameterisation == "weights")
 
 
 def _joined(support: Condition, query: Condition) -> Condition:

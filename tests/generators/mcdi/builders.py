@@ -72,12 +72,12 @@ def support_and_query(num: int, num_classes: int, seed: int, shot: int = 2) -> t
 
 
 def head_of(support: Condition, num_classes: int) -> Tensor:
-    """A head along the support means, linear in them, `(B, D)`: it is a fair classifier."""
+    """Values linear in the support means, `(B, D)`; of other features, so that no good head is where it begins."""
     means_BCF = torch.stack(
         [support.samples_BSF[:, support.labels_BS[0] == c].mean(dim=1) for c in range(num_classes)], dim=1
     )
     weight_BCF = means_BCF - means_BCF.mean(dim=1, keepdim=True)
-    return torch.cat([weight_BCF.flatten(1), 0.3 * weight_BCF.sum(dim=-1)], dim=1)
+    return torch.cat([weight_BCF.roll(1, dims=-1).flatten(1), 0.3 * weight_BCF.sum(dim=-1)], dim=1)
 
 
 def head_batch(num: int = 16, seed: int = 0, num_targets: int = 3, widths: Sequence[int] = HEAD) -> WeightBatch:

@@ -127,18 +127,52 @@ def test_measured_samples_are_kept_with_the_weights() -> None:
     denoiser, again = built("head"), built("head")
     before = copy.deepcopy(denoiser.state_dict())
     samples_XF = 3.0 * torch.randn(500, NUM_FEATURES) + 5.0
-    denoiser.measure(samples_XF)
+    denoiser.measure(samples_XF, predicts_weights=False)
     changed = {name for name, tensor in denoiser.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"net.centre_F", "net.spread"}
     again.load_state_dict(denoiser.state_dict())
     torch.testing.assert_close(again.state_dict()["net.centre_F"], samples_XF.mean(dim=0))
 
 
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_predicted_heads_begin_at_nearest_class_means(num_classes: int) -> None:
+    denoiser, layout = built("head"), layout_of((NUM_FEATURES, num_classes))
+    assert isinstance(denoiser, HeadWeights)
+    generator = torch.Generator().manual_seed(0)
+    samples_XF = 3.0 * torch.randn(500, NUM_FEATURES, generator=generator) + 5.0
+    denoiser.measure(samples_XF, predicts_weights=True)
+    weight_scale, bias_scale = denoiser._scales
+    spread = (samples_XF - samples_XF.mean(dim=0)).square().mean().sqrt()
+    support, _ = support_and_query(4, num_classes, seed=0)
+    x_BnD, time_Bn = torch.randn(4, 2, layout.num_values, generator=generator), torch.rand(4, 2, generator=generator)
+    predicted = denoiser(x_BnD, time_Bn, support.samples_BSF, support.labels_BS, layout).detach()
+    for b in range(4):
+        shown_SF, labels_S = support.samples_BSF[b], support.labels_BS[b]
+        means_CF = torch.stack([shown_SF[labels_S == c].mean(dim=0) for c in range(num_classes)])
+        distance_XC = torch.cdist(samples_XF, means_CF).square()
+        # In the features' own units, so that weights have the size of stored ones.
+        expected_XC = -weight_scale / (2 * spread) * distance_XC
+        for n in range(2):
+            rows_CR = to_rows(predicted[b, n], layout)
+            logits_XC = samples_XF @ (weight_scale * rows_CR[:, :-1]).T + bias_scale * rows_CR[:, -1]
+            # Equal but for what all classes have in common. Logits reach some tens, so 1e-3 is rounding.
+            for part in (logits_XC, expected_XC):
+                part -= part.mean(dim=1, keepdim=True)
+            torch.testing.assert_close(logits_XC, expected_XC, rtol=1e-4, atol=1e-3)
+
+
+def test_predicted_noise_does_not_begin_at_a_head() -> None:
+    denoiser = built("head")
+    before = copy.deepcopy(denoiser.state_dict())
+    denoiser.measure(torch.randn(50, NUM_FEATURES), predicts_weights=False)
+    assert all(torch.equal(p.detach(), before[name]) for name, p in denoiser.named_parameters())
+
+
 @pytest.mark.parametrize("kind", ["flat", "chunks"])
 def test_denoisers_of_whole_networks_need_no_measure(kind: str) -> None:
     denoiser = built(kind)
     before = copy.deepcopy(denoiser.state_dict())
-    denoiser.measure(torch.randn(5, NUM_FEATURES))
+    denoiser.measure(torch.randn(5, NUM_FEATURES), predicts_weights=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in denoiser.state_dict().items())
 
 

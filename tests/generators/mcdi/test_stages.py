@@ -102,17 +102,20 @@ def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, dat
     torch.testing.assert_close(draws.local_abar_Bn, (chain.abar_T[t_Bn] / chain.abar_T[end_B1]).float())
 
 
-def test_every_target_and_every_step_of_its_chain_is_drawn_as_often() -> None:
-    chain_config = DiffusionConfig(num_steps=20, num_targets=3)
+@pytest.mark.parametrize("spans", ["own", "whole"])
+def test_every_target_and_every_step_of_its_span_is_drawn_as_often(spans: str) -> None:
+    chain_config = DiffusionConfig(num_steps=20, num_targets=3, spans=spans)
     targets_BkD = torch.arange(3).view(1, 3, 1).expand(30_000, 3, 1).float()
     (draws,) = draw(targets_BkD, chain_config, noise_for(30_000), num_draws=1)
     index_B, t_B = draws.target_BnD[:, 0, 0].long(), (draws.time_Bn[:, 0] * 20).round().long()
-    for i, end in enumerate(chain_config.chain().ends):
+    ends = chain_config.chain().ends
+    for i, end in enumerate(ends):
+        begin = ends[i - 1] if spans == "own" and i > 0 else 0
         count_t = t_B[index_B == i].bincount(minlength=20).double()
-        # Binomial counts of probability 1 / 3 / end; five standard deviations.
-        expected = 10_000 / end
-        assert bool(((count_t[:end] - expected).abs() < 5 * expected**0.5).all())
-        assert int(count_t[end:].sum()) == 0
+        # Binomial counts of probability 1 / 3 / (end - begin); five standard deviations.
+        expected = 10_000 / (end - begin)
+        assert bool(((count_t[begin:end] - expected).abs() < 5 * expected**0.5).all())
+        assert int(count_t[:begin].sum() + count_t[end:].sum()) == 0
 
 
 def test_naive_targets_use_the_whole_chain() -> None:
@@ -165,8 +168,8 @@ def test_both_ways_of_training_learn_heads_from_support_means(meta: str, variant
     stage.begin([held], seed=0)
     before = judged(stage, held, "consistency")
     learn(stage, lambda step: head_batch(16, step, generator.num_targets), num_steps=40, rate=2e-2)
-    # Naive local targets contradict each other, which leaves 0.08.
-    assert judged(stage, held, "consistency") < 0.2 * before
+    # Naive local targets contradict each other, which leaves most.
+    assert judged(stage, held, "consistency") < 0.25 * before
 
 
 @pytest.mark.parametrize(("meta", "kind"), [("reptile", "flat"), ("joint", "flat"), ("joint", "chunks")])

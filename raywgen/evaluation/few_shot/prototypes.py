@@ -1,0 +1,54 @@
+"""Nearest class mean in feature space, the baseline that learns nothing of a task but where its classes lie.
+
+Source: Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175), equations 1 and 2;
+the same as a linear head, section 2.4.
+
+Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raywgen.evaluation.few_shot.errors import FewShotError
+from raywgen.evaluation.few_shot.heads import members
+
+
+def prototypes(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> Tensor:
+    """Means m_c of the support features of each class, `(B, C, E)`.
+
+    Args:
+        support_BSE: Features.
+        support_y_BS: int64, from 0 to C - 1.
+        num_classes: C.
+
+    Raises:
+        FewShotError: Shapes or labels do not fit, or an episode has no sample of a class.
+    """
+    member_BSC = members(support_BSE, support_y_BS, num_classes)
+    count_BC = member_BSC.sum(dim=1)
+    if not bool(count_BC.all()):
+        episode, label = (count_BC == 0).nonzero()[0].tolist()
+        raise FewShotError(
+            f"episode {episode} has no support sample of class {label}; give at least one of each class, or lower "
+            f"num_classes={num_classes}"
+        )
+    return member_BSC.mT @ support_BSE / count_BC.unsqueeze(-1)
+
+
+def prototype_logits(support_BSE: Tensor, support_y_BS: Tensor, query_BQE: Tensor, num_classes: int) -> Tensor:
+    """`-||x - m_c||^2`, `(B, Q, C)`; arguments and errors as `prototypes`, with query features."""
+    means_BCE = prototypes(support_BSE, support_y_BS, num_classes)
+    return -(query_BQE.unsqueeze(2) - means_BCE.unsqueeze(1)).square().sum(dim=-1)
+
+
+def prototype_head(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The same as a linear head: `w_c = 2 m_c`, `b_c = -||m_c||^2`.
+
+    `-||x - m_c||^2 = w_c . x + b_c - ||x||^2`, and the last term is the same for all classes.
+
+    Returns:
+        Weight `(B, C, E)` and bias `(B, C)`; arguments and errors as `prototypes`.
+    """
+    means_BCE = prototypes(support_BSE, support_y_BS, num_classes)
+    return 2 * means_BCE, -means_BCE.square().sum(dim=-1)
