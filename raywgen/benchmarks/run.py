@@ -21,6 +21,7 @@ BENCHMARKS = {
     "zoo-quality": "raywgen.benchmarks.zoo_quality",
     "few-shot": "raywgen.benchmarks.few_shot",
     "whole-network": "raywgen.benchmarks.whole_network",
+    "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
 }
 
 

@@ -37,6 +37,8 @@ GENERATORS = ("mcdi",)
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 _MILLISECONDS = 1e3
+# Reptile costs ten times as much and is in the ablation.
+JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
 
 @dataclass(kw_only=True)
@@ -65,11 +67,7 @@ class Config:
     seeds: int = 1
     seed: int = 0
     zoo: list[str] = field(default_factory=list)
-    mcdi: McDiConfig = field(
-        default_factory=lambda: McDiConfig(
-            denoiser=DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
-        )
-    )
+    mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
     functional: FunctionalConfig = field(
         default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
@@ -127,6 +125,13 @@ def variants(config: McDiConfig, functional: FunctionalConfig) -> dict[str, tupl
     }
 
 
+def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> ZooConfig:
+    """The recipe of the zoo that generators are trained on."""
+    given = {"tasks.path": data, "tasks.test_path": test_data}
+    told = [f"{key}={value}" for key, value in given.items() if value]
+    return load_config(ZooConfig, _RECIPE, [*told, *overrides, f"seed={seed}"])
+
+
 def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     with ray_session():
         corpus, generators = _trained(config, root, seed)
@@ -136,7 +141,7 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
     figures: dict[str, float] = {}
     written_TD: dict[str, Tensor] = {}
     for name, generator in generators.items():
-        written_TD[name], figures[f"ms_{name}"] = _write(generator, unseen, config.temperature, seed)
+        written_TD[name], figures[f"ms_{name}"] = write_each(generator, unseen, config.temperature, seed)
         figures[name] = unseen.points(written_TD[name])
     stored_ND = corpus.values(corpus.query(["split=train", f"step={_last_step(corpus)}"]))
     start_D = corpus.base_values(layout_id)
@@ -164,9 +169,7 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
 
 
 def _trained(config: Config, root: str, seed: int) -> tuple[Corpus, dict[str, Generator]]:
-    given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
-    overrides = [f"{key}={value}" for key, value in given.items() if value]
-    zoo = load_config(ZooConfig, _RECIPE, [*overrides, *config.zoo, f"seed={seed}"])
+    zoo = subsets_zoo(config.data, config.test_data, config.zoo, seed)
     zoo_folder = folder_of(root, "zoo", zoo.recipe())
     with Reporter().step("zoo", f"train networks into {zoo_folder}") as bar:
         corpus = train_zoo(zoo, zoo_folder, bar.update)
@@ -188,7 +191,7 @@ def _trained(config: Config, root: str, seed: int) -> tuple[Corpus, dict[str, Ge
     return corpus, {name: load(run.out).generator for name, run in runs.items()}
 
 
-def _write(generator: Generator, unseen: UnseenTasks, temperature: float, seed: int) -> tuple[Tensor, float]:
+def write_each(generator: Generator, unseen: UnseenTasks, temperature: float, seed: int) -> tuple[Tensor, float]:
     """One network per task, each written alone, and the median milliseconds of one."""
     written, seconds = [], []
     for index in range(-1, len(unseen.tasks)):  # The first one is warm-up.

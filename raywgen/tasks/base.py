@@ -71,6 +71,12 @@ def draw_few_shot(tasks: list[Task], shot: int, num_query: int, noise: KeyedNois
     Raises:
         TaskError: A task has no more than `shot` samples of a class.
     """
+    if len({(len(task.train_y_S), task.num_classes) for task in tasks}) > 1:
+        sizes = sorted({len(task.train_y_S) for task in tasks})
+        raise TaskError(
+            f"shot={shot}: tasks of one batch have {sizes[0]} to {sizes[-1]} training samples or differ in classes; "
+            "give all of them equally many (tasks.limit), or shot=0"
+        )
     labels_BS = torch.stack([task.train_y_S for task in tasks])
     # Labels are whole and fractions below 1, so this sorts by class and shuffles within.
     order_BS = (labels_BS + noise.uniform(labels_BS.shape[1]).double()).argsort(dim=1)

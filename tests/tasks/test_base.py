@@ -114,3 +114,8 @@ def test_conditions_are_drawn_from_tasks_of_any_size() -> None:
     for b, each in enumerate(drawn_from):
         place_S = (condition.samples_BSF[b, :, 0] - 1000 * b).long()
         assert torch.equal(each.train_y_S[place_S], condition.labels_BS[b])
+
+
+def test_tasks_of_other_sizes_are_refused_with_the_remedy() -> None:
+    with pytest.raises(TaskError, match=r"24 to 25 training samples.*tasks\.limit"):
+        draw_few_shot([task(0, (8, 8, 8)), task(1, (9, 8, 8))], 1, 4, noise_for(2))

@@ -1,0 +1,143 @@
+"""What each part of Mc-Di is worth, on whole networks for tasks never seen: one change at a time from the default.
+
+Targets and their spans, k, T, weighting, parameterisation, sampler, Reptile or joint training, and SAM in the zoo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
+from raywgen.benchmarks.unseen_tasks import unseen_tasks
+from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
+from raywgen.corpus import Corpus
+from raywgen.generation import load
+from raywgen.generators.mcdi import McDi, McDiConfig
+from raywgen.progress import Reporter
+from raywgen.tasks import SAMConfig
+from raywgen.training import TrainConfig, launch
+from raywgen.training.session import ray_session
+from raywgen.zoo import ZooConfig, train_zoo
+from raywgen.zoo.config import ZooOptimizer
+
+_SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20))
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is varied, and from where.
+
+    Attributes:
+        data: Training images, in place of the recipe's MNIST.
+        test_data: Test images, likewise.
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        zoo: Overrides of the zoo's recipe.
+        mcdi: The default that one thing at a time is changed of.
+        reptile_steps: Outer steps of Reptile; each costs about as much as ten joint ones.
+        rho: SAM's radius in the zoo of that row.
+        shot: Labelled examples of each class that everyone is told.
+        num_workers: Ray Train workers; 0 trains in this process.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    data: str = ""
+    test_data: str = ""
+    seeds: int = 1
+    seed: int = 0
+    zoo: list[str] = field(default_factory=list)
+    mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=replace(JOINT, num_steps=400)))
+    reptile_steps: int = 100
+    rho: float = 0.05
+    shot: int = 10
+    num_workers: int = 2
+    out: str = "runs/benchmarks/whole-network"
+    fresh: bool = False
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains every variant for every seed and judges it on the unseen tasks."""
+    root = root_of(config.out, config.fresh)
+    rows = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        with ray_session():
+            rows.append(_one_seed(config, root, seed))
+    figures, spreads = over_seeds(rows)
+    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__}
+    return figures, told | {"default": dataclasses.asdict(config.mcdi)}
+
+
+def variants(config: Config) -> dict[str, McDiConfig]:
+    """One change at a time, by the name of its figure."""
+    mcdi = config.mcdi
+
+    def changed(**diffusion: Any) -> McDiConfig:
+        return replace(mcdi, diffusion=replace(mcdi.diffusion, **diffusion))
+
+    reptile = replace(mcdi.denoiser, meta="reptile", num_steps=config.reptile_steps, batch_size=8)
+    return {
+        "default": mcdi,
+        "k_1": changed(num_targets=1),
+        "k_2": changed(num_targets=2),
+        "k_6": changed(num_targets=6),
+        "targets_naive": changed(targets="naive"),
+        "spans_whole": changed(spans="whole"),
+        "spans_whole_weighting_paper": changed(spans="whole", weighting="paper"),
+        "weighting_paper": changed(weighting="paper"),
+        "weighting_weights": changed(weighting="weights"),
+        "parameterisation_noise": changed(parameterisation="noise", weighting="noise"),
+        "T_5": changed(num_steps=5, sampling_steps=5),
+        "T_50": changed(num_steps=50, sampling_steps=50),
+        "meta_reptile": replace(mcdi, denoiser=reptile),
+    }
+
+
+def _one_seed(config: Config, root: str, seed: int) -> dict[str, float]:
+    plain = subsets_zoo(config.data, config.test_data, config.zoo, seed)
+    sam = replace(plain, optimizers=[ZooOptimizer(learning_rate=plain.learning_rate, sam=SAMConfig(rho=config.rho))])
+    figures = _judged(config, root, seed, plain, variants(config))
+    figures["sam"] = _judged(config, root, seed, sam, {"default": config.mcdi}, samplers=False)["default"]
+    return figures
+
+
+def _judged(
+    config: Config, root: str, seed: int, zoo: ZooConfig, chosen: dict[str, McDiConfig], *, samplers: bool = True
+) -> dict[str, float]:
+    zoo_folder = folder_of(root, "zoo", zoo.recipe())
+    with Reporter().step("zoo", f"train networks into {zoo_folder}") as bar:
+        corpus: Corpus = train_zoo(zoo, zoo_folder, bar.update)
+    runs = {}
+    for name, generator in chosen.items():
+        recipe = {"zoo": zoo_folder, "shot": config.shot, "seed": seed} | dataclasses.asdict(generator)
+        runs[name] = TrainConfig(
+            method="mcdi",
+            generator=generator,
+            corpus=zoo_folder,
+            out=folder_of(root, name, recipe),
+            num_workers=config.num_workers,
+            shot=config.shot,
+            validate_every=100,
+            seed=seed,
+        )
+    with Reporter().step("train", ", ".join(runs)) as bar:
+        launch(list(runs.values()), bar.training)
+    unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
+    figures = {}
+    for name, run in runs.items():
+        generator = load(run.out).generator
+        figures[name] = unseen.points(write_each(generator, unseen, 0.0, seed)[0])
+        if name == "default" and samplers:
+            assert isinstance(generator, McDi)
+            kept = generator.config.diffusion
+            for sampler, steps in _SAMPLERS:
+                generator.config.diffusion = replace(kept, sampler=sampler, sampling_steps=min(steps, kept.num_steps))
+                # The stochastic sampler without temperature would be the mean one.
+                written_TD, _ = write_each(generator, unseen, 1.0, seed)
+                figures[f"sampler_{sampler}_{steps}"] = unseen.points(written_TD)
+    return figures
