@@ -13,9 +13,12 @@ U_i^k is k steps of Adam on minibatches of task i. As in the authors' code (gith
   normalised by the support set alone, a sample at a time as it were; the authors put each query among the support
   images, which costs a pass over both for each. With transduction they are normalised by the queries themselves.
 
-Beyond them there are two choices for a start whose features are trained already, off by default. The head may
-have a learning rate of its own. And its rows may be kept alike: since classes are numbered at random, the mean update
-over all ways to number them has that form, and from such a head all classes are equal to the first step.
+Beyond them there are two choices for a start whose features are trained already, off by default. The head may have a
+learning rate of its own. And its rows may be kept alike: since classes are numbered at random, the mean update over all
+ways to number them has that form, and from such a head all classes are equal to the first step. Measured on Omniglot,
+5-way 1-shot, 300 episodes of validation alphabets, from a prototypically trained encoder (97.5 % by prototypes), head
+rate 0.02 to 0.03: 94.6 % after 1,500 meta-steps at meta rate 1, best from 3 steps on; 95.9 % after 100 at meta rate
+0.01, best at 8 steps. The more meta-training moves such an encoder, the fewer steps a task needs and the lower it ends.
 
 Shape legend: S samples, C channels, H height, W width, N classes, K steps, T samples of a minibatch.
 """
@@ -239,9 +242,10 @@ def train_reptile(
         on_progress: Called with meta-steps done and to do.
 
     Raises:
-        FewShotError: The sampler's tasks have another number of support images than the config says.
+        FewShotError: The sampler's tasks have another number of support images than the config says, or there is no
+            worker.
     """
-    _check_shots(sampler, config)
+    _check(sampler, config, num_workers)
     learners = [Learner(module, config) for _ in range(num_workers)]
     start = ReptileState.of(module)
     with ThreadPoolExecutor(num_workers) as pool:
@@ -302,7 +306,9 @@ def _mean(ends: Sequence[ReptileState], kind: str, name: str) -> Tensor:
     return torch.stack([getattr(end, kind)[name] for end in ends]).mean(dim=0)
 
 
-def _check_shots(sampler: EpisodeSampler, config: ReptileConfig) -> None:
+def _check(sampler: EpisodeSampler, config: ReptileConfig, num_workers: int) -> None:
+    if num_workers < 1:
+        raise FewShotError(f"num_workers={num_workers}: must be at least 1")
     episode = sampler.episode(0)
     num_images, way = len(episode.support_y), len(episode.classes)
     if num_images != way * config.train_shots:

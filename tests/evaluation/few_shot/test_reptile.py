@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,15 @@ from raywgen.tasks.networks.conv4 import Conv4
 CONFIG = ReptileConfig(
     learning_rate=3e-3, inner_steps=3, inner_batch=6, meta_batch=2, train_shots=4, num_meta_steps=40, meta_rate=0.8
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Operations this small only wait for each other on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _prepare(x: Tensor) -> Tensor:
@@ -145,6 +155,16 @@ def test_the_head_may_have_a_rate_of_its_own_and_steps_be_in_bfloat16() -> None:
     assert alike.float().mean() > 0.9
 
 
+def test_images_of_a_task_may_be_augmented_alike_by_any_number_of_workers() -> None:
+    sampler, module = _sampler(range(8), CONFIG.train_shots), _module()
+    config = replace(CONFIG, augment="shift-2", num_meta_steps=1)
+    plain = train_reptile(module, sampler, replace(config, augment=""), prepare=_prepare)
+    shifted, again = (train_reptile(module, sampler, config, prepare=_prepare, num_workers=num) for num in (1, 2))
+    name = "blocks.0.conv.weight"
+    assert not torch.allclose(shifted.weights[name], plain.weights[name])
+    torch.testing.assert_close(shifted.weights[name], again.weights[name], rtol=0, atol=0)
+
+
 def test_training_beats_chance_on_new_classes_and_adaptation_the_start() -> None:
     sampler, test = _sampler(range(8), CONFIG.train_shots), _sampler(range(8, 12), 1, num_query=4)
     module, told = _module(), []
@@ -250,6 +270,8 @@ def test_bad_settings_are_refused() -> None:
         ReptileConfig(learning_rate=0.0)
     with pytest.raises(FewShotError, match="build the sampler with shot=4"):
         train_reptile(_module(), _sampler(range(8), 3), CONFIG, prepare=_prepare)
+    with pytest.raises(FewShotError, match="num_workers=0"):
+        train_reptile(_module(), _sampler(range(8), 4), CONFIG, prepare=_prepare, num_workers=0)
     with pytest.raises(FewShotError, match="ascending order"):
         accuracy_by_steps(
             [Learner(_module(), CONFIG)],
