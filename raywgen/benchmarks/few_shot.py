@@ -41,8 +41,8 @@ from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
 GENERATORS = ("mcdi",)
-# Chosen on validation episodes of Omniglot among some 16. Near the encoder's own values: the further meta-training moved
-# it, the fewer steps a task needed and the lower it ended.
+# Chosen on validation episodes of Omniglot among some 16. It stays near the encoder's own values: the further
+# meta-training moved it, the fewer steps a task needed and the lower it ended.
 REPTILE = ReptileConfig(
     head_learning_rate=0.03,
     meta_rate=0.01,
