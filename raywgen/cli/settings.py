@@ -36,14 +36,20 @@ class SettingsCommand(TyperCommand):
         """Appends the settings to the usual help."""
         super().format_help(ctx, formatter)
         module, _, name = SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
-        table = Table("setting", "default", "meaning", title="Settings, given as key=value", title_justify="left")
-        for setting in describe(getattr(importlib.import_module(module), name)):
-            table.add_row(setting.key, setting.default, setting.help)
-        out.print(table)
+        schema = getattr(importlib.import_module(module), name)
+        _print_settings(schema, "Settings, given as key=value")
         if name == "TrainConfig":
-            out.print(
-                "generator.* are the method's own settings: `raywgen train METHOD --help` lists those of a method."
-            )
+            from raywgen.generators import METHODS
+
+            for told, known in METHODS.items():
+                _print_settings(known.config, f"method={told}", "generator.")
+
+
+def _print_settings(schema: type[Any], title: str, prefix: str = "") -> None:
+    table = Table("setting", "default", "meaning", title=title, title_justify="left")
+    for setting in describe(schema, prefix):
+        table.add_row(setting.key, setting.default, setting.help)
+    out.print(table)
 
 
 def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
