@@ -29,6 +29,7 @@ from raywgen.evaluation.few_shot import (
     fit_heads,
     head_accuracies,
     head_logits,
+    one_thread,
     paired_difference,
     prototype_logits,
     time_alternating,
@@ -151,7 +152,8 @@ def _compare(config: Config, parts: Parts) -> tuple[dict[str, float], dict[str, 
     scores["gradient_head"] = accuracy(head_logits(*heads[steps], _query(test)[0]), test.query_y)
     told: dict[str, Any] = {"gradient_head": {"rate": rate, "steps": steps}}
     if config.reptile_episodes:
-        scores["reptile"], told["reptile"] = _reptile(config, parts)
+        with one_thread():
+            scores["reptile"], told["reptile"] = _reptile(config, parts)
     figures = {name: _PERCENT * float(score.mean()) for name, score in scores.items()}
     intervals = {name: round(_PERCENT * estimate(score).half_width, 3) for name, score in scores.items()}
     for name in ("mcdi", "mcdi_functional"):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.benchmarks.whole_network import variants
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
-from raywgen.evaluation.few_shot import ReptileState, train_reptile, warm_start
+from raywgen.evaluation.few_shot import ReptileState, one_thread, train_reptile, warm_start
 from raywgen.generation import load
 from raywgen.generators import Generator
 from raywgen.progress import Reporter
@@ -180,13 +180,14 @@ def _reptile(config: Config, root: str, parts: Parts, data: ImageData) -> Reptil
     sampler = EpisodeSampler(
         data, classes, way=config.way, shot=config.reptile.train_shots, num_query=1, seed=parts.seed, rotations=True
     )
-    with Reporter().step("reptile", f"meta-train the whole network into {path.parent}") as bar:
+    step = Reporter().step("reptile", f"meta-train the whole network into {path.parent}")
+    with one_thread(), step as bar:
         state = train_reptile(
             parts.network,
             sampler,
             config.reptile,
             prepare=parts.prepare,
-            num_workers=max(1, torch.get_num_threads()),
+            num_workers=os.cpu_count() or 1,
             on_progress=bar.update,
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from raywgen.evaluation.few_shot.prototypes import prototype_head, prototype_log
 from raywgen.evaluation.few_shot.reptile import Learner, ReptileState, train_reptile, warm_start
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.evaluation.few_shot.reptile_steps import STEPS, accuracy_by_steps, fewest_steps
-from raywgen.evaluation.few_shot.timing import Timing, time_alternating
+from raywgen.evaluation.few_shot.timing import Timing, one_thread, time_alternating
 
 __all__ = [
     "LEARNING_RATES",
@@ -30,6 +30,7 @@ __all__ = [
     "fit_heads",
     "head_accuracies",
     "head_logits",
+    "one_thread",
     "paired_difference",
     "prototype_head",
     "prototype_logits",

@@ -54,7 +54,7 @@ def time_alternating(
             f"tasks_per_call={tasks_per_call}: give a candidate, two repetitions, one task, and nothing negative"
         )
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    with _one_thread():
+    with one_thread():
         for _ in range(warm_up + repetitions):
             for name, call in candidates.items():
                 seconds[name].append(_seconds(call, synchronise))
@@ -78,7 +78,8 @@ def _timing(milliseconds: list[float]) -> Timing:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One torch thread for each of what runs here: threads of several would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
