@@ -138,7 +138,7 @@ def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: S
             tasks.module, start, data, config, order_seeds=range(num), record_steps=sorted(steps), way="alone"
         )
         for one in recorded:
-            points[rate, one.step] = tasks.points(tasks.layout.flatten(one.state_N))
+            points[rate, one.step] = tasks.points(_flat(tasks, one))
     return Fitted(points=points)
 
 
@@ -178,7 +178,14 @@ def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfi
     start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), 1))
     data = FitData(x=task.train_x_SF, labels_NS=task.train_y_S)
     recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, way="alone")
-    return [tasks.layout.flatten({name: tensor[0] for name, tensor in one.state_N.items()}) for one in recorded]
+    return [_flat(tasks, one)[0] for one in recorded]
+
+
+def _flat(tasks: UnseenTasks, recorded: Recorded) -> Tensor:
+    """Flat vectors `(N, D)` of recorded networks."""
+    num = len(next(iter(recorded.state_N.values())))
+    states = [{name: tensor[n] for name, tensor in recorded.state_N.items()} for n in range(num)]
+    return torch.stack([tasks.layout.flatten(state) for state in states])
 
 
 def _milliseconds_per_step(tasks: UnseenTasks, start_D: Tensor, config: FitConfig) -> float:

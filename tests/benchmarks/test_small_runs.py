@@ -59,8 +59,6 @@ def test_whole_network(tmp_path: Path) -> None:
         figures
     )
     assert all(0 <= figures[name] <= 100 for name in ("mcdi", "regression", "gradient", "trained"))
-    again = run(["whole-network", *data, *small, "functional.num_steps=2", "functional.batch_size=2", "num_workers=0"])
-    assert again["figures"]["mcdi"] == figures["mcdi"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
