@@ -45,32 +45,3 @@ def test_zoo_quality(tmp_path: Path) -> None:
     figures = run(["zoo-quality", *data, *small])["figures"]
     assert 20 < figures["accuracy_mean"] < 100
     assert figures["eigenvalue_plain"] > 0
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_whole_network(tmp_path: Path) -> None:
-    data = [f"data={SHARED}/mnist-train.parquet", f"test_data={SHARED}/mnist-test.parquet", f"out={tmp_path}"]
-    tasks = "num_seen_tasks=6,num_validation_tasks=2,num_unseen_tasks=2,tasks.limit=400,tasks.test_limit=100"
-    zoo = f"zoo=[{tasks},num_steps=12,'checkpoint_steps=[0,4,8,12]']"
-    small = [zoo, "mcdi.denoiser.num_steps=4", "mcdi.denoiser.batch_size=4"]
-    result = run(["whole-network", *data, *small, "functional.num_steps=2", "functional.batch_size=2", "num_workers=0"])
-    figures = result["figures"]
-    assert {"mcdi", "mvdi", "twdi", "regression", "hypernetwork", "random", "average", "nearest", "gradient"} <= set(
-        figures
-    )
-    assert all(0 <= figures[name] <= 100 for name in ("mcdi", "regression", "gradient", "trained"))
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_few_shot(tmp_path: Path) -> None:
-    small = [
-        *("num_episodes=4", "num_validation=4", "encoder_episodes=2", "num_tasks=12", "reptile_episodes=4"),
-        *("mcdi.denoiser.num_steps=3", "mcdi.denoiser.batch_size=4", "functional.num_steps=2", "num_workers=0"),
-        *("functional.batch_size=4", "reptile.num_meta_steps=1", f"out={tmp_path}"),
-    ]
-    result = run(["few-shot", f"data={SHARED}/omniglot-background.parquet", *small])
-    figures = result["figures"]
-    assert {"mcdi", "mvdi", "twdi", "reptile", "gradient_head", "prototypes", "over_prototypes"} <= set(figures)
-    assert all(figures[f"ms_{name}"] > 0 for name in ("mcdi", "reptile", "gradient_head", "encode"))
-    (told,) = result["conditions"]["each_seed"]
-    assert set(told["half_width_95"]) >= {"mcdi", "over_prototypes"}
