@@ -190,7 +190,7 @@ def generated_heads(
 
 def _reptile(config: Config, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     """Accuracy on the test episodes at the fewest steps within 0.3 points of the best on validation episodes."""
-    learners = [Learner(parts.network, config.reptile) for _ in range(min(2, os.cpu_count() or 1))]
+    learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
     judged = accuracy_by_steps(
         learners,

@@ -6,29 +6,27 @@ import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from raywgen.benchmarks.recipes import folder_of
-from raywgen.benchmarks.whole_network import variants
+from raywgen.benchmarks.trained import mcdi_variants, trained_generators, trained_zoo
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.few_shot import ReptileState, one_thread, train_reptile, warm_start
-from raywgen.generation import load
 from raywgen.generators import Generator
 from raywgen.progress import Reporter
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.episodes import Episode, EpisodeSampler
 from raywgen.tasks.features import encode_images
-from raywgen.tasks.image_tasks import classes_of, images_of, input_statistics
-from raywgen.tasks.images import ImageData
+from raywgen.tasks.image_tasks import classes_of, images_of
+from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.tasks.networks.conv4 import Conv4
-from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
 from raywgen.weights import Layout, load_state_dict, save_state_dict
-from raywgen.zoo import ZooConfig, train_zoo
+from raywgen.zoo import ZooConfig
 
 if TYPE_CHECKING:
     from raywgen.benchmarks.few_shot import Config
@@ -69,12 +67,12 @@ class Parts:
     test_episodes: Episode
     validation_pixels: EpisodeSampler
     test_pixels: EpisodeSampler
-    mean: Tensor
-    std: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def prepare(self, x_SCHW: Tensor) -> Tensor:
         """Pixels uint8 to the floats that networks take."""
-        return (x_SCHW.float() / 255 - self.mean) / self.std
+        return normalise(x_SCHW, mean=self.mean, std=self.std)
 
 
 def build_parts(config: Config, root: str, seed: int) -> Parts:
@@ -88,7 +86,7 @@ def build_parts(config: Config, root: str, seed: int) -> Parts:
     tested = images_of(config.test_data, _SIZE, _CHANNELS, None) if config.test_data else data
     validation = classes_of(data, "validation", config.group, seed)
     test = range(len(tested.class_names)) if config.test_data else classes_of(data, "test", config.group, seed)
-    mean, std = input_statistics(config.data, _SIZE, _CHANNELS)
+    mean, std = channel_statistics(data.x_SCHW)
     network = Conv4(num_classes=config.way, in_channels=_CHANNELS, image_size=_SIZE)
     sides = {}
     for name, images, classes, sampler_seed, num in (
@@ -147,26 +145,17 @@ def _generators(config: Config, root: str, seed: int, encoder: str) -> tuple[Cor
             f"seed={seed}",
         ],
     )
-    zoo_folder = folder_of(root, "heads", zoo.recipe())
-    with Reporter().step("zoo", f"fit {config.num_tasks} heads into {zoo_folder}") as bar:
-        corpus = train_zoo(zoo, zoo_folder, bar.update)
-    runs = {}
-    for name, (method, generator) in variants(config.mcdi, config.functional).items():
-        recipe: dict[str, Any] = {"zoo": zoo_folder, "method": method, "shot": config.shot, "seed": seed}
-        runs[name] = TrainConfig(
-            method=method,
-            generator=generator,
-            corpus=zoo_folder,
-            out=folder_of(root, name, recipe | dataclasses.asdict(generator)),
-            num_workers=config.num_workers,
-            shot=config.shot,
-            num_query_samples=10 * config.way,
-            validate_every=200,
-            seed=seed,
-        )
-    with Reporter().step("train", ", ".join(runs)) as bar:
-        launch(list(runs.values()), bar.training)
-    return corpus, {name: load(run.out).generator for name, run in runs.items()}
+    corpus = trained_zoo(root, zoo)
+    generators = trained_generators(
+        root,
+        corpus,
+        mcdi_variants(config.mcdi, config.functional),
+        shot=config.shot,
+        seed=seed,
+        num_workers=config.num_workers,
+        num_query_samples=10 * config.way,
+    )
+    return corpus, generators
 
 
 def _reptile(config: Config, root: str, parts: Parts, data: ImageData) -> ReptileState:

@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 
-from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
-from raywgen.benchmarks.unseen_tasks import unseen_tasks
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import trained_generators, trained_zoo
+from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
-from raywgen.corpus import Corpus
-from raywgen.generation import load
+from raywgen.generators import Generator
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.progress import Reporter
 from raywgen.tasks import SAMConfig
-from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
-from raywgen.zoo import ZooConfig, train_zoo
+from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer
 
 _SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20))
@@ -109,35 +107,26 @@ def _one_seed(config: Config, root: str, seed: int) -> dict[str, float]:
 def _judged(
     config: Config, root: str, seed: int, zoo: ZooConfig, chosen: dict[str, McDiConfig], *, samplers: bool = True
 ) -> dict[str, float]:
-    zoo_folder = folder_of(root, "zoo", zoo.recipe())
-    with Reporter().step("zoo", f"train networks into {zoo_folder}") as bar:
-        corpus: Corpus = train_zoo(zoo, zoo_folder, bar.update)
-    runs = {}
-    for name, generator in chosen.items():
-        recipe = {"zoo": zoo_folder, "shot": config.shot, "seed": seed} | dataclasses.asdict(generator)
-        runs[name] = TrainConfig(
-            method="mcdi",
-            generator=generator,
-            corpus=zoo_folder,
-            out=folder_of(root, name, recipe),
-            num_workers=config.num_workers,
-            shot=config.shot,
-            validate_every=100,
-            seed=seed,
-        )
-    with Reporter().step("train", ", ".join(runs)) as bar:
-        launch(list(runs.values()), bar.training)
+    corpus = trained_zoo(root, zoo)
+    generators = trained_generators(
+        root,
+        corpus,
+        {name: ("mcdi", generator) for name, generator in chosen.items()},
+        shot=config.shot,
+        seed=seed,
+        num_workers=config.num_workers,
+    )
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
-    figures = {}
-    for name, run in runs.items():
-        generator = load(run.out).generator
-        figures[name] = unseen.points(write_each(generator, unseen, 0.0, seed)[0])
-        if name == "default" and samplers:
-            assert isinstance(generator, McDi)
-            kept = generator.config.diffusion
-            for sampler, steps in _SAMPLERS:
-                generator.config.diffusion = replace(kept, sampler=sampler, sampling_steps=min(steps, kept.num_steps))
-                # The stochastic sampler without temperature would be the mean one.
-                written_TD, _ = write_each(generator, unseen, 1.0, seed)
-                figures[f"sampler_{sampler}_{steps}"] = unseen.points(written_TD)
+    figures = {name: unseen.points(write_each(one, unseen, 0.0, seed)[0]) for name, one in generators.items()}
+    return figures | _samplers(generators["default"], unseen, seed) if samplers else figures
+
+
+def _samplers(generator: Generator, unseen: UnseenTasks, seed: int) -> dict[str, float]:
+    """The same denoiser, sampled otherwise."""
+    assert isinstance(generator, McDi)
+    kept, figures = generator.config.diffusion, {}
+    for sampler, steps in _SAMPLERS:
+        generator.config.diffusion = replace(kept, sampler=sampler, sampling_steps=min(steps, kept.num_steps))
+        # The stochastic sampler without temperature would be the mean one.
+        figures[f"sampler_{sampler}_{steps}"] = unseen.points(write_each(generator, unseen, 1.0, seed)[0])
     return figures

@@ -6,30 +6,26 @@ shared start. Every generator is told the same labelled examples, and writes one
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import mcdi_variants, trained_generators, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
-from raywgen.generation import load
-from raywgen.generators import Generator, StageConfig
-from raywgen.generators.direct import DirectConfig
+from raywgen.generators import Generator
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
-from raywgen.progress import Reporter
-from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
 from raywgen.weights import KeyedNoise
-from raywgen.zoo import ZooConfig, train_zoo
+from raywgen.zoo import ZooConfig
 
 _RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "mnist-subsets.yaml"
 GENERATORS = ("mcdi",)
@@ -53,7 +49,7 @@ class Config:
         seed: The first one.
         zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
         mcdi: The generator.
-        functional: Its functional stage, and with it the hypernetwork's training.
+        functional: Its functional stage, in the row of its own.
         shot: Labelled examples of each class that everyone is told.
         temperature: Of generation.
         num_workers: Ray Train workers; 0 trains in this process.
@@ -96,35 +92,6 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, conditions | told | {"each_seed": rows}
 
 
-def variants(config: McDiConfig, functional: FunctionalConfig) -> dict[str, tuple[str, Any]]:
-    """Method and config of every generator that is compared, by the name of its figure."""
-    vanilla = replace(config.diffusion, num_targets=1)
-    naive = replace(config.diffusion, targets="naive")
-    overlapping = replace(config.diffusion, spans="whole")
-    steps = config.denoiser
-    direct = DirectConfig(
-        network=replace(steps, num_steps=0),
-        regression=StageConfig(
-            num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
-        ),
-    )
-    by_task = StageConfig(
-        num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
-    )
-    return {
-        "mcdi": ("mcdi", config),
-        "mvdi": ("mcdi", replace(config, diffusion=vanilla)),
-        "twdi": ("mcdi", replace(config, diffusion=naive)),
-        "mcdi_whole_spans": ("mcdi", replace(config, diffusion=overlapping)),
-        "mcdi_functional": ("mcdi", replace(config, functional=functional)),
-        "regression": ("direct", direct),
-        "hypernetwork": (
-            "direct",
-            replace(direct, regression=replace(direct.regression, num_steps=0), functional=by_task),
-        ),
-    }
-
-
 def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> ZooConfig:
     """The recipe of the zoo that generators are trained on."""
     given = {"tasks.path": data, "tasks.test_path": test_data}
@@ -134,7 +101,15 @@ def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> Z
 
 def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     with ray_session():
-        corpus, generators = _trained(config, root, seed)
+        corpus = trained_zoo(root, subsets_zoo(config.data, config.test_data, config.zoo, seed))
+        generators = trained_generators(
+            root,
+            corpus,
+            mcdi_variants(config.mcdi, config.functional),
+            shot=config.shot,
+            seed=seed,
+            num_workers=config.num_workers,
+        )
     (layout_id,) = corpus.networks
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
     validation = unseen_tasks(corpus, "validation", config.shot, seed)
@@ -166,29 +141,6 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
         "gradient": {"rate": rate, "steps": steps},
     }
     return figures, conditions
-
-
-def _trained(config: Config, root: str, seed: int) -> tuple[Corpus, dict[str, Generator]]:
-    zoo = subsets_zoo(config.data, config.test_data, config.zoo, seed)
-    zoo_folder = folder_of(root, "zoo", zoo.recipe())
-    with Reporter().step("zoo", f"train networks into {zoo_folder}") as bar:
-        corpus = train_zoo(zoo, zoo_folder, bar.update)
-    runs = {}
-    for name, (method, generator) in variants(config.mcdi, config.functional).items():
-        recipe = {"zoo": zoo_folder, "method": method, "shot": config.shot, "seed": seed}
-        folder = folder_of(root, name, recipe | dataclasses.asdict(generator))
-        runs[name] = TrainConfig(
-            method=method,
-            generator=generator,
-            corpus=zoo_folder,
-            out=folder,
-            num_workers=config.num_workers,
-            shot=config.shot,
-            seed=seed,
-        )
-    with Reporter().step("train", ", ".join(runs)) as bar:
-        launch(list(runs.values()), bar.training)
-    return corpus, {name: load(run.out).generator for name, run in runs.items()}
 
 
 def write_each(generator: Generator, unseen: UnseenTasks, temperature: float, seed: int) -> tuple[Tensor, float]:
