@@ -12,7 +12,7 @@ from raywgen.tasks.base import Task
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.episodes import Episode, EpisodeSampler
 from raywgen.tasks.features import encode_images, encode_inputs, turned_classes
-from raywgen.tasks.image_tasks import classes_of, images_of
+from raywgen.tasks.image_tasks import classes_of, images_of, task_of_episode
 from raywgen.tasks.images import ImageData
 
 
@@ -60,16 +60,8 @@ def feature_episode_task(
         "channels": channels,
     }  # fmt: skip
     name = images_of(path, size, channels, None).name
-    return Task(
-        id=_seen_through(f"{name}/{way}-way-{shot}-shot/{split}-{index}", encoder),
-        instruction=f"Which of these {way} classes is in the image?",
-        recipe={key: value for key, value in recipe.items() if value not in (None, "")},
-        train_x_SF=episode.support_x.flatten(1),
-        train_y_S=episode.support_y,
-        test_x_SF=episode.query_x.flatten(1),
-        test_y_S=episode.query_y,
-        num_classes=way,
-    )
+    task = task_of_episode(recipe, episode, name, lambda x_S1E: x_S1E.flatten(1))
+    return dataclasses.replace(task, id=_seen_through(task.id, encoder))
 
 
 def encoded_task(encoder: str, task: Mapping[str, Any]) -> Task:

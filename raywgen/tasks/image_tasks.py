@@ -5,7 +5,7 @@ Shape legend: S samples, F features of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -108,14 +108,33 @@ def episode_task(
         "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
         "channels": channels,
     }  # fmt: skip
-    name = images_of(path, size, channels, None).name
+    return task_of_episode(
+        recipe,
+        episode,
+        images_of(path, size, channels, None).name,
+        lambda x_SCHW: _inputs(x_SCHW, "plain", path, size, channels),
+    )
+
+
+def task_of_episode(
+    recipe: Mapping[str, Any], episode: Episode, data_name: str, as_inputs: Callable[[Tensor], Tensor]
+) -> Task:
+    """The task that a recipe's episode is.
+
+    Args:
+        recipe: Of the task; what is empty is left out.
+        episode: Its images.
+        data_name: Of the data set, for the task's id.
+        as_inputs: From pixels to inputs `(S, F)`.
+    """
+    way = recipe["way"]
     return Task(
-        id=f"{name}/{way}-way-{shot}-shot/{split}-{index}",
+        id=f"{data_name}/{way}-way-{recipe['shot']}-shot/{recipe['split']}-{recipe['index']}",
         instruction=f"Which of these {way} classes is in the image?",
         recipe={key: value for key, value in recipe.items() if value not in (None, "")},
-        train_x_SF=_inputs(episode.support_x, "plain", path, size, channels),
+        train_x_SF=as_inputs(episode.support_x),
         train_y_S=episode.support_y,
-        test_x_SF=_inputs(episode.query_x, "plain", path, size, channels),
+        test_x_SF=as_inputs(episode.query_x),
         test_y_S=episode.query_y,
         num_classes=way,
     )

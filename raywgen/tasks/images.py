@@ -127,8 +127,7 @@ def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     Raises:
         TaskError: The pixels are no uint8 `(..., C, H, W)`, or there are none.
     """
-    if x_SCHW.dtype != torch.uint8 or x_SCHW.dim() < 3 or not x_SCHW.numel():
-        raise TaskError(f"pixels {tuple(x_SCHW.shape)} of {x_SCHW.dtype}: give uint8 (..., C, H, W), not empty")
+    _check_pixels(x_SCHW)
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in range(x_SCHW.shape[-3]):
@@ -155,14 +154,22 @@ def normalise(x_SCHW: Tensor, *, mean: Sequence[float] | None = None, std: Seque
     Raises:
         TaskError: The pixels are not uint8, or `mean` or `std` has another length than C, or a `std` is not positive.
     """
-    means, deviations = channel_statistics(x_SCHW)
-    mean = means if mean is None else mean
-    std = tuple(value or 1.0 for value in deviations) if std is None else std
-    if not len(mean) == len(std) == len(means) or min(std) <= 0:
-        raise TaskError(f"mean={list(mean)}, std={list(std)}: give {len(means)} of each, and std above 0")
+    _check_pixels(x_SCHW)
+    if mean is None or std is None:
+        means, deviations = channel_statistics(x_SCHW)
+        mean = means if mean is None else mean
+        std = tuple(value or 1.0 for value in deviations) if std is None else std
+    num_channels = x_SCHW.shape[-3]
+    if not len(mean) == len(std) == num_channels or min(std) <= 0:
+        raise TaskError(f"mean={list(mean)}, std={list(std)}: give {num_channels} of each, and std above 0")
     scale = torch.tensor([1 / (255 * value) for value in std]).reshape(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).reshape(-1, 1, 1)
     return x_SCHW.float().mul_(scale).sub_(shift)
+
+
+def _check_pixels(x_SCHW: Tensor) -> None:
+    if x_SCHW.dtype != torch.uint8 or x_SCHW.dim() < 3 or not x_SCHW.numel():
+        raise TaskError(f"pixels {tuple(x_SCHW.shape)} of {x_SCHW.dtype}: give uint8 (..., C, H, W), not empty")
 
 
 class _Rows(Protocol):

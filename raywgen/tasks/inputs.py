@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raywgen.tasks.image_tasks import input_statistics
+from raywgen.tasks.images import normalise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,7 @@ class InputForm:
 
     def standardised(self, x_SCHW: Tensor) -> Tensor:
         """Pixels uint8 `(S, C, H, W)` as float32 `(S, F)`."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return ((x_SCHW.float() / 255 - mean) / std).flatten(1)
+        return normalise(x_SCHW, mean=self.mean, std=self.std).flatten(1)
 
 
 def input_form(recipe: Mapping[str, Any]) -> InputForm | None:

@@ -52,7 +52,7 @@ class Direct(Generator):
     def stages(self) -> list[Stage]:
         """Those that are switched on."""
         stages: list[Stage] = [
-            RegressionStage(self.config.regression, self.map, self.references),
+            RegressionStage(self.config, self.map, self.references),
             FunctionalStage(self.config, self.map, self.references),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
@@ -72,25 +72,29 @@ class Direct(Generator):
         return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
 
 
-class RegressionStage(Stage):
-    """Mean squared error to the stored weights, in units of each tensor's scale."""
+class _DirectStage(Stage):
+    """What both stages train, and by which settings."""
 
-    name = "regression"
-
-    def __init__(self, config: StageConfig, network: Denoiser, references: ReferenceTable) -> None:
+    def __init__(self, config: DirectConfig, network: Denoiser, references: ReferenceTable) -> None:
         super().__init__()
         self._config = config
         self.map = network
         self.references = references
 
+
+class RegressionStage(_DirectStage):
+    """Mean squared error to the stored weights, in units of each tensor's scale."""
+
+    name = "regression"
+
     @property
     def config(self) -> StageConfig:
         """Of this stage alone."""
-        return self._config
+        return self._config.regression
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the map what samples look like."""
-        _measure(self.map, batches)
+        self.map.begin(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The squared distance per value."""
@@ -99,16 +103,10 @@ class RegressionStage(Stage):
         return StageLoss(loss=loss, metrics={})
 
 
-class FunctionalStage(Stage):
+class FunctionalStage(_DirectStage):
     """The task's loss of the written networks on query samples."""
 
     name = "functional"
-
-    def __init__(self, config: DirectConfig, network: Denoiser, references: ReferenceTable) -> None:
-        super().__init__()
-        self._config = config
-        self.map = network
-        self.references = references
 
     @property
     def config(self) -> StageConfig:
@@ -118,18 +116,13 @@ class FunctionalStage(Stage):
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the map what samples look like, unless the stage before has."""
         if self._config.regression.num_steps == 0:
-            _measure(self.map, batches)
+            self.map.begin(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy."""
         written_BD = _write(self.map, batch.condition, batch.layout)
         loss_B, accuracy_B = task_loss(self.references[batch.layout.id][1].denormalise(written_BD), batch)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
-
-
-def _measure(network: Denoiser, batches: Iterable[WeightBatch]) -> None:
-    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
-    network.measure(samples_XF, predicts_weights=True)
 
 
 def _write(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:

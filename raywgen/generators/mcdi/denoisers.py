@@ -7,6 +7,7 @@ sample.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
-from raywgen.weights import Layout, ReferenceTable, WeightReference
+from raywgen.weights import Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
@@ -40,6 +41,11 @@ class Denoiser(nn.Module, ABC):
             samples_XF: Examples.
             predicts_weights: Whether its predictions are weights, and may begin at some that are known to be good.
         """
+
+    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
+        """`measure` of the support sets of some batches."""
+        samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
+        self.measure(samples_XF, predicts_weights=predicts_weights)
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`predict` after `tell`."""

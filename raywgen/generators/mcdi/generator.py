@@ -15,8 +15,8 @@ Where the paper is silent, or this differs, and why (effects: the ablation in th
 - A local chain is trained on the steps after the local target before it. On all steps before its end, as the paper has
   it (`spans=whole`), several chains ask for different weights in the same state, and no denoiser can give them: at the
   first of 20 steps with k = 3 they ask for 1.91, 1.17 and 1 times their targets.
-- A linear head is denoised class by class, so that the order of classes does not matter; any other network chunk by
-  chunk.
+- A linear head is denoised class by class, so that the order of classes does not matter; one small layout all values at
+  once; any others chunk by chunk.
 - The task embedding is made of the support set by the denoiser itself, on features of a frozen encoder where the corpus
   was made on such, in place of a ResNet-101.
 - Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer=sgd` is the paper's own.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -42,6 +43,7 @@ class Schedule:
     ends: tuple[int, ...]
 
     @classmethod
+    @lru_cache(maxsize=64)
     def make(cls, kind: str, num_steps: int, num_targets: int) -> Self:
         """Makes a schedule.
 
@@ -57,7 +59,7 @@ class Schedule:
         if kind not in SCHEDULES:
             raise ValueError(f"schedule={kind}: give one of {', '.join(SCHEDULES)}")
         if not 1 <= num_targets <= num_steps:
-            raise ValueError(f"num_targets={num_targets}: must lie between 1 and diffusion_steps={num_steps}")
+            raise ValueError(f"num_targets={num_targets}: must lie between 1 and num_steps={num_steps}")
         alphas_T = _cosine(num_steps) if kind == "cosine" else _linear(num_steps)
         products_T = alphas_T.clamp(min=_SMALLEST_ALPHA).flip(0).cumprod(0).flip(0)
         ends = tuple(round(i * num_steps / num_targets) for i in range(1, num_targets + 1))
@@ -80,7 +82,7 @@ class Schedule:
             ValueError: There are not that many.
         """
         if not 1 <= num_steps <= self.num_steps:
-            raise ValueError(f"sampling_steps={num_steps}: must lie between 1 and diffusion_steps={self.num_steps}")
+            raise ValueError(f"sampling_steps={num_steps}: must lie between 1 and num_steps={self.num_steps}")
         stops = [round(s * self.num_steps / num_steps) for s in range(num_steps + 1)]
         return list(itertools.pairwise(stops))
 

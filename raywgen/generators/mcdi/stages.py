@@ -93,16 +93,23 @@ def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, 
     ).mean()
 
 
-class DenoiserStage(Stage):
-    """Minimises the local consistency loss, by Reptile over (task, local target) or on all of them jointly."""
-
-    name = "denoiser"
+class _McDiStage(Stage):
+    """What both stages train, and by which settings."""
 
     def __init__(self, config: McDiConfig, denoiser: Denoiser, references: ReferenceTable) -> None:
         super().__init__()
         self._config = config
         self.denoiser = denoiser
         self.references = references
+
+    def _measure(self, batches: Iterable[WeightBatch]) -> None:
+        self.denoiser.begin(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
+
+
+class DenoiserStage(_McDiStage):
+    """Minimises the local consistency loss, by Reptile over (task, local target) or on all of them jointly."""
+
+    name = "denoiser"
 
     @property
     def config(self) -> DenoiserConfig:
@@ -111,7 +118,7 @@ class DenoiserStage(Stage):
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like."""
-        _measure(self.denoiser, batches, self._config.diffusion)
+        self._measure(batches)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
@@ -145,16 +152,10 @@ class DenoiserStage(Stage):
         return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
 
 
-class FunctionalStage(Stage):
+class FunctionalStage(_McDiStage):
     """A few steps through a short sampler by the task's own loss on support and query samples."""
 
     name = "functional"
-
-    def __init__(self, config: McDiConfig, denoiser: Denoiser, references: ReferenceTable) -> None:
-        super().__init__()
-        self._config = config
-        self.denoiser = denoiser
-        self.references = references
 
     @property
     def config(self) -> FunctionalConfig:
@@ -164,7 +165,7 @@ class FunctionalStage(Stage):
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like, unless the stage before has."""
         if self._config.denoiser.num_steps == 0:
-            _measure(self.denoiser, batches, self._config.diffusion)
+            self._measure(batches)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
@@ -222,11 +223,6 @@ def normalised_targets(batch: WeightBatch, references: ReferenceTable) -> Tensor
     """The batch's local targets in generator units, `(B, k, D)`."""
     assert batch.targets_BkD is not None, "the data of Mc-Di holds local targets"
     return references[batch.layout.id][1].normalise(batch.targets_BkD)
-
-
-def _measure(denoiser: Denoiser, batches: Iterable[WeightBatch], config: DiffusionConfig) -> None:
-    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
-    denoiser.measure(samples_XF, predicts_weights=config.parameterisation == "weights")
 
 
 def _joined(support: Condition, query: Condition) -> Condition:

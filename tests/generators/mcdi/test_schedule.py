@@ -118,7 +118,7 @@ def test_sampling_steps_lead_from_start_to_end_without_a_gap(chain: tuple[int, i
     [
         ("cosin", 20, 3, "cosine, linear"),
         ("cosine", 20, 0, "num_targets=0"),
-        ("cosine", 20, 21, "num_targets=21.*diffusion_steps=20"),
+        ("cosine", 20, 21, "num_targets=21.*num_steps=20"),
         ("linear", 0, 1, "between 1 and"),
     ],
 )
@@ -131,5 +131,5 @@ def test_no_schedule_of_unknown_kind_or_with_more_targets_than_steps(
 
 @pytest.mark.parametrize("num_steps", [0, 21])
 def test_no_more_sampling_steps_than_the_chain_has(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=rf"sampling_steps={num_steps}.*diffusion_steps=20"):
+    with pytest.raises(ValueError, match=rf"sampling_steps={num_steps}.*num_steps=20"):
         Schedule.make("cosine", 20, 3).steps(num_steps)
