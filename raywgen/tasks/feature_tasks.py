@@ -12,7 +12,7 @@ from raywgen.tasks.base import Task
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.episodes import Episode, EpisodeSampler
 from raywgen.tasks.features import encode_images, encode_inputs, turned_classes
-from raywgen.tasks.image_tasks import classes_of, images_of, task_of_episode
+from raywgen.tasks.image_tasks import classes_of, images_in, images_of, input_statistics, task_of_episode
 from raywgen.tasks.images import ImageData
 
 
@@ -29,6 +29,7 @@ def feature_episode_task(
     seed: int = 0,
     size: int | None = None,
     channels: int | None = None,
+    domain: str = "plain",
 ) -> Task:
     """The few-shot episode that `episode_task` draws by the same arguments, seen through an encoder.
 
@@ -38,7 +39,7 @@ def feature_episode_task(
         encoder: What `load_encoder` takes.
         path: What `load_images` takes, or `digits`.
         index: Of the episode.
-        split: `train`, `validation` or `test`: classes of the three are disjoint.
+        split: `train`, `validation` or `test`: classes of the three are disjoint; or `all`.
         way: Classes.
         shot: Support images of each.
         num_query: Query images of each.
@@ -47,17 +48,18 @@ def feature_episode_task(
         seed: Of the split of classes and of all episodes.
         size: Images are scaled to `size x size`.
         channels: 1 or 3; as they are stored by default.
+        domain: Under which images are seen, as `apply_domain` takes it.
 
     Raises:
         EncoderError: The encoder is missing or damaged, or does not take these images.
         TaskError: Classes or images do not suffice.
     """
-    sampler = _sampler(encoder, path, split, way, shot, num_query, group, rotations, seed, size, channels)
+    sampler = _sampler(encoder, path, split, way, shot, num_query, group, rotations, seed, size, channels, domain)
     episode: Episode = sampler.episode(index)
     recipe: dict[str, Any] = {
         "name": "feature-episode", "encoder": encoder, "path": path, "index": index, "split": split, "way": way,
         "shot": shot, "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
-        "channels": channels,
+        "channels": channels, "domain": domain,
     }  # fmt: skip
     name = images_of(path, size, channels, None).name
     task = task_of_episode(recipe, episode, name, lambda x_S1E: x_S1E.flatten(1))
@@ -99,8 +101,12 @@ def _encoder(told: str) -> FrozenEncoder:
 
 
 @lru_cache(maxsize=4)
-def _features(encoder: str, path: str, rotations: bool, size: int | None, channels: int | None) -> ImageData:
-    return encode_images(images_of(path, size, channels, None), _encoder(encoder), rotations=rotations)
+def _features(
+    encoder: str, path: str, rotations: bool, size: int | None, channels: int | None, domain: str
+) -> ImageData:
+    mean, std = (tuple(values.flatten().tolist()) for values in input_statistics(path, size, channels))
+    images = images_in(path, domain, size, channels)
+    return encode_images(images, _encoder(encoder), rotations=rotations, statistics=(mean, std))
 
 
 @lru_cache(maxsize=16)
@@ -116,10 +122,11 @@ def _sampler(
     seed: int,
     size: int | None,
     channels: int | None,
+    domain: str,
 ) -> EpisodeSampler:
     """Draws the rows that the sampler of `episode_task` draws: turned classes come in the same order there."""
     data = images_of(path, size, channels, None)
     chosen = classes_of(data, split, group, seed)
     classes = turned_classes(chosen, len(data.class_names), rotations=rotations)
-    features = _features(encoder, path, rotations, size, channels)
+    features = _features(encoder, path, rotations, size, channels, domain)
     return EpisodeSampler(features, classes, way=way, shot=shot, num_query=num_query, seed=seed)

@@ -20,21 +20,28 @@ from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.weights.cache import FOLDER, cache_folder, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]
+Statistics = tuple[Sequence[float], Sequence[float]]
 NUM_TURNS = 4
 _BATCH = 256
 _BYTES = 4  # Of a float32.
 
 
 def encode_images(
-    data: ImageData, encoder: str | FrozenEncoder, *, rotations: bool, on_progress: OnProgress | None = None
+    data: ImageData,
+    encoder: str | FrozenEncoder,
+    *,
+    rotations: bool,
+    statistics: Statistics | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ImageData:
     """The same images with features for pixels, encoded only if no earlier call has.
 
     Args:
-        data: Images; standardised by their own statistics before they are encoded.
+        data: Images, standardised before they are encoded.
         encoder: What `load_encoder` takes or gives.
         rotations: Each class turned by 90, 180 and 270 degrees follows as a class of its own, numbered as
             `EpisodeSampler` counts them: class + turn * number of classes.
+        statistics: Mean and standard deviation of each channel; of these images by default.
         on_progress: Called with images encoded and images to encode; never where they come from the cache.
 
     Returns:
@@ -46,10 +53,10 @@ def encode_images(
     """
     frozen = load_encoder(encoder) if isinstance(encoder, str) else encoder
     num_features = len(data.y_S) * (NUM_TURNS if rotations else 1)
-    recipe = [_content(data.x_SCHW), rotations]
-    features_SE = _cached(
-        frozen, recipe, num_features, encode(data, frozen, rotations=rotations, on_progress=on_progress)
-    )
+    mean, std = channel_statistics(data.x_SCHW) if statistics is None else statistics
+    recipe = [_content(data.x_SCHW), rotations, [f"{value:.6f}" for value in (*mean, *std)]]
+    blocks = encode(data, frozen, rotations=rotations, statistics=(mean, std), on_progress=on_progress)
+    features_SE = _cached(frozen, recipe, num_features, blocks)
     return feature_data(data, features_SE, rotations=rotations)
 
 
@@ -73,7 +80,7 @@ def encode(
     encoder: FrozenEncoder,
     *,
     rotations: bool,
-    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    statistics: Statistics | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[np.ndarray]:
     """Features in blocks, float32 `(S, E)`; all images as they are, then all of them for each quarter turn.

@@ -21,7 +21,9 @@ from raywgen.tasks.subsets import balanced_rows, class_subset
 
 DIGITS = "digits"
 _TEST_SHARE = 0.2
+_BLOCK = 4096
 _SPLIT_SEED = 0
+_PLAIN = ("domain", "plain")
 
 
 def image_task(
@@ -82,13 +84,14 @@ def episode_task(
     seed: int = 0,
     size: int | None = None,
     channels: int | None = None,
+    domain: str = "plain",
 ) -> Task:
     """A few-shot episode: trained on the support set, judged on the query set.
 
     Args:
         path: What `load_images` takes, or `digits`.
         index: Of the episode.
-        split: `train`, `validation` or `test`: classes of the three are disjoint.
+        split: `train`, `validation` or `test`: classes of the three are disjoint; or `all`.
         way: Classes.
         shot: Support images of each.
         num_query: Query images of each.
@@ -97,16 +100,17 @@ def episode_task(
         seed: Of the split of classes and of all episodes.
         size: Images are scaled to `size x size`.
         channels: 1 or 3; as they are stored by default.
+        domain: Under which images are seen, as `apply_domain` takes it.
 
     Raises:
-        TaskError: Classes or images do not suffice.
+        TaskError: Classes or images do not suffice, or there is no such domain.
     """
-    sampler = _sampler(path, split, way, shot, num_query, group, rotations, seed, size, channels)
+    sampler = _sampler(path, split, way, shot, num_query, group, rotations, seed, size, channels, domain)
     episode: Episode = sampler.episode(index)
     recipe: dict[str, Any] = {
         "name": "episode", "path": path, "index": index, "split": split, "way": way, "shot": shot,
         "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
-        "channels": channels,
+        "channels": channels, "domain": domain,
     }  # fmt: skip
     return task_of_episode(
         recipe,
@@ -122,16 +126,19 @@ def task_of_episode(
     """The task that a recipe's episode is.
 
     Args:
-        recipe: Of the task; what is empty is left out.
+        recipe: Of the task; what is empty is left out, as is the plain domain.
         episode: Its images.
         data_name: Of the data set, for the task's id.
         as_inputs: From pixels to inputs `(S, F)`.
     """
-    way = recipe["way"]
+    way, domain = recipe["way"], recipe["domain"]
+    is_plain = domain == "plain"
+    seen = "" if is_plain else f", seen under {domain}"
     return Task(
-        id=f"{data_name}/{way}-way-{recipe['shot']}-shot/{recipe['split']}-{recipe['index']}",
-        instruction=f"Which of these {way} classes is in the image?",
-        recipe={key: value for key, value in recipe.items() if value not in (None, "")},
+        id=f"{data_name}/{way}-way-{recipe['shot']}-shot/{'' if is_plain else f'{domain}/'}{recipe['split']}-"
+        f"{recipe['index']}",
+        instruction=f"Which of these {way} classes is in the image{seen}?",
+        recipe={key: value for key, value in recipe.items() if value not in (None, "") and (key, value) != _PLAIN},
         train_x_SF=as_inputs(episode.support_x),
         train_y_S=episode.support_y,
         test_x_SF=as_inputs(episode.query_x),
@@ -150,16 +157,18 @@ def classes_of(data: ImageData, split: str, group: str, seed: int) -> tuple[int,
 
     Args:
         data: All classes.
-        split: `train`, `validation` or `test`: classes of the three are disjoint.
+        split: `train`, `validation` or `test`: classes of the three are disjoint; or `all`.
         group: Column whose groups stay in one split; empty to split class by class.
         seed: Decides which.
 
     Raises:
         TaskError: There is no such split or column, or there are too few classes.
     """
+    if split == "all":
+        return tuple(range(len(data.class_names)))
     classes = split_classes(class_groups(data, group) if group else data.class_names, seed=seed)
     if split not in classes:
-        raise TaskError(f"split={split}: give one of {', '.join(classes)}")
+        raise TaskError(f"split={split}: give one of {', '.join(classes)} or all")
     return classes[split]
 
 
@@ -175,6 +184,16 @@ def images_of(path: str, size: int | None, channels: int | None, limit: int | No
         large_SCHW = nn.functional.interpolate(data.x_SCHW.float(), size=(size, size), mode="bilinear", antialias=True)
         data = replace(data, x_SCHW=large_SCHW.round().clamp(0, 255).to(torch.uint8))
     return data if limit is None else _rows(data, torch.from_numpy(balanced_rows(data.y_S.numpy(), limit, _SPLIT_SEED)))
+
+
+@lru_cache(maxsize=16)
+def images_in(path: str, domain: str, size: int | None, channels: int | None) -> ImageData:
+    """All images of a data set as they look in a domain, once per process; rounded to uint8."""
+    data = images_of(path, size, channels, None)
+    if domain == "plain":
+        return data
+    blocks = [apply_domain(x.float() / 255, domain) for x in data.x_SCHW.split(_BLOCK)]
+    return replace(data, x_SCHW=torch.cat([block.mul_(255).round_().to(torch.uint8) for block in blocks]))
 
 
 @lru_cache(maxsize=16)
@@ -235,7 +254,8 @@ def _sampler(
     seed: int,
     size: int | None,
     channels: int | None,
+    domain: str,
 ) -> EpisodeSampler:
-    data = images_of(path, size, channels, None)
+    data = images_in(path, domain, size, channels)
     classes = classes_of(data, split, group, seed)
     return EpisodeSampler(data, classes, way=way, shot=shot, num_query=num_query, seed=seed, rotations=rotations)

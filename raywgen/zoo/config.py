@@ -34,6 +34,7 @@ class ZooTasks:
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
         rotations: Turned classes of episodes are classes of their own.
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
+            Episodes take turns in them, those of unseen tasks in the last alone; other data gives all its classes.
         num_features: Of a sentence, as a hashed bag of words.
         encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.
@@ -59,7 +60,7 @@ class ZooTasks:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"tasks.kind={self.kind}: give one of {', '.join(KINDS)}")
-        if self.kind == "domains" and len(self.domains) < 2:
+        if len(self.domains) < 2 and (self.kind == "domains" or self.domains):
             raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
 
 

@@ -63,26 +63,37 @@ def _episodes(config: ZooConfig) -> Recipes:
     names = ("way", "shot", "num_query", "group", "rotations", "path", "size", "channels")
     told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
     told["path"] = _placed(config.tasks.path)
-    of_split = {"seen": "train", "validation": "validation", "unseen": "test"}
-    counts = (config.num_seen_tasks, config.num_validation_tasks, config.num_unseen_tasks)
-    return {
-        split: [told | {"split": classes, "index": index} for index in range(count)]
-        for (split, classes), count in zip(of_split.items(), counts, strict=True)
-    }
+    *known, new = _parted_domains(config) or [("", "plain")] * 2
+    drawn: Recipes = {}
+    for split, classes, count, domains in (
+        ("seen", "train", config.num_seen_tasks, known),
+        ("validation", "validation", config.num_validation_tasks, known),
+        ("unseen", "test", config.num_unseen_tasks, [new]),
+    ):
+        drawn[split] = []
+        for index in range(count):
+            path, domain = domains[index % len(domains)]
+            # Classes of other data cannot be those of a split of this data.
+            other = {"path": path, "group": "", "split": "all"} if path else {}
+            drawn[split].append(told | {"split": classes, "index": index, "domain": domain} | other)
+    return drawn
 
 
 def _domains(config: ZooConfig) -> Recipes:
-    if len(set(config.tasks.domains)) < len(config.tasks.domains):
-        raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
-    *seen, unseen = [_domain_recipe(config, domain) for domain in config.tasks.domains]
+    recipes = []
+    for path, domain in _parted_domains(config):
+        recipe = _image_recipe(config) | {"domain": domain}
+        recipes.append(recipe | {"path": path, "test_path": ""} if path else recipe)
+    *seen, unseen = recipes
     return {"seen": seen, "validation": [], "unseen": [unseen]}
 
 
-def _domain_recipe(config: ZooConfig, told: str) -> dict[str, Any]:
-    """Of `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
-    path, mark, domain = told.rpartition("::")
-    recipe = _image_recipe(config) | {"domain": domain}
-    return recipe | {"path": _placed(path), "test_path": ""} if mark else recipe
+def _parted_domains(config: ZooConfig) -> list[tuple[str, str]]:
+    """Path and domain of each `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
+    if len(set(config.tasks.domains)) < len(config.tasks.domains):
+        raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
+    parts = (told.rpartition("::") for told in config.tasks.domains)
+    return [(_placed(path), domain) for path, _, domain in parts]
 
 
 def _image_recipe(config: ZooConfig) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from raywgen.tasks import TaskError, build_task
+from raywgen.tasks.domains import apply_domain
 from raywgen.tasks.encoders import EncoderCard, load_encoder, save_encoder
+from raywgen.tasks.image_tasks import input_statistics
 from raywgen.tasks.networks import Conv4
 from raywgen.weights.cache import FOLDER
 
@@ -47,9 +49,28 @@ def test_a_feature_episode_is_the_pixel_episode_encoded(split: str, rotations: b
         assert features.id == f"{pixels.id}/through-Linear"
 
 
+@pytest.mark.parametrize("domain", ["invert", "rotate-30", "contrast-0.5"])
+def test_a_domain_changes_pixels_and_not_rows_and_is_standardised_as_the_plain_one(domain: str) -> None:
+    told = EPISODE | {"index": 1, "split": "all", "way": 9, "rotations": False}
+    plain = build_task({"name": "episode", **told})
+    pixels = build_task({"name": "episode", **told, "domain": domain})
+    features = build_task({"name": "feature-episode", "encoder": ENCODER, **told, "domain": domain})
+    mean, std = (value.flatten() for value in input_statistics("digits", None, None))
+    seen_SCHW = apply_domain((plain.train_x_SF * std + mean).clamp(0, 1).view(-1, 1, 8, 8), domain)
+    # Pixels in a domain are rounded to 256 levels.
+    torch.testing.assert_close(pixels.train_x_SF * std + mean, seen_SCHW.flatten(1), atol=0.51 / 255, rtol=0)
+    torch.testing.assert_close(features.train_x_SF, load_encoder(ENCODER)(pixels.train_x_SF))
+    assert torch.equal(pixels.train_y_S, plain.train_y_S)
+    assert pixels.id == plain.id.replace("all-1", f"{domain}/all-1")
+    assert domain in pixels.instruction
+    assert pixels.recipe["domain"] == domain
+    assert "domain" not in plain.recipe
+
+
 def test_feature_tasks_come_back_from_their_recipes() -> None:
     for recipe in (
         {"name": "feature-episode", "encoder": ENCODER, "index": 3, **EPISODE},
+        {"name": "feature-episode", "encoder": ENCODER, "index": 3, **EPISODE, "domain": "invert"},
         {"name": "encoded", "encoder": ENCODER, "task": {"name": "images", "path": "digits", "classes": [7, 2]}},
     ):
         task = build_task(recipe)

@@ -52,6 +52,19 @@ def test_the_last_domain_is_unseen() -> None:
         draw_tasks(zoo("domains", domains=["plain", "plain"]))
 
 
+def test_episodes_take_turns_in_domains_and_unseen_ones_see_the_last() -> None:
+    told = ["plain", "invert", "other.parquet::plain", "scale-0.5"]
+    drawn = draw_tasks(zoo("episodes", way=2, shot=3, group="writer", domains=told))
+    assert [recipe["domain"] for recipe in drawn["seen"]] == ["plain", "invert", "plain", "plain", "invert"]
+    assert [recipe["split"] for recipe in drawn["seen"]] == ["train", "train", "all", "train", "train"]
+    assert [recipe["group"] for recipe in drawn["seen"]] == ["writer", "writer", "", "writer", "writer"]
+    assert drawn["seen"][2]["path"].endswith("/other.parquet")
+    assert [recipe["domain"] for recipe in drawn["validation"]] == ["plain", "invert"]
+    assert {(recipe["split"], recipe["domain"]) for recipe in drawn["unseen"]} == {("test", "scale-0.5")}
+    with pytest.raises(ValueError, match="give at least two"):
+        zoo("episodes", domains=["plain"])
+
+
 def test_all_classes_are_one_task_with_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (recipe,) = draw_tasks(zoo("images", path="here.parquet"))["seen"]
