@@ -95,8 +95,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
+    # YAML reads nothing as null, but who writes `group=` means no group.
+    told = [f"{override}''" if override.index("=") == len(override) - 1 else override for override in overrides]
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(told))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the overrides {list(overrides)}: {error}") from error
     assert isinstance(parsed, dict)

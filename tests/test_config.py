@@ -65,6 +65,8 @@ def test_defaults_then_file_then_overrides(tmp_path: Path) -> None:
         ("recipe.name=digits", Run(recipe={"name": "digits"})),
         ("note=a=b", Run(note="a=b")),
         ("note=null", Run()),
+        ("note=", Run(note="")),
+        ("optimiser.name=", Run(optimiser=Optimiser(name=""))),
         ("resume=true", Run(resume=True)),
     ],
 )
@@ -84,6 +86,7 @@ def test_numbers_read_alike_from_file_and_command_line(tmp_path: Path) -> None:
         ("sede=1", r"unknown key 'sede' in the command line; did you mean 'seed'\?"),
         ("optimiser.num_step=1", r"unknown key 'optimiser\.num_step' .* did you mean 'optimiser\.num_steps'\?"),
         ("seed=many", r"the command line: seed: Value 'many' .* Integer"),
+        ("seed=", r"seed: Value '' .* Integer"),
         ("seed=1.5", r"seed: Value '1\.5' .* Integer"),
         ("seed=null", r"seed: .*'None'"),
         ("optimiser.betas=[a,b]", r"the command line: optimiser: Value could not be converted to Float"),

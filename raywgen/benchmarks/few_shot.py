@@ -9,14 +9,14 @@ Shape legend: B episodes, S support samples, Q query samples, E features, C clas
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.few_shot_parts import Parts, build_parts
+from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
 from raywgen.benchmarks.recipes import over_seeds, root_of
 from raywgen.evaluation.few_shot import (
     Learner,
@@ -42,6 +42,7 @@ from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
 GENERATORS = ("mcdi",)
+METHODS = ("mcdi", "mvdi", "twdi", "mcdi_whole_spans", "mcdi_functional", "regression", "hypernetwork")
 # Chosen on validation episodes of Omniglot among some 16. It stays near the encoder's own values: the further
 # meta-training moved it, the fewer steps a task needed and the lower it ended.
 REPTILE = ReptileConfig(
@@ -74,7 +75,9 @@ class Config:
         seeds: How many seeds in a row; figures are means over them.
         seed: The first one.
         encoder_episodes: To train the encoder on.
+        encoder_way: Classes of each of them.
         num_tasks: Of meta-training.
+        methods: Generators to train; `mcdi` and `mcdi_functional` must be among them.
         mcdi: The generator.
         functional: Its functional stage, in the row of its own.
         reptile: How Reptile is meta-trained; it begins at the encoder.
@@ -96,7 +99,9 @@ class Config:
     seeds: int = 1
     seed: int = 0
     encoder_episodes: int = 1800
+    encoder_way: int = 60
     num_tasks: int = 4000
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
     mcdi: McDiConfig = field(
         default_factory=lambda: McDiConfig(
             diffusion=DiffusionConfig(sampling_steps=4),
@@ -116,6 +121,8 @@ class Config:
         for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "seeds", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not {"mcdi", "mcdi_functional"} <= set(self.methods) <= set(METHODS):
+            raise ValueError(f"methods={self.methods}: give mcdi, mcdi_functional and others of {', '.join(METHODS)}")
         if not self.data:
             raise ValueError("data is empty: name the images, for instance data=omniglot-background.parquet")
 
@@ -125,8 +132,10 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     root = root_of(config.out, config.fresh)
     rows, conditions = [], []
     for seed in range(config.seed, config.seed + config.seeds):
-        parts = build_parts(config, root, seed)
-        figures, told = _compare(config, parts)
+        parts = build_parts(config, root, seed, Setting(test_path=config.test_data))
+        scores, told = scores_of(config, parts)
+        figures, intervals = summarised(scores, ("prototypes",))
+        told |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
         times, told_times = _latency(config, parts, told)
         rows.append(figures | times)
         conditions.append(told | told_times)
@@ -138,30 +147,36 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return means, common | {"each_seed": conditions}
 
 
-def _compare(config: Config, parts: Parts) -> tuple[dict[str, float], dict[str, Any]]:
-    """Accuracy in points, with 95 % intervals among the conditions."""
-    validation, test = parts.validation_episodes, parts.test_episodes
-    chosen = head_accuracies(*_support(validation), *_query(validation), config.way, num_steps=_STEPS)
+def scores_of(config: Config, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Accuracy `(B,)` of each method on the test episodes, and the settings that were chosen for the rivals."""
+    validation, test = parts.validation.features, parts.test.features
+    chosen = head_accuracies(*support_of(validation), *query_of(validation), config.way, num_steps=_STEPS)
     rate, steps = max(chosen, key=lambda key: float(chosen[key].mean()))
     scores: dict[str, Tensor] = {
         name: generated_accuracy(generator, parts.layout, test, parts.seed)
         for name, generator in parts.generators.items()
     }
-    scores["prototypes"] = accuracy(prototype_logits(*_support(test), _query(test)[0], config.way), test.query_y)
-    heads = fit_heads(*_support(test), config.way, learning_rate=rate, num_steps=[steps])
-    scores["gradient_head"] = accuracy(head_logits(*heads[steps], _query(test)[0]), test.query_y)
+    scores["prototypes"] = accuracy(prototype_logits(*support_of(test), query_of(test)[0], config.way), test.query_y)
+    heads = fit_heads(*support_of(test), config.way, learning_rate=rate, num_steps=[steps])
+    scores["gradient_head"] = accuracy(head_logits(*heads[steps], query_of(test)[0]), test.query_y)
     told: dict[str, Any] = {"gradient_head": {"rate": rate, "steps": steps}}
     if config.reptile_episodes:
         with one_thread():
             scores["reptile"], told["reptile"] = _reptile(config, parts)
+    return scores, told
+
+
+def summarised(scores: Mapping[str, Tensor], over: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means in points, and by how much Mc-Di is above some of the others; half widths of 95 % intervals of both."""
     figures = {name: _PERCENT * float(score.mean()) for name, score in scores.items()}
     intervals = {name: round(_PERCENT * estimate(score).half_width, 3) for name, score in scores.items()}
     for name in ("mcdi", "mcdi_functional"):
-        over = paired_difference(scores[name], scores["prototypes"])
-        key = f"{name.removeprefix('mcdi')}_over_prototypes".lstrip("_")
-        figures[key] = _PERCENT * over.mean
-        intervals[key] = round(_PERCENT * over.half_width, 3)
-    return figures, told | {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
+        for other in over:
+            difference = paired_difference(scores[name], scores[other])
+            key = f"{name.removeprefix('mcdi')}_over_{other}".lstrip("_")
+            figures[key] = _PERCENT * difference.mean
+            intervals[key] = round(_PERCENT * difference.half_width, 3)
+    return figures, intervals
 
 
 @torch.no_grad()
@@ -170,9 +185,9 @@ def generated_accuracy(generator: Generator, layout: Layout, episodes: Episode, 
     scores = []
     for first in range(0, len(episodes.support_y), _EPISODES_OF_A_BATCH):
         rows = slice(first, first + _EPISODES_OF_A_BATCH)
-        support_BSE, labels_BS = (part[rows] for part in _support(episodes))
+        support_BSE, labels_BS = (part[rows] for part in support_of(episodes))
         weight_BCE, bias_BC = generated_heads(generator, layout, support_BSE, labels_BS, seed)
-        query_BQE, query_y_BQ = (part[rows] for part in _query(episodes))
+        query_BQE, query_y_BQ = (part[rows] for part in query_of(episodes))
         scores.append(accuracy(head_logits(weight_BCE, bias_BC, query_BQE), query_y_BQ))
     return torch.cat(scores)
 
@@ -192,30 +207,22 @@ def _reptile(config: Config, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     """Accuracy on the test episodes at the fewest steps within 0.3 points of the best on validation episodes."""
     learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
-    judged = accuracy_by_steps(
-        learners,
-        parts.reptile,
-        parts.validation_pixels,
-        prepare=parts.prepare,
-        num_episodes=min(config.num_validation, 200),
-        num_steps=steps,
-    )
+
+    def judged_on(side: Side, num_episodes: int, num_steps: Sequence[int]) -> Tensor:
+        return accuracy_by_steps(
+            learners, parts.reptile, side.pixels, prepare=side.prepare, num_episodes=num_episodes, num_steps=num_steps
+        )
+
+    judged = judged_on(parts.validation, min(config.num_validation, 200), steps)
     fewest = fewest_steps(judged, steps)
-    scores = accuracy_by_steps(
-        learners,
-        parts.reptile,
-        parts.test_pixels,
-        prepare=parts.prepare,
-        num_episodes=config.reptile_episodes,
-        num_steps=[fewest],
-    )
+    scores = judged_on(parts.test, config.reptile_episodes, [fewest])
     return scores[:, 0], {"steps": fewest, "validation": [round(v, 4) for v in judged.mean(dim=0).tolist()]}
 
 
 def _latency(config: Config, parts: Parts, told: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """Milliseconds per task from support images to weights, one thread; encoding them counts and is shown apart."""
-    pixels = parts.test_pixels.episode(0)
-    x_SF = parts.prepare(pixels.support_x).flatten(1)
+    pixels = parts.test.pixels.episode(0)
+    x_SF = parts.test.prepare(pixels.support_x).flatten(1)
     labels_S, rate, steps = pixels.support_y, told["gradient_head"]["rate"], told["gradient_head"]["steps"]
     encode: Callable[[], Tensor] = lambda: parts.encoder(x_SF)  # noqa: E731
     calls: dict[str, Callable[[], object]] = {
@@ -228,7 +235,7 @@ def _latency(config: Config, parts: Parts, told: dict[str, Any]) -> tuple[dict[s
         )
     if config.reptile_episodes:
         learner, reptile_steps = Learner(parts.network, config.reptile), told["reptile"]["steps"]
-        support_x = parts.prepare(pixels.support_x).to(memory_format=torch.channels_last)
+        support_x = parts.test.prepare(pixels.support_x).to(memory_format=torch.channels_last)
         calls["reptile"] = lambda: learner.adapt(parts.reptile, support_x, labels_S, reptile_steps)
     times = time_alternating(calls)
     many_BSF = x_SF.expand(64, -1, -1)
@@ -259,9 +266,11 @@ def _medians(prefix: str, times: dict[str, Timing]) -> dict[str, float]:
     return {f"{prefix}{name}": one.median_ms for name, one in times.items()}
 
 
-def _support(episodes: Episode) -> tuple[Tensor, Tensor]:
+def support_of(episodes: Episode) -> tuple[Tensor, Tensor]:
+    """Features `(B, S, E)` and labels `(B, S)` to learn from."""
     return episodes.support_x.flatten(2), episodes.support_y
 
 
-def _query(episodes: Episode) -> tuple[Tensor, Tensor]:
+def query_of(episodes: Episode) -> tuple[Tensor, Tensor]:
+    """Features `(B, Q, E)` and labels `(B, Q)` to be judged on."""
     return episodes.query_x.flatten(2), episodes.query_y

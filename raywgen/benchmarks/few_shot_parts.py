@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +22,8 @@ from raywgen.progress import Reporter
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.episodes import Episode, EpisodeSampler
-from raywgen.tasks.features import encode_images
-from raywgen.tasks.image_tasks import classes_of, images_of
+from raywgen.tasks.features import Statistics, encode_images
+from raywgen.tasks.image_tasks import classes_of, images_in, images_of
 from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.training.session import ray_session
@@ -37,6 +39,41 @@ _VALIDATION_SEED, _TEST_SEED = 101, 202
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where tasks come from; by default all from the plain data.
+
+    Attributes:
+        domains: That meta-training tasks take turns in, then the unseen one, as a zoo's `tasks.domains`.
+        test_path: Images to test on, all of their classes; without it unseen classes of the data.
+        test_domain: That test episodes are seen in.
+    """
+
+    domains: tuple[str, ...] = ()
+    test_path: str = ""
+    test_domain: str = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """Episodes to choose settings by, or to test on.
+
+    Attributes:
+        features: B episodes through the encoder.
+        pixels: The same episodes on pixels.
+        statistics: Mean and standard deviation that pixels are standardised by.
+    """
+
+    features: Episode
+    pixels: EpisodeSampler
+    statistics: Statistics
+
+    def prepare(self, x_SCHW: Tensor) -> Tensor:
+        """Pixels uint8 to the floats that networks take."""
+        mean, std = self.statistics
+        return normalise(x_SCHW, mean=mean, std=std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """All that is compared, for one seed.
 
@@ -44,75 +81,76 @@ class Parts:
         seed: Of everything.
         encoder: Frozen.
         encoder_accuracy: Its own, on validation episodes.
+        corpus: The heads that generators are trained on.
         generators: By the names of their figures.
         layout: Of the heads.
         reptile: The meta-learned start of the whole network.
         network: A network of its architecture.
-        validation_episodes: On features, of classes that settings are chosen on.
-        test_episodes: On features, of classes never seen.
-        validation_pixels: The same episodes on pixels.
-        test_pixels: Likewise.
-        mean: Of the pixels of meta-training.
-        std: Likewise.
+        validation: Of classes that settings are chosen on.
+        test: Of classes never seen.
     """
 
     seed: int
     encoder: FrozenEncoder
     encoder_accuracy: float
+    corpus: Corpus
     generators: dict[str, Generator]
     layout: Layout
     reptile: ReptileState
     network: nn.Module
-    validation_episodes: Episode
-    test_episodes: Episode
-    validation_pixels: EpisodeSampler
-    test_pixels: EpisodeSampler
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def prepare(self, x_SCHW: Tensor) -> Tensor:
-        """Pixels uint8 to the floats that networks take."""
-        return normalise(x_SCHW, mean=self.mean, std=self.std)
+    validation: Side
+    test: Side
 
 
-def build_parts(config: Config, root: str, seed: int) -> Parts:
+def build_parts(config: Config, root: str, seed: int, setting: Setting) -> Parts:
     """Trains what is not kept from an earlier run of the same recipe."""
     encoder_folder, encoder_accuracy = _encoder(config, root, seed)
     encoder = load_encoder(encoder_folder)
     with ray_session():
-        corpus, generators = _generators(config, root, seed, encoder_folder)
+        corpus, generators = _generators(config, root, seed, encoder_folder, setting)
     (facts,) = corpus.networks.values()
-    data = images_of(config.data, _SIZE, _CHANNELS, None)
-    tested = images_of(config.test_data, _SIZE, _CHANNELS, None) if config.test_data else data
-    validation = classes_of(data, "validation", config.group, seed)
-    test = range(len(tested.class_names)) if config.test_data else classes_of(data, "test", config.group, seed)
-    mean, std = channel_statistics(data.x_SCHW)
     network = Conv4(num_classes=config.way, in_channels=_CHANNELS, image_size=_SIZE)
-    sides = {}
-    for name, images, classes, sampler_seed, num in (
-        ("validation", data, validation, _VALIDATION_SEED, config.num_validation),
-        ("test", tested, test, _TEST_SEED, config.num_episodes),
-    ):
-        features = encode_images(images, encoder, rotations=False)
-        sides[f"{name}_episodes"] = _episodes(config, features, list(classes), sampler_seed).batch(0, num)
-        sides[f"{name}_pixels"] = _episodes(config, images, list(classes), sampler_seed)
     parts = Parts(
         seed=seed,
         encoder=encoder,
         encoder_accuracy=encoder_accuracy,
+        corpus=corpus,
         generators=generators,
         layout=facts.layout,
         reptile=ReptileState.of(network),
         network=network,
-        mean=mean,
-        std=std,
-        **sides,
+        validation=validation_side(config, encoder, seed),
+        test=test_side(config, encoder, seed, setting),
     )
-    return replace(parts, reptile=_reptile(config, root, parts, data)) if config.reptile_episodes else parts
+    return replace(parts, reptile=_reptile(config, root, parts)) if config.reptile_episodes else parts
 
 
-def _episodes(config: Config, data: ImageData, classes: list[int], seed: int) -> EpisodeSampler:
-    return EpisodeSampler(data, classes, way=config.way, shot=config.shot, num_query=config.num_query, seed=seed)
+def validation_side(config: Config, encoder: FrozenEncoder, seed: int) -> Side:
+    """Episodes of validation classes of the data, as it is."""
+    classes = classes_of(images_of(config.data, _SIZE, _CHANNELS, None), "validation", config.group, seed)
+    return _side(config, encoder, (config.data, "plain"), classes, _VALIDATION_SEED, config.num_validation)
+
+
+def test_side(config: Config, encoder: FrozenEncoder, seed: int, setting: Setting) -> Side:
+    """Episodes of what a setting tests on; the same rows of images whatever the domain."""
+    path = setting.test_path or config.data
+    split, group = ("all", "") if setting.test_path else ("test", config.group)
+    classes = classes_of(images_of(path, _SIZE, _CHANNELS, None), split, group, seed)
+    return _side(config, encoder, (path, setting.test_domain), classes, _TEST_SEED, config.num_episodes)
+
+
+def _side(
+    config: Config, encoder: FrozenEncoder, source: tuple[str, str], classes: Sequence[int], seed: int, num: int
+) -> Side:
+    path, domain = source
+    images = images_in(path, domain, _SIZE, _CHANNELS)
+    statistics = channel_statistics(images_of(path, _SIZE, _CHANNELS, None).x_SCHW)
+    features = encode_images(images, encoder, rotations=False, statistics=statistics)
+
+    def episodes(data: ImageData) -> EpisodeSampler:
+        return EpisodeSampler(data, classes, way=config.way, shot=config.shot, num_query=config.num_query, seed=seed)
+
+    return Side(features=episodes(features).batch(0, num), pixels=episodes(images), statistics=statistics)
 
 
 def _encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
@@ -123,6 +161,7 @@ def _encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
         group=config.group,
         seed=seed,
         num_episodes=config.encoder_episodes,
+        way=config.encoder_way,
         validate_every=max(1, config.encoder_episodes // 5),
     )
     recipe = replace(recipe, out=folder_of(root, "encoder", recipe.recipe()))
@@ -131,7 +170,9 @@ def _encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
     return recipe.out, float(card.facts["validation_accuracy"])
 
 
-def _generators(config: Config, root: str, seed: int, encoder: str) -> tuple[Corpus, dict[str, Generator]]:
+def _generators(
+    config: Config, root: str, seed: int, encoder: str, setting: Setting
+) -> tuple[Corpus, dict[str, Generator]]:
     zoo = load_config(
         ZooConfig,
         _RECIPE,
@@ -141,7 +182,10 @@ def _generators(config: Config, root: str, seed: int, encoder: str) -> tuple[Cor
             f"tasks.group={config.group}",
             f"tasks.way={config.way}",
             f"networks=[{{name: head, num_features: 64, num_classes: {config.way}}}]",
+            f"tasks.domains=[{','.join(json.dumps(domain) for domain in setting.domains)}]",
             f"num_seen_tasks={config.num_tasks}",
+            f"num_validation_tasks={max(4, config.num_tasks // 40)}",
+            "num_unseen_tasks=0",
             f"seed={seed}",
         ],
     )
@@ -149,7 +193,7 @@ def _generators(config: Config, root: str, seed: int, encoder: str) -> tuple[Cor
     generators = trained_generators(
         root,
         corpus,
-        mcdi_variants(config.mcdi, config.functional),
+        {name: told for name, told in mcdi_variants(config.mcdi, config.functional).items() if name in config.methods},
         shot=config.shot,
         seed=seed,
         num_workers=config.num_workers,
@@ -158,14 +202,15 @@ def _generators(config: Config, root: str, seed: int, encoder: str) -> tuple[Cor
     return corpus, generators
 
 
-def _reptile(config: Config, root: str, parts: Parts, data: ImageData) -> ReptileState:
+def _reptile(config: Config, root: str, parts: Parts) -> ReptileState:
     """Meta-trained on the classes that encoder and heads were trained on, from the encoder's own values."""
     recipe = dataclasses.asdict(config.reptile) | {"encoder": parts.encoder.fingerprint, "way": config.way}
     path = Path(folder_of(root, "reptile", recipe)) / "state.safetensors"
     if path.is_file():
         return ReptileState.from_tensors(load_state_dict(path))
     warm_start(parts.network, parts.encoder.module.state_dict())
-    classes = list(classes_of(data, "train", config.group, parts.seed))
+    data = images_of(config.data, _SIZE, _CHANNELS, None)
+    classes = classes_of(data, "train", config.group, parts.seed)
     sampler = EpisodeSampler(
         data, classes, way=config.way, shot=config.reptile.train_shots, num_query=1, seed=parts.seed, rotations=True
     )
@@ -175,7 +220,7 @@ def _reptile(config: Config, root: str, parts: Parts, data: ImageData) -> Reptil
             parts.network,
             sampler,
             config.reptile,
-            prepare=parts.prepare,
+            prepare=parts.validation.prepare,
             num_workers=os.cpu_count() or 1,
             on_progress=bar.update,
         )

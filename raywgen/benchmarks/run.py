@@ -20,6 +20,8 @@ BENCHMARKS = {
     "zoo-fit": "raywgen.benchmarks.zoo_fit",
     "zoo-quality": "raywgen.benchmarks.zoo_quality",
     "few-shot": "raywgen.benchmarks.few_shot",
+    "transfer": "raywgen.benchmarks.transfer",
+    "domains": "raywgen.benchmarks.domains",
     "whole-network": "raywgen.benchmarks.whole_network",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
 }

@@ -45,3 +45,60 @@ def test_zoo_quality(tmp_path: Path) -> None:
     figures = run(["zoo-quality", *data, *small])["figures"]
     assert 20 < figures["accuracy_mean"] < 100
     assert figures["eigenvalue_plain"] > 0
+
+
+FEW_SHOT = [
+    "data=digits",
+    "group=",
+    "way=2",
+    "shot=2",
+    "num_query=3",
+    "num_episodes=6",
+    "num_validation=4",
+    "encoder_episodes=4",
+    "encoder_way=8",
+    "num_tasks=12",
+    "mcdi.denoiser.num_steps=2",
+    "functional.num_steps=2",
+    "reptile_episodes=2",
+    "reptile.num_meta_steps=1",
+    "num_workers=0",
+]
+
+
+def test_few_shot(tmp_path: Path) -> None:
+    result = run(["few-shot", *FEW_SHOT, "methods=[mcdi,mcdi_functional,regression]", f"out={tmp_path}"])
+    figures, (told,) = result["figures"], result["conditions"]["each_seed"]
+    for name in ("mcdi", "mcdi_functional", "regression", "reptile", "prototypes", "gradient_head"):
+        assert 0 <= figures[name] <= 100
+        assert figures[f"ms_{name}"] > 0 if name != "prototypes" else f"ms_{name}" not in figures
+    assert figures["over_prototypes"] == pytest.approx(figures["mcdi"] - figures["prototypes"], abs=1e-3)
+    assert told["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
+
+
+def test_domains(tmp_path: Path) -> None:
+    figures = run(["domains", *FEW_SHOT, "domains=[plain,invert]", f"out={tmp_path}"])["figures"]
+    for name in ("mcdi", "average", "nearest", "no_adaptation"):
+        assert figures[name] == figures[f"{name}/invert"]
+    assert figures["over_nearest"] == pytest.approx(figures["mcdi"] - figures["nearest"], abs=1e-3)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_transfer(tmp_path: Path) -> None:
+    held_out = f"held_out=[{SHARED}/mnist-test.parquet]"
+    figures = run(["transfer", *FEW_SHOT, held_out, f"out={tmp_path}"])["figures"]
+    # A head that was never trained gives all classes the same output.
+    assert figures["no_adaptation/mnist-test"] == 50
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_whole_network(tmp_path: Path) -> None:
+    data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet"]
+    zoo = (
+        "zoo=[num_seen_tasks=4,num_validation_tasks=2,num_unseen_tasks=2,num_steps=12,"
+        "'checkpoint_steps=[0,4,8,12]',tasks.limit=400,tasks.test_limit=50]"
+    )
+    small = ["mcdi.denoiser.num_steps=2", "functional.num_steps=2", "num_workers=0", f"out={tmp_path}"]
+    figures = run(["whole-network", *data, zoo, *small])["figures"]
+    assert 10 < figures["random"] < 30
+    assert figures["ms_mcdi"] > figures["ms_regression"] > 0

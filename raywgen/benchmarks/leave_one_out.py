@@ -1,0 +1,125 @@
+"""Heads for data never seen in meta-training: each of several domains or data sets is left out in turn.
+
+The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the rivals of the
+few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored heads,
+the stored head nearest to a task by its loss on the support set, and no adaptation.
+
+Shape legend: B episodes, S support samples, Q query samples, E features, C classes, N stored heads.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.few_shot import query_of, scores_of, summarised, support_of
+from raywgen.benchmarks.few_shot_parts import Parts, Setting, build_parts, test_side
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.corpus import Corpus
+from raywgen.evaluation.few_shot import accuracy, head_logits, prototype_logits
+from raywgen.tasks.episodes import Episode
+
+_EPISODES_OF_A_BATCH = 50
+_RIVALS = ("prototypes", "average", "nearest", "no_adaptation")
+
+
+def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Every domain but the first is left out in turn, for every seed.
+
+    Args:
+        config: What is trained and compared.
+        domains: `DOMAIN`, or `PATH::DOMAIN` for other data.
+
+    Returns:
+        For each method its mean over what is left out, and `METHOD/LEFT_OUT` for each; and the conditions.
+    """
+    root = root_of(config.out, config.fresh)
+    rows, conditions = [], []
+    for seed in range(config.seed, config.seed + config.seeds):
+        row: dict[str, float] = {}
+        for left_out in domains[1:]:
+            setting = setting_of(domains, left_out)
+            parts = build_parts(config, root, seed, setting)
+            scores, told = scores_of(config, parts)
+            scores |= _rivals(config, parts, setting)
+            figures, intervals = summarised(scores, _RIVALS)
+            row |= {f"{name}/{short_name(left_out)}": value for name, value in figures.items()}
+            conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)
+        rows.append(_with_means(row))
+    means, spreads = over_seeds(rows)
+    common = {
+        "way": config.way, "shot": config.shot, "episodes": config.num_episodes, "seeds": config.seeds,
+        "domains": domains, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__,
+    }  # fmt: skip
+    return means, common | {"each": conditions}
+
+
+def setting_of(domains: list[str], left_out: str) -> Setting:
+    """Meta-training on all but one, which comes last."""
+    path, _, domain = left_out.rpartition("::")
+    known = [told for told in domains if told != left_out]
+    return Setting(domains=(*known, left_out), test_path=path, test_domain=domain)
+
+
+def short_name(domain: str) -> str:
+    """`PATH::DOMAIN` without folders, and without the plain domain."""
+    path, _, seen = domain.rpartition("::")
+    name = PurePosixPath(path).stem
+    return seen if not path else name if seen == "plain" else f"{name}-{seen}"
+
+
+def _with_means(row: dict[str, float]) -> dict[str, float]:
+    """Figures of each left-out domain after their means over all of them."""
+    of_method: dict[str, list[float]] = {}
+    for name, value in row.items():
+        of_method.setdefault(name.partition("/")[0], []).append(value)
+    return {name: sum(values) / len(values) for name, values in of_method.items()} | row
+
+
+def _rivals(config: few_shot.Config, parts: Parts, setting: Setting) -> dict[str, Tensor]:
+    """Accuracy `(B,)` of what needs no generator."""
+    test, layout = parts.test.features, parts.layout
+    stored_ND = parts.corpus.values(parts.corpus.query(["split=train", f"step={_last_step(parts.corpus)}"]))
+    heads = layout.unflatten(stored_ND)
+    mean = layout.unflatten(stored_ND.mean(dim=0, keepdim=True))
+    return {
+        "average": nearest_head_accuracy(mean["weight"], mean["bias"], test),
+        "nearest": nearest_head_accuracy(heads["weight"], heads["bias"], test),
+        "no_adaptation": _unadapted(config, parts, setting),
+    }
+
+
+def _unadapted(config: few_shot.Config, parts: Parts, setting: Setting) -> Tensor:
+    """What was made for the plain images of the same classes; for other data, the head that training starts from."""
+    test = parts.test.features
+    if setting.test_path:
+        base_D = parts.corpus.base_values(parts.layout.id)
+        assert base_D is not None, "the heads of the recipe share their start"
+        head = parts.layout.unflatten(base_D.unsqueeze(0))
+        return nearest_head_accuracy(head["weight"], head["bias"], test)
+    plain = test_side(config, parts.encoder, parts.seed, Setting()).features
+    return accuracy(prototype_logits(*support_of(plain), query_of(test)[0], config.way), test.query_y)
+
+
+@torch.no_grad()
+def nearest_head_accuracy(weight_NCE: Tensor, bias_NC: Tensor, episodes: Episode) -> Tensor:
+    """Accuracy `(B,)` of that of N heads which has the lowest loss on each episode's support set."""
+    scores = []
+    for first in range(0, len(episodes.support_y), _EPISODES_OF_A_BATCH):
+        rows = slice(first, first + _EPISODES_OF_A_BATCH)
+        support_BSE, labels_BS = (part[rows] for part in support_of(episodes))
+        logits_BSNC = torch.einsum("bse,nce->bsnc", support_BSE, weight_NCE) + bias_NC
+        right_BSN = logits_BSNC.gather(3, labels_BS[..., None, None].expand(*logits_BSNC.shape[:3], 1)).squeeze(3)
+        best_B = (logits_BSNC.logsumexp(dim=3) - right_BSN).mean(dim=1).argmin(dim=1)
+        query_BQE, query_y_BQ = (part[rows] for part in query_of(episodes))
+        scores.append(accuracy(head_logits(weight_NCE[best_B], bias_NC[best_B], query_BQE), query_y_BQ))
+    return torch.cat(scores)
+
+
+def _last_step(corpus: Corpus) -> int:
+    return max(corpus.facts.column("step").to_pylist())
