@@ -48,21 +48,9 @@ def test_zoo_quality(tmp_path: Path) -> None:
 
 
 FEW_SHOT = [
-    "data=digits",
-    "group=",
-    "way=2",
-    "shot=2",
-    "num_query=3",
-    "num_episodes=6",
-    "num_validation=4",
-    "encoder_episodes=4",
-    "encoder_way=8",
-    "num_tasks=12",
-    "mcdi.denoiser.num_steps=2",
-    "functional.num_steps=2",
-    "reptile_episodes=2",
-    "reptile.num_meta_steps=1",
-    "num_workers=0",
+    *("data=digits", "group=", "way=2", "shot=2", "num_query=3", "num_episodes=6", "num_validation=4", "num_workers=0"),
+    *("encoder_episodes=4", "encoder_way=8", "num_tasks=12", "reptile_episodes=2", "reptile.num_meta_steps=1"),
+    *("mcdi.denoiser.num_steps=2", "functional.num_steps=2"),
 ]
 
 

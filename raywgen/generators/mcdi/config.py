@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.interface import StageConfig
 from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
 from raywgen.generators.mcdi.samplers import SAMPLERS
@@ -12,7 +13,7 @@ from raywgen.generators.mcdi.schedule import Schedule
 TARGETS = ("consistent", "naive")
 SPANS = ("own", "whole")
 META = ("reptile", "joint")
-KINDS = ("auto", "head", "flat", "chunks")
+KINDS = ("auto", "head", "flat", "chunks", "latents")
 
 
 @dataclass(kw_only=True)
@@ -66,8 +67,8 @@ class DenoiserConfig(StageConfig):
 
     Attributes:
         kind: `head` (equivariant to the order of classes), `flat` (one small layout, all values at once), `chunks`
-            (any layouts), or `auto`: `head` where every layout is one linear layer on the task's samples, `flat` where
-            there is one of at most 16,384 values.
+            (any layouts), `latents` (of a tokeniser's chunks, for large ones), or `auto`: `head` where every layout is
+            one linear layer on the task's samples, `flat` where there is one of at most 16,384 values.
         width: H.
         num_layers: Blocks.
         num_heads: Attention heads of `chunks`; twice as many must divide `width`.
@@ -123,11 +124,19 @@ class FunctionalConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class McDiConfig:
-    """All of Mc-Di: the chain, the meta-learned denoiser, the functional stage."""
+    """All of Mc-Di.
+
+    Attributes:
+        diffusion: The chain.
+        denoiser: Meta-learned.
+        functional: By the task's loss.
+        tokenizer: Trained first, where `denoiser.kind` is `latents`; its `chunk_length` is what a latent stands for.
+    """
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     functional: FunctionalConfig = field(default_factory=FunctionalConfig)
+    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
 
     def __post_init__(self) -> None:
         if self.functional.num_steps > 0:

@@ -1,7 +1,7 @@
-"""The denoisers of Mc-Di on flat vectors: of a head class by class, of a small network at once, of any by chunks.
+"""The denoisers of Mc-Di: of a head class by class, of a small network at once, of any by chunks or their latents.
 
-Shape legend: B tasks, n noised versions of each, D values, C classes, E features of a head, S samples, F features of a
-sample.
+Shape legend: B tasks, n noised versions of each, k local targets, D values, Z values of a state, C classes, E features
+of a head, S samples, F features of a sample.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators.igpg.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
 from raywgen.weights import Layout, ReferenceTable, WeightBatch, WeightReference
-from raywgen.weights.chunks import from_chunks, num_place_features, place_features, to_chunks
+from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
 _MOST_FLAT_VALUES = 1 << 14
@@ -46,6 +47,18 @@ class Denoiser(nn.Module, ABC):
         """`measure` of the support sets of some batches."""
         samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
         self.measure(samples_XF, predicts_weights=predicts_weights)
+
+    def encode(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+        """Weights in generator units to the states that are denoised, `(B, k, Z)`; by default they are the same."""
+        return normalised_BkD
+
+    def decode(self, states_BZ: Tensor, layout: Layout) -> Tensor:
+        """States at the end of the chain to weights in generator units, `(B, D)`, differentiable."""
+        return states_BZ
+
+    def num_states(self, layout: Layout) -> int:
+        """Z, the values of a state."""
+        return layout.num_values
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`predict` after `tell`."""
@@ -117,15 +130,49 @@ class ChunkWeights(Denoiser):
         """All chunks at once."""
         places_MG = place_features(layout, self._length).to(x_BnD.device)
         chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, told, places_MG)
-        return from_chunks(chunks, layout.num_values)
+        return from_chunks(chunks, x_BnD.shape[-1])
 
 
-def build_denoiser(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> Denoiser:
+class LatentWeights(ChunkWeights):
+    """Of any network, as latents of a trained tokeniser: one for each of its chunks."""
+
+    def __init__(self, config: DenoiserConfig, tokenizer: Tokenizer, data: DataSpec) -> None:
+        super().__init__(replace(config, chunk_length=tokenizer.config.chunk_length), data)
+        self._frozen = (tokenizer,)
+
+    @torch.no_grad()
+    def encode(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+        """Chunks as the tokeniser has them before it quantises."""
+        (tokenizer,) = self._frozen
+        chunks = to_chunks(normalised_BkD, self._length)
+        places_MG = tokenizer.places(layout).to(normalised_BkD.device)
+        return tokenizer.latents(chunks.flatten(0, 1), places_MG).flatten(1).unflatten(0, normalised_BkD.shape[:2])
+
+    def decode(self, states_BZ: Tensor, layout: Layout) -> Tensor:
+        """By the tokeniser, without quantising."""
+        (tokenizer,) = self._frozen
+        places_MG = tokenizer.places(layout).to(states_BZ.device)
+        return from_chunks(tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG), layout.num_values)
+
+    def num_states(self, layout: Layout) -> int:
+        """Those of whole chunks, the last one's padding among them."""
+        return num_chunks(layout, self._length) * self._length
+
+
+def build_denoiser(
+    config: DenoiserConfig, references: ReferenceTable, data: DataSpec, tokenizer: Tokenizer | None = None
+) -> Denoiser:
     """The denoiser that suits the layouts.
 
+    Args:
+        config: Its kind and sizes.
+        references: Layouts with their reference points.
+        data: What samples look like.
+        tokenizer: Whose latents are denoised, where the kind is `latents`.
+
     Raises:
-        ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; or it is `flat`, but there
-            are several layouts.
+        ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; it is `flat`, but there are
+            several layouts; or it is `latents`, but there is no tokeniser.
     """
     layouts = [layout for layout, _ in references.values()]
     kind = _kind(config, references, data)
@@ -136,6 +183,10 @@ def build_denoiser(config: DenoiserConfig, references: ReferenceTable, data: Dat
             f"kind=head: the layout ({shapes}) is no linear layer on samples of {data.num_features} values; give "
             "kind=chunks"
         )
+    if kind == "latents":
+        if tokenizer is None:
+            raise ValueError("kind=latents: only mcdi has a tokeniser; give kind=chunks")
+        return LatentWeights(config, tokenizer, data)
     if kind == "flat" and len(layouts) > 1:
         raise ValueError(f"kind=flat: the corpus has {len(layouts)} layouts; give kind=chunks")
     if kind == "flat":

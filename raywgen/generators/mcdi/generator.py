@@ -16,7 +16,7 @@ Where the paper is silent, or this differs, and why (effects: the ablation in th
   it (`spans=whole`), several chains ask for different weights in the same state, and no denoiser can give them: at the
   first of 20 steps with k = 3 they ask for 1.91, 1.17 and 1 times their targets.
 - A linear head is denoised class by class, so that the order of classes does not matter; one small layout all values at
-  once; any others chunk by chunk.
+  once; any others chunk by chunk, or as the latents of a tokeniser.
 - The task embedding is made of the support set by the denoiser itself, on features of a frozen encoder where the corpus
   was made on such, in place of a ResNet-101.
 - Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer=sgd` is the paper's own.
@@ -28,6 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.generators.mcdi.denoisers import (
@@ -50,11 +51,13 @@ class McDi(Generator):
         super().__init__(suited_references(config.denoiser, references, data), data)
         self.config: McDiConfig = config
         self.num_targets = config.diffusion.num_targets
-        self.denoiser = build_denoiser(config.denoiser, self.references, data)
+        self.tokenizer = Tokenizer(config.tokenizer) if config.denoiser.kind == "latents" else None
+        self.denoiser = build_denoiser(config.denoiser, self.references, data, self.tokenizer)
 
     def stages(self) -> list[Stage]:
-        """The denoiser, and the functional stage where it is switched on."""
+        """The tokeniser where latents are denoised, the denoiser, and the functional stage where it is switched on."""
         stages: list[Stage] = [
+            *([TokenizerStage(self.tokenizer, self.references)] if self.tokenizer is not None else []),
             DenoiserStage(self.config, self.denoiser, self.references),
             FunctionalStage(self.config, self.denoiser, self.references),
         ]
@@ -72,12 +75,20 @@ class McDi(Generator):
     ) -> Generated:
         """Walks from noise to weights, all noise scaled by the temperature; the instruction is not used."""
         told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
-        start_BD = temperature * noise.normal(layout.num_values)
+        start_BD = temperature * noise.normal(self.denoiser.num_states(layout))
         diffusion = self.config.diffusion
-        normalised_BD = run_sampler(
+        states_BD = run_sampler(
             self.denoiser, told, layout, start_BD, diffusion, diffusion.sampling_steps, noise, temperature
         )
+        normalised_BD = self.denoiser.decode(states_BD, layout)
         return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
+
+    @torch.no_grad()
+    def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
+        """To latents and back, where these are denoised."""
+        reference = self.reference(layout)
+        states_B1Z = self.denoiser.encode(reference.normalise(values_BD).unsqueeze(1), layout)
+        return reference.denormalise(self.denoiser.decode(states_B1Z.squeeze(1), layout))
 
     @property
     def max_classes(self) -> int | None:

@@ -1,6 +1,7 @@
 """The stages that train Mc-Di: local consistency, meta-learned by Reptile or jointly; then the task's own loss.
 
-Shape legend: B networks, n noised versions of each, k local targets, D values, S samples, F features of a sample.
+Shape legend: B networks, n noised versions of each, k local targets, D values (of a network or a state), S samples,
+F features of a sample.
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ class _McDiStage(Stage):
     def _measure(self, batches: Iterable[WeightBatch]) -> None:
         self.denoiser.begin(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
 
+    def _targets(self, batch: WeightBatch) -> Tensor:
+        """The batch's local targets as states, `(B, k, Z)`."""
+        return self.denoiser.encode(normalised_targets(batch, self.references), batch.layout)
+
 
 class DenoiserStage(_McDiStage):
     """Minimises the local consistency loss, by Reptile over (task, local target) or on all of them jointly."""
@@ -122,7 +127,7 @@ class DenoiserStage(_McDiStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
-        targets_BkD = normalised_targets(batch, self.references)
+        targets_BkD = self._targets(batch)
         if self.training and self.config.meta == "reptile":
             return self._reptile(targets_BkD, batch, noise)
         (draws,) = draw(targets_BkD, self._config.diffusion, noise, self.config.num_draws)
@@ -171,13 +176,13 @@ class FunctionalStage(_McDiStage):
         """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
         condition, layout = batch.condition, batch.layout
         told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
-        start_BD = noise.normal(layout.num_values)
-        normalised_BD = run_sampler(
+        start_BD = noise.normal(self.denoiser.num_states(layout))
+        states_BD = run_sampler(
             self.denoiser, told, layout, start_BD, self._config.diffusion, self.config.sampling_steps, noise
         )
-        values_BD = self.references[layout.id][1].denormalise(normalised_BD)
+        values_BD = self.references[layout.id][1].denormalise(self.denoiser.decode(states_BD, layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
-        (draws,) = draw(normalised_targets(batch, self.references), self._config.diffusion, noise, 1)
+        (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
 
         def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
             return self.denoiser.predict(x_BnD, time_Bn, told, layout)
@@ -201,7 +206,7 @@ def run_sampler(
     noise: KeyedNoise,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Weights in generator units `(B, D)`, from noise and embedded tasks."""
+    """States at the end of the chain `(B, D)`, from noise and embedded tasks."""
     T = config.num_steps
 
     def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
