@@ -1,6 +1,7 @@
 """What each part of Mc-Di is worth, on whole networks for tasks never seen: one change at a time from the default.
 
-Targets and their spans, k, T, weighting, parameterisation, sampler, Reptile or joint training, and SAM in the zoo.
+Targets and their spans, k, T, weighting, parameterisation, sampler, kind of denoiser, Reptile or joint training, and SAM in
+the zoo.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ def variants(config: Config) -> dict[str, McDiConfig]:
         "weighting_paper": changed(weighting="paper"),
         "weighting_weights": changed(weighting="weights"),
         "parameterisation_noise": changed(parameterisation="noise", weighting="noise"),
+        "denoiser_chunks": replace(mcdi, denoiser=replace(mcdi.denoiser, kind="chunks")),
+        "denoiser_latents": replace(mcdi, denoiser=replace(mcdi.denoiser, kind="latents")),
         "T_5": changed(num_steps=5, sampling_steps=5),
         "T_50": changed(num_steps=50, sampling_steps=50),
         "meta_reptile": replace(mcdi, denoiser=reptile),

@@ -29,8 +29,6 @@ from raywgen.zoo import ZooConfig
 
 _RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "mnist-subsets.yaml"
 GENERATORS = ("mcdi",)
-# Of gradient training: the best of these, chosen on the validation tasks.
-_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 _MILLISECONDS = 1e3
 # Reptile costs ten times as much and is in the ablation.
@@ -51,6 +49,7 @@ class Config:
         mcdi: The generator.
         functional: Its functional stage, in the row of its own.
         shot: Labelled examples of each class that everyone is told.
+        rates: Of gradient training; the best on the validation tasks is taken.
         temperature: Of generation.
         num_workers: Ray Train workers; 0 trains in this process.
         out: Where trained parts are kept.
@@ -68,6 +67,7 @@ class Config:
         default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
     shot: int = 10
+    rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     temperature: float = 0.0
     num_workers: int = 2
     out: str = "runs/benchmarks/whole-network"
@@ -126,10 +126,10 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
     figures["average"] = unseen.points(stored_ND.mean(dim=0).expand(num, -1))
     figures["nearest"] = unseen.points(stored_ND[unseen.best_of(stored_ND)])
     figures["trained"] = unseen.points(unseen.originals_TD)
-    rate, steps = fitted(validation, start_D, _RATES, _STEPS).best()
+    rate, steps = fitted(validation, start_D, config.rates, _STEPS).best()
     figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).points[rate, steps]
     for name in ("mcdi", "mcdi_functional"):
-        full = fully_trained(unseen, start_D, _RATES, written_TD[name])
+        full = fully_trained(unseen, start_D, config.rates, written_TD[name])
         suffix = "" if name == "mcdi" else "_functional"
         figures[f"ms_gradient_to_level{suffix}"] = full.milliseconds
         figures[f"time_ratio{suffix}"] = full.milliseconds / figures[f"ms_{name}"]

@@ -90,6 +90,11 @@ class HeadDenoiser(nn.Module):
         self.direct.weight[F, F:] = -a * F / bias_scale * torch.tensor([1.0, 2.0])
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
+        """What `forward` takes of B support sets, `(B, C, H + R)`: all that no step of the chain changes."""
+        known_BCI = self.known(samples_BSF, labels_BS, num_classes)
+        return torch.cat([self.task(known_BCI), self.direct(_quadratic(known_BCI))], dim=-1)
+
+    def known(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
         """What is known of each class, `(B, C, 3F)`: its support mean, that of all classes, its scatter."""
         scaled_BSF = (samples_BSF - self.centre_F) / self.spread
         member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
@@ -100,14 +105,15 @@ class HeadDenoiser(nn.Module):
         common_BCF = means_BCF.mean(dim=1, keepdim=True).expand_as(means_BCF)
         return torch.cat([means_BCF - common_BCF, common_BCF, scatter_BCF], dim=-1)
 
-    def forward(self, x_BnCR: Tensor, time_Bn: Tensor, told_BCI: Tensor) -> Tensor:
+    def forward(self, x_BnCR: Tensor, time_Bn: Tensor, told_BCT: Tensor) -> Tensor:
         """`(B, n, C, R)` of noised rows, fractions of the chain, and what `tell` says."""
         common_BnCR = x_BnCR.mean(dim=2, keepdim=True).expand_as(x_BnCR)
+        task_BCH, direct_BCR = told_BCT.split([self.task.out_features, self.direct.out_features], dim=-1)
         hidden = self.row(torch.cat([x_BnCR, common_BnCR], dim=-1))
-        hidden = hidden + self.task(told_BCI).unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
+        hidden = hidden + task_BCH.unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
         for block in self.blocks:
             hidden = block(hidden)
-        return self.out(self.norm(hidden)) + self.direct(_quadratic(told_BCI)).unsqueeze(1)
+        return self.out(self.norm(hidden)) + direct_BCR.unsqueeze(1)
 
 
 def _quadratic(told_BCI: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def test_whole_network(tmp_path: Path) -> None:
         "zoo=[num_seen_tasks=4,num_validation_tasks=2,num_unseen_tasks=2,num_steps=12,"
         "'checkpoint_steps=[0,4,8,12]',tasks.limit=400,tasks.test_limit=50]"
     )
-    small = ["mcdi.denoiser.num_steps=2", "functional.num_steps=2", "num_workers=0", f"out={tmp_path}"]
+    small = ["mcdi.denoiser.num_steps=2", "functional.num_steps=2", "rates=[0.01]", "num_workers=0", f"out={tmp_path}"]
     figures = run(["whole-network", *data, zoo, *small])["figures"]
     assert 10 < figures["random"] < 30
     assert figures["ms_mcdi"] > figures["ms_regression"] > 0

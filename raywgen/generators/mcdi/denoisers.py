@@ -80,7 +80,7 @@ class HeadWeights(Denoiser):
             self.net.begin_at_nearest_means(*self._scales)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """`(B, C, 3F)`."""
+        """`(B, C, H + E + 1)`."""
         return self.net.tell(samples_BSF, labels_BS, num_head_classes(layout))
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
