@@ -1,7 +1,7 @@
 """What each part of Mc-Di is worth, on whole networks for tasks never seen: one change at a time from the default.
 
-Targets and their spans, k, T, weighting, parameterisation, sampler, kind of denoiser, Reptile or joint training, and SAM
-in the zoo.
+Targets and their spans, k, T, weighting, parameterisation, sampler, kind of denoiser, Reptile or joint training, SAM in
+the zoo.
 """
 
 from __future__ import annotations
