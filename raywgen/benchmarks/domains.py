@@ -20,7 +20,6 @@ class Config(few_shot.Config):
     domains: list[str] = field(default_factory=lambda: ["plain", "invert", "rotate-45", "contrast-0.25", "scale-0.6"])
     num_episodes: int = 600
     reptile_episodes: int = 200
-    methods: list[str] = field(default_factory=lambda: ["mcdi", "mvdi", "twdi", "mcdi_functional"])
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
 from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import HEADLINES, Chosen, chosen_variants, lohp_variants, mcdi_variants
 from raywgen.evaluation.few_shot import (
     Learner,
     Timing,
@@ -36,13 +37,12 @@ from raywgen.evaluation.few_shot import (
 )
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import Generator
+from raywgen.generators.lohp import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
-GENERATORS = ("mcdi",)
-METHODS = ("mcdi", "mvdi", "twdi", "mcdi_whole_spans", "mcdi_functional", "regression", "hypernetwork")
 # Chosen on validation episodes of Omniglot among some 16. It stays near the encoder's own values: the further
 # meta-training moved it, the fewer steps a task needed and the lower it ended.
 REPTILE = ReptileConfig(
@@ -63,7 +63,7 @@ class Config:
     """What is trained and compared.
 
     Attributes:
-        generator: Only `mcdi` is measured here.
+        generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
         data: Images of meta-training.
         test_data: Images of the same form with the classes to test on; without it groups of `data` are held out.
         group: Column whose groups stay in one split of the classes; empty to split class by class.
@@ -77,9 +77,10 @@ class Config:
         encoder_episodes: To train the encoder on.
         encoder_way: Classes of each of them.
         num_tasks: Of meta-training.
-        methods: Generators to train; `mcdi` and `mcdi_functional` must be among them.
-        mcdi: The generator.
+        methods: Rows of generators; all by default.
+        mcdi: Mc-Di.
         functional: Its functional stage, in the row of its own.
+        lohp: Lo-Hp.
         reptile: How Reptile is meta-trained; it begins at the encoder.
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
         num_workers: Ray Train workers; 0 trains in this process.
@@ -101,7 +102,7 @@ class Config:
     encoder_episodes: int = 1800
     encoder_way: int = 60
     num_tasks: int = 4000
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(
         default_factory=lambda: McDiConfig(
             diffusion=DiffusionConfig(sampling_steps=4),
@@ -109,6 +110,7 @@ class Config:
         )
     )
     functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=200, sampling_steps=4))
+    lohp: LoHpConfig = field(default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128)))
     reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
     reptile_episodes: int = 1000
     num_workers: int = 2
@@ -116,15 +118,17 @@ class Config:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        if self.generator not in GENERATORS:
-            raise ValueError(f"generator={self.generator}: give one of {', '.join(GENERATORS)}")
+        self.variants()
         for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "seeds", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not {"mcdi", "mcdi_functional"} <= set(self.methods) <= set(METHODS):
-            raise ValueError(f"methods={self.methods}: give mcdi, mcdi_functional and others of {', '.join(METHODS)}")
         if not self.data:
             raise ValueError("data is empty: name the images, for instance data=omniglot-background.parquet")
+
+    def variants(self) -> Chosen:
+        """The generators to train."""
+        mcdi, lohp = mcdi_variants(self.mcdi, self.functional), lohp_variants(self.lohp)
+        return chosen_variants(self.generator, self.methods, mcdi, lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
@@ -134,7 +138,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     for seed in range(config.seed, config.seed + config.seeds):
         parts = build_parts(config, root, seed, Setting(test_path=config.test_data))
         scores, told = scores_of(config, parts)
-        figures, intervals = summarised(scores, ("prototypes",))
+        figures, intervals = summarised(scores, HEADLINES[config.generator], ("prototypes",))
         told |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
         times, told_times = _latency(config, parts, told)
         rows.append(figures | times)
@@ -166,14 +170,22 @@ def scores_of(config: Config, parts: Parts) -> tuple[dict[str, Tensor], dict[str
     return scores, told
 
 
-def summarised(scores: Mapping[str, Tensor], over: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Means in points, and by how much Mc-Di is above some of the others; half widths of 95 % intervals of both."""
+def summarised(
+    scores: Mapping[str, Tensor], names: Sequence[str], over: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Means in points, and by how much some are above others; half widths of 95 % intervals of both.
+
+    Args:
+        scores: Accuracy `(B,)` of each method.
+        names: Those that are compared; the differences of the first one are `over_OTHER`.
+        over: With whom.
+    """
     figures = {name: _PERCENT * float(score.mean()) for name, score in scores.items()}
     intervals = {name: round(_PERCENT * estimate(score).half_width, 3) for name, score in scores.items()}
-    for name in ("mcdi", "mcdi_functional"):
+    for name in names:
         for other in over:
             difference = paired_difference(scores[name], scores[other])
-            key = f"{name.removeprefix('mcdi')}_over_{other}".lstrip("_")
+            key = f"over_{other}" if name == names[0] else f"{name}_over_{other}"
             figures[key] = _PERCENT * difference.mean
             intervals[key] = round(_PERCENT * difference.half_width, 3)
     return figures, intervals
@@ -250,14 +262,20 @@ def _latency(config: Config, parts: Parts, told: dict[str, Any]) -> tuple[dict[s
             "gradient_head": lambda: fit_heads(
                 encode_many(), many_labels, config.way, learning_rate=rate, num_steps=[steps]
             ),
-            "mcdi": lambda: generated_heads(parts.generators["mcdi"], parts.layout, encode_many(), many_labels, 0),
+            **{
+                name: lambda name=name: generated_heads(
+                    parts.generators[name], parts.layout, encode_many(), many_labels, 0
+                )
+                for name in HEADLINES[config.generator]
+            },
         },
         repetitions=10,
         tasks_per_call=64,
     )
     figures = _medians("ms_", times) | _medians("ms_batch64_", batched)
     if "reptile" in times:
-        figures["reptile_over_mcdi"] = times["reptile"].median_ms / times["mcdi"].median_ms
+        name = config.generator
+        figures[f"reptile_over_{name}"] = times["reptile"].median_ms / times[name].median_ms
     spread = {name: [round(one.low_ms, 3), round(one.high_ms, 3)] for name, one in times.items()}
     return figures, {"ms_quartiles": spread}
 

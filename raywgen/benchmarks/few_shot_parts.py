@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from raywgen.benchmarks.recipes import folder_of
-from raywgen.benchmarks.trained import mcdi_variants, trained_generators, trained_zoo
+from raywgen.benchmarks.trained import Chosen, trained_generators, trained_zoo
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.few_shot import ReptileState, one_thread, train_reptile, warm_start
@@ -104,10 +104,11 @@ class Parts:
 
 def build_parts(config: Config, root: str, seed: int, setting: Setting) -> Parts:
     """Trains what is not kept from an earlier run of the same recipe."""
-    encoder_folder, encoder_accuracy = _encoder(config, root, seed)
+    encoder_folder, encoder_accuracy = trained_encoder(config, root, seed)
     encoder = load_encoder(encoder_folder)
     with ray_session():
-        corpus, generators = _generators(config, root, seed, encoder_folder, setting)
+        corpus = trained_zoo(root, heads_zoo(config, seed, encoder_folder, setting))
+        generators = heads_generators(config, root, seed, corpus, config.variants())
     (facts,) = corpus.networks.values()
     network = Conv4(num_classes=config.way, in_channels=_CHANNELS, image_size=_SIZE)
     parts = Parts(
@@ -153,7 +154,8 @@ def _side(
     return Side(features=episodes(features).batch(0, num), pixels=episodes(images), statistics=statistics)
 
 
-def _encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
+def trained_encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
+    """Folder of the frozen encoder, and its accuracy on validation episodes."""
     recipe = EncoderConfig(
         path=config.data,
         size=_SIZE,
@@ -170,10 +172,9 @@ def _encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
     return recipe.out, float(card.facts["validation_accuracy"])
 
 
-def _generators(
-    config: Config, root: str, seed: int, encoder: str, setting: Setting
-) -> tuple[Corpus, dict[str, Generator]]:
-    zoo = load_config(
+def heads_zoo(config: Config, seed: int, encoder: str, setting: Setting) -> ZooConfig:
+    """The recipe of the heads that generators are trained on."""
+    return load_config(
         ZooConfig,
         _RECIPE,
         [
@@ -189,17 +190,19 @@ def _generators(
             f"seed={seed}",
         ],
     )
-    corpus = trained_zoo(root, zoo)
-    generators = trained_generators(
+
+
+def heads_generators(config: Config, root: str, seed: int, corpus: Corpus, chosen: Chosen) -> dict[str, Generator]:
+    """Generators of heads, told `shot` images of each class."""
+    return trained_generators(
         root,
         corpus,
-        {name: told for name, told in mcdi_variants(config.mcdi, config.functional).items() if name in config.methods},
+        chosen,
         shot=config.shot,
         seed=seed,
         num_workers=config.num_workers,
         num_query_samples=10 * config.way,
     )
-    return corpus, generators
 
 
 def _reptile(config: Config, root: str, parts: Parts) -> ReptileState:

@@ -20,6 +20,7 @@ from raywgen.benchmarks import few_shot
 from raywgen.benchmarks.few_shot import query_of, scores_of, summarised, support_of
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, build_parts, test_side
 from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import HEADLINES
 from raywgen.corpus import Corpus
 from raywgen.evaluation.few_shot import accuracy, head_logits, prototype_logits
 from raywgen.tasks.episodes import Episode
@@ -47,7 +48,7 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
             parts = build_parts(config, root, seed, setting)
             scores, told = scores_of(config, parts)
             scores |= _rivals(config, parts, setting)
-            figures, intervals = summarised(scores, _RIVALS)
+            figures, intervals = summarised(scores, HEADLINES[config.generator], _RIVALS)
             row |= {f"{name}/{short_name(left_out)}": value for name, value in figures.items()}
             conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)
         rows.append(_with_means(row))

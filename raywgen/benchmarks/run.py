@@ -24,6 +24,7 @@ BENCHMARKS = {
     "domains": "raywgen.benchmarks.domains",
     "whole-network": "raywgen.benchmarks.whole_network",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
+    "lohp-ablation": "raywgen.benchmarks.lohp_ablation",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import Generator, StageConfig
 from raywgen.generators.direct import DirectConfig
+from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import FunctionalConfig
 from raywgen.progress import Reporter
@@ -20,6 +21,8 @@ from raywgen.zoo import ZooConfig, train_zoo
 
 Chosen = Mapping[str, tuple[str, Any]]
 """Method and config of each generator, by the name of its figure."""
+HEADLINES = {"mcdi": ("mcdi", "mcdi_functional"), "lohp": ("lohp", "mcdi")}
+"""Of each generator that can be measured the rows that are compared with all others."""
 
 
 def trained_zoo(root: str, zoo: ZooConfig) -> Corpus:
@@ -70,3 +73,38 @@ def mcdi_variants(config: McDiConfig, functional: FunctionalConfig) -> Chosen:
         "regression": ("direct", DirectConfig(network=network, regression=stage, functional=off)),
         "hypernetwork": ("direct", DirectConfig(network=network, regression=off, functional=stage)),
     }
+
+
+def lohp_variants(config: LoHpConfig) -> Chosen:
+    """Lo-Hp, the halves of its hybrid alone, and the same policy fitted to stored steps alone."""
+
+    def changed(**policy: Any) -> tuple[str, LoHpConfig]:
+        return "lohp", replace(config, policy=replace(config.policy, **policy))
+
+    return {
+        "lohp": ("lohp", config),
+        "cloning": changed(objective="cloning"),
+        "on_policy": changed(mix=0.0),
+        "off_policy": changed(mix=1.0),
+    }
+
+
+def chosen_variants(generator: str, methods: Sequence[str], mcdi: Chosen, lohp: Chosen) -> Chosen:
+    """The table of Mc-Di that a benchmark trains, with the rows of Lo-Hp before it where that is measured.
+
+    Args:
+        generator: `mcdi` or `lohp`.
+        methods: Some of the rows; all where it is empty.
+        mcdi: Rows of Mc-Di.
+        lohp: Rows of Lo-Hp.
+
+    Raises:
+        ValueError: There is no such generator or row, or those that the figures are about are not among them.
+    """
+    if generator not in HEADLINES:
+        raise ValueError(f"generator={generator}: give one of {', '.join(HEADLINES)}")
+    every = {**(lohp if generator == "lohp" else {}), **mcdi}
+    needed = HEADLINES[generator]
+    if methods and not set(needed) <= set(methods) <= set(every):
+        raise ValueError(f"methods={list(methods)}: give {', '.join(needed)} and others of {', '.join(every)}")
+    return {name: told for name, told in every.items() if not methods or name in methods}

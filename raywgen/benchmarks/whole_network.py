@@ -16,11 +16,20 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks.recipes import over_seeds, root_of
-from raywgen.benchmarks.trained import mcdi_variants, trained_generators, trained_zoo
+from raywgen.benchmarks.trained import (
+    HEADLINES,
+    Chosen,
+    chosen_variants,
+    lohp_variants,
+    mcdi_variants,
+    trained_generators,
+    trained_zoo,
+)
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator
+from raywgen.generators.lohp import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
 from raywgen.training.session import ray_session
@@ -28,7 +37,6 @@ from raywgen.weights import KeyedNoise
 from raywgen.zoo import ZooConfig
 
 _RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "mnist-subsets.yaml"
-GENERATORS = ("mcdi",)
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 _MILLISECONDS = 1e3
 # Reptile costs ten times as much and is in the ablation.
@@ -40,14 +48,16 @@ class Config:
     """What is trained and compared.
 
     Attributes:
-        generator: Only `mcdi` is measured here.
+        generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
         data: Training images, in place of the recipe's MNIST.
         test_data: Test images, likewise.
         seeds: How many seeds in a row; figures are means over them.
         seed: The first one.
         zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
-        mcdi: The generator.
+        methods: Rows of generators; all by default.
+        mcdi: Mc-Di.
         functional: Its functional stage, in the row of its own.
+        lohp: Lo-Hp.
         shot: Labelled examples of each class that everyone is told.
         rates: Of gradient training; the best on the validation tasks is taken.
         temperature: Of generation.
@@ -62,10 +72,12 @@ class Config:
     seeds: int = 1
     seed: int = 0
     zoo: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
     functional: FunctionalConfig = field(
         default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
+    lohp: LoHpConfig = field(default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=800, batch_size=32)))
     shot: int = 10
     rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     temperature: float = 0.0
@@ -74,10 +86,14 @@ class Config:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        if self.generator not in GENERATORS:
-            raise ValueError(f"generator={self.generator}: give one of {', '.join(GENERATORS)}")
+        self.variants()
         if min(self.seeds, self.shot) < 1:
             raise ValueError(f"seeds={self.seeds}, shot={self.shot}: must be at least 1")
+
+    def variants(self) -> Chosen:
+        """The generators to train."""
+        mcdi, lohp = mcdi_variants(self.mcdi, self.functional), lohp_variants(self.lohp)
+        return chosen_variants(self.generator, self.methods, mcdi, lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
@@ -105,7 +121,7 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
         generators = trained_generators(
             root,
             corpus,
-            mcdi_variants(config.mcdi, config.functional),
+            config.variants(),
             shot=config.shot,
             seed=seed,
             num_workers=config.num_workers,
@@ -128,9 +144,9 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
     figures["trained"] = unseen.points(unseen.originals_TD)
     rate, steps = fitted(validation, start_D, config.rates, _STEPS).best()
     figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).points[rate, steps]
-    for name in ("mcdi", "mcdi_functional"):
+    for name in HEADLINES[config.generator]:
         full = fully_trained(unseen, start_D, config.rates, written_TD[name])
-        suffix = "" if name == "mcdi" else "_functional"
+        suffix = "" if name == config.generator else f"_{name}"
         figures[f"ms_gradient_to_level{suffix}"] = full.milliseconds
         figures[f"time_ratio{suffix}"] = full.milliseconds / figures[f"ms_{name}"]
     conditions = {

@@ -41,6 +41,8 @@ class AdaptConfig:
         support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
             folders, or an `.npz` file with arrays `x` (samples first) and `y`.
         out: The `.safetensors` file to write; a `.json` beside it says what it is.
+        policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
+            generator that has learned several.
         temperature: Of the noise that generation starts from; 0 writes the same network every time.
         seed: Of the noise.
     """
@@ -48,6 +50,7 @@ class AdaptConfig:
     generator: str = "runs/mcdi"
     support: str = ""
     out: str = "adapted.safetensors"
+    policy: str = ""
     temperature: float = 0.0
     seed: int = 0
 
@@ -98,7 +101,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         begin = time.perf_counter()
         features_SF = trained.features(samples)
         encoded = time.perf_counter()
-        condition = make_condition(trained.generator, ADAPT_INSTRUCTION, (features_SF, labels_S))
+        condition = make_condition(trained.generator, ADAPT_INSTRUCTION, (features_SF, labels_S), config.policy)
         values_D = adapt_weights(trained.generator, layout, condition, config.temperature, config.seed)
         return values_D, encoded - begin, time.perf_counter() - encoded
 

@@ -53,7 +53,13 @@ class TrainedGenerator:
         self.encoder = encoder
 
     def adapt(
-        self, module: ModuleT, support: tuple[Tensor, Tensor], *, temperature: float = 0.0, seed: int = 0
+        self,
+        module: ModuleT,
+        support: tuple[Tensor, Tensor],
+        *,
+        policy: str = "",
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> ModuleT:
         """Writes weights for a new task into a module, without gradients, and returns it.
 
@@ -62,6 +68,8 @@ class TrainedGenerator:
                 outputs as the task has classes.
             support: Labelled examples of the task: inputs `(S, ...)` and integer labels `(S,)` from 0. Images as
                 uint8 `(S, C, H, W)`, samples as the encoder takes them, or features.
+            policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
+                generator that has learned several.
             temperature: Of the noise that generation starts from.
             seed: Of the noise.
 
@@ -70,7 +78,8 @@ class TrainedGenerator:
             UnknownLayoutError: The module's layout is one that the generator was not trained on.
         """
         layout = Layout.from_state_dict(module.state_dict())
-        condition = make_condition(self.generator, ADAPT_INSTRUCTION, (self.features(support[0]), support[1]))
+        told = (self.features(support[0]), support[1])
+        condition = make_condition(self.generator, ADAPT_INSTRUCTION, told, policy)
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
         module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
         return module
@@ -201,11 +210,12 @@ def load(path: str | Path) -> TrainedGenerator:
     raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
 
 
-def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, Tensor]) -> Condition:
+def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, Tensor], policy: str = "") -> Condition:
     """One condition from what a user gives.
 
     Raises:
-        ConditionError: The instruction is empty, or samples and labels do not fit the generator's data.
+        ConditionError: The instruction is empty, samples and labels do not fit the generator's data, or the generator
+            has learned no optimiser of that name, or several.
     """
     samples, labels = (torch.as_tensor(part) for part in data)
     if not instruction.strip():
@@ -230,4 +240,21 @@ def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, T
     most = generator.max_classes
     if int(labels_S.min()) < 0 or (most is not None and int(labels_S.max()) >= most):
         raise ConditionError(f"labels must lie between 0 and {'any number' if most is None else most - 1}")
-    return Condition(instructions=(instruction,), samples_BSF=samples_SF.unsqueeze(0), labels_BS=labels_S.unsqueeze(0))
+    return Condition(
+        instructions=(instruction,),
+        samples_BSF=samples_SF.unsqueeze(0),
+        labels_BS=labels_S.unsqueeze(0),
+        policies=(_known_policy(generator, policy),),
+    )
+
+
+def _known_policy(generator: Generator, told: str) -> str:
+    """The one optimiser of that name, or with that part of a name."""
+    names = generator.data.policies if generator.takes_policy else ()
+    if not told or told in names:
+        return told
+    meant = [name for name in names if told in name]
+    if len(meant) != 1:
+        known = f"give one of {', '.join(names)}" if names else f"leave it out; '{generator.method}' learns none"
+        raise ConditionError(f"policy={told}: {known}")
+    return meant[0]

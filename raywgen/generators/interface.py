@@ -98,10 +98,15 @@ class DataSpec:
     Attributes:
         num_features: F, values of one flattened sample.
         max_classes: Most classes a task may have.
+        policies: Optimisers of the corpus' trajectories, which a generator may be asked to behave like.
     """
 
     num_features: int
     max_classes: int
+    policies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
 
 
 class Generator(nn.Module, ABC):
@@ -116,6 +121,8 @@ class Generator(nn.Module, ABC):
     config: Any
     num_targets: int = 0
     """Local targets of each trajectory that its batches must hold; 0 takes every checkpoint on its own."""
+    takes_policy: ClassVar[bool] = False
+    """Whether it can be asked to behave like an optimiser of its corpus."""
 
     def __init__(self, references: ReferenceTable, data: DataSpec) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from raywgen.generators.direct import Direct, DirectConfig
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.interface import GeneratorFactory
+from raywgen.generators.lohp import LoHp, LoHpConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
 
 
@@ -31,6 +32,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "igpg": Method(IGPGConfig, IGPG),
     "mcdi": Method(McDiConfig, McDi),
+    "lohp": Method(LoHpConfig, LoHp),
     "direct": Method(DirectConfig, Direct),
     "hypernetwork": Method(HypernetworkConfig, Hypernetwork),
 }

@@ -56,6 +56,7 @@ class HeadDenoiser(nn.Module):
         # Straight from the support means, their squared lengths and their products with the common mean: the head of
         # nearest class means (Snell et al. 2017, section 2.4) is linear in these, so nothing hidden has to learn it.
         self.direct = nn.Linear(num_features + 2, num_values, bias=False)
+        self.num_told = width + num_values
         self.register_buffer("centre_F", torch.zeros(num_features))
         self.register_buffer("spread", torch.ones(()))
 
@@ -153,6 +154,7 @@ class FlatDenoiser(nn.Module):
 
     def __init__(self, num_values: int, num_features: int, max_classes: int, width: int, num_layers: int) -> None:
         super().__init__()
+        self.num_told = width
         self.samples = SampleEncoder(num_features, max_classes, width)
         self.told = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
         self.time = TimeEncoder(width)
@@ -210,6 +212,7 @@ class ChunkDenoiser(nn.Module):
         num_heads: int,
     ) -> None:
         super().__init__()
+        self.num_told = width
         self.samples = SampleEncoder(num_features, max_classes, width)
         self.told = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.place = PlaceEncoder(num_place_features, width)

@@ -73,6 +73,7 @@ class FitConfig:
 
     @property
     def label(self) -> str:
-        """Names the optimiser with what tells it from its like: `adam`, `sgd-sam0.05`."""
+        """Names the optimiser with what tells it from its like: `adam`, `sgd-m0.9`, `adam-sam0.05`."""
+        momentum = f"-m{self.momentum:g}" if self.optimizer == "sgd" and self.momentum else ""
         sam = f"-{'a' if self.sam.adaptive else ''}sam{self.sam.rho:g}" if self.sam.rho else ""
-        return self.optimizer + sam
+        return self.optimizer + momentum + sam

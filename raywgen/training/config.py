@@ -14,7 +14,7 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        method: A name of the registry: `igpg`, `mcdi` or `hypernetwork`.
+        method: A name of the registry, such as `igpg`, `mcdi` or `lohp`.
         generator: The method's own config; keys left out take their defaults.
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.

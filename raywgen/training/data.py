@@ -38,6 +38,7 @@ class LayoutRows:
         tasks: What each was trained for, N entries.
         trajectories: On which optimisation run each lies, N entries.
         steps: Optimiser step of each, N entries.
+        policies: Name of the optimiser of each, N entries.
         targets_NkD: Local targets of each, where `trajectory_rows` made the rows.
     """
 
@@ -47,6 +48,7 @@ class LayoutRows:
     tasks: list[Task]
     trajectories: list[str]
     steps: list[int]
+    policies: list[str]
     targets_NkD: Tensor | None = None
 
 
@@ -57,7 +59,7 @@ class TrajectoryError(ValueError):
 def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]:
     """Sorts a stream's blocks by layout and joins each checkpoint's facts to it."""
     columns = [corpus.facts.column(name).to_pylist() for name in ("checkpoint_id", "task_id", "trajectory_id", "step")]
-    facts_of = {name: facts for name, *facts in zip(*columns, strict=True)}
+    facts_of = {name: facts for name, *facts in zip(*columns, policy_names(corpus), strict=True)}
     values: dict[str, list[Tensor]] = {}
     facts: dict[str, list[list[Any]]] = {}
     for block in blocks:
@@ -70,13 +72,24 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
             layout=network.layout,
             module=build_network(network.recipe),
             values_ND=torch.cat(values[layout_id]),
-            tasks=[build_task(corpus.tasks[task_id].recipe) for task_id, _, _ in facts[layout_id]],
-            trajectories=[trajectory for _, trajectory, _ in facts[layout_id]],
-            steps=[step for _, _, step in facts[layout_id]],
+            tasks=[build_task(corpus.tasks[task_id].recipe) for task_id, *_ in facts[layout_id]],
+            trajectories=[trajectory for _, trajectory, *_ in facts[layout_id]],
+            steps=[step for *_, step, _ in facts[layout_id]],
+            policies=[policy for *_, policy in facts[layout_id]],
         )
         for layout_id, network in corpus.networks.items()
         if layout_id in values
     ]
+
+
+def policy_names(corpus: Corpus) -> list[str]:
+    """The optimiser of every checkpoint, as a zoo names it: `adam`, `sgd-m0.9`, `adam-sam0.05`."""
+    names = [name or "" for name in corpus.facts.column("optimizer").to_pylist()]
+    for column, mark in (("momentum", "-m"), ("sam_rho", "-sam")):
+        if column in corpus.facts.column_names:
+            values = corpus.facts.column(column).to_pylist()
+            names = [f"{name}{mark}{value:g}" if value else name for name, value in zip(names, values, strict=True)]
+    return names
 
 
 def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
@@ -114,6 +127,7 @@ def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
         tasks=[rows.tasks[place] for place in ends],
         trajectories=[rows.trajectories[place] for place in ends],
         steps=[rows.steps[place] for place in ends],
+        policies=[rows.policies[place] for place in ends],
         targets_NkD=rows.values_ND[place_Nk],
     )
 
@@ -131,7 +145,13 @@ def measure_references(corpus: Corpus) -> ReferenceTable:
 def data_spec(corpus: Corpus) -> DataSpec:
     """Features and classes of the corpus' tasks."""
     tasks = [build_task(task.recipe) for task in corpus.tasks.values()]
-    return DataSpec(num_features=tasks[0].train_x_SF.shape[1], max_classes=max(task.num_classes for task in tasks))
+    splits = corpus.facts.column("split").to_pylist()
+    policies = {name for name, split in zip(policy_names(corpus), splits, strict=True) if split == "train"}
+    return DataSpec(
+        num_features=tasks[0].train_x_SF.shape[1],
+        max_classes=max(task.num_classes for task in tasks),
+        policies=tuple(sorted(policies)),
+    )
 
 
 class BatchOrder:
@@ -193,6 +213,7 @@ class BatchOrder:
         sample_index_B = step * batch_size + place_B
         tasks = [rows.tasks[int(row)] for row in row_B]
         condition, query = self._samples(tasks, sample_index_B)
+        condition = replace(condition, policies=tuple(rows.policies[int(row)] for row in row_B))
         return WeightBatch(
             values_BD=rows.values_ND[row_B].to(self._device),
             layout=rows.layout,

@@ -23,11 +23,13 @@ class Condition:
         instructions: B texts.
         samples_BSF: Inputs of labelled samples of the task's data, float32, flattened to F features.
         labels_BS: Their labels, int64.
+        policies: Optimisers whose behaviour is wanted, B names; empty for any.
     """
 
     instructions: tuple[str, ...]
     samples_BSF: Tensor
     labels_BS: Tensor
+    policies: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -43,6 +45,7 @@ class Condition:
             instructions=self.instructions[:num],
             samples_BSF=self.samples_BSF[:num],
             labels_BS=self.labels_BS[:num],
+            policies=self.policies[:num],
         )
 
     def repeat(self, num: int) -> Self:
@@ -52,6 +55,7 @@ class Condition:
             instructions=tuple(text for text in self.instructions for _ in range(num)),
             samples_BSF=self.samples_BSF.repeat_interleave(num, dim=0),
             labels_BS=self.labels_BS.repeat_interleave(num, dim=0),
+            policies=tuple(name for name in self.policies for _ in range(num)),
         )
 
 

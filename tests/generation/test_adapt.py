@@ -16,6 +16,7 @@ from raywgen.generation import AdaptConfig, ConditionError, UnknownLayoutError, 
 from raywgen.generation.adapt import read_support
 from raywgen.generators import DataSpec
 from raywgen.generators.bundle import ENCODER, save_bundle
+from raywgen.generators.lohp import LoHp, LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.tasks import build_network
@@ -132,3 +133,27 @@ def test_whole_networks_are_adapted_by_what_they_are_told(tmp_path: Path) -> Non
 def test_support_must_be_named() -> None:
     with pytest.raises(ConfigError, match="support is empty"):
         load_config(AdaptConfig, None, [])
+
+
+def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -> None:
+    layout = Layout.from_state_dict(head().state_dict())
+    known = WeightReference(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
+    data = DataSpec(num_features=FEATURES, max_classes=WAY, policies=("adam", "adam-sam0.05", "sgd"))
+    generator = LoHp(LoHpConfig(policy=PolicyConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data).eval()
+    torch.nn.init.normal_(generator.policy.names_net.weight)
+    save_bundle(generator, tmp_path, {})
+    trained = raywgen.load(tmp_path)
+    support = torch.randn(6, FEATURES), torch.arange(6) % WAY
+    weights = {name: trained.adapt(head(), support, policy=name).state_dict() for name in ("", "sam", "sgd")}
+    full = trained.adapt(head(), support, policy="adam-sam0.05").state_dict()
+    assert torch.equal(weights["sam"]["weight"], full["weight"])
+    assert not torch.equal(weights["sam"]["weight"], weights["sgd"]["weight"])
+    assert not torch.equal(weights[""]["weight"], weights["sgd"]["weight"])
+    for told in ("ada", "lion"):
+        with pytest.raises(ConditionError, match=rf"policy={told}: give one of adam, adam-sam0.05, sgd"):
+            trained.adapt(head(), support, policy=told)
+
+
+def test_a_generator_that_learns_no_optimisers_says_so(bundle: Path) -> None:
+    with pytest.raises(ConditionError, match="leave it out; 'mcdi' learns none"):
+        raywgen.load(bundle).adapt(head(), images(), policy="sam")

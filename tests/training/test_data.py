@@ -1,11 +1,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, measure_references
+from raywgen.tasks import SAMConfig
+from raywgen.training.data import (
+    BatchOrder,
+    LayoutRows,
+    collect_rows,
+    data_spec,
+    measure_references,
+    policy_names,
+)
+from raywgen.zoo import ZooConfig
+from raywgen.zoo.config import ZooOptimizer
+from tests.conftest import make_zoo
 
 
 def rows_of(corpus: Corpus) -> list[LayoutRows]:
@@ -87,3 +99,29 @@ def test_references_normalise_training_networks_to_unit_scale(zoo_corpus: Corpus
 def test_data_spec(zoo_corpus: Corpus) -> None:
     spec = data_spec(zoo_corpus)
     assert (spec.num_features, spec.max_classes) == (64, 2)
+
+
+def test_policies_are_named_as_a_zoo_names_its_optimisers(tmp_path: Path) -> None:
+    optimizers = [
+        ZooOptimizer(optimizer="sgd", momentum=0.0),
+        ZooOptimizer(optimizer="sgd", momentum=0.5),
+        ZooOptimizer(optimizer="adam", sam=SAMConfig(rho=0.05)),
+    ]
+    config = ZooConfig(
+        networks=[[64, 4, 2]],
+        optimizers=optimizers,
+        num_seen_tasks=2,
+        num_validation_tasks=0,
+        num_unseen_tasks=0,
+        seeds_per_task=1,
+        num_steps=2,
+        checkpoint_steps=[2],
+    )
+    corpus = make_zoo(config, tmp_path / "corpus")
+    wanted = {fit.label for fit in config.fits()}
+    assert wanted == {"sgd", "sgd-m0.5", "adam-sam0.05"}
+    assert set(policy_names(corpus)) == wanted | {"none"}
+    assert set(data_spec(corpus).policies) == wanted
+    batch = order(rows_of(corpus)).batch(0, 6)
+    assert sorted(batch.condition.policies) == sorted([*wanted, *wanted])
+    assert batch.first(2).condition.policies == batch.condition.policies[:2]

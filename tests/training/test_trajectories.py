@@ -48,6 +48,7 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
         tasks=list(range(len(facts))),  # pyright: ignore[reportArgumentType]
         trajectories=[name for name, _ in facts],
         steps=[step for _, step in facts],
+        policies=["adam"] * len(facts),
     )
 
 

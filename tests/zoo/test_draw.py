@@ -123,7 +123,7 @@ def test_overrides_reach_every_nested_setting() -> None:
         ],
     )
     assert config.network_recipes() == [{"name": "mlp", "widths": [64, 4, 10]}, {"name": "tiny-cnn"}]
-    assert [one.label for one in config.fits()] == ["sgd-asam0.05"]
+    assert [one.label for one in config.fits()] == ["sgd-m0.9-asam0.05"]
 
 
 def test_a_way_is_chosen_by_measurement_and_told() -> None:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
+from raywgen.generators.interface import DataSpec, Generated, Stage, StageConfig, StageLoss
 from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser, suited_references
+from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
+from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.generators.task_loss import task_loss
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
@@ -37,17 +38,22 @@ class DirectConfig:
     functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
 
 
-class Direct(Generator):
+class Direct(SupportSetGenerator):
     """One pass from the support set to the weights."""
 
     method = "direct"
 
     def __init__(self, config: DirectConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(suited_references(config.network, references, data), data)
+        super().__init__(config.network, references, data)
         self.config: DirectConfig = config
         # Ends of trajectories, as Mc-Di's last targets are, and no states before them.
         self.num_targets = 1
         self.map = build_denoiser(config.network, self.references, data)
+
+    @property
+    def network(self) -> Denoiser:
+        """The map."""
+        return self.map
 
     def stages(self) -> list[Stage]:
         """Those that are switched on."""

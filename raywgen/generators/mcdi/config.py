@@ -62,8 +62,8 @@ class DiffusionConfig:
 
 
 @dataclass(kw_only=True)
-class DenoiserConfig(StageConfig):
-    """The denoiser and how it is meta-trained.
+class NetworkConfig:
+    """A network from states and support sets to weights.
 
     Attributes:
         kind: `head` (equivariant to the order of classes), `flat` (one small layout, all values at once), `chunks`
@@ -73,6 +73,29 @@ class DenoiserConfig(StageConfig):
         num_layers: Blocks.
         num_heads: Attention heads of `chunks`; twice as many must divide `width`.
         chunk_length: K of `chunks`.
+    """
+
+    kind: str = "auto"
+    width: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    chunk_length: int = 32
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind}: give one of {', '.join(KINDS)}")
+        counts = ("num_layers", "chunk_length", "num_heads", "width")
+        if min(getattr(self, name) for name in counts) < 1:
+            raise ValueError(f"{', '.join(counts)}: at least 1")
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")
+
+
+@dataclass(kw_only=True)
+class DenoiserConfig(NetworkConfig, StageConfig):
+    """The denoiser and how it is meta-trained.
+
+    Attributes:
         meta: `reptile`, or `joint` for ordinary training on all tasks at once.
         inner_rate: Reptile's rate within a task (eta).
         inner_steps: Reptile's steps within a task (K).
@@ -83,11 +106,6 @@ class DenoiserConfig(StageConfig):
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    kind: str = "auto"
-    width: int = 256
-    num_layers: int = 2
-    num_heads: int = 4
-    chunk_length: int = 32
     meta: str = "reptile"
     inner_rate: float = 0.005
     inner_steps: int = 3
@@ -95,14 +113,11 @@ class DenoiserConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        for name, known in (("kind", KINDS), ("meta", META)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
-        counts = ("inner_steps", "num_draws", "num_layers", "chunk_length", "num_heads", "width")
-        if min(getattr(self, name) for name in counts) < 1 or self.inner_rate <= 0:
-            raise ValueError(f"{', '.join(counts)}: at least 1; inner_rate: above 0")
-        if self.width % (2 * self.num_heads):
-            raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")
+        NetworkConfig.__post_init__(self)
+        if self.meta not in META:
+            raise ValueError(f"meta={self.meta}: give one of {', '.join(META)}")
+        if min(self.inner_steps, self.num_draws) < 1 or self.inner_rate <= 0:
+            raise ValueError("inner_steps and num_draws: at least 1; inner_rate: above 0")
 
 
 @dataclass(kw_only=True)

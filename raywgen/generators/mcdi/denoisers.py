@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raywgen.generators.igpg.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
-from raywgen.generators.mcdi.config import DenoiserConfig
+from raywgen.generators.mcdi.config import NetworkConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
 from raywgen.weights import Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks
@@ -34,6 +34,10 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """`(B, n, D)`, given fractions of the chain in [0, 1] and what `tell` gave."""
+
+    @abstractmethod
+    def num_told(self) -> int:
+        """Last dimension of what `tell` gives."""
 
     def measure(self, samples_XF: Tensor, *, predicts_weights: bool) -> None:
         """Takes what it must know of the samples from examples, before training.
@@ -68,7 +72,7 @@ class Denoiser(nn.Module, ABC):
 class HeadWeights(Denoiser):
     """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C."""
 
-    def __init__(self, config: DenoiserConfig, scale_D: Tensor, data: DataSpec) -> None:
+    def __init__(self, config: NetworkConfig, scale_D: Tensor, data: DataSpec) -> None:
         super().__init__()
         self.net = HeadDenoiser(data.num_features, data.num_features + 1, config.width, config.num_layers)
         self._scales = float(scale_D[0]), float(scale_D[-1])
@@ -83,6 +87,10 @@ class HeadWeights(Denoiser):
         """`(B, C, H + E + 1)`."""
         return self.net.tell(samples_BSF, labels_BS, num_head_classes(layout))
 
+    def num_told(self) -> int:
+        """H + E + 1."""
+        return self.net.num_told
+
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """Class by class."""
         return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, told), layout)
@@ -91,7 +99,7 @@ class HeadWeights(Denoiser):
 class FlatWeights(Denoiser):
     """Of one small network, all values at once."""
 
-    def __init__(self, config: DenoiserConfig, layout: Layout, data: DataSpec) -> None:
+    def __init__(self, config: NetworkConfig, layout: Layout, data: DataSpec) -> None:
         super().__init__()
         self._layout_id = layout.id
         self.net = FlatDenoiser(layout.num_values, data.num_features, data.max_classes, config.width, config.num_layers)
@@ -99,6 +107,10 @@ class FlatWeights(Denoiser):
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`(B, H)`."""
         return self.net.tell(samples_BSF, labels_BS)
+
+    def num_told(self) -> int:
+        """H."""
+        return self.net.num_told
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """All values at once."""
@@ -109,7 +121,7 @@ class FlatWeights(Denoiser):
 class ChunkWeights(Denoiser):
     """Of any network, as chunks that attend to each other."""
 
-    def __init__(self, config: DenoiserConfig, data: DataSpec) -> None:
+    def __init__(self, config: NetworkConfig, data: DataSpec) -> None:
         super().__init__()
         self._length = config.chunk_length
         self.net = ChunkDenoiser(
@@ -126,6 +138,10 @@ class ChunkWeights(Denoiser):
         """`(B, H)`."""
         return self.net.tell(samples_BSF, labels_BS)
 
+    def num_told(self) -> int:
+        """H."""
+        return self.net.num_told
+
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """All chunks at once."""
         places_MG = place_features(layout, self._length).to(x_BnD.device)
@@ -136,7 +152,7 @@ class ChunkWeights(Denoiser):
 class LatentWeights(ChunkWeights):
     """Of any network, as latents of a trained tokeniser: one for each of its chunks."""
 
-    def __init__(self, config: DenoiserConfig, tokenizer: Tokenizer, data: DataSpec) -> None:
+    def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, data: DataSpec) -> None:
         super().__init__(replace(config, chunk_length=tokenizer.config.chunk_length), data)
         self._frozen = (tokenizer,)
 
@@ -160,7 +176,7 @@ class LatentWeights(ChunkWeights):
 
 
 def build_denoiser(
-    config: DenoiserConfig, references: ReferenceTable, data: DataSpec, tokenizer: Tokenizer | None = None
+    config: NetworkConfig, references: ReferenceTable, data: DataSpec, tokenizer: Tokenizer | None = None
 ) -> Denoiser:
     """The denoiser that suits the layouts.
 
@@ -196,7 +212,7 @@ def build_denoiser(
     return ChunkWeights(config, data)
 
 
-def _kind(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> str:
+def _kind(config: NetworkConfig, references: ReferenceTable, data: DataSpec) -> str:
     """`config.kind`, or what suits the layouts where that is `auto`."""
     layouts = [layout for layout, _ in references.values()]
     if config.kind != "auto":
@@ -216,7 +232,7 @@ def is_head(layout: Layout, num_features: int) -> bool:
     return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == num_features and shapes[1] == shapes[0][:1]
 
 
-def suited_references(config: DenoiserConfig, references: ReferenceTable, data: DataSpec) -> ReferenceTable:
+def suited_references(config: NetworkConfig, references: ReferenceTable, data: DataSpec) -> ReferenceTable:
     """References in whose units a head's bias counts for as much as its weights do.
 
     On features of unit size a weight's error reaches a logit F times, a bias's once; measured by its own small spread a

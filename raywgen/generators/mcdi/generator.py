@@ -29,30 +29,30 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
-from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
+from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.mcdi.config import McDiConfig
-from raywgen.generators.mcdi.denoisers import (
-    HeadWeights,
-    build_denoiser,
-    is_head,
-    num_head_classes,
-    suited_references,
-)
+from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
 from raywgen.generators.mcdi.stages import DenoiserStage, FunctionalStage, run_sampler
+from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
 
 
-class McDi(Generator):
+class McDi(SupportSetGenerator):
     """Meta-learned local-consistency diffusion of weights, conditioned on a task's support set."""
 
     method = "mcdi"
 
     def __init__(self, config: McDiConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(suited_references(config.denoiser, references, data), data)
+        super().__init__(config.denoiser, references, data)
         self.config: McDiConfig = config
         self.num_targets = config.diffusion.num_targets
         self.tokenizer = Tokenizer(config.tokenizer) if config.denoiser.kind == "latents" else None
         self.denoiser = build_denoiser(config.denoiser, self.references, data, self.tokenizer)
+
+    @property
+    def network(self) -> Denoiser:
+        """The denoiser."""
+        return self.denoiser
 
     def stages(self) -> list[Stage]:
         """The tokeniser where latents are denoised, the denoiser, and the functional stage where it is switched on."""
@@ -89,33 +89,3 @@ class McDi(Generator):
         reference = self.reference(layout)
         states_B1Z = self.denoiser.encode(reference.normalise(values_BD).unsqueeze(1), layout)
         return reference.denormalise(self.denoiser.decode(states_B1Z.squeeze(1), layout))
-
-    @property
-    def max_classes(self) -> int | None:
-        """Any number for heads."""
-        known_layout, _ = next(iter(self.references.values()))
-        return None if is_head(known_layout, self.data.num_features) else super().max_classes
-
-    def knows(self, layout: Layout) -> bool:
-        """Any head is known to a denoiser of heads, whatever its number of classes."""
-        return super().knows(layout) or self._is_other_head(layout)
-
-    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
-        """The layout's reference point; a head with another number of classes takes that of a known head."""
-        if not self._is_other_head(layout):
-            return super().reference(layout, given)
-        _, known = next(iter(self.references.values()))
-        return WeightReference(base_D=_of_head(known.base_D, layout), scale_D=_of_head(known.scale_D, layout))
-
-    def _is_other_head(self, layout: Layout) -> bool:
-        is_equivariant = isinstance(self.denoiser, HeadWeights)
-        return is_equivariant and is_head(layout, self.data.num_features) and layout.id not in self.references
-
-
-def _of_head(known_D: Tensor, layout: Layout) -> Tensor:
-    """Values of a head with other classes, each tensor at the known one's mean."""
-    C = num_head_classes(layout)
-    num_features = layout.generated[0].shape[1]
-    known_C = len(known_D) // (num_features + 1)
-    weight, bias = known_D.split([known_C * num_features, known_C])
-    return torch.cat([weight.mean().expand(C * num_features), bias.mean().expand(C)])

@@ -1,0 +1,133 @@
+"""Lo-Hp's sub-trajectory length x SAM radius x mix of stored and rolled paths, on few-shot heads; with heat maps.
+
+Judged on the episodes of validation classes, on which settings may be chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.few_shot import generated_accuracy
+from raywgen.benchmarks.few_shot_parts import Setting, heads_generators, heads_zoo, trained_encoder, validation_side
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import trained_zoo
+from raywgen.generators.lohp import LoHpConfig, PathConfig
+from raywgen.tasks import SAMConfig
+from raywgen.tasks.encoders import load_encoder
+from raywgen.training.session import ray_session
+
+_PERCENT = 100.0
+_HEAT_MAP = "lohp-ablation.svg"
+Key = tuple[int, float, float]
+"""Length, SAM radius, mix."""
+
+
+@dataclass(kw_only=True)
+class Config(few_shot.Config):
+    """As of `few-shot`, and what is varied.
+
+    Attributes:
+        lengths: Of sub-trajectories, each a divisor of the steps of the path.
+        radii: Of SAM in the zoo; 0 is without.
+        mixes: Shares of stored paths.
+    """
+
+    generator: str = "lohp"
+    lengths: list[int] = field(default_factory=lambda: [2, 4, 12])
+    radii: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.2])
+    mixes: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for length in self.lengths:
+            self.changed(length, self.mixes[0])
+
+    def changed(self, length: int, mix: float) -> LoHpConfig:
+        """Lo-Hp with these, and one evaluation for each sub-trajectory."""
+        steps = self.lohp.path.num_steps
+        path = PathConfig(
+            num_steps=steps, length=length, noise=self.lohp.path.noise, sampling_steps=max(1, steps // length)
+        )
+        return replace(self.lohp, path=path, policy=replace(self.lohp.policy, mix=mix))
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains a zoo for every radius and a policy for every setting, for every seed; writes the heat maps."""
+    root = root_of(config.out, config.fresh)
+    rows = [_one_seed(config, root, seed) for seed in range(config.seed, config.seed + config.seeds)]
+    means, spreads = over_seeds([{_name(key): value for key, value in row.items()} for row in rows])
+    mean_of = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    path = Path(root) / _HEAT_MAP
+    draw_heat_maps(mean_of, path)
+    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "heat_map": str(path), "cores": os.cpu_count()}
+    return means, told | {"episodes": config.num_validation, "torch": torch.__version__}
+
+
+def _one_seed(config: Config, root: str, seed: int) -> dict[Key, float]:
+    encoder, _ = trained_encoder(config, root, seed)
+    side = validation_side(config, load_encoder(encoder), seed).features
+    found: dict[Key, float] = {}
+    steps = _checkpoint_steps(config)
+    with ray_session():
+        for radius in config.radii:
+            plain = heads_zoo(config, seed, encoder, Setting())
+            optimizers = [replace(one, sam=SAMConfig(rho=radius)) for one in plain.optimizers]
+            zoo = replace(plain, optimizers=optimizers, num_steps=steps[-1], checkpoint_steps=steps)
+            corpus = trained_zoo(root, zoo)
+            (facts,) = corpus.networks.values()
+            chosen = {
+                _name((length, radius, mix)): ("lohp", config.changed(length, mix))
+                for length in config.lengths
+                for mix in config.mixes
+            }
+            generators = heads_generators(config, root, seed, corpus, chosen)
+            for length in config.lengths:
+                for mix in config.mixes:
+                    key = (length, radius, mix)
+                    scores = generated_accuracy(generators[_name(key)], facts.layout, side, seed)
+                    found[key] = _PERCENT * float(scores.mean())
+    return found
+
+
+def _checkpoint_steps(config: Config) -> list[int]:
+    """Five optimiser steps for each of the path's, so that every length finds its local targets."""
+    return [5 * step for step in range(config.lohp.path.num_steps + 1)]
+
+
+def _name(key: Key) -> str:
+    length, radius, mix = key
+    return f"length_{length}_rho_{radius:g}_mix_{mix:g}"
+
+
+def draw_heat_maps(values: Mapping[Key, float], path: Path) -> None:
+    """One map of lengths by mixes for each radius, all on one scale."""
+    lengths, radii, mixes = (sorted({key[place] for key in values}) for place in range(3))
+    figure = Figure(figsize=(3.2 * len(radii) + 0.8, 3.0), layout="constrained")
+    FigureCanvasSVG(figure)
+    low, high = min(values.values()), max(values.values())
+    panels: Sequence[Any] = figure.subplots(1, len(radii), squeeze=False)[0]
+    images = []
+    for panel, radius in zip(panels, radii, strict=True):
+        grid = [[values[int(length), radius, mix] for mix in mixes] for length in lengths]
+        images.append(panel.imshow(grid, vmin=low, vmax=high, cmap="cividis", aspect="auto"))
+        for row, of_length in enumerate(grid):
+            for column, value in enumerate(of_length):
+                shade = "black" if value > (low + high) / 2 else "white"
+                panel.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
+        panel.set_title(f"SAM radius {radius:g}")
+        panel.set_xticks(range(len(mixes)), [f"{mix:g}" for mix in mixes])
+        panel.set_yticks(range(len(lengths)), [str(length) for length in lengths])
+        panel.set_xlabel("share of stored paths")
+    panels[0].set_ylabel("sub-trajectory length")
+    figure.colorbar(images[0], ax=list(panels), label="accuracy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

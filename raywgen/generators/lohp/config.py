@@ -1,0 +1,115 @@
+"""Config of Lo-Hp; the paper's own settings could not be read, so each default is chosen by measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raywgen.generators.interface import StageConfig
+from raywgen.generators.mcdi.config import NetworkConfig
+
+OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")
+HYBRIDS = ("mixed", "spliced")
+FLOWS = ("factored", "joint")
+BACKWARDS = ("bridge", "learned")
+
+
+@dataclass(kw_only=True)
+class PathConfig:
+    """The path of states from the start of an optimisation to its end.
+
+    Attributes:
+        num_steps: T, in all.
+        length: Steps of a sub-trajectory, which leads from one local target to the next; divides `num_steps`.
+        noise: Spread of the states that a local target rewards, in units of each tensor's scale; a sub-trajectory of
+            the forward policy spreads as much.
+        sampling_steps: Evaluations of the policy in generation, a multiple of the number of sub-trajectories.
+    """
+
+    num_steps: int = 12
+    length: int = 4
+    noise: float = 1.0
+    sampling_steps: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.num_steps, self.length) < 1 or self.num_steps % self.length:
+            raise ValueError(f"length={self.length}: must divide num_steps={self.num_steps}")
+        if self.noise <= 0:
+            raise ValueError(f"noise={self.noise}: must be above 0")
+        if self.sampling_steps < 1 or self.sampling_steps % self.num_targets or self.sampling_steps > self.num_steps:
+            raise ValueError(
+                f"sampling_steps={self.sampling_steps}: give a multiple of num_steps / length={self.num_targets}, at "
+                f"most num_steps={self.num_steps}"
+            )
+
+    @property
+    def num_targets(self) -> int:
+        """k, local targets of a trajectory."""
+        return self.num_steps // self.length
+
+    @property
+    def sigma(self) -> float:
+        """Spread of one step."""
+        return self.noise / self.length**0.5
+
+
+@dataclass(kw_only=True)
+class PolicyConfig(NetworkConfig, StageConfig):
+    """Forward policy, backward policy and flow, and the balance that they are trained for.
+
+    Attributes:
+        objective: `sub_trajectory` balance (SubTB), `trajectory` or `detailed` balance, or `cloning` of stored steps.
+        lam: Geometric weight of a longer window in sub-trajectory balance (lambda).
+        mix: Share of off-policy paths, from stored trajectories; 0 is on-policy alone, 1 off-policy alone.
+        hybrid: `mixed`: whole paths are either; `spliced`: stored sub-trajectories are put into rollouts.
+        flow: `factored` over coordinates, each of which balances by itself, or `joint`: one balance for all.
+        backward: `bridge` (fixed), or `learned`, which begins there.
+        exploration: Extra spread of rollouts at the first step, as a share of the policy's own.
+        exploration_steps: Optimiser steps until it has gone.
+        replay_size: Batches of past rollouts that are kept and drawn from; 0 keeps none. They are not part of a
+            checkpoint: a resumed run fills them anew.
+        task_reward: Weight of the task's loss in the reward of a path's end; 0 leaves tasks out of training.
+    """
+
+    num_steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    objective: str = "sub_trajectory"
+    lam: float = 0.9
+    mix: float = 0.5
+    hybrid: str = "mixed"
+    flow: str = "factored"
+    backward: str = "bridge"
+    exploration: float = 0.2
+    exploration_steps: int = 300
+    replay_size: int = 0
+    task_reward: float = 0.0
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        NetworkConfig.__post_init__(self)
+        for name, known in (
+            ("objective", OBJECTIVES),
+            ("hybrid", HYBRIDS),
+            ("flow", FLOWS),
+            ("backward", BACKWARDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+        if not 0 <= self.mix <= 1 or self.lam <= 0:
+            raise ValueError(f"mix={self.mix}, lam={self.lam}: mix lies between 0 and 1, lam is above 0")
+        if min(self.exploration, self.exploration_steps, self.replay_size, self.task_reward) < 0:
+            raise ValueError("exploration, exploration_steps, replay_size and task_reward: must be at least 0")
+
+
+@dataclass(kw_only=True)
+class LoHpConfig:
+    """All of Lo-Hp.
+
+    Attributes:
+        path: Of states.
+        policy: Its networks and training.
+    """
+
+    path: PathConfig = field(default_factory=PathConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)

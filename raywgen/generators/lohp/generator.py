@@ -1,0 +1,81 @@
+"""Lo-Hp behind the generator interface (arXiv 2511.00543; no equation of it could be read, so the choices are ours).
+
+| the paper's words | here |
+|---|---|
+| stage I, weight preparation from offline optimisers | `raywgen.zoo`, trajectories as queries of a corpus |
+| stage II, policy learning | `stages.PolicyStage` |
+| sub-trajectory balance | `balance/`, one file per objective |
+| hybrid policy: offline sub-trajectories in online rollouts | `paths.make_paths` |
+
+The choices, and why:
+
+- Every local target ends a sub-trajectory of its own, which is rewarded by its distance to it: the policy is local, and
+  no task is asked.
+- Policy and flow predict where a sub-trajectory ends. Both are then exact for a known target, whatever the state.
+- The balance is asked of every coordinate by itself (`flow: factored`). One scalar residual for thousands of values
+  says little about each: it is what put the objective behind plain cloning of stored steps in first attempts.
+- Stored sub-trajectories end where the reward lies, not at the target itself. There the reward is always the same, and
+  the flow may then absorb what the policy should learn.
+- Generation follows the policy's mean from one predicted end to the next: by default one evaluation for each.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from raywgen.generators.interface import DataSpec, Generated, Stage
+from raywgen.generators.lohp.config import LoHpConfig
+from raywgen.generators.lohp.policy import Policy
+from raywgen.generators.lohp.stages import PolicyStage
+from raywgen.generators.mcdi.denoisers import Denoiser
+from raywgen.generators.support_set import SupportSetGenerator
+from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
+
+
+class LoHp(SupportSetGenerator):
+    """Learned local optimisation policies, conditioned on a task's support set and on an optimiser's name."""
+
+    method = "lohp"
+    takes_policy = True
+
+    def __init__(self, config: LoHpConfig, references: ReferenceTable, data: DataSpec) -> None:
+        super().__init__(config.policy, references, data)
+        self.config: LoHpConfig = config
+        self.num_targets = config.path.num_targets
+        self.policy = Policy(config, self.references, data)
+
+    @property
+    def network(self) -> Denoiser:
+        """That of the forward policy."""
+        return self.policy.forward_net
+
+    def stages(self) -> list[Stage]:
+        """Policy learning alone: preparation is the zoo's."""
+        stage = PolicyStage(self.config, self.policy, self.references)
+        return [stage] if stage.config.num_steps > 0 else []
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        layout: Layout,
+        noise: KeyedNoise,
+        *,
+        temperature: float = 1.0,
+        reference: WeightReference | None = None,
+    ) -> Generated:
+        """Follows the policy; the temperature scales the spread of its steps."""
+        path, net = self.config.path, self.policy.forward_net
+        told = self.policy.tell_forward(condition, layout)
+        x_BD = told.new_zeros(len(condition), net.num_states(layout))
+        each = path.sampling_steps // path.num_targets
+        for i in range(path.num_targets):
+            start_BD = x_BD
+            for n in range(each):
+                step_1 = torch.tensor([i * path.length + n * path.length // each])
+                ends_BD = self.policy.ends(net, x_BD.unsqueeze(1), step_1, told, layout).squeeze(1)
+                x_BD = x_BD + (ends_BD - start_BD) / each
+                if temperature > 0:
+                    x_BD = x_BD + temperature * path.noise / each**0.5 * noise.normal(x_BD.shape[1])
+        values_BD = self.reference(layout, reference).denormalise(net.decode(x_BD, layout))
+        return Generated(values_BD=values_BD, log_prob_B=None)

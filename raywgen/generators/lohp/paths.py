@@ -1,0 +1,74 @@
+"""Paths that the policy is trained on: its own rollouts, stored trajectories, and the one spliced into the other.
+
+Any path with full support may be used (Madan et al. 2022, arXiv 2209.12782), so a stored sub-trajectory need not be one
+that the policy would have taken. It leads from where it starts, by a Brownian bridge, to a state that the local target
+rewards.
+
+Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.lohp.config import PathConfig
+from raywgen.generators.lohp.kernels import sample_bridge
+from raywgen.weights import KeyedNoise
+
+Ends = Callable[[Tensor, int], Tensor]
+"""From states `(B, D)` at a step of the whole path to where their sub-trajectory ends `(B, D)`."""
+
+
+def stored_or_rolled(noise: KeyedNoise, num: int, mix: float, hybrid: str) -> Tensor:
+    """Which sub-trajectories are stored ones, bool `(B, k)`: whole paths, or each by itself where they are spliced."""
+    drawn = noise.uniform(1 if hybrid == "mixed" else num) < mix
+    return drawn.expand(-1, num)
+
+
+@torch.no_grad()
+def make_paths(
+    ends: Ends,
+    targets_BkD: Tensor,
+    is_stored_Bk: Tensor,
+    noise: KeyedNoise,
+    config: PathConfig,
+    *,
+    hybrid: str,
+    exploration: float,
+) -> Tensor:
+    """States `(B, k, L + 1, D)` of every sub-trajectory, its start and its end among them.
+
+    Args:
+        ends: The forward policy.
+        targets_BkD: Local targets.
+        is_stored_Bk: Which sub-trajectories lead to their local target instead of where the policy goes.
+        noise: B rows.
+        config: Of the path.
+        hybrid: Where `mixed`, a stored sub-trajectory starts at the local target before it; where `spliced`, at the
+            state that the path has come to.
+        exploration: Extra spread of the policy's own steps, as a share of theirs.
+    """
+    _, k, D = targets_BkD.shape
+    L, sigma = config.length, config.sigma
+    state_BD = torch.zeros_like(targets_BkD[:, 0])
+    parts = []
+    for i in range(k):
+        is_stored_B1 = is_stored_Bk[:, i].unsqueeze(1)
+        if hybrid == "mixed" and i > 0:
+            state_BD = torch.where(is_stored_B1, targets_BkD[:, i - 1], state_BD)
+        noise_BLD = noise.normal(L, D)
+        rolled = [state_BD]
+        if not bool(is_stored_B1.all()):
+            for n in range(L):
+                drift_BD = (ends(rolled[-1], i * L + n) - state_BD) / L
+                rolled.append(rolled[-1] + drift_BD + (1 + exploration) * sigma * noise_BLD[:, n])
+        end_BD = targets_BkD[:, i] + config.noise * noise_BLD[:, -1]
+        stored_BLD = sample_bridge(state_BD, end_BD, L, sigma, noise_BLD[:, :-1])
+        path_BLD = torch.stack(rolled, dim=1) if len(rolled) > 1 else stored_BLD
+        path_BLD = torch.where(is_stored_B1.unsqueeze(2), stored_BLD, path_BLD)
+        parts.append(path_BLD)
+        state_BD = path_BLD[:, -1]
+    return torch.stack(parts, dim=1)

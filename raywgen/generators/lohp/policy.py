@@ -1,0 +1,93 @@
+"""Forward policy, backward policy and flow of Lo-Hp, on Gaussian steps from one local target to the next.
+
+A sub-trajectory starts at a state a, has L steps of spread sigma, and is rewarded for where it ends:
+
+    log R(x) = log N(x; theta, L sigma^2)                      theta: the local target
+
+The forward policy predicts where it ends and moves there in even steps, `P_F = N(x + (theta_hat - a) / L, sigma^2)`.
+The backward policy is the Brownian bridge pinned at a (or learned, beginning there). The flow predicts likewise:
+
+    log F(x_n) = log N(x_n; a + n (theta_hat_F - a) / L, n sigma^2) + log Z,   log F(x_L) = log R(x_L)
+
+With theta_hat = theta_hat_F = theta and log Z = 0 every sub-trajectory is in balance, whatever a is: no network has to
+model a curvature, and a policy that errs meets the right target from wherever it has come to.
+
+Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators.interface import DataSpec
+from raywgen.generators.lohp.config import LoHpConfig
+from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
+from raywgen.weights import Condition, Layout, ReferenceTable
+
+
+class Told(NamedTuple):
+    """A batch of embedded tasks, once for each network that reads them; and which sub-trajectory scales what."""
+
+    forward: Tensor
+    flow: Tensor
+    backward: Tensor | None
+    log_z_Bk: Tensor
+
+
+class Policy(nn.Module):
+    """Where each sub-trajectory ends, asked from any state of it.
+
+    Args:
+        config: Sizes and path.
+        references: Layouts with their reference points.
+        data: What support sets look like, and the optimisers whose behaviour can be asked for.
+    """
+
+    def __init__(self, config: LoHpConfig, references: ReferenceTable, data: DataSpec) -> None:
+        super().__init__()
+        self.path, self.names = config.path, data.policies
+        self.forward_net = build_denoiser(config.policy, references, data)
+        self.flow_net = build_denoiser(config.policy, references, data)
+        is_learned = config.policy.backward == "learned"
+        self.backward_net = build_denoiser(config.policy, references, data) if is_learned else None
+        width = self.forward_net.num_told()
+        # Which optimiser is asked for; one more entry for any.
+        self.names_net = nn.Embedding(len(self.names) + 1, width)
+        self.log_z_net = nn.Linear(width, self.path.num_targets)
+        for parameter in (self.names_net.weight, self.log_z_net.weight, self.log_z_net.bias):
+            nn.init.zeros_(parameter)
+
+    def tell(self, condition: Condition, layout: Layout) -> Told:
+        """Embeds support sets and the optimisers that are asked for."""
+        known = (condition.samples_BSF, condition.labels_BS, layout)
+        named = self.names_net(self._numbers(condition))
+        nets = (self.forward_net, self.flow_net, self.backward_net)
+        forward, flow, backward = (None if net is None else _with(net.tell(*known), named) for net in nets)
+        assert forward is not None
+        assert flow is not None
+        pooled = flow if flow.dim() == 2 else flow.mean(dim=1)
+        return Told(forward=forward, flow=flow, backward=backward, log_z_Bk=self.log_z_net(pooled))
+
+    def tell_forward(self, condition: Condition, layout: Layout) -> Tensor:
+        """What generation needs of `tell`."""
+        told = self.forward_net.tell(condition.samples_BSF, condition.labels_BS, layout)
+        return _with(told, self.names_net(self._numbers(condition)))
+
+    def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, told: Tensor, layout: Layout) -> Tensor:
+        """What a network says of states `(B, n, D)` at steps int64 `(n,)` of the whole path, `(B, n, D)`."""
+        time_Bn = (step_n / self.path.num_steps).expand(x_BnD.shape[:2]).to(x_BnD.device)
+        return net.predict(x_BnD, time_Bn, told, layout)
+
+    def _numbers(self, condition: Condition) -> Tensor:
+        """Place of each named optimiser, the last one for none."""
+        places = {name: number for number, name in enumerate(self.names)}
+        named = condition.policies or ("",) * len(condition)
+        return torch.tensor([places.get(name, len(self.names)) for name in named], device=condition.labels_BS.device)
+
+
+def _with(told: Tensor, named_BT: Tensor) -> Tensor:
+    """The same for all classes of a head, so that their order still does not matter."""
+    return told + (named_BT if told.dim() == 2 else named_BT.unsqueeze(1))

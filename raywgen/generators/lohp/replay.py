@@ -1,0 +1,48 @@
+"""Past rollouts, to learn from more than once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from raywgen.weights import KeyedNoise, WeightBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A batch with the paths that were made for it.
+
+    Attributes:
+        batch: The networks.
+        states_BkLD: States of every sub-trajectory, its start and end among them.
+        is_stored_Bk: Which of them lead to a stored local target.
+    """
+
+    batch: WeightBatch
+    states_BkLD: Tensor
+    is_stored_Bk: Tensor
+
+
+class ReplayBuffer:
+    """The newest rollouts; which one is drawn depends on the step's noise alone.
+
+    Args:
+        size: How many are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._kept: deque[Rollout] = deque(maxlen=size)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, rollout: Rollout) -> None:
+        """Keeps it; the oldest one goes."""
+        self._kept.append(rollout)
+
+    def draw(self, noise: KeyedNoise) -> Rollout:
+        """Any of them, each as likely."""
+        assert self._kept, "an empty buffer"
+        return self._kept[int(noise.integers(len(self._kept), 1)[0, 0])]

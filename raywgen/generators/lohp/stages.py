@@ -1,0 +1,182 @@
+"""Stage II of Lo-Hp: hybrid-policy sub-trajectory balance. No task is asked, unless its loss is wanted as a reward.
+
+Stage I is the zoo: trajectories of several optimisers, with and without SAM, as queries of the corpus.
+
+Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.lohp.balance import (
+    detailed_balance_loss,
+    hybrid_loss,
+    potentials,
+    sub_trajectory_balance_loss,
+    trajectory_balance_loss,
+)
+from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
+from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
+from raywgen.generators.lohp.paths import make_paths, stored_or_rolled
+from raywgen.generators.lohp.policy import Policy, Told
+from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
+from raywgen.generators.mcdi.stages import normalised_targets
+from raywgen.generators.task_loss import task_loss
+from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
+
+
+class PolicyStage(Stage):
+    """Balances every sub-trajectory of rollouts and stored trajectories."""
+
+    name = "policy"
+
+    def __init__(self, config: LoHpConfig, policy: Policy, references: ReferenceTable) -> None:
+        super().__init__()
+        self._config = config
+        self.policy = policy
+        self.references = references
+        self._replay = ReplayBuffer(config.policy.replay_size)
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Of the policy."""
+        return self._config.policy
+
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Shows the networks what samples look like; policy and flow may begin at weights that are known to be good."""
+        seen = list(batches)
+        for net in (self.policy.forward_net, self.policy.flow_net):
+            net.begin(seen, predicts_weights=True)
+        if self.policy.backward_net is not None:
+            self.policy.backward_net.begin(seen, predicts_weights=False)
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """The balance of this batch's paths, and of a past batch's where some are kept."""
+        if self.config.objective == "cloning":
+            return self._cloning(batch)
+        told = self.policy.tell(batch.condition, batch.layout)
+        targets_BkD = self._targets(batch)
+        rollout = self._roll_out(batch, targets_BkD, told, noise)
+        loss, metrics = self._balance(rollout, targets_BkD, told)
+        if self.training and self.config.replay_size:
+            if len(self._replay):
+                past = self._replay.draw(noise)
+                told = self.policy.tell(past.batch.condition, past.batch.layout)
+                replayed, _ = self._balance(past, self._targets(past.batch), told)
+                loss = (loss + replayed) / 2
+            self._replay.add(rollout)
+        return StageLoss(loss=loss, metrics=metrics)
+
+    def _cloning(self, batch: WeightBatch) -> StageLoss:
+        """The forward policy fitted to stored steps alone: squared error where each stored sub-trajectory ends."""
+        k, L = self._config.path.num_targets, self._config.path.length
+        targets_BkD = self._targets(batch)
+        starts_BkD = torch.cat([torch.zeros_like(targets_BkD[:, :1]), targets_BkD[:, :-1]], dim=1)
+        share_L1 = (torch.arange(L, device=targets_BkD.device) / L).unsqueeze(1)
+        states_BkLD = starts_BkD.unsqueeze(2) + share_L1 * (targets_BkD - starts_BkD).unsqueeze(2)
+        told = self.policy.tell_forward(batch.condition, batch.layout)
+        net, step_n = self.policy.forward_net, torch.arange(k * L)
+        ends_BkLD = self.policy.ends(net, states_BkLD.flatten(1, 2), step_n, told, batch.layout).unflatten(1, (k, L))
+        loss = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
+        return StageLoss(loss=loss, metrics={"distance": loss.detach()})
+
+    def _roll_out(self, batch: WeightBatch, targets_BkD: Tensor, told: Told, noise: KeyedNoise) -> Rollout:
+        config, net = self.config, self.policy.forward_net
+
+        def ends(x_BD: Tensor, step: int) -> Tensor:
+            at = torch.tensor([step])
+            return self.policy.ends(net, x_BD.unsqueeze(1), at, told.forward, batch.layout).squeeze(1)
+
+        is_stored_Bk = stored_or_rolled(noise, targets_BkD.shape[1], config.mix, config.hybrid)
+        # The sample's index tells the step, so that a resumed run explores as it would have.
+        step = int(batch.sample_index_B[0]) // config.batch_size
+        left = max(0.0, 1 - step / max(1, config.exploration_steps)) if self.training else 0.0
+        states_BkLD = make_paths(
+            ends,
+            targets_BkD,
+            is_stored_Bk,
+            noise,
+            self._config.path,
+            hybrid=config.hybrid,
+            exploration=config.exploration * left,
+        )
+        return Rollout(batch=batch, states_BkLD=states_BkLD, is_stored_Bk=is_stored_Bk)
+
+    def _balance(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, rollouts and stored paths weighted by `mix`."""
+        config = self.config
+        g_BkLD, ends_BkLD = self._potentials(rollout, targets_BkD, told)
+        if config.flow == "joint":
+            # The root keeps a residual's size where thousands of values add up.
+            g_BkLD = g_BkLD.sum(dim=-1, keepdim=True) / targets_BkD.shape[-1] ** 0.5
+        # A mean over rolled and stored parts each, so that `mix` weighs what it says whatever was drawn.
+        parts = [self._objective(g_BkLD[chosen]) if bool(chosen.any()) else None
+                 for chosen in (~rollout.is_stored_Bk, rollout.is_stored_Bk)]  # fmt: skip
+        loss = hybrid_loss(parts[0], parts[1], config.mix)
+        distance = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
+        return loss, {"balance": loss.detach(), "distance": distance.detach()}
+
+    def _objective(self, g_NLD: Tensor) -> Tensor:
+        match self.config.objective:
+            case "trajectory":
+                return trajectory_balance_loss(g_NLD)
+            case "detailed":
+                return detailed_balance_loss(g_NLD)
+            case _:
+                return sub_trajectory_balance_loss(g_NLD, self.config.lam)
+
+    def _potentials(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+        """`g` whose differences are the residuals, `(B, k, L + 1, D)`, and where the policy says that paths end."""
+        path, layout = self._config.path, rollout.batch.layout
+        B, k, D = targets_BkD.shape
+        L, sigma = path.length, path.sigma
+        states_BkLD, start_Bk1D = rollout.states_BkLD, rollout.states_BkLD[:, :, :1]
+        x_BkLD, next_BkLD = states_BkLD[:, :, :-1], states_BkLD[:, :, 1:]
+        step_kL = torch.arange(k * L).view(k, L)
+
+        def said(net, x: Tensor, step: Tensor, known: Tensor) -> Tensor:
+            return self.policy.ends(net, x.flatten(1, 2), step.flatten(), known, layout).unflatten(1, (k, -1))
+
+        ends_BkLD = said(self.policy.forward_net, x_BkLD, step_kL, told.forward)
+        log_forward = forward_log_prob(next_BkLD, x_BkLD, (ends_BkLD - start_Bk1D) / L, sigma)
+        pinned = start_Bk1D
+        if self.policy.backward_net is not None:
+            assert told.backward is not None
+            pinned = start_Bk1D + said(self.policy.backward_net, next_BkLD, step_kL + 1, told.backward)
+        n_L1 = torch.arange(L, device=states_BkLD.device).unsqueeze(1)
+        log_backward = bridge_log_prob(x_BkLD, next_BkLD, pinned, n_L1, sigma)
+        log_z = told.log_z_Bk.view(B, k, 1, 1) / D
+        log_flow = [log_z.expand(B, k, 1, D)]
+        if L > 1:
+            flow_ends = said(self.policy.flow_net, states_BkLD[:, :, 1:-1], step_kL[:, 1:], told.flow)
+            mean = start_Bk1D + n_L1[1:] / L * (flow_ends - start_Bk1D)
+            inner = _log_normal(states_BkLD[:, :, 1:-1] - mean, sigma * n_L1[1:].sqrt())
+            log_flow.append(inner + log_z)
+        log_flow.append(self._log_reward(rollout, targets_BkD).unsqueeze(2))
+        g = potentials(torch.cat(log_flow, dim=2).flatten(0, 1), log_forward.flatten(0, 1), log_backward.flatten(0, 1))
+        return g.unflatten(0, (B, k)), ends_BkLD
+
+    @torch.no_grad()
+    def _log_reward(self, rollout: Rollout, targets_BkD: Tensor) -> Tensor:
+        """`log N(x; theta, noise^2)` of where sub-trajectories end, `(B, k, D)`, with the task's loss if wanted."""
+        ends_BkD = rollout.states_BkLD[:, :, -1]
+        reward = _log_normal(ends_BkD - targets_BkD, torch.tensor(self._config.path.noise))
+        if self.config.task_reward > 0:
+            layout = rollout.batch.layout
+            normalised_BD = self.policy.forward_net.decode(ends_BkD[:, -1], layout)
+            loss_B, _ = task_loss(self.references[layout.id][1].denormalise(normalised_BD), rollout.batch)
+            reward[:, -1] -= self.config.task_reward * loss_B.unsqueeze(1) / reward.shape[-1]
+        return reward
+
+    def _targets(self, batch: WeightBatch) -> Tensor:
+        return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.layout)
+
+
+def _log_normal(x: Tensor, sigma: Tensor) -> Tensor:
+    """Log-density of a centred normal, value by value."""
+    return torch.distributions.Normal(torch.zeros((), device=x.device), sigma.to(x.device)).log_prob(x)

@@ -1,0 +1,39 @@
+"""Small Lo-Hp generators on the batches of Mc-Di's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from raywgen.generators.interface import DataSpec
+from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
+from raywgen.weights import ReferenceTable
+from tests.builders import NUM_FEATURES, SMALL, references
+from tests.generators.mcdi.builders import NUM_CLASSES, head_references
+
+POLICIES = ("adam", "sgd-sam0.05")
+DATA = DataSpec(num_features=NUM_FEATURES, max_classes=NUM_CLASSES, policies=POLICIES)
+TABLES = {"head": head_references, "flat": lambda: references(SMALL), "chunks": lambda: references(SMALL)}
+
+
+def config(*, path: dict[str, Any] | None = None, policy: dict[str, Any] | None = None) -> LoHpConfig:
+    """Six steps in three sub-trajectories, networks of width 16."""
+    short: dict[str, Any] = {"num_steps": 6, "length": 2, "sampling_steps": 3, "noise": 0.5}
+    small: dict[str, Any] = {
+        "num_steps": 5,
+        "batch_size": 8,
+        "width": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "chunk_length": 8,
+        "warmup_steps": 0,
+    }
+    return LoHpConfig(path=PathConfig(**(short | (path or {}))), policy=PolicyConfig(**(small | (policy or {}))))
+
+
+def lohp(settings: LoHpConfig | None = None, table: ReferenceTable | None = None, seed: int = 0) -> LoHp:
+    """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LoHp(settings or config(), head_references() if table is None else table, DATA).eval()

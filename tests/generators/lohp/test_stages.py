@@ -1,0 +1,237 @@
+"""Stage II of Lo-Hp: paths, balance, what it must not look at, and that it learns.
+
+Shape legend: B networks, k sub-trajectories, L steps of each, D values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators.lohp import LoHp
+from raywgen.generators.lohp.config import OBJECTIVES
+from raywgen.generators.lohp.paths import make_paths, stored_or_rolled
+from raywgen.generators.lohp.stages import PolicyStage
+from raywgen.training.engine import LocalEngine
+from raywgen.weights import KeyedNoise, WeightBatch
+from tests.builders import noise_for
+from tests.generators.lohp.builders import POLICIES, TABLES, config, lohp
+from tests.generators.mcdi.builders import chunk_batch, head_batch, support_and_query
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def generator_of(kind: str = "head", path: dict[str, Any] | None = None, **policy: Any) -> LoHp:
+    return lohp(config(path=path, policy={"kind": kind} | policy), table=TABLES[kind]())
+
+
+def stage_of(generator: LoHp) -> PolicyStage:
+    (stage,) = generator.stages()
+    assert isinstance(stage, PolicyStage)
+    return stage
+
+
+def batch_of(kind: str, num: int = 8, seed: int = 0) -> WeightBatch:
+    batch = head_batch(num, seed) if kind == "head" else chunk_batch(num, seed)
+    return replace(batch, condition=replace(batch.condition, policies=("adam",) * num))
+
+
+def learn(stage: PolicyStage, kind: str, num_steps: int = 60, rate: float = 2e-2) -> None:
+    stage.begin([batch_of(kind, seed=step) for step in range(2)], seed=0)
+    engine = LocalEngine(stage)
+    for step in range(num_steps):
+        batch = batch_of(kind, 16, seed=step)
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), rate)
+    stage.eval()
+
+
+def written_distance(generator: LoHp, batch: WeightBatch) -> float:
+    """Of written networks from the stored ones, in units of the reference."""
+    written = generator.generate(batch.condition, batch.layout, noise_for(len(batch.values_BD)), temperature=0.0)
+    reference = generator.references[batch.layout.id][1]
+    return float((reference.normalise(written.values_BD) - reference.normalise(batch.values_BD)).square().mean())
+
+
+class Known(nn.Module):
+    """Says where sub-trajectories end, of targets that it is given."""
+
+    def __init__(self, targets_BkD: Tensor, length: int) -> None:
+        super().__init__()
+        self.targets_BkD, self.length = targets_BkD, length
+
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: object) -> Tensor:
+        k = self.targets_BkD.shape[1]
+        place_Bn = (time_Bn * k * self.length).round().long() // self.length
+        return self.targets_BkD.gather(1, place_Bn.unsqueeze(2).expand(-1, -1, x_BnD.shape[2]))
+
+
+@pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
+@pytest.mark.parametrize("flow", ["factored", "joint"])
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "cloning"])
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_policy_that_knows_the_local_targets_is_in_balance(
+    length: int, objective: str, flow: str, hybrid: str
+) -> None:
+    path = {"num_steps": 3 * length, "length": length}
+    generator = generator_of(path=path, objective=objective, flow=flow, hybrid=hybrid, exploration=0.5)
+    stage, batch = stage_of(generator), batch_of("head")
+    known = Known(stage._targets(batch), length)
+    for net in (stage.policy.forward_net, stage.policy.flow_net):
+        net.predict = known.predict  # pyright: ignore[reportAttributeAccessIssue]
+    loss = stage.train()(batch, noise_for(8)).loss
+    # Log-densities of some tens in float32.
+    assert float(loss.detach()) < 1e-8
+    known.targets_BkD = known.targets_BkD + 0.3
+    assert float(stage(batch, noise_for(8)).loss.detach()) > 1e-3
+
+
+@pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
+def test_stored_paths_end_where_the_local_target_rewards_and_rolled_ones_where_the_policy_goes(hybrid: str) -> None:
+    B, k, D, settings = 6, 3, 4000, config(path={"noise": 0.2}).path
+    targets_BkD = torch.randn(B, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(B, k, D)
+    is_stored_Bk = torch.tensor([[True, False, True]] * 3 + [[False, True, False]] * 3)
+    went = 7.0
+
+    def ends(x_BD: Tensor, step: int) -> Tensor:
+        return torch.full_like(x_BD, went)
+
+    states = make_paths(
+        ends, targets_BkD, is_stored_Bk, noise_for(B), settings, hybrid=hybrid, exploration=0.0
+    )  # (B, k, L + 1, D)
+    assert states.shape == (B, k, settings.length + 1, D)
+    wanted = torch.where(is_stored_Bk, targets_BkD[..., 0], torch.tensor(went))
+    # 4,000 values of spread 0.2: their mean is known to 0.2 / sqrt(4000) = 0.003, their spread to 0.0022.
+    torch.testing.assert_close(states[:, :, -1].mean(dim=-1), wanted, atol=0.016, rtol=0)
+    torch.testing.assert_close(states[:, :, -1].std(dim=-1), torch.full((B, k), 0.2), atol=0.012, rtol=0)
+    assert torch.equal(states[:, 0, 0], torch.zeros(B, D))
+    for i in (1, 2):
+        came_from = states[:, i - 1, -1]
+        if hybrid == "mixed":
+            came_from = torch.where(is_stored_Bk[:, i, None], targets_BkD[:, i - 1], came_from)
+        assert torch.equal(states[:, i, 0], came_from)
+
+
+def test_exploration_widens_rollouts_alone_and_has_gone_in_the_end() -> None:
+    stage, batch = stage_of(generator_of(exploration=1.0, exploration_steps=10, mix=0.0)), batch_of("head")
+    told, targets = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
+
+    def spread(step: int) -> float:
+        late = replace(batch, sample_index_B=torch.arange(8) + 8 * step)
+        states = stage._roll_out(late, targets, told, noise_for(8)).states_BkLD
+        return float((states[:, :, 1:] - states[:, :, :-1]).square().mean())
+
+    stage.train()
+    first, last = spread(0), spread(10)
+    assert first > 2 * last
+    stage.eval()
+    assert spread(0) == pytest.approx(last, rel=1e-5)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+def test_the_mix_is_the_share_of_stored_paths(mix: float) -> None:
+    mixed = stored_or_rolled(noise_for(4000), 3, mix, "mixed")
+    assert bool((mixed == mixed[:, :1]).all())
+    spliced = stored_or_rolled(noise_for(4000), 3, mix, "spliced")
+    # Standard error 0.007.
+    assert float(mixed.float().mean()) == pytest.approx(mix, abs=0.03)
+    assert float(spliced.float().mean()) == pytest.approx(mix, abs=0.02)
+    if 0 < mix < 1:
+        assert not bool((spliced == spliced[:, :1]).all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        ("head", {}),
+        ("head", {"hybrid": "spliced"}),
+        ("head", {"mix": 0.0}),
+        ("head", {"mix": 1.0}),
+        ("head", {"objective": "cloning"}),
+        ("head", {"objective": "trajectory"}),
+        ("head", {"objective": "detailed"}),
+        ("head", {"backward": "learned"}),
+        ("head", {"replay_size": 4}),
+        ("flat", {}),
+        ("chunks", {}),
+    ],
+    ids=str,
+)
+def test_every_way_of_training_brings_what_is_written_towards_the_networks(kind: str, policy: dict) -> None:
+    generator = generator_of(kind, width=32, **policy)
+    stage, held = stage_of(generator), batch_of(kind, 32, seed=77)
+    stage.begin([batch_of(kind, seed=step) for step in range(2)], seed=0)
+    before = written_distance(generator, held)
+    learn(stage, kind)
+    # Whole networks follow from nothing that is shown: all that can be learned is where they lie.
+    assert written_distance(generator, held) < (0.5 if kind == "head" else 0.98) * before
+
+
+def test_stage_two_runs_with_the_task_data_deleted() -> None:
+    stage, batch = stage_of(generator_of()), batch_of("head")
+    blind = replace(batch, module=None, query=None)  # pyright: ignore[reportArgumentType]
+    seeing, unseeing = (stage.train()(each, noise_for(8)).loss for each in (batch, blind))
+    assert torch.equal(seeing, unseeing)
+
+
+def test_a_task_reward_is_added_to_the_end_of_the_path_alone() -> None:
+    batch = batch_of("head")
+    rewards = []
+    for weight in (0.0, 2.0):
+        stage = stage_of(generator_of(task_reward=weight))
+        told, targets = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
+        rewards.append(stage._log_reward(stage._roll_out(batch, targets, told, noise_for(8)), targets))
+    difference_BkD = rewards[0] - rewards[1]
+    assert float(difference_BkD[:, :-1].abs().max()) == 0.0
+    assert float(difference_BkD[:, -1].sum(dim=-1).min()) > 0.0
+
+
+def test_a_named_optimiser_is_learned_and_asked_for() -> None:
+    generator = generator_of(width=32)
+    stage = stage_of(generator)
+
+    def named(step: int, num: int = 16) -> WeightBatch:
+        """The second optimiser's networks lie one unit beside the first one's."""
+        batch = head_batch(num, step)
+        assert batch.targets_BkD is not None
+        shift_B = torch.arange(num) % 2
+        reference = generator.references[batch.layout.id][1]
+        moved = batch.targets_BkD + shift_B.view(-1, 1, 1) * reference.scale_D
+        names = tuple(POLICIES[int(number)] for number in shift_B)
+        return replace(
+            batch, targets_BkD=moved, values_BD=moved[:, -1], condition=replace(batch.condition, policies=names)
+        )
+
+    stage.begin([named(0)], seed=0)
+    engine = LocalEngine(stage)
+    for step in range(150):
+        batch = named(step)
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-2)
+    stage.eval()
+    told, held = support_and_query(32, 3, seed=9)[0], head_batch(32, 9)
+    reference = generator.references[held.layout.id][1]
+    written = [
+        reference.normalise(
+            generator.generate(
+                replace(told, policies=(name,) * 32), held.layout, noise_for(32), temperature=0.0
+            ).values_BD
+        )
+        for name in POLICIES
+    ]
+    assert float((written[1] - written[0]).mean()) == pytest.approx(1.0, abs=0.3)
+
+
+def test_replayed_rollouts_are_kept_up_to_the_size_and_count_for_half() -> None:
+    stage = stage_of(generator_of(replay_size=2, exploration=0.0))
+    first = stage.train()(batch_of("head", seed=1), noise_for(8)).loss
+    assert len(stage._replay) == 1
+    second = stage(batch_of("head", seed=2), noise_for(8)).loss
+    alone = stage_of(generator_of(exploration=0.0)).train()(batch_of("head", seed=2), noise_for(8)).loss
+    torch.testing.assert_close(second, (alone + first) / 2)
+    stage(batch_of("head", seed=3), noise_for(8))
+    assert len(stage._replay) == 2
+    stage.eval()(batch_of("head", seed=4), noise_for(8))
+    assert len(stage._replay) == 2
