@@ -106,11 +106,13 @@ class Config:
     mcdi: McDiConfig = field(
         default_factory=lambda: McDiConfig(
             diffusion=DiffusionConfig(sampling_steps=4),
-            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128),
+            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, learning_rate=1e-4),
         )
     )
     functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=200, sampling_steps=4))
-    lohp: LoHpConfig = field(default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128)))
+    lohp: LoHpConfig = field(
+        default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128, learning_rate=1e-4))
+    )
     reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
     reptile_episodes: int = 1000
     num_workers: int = 2

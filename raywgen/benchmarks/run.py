@@ -25,6 +25,7 @@ BENCHMARKS = {
     "whole-network": "raywgen.benchmarks.whole_network",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
     "lohp-ablation": "raywgen.benchmarks.lohp_ablation",
+    "lohp-horizon": "raywgen.benchmarks.lohp_horizon",
 }
 
 

@@ -49,7 +49,7 @@ def test_zoo_quality(tmp_path: Path) -> None:
 
 FEW_SHOT = [
     *("data=digits", "group=", "way=2", "shot=2", "num_query=3", "num_episodes=6", "num_validation=4", "num_workers=0"),
-    *("encoder_episodes=4", "encoder_way=8", "num_tasks=12", "reptile_episodes=2", "reptile.num_meta_steps=1"),
+    *("reptile_episodes=2", "reptile.num_meta_steps=1", "encoder_episodes=4", "encoder_way=8", "num_tasks=12"),
     *("mcdi.denoiser.num_steps=2", "functional.num_steps=2"),
 ]
 
@@ -62,6 +62,21 @@ def test_few_shot(tmp_path: Path) -> None:
         assert figures[f"ms_{name}"] > 0 if name != "prototypes" else f"ms_{name}" not in figures
     assert figures["over_prototypes"] == pytest.approx(figures["mcdi"] - figures["prototypes"], abs=1e-3)
     assert told["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
+
+
+def test_lohp_stands_in_the_table_of_mcdi(tmp_path: Path) -> None:
+    small = ["generator=lohp", "lohp.policy.num_steps=2", "reptile_episodes=0", "methods=[lohp,cloning,mcdi]"]
+    figures = run(["few-shot", *FEW_SHOT[:-2], "mcdi.denoiser.num_steps=2", *small, f"out={tmp_path}"])["figures"]
+    assert {"lohp", "cloning", "mcdi", "prototypes", "ms_lohp", "ms_batch64_lohp"} <= figures.keys()
+    assert figures["over_prototypes"] == pytest.approx(figures["lohp"] - figures["prototypes"], abs=1e-3)
+
+
+def test_lohp_horizon() -> None:
+    small = ["length=6", "seeds=1", "max_steps=20", "learning_rates=[0.01]", "gradient_points=[0,2]"]
+    figures = run(["lohp-horizon", *small, "gradient_batches=4", "num_samples=50"])["figures"]
+    assert {"steps_sub_trajectory", "steps_ratio_trajectory", "gradient_variance_ratio_at_2", "steps_hybrid"} <= set(
+        figures
+    )
 
 
 def test_domains(tmp_path: Path) -> None:
