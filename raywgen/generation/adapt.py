@@ -117,6 +117,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         "generator": config.generator,
         "classes": list(classes),
         "num_examples": len(labels_S),
+        "policy": config.policy,
     }
     save_state_dict(layout.unflatten(values_D), config.out, {"method": trained.generator.method})
     Path(config.out).with_suffix(".json").write_text(json.dumps(facts, indent=1))
