@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from raywgen.benchmarks.recipes import folder_of
@@ -123,7 +124,7 @@ def build_parts(config: Config, root: str, seed: int, setting: Setting) -> Parts
         validation=validation_side(config, encoder, seed),
         test=test_side(config, encoder, seed, setting),
     )
-    return replace(parts, reptile=_reptile(config, root, parts)) if config.reptile_episodes else parts
+    return replace(parts, reptile=_reptile(config, root, parts, setting)) if config.reptile_episodes else parts
 
 
 def validation_side(config: Config, encoder: FrozenEncoder, seed: int) -> Side:
@@ -205,15 +206,15 @@ def heads_generators(config: Config, root: str, seed: int, corpus: Corpus, chose
     )
 
 
-def _reptile(config: Config, root: str, parts: Parts) -> ReptileState:
-    """Meta-trained on the classes that encoder and heads were trained on, from the encoder's own values."""
+def _reptile(config: Config, root: str, parts: Parts, setting: Setting) -> ReptileState:
+    """Meta-trained on the classes and domains that heads were trained on, from the encoder's own values."""
     recipe = dataclasses.asdict(config.reptile) | {"encoder": parts.encoder.fingerprint, "way": config.way}
+    recipe |= {"known": setting.domains[:-1]}
     path = Path(folder_of(root, "reptile", recipe)) / "state.safetensors"
     if path.is_file():
         return ReptileState.from_tensors(load_state_dict(path))
     warm_start(parts.network, parts.encoder.module.state_dict())
-    data = images_of(config.data, _SIZE, _CHANNELS, None)
-    classes = classes_of(data, "train", config.group, parts.seed)
+    data, classes = _known_images(config, parts.seed, setting)
     sampler = EpisodeSampler(
         data, classes, way=config.way, shot=config.reptile.train_shots, num_query=1, seed=parts.seed, rotations=True
     )
@@ -230,3 +231,20 @@ def _reptile(config: Config, root: str, parts: Parts) -> ReptileState:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state_dict(state.tensors(), path, {"format": "raywgen reptile"})
     return state
+
+
+def _known_images(config: Config, seed: int, setting: Setting) -> tuple[ImageData, list[int]]:
+    """The images of all known domains as one data set, and its classes to meta-train on."""
+    images, labels, names, classes = [], [], [], []
+    for told in setting.domains[:-1] or ("plain",):
+        path, _, domain = told.rpartition("::")
+        data = images_in(path or config.data, domain, _SIZE, _CHANNELS)
+        chosen = classes_of(data, "all" if path else "train", "" if path else config.group, seed)
+        classes += [len(names) + number for number in chosen]
+        images.append(data.x_SCHW)
+        labels.append(data.y_S + len(names))
+        names += [f"{told}/{name}" for name in data.class_names]
+    joined = ImageData(
+        name="known", x_SCHW=torch.cat(images), y_S=torch.cat(labels), class_names=tuple(names), source=config.data
+    )
+    return joined, classes

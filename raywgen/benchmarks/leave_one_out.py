@@ -2,7 +2,9 @@
 
 The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the rivals of the
 few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored heads,
-the stored head nearest to a task by its loss on the support set, and no adaptation.
+the stored head nearest to a task by its loss on the support set, and no adaptation: the head that was made for the
+plain images of the same classes, or, for other data, the untrained head. All data is standardised by its own pixels'
+mean and deviation, for all rows alike.
 
 Shape legend: B episodes, S support samples, Q query samples, E features, C classes, N stored heads.
 """
@@ -39,6 +41,11 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
     Returns:
         For each method its mean over what is left out, and `METHOD/LEFT_OUT` for each; and the conditions.
     """
+    if config.test_data:
+        raise ValueError(f"test_data={config.test_data}: what is left out is tested on; leave it out")
+    names = [short_name(domain) for domain in domains]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{', '.join(domains)}: two have one name; rename a file")
     root = root_of(config.out, config.fresh)
     rows, conditions = [], []
     for seed in range(config.seed, config.seed + config.seeds):

@@ -5,6 +5,7 @@ Judged on the episodes of validation classes, on which settings may be chosen.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,8 +49,8 @@ class Config(few_shot.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for length in self.lengths:
-            self.changed(length, self.mixes[0])
+        for length, mix in itertools.product(self.lengths, self.mixes):
+            self.changed(length, mix)
 
     def changed(self, length: int, mix: float) -> LoHpConfig:
         """Lo-Hp with these, and one evaluation for each sub-trajectory."""

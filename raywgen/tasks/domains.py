@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -111,17 +111,6 @@ def apply_domain(x_SCHW: Tensor, name: str) -> Tensor:
     if not 0 <= low <= high <= 1:
         raise TaskError(f"pixels from {low} to {high}: give pixels in [0, 1], and normalise only afterwards")
     return domain.transform(x_SCHW, *arguments)
-
-
-def leave_one_out(domains: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
-    """For each domain the others, to train on, and itself, to test on.
-
-    Raises:
-        TaskError: There are fewer than two, or one is given twice.
-    """
-    if len(domains) < 2 or len(set(domains)) < len(domains):
-        raise TaskError(f"domains={list(domains)}: give at least two different ones")
-    return [(tuple(other for other in domains if other != test), test) for test in domains]
 
 
 def _parse(name: str) -> tuple[Domain, tuple[float, ...]]:

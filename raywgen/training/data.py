@@ -84,12 +84,21 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
 
 def policy_names(corpus: Corpus) -> list[str]:
     """The optimiser of every checkpoint, as a zoo names it: `adam`, `sgd-m0.9`, `adam-sam0.05`."""
-    names = [name or "" for name in corpus.facts.column("optimizer").to_pylist()]
-    for column, mark in (("momentum", "-m"), ("sam_rho", "-sam")):
-        if column in corpus.facts.column_names:
-            values = corpus.facts.column(column).to_pylist()
-            names = [f"{name}{mark}{value:g}" if value else name for name, value in zip(names, values, strict=True)]
-    return names
+    columns = [
+        corpus.facts.column(name).to_pylist() if name in corpus.facts.column_names else [None] * corpus.facts.num_rows
+        for name in ("optimizer", "momentum", "sam_rho", "sam_adaptive")
+    ]
+    return [_policy_name(*facts) for facts in zip(*columns, strict=True)]
+
+
+def _policy_name(optimizer: str | None, momentum: object, rho: object, is_adaptive: object) -> str:
+    """An ingested corpus may have facts of these names that are no numbers."""
+    name = optimizer or ""
+    if isinstance(momentum, float) and momentum:
+        name += f"-m{momentum:g}"
+    if isinstance(rho, float) and rho:
+        name += f"-{'a' if is_adaptive else ''}sam{rho:g}"
+    return name
 
 
 def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:

@@ -215,8 +215,10 @@ def _torch_moments(stage: Stage, adam: torch.optim.Optimizer) -> dict[str, Tenso
         for key in _MOMENTS:
             value = state.get(key, torch.zeros_like(parameter))
             moments[f"{name}|{key}"] = value.detach().cpu().clone()
-        moments[_STEP] = torch.as_tensor(state.get(_STEP, 0.0)).detach().cpu().clone()
-    return moments
+        # A parameter that no loss has reached yet has no state, and would set the others back.
+        if _STEP in state:
+            moments[_STEP] = torch.as_tensor(state[_STEP]).detach().cpu().clone()
+    return {_STEP: torch.zeros(()), **moments}
 
 
 def _set_torch_moments(stage: Stage, adam: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:

@@ -110,9 +110,13 @@ def _facts(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
 
 
 def _inputs(corpus: Corpus) -> InputForm | None:
-    """How the corpus' tasks make samples of images; None where they differ in that, or are no images."""
-    forms = {input_form(task.recipe) for task in corpus.tasks.values()}
-    return forms.pop() if len(forms) == 1 else None
+    """How the corpus' tasks make samples of images; None where they differ in that, or are no images.
+
+    Where tasks are of several data sets, each with pixels of its own mean, the first one's statistics stand for all.
+    """
+    forms = list(dict.fromkeys(input_form(task.recipe) for task in corpus.tasks.values()))
+    alike = {None if form is None else (form.size, form.channels, form.encoder) for form in forms}
+    return forms[0] if len(alike) == 1 else None
 
 
 def _orders(

@@ -34,7 +34,8 @@ class ZooTasks:
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
         rotations: Turned classes of episodes are classes of their own.
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
-            Episodes take turns in them, those of unseen tasks in the last alone; other data gives all its classes.
+            Episodes take turns in them, those of unseen tasks in the last alone; other data gives all its classes, and
+            none of the validation tasks.
         num_features: Of a sentence, as a hashed bag of words.
         encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.

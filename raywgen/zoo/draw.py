@@ -64,10 +64,12 @@ def _episodes(config: ZooConfig) -> Recipes:
     told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
     told["path"] = _placed(config.tasks.path)
     *known, new = _parted_domains(config) or [("", "plain")] * 2
+    # Other data has no classes apart for validation.
+    own = [(path, domain) for path, domain in known if not path] or [("", "plain")]
     drawn: Recipes = {}
     for split, classes, count, domains in (
         ("seen", "train", config.num_seen_tasks, known),
-        ("validation", "validation", config.num_validation_tasks, known),
+        ("validation", "validation", config.num_validation_tasks, own),
         ("unseen", "test", config.num_unseen_tasks, [new]),
     ):
         drawn[split] = []

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from raywgen.benchmarks.domains import Config as DomainsConfig
 from raywgen.benchmarks.few_shot_parts import Setting
-from raywgen.benchmarks.leave_one_out import nearest_head_accuracy, setting_of, short_name
+from raywgen.benchmarks.leave_one_out import leave_out, nearest_head_accuracy, setting_of, short_name
 from raywgen.benchmarks.transfer import Config as TransferConfig
 from raywgen.tasks.episodes import Episode
 
@@ -57,5 +57,9 @@ def test_what_cannot_be_left_out_is_named() -> None:
         TransferConfig(data="digits")
     with pytest.raises(ValueError, match="give `plain` first"):
         DomainsConfig(data="digits", domains=["invert", "plain"])
+    with pytest.raises(ValueError, match="what is left out is tested on"):
+        leave_out(DomainsConfig(data="digits", test_data="digits"), ["plain", "invert"])
+    with pytest.raises(ValueError, match="two have one name"):
+        leave_out(DomainsConfig(data="digits"), ["plain", "a/x.parquet::plain", "b/x.parquet::plain"])
     with pytest.raises(ValueError, match="give mcdi, mcdi_functional and others of"):
         DomainsConfig(data="digits", methods=["mcdi"])

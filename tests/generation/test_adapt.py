@@ -140,7 +140,7 @@ def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -
     known = WeightReference(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
     data = DataSpec(num_features=FEATURES, max_classes=WAY, policies=("adam", "adam-sam0.05", "sgd"))
     generator = LoHp(LoHpConfig(policy=PolicyConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data).eval()
-    torch.nn.init.normal_(generator.policy.names_net.weight)
+    torch.nn.init.normal_(generator.policy.names_net)
     save_bundle(generator, tmp_path, {})
     trained = raywgen.load(tmp_path)
     support = torch.randn(6, FEATURES), torch.arange(6) % WAY

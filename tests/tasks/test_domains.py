@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from raywgen.tasks.base import TaskError
-from raywgen.tasks.domains import DOMAINS, apply_domain, leave_one_out
+from raywgen.tasks.domains import DOMAINS, apply_domain
 from raywgen.tasks.images import load_digits_images
 
 NAMES = ["plain", "invert", "rotate-30", "rotate--45.5", "rotate-180", "contrast-0.5", "contrast-2", "scale-0.75"]
@@ -140,14 +140,3 @@ def test_each_kinds_example_is_a_name() -> None:
 def test_images_of_another_kind_are_refused(x_SCHW: torch.Tensor, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         apply_domain(x_SCHW, "invert")
-
-
-def test_each_domain_is_left_out_once() -> None:
-    assert leave_one_out(["plain", "invert", "rotate-30"]) == [
-        (("invert", "rotate-30"), "plain"),
-        (("plain", "rotate-30"), "invert"),
-        (("plain", "invert"), "rotate-30"),
-    ]
-    for wrong in (["plain"], [], ["plain", "plain"]):
-        with pytest.raises(TaskError, match="at least two different"):
-            leave_one_out(wrong)

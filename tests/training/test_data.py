@@ -106,6 +106,7 @@ def test_policies_are_named_as_a_zoo_names_its_optimisers(tmp_path: Path) -> Non
         ZooOptimizer(optimizer="sgd", momentum=0.0),
         ZooOptimizer(optimizer="sgd", momentum=0.5),
         ZooOptimizer(optimizer="adam", sam=SAMConfig(rho=0.05)),
+        ZooOptimizer(optimizer="adam", sam=SAMConfig(rho=0.05, adaptive=True)),
     ]
     config = ZooConfig(
         networks=[[64, 4, 2]],
@@ -119,9 +120,9 @@ def test_policies_are_named_as_a_zoo_names_its_optimisers(tmp_path: Path) -> Non
     )
     corpus = make_zoo(config, tmp_path / "corpus")
     wanted = {fit.label for fit in config.fits()}
-    assert wanted == {"sgd", "sgd-m0.5", "adam-sam0.05"}
+    assert wanted == {"sgd", "sgd-m0.5", "adam-sam0.05", "adam-asam0.05"}
     assert set(policy_names(corpus)) == wanted | {"none"}
     assert set(data_spec(corpus).policies) == wanted
-    batch = order(rows_of(corpus)).batch(0, 6)
+    batch = order(rows_of(corpus)).batch(0, 8)
     assert sorted(batch.condition.policies) == sorted([*wanted, *wanted])
     assert batch.first(2).condition.policies == batch.condition.policies[:2]

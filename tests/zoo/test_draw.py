@@ -60,6 +60,9 @@ def test_episodes_take_turns_in_domains_and_unseen_ones_see_the_last() -> None:
     assert [recipe["group"] for recipe in drawn["seen"]] == ["writer", "writer", "", "writer", "writer"]
     assert drawn["seen"][2]["path"].endswith("/other.parquet")
     assert [recipe["domain"] for recipe in drawn["validation"]] == ["plain", "invert"]
+    mixed = draw_tasks(zoo("episodes", way=2, shot=3, domains=["plain", "a.parquet::plain", "b.parquet::plain"]))
+    assert [recipe["split"] for recipe in mixed["seen"]] == ["train", "all", "train", "all", "train"]
+    assert [recipe["split"] for recipe in mixed["validation"]] == ["validation", "validation"]
     assert {(recipe["split"], recipe["domain"]) for recipe in drawn["unseen"]} == {("test", "scale-0.5")}
     with pytest.raises(ValueError, match="give at least two"):
         zoo("episodes", domains=["plain"])

@@ -33,7 +33,7 @@ class PathConfig:
     def __post_init__(self) -> None:
         if min(self.num_steps, self.length) < 1 or self.num_steps % self.length:
             raise ValueError(f"length={self.length}: must divide num_steps={self.num_steps}")
-        if self.noise <= 0:
+        if not self.noise > 0:
             raise ValueError(f"noise={self.noise}: must be above 0")
         if self.sampling_steps < 1 or self.sampling_steps % self.num_targets or self.sampling_steps > self.num_steps:
             raise ValueError(
@@ -96,7 +96,7 @@ class PolicyConfig(NetworkConfig, StageConfig):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
-        if not 0 <= self.mix <= 1 or self.lam <= 0:
+        if not 0 <= self.mix <= 1 or not self.lam > 0:
             raise ValueError(f"mix={self.mix}, lam={self.lam}: mix lies between 0 and 1, lam is above 0")
         if min(self.exploration, self.exploration_steps, self.replay_size, self.task_reward) < 0:
             raise ValueError("exploration, exploration_steps, replay_size and task_reward: must be at least 0")

@@ -12,7 +12,7 @@ The backward policy is the Brownian bridge pinned at a (or learned, beginning th
 With theta_hat = theta_hat_F = theta and log Z = 0 every sub-trajectory is in balance, whatever a is: no network has to
 model a curvature, and a policy that errs meets the right target from wherever it has come to.
 
-Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state, T values of what is told.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raywgen.weights import Condition, Layout, ReferenceTable
 
 
 class Told(NamedTuple):
-    """A batch of embedded tasks, once for each network that reads them; and which sub-trajectory scales what."""
+    """A batch of embedded tasks, once for each network that reads them; and `log Z` of each sub-trajectory."""
 
     forward: Tensor
     flow: Tensor
@@ -54,16 +54,17 @@ class Policy(nn.Module):
         is_learned = config.policy.backward == "learned"
         self.backward_net = build_denoiser(config.policy, references, data) if is_learned else None
         width = self.forward_net.num_told()
-        # Which optimiser is asked for; one more entry for any.
-        self.names_net = nn.Embedding(len(self.names) + 1, width)
+        self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)
-        for parameter in (self.names_net.weight, self.log_z_net.weight, self.log_z_net.bias):
-            nn.init.zeros_(parameter)
+        # Zero, so that it begins at the bridge.
+        self.backward_share = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.log_z_net.weight)
+        nn.init.zeros_(self.log_z_net.bias)
 
     def tell(self, condition: Condition, layout: Layout) -> Told:
         """Embeds support sets and the optimisers that are asked for."""
         known = (condition.samples_BSF, condition.labels_BS, layout)
-        named = self.names_net(self._numbers(condition))
+        named = self._named(condition)
         nets = (self.forward_net, self.flow_net, self.backward_net)
         forward, flow, backward = (None if net is None else _with(net.tell(*known), named) for net in nets)
         assert forward is not None
@@ -74,18 +75,19 @@ class Policy(nn.Module):
     def tell_forward(self, condition: Condition, layout: Layout) -> Tensor:
         """What generation needs of `tell`."""
         told = self.forward_net.tell(condition.samples_BSF, condition.labels_BS, layout)
-        return _with(told, self.names_net(self._numbers(condition)))
+        return _with(told, self._named(condition))
 
     def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, told: Tensor, layout: Layout) -> Tensor:
         """What a network says of states `(B, n, D)` at steps int64 `(n,)` of the whole path, `(B, n, D)`."""
         time_Bn = (step_n / self.path.num_steps).expand(x_BnD.shape[:2]).to(x_BnD.device)
         return net.predict(x_BnD, time_Bn, told, layout)
 
-    def _numbers(self, condition: Condition) -> Tensor:
-        """Place of each named optimiser, the last one for none."""
+    def _named(self, condition: Condition) -> Tensor:
+        """What is known of each optimiser that is asked for, `(B, T)`; for any, the mean of all."""
         places = {name: number for number, name in enumerate(self.names)}
+        mean_T = self.names_net.mean(dim=0)
         named = condition.policies or ("",) * len(condition)
-        return torch.tensor([places.get(name, len(self.names)) for name in named], device=condition.labels_BS.device)
+        return torch.stack([self.names_net[places[name]] if name in places else mean_T for name in named])
 
 
 def _with(told: Tensor, named_BT: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Past rollouts, to learn from more than once."""
+"""Past rollouts, to learn from more than once. They are not part of a checkpoint."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -26,7 +27,7 @@ class Rollout:
 
 
 class ReplayBuffer:
-    """The newest rollouts; which one is drawn depends on the step's noise alone.
+    """The newest rollouts; which one is drawn depends on the step alone.
 
     Args:
         size: How many are kept.
@@ -42,7 +43,7 @@ class ReplayBuffer:
         """Keeps it; the oldest one goes."""
         self._kept.append(rollout)
 
-    def draw(self, noise: KeyedNoise) -> Rollout:
+    def draw(self, step: int) -> Rollout:
         """Any of them, each as likely."""
         assert self._kept, "an empty buffer"
-        return self._kept[int(noise.integers(len(self._kept), 1)[0, 0])]
+        return self._kept[int(KeyedNoise(0, torch.tensor([step])).integers(len(self._kept))[0])]

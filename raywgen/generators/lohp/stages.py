@@ -15,7 +15,6 @@ from torch import Tensor
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
-    hybrid_loss,
     potentials,
     sub_trajectory_balance_loss,
     trajectory_balance_loss,
@@ -65,7 +64,7 @@ class PolicyStage(Stage):
         loss, metrics = self._balance(rollout, targets_BkD, told)
         if self.training and self.config.replay_size:
             if len(self._replay):
-                past = self._replay.draw(noise)
+                past = self._replay.draw(self._step(batch))
                 told = self.policy.tell(past.batch.condition, past.batch.layout)
                 replayed, _ = self._balance(past, self._targets(past.batch), told)
                 loss = (loss + replayed) / 2
@@ -93,9 +92,7 @@ class PolicyStage(Stage):
             return self.policy.ends(net, x_BD.unsqueeze(1), at, told.forward, batch.layout).squeeze(1)
 
         is_stored_Bk = stored_or_rolled(noise, targets_BkD.shape[1], config.mix, config.hybrid)
-        # The sample's index tells the step, so that a resumed run explores as it would have.
-        step = int(batch.sample_index_B[0]) // config.batch_size
-        left = max(0.0, 1 - step / max(1, config.exploration_steps)) if self.training else 0.0
+        left = max(0.0, 1 - self._step(batch) / max(1, config.exploration_steps)) if self.training else 0.0
         states_BkLD = make_paths(
             ends,
             targets_BkD,
@@ -108,16 +105,13 @@ class PolicyStage(Stage):
         return Rollout(batch=batch, states_BkLD=states_BkLD, is_stored_Bk=is_stored_Bk)
 
     def _balance(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective, rollouts and stored paths weighted by `mix`."""
-        config = self.config
+        """The objective over all sub-trajectories."""
         g_BkLD, ends_BkLD = self._potentials(rollout, targets_BkD, told)
-        if config.flow == "joint":
+        if self.config.flow == "joint":
             # The root keeps a residual's size where thousands of values add up.
             g_BkLD = g_BkLD.sum(dim=-1, keepdim=True) / targets_BkD.shape[-1] ** 0.5
-        # A mean over rolled and stored parts each, so that `mix` weighs what it says whatever was drawn.
-        parts = [self._objective(g_BkLD[chosen]) if bool(chosen.any()) else None
-                 for chosen in (~rollout.is_stored_Bk, rollout.is_stored_Bk)]  # fmt: skip
-        loss = hybrid_loss(parts[0], parts[1], config.mix)
+        # Paths are stored with probability `mix`, so the plain mean is the hybrid objective, on any number of workers.
+        loss = self._objective(g_BkLD.flatten(0, 1))
         distance = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
         return loss, {"balance": loss.detach(), "distance": distance.detach()}
 
@@ -147,15 +141,16 @@ class PolicyStage(Stage):
         pinned = start_Bk1D
         if self.policy.backward_net is not None:
             assert told.backward is not None
-            pinned = start_Bk1D + said(self.policy.backward_net, next_BkLD, step_kL + 1, told.backward)
-        n_L1 = torch.arange(L, device=states_BkLD.device).unsqueeze(1)
+            moved = said(self.policy.backward_net, next_BkLD, step_kL + 1, told.backward)
+            pinned = start_Bk1D + self.policy.backward_share * moved
+        n_L1, zero = torch.arange(L, device=states_BkLD.device).unsqueeze(1), torch.zeros((), device=states_BkLD.device)
         log_backward = bridge_log_prob(x_BkLD, next_BkLD, pinned, n_L1, sigma)
         log_z = told.log_z_Bk.view(B, k, 1, 1) / D
         log_flow = [log_z.expand(B, k, 1, D)]
         if L > 1:
             flow_ends = said(self.policy.flow_net, states_BkLD[:, :, 1:-1], step_kL[:, 1:], told.flow)
             mean = start_Bk1D + n_L1[1:] / L * (flow_ends - start_Bk1D)
-            inner = _log_normal(states_BkLD[:, :, 1:-1] - mean, sigma * n_L1[1:].sqrt())
+            inner = forward_log_prob(states_BkLD[:, :, 1:-1], mean, zero, sigma * n_L1[1:].sqrt())
             log_flow.append(inner + log_z)
         log_flow.append(self._log_reward(rollout, targets_BkD).unsqueeze(2))
         g = potentials(torch.cat(log_flow, dim=2).flatten(0, 1), log_forward.flatten(0, 1), log_backward.flatten(0, 1))
@@ -165,7 +160,7 @@ class PolicyStage(Stage):
     def _log_reward(self, rollout: Rollout, targets_BkD: Tensor) -> Tensor:
         """`log N(x; theta, noise^2)` of where sub-trajectories end, `(B, k, D)`, with the task's loss if wanted."""
         ends_BkD = rollout.states_BkLD[:, :, -1]
-        reward = _log_normal(ends_BkD - targets_BkD, torch.tensor(self._config.path.noise))
+        reward = forward_log_prob(ends_BkD, targets_BkD, torch.zeros_like(targets_BkD), self._config.path.noise)
         if self.config.task_reward > 0:
             layout = rollout.batch.layout
             normalised_BD = self.policy.forward_net.decode(ends_BkD[:, -1], layout)
@@ -173,10 +168,9 @@ class PolicyStage(Stage):
             reward[:, -1] -= self.config.task_reward * loss_B.unsqueeze(1) / reward.shape[-1]
         return reward
 
+    def _step(self, batch: WeightBatch) -> int:
+        """By the samples' index, so that a resumed run, and any worker, goes on as it would have."""
+        return int(batch.sample_index_B[0]) // self.config.batch_size
+
     def _targets(self, batch: WeightBatch) -> Tensor:
         return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.layout)
-
-
-def _log_normal(x: Tensor, sigma: Tensor) -> Tensor:
-    """Log-density of a centred normal, value by value."""
-    return torch.distributions.Normal(torch.zeros((), device=x.device), sigma.to(x.device)).log_prob(x)

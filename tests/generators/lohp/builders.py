@@ -32,8 +32,10 @@ def config(*, path: dict[str, Any] | None = None, policy: dict[str, Any] | None 
     return LoHpConfig(path=PathConfig(**(short | (path or {}))), policy=PolicyConfig(**(small | (policy or {}))))
 
 
-def lohp(settings: LoHpConfig | None = None, table: ReferenceTable | None = None, seed: int = 0) -> LoHp:
+def lohp(
+    settings: LoHpConfig | None = None, table: ReferenceTable | None = None, seed: int = 0, data: DataSpec = DATA
+) -> LoHp:
     """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LoHp(settings or config(), head_references() if table is None else table, DATA).eval()
+        return LoHp(settings or config(), head_references() if table is None else table, data).eval()

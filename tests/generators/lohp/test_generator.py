@@ -39,6 +39,13 @@ def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> Non
     warm = [generator.generate(told, layout, noise_for(3, seed)).values_BD for seed in (1, 2)]
     assert torch.equal(cold[0], cold[1])
     assert not torch.equal(warm[0], warm[1])
+    generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
+    many = support_and_query(500, 3, seed=0)[0]
+    drawn = generator.generate(many, layout, noise_for(500), temperature=0.5).values_BD
+    normalised = generator.references[layout.id][1].normalise(drawn)
+    # 10,500 values; half of the path's noise of 0.5.
+    assert float(normalised.mean()) == pytest.approx(3.0, abs=0.01)
+    assert float(normalised.std()) == pytest.approx(0.25, abs=0.007)
 
 
 @pytest.mark.parametrize("sampling_steps", [3, 6])
@@ -60,7 +67,7 @@ def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
     tmp_path: Path, table: tuple[tuple[int, ...], ...]
 ) -> None:
     generator = lohp(config(policy={"backward": "learned"}), table=references(*table))
-    torch.nn.init.normal_(generator.policy.names_net.weight)
+    torch.nn.init.normal_(generator.policy.names_net)
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
     told = replace(told, policies=(*POLICIES, ""))
     save_bundle(generator, tmp_path, {"seed": 3})
@@ -74,7 +81,7 @@ def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
 
 def test_a_head_takes_other_numbers_of_classes_and_the_order_of_classes_does_not_matter() -> None:
     generator, layout = lohp(), layout_of((NUM_FEATURES, 5))
-    torch.nn.init.normal_(generator.policy.names_net.weight)
+    torch.nn.init.normal_(generator.policy.names_net)
     assert generator.knows(layout)
     assert generator.max_classes is None
     told = replace(support_and_query(2, 5, seed=0)[0], policies=("adam", "adam"))

@@ -19,7 +19,7 @@ from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import noise_for
-from tests.generators.lohp.builders import POLICIES, TABLES, config, lohp
+from tests.generators.lohp.builders import DATA, POLICIES, TABLES, config, lohp
 from tests.generators.mcdi.builders import chunk_batch, head_batch, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -170,6 +170,56 @@ def test_every_way_of_training_brings_what_is_written_towards_the_networks(kind:
     assert written_distance(generator, held) < (0.5 if kind == "head" else 0.98) * before
 
 
+@pytest.mark.parametrize("policy", [{}, {"hybrid": "spliced"}, {"flow": "joint"}, {"objective": "cloning"}], ids=str)
+def test_two_workers_parts_of_a_batch_average_to_the_whole(policy: dict) -> None:
+    stage, whole = stage_of(generator_of(exploration=0.3, **policy)).train(), batch_of("head", 8)
+    together = stage(whole, KeyedNoise(0, whole.sample_index_B)).loss
+    assert whole.targets_BkD is not None
+    parts = []
+    for rank in range(2):
+        rows = torch.arange(rank, 8, 2)
+        part = replace(
+            whole,
+            values_BD=whole.values_BD[rows],
+            targets_BkD=whole.targets_BkD[rows],
+            sample_index_B=whole.sample_index_B[rows],
+            condition=replace(
+                whole.condition,
+                instructions=("",) * 4,
+                samples_BSF=whole.condition.samples_BSF[rows],
+                labels_BS=whole.condition.labels_BS[rows],
+                policies=("adam",) * 4,
+            ),
+        )
+        parts.append(stage(part, KeyedNoise(0, part.sample_index_B)).loss)
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, together, rtol=1e-5, atol=1e-6)
+
+
+def test_a_learned_backward_policy_begins_at_the_bridge() -> None:
+    batch, losses = batch_of("head"), {}
+    for backward in ("bridge", "learned"):
+        stage = stage_of(generator_of(backward=backward))
+        for net in (stage.policy.forward_net, stage.policy.flow_net):
+            net.predict = Known(stage._targets(batch) + 0.2, 2).predict  # pyright: ignore[reportAttributeAccessIssue]
+        stage.begin([batch], seed=0)
+        loss = stage.train()(batch, noise_for(8)).loss
+        losses[backward] = float(loss.detach())
+        if stage.policy.backward_net is not None:
+            loss.backward()
+            assert stage.policy.backward_share.grad is not None
+            assert float(stage.policy.backward_share.grad.abs()) > 0
+    assert losses["learned"] == pytest.approx(losses["bridge"], rel=1e-6)
+
+
+def test_asked_for_no_optimiser_it_behaves_like_the_only_one() -> None:
+    generator = lohp(config(), data=replace(DATA, policies=("adam",)))
+    learn(stage_of(generator), "head", num_steps=20)
+    assert float(generator.policy.names_net.abs().max()) > 0
+    batch = batch_of("head")
+    anyone = replace(batch, condition=replace(batch.condition, policies=()))
+    assert written_distance(generator, anyone) == pytest.approx(written_distance(generator, batch), rel=1e-5)
+
+
 def test_stage_two_runs_with_the_task_data_deleted() -> None:
     stage, batch = stage_of(generator_of()), batch_of("head")
     blind = replace(batch, module=None, query=None)  # pyright: ignore[reportArgumentType]
@@ -235,3 +285,13 @@ def test_replayed_rollouts_are_kept_up_to_the_size_and_count_for_half() -> None:
     assert len(stage._replay) == 2
     stage.eval()(batch_of("head", seed=4), noise_for(8))
     assert len(stage._replay) == 2
+
+
+def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> None:
+    stage = stage_of(generator_of(objective="cloning"))
+    stage.begin([batch_of("head")], seed=0)
+    engine = LocalEngine(stage)
+    for step in range(3):
+        batch = batch_of("head", seed=step)
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
+    assert float(engine.moments()["step"]) == 3
