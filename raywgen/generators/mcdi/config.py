@@ -1,4 +1,4 @@
-"""Config of Mc-Di; defaults are chosen by measurement, see the README's ablation."""
+"""Config of Mc-Di; what each setting is worth is measured by `jobs/benchmark.py mcdi-ablation`."""
 
 from __future__ import annotations
 

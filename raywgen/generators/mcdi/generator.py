@@ -8,7 +8,7 @@
 | phase B, inner and outer loop | `raywgen.generators.reptile`, `stages.DenoiserStage` |
 | sampling | `samplers.sample` |
 
-Where the paper is silent, or this differs, and why (effects: the ablation in the README):
+Where the paper is silent, or this differs, and why (effects: README, and `jobs/benchmark.py mcdi-ablation`):
 
 - The denoiser predicts weights by default and the mean step leaves out the noise: both were worth points.
 - The loss is weighted uniformly in the local target; the paper's own weighting is a choice.
