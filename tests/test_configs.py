@@ -10,7 +10,9 @@ from raywgen.training import TrainConfig
 from raywgen.zoo import ZooConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig} | dict.fromkeys(("igpg", "mcdi", "hypernetwork"), TrainConfig)
+SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig} | dict.fromkeys(
+    ("igpg", "mcdi", "lohp", "hypernetwork"), TrainConfig
+)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))

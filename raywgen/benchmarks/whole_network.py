@@ -29,7 +29,7 @@ from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, 
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator
-from raywgen.generators.lohp import LoHpConfig, PolicyConfig
+from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
 from raywgen.training.session import ray_session
@@ -77,7 +77,11 @@ class Config:
     functional: FunctionalConfig = field(
         default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
-    lohp: LoHpConfig = field(default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=800, batch_size=32)))
+    lohp: LoHpConfig = field(
+        default_factory=lambda: LoHpConfig(
+            path=PathConfig(noise=0.3), policy=PolicyConfig(num_steps=800, batch_size=32)
+        )
+    )
     shot: int = 10
     rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     temperature: float = 0.0
