@@ -12,8 +12,8 @@ The choices, and why:
 - Every local target ends a sub-trajectory of its own, which is rewarded by its distance to it: the policy is local, and
   no task is asked.
 - Policy and flow predict where a sub-trajectory ends. Both are then exact for a known target, whatever the state.
-- The balance is asked of every coordinate by itself (`flow: factored`): one scalar residual for thousands of values says
-  little about each. On whole networks it was worth 4 points; on linear heads, which begin well, `joint` does as well.
+- The balance is asked of every coordinate by itself (`flow: factored`): one scalar residual for thousands of values
+  says little about each. On whole networks this was worth 4 points; on linear heads, which begin well, nothing.
 - Stored sub-trajectories end where the reward lies, not at the target itself. There the reward is always the same, and
   the flow may then absorb what the policy should learn.
 - Generation follows the policy's mean from one predicted end to the next: by default one evaluation for each.
