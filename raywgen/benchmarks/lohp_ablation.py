@@ -34,7 +34,7 @@ Key = tuple[int, float, float]
 
 @dataclass(kw_only=True)
 class Config(few_shot.Config):
-    """As of `few-shot`, and what is varied.
+    """As of `few-shot`, whose settings of test episodes and of other methods have no effect; and what is varied.
 
     Attributes:
         lengths: Of sub-trajectories, each a divisor of the steps of the path.
@@ -55,9 +55,7 @@ class Config(few_shot.Config):
     def changed(self, length: int, mix: float) -> LoHpConfig:
         """Lo-Hp with these, and one evaluation for each sub-trajectory."""
         steps = self.lohp.path.num_steps
-        path = PathConfig(
-            num_steps=steps, length=length, noise=self.lohp.path.noise, sampling_steps=max(1, steps // length)
-        )
+        path = PathConfig(num_steps=steps, length=length, noise=self.lohp.path.noise, sampling_steps=steps // length)
         return replace(self.lohp, path=path, policy=replace(self.lohp.policy, mix=mix))
 
 
@@ -66,9 +64,8 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     root = root_of(config.out, config.fresh)
     rows = [_one_seed(config, root, seed) for seed in range(config.seed, config.seed + config.seeds)]
     means, spreads = over_seeds([{_name(key): value for key, value in row.items()} for row in rows])
-    mean_of = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     path = Path(root) / _HEAT_MAP
-    draw_heat_maps(mean_of, path)
+    draw_heat_maps({key: means[_name(key)] for key in rows[0]}, path)
     told = {"seeds": config.seeds, "spread_over_seeds": spreads, "heat_map": str(path), "cores": os.cpu_count()}
     return means, told | {"episodes": config.num_validation, "torch": torch.__version__}
 
@@ -85,17 +82,12 @@ def _one_seed(config: Config, root: str, seed: int) -> dict[Key, float]:
             zoo = replace(plain, optimizers=optimizers, num_steps=steps[-1], checkpoint_steps=steps)
             corpus = trained_zoo(root, zoo)
             (facts,) = corpus.networks.values()
-            chosen = {
-                _name((length, radius, mix)): ("lohp", config.changed(length, mix))
-                for length in config.lengths
-                for mix in config.mixes
-            }
+            keys = [(length, radius, mix) for length, mix in itertools.product(config.lengths, config.mixes)]
+            chosen = {_name(key): ("lohp", config.changed(key[0], key[2])) for key in keys}
             generators = heads_generators(config, root, seed, corpus, chosen)
-            for length in config.lengths:
-                for mix in config.mixes:
-                    key = (length, radius, mix)
-                    scores = generated_accuracy(generators[_name(key)], facts.layout, side, seed)
-                    found[key] = _PERCENT * float(scores.mean())
+            for key in keys:
+                scores = generated_accuracy(generators[_name(key)], facts.layout, side, seed)
+                found[key] = _PERCENT * float(scores.mean())
     return found
 
 

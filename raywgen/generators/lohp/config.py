@@ -1,4 +1,4 @@
-"""Config of Lo-Hp; the paper's own settings could not be read, so each default is chosen by measurement."""
+"""Config of Lo-Hp; the paper's own settings could not be read, so the defaults are ours."""
 
 from __future__ import annotations
 

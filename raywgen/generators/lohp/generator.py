@@ -13,7 +13,7 @@ The choices, and why:
   no task is asked.
 - Policy and flow predict where a sub-trajectory ends. Both are then exact for a known target, whatever the state.
 - The balance is asked of every coordinate by itself (`flow: factored`): one scalar residual for thousands of values
-  says little about each. On whole networks this was worth 4 points; on linear heads, which begin well, nothing.
+  says little about each.
 - Stored sub-trajectories end where the reward lies, not at the target itself. There the reward is always the same, and
   the flow may then absorb what the policy should learn.
 - Generation follows the policy's mean from one predicted end to the next: by default one evaluation for each.

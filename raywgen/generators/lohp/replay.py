@@ -18,12 +18,10 @@ class Rollout:
     Attributes:
         batch: The networks.
         states_BkLD: States of every sub-trajectory, its start and end among them.
-        is_stored_Bk: Which of them lead to a stored local target.
     """
 
     batch: WeightBatch
     states_BkLD: Tensor
-    is_stored_Bk: Tensor
 
 
 class ReplayBuffer:

@@ -102,7 +102,7 @@ class PolicyStage(Stage):
             hybrid=config.hybrid,
             exploration=config.exploration * left,
         )
-        return Rollout(batch=batch, states_BkLD=states_BkLD, is_stored_Bk=is_stored_Bk)
+        return Rollout(batch=batch, states_BkLD=states_BkLD)
 
     def _balance(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over all sub-trajectories."""
