@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
-    hybrid_loss,
     potentials,
     sub_trajectory_balance_loss,
     trajectory_balance_loss,
@@ -226,12 +225,12 @@ def train(model: Balance, training: Training) -> Iterator[int]:
 
 def _hybrid(model: Balance, training: Training, generator: torch.Generator, exploration: float) -> Tensor:
     num_off = round(training.mix * training.batch_size)
-    on, off = None, None
+    parts = []
     if num_off < training.batch_size:
-        on = training.loss(model.potentials(model.roll_out(training.batch_size - num_off, generator, exploration)))
+        parts.append(model.roll_out(training.batch_size - num_off, generator, exploration))
     if num_off:
-        off = training.loss(model.potentials(model.bridges(num_off, generator, training.off_policy_weight)))
-    return hybrid_loss(on, off, training.mix)
+        parts.append(model.bridges(num_off, generator, training.off_policy_weight))
+    return training.loss(model.potentials(torch.cat(parts)))
 
 
 @dataclass(frozen=True, kw_only=True)

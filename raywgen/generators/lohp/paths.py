@@ -22,12 +22,6 @@ Ends = Callable[[Tensor, int], Tensor]
 """From states `(B, D)` at a step of the whole path to where their sub-trajectory ends `(B, D)`."""
 
 
-def stored_or_rolled(noise: KeyedNoise, num: int, mix: float, hybrid: str) -> Tensor:
-    """Which sub-trajectories are stored ones, bool `(B, k)`: whole paths, or each by itself where they are spliced."""
-    drawn = noise.uniform(1 if hybrid == "mixed" else num) < mix
-    return drawn.expand(-1, num)
-
-
 @torch.no_grad()
 def make_paths(
     ends: Ends,

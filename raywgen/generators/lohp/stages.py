@@ -15,13 +15,14 @@ from torch import Tensor
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
+    draw_stored,
     potentials,
     sub_trajectory_balance_loss,
     trajectory_balance_loss,
 )
 from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
 from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
-from raywgen.generators.lohp.paths import make_paths, stored_or_rolled
+from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.policy import Policy, Told
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.generators.mcdi.stages import normalised_targets
@@ -91,7 +92,7 @@ class PolicyStage(Stage):
             at = torch.tensor([step])
             return self.policy.ends(net, x_BD.unsqueeze(1), at, told.forward, batch.layout).squeeze(1)
 
-        is_stored_Bk = stored_or_rolled(noise, targets_BkD.shape[1], config.mix, config.hybrid)
+        is_stored_Bk = draw_stored(noise, targets_BkD.shape[1], config.mix, config.hybrid)
         left = max(0.0, 1 - self._step(batch) / max(1, config.exploration_steps)) if self.training else 0.0
         states_BkLD = make_paths(
             ends,
@@ -110,7 +111,6 @@ class PolicyStage(Stage):
         if self.config.flow == "joint":
             # The root keeps a residual's size where thousands of values add up.
             g_BkLD = g_BkLD.sum(dim=-1, keepdim=True) / targets_BkD.shape[-1] ** 0.5
-        # Paths are stored with probability `mix`, so the plain mean is the hybrid objective, on any number of workers.
         loss = self._objective(g_BkLD.flatten(0, 1))
         distance = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
         return loss, {"balance": loss.detach(), "distance": distance.detach()}

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
-    hybrid_loss,
     potentials,
     sub_trajectory_balance_loss,
     trajectory_balance_loss,
@@ -145,7 +144,6 @@ OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "trajectory": trajectory_balance_loss,
     "sub_trajectory": lambda g: sub_trajectory_balance_loss(g, 0.9),
     "short_windows": lambda g: sub_trajectory_balance_loss(g, 1.5, max_length=2),
-    "hybrid": lambda g: hybrid_loss(detailed_balance_loss(g[:1]), trajectory_balance_loss(g[1:]), 0.3),
 }
 
 
@@ -158,13 +156,11 @@ def test_gradients_are_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda *parts: OBJECTIVES[name](potentials(*parts)), parts)
 
 
-def test_hybrid_weighs_both_or_takes_the_one_there_is() -> None:
-    on, off = torch.tensor(2.0), torch.tensor(6.0)
-    assert float(hybrid_loss(on, off, 0.25)) == 0.75 * 2 + 0.25 * 6
-    assert hybrid_loss(on, None, 0.25) is on
-    assert hybrid_loss(None, off, 0.25) is off
-    with pytest.raises(AssertionError):
-        hybrid_loss(None, None, 0.25)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_mean_over_mixed_paths_is_the_hybrid_objective(name: str) -> None:
+    on, off = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).split([24, 6])
+    loss = OBJECTIVES[name]
+    torch.testing.assert_close(loss(torch.cat([on, off])), 0.8 * loss(on) + 0.2 * loss(off))
 
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, math.inf, math.nan])

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.lohp import LoHp
+from raywgen.generators.lohp.balance import draw_stored
 from raywgen.generators.lohp.config import OBJECTIVES
-from raywgen.generators.lohp.paths import make_paths, stored_or_rolled
+from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -133,9 +134,9 @@ def test_exploration_widens_rollouts_alone_and_has_gone_in_the_end() -> None:
 
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_the_mix_is_the_share_of_stored_paths(mix: float) -> None:
-    mixed = stored_or_rolled(noise_for(4000), 3, mix, "mixed")
+    mixed = draw_stored(noise_for(4000), 3, mix, "mixed")
     assert bool((mixed == mixed[:, :1]).all())
-    spliced = stored_or_rolled(noise_for(4000), 3, mix, "spliced")
+    spliced = draw_stored(noise_for(4000), 3, mix, "spliced")
     # Standard error 0.007.
     assert float(mixed.float().mean()) == pytest.approx(mix, abs=0.03)
     assert float(spliced.float().mean()) == pytest.approx(mix, abs=0.02)

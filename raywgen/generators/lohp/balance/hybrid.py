@@ -1,21 +1,28 @@
-"""The balance of on-policy and off-policy paths together."""
+"""The balance of on-policy and off-policy paths together.
+
+    L = (1 - mix) E_on[L_balance] + mix E_off[L_balance]
+
+Each path is a stored one with probability `mix`, so the plain mean of any balance loss over all paths has this
+expectation, however a batch is split over workers.
+
+Shape legend: B networks, k sub-trajectories.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from raywgen.weights import KeyedNoise
 
-def hybrid_loss(on_policy: Tensor | None, off_policy: Tensor | None, mix: float) -> Tensor:
-    """`(1 - mix) on + mix off`, or the one there is.
+
+def draw_stored(noise: KeyedNoise, num: int, mix: float, hybrid: str) -> Tensor:
+    """Which sub-trajectories are stored ones, bool `(B, k)`.
 
     Args:
-        on_policy: Loss of the paths that the policy walked; None where the batch holds none.
-        off_policy: Loss of the stored paths, likewise.
-        mix: Share of off-policy paths.
+        noise: B rows.
+        num: k.
+        mix: Share of stored ones.
+        hybrid: `mixed` for whole paths, `spliced` for each sub-trajectory by itself.
     """
-    assert 0 <= mix <= 1, mix
-    if on_policy is None or off_policy is None:
-        only = off_policy if on_policy is None else on_policy
-        assert only is not None, "a batch without paths"
-        return only
-    return (1 - mix) * on_policy + mix * off_policy
+    drawn = noise.uniform(1 if hybrid == "mixed" else num) < mix
+    return drawn.expand(-1, num)
