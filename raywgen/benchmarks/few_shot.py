@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
 from raywgen.benchmarks.recipes import over_seeds, root_of
-from raywgen.benchmarks.trained import HEADLINES, Chosen, chosen_variants, lohp_variants, mcdi_variants
+from raywgen.benchmarks.trained import HEADLINES, Chosen, chosen_variants
 from raywgen.evaluation.few_shot import (
     Learner,
     Timing,
@@ -129,8 +129,7 @@ class Config:
 
     def variants(self) -> Chosen:
         """The generators to train."""
-        mcdi, lohp = mcdi_variants(self.mcdi, self.functional), lohp_variants(self.lohp)
-        return chosen_variants(self.generator, self.methods, mcdi, lohp)
+        return chosen_variants(self.generator, self.methods, self.mcdi, self.functional, self.lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:

@@ -93,21 +93,24 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
     }
 
 
-def chosen_variants(generator: str, methods: Sequence[str], mcdi: Chosen, lohp: Chosen) -> Chosen:
+def chosen_variants(
+    generator: str, methods: Sequence[str], mcdi: McDiConfig, functional: FunctionalConfig, lohp: LoHpConfig
+) -> Chosen:
     """The table of Mc-Di that a benchmark trains, with the rows of Lo-Hp before it where that is measured.
 
     Args:
         generator: `mcdi` or `lohp`.
         methods: Some of the rows; all where it is empty.
-        mcdi: Rows of Mc-Di.
-        lohp: Rows of Lo-Hp.
+        mcdi: Mc-Di.
+        functional: Its functional stage, in the row of its own.
+        lohp: Lo-Hp.
 
     Raises:
         ValueError: There is no such generator or row, or those that the figures are about are not among them.
     """
     if generator not in HEADLINES:
         raise ValueError(f"generator={generator}: give one of {', '.join(HEADLINES)}")
-    every = {**(lohp if generator == "lohp" else {}), **mcdi}
+    every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, functional)}
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):
         raise ValueError(f"methods={list(methods)}: give {', '.join(needed)} and others of {', '.join(every)}")

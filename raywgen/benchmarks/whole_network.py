@@ -20,8 +20,6 @@ from raywgen.benchmarks.trained import (
     HEADLINES,
     Chosen,
     chosen_variants,
-    lohp_variants,
-    mcdi_variants,
     trained_generators,
     trained_zoo,
 )
@@ -96,8 +94,7 @@ class Config:
 
     def variants(self) -> Chosen:
         """The generators to train."""
-        mcdi, lohp = mcdi_variants(self.mcdi, self.functional), lohp_variants(self.lohp)
-        return chosen_variants(self.generator, self.methods, mcdi, lohp)
+        return chosen_variants(self.generator, self.methods, self.mcdi, self.functional, self.lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
