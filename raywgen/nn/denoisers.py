@@ -9,6 +9,7 @@ sample, D values of a network, M chunks, K values of a chunk, G place features, 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,79 +33,107 @@ class TimeEncoder(nn.Module):
         return self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
 
+class HeadFrame(NamedTuple):
+    """Where a support set's features lie: `z = (x - centre) / spread`.
+
+    Attributes:
+        centre_BF: Mean of the class means, of classes that have samples.
+        spread_B: Root mean square of all features about it.
+    """
+
+    centre_BF: Tensor
+    spread_B: Tensor
+
+
 class HeadDenoiser(nn.Module):
     """Denoises a linear head, one row a class; permuting the classes permutes what it predicts.
 
     Every class goes through the same network, which sees its own noised row and support mean, and the means of both
-    over all classes. So it takes any number of classes.
+    over all classes. So it takes any number of classes. It sees features only in their support set's own frame, and
+    rows are those of a head on such features: where features of other data lie, and how widely, does not matter to it.
 
     Args:
         num_features: F, of an encoded sample.
-        num_values: R, of a row.
         width: H.
         num_layers: Residual blocks.
     """
 
-    def __init__(self, num_features: int, num_values: int, width: int, num_layers: int) -> None:
+    def __init__(self, num_features: int, width: int, num_layers: int) -> None:
         super().__init__()
+        num_values = num_features + 1
         self.row = nn.Linear(2 * num_values, width)
-        self.task = nn.Linear(3 * num_features, width)
+        self.task = nn.Linear(2 * num_features, width)
         self.time = TimeEncoder(width)
         self.blocks = nn.ModuleList(_ClassBlock(width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_values)
-        # Straight from the support means, their squared lengths and their products with the common mean: the head of
-        # nearest class means (Snell et al. 2017, section 2.4) is linear in these, so nothing hidden has to learn it.
-        self.direct = nn.Linear(num_features + 2, num_values, bias=False)
+        # Straight from the support means and their squared lengths: the head of nearest class means (Snell et al. 2017,
+        # section 2.4) is linear in these, so nothing hidden has to learn it.
+        self.direct = nn.Linear(num_features + 1, num_values, bias=False)
         self.num_told = width + num_values
-        self.register_buffer("centre_F", torch.zeros(num_features))
         self.register_buffer("spread", torch.ones(()))
 
-    centre_F: Tensor
     spread: Tensor
 
     @torch.no_grad()
-    def measure(self, samples_XF: Tensor) -> None:
-        """Takes the features' centre and spread from examples."""
-        self.centre_F.copy_(samples_XF.mean(dim=0))
-        self.spread.copy_((samples_XF - self.centre_F).square().mean().sqrt().clamp(min=1e-6))
+    def measure(self, spread_X: Tensor) -> None:
+        """Takes the usual spread of a support set from examples, so that rows keep their size."""
+        self.spread.copy_(spread_X.mean())
 
     @torch.no_grad()
-    def begin_at_nearest_means(self, weight_scale: float, bias_scale: float) -> None:
+    def begin_at_nearest_means(self) -> None:
         """Has it write the head of nearest class means, whatever its state and time; call `measure` before.
 
-        With u a class's mean about the common one c, of features scaled to z = (x - centre) / spread, that head has the
-        logits `a (2 u . z - |u|^2 - 2 u . c)`; a gives the weights the size that stored ones have.
-
-        Args:
-            weight_scale: Spread of stored weights, which written ones are multiplied with.
-            bias_scale: Likewise of biases.
+        With u a class's mean in the frame, that head has the logits `a (2 u . z - |u|^2)`; `2 a = spread` gives rows
+        the size u, in units where a bias counts for sqrt(F) weights.
         """
-        F = len(self.centre_F)
-        a = self.spread * weight_scale / 2
+        F = self.direct.in_features - 1
         self.out.weight.zero_()
         self.out.bias.zero_()
-        self.direct.weight.copy_(torch.eye(*self.direct.weight.shape))
-        self.direct.weight[F] = 0
-        self.direct.weight[F, :F] = -2 * a * self.centre_F / (self.spread * bias_scale)
-        # The products are means over features, not sums.
-        self.direct.weight[F, F:] = -a * F / bias_scale * torch.tensor([1.0, 2.0])
+        self.direct.weight.copy_(torch.eye(F + 1))
+        # The squared length is a mean over features, not a sum.
+        self.direct.weight[F, F] = -self.spread * F**0.5 / 2
+
+    def frame(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> HeadFrame:
+        """Where B support sets lie."""
+        member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
+        num_present_B1 = member_BSC.amax(dim=1).sum(dim=1, keepdim=True)
+        centre_BF = _class_means(samples_BSF, labels_BS, num_classes).sum(dim=1) / num_present_B1
+        offset_BSF = samples_BSF - centre_BF.unsqueeze(1)
+        return HeadFrame(centre_BF, offset_BSF.square().mean(dim=(1, 2)).sqrt().clamp(min=1e-6))
+
+    def into_frame(self, rows_BkCR: Tensor, frame: HeadFrame) -> Tensor:
+        """Rows of a head on features to those of the same head on features in the frame.
+
+        `w . x + b = (w s) . z + (b + w . c)`, with weights in units of the usual spread.
+
+        Args:
+            rows_BkCR: Weights and, in units where it counts for sqrt(F) of them, the bias.
+            frame: c and s.
+        """
+        weight, bias = rows_BkCR[..., :-1], rows_BkCR[..., -1]
+        moved = bias + _products(weight, frame.centre_BF)
+        scale_B111 = (frame.spread_B / self.spread)[:, None, None, None]
+        return torch.cat([weight * scale_B111, moved.unsqueeze(-1)], dim=-1)
+
+    def out_of_frame(self, rows_BkCR: Tensor, frame: HeadFrame) -> Tensor:
+        """Inverse of `into_frame`."""
+        weight = rows_BkCR[..., :-1] * (self.spread / frame.spread_B)[:, None, None, None]
+        bias = rows_BkCR[..., -1] - _products(weight, frame.centre_BF)
+        return torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
         """What `forward` takes of B support sets, `(B, C, H + R)`: all that no step of the chain changes."""
         known_BCI = self.known(samples_BSF, labels_BS, num_classes)
-        return torch.cat([self.task(known_BCI), self.direct(_quadratic(known_BCI))], dim=-1)
+        return torch.cat([self.task(known_BCI), self.direct(_with_square(known_BCI))], dim=-1)
 
     def known(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-        """What is known of each class, `(B, C, 3F)`: its support mean, that of all classes, its scatter."""
-        scaled_BSF = (samples_BSF - self.centre_F) / self.spread
-        member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
-        share_BSC = member_BSC / member_BSC.sum(dim=1, keepdim=True).clamp(min=1.0)
-        means_BCF = share_BSC.transpose(1, 2) @ scaled_BSF
-        squares_BCF = share_BSC.transpose(1, 2) @ scaled_BSF.square()
-        scatter_BCF = (squares_BCF - means_BCF.square()).clamp(min=0.0)
-        common_BCF = means_BCF.mean(dim=1, keepdim=True).expand_as(means_BCF)
-        return torch.cat([means_BCF - common_BCF, common_BCF, scatter_BCF], dim=-1)
+        """What is known of each class, `(B, C, 2F)`: its support mean and its scatter, both in the frame."""
+        centre_BF, spread_B = self.frame(samples_BSF, labels_BS, num_classes)
+        scaled_BSF = (samples_BSF - centre_BF.unsqueeze(1)) / spread_B[:, None, None]
+        means_BCF = _class_means(scaled_BSF, labels_BS, num_classes)
+        squares_BCF = _class_means(scaled_BSF.square(), labels_BS, num_classes)
+        return torch.cat([means_BCF, (squares_BCF - means_BCF.square()).clamp(min=0.0)], dim=-1)
 
     def forward(self, x_BnCR: Tensor, time_Bn: Tensor, told_BCT: Tensor) -> Tensor:
         """`(B, n, C, R)` of noised rows, fractions of the chain, and what `tell` says."""
@@ -117,12 +146,24 @@ class HeadDenoiser(nn.Module):
         return self.out(self.norm(hidden)) + direct_BCR.unsqueeze(1)
 
 
-def _quadratic(told_BCI: Tensor) -> Tensor:
-    """Support means about the common one with two products, `(B, C, F + 2)`, all of about the means' size."""
-    own_BCF, common_BCF, _ = told_BCI.chunk(3, dim=-1)
-    products = [(own_BCF * other).mean(dim=-1, keepdim=True) for other in (own_BCF, common_BCF)]
+def _class_means(samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
+    """`(B, C, F)`."""
+    member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
+    share_BSC = member_BSC / member_BSC.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return share_BSC.transpose(1, 2) @ samples_BSF
+
+
+def _products(weight_BkCF: Tensor, centre_BF: Tensor) -> Tensor:
+    """`w . c` in units of the bias, `(B, k, C)`."""
+    return torch.einsum("bkcf,bf->bkc", weight_BkCF, centre_BF) * centre_BF.shape[-1] ** -0.5
+
+
+def _with_square(known_BCI: Tensor) -> Tensor:
+    """Support means with their squared lengths, `(B, C, F + 1)`, all of about the means' size."""
+    own_BCF, _ = known_BCI.chunk(2, dim=-1)
+    square_BC1 = own_BCF.square().mean(dim=-1, keepdim=True)
     # What all classes have in common changes no decision, and would make biases large.
-    return torch.cat([own_BCF, *(part - part.mean(dim=1, keepdim=True) for part in products)], dim=-1)
+    return torch.cat([own_BCF, square_BC1 - square_BC1.mean(dim=1, keepdim=True)], dim=-1)
 
 
 class _ClassBlock(nn.Module):

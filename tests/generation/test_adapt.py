@@ -98,7 +98,8 @@ def test_pixels_samples_and_features_are_told_alike(bundle: Path) -> None:
     features = trained.encoder(samples.flatten(1))
     written = [trained.adapt(head(), (told, labels)).state_dict() for told in (pixels, samples, features)]
     for state in written[1:]:
-        torch.testing.assert_close(state["weight"], written[0]["weight"])
+        # Features close together: their float32 rounding counts for more in their own frame.
+        torch.testing.assert_close(state["weight"], written[0]["weight"], rtol=1e-4, atol=1e-5)
 
 
 def test_an_npz_of_features_is_support_too(bundle: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ M, K, G, H, MAX_CLASSES = 7, 4, 9, 16, 4
 @pytest.fixture(scope="module")
 def head() -> HeadDenoiser:
     torch.manual_seed(0)
-    return HeadDenoiser(F, R, width=H, num_layers=2).double()
+    return HeadDenoiser(F, width=H, num_layers=2).double()
 
 
 @pytest.fixture(scope="module")
@@ -107,31 +107,65 @@ def test_the_order_of_support_samples_does_not_matter(
         torch.testing.assert_close(plain, shuffled, rtol=1e-10, atol=1e-12)
 
 
-def test_a_head_is_told_means_and_scatter_of_the_classes_in_measured_units(head: HeadDenoiser) -> None:
+def test_a_head_is_told_means_and_scatter_of_the_classes_in_the_support_sets_frame(head: HeadDenoiser) -> None:
     samples_BSF, labels_BS = support(3)
-    try:
-        head.measure(4.0 * samples_BSF.flatten(0, 1) + 7.0)
-        told_BCI = head.known(4.0 * samples_BSF + 7.0, labels_BS, 3)
-    finally:
-        head.measure(torch.tensor([[-1.0], [1.0]], dtype=torch.float64).expand(2, F))
-    all_XF = samples_BSF.flatten(0, 1)
-    scaled_BSF = (samples_BSF - all_XF.mean(dim=0)) / (all_XF - all_XF.mean(dim=0)).square().mean().sqrt()
+    told_BCI = head.known(samples_BSF, labels_BS, 3)
     for b in range(B):
-        classes = [scaled_BSF[b][labels_BS[b] == c] for c in range(3)]
-        common_F = torch.stack([class_XF.mean(dim=0) for class_XF in classes]).mean(dim=0)
+        classes = [samples_BSF[b][labels_BS[b] == c] for c in range(3)]
+        centre_F = torch.stack([class_XF.mean(dim=0) for class_XF in classes]).mean(dim=0)
+        spread = (samples_BSF[b] - centre_F).square().mean().sqrt()
         for c, class_XF in enumerate(classes):
-            scatter_F = class_XF.var(dim=0, unbiased=False)
-            expected_I = torch.cat([class_XF.mean(dim=0) - common_F, common_F, scatter_F])
+            mean_F, scatter_F = (class_XF.mean(dim=0) - centre_F) / spread, class_XF.var(dim=0, unbiased=False)
             # A variance as a difference of squares.
+            expected_I = torch.cat([mean_F, scatter_F / spread.square()])
             torch.testing.assert_close(told_BCI[b, c], expected_I, rtol=1e-10, atol=1e-12)
 
 
-def test_one_sample_of_a_class_has_no_scatter_and_an_absent_class_nothing_of_its_own(head: HeadDenoiser) -> None:
+def test_one_sample_of_a_class_has_no_scatter_and_an_absent_class_lies_at_the_centre(head: HeadDenoiser) -> None:
     samples_BSF, labels_BS = drawn(B, 2, F), torch.tensor([[0, 1], [1, 0]])
     told_BCI = head.known(samples_BSF, labels_BS, 3)
-    assert float(told_BCI[..., 2 * F :].abs().max()) < 1e-12
-    common_BF = told_BCI[:, 2, F : 2 * F]
-    torch.testing.assert_close(told_BCI[:, 2, :F], -common_BF, rtol=1e-12, atol=1e-14)
+    assert float(told_BCI[..., F:].abs().max()) < 1e-12
+    torch.testing.assert_close(head.frame(samples_BSF, labels_BS, 3).centre_BF, samples_BSF.mean(dim=1))
+    assert bool((told_BCI[:, 2] == 0).all())
+
+
+@given(scale=st.floats(0.05, 20.0), shift=st.floats(-50.0, 50.0))
+@settings(max_examples=20, deadline=None)
+def test_a_shift_and_a_scale_of_all_features_change_no_logit(head: HeadDenoiser, scale: float, shift: float) -> None:
+    (samples_BSF, labels_BS), query_BQF = support(3), drawn(B, 9, F, seed=3)
+    shift_F = shift * drawn(F, seed=4)
+
+    def logits_of(alpha: float, offset_F: Tensor) -> Tensor:
+        shown_BSF = alpha * samples_BSF + offset_F
+        frame = head.frame(shown_BSF, labels_BS, 3)
+        rows_BnCR = head(drawn(B, N, 3, R), times(), head.tell(shown_BSF, labels_BS, 3))
+        rows_BnCR = head.out_of_frame(rows_BnCR, frame)
+        weight, bias = rows_BnCR[..., :-1], rows_BnCR[..., -1] * F**0.5
+        return torch.einsum("bncf,bqf->bnqc", weight, alpha * query_BQF + offset_F) + bias.unsqueeze(2)
+
+    plain = logits_of(1.0, torch.zeros(F, dtype=torch.float64))
+    # Offsets of some hundreds cost digits.
+    torch.testing.assert_close(logits_of(scale, shift_F), plain, rtol=1e-7, atol=1e-7)
+
+
+@given(num_classes=st.integers(1, 6), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_a_head_into_the_frame_is_the_same_function_and_comes_back(
+    head: HeadDenoiser, num_classes: int, seed: int
+) -> None:
+    samples_BSF, labels_BS = support(num_classes)
+    rows_BkCR = drawn(B, 2, num_classes, R, seed=seed)
+    frame = head.frame(samples_BSF, labels_BS, num_classes)
+    inside_BkCR = head.into_frame(rows_BkCR, frame)
+    torch.testing.assert_close(head.out_of_frame(inside_BkCR, frame), rows_BkCR, rtol=1e-10, atol=1e-10)
+    scaled_BSF = (samples_BSF - frame.centre_BF.unsqueeze(1)) / frame.spread_B[:, None, None]
+
+    def logits(rows: Tensor, x_BSF: Tensor) -> Tensor:
+        return torch.einsum("bkcf,bsf->bksc", rows[..., :-1], x_BSF) + rows[..., -1].unsqueeze(2) * F**0.5
+
+    expected = logits(rows_BkCR, samples_BSF)
+    found = logits(torch.cat([inside_BkCR[..., :-1] * head.spread, inside_BkCR[..., -1:]], dim=-1), scaled_BSF)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_chunks_come_back_in_their_shape(chunks: ChunkDenoiser) -> None:
@@ -202,7 +236,7 @@ def test_times_of_long_chains_are_told_apart() -> None:
 def test_gradients_reach_every_parameter(kind: str) -> None:
     torch.manual_seed(0)
     if kind == "head":
-        denoiser = HeadDenoiser(F, R, width=H, num_layers=2).double()
+        denoiser = HeadDenoiser(F, width=H, num_layers=2).double()
         out = denoiser(drawn(B, N, 4, R), times(), denoiser.tell(*support(4), 4))
     elif kind == "flat":
         denoiser = FlatDenoiser(D, F, MAX_CLASSES, width=H, num_layers=2).double()

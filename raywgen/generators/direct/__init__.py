@@ -74,7 +74,7 @@ class Direct(SupportSetGenerator):
         reference: WeightReference | None = None,
     ) -> Generated:
         """The same network for the same support set, whatever the temperature."""
-        normalised_BD = _write(self.map, condition, layout)
+        normalised_BD = self.map.decode(_states(self.map, condition, layout), condition, layout)
         return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
 
 
@@ -104,8 +104,10 @@ class RegressionStage(_DirectStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The squared distance per value."""
-        written_BD = _write(self.map, batch.condition, batch.layout)
-        loss = (written_BD - self.references[batch.layout.id][1].normalise(batch.values_BD)).square().mean()
+        written_BD = _states(self.map, batch.condition, batch.layout)
+        stored_BD = self.references[batch.layout.id][1].normalise(batch.values_BD)
+        states_B1D = self.map.encode(stored_BD.unsqueeze(1), batch.condition, batch.layout)
+        loss = (written_BD - states_B1D.squeeze(1)).square().mean()
         return StageLoss(loss=loss, metrics={})
 
 
@@ -126,13 +128,14 @@ class FunctionalStage(_DirectStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy."""
-        written_BD = _write(self.map, batch.condition, batch.layout)
+        states_BD = _states(self.map, batch.condition, batch.layout)
+        written_BD = self.map.decode(states_BD, batch.condition, batch.layout)
         loss_B, accuracy_B = task_loss(self.references[batch.layout.id][1].denormalise(written_BD), batch)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
 
 
-def _write(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:
-    """Weights in generator units `(B, D)`: the denoiser of an empty state at the beginning of the chain."""
+def _states(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:
+    """`(B, D)`: the denoiser of an empty state at the beginning of the chain."""
     B = len(condition)
     empty_B1D = condition.samples_BSF.new_zeros(B, 1, layout.num_values)
     time_B1 = condition.samples_BSF.new_zeros(B, 1)

@@ -77,5 +77,5 @@ class LoHp(SupportSetGenerator):
                 x_BD = x_BD + (ends_BD - start_BD) / each
                 if temperature > 0:
                     x_BD = x_BD + temperature * path.noise / each**0.5 * noise.normal(x_BD.shape[1])
-        values_BD = self.reference(layout, reference).denormalise(net.decode(x_BD, layout))
+        values_BD = self.reference(layout, reference).denormalise(net.decode(x_BD, condition, layout))
         return Generated(values_BD=values_BD, log_prob_B=None)

@@ -162,8 +162,8 @@ class PolicyStage(Stage):
         ends_BkD = rollout.states_BkLD[:, :, -1]
         reward = forward_log_prob(ends_BkD, targets_BkD, torch.zeros_like(targets_BkD), self._config.path.noise)
         if self.config.task_reward > 0:
-            layout = rollout.batch.layout
-            normalised_BD = self.policy.forward_net.decode(ends_BkD[:, -1], layout)
+            layout, net = rollout.batch.layout, self.policy.forward_net
+            normalised_BD = net.decode(ends_BkD[:, -1], rollout.batch.condition, layout)
             loss_B, _ = task_loss(self.references[layout.id][1].denormalise(normalised_BD), rollout.batch)
             reward[:, -1] -= self.config.task_reward * loss_B.unsqueeze(1) / reward.shape[-1]
         return reward
@@ -173,4 +173,4 @@ class PolicyStage(Stage):
         return int(batch.sample_index_B[0]) // self.config.batch_size
 
     def _targets(self, batch: WeightBatch) -> Tensor:
-        return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.layout)
+        return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.condition, batch.layout)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from raywgen.generators.igpg.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi.config import NetworkConfig
-from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser
-from raywgen.weights import Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, HeadFrame
+from raywgen.weights import Condition, Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
@@ -39,24 +39,19 @@ class Denoiser(nn.Module, ABC):
     def num_told(self) -> int:
         """Last dimension of what `tell` gives."""
 
-    def measure(self, samples_XF: Tensor, *, predicts_weights: bool) -> None:
-        """Takes what it must know of the samples from examples, before training.
+    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
+        """Takes what it must know of support sets from some batches, before training.
 
         Args:
-            samples_XF: Examples.
+            batches: Examples.
             predicts_weights: Whether its predictions are weights, and may begin at some that are known to be good.
         """
 
-    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
-        """`measure` of the support sets of some batches."""
-        samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
-        self.measure(samples_XF, predicts_weights=predicts_weights)
-
-    def encode(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Weights in generator units to the states that are denoised, `(B, k, Z)`; by default they are the same."""
         return normalised_BkD
 
-    def decode(self, states_BZ: Tensor, layout: Layout) -> Tensor:
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """States at the end of the chain to weights in generator units, `(B, D)`, differentiable."""
         return states_BZ
 
@@ -70,22 +65,37 @@ class Denoiser(nn.Module, ABC):
 
 
 class HeadWeights(Denoiser):
-    """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C."""
+    """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C.
 
-    def __init__(self, config: NetworkConfig, scale_D: Tensor, data: DataSpec) -> None:
+    Equivariant, too, to a shift and to a scale of all features: states are heads in the support set's own frame.
+    """
+
+    def __init__(self, config: NetworkConfig, data: DataSpec) -> None:
         super().__init__()
-        self.net = HeadDenoiser(data.num_features, data.num_features + 1, config.width, config.num_layers)
-        self._scales = float(scale_D[0]), float(scale_D[-1])
+        self.net = HeadDenoiser(data.num_features, config.width, config.num_layers)
 
-    def measure(self, samples_XF: Tensor, *, predicts_weights: bool) -> None:
-        """Centre and spread of the features; predicted weights begin at the head of nearest class means."""
-        self.net.measure(samples_XF)
+    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
+        """The usual spread of features; predicted weights begin at the head of nearest class means."""
+        self.net.measure(torch.cat([self._frame(batch.condition, batch.layout).spread_B for batch in batches]))
         if predicts_weights:
-            self.net.begin_at_nearest_means(*self._scales)
+            self.net.begin_at_nearest_means()
+
+    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+        """Into the support set's frame."""
+        rows = to_rows(normalised_BkD, layout)
+        return from_rows(self.net.into_frame(rows, self._frame(condition, layout)), layout)
+
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
+        """Out of it."""
+        rows = to_rows(states_BZ.unsqueeze(1), layout)
+        return from_rows(self.net.out_of_frame(rows, self._frame(condition, layout)), layout).squeeze(1)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`(B, C, H + E + 1)`."""
         return self.net.tell(samples_BSF, labels_BS, num_head_classes(layout))
+
+    def _frame(self, condition: Condition, layout: Layout) -> HeadFrame:
+        return self.net.frame(condition.samples_BSF, condition.labels_BS, num_head_classes(layout))
 
     def num_told(self) -> int:
         """H + E + 1."""
@@ -157,15 +167,23 @@ class LatentWeights(ChunkWeights):
         self._frozen = (tokenizer,)
 
     @torch.no_grad()
-    def encode(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Chunks as the tokeniser has them before it quantises."""
+        return self.latents(normalised_BkD, layout)
+
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
+        """By the tokeniser, without quantising."""
+        return self.weights(states_BZ, layout)
+
+    def latents(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+        """`encode`, which needs no condition here."""
         (tokenizer,) = self._frozen
         chunks = to_chunks(normalised_BkD, self._length)
         places_MG = tokenizer.places(layout).to(normalised_BkD.device)
         return tokenizer.latents(chunks.flatten(0, 1), places_MG).flatten(1).unflatten(0, normalised_BkD.shape[:2])
 
-    def decode(self, states_BZ: Tensor, layout: Layout) -> Tensor:
-        """By the tokeniser, without quantising."""
+    def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
+        """`decode`, likewise."""
         (tokenizer,) = self._frozen
         places_MG = tokenizer.places(layout).to(states_BZ.device)
         return from_chunks(tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG), layout.num_values)
@@ -208,7 +226,7 @@ def build_denoiser(
     if kind == "flat":
         return FlatWeights(config, layouts[0], data)
     if kind == "head":
-        return HeadWeights(config, next(iter(references.values()))[1].scale_D, data)
+        return HeadWeights(config, data)
     return ChunkWeights(config, data)
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.mcdi.config import McDiConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
+from raywgen.generators.mcdi.denoisers import Denoiser, LatentWeights, build_denoiser
 from raywgen.generators.mcdi.stages import DenoiserStage, FunctionalStage, run_sampler
 from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
@@ -80,12 +80,14 @@ class McDi(SupportSetGenerator):
         states_BD = run_sampler(
             self.denoiser, told, layout, start_BD, diffusion, diffusion.sampling_steps, noise, temperature
         )
-        normalised_BD = self.denoiser.decode(states_BD, layout)
+        normalised_BD = self.denoiser.decode(states_BD, condition, layout)
         return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """To latents and back, where these are denoised."""
+        if not isinstance(self.denoiser, LatentWeights):
+            return values_BD
         reference = self.reference(layout)
-        states_B1Z = self.denoiser.encode(reference.normalise(values_BD).unsqueeze(1), layout)
-        return reference.denormalise(self.denoiser.decode(states_B1Z.squeeze(1), layout))
+        states_B1Z = self.denoiser.latents(reference.normalise(values_BD).unsqueeze(1), layout)
+        return reference.denormalise(self.denoiser.weights(states_B1Z.squeeze(1), layout))

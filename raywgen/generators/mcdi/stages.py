@@ -108,7 +108,7 @@ class _McDiStage(Stage):
 
     def _targets(self, batch: WeightBatch) -> Tensor:
         """The batch's local targets as states, `(B, k, Z)`."""
-        return self.denoiser.encode(normalised_targets(batch, self.references), batch.layout)
+        return self.denoiser.encode(normalised_targets(batch, self.references), batch.condition, batch.layout)
 
 
 class DenoiserStage(_McDiStage):
@@ -180,7 +180,7 @@ class FunctionalStage(_McDiStage):
         states_BD = run_sampler(
             self.denoiser, told, layout, start_BD, self._config.diffusion, self.config.sampling_steps, noise
         )
-        values_BD = self.references[layout.id][1].denormalise(self.denoiser.decode(states_BD, layout))
+        values_BD = self.references[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
         (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
 

@@ -43,9 +43,10 @@ def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> Non
     many = support_and_query(500, 3, seed=0)[0]
     drawn = generator.generate(many, layout, noise_for(500), temperature=0.5).values_BD
     normalised = generator.references[layout.id][1].normalise(drawn)
+    states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
     # 10,500 values; half of the path's noise of 0.5.
-    assert float(normalised.mean()) == pytest.approx(3.0, abs=0.01)
-    assert float(normalised.std()) == pytest.approx(0.25, abs=0.007)
+    assert float(states.mean()) == pytest.approx(3.0, abs=0.01)
+    assert float(states.std()) == pytest.approx(0.25, abs=0.007)
 
 
 @pytest.mark.parametrize("sampling_steps", [3, 6])

@@ -14,7 +14,7 @@ from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.registry import METHODS
 from raywgen.weights import WeightReference
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, part_of, references
-from tests.generators.mcdi.builders import DATA, HEAD, config, head_references, mcdi, support_and_query
+from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,7 +124,7 @@ def test_only_a_denoiser_of_heads_knows_heads_with_other_classes(kind: str) -> N
 def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tuple[int, ...], ...]) -> None:
     generator = mcdi(config(diffusion={"num_targets": 2, "sampler": "stochastic"}), table=references(*table))
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
-    generator.denoiser.measure(told.samples_BSF.flatten(0, 1), predicts_weights=True)
+    generator.denoiser.begin([head_batch(4)], predicts_weights=True)
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, McDi)

@@ -44,13 +44,13 @@ def test_states_are_the_latents_of_every_target() -> None:
     assert isinstance(generator.denoiser, LatentWeights)
     assert tokenizer is not None
     assert batch.targets_BkD is not None
-    states = generator.denoiser.encode(reference.normalise(batch.targets_BkD), layout)
+    states = generator.denoiser.encode(reference.normalise(batch.targets_BkD), batch.condition, layout)
     for i in range(batch.targets_BkD.shape[1]):
         chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], reference)
         wanted_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(layout))
         torch.testing.assert_close(to_chunks(states[:, i], 12), wanted_BMK)
     assert states.shape[-1] == generator.denoiser.num_states(layout) == 48  # 38 values in 4 chunks of 12
-    written = generator.denoiser.decode(states[:, 0], layout)
+    written = generator.denoiser.decode(states[:, 0], batch.condition, layout)
     wanted = tokenizer.decode_latents(to_chunks(states[:, 0], 12), tokenizer.places(layout))
     torch.testing.assert_close(written, wanted.flatten(1)[:, :38])
 

@@ -185,7 +185,8 @@ def test_both_ways_of_training_learn_whole_networks(meta: str, kind: str) -> Non
 def plain_loops(stage: DenoiserStage, batch: WeightBatch, noise: KeyedNoise) -> list[dict[str, Tensor]]:
     """phi_i of the paper's inner loop, network by network, by torch's own descent."""
     settings, diffusion = stage.config, stage._config.diffusion
-    targets_BkD = normalised_targets(batch, stage.references)
+    normalised_BkD = normalised_targets(batch, stage.references)
+    targets_BkD = stage.denoiser.encode(normalised_BkD, batch.condition, batch.layout)
     steps = draw(targets_BkD, diffusion, noise, settings.num_draws, settings.inner_steps)
     adapted = []
     for b in range(len(batch.values_BD)):
@@ -271,12 +272,13 @@ def test_a_batch_without_local_targets_or_with_others_is_refused() -> None:
         stage(head_batch(4, num_targets=2), noise_for(4))
 
 
-def test_beginning_measures_the_samples_of_all_batches() -> None:
+def test_beginning_measures_the_support_sets_of_all_batches() -> None:
     generator = mcdi()
     batches = [head_batch(4, seed) for seed in range(3)]
     denoiser_stage(generator).begin(iter(batches), seed=0)
-    samples_XF = torch.cat([batch.condition.samples_BSF.flatten(0, 1) for batch in batches])
-    torch.testing.assert_close(generator.state_dict()["denoiser.net.centre_F"], samples_XF.mean(dim=0))
+    sets = torch.cat([batch.condition.samples_BSF for batch in batches])
+    spread_B = (sets - sets.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2)).sqrt()
+    torch.testing.assert_close(generator.state_dict()["denoiser.net.spread"], spread_B.mean())
 
 
 def test_targets_are_taken_in_units_of_the_reference() -> None:
