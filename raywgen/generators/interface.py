@@ -77,6 +77,18 @@ class Stage(nn.Module, ABC):
     def after_step(self, all_reduce: AllReduce) -> None:
         """What happens after an optimiser step, for instance codebook statistics."""
 
+    def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
+        """What a resumed run needs beside parameters and buffers, in full for all workers; every worker calls it."""
+        return {}
+
+    def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
+        """Takes back what `state` gave, on any number of workers.
+
+        Args:
+            state: In full.
+            batch_at: This worker's part of the batch of a step.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:

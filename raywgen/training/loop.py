@@ -39,7 +39,7 @@ class Progress:
         run: Index of the run in its launch.
         stage: Index of the stage; one past the last when the run is done.
         step: Steps taken in that stage.
-        tensors: Generator state under `model.`, optimiser state under `optimizer.`.
+        tensors: Generator state under `model.`, optimiser state under `optimizer.`, the stage's own under `stage.`.
     """
 
     run: int = 0
@@ -124,6 +124,7 @@ def _train_stage(
     engine = run.engine(stage)
     if moments := progress.part("optimizer."):
         engine.set_moments(moments)
+    stage.set_state(progress.part("stage."), lambda step: run.order.batch(step, config.batch_size))
     for step in range(progress.step, config.num_steps):
         batch = run.order.batch(step, config.batch_size)
         noise = KeyedNoise(run.config.seed, batch.sample_index_B, STAGE_STREAM + index)
@@ -140,10 +141,9 @@ def _train_stage(
             if log is not None:
                 log.write(stage.name, step, row)
         if (step + 1) % run.config.checkpoint_every == 0 and not last:
-            optimizer = {f"optimizer.{name}": tensor for name, tensor in engine.moments().items()}
-            run.checkpoints.save(
-                Progress(run=run.index, stage=index, step=step + 1, tensors=_model(generator) | optimizer)
-            )
+            kept = {f"optimizer.{name}": tensor for name, tensor in engine.moments().items()}
+            kept |= {f"stage.{name}": tensor.cpu() for name, tensor in stage.state(engine.all_reduce).items()}
+            run.checkpoints.save(Progress(run=run.index, stage=index, step=step + 1, tensors=_model(generator) | kept))
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from safetensors.torch import load_file
 from raywgen.corpus import Corpus
 from raywgen.generators import StageConfig
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics
 from raywgen.training.loop import LocalCheckpoints, Progress, learning_rate
+
+_SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
 
 
 def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
@@ -21,8 +25,16 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
         functional=FunctionalConfig(num_steps=6, batch_size=8),
     )
-    settings: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0} | changes
-    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **settings)
+    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(_SETTINGS | changes))
+
+
+def lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
+    lohp = LoHpConfig(
+        path=PathConfig(num_steps=4, length=2, sampling_steps=2),
+        policy=PolicyConfig(num_steps=18, batch_size=8, width=16, num_layers=1, num_heads=2, replay_size=3),
+    )
+    settings = _SETTINGS | {"method": "lohp", "shot": 2}
+    return TrainConfig(generator=lohp, corpus=corpus.location, out=str(out), **settings)
 
 
 def losses(out: Path) -> dict[tuple[str, int], float]:
@@ -42,11 +54,15 @@ class _InterruptedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kept", [1, 4, 7])
+@pytest.mark.parametrize(("of", "kept"), [(small_config, 1), (small_config, 4), (small_config, 7), (lohp_config, 4)])
 def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
-    kept: int, zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: Callable[[Corpus, Path], TrainConfig],
+    kept: int,
+    zoo_corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch([small_config(zoo_corpus, tmp_path / "whole")])
+    launch([of(zoo_corpus, tmp_path / "whole")])
     saved = 0
     save = LocalCheckpoints.save
 
@@ -60,9 +76,9 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
     with monkeypatch.context() as patch:
         patch.setattr(LocalCheckpoints, "save", save_then_stop)
         with pytest.raises(_InterruptedError):
-            launch([small_config(zoo_corpus, tmp_path / "broken")])
+            launch([of(zoo_corpus, tmp_path / "broken")])
     assert not (tmp_path / "broken" / "generator").exists()
-    launch([small_config(zoo_corpus, tmp_path / "broken")])
+    launch([of(zoo_corpus, tmp_path / "broken")])
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
     resumed = load_file(tmp_path / "broken" / "generator" / "generator.safetensors")

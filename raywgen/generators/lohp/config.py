@@ -65,8 +65,7 @@ class PolicyConfig(NetworkConfig, StageConfig):
         backward: `bridge` (fixed), or `learned`, which begins there.
         exploration: Extra spread of rollouts at the first step, as a share of the policy's own.
         exploration_steps: Optimiser steps until it has gone.
-        replay_size: Batches of past rollouts that are kept and drawn from; 0 keeps none. They are not part of a
-            checkpoint: a resumed run fills them anew.
+        replay_size: Batches of past rollouts that are kept, also in checkpoints, and drawn from; 0 keeps none.
         task_reward: Weight of the task's loss in the reward of a path's end; 0 leaves tasks out of training.
     """
 

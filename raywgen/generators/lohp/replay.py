@@ -1,8 +1,9 @@
-"""Past rollouts, to learn from more than once. They are not part of a checkpoint."""
+"""Past rollouts, to learn from more than once."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,10 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        """The oldest one first."""
+        return iter(self._kept)
 
     def add(self, rollout: Rollout) -> None:
         """Keeps it; the oldest one goes."""

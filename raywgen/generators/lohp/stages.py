@@ -7,12 +7,12 @@ Shape legend: B networks, k sub-trajectories, L steps of each, D values of a sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.interface import AllReduce, Stage, StageLoss
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
     draw_stored,
@@ -71,6 +71,22 @@ class PolicyStage(Stage):
                 loss = (loss + replayed) / 2
             self._replay.add(rollout)
         return StageLoss(loss=loss, metrics=metrics)
+
+    def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
+        """The replayed paths of all workers, `(batch_size, k, L + 1, D)` by the step that made them."""
+        state = {}
+        for rollout in self._replay:
+            whole = rollout.states_BkLD.new_zeros(self.config.batch_size, *rollout.states_BkLD.shape[1:])
+            whole[self._places(rollout.batch)] = rollout.states_BkLD
+            state[f"rollout.{self._step(rollout.batch)}"] = all_reduce(whole)
+        return state
+
+    def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
+        """This worker's part of each, with the batch that it was made for."""
+        for step in sorted(int(name.removeprefix("rollout.")) for name in state):
+            batch = batch_at(step)
+            whole = state[f"rollout.{step}"].to(batch.values_BD.device)
+            self._replay.add(Rollout(batch=batch, states_BkLD=whole[self._places(batch)]))
 
     def _cloning(self, batch: WeightBatch) -> StageLoss:
         """The forward policy fitted to stored steps alone: squared error where each stored sub-trajectory ends."""
@@ -171,6 +187,10 @@ class PolicyStage(Stage):
     def _step(self, batch: WeightBatch) -> int:
         """By the samples' index, so that a resumed run, and any worker, goes on as it would have."""
         return int(batch.sample_index_B[0]) // self.config.batch_size
+
+    def _places(self, batch: WeightBatch) -> Tensor:
+        """Where this worker's samples lie in the batch of all workers."""
+        return batch.sample_index_B % self.config.batch_size
 
     def _targets(self, batch: WeightBatch) -> Tensor:
         return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.condition, batch.layout)

@@ -19,7 +19,7 @@ from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
-from tests.builders import noise_for
+from tests.builders import noise_for, part_of
 from tests.generators.lohp.builders import DATA, POLICIES, TABLES, config, lohp
 from tests.generators.mcdi.builders import chunk_batch, head_batch, support_and_query
 
@@ -286,6 +286,38 @@ def test_replayed_rollouts_are_kept_up_to_the_size_and_count_for_half() -> None:
     assert len(stage._replay) == 2
     stage.eval()(batch_of("head", seed=4), noise_for(8))
     assert len(stage._replay) == 2
+
+
+def test_replayed_rollouts_of_two_workers_come_back_on_one_or_two() -> None:
+    whole = batch_of("head", 8, seed=1)
+    whole = replace(whole, sample_index_B=torch.arange(24, 32))
+
+    def part(rank: int) -> WeightBatch:
+        assert whole.targets_BkD is not None
+        rows = slice(rank, 8, 2)
+        condition = replace(part_of(whole.condition, rows), policies=("adam",) * 4)
+        return replace(
+            whole,
+            values_BD=whole.values_BD[rows],
+            targets_BkD=whole.targets_BkD[rows],
+            condition=condition,
+            query=part_of(whole.query, rows),
+            sample_index_B=whole.sample_index_B[rows],
+        )
+
+    made = [stage_of(generator_of(batch_size=8, replay_size=2)).train() for _ in range(2)]
+    for rank, stage in enumerate(made):
+        stage(part(rank), KeyedNoise(0, part(rank).sample_index_B))
+    shares = [stage.state(lambda tensor: tensor) for stage in made]
+    state = {name: shares[0][name] + shares[1][name] for name in shares[0]}
+    assert set(state) == {"rollout.3"}
+    for rank, stage in enumerate(made):
+        again = stage_of(generator_of(batch_size=8, replay_size=2))
+        again.set_state(state, lambda step, rank=rank: part(rank))
+        assert torch.equal(again._replay.draw(0).states_BkLD, stage._replay.draw(0).states_BkLD)
+    alone = stage_of(generator_of(batch_size=8, replay_size=2))
+    alone.set_state(state, lambda step: whole)
+    assert torch.equal(alone.state(lambda tensor: tensor)["rollout.3"], state["rollout.3"])
 
 
 def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> None:
