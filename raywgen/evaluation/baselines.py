@@ -39,8 +39,8 @@ def average(bench: Bench, config: EvaluateConfig) -> Tensor:
 
 def gaussian(bench: Bench, config: EvaluateConfig) -> Tensor:
     """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
-    mean_D, std_D = bench.stored.values_RD.mean(dim=0), bench.stored.values_RD.std(dim=0)
-    return mean_D + std_D * _normal(bench, config, 2)
+    seen_RD = bench.reference.normalise(bench.stored.values_RD)
+    return bench.reference.denormalise(seen_RD.mean(dim=0) + seen_RD.std(dim=0) * _normal(bench, config, 2))
 
 
 def nearest_by_condition(bench: Bench, config: EvaluateConfig) -> Tensor:
@@ -76,7 +76,7 @@ def average_of_best(bench: Bench, config: EvaluateConfig) -> Tensor:
 def stored_plus_noise(bench: Bench, config: EvaluateConfig) -> Tensor:
     """The stored network that fits the examples best, plus noise, `(T, n, D)`."""
     best_T1D = nearest_by_loss(bench, config)[:, :1]
-    return best_T1D + config.noise * bench.reference.scale_D * _normal(bench, config, 3)
+    return bench.reference.denormalise(bench.reference.normalise(best_T1D) + config.noise * _normal(bench, config, 3))
 
 
 def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:

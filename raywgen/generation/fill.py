@@ -17,7 +17,7 @@ from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, alike_reference
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
@@ -127,7 +127,7 @@ class TrainedGenerator:
         condition = make_condition(self.generator, instruction, data)
         reference = None
         if layout.id not in self.generator.references:
-            reference = self._guess_reference(layout, module)
+            reference = alike_reference(layout, self.generator.references, layout.flatten(module.state_dict()))
         best = generate_best(
             self.generator,
             condition,
@@ -142,21 +142,6 @@ class TrainedGenerator:
             self._warn(layout, best, condition, temperature, seed)
         module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
         return module
-
-    def _guess_reference(self, layout: Layout, module: nn.Module) -> WeightReference:
-        """The module's own values as base, and of each kind of tensor the mean scale over known layouts."""
-        sums: dict[str, list[float]] = {}
-        for known, reference in self.generator.references.values():
-            start = 0
-            for spec in known.generated:
-                sums.setdefault(spec.kind, []).append(float(reference.scale_D[start]))
-                start += spec.num_values
-        every = [scale for scales in sums.values() for scale in scales]
-        scales = []
-        for spec in layout.generated:
-            of_kind = sums.get(spec.kind, every)
-            scales.append(torch.full((spec.num_values,), sum(of_kind) / len(of_kind)))
-        return WeightReference(base_D=layout.flatten(module.state_dict()), scale_D=torch.cat(scales))
 
     def _warn(self, layout: Layout, best: Best, condition: Condition, temperature: float, seed: int) -> None:
         told = f"this generator was never trained on a layout of {layout.num_values} values like this one"

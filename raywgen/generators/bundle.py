@@ -23,6 +23,7 @@ from raywgen.weights import (
     WeightReference,
     load_state_dict,
     save_state_dict,
+    variances,
 )
 
 _CONFIG = "generator.json"
@@ -80,15 +81,17 @@ def load_bundle(folder: str | Path) -> Generator:
     try:
         content = json.loads(path.read_text())
         tensors = load_state_dict(folder / _WEIGHTS)
+        layouts = {layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()}
         references = {
             layout_id: (
-                Layout.from_json(rows),
+                layout,
                 WeightReference(
                     base_D=tensors.pop(f"reference.{layout_id}.base"),
                     scale_D=tensors.pop(f"reference.{layout_id}.scale"),
+                    log_D=variances(layout),
                 ),
             )
-            for layout_id, rows in content["layouts"].items()
+            for layout_id, layout in layouts.items()
         }
         schema = method(content["method"]).config
         config = load_config(schema, None, _overrides(content["config"]))

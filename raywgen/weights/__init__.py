@@ -1,6 +1,6 @@
 """Weights as data: layouts, flat vectors, chunks, keyed noise, files."""
 
-from raywgen.weights.batch import Condition, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights.batch import Condition, WeightBatch
 from raywgen.weights.errors import (
     LayoutMismatchError,
     NonFiniteWeightsError,
@@ -10,6 +10,7 @@ from raywgen.weights.errors import (
 from raywgen.weights.files import load_state_dict, save_state_dict
 from raywgen.weights.layout import Layout, StateDict, TensorSpec
 from raywgen.weights.noise import KeyedNoise
+from raywgen.weights.reference import ReferenceTable, WeightReference, alike_reference, variances
 
 __all__ = [
     "Condition",
@@ -24,6 +25,8 @@ __all__ = [
     "WeightBatch",
     "WeightReference",
     "WeightsError",
+    "alike_reference",
     "load_state_dict",
     "save_state_dict",
+    "variances",
 ]

@@ -1,11 +1,10 @@
-"""What passes between floors: conditions, weights with what is known of them, and their reference points.
+"""What passes between floors: conditions, and weights with what is known of them.
 
 Shape legend: B networks of a batch, D values of the flat vector, S labelled samples, F features of a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -92,41 +91,3 @@ class WeightBatch:
             sample_index_B=self.sample_index_B[:num],
             targets_BkD=None if self.targets_BkD is None else self.targets_BkD[:num],
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightReference:
-    """Where the weights of one layout lie: `normalised = (values - base) / scale`.
-
-    Attributes:
-        base_D: The shared start of the layout's networks, or zeros where each starts on its own.
-        scale_D: Standard deviation of `values - base`, one number per tensor, spread over its values.
-    """
-
-    base_D: Tensor
-    scale_D: Tensor
-
-    @classmethod
-    def measure(cls, layout: Layout, values_ND: Tensor, base_D: Tensor | None) -> Self:
-        """Takes the scale of each tensor from N training networks."""
-        base_D = torch.zeros(layout.num_values) if base_D is None else base_D
-        offset_ND = values_ND - base_D
-        scales = []
-        start = 0
-        for spec in layout.generated:
-            std = offset_ND[:, start : start + spec.num_values].std(unbiased=False).clamp(min=1e-6)
-            scales.append(std.expand(spec.num_values))
-            start += spec.num_values
-        return cls(base_D=base_D, scale_D=torch.cat(scales))
-
-    def normalise(self, values_BD: Tensor) -> Tensor:
-        """Weights to generator units."""
-        return (values_BD - self.base_D) / self.scale_D
-
-    def denormalise(self, normalised_BD: Tensor) -> Tensor:
-        """Generator units to weights."""
-        return normalised_BD * self.scale_D + self.base_D
-
-
-ReferenceTable = Mapping[str, tuple[Layout, WeightReference]]
-"""Layout id -> the layout and its reference."""

@@ -89,7 +89,8 @@ def test_a_head_with_other_classes_takes_the_scale_of_the_known_one(num_classes:
     num_weights = num_classes * NUM_FEATURES
     scales = torch.cat([known.scale_D[:1].expand(num_weights), known.scale_D[-1:].expand(num_classes)])
     torch.testing.assert_close(reference.scale_D, scales, rtol=1e-6, atol=0)
-    assert torch.equal(reference.base_D, torch.zeros(layout.num_values))
+    bases = torch.cat([known.base_D[:1].expand(num_weights), known.base_D[-1:].expand(num_classes)])
+    torch.testing.assert_close(reference.base_D, bases, rtol=1e-5, atol=1e-7)
     told = support_and_query(3, num_classes, seed=0)[0]
     written = generator.generate(told, layout, noise_for(3))
     assert written.values_BD.shape == (3, layout.num_values)

@@ -1,0 +1,130 @@
+"""Where the weights of a layout lie, so that generators see values of about unit size.
+
+Shape legend: N networks, B networks, D values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from raywgen.weights.layout import Layout, TensorSpec
+
+_LEAST_SCALE = 1e-6
+# A dead channel's variance is zero, which has no logarithm.
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightReference:
+    """`normalised = (values - base) / scale`, running variances by their logarithms, so that they stay positive.
+
+    Attributes:
+        base_D: The shared start of the layout's networks; of those that start each on their own, each tensor's mean.
+        scale_D: Standard deviation of what is left, one number per tensor, spread over its values.
+        log_D: Where logarithms are taken; None for nowhere.
+    """
+
+    base_D: Tensor
+    scale_D: Tensor
+    log_D: Tensor | None = None
+
+    @classmethod
+    def measure(cls, layout: Layout, values_ND: Tensor, base_D: Tensor | None) -> Self:
+        """Takes mean and scale of each tensor from N training networks."""
+        log_D = variances(layout)
+        seen_ND = _by_log(values_ND, log_D)
+        sizes = [spec.num_values for spec in layout.generated]
+        if base_D is None:
+            means = [part_NX.mean() for part_NX in seen_ND.split(sizes, dim=1)]
+            base_D = _from_log(_spread(means, sizes), log_D)
+        offset_ND = seen_ND - _by_log(base_D, log_D)
+        scales = [part_NX.std(unbiased=False).clamp(min=_LEAST_SCALE) for part_NX in offset_ND.split(sizes, dim=1)]
+        return cls(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
+
+    def normalise(self, values_BD: Tensor) -> Tensor:
+        """Weights to generator units."""
+        return (_by_log(values_BD, self.log_D) - _by_log(self.base_D, self.log_D)) / self.scale_D
+
+    def denormalise(self, normalised_BD: Tensor) -> Tensor:
+        """Generator units to weights."""
+        return _from_log(normalised_BD * self.scale_D + _by_log(self.base_D, self.log_D), self.log_D)
+
+
+ReferenceTable = Mapping[str, tuple[Layout, WeightReference]]
+"""Layout id -> the layout and its reference."""
+
+
+def variances(layout: Layout) -> Tensor | None:
+    """Where a layout holds running variances, bool `(D,)`; None where it holds none."""
+    kinds = [spec.kind == "running_var" for spec in layout.generated]
+    if not any(kinds):
+        return None
+    sizes = [spec.num_values for spec in layout.generated]
+    return torch.cat([torch.full((size,), kind) for size, kind in zip(sizes, kinds, strict=True)])
+
+
+def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> WeightReference:
+    """A reference for a layout without one: each tensor's from the tensor most like it of every known layout.
+
+    Alike is first of all the kind, then the shape, then the place between first and last layer.
+
+    Args:
+        layout: Which has no reference.
+        known: Some that have.
+        start_D: Base where the known networks share their starts; where they do not, the base is taken over too.
+    """
+    shares_start = any(_is_shared(other, reference) for other, reference in known.values())
+    sizes = [spec.num_values for spec in layout.generated]
+    bases, scales = [], []
+    for index, spec in enumerate(layout.generated):
+        place = index / max(1, len(sizes) - 1)
+        models = [_most_alike(spec, place, other, reference) for other, reference in known.values()]
+        best = min(rank for rank, *_ in models)
+        chosen = [(base, scale) for rank, base, scale in models if rank[:2] == best[:2]]
+        bases.append(torch.stack([base for base, _ in chosen]).mean())
+        scales.append(torch.stack([scale for _, scale in chosen]).mean())
+    log_D = variances(layout)
+    base_D = start_D if shares_start else _from_log(_spread(bases, sizes), log_D)
+    return WeightReference(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
+
+
+def _most_alike(
+    spec: TensorSpec, place: float, layout: Layout, reference: WeightReference
+) -> tuple[tuple[bool, bool, float], Tensor, Tensor]:
+    """Rank (the lower, the more alike), base as generators see it, and scale."""
+    last = max(1, len(layout.generated) - 1)
+    ranks = [
+        (other.kind != spec.kind, other.shape != spec.shape, abs(index / last - place))
+        for index, other in enumerate(layout.generated)
+    ]
+    nearest = min(range(len(ranks)), key=ranks.__getitem__)
+    first = sum(before.num_values for before in layout.generated[:nearest])
+    base_D = _by_log(reference.base_D, reference.log_D)
+    return ranks[nearest], base_D[first], reference.scale_D[first]
+
+
+def _is_shared(layout: Layout, reference: WeightReference) -> bool:
+    """Whether the base is a network, not one number per tensor."""
+    sizes = [spec.num_values for spec in layout.generated]
+    return any(bool((part != part[0]).any()) for part in reference.base_D.split(sizes))
+
+
+def _by_log(values: Tensor, log_D: Tensor | None) -> Tensor:
+    return values if log_D is None else torch.where(log_D, values.clamp(min=_LEAST_VARIANCE).log(), values)
+
+
+def _from_log(values: Tensor, log_D: Tensor | None) -> Tensor:
+    if log_D is None:
+        return values
+    # The branch not taken must not overflow, or its gradient would be NaN.
+    return torch.where(log_D, torch.where(log_D, values, 0.0).clamp(max=60.0).exp(), values)
+
+
+def _spread(numbers: list[Tensor], sizes: list[int]) -> Tensor:
+    """One number per tensor, over its values."""
+    return torch.cat([number.expand(size) for number, size in zip(numbers, sizes, strict=True)])

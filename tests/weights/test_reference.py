@@ -1,0 +1,124 @@
+"""Reference points: units, running variances, and what a layout without one is given."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from raywgen.weights import Layout, ReferenceTable, WeightReference, alike_reference
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(*widths: int) -> nn.Sequential:
+    """Linear layers with batch normalisation between."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after)]
+    return nn.Sequential(*layers)
+
+
+def trained(num: int, *widths: int, seed: int = 0) -> tuple[Layout, Tensor]:
+    """Networks with statistics as data leaves them, `(N, D)`."""
+    rows = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(num):
+            one = network(*widths)
+            for layer in one:
+                if isinstance(layer, nn.BatchNorm1d):
+                    layer.running_var = torch.rand(layer.num_features) * 9 + 0.01
+                    layer.running_mean = torch.randn(layer.num_features) + 5
+            rows.append(Layout.from_state_dict(one.state_dict()).flatten(one.state_dict()))
+        layout = Layout.from_state_dict(network(*widths).state_dict())
+    return layout, torch.stack(rows)
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_there_and_back_is_the_same(start: bool) -> None:
+    layout, values_ND = trained(6, 4, 5, 3)
+    reference = WeightReference.measure(layout, values_ND, values_ND[0] if start else None)
+    back_ND = reference.denormalise(reference.normalise(values_ND))
+    torch.testing.assert_close(back_ND, values_ND, rtol=1e-5, atol=1e-5)
+
+
+def test_each_tensor_has_unit_size_and_without_a_shared_start_no_mean() -> None:
+    layout, values_ND = trained(8, 4, 5, 3)
+    normalised_ND = WeightReference.measure(layout, values_ND, None).normalise(values_ND)
+    for spec, part_NX in zip(
+        layout.generated, normalised_ND.split([spec.num_values for spec in layout.generated], dim=1), strict=True
+    ):
+        assert float(part_NX.mean()) == pytest.approx(0.0, abs=1e-4), spec.name
+        # Scales and shifts of an untrained normalisation are all equal.
+        expected = 0.0 if spec.kind in ("norm_scale", "norm_shift") else 1.0
+        assert float(part_NX.std(unbiased=False)) == pytest.approx(expected, abs=1e-4), spec.name
+
+
+@given(seed=st.integers(0, 999), size=st.floats(0.1, 1e4))
+@settings(max_examples=30, deadline=None)
+def test_running_variances_stay_positive_whatever_is_written(seed: int, size: float) -> None:
+    layout, values_ND = trained(4, 3, 4)
+    reference = WeightReference.measure(layout, values_ND, None)
+    written_BD = size * torch.randn(3, layout.num_values, generator=torch.Generator().manual_seed(seed))
+    written_BD.requires_grad_()
+    values_BD = reference.denormalise(written_BD)
+    state = layout.unflatten(values_BD)
+    assert bool((state["1.running_var"] >= 0).all())
+    assert bool(values_BD.isfinite().all())
+    values_BD.sum().backward()
+    assert written_BD.grad is not None
+    assert bool(written_BD.grad.isfinite().all())
+
+
+def test_a_dead_channel_has_a_finite_place() -> None:
+    layout, values_ND = trained(4, 3, 4)
+    values_ND[0, -4:] = 0.0
+    assert bool(WeightReference.measure(layout, values_ND, None).normalise(values_ND).isfinite().all())
+
+
+def known(*many: tuple[int, ...]) -> ReferenceTable:
+    table = {}
+    for widths in many:
+        layout, values_ND = trained(5, *widths)
+        table[layout.id] = (layout, WeightReference.measure(layout, values_ND, None))
+    return table
+
+
+def test_a_deeper_network_takes_each_tensor_from_the_one_most_like_it() -> None:
+    table = known((6, 5, 5, 3))
+    ((layout, reference),) = table.values()
+    deeper = Layout.from_state_dict(network(6, 5, 5, 5, 3).state_dict())
+    found = alike_reference(deeper, table, torch.randn(deeper.num_values))
+
+    def parts(of: Layout, values_D: Tensor) -> dict[str, float]:
+        sizes = [spec.num_values for spec in of.generated]
+        return {spec.name: float(part[0]) for spec, part in zip(of.generated, values_D.split(sizes), strict=True)}
+
+    scale, other = parts(deeper, found.scale_D), parts(layout, reference.scale_D)
+    assert scale["0.weight"] == other["0.weight"]
+    assert scale["2.weight"] == scale["4.weight"] == other["2.weight"]
+    assert scale["6.weight"] == other["4.weight"]
+    base, other = parts(deeper, found.base_D), parts(layout, reference.base_D)
+    assert base["7.running_var"] == pytest.approx(other["5.running_var"], rel=1e-5)
+    assert base["1.running_mean"] == pytest.approx(other["1.running_mean"], rel=1e-5)
+
+
+def test_of_several_known_layouts_the_mean_counts() -> None:
+    table = known((6, 5, 3), (6, 5, 5, 3))
+    between = Layout.from_state_dict(network(6, 5, 4, 3).state_dict())
+    found = alike_reference(between, table, torch.zeros(between.num_values))
+    first = [float(reference.scale_D[0]) for _, reference in table.values()]
+    assert float(found.scale_D[0]) == pytest.approx(sum(first) / 2)
+
+
+def test_a_shared_start_is_replaced_by_the_new_networks_own() -> None:
+    layout, values_ND = trained(5, 6, 5, 3)
+    table = {layout.id: (layout, WeightReference.measure(layout, values_ND, values_ND[0]))}
+    other = Layout.from_state_dict(network(6, 7, 3).state_dict())
+    start_D = torch.rand(other.num_values) + 0.5
+    assert torch.equal(alike_reference(other, table, start_D).base_D, start_D)
