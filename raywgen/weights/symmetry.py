@@ -1,0 +1,283 @@
+"""Which hidden units of a network may be exchanged without changing what it computes.
+
+The module is traced once, with no values, to a graph of ATen operations; `raywgen.weights.units` follows its units
+through it. So residual sums, batch norm and flattening need nothing from the module's author. What a unit cannot be
+followed through (attention's heads, grouped convolutions, an operation without a rule) leaves it where it is.
+
+Shape legend: U units of a group, M places that a unit takes on an axis, N networks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from raywgen.weights.errors import WeightsError
+from raywgen.weights.layout import StateDict
+from raywgen.weights.unit_rules import RULES, Axes, freeze_all, pointwise
+from raywgen.weights.units import Axis, Units, places_of
+
+_TOLERANCE = 1e-6
+
+
+class SymmetryError(WeightsError):
+    """A module whose hidden units cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the units of a group lie in a tensor: on which axis, and where on it, int64 `(U, M)`."""
+
+    tensor: str
+    axis: int
+    index_UM: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGroup:
+    """Units that may be exchanged with one another.
+
+    Attributes:
+        num_units: U.
+        places: Every axis that must be reordered with them.
+    """
+
+    num_units: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Symmetry:
+    """All exchanges of hidden units that leave a network's function as it is.
+
+    Attributes:
+        groups: From the first layer to the last.
+        blocked_by: Operations without a rule, whose inputs and outputs keep their order.
+    """
+
+    groups: tuple[UnitGroup, ...]
+    blocked_by: tuple[str, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Hidden units that may move."""
+        return sum(group.num_units for group in self.groups)
+
+    def permute(self, state: Mapping[str, Tensor], permutations: Sequence[Tensor]) -> StateDict:
+        """The same function with its units in another order; tensors that hold none of them are not copied.
+
+        Args:
+            state: Of one network.
+            permutations: For each group the unit that comes to each place, int64 `(U,)`.
+        """
+        permuted = dict(state)
+        for group, order_U in zip(self.groups, permutations, strict=True):
+            if torch.equal(order_U, torch.arange(group.num_units)):
+                continue
+            for place in group.places:
+                tensor = permuted[place.tensor]
+                index = torch.arange(tensor.shape[place.axis])
+                index[place.index_UM] = place.index_UM[order_U]
+                permuted[place.tensor] = tensor.index_select(place.axis, index.to(tensor.device))
+        return permuted
+
+    def identity(self) -> list[Tensor]:
+        """The permutations that leave every unit where it is."""
+        return [torch.arange(group.num_units) for group in self.groups]
+
+
+def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
+    """Follows the hidden units of any module, in eval mode.
+
+    Args:
+        module: Left as it is.
+        inputs: What its `forward` takes; only shapes and dtypes count. Their batch may be of any size.
+
+    Raises:
+        SymmetryError: The module cannot be traced, for instance as its control flow asks for values.
+    """
+    names = _names_by_tensor(module)
+    graph, leaves = _traced(module, [known[0] for known in names], inputs)
+    units = Units()
+    blocked = _follow(graph, units, leaves)
+    groups = _groups(units, leaves, {known[0]: known for known in names})
+    return Symmetry(tuple(groups), tuple(dict.fromkeys(blocked)))
+
+
+@torch.no_grad()
+def check_symmetry(module: nn.Module, symmetry: Symmetry, *inputs: Tensor, seed: int = 0) -> float:
+    """Reorders all units at random in float64 and compares what the module gives.
+
+    Returns:
+        The largest difference of an output, over the largest output.
+
+    Raises:
+        SymmetryError: It is not rounding alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(group.num_units, generator=generator) for group in symmetry.groups]
+    state = {name: _double(tensor) for name, tensor in module.state_dict().items()}
+    exact = [_double(value) for value in inputs]
+    before, after = (_outputs(module, weights, exact) for weights in (state, symmetry.permute(state, orders)))
+    scale = max((float(tensor.abs().max()) for tensor in before), default=0.0)
+    change = max((float((a - b).abs().max()) for a, b in zip(before, after, strict=True)), default=0.0)
+    if not change <= _TOLERANCE * max(scale, 1e-30):
+        raise SymmetryError(
+            f"reordering the hidden units of {type(module).__name__} changes its outputs by {change:.3g} of "
+            f"{scale:.3g}: it uses an operation that raywgen follows wrongly; leave it unaligned and report it"
+        )
+    return change / max(scale, 1e-30)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
+
+
+def _outputs(module: nn.Module, state: StateDict, inputs: Sequence[Tensor]) -> list[Tensor]:
+    was_training = module.training
+    try:
+        given = functional_call(module.eval(), state, tuple(inputs))
+    finally:
+        module.train(was_training)
+    return [value for value in torch.utils._pytree.tree_leaves(given) if isinstance(value, Tensor)]
+
+
+def _names_by_tensor(module: nn.Module) -> list[list[str]]:
+    """Names of the `state_dict`, those of one tied tensor together."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def _traced(
+    module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]
+) -> tuple[torch.fx.Graph, dict[str, Axes]]:
+    """The graph, its placeholders in the order of names, and for each of these axes of which nothing is known yet."""
+    every = module.state_dict()
+    state = {name: every[name].detach() for name in names}
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+
+    def run(tensors: list[Tensor], given: tuple[Tensor, ...]) -> list[Tensor]:
+        return _outputs(module, dict(zip(names, tensors, strict=True)), given)
+
+    try:
+        with torch.no_grad():
+            # Fake tensors have shapes but no values: nothing is computed, however large the network.
+            make = make_fx(functionalize(run), tracing_mode="fake", _allow_non_fake_inputs=True)
+            traced = make(list(state.values()), tuple(value.to(device) for value in inputs))
+    except Exception as error:  # whatever a user's forward raises
+        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+        raise SymmetryError(
+            f"{type(module).__name__} cannot be traced with inputs of shape {shapes} ({error}); give inputs that its "
+            "forward takes, and let its control flow depend on shapes alone"
+        ) from error
+    return traced.graph, {name: tuple(map(Axis, tensor.shape)) for name, tensor in state.items()}
+
+
+def _follow(graph: torch.fx.Graph, units: Units, leaves: Mapping[str, Axes]) -> list[str]:
+    """Carries units through all operations; returns those without a rule through which a unit would have gone."""
+    known: dict[torch.fx.Node, Any] = {}
+    blocked: list[str] = []
+    weights = iter(leaves.values())
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            known[node] = next(weights, None) or freeze_all(units, _shape(node))
+        elif node.op == "get_attr":
+            known[node] = freeze_all(units, tuple(getattr(_attribute(graph, node.target), "shape", ())))
+        elif node.op == "output":
+            freeze_all(units, (), *torch.fx.map_arg(node.args, lambda value: known[value]))
+        elif node.target is operator.getitem:
+            known[node] = known[node.args[0]][node.args[1]]
+        else:
+            known[node] = _apply(node, units, known, blocked)
+    return blocked
+
+
+def _apply(node: torch.fx.Node, units: Units, known: Mapping[torch.fx.Node, Any], blocked: list[str]) -> Any:
+    args, named = torch.fx.map_arg((node.args, node.kwargs), lambda value: known[value])
+    name = node.target.overloadpacket.__name__
+    rule = RULES.get(name) or (pointwise if torch.Tag.pointwise in node.target.tags else None)
+    if rule is None:
+        rule = freeze_all
+        if any(not axis.is_fixed for value in node.all_input_nodes for axis in _flat(known[value])):
+            blocked.append(name)
+    axes = rule(units, _shape(node), *args, **named)
+    value = node.meta["val"]
+    is_several = isinstance(value, list | tuple)
+    if is_several and rule is freeze_all:
+        return tuple(freeze_all(units, tuple(getattr(one, "shape", ()))) for one in value)
+    is_one = all(isinstance(axis, Axis) for axis in axes)
+    return (axes,) * len(value) if is_several and is_one else axes
+
+
+def _flat(axes: Any) -> list[Axis]:
+    return [axes] if isinstance(axes, Axis) else [axis for one in axes for axis in _flat(one)]
+
+
+def _shape(node: torch.fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return tuple(getattr(first, "shape", ()))
+
+
+def _attribute(graph: torch.fx.Graph, name: str) -> Any:
+    return operator.attrgetter(name)(graph.owning_module)
+
+
+Seat = tuple[str, int, int, tuple]
+"""Tensor, axis, factor of the axis, and which of its tied units a set has there."""
+
+
+def _groups(units: Units, leaves: Mapping[str, Axes], names: Mapping[str, list[str]]) -> list[UnitGroup]:
+    """Sets of tied units that nothing told apart, as groups."""
+    labels_of = {(name, dim): units.labels(axis) for name, axes in leaves.items() for dim, axis in enumerate(axes)}
+    members = units.members()
+    seats: dict[int, dict[Seat, int]] = {root: {} for root in members}
+    shared: set[int] = set()
+    for (name, dim), factors in labels_of.items():
+        for factor, labels in enumerate(factors):
+            for place, unit in enumerate(labels.tolist()):
+                if unit < 0 or (root := units.find(unit)) not in members:
+                    continue
+                seat = (name, dim, factor, units.key(unit))
+                # Two units of a set that cannot be told apart: which goes where would be a guess.
+                if seat in seats[root]:
+                    shared.add(root)
+                seats[root][seat] = place
+    alike: dict[Any, list[int]] = {}
+    for root, tied in members.items():
+        keys = sorted(units.key(unit) for unit in tied)
+        if root not in shared and len(set(keys)) == len(keys) and seats[root]:
+            alike.setdefault((tuple(keys), tuple(sorted(seats[root]))), []).append(root)
+    order = {name: index for index, name in enumerate(leaves)}
+    groups = [roots for roots in alike.values() if len(roots) > 1]
+    groups.sort(key=lambda roots: min(order[seat[0]] for seat in seats[roots[0]]))
+    return [_group([seats[root] for root in roots], labels_of, names) for roots in groups]
+
+
+def _group(
+    seats: list[dict[Seat, int]],
+    labels_of: Mapping[tuple[str, int], Sequence[np.ndarray]],
+    names: Mapping[str, list[str]],
+) -> UnitGroup:
+    columns: dict[tuple[str, int], list[np.ndarray]] = {}
+    for name, dim, factor, key in sorted(seats[0]):
+        rows = [places_of(labels_of[name, dim], factor, one[name, dim, factor, key]) for one in seats]
+        columns.setdefault((name, dim), []).append(np.stack(rows))
+    return UnitGroup(
+        len(seats),
+        tuple(
+            Place(alias, dim, torch.from_numpy(np.concatenate(parts, axis=1)))
+            for (name, dim), parts in columns.items()
+            for alias in names[name]
+        ),
+    )
