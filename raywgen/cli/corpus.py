@@ -1,4 +1,4 @@
-"""`raywgen corpus ...`: build, look at, check, export, split, merge, dedupe."""
+"""`raywgen corpus ...`: build, look at, check, export, split, merge, dedupe, align."""
 
 from __future__ import annotations
 
@@ -166,3 +166,62 @@ def dedupe(
         thinned = thin(target, corpus, near=near, on_progress=bar.update)
     out.print(f"{corpus.facts.num_rows - thinned.facts.num_rows} of {corpus.facts.num_rows} checkpoints were doubles")
     print_info(thinned.info())
+
+
+@app.command()
+def align(
+    path: Path_,
+    target: Out,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Checkpoint id to align to; one for each architecture. Without it the last checkpoint of the first "
+            "training trajectory (not a medoid).",
+        ),
+    ] = None,
+    network: Annotated[
+        str,
+        typer.Option(help="Recipe of the networks where the corpus does not know it: '{name: package.module:Class}'."),
+    ] = "",
+    input_shape: Annotated[
+        str, typer.Option(help="Shape of one input, such as 3,32,32, where the corpus has no tasks.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="In which order layers are visited.")] = 0,
+) -> None:
+    """Reorder hidden units so that networks from starts of their own lie close to one reference.
+
+    raywgen corpus align runs/zoo/tiny-mnist runs/zoo/tiny-mnist-aligned
+
+    raywgen corpus align nets aligned --network '{name: cifar-resnet, depth: 20}' --input-shape 3,32,32
+
+    Weight matching (Git Re-Basin). What every network computes stays as it is, and trajectories stay trajectories: all
+    checkpoints of one are reordered by its last. Works for any module that can be traced; what cannot be followed,
+    such as attention heads, keeps its order. Networks that share a start need none and are refused. The facts
+    `unaligned_distance` and `aligned_distance` say how much closer each came.
+    """
+    from raywgen.config import load_config
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.align import AlignConfig, summary
+    from raywgen.corpus.align import align as reorder
+    from raywgen.tasks import build_network
+
+    recipe = network if "{" in network else f"{{name: '{network}'}}" if network else "{}"
+    config = load_config(AlignConfig, None, [f"network={recipe}", f"input_shape=[{input_shape}]", f"seed={seed}"])
+    config.references = reference or []
+    corpus = Corpus.open(path)
+    with Reporter().step("align", f"into {target}") as bar:
+        aligned = reorder(
+            target,
+            corpus,
+            build_network,
+            config,
+            lambda done, total: bar.named(done, total, f"{done}/{total} trajectories matched"),
+            lambda done, total: bar.named(done, total, f"{done}/{total} checkpoints written"),
+        )
+    print_info(aligned.info())
+    for name, count, before, after in summary(aligned):
+        out.print(
+            f"aligned to {escape(name)}: {count} trajectories, mean distance {before:.3f} -> {after:.3f} of its norm",
+            highlight=False,
+            soft_wrap=True,
+        )

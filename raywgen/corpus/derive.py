@@ -1,4 +1,4 @@
-"""New corpora out of old ones: selections, splits, merges, without doubles.
+"""New corpora out of old ones: selections, splits, merges, without doubles, with weights changed.
 
 Shape legend: N checkpoints, P packed bytes, D values.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import MANIFEST, Corpus
@@ -32,23 +33,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What to take of one corpus: rows of its facts, changed where they shall be."""
+    """What to take of one corpus: rows of its facts, changed where they shall be.
+
+    Attributes:
+        corpus: The old one.
+        facts: Rows of its facts.
+        change: Gives new packed weights `(N, P)` for rows of one layout and theirs; None copies bit for bit.
+    """
 
     corpus: Corpus
     facts: pa.Table
+    change: Callable[[pa.Table, Tensor], Tensor] | None = None
 
 
 def write_corpus(
     root: str, parts: Sequence[Part], recipe: dict[str, Any], on_progress: Progress | None = None
 ) -> Corpus:
-    """Copies checkpoints into a new corpus, bit for bit; the old ones stay as they are.
+    """Copies checkpoints into a new corpus, bit for bit where a part does not change them; the old ones stay.
 
     Raises:
         CorpusError: `root` holds a corpus, nothing is taken, or two checkpoints have one id.
         DamagedFileError: An old shard cannot be read.
     """
-    if Storage.at(root).size(MANIFEST) is not None:
-        raise CorpusError(f"{root} already holds a corpus; give another folder")
+    refuse_existing(root)
     total = sum(part.facts.num_rows for part in parts)
     if not total:
         raise CorpusError("no checkpoint is selected; see `raywgen corpus info` for what there is")
@@ -59,6 +66,8 @@ def write_corpus(
         for group in _groups(part):
             layout = part.corpus.layout(group.column("layout_id")[0].as_py())
             packed_NP = part.corpus.packed(group, check=True)
+            if part.change is not None:
+                packed_NP = part.change(group, packed_NP)
             name = hashlib.sha256(f"{len(shards)}/{group.column('checkpoint_id')[0]}".encode()).hexdigest()[:12]
             shards.append(
                 write_shard(root, f"{len(shards):06d}-{name}", layout, _facts(group), packed_NP, is_finite=True)
@@ -82,6 +91,16 @@ def write_corpus(
         recipe=recipe | {"of": [part.corpus.location for part in parts]},
         statistics=statistics,
     )
+
+
+def refuse_existing(root: str) -> None:
+    """Before any work is done for it.
+
+    Raises:
+        CorpusError: `root` holds a corpus.
+    """
+    if Storage.at(root).size(MANIFEST) is not None:
+        raise CorpusError(f"{root} already holds a corpus; give another folder")
 
 
 def _unique(networks: list[NetworkFacts]) -> list[NetworkFacts]:

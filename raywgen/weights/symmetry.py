@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from raywgen.weights.errors import WeightsError
 from raywgen.weights.layout import StateDict
@@ -147,7 +148,7 @@ def _outputs(module: nn.Module, state: StateDict, inputs: Sequence[Tensor]) -> l
         given = functional_call(module.eval(), state, tuple(inputs))
     finally:
         module.train(was_training)
-    return [value for value in torch.utils._pytree.tree_leaves(given) if isinstance(value, Tensor)]
+    return [value for value in tree_leaves(given) if isinstance(value, Tensor)]
 
 
 def _names_by_tensor(module: nn.Module) -> list[list[str]]:
@@ -204,8 +205,9 @@ def _follow(graph: torch.fx.Graph, units: Units, leaves: Mapping[str, Axes]) -> 
 
 def _apply(node: torch.fx.Node, units: Units, known: Mapping[torch.fx.Node, Any], blocked: list[str]) -> Any:
     args, named = torch.fx.map_arg((node.args, node.kwargs), lambda value: known[value])
-    name = node.target.overloadpacket.__name__
-    rule = RULES.get(name) or (pointwise if torch.Tag.pointwise in node.target.tags else None)
+    operation: Any = node.target
+    name = operation.overloadpacket.__name__
+    rule = RULES.get(name) or (pointwise if torch.Tag.pointwise in operation.tags else None)
     if rule is None:
         rule = freeze_all
         if any(not axis.is_fixed for value in node.all_input_nodes for axis in _flat(known[value])):

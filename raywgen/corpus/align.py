@@ -1,0 +1,291 @@
+"""A corpus whose networks have their hidden units in one order: that of a reference.
+
+Networks that start each on their own come to alike features in other orders, so their weights have no common meaning
+place by place. Weight matching (`raywgen.weights.alignment`) reorders each trajectory by its last checkpoint; what a
+network computes stays as it is.
+
+Shape legend: N checkpoints, P packed bytes, S samples, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.derive import Part, Progress, refuse_existing, write_corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.weights.alignment import match_weights
+from raywgen.weights.symmetry import Symmetry, check_symmetry, find_symmetry
+
+Build = Callable[[Mapping[str, Any]], nn.Module]
+"""Builds a network from its recipe, as `raywgen.tasks.build_network` does."""
+_BATCH_VALUES = 1 << 24
+_TRIED_SAMPLES = 2
+_OWN = "own"
+_COLUMNS = {
+    "aligned_to": pa.string(),
+    "aligned_by": pa.string(),
+    "unaligned_distance": pa.float64(),
+    "aligned_distance": pa.float64(),
+    "moved_units": pa.int64(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aligned:
+    """How a trajectory is reordered.
+
+    Attributes:
+        reference: Checkpoint that it is brought close to.
+        chosen_by: Its last checkpoint, whose weights were matched.
+        orders: As `Symmetry.permute` takes them.
+        distance: Of that checkpoint to the reference, over the reference's norm, before.
+        matched: The same after.
+    """
+
+    reference: str
+    chosen_by: str
+    orders: list[Tensor]
+    distance: float
+    matched: float
+
+    def facts(self) -> dict[str, Any]:
+        """What every checkpoint of the trajectory is told."""
+        moved = sum(int((order_U != torch.arange(len(order_U))).sum()) for order_U in self.orders)
+        return dict(zip(_COLUMNS, (self.reference, self.chosen_by, self.distance, self.matched, moved), strict=True))
+
+
+Key = tuple[str, str]
+"""Layout and trajectory."""
+
+
+@dataclass(kw_only=True)
+class AlignConfig:
+    """How to align.
+
+    Attributes:
+        references: Checkpoint ids, at most one an architecture; else the last checkpoint of the first training
+            trajectory of each is taken.
+        network: Recipe of the corpus's networks, where the corpus does not know it.
+        input_shape: Of one input, without the batch; else that of the corpus's task samples.
+        seed: Of the order in which groups of units are visited.
+    """
+
+    references: list[str] = field(default_factory=list)
+    network: dict[str, Any] = field(default_factory=dict)
+    input_shape: list[int] = field(default_factory=list)
+    seed: int = 0
+
+
+def align(
+    root: str,
+    corpus: Corpus,
+    build: Build,
+    config: AlignConfig | None = None,
+    on_match: Progress | None = None,
+    on_progress: Progress | None = None,
+) -> Corpus:
+    """Writes a corpus in which every network's hidden units are in the order that lies closest to a reference.
+
+    Further facts say of each checkpoint how: `aligned_to` (the reference), `aligned_by` (the last checkpoint of its
+    trajectory, whose weights were matched), `unaligned_distance` and `aligned_distance` (of that checkpoint to the
+    reference, over the reference's norm, without running statistics), `moved_units`.
+
+    Args:
+        root: Of the new corpus.
+        corpus: Networks from starts of their own.
+        build: Makes a module of a recipe.
+        config: References, recipe, inputs.
+        on_match: Told of trajectories matched.
+        on_progress: Told of checkpoints written.
+
+    Raises:
+        CorpusError: Networks share a start, a reference is missing or one too many, a network cannot be built or has
+            nothing to reorder, or as `write_corpus`.
+        SymmetryError: A network cannot be traced.
+    """
+    config = config or AlignConfig()
+    refuse_existing(root)
+    _check_starts(corpus)
+    chosen = _references(corpus, config.references)
+    symmetries = {layout_id: _symmetry(corpus, reference, build, config) for layout_id, reference in chosen.items()}
+    ends = _ends(corpus)
+    aligned: dict[Key, Aligned] = {}
+    for layout_id, reference in chosen.items():
+        for group in _batches(corpus, ends[layout_id]):
+            aligned |= _match(corpus, symmetries[layout_id], group, reference, config.seed)
+            if on_match is not None:
+                on_match(len(aligned), sum(table.num_rows for table in ends.values()))
+
+    def change(group: pa.Table, packed_NP: Tensor) -> Tensor:
+        layout_id = group.column("layout_id")[0].as_py()
+        layout, symmetry = corpus.layout(layout_id), symmetries[layout_id]
+        orders = [aligned[key].orders for key in _keys(group)]
+        states = (layout.unpack(packed_P) for packed_P in packed_NP)
+        return torch.stack(
+            [layout.pack(symmetry.permute(state, order)) for state, order in zip(states, orders, strict=True)]
+        )
+
+    part = Part(corpus=corpus, facts=_told(corpus.facts, aligned), change=change)
+    return write_corpus(root, [part], {"align": list(chosen.values()), "seed": config.seed}, on_progress)
+
+
+def summary(aligned: Corpus) -> list[tuple[str, int, float, float]]:
+    """Of each reference: its id, trajectories aligned to it, and their mean distance before and after."""
+    ends = pa.concat_tables(_ends(aligned).values())
+    names = ("aligned_to", "unaligned_distance", "aligned_distance")
+    rows = list(zip(*(ends.column(name).to_pylist() for name in names), strict=True))
+    told = []
+    for reference in dict.fromkeys(row[0] for row in rows):
+        # The reference's own distance is none.
+        own = aligned.select(checkpoint_id=reference).column("trajectory_id")[0].as_py()
+        found = [
+            row[1:]
+            for row, trajectory in zip(rows, ends.column("trajectory_id").to_pylist(), strict=True)
+            if row[0] == reference and trajectory != own
+        ]
+        before, after = (sum(column) / len(found) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
+        told.append((reference, len(found), before, after))
+    return told
+
+
+def _check_starts(corpus: Corpus) -> None:
+    facts = corpus.facts
+    if "optimizer" in facts.column("split").to_pylist():
+        raise CorpusError(
+            f"{corpus.location} keeps optimiser tensors, which alignment would leave behind; take them out first: "
+            f"`raywgen corpus filter {corpus.location} OUT split!=optimizer`"
+        )
+    rows = zip(*(facts.column(name).to_pylist() for name in ("start", "base_id", "split")), strict=True)
+    shared = sum(start in ("shared", "branched") or base is not None or split == "base" for start, base, split in rows)
+    if shared:
+        raise CorpusError(
+            f"{corpus.location}: {shared} of {facts.num_rows} checkpoints have a start in common (shared, branched or "
+            "a base checkpoint): their hidden units are in one order already, and reordering would part them from "
+            f"their base. Align the others only: `raywgen corpus filter {corpus.location} OUT start={_OWN}`"
+        )
+
+
+def _ends(corpus: Corpus) -> dict[str, pa.Table]:
+    """Facts of the last checkpoint of every trajectory, by layout; training ones first, then in the corpus's order."""
+    steps = corpus.facts.column("step").to_pylist()
+    splits = corpus.facts.column("split").to_pylist()
+    last: dict[Key, int] = {}
+    for index, key in enumerate(_keys(corpus.facts)):
+        if key not in last or steps[index] > steps[last[key]]:
+            last[key] = index
+    rows: dict[str, list[int]] = {}
+    for (layout_id, _), index in last.items():
+        rows.setdefault(layout_id, []).append(index)
+    return {
+        layout_id: corpus.facts.take(sorted(found, key=lambda index: splits[index] != "train"))
+        for layout_id, found in rows.items()
+    }
+
+
+def _references(corpus: Corpus, wanted: Sequence[str]) -> dict[str, str]:
+    """Reference by layout id."""
+    chosen: dict[str, str] = {}
+    for name in wanted:
+        facts = corpus.select(checkpoint_id=name)
+        if facts.num_rows != 1:
+            known = ", ".join(f"'{table.column('checkpoint_id')[0]}'" for table in _ends(corpus).values())
+            raise CorpusError(
+                f"{corpus.location} holds no checkpoint '{name}' to align to; give one, for instance {known}"
+            )
+        layout_id = facts.column("layout_id")[0].as_py()
+        if layout_id in chosen:
+            raise CorpusError(
+                f"'{chosen[layout_id]}' and '{name}' are of one architecture ({corpus.networks[layout_id].name}); "
+                "give one reference for each"
+            )
+        chosen[layout_id] = name
+    firsts = {layout_id: table.column("checkpoint_id")[0].as_py() for layout_id, table in _ends(corpus).items()}
+    return firsts | chosen
+
+
+def _symmetry(corpus: Corpus, reference: str, build: Build, config: AlignConfig) -> Symmetry:
+    """Of the reference's module, tried with its weights on samples."""
+    known = corpus.networks[corpus.select(checkpoint_id=reference).column("layout_id")[0].as_py()]
+    if config.network and len(set(corpus.facts.column("layout_id").to_pylist())) > 1:
+        raise CorpusError(
+            f"{corpus.location} holds several architectures, one recipe is given; align them apart: "
+            f"`raywgen corpus filter {corpus.location} OUT architecture={known.name}`"
+        )
+    recipe = config.network or known.recipe
+    if not recipe:
+        raise CorpusError(
+            f"{corpus.location} does not know how to build '{known.name}'; give its recipe, for instance "
+            "--network '{name: cifar-resnet, depth: 20}' or --network '{name: package.module:Class}'"
+        )
+    module = build(recipe)
+    own = module.state_dict()
+    counters = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
+    try:
+        module.load_state_dict(counters | corpus.state_dict(reference))
+    except RuntimeError as error:
+        raise CorpusError(
+            f"recipe {dict(recipe)} does not build '{known.name}' of {corpus.location}: {error}; give its own recipe"
+        ) from error
+    inputs = _inputs(corpus, config.input_shape)
+    symmetry = find_symmetry(module, inputs)
+    if not symmetry.groups:
+        blocked = f" ({', '.join(symmetry.blocked_by)} cannot be followed)" if symmetry.blocked_by else ""
+        raise CorpusError(f"'{known.name}' has no hidden units that may change places{blocked}; it needs no alignment")
+    check_symmetry(module, symmetry, inputs)
+    return symmetry
+
+
+def _inputs(corpus: Corpus, input_shape: Sequence[int]) -> Tensor:
+    """Noise of the shape that networks take, `(S, F)` or `(S, *input_shape)`."""
+    if not input_shape:
+        if not corpus.tasks:
+            raise CorpusError(
+                f"{corpus.location} has no tasks that would tell what its networks take; give the shape of one input, "
+                "for instance --input-shape 3,32,32"
+            )
+        input_shape = next(iter(corpus.tasks.values())).samples_SF.shape[1:]
+    return torch.randn(_TRIED_SAMPLES, *input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def _batches(corpus: Corpus, ends: pa.Table) -> Iterator[pa.Table]:
+    size = max(1, _BATCH_VALUES // max(1, corpus.layout(ends.column("layout_id")[0].as_py()).num_values))
+    for start in range(0, ends.num_rows, size):
+        yield ends.slice(start, size)
+
+
+def _match(corpus: Corpus, symmetry: Symmetry, ends: pa.Table, reference: str, seed: int) -> dict[Key, Aligned]:
+    layout = corpus.layout(ends.column("layout_id")[0].as_py())
+    states = layout.unpack(corpus.packed(ends, check=True))
+    found = match_weights(symmetry, corpus.state_dict(reference), states, seed)
+    ids = ends.column("checkpoint_id").to_pylist()
+    return {
+        key: Aligned(
+            reference=reference,
+            chosen_by=ids[index],
+            orders=found.of(index),
+            distance=float(found.distance_N[index]),
+            matched=float(found.matched_N[index]),
+        )
+        for index, key in enumerate(_keys(ends))
+    }
+
+
+def _keys(facts: pa.Table) -> list[Key]:
+    columns = (facts.column(name).to_pylist() for name in ("layout_id", "trajectory_id"))
+    return list(zip(*columns, strict=True))
+
+
+def _told(facts: pa.Table, aligned: Mapping[Key, Aligned]) -> pa.Table:
+    """Facts with those of the alignment; an earlier one's are replaced."""
+    rows = [aligned[key].facts() for key in _keys(facts)]
+    facts = facts.drop_columns([name for name in _COLUMNS if name in facts.column_names])
+    for name, kind in _COLUMNS.items():
+        facts = facts.append_column(name, pa.array([row[name] for row in rows], kind))
+    return facts

@@ -1,0 +1,191 @@
+"""Weight matching: the order of hidden units in which networks lie closest to a reference.
+
+Source: Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023 (arXiv 2209.04836),
+section 3.2, algorithm 1. It maximises the inner product of all parameters with those of the reference, which minimises
+their distance, by solving one linear assignment after another until none gains.
+
+Where the paper is silent or raywgen departs from it: the descent starts twice, from the order that the networks have
+and from one that is settled layer by layer from the input (each group of units is matched by the axes whose neighbours
+are settled already), and the better end is kept. So a network never ends farther from the reference than it began, and
+one that is the reference in another order is found exactly. An assignment counts only if it gains on all tensors that
+it touches: where both axes of a tensor are of one group, the linear problem is an approximation. Running statistics
+move along with their units but have no say.
+
+Shape legend: N networks, U units of a group, M places a unit takes on an axis, K values of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from raywgen.weights.layout import Layout, StateDict
+from raywgen.weights.symmetry import Place, Symmetry, UnitGroup
+
+_SILENT = ("running_mean", "running_var", "counter")
+_GAIN = 1e-6
+_LEAST = 1e-300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """How networks are to be reordered.
+
+    Attributes:
+        orders: For each group of the symmetry the unit that comes to each place, int64 `(N, U)`.
+        distance_N: To the reference over its norm, as the networks were; running statistics left out.
+        matched_N: The same after reordering; never above `distance_N` but for rounding.
+    """
+
+    orders: list[Tensor]
+    distance_N: Tensor
+    matched_N: Tensor
+
+    def of(self, index: int) -> list[Tensor]:
+        """The permutations of one network, as `Symmetry.permute` takes them."""
+        return [order_NU[index] for order_NU in self.orders]
+
+
+def match_weights(symmetry: Symmetry, reference: Mapping[str, Tensor], states: StateDict, seed: int = 0) -> Matched:
+    """Matches many networks at once with one reference.
+
+    Args:
+        symmetry: Of their architecture.
+        reference: Its tensors.
+        states: Those of the networks, each with a first dimension N.
+        seed: Of the order in which groups are visited.
+    """
+    voiced = [spec.name for spec in Layout.from_state_dict(reference).tensors if spec.kind not in _SILENT]
+    reference = {name: reference[name].detach().float() for name in voiced}
+    states = {name: states[name].detach().float() for name in voiced}
+    ends = []
+    for is_settled_first in (False, True):
+        search = _Search(symmetry, reference, states)
+        if is_settled_first:
+            search.settle()
+        search.descend(seed)
+        ends.append(search)
+    kept, other = ends
+    better_N = other.product() > kept.product() + _GAIN * _square(reference)
+    orders = [torch.where(better_N[:, None], b, a) for a, b in zip(kept.orders, other.orders, strict=True)]
+    apart = [torch.where(better_N, other.distance(), kept.distance()), _distance(reference, states)]
+    return Matched(orders=orders, matched_N=apart[0], distance_N=apart[1])
+
+
+class _Search:
+    """Networks on their way to the reference."""
+
+    def __init__(self, symmetry: Symmetry, reference: StateDict, states: StateDict) -> None:
+        self._groups = [
+            UnitGroup(group.num_units, tuple(place for place in group.places if place.tensor in reference))
+            for group in symmetry.groups
+        ]
+        self._reference = reference
+        self._states = dict(states)
+        self._num = len(next(iter(states.values())))
+        self.orders = [torch.arange(group.num_units).repeat(self._num, 1) for group in self._groups]
+
+    def settle(self) -> None:
+        """Matches each group once, always the one that is best told by what is settled; gains are not asked for."""
+        left = list(range(len(self._groups)))
+        while left:
+            told = {index: self._settled(index, left) for index in left}
+            index = max(left, key=lambda index: self._share(index, told[index]))
+            order_NU = self._assign(told[index] or self._groups[index].places)
+            self._take(index, order_NU, torch.ones(self._num, dtype=torch.bool))
+            left.remove(index)
+
+    def descend(self, seed: int) -> None:
+        """Algorithm 1: groups in random order, until no assignment gains in any network."""
+        generator = torch.Generator().manual_seed(seed)
+        gained = True
+        while gained:
+            gained = False
+            for index in torch.randperm(len(self._groups), generator=generator).tolist():
+                gained |= self._improve(index)
+
+    def product(self) -> Tensor:
+        """Inner product of each network with the reference, `(N,)`."""
+        return _product(self._reference, self._states)
+
+    def distance(self) -> Tensor:
+        """As `Matched` has it."""
+        return _distance(self._reference, self._states)
+
+    def _improve(self, index: int) -> bool:
+        group = self._groups[index]
+        order_NU = self._assign(group.places)
+        if bool((order_NU == torch.arange(group.num_units)).all()):
+            return False
+        touched = {place.tensor: self._reference[place.tensor] for place in group.places}
+        before_N = _product(touched, self._states)
+        after_N = _product(touched, _reordered(self._states, group, order_NU))
+        better_N = after_N > before_N + _GAIN * _square(touched)
+        self._take(index, order_NU, better_N)
+        return bool(better_N.any())
+
+    def _take(self, index: int, order_NU: Tensor, taken_N: Tensor) -> None:
+        order_NU = torch.where(taken_N[:, None], order_NU, torch.arange(order_NU.shape[1]))
+        self._states |= _reordered(self._states, self._groups[index], order_NU)
+        self.orders[index] = self.orders[index].gather(1, order_NU)
+
+    def _assign(self, places: Sequence[Place]) -> Tensor:
+        """The linear assignment that maximises the similarity of units, `(N, U)`."""
+        num_units = len(places[0].index_UM)
+        similar_NUU = torch.zeros(self._num, num_units, num_units, dtype=torch.float64)
+        for place in places:
+            wanted_UK = _rows(self._reference[place.tensor].unsqueeze(0), place)[0]
+            similar_NUU += wanted_UK @ _rows(self._states[place.tensor], place).transpose(1, 2)
+        return torch.stack(
+            [torch.from_numpy(linear_sum_assignment(one.numpy(), maximize=True)[1]) for one in similar_NUU]
+        )
+
+    def _settled(self, index: int, left: Sequence[int]) -> list[Place]:
+        """Axes of a group whose tensors have no other axis that is still to be matched."""
+        waiting = [(place.tensor, place.axis) for other in left for place in self._groups[other].places]
+        return [
+            place for place in self._groups[index].places if sum(tensor == place.tensor for tensor, _ in waiting) == 1
+        ]
+
+    def _share(self, index: int, told: Sequence[Place]) -> float:
+        values = [
+            sum(self._reference[place.tensor].numel() for place in places)
+            for places in (told, self._groups[index].places)
+        ]
+        return values[0] / values[1]
+
+
+def _rows(states: Tensor, place: Place) -> Tensor:
+    """What networks hold of each unit on one axis, `(N, U, K)`."""
+    moved = states.movedim(place.axis + 1, 1)[:, place.index_UM]
+    return moved.reshape(len(states), len(place.index_UM), -1)
+
+
+def _reordered(states: StateDict, group: UnitGroup, order_NU: Tensor) -> StateDict:
+    """The tensors of a group with its units in other orders, one for each network."""
+    found: StateDict = {}
+    for place in group.places:
+        tensor = found.get(place.tensor, states[place.tensor])
+        index_NS = torch.arange(tensor.shape[place.axis + 1]).repeat(len(tensor), 1)
+        index_NS[:, place.index_UM] = place.index_UM[order_NU]
+        rows = [one.index_select(place.axis, index_S) for one, index_S in zip(tensor, index_NS, strict=True)]
+        found[place.tensor] = torch.stack(rows)
+    return found
+
+
+def _product(reference: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> Tensor:
+    parts = [(states[name] * one).flatten(1).sum(1, dtype=torch.float64) for name, one in reference.items()]
+    return torch.stack(parts).sum(0)
+
+
+def _square(reference: Mapping[str, Tensor]) -> float:
+    return sum(float(one.square().sum(dtype=torch.float64)) for one in reference.values())
+
+
+def _distance(reference: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> Tensor:
+    parts = [(states[name] - one).square().flatten(1).sum(1, dtype=torch.float64) for name, one in reference.items()]
+    return (torch.stack(parts).sum(0) / max(_square(reference), _LEAST)).sqrt()
