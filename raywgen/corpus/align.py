@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.derive import Part, Progress, refuse_existing, write_corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.weights import Layout, LayoutMismatchError
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry, check_symmetry, find_symmetry
 
@@ -226,13 +227,16 @@ def _symmetry(corpus: Corpus, reference: str, build: Build, config: AlignConfig)
         )
     module = build(recipe)
     own = module.state_dict()
-    counters = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
+    state = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
+    for name, tensor in corpus.state_dict(reference).items():
+        state[name] = tensor.to(own[name].dtype) if name in own else tensor
     try:
-        module.load_state_dict(counters | corpus.state_dict(reference))
-    except RuntimeError as error:
+        Layout.from_state_dict(own).check(state, f"'{known.name}'")
+    except LayoutMismatchError as error:
         raise CorpusError(
-            f"recipe {dict(recipe)} does not build '{known.name}' of {corpus.location}: {error}; give its own recipe"
+            f"recipe {dict(recipe)} builds another network than {corpus.location} holds: {error}; give its own recipe"
         ) from error
+    module.load_state_dict(state)
     inputs = _inputs(corpus, config.input_shape)
     symmetry = find_symmetry(module, inputs)
     if not symmetry.groups:

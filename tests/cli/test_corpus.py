@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from raywgen import cli
 from raywgen.corpus import Corpus, CorpusError, UnknownFactError
+from raywgen.tasks import build_network
 from raywgen.weights import StateDict
 from tests.corpus.builders import assert_same_bits, network
 
-COMMANDS = ["build", "info", "verify", "export", "filter", "merge", "split", "dedupe"]
+COMMANDS = ["build", "info", "verify", "export", "filter", "merge", "split", "dedupe", "align"]
+
+MLP = {"name": "mlp", "widths": [3, 9, 2]}
 
 
 def call(*arguments: str | Path) -> Result:
@@ -225,3 +230,29 @@ def test_a_users_mistake_is_one_line(
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_align_brings_networks_closer_and_says_how_much(tmp_path: Path) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        (tmp_path / "nets").mkdir(exist_ok=True)
+        save_file(build_network(MLP).state_dict(), tmp_path / "nets" / f"net{seed}.safetensors")
+    done("build", tmp_path / "c", "--from", tmp_path / "nets", "--here")
+    told = ["--network", "{name: mlp, widths: [3, 9, 2]}", "--input-shape", "3", "--reference", "net1"]
+    text = done("align", tmp_path / "c", tmp_path / "a", *told)
+    found = re.search(r"aligned to net1: 2 trajectories, mean distance (\S+) -> (\S+) of its norm", text)
+    assert found is not None, text
+    assert float(found[2]) < float(found[1])
+    assert ids(tmp_path / "a") == ["net0", "net1", "net2"]
+    assert_same_bits(Corpus.open(tmp_path / "a").state_dict("net1"), Corpus.open(tmp_path / "c").state_dict("net1"))
+
+
+def test_align_refuses_what_it_cannot_build(corpus: Path, tmp_path: Path) -> None:
+    result = call("align", corpus, tmp_path / "a", "--network", "mpl", "--input-shape", "3")
+    assert "several architectures" in str(result.exception)
+    done("filter", corpus, tmp_path / "one", "architecture=net0")
+    result = call("align", tmp_path / "one", tmp_path / "a", "--network", "mpl", "--input-shape", "3")
+    assert "unknown network 'mpl'; did you mean 'mlp'?" in str(result.exception)
+    result = call("align", tmp_path / "one", tmp_path / "a", "--network", "mlp", "--input-shape", "3,x")
+    assert "input_shape" in str(result.exception)
+    assert not (tmp_path / "a").exists()
