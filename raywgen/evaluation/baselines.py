@@ -98,23 +98,6 @@ def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
     return _flat(bench, end.state_N).view(T, n, -1)
 
 
-def finetuned(bench: Bench, config: EvaluateConfig, start_TD: Tensor) -> list[Tensor]:
-    """Networks after the configured epochs of training on the task's images, a `(T, D)` per entry."""
-    x_TSF = torch.stack([task.train_x_SF for task in bench.tasks])
-    labels_TS = torch.stack([task.train_y_S for task in bench.tasks])
-    steps_per_epoch = labels_TS.shape[1] // _FINETUNE_BATCH
-    record_steps = [epochs * steps_per_epoch for epochs in config.finetune_epochs]
-    ends = fit(
-        bench.module,
-        Recorded(step=0, state_N=bench.layout.unflatten(start_TD)),
-        FitData(x=x_TSF, labels_NS=labels_TS),
-        FitConfig(num_steps=max(record_steps), batch_size=_FINETUNE_BATCH, learning_rate=config.finetune_learning_rate),
-        order_seeds=[config.seed + index for index in range(len(bench.tasks))],
-        record_steps=record_steps,
-    )
-    return [_flat(bench, end.state_N) for end in ends]
-
-
 BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
     "shared_start": shared_start,
     "average": average,
@@ -125,8 +108,6 @@ BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
     "noise": stored_plus_noise,
     "gradient": gradient,
 }
-
-_FINETUNE_BATCH = 64
 
 
 def _flat(bench: Bench, state: dict[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ class EvaluateConfig:
         temperature: Of generation.
         num_tasks: Tasks of each split that are scored, at most.
         finetune_epochs: Rungs of fine-tuning, in passes over the task's training images.
-        finetune_learning_rate: Of Adam.
+        finetune_learning_rates: Of Adam; of several, each start gets the one that is best on held-out training images.
         gradient_steps: Steps of the baseline that fits the shared start to the labelled examples.
         gradient_learning_rate: Its rate.
         noise: Noise added to a stored network, in standard deviations of each tensor over the corpus.
@@ -34,7 +34,7 @@ class EvaluateConfig:
     temperature: float = 0.5
     num_tasks: int = 24
     finetune_epochs: list[int] = field(default_factory=lambda: [1, 5])
-    finetune_learning_rate: float = 3e-3
+    finetune_learning_rates: list[float] = field(default_factory=lambda: [3e-3])
     gradient_steps: int = 200
     gradient_learning_rate: float = 3e-3
     noise: float = 0.1

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from raywgen.config import save_config
 from raywgen.corpus import Corpus
-from raywgen.evaluation.baselines import BASELINES, finetuned, random_start, shared_start
+from raywgen.evaluation.baselines import BASELINES, random_start
 from raywgen.evaluation.bench import Bench, generated_candidates, make_bench
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, points, verdict
 from raywgen.evaluation.rungs import rungs
 from raywgen.generators import Generator
@@ -68,6 +69,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
             on_progress(done, len(benches), f"{split} tasks, {bench.network}")
         networks = _networks(bench, config, generator, rivals, corpus.networks[layout_id].recipe)
         accuracy = {rung: bench.accuracy(values_TD) for rung, values_TD in networks.items()}
+        accuracy |= _finetuned(bench, config, networks)
         rows += [_row(bench, rung, accuracy_T) for rung, accuracy_T in accuracy.items()]
         for rung in ("generated", "original", "noise"):
             novelty += points(bench, rung, networks[rung], accuracy[rung])
@@ -108,11 +110,26 @@ def _networks(
         networks[name] = bench.choose(_written(bench, rival, config))
     for name, baseline in BASELINES.items():
         networks[name] = bench.choose(baseline(bench, config))
-    starts = {"finetuned": networks["generated"], "start_finetuned": shared_start(bench, config)[:, 0]}
-    for name, start_TD in starts.items():
-        for epochs, values_TD in zip(config.finetune_epochs, finetuned(bench, config, start_TD), strict=True):
-            networks[f"{name}_{epochs}"] = values_TD
     return networks
+
+
+def _finetuned(bench: Bench, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Accuracy `(T,)` on every rung of fine-tuning, from each start alike."""
+    starts = {
+        "finetuned": networks["generated"],
+        "nearest_finetuned": networks["nearest_loss"],
+        "start_finetuned": networks["shared_start"],
+        "random_finetuned": networks["random"],
+    }
+    settings = FineTuningConfig(
+        epochs=max(config.finetune_epochs), learning_rates=config.finetune_learning_rates, seed=config.seed
+    )
+    tuned = fine_tune(bench.module, bench.layout, starts, bench.tasks, settings)
+    return {
+        f"{name}_{epochs}": one.accuracy_TE[:, epochs]
+        for epochs in config.finetune_epochs
+        for name, one in tuned.items()
+    }
 
 
 def _written(bench: Bench, generator: Generator, config: EvaluateConfig) -> Tensor:

@@ -14,6 +14,8 @@ _ROWS = [
     ("random", "baseline", "Random start", "Fresh initialisations; best of n."),
     ("shared_start", "baseline", "Shared start", "Where all networks of the corpus started."),
     ("start_finetuned_{}", "baseline", "Shared start, fine-tuned", "The shared start trained on the task's images."),
+    ("nearest_finetuned_{}", "baseline", "Nearest, fine-tuned", "The nearest stored network trained on the images."),
+    ("random_finetuned_{}", "baseline", "Random start, fine-tuned", "A fresh initialisation trained on the images."),
     ("average", "baseline", "Average", "The mean of all stored networks."),
     ("gaussian", "baseline", "Gaussian", "Draws of each coordinate's own Gaussian; best of n."),
     ("nearest_condition", "baseline", "Retrieval by condition", "Stored networks with the nearest instruction."),

@@ -125,9 +125,7 @@ class TrainedGenerator:
         """
         layout = Layout.from_state_dict(module.state_dict())
         condition = make_condition(self.generator, instruction, data)
-        reference = None
-        if layout.id not in self.generator.references:
-            reference = alike_reference(layout, self.generator.references, layout.flatten(module.state_dict()))
+        reference = self.guessed_reference(layout, module)
         best = generate_best(
             self.generator,
             condition,
@@ -139,11 +137,19 @@ class TrainedGenerator:
             reference=reference,
         )
         if reference is not None:
-            self._warn(layout, best, condition, temperature, seed)
+            self.warn(layout, best, condition, temperature, seed)
         module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
         return module
 
-    def _warn(self, layout: Layout, best: Best, condition: Condition, temperature: float, seed: int) -> None:
+    def guessed_reference(self, layout: Layout, module: nn.Module) -> WeightReference | None:
+        """None for a layout that the generator was trained on; else one from the layouts most like it."""
+        if self.generator.knows(layout):
+            return None
+        return alike_reference(layout, self.generator.references, layout.flatten(module.state_dict()))
+
+    def warn(self, layout: Layout, best: Best, condition: Condition, temperature: float, seed: int) -> None:
+        """Warns that a layout was never trained on, with the log-probability that says how far off it is."""
+        condition = condition.first(1)
         told = f"this generator was never trained on a layout of {layout.num_values} values like this one"
         if best.log_prob_B is not None:
             known, reference = next(iter(self.generator.references.values()))

@@ -9,7 +9,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import torch
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.generation.best import generate_best
-from raywgen.generation.fill import ConditionError, load, make_condition
+from raywgen.generation.fill import ConditionError, TrainedGenerator, load, make_condition
 from raywgen.generators import Generator
-from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
-from raywgen.weights import Condition, save_state_dict
+from raywgen.tasks import balanced_accuracy, build_network, build_task, network_name, stacked_logits
+from raywgen.tasks.networks import network_recipe
+from raywgen.weights import Condition, Layout, save_state_dict
 
 INDEX = "networks.json"
 CONFIG = "config.yaml"
@@ -37,6 +38,9 @@ class GenerateConfig:
         corpus: Names tasks and architectures.
         tasks: A task id, or a split: `seen`, `validation`, `unseen`.
         network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
+        networks: Architectures of your own in their place, each the widths of a ReLU perceptron, a registry name, or a
+            mapping with `name` (of the registry or `package.module:Class`) and arguments. One that the generator was
+            never trained on is filled all the same; you are told how far off it is.
         instruction: A task of your own in words, in place of `tasks`; needs `data`.
         data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`.
         out: Folder for the `.safetensors` files.
@@ -50,6 +54,7 @@ class GenerateConfig:
     corpus: str = "runs/zoo/corpus"
     tasks: str = "unseen"
     network: str = ""
+    networks: list[Any] = field(default_factory=list)
     instruction: str = ""
     data: str = ""
     out: str = "runs/igpg/networks"
@@ -63,6 +68,8 @@ class GenerateConfig:
             raise ValueError("best_of and limit must be at least 1, temperature at least 0")
         if bool(self.instruction) != bool(self.data):
             raise ValueError("instruction and data belong together: give both, or neither")
+        if self.network and self.networks:
+            raise ValueError("network names one of the corpus, networks are your own: give one of them")
 
 
 def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
@@ -73,17 +80,24 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
 
     Raises:
         ConfigError: No such task or architecture.
+        TaskError: An architecture of `networks` cannot be built.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
+
+    Warns:
+        UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
     """
-    corpus = Corpus.open(config.corpus)
-    generator = load(config.generator).generator
-    names, condition, tasks = _asked(config, corpus, generator)
-    networks = _chosen_networks(config, corpus, generator)
+    trained = load(config.generator)
+    # A task and an architecture of the user's own need no corpus.
+    corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
+    names, condition, tasks = _asked(config, corpus, trained.generator)
+    networks = (
+        _own_networks(config) if corpus is None or config.networks else _stored(config, corpus, trained.generator)
+    )
     rows: list[dict[str, Any]] = []
     for done, network in enumerate(networks):
         if on_progress is not None:
             on_progress(done, len(networks))
-        rows += _write(config, network, names, condition, tasks, generator)
+        rows += _write(config, network, names, condition, tasks, trained)
     if on_progress is not None:
         on_progress(len(networks), len(networks))
     save_config(config, Path(config.out) / CONFIG)
@@ -92,9 +106,9 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
 
 
 def _asked(
-    config: GenerateConfig, corpus: Corpus, generator: Generator
+    config: GenerateConfig, corpus: Corpus | None, generator: Generator
 ) -> tuple[list[str], Condition, list[TaskFacts]]:
-    if config.instruction:
+    if config.instruction or corpus is None:
         return ["custom"], make_condition(generator, config.instruction, read_npz(config.data)), []
     tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
     if not tasks:
@@ -110,7 +124,17 @@ def _asked(
     return [task.task_id for task in tasks], condition, tasks
 
 
-def _chosen_networks(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
+def _own_networks(config: GenerateConfig) -> list[NetworkFacts]:
+    networks = []
+    for told in config.networks:
+        recipe = network_recipe(told)
+        with torch.device("meta"):
+            layout = Layout.from_state_dict(build_network(recipe).state_dict())
+        networks.append(NetworkFacts(name=network_name(recipe), recipe=recipe, layout=layout))
+    return networks
+
+
+def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
     chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
     if not chosen:
         known = ", ".join(net.name for net in corpus.networks.values())
@@ -118,7 +142,7 @@ def _chosen_networks(config: GenerateConfig, corpus: Corpus, generator: Generato
     if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
         raise ConfigError(
             f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "
-            "or fill a module of yours by raywgen.load(...).fill"
+            "or ask for an architecture that it never saw by networks=[...]"
         )
     return chosen
 
@@ -129,27 +153,35 @@ def _write(
     names: list[str],
     condition: Condition,
     tasks: list[TaskFacts],
-    generator: Generator,
+    trained: TrainedGenerator,
 ) -> list[dict[str, Any]]:
-    module, layout = build_network(network.recipe).eval(), network.layout
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # An unknown layout is filled around the module's own values.
+        module, layout = build_network(network.recipe).eval(), network.layout
+    counters = {name: tensor for name, tensor in module.state_dict().items() if not tensor.is_floating_point()}
+    reference = trained.guessed_reference(layout, module)
     best = generate_best(
-        generator,
+        trained.generator,
         condition,
         layout,
         module,
         best_of=config.best_of,
         temperature=config.temperature,
         seed=config.seed,
+        reference=reference,
     )
+    if reference is not None:
+        trained.warn(layout, best, condition, config.temperature, config.seed)
     rows = []
     for index, name in enumerate(names):
-        state = layout.unflatten(best.values_BD[index])
+        state = layout.unflatten(best.values_BD[index], counters)
         module.load_state_dict(state, strict=True)
         row: dict[str, Any] = {
             "path": str(Path(config.out) / f"{network.name}_{name.replace('/', '_')}.safetensors"),
             "task": name,
             "instruction": condition.instructions[index],
             "network": network.name,
+            "known": reference is None,
             "example_loss": float(best.loss_B[index]),
             "log_prob": None if best.log_prob_B is None else float(best.log_prob_B[index]),
         }

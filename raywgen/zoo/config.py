@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raywgen.tasks import FitConfig, SAMConfig
+from raywgen.tasks.networks import network_recipe
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
 KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains", "texts")
@@ -188,13 +189,7 @@ class ZooConfig:
 
     def network_recipes(self) -> list[dict[str, Any]]:
         """What `build_network` takes."""
-        recipes = []
-        for network in self.networks:
-            if isinstance(network, str):
-                recipes.append({"name": network})
-            else:
-                recipes.append(dict(network) if isinstance(network, dict) else {"name": "mlp", "widths": list(network)})
-        return recipes
+        return [network_recipe(network) for network in self.networks]
 
     def recipe(self) -> dict[str, Any]:
         """What decides the networks: all but where they are stored and how many are trained at once."""
@@ -210,9 +205,6 @@ class ZooConfig:
                 raise ValueError(
                     f"networks: {widths} does not run from 64 pixels to 2 classes; write it for instance [64, 14, 2]"
                 )
-        for recipe in recipes:
-            if "name" not in recipe:
-                raise ValueError(f"networks: {recipe} has no name; write for instance {{name: tiny-cnn}}")
 
     def _check_checkpoint_steps(self) -> None:
         steps = list(self.checkpoint_steps)

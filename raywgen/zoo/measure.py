@@ -33,13 +33,14 @@ def measure(
     """
     (train_x, train_y_NS), (test_x, test_y_NS) = train, test
     first = slice(0, _MAX_TRAIN_SAMPLES)
-    train_logits = _logits(module, state_N, train_x[..., first, :], way)
+    train_logits = network_logits(module, state_N, train_x[..., first, :], way)
     loss_N = balanced_cross_entropy(train_logits, train_y_NS[:, first])
-    return loss_N, balanced_accuracy(_logits(module, state_N, test_x, way), test_y_NS)
+    return loss_N, balanced_accuracy(network_logits(module, state_N, test_x, way), test_y_NS)
 
 
-def _logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor, way: str) -> Tensor:
-    """Outputs `(N, S, C)`, some samples at a time."""
+@torch.no_grad()
+def network_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor, way: str) -> Tensor:
+    """Outputs `(N, S, C)`, some samples at a time; arguments as `measure`, inputs `(S, F)` or `(N, S, F)`."""
     num = len(next(iter(state_N.values())))
     if way == "stack":
         size = max(1, _VALUES_AT_ONCE // (num * x.shape[-1]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.baselines import BASELINES, finetuned, random_start
+from raywgen.evaluation.baselines import BASELINES, random_start
 from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.tasks import build_network, build_task
@@ -69,14 +69,6 @@ def test_random_starts_differ_from_each_other(bench: Bench, zoo_corpus: Corpus) 
     recipe = zoo_corpus.networks[bench.layout.id].recipe
     fresh_TnD = random_start(bench, CONFIG, recipe)
     assert not torch.equal(fresh_TnD[0, 0], fresh_TnD[0, 1])
-
-
-def test_fine_tuning_trains_on_training_images_only(bench: Bench) -> None:
-    one, five = finetuned(bench, CONFIG, bench.reference.base_D.expand(len(bench.tasks), -1))
-    assert bench.accuracy(five).mean() > bench.accuracy(one).mean()
-    for task in bench.tasks:
-        train = {tuple(row) for row in task.train_x_SF.tolist()}
-        assert not any(tuple(row) in train for row in task.test_x_SF.tolist())
 
 
 def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -> None:

@@ -40,6 +40,7 @@ def test_every_rung_is_measured_for_every_split_and_architecture(result: dict[st
     expected = {"original", "reconstructed", "generated", "finetuned_1", "finetuned_5", "token_prior", "random"}
     expected |= {"shared_start", "average", "gaussian", "nearest_condition", "nearest_loss", "average_best"}
     expected |= {"noise", "gradient", "start_finetuned_1", "start_finetuned_5"}
+    expected |= {"nearest_finetuned_1", "nearest_finetuned_5", "random_finetuned_1", "random_finetuned_5"}
     assert {rung["name"] for rung in result["rungs"]} == expected
     assert len(result["ladder"]) == len(expected) * 2 * len(result["layouts"])
     assert all(0 <= row["accuracy"] <= 1 and row["num_networks"] == 3 for row in result["ladder"])

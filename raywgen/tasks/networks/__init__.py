@@ -5,7 +5,7 @@ from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.tasks.networks.head import Head
 from raywgen.tasks.networks.lora import LoRANetwork
 from raywgen.tasks.networks.mlp import mlp
-from raywgen.tasks.networks.registry import NETWORKS, build_network, network_name
+from raywgen.tasks.networks.registry import NETWORKS, build_network, network_name, network_recipe
 from raywgen.tasks.networks.resnet import ResNet, resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import TinyCnn, tiny_cnn, tiny_cnn_rgb
 from raywgen.tasks.networks.vit import VisionTransformer, vit_b, vit_l, vit_s, vit_ti
@@ -22,6 +22,7 @@ __all__ = [
     "build_network",
     "mlp",
     "network_name",
+    "network_recipe",
     "resnet50",
     "resnet101",
     "tiny_cnn",

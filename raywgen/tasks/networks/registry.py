@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,19 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     if shape := recipe.get(INPUT_SHAPE):
         module.register_forward_pre_hook(partial(_reshape, tuple(shape)))
     return module
+
+
+def network_recipe(told: str | Sequence[int] | Mapping[str, Any]) -> dict[str, Any]:
+    """What `build_network` takes, of what a config may hold: a name, the widths of a perceptron, or a recipe.
+
+    Raises:
+        TaskError: A recipe has no name.
+    """
+    if isinstance(told, Mapping):
+        if "name" not in told:
+            raise TaskError(f"networks: {dict(told)} has no name; write for instance {{name: tiny-cnn}}")
+        return dict(told)
+    return {"name": told} if isinstance(told, str) else {"name": "mlp", "widths": list(told)}
 
 
 def network_name(recipe: Mapping[str, Any]) -> str:

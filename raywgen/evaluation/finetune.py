@@ -1,0 +1,232 @@
+"""Fine-tuning from what a generator writes, beside a random start and the nearest stored network.
+
+Shape legend: T tasks, n candidates of a task, D values, S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.config import ConfigError, save_config
+from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
+from raywgen.evaluation.asked import Asked
+from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
+from raywgen.evaluation.retrieve import nearest
+from raywgen.generation import TrainedGenerator, generate_best, load
+from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
+from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
+
+RESULT = "finetune.json"
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(FineTuningConfig):
+    """Training on from several starts, alike in all but the start.
+
+    Attributes:
+        start: What to start from, one or a list of: `generated`, `random`, `nearest` (of the stored networks that
+            generators train on, the one with the lowest loss on the task's labelled samples), `shared` (where the
+            corpus' networks started), or the path of a weights file.
+        generator: Run folder or bundle, for `generated`.
+        corpus: Names tasks and architectures.
+        tasks: A task id, or a split: `seen`, `validation`, `unseen`.
+        network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
+        limit: Most tasks.
+        best_of: Candidates of `generated` and of `random`; the lowest loss on the labelled samples is the start.
+        temperature: Of generation.
+        accuracy: Epochs to this balanced test accuracy are counted; 0 takes for each task what the start that ends
+            lowest has in the end.
+        out: Folder for `finetune.json` and the trained networks.
+    """
+
+    start: Any = field(default_factory=lambda: ["generated", "nearest", "random"])
+    generator: str = "runs/igpg"
+    corpus: str = "runs/zoo/corpus"
+    tasks: str = "unseen"
+    network: str = ""
+    limit: int = 24
+    best_of: int = 8
+    temperature: float = 0.5
+    accuracy: float = 0.0
+    out: str = "runs/finetune"
+
+    def __post_init__(self) -> None:
+        FineTuningConfig.__post_init__(self)
+        self.start = [self.start] if isinstance(self.start, str) else list(self.start)
+        if not self.start or len(set(self.start)) < len(self.start):
+            raise ValueError(f"start={self.start}: give at least one start, and each once")
+        if min(self.limit, self.best_of) < 1 or self.temperature < 0 or not 0 <= self.accuracy <= 1:
+            raise ValueError("limit and best_of must be at least 1, temperature at least 0, accuracy between 0 and 1")
+
+
+def finetune(
+    config: FinetuneConfig, on_progress: Callable[[int, int, str], None] | None = None
+) -> list[dict[str, Any]]:
+    """Trains all starts on all tasks and writes curves and networks.
+
+    Args:
+        config: What is compared.
+        on_progress: Called with epochs of all networks done, their number, and the architecture's name.
+
+    Returns:
+        One row a start and architecture: mean accuracy after each epoch, rate, mean and share of epochs to the
+        accuracy, and all curves by task.
+
+    Raises:
+        ConfigError: No such task, architecture or start.
+        BundleError, CorpusError, WeightsError: A file cannot be read or written.
+    """
+    corpus = Corpus.open(config.corpus)
+    facts = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
+    if not facts:
+        raise ConfigError(f"tasks={config.tasks}: {config.corpus} has no such task or split; see `raywgen corpus info`")
+    networks = [network for network in corpus.networks.values() if config.network in ("", network.name)]
+    if not networks:
+        raise ConfigError(f"network={config.network}: not in {config.corpus}; see `raywgen corpus info`")
+    trained = load(config.generator) if "generated" in config.start else None
+    rows: list[dict[str, Any]] = []
+    for network in networks:
+        rows += _of_network(config, corpus, network, facts, trained, on_progress)
+    save_config(config, Path(config.out) / "config.yaml")
+    (Path(config.out) / RESULT).write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _of_network(
+    config: FinetuneConfig,
+    corpus: Corpus,
+    network: NetworkFacts,
+    facts: list[TaskFacts],
+    trained: TrainedGenerator | None,
+    on_progress: Callable[[int, int, str], None] | None,
+) -> list[dict[str, Any]]:
+    maker = _Starts(config, corpus, network, facts, trained)
+    starts = {name: maker.make(name) for name in config.start}
+    tasks = [build_task(task.recipe) for task in facts]
+
+    def tell(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total, network.name)
+
+    tuned = fine_tune(build_network(network.recipe), network.layout, starts, tasks, config, tell)
+    wanted_T = torch.stack([one.accuracy_TE[:, -1] for one in tuned.values()]).amin(dim=0)
+    if config.accuracy:
+        wanted_T = torch.full_like(wanted_T, config.accuracy)
+    for name, one in tuned.items():
+        for task, values_D in zip(tasks, one.values_TD, strict=True):
+            told = f"{network.name}_{task.id}_{Path(name).stem}".replace("/", "_")
+            metadata = {"task": task.id, "start": name, "epochs": str(config.epochs)}
+            save_state_dict(network.layout.unflatten(values_D), Path(config.out) / f"{told}.safetensors", metadata)
+    return [_row(network.name, name, tasks, one, wanted_T) for name, one in tuned.items()]
+
+
+def _row(network: str, start: str, tasks: list[Task], one: FineTuned, wanted_T: Tensor) -> dict[str, Any]:
+    epochs_T = one.epochs_to(wanted_T)
+    reached_T = epochs_T.isfinite()
+    return {
+        "network": network,
+        "start": start,
+        "learning_rate": one.learning_rate,
+        "accuracy": one.accuracy_TE.mean(dim=0).tolist(),
+        "wanted_accuracy": float(wanted_T.mean()),
+        # The median is a number as long as half of the tasks get there; a mean would be infinite by one that does not.
+        "epochs": float(epochs_T.median()) if bool(epochs_T.median().isfinite()) else None,
+        "share_reached": float(reached_T.float().mean()),
+        "validation_accuracy": {f"{rate:g}": score for rate, score in one.validation_accuracy.items()},
+        "tasks": {task.id: curve for task, curve in zip(tasks, one.accuracy_TE.tolist(), strict=True)},
+    }
+
+
+class _Starts:
+    """The networks that training starts from, one a task; each is told the same labelled samples."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        corpus: Corpus,
+        network: NetworkFacts,
+        facts: list[TaskFacts],
+        trained: TrainedGenerator | None,
+    ) -> None:
+        self._config, self._corpus, self._network = config, corpus, network
+        self._facts, self._trained = facts, trained
+
+    def make(self, name: str) -> Tensor:
+        """Flat vectors `(T, D)`.
+
+        Raises:
+            ConfigError: The corpus' networks have no shared start, or the name is neither a start nor a file.
+        """
+        known: dict[str, Callable[[], Tensor]] = {
+            "generated": self._generated,
+            "random": self._random,
+            "nearest": self._nearest,
+            "shared": self._shared,
+        }
+        if name in known:
+            return known[name]()
+        if not Path(name).exists():
+            raise ConfigError(
+                f"start={name}: give {', '.join(known)} or the path of a weights file; there is no such file"
+            )
+        state, layout = load_state_dict(name), self._network.layout
+        layout.check(state, name)
+        return layout.flatten(state).expand(len(self._facts), -1)
+
+    def _generated(self) -> Tensor:
+        assert self._trained is not None, "loaded where it is asked for"
+        condition = Condition(
+            instructions=tuple(task.instruction for task in self._facts),
+            samples_BSF=torch.stack([task.samples_SF for task in self._facts]),
+            labels_BS=torch.stack([task.labels_S for task in self._facts]),
+        )
+        module = self._fresh(0)
+        return generate_best(
+            self._trained.generator,
+            condition,
+            self._network.layout,
+            module,
+            best_of=self._config.best_of,
+            temperature=self._config.temperature,
+            seed=self._config.seed,
+            reference=self._trained.guessed_reference(self._network.layout, module),
+        ).values_BD
+
+    def _random(self) -> Tensor:
+        layout: Layout = self._network.layout
+        modules = [self._fresh(index) for index in range(self._config.best_of)]
+        values_nD = torch.stack([layout.flatten(module.state_dict()) for module in modules])
+        state_n = layout.unflatten(values_nD)
+        chosen = []
+        for task in self._facts:
+            with torch.no_grad():
+                logits = stacked_logits(modules[0].eval(), state_n, task.samples_SF)
+            chosen.append(values_nD[balanced_cross_entropy(logits, task.labels_S).argmin()])
+        return torch.stack(chosen)
+
+    def _nearest(self) -> Tensor:
+        where = ["split=train", f"layout_id={self._network.layout.id}"]
+        chosen = []
+        for task in self._facts:
+            asked = Asked(instruction=task.instruction, samples_SF=task.samples_SF, labels_S=task.labels_S)
+            (best,) = nearest(self._corpus, asked, where=where, by="loss", top=1).networks
+            chosen.append(self._corpus.values(self._corpus.select(checkpoint_id=best.checkpoint_id))[0])
+        return torch.stack(chosen)
+
+    def _shared(self) -> Tensor:
+        base_D = self._corpus.base_values(self._network.layout.id)
+        if base_D is None:
+            raise ConfigError(f"start=shared: each network of {self._corpus.location} starts on its own; leave it out")
+        return base_D.expand(len(self._facts), -1)
+
+    def _fresh(self, index: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(self._config.seed + index)
+            return build_network(self._network.recipe)

@@ -1,0 +1,245 @@
+"""Trains networks on from several starts, all alike, and counts the epochs to an accuracy.
+
+Every start gets the same optimiser, the same data order and the same choice of learning rates. Part of the training
+samples is held out to choose one rate for each start: that of the highest validation accuracy on average over all
+epochs, which favours what rises early as much as what ends high. Then it is trained at that rate on all training
+samples; test samples choose nothing.
+
+Shape legend: A starts, T tasks, N networks (T of each start), D values, S samples, F features, E epochs and one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.tasks import FitConfig, FitData, Recorded, Task, balanced_accuracy, fit
+from raywgen.weights import Layout
+from raywgen.zoo.measure import network_logits
+
+OnProgress = Callable[[int, int], None]
+
+
+class FineTuningError(ValueError):
+    """Starts or tasks that cannot be trained on as asked; the message says why."""
+
+
+@dataclass(kw_only=True)
+class FineTuningConfig:
+    """How every start is trained on.
+
+    Attributes:
+        epochs: Passes over the task's training samples.
+        learning_rates: The one that is best on validation samples is taken, for each start on its own; with one rate
+            there is nothing to choose.
+        validation: Share of the training samples that chooses.
+        fit: Optimiser, loss and batch size; its learning rate and number of steps follow from the above.
+        way: `stack` trains networks at once, `alone` one after another in channels-last.
+        seed: Of data orders and of what is held out.
+    """
+
+    epochs: int = 25
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
+    validation: float = 0.2
+    fit: FitConfig = field(default_factory=FitConfig)
+    way: str = "stack"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"epochs={self.epochs}, learning_rates={self.learning_rates}: give some, all above 0")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation={self.validation}: must lie between 0 and 1")
+        if self.way not in ("stack", "alone"):
+            raise ValueError(f"way={self.way}: give stack or alone")
+        if self.fit.schedule != "constant":
+            raise ValueError(f"fit.schedule={self.fit.schedule}: epochs are compared at a constant rate; leave it out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuned:
+    """What became of one start.
+
+    Attributes:
+        accuracy_TE: Balanced test accuracy after 0, 1, ... epochs, `(T, epochs + 1)` in [0, 1].
+        learning_rate: The chosen one.
+        validation_accuracy: What it was chosen by, of each rate; empty where there was one.
+        values_TD: Weights after the last epoch.
+    """
+
+    accuracy_TE: Tensor
+    learning_rate: float
+    validation_accuracy: dict[float, float]
+    values_TD: Tensor
+
+    def epochs_to(self, accuracy: float | Tensor) -> Tensor:
+        """The first epoch with at least this accuracy (one for all tasks, or `(T,)`), float `(T,)`; inf for never."""
+        reached_TE = self.accuracy_TE >= torch.as_tensor(accuracy).view(-1, 1)
+        first_T = reached_TE.int().argmax(dim=1).float()
+        return first_T.masked_fill(~reached_TE.any(dim=1), torch.inf)
+
+
+def fine_tune(
+    module: nn.Module,
+    layout: Layout,
+    starts: Mapping[str, Tensor],
+    tasks: Sequence[Task],
+    config: FineTuningConfig,
+    on_progress: OnProgress | None = None,
+) -> dict[str, FineTuned]:
+    """Trains every start on every task; none touches another.
+
+    Args:
+        module: Any network of the layout; its own values stay as they are.
+        layout: Of the starts.
+        starts: Name -> one flat vector a task `(T, D)`.
+        tasks: T tasks.
+        config: How.
+        on_progress: Called with epochs of all networks done, and their number.
+
+    Returns:
+        One entry a start, in their order.
+
+    Raises:
+        FineTuningError: There is no start or no task, a start has another shape, or a task has too few samples to
+            hold some out.
+    """
+    _check(layout, starts, tasks)
+    rates = config.learning_rates
+    num_runs = len(starts) * len(tasks) * (len(rates) + 1 if len(rates) > 1 else 1)
+    trainer = _Trainer(module, layout, config, num_runs * config.epochs, on_progress)
+    groups = _groups(tasks)
+    scores: dict[str, dict[float, float]] = {name: {} for name in starts}
+    if len(rates) > 1:
+        halves = [_validation_half(group, config) for group in groups]
+        for rate in rates:
+            for name, (accuracy_TE, _) in trainer.train(starts, halves, rate).items():
+                scores[name][rate] = float(accuracy_TE.mean())
+    chosen = {name: max(score, key=lambda rate: score[rate]) if score else rates[0] for name, score in scores.items()}
+    tuned: dict[str, FineTuned] = {}
+    for rate in dict.fromkeys(chosen.values()):
+        of_rate = {name: start_TD for name, start_TD in starts.items() if chosen[name] == rate}
+        for name, (accuracy_TE, values_TD) in trainer.train(of_rate, groups, rate).items():
+            tuned[name] = FineTuned(
+                accuracy_TE=accuracy_TE, learning_rate=rate, validation_accuracy=scores[name], values_TD=values_TD
+            )
+    return {name: tuned[name] for name in starts}
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Tasks that share their inputs, which then need not be stored once a network."""
+
+    members: list[int]
+    x_SF: Tensor
+    y_TS: Tensor
+    judge_x_SF: Tensor
+    judge_y_TS: Tensor
+
+
+class _Trainer:
+    """Trains stacks of networks epoch by epoch, so that the weights of one epoch lie in memory and not of all."""
+
+    def __init__(
+        self, module: nn.Module, layout: Layout, config: FineTuningConfig, total: int, on_progress: OnProgress | None
+    ) -> None:
+        self._module = copy.deepcopy(module)
+        self._layout, self._config = layout, config
+        self._total, self._done, self._on_progress = total, 0, on_progress
+
+    def train(
+        self, starts: Mapping[str, Tensor], groups: Sequence[_Group], rate: float
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each start's accuracy on the samples it is judged by `(T, epochs + 1)`, and weights in the end `(T, D)`."""
+        start_ATD = torch.stack(list(starts.values()))
+        accuracy_ATE = torch.empty(*start_ATD.shape[:2], self._config.epochs + 1)
+        end_ATD = torch.empty_like(start_ATD)
+        for group in groups:
+            accuracy_NE, end_ND = self._train_group(start_ATD[:, group.members].flatten(0, 1), group, rate)
+            shape = (len(starts), len(group.members), -1)
+            accuracy_ATE[:, group.members], end_ATD[:, group.members] = accuracy_NE.view(shape), end_ND.view(shape)
+        return {name: (accuracy_ATE[index], end_ATD[index]) for index, name in enumerate(starts)}
+
+    def _train_group(self, start_ND: Tensor, group: _Group, rate: float) -> tuple[Tensor, Tensor]:
+        num_starts = len(start_ND) // len(group.members)
+        data = FitData(x=group.x_SF, labels_NS=group.y_TS.repeat(num_starts, 1))
+        judge_y_NS = group.judge_y_TS.repeat(num_starts, 1)
+        batch_size = min(self._config.fit.batch_size, len(group.x_SF))
+        steps = len(group.x_SF) // batch_size
+        # A task's number keys its data order, whatever its start and whichever tasks are beside it.
+        seeds = [self._config.seed + member for member in group.members] * num_starts
+        state = Recorded(step=0, state_N=self._layout.unflatten(start_ND))
+        curve = [self._accuracy(state, group.judge_x_SF, judge_y_NS)]
+        for epoch in range(1, self._config.epochs + 1):
+            (state,) = fit(
+                self._module.train(),
+                state,
+                data,
+                replace(self._config.fit, learning_rate=rate, num_steps=epoch * steps, batch_size=batch_size),
+                order_seeds=seeds,
+                record_steps=[epoch * steps],
+                way=self._config.way,
+                keep_optimizer=True,
+            )
+            curve.append(self._accuracy(state, group.judge_x_SF, judge_y_NS))
+            self._tell(len(start_ND))
+        flat = [state.state_N[spec.name].flatten(1).float() for spec in self._layout.generated]
+        return torch.stack(curve, dim=1), torch.cat(flat, dim=1)
+
+    def _accuracy(self, state: Recorded, x_SF: Tensor, labels_NS: Tensor) -> Tensor:
+        logits_NSC = network_logits(self._module.eval(), state.state_N, x_SF, self._config.way)
+        return balanced_accuracy(logits_NSC, labels_NS)
+
+    def _tell(self, num: int) -> None:
+        self._done += num
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+
+def _groups(tasks: Sequence[Task]) -> list[_Group]:
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, task in enumerate(tasks):
+        members.setdefault((task.train_x_SF.data_ptr(), task.test_x_SF.data_ptr()), []).append(index)
+    return [
+        _Group(
+            members=of_one,
+            x_SF=tasks[of_one[0]].train_x_SF,
+            y_TS=torch.stack([tasks[index].train_y_S for index in of_one]),
+            judge_x_SF=tasks[of_one[0]].test_x_SF,
+            judge_y_TS=torch.stack([tasks[index].test_y_S for index in of_one]),
+        )
+        for of_one in members.values()
+    ]
+
+
+def _validation_half(group: _Group, config: FineTuningConfig) -> _Group:
+    """The same tasks without their test samples: part of the training samples judges what the others train."""
+    num = len(group.x_SF)
+    order_S = torch.randperm(num, generator=torch.Generator().manual_seed(config.seed))
+    held, kept = order_S.tensor_split([round(config.validation * num)])
+    if not len(held) or not len(kept):
+        raise FineTuningError(
+            f"a task has {num} training samples, too few to hold {config.validation:g} of them out; "
+            "give one learning rate"
+        )
+    return replace(
+        group,
+        x_SF=group.x_SF[kept],
+        y_TS=group.y_TS[:, kept],
+        judge_x_SF=group.x_SF[held],
+        judge_y_TS=group.y_TS[:, held],
+    )
+
+
+def _check(layout: Layout, starts: Mapping[str, Tensor], tasks: Sequence[Task]) -> None:
+    if not starts or not tasks:
+        raise FineTuningError(f"{len(starts)} starts and {len(tasks)} tasks: give at least one of each")
+    for name, start_TD in starts.items():
+        if start_TD.shape != (len(tasks), layout.num_values):
+            raise FineTuningError(
+                f"start '{name}' has shape {list(start_TD.shape)}; give {[len(tasks), layout.num_values]}"
+            )

@@ -1,0 +1,238 @@
+"""The stored networks nearest to a task: by what they do on its labelled samples, else by what they were made for.
+
+Shape legend: N networks, S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from torch import Tensor
+
+from raywgen.corpus import Corpus
+from raywgen.evaluation.asked import Asked, read_asked
+from raywgen.evaluation.likeness import data_likeness, text_likeness
+from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
+from raywgen.generation import ConditionError
+from raywgen.weights import save_state_dict
+
+RANKINGS = ("auto", "loss", "accuracy", "likeness")
+
+
+@dataclass(kw_only=True)
+class RetrieveConfig:
+    """Which stored networks are nearest to a task.
+
+    Attributes:
+        corpus: Where they are stored: a path or URI.
+        task: Id of a task of the corpus; empty for one of your own.
+        instruction: A task of your own in words.
+        data: Samples of it: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or a
+            Parquet file, glob or folder of labelled images.
+        where: Facts that networks must satisfy, such as `[architecture=tiny-cnn, split=train, test_accuracy>0.9]`.
+        by: `loss` or `accuracy` on the labelled samples, `likeness` of instruction and data to those of the tasks that
+            networks were trained on, or `auto`: loss where there are labels, else likeness.
+        top: How many to list.
+        num_samples: Most samples that networks are tried on, equally many of each class.
+        out: The nearest one as `.safetensors`; a `.json` beside it lists all that were found. Empty to write neither.
+    """
+
+    corpus: str = "runs/zoo/corpus"
+    task: str = ""
+    instruction: str = ""
+    data: str = ""
+    where: list[str] = field(default_factory=list)
+    by: str = "auto"
+    top: int = 10
+    num_samples: int = 512
+    out: str = "retrieved.safetensors"
+
+    def __post_init__(self) -> None:
+        if self.by not in RANKINGS:
+            raise ValueError(f"by={self.by}: give one of {', '.join(RANKINGS)}")
+        if min(self.top, self.num_samples) < 1:
+            raise ValueError("top and num_samples must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One stored network.
+
+    Attributes:
+        checkpoint_id: Its name in the corpus.
+        architecture: Its network's name.
+        task_id: What it was trained for; None where the corpus does not say.
+        instruction: The same in words.
+        test_accuracy: Balanced, on the test samples of that task; None where unknown.
+        loss: Class-balanced, on the labelled samples asked about, nats; None without labels.
+        accuracy: Balanced, likewise.
+        text_likeness: Of the two instructions, in [0, 1]; None where one is missing.
+        data_likeness: Of the two tasks' samples, in [0, 1], likewise.
+    """
+
+    checkpoint_id: str
+    architecture: str
+    task_id: str | None
+    instruction: str
+    test_accuracy: float | None
+    loss: float | None = None
+    accuracy: float | None = None
+    text_likeness: float | None = None
+    data_likeness: float | None = None
+
+    @property
+    def likeness(self) -> float:
+        """Mean of the two where both are known; -1 where neither is."""
+        known = [value for value in (self.text_likeness, self.data_likeness) if value is not None]
+        return sum(known) / len(known) if known else -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved:
+    """What was found.
+
+    Attributes:
+        networks: The nearest ones, nearest first.
+        by: What they are ranked by: `loss`, `accuracy` or `likeness`.
+        num_tried: Networks that were compared.
+        left_out: Why networks of an architecture were not, one sentence each.
+    """
+
+    networks: list[Found]
+    by: str
+    num_tried: int
+    left_out: list[str]
+
+
+def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None] | None = None) -> Retrieved:
+    """Ranks the ends of all stored trajectories and writes the nearest.
+
+    Args:
+        config: What is asked for.
+        on_progress: Called with networks done, their number, and an architecture's name.
+
+    Raises:
+        ConditionError: What is asked for cannot be read, or nothing in the corpus can be compared with it.
+        CorpusError, UnknownFactError: The corpus cannot be read, or has no such task or fact.
+        WeightsError: The file cannot be written.
+    """
+    corpus = Corpus.open(config.corpus)
+    told = {"task": config.task, "instruction": config.instruction, "data": config.data}
+    asked = read_asked(corpus, **told, num_samples=config.num_samples)
+    found = nearest(corpus, asked, where=config.where, by=config.by, top=config.top, on_progress=on_progress)
+    if config.out:
+        best = found.networks[0]
+        save_state_dict(corpus.state_dict(best.checkpoint_id), config.out, {"checkpoint_id": best.checkpoint_id})
+        content = {"config": asdict(config), "found": asdict(found)}
+        Path(config.out).with_suffix(".json").write_text(json.dumps(content, indent=1))
+    return found
+
+
+def nearest(
+    corpus: Corpus,
+    asked: Asked,
+    *,
+    where: list[str] | None = None,
+    by: str = "auto",
+    top: int = 10,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Retrieved:
+    """The `top` nearest of the stored trajectories' ends; arguments and errors as `retrieve`."""
+    if by == "auto":
+        by = "likeness" if asked.labels_S is None else "loss"
+    if by != "likeness" and asked.labels_S is None:
+        raise ConditionError(f"by={by} needs labelled samples; give data=FILE with x and y, or by=likeness")
+    facts = trained_ends(corpus, where or [])
+    scores, left_out = _scores(corpus, facts, asked, on_progress)
+    if asked.labels_S is not None and not scores:
+        raise ConditionError("no stored network can be run on these samples: " + "; ".join(left_out))
+    networks = _networks(corpus, facts, asked, scores)
+    if by == "likeness" and all(network.likeness < 0 for network in networks):
+        raise ConditionError(
+            f"{corpus.location} does not say what its networks were trained for (its table of tasks has "
+            f"{len(corpus.tasks)} rows); give labelled samples (data=FILE with x and y), or a corpus of "
+            "`raywgen zoo train`"
+        )
+    order = {
+        "loss": lambda one: (one.loss, -one.likeness),
+        "accuracy": lambda one: (-one.accuracy, one.loss),
+        "likeness": lambda one: (-one.likeness, -(one.test_accuracy or 0.0)),
+    }
+    networks.sort(key=order[by])
+    return Retrieved(networks=networks[:top], by=by, num_tried=len(networks), left_out=left_out)
+
+
+def _scores(
+    corpus: Corpus, facts: pa.Table, asked: Asked, on_progress: Callable[[int, int, str], None] | None
+) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """Checkpoint id -> loss and accuracy on the labelled samples; and what could not be run."""
+    scores: dict[str, tuple[float, float]] = {}
+    left_out: list[str] = []
+    if asked.samples_SF is None or asked.labels_S is None:
+        return scores, left_out
+    layout_ids = facts.column("layout_id").to_pylist()
+    for layout_id in dict.fromkeys(layout_ids):
+        rows = facts.take([row for row, other in enumerate(layout_ids) if other == layout_id])
+        name, done = corpus.networks[layout_id].name, len(scores)
+
+        def tell(number: int, name: str = name, done: int = done) -> None:
+            if on_progress is not None:
+                on_progress(done + number, facts.num_rows, name)
+
+        try:
+            loss_N, accuracy_N = stored_scores(corpus, rows, asked.samples_SF, asked.labels_S, tell)
+        except MisfitError as error:
+            left_out.append(str(error))
+            continue
+        pairs = zip(loss_N.tolist(), accuracy_N.tolist(), strict=True)
+        scores |= dict(zip(rows.column("checkpoint_id").to_pylist(), pairs, strict=True))
+    return scores, left_out
+
+
+def _networks(corpus: Corpus, facts: pa.Table, asked: Asked, scores: dict[str, tuple[float, float]]) -> list[Found]:
+    """All networks that were tried, with all that is known of them."""
+    text_of, data_of = _likenesses(corpus, asked)
+    names = ("checkpoint_id", "layout_id", "task_id", "test_accuracy")
+    networks = []
+    for name, layout_id, task_id, accuracy in zip(*(facts.column(key).to_pylist() for key in names), strict=True):
+        if asked.labels_S is not None and name not in scores:
+            continue
+        told = scores.get(name, (None, None))
+        networks.append(
+            Found(
+                checkpoint_id=name,
+                architecture=corpus.networks[layout_id].name,
+                task_id=task_id,
+                instruction=corpus.tasks[task_id].instruction if task_id in corpus.tasks else "",
+                test_accuracy=accuracy if accuracy is not None and math.isfinite(accuracy) else None,
+                loss=told[0],
+                accuracy=told[1],
+                text_likeness=text_of.get(task_id),
+                data_likeness=data_of.get(task_id),
+            )
+        )
+    return networks
+
+
+def _likenesses(corpus: Corpus, asked: Asked) -> tuple[dict[str | None, float], dict[str | None, float]]:
+    """Task id -> likeness of the instruction, and of the samples."""
+    tasks = list(corpus.tasks.values())
+    text: dict[str | None, float] = {}
+    if asked.instruction and tasks:
+        likeness_T = text_likeness(asked.instruction, [task.instruction for task in tasks])
+        text = dict(zip((task.task_id for task in tasks), likeness_T.tolist(), strict=True))
+    samples_SF = asked.samples_SF
+    if samples_SF is None:
+        return text, {}
+    alike = [task for task in tasks if task.samples_SF.shape[1] == samples_SF.shape[1]]
+    data_T: list[float] = _data_likeness(samples_SF, [task.samples_SF for task in alike])
+    return text, dict(zip((task.task_id for task in alike), data_T, strict=True))
+
+
+def _data_likeness(samples_SF: Tensor, stored: list[Tensor]) -> list[float]:
+    return data_likeness(samples_SF, stored).tolist() if stored else []

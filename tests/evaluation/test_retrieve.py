@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raywgen.corpus import BuildConfig, Corpus, UnknownFactError, build_corpus
+from raywgen.evaluation.asked import Asked, read_asked
+from raywgen.evaluation.likeness import data_likeness, text_likeness
+from raywgen.evaluation.retrieve import RetrieveConfig, nearest, retrieve
+from raywgen.evaluation.stored_scores import stored_scores, trained_ends
+from raywgen.generation import ConditionError
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network
+from raywgen.weights import load_state_dict, save_state_dict
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_network_of_the_very_task_is_found_by_its_samples_alone(zoo_corpus: Corpus) -> None:
+    for task in list(zoo_corpus.tasks.values())[:6]:
+        asked = Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+        found = nearest(zoo_corpus, asked, top=1)
+        assert found.by == "loss"
+        assert found.networks[0].task_id == task.task_id
+
+
+def test_the_network_of_the_very_task_is_found_by_its_instruction_alone(zoo_corpus: Corpus) -> None:
+    for task in list(zoo_corpus.tasks.values())[:6]:
+        found = nearest(zoo_corpus, Asked(instruction=task.instruction), top=2)
+        assert found.by == "likeness"
+        assert {network.task_id for network in found.networks} == {task.task_id}
+        # The cosine of equal vectors, in float32.
+        assert found.networks[0].text_likeness == pytest.approx(1.0, abs=1e-6)
+        assert found.networks[0].loss is None
+
+
+def test_scores_equal_those_of_one_network_at_a_time(zoo_corpus: Corpus) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    found = nearest(zoo_corpus, Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S), top=1000)
+    recipes = {network.name: network.recipe for network in zoo_corpus.networks.values()}
+    assert found.num_tried == len(found.networks) == trained_ends(zoo_corpus, []).num_rows
+    for network in found.networks[::7]:
+        module = build_network(recipes[network.architecture]).eval()
+        module.load_state_dict(zoo_corpus.state_dict(network.checkpoint_id))
+        logits = module(task.samples_SF).unsqueeze(0).detach()
+        assert network.loss == pytest.approx(float(balanced_cross_entropy(logits, task.labels_S)), abs=1e-5)
+        assert network.accuracy == pytest.approx(float(balanced_accuracy(logits, task.labels_S)), abs=1e-6)
+    losses = [network.loss for network in found.networks]
+    assert losses == sorted(losses, key=float)  # pyright: ignore[reportArgumentType]
+
+
+def test_only_ends_of_trajectories_are_compared(zoo_corpus: Corpus) -> None:
+    ends = trained_ends(zoo_corpus, [])
+    assert set(ends.column("step").to_pylist()) == {120}
+    assert set(ends.column("split").to_pylist()) == {"train", "heldout", "validation", "unseen"}
+    assert len(set(ends.column("trajectory_id").to_pylist())) == ends.num_rows
+
+
+def test_facts_narrow_the_search(zoo_corpus: Corpus) -> None:
+    unseen = next(task for task in zoo_corpus.tasks.values() if task.split == "unseen")
+    asked = Asked(instruction=unseen.instruction, samples_SF=unseen.samples_SF, labels_S=unseen.labels_S)
+    found = nearest(zoo_corpus, asked, where=["split=train", "architecture=mlp-64-6-2"], top=1000)
+    assert {network.architecture for network in found.networks} == {"mlp-64-6-2"}
+    assert unseen.task_id not in {network.task_id for network in found.networks}
+    assert found.num_tried == 12
+    with pytest.raises(ConditionError, match="loosen"):
+        nearest(zoo_corpus, asked, where=["architecture=none"])
+
+
+def test_what_is_not_finite_has_an_infinite_loss(zoo_corpus: Corpus) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    rows = trained_ends(zoo_corpus, ["architecture=mlp-64-6-2"]).slice(0, 3)
+    huge = torch.full_like(task.samples_SF, 1e38)
+    loss_N, _ = stored_scores(zoo_corpus, rows, huge * 10, task.labels_S)
+    assert bool((loss_N == torch.inf).all())
+
+
+def test_the_best_is_written_bit_for_bit_with_all_that_was_found(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    task = next(iter(zoo_corpus.tasks))
+    out = tmp_path / "best.safetensors"
+    found = retrieve(RetrieveConfig(corpus=zoo_corpus.location, task=task, out=str(out), top=3))
+    stored = zoo_corpus.state_dict(found.networks[0].checkpoint_id)
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in load_state_dict(out).items())
+    told = json.loads((tmp_path / "best.json").read_text())
+    assert [row["checkpoint_id"] for row in told["found"]["networks"]] == [n.checkpoint_id for n in found.networks]
+    assert told["config"]["task"] == task
+
+
+def test_samples_come_from_a_file_with_or_without_labels(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    x, y = task.samples_SF.view(-1, 8, 8).numpy(), task.labels_S.numpy()
+    np.savez(tmp_path / "labelled.npz", x=x, y=y)
+    np.savez(tmp_path / "plain.npz", x=x)
+    settings = {"corpus": zoo_corpus.location, "out": ""}
+    labelled = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "labelled.npz")))
+    assert (labelled.by, labelled.networks[0].task_id) == ("loss", task.task_id)
+    plain = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz")))
+    assert (plain.by, plain.networks[0].task_id) == ("likeness", task.task_id)
+    assert plain.networks[0].data_likeness == pytest.approx(1.0)
+    with pytest.raises(ConditionError, match="needs labelled samples"):
+        retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz"), by="loss"))
+
+
+def test_fewer_samples_keep_their_classes(zoo_corpus: Corpus) -> None:
+    task = next(iter(zoo_corpus.tasks))
+    asked = read_asked(zoo_corpus, task=task, instruction="", data="", num_samples=6)
+    assert asked.labels_S is not None
+    assert asked.labels_S.bincount().tolist() == [3, 3]
+
+
+def test_what_is_missing_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    settings = {"corpus": zoo_corpus.location, "out": ""}
+    with pytest.raises(ConditionError, match="give either"):
+        retrieve(RetrieveConfig(**settings))
+    with pytest.raises(ConditionError, match="give either"):
+        retrieve(RetrieveConfig(**settings, task="digits/1", instruction="Is it?"))
+    with pytest.raises(UnknownFactError, match="no task 'none'"):
+        retrieve(RetrieveConfig(**settings, task="none"))
+    with pytest.raises(ValueError, match="by=best"):
+        RetrieveConfig(by="best")
+    np.savez(tmp_path / "wrong.npz", x=np.zeros((3, 7), dtype=np.float32), y=np.array([0, 1, 1]))
+    with pytest.raises(ConditionError, match=r"7 values.*have 64"):
+        retrieve(RetrieveConfig(**settings, data=str(tmp_path / "wrong.npz")))
+    np.savez(tmp_path / "classes.npz", x=np.zeros((3, 64), dtype=np.float32), y=np.array([0, 1, 5]))
+    with pytest.raises(ConditionError, match="labels go up to 5"):
+        retrieve(RetrieveConfig(**settings, data=str(tmp_path / "classes.npz")))
+
+
+def test_a_corpus_without_tasks_and_modules_says_what_it_lacks(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    name = trained_ends(zoo_corpus, []).column("checkpoint_id")[0].as_py()
+    save_state_dict(zoo_corpus.state_dict(name), tmp_path / "files" / "net.safetensors", {})
+    build_corpus(BuildConfig(out=str(tmp_path / "corpus"), sources=[str(tmp_path / "files")], distributed=False))
+    settings = {"corpus": str(tmp_path / "corpus"), "out": ""}
+    with pytest.raises(ConditionError, match="does not say what its networks were trained for"):
+        retrieve(RetrieveConfig(**settings, instruction="Is it?"))
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 64), dtype=np.float32), y=np.array([0, 1]))
+    with pytest.raises(ConditionError, match="not what its module is"):
+        retrieve(RetrieveConfig(**settings, data=str(tmp_path / "x.npz")))
+
+
+def test_text_likeness_is_the_cosine_of_weighted_words() -> None:
+    stored = ["is it a cat", "is it a dog", "is it a 4", "no word in common"]
+    likeness = text_likeness("is it a 4", stored)
+    assert likeness[2] == pytest.approx(1.0, abs=1e-6)
+    assert likeness[3] == 0
+    assert 0 < likeness[0] == pytest.approx(float(likeness[1]))
+    assert text_likeness("?", ["!"]).tolist() == [0]
+
+
+def test_data_likeness_is_one_over_one_plus_the_frechet_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stored = [torch.randn(50, 3, generator=generator) * scale + shift for scale, shift in ((1, 0), (2, 1), (1, 4))]
+    asked = torch.randn(40, 3, generator=generator)
+    variance = torch.cat(stored).numpy().var(axis=0)
+    for likeness, samples in zip(data_likeness(asked, stored), stored, strict=True):
+        mean, std = samples.numpy().mean(axis=0), samples.numpy().std(axis=0)
+        offset = (mean - asked.numpy().mean(axis=0)) ** 2 + (std - asked.numpy().std(axis=0)) ** 2
+        assert float(likeness) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
+    assert data_likeness(stored[1], stored).argmax() == 1
