@@ -23,6 +23,7 @@ from raywgen.cli.settings import (
     split_config,
     zoo_recipes,
 )
+from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
 
@@ -33,6 +34,7 @@ zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on r
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(encoder_app, name="encoder")
+app.add_typer(use_app)
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ def main() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="raywgen")
     except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -127,6 +130,10 @@ def generate(config: Config = None, overrides: Overrides = None) -> None:
     raywgen generate generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen out=networks
 
     raywgen generate ... instruction="Is the digit one of 1, 4 or 7?" data=examples.npz
+
+    raywgen generate ... networks='[[64, 20, 2], {name: "mynets:MyNet", width: 16}]'
+
+    The last one fills architectures that the generator may never have seen, and says how far off they are.
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
@@ -204,6 +211,12 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     from raywgen.evaluation.report import write_report
 
     out.print(str(write_report(run)))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """One line, without the place in raywgen's own code that nobody asked for."""
+    console = Console(stderr=True)
+    console.print(f"[yellow]{category.__name__}:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
 def _message(error: Exception) -> str:

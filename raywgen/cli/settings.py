@@ -23,6 +23,9 @@ SCHEMAS = {
     "generate": "raywgen.generation:GenerateConfig",
     "adapt": "raywgen.generation:AdaptConfig",
     "evaluate": "raywgen.evaluation.config:EvaluateConfig",
+    "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
+    "select": "raywgen.evaluation.select:SelectConfig",
+    "finetune": "raywgen.evaluation.finetune:FinetuneConfig",
 }
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]

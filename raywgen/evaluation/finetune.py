@@ -76,8 +76,8 @@ def finetune(
         on_progress: Called with epochs of all networks done, their number, and the architecture's name.
 
     Returns:
-        One row a start and architecture: mean accuracy after each epoch, rate, mean and share of epochs to the
-        accuracy, and all curves by task.
+        One row a start and architecture: mean accuracy after each epoch, rate, median epochs to the accuracy and the
+        share of tasks that reach it, and the curve of every task.
 
     Raises:
         ConfigError: No such task, architecture or start.

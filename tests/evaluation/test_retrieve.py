@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_samples_come_from_a_file_with_or_without_labels(zoo_corpus: Corpus, tmp
     x, y = task.samples_SF.view(-1, 8, 8).numpy(), task.labels_S.numpy()
     np.savez(tmp_path / "labelled.npz", x=x, y=y)
     np.savez(tmp_path / "plain.npz", x=x)
-    settings = {"corpus": zoo_corpus.location, "out": ""}
+    settings: dict[str, Any] = {"corpus": zoo_corpus.location, "out": ""}
     labelled = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "labelled.npz")))
     assert (labelled.by, labelled.networks[0].task_id) == ("loss", task.task_id)
     plain = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz")))
@@ -112,7 +113,7 @@ def test_fewer_samples_keep_their_classes(zoo_corpus: Corpus) -> None:
 
 
 def test_what_is_missing_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    settings = {"corpus": zoo_corpus.location, "out": ""}
+    settings: dict[str, Any] = {"corpus": zoo_corpus.location, "out": ""}
     with pytest.raises(ConditionError, match="give either"):
         retrieve(RetrieveConfig(**settings))
     with pytest.raises(ConditionError, match="give either"):
@@ -133,7 +134,7 @@ def test_a_corpus_without_tasks_and_modules_says_what_it_lacks(zoo_corpus: Corpu
     name = trained_ends(zoo_corpus, []).column("checkpoint_id")[0].as_py()
     save_state_dict(zoo_corpus.state_dict(name), tmp_path / "files" / "net.safetensors", {})
     build_corpus(BuildConfig(out=str(tmp_path / "corpus"), sources=[str(tmp_path / "files")], distributed=False))
-    settings = {"corpus": str(tmp_path / "corpus"), "out": ""}
+    settings: dict[str, Any] = {"corpus": str(tmp_path / "corpus"), "out": ""}
     with pytest.raises(ConditionError, match="does not say what its networks were trained for"):
         retrieve(RetrieveConfig(**settings, instruction="Is it?"))
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 64), dtype=np.float32), y=np.array([0, 1]))

@@ -12,7 +12,7 @@ from torch import nn
 
 from raywgen.config import ConfigError, load_config
 from raywgen.corpus import Corpus
-from raywgen.generation import ConditionError, GenerateConfig, generate
+from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarning, generate
 from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
@@ -24,6 +24,11 @@ CONFIG = IGPGConfig(
     tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
     prior=PriorConfig(width=16, num_layers=1, num_heads=2),
 )
+
+
+class WithNorm(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 2))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,42 @@ def test_a_task_of_the_users_own(zoo_corpus: Corpus, bundle: str, tmp_path: Path
     assert all(Path(row["path"]).is_file() for row in rows)
 
 
+def test_architectures_that_no_generator_saw_are_filled_with_a_warning(
+    zoo_corpus: Corpus, bundle: str, tmp_path: Path
+) -> None:
+    told = {"networks": [[64, 3, 2], {"name": "tests.generation.test_write:WithNorm", "width": 5}, [64, 6, 2]]}
+    with pytest.warns(UnknownLayoutWarning, match="never trained on") as warned:
+        rows = generate(config(zoo_corpus, bundle, tmp_path, limit=2, **told))
+    assert len(warned) == 2
+    assert [row["known"] for row in rows] == [False] * 4 + [True] * 2
+    for row in rows[2:4]:
+        module = WithNorm(5).eval()
+        module.load_state_dict(load_state_dict(row["path"]), strict=True)
+        task = build_task(zoo_corpus.tasks[row["task"]].recipe)
+        accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
+        assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_a_task_and_an_architecture_of_ones_own_need_no_corpus(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=task.labels_S.numpy())
+    settings = GenerateConfig(
+        generator=bundle,
+        corpus=str(tmp_path / "none"),
+        instruction="Is it?",
+        data=str(tmp_path / "mine.npz"),
+        networks=[[64, 3, 2]],
+        out=str(tmp_path / "out"),
+        best_of=1,
+    )
+    with pytest.warns(UnknownLayoutWarning):
+        (first,) = generate(settings)
+    before = load_state_dict(first["path"])
+    with pytest.warns(UnknownLayoutWarning):
+        (second,) = generate(settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_state_dict(second["path"]).items())
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])
 def test_unreadable_examples_are_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mine.npz").write_bytes(content)
@@ -133,3 +174,5 @@ def test_settings_are_checked() -> None:
         GenerateConfig(best_of=0)
     with pytest.raises(ValueError, match="belong together"):
         GenerateConfig(instruction="Is it?")
+    with pytest.raises(ValueError, match="give one of them"):
+        GenerateConfig(network="mlp-64-6-2", networks=[[64, 6, 2]])

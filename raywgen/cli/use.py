@@ -1,0 +1,142 @@
+"""`raywgen retrieve`, `select`, `finetune`: what a corpus and a generator are good for on a task of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.config import load_config
+from raywgen.progress import Reporter
+
+app = typer.Typer()
+Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
+
+
+@app.command(cls=SettingsCommand)
+def retrieve(corpus: Corpus_, overrides: Overrides = None) -> None:
+    """Find the stored networks nearest to a task: by their loss on its labelled samples, else by instruction and data.
+
+    raywgen retrieve runs/zoo/corpus data=examples.npz out=nearest.safetensors
+
+    raywgen retrieve runs/zoo/corpus instruction="Is the digit one of 0 or 6?" 'where=[architecture=mlp-64-14-2]'
+    """
+    from raywgen.evaluation.retrieve import RetrieveConfig
+    from raywgen.evaluation.retrieve import retrieve as find
+
+    settings = load_config(RetrieveConfig, None, [f"corpus={corpus}", *(overrides or [])])
+    with Reporter().step("retrieve", f"networks of {corpus}") as bar:
+        found = find(settings, bar.named)
+    columns = ("network", "trained for", "loss", "accuracy", "likeness of text", "of data", "its own test accuracy")
+    rows = [
+        (
+            one.checkpoint_id,
+            one.instruction or one.task_id or "-",
+            _number(one.loss, 3),
+            _points(one.accuracy),
+            _number(one.text_likeness, 2),
+            _number(one.data_likeness, 2),
+            _points(one.test_accuracy),
+        )
+        for one in found.networks
+    ]
+    _print(f"{found.num_tried} networks, nearest first by {found.by}", columns, rows)
+    for sentence in found.left_out:
+        out.print(f"[yellow]left out:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+    if settings.out:
+        first = escape(found.networks[0].checkpoint_id)
+        out.print(f"{settings.out} holds {first}; a .json beside it lists all", highlight=False, soft_wrap=True)
+
+
+@app.command(cls=SettingsCommand)
+def select(corpus: Corpus_, overrides: Overrides = None) -> None:
+    """Rank architectures for a task, and say what such a ranking was worth on tasks left out.
+
+    raywgen select runs/zoo/corpus data=examples.npz
+
+    raywgen select runs/zoo/corpus data=examples.npz instruction="Is the digit one of 0 or 6?" generator=runs/igpg
+    """
+    from raywgen.evaluation.select import SelectConfig
+    from raywgen.evaluation.select import select as rank
+
+    settings = load_config(SelectConfig, None, [f"corpus={corpus}", *(overrides or [])])
+    with Reporter().step("select", f"an architecture by {corpus}") as bar:
+        selected = rank(settings, bar.named)
+    columns = ("architecture", "values", "predicted accuracy", "mean over tasks", "loss as generated")
+    rows = [
+        (
+            one.architecture,
+            f"{one.num_values:,}",
+            _points(one.predicted),
+            _points(one.mean),
+            _number(None if one.generated is None else -one.generated, 3),
+        )
+        for one in selected.candidates
+    ]
+    _print(f"Best first, by {selected.by}", columns, rows)
+    columns = ("ranking by", "rank correlation", "above the mean's", "accuracy lost by its choice", "tasks")
+    rows = [
+        (
+            one.answer,
+            f"{one.spearman:.2f} ±{one.half_width:.2f}",
+            "-" if one.answer == "mean" else f"{one.over_mean:+.2f} ±{one.over_mean_half_width:.2f}",
+            _points(one.lost_accuracy),
+            str(one.num_tasks),
+        )
+        for one in selected.trust
+    ]
+    _print(f"What such a ranking is worth: {selected.heldout}", columns, rows)
+
+
+@app.command(cls=SettingsCommand)
+def finetune(config: Config = None, overrides: Overrides = None) -> None:
+    """Train on from a generated start, a random one, the nearest stored network or a file, all alike, and count epochs.
+
+    raywgen finetune generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen epochs=25
+
+    raywgen finetune corpus=runs/demo/corpus tasks=digits/0-1 network=mlp-64-14-2 'start=[random,mine.safetensors]'
+    """
+    from raywgen.evaluation.finetune import FinetuneConfig
+    from raywgen.evaluation.finetune import finetune as train
+
+    settings = load_config(FinetuneConfig, *split_config(config, overrides))
+    with Reporter().step("finetune", f"from {', '.join(settings.start)}") as bar:
+        tuned = train(settings, bar.named)
+    shown = sorted({epoch for epoch in (0, 1, 5, 25, settings.epochs) if epoch <= settings.epochs})
+    columns = ["network", "start", "rate", *(f"after {epoch}" for epoch in shown), "epochs to"]
+    rows = [
+        (
+            row["network"],
+            row["start"],
+            f"{row['learning_rate']:g}",
+            *(_points(row["accuracy"][epoch]) for epoch in shown),
+            f"{_points(row['wanted_accuracy'])}: {'never' if row['epochs'] is None else round(row['epochs'])}",
+        )
+        for row in tuned
+    ]
+    _print("Balanced test accuracy after so many epochs, mean over tasks; epochs: median", columns, rows)
+    out.print(f"{settings.out} holds all curves (finetune.json) and the trained networks", highlight=False)
+
+
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without the columns that no row fills."""
+    filled = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
+    if not rows:
+        out.print(title)
+        return
+    table = Table(*(columns[place] for place in filled), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(row[place]) for place in filled))
+    out.print(table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
