@@ -80,9 +80,9 @@ def collect_results(corpus: Corpus, names: Sequence[str], leave_out: str | None 
     sums: dict[str, dict[str, list[float]]] = {}
     columns = (facts.column(name).to_pylist() for name in ("task_id", "layout_id", "test_accuracy"))
     for task_id, layout_id, accuracy in zip(*columns, strict=True):
-        is_known = task_id in corpus.tasks and task_id != leave_out and accuracy is not None
-        if is_known and math.isfinite(accuracy):
-            sums.setdefault(task_id, {}).setdefault(corpus.networks[layout_id].name, []).append(accuracy)
+        if task_id not in corpus.tasks or task_id == leave_out or accuracy is None or not math.isfinite(accuracy):
+            continue
+        sums.setdefault(task_id, {}).setdefault(corpus.networks[layout_id].name, []).append(accuracy)
     chosen = [corpus.tasks[task_id] for task_id in sums if any(name in sums[task_id] for name in names)]
     nothing = [math.nan]
     return Results(
