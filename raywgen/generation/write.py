@@ -86,9 +86,9 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     Warns:
         UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
     """
-    trained = load(config.generator)
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
+    trained = load(config.generator)
     names, condition, tasks = _asked(config, corpus, trained.generator)
     networks = (
         _own_networks(config) if corpus is None or config.networks else _stored(config, corpus, trained.generator)
