@@ -17,7 +17,7 @@ from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
-from raywgen.weights import Condition, KeyedNoise, Layout, alike_reference
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference, alike_reference
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
