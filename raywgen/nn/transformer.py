@@ -11,19 +11,32 @@ from torch.nn import functional as F
 
 
 class KeyValueCache:
-    """Keys and values of all positions written so far, in buffers that are allocated once."""
+    """Keys and values of all positions written so far, in buffers that are allocated once.
 
-    def __init__(self, batch: int, num_layers: int, num_heads: int, length: int, head_width: int) -> None:
-        shape = (num_layers, batch, num_heads, length, head_width)
-        self.keys = torch.zeros(shape)
-        self.values = torch.zeros(shape)
+    Args:
+        batch: Sequences.
+        num_layers: Blocks.
+        num_kv_heads: Heads of keys and values.
+        length: Most positions.
+        head_width: E.
+        device: Of the buffers.
+        dtype: Of the buffers, and so of the attention over them; bfloat16 halves both.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        num_layers: int,
+        num_kv_heads: int,
+        length: int,
+        head_width: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (num_layers, batch, num_kv_heads, length, head_width)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> KeyValueCache:
-        """Moves the buffers; call before the first step."""
-        self.keys = self.keys.to(device, dtype)
-        self.values = self.values.to(device, dtype)
-        return self
 
     def append(self, layer: int, keys_BATE: Tensor, values_BATE: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new positions of one layer and returns all positions up to the last new one."""
@@ -31,6 +44,20 @@ class KeyValueCache:
         self.keys[layer, :, :, self.length : end] = keys_BATE
         self.values[layer, :, :, self.length : end] = values_BATE
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def repeat(self, num: int, length: int) -> KeyValueCache:
+        """A cache for `length` positions in which every sequence stands `num` times in a row, as far as written."""
+        layers, batch, heads, _, width = self.keys.shape
+        copy = KeyValueCache(batch * num, layers, heads, length, width, self.keys.device, self.keys.dtype)
+        for mine, other in ((self.keys, copy.keys), (self.values, copy.values)):
+            other[:, :, :, : self.length] = mine[:, :, :, : self.length].repeat_interleave(num, dim=1)
+        copy.length = self.length
+        return copy
+
+    def rewind(self, length: int) -> None:
+        """Forgets all positions after the first `length`."""
+        assert length <= self.length, f"{length} positions of {self.length}"
+        self.length = length
 
 
 class Transformer(nn.Module):
@@ -42,15 +69,27 @@ class Transformer(nn.Module):
         num_heads: A.
         dropout: Applied to the residual branches in training.
         is_causal: Whether a position sees only those before it; only then can there be a cache.
+        num_kv_heads: Heads of keys and values, each shared by a group of query heads (Ainslie et al. 2023, "GQA");
+            a divisor of `num_heads`, which is the default.
     """
 
     def __init__(
-        self, width: int, num_layers: int, num_heads: int, dropout: float = 0.0, *, is_causal: bool = True
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        *,
+        is_causal: bool = True,
+        num_kv_heads: int | None = None,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(width, num_heads, dropout, is_causal) for _ in range(num_layers))
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        assert num_heads % self.num_kv_heads == 0, f"{num_heads} heads in groups of {self.num_kv_heads}"
+        self.blocks = nn.ModuleList(
+            _Block(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers)
+        )
         self.norm = nn.RMSNorm(width)
-        self.num_heads = num_heads
         self.head_width = width // num_heads
 
     def forward(self, x_BTH: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -63,19 +102,22 @@ class Transformer(nn.Module):
             cache.length += x_BTH.shape[1]
         return self.norm(x_BTH)
 
-    def new_cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache for `length` positions, on this module's device."""
-        cache = KeyValueCache(batch, len(self.blocks), self.num_heads, length, self.head_width)
-        return cache.to(self.norm.weight.device, self.norm.weight.dtype)
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype | None = None) -> KeyValueCache:
+        """An empty cache for `length` positions, on this module's device and in its dtype unless told another."""
+        weight = self.norm.weight
+        return KeyValueCache(
+            batch, len(self.blocks), self.num_kv_heads, length, self.head_width, weight.device, dtype or weight.dtype
+        )
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float, is_causal: bool) -> None:
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, dropout: float, is_causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
         self.is_causal = is_causal
         self.attention_norm = nn.RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, (num_heads + 2 * num_kv_heads) * (width // num_heads), bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.mlp_norm = nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -84,16 +126,33 @@ class _Block(nn.Module):
     def forward(
         self, x_BTH: Tensor, rotation: tuple[Tensor, Tensor], cache: KeyValueCache | None, layer: int
     ) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        heads_BATE = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (-1, x_BTH.shape[-1] // self.num_heads))
+        heads_BATE = heads_BATE.transpose(1, 2)
+        query, key, value = heads_BATE.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         query, key = _rotate(query, rotation), _rotate(key, rotation)
-        is_causal = self.is_causal and query.shape[2] > 1
         if cache is not None:
-            assert cache.length == 0 or query.shape[2] == 1, "continue a cache one position at a time"
             key, value = cache.append(layer, key, value)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        mixed = self._attend(query, key, value)
         x_BTH = x_BTH + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
         return x_BTH + self.dropout(self.mlp(self.mlp_norm(x_BTH)))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the last positions to all, in the keys' dtype."""
+        num_new, num_all = query.shape[2], key.shape[2]
+        is_causal, mask = self.is_causal and num_new > 1, None
+        if is_causal and num_new < num_all:
+            # What `is_causal` masks is aligned with the first key, a continuation with the last one.
+            mask = torch.ones(num_new, num_all, dtype=torch.bool, device=query.device).tril(num_all - num_new)
+            is_causal = False
+        mixed = F.scaled_dot_product_attention(
+            query.to(key.dtype),
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=is_causal,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )
+        return mixed.to(query.dtype)
 
 
 def _rotation(start: int, length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
