@@ -53,36 +53,43 @@ def place_features(layout: Layout, chunk_length: int) -> Tensor:
     """
     first = torch.arange(num_chunks(layout, chunk_length)) * chunk_length
     last = (first + chunk_length - 1).clamp(max=layout.num_values - 1)
-    table = torch.cat([_tensor_rows(layout, i) for i in range(len(layout.generated))])
-    return torch.cat([table[first], table[last]], dim=1)
+    return torch.cat([_value_features(layout, first), _value_features(layout, last)], dim=1)
 
 
 def _num_value_features() -> int:
     return len(KINDS) + 5 + 3 * 2 * _NUM_FREQUENCIES
 
 
-def _tensor_rows(layout: Layout, index: int) -> Tensor:
-    """Features of every value of one tensor, `(num_values, features)`."""
+def _value_features(layout: Layout, position_N: Tensor) -> Tensor:
+    """Features `(N, features)` of the values at N positions of the flat vector."""
+    counts = torch.tensor([spec.num_values for spec in layout.generated])
+    ends = counts.cumsum(0)
+    tensor_N = torch.searchsorted(ends, position_N, right=True)
+    matrices = torch.tensor([_matrix_shape(spec) for spec in layout.generated])
+    num_rows_N, num_columns_N = matrices[tensor_N].unbind(1)
+    inside_N = position_N - (ends - counts)[tensor_N]
+    row_N = torch.div(inside_N, num_columns_N, rounding_mode="floor") / num_rows_N
+    column_N = (inside_N % num_columns_N) / num_columns_N
+    waves = [_waves(row_N), _waves(column_N), _waves(position_N / layout.num_values)]
+    facts = torch.stack([_tensor_facts(layout, index) for index in range(len(layout.generated))])
+    return torch.cat([facts[tensor_N], *waves], dim=1)
+
+
+def _tensor_facts(layout: Layout, index: int) -> Tensor:
+    """What all values of one tensor share: kind, place among the tensors, shape, number of tensors."""
     spec = layout.generated[index]
-    start = sum(before.num_values for before in layout.generated[:index])
-    count = spec.num_values
     num_rows, num_columns = _matrix_shape(spec)
-    position = torch.arange(count)
     kind = torch.nn.functional.one_hot(torch.tensor(KINDS.index(spec.kind)), len(KINDS)).float()
     facts = torch.tensor(
         [
             index / max(1, len(layout.generated) - 1),
             math.log1p(num_rows) / 4,
             math.log1p(num_columns) / 4,
-            math.log1p(count) / 8,
+            math.log1p(spec.num_values) / 8,
             len(layout.generated) / 16,
         ]
     )
-    row = torch.div(position, num_columns, rounding_mode="floor") / num_rows
-    column = (position % num_columns) / num_columns
-    whole = (start + position) / layout.num_values
-    waves = torch.cat([_waves(row), _waves(column), _waves(whole)], dim=1)
-    return torch.cat([torch.cat([kind, facts]).expand(count, -1), waves], dim=1)
+    return torch.cat([kind, facts])
 
 
 def _matrix_shape(spec: TensorSpec) -> tuple[int, int]:

@@ -7,6 +7,7 @@ sample `s` depends on (seed, stage, k, s, i) alone, never on how samples are spr
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -29,6 +30,20 @@ class KeyedNoise:
     def __init__(self, seed: int, sample_index_B: Tensor, stream: int = 0) -> None:
         self._key_B = _mix(_mix(sample_index_B.to(torch.int64) + _mix_int(seed)) + _mix_int(stream))
         self._num_draws = 0
+
+    def split(self, index_N: Tensor) -> KeyedNoise:
+        """Noise of `B * N` rows, N for every sample side by side; part 0 of a sample draws what the sample would.
+
+        What a part draws depends on its index alone, not on which other parts are drawn beside it.
+
+        Args:
+            index_N: Which parts, int64, from 0.
+        """
+        parts = copy(self)
+        index_N = index_N.to(self._key_B.device)
+        key_BN = self._key_B.unsqueeze(1)
+        parts._key_B = torch.where(index_N == 0, key_BN, _mix(key_BN ^ _mix(index_N))).flatten()
+        return parts
 
     def uniform(self, *shape: int) -> Tensor:
         """Float32 `(B, *shape)` in the open interval (0, 1)."""
