@@ -135,6 +135,8 @@ class Generator(nn.Module, ABC):
     """Local targets of each trajectory that its batches must hold; 0 takes every checkpoint on its own."""
     takes_policy: ClassVar[bool] = False
     """Whether it can be asked to behave like an optimiser of its corpus."""
+    takes_sampling: ClassVar[bool] = False
+    """Whether `generate` takes `sampling` too: settings of how tokens are drawn."""
 
     def __init__(self, references: ReferenceTable, data: DataSpec) -> None:
         super().__init__()

@@ -1,45 +1,16 @@
 """Encoders of what a generator is told: instruction text, labelled samples, the place in the layout.
 
-Shape legend: B networks, W words, S samples, F features of a sample, M chunks, G place features, H width.
+Shape legend: B networks, S samples, F features of a sample, M chunks, G place features, H width.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-_WORD = re.compile(r"\w+")
-
-
-class TextEncoder(nn.Module):
-    """Set of hashed words (Joulin et al. 2017, "Bag of tricks for efficient text classification").
-
-    Trained along with the generator, it needs no download and no vocabulary file. Neither the order of words nor
-    how often each occurs is seen, nor punctuation: commas alone would outweigh the words that tell tasks apart.
-    """
-
-    def __init__(self, width: int, num_buckets: int = 1024) -> None:
-        super().__init__()
-        self.num_buckets = num_buckets
-        self.words = nn.EmbeddingBag(num_buckets, width, mode="sum")
-        nn.init.normal_(self.words.weight, std=1.0)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """`(B, H)` of B texts."""
-        bags = [self._buckets(text) for text in texts]
-        device = self.words.weight.device
-        offsets = torch.tensor([0] + [len(bag) for bag in bags[:-1]], device=device).cumsum(0)
-        flat = torch.tensor([bucket for bag in bags for bucket in bag], device=device)
-        return self.head(self.words(flat, offsets))
-
-    def _buckets(self, text: str) -> list[int]:
-        words = dict.fromkeys(_WORD.findall(text.lower()))
-        return [zlib.crc32(word.encode()) % self.num_buckets for word in words] or [0]
+from raywgen.nn.text_encoders import build_text_encoder
 
 
 def class_members(labels_BS: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -91,23 +62,63 @@ class PlaceEncoder(nn.Module):
 
 
 class ConditionEncoder(nn.Module):
-    """Text, samples and layout as a prefix of three tokens."""
+    """Text, samples and layout as a prefix of three tokens.
+
+    Args:
+        num_features: F.
+        max_classes: Most classes of the samples.
+        num_place_features: G.
+        width: H.
+        text_encoder: What `build_text_encoder` takes.
+        can_drop: Whether instruction and samples may be left out; a learned token then stands for each.
+    """
 
     num_tokens = 3
 
-    def __init__(self, *, num_features: int, max_classes: int, num_place_features: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        max_classes: int,
+        num_place_features: int,
+        width: int,
+        text_encoder: str = "words",
+        can_drop: bool = False,
+    ) -> None:
         super().__init__()
-        self.text = TextEncoder(width)
+        self.text = build_text_encoder(text_encoder, width)
         self.samples = SampleEncoder(num_features, max_classes, width)
         self.layout = PlaceEncoder(num_place_features, width)
         self.norm = nn.LayerNorm(width)
+        # Missing where nothing is ever dropped: a parameter without a gradient stalls some optimisers.
+        self.dropped = nn.Parameter(torch.zeros(2, width)) if can_drop else None
 
-    def forward(self, texts: Sequence[str], samples_BSF: Tensor, labels_BS: Tensor, places_MG: Tensor) -> Tensor:
-        """Prefix tokens `(B, 3, H)`: instruction, samples, layout."""
+    def forward(
+        self,
+        texts: Sequence[str],
+        samples_BSF: Tensor,
+        labels_BS: Tensor,
+        places_MG: Tensor,
+        is_dropped_B2: Tensor | None = None,
+    ) -> Tensor:
+        """Prefix tokens `(B, 3, H)`: instruction, samples, layout.
+
+        Args:
+            texts: B instructions.
+            samples_BSF: Samples.
+            labels_BS: Their labels.
+            places_MG: Of all chunks of the layout.
+            is_dropped_B2: Whose instruction, whose samples are left out, bool; none by default.
+        """
         text_BH = self.text(texts)
-        samples_BH = self.samples(samples_BSF, labels_BS)
+        told_B2H = torch.stack([text_BH, self.samples(samples_BSF, labels_BS)], dim=1)
+        assert self.dropped is not None or is_dropped_B2 is None, "this encoder was built to drop nothing"
+        if self.dropped is not None:
+            if is_dropped_B2 is None:
+                is_dropped_B2 = torch.zeros(told_B2H.shape[:2], dtype=torch.bool, device=told_B2H.device)
+            told_B2H = torch.where(is_dropped_B2.unsqueeze(-1), self.dropped, told_B2H)
         layout_BH = self.layout(places_MG.mean(dim=0)).expand_as(text_BH)
-        return self.norm(torch.stack([text_BH, samples_BH, layout_BH], dim=1))
+        return self.norm(torch.cat([told_B2H, layout_BH.unsqueeze(1)], dim=1))
 
 
 class ConditionSummary(nn.Module):
@@ -122,6 +133,6 @@ class ConditionSummary(nn.Module):
         self.told = nn.Sequential(nn.Linear(ConditionEncoder.num_tokens * width, width), nn.LayerNorm(width))
 
     def forward(self, prefix_BTH: Tensor, places_MH: Tensor) -> Tensor:
-        """`(B, M, H)` of prefix tokens and embedded places."""
+        """`(B, M, H)` of prefix tokens and embedded places, the same ones for all networks or `(B, M, H)`."""
         told_B1H = self.told(prefix_BTH.flatten(1)).unsqueeze(1)
         return places_MH + told_B1H + places_MH * told_B1H

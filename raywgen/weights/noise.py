@@ -31,19 +31,26 @@ class KeyedNoise:
         self._key_B = _mix(_mix(sample_index_B.to(torch.int64) + _mix_int(seed)) + _mix_int(stream))
         self._num_draws = 0
 
-    def split(self, index_N: Tensor) -> KeyedNoise:
+    def split(self, index_N: Tensor, stream: int = 0) -> KeyedNoise:
         """Noise of `B * N` rows, N for every sample side by side; part 0 of a sample draws what the sample would.
 
-        What a part draws depends on its index alone, not on which other parts are drawn beside it.
+        What a part draws depends on its index and stream alone, not on which other parts are drawn beside it.
 
         Args:
             index_N: Which parts, int64, from 0.
+            stream: Separates ways of splitting the same samples.
         """
         parts = copy(self)
         index_N = index_N.to(self._key_B.device)
         key_BN = self._key_B.unsqueeze(1)
-        parts._key_B = torch.where(index_N == 0, key_BN, _mix(key_BN ^ _mix(index_N))).flatten()
+        parts._key_B = torch.where(index_N == 0, key_BN, _mix(key_BN ^ _mix(index_N + _mix_int(stream)))).flatten()
         return parts
+
+    def first(self, num: int) -> KeyedNoise:
+        """The noise of the first `num` samples."""
+        rows = copy(self)
+        rows._key_B = self._key_B[:num]
+        return rows
 
     def uniform(self, *shape: int) -> Tensor:
         """Float32 `(B, *shape)` in the open interval (0, 1)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raywgen.generators.interface import StageConfig
+from raywgen.nn.text_encoders import check_text_encoder
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,14 @@ class PriorConfig(StageConfig):
         width: H.
         num_layers: Blocks.
         num_heads: Attention heads; must divide `width` into even parts.
+        num_kv_heads: Heads of keys and values, a divisor of `num_heads`; 0 for as many as those.
+        window: Most chunks that are seen at once; longer networks are trained on random windows and written window
+            after window. 0 for whole networks.
+        text_encoder: `words` (hashed, trained along), `bytes` (convolutions over UTF-8, trained along) or `hf:NAME`,
+            a frozen text model of the hub or in a folder.
+        condition_dropout: Share of networks trained without a part of their condition: instruction, samples and both
+            in equal parts. Guidance needs it above 0.
+        independent_share: Share of networks trained with every chunk on its own, which then sees no other.
         dropout: On the residual branches; the one source of noise that the number of workers changes.
     """
 
@@ -53,12 +62,76 @@ class PriorConfig(StageConfig):
     width: int = 128
     num_layers: int = 3
     num_heads: int = 4
+    num_kv_heads: int = 0
+    window: int = 0
+    text_encoder: str = "words"
+    condition_dropout: float = 0.0
+    independent_share: float = 0.0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")
+        if self.num_kv_heads < 0 or (self.num_kv_heads and self.num_heads % self.num_kv_heads):
+            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}, or be 0")
+        if self.window < 0:
+            raise ValueError(f"window={self.window}: give a number of chunks, or 0 for whole networks")
+        if not 0 <= self.condition_dropout < 1 or not 0 <= self.independent_share <= 1:
+            raise ValueError(
+                f"condition_dropout={self.condition_dropout} must lie in [0, 1), "
+                f"independent_share={self.independent_share} in [0, 1]"
+            )
+        check_text_encoder(self.text_encoder)
+
+
+DECODINGS = ("expected", "tokens")
+CHUNKS = ("coherent", "independent", "mismatched")
+WINDOWS = ("sequential", "parallel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How networks are written, beside the temperature that every generator takes (0 is argmax).
+
+    Attributes:
+        top_k: Only this many likeliest codes are drawn from; 0 for all.
+        top_p: Only the likeliest codes that together hold this probability are drawn from; 1 for all.
+        guidance: Of classifier-free guidance: 0 forgets instruction and samples, 1 is none, above 1 exaggerates them.
+        decoding: `expected` decodes the expected code along the tokens drawn, `tokens` the tokens themselves.
+        num_averaged: Networks drawn for each that is written, which is their mean over weights; its log-probability
+            is their mean too.
+        chunks: `coherent` draws each chunk given all before it, `independent` given condition and place alone,
+            `mismatched` coherently, but told the condition of another network of the batch.
+        windows: Networks longer than `prior.window` are written in windows: `sequential` gives each the tail of the
+            one before (IGPG, section 3), `parallel` writes all at once, none seeing another.
+        overlap: Share of a window that is that tail; at least one chunk is.
+        max_rows: Windows of all networks that are written at once by `parallel` and `independent`; bounds the memory
+            and changes nothing else.
+        half_cache: Keys and values in bfloat16.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    decoding: str = "expected"
+    num_averaged: int = 1
+    chunks: str = "coherent"
+    windows: str = "sequential"
+    overlap: float = 0.25
+    max_rows: int = 4096
+    half_cache: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("decoding", DECODINGS), ("chunks", CHUNKS), ("windows", WINDOWS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 0, top_p={self.top_p} in (0, 1]")
+        if self.guidance < 0 or not 0 <= self.overlap < 1:
+            raise ValueError(f"guidance={self.guidance} must be at least 0, overlap={self.overlap} in [0, 1)")
+        if min(self.num_averaged, self.max_rows) < 1:
+            raise ValueError(f"num_averaged={self.num_averaged} and max_rows={self.max_rows} must be at least 1")
 
 
 @dataclass(kw_only=True)

@@ -8,29 +8,31 @@ Where this differs from the paper, and why (effects: README, table of the demo):
   at equal sequence length.
 - Text and data encoders are small and trained along, in place of CLIP and LLaMA: no download is needed.
 - Networks are decoded from the expected code, and a last stage trains the prior by the task's loss.
+- A window is told no chunk before its first, and its place by features, so that windows can be written at once.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.config import IGPGConfig
+from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
+from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
 from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
 
-Decoding = Literal["expected", "tokens"]
+# Apart from that of windows.
+_AVERAGE_STREAM = 1
 
 
 class IGPG(Generator):
     """VQ-VAE tokeniser and causal transformer; one model for all layouts and tasks of a corpus."""
 
     method = "igpg"
+    takes_sampling = True
 
     def __init__(self, config: IGPGConfig, references: ReferenceTable, data: DataSpec) -> None:
         super().__init__(references, data)
@@ -58,21 +60,42 @@ class IGPG(Generator):
         *,
         temperature: float = 1.0,
         reference: WeightReference | None = None,
-        decoding: Decoding = "expected",
+        sampling: SamplingConfig | None = None,
     ) -> Generated:
-        """Writes tokens, then decodes the expected code along them (or the tokens themselves)."""
+        """Writes tokens, then decodes the expected code along them (or the tokens themselves).
+
+        Raises:
+            GuidanceError: Guidance is asked for, but nothing was ever left out in training.
+            MismatchError: Conditions should be mismatched, but there are not enough different ones.
+        """
+        sampling = sampling or SamplingConfig()
+        if sampling.chunks == "mismatched":
+            condition = mismatched(condition)
+        num = sampling.num_averaged
+        condition, noise = condition.repeat(num), noise.split(torch.arange(num), _AVERAGE_STREAM)
         places_MG = self.tokenizer.places(layout)
         rvq = self.tokenizer.quantiser
-        rollout = self.prior.rollout(condition, places_MG, rvq, noise, temperature)
-        if decoding == "expected":
-            latents_BMK = self.prior.head.expected_latents(rollout.hidden_BMH, rvq)
+        rollout = self.prior.rollout(condition, places_MG, rvq, noise, temperature, sampling)
+        if rollout.expected_BMK is not None:
+            chunks_BMK = self.tokenizer.decode_latents(rollout.expected_BMK, places_MG)
+            chunks_BMK = chunks_BMK + self.correction(rollout.expected_BMK, places_MG)
         else:
-            latents_BMK = rvq.decode(rollout.codes_BML)
-        chunks_BMK = self.tokenizer.decode_latents(latents_BMK, places_MG)
-        if decoding == "expected":
-            chunks_BMK = chunks_BMK + self.correction(latents_BMK, places_MG)
+            chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.reference(layout, reference))
-        return Generated(values_BD=values_BD, log_prob_B=rollout.log_prob_B)
+        log_prob_N = rollout.log_prob_BM.sum(dim=1)
+        return Generated(
+            values_BD=values_BD.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else values_BD,
+            log_prob_B=log_prob_N.unflatten(0, (-1, num)).mean(dim=1),
+        )
+
+    @torch.no_grad()
+    def log_prob(
+        self, values_BD: Tensor, condition: Condition, layout: Layout, sampling: SamplingConfig | None = None
+    ) -> Tensor:
+        """Log-probability `(B,)` of the tokens of given weights in nats, under what `generate` would draw from."""
+        places_MG = self.tokenizer.places(layout)
+        codes_BML = self.tokens(values_BD, layout)
+        return self.prior.log_likelihood(codes_BML, condition, places_MG, self.tokenizer.quantiser, sampling).sum(dim=1)
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:

@@ -6,38 +6,34 @@ predicted level after level by a small head that sees the sum of the code vector
 Besides hard tokens the prior gives the **expected code**: at every level the probability-weighted mean of the
 code vectors, the levels below seen through their own expectation. It is differentiable in all parameters.
 
-Shape legend: B networks, M chunks, K values of a chunk, L levels, V codes, H width, G place features.
+**Windows.** A window is a sequence of its own: the prefix, then its chunks, the first of which is told no chunk
+before it. Where in the network it lies is told by the places alone, so that any window of a network, the first or
+a later one, long or of a single chunk, is read in the same way, and one that holds all chunks is the whole network.
+
+Shape legend: B networks, N windows, W chunks of a window, M chunks, K values of a chunk, L levels, V codes,
+H width, G place features, T prefix tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.igpg.config import PriorConfig
+from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
+from raywgen.generators.igpg.head import Codebooks, LevelHead
+from raywgen.generators.igpg.rollout import Rollout, roll_out
+from raywgen.generators.igpg.windows import plan_windows, side_by_side
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
-from raywgen.nn.residual_quantiser import ResidualQuantiser
 from raywgen.nn.transformer import Transformer
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.weights.chunks import num_place_features
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """Tokens that the prior wrote.
-
-    Attributes:
-        codes_BML: int64.
-        hidden_BMH: The state from which each chunk's tokens were drawn.
-        log_prob_B: Nats, at temperature 1.
-    """
-
-    codes_BML: Tensor
-    hidden_BMH: Tensor
-    log_prob_B: Tensor
+class GuidanceError(ValueError):
+    """Guidance asked of a prior that never forgot its condition in training."""
 
 
 class Prior(nn.Module):
@@ -52,108 +48,109 @@ class Prior(nn.Module):
             max_classes=data.max_classes,
             num_place_features=num_place_features(),
             width=H,
+            text_encoder=config.text_encoder,
+            can_drop=config.condition_dropout > 0,
         )
         self.told = ConditionSummary(H)
         self.place = PlaceEncoder(num_place_features(), H)
         self.previous = nn.Linear(K, H)
-        self.trunk = Transformer(H, config.num_layers, config.num_heads, config.dropout)
+        self.trunk = Transformer(
+            H,
+            config.num_layers,
+            config.num_heads,
+            config.dropout,
+            num_kv_heads=config.num_kv_heads or config.num_heads,
+        )
         self.head = LevelHead(H, num_levels, num_codes, K)
 
-    def hidden(self, codes_BML: Tensor, cond: Condition, places_MG: Tensor, rvq: ResidualQuantiser) -> Tensor:
-        """States `(B, M, H)` for all chunks at once, given the tokens before each (teacher forcing)."""
-        latents_BMK = rvq.decode(codes_BML)
-        before_BMK = torch.cat([torch.zeros_like(latents_BMK[:, :1]), latents_BMK[:, :-1]], dim=1)
-        prefix_BTH, inputs_BMH = self._inputs(cond, places_MG)
-        inputs_BMH = inputs_BMH + self.previous(before_BMK)
-        states = self.trunk(torch.cat([prefix_BTH, inputs_BMH], dim=1))
-        return states[:, prefix_BTH.shape[1] :]
+    def prefix(self, cond: Condition, places_MG: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
+        """Condition tokens `(B, T, H)`.
 
-    @torch.no_grad()
+        Args:
+            cond: What is asked for.
+            places_MG: Of all chunks of the layout.
+            is_dropped_B2: Whose instruction, whose samples are left out, bool.
+        """
+        return self.condition(cond.instructions, cond.samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
+
+    def states(self, prefix_BTH: Tensor, places_WG: Tensor, latents_BWK: Tensor) -> Tensor:
+        """States `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).
+
+        Args:
+            prefix_BTH: Condition tokens.
+            places_WG: Of the windows' chunks, the same in all rows or `(B, W, G)`.
+            latents_BWK: Code vectors of the windows' chunks.
+        """
+        before_BWK = torch.cat([torch.zeros_like(latents_BWK[:, :1]), latents_BWK[:, :-1]], dim=1)
+        inputs_BWH = self.told(prefix_BTH, self.place(places_WG)) + self.previous(before_BWK)
+        return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1))[:, prefix_BTH.shape[1] :]
+
+    def hidden(
+        self,
+        codes_BML: Tensor,
+        cond: Condition,
+        places_MG: Tensor,
+        rvq: Codebooks,
+        sampling: SamplingConfig | None = None,
+    ) -> Tensor:
+        """States `(B, M, H)` from which given tokens would be drawn, each given what `sampling` lets it see."""
+        blocks = self._hidden_blocks(codes_BML, cond, places_MG, rvq, sampling or SamplingConfig())
+        return torch.cat([hidden_BWH for _, hidden_BWH in blocks], dim=1)
+
+    def log_likelihood(
+        self,
+        codes_BML: Tensor,
+        cond: Condition,
+        places_MG: Tensor,
+        rvq: Codebooks,
+        sampling: SamplingConfig | None = None,
+    ) -> Tensor:
+        """Log-probability `(B, M)` of every given chunk in nats, each given what `sampling` lets it see."""
+        blocks = self._hidden_blocks(codes_BML, cond, places_MG, rvq, sampling or SamplingConfig())
+        return torch.cat(
+            [self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq).sum(dim=-1) for part, hidden_BWH in blocks],
+            dim=1,
+        )
+
     def rollout(
         self,
         cond: Condition,
         places_MG: Tensor,
-        rvq: ResidualQuantiser,
+        rvq: Codebooks,
         noise: KeyedNoise,
         temperature: float,
+        sampling: SamplingConfig | None = None,
     ) -> Rollout:
-        """Writes tokens one chunk at a time with a key-value cache."""
-        prefix_BTH, inputs_BMH = self._inputs(cond, places_MG)
-        B, M, _ = inputs_BMH.shape
-        cache = self.trunk.new_cache(B, prefix_BTH.shape[1] + M)
-        self.trunk(prefix_BTH, cache)
-        previous_BK = inputs_BMH.new_zeros(B, rvq.codebooks_LVK.shape[2])
-        log_prob_B = inputs_BMH.new_zeros(B)
-        codes, states = [], []
-        for m in range(M):
-            step_B1H = (inputs_BMH[:, m] + self.previous(previous_BK)).unsqueeze(1)
-            state_BH = self.trunk(step_B1H, cache)[:, 0]
-            code_BL, previous_BK, added_B = self.head.draw(state_BH, rvq, noise, temperature)
-            log_prob_B += added_B
-            codes.append(code_BL)
-            states.append(state_BH)
-        return Rollout(torch.stack(codes, dim=1), torch.stack(states, dim=1), log_prob_B)
+        """Writes tokens one chunk at a time with a key-value cache.
 
-    def _inputs(self, cond: Condition, places_MG: Tensor) -> tuple[Tensor, Tensor]:
-        prefix_BTH = self.condition(cond.instructions, cond.samples_BSF, cond.labels_BS, places_MG)
-        return prefix_BTH, self.told(prefix_BTH, self.place(places_MG))
+        Raises:
+            GuidanceError: Guidance is asked for, but nothing was ever left out in training.
+        """
+        sampling = sampling or SamplingConfig()
+        prefix_STH = self.prefix(cond, places_MG)
+        if sampling.guidance != 1:
+            if self.condition.dropped is None:
+                raise GuidanceError(
+                    f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
+                    "do without its condition; train it with 0.1, or leave guidance at 1"
+                )
+            all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
+            prefix_STH = torch.cat([prefix_STH, self.prefix(cond, places_MG, all_B2)])
+        return roll_out(self, prefix_STH, places_MG, rvq, noise, temperature, sampling)
 
-
-class LevelHead(nn.Module):
-    """Predicts a chunk's residual tokens, level after level."""
-
-    def __init__(self, width: int, num_levels: int, num_codes: int, chunk_length: int) -> None:
-        super().__init__()
-        self.state = nn.Linear(width, width)
-        self.chosen = nn.Linear(chunk_length, width, bias=False)
-        self.level = nn.Parameter(torch.randn(num_levels, width) * 0.02)
-        self.query = nn.Parameter(torch.randn(num_levels, width, chunk_length) * 0.02)
-        self.free = nn.Parameter(torch.randn(num_levels, width, num_codes) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
-
-    def logits(self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: ResidualQuantiser) -> Tensor:
-        """Logits `(X, V)` of one level, given the sum of the code vectors of the levels before."""
-        hidden_XH = nn.functional.gelu(self.state(state_XH) + self.chosen(chosen_XK) + self.level[level])
-        query_XK = hidden_XH @ self.query[level]
-        codebook_VK = rvq.codebooks_LVK[level]
-        # Towards a code vector near the query: similar codes get similar probability from few examples.
-        near_XV = query_XK @ (codebook_VK / codebook_VK.square().mean().sqrt().clamp(min=1e-6)).t()
-        return near_XV + hidden_XH @ self.free[level] + self.bias[level]
-
-    def log_likelihood(self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: ResidualQuantiser) -> Tensor:
-        """Log-probability of every given token, `(B, M, L)`."""
-        chosen_BMK = hidden_BMH.new_zeros(*hidden_BMH.shape[:2], rvq.codebooks_LVK.shape[2])
-        levels = []
-        for level in range(rvq.num_levels):
-            code_BM = codes_BML[..., level]
-            log_p = self.logits(hidden_BMH, chosen_BMK, level, rvq).log_softmax(dim=-1)
-            levels.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
-            chosen_BMK = chosen_BMK + rvq.codebooks_LVK[level][code_BM]
-        return torch.stack(levels, dim=-1)
-
-    def expected_latents(self, hidden_BMH: Tensor, rvq: ResidualQuantiser) -> Tensor:
-        """The expected code `(B, M, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation."""
-        expected_BMK = hidden_BMH.new_zeros(*hidden_BMH.shape[:2], rvq.codebooks_LVK.shape[2])
-        for level in range(rvq.num_levels):
-            p_BMV = self.logits(hidden_BMH, expected_BMK, level, rvq).softmax(dim=-1)
-            expected_BMK = expected_BMK + p_BMV @ rvq.codebooks_LVK[level]
-        return expected_BMK
-
-    def draw(
-        self, state_BH: Tensor, rvq: ResidualQuantiser, noise: KeyedNoise, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(B, L)` of one chunk, their code vector `(B, K)` and log-probability `(B,)`."""
-        chosen_BK = state_BH.new_zeros(len(state_BH), rvq.codebooks_LVK.shape[2])
-        log_prob_B = state_BH.new_zeros(len(state_BH))
-        gumbel_BLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
-        codes = []
-        for level in range(rvq.num_levels):
-            log_p_BV = self.logits(state_BH, chosen_BK, level, rvq).log_softmax(dim=-1)
-            score_BV = log_p_BV
-            if gumbel_BLV is not None:
-                score_BV = log_p_BV / temperature + gumbel_BLV[:, level]
-            code_B = score_BV.argmax(dim=-1)
-            log_prob_B = log_prob_B + log_p_BV.gather(-1, code_B.unsqueeze(-1)).squeeze(-1)
-            chosen_BK = chosen_BK + rvq.codebooks_LVK[level][code_B]
-            codes.append(code_B)
-        return torch.stack(codes, dim=-1), chosen_BK, log_prob_B
+    def _hidden_blocks(
+        self, codes_BML: Tensor, cond: Condition, places_MG: Tensor, rvq: Codebooks, sampling: SamplingConfig
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """States of the chunks that a group of windows writes, with which chunks they are."""
+        prefix_BTH = self.prefix(cond, places_MG)
+        B, M = codes_BML.shape[:2]
+        plan = plan_windows(M, self.config.window, sampling)
+        for group in side_by_side(plan, B, sampling.max_rows):
+            N, tail = len(group), group[0].new - group[0].start
+            index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=M - 1)
+            latents_BNWK = rvq.decode(codes_BML[:, index_NW])
+            hidden_RWH = self.states(
+                prefix_BTH.repeat_interleave(N, dim=0), places_MG[index_NW].repeat(B, 1, 1), latents_BNWK.flatten(0, 1)
+            )
+            part = slice(group[0].new, min(group[-1].stop, M))
+            yield part, hidden_RWH[:, tail:].unflatten(0, (B, N)).flatten(1, 2)[:, : part.stop - part.start]

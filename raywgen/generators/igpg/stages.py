@@ -1,6 +1,6 @@
 """The two stages that train the prior: token likelihood, then the task's own loss through soft tokens.
 
-Shape legend: B networks, M chunks, K values of a chunk, L levels.
+Shape legend: B networks, M chunks, W chunks seen, K values of a chunk, L levels, G place features.
 """
 
 from __future__ import annotations
@@ -8,19 +8,87 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig
+from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, SamplingConfig
+from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer
+from raywgen.generators.igpg.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.task_loss import task_loss
 from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
+# Apart from that of the rollout, which the same samples draw from.
+_LIKELIHOOD_STREAM = 1
 
-def token_nll(prior: Prior, tokenizer: Tokenizer, codes_BML: Tensor, batch: WeightBatch) -> Tensor:
-    """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2)."""
+
+def token_nll(
+    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, references: ReferenceTable, noise: KeyedNoise
+) -> Tensor:
+    """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2), mean over a batch's networks.
+
+    Of networks longer than the prior's window a random window is seen. While the prior is in training, some networks
+    leave out a part of their condition, and some have every chunk seen on its own.
+    """
+    config, rvq = prior.config, tokenizer.quantiser
     places_MG = tokenizer.places(batch.layout)
-    hidden = prior.hidden(codes_BML, batch.condition, places_MG, tokenizer.quantiser)
-    return -prior.head.log_likelihood(hidden, codes_BML, tokenizer.quantiser).mean()
+    seen_WG, codes_BWL = _seen_codes(tokenizer, batch, references, places_MG, config.window, noise)
+    is_dropped_B2 = None
+    if prior.training and config.condition_dropout > 0:
+        is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
+    prefix_BTH = prior.prefix(batch.condition, places_MG, is_dropped_B2)
+    if not prior.training or config.independent_share == 0:
+        return -_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq).mean()
+    is_alone_B = noise.uniform(1)[:, 0] < config.independent_share
+    return -_mixed_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq, is_alone_B) / codes_BWL.numel()
+
+
+def _mixed_log_likelihood(
+    prior: Prior, prefix_BTH: Tensor, places_WG: Tensor, codes_BWL: Tensor, rvq: Codebooks, is_alone_B: Tensor
+) -> Tensor:
+    """Sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
+    places_BWG = places_WG.expand(len(codes_BWL), -1, -1)
+    total = prefix_BTH.new_zeros(())
+    if not bool(is_alone_B.all()):
+        rest_B = ~is_alone_B
+        total = total + _log_likelihood(prior, prefix_BTH[rest_B], places_BWG[rest_B], codes_BWL[rest_B], rvq).sum()
+    if bool(is_alone_B.any()):
+        alone_N1G = places_BWG[is_alone_B].flatten(0, 1).unsqueeze(1)
+        alone_N1L = codes_BWL[is_alone_B].flatten(0, 1).unsqueeze(1)
+        prefix_NTH = prefix_BTH[is_alone_B].repeat_interleave(codes_BWL.shape[1], dim=0)
+        total = total + _log_likelihood(prior, prefix_NTH, alone_N1G, alone_N1L, rvq).sum()
+    return total
+
+
+def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
+    """Whose instruction and whose samples are left out, bool `(B, 2)`: each alone, or both, a third of `share`."""
+    u_B = noise.uniform(1)[:, 0] / share
+    no_instruction_B = (u_B < 1 / 3) | ((u_B >= 2 / 3) & (u_B < 1))
+    no_samples_B = (u_B >= 1 / 3) & (u_B < 1)
+    return torch.stack([no_instruction_B, no_samples_B], dim=1)
+
+
+def _log_likelihood(prior: Prior, prefix_BTH: Tensor, places_WG: Tensor, codes_BWL: Tensor, rvq: Codebooks) -> Tensor:
+    hidden_BWH = prior.states(prefix_BTH, places_WG, rvq.decode(codes_BWL))
+    return prior.head.log_likelihood(hidden_BWH, codes_BWL, rvq)
+
+
+@torch.no_grad()
+def _seen_codes(
+    tokenizer: Tokenizer,
+    batch: WeightBatch,
+    references: ReferenceTable,
+    places_MG: Tensor,
+    window: int,
+    noise: KeyedNoise,
+) -> tuple[Tensor, Tensor]:
+    """Places and tokens `(B, W, L)` of what is seen of each network; only that is encoded."""
+    chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
+    B, M = chunks_BMK.shape[:2]
+    if not 0 < window < M:
+        return places_MG, tokenizer.encode(chunks_BMK, places_MG)
+    index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
+    seen_BWG = places_MG[index_BW]
+    return seen_BWG, tokenizer.encode(chunks_BMK[torch.arange(B).unsqueeze(1), index_BW], seen_BWG)
 
 
 class PriorStage(Stage):
@@ -42,7 +110,7 @@ class PriorStage(Stage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""
         (tokenizer,) = self._frozen
-        nll = token_nll(self.prior, tokenizer, _corpus_codes(tokenizer, batch, self.references), batch)
+        nll = token_nll(self.prior, tokenizer, batch, self.references, noise)
         return StageLoss(loss=nll, metrics={"nll": nll.detach()})
 
 
@@ -87,7 +155,8 @@ class FunctionalStage(Stage):
         places_MG = tokenizer.places(layout)
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a rollout must be those that generation would write.
-        rollout = self.prior.rollout(batch.condition, places_MG, rvq, noise, temperature)
+        only_tokens = SamplingConfig(decoding="tokens")
+        rollout = self.prior.rollout(batch.condition, places_MG, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
@@ -105,13 +174,8 @@ class FunctionalStage(Stage):
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
-            nll = token_nll(self.prior, tokenizer, _corpus_codes(tokenizer, part, self.references), part)
+            part_noise = noise.split(torch.ones(1, dtype=torch.int64), _LIKELIHOOD_STREAM).first(len(part.values_BD))
+            nll = token_nll(self.prior, tokenizer, part, self.references, part_noise)
             metrics["nll"] = nll.detach()
             loss = loss + self.config.likelihood * nll
         return StageLoss(loss=loss, metrics=metrics)
-
-
-@torch.no_grad()
-def _corpus_codes(tokenizer: Tokenizer, batch: WeightBatch, references: ReferenceTable) -> Tensor:
-    chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
-    return tokenizer.encode(chunks_BMK, tokenizer.places(batch.layout))

@@ -1,0 +1,123 @@
+"""From a chunk's state to its residual tokens, level after level.
+
+Shape legend: X positions in any shape, R rows, S sides (told the condition, and for guidance told nothing),
+M chunks, K values of a chunk, L levels, V codes, H width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generators.igpg.config import SamplingConfig
+from raywgen.nn.sampling import guided, truncated
+
+
+class Codebooks(Protocol):
+    """What the prior needs of a quantiser whose code vectors add up."""
+
+    codebooks_LVK: Tensor
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        ...
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        ...
+
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """The sum of the chosen code vectors."""
+        ...
+
+
+class LevelHead(nn.Module):
+    """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before."""
+
+    def __init__(self, width: int, num_levels: int, num_codes: int, chunk_length: int) -> None:
+        super().__init__()
+        self.state = nn.Linear(width, width)
+        self.chosen = nn.Linear(chunk_length, width, bias=False)
+        self.level = nn.Parameter(torch.randn(num_levels, width) * 0.02)
+        self.query = nn.Parameter(torch.randn(num_levels, width, chunk_length) * 0.02)
+        self.free = nn.Parameter(torch.randn(num_levels, width, num_codes) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
+
+    def logits(self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks) -> Tensor:
+        """Logits `(X, V)` of one level, given the sum of the code vectors of the levels before."""
+        hidden_XH = nn.functional.gelu(self.state(state_XH) + self.chosen(chosen_XK) + self.level[level])
+        query_XK = hidden_XH @ self.query[level]
+        codebook_VK = rvq.codebooks_LVK[level]
+        # Towards a code vector near the query: similar codes get similar probability from few examples.
+        near_XV = query_XK @ (codebook_VK / codebook_VK.square().mean().sqrt().clamp(min=1e-6)).t()
+        return near_XV + hidden_XH @ self.free[level] + self.bias[level]
+
+    def log_likelihood(self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks) -> Tensor:
+        """Log-probability of every given token, `(B, M, L)`."""
+        chosen_BMK = hidden_BMH.new_zeros(*hidden_BMH.shape[:2], rvq.codebooks_LVK.shape[2])
+        levels = []
+        for level in range(rvq.num_levels):
+            code_BM = codes_BML[..., level]
+            log_p = self.logits(hidden_BMH, chosen_BMK, level, rvq).log_softmax(dim=-1)
+            levels.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
+            chosen_BMK = chosen_BMK + rvq.codebooks_LVK[level][code_BM]
+        return torch.stack(levels, dim=-1)
+
+    def expected_latents(
+        self, hidden_XH: Tensor, rvq: Codebooks, forgotten_XH: Tensor | None = None, guidance: float = 1.0
+    ) -> Tensor:
+        """The expected code `(X, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation.
+
+        Args:
+            hidden_XH: States.
+            rvq: Code vectors.
+            forgotten_XH: States that were told nothing, for guidance.
+            guidance: Of the probabilities.
+        """
+        expected_XK = hidden_XH.new_zeros(*hidden_XH.shape[:-1], rvq.codebooks_LVK.shape[2])
+        for level in range(rvq.num_levels):
+            scores_XV = self.logits(hidden_XH, expected_XK, level, rvq)
+            if forgotten_XH is not None:
+                without_XV = self.logits(forgotten_XH, expected_XK, level, rvq).log_softmax(dim=-1)
+                scores_XV = guided(scores_XV.log_softmax(dim=-1), without_XV, guidance)
+            expected_XK = expected_XK + scores_XV.softmax(dim=-1) @ rvq.codebooks_LVK[level]
+        return expected_XK
+
+    def draw(
+        self,
+        state_SRH: Tensor,
+        rvq: Codebooks,
+        gumbel_RLV: Tensor | None,
+        temperature: float,
+        sampling: SamplingConfig,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens `(R, L)` of one chunk, their code vector `(R, K)` and log-probability `(R,)`.
+
+        The log-probability is that of the tokens at temperature 1, told the condition, with nothing truncated.
+
+        Args:
+            state_SRH: Told the condition, and where S is 2, told nothing.
+            rvq: Code vectors.
+            gumbel_RLV: Noise; None takes the likeliest code.
+            temperature: Divides the log-probabilities.
+            sampling: Guidance and truncation.
+        """
+        chosen_RK = state_SRH.new_zeros(state_SRH.shape[1], rvq.codebooks_LVK.shape[2])
+        log_prob_R = state_SRH.new_zeros(state_SRH.shape[1])
+        codes = []
+        for level in range(rvq.num_levels):
+            log_p_SRV = self.logits(state_SRH, chosen_RK, level, rvq).log_softmax(dim=-1)
+            score_RV = log_p_SRV[0]
+            if len(log_p_SRV) == 2:
+                score_RV = guided(score_RV, log_p_SRV[1], sampling.guidance)
+            if gumbel_RLV is not None:
+                score_RV = truncated(score_RV / temperature, sampling.top_k, sampling.top_p) + gumbel_RLV[:, level]
+            code_R = score_RV.argmax(dim=-1)
+            log_prob_R = log_prob_R + log_p_SRV[0].gather(-1, code_R.unsqueeze(-1)).squeeze(-1)
+            chosen_RK = chosen_RK + rvq.codebooks_LVK[level][code_R]
+            codes.append(code_R)
+        return torch.stack(codes, dim=-1), chosen_RK, log_prob_R

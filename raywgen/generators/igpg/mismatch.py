@@ -1,0 +1,40 @@
+"""Conditions of other networks, to measure what the right one is worth.
+
+Shape legend: B networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from raywgen.weights import Condition
+
+
+class MismatchError(ValueError):
+    """Conditions that cannot be mismatched."""
+
+
+def mismatched(condition: Condition) -> Condition:
+    """The same conditions, moved on by as few networks as give each the condition of another instruction.
+
+    Raises:
+        MismatchError: Some network would keep its instruction however far they are moved.
+    """
+    texts = condition.instructions
+    for shift in range(1, len(texts)):
+        moved = texts[shift:] + texts[:shift]
+        if all(mine != other for mine, other in zip(texts, moved, strict=True)):
+            policies = condition.policies[shift:] + condition.policies[:shift]
+            return replace(
+                condition,
+                instructions=moved,
+                samples_BSF=torch.roll(condition.samples_BSF, -shift, dims=0),
+                labels_BS=torch.roll(condition.labels_BS, -shift, dims=0),
+                policies=policies,
+            )
+    raise MismatchError(
+        f"chunks=mismatched: of {len(texts)} networks with {len(set(texts))} different instructions none can be given "
+        "another's; write for several tasks at once, each as often"
+    )

@@ -1,0 +1,149 @@
+"""Writing tokens: windows after one another or side by side, each chunk after chunk with a key-value cache.
+
+Shape legend: B networks, N windows written at once, R = B * N rows, S sides (told the condition, and for guidance
+told nothing), W chunks of a window, M chunks, K values of a chunk, L levels, V codes, H width, T prefix tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.igpg.config import SamplingConfig
+from raywgen.generators.igpg.head import Codebooks
+from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
+from raywgen.nn.transformer import KeyValueCache
+from raywgen.weights import KeyedNoise
+
+if TYPE_CHECKING:
+    from raywgen.generators.igpg.prior import Prior
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Tokens that the prior wrote.
+
+    Attributes:
+        codes_BML: int64.
+        log_prob_BM: Of each chunk's tokens, nats, at temperature 1, told the condition, nothing truncated.
+        expected_BMK: The expected code along the tokens; None where only tokens were asked for.
+    """
+
+    codes_BML: Tensor
+    log_prob_BM: Tensor
+    expected_BMK: Tensor | None
+
+
+@torch.no_grad()
+def roll_out(
+    prior: Prior,
+    prefix_STH: Tensor,
+    places_MG: Tensor,
+    rvq: Codebooks,
+    noise: KeyedNoise,
+    temperature: float,
+    sampling: SamplingConfig,
+) -> Rollout:
+    """Writes all chunks of B networks.
+
+    Window n of a network draws from part n of its noise, so that what it writes depends neither on the windows
+    beside it nor on how many are written at once. Nothing but the tokens and what is decoded from them is kept of a
+    window once it is written.
+
+    Args:
+        prior: Writes.
+        prefix_STH: Condition tokens of B networks, `(S * B, T, H)`; the second side, if any, told nothing.
+        places_MG: Of all chunks.
+        rvq: Code vectors.
+        noise: B rows.
+        temperature: 0 takes the likeliest code.
+        sampling: All other settings.
+    """
+    num_sides = 1 if sampling.guidance == 1 else 2
+    B, M = len(prefix_STH) // num_sides, len(places_MG)
+    dtype = torch.bfloat16 if sampling.half_cache else None
+    told = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
+    prior.trunk(prefix_STH, told)
+    plan = plan_windows(M, prior.config.window, sampling)
+    longest_tail = max(window.new - window.start for window in plan)
+    recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
+    written: list[Rollout] = []
+    done = 0
+    for group in side_by_side(plan, B, sampling.max_rows):
+        cache = told.repeat(len(group), told.length + group[0].stop - group[0].start)
+        rows = _Rows(prior, prefix_STH, num_sides, places_MG, group, cache)
+        parts = noise.split(torch.arange(done, done + len(group)))
+        num_recent = recent_BML.shape[1]
+        tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
+        written.append(_write(rows, tail_BOK, rvq, parts, temperature, sampling))
+        recent_BML = torch.cat([recent_BML, written[-1].codes_BML], dim=1)
+        recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
+        done += len(group)
+    expected = [part.expected_BMK for part in written if part.expected_BMK is not None]
+    return Rollout(
+        codes_BML=torch.cat([part.codes_BML for part in written], dim=1)[:, :M],
+        log_prob_BM=torch.cat([part.log_prob_BM for part in written], dim=1)[:, :M],
+        expected_BMK=torch.cat(expected, dim=1)[:, :M] if expected else None,
+    )
+
+
+class _Rows:
+    """Windows written side by side: what each position is told, and the cache."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        prefix_STH: Tensor,
+        num_sides: int,
+        places_MG: Tensor,
+        group: list[Window],
+        cache: KeyValueCache,
+    ) -> None:
+        self.prior, self.cache, self.num_sides = prior, cache, num_sides
+        self.num_windows, self.batch = len(group), len(prefix_STH) // num_sides
+        index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group])
+        places_NWG = places_MG[index_NW.clamp(max=len(places_MG) - 1)]
+        self.inputs_RWH = prior.told(
+            prefix_STH.repeat_interleave(len(group), dim=0), prior.place(places_NWG).repeat(len(prefix_STH), 1, 1)
+        )
+
+    def step(self, first: int, before_ROK: Tensor) -> Tensor:
+        """States `(S, R, O, H)` of the next O positions, from `first` on, given the code vector before each."""
+        inputs = self.inputs_RWH[:, first : first + before_ROK.shape[1]]
+        before = self.prior.previous(before_ROK).repeat(self.num_sides, 1, 1)
+        return self.prior.trunk(inputs + before, self.cache).unflatten(0, (self.num_sides, -1))
+
+
+def _write(
+    rows: _Rows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
+) -> Rollout:
+    """The new chunks of a group of windows, `(B, N * W)`; those beyond the network's end are still there."""
+    head, num_tail = rows.prior.head, tail_BOK.shape[1]
+    previous_RK = tail_BOK.new_zeros(rows.batch * rows.num_windows, rvq.codebooks_LVK.shape[2])
+    if num_tail:
+        # The window's first chunk is told no chunk before it, here as in training.
+        rows.step(0, torch.cat([torch.zeros_like(tail_BOK[:, :1]), tail_BOK[:, :-1]], dim=1))
+        previous_RK = tail_BOK[:, -1]
+    codes, states, log_probs = [], [], []
+    for place in range(num_tail, rows.inputs_RWH.shape[1]):
+        state_SRH = rows.step(place, previous_RK.unsqueeze(1))[:, :, 0]
+        gumbel_RLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
+        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, rvq, gumbel_RLV, temperature, sampling)
+        codes.append(code_RL)
+        log_probs.append(log_prob_R)
+        if sampling.decoding == "expected":
+            states.append(state_SRH)
+    expected_BMK = None
+    if states:
+        states_SRWH = torch.stack(states, dim=2)
+        forgotten = states_SRWH[1] if rows.num_sides == 2 else None
+        expected_RWK = head.expected_latents(states_SRWH[0], rvq, forgotten, sampling.guidance)
+        expected_BMK = expected_RWK.unflatten(0, (rows.batch, -1)).flatten(1, 2)
+    return Rollout(
+        codes_BML=torch.stack(codes, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),
+        log_prob_BM=torch.stack(log_probs, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),
+        expected_BMK=expected_BMK,
+    )

@@ -1,0 +1,70 @@
+"""How a network's chunks are cut into the windows that the prior sees at once (IGPG, section 3, generation).
+
+Shape legend: B networks, W chunks of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raywgen.generators.igpg.config import SamplingConfig
+from raywgen.weights import KeyedNoise
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Chunks `start` to `stop` are seen, those from `new` on are written.
+
+    Chunks from `stop` on are padding where `stop` goes beyond the network's end.
+    """
+
+    start: int
+    new: int
+    stop: int
+
+
+def plan_windows(num_chunks: int, window: int, sampling: SamplingConfig) -> list[Window]:
+    """Windows that write every chunk once, in order.
+
+    A network that fits is one window in either mode. Parallel windows are equally long, so that they make one batch.
+
+    Args:
+        num_chunks: M.
+        window: Most chunks of a window; 0 for all.
+        sampling: Says whether windows, or single chunks, stand alone, and else their overlap.
+    """
+    if sampling.chunks == "independent":
+        return [Window(m, m, m + 1) for m in range(num_chunks)]
+    if window == 0 or num_chunks <= window:
+        return [Window(0, 0, num_chunks)]
+    if sampling.windows == "parallel":
+        num_windows = -(-num_chunks // window)
+        length = -(-num_chunks // num_windows)
+        return [Window(start, start, start + length) for start in range(0, num_chunks, length)]
+    tail = min(max(1, int(sampling.overlap * window)), window - 1)
+    plan = [Window(0, 0, window)]
+    while (stop := plan[-1].stop) < num_chunks:
+        plan.append(Window(stop - tail, stop, min(stop - tail + window, num_chunks)))
+    return plan
+
+
+def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Window]]:
+    """The plan in groups that may be written at once: windows that see no other, as many as make `max_rows`."""
+    if any(window.start < window.new for window in plan):
+        return [[window] for window in plan]
+    num = max(1, max_rows // batch)
+    return [plan[first : first + num] for first in range(0, len(plan), num)]
+
+
+def random_windows(noise: KeyedNoise, num_chunks: int, window: int) -> Tensor:
+    """Chunk indices int64 `(B, W)` of one random window per network.
+
+    Windows that would stick out are moved inside, so that chunks near an end, which fewer windows could hold,
+    are seen no less often than those in the middle.
+    """
+    start_B = noise.integers(num_chunks + window - 1) - (window - 1)
+    start_B = start_B.clamp(0, num_chunks - window)
+    return start_B.unsqueeze(1) + torch.arange(window, device=start_B.device)
