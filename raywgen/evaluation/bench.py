@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightRefe
 
 
 def generated_candidates(
-    bench: Bench, generator: Generator, num: int, temperature: float, seed: int, **options: str
+    bench: Bench, generator: Generator, num: int, temperature: float, seed: int, **options: Any
 ) -> Generated:
     """`num` networks per task `(T * num, D)`, all of a task told the same."""
     told = bench.condition.repeat(num)

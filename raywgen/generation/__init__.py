@@ -1,7 +1,7 @@
 """Putting a trained generator to use: fill modules, keep the best of n, write files."""
 
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
-from raywgen.generation.best import Best, generate_best
+from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
 from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
 from raywgen.generation.write import GenerateConfig, generate
 
@@ -11,6 +11,7 @@ __all__ = [
     "Best",
     "ConditionError",
     "GenerateConfig",
+    "SamplingError",
     "TrainedGenerator",
     "UnknownLayoutError",
     "UnknownLayoutWarning",
@@ -18,4 +19,5 @@ __all__ = [
     "generate",
     "generate_best",
     "load",
+    "sampling_options",
 ]

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators import Generator
+from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+
+
+class SamplingError(ValueError):
+    """Settings of drawing tokens for a generator that draws none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,19 @@ class Best:
     log_prob_B: Tensor | None
 
 
+def sampling_options(generator: Generator, sampling: SamplingConfig | None) -> dict[str, Any]:
+    """What to hand to `generate` beside what every generator takes; nothing where all is as by default.
+
+    Raises:
+        SamplingError: The generator draws no tokens.
+    """
+    if sampling is None or sampling == SamplingConfig():
+        return {}
+    if not generator.takes_sampling:
+        raise SamplingError(f"sampling: a generator of method '{generator.method}' draws no tokens; leave it out")
+    return {"sampling": sampling}
+
+
 @torch.no_grad()
 def generate_best(
     generator: Generator,
@@ -42,6 +61,7 @@ def generate_best(
     temperature: float,
     seed: int,
     reference: WeightReference | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Best:
     """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
@@ -54,15 +74,18 @@ def generate_best(
         temperature: Of generation.
         seed: Keys the noise.
         reference: For a layout that the generator was not trained on.
+        sampling: How tokens are drawn, of a generator that writes tokens; its defaults otherwise.
 
     Raises:
         ValueError: `best_of` is below 1.
+        SamplingError: The generator draws no tokens.
     """
     if best_of < 1:
         raise ValueError(f"best_of={best_of}: at least 1 network must be written")
     told = condition.repeat(best_of)
     noise = KeyedNoise(seed, torch.arange(len(told)), 0)
-    written = generator.generate(told, layout, noise, temperature=temperature, reference=reference)
+    options = sampling_options(generator, sampling)
+    written = generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
     # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.
     logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(written.values_BD), told.samples_BSF)
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)

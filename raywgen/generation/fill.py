@@ -12,9 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import Best, generate_best
+from raywgen.generation.best import Best, generate_best, sampling_options
 from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
+from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference, alike_reference
@@ -103,6 +104,7 @@ class TrainedGenerator:
         best_of: int = 8,
         temperature: float = 0.5,
         seed: int = 0,
+        sampling: SamplingConfig | None = None,
     ) -> ModuleT:
         """Writes weights for a task into a module and returns it.
 
@@ -113,9 +115,11 @@ class TrainedGenerator:
             best_of: Networks written; the one with the lowest loss on `data` is kept.
             temperature: 0 writes the same network every time.
             seed: Of the noise.
+            sampling: How tokens are drawn, of a generator that writes tokens.
 
         Raises:
             ConditionError: Instruction or data do not fit what the generator was trained with.
+            SamplingError, GuidanceError: The generator does not fit `sampling`.
             ValueError: `best_of` is below 1.
             WeightsError: The module has no tensors.
 
@@ -135,9 +139,10 @@ class TrainedGenerator:
             temperature=temperature,
             seed=seed,
             reference=reference,
+            sampling=sampling,
         )
         if reference is not None:
-            self.warn(layout, best, condition, temperature, seed)
+            self.warn(layout, best, condition, temperature, seed, sampling)
         module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
         return module
 
@@ -147,14 +152,29 @@ class TrainedGenerator:
             return None
         return alike_reference(layout, self.generator.references, layout.flatten(module.state_dict()))
 
-    def warn(self, layout: Layout, best: Best, condition: Condition, temperature: float, seed: int) -> None:
+    def warn(
+        self,
+        layout: Layout,
+        best: Best,
+        condition: Condition,
+        temperature: float,
+        seed: int,
+        sampling: SamplingConfig | None,
+    ) -> None:
         """Warns that a layout was never trained on, with the log-probability that says how far off it is."""
         condition = condition.first(1)
         told = f"this generator was never trained on a layout of {layout.num_values} values like this one"
         if best.log_prob_B is not None:
             known, reference = next(iter(self.generator.references.values()))
             noise = KeyedNoise(seed, torch.arange(1), 0)
-            usual = self.generator.generate(condition, known, noise, temperature=temperature, reference=reference)
+            usual = self.generator.generate(
+                condition,
+                known,
+                noise,
+                temperature=temperature,
+                reference=reference,
+                **sampling_options(self.generator, sampling),
+            )
             assert usual.log_prob_B is not None
             here = float(best.log_prob_B[0]) / layout.num_values
             there = float(usual.log_prob_B[0]) / known.num_values

@@ -21,6 +21,7 @@ from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.generation.best import generate_best
 from raywgen.generation.fill import ConditionError, TrainedGenerator, load, make_condition
 from raywgen.generators import Generator
+from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, network_name, stacked_logits
 from raywgen.tasks.networks import network_recipe
 from raywgen.weights import Condition, Layout, save_state_dict
@@ -48,6 +49,7 @@ class GenerateConfig:
         temperature: 0 writes the same network every time.
         limit: Most tasks to write for.
         seed: Of the noise.
+        sampling: How tokens are drawn, of a generator that writes tokens.
     """
 
     generator: str = "runs/igpg"
@@ -62,6 +64,7 @@ class GenerateConfig:
     temperature: float = 0.5
     limit: int = 24
     seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if min(self.best_of, self.limit) < 1 or self.temperature < 0:
@@ -81,6 +84,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     Raises:
         ConfigError: No such task or architecture.
         TaskError: An architecture of `networks` cannot be built.
+        SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
 
     Warns:
@@ -169,9 +173,10 @@ def _write(
         temperature=config.temperature,
         seed=config.seed,
         reference=reference,
+        sampling=config.sampling,
     )
     if reference is not None:
-        trained.warn(layout, best, condition, config.temperature, config.seed)
+        trained.warn(layout, best, condition, config.temperature, config.seed, config.sampling)
     rows = []
     for index, name in enumerate(names):
         state = layout.unflatten(best.values_BD[index], counters)
