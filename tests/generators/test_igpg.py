@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from raywgen.generators.igpg import IGPG
+from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.weights import WeightReference
 from tests.builders import (
     DEEP,
@@ -51,7 +51,7 @@ def test_stages_are_in_order_and_switched_off_by_no_steps(off: tuple[str, ...], 
 @pytest.mark.parametrize("decoding", ["expected", "tokens"])
 def test_generates_every_known_layout(generator: IGPG, widths, decoding) -> None:
     layout = layout_of(widths)
-    written = generator.generate(condition(3), layout, noise_for(3), decoding=decoding)
+    written = generator.generate(condition(3), layout, noise_for(3), sampling=SamplingConfig(decoding=decoding))
     assert written.values_BD.shape == (3, layout.num_values)
     assert bool(written.values_BD.isfinite().all())
     assert written.log_prob_B is not None
@@ -66,7 +66,7 @@ def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None
     rollout = generator.prior.rollout(told, places_MG, tokenizer.quantiser, noise_for(3), 1.0)
     decoded_BMK = tokenizer.decode(rollout.codes_BML, places_MG)
     expected_BD = tokenizer.values(decoded_BMK, layout, generator.reference(layout))
-    written = generator.generate(told, layout, noise_for(3), decoding="tokens")
+    written = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(decoding="tokens"))
     assert torch.equal(written.values_BD, expected_BD)
 
 
@@ -75,7 +75,9 @@ def test_the_correction_is_for_the_expected_code_alone(generator: IGPG) -> None:
     plain = igpg()
     plain.prior.load_state_dict(generator.prior.state_dict())
     results = {
-        (name, decoding): built.generate(told, layout, noise_for(3), decoding=decoding).values_BD
+        (name, decoding): built.generate(
+            told, layout, noise_for(3), sampling=SamplingConfig(decoding=decoding)
+        ).values_BD
         for name, built in (("corrected", generator), ("plain", plain))
         for decoding in ("expected", "tokens")
     }

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.igpg.config import PriorConfig
-from raywgen.generators.igpg.prior import Prior, Rollout
+from raywgen.generators.igpg.prior import Prior
+from raywgen.generators.igpg.rollout import Rollout
 from raywgen.nn.residual_quantiser import ResidualQuantiser
 from raywgen.weights import Condition
 from raywgen.weights.chunks import num_place_features
@@ -51,6 +52,12 @@ def told() -> Condition:
 
 
 @pytest.fixture(scope="module")
+def hidden_BMH(prior: Prior, told: Condition, places_MG: Tensor, rvq: ResidualQuantiser, rollout: Rollout) -> Tensor:
+    with torch.no_grad():
+        return prior.hidden(rollout.codes_BML, told, places_MG, rvq)
+
+
+@pytest.fixture(scope="module")
 def rollout(prior: Prior, told: Condition, places_MG: Tensor, rvq: ResidualQuantiser) -> Rollout:
     return prior.rollout(told, places_MG, rvq, noise_for(4), temperature=1.0)
 
@@ -70,9 +77,10 @@ def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, places_MG, tol
     with torch.no_grad():
         hidden_BMH = prior.hidden(rollout.codes_BML, told, places_MG, rvq)
         log_p_BML = prior.head.log_likelihood(hidden_BMH, rollout.codes_BML, rvq)
-    # Cached and full attention round differently.
-    torch.testing.assert_close(rollout.log_prob_B, log_p_BML.sum(dim=(1, 2)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(rollout.hidden_BMH, hidden_BMH, rtol=1e-4, atol=1e-5)
+        # Cached and full attention round differently.
+        expected_BMK = prior.head.expected_latents(hidden_BMH, rvq)
+    torch.testing.assert_close(rollout.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rollout.expected_BMK, expected_BMK, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
@@ -81,7 +89,7 @@ def test_log_prob_is_that_of_temperature_one(prior, rvq, places_MG, told, temper
     with torch.no_grad():
         hidden_BMH = prior.hidden(drawn.codes_BML, told, places_MG, rvq)
         log_p_BML = prior.head.log_likelihood(hidden_BMH, drawn.codes_BML, rvq)
-    torch.testing.assert_close(drawn.log_prob_B, log_p_BML.sum(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drawn.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_see_earlier_chunks_only(prior, rvq, places_MG, told, rollout) -> None:
@@ -96,14 +104,14 @@ def test_tokens_see_earlier_chunks_only(prior, rvq, places_MG, told, rollout) ->
     assert not torch.allclose(changed[:, 1], before[:, 1], atol=1e-4)
 
 
-def test_expected_latents_against_a_loop_over_all_codes(prior, rvq, rollout) -> None:
+def test_expected_latents_against_a_loop_over_all_codes(prior, rvq, hidden_BMH) -> None:
     head = prior.head
     with torch.no_grad():
-        expected_BMK = head.expected_latents(rollout.hidden_BMH, rvq)
+        expected_BMK = head.expected_latents(hidden_BMH, rvq)
         for b, m in itertools.product(range(4), range(NUM_CHUNKS)):
             so_far_K = torch.zeros(LENGTH)
             for level in range(NUM_LEVELS):
-                logits_V = head.logits(rollout.hidden_BMH[b, m], so_far_K, level, rvq)
+                logits_V = head.logits(hidden_BMH[b, m], so_far_K, level, rvq)
                 p_V = logits_V.exp() / logits_V.exp().sum()
                 mean_K = torch.zeros(LENGTH)
                 for code in range(NUM_CODES):
@@ -112,7 +120,7 @@ def test_expected_latents_against_a_loop_over_all_codes(prior, rvq, rollout) -> 
             torch.testing.assert_close(expected_BMK[b, m], so_far_K, rtol=1e-4, atol=1e-5)
 
 
-def test_with_certain_tokens_the_expected_code_is_their_code(rvq, rollout) -> None:
+def test_with_certain_tokens_the_expected_code_is_their_code(rvq, hidden_BMH) -> None:
     torch.manual_seed(0)
     config = PriorConfig(width=16, num_layers=1, num_heads=2)
     head = Prior(config, NUM_LEVELS, NUM_CODES, LENGTH, DATA).head
@@ -121,7 +129,7 @@ def test_with_certain_tokens_the_expected_code_is_their_code(rvq, rollout) -> No
         for parameter in (head.query, head.free):
             parameter.zero_()
         head.bias.copy_(1e4 * torch.nn.functional.one_hot(certain_L, NUM_CODES))
-        expected_BMK = head.expected_latents(rollout.hidden_BMH, rvq)
+        expected_BMK = head.expected_latents(hidden_BMH, rvq)
     codes_BML = certain_L.expand(*expected_BMK.shape[:2], -1)
     torch.testing.assert_close(expected_BMK, rvq.decode(codes_BML), rtol=0, atol=1e-6)
 
@@ -131,7 +139,8 @@ def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, 
     assert torch.equal(first.codes_BML, second.codes_BML)
     with torch.no_grad():
         zeros_BK = torch.zeros(4, LENGTH)
-        likeliest_B = prior.head.logits(first.hidden_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
+        states_BMH = prior.hidden(first.codes_BML, told, places_MG, rvq)
+        likeliest_B = prior.head.logits(states_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
     assert torch.equal(first.codes_BML[:, 0, 0], likeliest_B)
 
 
@@ -144,7 +153,7 @@ def test_four_networks_at_once_are_two_and_two(prior, rvq, places_MG, told, roll
     for part in (slice(0, 2), slice(2, 4)):
         alone = prior.rollout(part_of(told, part), places_MG, rvq, noise_for(2, first=part.start), 1.0)
         assert torch.equal(alone.codes_BML, rollout.codes_BML[part])
-        torch.testing.assert_close(alone.log_prob_B, rollout.log_prob_B[part], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone.log_prob_BM, rollout.log_prob_BM[part], rtol=1e-5, atol=1e-5)
 
 
 def test_first_token_is_drawn_with_its_probability(prior, rvq, places_MG) -> None:
@@ -152,7 +161,8 @@ def test_first_token_is_drawn_with_its_probability(prior, rvq, places_MG) -> Non
     told = condition(1).repeat(num)
     drawn = prior.rollout(told, places_MG[:1], rvq, noise_for(num, seed=5), 1.0)
     with torch.no_grad():
-        logits_V = prior.head.logits(drawn.hidden_BMH[0, 0], torch.zeros(LENGTH), 0, rvq)
+        state_H = prior.hidden(drawn.codes_BML[:1], condition(1), places_MG[:1], rvq)[0, 0]
+        logits_V = prior.head.logits(state_H, torch.zeros(LENGTH), 0, rvq)
     share_V = torch.bincount(drawn.codes_BML[:, 0, 0], minlength=NUM_CODES) / num
     # Four standard deviations of a share near 1/2 of 4000 draws are 0.032.
     torch.testing.assert_close(share_V, logits_V.softmax(dim=-1), rtol=0, atol=0.032)

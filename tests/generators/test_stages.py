@@ -111,8 +111,7 @@ def test_likelihood_is_added_with_its_weight() -> None:
     both = functional(generator, likelihood=0.3).eval()(batch, noise_for(8))
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * both.metrics["nll"], rtol=1e-5, atol=1e-6)
     assert "nll" not in plain.metrics
-    codes_BML = generator.tokens(batch.values_BD, batch.layout)[:2]
-    nll = token_nll(generator.prior, generator.tokenizer, codes_BML, batch.first(2))
+    nll = token_nll(generator.prior, generator.tokenizer, batch.first(2), generator.references, noise_for(2))
     torch.testing.assert_close(both.metrics["nll"], nll, rtol=1e-5, atol=1e-6)
 
 

@@ -5,45 +5,15 @@ Shape legend: B networks, S samples, F features, M chunks, G place features, H w
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder, SampleEncoder, TextEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder, SampleEncoder
 from tests.builders import DATA, condition
 
 WIDTH, NUM_PLACE = 16, 5
-
-_ENCODE = """
-import torch
-from raywgen.nn.conditions import TextEncoder
-torch.manual_seed(0)
-encoder = TextEncoder(8)
-print(encoder(["Is the digit one of 1, 4, 7?", "zwölf Bäume", ""]).detach().numpy().tobytes().hex())
-"""
-
-
-def test_text_encoder_is_the_same_in_another_process() -> None:
-    torch.manual_seed(0)
-    here = TextEncoder(8)(["Is the digit one of 1, 4, 7?", "zwölf Bäume", ""]).detach().numpy().tobytes().hex()
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    ran = subprocess.run([sys.executable, "-c", _ENCODE], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == here
-
-
-def test_text_encoder_tells_words_apart_but_not_case_or_batch() -> None:
-    torch.manual_seed(0)
-    encoder = TextEncoder(WIDTH)
-    texts = ["Is it 1?", "is IT 1?", "Is it 2?", ""]
-    together_BH = encoder(texts)
-    assert torch.equal(together_BH[0], together_BH[1])
-    assert not torch.allclose(together_BH[0], together_BH[2], atol=1e-3)
-    for row_H, text in zip(together_BH, texts, strict=True):
-        # A row of a batch goes through another matrix kernel than alone.
-        torch.testing.assert_close(encoder([text])[0], row_H, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +69,26 @@ def test_condition_encoder_gives_three_tokens_and_every_part_reaches_them() -> N
     for place, other in enumerate(others):
         changed = [not torch.allclose(tokens[:, t], other[:, t], atol=1e-3) for t in range(3)]
         assert changed == [t == place for t in range(3)]
+
+
+def test_a_dropped_part_is_not_seen_and_the_others_are_as_they_were() -> None:
+    torch.manual_seed(0)
+    encoder = ConditionEncoder(num_features=6, max_classes=2, num_place_features=NUM_PLACE, width=WIDTH, can_drop=True)
+    assert encoder.dropped is not None
+    torch.nn.init.normal_(encoder.dropped)
+    told, other, places_MG = condition(4), condition(4, seed=1), torch.randn(7, NUM_PLACE)
+    other = replace(other, instructions=("a", "b", "c", "d"))
+    is_dropped_B2 = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    whole, kept = (
+        encoder(told.instructions, told.samples_BSF, told.labels_BS, places_MG, dropped)
+        for dropped in (None, is_dropped_B2)
+    )
+    changed = encoder(other.instructions, other.samples_BSF, other.labels_BS, places_MG, is_dropped_B2)
+    for part in range(2):
+        for b in range(4):
+            assert torch.equal(kept[b, part], changed[b, part]) == bool(is_dropped_B2[b, part])
+            assert torch.equal(kept[b, part], whole[b, part]) != bool(is_dropped_B2[b, part])
+    assert torch.equal(kept[:, 2], whole[:, 2])
 
 
 def test_condition_summary_is_its_formula() -> None:

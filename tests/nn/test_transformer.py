@@ -44,11 +44,54 @@ def test_cached_steps_equal_one_full_pass(transformer: Transformer, x_BTH: Tenso
     torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x_BTH), rtol=1e-5, atol=1e-5)
 
 
-def test_a_cache_is_not_continued_by_several_positions(transformer: Transformer, x_BTH: Tensor) -> None:
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("lengths", [(2, 4, 3), (1, 8), (4, 1, 4)])
+def test_a_cache_is_continued_by_any_number_of_positions(
+    x_BTH: Tensor, lengths: tuple[int, ...], num_kv_heads: int
+) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(WIDTH, num_layers=2, num_heads=4, num_kv_heads=num_kv_heads).eval()
     cache = transformer.new_cache(len(x_BTH), LENGTH)
-    transformer(x_BTH[:, :2], cache)
-    with pytest.raises(AssertionError, match="one position at a time"):
-        transformer(x_BTH[:, 2:4], cache)
+    assert cache.keys.shape[2] == num_kv_heads
+    parts = [transformer(part, cache) for part in x_BTH.split(lengths, dim=1)]
+    # As above.
+    torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x_BTH), rtol=1e-5, atol=1e-5)
+
+
+def test_grouped_heads_are_full_heads_whose_keys_and_values_repeat(x_BTH: Tensor) -> None:
+    torch.manual_seed(0)
+    grouped = Transformer(WIDTH, num_layers=2, num_heads=4, num_kv_heads=2).eval()
+    full = Transformer(WIDTH, num_layers=2, num_heads=4).eval()
+    state = dict(grouped.state_dict())
+    for name in [name for name in state if name.endswith("qkv.weight")]:
+        query, key, value = state[name].split([WIDTH, WIDTH // 2, WIDTH // 2])
+        wide = [part.unflatten(0, (2, -1)).repeat_interleave(2, dim=0).flatten(0, 1) for part in (key, value)]
+        state[name] = torch.cat([query, *wide])
+    full.load_state_dict(state)
+    # Products of other shapes round differently.
+    torch.testing.assert_close(grouped(x_BTH), full(x_BTH), rtol=1e-5, atol=1e-5)
+
+
+def test_a_repeated_and_rewound_cache_continues_each_sequence(transformer: Transformer, x_BTH: Tensor) -> None:
+    cache = transformer.new_cache(len(x_BTH), 4)
+    transformer(x_BTH[:, :4], cache)
+    cache.rewind(3)
+    twice = cache.repeat(2, LENGTH)
+    parts = transformer(x_BTH[:, 3:].repeat_interleave(2, dim=0), twice)
+    assert twice.length == LENGTH
+    assert cache.length == 3
+    expected = transformer(x_BTH)[:, 3:].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bfloat16_cache_holds_half_the_bytes_and_stays_near(transformer: Transformer, x_BTH: Tensor) -> None:
+    full, half = (transformer.new_cache(len(x_BTH), LENGTH, dtype) for dtype in (None, torch.bfloat16))
+    outputs = [torch.cat([transformer(x, cache) for x in x_BTH.split(1, dim=1)], dim=1) for cache in (full, half)]
+    assert half.keys.nbytes * 2 == full.keys.nbytes
+    assert outputs[1].dtype == torch.float32
+    # Eight bits of mantissa in keys, values and queries of three layers, at outputs of size 1.
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0.05)
+    assert not torch.equal(outputs[0], outputs[1])
 
 
 @pytest.mark.parametrize("shift", [1, 5, 40])
