@@ -74,7 +74,7 @@ def test_gradients_reach_every_part_of_the_byte_encoder() -> None:
 def test_the_longest_text_is_taken_and_a_longer_one_refused() -> None:
     encoder = ByteEncoder(4)
     assert bool(encoder(["ö" * (ByteEncoder.max_bytes // 2)]).isfinite().all())
-    with pytest.raises(TextEncoderError, match="4097 bytes.*up to 4096"):
+    with pytest.raises(TextEncoderError, match=r"4097 bytes.*up to 4096"):
         encoder(["a" * (ByteEncoder.max_bytes + 1)])
 
 
@@ -111,7 +111,7 @@ def test_a_frozen_text_model_of_transformers(hub_model: str) -> None:
     assert not torch.allclose(together_BH[0], together_BH[1], atol=1e-4)
     # Neither trained nor saved: all parameters are of the head.
     assert all(name.startswith("head.") for name in encoder.state_dict())
-    with pytest.raises(TextEncoderError, match="tokens.*takes up to 12"):
+    with pytest.raises(TextEncoderError, match=r"tokens.*takes up to 12"):
         encoder(["one " * 40])
 
 
@@ -127,5 +127,5 @@ def test_features_of_a_text_are_computed_once(hub_model: str) -> None:
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(TextEncoderError, match="cannot be loaded.*check the name"):
+    with pytest.raises(TextEncoderError, match=r"cannot be loaded.*check the name"):
         build_text_encoder(f"hf:{tmp_path / 'none'}", WIDTH)

@@ -145,3 +145,39 @@ def test_bits_are_those_of_splitmix64() -> None:
     key = mix(mix(sample + mix(seed)) + mix(stream))
     expected = [mix(mix(key + 1_000_003) + index * 0x9E3779B97F4A7C15) >> 40 for index in range(100)]
     assert KeyedNoise(seed, torch.tensor([sample]), stream).integers(2**24, 100)[0].tolist() == expected
+
+
+def test_a_part_draws_the_same_whichever_parts_are_drawn_beside_it() -> None:
+    samples = torch.arange(5)
+
+    def whole() -> KeyedNoise:
+        noise = KeyedNoise(3, samples)
+        noise.uniform(2)
+        return noise
+
+    parts = whole().split(torch.arange(4)).uniform(6).view(5, 4, 6)
+    assert torch.equal(parts[:, 0], whole().uniform(6))
+    assert torch.equal(parts[:, 2:], whole().split(torch.tensor([2, 3])).uniform(6).view(5, 2, 6))
+    assert torch.equal(parts[:2].flatten(0, 1), whole().first(2).split(torch.arange(4)).uniform(6))
+    assert len(set(parts.flatten(0, 1)[:, 0].tolist())) == 20
+
+
+def test_parts_of_parts_and_other_streams_are_others() -> None:
+    noise = KeyedNoise(3, torch.arange(50))
+    index = torch.arange(1, 9)
+    kinds = {
+        "parts": noise.split(index),
+        "parts of another stream": noise.split(index, stream=1),
+        "parts of parts": noise.split(torch.ones(1, dtype=torch.int64), stream=1).split(index),
+        "parts of other parts": noise.split(torch.full((1,), 2), stream=1).split(index),
+    }
+    values = {name: set(kind.uniform(1).flatten().tolist()) for name, kind in kinds.items()}
+    # 24 bits of 400 numbers each: two of 1600 numbers agree by chance about once in thirteen.
+    assert len(set.union(*values.values())) >= 4 * 400 - 2
+
+
+def test_parts_are_uncorrelated() -> None:
+    parts = KeyedNoise(0, torch.arange(20_000)).split(torch.arange(4)).uniform(1).view(-1, 4)
+    correlation = torch.corrcoef(parts.T) - torch.eye(4)
+    # Four standard deviations of 1 / sqrt(20 000).
+    assert float(correlation.abs().max()) < 0.029
