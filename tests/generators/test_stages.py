@@ -12,6 +12,7 @@ from raywgen.generators.igpg.config import FunctionalConfig
 from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, token_nll
 from raywgen.generators.task_loss import task_loss
+from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy
 from raywgen.weights import WeightBatch
 from tests.builders import DEEP, SMALL, igpg, noise_for, tokenizer_stage, train, values_of, weight_batch
@@ -138,6 +139,8 @@ def test_functional_gradient_by_finite_differences_in_float64() -> None:
     stage = functional(generator, likelihood=0.0, temperature=0.0)
     stage(batch, noise_for(3)).loss.backward()
     step = 1e-6
+    text = generator.prior.condition.text
+    assert isinstance(text, WordEncoder)
     checked = [
         (generator.prior.head.bias, (0, 1)),
         (generator.prior.head.query, (1, 2, 3)),
@@ -145,7 +148,7 @@ def test_functional_gradient_by_finite_differences_in_float64() -> None:
         (generator.prior.previous.weight, (3, 2)),
         (generator.prior.trunk.norm.weight, (5,)),
         (generator.prior.condition.samples.pixel.weight, (2, 1)),
-        (generator.prior.condition.text.head[0].bias, (1,)),
+        (text.head[0].bias, (1,)),
         (final.weight, (2, 5)),
     ]
     assert batch.condition.samples_BSF.dtype == torch.float64
