@@ -145,7 +145,9 @@ class Prior(nn.Module):
         prefix_BTH = self.prefix(cond, places_MG)
         B, M = codes_BML.shape[:2]
         plan = plan_windows(M, self.config.window, sampling)
-        for group in side_by_side(plan, B, sampling.max_rows):
+        # All places of a window are read at once, of which only one is written at a time.
+        num_places = B * (plan[0].stop - plan[0].start)
+        for group in side_by_side(plan, num_places, sampling.max_rows):
             N, tail = len(group), group[0].new - group[0].start
             index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=M - 1)
             latents_BNWK = rvq.decode(codes_BML[:, index_NW])

@@ -138,10 +138,12 @@ def _write(
             states.append(state_SRH)
     expected_BMK = None
     if states:
-        states_SRWH = torch.stack(states, dim=2)
-        forgotten = states_SRWH[1] if rows.num_sides == 2 else None
-        expected_RWK = head.expected_latents(states_SRWH[0], rvq, forgotten, sampling.guidance)
-        expected_BMK = expected_RWK.unflatten(0, (rows.batch, -1)).flatten(1, 2)
+        # In pieces, because the probabilities of all codes at all places would outgrow the cache.
+        pieces = torch.stack(states, dim=2).flatten(1, 2).split(sampling.max_rows, dim=1)
+        expected = [
+            head.expected_latents(told, rvq, *forgotten, guidance=sampling.guidance) for told, *forgotten in pieces
+        ]
+        expected_BMK = torch.cat(expected).unflatten(0, (rows.batch, -1))
     return Rollout(
         codes_BML=torch.stack(codes, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),
         log_prob_BM=torch.stack(log_probs, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),

@@ -27,7 +27,8 @@ def token_nll(
     """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2), mean over a batch's networks.
 
     Of networks longer than the prior's window a random window is seen. While the prior is in training, some networks
-    leave out a part of their condition, and some have every chunk seen on its own.
+    leave out a part of their condition, and some have every chunk seen on its own. A prior that is trained on nothing
+    else is measured so as well.
     """
     config, rvq = prior.config, tokenizer.quantiser
     places_MG = tokenizer.places(batch.layout)
@@ -36,7 +37,7 @@ def token_nll(
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
     prefix_BTH = prior.prefix(batch.condition, places_MG, is_dropped_B2)
-    if not prior.training or config.independent_share == 0:
+    if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
         return -_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq).mean()
     is_alone_B = noise.uniform(1)[:, 0] < config.independent_share
     return -_mixed_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq, is_alone_B) / codes_BWL.numel()
