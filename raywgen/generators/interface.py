@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from raywgen.nn.residual_quantiser import AllReduce
+from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
 OPTIMIZERS = ("adamw", "sgd")

@@ -14,7 +14,7 @@ from torch import Tensor
 from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.rollout import Rollout
-from raywgen.nn.residual_quantiser import ResidualQuantiser
+from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition
 from raywgen.weights.chunks import num_place_features
 from tests.builders import DATA, condition, noise_for, part_of

@@ -16,7 +16,7 @@ from torch import Tensor
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.windows import Window, plan_windows, random_windows, side_by_side
-from raywgen.nn.residual_quantiser import ResidualQuantiser
+from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.weights.chunks import num_place_features
 from tests.builders import DATA, condition, noise_for, part_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.nn.residual_quantiser import AllReduce, ResidualQuantiser
+from raywgen.nn.quantisers import AllReduce, ResidualQuantiser
 from raywgen.weights import KeyedNoise, Layout, WeightBatch, WeightReference
 from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
 

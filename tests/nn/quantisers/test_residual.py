@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from raywgen.nn.residual_quantiser import ResidualQuantiser, nearest_code
+from raywgen.nn.quantisers import ResidualQuantiser, nearest_code
 
 NUM_CODES, WIDTH = 8, 4
 

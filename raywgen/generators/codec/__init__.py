@@ -1,0 +1,6 @@
+"""Whole networks to tokens and back without a learned decoder, and what that costs and keeps."""
+
+from raywgen.generators.codec.network_codec import CodecConfig, CodedNetwork, NetworkCodec
+from raywgen.generators.codec.report import RateReport, rate_report
+
+__all__ = ["CodecConfig", "CodedNetwork", "NetworkCodec", "RateReport", "rate_report"]

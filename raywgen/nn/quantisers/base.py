@@ -1,0 +1,115 @@
+"""What all quantisers share: one call signature, codes as tokens, statistics that are equal on all workers.
+
+Shape legend: N vectors, K values of a vector, L tokens of a vector, V codes of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all workers, in place, and returns it."""
+
+Gumbel = Callable[..., Tensor]
+"""`gumbel(*shape)` draws standard Gumbel noise, float32 `(N, *shape)`, one row for each vector of the call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """What a quantiser makes of vectors.
+
+    Attributes:
+        vectors_NK: Reconstructions; gradients pass straight through to the input.
+        codes_NL: Tokens, int64.
+        loss: What the quantiser asks to be minimised beside the reconstruction error, a scalar.
+    """
+
+    vectors_NK: Tensor
+    codes_NL: Tensor
+    loss: Tensor
+
+
+class Quantiser(nn.Module, ABC):
+    """Vectors to tokens and back.
+
+    State that moves without gradients is kept in float32 buffers, never in parameters: an optimiser's own master copy
+    would overwrite them. `collect` gathers statistics during a step, `update` sums them over workers and moves the
+    state, so that all workers hold bit-equal ones. A mask is 1 for a real value and 0 for padding, which has no say in
+    codes, statistics or losses.
+
+    Args:
+        width: K.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """L."""
+
+    @property
+    @abstractmethod
+    def num_codes(self) -> int:
+        """V."""
+
+    @property
+    def bits_per_vector(self) -> float:
+        """`L * log2(V)`."""
+        return self.num_tokens * math.log2(self.num_codes)
+
+    @property
+    def num_codebook_values(self) -> int:
+        """Numbers that must be known to decode."""
+        return 0
+
+    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+        """Quantises, and collects statistics while training.
+
+        Args:
+            vectors_NK: Float vectors.
+            mask_NK: 1 for a real value, 0 for padding.
+            gumbel: Noise for a quantiser that samples its codes while training; others leave it alone.
+        """
+        codes_NL = self.encode(vectors_NK, mask_NK)
+        if self.training:
+            self.collect(vectors_NK, codes_NL, mask_NK)
+        decoded_NK = self.decode(codes_NL).to(vectors_NK.dtype)
+        straight_through_NK = vectors_NK + (decoded_NK - vectors_NK).detach()
+        loss = masked_mean((vectors_NK - decoded_NK.detach()).square(), mask_NK)
+        return Quantised(vectors_NK=straight_through_NK, codes_NL=codes_NL, loss=loss)
+
+    @abstractmethod
+    def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
+        """Tokens int64 `(N, L)`."""
+
+    @abstractmethod
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """Reconstructions float32 `(N, K)`; leading dimensions may be any."""
+
+    @abstractmethod
+    def initialise(
+        self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
+    ) -> None:
+        """Fits the state to vectors, for instance by k-means; equal calls give equal states."""
+
+    def collect(self, vectors_NK: Tensor, codes_NL: Tensor, mask_NK: Tensor | None = None) -> None:
+        """Adds a step's assignments to the statistics."""
+
+    def update(self, all_reduce: AllReduce) -> None:
+        """Moves the state by the collected statistics of all workers, then forgets them."""
+
+
+def masked_mean(values_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
+    """Mean over real values; 0 where there are none."""
+    if mask_NK is None:
+        return values_NK.mean()
+    return (values_NK * mask_NK).sum() / mask_NK.sum().clamp(min=1.0)

@@ -1,0 +1,135 @@
+"""Finite scalar quantisation (Mentzer et al. 2023): every value is bounded, then rounded to one of a few levels.
+
+    i = round(h * (tanh(z / g) + 1)),    h = (levels - 1) / 2
+
+The paper shifts an even grid so that 0 is a grid point; weights lie evenly around 0, so the grid here is symmetric. Its
+decoder is learned and takes the grid itself; here a level stands for the mean of what falls on it, so that decoding
+needs no network. Width g and means are those that a unit Gaussian asks for, until `initialise` has seen data.
+
+Shape legend: N vectors, K values of a vector, L tokens of a vector, V levels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raywgen.nn.quantisers.base import Gumbel, Quantised, Quantiser
+
+
+@dataclass(kw_only=True)
+class FiniteScalarConfig:
+    """Finite scalar quantisation.
+
+    Attributes:
+        num_levels: Levels of a value; a value costs `log2(num_levels)` bits.
+        values_per_token: Values whose levels make one of `num_levels ** values_per_token` codes.
+    """
+
+    num_levels: int = 16
+    values_per_token: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_levels < 2 or self.values_per_token < 1 or self.num_levels**self.values_per_token > 1 << 24:
+            raise ValueError(
+                f"num_levels={self.num_levels}, values_per_token={self.values_per_token}: give at least 2 levels, "
+                "and tokens of at most 2**24 codes"
+            )
+
+
+class FiniteScalarQuantiser(Quantiser):
+    """Every value on its own.
+
+    Args:
+        config: Sizes.
+        width: K, a multiple of `values_per_token`.
+    """
+
+    gain: Tensor
+    points_V: Tensor
+
+    def __init__(self, config: FiniteScalarConfig, width: int) -> None:
+        super().__init__(width)
+        if width % config.values_per_token:
+            raise ValueError(f"values_per_token={config.values_per_token} must divide the vectors' {width} values")
+        self.config = config
+        gain, points_V = gaussian_levels(config.num_levels)
+        self.register_buffer("gain", torch.tensor(gain))
+        self.register_buffer("points_V", points_V.float())
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.width // self.config.values_per_token
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return self.config.num_levels**self.config.values_per_token
+
+    @property
+    def num_codebook_values(self) -> int:
+        """Numbers that must be known to decode."""
+        return self.points_V.numel() + 1
+
+    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+        """Straight through, without a loss of its own."""
+        quantised = super().forward(vectors_NK, mask_NK, gumbel)
+        return replace(quantised, loss=vectors_NK.new_zeros(()))
+
+    @torch.no_grad()
+    def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
+        """Tokens int64 `(N, L)`."""
+        real_NK = vectors_NK if mask_NK is None else vectors_NK * mask_NK
+        grouped = self._levels(real_NK.float()).unflatten(-1, (-1, self.config.values_per_token))
+        return (grouped * self._place_values(grouped.device)).sum(dim=-1)
+
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """Reconstructions `(N, K)`; leading dimensions may be any."""
+        places = self._place_values(codes_NL.device)
+        return self.points_V[(codes_NL.unsqueeze(-1) // places) % self.config.num_levels].flatten(-2)
+
+    @torch.no_grad()
+    def initialise(
+        self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
+    ) -> None:
+        """Fits g to the values' scale and the points to the means of their cells; there is nothing to iterate."""
+        value_X = vectors_NK.float().flatten() if mask_NK is None else vectors_NK.float()[mask_NK > 0]
+        gain, points_V = gaussian_levels(self.config.num_levels)
+        deviation = value_X.square().mean().sqrt().clamp(min=1e-12)
+        self.gain.copy_(gain * deviation)
+        level_X = self._levels(value_X)
+        counts_V = torch.bincount(level_X, minlength=self.config.num_levels)
+        sums_V = torch.zeros_like(self.points_V).index_add_(0, level_X, value_X)
+        gaussian_V = points_V.to(self.points_V) * deviation
+        self.points_V.copy_(torch.where(counts_V > 0, sums_V / counts_V.clamp(min=1), gaussian_V))
+
+    def _levels(self, values: Tensor) -> Tensor:
+        half = (self.config.num_levels - 1) / 2
+        return torch.round(half * (torch.tanh(values / self.gain) + 1)).to(torch.int64)
+
+    def _place_values(self, device: torch.device) -> Tensor:
+        exponent = torch.arange(self.config.values_per_token, device=device)
+        return self.config.num_levels**exponent
+
+
+def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:
+    """Width g and points float64 `(V,)` with the least squared error on a unit Gaussian.
+
+    The error is `1 - sum_i P_i c_i^2` with cell means `c_i = (phi(a_i) - phi(b_i)) / P_i`, exactly; g is searched on a
+    grid of steps of 1 %.
+    """
+    gains_G = torch.exp(torch.arange(-70, 200, dtype=torch.float64) / 100)
+    # Cell i ends where h * (tanh(z / g) + 1) = i + 1/2.
+    inner = torch.arange(1, num_levels, dtype=torch.float64) * 2 - num_levels
+    edges_GE = gains_G.unsqueeze(1) * torch.atanh(inner / (num_levels - 1))
+    below_GE = torch.nn.functional.pad(torch.special.ndtr(edges_GE), (1, 0))
+    probability_GV = torch.nn.functional.pad(below_GE, (0, 1), value=1.0).diff(dim=1)
+    density_GE = torch.exp(-0.5 * edges_GE.square()) / math.sqrt(2 * math.pi)
+    moment_GV = -torch.nn.functional.pad(density_GE, (1, 1)).diff(dim=1)
+    means_GV = moment_GV / probability_GV.clamp(min=1e-300)
+    best = int((moment_GV * means_GV).sum(dim=1).argmax())
+    return float(gains_G[best]), means_GV[best]

@@ -1,0 +1,165 @@
+"""Gumbel-softmax quantisation (Jang et al. 2017), as IGPG's tokeniser has it (arXiv 2504.02012, section 3).
+
+    z_q = sum_j y_j e_j,    y_j = softmax_j((log pi_j + g_j) / tau)
+
+with Gumbel noise g and an annealed temperature tau. As in the paper's released code, the forward pass takes the
+one-hot of the largest y and the backward pass its softmax, a KL to the uniform prior takes the place of commitment and
+codebook losses, and evaluation is always hard. The paper's logits come from an encoder of images folded from chunks;
+here a linear map gives them from each of the L parts of a vector, and `initialise` makes it the posterior of a Gaussian
+mixture around k-means centres, so that training starts from vector quantisation.
+
+Shape legend: N vectors, K values of a vector, L tokens of a vector, V codes, J values of a part (K / L).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser, masked_mean
+from raywgen.nn.quantisers.kmeans import kmeans, nearest_code, whole_vectors
+
+
+@dataclass(kw_only=True)
+class GumbelConfig:
+    """Gumbel-softmax quantisation.
+
+    Attributes:
+        num_tokens: L, parts of a vector, each with a token of its own; must divide K.
+        num_codes: V.
+        start_temperature: tau at the start of each cycle.
+        end_temperature: tau at the end of each cycle, and ever after the last.
+        anneal_steps: Optimiser steps of all cycles together.
+        num_cycles: Cosine falls from start to end.
+        kl_weight: Weight of the KL to the uniform prior within the quantiser's loss.
+    """
+
+    num_tokens: int = 4
+    num_codes: int = 1024
+    start_temperature: float = 1.0
+    end_temperature: float = 1e-4
+    anneal_steps: int = 1000
+    num_cycles: int = 1
+    kl_weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1 or self.num_codes < 2:
+            raise ValueError(f"num_tokens={self.num_tokens}, num_codes={self.num_codes}: give at least 1 and 2")
+        if not 0 < self.end_temperature <= self.start_temperature:
+            raise ValueError(f"temperatures {self.start_temperature} to {self.end_temperature}: give 0 < end <= start")
+        if self.anneal_steps < 1 or self.num_cycles < 1:
+            raise ValueError(f"anneal_steps={self.anneal_steps}, num_cycles={self.num_cycles}: give at least 1")
+
+
+class GumbelQuantiser(Quantiser):
+    """One of V code vectors for each of a vector's L parts, drawn while training.
+
+    Args:
+        config: Sizes and temperatures.
+        width: K, a multiple of L.
+    """
+
+    num_updates: Tensor
+
+    def __init__(self, config: GumbelConfig, width: int) -> None:
+        super().__init__(width)
+        if width % config.num_tokens:
+            raise ValueError(f"num_tokens={config.num_tokens} must divide the vectors' {width} values")
+        self.config = config
+        part_width = width // config.num_tokens
+        self.logits_of = nn.Linear(part_width, config.num_codes)
+        self.codebook_VJ = nn.Parameter(torch.randn(config.num_codes, part_width))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.config.num_tokens
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return self.config.num_codes
+
+    @property
+    def num_codebook_values(self) -> int:
+        """Numbers that must be known to decode."""
+        return self.codebook_VJ.numel()
+
+    @property
+    def temperature(self) -> float:
+        """tau of the next step."""
+        return annealed_temperature(self.config, int(self.num_updates))
+
+    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+        """Draws codes while training (which asks for noise), takes the likeliest ones otherwise."""
+        logits_NLV = self._logits(vectors_NK, mask_NK)
+        is_real_NL = None if mask_NK is None else self._parts(mask_NK).amax(dim=-1)
+        loss = self.config.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
+        if not self.training:
+            codes_NL = logits_NLV.argmax(dim=-1)
+            return Quantised(vectors_NK=self.decode(codes_NL), codes_NL=codes_NL, loss=loss)
+        assert gumbel is not None, "training samples codes: pass keyed Gumbel noise"
+        one_hot_NLV = straight_through_sample(logits_NLV, gumbel(*logits_NLV.shape[1:]), self.temperature)
+        vectors_NK = (one_hot_NLV @ self.codebook_VJ).flatten(-2)
+        return Quantised(vectors_NK=vectors_NK, codes_NL=one_hot_NLV.argmax(dim=-1), loss=loss)
+
+    @torch.no_grad()
+    def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
+        """Tokens int64 `(N, L)`."""
+        return self._logits(vectors_NK, mask_NK).argmax(dim=-1)
+
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """Reconstructions `(N, K)`; leading dimensions may be any."""
+        return self.codebook_VJ[codes_NL].flatten(-2)
+
+    @torch.no_grad()
+    def initialise(
+        self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
+    ) -> None:
+        """k-means for the codes; for the logits the posterior `-|z - e_j|^2 / (2 sigma^2)`, sigma^2 its error."""
+        parts_XJ = self._parts(vectors_NK.float()).flatten(0, 1)
+        masks_XJ = None if mask_NK is None else self._parts(mask_NK).flatten(0, 1)
+        parts_XJ = whole_vectors(parts_XJ, masks_XJ)
+        codebook_VJ = kmeans(parts_XJ, self.num_codes, num_iterations, generator)
+        error_XJ = parts_XJ - codebook_VJ[nearest_code(parts_XJ, codebook_VJ)]
+        variance = error_XJ.square().mean().clamp(min=1e-6)
+        self.codebook_VJ.copy_(codebook_VJ)
+        self.logits_of.weight.copy_(codebook_VJ / variance)
+        self.logits_of.bias.copy_(-0.5 * codebook_VJ.square().sum(dim=1) / variance)
+
+    @torch.no_grad()
+    def update(self, all_reduce: AllReduce) -> None:
+        """One step of the temperature's schedule; the rest is trained by gradients."""
+        self.num_updates += 1
+
+    def _logits(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
+        return self.logits_of(self._parts(vectors_NK if mask_NK is None else vectors_NK * mask_NK))
+
+    def _parts(self, vectors_NK: Tensor) -> Tensor:
+        return vectors_NK.unflatten(-1, (self.config.num_tokens, -1))
+
+
+def straight_through_sample(logits_NLV: Tensor, gumbel_NLV: Tensor, temperature: float) -> Tensor:
+    """One-hot of `argmax_j(log pi_j + g_j)`, with the gradient of `softmax((log pi + g) / tau)`."""
+    soft_NLV = ((logits_NLV + gumbel_NLV) / temperature).softmax(dim=-1)
+    hard_NLV = nn.functional.one_hot(soft_NLV.argmax(dim=-1), soft_NLV.shape[-1]).to(soft_NLV.dtype)
+    return hard_NLV + (soft_NLV - soft_NLV.detach())
+
+
+def kl_to_uniform(logits_NLV: Tensor) -> Tensor:
+    """`sum_j q_j log(q_j V)` with `q = softmax(logits)`, nats `(N, L)`."""
+    log_q_NLV = logits_NLV.log_softmax(dim=-1)
+    return (log_q_NLV.exp() * (log_q_NLV + math.log(logits_NLV.shape[-1]))).sum(dim=-1)
+
+
+def annealed_temperature(config: GumbelConfig, step: int) -> float:
+    """tau after `step` optimiser steps: a cosine from start to end in every cycle."""
+    start, end = config.start_temperature, config.end_temperature
+    if step >= config.anneal_steps:
+        return end
+    phase = (step * config.num_cycles / config.anneal_steps) % 1.0
+    return end + (start - end) * (1 + math.cos(math.pi * phase)) / 2

@@ -1,0 +1,46 @@
+"""Nearest code vectors and k-means.
+
+Shape legend: N vectors, V codes, K values of a vector, X any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
+    """Index of the nearest code vector, int64 `(N,)`, over real values only."""
+    return code_gain(vectors_NK, codebook_VK, mask_NK).argmax(dim=1)
+
+
+def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:
+    """`(|x|^2 - |x - c|^2) / 2` for every code, `(..., V)`."""
+    half_square_VK = 0.5 * codebook_VK.square()
+    if mask_XK is None:
+        return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
+    return (vectors_XK * mask_XK) @ codebook_VK.t() - mask_XK @ half_square_VK.t()
+
+
+def whole_vectors(vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
+    """The vectors without padding; where there are none, all of them with zeros for it."""
+    if mask_NK is None:
+        return vectors_NK
+    is_whole_N = (mask_NK > 0).all(dim=1)
+    return vectors_NK[is_whole_N] if bool(is_whole_N.any()) else vectors_NK * mask_NK
+
+
+def kmeans(vectors_NK: Tensor, num_codes: int, num_iterations: int, generator: torch.Generator) -> Tensor:
+    """Code vectors `(V, K)` by Lloyd's algorithm from randomly chosen vectors; an empty code starts again on one."""
+    pick = torch.randint(len(vectors_NK), (num_codes,), generator=generator).to(vectors_NK.device)
+    codebook_VK = vectors_NK[pick].clone()
+    for _ in range(num_iterations):
+        code_N = nearest_code(vectors_NK, codebook_VK)
+        counts_V = torch.bincount(code_N, minlength=num_codes)
+        sums_VK = torch.zeros_like(codebook_VK).index_add_(0, code_N, vectors_NK)
+        used = counts_V > 0
+        codebook_VK[used] = sums_VK[used] / counts_V[used].unsqueeze(1)
+        if bool((~used).any()):
+            fresh = torch.randint(len(vectors_NK), (int((~used).sum()),), generator=generator)
+            codebook_VK[~used] = vectors_NK[fresh.to(vectors_NK.device)]
+    return codebook_VK

@@ -1,0 +1,246 @@
+"""Residual vector quantisation with codebooks kept as moving averages (van den Oord 2017; Zeghidour 2021).
+
+With one level it is vector quantisation. Codes are found level after level, by greedy search or by beam search over
+the levels (Babenko and Lempitsky 2014), which keeps the best few partial sums.
+
+Shape legend: N vectors, L levels, V codes of a level, K values of a vector, W paths of a beam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raywgen.nn.quantisers.base import AllReduce, Quantiser
+from raywgen.nn.quantisers.kmeans import code_gain, kmeans, nearest_code, whole_vectors
+
+_SCORES_OF_A_PASS = 1 << 22
+_HASH = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+
+
+@dataclass(kw_only=True)
+class ResidualConfig:
+    """Residual vector quantisation.
+
+    Attributes:
+        num_levels: L; 1 is plain vector quantisation.
+        num_codes: V; bits per value are `num_levels * log2(num_codes) / K`.
+        decay: Weight of the past in the codebooks' moving averages.
+        beam: W, partial sums that encoding keeps; 1 is greedy.
+        revive_below: A code whose share of the vectors falls below this part of the mean share is put on a vector of
+            the batch; 0 lets codes die.
+    """
+
+    num_levels: int = 2
+    num_codes: int = 256
+    decay: float = 0.98
+    beam: int = 8
+    revive_below: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.num_levels < 1 or self.num_codes < 2 or self.beam < 1:
+            raise ValueError(
+                f"num_levels={self.num_levels}, num_codes={self.num_codes}, beam={self.beam}: "
+                "give at least 1 level, 2 codes and a beam of 1"
+            )
+        if not 0 <= self.revive_below < 1:
+            raise ValueError(f"revive_below={self.revive_below}: give a share of the mean use, from 0 to below 1")
+
+
+class ResidualQuantiser(Quantiser):
+    """L codebooks, each coding what the levels before it left over.
+
+    Args:
+        num_levels: L.
+        num_codes: V.
+        width: K.
+        decay: Weight of the past in the moving averages.
+        beam: W, partial sums that encoding keeps; 1 is greedy.
+        revive_below: Codes used less than this part of the mean are put on a vector of the batch; 0 lets them die.
+    """
+
+    codebooks_LVK: Tensor
+    counts_LV: Tensor
+    sums_LVK: Tensor
+    new_counts_LV: Tensor
+    new_sums_LVK: Tensor
+    candidates_LVK: Tensor
+
+    def __init__(
+        self,
+        num_levels: int,
+        num_codes: int,
+        width: int,
+        decay: float = 0.98,
+        *,
+        beam: int = 1,
+        revive_below: float = 0.0,
+    ) -> None:
+        super().__init__(width)
+        self.decay = decay
+        self.beam = beam
+        self.revive_below = revive_below
+        shape = (num_levels, num_codes, width)
+        self.register_buffer("codebooks_LVK", torch.zeros(shape))
+        self.register_buffer("counts_LV", torch.ones(shape[:2]))
+        self.register_buffer("sums_LVK", torch.zeros(shape))
+        self.register_buffer("new_counts_LV", torch.zeros(shape[:2]), persistent=False)
+        self.register_buffer("new_sums_LVK", torch.zeros(shape), persistent=False)
+        self.register_buffer("candidates_LVK", torch.zeros(shape if revive_below > 0 else (0,)), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: ResidualConfig, width: int) -> ResidualQuantiser:
+        """The quantiser of a config, for vectors of K values."""
+        return cls(
+            config.num_levels,
+            config.num_codes,
+            width,
+            config.decay,
+            beam=config.beam,
+            revive_below=config.revive_below,
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return self.codebooks_LVK.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.num_levels
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return self.codebooks_LVK.shape[1]
+
+    @property
+    def num_codebook_values(self) -> int:
+        """`L * V * K`."""
+        return self.codebooks_LVK.numel()
+
+    def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
+        """Codes int64 `(N, L)` by nearest neighbour level after level, or by beam search over the levels."""
+        if self.beam > 1 and self.num_levels > 1:
+            return self._encode_by_beam(vectors_NK.float(), mask_NK)
+        residual_NK = vectors_NK.float()
+        codes = []
+        for codebook_VK in self.codebooks_LVK:
+            code_N = nearest_code(residual_NK, codebook_VK, mask_NK)
+            residual_NK = residual_NK - codebook_VK[code_N]
+            codes.append(code_N)
+        return torch.stack(codes, dim=-1)
+
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """The sum of the chosen code vectors, `(N, K)`; leading dimensions may be any."""
+        levels = torch.arange(self.num_levels, device=codes_NL.device)
+        return self.codebooks_LVK[levels, codes_NL].sum(dim=-2)
+
+    @torch.no_grad()
+    def initialise(
+        self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
+    ) -> None:
+        """k-means, level after level, from randomly chosen vectors without padding; revives empty codes on the way."""
+        residual_NK = whole_vectors(vectors_NK, mask_NK).float()
+        for level in range(self.num_levels):
+            codebook_VK = kmeans(residual_NK, self.num_codes, num_iterations, generator)
+            code_N = nearest_code(residual_NK, codebook_VK)
+            counts_V = torch.bincount(code_N, minlength=self.num_codes).float()
+            self.codebooks_LVK[level] = codebook_VK
+            self.counts_LV[level] = counts_V.clamp(min=1.0)
+            self.sums_LVK[level] = codebook_VK * self.counts_LV[level].unsqueeze(1)
+            residual_NK = residual_NK - codebook_VK[code_N]
+        # The averages must be on the scale of one step's statistics, not of the whole initial sample.
+        scale = self.counts_LV.sum(dim=1, keepdim=True) / self.num_codes
+        self.counts_LV /= scale
+        self.sums_LVK /= scale.unsqueeze(-1)
+
+    @torch.no_grad()
+    def collect(self, vectors_NK: Tensor, codes_NL: Tensor, mask_NK: Tensor | None = None) -> None:
+        """Adds this step's assignments to the statistics."""
+        residual_NK = vectors_NK.detach().float()
+        for level in range(self.num_levels):
+            code_N = codes_NL[:, level]
+            chosen_NK = self.codebooks_LVK[level][code_N]
+            if mask_NK is not None:
+                # Where there is only padding the code's own value stands, which pulls the code nowhere.
+                residual_NK = torch.where(mask_NK > 0, residual_NK, chosen_NK)
+            self.new_counts_LV[level] += torch.bincount(code_N, minlength=self.num_codes)
+            self.new_sums_LVK[level].index_add_(0, code_N, residual_NK)
+            if self.revive_below > 0:
+                self.candidates_LVK[level] = self._some_of(residual_NK)
+            residual_NK = residual_NK - chosen_NK
+
+    @torch.no_grad()
+    def update(self, all_reduce: AllReduce) -> None:
+        """Moves the codebooks towards the collected statistics of all workers, then forgets them."""
+        counts_LV = all_reduce(self.new_counts_LV)
+        sums_LVK = all_reduce(self.new_sums_LVK)
+        # Counts are normalised so that the decay does not depend on the batch size.
+        scale_L1 = counts_LV.sum(dim=1, keepdim=True).clamp(min=1.0) / self.num_codes
+        self.counts_LV.lerp_(counts_LV / scale_L1, 1 - self.decay)
+        self.sums_LVK.lerp_(sums_LVK / scale_L1.unsqueeze(-1), 1 - self.decay)
+        if self.revive_below > 0:
+            self._revive(all_reduce)
+        self.codebooks_LVK.copy_(self.sums_LVK / self.counts_LV.clamp(min=1e-4).unsqueeze(-1))
+        self.new_counts_LV.zero_()
+        self.new_sums_LVK.zero_()
+
+    def _revive(self, all_reduce: AllReduce) -> None:
+        """Puts dead codes on vectors of the batch, the same ones on all workers.
+
+        A sum over workers is all there is, so every place for a candidate is filled by each worker with probability
+        one in their number, and counts if exactly one worker filled it.
+        """
+        num_workers = float(all_reduce(torch.ones(1, device=self.counts_LV.device)))
+        filled_LV = _share_of_hash(self.candidates_LVK) * num_workers < 1
+        num_filled_LV = all_reduce(filled_LV.float())
+        candidates_LVK = all_reduce(self.candidates_LVK * filled_LV.unsqueeze(-1))
+        for level in range(self.num_levels):
+            dead_D = (self.counts_LV[level] < self.revive_below).nonzero().flatten()
+            fresh_VK = candidates_LVK[level][num_filled_LV[level] == 1]
+            dead_D = dead_D[: len(fresh_VK)]
+            self.counts_LV[level, dead_D] = 1.0
+            self.sums_LVK[level, dead_D] = fresh_VK[: len(dead_D)]
+
+    def _some_of(self, vectors_NK: Tensor) -> Tensor:
+        """V vectors, as far apart in the batch as there are vectors; which ones follows from the batch."""
+        start = int(_hash(vectors_NK[:1]).abs()) % len(vectors_NK)
+        step = max(1, len(vectors_NK) // self.num_codes)
+        rows_V = start + step * torch.arange(self.num_codes, device=vectors_NK.device)
+        return vectors_NK[rows_V % len(vectors_NK)]
+
+    def _encode_by_beam(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
+        rows = max(1, _SCORES_OF_A_PASS // (self.beam * self.num_codes))
+        masks = [None] * len(vectors_NK) if mask_NK is None else mask_NK.split(rows)
+        parts = zip(vectors_NK.split(rows), masks, strict=False)
+        return torch.cat([self._beam(part_NK, real_NK) for part_NK, real_NK in parts])
+
+    def _beam(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
+        N, V = len(vectors_NK), self.num_codes
+        residual_NWK = vectors_NK.unsqueeze(1)
+        # A path's gain is by how much it lowers half the squared error of nothing at all.
+        gain_NW = vectors_NK.new_zeros(N, 1)
+        codes_NWL = torch.zeros(N, 1, 0, dtype=torch.int64, device=vectors_NK.device)
+        for codebook_VK in self.codebooks_LVK:
+            mask_N1K = None if mask_NK is None else mask_NK.unsqueeze(1)
+            gain_NWV = gain_NW.unsqueeze(-1) + code_gain(residual_NWK, codebook_VK, mask_N1K)
+            gain_NW, best_NW = gain_NWV.flatten(1).topk(min(self.beam, gain_NWV[0].numel()), dim=1)
+            path_NW, code_NW = best_NW // V, best_NW % V
+            rows_N1 = torch.arange(N, device=vectors_NK.device).unsqueeze(1)
+            residual_NWK = residual_NWK[rows_N1, path_NW] - codebook_VK[code_NW]
+            codes_NWL = torch.cat([codes_NWL[rows_N1, path_NW], code_NW.unsqueeze(-1)], dim=-1)
+        return codes_NWL[:, 0]
+
+
+def _hash(vectors_XK: Tensor) -> Tensor:
+    """Int64 `(X,)` from the bits of each vector."""
+    return (vectors_XK.contiguous().view(torch.int32).sum(dim=-1) * _HASH) >> 32
+
+
+def _share_of_hash(vectors_XK: Tensor) -> Tensor:
+    """A number in [0, 1) from the bits of each vector, float32 `(X,)`."""
+    return (_hash(vectors_XK) & 0xFFFF).float() / (1 << 16)
