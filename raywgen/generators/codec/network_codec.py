@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -134,19 +134,18 @@ class NetworkCodec:
         layout = Layout.from_state_dict(state_dict)
         layout.check(state_dict)
         vectors_NK, mask_NK, scales_G, outliers_O, outlier_values_O = self._vectors(layout, state_dict)
-        small = [
-            encode_even(state_dict[spec.name].flatten(), self.config.small_bits, spec.kind == "running_var")
-            for spec in self.small_tensors(layout)
-        ]
         return CodedNetwork(
             layout=layout,
             codes_NL=self.quantiser.encode(vectors_NK, mask_NK),
             scales_G=scales_G,
-            small_F=torch.cat([codes for codes, _ in small]) if small else torch.zeros(0, dtype=torch.int64),
-            ends_T2=torch.stack([ends for _, ends in small]) if small else torch.zeros(0, 2, dtype=torch.bfloat16),
             outliers_O=outliers_O,
             outlier_values_O=outlier_values_O,
+            **self._small(layout, state_dict),
         )
+
+    def with_statistics(self, coded: CodedNetwork, statistics: Mapping[str, Tensor]) -> CodedNetwork:
+        """The same code with other running statistics, such as `raywgen.nn.batch_norm.match_statistics` gives."""
+        return replace(coded, **self._small(coded.layout, {**self.decode(coded), **statistics}))
 
     @torch.no_grad()
     def decode(self, coded: CodedNetwork) -> StateDict:
@@ -183,6 +182,16 @@ class NetworkCodec:
         large = set(self.large_tensors(layout))
         left_out = _STATISTIC_KINDS if self.config.statistics == "reestimated" else ()
         return [spec for spec in layout.generated if spec not in large and spec.kind not in left_out]
+
+    def _small(self, layout: Layout, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        coded = [
+            encode_even(state_dict[spec.name].flatten(), self.config.small_bits, spec.kind == "running_var")
+            for spec in self.small_tensors(layout)
+        ]
+        return {
+            "small_F": torch.cat([codes_X for codes_X, _ in coded]) if coded else torch.zeros(0, dtype=torch.int64),
+            "ends_T2": torch.stack([ends_2 for _, ends_2 in coded]) if coded else torch.zeros(0, 2),
+        }
 
     def _vectors(
         self, layout: Layout, state_dict: Mapping[str, Tensor]

@@ -33,9 +33,13 @@ class FiniteScalarConfig:
     values_per_token: int = 2
 
     def __post_init__(self) -> None:
-        if self.num_levels < 2 or self.values_per_token < 1 or self.num_levels**self.values_per_token > 1 << 24:
+        if (
+            not 2 <= self.num_levels <= 4096
+            or self.values_per_token < 1
+            or self.num_levels**self.values_per_token > 1 << 24
+        ):
             raise ValueError(
-                f"num_levels={self.num_levels}, values_per_token={self.values_per_token}: give at least 2 levels, "
+                f"num_levels={self.num_levels}, values_per_token={self.values_per_token}: give 2 to 4096 levels, "
                 "and tokens of at most 2**24 codes"
             )
 
@@ -126,10 +130,20 @@ def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:
     # Cell i ends where h * (tanh(z / g) + 1) = i + 1/2.
     inner = torch.arange(1, num_levels, dtype=torch.float64) * 2 - num_levels
     edges_GE = gains_G.unsqueeze(1) * torch.atanh(inner / (num_levels - 1))
-    below_GE = torch.nn.functional.pad(torch.special.ndtr(edges_GE), (1, 0))
-    probability_GV = torch.nn.functional.pad(below_GE, (0, 1), value=1.0).diff(dim=1)
+    ends_GE = torch.nn.functional.pad(edges_GE, (1, 0), value=-math.inf)
+    ends_GE = torch.nn.functional.pad(ends_GE, (0, 1), value=math.inf)
+    from_GV, to_GV = ends_GE[:, :-1], ends_GE[:, 1:]
+    # In the upper half both terms are near 1: there the mirrored cell is measured.
+    is_upper_GV = from_GV > 0
+    low_GV, high_GV = torch.where(is_upper_GV, -to_GV, from_GV), torch.where(is_upper_GV, -from_GV, to_GV)
+    probability_GV = _below(high_GV) - _below(low_GV)
     density_GE = torch.exp(-0.5 * edges_GE.square()) / math.sqrt(2 * math.pi)
     moment_GV = -torch.nn.functional.pad(density_GE, (1, 1)).diff(dim=1)
     means_GV = moment_GV / probability_GV.clamp(min=1e-300)
     best = int((moment_GV * means_GV).sum(dim=1).argmax())
     return float(gains_G[best]), means_GV[best]
+
+
+def _below(value: Tensor) -> Tensor:
+    """The normal distribution function, accurate far below 0 too, where `torch.special.ndtr` gives 0."""
+    return 0.5 * torch.special.erfc(-value / math.sqrt(2))

@@ -95,6 +95,11 @@ class TrellisQuantiser(Quantiser):
         """V."""
         return 1 << (self.config.bits * self.config.values_per_token)
 
+    @property
+    def num_codebook_values(self) -> int:
+        """2^S; none would have to be stored as long as the table is the Gaussian one."""
+        return self.table_Q.numel()
+
     @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Tokens int64 `(N, L)` of the best tail-biting path, as QTIP finds it (section 3.2, algorithm 4).
@@ -125,7 +130,9 @@ class TrellisQuantiser(Quantiser):
     def initialise(
         self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
     ) -> None:
-        """Moves the table to the centroids, `num_iterations` times; the Gaussian one is a good start."""
+        """The Gaussian table with the data's mean and deviation, moved `num_iterations` times to the centroids."""
+        value_X = vectors_NK.float().flatten() if mask_NK is None else vectors_NK.float()[mask_NK > 0]
+        self.table_Q.copy_(gaussian_table(self.config).to(value_X.device) * value_X.std() + value_X.mean())
         for _ in range(num_iterations):
             self.collect(vectors_NK, self.encode(vectors_NK, mask_NK), mask_NK)
             # A state seen less than once keeps part of where it was.

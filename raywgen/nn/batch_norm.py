@@ -1,0 +1,106 @@
+"""Running statistics of batch normalisation for weights that have changed, from unlabelled inputs.
+
+Weights that come back from a code give other activations, while running means and variances still describe the old
+ones. Shifting them by how much the activations moved costs nothing where they are stored anyway, and is the largest
+lever at few bits.
+
+Shape legend: D channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_Moments = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def reestimate_statistics(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Statistics of the module's activations on `x` alone, as `state_dict` entries; the module is left as it is.
+
+    Every layer's are taken after those of the layers before it have changed.
+
+    Args:
+        module: With the weights whose statistics are asked for.
+        x: One batch of inputs, the larger the better.
+    """
+    return _replaced(module, x, lambda name, layer, moments: moments)
+
+
+@torch.no_grad()
+def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The original's statistics, moved by what `module`'s other weights do to the activations on `x`.
+
+        mean = mean_0 + (m - m_0),    variance = variance_0 * v / v_0
+
+    with m, v of `module` and m_0, v_0 of `original`, both on `x`. Where the weights are equal nothing moves, however few
+    inputs there are and from wherever they come, which is not so for `reestimate_statistics`.
+
+    Args:
+        module: With the changed weights.
+        original: Of the same architecture, with its own weights and statistics.
+        x: One batch of inputs.
+    """
+    before: dict[str, _Moments] = {}
+    own = {name: (mean_D.clone(), variance_D.clone()) for name, mean_D, variance_D in _statistics(original)}
+
+    def keep(name: str, layer: nn.Module, moments: _Moments) -> _Moments:
+        before[name] = moments
+        return own[name]
+
+    def move(name: str, layer: nn.Module, moments: _Moments) -> _Moments:
+        (mean_D, variance_D), (old_mean_D, old_variance_D) = own[name], before[name]
+        ratio_D = moments[1] / old_variance_D.clamp(min=1e-12)
+        # A channel that is constant on these inputs says nothing of its variance.
+        ratio_D = torch.where(old_variance_D > 1e-12, ratio_D, torch.ones_like(ratio_D))
+        return mean_D + moments[0] - old_mean_D, variance_D * ratio_D
+
+    _replaced(original, x, keep)
+    return _replaced(module, x, move)
+
+
+def _replaced(
+    module: nn.Module, x: Tensor, choose: Callable[[str, nn.Module, _Moments], _Moments]
+) -> dict[str, Tensor]:
+    """Statistics after a pass in which each layer's are replaced just before it runs."""
+    module = copy.deepcopy(module).eval()
+    for name, layer in _layers(module).items():
+        layer.register_forward_pre_hook(partial(_replace, partial(choose, name)))
+    module(x)
+    return {
+        f"{name}.{key}": value
+        for name, mean_D, variance_D in _statistics(module)
+        for key, value in (("running_mean", mean_D), ("running_var", variance_D))
+    }
+
+
+def _replace(choose: Callable[[nn.Module, _Moments], _Moments], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    assert isinstance(layer, _BatchNorm)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    variance_D, mean_D = torch.var_mean(inputs[0].transpose(0, 1).flatten(1), dim=1)
+    mean_D, variance_D = choose(layer, (mean_D, variance_D))
+    layer.running_mean.copy_(mean_D)
+    layer.running_var.copy_(variance_D)
+
+
+def _layers(module: nn.Module) -> Mapping[str, _BatchNorm]:
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    }
+
+
+def _statistics(module: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+    return [
+        (name, layer.running_mean, layer.running_var)
+        for name, layer in _layers(module).items()
+        if layer.running_mean is not None and layer.running_var is not None
+    ]

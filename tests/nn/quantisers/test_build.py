@@ -1,0 +1,164 @@
+"""What holds for every quantiser: one call signature, tokens of known range, padding without a say, equal workers.
+
+Shape legend: N vectors, K values, L tokens, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raywgen.config import load_config
+from raywgen.nn.quantisers import (
+    QUANTISERS,
+    FiniteScalarConfig,
+    GumbelConfig,
+    Quantiser,
+    QuantiserConfig,
+    ResidualConfig,
+    TrellisConfig,
+    build_quantiser,
+)
+from raywgen.weights import KeyedNoise
+
+K = 8
+KINDS = sorted(QUANTISERS)
+
+
+def built(kind: str, beam: int = 3) -> Quantiser:
+    torch.manual_seed(0)
+    config = QuantiserConfig(
+        kind=kind,
+        residual=ResidualConfig(num_levels=2, num_codes=8, decay=0.8, beam=beam, revive_below=0.3),
+        gumbel=GumbelConfig(num_tokens=2, num_codes=8),
+        finite_scalar=FiniteScalarConfig(num_levels=5),
+        trellis=TrellisConfig(bits=2, state_bits=5, decay=0.8),
+    )
+    quantiser = build_quantiser(config, K)
+    quantiser.initialise(vectors(), 3, torch.Generator().manual_seed(0))
+    return quantiser
+
+
+def vectors(num: int = 120, seed: int = 0) -> Tensor:
+    return torch.randn(num, K, generator=torch.Generator().manual_seed(seed))
+
+
+def half_padded(num: int) -> Tensor:
+    mask_NK = torch.ones(num, K)
+    mask_NK[num // 2 :, K // 2 :] = 0.0
+    return mask_NK
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_tokens_and_come_back_better_than_nothing(kind: str) -> None:
+    quantiser, vectors_NK = built(kind), vectors(seed=1)
+    codes_NL = quantiser.encode(vectors_NK)
+    assert codes_NL.dtype == torch.int64
+    assert codes_NL.shape == (120, quantiser.num_tokens)
+    assert 0 <= int(codes_NL.min()) <= int(codes_NL.max()) < quantiser.num_codes
+    assert quantiser.bits_per_vector == pytest.approx(quantiser.num_tokens * math.log2(quantiser.num_codes))
+    decoded_NK = quantiser.decode(codes_NL).detach()
+    assert decoded_NK.dtype == torch.float32
+    assert float((decoded_NK - vectors_NK).square().mean()) < 0.8 * float(vectors_NK.square().mean())
+    assert torch.equal(quantiser.decode(codes_NL.view(4, 30, -1)).flatten(0, 1), decoded_NK)
+    assert quantiser.num_codebook_values > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 1000), num=st.integers(1, 9))
+@settings(max_examples=10, deadline=None)
+def test_a_vector_s_code_does_not_depend_on_its_neighbours(kind: str, seed: int, num: int) -> None:
+    quantiser, vectors_NK = built(kind), vectors(num, seed)
+    one_by_one = torch.cat([quantiser.encode(vectors_NK[i : i + 1]) for i in range(num)])
+    # Sums in another order may turn a tie between two codes: then both are equally good.
+    errors = [
+        (quantiser.decode(codes) - vectors_NK).square().sum(1) for codes in (one_by_one, quantiser.encode(vectors_NK))
+    ]
+    torch.testing.assert_close(errors[0], errors[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_has_no_say_in_codes_losses_and_statistics(kind: str) -> None:
+    mask_NK = half_padded(40)
+    clean_NK = vectors(40) * mask_NK
+    garbage_NK = torch.where(mask_NK > 0, clean_NK, torch.tensor(77.0))
+    states = []
+    for vectors_NK in (clean_NK, garbage_NK):
+        quantiser = built(kind).train()
+        out = quantiser(vectors_NK, mask_NK, KeyedNoise(0, torch.arange(40)).gumbel)
+        quantiser.update(lambda tensor: tensor)
+        states.append({**quantiser.state_dict(), "codes": quantiser.encode(vectors_NK, mask_NK), "loss": out.loss})
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_spends_no_accuracy(kind: str) -> None:
+    quantiser, mask_NK = built(kind), half_padded(40)
+    vectors_NK = torch.where(mask_NK > 0, vectors(40), torch.tensor(3.0))
+    decoded_NK = [quantiser.decode(quantiser.encode(vectors_NK, told)) for told in (mask_NK, None)]
+    errors = [float(((decoded.detach() - vectors_NK).square() * mask_NK).sum()) for decoded in decoded_NK]
+    assert errors[0] <= errors[1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gumbel"])
+def test_gradients_pass_straight_through(kind: str) -> None:
+    quantiser, vectors_NK = built(kind).eval(), vectors(10).requires_grad_()
+    out = quantiser(vectors_NK)
+    torch.testing.assert_close(out.vectors_NK, quantiser.decode(out.codes_NL))
+    out.vectors_NK.backward(torch.full((10, K), 3.0))
+    assert vectors_NK.grad is not None
+    assert torch.equal(vectors_NK.grad, torch.full((10, K), 3.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_calls_initialise_equally_and_state_is_float32(kind: str) -> None:
+    first, second = built(kind).state_dict(), built(kind).state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        assert tensor.dtype in (torch.float32, torch.int64), name
+
+
+def _worker(rank: int, folder: str, kind: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def all_reduce(tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    quantiser = built(kind).train()
+    for step in range(6):
+        # Vectors move away from where codes lie, so that some die and are revived.
+        part_NK = 0.3 * vectors(64, seed=10 + step)[rank::2] + step
+        quantiser(part_NK)
+        quantiser.update(all_reduce)
+    torch.save(quantiser.state_dict(), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["residual", "trellis"])
+def test_two_real_processes_hold_bit_equal_state(tmp_path: Path, kind: str) -> None:
+    mp.spawn(_worker, args=(str(tmp_path), kind), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    start = built(kind).state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        assert not torch.equal(tensor, start[name]), name
+
+
+def test_a_config_names_its_kind_or_says_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "quantiser.yaml"
+    path.write_text("kind: trellis\ntrellis: {bits: 2, state_bits: 6}\n")
+    quantiser = build_quantiser(load_config(QuantiserConfig, path), 16)
+    assert quantiser.bits_per_vector == 32
+    with pytest.raises(ValueError, match="residual, gumbel, finite_scalar, trellis"):
+        QuantiserConfig(kind="vq")
