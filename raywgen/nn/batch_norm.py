@@ -37,10 +37,11 @@ def reestimate_statistics(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The original's statistics, moved by what `module`'s other weights do to the activations on `x`.
 
-        mean = mean_0 + (m - m_0),    variance = variance_0 * v / v_0
+        mean = m + (mean_0 - m_0) * sqrt(v / v_0),    variance = variance_0 * v / v_0
 
-    with m, v of `module` and m_0, v_0 of `original`, both on `x`. Where the weights are equal nothing moves, however few
-    inputs there are and from wherever they come, which is not so for `reestimate_statistics`.
+    with m, v of `module` and m_0, v_0 of `original`, both on `x`. Where the weights are equal nothing moves, however
+    few inputs there are and wherever they come from, which is not so for `reestimate_statistics`; a scale and shift of
+    a channel is undone exactly.
 
     Args:
         module: With the changed weights.
@@ -59,7 +60,7 @@ def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[
         ratio_D = moments[1] / old_variance_D.clamp(min=1e-12)
         # A channel that is constant on these inputs says nothing of its variance.
         ratio_D = torch.where(old_variance_D > 1e-12, ratio_D, torch.ones_like(ratio_D))
-        return mean_D + moments[0] - old_mean_D, variance_D * ratio_D
+        return moments[0] + (mean_D - old_mean_D) * ratio_D.sqrt(), variance_D * ratio_D
 
     _replaced(original, x, keep)
     return _replaced(module, x, move)

@@ -143,9 +143,14 @@ class NetworkCodec:
             **self._small(layout, state_dict),
         )
 
-    def with_statistics(self, coded: CodedNetwork, statistics: Mapping[str, Tensor]) -> CodedNetwork:
-        """The same code with other running statistics, such as `raywgen.nn.batch_norm.match_statistics` gives."""
-        return replace(coded, **self._small(coded.layout, {**self.decode(coded), **statistics}))
+    def with_statistics(self, coded: CodedNetwork, state_dict: Mapping[str, Tensor]) -> CodedNetwork:
+        """The same tokens of large tensors beside new codes of the small ones.
+
+        Args:
+            coded: A network's code.
+            state_dict: The network with other running statistics, as `raywgen.nn.batch_norm.match_statistics` gives.
+        """
+        return replace(coded, **self._small(coded.layout, state_dict))
 
     @torch.no_grad()
     def decode(self, coded: CodedNetwork) -> StateDict:
@@ -190,7 +195,9 @@ class NetworkCodec:
         ]
         return {
             "small_F": torch.cat([codes_X for codes_X, _ in coded]) if coded else torch.zeros(0, dtype=torch.int64),
-            "ends_T2": torch.stack([ends_2 for _, ends_2 in coded]) if coded else torch.zeros(0, 2),
+            "ends_T2": torch.stack([ends_2 for _, ends_2 in coded])
+            if coded
+            else torch.zeros(0, 2, dtype=torch.bfloat16),
         }
 
     def _vectors(

@@ -90,7 +90,7 @@ def test_initialised_it_is_vector_quantisation_of_the_parts() -> None:
     gumbel.initialise(vectors_NK, 8, torch.Generator().manual_seed(0))
     nearest = nearest_code(vectors_NK.view(-1, 4), gumbel.codebook_VJ.detach()).view(-1, 2)
     assert torch.equal(gumbel.encode(vectors_NK), nearest)
-    q_NLV = gumbel.logits_of(vectors_NK.view(-1, 2, 4)).softmax(-1)
+    q_NLV = gumbel.logits_of(vectors_NK.view(-1, 2, 4)).softmax(-1).detach()
     assert float(q_NLV.sum(-1).mean()) == pytest.approx(1.0, abs=1e-5)
     assert 0.3 < float(q_NLV.amax(-1).mean()) < 0.999  # A posterior, neither certain nor flat.
 

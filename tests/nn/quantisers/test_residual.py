@@ -189,3 +189,66 @@ def test_two_real_processes_hold_bit_equal_codebooks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["codebooks_LVK", "counts_LV", "sums_LVK"])
 def test_statistics_stay_float32(name: str) -> None:
     assert getattr(quantiser(), name).dtype == torch.float32
+
+
+def random_codebooks(num_levels: int, num_codes: int, **options: float) -> ResidualQuantiser:
+    rvq = ResidualQuantiser(num_levels, num_codes, WIDTH, **options)  # pyright: ignore[reportArgumentType]
+    rvq.codebooks_LVK.copy_(torch.randn(rvq.codebooks_LVK.shape, generator=torch.Generator().manual_seed(7)))
+    return rvq
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_full_beam_finds_the_best_codes_by_exhaustive_search(is_masked: bool) -> None:
+    # With as many paths as there are codes of all levels but the last, no partial sum is dropped.
+    rvq, vectors_NK = random_codebooks(3, 4, beam=16), vectors(50)
+    mask_NK = torch.ones_like(vectors_NK)
+    mask_NK[::2, 1:3] = 1.0 - float(is_masked)
+    every_CL = torch.tensor(list(itertools.product(range(4), repeat=3)))
+    errors_NC = ((rvq.decode(every_CL) - vectors_NK.unsqueeze(1)).square() * mask_NK.unsqueeze(1)).sum(2)
+    codes_NL = rvq.encode(vectors_NK, mask_NK if is_masked else None)
+    found_N = ((rvq.decode(codes_NL) - vectors_NK).square() * mask_NK).sum(1)
+    torch.testing.assert_close(found_N, errors_NC.min(dim=1).values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wider_beam_lowers_the_error() -> None:
+    errors = []
+    for beam in (1, 2, 8):
+        rvq = random_codebooks(4, 8, beam=beam)
+        errors.append(error(rvq, vectors()))
+    assert errors[2] < errors[1] < errors[0]
+
+
+def test_a_dead_code_is_revived_on_a_vector_of_the_batch() -> None:
+    rvq = ResidualQuantiser(1, NUM_CODES, WIDTH, decay=0.5, revive_below=0.2)
+    rvq.initialise(vectors(), 8, torch.Generator().manual_seed(0))
+    rvq.codebooks_LVK[0, 3] = 1e3
+    rvq.counts_LV[0, 3], rvq.sums_LVK[0, 3] = 0.1, 100.0
+    vectors_NK = vectors(64, seed=2)
+    rvq.collect(vectors_NK, rvq.encode(vectors_NK))
+    rvq.update(whole)
+    assert any(torch.equal(rvq.codebooks_LVK[0, 3], vector_K) for vector_K in vectors_NK)
+    assert float(rvq.counts_LV[0, 3]) == 1.0
+
+
+def test_without_revival_a_dead_code_stays_dead() -> None:
+    rvq = ResidualQuantiser(1, NUM_CODES, WIDTH, decay=0.5)
+    rvq.initialise(vectors(), 8, torch.Generator().manual_seed(0))
+    rvq.codebooks_LVK[0, 3] = 1e3
+    rvq.counts_LV[0, 3], rvq.sums_LVK[0, 3] = 0.1, 100.0
+    for _ in range(3):
+        rvq.collect(vectors(64), rvq.encode(vectors(64)))
+        rvq.update(whole)
+    assert float(rvq.codebooks_LVK[0, 3].min()) == pytest.approx(1e3)
+
+
+def test_revival_puts_more_codes_to_use() -> None:
+    used = []
+    for revive_below in (0.0, 0.2):
+        rvq = ResidualQuantiser(1, 32, WIDTH, decay=0.8, revive_below=revive_below)
+        rvq.initialise(vectors(), 5, torch.Generator().manual_seed(0))
+        for step in range(30):
+            moved_NK = torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(step)) + 6.0
+            rvq.collect(moved_NK, rvq.encode(moved_NK))
+            rvq.update(whole)
+        used.append(len(rvq.encode(moved_NK).unique()))
+    assert used[1] > 2 * used[0]
