@@ -1,1 +1,1 @@
-"""Modules that generators share: transformer, quantiser, condition encoders."""
+"""Modules that generators share: transformer, quantisers, batch statistics, condition encoders."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5), nn.BatchNorm1d(5)
@@ -25,7 +25,7 @@ def inputs(num: int = 40) -> Tensor:
     return torch.randn(num, 2, 6, 6, generator=torch.Generator().manual_seed(num))
 
 
-def changed(module: nn.Module) -> nn.Module:
+def changed(module: nn.Sequential) -> nn.Sequential:
     other = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -68,8 +68,8 @@ def test_matched_statistics_undo_a_scale_and_shift_of_the_activations() -> None:
     module = network()
     other = copy.deepcopy(module)
     with torch.no_grad():
-        other[0].weight.mul_(3.0)
-        other[0].bias.add_(2.0)
+        other.get_parameter("0.weight").mul_(3.0)
+        other.get_parameter("0.bias").add_(2.0)
     assert not torch.allclose(other(inputs()), module(inputs()), atol=1e-2)
     other.load_state_dict({**other.state_dict(), **match_statistics(other, module, inputs(7))})
     torch.testing.assert_close(other(inputs()), module(inputs()), rtol=1e-3, atol=1e-3)

@@ -34,15 +34,15 @@ class TrellisConfig:
 
     Attributes:
         bits: k, bits of a value.
-        state_bits: S; a step of 2 halves what is left to the rate-distortion bound by about a fifth and costs four
-            times the encoding time.
+        state_bits: S. On a Gaussian at 2 bits 8, 10 and 12 leave 0.93, 0.70 and 0.53 dB to the rate-distortion bound,
+            and encoding takes two to four times as long with every step; at 4 bits 10 leaves 1.0 dB and 12 no less.
         values_per_token: Values whose bits make one token of `bits * values_per_token` bits.
         seed: Of the table's order.
         decay: Weight of the past when `update` moves the table.
     """
 
     bits: int = 4
-    state_bits: int = 12
+    state_bits: int = 10
     values_per_token: int = 2
     seed: int = 0
     decay: float = 0.98

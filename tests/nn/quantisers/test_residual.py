@@ -250,5 +250,6 @@ def test_revival_puts_more_codes_to_use() -> None:
             moved_NK = torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(step)) + 6.0
             rvq.collect(moved_NK, rvq.encode(moved_NK))
             rvq.update(whole)
-        used.append(len(rvq.encode(moved_NK).unique()))
+        last_NK = torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(99)) + 6.0
+        used.append(len(rvq.encode(last_NK).unique()))
     assert used[1] > 2 * used[0]

@@ -181,7 +181,7 @@ def test_update_is_the_moving_average_by_hand() -> None:
         ({"state_bits": 30}, 8, "state_bits <= 20"),
         ({"values_per_token": 9}, 9, "24 bits"),
         ({"values_per_token": 3}, 8, "multiple"),
-        ({"bits": 1, "state_bits": 12}, 8, "at least"),
+        ({"bits": 1, "state_bits": 12, "values_per_token": 1}, 8, "at least"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(change: dict[str, int], width: int, word: str) -> None:
