@@ -5,6 +5,11 @@ cut into the quantiser's vectors, rotated so that heavy tails become Gaussian, a
 BatchNorm, first and last layers of small networks) go on an even grid of more bits. Everything but the layout is in
 the code, and everything in the code is counted.
 
+Measured on a pretrained ResNet-44 at 2 bits and 2^8 states: rotation gains 0.6 dB of signal to noise over the large
+tensors, a scale a filter 0.3 dB at 0.02 bits. At 4.07 bits per value, all counted, accuracy falls by 1.1 points on
+2,000 test images with the original's running statistics; with those that `raywgen.nn.batch_norm.match_statistics` takes
+from 500 unlabelled images it falls by 0.35 on these and by 0.25 on 10,000.
+
 Shape legend: N vectors, K values of a vector, L tokens of a vector, X values of a stream, G scales, F values of all
 small tensors, T small tensors, O outliers.
 """
