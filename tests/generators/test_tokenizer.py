@@ -5,12 +5,28 @@ Shape legend: B networks, M chunks, K values of a chunk, L levels, D values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from raywgen.generators.igpg.tokenizer import commitment_loss, masked_reconstruction_loss
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg.tokenizer import additive_quantiser, masked_reconstruction_loss
+from raywgen.nn.quantisers import ResidualQuantiser
+from raywgen.training.engine import LocalEngine
 from raywgen.weights.chunks import chunk_mask
-from tests.builders import SMALL, igpg, layout_of, noise_for, references, same, tokenizer_stage, values_of, weight_batch
+from tests.builders import (
+    DATA,
+    SMALL,
+    igpg,
+    layout_of,
+    noise_for,
+    references,
+    same,
+    tokenizer_stage,
+    values_of,
+    weight_batch,
+)
 
 
 def test_masked_reconstruction_by_hand_with_padding() -> None:
@@ -32,26 +48,16 @@ def test_what_is_decoded_into_padding_changes_nothing() -> None:
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_commitment_by_hand_pulls_the_latents_alone() -> None:
-    latents_BMK = torch.tensor([[[1.0, 2.0]]], requires_grad=True)
-    quantised_BMK = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
-    loss = commitment_loss(latents_BMK, quantised_BMK)
-    assert float(loss.detach()) == pytest.approx((1 + 4) / 2)
-    loss.backward()
-    assert latents_BMK.grad is not None
-    assert latents_BMK.grad.tolist() == [[[1.0, -2.0]]]
-    assert quantised_BMK.grad is None
-
-
 def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
     tokenizer = igpg().tokenizer
     layout = layout_of()
     chunks_BMK = tokenizer.chunks(values_of()[:4], references()[layout.id][1])
     places_MG = tokenizer.places(layout)
     assert torch.equal(tokenizer.latents(chunks_BMK, places_MG), chunks_BMK)
-    codes_BML = tokenizer.encode(chunks_BMK, places_MG)
+    codes_BML = tokenizer.encode(chunks_BMK, places_MG, tokenizer.mask(layout))
     assert codes_BML.shape == (4, 5, 2)
-    assert torch.equal(codes_BML.flatten(0, 1), tokenizer.quantiser.encode(chunks_BMK.flatten(0, 1)))
+    mask_NK = tokenizer.mask(layout).repeat(4, 1)
+    assert torch.equal(codes_BML.flatten(0, 1), tokenizer.quantiser.encode(chunks_BMK.flatten(0, 1), mask_NK))
     assert torch.equal(tokenizer.decode(codes_BML, places_MG), tokenizer.quantiser.decode(codes_BML))
 
 
@@ -78,8 +84,9 @@ def test_stage_loss_is_reconstruction_plus_weighted_commitment() -> None:
     reconstruction = (normalised_BD - decoded_BD).square().mean()
     chunks_BMK, places_MG = tokenizer.chunks(batch.values_BD, generator.reference(layout)), tokenizer.places(layout)
     latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
-    quantised_BMK = tokenizer.quantiser.decode(tokenizer.encode(chunks_BMK, places_MG))
-    commitment = (latents_BMK - quantised_BMK).square().mean()
+    quantised_BMK = tokenizer.quantiser.decode(generator.tokens(batch.values_BD, layout))
+    mask_MK = chunk_mask(layout, 8)
+    commitment = ((latents_BMK - quantised_BMK).square() * mask_MK).sum() / (mask_MK.sum() * 8)
     expected = reconstruction + stage.config.commitment * commitment
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
     assert float(result.metrics["snr_db"]) == pytest.approx(
@@ -99,16 +106,79 @@ def test_encoder_gets_the_decoders_gradient_straight_through() -> None:
     assert float(final.bias.grad.abs().sum()) > 0
 
 
+def counts(generator: IGPG) -> float:
+    assert isinstance(generator.tokenizer.quantiser, ResidualQuantiser)
+    return float(generator.tokenizer.quantiser.new_counts_LV.sum())
+
+
 def test_codebooks_move_in_training_and_stay_in_evaluation() -> None:
     generator = igpg()
     stage = tokenizer_stage(generator)
     before = generator.tokenizer.quantiser.codebooks_LVK.clone()
     stage.eval()(weight_batch(), noise_for(8))
-    assert float(generator.tokenizer.quantiser.new_counts_LV.sum()) == 0
+    assert counts(generator) == 0
     stage.train()(weight_batch(), noise_for(8))
-    assert float(generator.tokenizer.quantiser.new_counts_LV.sum()) == 2 * 8 * 5
+    assert counts(generator) == 2 * 8 * 5
     stage.after_step(same)
     assert not torch.equal(generator.tokenizer.quantiser.codebooks_LVK, before)
+
+
+KINDS = {
+    "residual": {"num_levels": 3, "num_codes": 16, "beam": 4, "revive_below": 0.05},
+    "gumbel": {"num_levels": 4, "num_codes": 32},
+    "finite_scalar": {"num_levels": 4, "num_codes": 64},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantisers_code_vectors_add_up_to_what_it_decodes(kind: str) -> None:
+    config = TokenizerConfig(chunk_length=8, quantiser=kind, **KINDS[kind])
+    quantiser = additive_quantiser(config)
+    quantiser.initialise(torch.randn(500, 8), 5, torch.Generator().manual_seed(0))
+    codes_NL = quantiser.encode(torch.randn(20, 8))
+    assert codes_NL.shape == (20, config.num_levels)
+    assert quantiser.codebooks_LVK.shape == (config.num_levels, config.num_codes, 8)
+    chosen = quantiser.codebooks_LVK[torch.arange(config.num_levels), codes_NL].sum(dim=1)
+    torch.testing.assert_close(chosen, quantiser.decode(codes_NL))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
+    tokenizer = TokenizerConfig(chunk_length=8, quantiser=kind, width=16, num_steps=30, **KINDS[kind])
+    config = IGPGConfig(tokenizer=tokenizer, prior=PriorConfig(width=16, num_layers=1, num_heads=2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = IGPG(config, references(), DATA)
+    stage = tokenizer_stage(generator)
+    stage.begin([weight_batch(SMALL, 16)], 0)
+    engine, batch = LocalEngine(stage), weight_batch(SMALL, 16)
+    before = float(engine.evaluate(batch, noise_for(16))["reconstruction"])
+    for step in range(30):
+        engine.train_step(batch, noise_for(16, seed=step), 3e-3)
+    after = float(engine.evaluate(batch, noise_for(16))["reconstruction"])
+    # Straight through, a step may overshoot; none of them may fall apart.
+    assert after < before * 1.2
+    assert after < 0.5
+    prior = LocalEngine(generator.stages()[1])
+    assert bool(prior.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
+    functional = LocalEngine(generator.stages()[2])
+    assert bool(functional.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
+    written = generator.generate(batch.condition, batch.layout, noise_for(16))
+    assert bool(written.values_BD.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quantiser": "trellis"}, "residual, gumbel, finite_scalar"),
+        ({"quantiser": "gumbel", "num_levels": 3}, "must divide chunk_length=16"),
+        ({"quantiser": "finite_scalar", "num_codes": 200}, "such as 196"),
+        ({"beam": 0}, "beam=0"),
+    ],
+)
+def test_sizes_that_make_no_tokeniser_are_named(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TokenizerConfig(**settings)
 
 
 def test_begin_depends_on_its_seed_alone() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from raywgen.generators.interface import StageConfig
 from raywgen.nn.text_encoders import check_text_encoder
 
+QUANTISERS = ("residual", "gumbel", "finite_scalar")
+
 
 @dataclass(kw_only=True)
 class TokenizerConfig(StageConfig):
@@ -14,27 +16,56 @@ class TokenizerConfig(StageConfig):
 
     Attributes:
         chunk_length: K, values of a chunk, one position of the prior.
-        num_levels: L, residual tokens of a chunk.
-        num_codes: V, codes of a level; bits per value = L * log2(V) / K.
+        quantiser: `residual` (each token codes what those before it left over; one level is plain vector
+            quantisation), `gumbel` (the paper's; each token codes its part of a chunk) or `finite_scalar` (likewise,
+            without codebooks).
+        num_levels: L, tokens of a chunk.
+        num_codes: V, codes of a token; bits per value = L * log2(V) / K.
         width: Hidden width of encoder and decoder.
         commitment: Weight of the commitment loss (gamma of the paper's objective).
-        codebook_decay: Weight of the past in the codebooks' moving averages.
+        codebook_decay: Weight of the past in the codebooks' moving averages, of `residual`.
+        beam: Partial sums that encoding keeps, of `residual`; 1 is greedy.
+        revive_below: A code used less than this share of the mean is put on a vector of the batch, of `residual`.
     """
 
     num_steps: int = 150
     batch_size: int = 64
     learning_rate: float = 2e-3
     chunk_length: int = 16
+    quantiser: str = "residual"
     num_levels: int = 8
     num_codes: int = 256
     width: int = 128
     commitment: float = 0.25
     codebook_decay: float = 0.98
+    beam: int = 1
+    revive_below: float = 0.0
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         if self.chunk_length < 1 or self.num_levels < 1 or self.num_codes < 2:
             raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
+        if self.quantiser not in QUANTISERS:
+            raise ValueError(f"quantiser={self.quantiser}: give one of {', '.join(QUANTISERS)}")
+        if self.beam < 1 or not 0 <= self.revive_below < 1:
+            raise ValueError(f"beam={self.beam}, revive_below={self.revive_below}: give at least 1, and 0 to below 1")
+        if self.quantiser != "residual" and self.chunk_length % self.num_levels:
+            raise ValueError(f"num_levels={self.num_levels}: must divide chunk_length={self.chunk_length}")
+        if self.quantiser == "finite_scalar" and self.scalar_levels**self.values_per_token != self.num_codes:
+            raise ValueError(
+                f"num_codes={self.num_codes}: {self.values_per_token} values a token ask for a whole number to the "
+                f"power of {self.values_per_token}, such as {self.scalar_levels**self.values_per_token}"
+            )
+
+    @property
+    def values_per_token(self) -> int:
+        """Of a part of a chunk with a token of its own."""
+        return self.chunk_length // self.num_levels
+
+    @property
+    def scalar_levels(self) -> int:
+        """Levels of one value, of `finite_scalar`."""
+        return max(2, round(self.num_codes ** (1 / self.values_per_token)))
 
 
 @dataclass(kw_only=True)

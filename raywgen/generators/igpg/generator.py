@@ -101,11 +101,11 @@ class IGPG(Generator):
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Encodes to tokens and decodes again."""
         reference, places_MG = self.reference(layout), self.tokenizer.places(layout)
-        codes_BML = self.tokenizer.encode(self.tokenizer.chunks(values_BD, reference), places_MG)
+        codes_BML = self.tokens(values_BD, layout)
         return self.tokenizer.values(self.tokenizer.decode(codes_BML, places_MG), layout, reference)
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """The codes int64 `(B, M, L)` of given weights."""
         chunks_BMK = self.tokenizer.chunks(values_BD, self.reference(layout))
-        return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout))
+        return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout), self.tokenizer.mask(layout))

@@ -18,7 +18,10 @@ from raywgen.nn.sampling import guided, truncated
 class Codebooks(Protocol):
     """What the prior needs of a quantiser whose code vectors add up."""
 
-    codebooks_LVK: Tensor
+    @property
+    def codebooks_LVK(self) -> Tensor:
+        """Code vectors of every level."""
+        ...
 
     @property
     def num_levels(self) -> int:

@@ -84,12 +84,13 @@ def _seen_codes(
 ) -> tuple[Tensor, Tensor]:
     """Places and tokens `(B, W, L)` of what is seen of each network; only that is encoded."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
+    mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     B, M = chunks_BMK.shape[:2]
     if not 0 < window < M:
-        return places_MG, tokenizer.encode(chunks_BMK, places_MG)
+        return places_MG, tokenizer.encode(chunks_BMK, places_MG, mask_MK)
     index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
     seen_BWG = places_MG[index_BW]
-    return seen_BWG, tokenizer.encode(chunks_BMK[torch.arange(B).unsqueeze(1), index_BW], seen_BWG)
+    return seen_BWG, tokenizer.encode(chunks_BMK[torch.arange(B).unsqueeze(1), index_BW], seen_BWG, mask_MK[index_BW])
 
 
 class PriorStage(Stage):

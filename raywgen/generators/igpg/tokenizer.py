@@ -1,9 +1,9 @@
 """The VQ-VAE that turns chunks into tokens (IGPG, section 3, stage 1).
 
 The paper's tokeniser is a Gumbel-softmax VQ-VAE over images folded from chunks. Here encoder and decoder are
-residual perceptrons around the identity, told each chunk's place, and the quantiser is residual with moving
-average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token matter
-more than a large decoder, which memorises.
+residual perceptrons around the identity, told each chunk's place, and the quantiser is by default residual with
+moving average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token
+matter more than a large decoder, which memorises.
 
 Shape legend: B networks, M chunks, K values of a chunk, G place features, L levels.
 """
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.nn.quantisers import AllReduce, ResidualQuantiser
+from raywgen.nn.quantisers import (
+    AllReduce,
+    FiniteScalarConfig,
+    FiniteScalarQuantiser,
+    GumbelConfig,
+    GumbelQuantiser,
+    ResidualQuantiser,
+)
 from raywgen.weights import KeyedNoise, Layout, WeightBatch, WeightReference
 from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
 
@@ -30,17 +37,22 @@ class Tokenizer(nn.Module):
         self.config = config
         K = config.chunk_length
         self.encoder = PlacedCorrection(K, config.width)
-        self.quantiser = ResidualQuantiser(config.num_levels, config.num_codes, K, config.codebook_decay)
+        self.quantiser = additive_quantiser(config)
         self.decoder = PlacedCorrection(K, config.width)
 
     def latents(self, chunks_BMK: Tensor, places_MG: Tensor) -> Tensor:
         """Chunks before quantisation, `(B, M, K)`."""
         return chunks_BMK + self.encoder(chunks_BMK, places_MG)
 
-    def encode(self, chunks_BMK: Tensor, places_MG: Tensor) -> Tensor:
-        """Tokens int64 `(B, M, L)` of normalised chunks."""
+    def encode(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor) -> Tensor:
+        """Tokens int64 `(B, M, L)` of normalised chunks, whose padding (mask 0) has no say.
+
+        Places and mask may also differ from network to network, `(B, M, ...)`.
+        """
         latents_BMK = self.latents(chunks_BMK, places_MG)
-        return self.quantiser.encode(latents_BMK.flatten(0, 1)).unflatten(0, latents_BMK.shape[:2])
+        mask_BMK = mask_MK.expand_as(latents_BMK)
+        codes_NL = self.quantiser.encode(latents_BMK.flatten(0, 1), mask_BMK.flatten(0, 1))
+        return codes_NL.unflatten(0, latents_BMK.shape[:2])
 
     def decode_latents(self, latents_BMK: Tensor, places_MG: Tensor) -> Tensor:
         """Normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
@@ -58,23 +70,41 @@ class Tokenizer(nn.Module):
         """Normalised chunks to flat vectors `(B, D)`."""
         return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
+    def mask(self, layout: Layout) -> Tensor:
+        """Which values of its chunks are real, `(M, K)`."""
+        return chunk_mask(layout, self.config.chunk_length)
+
     def places(self, layout: Layout) -> Tensor:
         """What is known of each chunk's place, `(M, G)`."""
         return place_features(layout, self.config.chunk_length)
+
+
+def additive_quantiser(config: TokenizerConfig) -> ResidualQuantiser | GumbelQuantiser | FiniteScalarQuantiser:
+    """The quantiser of a config; in each of them the code vectors of a chunk's tokens add up to it."""
+    match config.quantiser:
+        case "gumbel":
+            gumbel = GumbelConfig(
+                num_tokens=config.num_levels, num_codes=config.num_codes, anneal_steps=max(1, config.num_steps)
+            )
+            return GumbelQuantiser(gumbel, config.chunk_length)
+        case "finite_scalar":
+            scalar = FiniteScalarConfig(num_levels=config.scalar_levels, values_per_token=config.values_per_token)
+            return FiniteScalarQuantiser(scalar, config.chunk_length)
+        case _:
+            return ResidualQuantiser(
+                config.num_levels,
+                config.num_codes,
+                config.chunk_length,
+                config.codebook_decay,
+                beam=config.beam,
+                revive_below=config.revive_below,
+            )
 
 
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
     """`||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ)."""
     error = (chunks_BMK - decoded_BMK).square() * mask_MK
     return error.sum() / (mask_MK.sum() * len(chunks_BMK))
-
-
-def commitment_loss(latents_BMK: Tensor, quantised_BMK: Tensor) -> Tensor:
-    """`||z - sg[z_q]||^2`, mean over values (IGPG, section 3, second term of L_VQ).
-
-    The third term, `||sg[z] - z_q||^2`, is what the codebooks' moving averages minimise.
-    """
-    return (latents_BMK - quantised_BMK.detach()).square().mean()
 
 
 class TokenizerStage(Stage):
@@ -94,36 +124,40 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """k-means on chunks of the first batches."""
+        """Fits the quantiser to chunks of the first batches, by k-means where it has codebooks."""
         tokenizer = self.tokenizer
-        vectors = [
-            tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout)).flatten(0, 1) for batch in batches
-        ]
+        vectors, masks = [], []
+        for batch in batches:
+            latents_BMK = tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout))
+            vectors.append(latents_BMK.flatten(0, 1))
+            masks.append(tokenizer.mask(batch.layout).repeat(len(latents_BMK), 1))
         generator = torch.Generator().manual_seed(seed)
-        tokenizer.quantiser.initialise(torch.cat(vectors), num_iterations=10, generator=generator)
+        tokenizer.quantiser.initialise(torch.cat(vectors), 10, generator, torch.cat(masks))
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Masked reconstruction plus weighted commitment, straight through the quantiser."""
+        """Masked reconstruction plus the quantiser's own loss, weighted; straight through the quantiser.
+
+        That is `||z - sg[z_q]||^2`, mean over real values, for codebooks of moving averages, which minimise the third
+        term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
+        """
         tokenizer = self.tokenizer
         places_MG = tokenizer.places(batch.layout)
-        mask_MK = chunk_mask(batch.layout, self.config.chunk_length)
+        mask_MK = tokenizer.mask(batch.layout)
         chunks_BMK = self._chunks(batch)
         latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
-        flat_NK = latents_BMK.flatten(0, 1)
-        codes_NL = tokenizer.quantiser.encode(flat_NK)
-        if self.training:
-            tokenizer.quantiser.collect(flat_NK, codes_NL)
-        quantised_BMK = tokenizer.quantiser.decode(codes_NL).view_as(latents_BMK)
-        straight_through = latents_BMK + (quantised_BMK - latents_BMK).detach()
-        decoded_BMK = tokenizer.decode_latents(straight_through, places_MG)
+        quantised = tokenizer.quantiser(
+            latents_BMK.flatten(0, 1),
+            mask_MK.repeat(len(chunks_BMK), 1),
+            lambda *shape: noise.gumbel(len(mask_MK), *shape).flatten(0, 1),
+        )
+        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
-        commitment = commitment_loss(latents_BMK, quantised_BMK)
         power = (chunks_BMK.square() * mask_MK).sum() / (mask_MK.sum() * len(chunks_BMK))
         return StageLoss(
-            loss=reconstruction + self.config.commitment * commitment,
+            loss=reconstruction + self.config.commitment * quantised.loss,
             metrics={
                 "reconstruction": reconstruction.detach(),
-                "commitment": commitment.detach(),
+                "commitment": quantised.loss.detach(),
                 "snr_db": 10 * torch.log10(power / reconstruction.detach()),
             },
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raywgen.nn.quantisers.base import Gumbel, Quantised, Quantiser
+from raywgen.nn.quantisers.gumbel import summands
 
 
 @dataclass(kw_only=True)
@@ -73,6 +74,17 @@ class FiniteScalarQuantiser(Quantiser):
     def num_codes(self) -> int:
         """V."""
         return self.config.num_levels**self.config.values_per_token
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return self.num_tokens
+
+    @property
+    def codebooks_LVK(self) -> Tensor:
+        """Each token's code vectors as summands of the whole vector: zero outside its own part."""
+        codes_V1 = torch.arange(self.num_codes, device=self.points_V.device).unsqueeze(1)
+        return summands(self.decode(codes_V1), self.num_tokens)
 
     @property
     def num_codebook_values(self) -> int:

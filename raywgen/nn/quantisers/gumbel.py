@@ -85,6 +85,16 @@ class GumbelQuantiser(Quantiser):
         return self.config.num_codes
 
     @property
+    def num_levels(self) -> int:
+        """L."""
+        return self.num_tokens
+
+    @property
+    def codebooks_LVK(self) -> Tensor:
+        """Each token's code vectors as summands of the whole vector: zero outside its own part."""
+        return summands(self.codebook_VJ, self.num_tokens)
+
+    @property
     def num_codebook_values(self) -> int:
         """Numbers that must be known to decode."""
         return self.codebook_VJ.numel()
@@ -141,6 +151,12 @@ class GumbelQuantiser(Quantiser):
 
     def _parts(self, vectors_NK: Tensor) -> Tensor:
         return vectors_NK.unflatten(-1, (self.config.num_tokens, -1))
+
+
+def summands(codebook_VJ: Tensor, num_parts: int) -> Tensor:
+    """One codebook for every part of a vector, `(L, V, L * J)`; the sum of chosen ones is the vector."""
+    own_LL11 = torch.eye(num_parts, device=codebook_VJ.device, dtype=codebook_VJ.dtype)[..., None, None]
+    return (own_LL11 * codebook_VJ).transpose(1, 2).flatten(2)
 
 
 def straight_through_sample(logits_NLV: Tensor, gumbel_NLV: Tensor, temperature: float) -> Tensor:
