@@ -24,6 +24,7 @@ BENCHMARKS = {
     "domains": "raywgen.benchmarks.domains",
     "whole-network": "raywgen.benchmarks.whole_network",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
+    "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "lohp-ablation": "raywgen.benchmarks.lohp_ablation",
     "lohp-horizon": "raywgen.benchmarks.lohp_horizon",
 }

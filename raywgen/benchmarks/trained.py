@@ -35,10 +35,15 @@ def trained_zoo(root: str, zoo: ZooConfig) -> Corpus:
         return train_zoo(zoo, folder, bar.update)
 
 
-def trained_generators(
+def trained_generators(root: str, corpus: Corpus, chosen: Chosen, **settings: int) -> dict[str, Generator]:
+    """What `trained_runs` trains, loaded."""
+    return {name: load(folder).generator for name, folder in trained_runs(root, corpus, chosen, **settings).items()}
+
+
+def trained_runs(
     root: str, corpus: Corpus, chosen: Chosen, *, shot: int, seed: int, num_workers: int, num_query_samples: int = 128
-) -> dict[str, Generator]:
-    """All of them on one corpus, told `shot` examples of each class."""
+) -> dict[str, str]:
+    """Run folders of all of them on one corpus, told `shot` examples of each class."""
     runs = {}
     for name, (method, generator) in chosen.items():
         told = {"method": method, "shot": shot, "num_query_samples": num_query_samples, "seed": seed}
@@ -53,7 +58,7 @@ def trained_generators(
         )
     with Reporter().step("train", ", ".join(runs)) as bar:
         launch(list(runs.values()), bar.training)
-    return {name: load(run.out).generator for name, run in runs.items()}
+    return {name: run.out for name, run in runs.items()}
 
 
 def mcdi_variants(config: McDiConfig, functional: FunctionalConfig) -> Chosen:

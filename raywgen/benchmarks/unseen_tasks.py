@@ -82,15 +82,17 @@ class UnseenTasks:
     @torch.no_grad()
     def best_of(self, stored_ND: Tensor) -> Tensor:
         """Of N networks the one with the lowest loss on each task's examples, int64 `(T,)`."""
-        losses = []
-        for first in range(0, len(stored_ND), _STACK):
-            state = self.layout.unflatten(stored_ND[first : first + _STACK])
-            of_tasks = [
-                balanced_cross_entropy(stacked_logits(self.module, state, x_SF), y_S)
-                for x_SF, y_S in zip(self.condition.samples_BSF, self.condition.labels_BS, strict=True)
-            ]
-            losses.append(torch.stack(of_tasks))
-        return torch.cat(losses, dim=1).argmin(dim=1)
+        return torch.stack([self.example_loss(index, stored_ND) for index in range(len(self.tasks))]).argmin(dim=1)
+
+    @torch.no_grad()
+    def example_loss(self, index: int, values_ND: Tensor) -> Tensor:
+        """Balanced loss `(N,)` of N networks on one task's examples."""
+        x_SF, y_S = self.condition.samples_BSF[index], self.condition.labels_BS[index]
+        losses = [
+            balanced_cross_entropy(stacked_logits(self.module, self.layout.unflatten(part_ND), x_SF), y_S)
+            for part_ND in values_ND.split(_STACK)
+        ]
+        return torch.cat(losses)
 
 
 def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTasks:

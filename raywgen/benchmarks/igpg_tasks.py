@@ -1,0 +1,203 @@
+"""IGPG for tasks held out whole: whole small networks, beside what needs no tokens, and what coherence is worth.
+
+Tasks are sets of five of MNIST's digits and, apart, domains of its images. All are told the same labelled examples,
+and choose among equally many candidates by their loss on these.
+
+Coherence, the paper's central claim: networks of the prior before any functional stage, decoded from their tokens,
+drawn chunk after chunk (`coherent`), chunk by chunk without sight of each other (`independent`), and chunk after chunk
+but told another task (`mismatched`), from a shared start and from starts of their own.
+
+Shape legend: T tasks, n candidates, D values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.trained import Chosen, trained_runs, trained_zoo
+from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
+from raywgen.config import load_config
+from raywgen.corpus import Corpus
+from raywgen.generation import load
+from raywgen.generators import StageConfig
+from raywgen.generators.direct import DirectConfig
+from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig
+from raywgen.generators.igpg.config import CHUNKS
+from raywgen.generators.mcdi.config import DenoiserConfig
+from raywgen.training.loop import STAGES
+from raywgen.training.session import ray_session
+from raywgen.weights import Condition, KeyedNoise
+from raywgen.zoo import ZooConfig
+
+_ZOOS = Path(__file__).parents[2] / "configs" / "zoo"
+KINDS = {"subsets": "mnist-subsets.yaml", "domains": "mnist-domains.yaml"}
+_OFF = StageConfig(num_steps=0)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is trained and compared.
+
+    Attributes:
+        data: Training images, in place of the recipes' MNIST.
+        test_data: Test images, likewise.
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        kinds: Of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`.
+        starts: Of the networks by which coherence is measured: `shared`, `own`.
+        zoo: Overrides of the zoo of subsets, such as `["num_seen_tasks=400"]`.
+        domains_zoo: Overrides of the zoo of domains.
+        igpg: The generator; part of its networks train with every chunk on its own, for `independent`.
+        steps: Of regression and hypernetwork.
+        shot: Labelled examples of each class that everyone is told.
+        best_of: Candidates per task.
+        temperature: Of the tokens.
+        num_workers: Ray Train workers; 0 trains in this process.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    data: str = ""
+    test_data: str = ""
+    seeds: int = 1
+    seed: int = 0
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    starts: list[str] = field(default_factory=lambda: ["shared", "own"])
+    zoo: list[str] = field(default_factory=list)
+    domains_zoo: list[str] = field(default_factory=list)
+    igpg: IGPGConfig = field(
+        default_factory=lambda: IGPGConfig(
+            prior=PriorConfig(independent_share=0.25),
+            functional=FunctionalConfig(num_steps=300, batch_size=16),
+        )
+    )
+    steps: int = 800
+    shot: int = 10
+    best_of: int = 4
+    temperature: float = 0.5
+    num_workers: int = 2
+    out: str = "runs/benchmarks/igpg-tasks"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if not set(self.kinds) <= set(KINDS) or not self.kinds:
+            raise ValueError(f"kinds={self.kinds}: give some of {', '.join(KINDS)}")
+        if not set(self.starts) <= {"shared", "own"}:
+            raise ValueError(f"starts={self.starts}: give some of shared, own")
+        if min(self.seeds, self.shot, self.best_of) < 1:
+            raise ValueError(f"seeds={self.seeds}, shot={self.shot}, best_of={self.best_of}: must be at least 1")
+        if self.starts and not 0 < self.igpg.prior.independent_share < 1:
+            raise ValueError("igpg.prior.independent_share: coherence is measured with a share between 0 and 1")
+
+    def generators(self) -> Chosen:
+        """The rows that are trained on networks from a shared start."""
+        stage = StageConfig(num_steps=self.steps, batch_size=32, weight_decay=0.0)
+        network = DenoiserConfig(num_steps=0)
+        return {
+            "igpg": ("igpg", self.igpg),
+            "regression": ("direct", DirectConfig(network=network, regression=stage, functional=_OFF)),
+            "hypernetwork": ("direct", DirectConfig(network=network, regression=_OFF, functional=stage)),
+        }
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains zoos and generators for every seed, then compares them on the unseen tasks."""
+    root = root_of(config.out, config.fresh)
+    rows = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        row: dict[str, float] = {}
+        for kind in config.kinds:
+            prefix = "unseen" if kind == "subsets" else "domain"
+            row |= {f"{prefix}_{name}": value for name, value in _ladder(config, root, kind, seed).items()}
+        for start in config.starts:
+            row |= {f"{start}_{name}": value for name, value in _coherence(config, root, start, seed).items()}
+        rows.append(row)
+    figures, spreads = over_seeds(rows)
+    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "each_seed": rows, "best_of": config.best_of}
+    return figures, told | {"shot": config.shot, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def zoo_of(config: Config, kind: str, start: str, seed: int) -> ZooConfig:
+    """The recipe of the zoo for one kind of tasks."""
+    given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
+    told = [f"{key}={value}" for key, value in given.items() if value]
+    own = config.zoo if kind == "subsets" else config.domains_zoo
+    return load_config(ZooConfig, _ZOOS / KINDS[kind], [*told, *own, f"start={start}", f"seed={seed}"])
+
+
+def _trained(config: Config, root: str, kind: str, start: str, seed: int, chosen: Chosen) -> tuple[Corpus, dict]:
+    with ray_session():
+        corpus = trained_zoo(root, zoo_of(config, kind, start, seed))
+        told = {"shot": config.shot, "seed": seed, "num_workers": config.num_workers}
+        return corpus, trained_runs(root, corpus, chosen, **told)
+
+
+def _ladder(config: Config, root: str, kind: str, seed: int) -> dict[str, float]:
+    """Accuracy of generated networks and of their rivals, in points."""
+    corpus, runs = _trained(config, root, kind, "shared", seed, config.generators())
+    unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
+    last = max(corpus.facts.column("step").to_pylist())
+    stored_ND = corpus.values(corpus.query(["split=train", f"step={last}"]))
+    igpg = _igpg(runs["igpg"])
+    told = {
+        "generated": igpg,
+        "token_prior": _igpg(f"{runs['igpg']}/{STAGES}/prior"),
+        "regression": load(runs["regression"]).generator,
+        "hypernetwork": load(runs["hypernetwork"]).generator,
+    }
+    figures = {"original": unseen.points(unseen.originals_TD)}
+    figures["reconstructed"] = unseen.points(igpg.reconstruct(unseen.originals_TD, unseen.layout))
+    for name, generator in told.items():
+        figures[name] = chosen_points(unseen, _candidates(config, unseen, generator.generate, seed))
+    figures["nearest"] = unseen.points(stored_ND[unseen.best_of(stored_ND)])
+    figures["average"] = unseen.points(stored_ND.mean(dim=0).expand(len(unseen.tasks), -1))
+    draws = torch.randn(
+        len(unseen.tasks), config.best_of, stored_ND.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
+    figures["gaussian"] = chosen_points(unseen, stored_ND.mean(dim=0) + stored_ND.std(dim=0) * draws)
+    return figures
+
+
+def _coherence(config: Config, root: str, start: str, seed: int) -> dict[str, float]:
+    """Accuracy of the same prior's networks by how their chunks were drawn, in points."""
+    plain = replace(config.igpg, functional=replace(config.igpg.functional, num_steps=0))
+    corpus, runs = _trained(config, root, "subsets", start, seed, {f"prior_{start}": ("igpg", plain)})
+    unseen, generator = unseen_tasks(corpus, "unseen", config.shot, seed), _igpg(runs[f"prior_{start}"])
+
+    def drawn(chunks: str) -> float:
+        sampling = SamplingConfig(chunks=chunks, decoding="tokens")
+
+        def generate(*told: Any, **settings: Any) -> Any:
+            return generator.generate(*told, sampling=sampling, **settings)
+
+        return unseen.points(_candidates(replace(config, best_of=1), unseen, generate, seed)[:, 0])
+
+    return {chunks: drawn(chunks) for chunks in CHUNKS}
+
+
+def _igpg(folder: str) -> IGPG:
+    generator = load(folder).generator
+    assert isinstance(generator, IGPG)
+    return generator
+
+
+def _candidates(config: Config, unseen: UnseenTasks, generate: Callable[..., Any], seed: int) -> Tensor:
+    """`best_of` networks for each task, `(T, n, D)`."""
+    told: Condition = unseen.condition.repeat(config.best_of)
+    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
+    written = generate(told, unseen.layout, noise, temperature=config.temperature).values_BD
+    return written.view(len(unseen.tasks), config.best_of, -1)
+
+
+def chosen_points(unseen: UnseenTasks, values_TnD: Tensor) -> float:
+    """Accuracy in points of each task's candidate with the lowest loss on its examples."""
+    losses_Tn = torch.stack([unseen.example_loss(index, values_nD) for index, values_nD in enumerate(values_TnD)])
+    return unseen.points(values_TnD[torch.arange(len(values_TnD)), losses_Tn.argmin(dim=1)])
