@@ -97,6 +97,24 @@ def test_transfer(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_igpg_tasks(tmp_path: Path) -> None:
+    data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet"]
+    few = "tasks.limit=300,tasks.test_limit=50,num_steps=6,'checkpoint_steps=[0,3,6]'"
+    zoos = [
+        f"zoo=[{few},num_seen_tasks=6,num_validation_tasks=2,num_unseen_tasks=3]",
+        f"domains_zoo=[{few},seeds_per_task=2,'tasks.domains=[plain,invert,digits::plain]']",
+    ]
+    igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.functional.num_steps=1"]
+    small = ["igpg.functional.batch_size=2", "steps=1", "shot=2", "best_of=2", "num_workers=0", f"out={tmp_path}"]
+    figures = run(["igpg-tasks", *data, *zoos, *igpg, *small])["figures"]
+    for prefix in ("unseen", "domain"):
+        assert all(0 <= figures[f"{prefix}_{name}"] <= 100 for name in ("generated", "token_prior", "hypernetwork"))
+    assert {
+        f"{start}_{how}" for start in ("shared", "own") for how in ("coherent", "independent", "mismatched")
+    } <= set(figures)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_whole_network(tmp_path: Path) -> None:
     data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet"]
     zoo = (
