@@ -23,6 +23,7 @@ BENCHMARKS = {
     "transfer": "raywgen.benchmarks.transfer",
     "domains": "raywgen.benchmarks.domains",
     "whole-network": "raywgen.benchmarks.whole_network",
+    "igpg-zoo": "raywgen.benchmarks.igpg_zoo",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
     "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "lohp-ablation": "raywgen.benchmarks.lohp_ablation",

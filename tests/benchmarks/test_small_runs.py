@@ -125,3 +125,30 @@ def test_whole_network(tmp_path: Path) -> None:
     figures = run(["whole-network", *data, zoo, *small])["figures"]
     assert 10 < figures["random"] < 30
     assert figures["ms_mcdi"] > figures["ms_regression"] > 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_igpg_zoo(tmp_path: Path) -> None:
+    data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet", f"out={tmp_path}"]
+    zoo = (
+        "zoo=[seeds_per_task=5,num_steps=12,'checkpoint_steps=[8,12]',way=alone,stack_size=5,"
+        "tasks.limit=400,tasks.test_limit=50]"
+    )
+    stages = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "functional"))
+    sizes = "generator.tokenizer.chunk_length=128,generator.tokenizer.num_levels=2,generator.tokenizer.num_codes=8"
+    ladder = ["ladder.num_networks=2", "ladder.finetuned=1", "ladder.finetune_epochs=[1,2]", "ladder.averaged=[2,3]"]
+    few = ["heldout=0.4", "branch_steps=4", "align=true", "ladder.noise_levels=[0.1,0.5]"]
+    result = run(["igpg-zoo", *data, zoo, f"igpg=[{stages},{sizes}]", *ladder, *few])
+    figures = result["figures"]
+    rungs = ("original", "reconstructed", "generated", "token_prior", "finetuned_1", "finetuned_2", "random", "average")
+    for start in ("own", "shared", "branched"):
+        for name in (*rungs, "gaussian", "noise", "random_finetuned_2"):
+            assert 0 <= figures[f"{start}_{name}"] <= 100
+        assert figures[f"{start}_ratio"] == pytest.approx(
+            figures[f"{start}_generated"] / figures[f"{start}_original"], abs=1e-3
+        )
+        for name in ("novelty", "original_novelty", "noise_novelty", "average_novelty", "overlap"):
+            assert figures[f"{start}_{name}"] >= 0
+        assert result["conditions"][start]["training_networks"] == 3
+        assert result["conditions"][start]["heldout_networks"] == 2
+    assert result["conditions"]["published_epoch_0"]["best"] == 86.7

@@ -172,7 +172,10 @@ class FunctionalConfig(StageConfig):
     Attributes:
         temperature: Of the rollouts whose prefix the soft tokens continue.
         likelihood: Weight of the token likelihood that is kept beside the task's loss.
-        anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale.
+        anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale. Where
+            networks start each on their own it pulls all towards one, and belongs at 0.
+        spread: Weight of `spread_loss`, which keeps networks of a batch apart. Where all are of one task, its loss
+            alone makes them one and the same.
     """
 
     num_steps: int = 450
@@ -180,6 +183,7 @@ class FunctionalConfig(StageConfig):
     temperature: float = 0.5
     likelihood: float = 0.1
     anchor: float = 0.1
+    spread: float = 0.0
 
 
 @dataclass(kw_only=True)

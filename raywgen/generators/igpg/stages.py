@@ -19,6 +19,7 @@ from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
 # Apart from that of the rollout, which the same samples draw from.
 _LIKELIHOOD_STREAM = 1
+_LEAST_VARIANCE = 1e-4
 
 
 def token_nll(
@@ -93,6 +94,21 @@ def _seen_codes(
     return seen_BWG, tokenizer.encode(chunks_BMK[torch.arange(B).unsqueeze(1), index_BW], seen_BWG, mask_MK[index_BW])
 
 
+def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
+    """`1/D sum_d max(0, 1 - S_d / S)`, `S_d = sqrt(Var_B(x_d) + eps)`: how much closer networks lie than the corpus'.
+
+    The variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
+    variance of the corpus' networks. Place by place, so that a few that matter little cannot make up for all others.
+
+    Args:
+        written_BD: Networks, in units of each tensor's scale; at least 2.
+        corpus_BD: As many of the corpus.
+    """
+    unit = corpus_BD.var(dim=0).mean().clamp(min=_LEAST_VARIANCE).sqrt()
+    deviation_D = (written_BD.var(dim=0) + _LEAST_VARIANCE).sqrt()
+    return (1 - deviation_D / unit).clamp(min=0).mean()
+
+
 class PriorStage(Stage):
     """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
 
@@ -125,7 +141,9 @@ class FunctionalStage(Stage):
     the generator's own, so training sees what generation will see. A small token likelihood keeps the prior on
     the corpus, and a small squared distance to the corpus' network of the same task keeps the written networks
     alive: the task's loss alone first lowers the confidence of all of them alike, which may switch off every ReLU
-    for good. Not in the paper; its effect is shown apart.
+    for good. Where all networks of a corpus are of one task, that distance is to another network and pulls all written
+    ones together, as the task's loss does: there `spread_loss` keeps them apart. Not in the paper; its effect is shown
+    apart.
     """
 
     name = "functional"
@@ -166,13 +184,19 @@ class FunctionalStage(Stage):
         reference = self.references[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, reference)
         loss_B, accuracy_B = task_loss(values_BD, batch)
-        distance = (reference.normalise(values_BD) - reference.normalise(batch.values_BD)).square().mean()
+        normalised_BD = reference.normalise(values_BD)
+        corpus_BD = reference.normalise(batch.values_BD)
+        distance = (normalised_BD - corpus_BD).square().mean()
         loss = loss_B.mean() + self.config.anchor * distance
         metrics = {
             "task_loss": loss_B.mean().detach(),
             "accuracy": accuracy_B.mean().detach(),
             "distance": distance.detach(),
         }
+        if self.config.spread > 0 and len(loss_B) > 1:
+            spread = spread_loss(normalised_BD, corpus_BD)
+            metrics["spread"] = spread.detach()
+            loss = loss + self.config.spread * spread
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))

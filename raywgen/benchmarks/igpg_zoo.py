@@ -1,0 +1,168 @@
+"""Whole networks of a zoo of one task, written by IGPG: the ladder and novelty for each kind of start.
+
+Zoos are held out by trajectory, and nobody gets a best of several networks. Networks that start each on their own are
+the hard case: their weights have no common meaning place by place, so that averages, Gaussians and a plain token
+prior are at chance. From a branched start a Gaussian is nearly perfect, so that nothing is claimed there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
+from raywgen.benchmarks.trained import trained_zoo
+from raywgen.benchmarks.zoo_ladder import Ladder, LadderConfig
+from raywgen.config import load_config
+from raywgen.corpus import Corpus
+from raywgen.corpus.align import align
+from raywgen.corpus.corpus import MANIFEST
+from raywgen.corpus.derive import split
+from raywgen.corpus.storage import Storage
+from raywgen.generation import load
+from raywgen.generators import Generator
+from raywgen.generators.bundle import load_bundle
+from raywgen.progress import Reporter
+from raywgen.tasks import build_network
+from raywgen.training import TrainConfig, launch
+from raywgen.training.loop import STAGES
+from raywgen.training.session import ray_session
+from raywgen.zoo import ZooConfig
+from raywgen.zoo.config import STARTS
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+# The network of colour images costs several times more, so there are fewer, trained for fewer epochs.
+_SIZES = {
+    "tiny-mnist": [],
+    "tiny-cifar10": ["seeds_per_task=64", "num_steps=780", "checkpoint_steps=[156,312,468,624,780]"],
+}
+# Test accuracy in points before any fine-tuning (IGPG, table 1; papers.md, section 1.4).
+_PUBLISHED = {
+    "tiny-mnist": {"igpg": 83.2, "sane_sub": 86.7, "d2nwg": 80.52, "best": 86.7},
+    "tiny-cifar10": {"igpg": 58.3, "sane_sub": 57.9, "d2nwg": 58.8, "best": 58.8},
+}
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What is trained and judged.
+
+    Attributes:
+        recipe: `tiny-mnist` or `tiny-cifar10`, of `configs/zoo` and `configs/igpg`.
+        data: Training images, in place of the recipe's.
+        test_data: Test images, likewise.
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        starts: Kinds of start: `own`, `shared`, `branched`.
+        branch_steps: Steps that the networks of a branched zoo have in common.
+        heldout: Share of the trajectories that no generator sees.
+        align: Bring networks of own starts into one order of hidden units first.
+        zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=20]`.
+        igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
+        ladder: How networks are written and judged.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    recipe: str = "tiny-mnist"
+    data: str = ""
+    test_data: str = ""
+    seeds: int = 1
+    seed: int = 0
+    starts: list[str] = field(default_factory=lambda: ["own", "shared", "branched"])
+    branch_steps: int = 200
+    heldout: float = 0.1
+    align: bool = False
+    zoo: list[str] = field(default_factory=list)
+    igpg: list[str] = field(default_factory=list)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+    out: str = "runs/benchmarks/igpg-zoo"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in _SIZES:
+            raise ValueError(f"recipe={self.recipe}: give one of {', '.join(_SIZES)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: must be at least 1")
+        if not self.starts or not set(self.starts) <= set(STARTS) or len(set(self.starts)) < len(self.starts):
+            raise ValueError(f"starts={self.starts}: give some of {', '.join(STARTS)}, each once")
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains zoos and generators for every seed and start, then puts them on the ladder."""
+    root = root_of(config.out, config.fresh)
+    rows, conditions = [], {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        row: dict[str, float] = {}
+        for start in config.starts:
+            figures, conditions[start] = _one_start(config, root, start, seed)
+            row |= {f"{start}_{name}": value for name, value in figures.items()}
+        rows.append(row)
+    figures, spreads = over_seeds(rows)
+    told = {
+        "recipe": config.recipe,
+        "published_epoch_0": _PUBLISHED[config.recipe],
+        "seeds": config.seeds,
+        "spread_over_seeds": spreads,
+        "best_of": 1,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+    return figures, conditions | told | {"each_seed": rows}
+
+
+def zoo_recipe(config: Config, start: str, seed: int) -> ZooConfig:
+    """The zoo of one kind of start."""
+    given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
+    told = [f"{key}={value}" for key, value in given.items() if value]
+    branch = [f"branch_steps={config.branch_steps}"] if start == "branched" else []
+    overrides = [*_SIZES[config.recipe], *told, f"start={start}", *branch, *config.zoo, f"seed={seed}"]
+    return load_config(ZooConfig, _CONFIGS / "zoo" / f"{config.recipe}.yaml", overrides)
+
+
+def _one_start(config: Config, root: str, start: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    with ray_session():
+        corpus = _held_out(config, root, trained_zoo(root, zoo_recipe(config, start, seed)), seed)
+        if start == "own" and config.align:
+            corpus = _aligned(root, corpus, seed)
+        generator, token_prior = _trained(config, root, corpus, seed)
+    ladder = Ladder(corpus, config.ladder, seed)
+    with Reporter().step("ladder", f"{start} starts") as bar:
+        figures = ladder.figures(generator, token_prior, bar.named)
+    return figures, ladder.conditions() | {"aligned": start == "own" and config.align}
+
+
+def _held_out(config: Config, root: str, zoo: Corpus, seed: int) -> Corpus:
+    recipe = {"of": zoo.location, "heldout": config.heldout, "seed": seed}
+    folder = folder_of(root, "split", recipe)
+    return _kept(folder) or split(folder, zoo, by="trajectory_id", heldout=config.heldout, seed=seed)
+
+
+def _aligned(root: str, corpus: Corpus, seed: int) -> Corpus:
+    folder = folder_of(root, "aligned", {"of": corpus.location, "seed": seed})
+    if (kept := _kept(folder)) is not None:
+        return kept
+    with Reporter().step("align", "hidden units in the order of one training network") as bar:
+        return align(folder, corpus, build_network, on_match=bar.update)
+
+
+def _kept(folder: str) -> Corpus | None:
+    return None if Storage.at(folder).size(MANIFEST) is None else Corpus.open(folder)
+
+
+def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:
+    """IGPG after all of its stages, and after its prior."""
+    base = _CONFIGS / "igpg" / f"{config.recipe}.yaml"
+    make = partial(load_config, TrainConfig, base)
+    told = [f"corpus={corpus.location}", f"seed={seed}"]
+    recipe = asdict(make([*config.igpg, *told]))
+    out = folder_of(root, "igpg", recipe)
+    run = make([*config.igpg, *told, f"out={out}"])
+    with Reporter().step("train", "tokeniser, prior, functional stage") as bar:
+        launch([run], bar.training)
+    return load(out).generator.eval(), load_bundle(Path(out) / STAGES / "prior").eval()
