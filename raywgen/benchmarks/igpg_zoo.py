@@ -61,7 +61,7 @@ class Config:
         starts: Kinds of start: `own`, `shared`, `branched`.
         branch_steps: Steps that the networks of a branched zoo have in common.
         heldout: Share of the trajectories that no generator sees.
-        align: Bring networks of own starts into one order of hidden units first.
+        align: Bring networks of own starts into one order of hidden units first. The functional stage needs none.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=20]`.
         igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
         ladder: How networks are written and judged.
@@ -110,6 +110,8 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
         "seeds": config.seeds,
         "spread_over_seeds": spreads,
         "best_of": 1,
+        "zoo": config.zoo,
+        "igpg": config.igpg,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
@@ -117,12 +119,22 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def zoo_recipe(config: Config, start: str, seed: int) -> ZooConfig:
-    """The zoo of one kind of start."""
+    """The zoo of one kind of start.
+
+    Raises:
+        ValueError: Overrides ask for several architectures or tasks.
+    """
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     told = [f"{key}={value}" for key, value in given.items() if value]
     branch = [f"branch_steps={config.branch_steps}"] if start == "branched" else []
     overrides = [*_SIZES[config.recipe], *told, f"start={start}", *branch, *config.zoo, f"seed={seed}"]
-    return load_config(ZooConfig, _CONFIGS / "zoo" / f"{config.recipe}.yaml", overrides)
+    zoo = load_config(ZooConfig, _CONFIGS / "zoo" / f"{config.recipe}.yaml", overrides)
+    num_tasks = zoo.num_seen_tasks + zoo.num_validation_tasks + zoo.num_unseen_tasks
+    if (len(zoo.networks), zoo.num_seen_tasks, num_tasks) != (1, 1, 1):
+        raise ValueError(
+            f"zoo={config.zoo}: {len(zoo.networks)} architectures, {num_tasks} tasks; leave one seen of each"
+        )
+    return zoo
 
 
 def _one_start(config: Config, root: str, start: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:

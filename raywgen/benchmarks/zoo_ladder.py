@@ -57,15 +57,15 @@ class LadderConfig:
         averaged: Numbers of stored networks that are averaged.
     """
 
-    num_networks: int = 20
+    num_networks: int = 16
     temperature: float = 1.0
     num_condition_samples: int = 64
-    finetuned: int = 5
+    finetuned: int = 3
     finetune_epochs: list[int] = field(default_factory=lambda: [1, 5, 25])
     learning_rate: float = 3e-3
     noise: float = 0.1
-    noise_levels: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])
-    averaged: list[int] = field(default_factory=lambda: [2, 3, 5, 10])
+    noise_levels: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9])
+    averaged: list[int] = field(default_factory=lambda: [2, 5, 10])
 
     def __post_init__(self) -> None:
         if self.num_networks < 1 or self.finetuned < 0 or self.temperature < 0:
@@ -190,7 +190,6 @@ class Ladder:
         )
         starts = {"finetuned": generated_ND[:num], "random_finetuned": random_ND[:num]}
         tuned = fine_tune(self._module, self._layout, starts, [self._task] * num, told)
-        self._module.eval()
         return {
             f"{name}_{epochs}": 100 * float(one.accuracy_TE[:, epochs].mean())
             for name, one in tuned.items()

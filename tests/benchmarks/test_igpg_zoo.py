@@ -115,6 +115,11 @@ def test_recipes_are_the_shipped_ones_with_each_kind_of_start() -> None:
     assert zoo_recipe(Config(recipe="tiny-cifar10"), "shared", 0).seeds_per_task == 64
 
 
+def test_zoos_of_several_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 architectures, 2 tasks"):
+        zoo_recipe(Config(zoo=["num_unseen_tasks=1"]), "own", 0)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"recipe": "mnist"}, {"seeds": 0}, {"starts": []}, {"starts": ["own", "own"]}, {"starts": ["one"]}]
 )

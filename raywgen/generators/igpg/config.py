@@ -174,8 +174,8 @@ class FunctionalConfig(StageConfig):
         likelihood: Weight of the token likelihood that is kept beside the task's loss.
         anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale. Where
             networks start each on their own it pulls all towards one, and belongs at 0.
-        spread: Weight of `spread_loss`, which keeps networks of a batch apart. Where all are of one task, its loss
-            alone makes them one and the same.
+        spread: Weight of `spread_loss`, which keeps networks of a batch apart, times their mean confidence in the right
+            classes. Where all are of one task, its loss alone makes them nearly one and the same.
     """
 
     num_steps: int = 450

@@ -95,10 +95,11 @@ def _seen_codes(
 
 
 def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
-    """`1/D sum_d max(0, 1 - S_d / S)`, `S_d = sqrt(Var_B(x_d) + eps)`: how much closer networks lie than the corpus'.
+    """`1/D sum_d |1 - S_d / S|`, `S_d = sqrt(Var_B(x_d) + eps)`: whether networks lie as far apart as the corpus' do.
 
     The variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
-    variance of the corpus' networks. Place by place, so that a few that matter little cannot make up for all others.
+    variance of the corpus' networks. Place by place, so that a few that matter little cannot make up for all others;
+    and two-sided, where VICReg's is a hinge, as those few otherwise grow without end.
 
     Args:
         written_BD: Networks, in units of each tensor's scale; at least 2.
@@ -106,7 +107,7 @@ def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
     """
     unit = corpus_BD.var(dim=0).mean().clamp(min=_LEAST_VARIANCE).sqrt()
     deviation_D = (written_BD.var(dim=0) + _LEAST_VARIANCE).sqrt()
-    return (1 - deviation_D / unit).clamp(min=0).mean()
+    return (1 - deviation_D / unit).abs().mean()
 
 
 class PriorStage(Stage):
@@ -196,7 +197,9 @@ class FunctionalStage(Stage):
         if self.config.spread > 0 and len(loss_B) > 1:
             spread = spread_loss(normalised_BD, corpus_BD)
             metrics["spread"] = spread.detach()
-            loss = loss + self.config.spread * spread
+            # Networks that are at chance would fly apart and never learn; those that do their task are moved gently.
+            confidence = loss_B.detach().neg().exp().mean()
+            loss = loss + self.config.spread * confidence * spread
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
