@@ -129,6 +129,11 @@ class NetworkCodec:
         generator = torch.Generator().manual_seed(seed)
         self.quantiser.initialise(torch.cat(vectors), num_iterations, generator, torch.cat(masks))
 
+    @property
+    def num_codebook_values(self) -> int:
+        """Numbers that must be known to decode, beside the code."""
+        return self.quantiser.num_codebook_values
+
     @torch.no_grad()
     def encode(self, state_dict: Mapping[str, Tensor]) -> CodedNetwork:
         """The tokens of a network.

@@ -27,7 +27,7 @@ class RateReport:
 
     Attributes:
         bits_per_value: All bits of the code over all values of the layout.
-        bits_of_parts: Bits of tokens, scales, small tensors and outliers.
+        bits_of_parts: Bits of tokens, scales, small tensors and all else.
         values_per_token: Values of the large tensors over their tokens.
         snr_db: Signal to noise of all stored values.
         snr_gap_db: How far `snr_db` is below 6.02 dB per bit, everything counted.
@@ -66,7 +66,7 @@ def rate_report(codec: NetworkCodec, coded: CodedNetwork, state_dict: Mapping[st
     stored = [*large, *codec.small_tensors(layout)]
     bits = codec.bits(coded)
     num_large = sum(spec.num_values for spec in large)
-    large_rate = (bits["codes"] + bits["scales"] + bits["outliers"]) / max(1, num_large)
+    large_rate = (sum(bits.values()) - bits["small_tensors"]) / max(1, num_large)
     rate = sum(bits.values()) / layout.num_values
     snr, large_snr = (snr_db(specs, state_dict, decoded) for specs in (stored, large))
     num_levels = max(2, math.floor(2**large_rate))
@@ -85,7 +85,7 @@ def rate_report(codec: NetworkCodec, coded: CodedNetwork, state_dict: Mapping[st
         nearest_extremes_snr_db=snr_db(large, state_dict, rounded[1]),
         codes_used=used,
         code_perplexity=perplexity,
-        codebook_values=codec.quantiser.num_codebook_values,
+        codebook_values=codec.num_codebook_values,
     )
 
 
