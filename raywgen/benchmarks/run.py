@@ -28,6 +28,7 @@ BENCHMARKS = {
     "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "lohp-ablation": "raywgen.benchmarks.lohp_ablation",
     "lohp-horizon": "raywgen.benchmarks.lohp_horizon",
+    "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
 }
 
 

@@ -152,3 +152,28 @@ def test_igpg_zoo(tmp_path: Path) -> None:
         assert result["conditions"][start]["training_networks"] == 3
         assert result["conditions"][start]["heldout_networks"] == 2
     assert result["conditions"]["published_epoch_0"]["best"] == 86.7
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_igpg_pretrained(tmp_path: Path) -> None:
+    networks = SHARED / "pretrained"
+    paths = [
+        f"dir={networks}/cifar10-resnet20.safetensors",
+        f"heldout={networks}/cifar10-resnet32.safetensors",
+        f"data={SHARED}/cifar10-test.parquet",
+        f"test_data={SHARED}/cifar10-test.parquet",
+    ]
+    trellis = ["codec.quantiser.trellis.state_bits=6", "low_bits.quantiser.trellis.state_bits=6"]
+    few = ["num_images=200", "num_beside=50", "num_unlabelled=50", "generator.prior.num_steps=2"]
+    tiny = ["generator.prior.width=16", "generator.prior.num_heads=2", "generator.prior.num_layers=1"]
+    figures = run(["igpg-pretrained", *paths, *trellis, *few, *tiny, f"out={tmp_path}"])["figures"]
+    # Of 200 images one is half a point; published networks lose about ten points on these images.
+    assert figures["original"] > 70
+    assert figures["reconstructed"] > figures["original"] - 4
+    assert figures["heldout_reconstructed"] > figures["heldout_original"] - 4
+    assert figures["bits_per_value"] <= 4.25
+    assert figures["low_bits_per_value"] <= 2
+    assert figures["snr_gap_db"] < 1.5
+    assert figures["low_bits_snr_db"] > figures["low_bits_round_to_nearest_snr_db"]
+    assert 0 <= figures["generated_agreement"] <= 1
+    assert figures["generated_distance"] > figures["tokens_distance"]

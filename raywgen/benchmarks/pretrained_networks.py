@@ -1,0 +1,122 @@
+"""Published networks by path, and how many images they get right.
+
+Shape legend: S images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.tasks.images import load_images, normalise
+from raywgen.tasks.networks.cifar_resnet import CifarResNet
+from raywgen.weights import Layout, StateDict
+from raywgen.weights.files import load_state_dict
+
+_ENDINGS = (".safetensors", ".pt", ".pth", ".th")
+_BLOCK = re.compile(r"layer1\.(\d+)\.conv1\.weight$")
+_IMAGES_OF_A_PASS = 250
+
+
+class PretrainedError(ValueError):
+    """There are no networks at a path, or they are of another family."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """One network.
+
+    Attributes:
+        name: Of its file.
+        depth: Of the ResNet.
+        state: Its `state_dict`.
+    """
+
+    name: str
+    depth: int
+    state: StateDict
+
+    @property
+    def layout(self) -> Layout:
+        """Of the `state_dict`."""
+        return Layout.from_state_dict(self.state)
+
+    def module(self, state: Mapping[str, Tensor] | None = None) -> CifarResNet:
+        """The network, with its own weights or other ones."""
+        widths = [self.state[f"layer{stage}.0.conv1.weight"].shape[0] for stage in (1, 2, 3)]
+        num_classes, in_channels = self.state["linear.weight"].shape[0], self.state["conv1.weight"].shape[1]
+        module = CifarResNet(self.depth, widths, num_classes, in_channels)
+        given = dict(self.state if state is None else state)
+        # Old checkpoints have no counters of batches, and inference does not ask for them.
+        counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
+        module.load_state_dict({**counters, **given})
+        return module.eval()
+
+
+def find_networks(path: str) -> list[Pretrained]:
+    """The network of a file, or all of a folder in the order of their names.
+
+    Raises:
+        PretrainedError: There is none, or one is no ResNet for CIFAR with parameter-free shortcuts.
+        WeightsError: A file is damaged.
+    """
+    root = Path(path)
+    files = [root] if root.is_file() else sorted(file for file in root.glob("*") if file.suffix in _ENDINGS)
+    if not files:
+        raise PretrainedError(f"no networks at {path}; give a folder of, or one, {', '.join(_ENDINGS)} file")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> Pretrained:
+    state = {name.removeprefix("module."): value for name, value in load_state_dict(file).items()}
+    blocks = [int(found[1]) for name in state if (found := _BLOCK.match(name))]
+    if not blocks or "linear.weight" not in state or "conv1.weight" not in state:
+        raise PretrainedError(
+            f"{file}: no CIFAR ResNet; its keys should be conv1, bn1, layer1.0.conv1 ... layer3, linear, and begin "
+            f"with {', '.join(list(state)[:3])}"
+        )
+    network = Pretrained(name=file.stem, depth=6 * (max(blocks) + 1) + 2, state=state)
+    try:
+        network.module()
+    except (RuntimeError, KeyError) as error:
+        raise PretrainedError(f"{file}: a ResNet of depth {network.depth} has other tensors: {error}") from error
+    return network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Images as the networks take them, and their classes."""
+
+    x_SCHW: Tensor
+    y_S: Tensor
+
+    def first(self, num: int) -> Images:
+        """The first `num`."""
+        return Images(x_SCHW=self.x_SCHW[:num], y_S=self.y_S[:num])
+
+
+def read_images(path: str, num: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> Images:
+    """`num` images, as equally many of each class as there are, in their stored order; all of them for 0.
+
+    Raises:
+        TaskError: Data are missing or damaged.
+    """
+    data = load_images(path, channels=len(mean), limit=num or None, seed=seed)
+    return Images(x_SCHW=normalise(data.x_SCHW, mean=mean, std=std), y_S=data.y_S)
+
+
+@torch.inference_mode()
+def correct(module: nn.Module, images: Images) -> Tensor:
+    """Whether each image is classified correctly, bool `(S,)`."""
+    parts = zip(images.x_SCHW.split(_IMAGES_OF_A_PASS), images.y_S.split(_IMAGES_OF_A_PASS), strict=True)
+    return torch.cat([module(x_SCHW).argmax(dim=1) == y_S for x_SCHW, y_S in parts])
+
+
+def points(module: nn.Module, images: Images) -> float:
+    """Accuracy in points."""
+    return 100 * float(correct(module, images).double().mean())
