@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -47,6 +48,16 @@ def _low_bits() -> AllocatedConfig:
     return AllocatedConfig(quantiser=trellis, bits_per_value=2.0, small_bits=4, alike="values")
 
 
+def _beside(folder: str, setting: str, name: str) -> str:
+    """The file of that name in a folder, beside it, or beside the folder of a file."""
+    path = Path(folder)
+    places = [path, path.parent, path.parent.parent]
+    found = [place / name for place in places if (place / name).is_file()]
+    if not found:
+        raise ValueError(f"no {name} in {path} or beside it; give {setting}=PATH")
+    return str(found[0])
+
+
 @dataclass(kw_only=True)
 class Config:
     """What is coded, learned and judged.
@@ -54,8 +65,9 @@ class Config:
     Attributes:
         dir: Folder of the networks, or one file.
         heldout: File or folder of networks that the prior never sees; without it the last of `dir` is left out.
-        data: Training images: unlabelled ones for the statistics, labelled ones for the condition.
-        test_data: Test images.
+        data: Training images: unlabelled ones for the statistics, labelled ones for the condition. By default
+            `cifar10-train.parquet` in `dir` or beside it.
+        test_data: Test images; by default `cifar10-test.parquet` likewise.
         mean: Of the networks' input normalisation, one a channel.
         std: Likewise.
         num_images: Test images of `original` and `reconstructed`; 0 for all.
@@ -88,9 +100,10 @@ class Config:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("dir", "data", "test_data") if not getattr(self, name)]
-        if missing:
-            raise ValueError(f"give {', '.join(f'{name}=PATH' for name in missing)}")
+        if not self.dir:
+            raise ValueError("give dir=PATH of a folder of networks")
+        self.data = self.data or _beside(self.dir, "data", "cifar10-train.parquet")
+        self.test_data = self.test_data or _beside(self.dir, "test_data", "cifar10-test.parquet")
         if self.seeds < 1 or self.num_unlabelled < 2:
             raise ValueError(f"seeds={self.seeds}: at least 1; num_unlabelled={self.num_unlabelled}: at least 2")
 
@@ -139,11 +152,11 @@ def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[P
 def _one_seed(
     config: Config, root: str, networks: list[Pretrained], heldout: list[Pretrained], seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    normalise = {"mean": config.mean, "std": config.std}
+    as_told = (config.mean, config.std)
     data = _Data(
-        test=read_images(config.test_data, config.num_images, **normalise),
-        beside=read_images(config.test_data, config.num_beside, **normalise),
-        train=read_images(config.data, config.num_unlabelled, **normalise, seed=seed),
+        test=read_images(config.test_data, config.num_images, *as_told),
+        beside=read_images(config.test_data, config.num_beside, *as_told),
+        train=read_images(config.data, config.num_unlabelled, *as_told, seed=seed),
     )
     reporter = Reporter()
     with reporter.step("code", "write and judge networks") as bar:
@@ -195,7 +208,7 @@ def _coded(
     return {
         "original": 100 * float(right_S.double().mean()),
         "reconstructed": 100 * float(right_again_S.double().mean()),
-        "same_answer_right_or_wrong": 100 * float((right_S == right_again_S).double().mean()),
+        "equally_right": 100 * float((right_S == right_again_S).double().mean()),
         "beside_original": points(original, data.beside),
         **{name: points(network.module(state), data.beside) for name, state in beside.items()},
         "bits_per_value": sum(codec.bits(coded).values()) / coded.layout.num_values,

@@ -79,9 +79,19 @@ def test_the_last_network_is_held_out_unless_others_are_named(tmp_path: Path) ->
         names(str(tmp_path))
 
 
-def test_paths_must_be_given() -> None:
-    with pytest.raises(ValueError, match="dir=PATH, test_data=PATH"):
-        Config(data="here")
+def test_images_are_found_beside_the_networks_or_asked_for(tmp_path: Path) -> None:
+    networks = tmp_path / "networks"
+    networks.mkdir()
+    with pytest.raises(ValueError, match="dir=PATH"):
+        Config()
+    with pytest.raises(ValueError, match="give data=PATH"):
+        Config(dir=str(networks))
+    (tmp_path / "cifar10-train.parquet").touch()
+    (networks / "cifar10-test.parquet").touch()
+    config = Config(dir=str(networks))
+    assert config.data == str(tmp_path / "cifar10-train.parquet")
+    assert config.test_data == str(networks / "cifar10-test.parquet")
+    assert Config(dir=str(networks), data="mine", test_data="too").data == "mine"
 
 
 def test_points_count_correct_images() -> None:
