@@ -33,7 +33,7 @@ from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter
 from raywgen.weights import StateDict
 
-_BESIDE = ("reconstructed_stored", "reconstructed_reestimated", "round_to_nearest")
+_BESIDE = ("beside_reconstructed", "reconstructed_stored", "reconstructed_reestimated", "round_to_nearest")
 
 
 def _codec() -> AllocatedConfig:
@@ -201,6 +201,7 @@ def _coded(
     bar.named(index, num_networks, f"{network.name}: run")
     right_S, right_again_S = correct(original, data.test), correct(network.module(decoded), data.test)
     beside = {
+        "beside_reconstructed": decoded,
         "reconstructed_stored": stored,
         "reconstructed_reestimated": stored | reestimate_statistics(network.module(stored), x_SCHW),
         "round_to_nearest": rounded | match_statistics(network.module(rounded), original, x_SCHW),
