@@ -23,11 +23,11 @@ BENCHMARKS = {
     "transfer": "raywgen.benchmarks.transfer",
     "domains": "raywgen.benchmarks.domains",
     "whole-network": "raywgen.benchmarks.whole_network",
-    "igpg-zoo": "raywgen.benchmarks.igpg_zoo",
     "mcdi-ablation": "raywgen.benchmarks.mcdi_ablation",
-    "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "lohp-ablation": "raywgen.benchmarks.lohp_ablation",
     "lohp-horizon": "raywgen.benchmarks.lohp_horizon",
+    "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
+    "igpg-zoo": "raywgen.benchmarks.igpg_zoo",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
 }
 
