@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raywgen.evaluation.novelty import distances
 from raywgen.weights import Layout, WeightReference
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry
@@ -30,12 +31,6 @@ class Reached:
 
     accuracy: float
     distance: float
-
-
-def distances(values_ND: Tensor, other_RD: Tensor, reference: WeightReference) -> Tensor:
-    """Root mean square differences `(N, R)`, in standard deviations of each tensor over the corpus."""
-    apart_NR = torch.cdist(reference.normalise(values_ND), reference.normalise(other_RD))
-    return apart_NR / values_ND.shape[1] ** 0.5
 
 
 def nearest_distance(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raywgen.evaluation.bench import Bench
+from raywgen.weights import WeightReference
 
 _REPLICA = 0.1
 _NOVEL = 0.5
@@ -37,12 +38,16 @@ class Nearness:
 
 def nearness(bench: Bench, values_TD: Tensor) -> Nearness:
     """Distance to, and error overlap with, the nearest stored network."""
-    normalised_TD = bench.reference.normalise(values_TD)
-    stored_RD = bench.reference.normalise(bench.stored.values_RD)
-    distance_TR = torch.cdist(normalised_TD, stored_RD) / values_TD.shape[1] ** 0.5
+    distance_TR = distances(values_TD, bench.stored.values_RD, bench.reference)
     distance_T, nearest_T = distance_TR.min(dim=1)
     overlap_T = error_overlap(bench.errors(values_TD), bench.errors(bench.stored.values_RD[nearest_T]))
     return Nearness(distance_T=distance_T, overlap_T=overlap_T)
+
+
+def distances(values_TD: Tensor, stored_RD: Tensor, reference: WeightReference) -> Tensor:
+    """Root mean square differences `(T, R)`, in standard deviations of each tensor over the corpus."""
+    apart_TR = torch.cdist(reference.normalise(values_TD), reference.normalise(stored_RD))
+    return apart_TR / values_TD.shape[1] ** 0.5
 
 
 def error_overlap(wrong_TI: Tensor, other_TI: Tensor) -> Tensor:

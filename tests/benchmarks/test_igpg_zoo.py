@@ -6,7 +6,6 @@ import torch
 from raywgen.benchmarks.equal_accuracy import (
     Reached,
     averages,
-    distances,
     farthest_of,
     farthest_on_curve,
     nearest_distance,
@@ -17,6 +16,7 @@ from raywgen.benchmarks.equal_accuracy import (
 from raywgen.benchmarks.igpg_zoo import Config, zoo_recipe
 from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.benchmarks.zoo_ladder import LadderConfig
+from raywgen.evaluation.novelty import distances
 from raywgen.tasks import build_network
 from raywgen.weights import Layout, WeightReference
 from raywgen.weights.symmetry import find_symmetry
