@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, over_seeds
 from raywgen.benchmarks.trained import HEADLINES, Chosen, chosen_variants
 from raywgen.evaluation.few_shot import (
     Learner,
@@ -59,7 +59,7 @@ _EPISODES_OF_A_BATCH = 100
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is trained and compared.
 
     Attributes:
@@ -72,8 +72,6 @@ class Config:
         num_query: Query images of each.
         num_episodes: To test on.
         num_validation: Episodes of validation classes, to choose settings by.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
         encoder_episodes: To train the encoder on.
         encoder_way: Classes of each of them.
         num_tasks: Of meta-training.
@@ -84,8 +82,6 @@ class Config:
         reptile: How Reptile is meta-trained; it begins at the encoder.
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
         num_workers: Ray Train workers; 0 trains in this process.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     generator: str = "mcdi"
@@ -97,8 +93,6 @@ class Config:
     num_query: int = 15
     num_episodes: int = 1000
     num_validation: int = 400
-    seeds: int = 1
-    seed: int = 0
     encoder_episodes: int = 1800
     encoder_way: int = 60
     num_tasks: int = 4000
@@ -117,11 +111,11 @@ class Config:
     reptile_episodes: int = 1000
     num_workers: int = 2
     out: str = "runs/benchmarks/few-shot"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.variants()
-        for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "seeds", "num_tasks"):
+        for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.data:
@@ -134,9 +128,9 @@ class Config:
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains encoder, heads, generators and Reptile for every seed, then compares them on the test episodes."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows, conditions = [], []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         parts = build_parts(config, root, seed, Setting(test_path=config.test_data))
         scores, told = scores_of(config, parts)
         figures, intervals = summarised(scores, HEADLINES[config.generator], ("prototypes",))
@@ -145,11 +139,8 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
         rows.append(figures | times)
         conditions.append(told | told_times)
     means, spreads = over_seeds(rows)
-    common = {
-        "way": config.way, "shot": config.shot, "episodes": config.num_episodes, "seeds": config.seeds,
-        "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__,
-    }  # fmt: skip
-    return means, common | {"each_seed": conditions}
+    common = {"way": config.way, "shot": config.shot, "episodes": config.num_episodes, "each_seed": conditions}
+    return means, config.conditions(spreads) | common
 
 
 def scores_of(config: Config, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:

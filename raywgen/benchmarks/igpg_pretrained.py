@@ -6,13 +6,11 @@ network per condition a prior that succeeds has only retrieved: `agreement` and 
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raywgen.benchmarks.pretrained_networks import (
@@ -25,7 +23,7 @@ from raywgen.benchmarks.pretrained_networks import (
     read_images,
 )
 from raywgen.benchmarks.pretrained_prior import TokenPrior, TokenPriorConfig, Written, told_of
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, over_seeds
 from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
 from raywgen.generators.codec.report import round_to_nearest, snr_db
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
@@ -59,7 +57,7 @@ def _beside(folder: str, setting: str, name: str) -> str:
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is coded, learned and judged.
 
     Attributes:
@@ -76,10 +74,6 @@ class Config:
         codec: Of `reconstructed`.
         low_bits: Of `snr_gap_db`.
         generator: Tokens and prior of `generated`.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     dir: str = ""
@@ -94,18 +88,16 @@ class Config:
     codec: AllocatedConfig = field(default_factory=_codec)
     low_bits: AllocatedConfig = field(default_factory=_low_bits)
     generator: TokenPriorConfig = field(default_factory=TokenPriorConfig)
-    seeds: int = 1
-    seed: int = 0
     out: str = "runs/benchmarks/igpg-pretrained"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.dir:
             raise ValueError("give dir=PATH of a folder of networks")
         self.data = self.data or _beside(self.dir, "data", "cifar10-train.parquet")
         self.test_data = self.test_data or _beside(self.dir, "test_data", "cifar10-test.parquet")
-        if self.seeds < 1 or self.num_unlabelled < 2:
-            raise ValueError(f"seeds={self.seeds}: at least 1; num_unlabelled={self.num_unlabelled}: at least 2")
+        if self.num_unlabelled < 2:
+            raise ValueError(f"num_unlabelled={self.num_unlabelled}: must be at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +111,14 @@ class _Data:
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Codes and judges every network, trains the prior on those that are not held out, and lets it write them."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     networks, heldout = chosen_networks(config.dir, config.heldout)
     rows, conditions = [], {}
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         row, conditions = _one_seed(config, root, networks, heldout, seed)
         rows.append(row)
     figures, spreads = over_seeds(rows)
-    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__}
-    return figures, conditions | told | {"threads": torch.get_num_threads()}
+    return figures, conditions | config.conditions(spreads)
 
 
 def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[Pretrained]]:

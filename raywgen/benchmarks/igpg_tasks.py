@@ -12,7 +12,6 @@ Shape legend: T tasks, n candidates, D values.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, over_seeds
 from raywgen.benchmarks.trained import Chosen, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.config import load_config
@@ -43,14 +42,12 @@ _OFF = StageConfig(num_steps=0)
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is trained and compared.
 
     Attributes:
         data: Training images, in place of the recipes' MNIST.
         test_data: Test images, likewise.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
         kinds: Of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`.
         starts: Of the networks by which coherence is measured: `shared`, `own`.
         zoo: Overrides of the zoo of subsets, such as `["num_seen_tasks=400"]`.
@@ -61,14 +58,10 @@ class Config:
         best_of: Candidates per task.
         temperature: Of the tokens.
         num_workers: Ray Train workers; 0 trains in this process.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     data: str = ""
     test_data: str = ""
-    seeds: int = 1
-    seed: int = 0
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
     starts: list[str] = field(default_factory=lambda: ["shared", "own"])
     zoo: list[str] = field(default_factory=list)
@@ -85,15 +78,15 @@ class Config:
     temperature: float = 0.5
     num_workers: int = 2
     out: str = "runs/benchmarks/igpg-tasks"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not set(self.kinds) <= set(KINDS) or not self.kinds:
             raise ValueError(f"kinds={self.kinds}: give some of {', '.join(KINDS)}")
         if not set(self.starts) <= {"shared", "own"}:
             raise ValueError(f"starts={self.starts}: give some of shared, own")
-        if min(self.seeds, self.shot, self.best_of) < 1:
-            raise ValueError(f"seeds={self.seeds}, shot={self.shot}, best_of={self.best_of}: must be at least 1")
+        if min(self.shot, self.best_of) < 1:
+            raise ValueError(f"shot={self.shot}, best_of={self.best_of}: must be at least 1")
         if self.starts and not 0 < self.igpg.prior.independent_share < 1:
             raise ValueError("igpg.prior.independent_share: coherence is measured with a share between 0 and 1")
 
@@ -110,9 +103,9 @@ class Config:
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generators for every seed, then compares them on the unseen tasks."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows = []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         row: dict[str, float] = {}
         for kind in config.kinds:
             prefix = "unseen" if kind == "subsets" else "domain"
@@ -121,8 +114,8 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
             row |= {f"{start}_{name}": value for name, value in _coherence(config, root, start, seed).items()}
         rows.append(row)
     figures, spreads = over_seeds(rows)
-    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "each_seed": rows, "best_of": config.best_of}
-    return figures, told | {"shot": config.shot, "cores": os.cpu_count(), "torch": torch.__version__}
+    told = {"each_seed": rows, "best_of": config.best_of, "shot": config.shot}
+    return figures, config.conditions(spreads) | told
 
 
 def zoo_of(config: Config, kind: str, start: str, seed: int) -> ZooConfig:

@@ -7,15 +7,12 @@ prior are at chance. From a branched start a Gaussian is nearly perfect, so that
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from raywgen.benchmarks.recipes import folder_of, over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.benchmarks.zoo_ladder import Ladder, LadderConfig
 from raywgen.config import load_config
@@ -49,15 +46,13 @@ _PUBLISHED = {
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is trained and judged.
 
     Attributes:
         recipe: `tiny-mnist` or `tiny-cifar10`, of `configs/zoo` and `configs/igpg`.
         data: Training images, in place of the recipe's.
         test_data: Test images, likewise.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
         starts: Kinds of start: `own`, `shared`, `branched`.
         branch_steps: Steps that the networks of a branched zoo have in common.
         heldout: Share of the trajectories that no generator sees.
@@ -65,15 +60,11 @@ class Config:
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=20]`.
         igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
         ladder: How networks are written and judged.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     recipe: str = "tiny-mnist"
     data: str = ""
     test_data: str = ""
-    seeds: int = 1
-    seed: int = 0
     starts: list[str] = field(default_factory=lambda: ["own", "shared", "branched"])
     branch_steps: int = 200
     heldout: float = 0.1
@@ -82,22 +73,20 @@ class Config:
     igpg: list[str] = field(default_factory=list)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     out: str = "runs/benchmarks/igpg-zoo"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.recipe not in _SIZES:
             raise ValueError(f"recipe={self.recipe}: give one of {', '.join(_SIZES)}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: must be at least 1")
         if not self.starts or not set(self.starts) <= set(STARTS) or len(set(self.starts)) < len(self.starts):
             raise ValueError(f"starts={self.starts}: give some of {', '.join(STARTS)}, each once")
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generators for every seed and start, then puts them on the ladder."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows, conditions = [], {}
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         row: dict[str, float] = {}
         for start in config.starts:
             figures, conditions[start] = _one_start(config, root, start, seed)
@@ -107,15 +96,11 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     told = {
         "recipe": config.recipe,
         "published_epoch_0": _PUBLISHED[config.recipe],
-        "seeds": config.seeds,
-        "spread_over_seeds": spreads,
         "best_of": 1,
         "zoo": config.zoo,
         "igpg": config.igpg,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
     }
-    return figures, conditions | told | {"each_seed": rows}
+    return figures, conditions | config.conditions(spreads) | told | {"each_seed": rows}
 
 
 def zoo_recipe(config: Config, start: str, seed: int) -> ZooConfig:

@@ -11,7 +11,6 @@ Shape legend: B episodes, S support samples, Q query samples, E features, C clas
 
 from __future__ import annotations
 
-import os
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from raywgen.benchmarks import few_shot
 from raywgen.benchmarks.few_shot import query_of, scores_of, summarised, support_of
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, build_parts, test_side
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import HEADLINES
 from raywgen.corpus import Corpus
 from raywgen.evaluation.few_shot import accuracy, head_logits, prototype_logits
@@ -46,9 +45,9 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
     names = [short_name(domain) for domain in domains]
     if len(set(names)) < len(names):
         raise ValueError(f"{', '.join(domains)}: two have one name; rename a file")
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows, conditions = [], []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         row: dict[str, float] = {}
         for left_out in domains[1:]:
             setting = setting_of(domains, left_out)
@@ -60,11 +59,8 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
             conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)
         rows.append(_with_means(row))
     means, spreads = over_seeds(rows)
-    common = {
-        "way": config.way, "shot": config.shot, "episodes": config.num_episodes, "seeds": config.seeds,
-        "domains": domains, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__,
-    }  # fmt: skip
-    return means, common | {"each": conditions}
+    common = {"way": config.way, "shot": config.shot, "episodes": config.num_episodes, "domains": domains}
+    return means, config.conditions(spreads) | common | {"each": conditions}
 
 
 def setting_of(domains: list[str], left_out: str) -> Setting:

@@ -6,20 +6,18 @@ Judged on the episodes of validation classes, on which settings may be chosen.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raywgen.benchmarks import few_shot
 from raywgen.benchmarks.few_shot import generated_accuracy
 from raywgen.benchmarks.few_shot_parts import Setting, heads_generators, heads_zoo, trained_encoder, validation_side
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.generators.lohp import LoHpConfig, PathConfig
 from raywgen.tasks import SAMConfig
@@ -61,13 +59,13 @@ class Config(few_shot.Config):
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains a zoo for every radius and a policy for every setting, for every seed; writes the heat maps."""
-    root = root_of(config.out, config.fresh)
-    rows = [_one_seed(config, root, seed) for seed in range(config.seed, config.seed + config.seeds)]
+    root = config.root()
+    rows = [_one_seed(config, root, seed) for seed in config.all_seeds]
     means, spreads = over_seeds([{_name(key): value for key, value in row.items()} for row in rows])
     path = Path(root) / _HEAT_MAP
     draw_heat_maps({key: means[_name(key)] for key in rows[0]}, path)
-    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "heat_map": str(path), "cores": os.cpu_count()}
-    return means, told | {"episodes": config.num_validation, "torch": torch.__version__}
+    told = {"heat_map": str(path), "episodes": config.num_validation}
+    return means, config.conditions(spreads) | told
 
 
 def _one_seed(config: Config, root: str, seed: int) -> dict[Key, float]:

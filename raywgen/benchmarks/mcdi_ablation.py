@@ -7,13 +7,10 @@ the zoo.
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, over_seeds
 from raywgen.benchmarks.trained import trained_generators, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
@@ -28,28 +25,22 @@ _SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20)
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is varied, and from where.
 
     Attributes:
         data: Training images, in place of the recipe's MNIST.
         test_data: Test images, likewise.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
         zoo: Overrides of the zoo's recipe.
         mcdi: The default that one thing at a time is changed of.
         reptile_steps: Outer steps of Reptile; each costs about as much as ten joint ones.
         rho: SAM's radius in the zoo of that row.
         shot: Labelled examples of each class that everyone is told.
         num_workers: Ray Train workers; 0 trains in this process.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     data: str = ""
     test_data: str = ""
-    seeds: int = 1
-    seed: int = 0
     zoo: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=replace(JOINT, num_steps=400)))
     reptile_steps: int = 100
@@ -57,19 +48,17 @@ class Config:
     shot: int = 10
     num_workers: int = 2
     out: str = "runs/benchmarks/whole-network"
-    fresh: bool = False
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains every variant for every seed and judges it on the unseen tasks."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows = []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         with ray_session():
             rows.append(_one_seed(config, root, seed))
     figures, spreads = over_seeds(rows)
-    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__}
-    return figures, told | {"default": dataclasses.asdict(config.mcdi)}
+    return figures, config.conditions(spreads) | {"default": dataclasses.asdict(config.mcdi)}
 
 
 def variants(config: Config) -> dict[str, McDiConfig]:

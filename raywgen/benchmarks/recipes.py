@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
+
+import torch
 
 import raywgen
 
@@ -28,9 +32,39 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def root_of(out: str, fresh: bool) -> str:
-    """Where parts are kept; a folder of their own where nothing kept may be used."""
-    return tempfile.mkdtemp(prefix="raywgen-benchmark-") if fresh else out
+@dataclass(kw_only=True)
+class SeededConfig:
+    """What benchmarks share that train parts for several seeds.
+
+    Attributes:
+        seeds: How many seeds in a row; figures are means over them.
+        seed: The first one.
+        out: Where trained parts are kept.
+        fresh: Use nothing that is kept.
+    """
+
+    seeds: int = 1
+    seed: int = 0
+    out: str = "runs/benchmarks"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: must be at least 1")
+
+    @property
+    def all_seeds(self) -> range:
+        """Each in turn."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def root(self) -> str:
+        """Where parts are kept; a folder of their own where nothing kept may be used."""
+        return tempfile.mkdtemp(prefix="raywgen-benchmark-") if self.fresh else self.out
+
+    def conditions(self, spreads: Mapping[str, float]) -> dict[str, Any]:
+        """Of figures that are means over seeds."""
+        told = {"seeds": self.seeds, "spread_over_seeds": dict(spreads)}
+        return told | {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def folder_of(root: str | Path, name: str, recipe: Mapping[str, Any]) -> str:

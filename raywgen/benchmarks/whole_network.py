@@ -6,7 +6,6 @@ shared start. Every generator is told the same labelled examples, and writes one
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import over_seeds, root_of
+from raywgen.benchmarks.recipes import SeededConfig, over_seeds
 from raywgen.benchmarks.trained import (
     HEADLINES,
     Chosen,
@@ -42,15 +41,13 @@ JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(SeededConfig):
     """What is trained and compared.
 
     Attributes:
         generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
         data: Training images, in place of the recipe's MNIST.
         test_data: Test images, likewise.
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
         zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
         methods: Rows of generators; all by default.
         mcdi: Mc-Di.
@@ -60,15 +57,11 @@ class Config:
         rates: Of gradient training; the best on the validation tasks is taken.
         temperature: Of generation.
         num_workers: Ray Train workers; 0 trains in this process.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
     generator: str = "mcdi"
     data: str = ""
     test_data: str = ""
-    seeds: int = 1
-    seed: int = 0
     zoo: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
@@ -85,12 +78,12 @@ class Config:
     temperature: float = 0.0
     num_workers: int = 2
     out: str = "runs/benchmarks/whole-network"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.variants()
-        if min(self.seeds, self.shot) < 1:
-            raise ValueError(f"seeds={self.seeds}, shot={self.shot}: must be at least 1")
+        if self.shot < 1:
+            raise ValueError(f"shot={self.shot}: must be at least 1")
 
     def variants(self) -> Chosen:
         """The generators to train."""
@@ -99,14 +92,13 @@ class Config:
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains a zoo and all generators for every seed, then compares them on the unseen tasks."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows, conditions = [], {}
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         row, conditions = _one_seed(config, root, seed)
         rows.append(row)
     figures, spreads = over_seeds(rows)
-    told = {"seeds": config.seeds, "spread_over_seeds": spreads, "cores": os.cpu_count(), "torch": torch.__version__}
-    return figures, conditions | told | {"each_seed": rows}
+    return figures, conditions | config.conditions(spreads) | {"each_seed": rows}
 
 
 def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> ZooConfig:
