@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
-from raywgen.benchmarks.recipes import SeededConfig, over_seeds
-from raywgen.benchmarks.trained import HEADLINES, Chosen, chosen_variants
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import HEADLINES, Chosen, TrainingConfig, chosen_variants
 from raywgen.evaluation.few_shot import (
     Learner,
     Timing,
@@ -59,7 +59,7 @@ _EPISODES_OF_A_BATCH = 100
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class Config(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -81,7 +81,6 @@ class Config(SeededConfig):
         lohp: Lo-Hp.
         reptile: How Reptile is meta-trained; it begins at the encoder.
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
-        num_workers: Ray Train workers; 0 trains in this process.
     """
 
     generator: str = "mcdi"
@@ -109,7 +108,6 @@ class Config(SeededConfig):
     )
     reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
     reptile_episodes: int = 1000
-    num_workers: int = 2
     out: str = "runs/benchmarks/few-shot"
 
     def __post_init__(self) -> None:

@@ -196,12 +196,12 @@ def heads_zoo(config: Config, seed: int, encoder: str, setting: Setting) -> ZooC
 def heads_generators(config: Config, root: str, seed: int, corpus: Corpus, chosen: Chosen) -> dict[str, Generator]:
     """Generators of heads, told `shot` images of each class."""
     return trained_generators(
+        config,
         root,
         corpus,
         chosen,
         shot=config.shot,
         seed=seed,
-        num_workers=config.num_workers,
         num_query_samples=10 * config.way,
     )
 

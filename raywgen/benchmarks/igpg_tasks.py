@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import SeededConfig, over_seeds
-from raywgen.benchmarks.trained import Chosen, trained_runs, trained_zoo
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import Chosen, TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
@@ -42,7 +42,7 @@ _OFF = StageConfig(num_steps=0)
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class Config(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -57,7 +57,6 @@ class Config(SeededConfig):
         shot: Labelled examples of each class that everyone is told.
         best_of: Candidates per task.
         temperature: Of the tokens.
-        num_workers: Ray Train workers; 0 trains in this process.
     """
 
     data: str = ""
@@ -76,7 +75,6 @@ class Config(SeededConfig):
     shot: int = 10
     best_of: int = 4
     temperature: float = 0.5
-    num_workers: int = 2
     out: str = "runs/benchmarks/igpg-tasks"
 
     def __post_init__(self) -> None:
@@ -129,8 +127,7 @@ def zoo_of(config: Config, kind: str, start: str, seed: int) -> ZooConfig:
 def _trained(config: Config, root: str, kind: str, start: str, seed: int, chosen: Chosen) -> tuple[Corpus, dict]:
     with ray_session():
         corpus = trained_zoo(root, zoo_of(config, kind, start, seed))
-        told = {"shot": config.shot, "seed": seed, "num_workers": config.num_workers}
-        return corpus, trained_runs(root, corpus, chosen, **told)
+        return corpus, trained_runs(config, root, corpus, chosen, shot=config.shot, seed=seed)
 
 
 def _ladder(config: Config, root: str, kind: str, seed: int) -> dict[str, float]:

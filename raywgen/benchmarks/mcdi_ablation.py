@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raywgen.benchmarks.recipes import SeededConfig, over_seeds
-from raywgen.benchmarks.trained import trained_generators, trained_zoo
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import TrainingConfig, trained_generators, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
 from raywgen.generators import Generator
@@ -25,7 +25,7 @@ _SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20)
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class Config(TrainingConfig):
     """What is varied, and from where.
 
     Attributes:
@@ -36,7 +36,6 @@ class Config(SeededConfig):
         reptile_steps: Outer steps of Reptile; each costs about as much as ten joint ones.
         rho: SAM's radius in the zoo of that row.
         shot: Labelled examples of each class that everyone is told.
-        num_workers: Ray Train workers; 0 trains in this process.
     """
 
     data: str = ""
@@ -46,7 +45,6 @@ class Config(SeededConfig):
     reptile_steps: int = 100
     rho: float = 0.05
     shot: int = 10
-    num_workers: int = 2
     out: str = "runs/benchmarks/whole-network"
 
 
@@ -101,12 +99,12 @@ def _judged(
 ) -> dict[str, float]:
     corpus = trained_zoo(root, zoo)
     generators = trained_generators(
+        config,
         root,
         corpus,
         {name: ("mcdi", generator) for name, generator in chosen.items()},
         shot=config.shot,
         seed=seed,
-        num_workers=config.num_workers,
     )
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
     figures = {name: unseen.points(write_each(one, unseen, 0.0, seed)[0]) for name, one in generators.items()}

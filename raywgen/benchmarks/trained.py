@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from raywgen.benchmarks.recipes import folder_of
+from raywgen.benchmarks.recipes import SeededConfig, folder_of
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import Generator, StageConfig
@@ -15,6 +15,7 @@ from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import FunctionalConfig
+from raywgen.nn.precision import check_precision, resolved
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
 from raywgen.zoo import ZooConfig, train_zoo
@@ -28,6 +29,27 @@ HEADLINES = {"mcdi": ("mcdi", "mcdi_functional"), "lohp": ("lohp", "mcdi")}
 """Of each generator that can be measured the rows that are compared with all others."""
 
 
+@dataclass(kw_only=True)
+class TrainingConfig(SeededConfig):
+    """What benchmarks share that train generators.
+
+    Attributes:
+        num_workers: Ray Train workers; 0 trains in this process.
+        precision: Of the training of generators; `bf16` takes about half the time where the processor has units for it.
+    """
+
+    num_workers: int = 2
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
+
+    def conditions(self, spreads: Mapping[str, float]) -> dict[str, Any]:
+        """With the precision."""
+        return super().conditions(spreads) | {"precision": self.precision}
+
+
 def trained_zoo(root: str, zoo: ZooConfig) -> Corpus:
     """The corpus of a recipe."""
     folder = folder_of(root, "zoo", zoo.recipe())
@@ -35,25 +57,36 @@ def trained_zoo(root: str, zoo: ZooConfig) -> Corpus:
         return train_zoo(zoo, folder, bar.update)
 
 
-def trained_generators(root: str, corpus: Corpus, chosen: Chosen, **settings: int) -> dict[str, Generator]:
+def trained_generators(
+    config: TrainingConfig, root: str, corpus: Corpus, chosen: Chosen, **settings: int
+) -> dict[str, Generator]:
     """What `trained_runs` trains, loaded."""
-    return {name: load(folder).generator for name, folder in trained_runs(root, corpus, chosen, **settings).items()}
+    runs = trained_runs(config, root, corpus, chosen, **settings)
+    return {name: load(folder).generator for name, folder in runs.items()}
 
 
 def trained_runs(
-    root: str, corpus: Corpus, chosen: Chosen, *, shot: int, seed: int, num_workers: int, num_query_samples: int = 128
+    config: TrainingConfig,
+    root: str,
+    corpus: Corpus,
+    chosen: Chosen,
+    *,
+    shot: int,
+    seed: int,
+    num_query_samples: int = 128,
 ) -> dict[str, str]:
     """Run folders of all of them on one corpus, told `shot` examples of each class."""
     runs = {}
     for name, (method, generator) in chosen.items():
-        told = {"method": method, "shot": shot, "num_query_samples": num_query_samples, "seed": seed}
+        told: dict[str, Any] = {"method": method, "shot": shot, "num_query_samples": num_query_samples, "seed": seed}
+        told |= {"precision": resolved(config.precision)}
         recipe = {"corpus": corpus.location, **told, "generator": dataclasses.asdict(generator)}
         runs[name] = TrainConfig(
             **told,
             generator=generator,
             corpus=corpus.location,
             out=folder_of(root, name, recipe),
-            num_workers=num_workers,
+            num_workers=config.num_workers,
             validate_every=200,
         )
     with Reporter().step("train", ", ".join(runs)) as bar:

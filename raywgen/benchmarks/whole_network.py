@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import SeededConfig, over_seeds
+from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import (
     HEADLINES,
     Chosen,
+    TrainingConfig,
     chosen_variants,
     trained_generators,
     trained_zoo,
@@ -41,7 +42,7 @@ JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class Config(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -56,7 +57,6 @@ class Config(SeededConfig):
         shot: Labelled examples of each class that everyone is told.
         rates: Of gradient training; the best on the validation tasks is taken.
         temperature: Of generation.
-        num_workers: Ray Train workers; 0 trains in this process.
     """
 
     generator: str = "mcdi"
@@ -76,7 +76,6 @@ class Config(SeededConfig):
     shot: int = 10
     rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     temperature: float = 0.0
-    num_workers: int = 2
     out: str = "runs/benchmarks/whole-network"
 
     def __post_init__(self) -> None:
@@ -112,12 +111,12 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
     with ray_session():
         corpus = trained_zoo(root, subsets_zoo(config.data, config.test_data, config.zoo, seed))
         generators = trained_generators(
+            config,
             root,
             corpus,
             config.variants(),
             shot=config.shot,
             seed=seed,
-            num_workers=config.num_workers,
         )
     (layout_id,) = corpus.networks
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)

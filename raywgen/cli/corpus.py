@@ -1,4 +1,4 @@
-"""`raywgen corpus ...`: build, look at, check, export, split, merge, dedupe, align."""
+"""`raywgen corpus ...`: build, describe, look at, check, export, split, merge, dedupe, align."""
 
 from __future__ import annotations
 
@@ -54,6 +54,24 @@ def build(
         out.print(f"[yellow]set aside[/yellow] {told}", highlight=False, soft_wrap=True)
     if (more := corpus.quarantine.num_rows - 10) > 0:
         out.print(f"... and {more} more, in {target}/quarantine.parquet")
+
+
+@app.command()
+def describe(
+    path: Path_,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with `tasks:` and `networks:`.")],
+) -> None:
+    """Say of checkpoints from elsewhere what they do and how they are built, in place.
+
+    raywgen corpus describe runs/corpus networks.yaml
+
+    The file holds recipes by name: `tasks: {cifar10: {name: images, path: train.parquet, test_path: test.parquet}}` and
+    `networks: {resnet20: {name: cifar-resnet, depth: 20}}`, where a name may be `package.module:Class`. Without it
+    generators see weights alone; with it they are told data, trained by what networks do, and judged.
+    """
+    from raywgen.zoo.describe import describe_corpus
+
+    print_info(describe_corpus(path, file).info())
 
 
 @app.command()

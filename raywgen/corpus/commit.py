@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,14 @@ import pyarrow.parquet as pq
 
 from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus, manifest_checksum
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import QUARANTINE_SCHEMA, NetworkFacts, TaskFacts, facts_table, tasks_to_table
+from raywgen.corpus.facts import (
+    CHECKPOINT_SCHEMA,
+    QUARANTINE_SCHEMA,
+    NetworkFacts,
+    TaskFacts,
+    facts_table,
+    tasks_to_table,
+)
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
@@ -71,6 +79,22 @@ def commit_corpus(
     manifest["checksum"] = manifest_checksum(manifest)
     storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
     return Corpus.open(root)
+
+
+def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
+    """A corpus' shards with their facts as `commit_corpus` takes them.
+
+    Args:
+        corpus: Whose shards stay as they are.
+        columns: Facts in another form, one for each row of `corpus.facts`.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for index, row in enumerate(corpus.facts.to_pylist()):
+        told = {name: value for name, value in row.items() if value is not None}
+        told |= {name: values[index] for name, values in columns.items()}
+        complete = {name: told.get(name) for name in CHECKPOINT_SCHEMA.names} | told
+        rows.setdefault(row["shard"], []).append(complete)
+    return [replace(shard, facts=rows[shard.path]) for shard in corpus.shards]
 
 
 def _file_name(name: str, content: bytes, storage: Storage) -> str:

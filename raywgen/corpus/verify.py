@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.commit import commit_corpus, stored_shards
 from raywgen.corpus.corpus import CHECKPOINTS, Corpus, read_manifest
 from raywgen.corpus.errors import RESTORE, CorpusError
-from raywgen.corpus.facts import CHECKPOINT_SCHEMA
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard, row_sums
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
@@ -64,16 +62,15 @@ def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
     corpus = Corpus(storage, read_manifest(storage))
     if facts := sorted(set(bad) & set(corpus.manifest["sha256"])):
         raise CorpusError(f"{corpus.location}/{facts[0]} {bad[facts[0]].reason}; {RESTORE}")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in corpus.facts.to_pylist():
-        rows.setdefault(row["shard"], []).append({name: value for name, value in row.items() if value is not None})
-    kept = [replace(shard, facts=_complete(rows[shard.path])) for shard in corpus.shards if shard.path not in bad]
+    shards = stored_shards(corpus)
+    kept = [shard for shard in shards if shard.path not in bad]
     if not kept:
         raise CorpusError(f"{corpus.location}: every shard is damaged; {RESTORE}")
     lost = [
-        {"checkpoint_id": row["checkpoint_id"], "file": path, "reason": bad[path].reason}
-        for path in bad
-        for row in rows.get(path, [])
+        {"checkpoint_id": row["checkpoint_id"], "file": shard.path, "reason": bad[shard.path].reason}
+        for shard in shards
+        if shard.path in bad
+        for row in shard.facts
     ]
     return commit_corpus(
         str(location),
@@ -98,10 +95,6 @@ def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatis
             sums = LayoutStatistics.measure(layout, packed_tensor(read_shard(corpus.storage, shard.path), layout))
             found[layout.id] = found[layout.id] + sums if layout.id in found else sums
     return found
-
-
-def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: row.get(name) for name in CHECKPOINT_SCHEMA.names} | row for row in rows]
 
 
 def _file_damage(storage: Storage, path: str, sha256: str) -> str | None:

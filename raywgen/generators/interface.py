@@ -61,6 +61,8 @@ class Stage(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    needs_tasks: ClassVar[bool] = True
+    """Whether it looks at samples of tasks or runs networks; weights alone do not suffice then."""
 
     @property
     @abstractmethod

@@ -94,6 +94,8 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTH: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Hidden states `(B, T, H)`; with a cache, `x_BTH` continues what the cache holds."""
+        # Sums over layers stay in the parameters' precision, also where products are taken in a lower one.
+        x_BTH = x_BTH.to(self.norm.weight.dtype)
         start = 0 if cache is None else cache.length
         rotation = _rotation(start, x_BTH.shape[1], self.head_width, x_BTH.device)
         for layer, block in enumerate(self.blocks):

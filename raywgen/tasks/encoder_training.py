@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raywgen.nn.precision import autocast, check_precision, resolved
 from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
@@ -32,7 +33,6 @@ from raywgen.tasks.networks import build_network
 from raywgen.tasks.subsets import class_subset
 
 OnProgress = Callable[[int, int, str], None]
-PRECISIONS = ("auto", "bf16", "fp32")
 _WAY, _NUM_QUERY = 5, 15  # Of a validation episode.
 _EPISODES_OF_A_BATCH = 50
 
@@ -99,8 +99,7 @@ class EncoderConfig:
             raise ValueError(f"seed={self.seed}, shift={self.shift}: must be at least 0")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision}: give one of {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the encoder: all but where it is stored."""
@@ -237,7 +236,7 @@ class _Training:
         self._held_out_classes = turned_classes(range(num_classes), num_classes, rotations=config.rotations)
         # Refuses too few images before any training rather than after.
         EpisodeSampler(self._held_out, range(num_classes), way=1, shot=1, num_query=_NUM_QUERY, seed=config.seed)
-        self.precision = _precision(config.precision)
+        self.precision = resolved(config.precision)
 
     def run(self, on_progress: OnProgress | None) -> _Best:
         """Trains to the end."""
@@ -275,7 +274,7 @@ class _Training:
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, x_TCHW: Tensor) -> float:
         config = self._config
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.precision):
             features_1TE = module(x_TCHW).unsqueeze(0)
         num_support = config.way * config.shot
         support_1SE, query_1QE = features_1TE.float().tensor_split([num_support], dim=1)
@@ -317,14 +316,6 @@ class _Training:
             seed=config.seed,
             way=min(_WAY, len(self._held_out_classes)),
         )
-
-
-def _precision(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    # Without such units bf16 is emulated: slower than fp32.
-    has_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if has_units() else "fp32"
 
 
 def _finished(config: EncoderConfig) -> EncoderCard | None:

@@ -35,6 +35,8 @@ def image_task(
     channels: int | None = None,
     limit: int | None = None,
     test_limit: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Task:
     """Which of these classes does the image show?
 
@@ -47,9 +49,12 @@ def image_task(
         channels: 1 or 3; as they are stored by default.
         limit: Training images, equally many of each class.
         test_limit: Test images likewise.
+        mean: Of each channel, of pixels taken as 0 to 1, as the networks to be judged expect it; by default that of the
+            training images.
+        std: Standard deviations likewise.
 
     Raises:
-        TaskError: Data, classes or domain are not there.
+        TaskError: Data, classes or domain are not there, or `mean` and `std` are not of one number a channel each.
     """
     train, test = _split(path, test_path, size, channels, limit, test_limit)
     if classes is not None:
@@ -57,16 +62,18 @@ def image_task(
     names = train.class_names
     told = {"classes": list(classes)} if classes is not None else {}
     options = {"test_path": test_path, "domain": domain, "size": size, "channels": channels, "limit": limit}
+    told |= {"mean": list(mean), "std": list(std)} if mean is not None and std is not None else {}
     recipe = {"name": "images", "path": path, **options, "test_limit": test_limit, **told}
+    statistics = input_statistics(path, size, channels) if mean is None or std is None else pixel_statistics(mean, std)
     parts = [train.name.partition("/")[0], domain, "-".join(map(str, classes)) if classes is not None else "all"]
     seen = "" if domain == "plain" else f", seen under {domain}"
     return Task(
         id="/".join(parts),
         instruction=f"Which of {', '.join(names)} is in the image{seen}?",
         recipe={key: value for key, value in recipe.items() if value not in (None, "")},
-        train_x_SF=_inputs(train.x_SCHW, domain, path, size, channels),
+        train_x_SF=_inputs(train.x_SCHW, domain, statistics),
         train_y_S=train.y_S,
-        test_x_SF=_inputs(test.x_SCHW, domain, path, size, channels),
+        test_x_SF=_inputs(test.x_SCHW, domain, statistics),
         test_y_S=test.y_S,
         num_classes=len(names),
     )
@@ -116,7 +123,7 @@ def episode_task(
         recipe,
         episode,
         images_of(path, size, channels, None).name,
-        lambda x_SCHW: _inputs(x_SCHW, "plain", path, size, channels),
+        lambda x_SCHW: _inputs(x_SCHW, "plain", input_statistics(path, size, channels)),
     )
 
 
@@ -233,12 +240,25 @@ def input_statistics(path: str, size: int | None, channels: int | None) -> tuple
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
-def _inputs(x_SCHW: Tensor, domain: str, path: str, size: int | None, channels: int | None) -> Tensor:
+def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """As `input_statistics` gives them.
+
+    Raises:
+        TaskError: They are not equally many, or a deviation is not positive.
+    """
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise TaskError(f"mean={list(mean)}, std={list(std)}: give one of each a channel, and std above 0")
+    return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+
+def _inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> Tensor:
     """Pixels as a network sees them, float32 `(S, F)`.
 
     Normalised by the statistics of the whole data set, so that all its tasks and domains share them.
     """
-    mean, std = input_statistics(path, size, channels)
+    mean, std = statistics
+    if len(mean) != x_SCHW.shape[1]:
+        raise TaskError(f"mean={mean.flatten().tolist()}: images have {x_SCHW.shape[1]} channels; give one of each")
     return ((apply_domain(x_SCHW.float() / 255, domain) - mean) / std).flatten(1)
 
 

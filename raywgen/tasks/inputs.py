@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raywgen.tasks.image_tasks import input_statistics
+from raywgen.tasks.image_tasks import input_statistics, pixel_statistics
 from raywgen.tasks.images import normalise
 
 
@@ -44,7 +44,10 @@ def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
     if inner.get("name") not in ("images", "episode", "feature-episode"):
         return None
     size, channels = inner.get("size"), inner.get("channels")
-    mean, std = input_statistics(inner["path"], size, channels)
+    told = "mean" in inner and "std" in inner
+    mean, std = (
+        pixel_statistics(inner["mean"], inner["std"]) if told else input_statistics(inner["path"], size, channels)
+    )
     return InputForm(
         size=size,
         channels=channels,

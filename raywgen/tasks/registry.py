@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.blank import BLANK, blank_task
 from raywgen.tasks.digits import digits_subset
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import episode_task, image_task
 from raywgen.tasks.text_tasks import text_task
 
+INSTRUCTION = "instruction"
 TASKS: dict[str, Callable[..., Task]] = {
     "digits-subset": digits_subset,
     "images": image_task,
@@ -21,11 +24,14 @@ TASKS: dict[str, Callable[..., Task]] = {
     "texts": text_task,
     "feature-episode": feature_episode_task,
     "encoded": encoded_task,
+    BLANK: blank_task,
 }
 
 
 def build_task(recipe: Mapping[str, Any]) -> Task:
     """Builds `{"name": NAME, **arguments}`; equal recipes share one task per process.
+
+    Of any task `instruction` says in other words what its networks do.
 
     Raises:
         TaskError: The name is unknown (the nearest is named) or the arguments are refused.
@@ -40,7 +46,9 @@ def _build(recipe: str) -> Task:
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
         raise TaskError(f"unknown task '{name}'; did you mean '{near}'?")
+    told = {INSTRUCTION: str(arguments.pop(INSTRUCTION))} if INSTRUCTION in arguments else {}
     try:
-        return TASKS[name](**arguments)
+        task = TASKS[name](**arguments)
     except TypeError as error:
         raise TaskError(f"task '{name}' does not take {arguments}: {error}") from error
+    return replace(task, **told, recipe=task.recipe | told)

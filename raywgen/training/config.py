@@ -7,6 +7,7 @@ from typing import Any
 
 from raywgen.config import ConfigError, load_config
 from raywgen.generators import UnknownMethodError, method
+from raywgen.nn.precision import check_precision
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,8 @@ class TrainConfig:
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
         zero_stage: DeepSpeed ZeRO: 0 (none), 1 (optimiser state) or 2 (and gradients) sharded.
         use_gpu: One GPU per worker.
+        precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
+            processor has units for it.
         checkpoint_every: Optimiser steps between checkpoints.
         log_every: Optimiser steps between rows of the metric log.
         validate_every: Optimiser steps between validations, on tasks that are never trained on.
@@ -39,6 +42,7 @@ class TrainConfig:
     num_workers: int = 2
     zero_stage: int = 1
     use_gpu: bool = False
+    precision: str = "fp32"
     checkpoint_every: int = 100
     log_every: int = 10
     validate_every: int = 50
@@ -54,6 +58,7 @@ class TrainConfig:
                 f"zero_stage={self.zero_stage}: give 0, 1 or 2; stage 3 shards parameters that generators read "
                 "outside of a module's forward pass"
             )
+        check_precision(self.precision)
         if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:

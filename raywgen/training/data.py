@@ -17,9 +17,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raywgen.corpus import Corpus, checkpoint_ids, packed_tensor
+from raywgen.corpus import Corpus, CorpusError, checkpoint_ids, packed_tensor
 from raywgen.generators import DataSpec
 from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_few_shot
+from raywgen.tasks.blank import BLANK
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 
 _CONDITION_STREAM = 1_000
@@ -33,7 +34,7 @@ class LayoutRows:
 
     Attributes:
         layout: Theirs.
-        module: A network of it.
+        module: A network of it; an empty module where the corpus does not know how to build one.
         values_ND: Flat vectors.
         tasks: What each was trained for, N entries.
         trajectories: On which optimisation run each lies, N entries.
@@ -70,9 +71,9 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
     return [
         LayoutRows(
             layout=network.layout,
-            module=build_network(network.recipe),
+            module=build_network(network.recipe) if network.recipe else nn.Module(),
             values_ND=torch.cat(values[layout_id]),
-            tasks=[build_task(corpus.tasks[task_id].recipe) for task_id, *_ in facts[layout_id]],
+            tasks=[build_task(task_recipe(corpus, task_id, layout_id)) for task_id, *_ in facts[layout_id]],
             trajectories=[trajectory for _, trajectory, *_ in facts[layout_id]],
             steps=[step for *_, step, _ in facts[layout_id]],
             policies=[policy for *_, policy in facts[layout_id]],
@@ -80,6 +81,29 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
         for layout_id, network in corpus.networks.items()
         if layout_id in values
     ]
+
+
+def task_recipe(corpus: Corpus, task_id: str | None, layout_id: str) -> dict[str, Any]:
+    """Of a checkpoint's task; where none is known, of no task, in words the name of the network."""
+    if task_id is None or task_id not in corpus.tasks:
+        return {"name": BLANK, "instruction": corpus.networks[layout_id].name}
+    return corpus.tasks[task_id].recipe
+
+
+def knows_tasks(corpus: Corpus) -> bool:
+    """Whether the corpus knows of every network how it is built, and of every checkpoint what it was trained for.
+
+    Raises:
+        CorpusError: It knows that of some checkpoints only.
+    """
+    splits, named = corpus.facts.column("split").to_pylist(), corpus.facts.column("task_id").to_pylist()
+    known = [name in corpus.tasks for name, split in zip(named, splits, strict=True) if split != "base"]
+    if any(known) and not all(known):
+        raise CorpusError(
+            f"{corpus.location}: {known.count(False)} of {len(known)} checkpoints have no task; filter them out, or "
+            "describe all by `raywgen corpus describe`"
+        )
+    return all(known) and all(network.recipe for network in corpus.networks.values())
 
 
 def policy_names(corpus: Corpus) -> list[str]:
@@ -152,8 +176,8 @@ def measure_references(corpus: Corpus) -> ReferenceTable:
 
 
 def data_spec(corpus: Corpus) -> DataSpec:
-    """Features and classes of the corpus' tasks."""
-    tasks = [build_task(task.recipe) for task in corpus.tasks.values()]
+    """Features and classes of the corpus' tasks; of none where only weights are known."""
+    tasks = [build_task(task.recipe) for task in corpus.tasks.values()] or [build_task({"name": BLANK})]
     splits = corpus.facts.column("split").to_pylist()
     policies = {name for name, split in zip(policy_names(corpus), splits, strict=True) if split == "train"}
     return DataSpec(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators import Stage, StageLoss
+from raywgen.nn.precision import autocast, resolved
 from raywgen.weights import KeyedNoise, WeightBatch
 
 _BETAS = (0.9, 0.99)
@@ -79,10 +80,17 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """One process, plain torch."""
+    """One process, plain torch.
 
-    def __init__(self, stage: Stage) -> None:
+    Args:
+        stage: What to train.
+        precision: As `raywgen.nn.precision` takes it.
+    """
+
+    def __init__(self, stage: Stage, precision: str = "fp32") -> None:
         self.stage = stage
+        self._device_type = next(stage.parameters()).device.type
+        self._precision = resolved(precision, self._device_type)
         self._optimizer = _optimizer(stage)
 
     @property
@@ -102,7 +110,8 @@ class LocalEngine(Engine):
         _set_torch_moments(self.stage, self._optimizer, moments)
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        return self.stage(batch, noise)
+        with autocast(self._precision, self._device_type):
+            return self.stage(batch, noise)
 
     def _step(self, loss: Tensor, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -114,15 +123,16 @@ class LocalEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """All Ray Train workers, by DeepSpeed ZeRO 0, 1 or 2, in float32.
+    """All Ray Train workers, by DeepSpeed ZeRO 0, 1 or 2.
 
     Args:
         stage: What to train.
         zero_stage: What is sharded.
         num_workers: Of the process group that Ray Train made.
+        precision: As `raywgen.nn.precision` takes it; parameters, gradients and moments are float32 in either.
     """
 
-    def __init__(self, stage: Stage, zero_stage: int, num_workers: int) -> None:
+    def __init__(self, stage: Stage, zero_stage: int, num_workers: int, precision: str = "fp32") -> None:
         import deepspeed
 
         # Its shared-memory collectives serve inference only, and would compile for a minute at start.
@@ -141,6 +151,12 @@ class DeepSpeedEngine(Engine):
                 "gradient_clipping": stage.config.grad_clip,
                 "zero_optimization": {"stage": zero_stage},
                 "zero_allow_untested_optimizer": True,
+                "torch_autocast": {
+                    "enabled": resolved(precision, next(stage.parameters()).device.type) == "bf16",
+                    "dtype": "bfloat16",
+                    # Gradients are exchanged in float32, so that any number of workers takes the same steps.
+                    "lower_precision_safe_modules": [],
+                },
                 "steps_per_print": 1_000_000_000,
             },
         )[0]

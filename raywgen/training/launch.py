@@ -24,7 +24,7 @@ from raywgen.generators.bundle import ENCODER, build_generator
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.training.config import TrainConfig
-from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, measure_references
+from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, knows_tasks, measure_references
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
 from raywgen.training.loop import BUNDLE, Checkpoints, LocalCheckpoints, Progress, Run, train_run
 from raywgen.training.runlog import read_metrics
@@ -62,6 +62,8 @@ def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None
         return
     corpus = Corpus.open(left[0].corpus)
     references, data = measure_references(corpus), data_spec(corpus)
+    if not knows_tasks(corpus):
+        _refuse_tasks(left, corpus, references, data)
     inputs = _inputs(corpus)
     for config in left:
         Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,18 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                 )
 
 
+def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+    """Before anything is trained that could not be trained to the end."""
+    for config in configs:
+        for stage in build_generator(config.method, config.generator, references, data, config.seed).stages():
+            if stage.needs_tasks:
+                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if config.method == "igpg" else ""
+                raise ConfigError(
+                    f"{corpus.location} holds weights alone, and stage '{stage.name}' of {config.method} needs to know "
+                    f"what networks do and how they are built: {off}say so by `raywgen corpus describe`"
+                )
+
+
 def _identity(config: TrainConfig) -> str:
     """What may not change when a run goes on: all but where and how often, as checkpoints fit any workers."""
     where = {"num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0}
@@ -115,6 +129,8 @@ def _inputs(corpus: Corpus) -> InputForm | None:
     Where tasks are of several data sets, each with pixels of its own mean, the first one's statistics stand for all.
     """
     forms = list(dict.fromkeys(input_form(task.recipe) for task in corpus.tasks.values()))
+    if not forms:
+        return None
     alike = {None if form is None else (form.size, form.channels, form.encoder) for form in forms}
     return forms[0] if len(alike) == 1 else None
 
@@ -154,7 +170,7 @@ def _train_here(
             build=build,
             order=order,
             validation=validation,
-            engine=LocalEngine,
+            engine=partial(LocalEngine, precision=config.precision),
             checkpoints=checkpoints,
             rank=0,
             facts=told,
@@ -264,7 +280,9 @@ def worker_loop(payload: dict[str, Any]) -> None:
             build=build,
             order=order,
             validation=validation,
-            engine=partial(_deepspeed, zero_stage=config.zero_stage, num_workers=num_workers),
+            engine=partial(
+                _deepspeed, zero_stage=config.zero_stage, num_workers=num_workers, precision=config.precision
+            ),
             checkpoints=checkpoints,
             rank=rank,
             facts=payload["facts"][index],
@@ -272,8 +290,8 @@ def worker_loop(payload: dict[str, Any]) -> None:
         train_run(run, progress if index == progress.run else Progress())
 
 
-def _deepspeed(stage: Stage, zero_stage: int, num_workers: int) -> Engine:
-    return DeepSpeedEngine(stage, zero_stage, num_workers)
+def _deepspeed(stage: Stage, zero_stage: int, num_workers: int, precision: str) -> Engine:
+    return DeepSpeedEngine(stage, zero_stage, num_workers, precision)
 
 
 def _blocks(name: str) -> Iterator[Any]:

@@ -119,7 +119,11 @@ def plan_zoo(config: ZooConfig, ways: Mapping[str, str] | None = None) -> Plan:
     return Plan(
         starts=starts,
         stacks=stacks,
-        tasks=[_task_facts(task, split, config) for split, drawn in tasks.items() for task in drawn],
+        tasks=[
+            task_facts(task.id, task, split, config.num_condition_samples, config.seed)
+            for split, drawn in tasks.items()
+            for task in drawn
+        ],
     )
 
 
@@ -211,11 +215,20 @@ def _groups(jobs: list[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _task_facts(task: Task, split: str, config: ZooConfig) -> TaskFacts:
-    noise = KeyedNoise(config.seed, torch.tensor([zlib.crc32(task.id.encode())]))
-    shown = draw_condition([task], config.num_condition_samples, noise)
+def task_facts(task_id: str, task: Task, split: str, num_samples: int, seed: int) -> TaskFacts:
+    """A task as a corpus keeps it, with some of its labelled samples for conditioning.
+
+    Args:
+        task_id: Unique in the corpus.
+        task: The task.
+        split: `seen`, `validation` or `unseen`.
+        num_samples: Drawn with replacement from its training samples.
+        seed: Of the draw.
+    """
+    noise = KeyedNoise(seed, torch.tensor([zlib.crc32(task_id.encode())]))
+    shown = draw_condition([task], num_samples, noise)
     return TaskFacts(
-        task_id=task.id,
+        task_id=task_id,
         instruction=task.instruction,
         split=split,
         recipe=task.recipe,

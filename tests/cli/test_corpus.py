@@ -16,7 +16,7 @@ from raywgen.tasks import build_network
 from raywgen.weights import StateDict
 from tests.corpus.builders import assert_same_bits, network
 
-COMMANDS = ["build", "info", "verify", "export", "filter", "merge", "split", "dedupe", "align"]
+COMMANDS = ["build", "describe", "info", "verify", "export", "filter", "merge", "split", "dedupe", "align"]
 
 MLP = {"name": "mlp", "widths": [3, 9, 2]}
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raywgen.tasks import TaskError, build_task
+from raywgen.tasks.inputs import input_form
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -25,6 +26,7 @@ def test_a_task_of_all_classes_holds_a_fifth_out() -> None:
 def test_tasks_come_back_from_their_recipes() -> None:
     for recipe in (
         {"name": "images", "path": "digits", "classes": [7, 2], "domain": "invert", "limit": 60},
+        {"name": "images", "path": "digits", "mean": [0.25], "std": [0.5]},
         {"name": "episode", "path": "digits", "index": 3, "way": 2, "shot": 4, "num_query": 5, "split": "validation"},
     ):
         task = build_task(recipe)
@@ -33,6 +35,23 @@ def test_tasks_come_back_from_their_recipes() -> None:
         assert again.instruction == task.instruction
         for name in ("train_x_SF", "train_y_S", "test_x_SF", "test_y_S"):
             assert torch.equal(getattr(again, name), getattr(task, name))
+
+
+def test_networks_from_elsewhere_are_judged_on_inputs_as_they_expect_them() -> None:
+    plain = build_task({"name": "images", "path": "digits"})
+    theirs = build_task({"name": "images", "path": "digits", "mean": [0.25], "std": [0.5]})
+    form, own = input_form(theirs.recipe), input_form(plain.recipe)
+    assert form is not None
+    assert own is not None
+    assert (form.mean, form.std) == ((0.25,), (0.5,))
+    pixels_SF = plain.train_x_SF * own.std[0] + own.mean[0]
+    torch.testing.assert_close(theirs.train_x_SF, (pixels_SF - 0.25) / 0.5, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5, 0.5], [0.5, 0.5]), ([0.5], [0.0]), ([0.5], [0.5, 0.5])])
+def test_pixel_statistics_that_fit_no_image_are_refused(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(TaskError, match="mean="):
+        build_task({"name": "images", "path": "digits", "mean": mean, "std": std})
 
 
 def test_classes_are_renumbered_and_limits_balanced() -> None:

@@ -199,3 +199,30 @@ def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.M
     three = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
     for name, value in alone.items():
         torch.testing.assert_close(three[name], value, rtol=1e-6, atol=0)
+
+
+def functional_stage() -> Stage:
+    """What also writes networks, with a cache."""
+    return igpg().stages()[-1]
+
+
+@pytest.mark.parametrize("build", [prior_stage, functional_stage])
+def test_bf16_trains_as_fp32_does_but_for_rounding(build: Callable[[], Stage]) -> None:
+    plain = build()
+    half = copy.deepcopy(plain)
+    one, other = steps(LocalEngine(plain), 0, NUM_STEPS), steps(LocalEngine(half, "bf16"), 0, NUM_STEPS)
+    assert one != other
+    # Eight bits of mantissa: 0.4 % a product, and losses here are means over hundreds of them.
+    assert other == pytest.approx(one, rel=1e-2)
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: int) -> None:
+    alone = prior_stage()
+    sharded = copy.deepcopy(alone)
+    local = LocalEngine(alone, "bf16")
+    engine = DeepSpeedEngine(sharded, zero_stage, 1, "bf16")
+    assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-3)
+    assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())

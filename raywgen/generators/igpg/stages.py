@@ -114,6 +114,7 @@ class PriorStage(Stage):
     """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
 
     name = "prior"
+    needs_tasks = False
 
     def __init__(self, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable) -> None:
         super().__init__()

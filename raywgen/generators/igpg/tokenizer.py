@@ -28,6 +28,9 @@ from raywgen.nn.quantisers import (
 from raywgen.weights import KeyedNoise, Layout, WeightBatch, WeightReference
 from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
 
+# A thousand for each of 256 codes; more make k-means of large networks take minutes, and no better.
+_MOST_INITIAL_VECTORS = 1 << 18
+
 
 class Tokenizer(nn.Module):
     """Chunks to codes and back; one for all layouts."""
@@ -111,6 +114,7 @@ class TokenizerStage(Stage):
     """Trains the VQ-VAE on reconstruction and commitment."""
 
     name = "tokenizer"
+    needs_tasks = False
 
     def __init__(self, tokenizer: Tokenizer, references: dict[str, tuple[Layout, WeightReference]]) -> None:
         super().__init__()
@@ -132,7 +136,11 @@ class TokenizerStage(Stage):
             vectors.append(latents_BMK.flatten(0, 1))
             masks.append(tokenizer.mask(batch.layout).repeat(len(latents_BMK), 1))
         generator = torch.Generator().manual_seed(seed)
-        tokenizer.quantiser.initialise(torch.cat(vectors), 10, generator, torch.cat(masks))
+        vectors_NK, masks_NK = torch.cat(vectors), torch.cat(masks)
+        if len(vectors_NK) > _MOST_INITIAL_VECTORS:
+            chosen_N = torch.randperm(len(vectors_NK), generator=generator)[:_MOST_INITIAL_VECTORS]
+            vectors_NK, masks_NK = vectors_NK[chosen_N], masks_NK[chosen_N]
+        tokenizer.quantiser.initialise(vectors_NK, 10, generator, masks_NK)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Masked reconstruction plus the quantiser's own loss, weighted; straight through the quantiser.

@@ -17,9 +17,11 @@ def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None
 def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:
     """`(|x|^2 - |x - c|^2) / 2` for every code, `(..., V)`."""
     half_square_VK = 0.5 * codebook_VK.square()
-    if mask_XK is None:
-        return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
-    return (vectors_XK * mask_XK) @ codebook_VK.t() - mask_XK @ half_square_VK.t()
+    # In bfloat16 another code than the nearest would be chosen now and then, in training alone.
+    with torch.autocast(vectors_XK.device.type, enabled=False):
+        if mask_XK is None:
+            return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
+        return (vectors_XK * mask_XK) @ codebook_VK.t() - mask_XK @ half_square_VK.t()
 
 
 def whole_vectors(vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:

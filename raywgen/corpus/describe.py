@@ -1,0 +1,66 @@
+"""Says of a corpus that holds weights what its networks do and how they are built; the weights stay as they are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raywgen.corpus.commit import commit_corpus, stored_shards
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import TaskFacts
+from raywgen.corpus.statistics import LayoutStatistics
+
+_BASE = "base"
+
+
+def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[str, Mapping[str, Any]]) -> Corpus:
+    """Adds tasks and recipes of networks to a corpus in place; what it had under the same names is replaced.
+
+    A single task goes to all checkpoints where none has a task yet; otherwise checkpoints name theirs by their fact
+    `task_id`.
+
+    Args:
+        location: Path or URI.
+        tasks: What networks were trained for.
+        recipes: What `build_network` takes, by the names that `corpus.networks` have.
+
+    Raises:
+        CorpusError: A task is of no checkpoint, there is no network of a name, or a file cannot be written.
+    """
+    corpus = Corpus.open(location)
+    known = {network.name: layout_id for layout_id, network in corpus.networks.items()}
+    if strange := [name for name in recipes if name not in known]:
+        near = difflib.get_close_matches(strange[0], known, n=1, cutoff=0.0)[0]
+        raise CorpusError(f"{corpus.location} holds no network '{strange[0]}'; did you mean '{near}'?")
+    named = _named_tasks(corpus, tasks)
+    if lost := [task.task_id for task in tasks if task.task_id not in named]:
+        told = ", ".join(sorted({name for name in named if name})) or "none"
+        raise CorpusError(
+            f"{corpus.location}: no checkpoint is of task '{lost[0]}' (its facts name {told}); name it there by a "
+            "column `task_id` of `raywgen corpus build --facts`"
+        )
+    every = corpus.tasks | {task.task_id: task for task in tasks}
+    return commit_corpus(
+        str(location),
+        shards=stored_shards(corpus, task_id=named),
+        tasks=list(every.values()),
+        networks=[
+            replace(network, recipe=dict(recipes.get(network.name, network.recipe)))
+            for network in corpus.networks.values()
+        ],
+        recipe=corpus.manifest["recipe"],
+        quarantine=corpus.quarantine.to_pylist(),
+        statistics={key: LayoutStatistics.from_json(row) for key, row in corpus.manifest["statistics"].items()},
+    )
+
+
+def _named_tasks(corpus: Corpus, tasks: Sequence[TaskFacts]) -> list[str | None]:
+    """The task of every checkpoint."""
+    named = corpus.facts.column("task_id").to_pylist()
+    if len(tasks) != 1 or any(named):
+        return named
+    return [None if split == _BASE else tasks[0].task_id for split in corpus.facts.column("split").to_pylist()]

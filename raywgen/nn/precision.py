@@ -1,0 +1,49 @@
+"""In which precision matrices are multiplied while a network is trained.
+
+Parameters, moments and losses stay in float32; under `bf16` matrix products and convolutions take bfloat16 (autocast).
+"""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def resolved(precision: str, device_type: str = "cpu") -> str:
+    """`bf16` or `fp32`; `auto` is bf16 where the processor has units for it.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        device_type: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    check_precision(precision)
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_units(device_type) else "fp32"
+
+
+def check_precision(precision: str) -> None:
+    """Refuses what `resolved` does not take.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision}: give one of {', '.join(PRECISIONS)}")
+
+
+def autocast(precision: str, device_type: str = "cpu") -> torch.autocast:
+    """A context in which a resolved precision holds."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _has_units(device_type: str) -> bool:
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without such units bf16 is emulated: slower than fp32.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)

@@ -1,0 +1,34 @@
+"""What stands for a task where only weights are known.
+
+Shape legend: S samples, F features of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from raywgen.tasks.base import Task
+
+BLANK = "blank"
+
+
+def blank_task() -> Task:
+    """One sample of one zero, and nothing to be judged on; what is known is said by the recipe's `instruction`."""
+    return Task(
+        id=BLANK,
+        instruction="",
+        recipe={"name": BLANK},
+        train_x_SF=torch.zeros(1, 1),
+        train_y_S=torch.zeros(1, dtype=torch.int64),
+        test_x_SF=torch.zeros(0, 1),
+        test_y_S=torch.zeros(0, dtype=torch.int64),
+        num_classes=1,
+    )
+
+
+def is_blank(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe is of no task."""
+    return recipe.get("name") == BLANK

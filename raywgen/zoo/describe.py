@@ -1,0 +1,97 @@
+"""Reads what people say of networks that they bring along: what they do, and how they are built.
+
+tasks:
+  cifar10: {name: images, path: cifar10-train.parquet, test_path: cifar10-test.parquet}
+networks:
+  resnet20: {name: cifar-resnet, depth: 20}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus, TaskFacts
+from raywgen.corpus.describe import describe
+from raywgen.tasks import TaskError, build_network, build_task
+from raywgen.tasks.networks import network_recipe
+from raywgen.weights import Layout
+from raywgen.zoo.plan import task_facts
+
+_PARTS = ("tasks", "networks")
+_SPLIT = "split"
+_SPLITS = ("seen", "validation", "unseen")
+
+
+def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64, seed: int = 0) -> Corpus:
+    """Adds what a YAML file says to a corpus in place.
+
+    Args:
+        location: The corpus.
+        path: With `tasks`, by the ids that checkpoints name (a single one where they name none), each a recipe of
+            `build_task` and maybe `instruction` and `split`; and `networks`, by the names that `raywgen corpus info`
+            lists, each what `network_recipe` takes.
+        num_condition_samples: Labelled samples of each task that are kept for conditioning.
+        seed: Of these.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+        TaskError: A task or network cannot be built, or a network is another one than the corpus holds.
+        CorpusError: The corpus has no network or task of such a name.
+    """
+    content = _read(Path(path))
+    corpus = Corpus.open(location)
+    recipes = {str(name): network_recipe(told) for name, told in content["networks"].items()}
+    for network in corpus.networks.values():
+        if network.name in recipes:
+            _check(network.name, recipes[network.name], network.layout)
+    tasks = [_task(str(task_id), told, path, num_condition_samples, seed) for task_id, told in content["tasks"].items()]
+    return describe(location, tasks, recipes)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give YAML with `tasks:` and `networks:`") from error
+    if not isinstance(content, dict) or not content or not set(content) <= set(_PARTS):
+        raise ConfigError(f"{path} holds something else than `tasks:` and `networks:`, each names with recipes")
+    parts = {name: content.get(name) or {} for name in _PARTS}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path}: {name} holds no names with recipes; write `NAME: {{name: ...}}`")
+    return parts
+
+
+def _check(name: str, recipe: Mapping[str, Any], stored: Layout) -> None:
+    with torch.device("meta"):
+        built = Layout.from_state_dict(build_network(recipe).state_dict())
+    theirs, ours = ({spec.name: spec.shape for spec in layout.generated} for layout in (stored, built))
+    if theirs == ours:
+        return
+    differs = next(key for key in [*theirs, *ours] if theirs.get(key) != ours.get(key))
+    raise TaskError(
+        f"networks: {dict(recipe)} is no '{name}': {differs} is {_shape(theirs.get(differs))} in the corpus, "
+        f"{_shape(ours.get(differs))} in the recipe; give the arguments it was built with"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _task(task_id: str, told: Any, path: str, num_condition_samples: int, seed: int) -> TaskFacts:
+    if not isinstance(told, dict):
+        raise ConfigError(f"{path}: task '{task_id}' is no recipe; write for instance {{name: images, path: ...}}")
+    recipe = {str(key): value for key, value in told.items()}
+    split = str(recipe.pop(_SPLIT, _SPLITS[0]))
+    if split not in _SPLITS:
+        raise ConfigError(f"{path}: split={split} of task '{task_id}': give one of {', '.join(_SPLITS)}")
+    return task_facts(task_id, build_task(recipe), split, num_condition_samples, seed)

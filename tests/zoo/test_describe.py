@@ -1,0 +1,119 @@
+"""Networks that people bring along: weights alone, then described, then trained on and generated like a zoo's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus, CorpusError, verify_corpus
+from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.tasks import TaskError
+from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.zoo.describe import describe_corpus
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TASK = "tasks: {digits: {name: digits-subset, labels: [1, 4, 7], instruction: Is it 1 or 4 or 7?}}"
+NETWORKS = "networks: {narrow: {name: mlp, widths: [64, 6, 2]}, deep: {name: mlp, widths: [64, 5, 4, 2]}}"
+
+
+@pytest.fixture
+def brought(zoo_corpus: Corpus, tmp_path: Path) -> Corpus:
+    """Files of two architectures, of which only that is known."""
+    lines = ["path,architecture"]
+    for name, layout_id in zip(("narrow", "deep"), zoo_corpus.networks, strict=True):
+        ids = zoo_corpus.select(layout_id=layout_id, split="train").column("checkpoint_id").to_pylist()
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for number, checkpoint_id in enumerate(ids):
+            save_file(zoo_corpus.state_dict(checkpoint_id), tmp_path / "files" / name / f"{number}.safetensors")
+        lines.append(f"{name}/*,{name}")
+    (tmp_path / "facts.csv").write_text("\n".join(lines))
+    sources = [str(tmp_path / "files")]
+    return build_corpus(
+        BuildConfig(out=str(tmp_path / "corpus"), sources=sources, facts=str(tmp_path / "facts.csv"), distributed=False)
+    )
+
+
+def told(corpus: Corpus, *parts: str) -> Corpus:
+    path = Path(corpus.location).parent / "told.yaml"
+    path.write_text("\n".join(parts))
+    return describe_corpus(corpus.location, str(path), num_condition_samples=8)
+
+
+def run(corpus: Corpus, functional_steps: int) -> TrainConfig:
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=8, width=8),
+        prior=PriorConfig(num_steps=4, batch_size=8, width=16, num_layers=1, num_heads=2),
+        functional=FunctionalConfig(num_steps=functional_steps, batch_size=4),
+    )
+    out = str(Path(corpus.location).parent / f"run-{functional_steps}")
+    return TrainConfig(generator=igpg, corpus=corpus.location, out=out, num_workers=0, log_every=1)
+
+
+def test_weights_alone_train_what_needs_no_task_and_refuse_the_rest_before_it_begins(brought: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"holds weights alone, and stage 'functional'.*corpus describe"):
+        launch([run(brought, 2)])
+    assert not Path(run(brought, 2).out).exists()
+    launch([run(brought, 0)])
+    assert {row["stage"] for row in read_metrics(run(brought, 0).out)} == {"tokenizer", "prior"}
+
+
+def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None:
+    before = {row["checkpoint_id"]: state for row, state in brought.checkpoints()}
+    corpus = told(brought, TASK, NETWORKS)
+    assert not verify_corpus(corpus.location)
+    assert corpus.tasks["digits"].instruction == "Is it 1 or 4 or 7?"
+    assert len(corpus.tasks["digits"].labels_S) == 8
+    assert set(corpus.facts.column("task_id").to_pylist()) == {"digits"}
+    assert {network.name: network.recipe["widths"] for network in corpus.networks.values()} == {
+        "narrow": [64, 6, 2],
+        "deep": [64, 5, 4, 2],
+    }
+    for row, state in corpus.checkpoints():
+        assert all(torch.equal(tensor, before[row["checkpoint_id"]][name]) for name, tensor in state.items())
+    launch([run(corpus, 2)])
+    assert {row["stage"] for row in read_metrics(run(corpus, 2).out)} == {"tokenizer", "prior", "functional"}
+
+
+def test_describing_again_replaces_what_was_said(brought: Corpus) -> None:
+    told(brought, TASK, NETWORKS)
+    corpus = told(brought, "tasks: {digits: {name: digits-subset, labels: [0, 2]}}")
+    assert corpus.tasks["digits"].recipe["labels"] == [0, 2]
+    assert all(network.recipe for network in corpus.networks.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "networks: {narow: {name: mlp, widths: [64, 6, 2]}}",
+            CorpusError,
+            "no network 'narow'; did you mean 'narrow'",
+        ),
+        ("networks: {narrow: {name: mlp, widths: [64, 7, 2]}}", TaskError, r"0.bias is \[6\] in the corpus, \[7\] in the recipe"),
+        ("networks: {narrow: {name: mlpp}}", TaskError, "unknown network 'mlpp'; did you mean 'mlp'"),
+        ("tasks: {digits: {name: digit-subset}}", TaskError, "did you mean 'digits-subset'"),
+        ("tasks: {digits: images}", ConfigError, "is no recipe"),
+        ("tasks: {digits: {name: digits-subset, labels: [1], split: test}}", ConfigError, "seen, validation, unseen"),
+        (
+            "tasks: {a: {name: digits-subset, labels: [1]}, b: {name: digits-subset, labels: [2]}}",
+            CorpusError,
+            "no checkpoint is of task 'a' .its facts name none.; name it there by a column `task_id`",
+        ),
+        ("task: {}", ConfigError, "something else than"),
+        ("tasks: [digits]", ConfigError, "tasks holds no names"),
+        ("{", ConfigError, "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(
+    brought: Corpus, text: str, error: type[Exception], message: str
+) -> None:
+    manifest = (Path(brought.location) / "manifest.json").read_bytes()
+    with pytest.raises(error, match=message):
+        told(brought, text)
+    assert (Path(brought.location) / "manifest.json").read_bytes() == manifest
