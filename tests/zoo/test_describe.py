@@ -95,7 +95,11 @@ def test_describing_again_replaces_what_was_said(brought: Corpus) -> None:
             CorpusError,
             "no network 'narow'; did you mean 'narrow'",
         ),
-        ("networks: {narrow: {name: mlp, widths: [64, 7, 2]}}", TaskError, r"0.bias is \[6\] in the corpus, \[7\] in the recipe"),
+        (
+            "networks: {narrow: {name: mlp, widths: [64, 7, 2]}}",
+            TaskError,
+            r"0.bias is \[6\] in the corpus, \[7\] in the recipe",
+        ),
         ("networks: {narrow: {name: mlpp}}", TaskError, "unknown network 'mlpp'; did you mean 'mlp'"),
         ("tasks: {digits: {name: digit-subset}}", TaskError, "did you mean 'digits-subset'"),
         ("tasks: {digits: images}", ConfigError, "is no recipe"),
