@@ -92,14 +92,20 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head_width = width // num_heads
 
-    def forward(self, x_BTH: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Hidden states `(B, T, H)`; with a cache, `x_BTH` continues what the cache holds."""
+    def forward(self, x_BTH: Tensor, cache: KeyValueCache | None = None, is_seen_BT: Tensor | None = None) -> Tensor:
+        """Hidden states `(B, T, H)`; with a cache, `x_BTH` continues what the cache holds.
+
+        Args:
+            x_BTH: Inputs.
+            cache: Of a causal one.
+            is_seen_BT: Which positions may be seen, bool, of one that is not causal; at least one of each sequence.
+        """
         # Sums over layers stay in the parameters' precision, also where products are taken in a lower one.
         x_BTH = x_BTH.to(self.norm.weight.dtype)
         start = 0 if cache is None else cache.length
         rotation = _rotation(start, x_BTH.shape[1], self.head_width, x_BTH.device)
         for layer, block in enumerate(self.blocks):
-            x_BTH = block(x_BTH, rotation, cache, layer)
+            x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT)
         if cache is not None:
             cache.length += x_BTH.shape[1]
         return self.norm(x_BTH)
@@ -126,7 +132,12 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTH: Tensor, rotation: tuple[Tensor, Tensor], cache: KeyValueCache | None, layer: int
+        self,
+        x_BTH: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: KeyValueCache | None,
+        layer: int,
+        is_seen_BT: Tensor | None = None,
     ) -> Tensor:
         heads_BATE = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (-1, x_BTH.shape[-1] // self.num_heads))
         heads_BATE = heads_BATE.transpose(1, 2)
@@ -134,11 +145,11 @@ class _Block(nn.Module):
         query, key = _rotate(query, rotation), _rotate(key, rotation)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mixed = self._attend(query, key, value)
+        mixed = self._attend(query, key, value, is_seen_BT)
         x_BTH = x_BTH + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
         return x_BTH + self.dropout(self.mlp(self.mlp_norm(x_BTH)))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, is_seen_BT: Tensor | None) -> Tensor:
         """Attention of the last positions to all, in the keys' dtype."""
         num_new, num_all = query.shape[2], key.shape[2]
         is_causal, mask = self.is_causal and num_new > 1, None
@@ -146,6 +157,9 @@ class _Block(nn.Module):
             # What `is_causal` masks is aligned with the first key, a continuation with the last one.
             mask = torch.ones(num_new, num_all, dtype=torch.bool, device=query.device).tril(num_all - num_new)
             is_causal = False
+        if is_seen_BT is not None:
+            assert not self.is_causal, "what may be seen is told by the order"
+            mask = is_seen_BT[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query.to(key.dtype),
             key,

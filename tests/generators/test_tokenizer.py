@@ -12,6 +12,7 @@ import torch
 
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.generators.igpg.tokenizer import additive_quantiser, masked_reconstruction_loss
+from raywgen.nn.coders import PerceptronCoder
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.training.engine import LocalEngine
 from raywgen.weights.chunks import chunk_mask
@@ -100,7 +101,9 @@ def test_encoder_gets_the_decoders_gradient_straight_through() -> None:
     stage(weight_batch(), noise_for(8)).metrics["reconstruction"]
     result = stage(weight_batch(), noise_for(8))
     result.loss.backward()
-    final = generator.tokenizer.encoder.out[-1]
+    encoder = generator.tokenizer.encoder
+    assert isinstance(encoder, PerceptronCoder)
+    final = encoder.out[-1]
     assert isinstance(final, torch.nn.Linear)
     assert final.bias.grad is not None
     assert float(final.bias.grad.abs().sum()) > 0

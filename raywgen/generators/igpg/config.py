@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raywgen.generators.interface import StageConfig
+from raywgen.nn.coders import check_coder
 from raywgen.nn.text_encoders import check_text_encoder
 
 QUANTISERS = ("residual", "gumbel", "finite_scalar")
@@ -26,6 +27,12 @@ class TokenizerConfig(StageConfig):
         codebook_decay: Weight of the past in the codebooks' moving averages, of `residual`.
         beam: Partial sums that encoding keeps, of `residual`; 1 is greedy.
         revive_below: A code used less than this share of the mean is put on a vector of the batch, of `residual`.
+        coder: Encoder and decoder: `mlp` (each chunk on its own), `conv` (each chunk folded into an image, as in the
+            paper) or `transformer` (chunks of a block see each other).
+        coder_layers: Residual blocks of `conv`, layers of `transformer`.
+        context: Chunks of a block, of `transformer`; tokens of a chunk follow from its whole block.
+        functional: Weight of `output_loss`, the KL from the outputs of a network to those of its reconstruction on the
+            task's samples; 0 switches it off.
     """
 
     num_steps: int = 150
@@ -40,9 +47,16 @@ class TokenizerConfig(StageConfig):
     codebook_decay: float = 0.98
     beam: int = 1
     revive_below: float = 0.0
+    coder: str = "mlp"
+    coder_layers: int = 1
+    context: int = 32
+    functional: float = 0.0
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        check_coder(self.coder, self.width, self.coder_layers, self.context)
+        if self.functional < 0:
+            raise ValueError(f"functional={self.functional}: give a weight of at least 0")
         if self.chunk_length < 1 or self.num_levels < 1 or self.num_codes < 2:
             raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
         if self.quantiser not in QUANTISERS:

@@ -20,9 +20,11 @@ from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
-from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer, TokenizerStage
+from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
+from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
+from raywgen.weights.chunks import num_place_features
 
 # Apart from that of windows.
 _AVERAGE_STREAM = 1
@@ -40,7 +42,7 @@ class IGPG(Generator):
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data)
-        self.correction = PlacedCorrection(sizes.chunk_length, sizes.width)
+        self.correction = PerceptronCoder(sizes.chunk_length, num_place_features(), sizes.width)
 
     def stages(self) -> list[Stage]:
         """Tokeniser, prior, and the functional stage unless it is switched off."""
@@ -73,14 +75,14 @@ class IGPG(Generator):
             condition = mismatched(condition)
         num = sampling.num_averaged
         condition, noise = condition.repeat(num), noise.split(torch.arange(num), _AVERAGE_STREAM)
-        places_MG = self.tokenizer.places(layout)
+        places_MG, mask_MK = self.tokenizer.places(layout), self.tokenizer.mask(layout)
         rvq = self.tokenizer.quantiser
         rollout = self.prior.rollout(condition, places_MG, rvq, noise, temperature, sampling)
         if rollout.expected_BMK is not None:
-            chunks_BMK = self.tokenizer.decode_latents(rollout.expected_BMK, places_MG)
+            chunks_BMK = self.tokenizer.decode_latents(rollout.expected_BMK, places_MG, mask_MK)
             chunks_BMK = chunks_BMK + self.correction(rollout.expected_BMK, places_MG)
         else:
-            chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG)
+            chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG, mask_MK)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.reference(layout, reference))
         log_prob_N = rollout.log_prob_BM.sum(dim=1)
         return Generated(
@@ -100,9 +102,9 @@ class IGPG(Generator):
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Encodes to tokens and decodes again."""
-        reference, places_MG = self.reference(layout), self.tokenizer.places(layout)
-        codes_BML = self.tokens(values_BD, layout)
-        return self.tokenizer.values(self.tokenizer.decode(codes_BML, places_MG), layout, reference)
+        places_MG, mask_MK = self.tokenizer.places(layout), self.tokenizer.mask(layout)
+        chunks_BMK = self.tokenizer.decode(self.tokens(values_BD, layout), places_MG, mask_MK)
+        return self.tokenizer.values(chunks_BMK, layout, self.reference(layout))
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.tokenizer import PlacedCorrection, Tokenizer
+from raywgen.generators.igpg.tokenizer import Tokenizer
 from raywgen.generators.igpg.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.task_loss import task_loss
+from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
 # Apart from that of the rollout, which the same samples draw from.
@@ -83,15 +84,14 @@ def _seen_codes(
     window: int,
     noise: KeyedNoise,
 ) -> tuple[Tensor, Tensor]:
-    """Places and tokens `(B, W, L)` of what is seen of each network; only that is encoded."""
+    """Places and tokens `(B, W, L)` of what is seen of each network; little more than that is encoded."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
-    B, M = chunks_BMK.shape[:2]
+    M = chunks_BMK.shape[1]
     if not 0 < window < M:
         return places_MG, tokenizer.encode(chunks_BMK, places_MG, mask_MK)
     index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-    seen_BWG = places_MG[index_BW]
-    return seen_BWG, tokenizer.encode(chunks_BMK[torch.arange(B).unsqueeze(1), index_BW], seen_BWG, mask_MK[index_BW])
+    return places_MG[index_BW], tokenizer.encode_windows(chunks_BMK, places_MG, mask_MK, index_BW)
 
 
 def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class FunctionalStage(Stage):
         self,
         config: FunctionalConfig,
         prior: Prior,
-        correction: PlacedCorrection,
+        correction: Coder,
         tokenizer: Tokenizer,
         references: ReferenceTable,
     ) -> None:
@@ -182,7 +182,8 @@ class FunctionalStage(Stage):
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
-        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG) + self.correction(expected_BMK, places_MG)
+        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, tokenizer.mask(layout))
+        chunks_BMK = chunks_BMK + self.correction(expected_BMK, places_MG)
         reference = self.references[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, reference)
         loss_B, accuracy_B = task_loss(values_BD, batch)

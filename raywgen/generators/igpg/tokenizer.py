@@ -1,11 +1,12 @@
 """The VQ-VAE that turns chunks into tokens (IGPG, section 3, stage 1).
 
 The paper's tokeniser is a Gumbel-softmax VQ-VAE over images folded from chunks. Here encoder and decoder are
-residual perceptrons around the identity, told each chunk's place, and the quantiser is by default residual with
-moving average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token
+residual around the identity, told each chunk's place, by default perceptrons, and the quantiser is by default residual
+with moving average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token
 matter more than a large decoder, which memorises.
 
-Shape legend: B networks, M chunks, K values of a chunk, G place features, L levels.
+Shape legend: B networks, M chunks, W chunks of a window, X chunks of the blocks around it, K values of a chunk, G place
+features, L levels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raywgen.generators.igpg.config import TokenizerConfig
+from raywgen.generators.igpg.windows import covering_blocks
 from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.output_loss import check_module, output_loss
+from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import (
     AllReduce,
     FiniteScalarConfig,
@@ -38,32 +43,44 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        K = config.chunk_length
-        self.encoder = PlacedCorrection(K, config.width)
+        self.encoder = self._coder()
         self.quantiser = additive_quantiser(config)
-        self.decoder = PlacedCorrection(K, config.width)
+        self.decoder = self._coder()
 
-    def latents(self, chunks_BMK: Tensor, places_MG: Tensor) -> Tensor:
-        """Chunks before quantisation, `(B, M, K)`."""
-        return chunks_BMK + self.encoder(chunks_BMK, places_MG)
+    def latents(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+        """Whole networks' chunks before quantisation, `(B, M, K)`; without a mask all values are real."""
+        return chunks_BMK + self.encoder(chunks_BMK, places_MG, mask_MK)
 
     def encode(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor) -> Tensor:
-        """Tokens int64 `(B, M, L)` of normalised chunks, whose padding (mask 0) has no say.
+        """Tokens int64 `(B, M, L)` of whole networks' normalised chunks, whose padding (mask 0) has no say."""
+        return self._quantise(self.latents(chunks_BMK, places_MG, mask_MK), mask_MK)
 
-        Places and mask may also differ from network to network, `(B, M, ...)`.
+    def encode_windows(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
+        """Those of the tokens of `encode` that are of one window of each network, `(B, W, L)`.
+
+        No more is encoded than the blocks of chunks that the encoder sees at once and that the windows touch.
+
+        Args:
+            chunks_BMK: Of whole networks.
+            places_MG: Likewise.
+            mask_MK: Likewise.
+            index_BW: Consecutive chunks of each network, int64.
         """
-        latents_BMK = self.latents(chunks_BMK, places_MG)
-        mask_BMK = mask_MK.expand_as(latents_BMK)
-        codes_NL = self.quantiser.encode(latents_BMK.flatten(0, 1), mask_BMK.flatten(0, 1))
-        return codes_NL.unflatten(0, latents_BMK.shape[:2])
+        block = self.encoder.context
+        index_BX = covering_blocks(index_BW, block, len(places_MG))
+        whole = (F.pad(part, (0, 0, 0, -len(places_MG) % block)) for part in (chunks_BMK, places_MG, mask_MK))
+        whole_BMK, whole_MG, whole_mask_MK = whole
+        rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
+        latents_BXK = self.latents(whole_BMK[rows_B1, index_BX], whole_MG[index_BX], whole_mask_MK[index_BX])
+        return self._quantise(latents_BXK[rows_B1, index_BW - index_BX[:, :1]], mask_MK[index_BW])
 
-    def decode_latents(self, latents_BMK: Tensor, places_MG: Tensor) -> Tensor:
-        """Normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
-        return latents_BMK + self.decoder(latents_BMK, places_MG)
+    def decode_latents(self, latents_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+        """Whole networks' normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
+        return latents_BMK + self.decoder(latents_BMK, places_MG, mask_MK)
 
-    def decode(self, codes_BML: Tensor, places_MG: Tensor) -> Tensor:
-        """Normalised chunks `(B, M, K)` of tokens."""
-        return self.decode_latents(self.quantiser.decode(codes_BML), places_MG)
+    def decode(self, codes_BML: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+        """Whole networks' normalised chunks `(B, M, K)` of tokens."""
+        return self.decode_latents(self.quantiser.decode(codes_BML), places_MG, mask_MK)
 
     def chunks(self, values_BD: Tensor, reference: WeightReference) -> Tensor:
         """Flat vectors to normalised chunks `(B, M, K)`."""
@@ -80,6 +97,22 @@ class Tokenizer(nn.Module):
     def places(self, layout: Layout) -> Tensor:
         """What is known of each chunk's place, `(M, G)`."""
         return place_features(layout, self.config.chunk_length)
+
+    def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+        mask_BMK = mask_MK.expand_as(latents_BMK)
+        codes_NL = self.quantiser.encode(latents_BMK.flatten(0, 1), mask_BMK.flatten(0, 1))
+        return codes_NL.unflatten(0, latents_BMK.shape[:2])
+
+    def _coder(self) -> Coder:
+        sizes = self.config
+        return build_coder(
+            sizes.coder,
+            sizes.chunk_length,
+            num_place_features(),
+            sizes.width,
+            num_layers=sizes.coder_layers,
+            context=sizes.context,
+        )
 
 
 def additive_quantiser(config: TokenizerConfig) -> ResidualQuantiser | GumbelQuantiser | FiniteScalarQuantiser:
@@ -132,9 +165,12 @@ class TokenizerStage(Stage):
         tokenizer = self.tokenizer
         vectors, masks = [], []
         for batch in batches:
-            latents_BMK = tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout))
+            if self.config.functional > 0:
+                check_module(batch.module, batch.layout)
+            mask_MK = tokenizer.mask(batch.layout)
+            latents_BMK = tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout), mask_MK)
             vectors.append(latents_BMK.flatten(0, 1))
-            masks.append(tokenizer.mask(batch.layout).repeat(len(latents_BMK), 1))
+            masks.append(mask_MK.repeat(len(latents_BMK), 1))
         generator = torch.Generator().manual_seed(seed)
         vectors_NK, masks_NK = torch.cat(vectors), torch.cat(masks)
         if len(vectors_NK) > _MOST_INITIAL_VECTORS:
@@ -143,7 +179,7 @@ class TokenizerStage(Stage):
         tokenizer.quantiser.initialise(vectors_NK, 10, generator, masks_NK)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Masked reconstruction plus the quantiser's own loss, weighted; straight through the quantiser.
+        """Masked reconstruction plus, weighted, the quantiser's own loss and that on outputs; straight through it.
 
         That is `||z - sg[z_q]||^2`, mean over real values, for codebooks of moving averages, which minimise the third
         term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
@@ -152,23 +188,27 @@ class TokenizerStage(Stage):
         places_MG = tokenizer.places(batch.layout)
         mask_MK = tokenizer.mask(batch.layout)
         chunks_BMK = self._chunks(batch)
-        latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
+        latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
         quantised = tokenizer.quantiser(
             latents_BMK.flatten(0, 1),
             mask_MK.repeat(len(chunks_BMK), 1),
             lambda *shape: noise.gumbel(len(mask_MK), *shape).flatten(0, 1),
         )
-        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG)
+        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
         power = (chunks_BMK.square() * mask_MK).sum() / (mask_MK.sum() * len(chunks_BMK))
-        return StageLoss(
-            loss=reconstruction + self.config.commitment * quantised.loss,
-            metrics={
-                "reconstruction": reconstruction.detach(),
-                "commitment": quantised.loss.detach(),
-                "snr_db": 10 * torch.log10(power / reconstruction.detach()),
-            },
-        )
+        loss = reconstruction + self.config.commitment * quantised.loss
+        metrics = {
+            "reconstruction": reconstruction.detach(),
+            "commitment": quantised.loss.detach(),
+            "snr_db": 10 * torch.log10(power / reconstruction.detach()),
+        }
+        if self.config.functional > 0:
+            reference = self.references[batch.layout.id][1]
+            mismatch = output_loss(tokenizer.values(decoded_BMK, batch.layout, reference), batch).mean()
+            metrics["output_loss"] = mismatch.detach()
+            loss = loss + self.config.functional * mismatch
+        return StageLoss(loss=loss, metrics=metrics)
 
     def after_step(self, all_reduce: AllReduce) -> None:
         """Moves the codebooks by the statistics of all workers."""
@@ -176,21 +216,3 @@ class TokenizerStage(Stage):
 
     def _chunks(self, batch: WeightBatch) -> Tensor:
         return self.tokenizer.chunks(batch.values_BD, self.references[batch.layout.id][1])
-
-
-class PlacedCorrection(nn.Module):
-    """What to add to a chunk, told its place; zero until trained."""
-
-    def __init__(self, chunk_length: int, width: int) -> None:
-        super().__init__()
-        self.value = nn.Linear(chunk_length, width)
-        self.place = nn.Linear(num_place_features(), width)
-        self.out = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk_length))
-        final = self.out[-1]
-        assert isinstance(final, nn.Linear)
-        nn.init.zeros_(final.weight)
-        nn.init.zeros_(final.bias)
-
-    def forward(self, x_BMK: Tensor, places_MG: Tensor) -> Tensor:
-        """`(B, M, K)` of chunks and their places."""
-        return self.out(self.value(x_BMK) + self.place(places_MG))

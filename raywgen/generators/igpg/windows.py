@@ -1,6 +1,6 @@
 """How a network's chunks are cut into the windows that the prior sees at once (IGPG, section 3, generation).
 
-Shape legend: B networks, W chunks of a window.
+Shape legend: B networks, W chunks of a window, X chunks of all blocks that a window may touch.
 """
 
 from __future__ import annotations
@@ -68,3 +68,17 @@ def random_windows(noise: KeyedNoise, num_chunks: int, window: int) -> Tensor:
     start_B = noise.integers(num_chunks + window - 1) - (window - 1)
     start_B = start_B.clamp(0, num_chunks - window)
     return start_B.unsqueeze(1) + torch.arange(window, device=start_B.device)
+
+
+def covering_blocks(index_BW: Tensor, block: int, num_chunks: int) -> Tensor:
+    """Chunk indices int64 `(B, X)` of the blocks that each window touches, and as many for all.
+
+    Args:
+        index_BW: Consecutive chunks of each network.
+        block: Chunks of a block; blocks lie side by side from chunk 0 on.
+        num_chunks: Of the network; indices from there on are padding of its last block.
+    """
+    num_blocks = -(-num_chunks // block)
+    num_touched = min(num_blocks, (index_BW.shape[1] + block - 2) // block + 1)
+    first_B = (index_BW[:, 0] // block).clamp(max=num_blocks - num_touched)
+    return first_B.unsqueeze(1) * block + torch.arange(num_touched * block, device=index_BW.device)

@@ -179,14 +179,19 @@ class LatentWeights(ChunkWeights):
         """`encode`, which needs no condition here."""
         (tokenizer,) = self._frozen
         chunks = to_chunks(normalised_BkD, self._length)
-        places_MG = tokenizer.places(layout).to(normalised_BkD.device)
-        return tokenizer.latents(chunks.flatten(0, 1), places_MG).flatten(1).unflatten(0, normalised_BkD.shape[:2])
+        places_MG, mask_MK = (part.to(chunks.device) for part in (tokenizer.places(layout), tokenizer.mask(layout)))
+        return (
+            tokenizer.latents(chunks.flatten(0, 1), places_MG, mask_MK)
+            .flatten(1)
+            .unflatten(0, normalised_BkD.shape[:2])
+        )
 
     def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
         """`decode`, likewise."""
         (tokenizer,) = self._frozen
-        places_MG = tokenizer.places(layout).to(states_BZ.device)
-        return from_chunks(tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG), layout.num_values)
+        places_MG, mask_MK = (part.to(states_BZ.device) for part in (tokenizer.places(layout), tokenizer.mask(layout)))
+        chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG, mask_MK)
+        return from_chunks(chunks, layout.num_values)
 
     def num_states(self, layout: Layout) -> int:
         """Those of whole chunks, the last one's padding among them."""

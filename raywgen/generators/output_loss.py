@@ -1,0 +1,62 @@
+"""Whether a reconstructed network does what the original does.
+
+Shape legend: B networks, D values, S samples, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.tasks import stacked_logits
+from raywgen.weights import Layout, WeightBatch
+
+
+class RebuildError(ValueError):
+    """A network that cannot be run with the weights that the corpus holds; the message names the tensor."""
+
+
+def output_loss(values_BD: Tensor, batch: WeightBatch) -> Tensor:
+    """`KL(p || q) = mean_S sum_C p log(p / q)` in nats, `(B,)`, differentiable in the weights.
+
+    p are the class probabilities that the batch's own networks give on its query samples, q those of the networks that
+    are to do the same (Hinton et al. 2015, arXiv 1503.02531, at temperature 1). Running statistics are those written.
+
+    Args:
+        values_BD: Flat vectors of the batch's layout.
+        batch: Gives originals, module and samples.
+    """
+    with torch.no_grad():
+        log_p_BSC = _log_probabilities(batch.values_BD, batch)
+    log_q_BSC = _log_probabilities(values_BD, batch)
+    return (log_p_BSC.exp() * (log_p_BSC - log_q_BSC)).sum(dim=-1).mean(dim=-1)
+
+
+def check_module(module: nn.Module, layout: Layout) -> None:
+    """Asserts that a network takes weights of a layout.
+
+    Raises:
+        RebuildError: A tensor is missing, unknown or of another shape.
+    """
+    built = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = {spec.name: spec.shape for spec in layout.tensors}
+    for name in [*wanted, *built]:
+        if built.get(name) != wanted.get(name):
+            raise RebuildError(
+                f"tensor '{name}' is {_told(built, name)} in the network that the corpus' recipe builds and "
+                f"{_told(wanted, name)} in its checkpoints, so these cannot be run; give the corpus the recipe of its "
+                "own network, or tokenizer.functional=0"
+            )
+
+
+def _log_probabilities(values_BD: Tensor, batch: WeightBatch) -> Tensor:
+    """In evaluation mode, in which networks are used."""
+    is_training = batch.module.training
+    batch.module.eval()
+    logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(values_BD), batch.query.samples_BSF)
+    batch.module.train(is_training)
+    return logits_BSC.float().log_softmax(dim=-1)
+
+
+def _told(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "missing"

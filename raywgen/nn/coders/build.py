@@ -1,0 +1,48 @@
+"""The one place where coders have names."""
+
+from __future__ import annotations
+
+from raywgen.nn.coders.base import Coder
+from raywgen.nn.coders.convolution import CHANNEL_SHARE, ConvolutionCoder
+from raywgen.nn.coders.perceptron import PerceptronCoder
+from raywgen.nn.coders.transformer import NUM_HEADS, TransformerCoder
+
+CODERS = ("mlp", "conv", "transformer")
+
+
+def build_coder(
+    kind: str, chunk_length: int, num_place_features: int, width: int, *, num_layers: int = 1, context: int = 32
+) -> Coder:
+    """The coder of that name.
+
+    Args:
+        kind: One of `CODERS`.
+        chunk_length: K.
+        num_place_features: G.
+        width: H.
+        num_layers: Residual blocks of `conv`, layers of `transformer`.
+        context: Chunks that see each other, of `transformer`.
+    """
+    match kind:
+        case "conv":
+            return ConvolutionCoder(chunk_length, num_place_features, width, num_layers)
+        case "transformer":
+            return TransformerCoder(chunk_length, num_place_features, width, num_layers, context)
+        case _:
+            assert kind == "mlp", f"coder {kind}"
+            return PerceptronCoder(chunk_length, num_place_features, width)
+
+
+def check_coder(kind: str, width: int, num_layers: int, context: int) -> None:
+    """Refuses what no coder can be built of.
+
+    Raises:
+        ValueError: The message names the setting.
+    """
+    if kind not in CODERS:
+        raise ValueError(f"coder={kind}: give one of {', '.join(CODERS)}")
+    if min(num_layers, context) < 1:
+        raise ValueError(f"coder_layers={num_layers}, context={context}: give at least 1")
+    divisor = {"conv": CHANNEL_SHARE, "transformer": 2 * NUM_HEADS}.get(kind, 1)
+    if width < 1 or width % divisor:
+        raise ValueError(f"width={width}: coder={kind} takes a multiple of {divisor}")
