@@ -104,8 +104,11 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
     """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
 
     CONFIG is a YAML file or a method's name, as in `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
-    `num_workers=0` trains in this process. The same command again goes on where the last one stopped.
+    `num_workers=0` trains in this process. The same command again goes on where the last one stopped. Of a generator
+    that writes tokens it prints what these cost and keep, and leaves that in `tokenizer.json`.
     """
+    from raywgen.evaluation.tables import print_tokenizer
+    from raywgen.evaluation.tokenizer_report import report_run
     from raywgen.generators import METHODS
     from raywgen.training import TrainConfig, launch
     from raywgen.training.session import ray_session
@@ -120,6 +123,8 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
         else:
             with ray_session():
                 launch([settings], bar.training)
+    if (report := report_run(settings.out)) is not None:
+        print_tokenizer(report, out)
     out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
 
 

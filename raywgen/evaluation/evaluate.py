@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, points, verdict
 from raywgen.evaluation.rungs import rungs
+from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.igpg import IGPG
@@ -175,6 +177,7 @@ def _result(
             "verdict_text": sentence,
         },
         "codebook": _codebook(generator, corpus),
+        "tokenizer": asdict(tokenizer_report(generator, corpus)) if isinstance(generator, IGPG) else None,
         "figures": figures,
         "claims": _claims(figures),
     }

@@ -35,6 +35,7 @@ from raywgen.evaluation.report_inputs import (
     read_evaluation,
     read_metrics,
 )
+from raywgen.evaluation.tokenizer_facts import TokenizerReport
 
 __all__ = ["ReportError", "write_report"]
 
@@ -94,6 +95,7 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
         "novelty": [_novelty(evaluation, split) for split in SPLITS if _points(evaluation, split)],
         "stages": [_stage(log) for log in logs],
         "num_unreadable": num_unreadable,
+        "tokenizer_title": _tokenizer_finding(evaluation.tokenizer) if evaluation.tokenizer else "",
         "codebook": _codebook(evaluation.codebook) if evaluation.codebook else None,
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
         "paths": _paths(root, evaluation, [config, *metric_files]),
@@ -298,6 +300,19 @@ def _loss_finding(train: Sequence[tuple[float, float]], validation: Sequence[tup
         return f"{name} lowest at the end, {best:.3g}"
     rise = f", {100 * (last / best - 1):.0f} % higher at the end" if best > 0 and last > 1.01 * best else ""
     return f"{name} lowest at step {best_step:,.0f}, {best:.3g}{rise}"
+
+
+def _tokenizer_finding(report: TokenizerReport) -> str:
+    """By the networks that it was not trained on, where there are any."""
+    row = report.splits[-1]
+    text = (
+        f"At {row.bits_per_value:.2f} bits per value, {row.split} networks keep {row.snr_db:.1f} dB, "
+        f"{row.snr_gap_db:.1f} below the bound"
+    )
+    if row.original_accuracy is None or row.reconstructed_accuracy is None:
+        return text
+    lost = 100 * (row.original_accuracy - row.reconstructed_accuracy)
+    return f"{text}, and {'lose' if lost >= 0 else 'gain'} {abs(lost):.1f} points of accuracy"
 
 
 def _codebook(codebook: Codebook) -> dict[str, Any]:

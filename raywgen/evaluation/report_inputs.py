@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from raywgen.evaluation.tokenizer_facts import TokenizerReport
+
 SCHEMA_VERSION = 1
 GROUPS = ("ladder", "baseline", "ablation")
 SPLITS = ("unseen", "seen")
@@ -91,6 +93,7 @@ class Evaluation:
     cells: tuple[Cell, ...]
     novelty: Novelty | None = None
     codebook: Codebook | None = None
+    tokenizer: TokenizerReport | None = None
     claims: tuple[Claim, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +117,7 @@ class Evaluation:
             cells=tuple(_cell(row) for row in content["ladder"]),
             novelty=_novelty(content["novelty"]) if content.get("novelty") else None,
             codebook=_codebook(content["codebook"]) if content.get("codebook") else None,
+            tokenizer=TokenizerReport.from_json(content["tokenizer"]) if content.get("tokenizer") else None,
             claims=tuple(Claim(text=row["text"], holds=bool(row["holds"])) for row in content.get("claims") or ()),
             figures={name: float(number) for name, number in (content.get("figures") or {}).items()},
             paths={name: str(path) for name, path in (content.get("paths") or {}).items()},

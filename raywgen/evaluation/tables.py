@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from raywgen.evaluation.tokenizer_facts import TokenizerReport
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -30,7 +33,36 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
             rung["label"], *(f"{100 * row['accuracy']:.1f} ±{100 * row['ci95']:.1f}" for row in cells), style=style
         )
     console.print(table)
+    if result["tokenizer"] is not None:
+        print_tokenizer(TokenizerReport.from_json(result["tokenizer"]), console)
     for claim in result["claims"]:
         console.print(f"  {'[green]holds[/green]' if claim['holds'] else '[red]fails[/red]'}  {claim['text']}")
     novelty = result["novelty"]
     console.print(f"\nverdict: [bold]{novelty['verdict']}[/bold]. {novelty['verdict_text']}", highlight=False)
+
+
+def print_tokenizer(report: TokenizerReport, console: Console) -> None:
+    """Prints what a tokeniser costs and keeps, a row each for training networks and for others."""
+    table = Table(
+        "networks", "bits per value", "values per token", "dB", "below 6.02 dB per bit", "codes used", "perplexity",
+        "accuracy", "reconstructed",
+        title=f"Tokeniser: {report.coder} coders, {report.num_levels} {report.quantiser} tokens of "
+        f"{report.num_codes} codes; beside them {report.codebook_values:,} numbers in codebooks, "
+        f"{report.decoder_values:,} in the decoder, {report.reference_values:,} in references",
+        title_justify="left",
+    )  # fmt: skip
+    for row in report.splits:
+        accuracies = (row.original_accuracy, row.reconstructed_accuracy)
+        table.add_row(
+            f"{row.num_networks} {row.split}",
+            f"{row.bits_per_value:.2f}",
+            f"{row.values_per_token:.2f}",
+            f"{row.snr_db:.1f}",
+            f"{row.snr_gap_db:.1f}",
+            f"{100 * min(row.codes_used):.0f} to {100 * max(row.codes_used):.0f} %",
+            f"{min(row.code_perplexity):.0f} to {max(row.code_perplexity):.0f}",
+            *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies),
+        )
+    console.print(table)
+    if report.no_accuracy:
+        console.print(f"  no accuracy: {escape(report.no_accuracy)}", highlight=False)

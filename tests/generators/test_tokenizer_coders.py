@@ -38,7 +38,7 @@ CONTEXT, LENGTH, NUM = 3, 4, 5
 def generator_of(coder: str, *, is_trained: bool = True) -> IGPG:
     """Ten chunks of four values in SMALL, eleven in DEEP: four blocks of three, the last one not whole."""
     config = igpg_config()
-    sizes = replace(config.tokenizer, coder=coder, context=CONTEXT, chunk_length=LENGTH)
+    sizes = replace(config.tokenizer, coder=coder, context=CONTEXT, chunk_length=LENGTH, width=32)
     generator = igpg(replace(config, tokenizer=sizes))
     if is_trained:
         torch.manual_seed(1)

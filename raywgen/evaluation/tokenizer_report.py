@@ -1,0 +1,190 @@
+"""What a run's tokeniser costs and keeps, on networks that it was trained on and on others.
+
+Shape legend: N networks, D values, X chunks of all networks, L levels, S samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from raywgen.config import load_config
+from raywgen.corpus import Corpus, NetworkFacts
+from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
+from raywgen.generators.bundle import load_bundle
+from raywgen.generators.codec.report import DB_PER_BIT, code_use, snr_db
+from raywgen.generators.igpg import IGPG
+from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
+from raywgen.training import TrainConfig
+from raywgen.training.launch import CONFIG
+from raywgen.training.loop import BUNDLE
+from raywgen.weights import Layout, WeightReference
+
+TOKENIZER = "tokenizer.json"
+_VALUES_OF_A_SPLIT = 1 << 25
+_VALUES_OF_A_PASS = 1 << 22
+_NETWORKS_OF_A_PASS = 16
+
+
+def report_run(run_dir: str | Path) -> TokenizerReport | None:
+    """Measures the tokeniser of a run folder on the corpus it was trained on, and writes `tokenizer.json` into it.
+
+    Returns:
+        The report; None where the run's generator has no tokens.
+
+    Raises:
+        BundleError, ConfigError, CorpusError: The folder holds no finished run, or its corpus cannot be read.
+    """
+    root = Path(run_dir)
+    generator = load_bundle(root / BUNDLE)
+    if not isinstance(generator, IGPG):
+        return None
+    corpus = Corpus.open(load_config(TrainConfig, root / CONFIG).corpus)
+    report = tokenizer_report(generator, corpus)
+    (root / TOKENIZER).write_text(json.dumps(asdict(report), indent=1))
+    return report
+
+
+@torch.no_grad()
+def tokenizer_report(
+    generator: IGPG, corpus: Corpus, *, num_networks: int = 256, num_samples: int = 1000
+) -> TokenizerReport:
+    """Measures a tokeniser on a corpus.
+
+    Args:
+        generator: Whose.
+        corpus: With layouts that it knows; others are left out.
+        num_networks: Of each split, at most, evenly spread over layouts and checkpoints; fewer where they are large,
+            but one of each layout.
+        num_samples: Test samples of each task, at most.
+    """
+    tokenizer = generator.tokenizer
+    no_accuracy, reports = "", []
+    for split in SPLITS:
+        parts = []
+        for rows, network in _chosen(generator, corpus, split, num_networks):
+            part = _Part(generator, network, corpus.values(rows))
+            try:
+                part.judge(_tasks(rows, corpus), num_samples)
+            except (ValueError, KeyError, OSError) as error:
+                no_accuracy = no_accuracy or f"{network.name}: {error}"
+            parts.append(part)
+        if parts:
+            reports.append(_split_report(split, parts, generator, has_accuracy=not no_accuracy))
+    return TokenizerReport(
+        coder=tokenizer.config.coder,
+        quantiser=tokenizer.config.quantiser,
+        num_levels=tokenizer.quantiser.num_tokens,
+        num_codes=tokenizer.quantiser.num_codes,
+        codebook_values=tokenizer.quantiser.num_codebook_values,
+        decoder_values=sum(parameter.numel() for parameter in tokenizer.decoder.parameters()),
+        reference_values=sum(_num_reference_values(*known) for known in generator.references.values()),
+        no_accuracy=no_accuracy,
+        splits=tuple(reports),
+    )
+
+
+class _Part:
+    """Networks of one layout: their tokens, what is kept of them, and what they do."""
+
+    def __init__(self, generator: IGPG, network: NetworkFacts, values_ND: Tensor) -> None:
+        self.network = network
+        self.values_ND = values_ND
+        rows = max(1, _VALUES_OF_A_PASS // network.layout.num_values)
+        layout, passes = network.layout, values_ND.split(rows)
+        self.codes_XL = torch.cat([generator.tokens(part_ND, layout).flatten(0, 1) for part_ND in passes])
+        self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
+        self.accuracies_N2 = torch.zeros(0, 2)
+
+    def noise(self, reference: WeightReference) -> float:
+        """Sum of squared errors in units of each tensor's root mean square over the networks."""
+        original, decoded = (
+            _by_tensor(self.network.layout, reference.normalise(values_ND))
+            for values_ND in (self.values_ND, self.decoded_ND)
+        )
+        snr = snr_db(list(self.network.layout.generated), original, decoded)
+        return self.values_ND.numel() * 10 ** (-snr / 10)
+
+    def judge(self, tasks: list[Task], num_samples: int) -> None:
+        """Accuracy of every network and of its reconstruction."""
+        if not self.network.recipe:
+            raise ValueError("the corpus has no recipe of this network")
+        module = build_network(self.network.recipe).eval()
+        places: dict[str, list[int]] = {}
+        for place, task in enumerate(tasks):
+            places.setdefault(task.id, []).append(place)
+        found = [self._judge(module, tasks[of_one[0]], of_one, num_samples) for of_one in places.values()]
+        self.accuracies_N2 = torch.cat(found)
+
+    def _judge(self, module: nn.Module, task: Task, places: list[int], num_samples: int) -> Tensor:
+        # Evenly spread, as samples may lie class after class.
+        step = max(1, -(-len(task.test_y_S) // num_samples))
+        x_SF, labels_S = task.test_x_SF[::step], task.test_y_S[::step]
+        found = []
+        for place_P in torch.tensor(places).split(_NETWORKS_OF_A_PASS):
+            states = [
+                self.network.layout.unflatten(values_ND[place_P]) for values_ND in (self.values_ND, self.decoded_ND)
+            ]
+            accuracy = [balanced_accuracy(stacked_logits(module, state, x_SF), labels_S) for state in states]
+            found.append(torch.stack(accuracy, dim=1))
+        return torch.cat(found)
+
+
+def _chosen(generator: IGPG, corpus: Corpus, split: str, num_networks: int) -> Iterator[tuple[pa.Table, NetworkFacts]]:
+    """Facts of some networks of every layout."""
+    splits = set(corpus.facts.column("split").to_pylist()) - {"base"}
+    wanted = [name for name in sorted(splits) if (name == "train") == (split == SPLITS[0])]
+    known = {name: network for name, network in corpus.networks.items() if name in generator.references}
+    for layout_id, network in known.items():
+        rows = corpus.select(layout_id=layout_id, split=wanted)
+        affordable = _VALUES_OF_A_SPLIT // len(known) // network.layout.num_values
+        num = min(rows.num_rows, max(1, min(num_networks // len(known), affordable)))
+        if num:
+            yield rows.take(torch.linspace(0, rows.num_rows - 1, num).round().long().tolist()), network
+
+
+def _tasks(rows: pa.Table, corpus: Corpus) -> list[Task]:
+    names = rows.column("task_id").to_pylist()
+    if None in names:
+        raise ValueError("checkpoints of the corpus name no task")
+    return [build_task(corpus.tasks[name].recipe) for name in names]
+
+
+def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accuracy: bool) -> SplitReport:
+    quantiser = generator.tokenizer.quantiser
+    num_values = sum(part.values_ND.numel() for part in parts)
+    codes_XL = torch.cat([part.codes_XL for part in parts])
+    bits = len(codes_XL) * quantiser.bits_per_vector / num_values
+    noise = sum(part.noise(generator.references[part.network.layout.id][1]) for part in parts)
+    snr = 10 * float(torch.tensor(num_values / max(noise, 1e-30), dtype=torch.float64).log10())
+    use = [code_use(codes_X1, quantiser.num_codes) for codes_X1 in codes_XL.split(1, dim=1)]
+    accuracy_2 = torch.cat([part.accuracies_N2 for part in parts]).mean(dim=0)
+    return SplitReport(
+        split=split,
+        num_networks=sum(len(part.values_ND) for part in parts),
+        bits_per_value=bits,
+        values_per_token=num_values / codes_XL.numel(),
+        snr_db=snr,
+        snr_gap_db=DB_PER_BIT * bits - snr,
+        codes_used=tuple(used for used, _ in use),
+        code_perplexity=tuple(perplexity for _, perplexity in use),
+        original_accuracy=float(accuracy_2[0]) if has_accuracy else None,
+        reconstructed_accuracy=float(accuracy_2[1]) if has_accuracy else None,
+    )
+
+
+def _by_tensor(layout: Layout, values_ND: Tensor) -> dict[str, Tensor]:
+    sizes = [spec.num_values for spec in layout.generated]
+    return {spec.name: part for spec, part in zip(layout.generated, values_ND.split(sizes, dim=1), strict=True)}
+
+
+def _num_reference_values(layout: Layout, reference: WeightReference) -> int:
+    """A tensor's scale is one number, and so is its base where networks share no start."""
+    parts = _by_tensor(layout, reference.base_D.unsqueeze(0)).values()
+    return sum(1 + (1 if bool((part == part[:, :1]).all()) else part.numel()) for part in parts)
