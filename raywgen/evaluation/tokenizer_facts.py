@@ -23,9 +23,9 @@ class SplitReport:
         bits_per_value: Bits of all tokens over all values. Whatever a network is written by is a token, so biases,
             BatchNorm with its running statistics, padding and any scales are counted at the tokens' rate.
         values_per_token: Values over tokens.
-        snr_db: Signal to noise of what is coded, the distance from the reference, with errors in units of each
-            tensor's root mean square.
-        snr_gap_db: How far that is below 6.02 dB per bit, the bound for independent Gaussian values.
+        snr_db: Signal to noise of what is coded, the distance from the reference in units of each tensor's scale.
+        snr_gap_db: How far that is below 6.02 dB per bit, the bound for independent Gaussian values of one scale. Below
+            0 where values are easier than those, as differences from a shared start often are.
         codes_used: Part of the codes of each level that occur.
         code_perplexity: `2^H` of each level's codes.
         original_accuracy: Mean balanced test accuracy in [0, 1]; None where the tasks cannot be rebuilt.

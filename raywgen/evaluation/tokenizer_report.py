@@ -6,6 +6,8 @@ Shape legend: N networks, D values, X chunks of all networks, L levels, S sample
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +20,7 @@ from raywgen.config import load_config
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
 from raywgen.generators.bundle import load_bundle
-from raywgen.generators.codec.report import DB_PER_BIT, code_use, snr_db
+from raywgen.generators.codec.report import DB_PER_BIT, code_use
 from raywgen.generators.igpg import IGPG
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training import TrainConfig
@@ -35,19 +37,25 @@ _NETWORKS_OF_A_PASS = 16
 def report_run(run_dir: str | Path) -> TokenizerReport | None:
     """Measures the tokeniser of a run folder on the corpus it was trained on, and writes `tokenizer.json` into it.
 
+    A run that has the file already is not measured again.
+
     Returns:
         The report; None where the run's generator has no tokens.
 
     Raises:
         BundleError, ConfigError, CorpusError: The folder holds no finished run, or its corpus cannot be read.
     """
-    root = Path(run_dir)
+    root, path = Path(run_dir), Path(run_dir) / TOKENIZER
+    if path.is_file():
+        return TokenizerReport.from_json(json.loads(path.read_text()))
     generator = load_bundle(root / BUNDLE)
     if not isinstance(generator, IGPG):
         return None
     corpus = Corpus.open(load_config(TrainConfig, root / CONFIG).corpus)
     report = tokenizer_report(generator, corpus)
-    (root / TOKENIZER).write_text(json.dumps(asdict(report), indent=1))
+    partial = root / f".{TOKENIZER}.{os.getpid()}"
+    partial.write_text(json.dumps(asdict(report), indent=1))
+    partial.replace(path)
     return report
 
 
@@ -102,14 +110,11 @@ class _Part:
         self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
         self.accuracies_N2 = torch.zeros(0, 2)
 
-    def noise(self, reference: WeightReference) -> float:
-        """Sum of squared errors in units of each tensor's root mean square over the networks."""
-        original, decoded = (
-            _by_tensor(self.network.layout, reference.normalise(values_ND))
-            for values_ND in (self.values_ND, self.decoded_ND)
-        )
-        snr = snr_db(list(self.network.layout.generated), original, decoded)
-        return self.values_ND.numel() * 10 ** (-snr / 10)
+    def power(self, reference: WeightReference) -> tuple[float, float]:
+        """Sums of squares of signal and noise, in units of each tensor's scale."""
+        signal_ND = reference.normalise(self.values_ND)
+        noise_ND = reference.normalise(self.decoded_ND) - signal_ND
+        return float(signal_ND.double().square().sum()), float(noise_ND.double().square().sum())
 
     def judge(self, tasks: list[Task], num_samples: int) -> None:
         """Accuracy of every network and of its reconstruction."""
@@ -161,8 +166,9 @@ def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accura
     num_values = sum(part.values_ND.numel() for part in parts)
     codes_XL = torch.cat([part.codes_XL for part in parts])
     bits = len(codes_XL) * quantiser.bits_per_vector / num_values
-    noise = sum(part.noise(generator.references[part.network.layout.id][1]) for part in parts)
-    snr = 10 * float(torch.tensor(num_values / max(noise, 1e-30), dtype=torch.float64).log10())
+    powers = [part.power(generator.references[part.network.layout.id][1]) for part in parts]
+    signal, noise = (max(sum(each), 1e-30) for each in zip(*powers, strict=True))
+    snr = 10 * math.log10(signal / noise)
     use = [code_use(codes_X1, quantiser.num_codes) for codes_X1 in codes_XL.split(1, dim=1)]
     accuracy_2 = torch.cat([part.accuracies_N2 for part in parts]).mean(dim=0)
     return SplitReport(
@@ -179,12 +185,7 @@ def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accura
     )
 
 
-def _by_tensor(layout: Layout, values_ND: Tensor) -> dict[str, Tensor]:
-    sizes = [spec.num_values for spec in layout.generated]
-    return {spec.name: part for spec, part in zip(layout.generated, values_ND.split(sizes, dim=1), strict=True)}
-
-
 def _num_reference_values(layout: Layout, reference: WeightReference) -> int:
     """A tensor's scale is one number, and so is its base where networks share no start."""
-    parts = _by_tensor(layout, reference.base_D.unsqueeze(0)).values()
-    return sum(1 + (1 if bool((part == part[:, :1]).all()) else part.numel()) for part in parts)
+    parts = reference.base_D.split([spec.num_values for spec in layout.generated])
+    return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)

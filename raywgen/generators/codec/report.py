@@ -90,17 +90,13 @@ def rate_report(codec: NetworkCodec, coded: CodedNetwork, state_dict: Mapping[st
 
 
 def snr_db(specs: list[TensorSpec], original: Mapping[str, Tensor], decoded: Mapping[str, Tensor]) -> float:
-    """`10 log10(number of values / sum of squared errors)`, errors in units of each tensor's root mean square.
-
-    Tensors may also be stacks of several networks' ones, whose root mean square is then that of the stack.
-    """
-    num_values, noise = 0, 0.0
+    """`10 log10(number of values / sum of squared errors)`, errors in units of each tensor's root mean square."""
+    noise = 0.0
     for spec in specs:
         value = original[spec.name].double()
         error = (decoded[spec.name].double() - value).square().sum()
         noise += float(error / value.square().mean().clamp(min=1e-30))
-        num_values += value.numel()
-    return 10 * math.log10(max(1, num_values) / max(noise, 1e-30))
+    return 10 * math.log10(max(1, sum(spec.num_values for spec in specs)) / max(noise, 1e-30))
 
 
 def round_to_nearest(
