@@ -61,13 +61,15 @@ class Stage(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    needs_tasks: ClassVar[bool] = True
-    """Whether it looks at samples of tasks or runs networks; weights alone do not suffice then."""
-
     @property
     @abstractmethod
     def config(self) -> StageConfig:
         """How it is optimised."""
+
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether it looks at samples of tasks or runs networks; weights alone do not suffice then."""
+        return True
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Data-dependent initialisation; called with equal batches on every worker."""

@@ -101,7 +101,7 @@ def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
     for config in configs:
         for stage in build_generator(config.method, config.generator, references, data, config.seed).stages():
             if stage.needs_tasks:
-                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if config.method == "igpg" else ""
+                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if stage.name == "functional" else ""
                 raise ConfigError(
                     f"{corpus.location} holds weights alone, and stage '{stage.name}' of {config.method} needs to know "
                     f"what networks do and how they are built: {off}say so by `raywgen corpus describe`"

@@ -10,6 +10,7 @@ import pytest
 from raywgen.corpus import Corpus
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
+from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.generators.bundle import BundleError
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.training import TrainConfig, launch
@@ -71,6 +72,14 @@ def test_codebook_use_counts_every_heldout_token(result: dict[str, Any], zoo_cor
         for layout_id, network in zoo_corpus.networks.items()
     )
     assert per_level == [num_chunks] * 3
+
+
+def test_the_tokenisers_figures_stand_beside_the_ladder(result: dict[str, Any], run: Path) -> None:
+    written = json.loads((run / "evaluation" / "evaluation.json").read_text())["tokenizer"]
+    assert written == json.loads(json.dumps(result["tokenizer"]))
+    report = TokenizerReport.from_json(written)
+    assert [split.split for split in report.splits] == ["training", "held out"]
+    assert report.splits[1].original_accuracy is not None
 
 
 def test_the_same_seed_gives_the_same_result(result: dict[str, Any], run: Path, zoo_corpus: Corpus) -> None:

@@ -281,6 +281,38 @@ def test_perplexity_is_that_of_the_counts(tmp_path: Path) -> None:
     assert "2 of 8 codes are never used; perplexity 2 to 4 of 4 per level" in text
 
 
+TOKENIZER_ROW = {
+    "num_networks": 120, "bits_per_value": 4.03, "values_per_token": 1.98, "snr_db": 21.2, "snr_gap_db": 3.06,
+    "codes_used": [1.0, 0.97], "code_perplexity": [201.3, 154.2],
+    "original_accuracy": 0.957, "reconstructed_accuracy": 0.953,
+}  # fmt: skip
+TOKENIZER = {
+    "coder": "conv", "quantiser": "residual", "num_levels": 2, "num_codes": 256, "codebook_values": 8192,
+    "decoder_values": 22977, "reference_values": 1848, "no_accuracy": "",
+    "splits": [{**TOKENIZER_ROW, "split": "training"}, {**TOKENIZER_ROW, "split": "held out", "snr_db": 20.4}],
+}  # fmt: skip
+
+
+def test_the_tokeniser_has_a_row_for_each_split(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, {**make_evaluation(), "tokenizer": TOKENIZER})
+    text = read_page(tmp_path).text
+    assert "At 4.03 bits per value, held out networks keep 20.4 dB, 3.1 below the bound, and lose 0.4 points" in text
+    assert re.search(r"120 training\s+4\.03\s+1\.98\s+21\.2\s+3\.1\s+97 to 100 %\s+154 to 201\s+95\.7\s+95\.3", text)
+    assert "conv coders, 2 residual tokens of 256 codes" in text
+    assert "22,977 in the decoder" in text
+    assert "No accuracy" not in text
+
+
+def test_a_tokeniser_without_accuracies_says_why(tmp_path: Path) -> None:
+    row = {**TOKENIZER_ROW, "split": "training", "original_accuracy": None, "reconstructed_accuracy": None}
+    content = {**TOKENIZER, "splits": [row], "no_accuracy": "net: unknown task 'mine'"}
+    write_evaluation(tmp_path, {**make_evaluation(), "tokenizer": content})
+    text = read_page(tmp_path).text
+    assert re.search(r"training networks keep 21\.2 dB, 3\.1 below the bound\s", text)
+    assert re.search(r"154 to 201\s+-\s+-\s", text)
+    assert "No accuracy: net: unknown task 'mine'." in text
+
+
 @pytest.mark.parametrize("absent", [True, False])
 def test_optional_parts_are_left_out_with_a_note(tmp_path: Path, absent: bool) -> None:
     content = make_evaluation()
@@ -343,6 +375,7 @@ def test_names_from_files_are_text_and_never_markup(tmp_path: Path) -> None:
             "reference_distance is None, not a number of at least 0",
         ),
         ({**make_evaluation(), "codebook": {"levels": 1, "codes": 4, "usage": [[1, 2]]}}, "each of its 4 codes"),
+        ({**make_evaluation(), "tokenizer": {"splits": []}}, "coder"),
     ],
 )
 def test_a_damaged_evaluation_is_named_with_the_remedy(tmp_path: Path, damage: object, named: str) -> None:

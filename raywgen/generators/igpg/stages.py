@@ -114,7 +114,6 @@ class PriorStage(Stage):
     """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
 
     name = "prior"
-    needs_tasks = False
 
     def __init__(self, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable) -> None:
         super().__init__()
@@ -126,6 +125,11 @@ class PriorStage(Stage):
     def config(self) -> PriorConfig:
         """Of the prior."""
         return self.prior.config
+
+    @property
+    def needs_tasks(self) -> bool:
+        """Tokens are learned whatever is known of tasks."""
+        return False
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""

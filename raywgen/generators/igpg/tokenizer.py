@@ -147,7 +147,6 @@ class TokenizerStage(Stage):
     """Trains the VQ-VAE on reconstruction and commitment."""
 
     name = "tokenizer"
-    needs_tasks = False
 
     def __init__(self, tokenizer: Tokenizer, references: dict[str, tuple[Layout, WeightReference]]) -> None:
         super().__init__()
@@ -158,6 +157,11 @@ class TokenizerStage(Stage):
     def config(self) -> TokenizerConfig:
         """Of the tokeniser."""
         return self.tokenizer.config
+
+    @property
+    def needs_tasks(self) -> bool:
+        """Only to compare outputs."""
+        return self.config.functional > 0
 
     @torch.no_grad()
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:

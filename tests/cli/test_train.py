@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from raywgen import cli
+from raywgen.corpus import Corpus
+
+
+def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    sizes = ["num_steps=3", "batch_size=8", "num_levels=2", "num_codes=8", "width=16", "coder=transformer"]
+    command = ["train", "igpg", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}", "num_workers=0"]
+    command += [f"generator.tokenizer.{size}" for size in sizes]
+    command += ["generator.prior.num_steps=0", "generator.functional.num_steps=0"]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    told = " ".join(done.stdout.split())
+    assert "Tokeniser: transformer coders, 2 residual tokens of 8 codes" in told
+    kept = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
+    assert [split["split"] for split in kept["splits"]] == ["training", "held out"]
