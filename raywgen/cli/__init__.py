@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -19,6 +19,7 @@ from raywgen.cli.settings import (
     SettingsCommand,
     out,
     print_info,
+    print_networks,
     shipped_zoo,
     split_config,
     zoo_recipes,
@@ -129,8 +130,13 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
 
 
 @app.command(cls=SettingsCommand)
-def generate(config: Config = None, overrides: Overrides = None) -> None:
-    """Write networks as `.safetensors`, for tasks of a corpus or for one of your own.
+def generate(
+    config: Config = None,
+    overrides: Overrides = None,
+    where: Annotated[str | None, typer.Option(help="`here`, or `ray`: over actors; short for where=.")] = None,
+    into: Annotated[str | None, typer.Option(help="`files`, or `corpus`: Arrow shards; short for into=.")] = None,
+) -> None:
+    """Write networks as `.safetensors` or a corpus, for tasks of a corpus or for one of your own.
 
     raywgen generate generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen out=networks
 
@@ -138,19 +144,22 @@ def generate(config: Config = None, overrides: Overrides = None) -> None:
 
     raywgen generate ... networks='[[64, 20, 2], {name: "mynets:MyNet", width: 16}]'
 
-    The last one fills architectures that the generator may never have seen, and says how far off they are.
+    raywgen generate ... num=1000 out=runs/generated --into corpus --where ray
+
+    The third one fills architectures that the generator may never have seen, and says how far off they are. The last
+    one writes a thousand networks for each task and architecture over all cores and nodes. Interrupted, run it again.
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
+    from raywgen.training.session import ray_session
 
-    settings = load_config(GenerateConfig, *split_config(config, overrides))
-    with Reporter().step("generate", f"networks into {settings.out}") as bar:
+    path, rest = split_config(config, overrides)
+    rest += [f"{key}={value}" for key, value in (("where", where), ("into", into)) if value is not None]
+    settings = load_config(GenerateConfig, path, rest)
+    session = ray_session() if settings.where == "ray" else nullcontext()
+    with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update)
-    table = Table("network", "task", "loss on examples", "test accuracy", "file")
-    for row in rows:
-        accuracy = f"{100 * row['test_accuracy']:.1f}" if "test_accuracy" in row else "-"
-        table.add_row(row["network"], row["task"], f"{row['example_loss']:.3f}", accuracy, Path(row["path"]).name)
-    out.print(table)
+    print_networks(rows)
 
 
 @app.command(cls=SettingsCommand)

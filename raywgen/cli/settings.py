@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Annotated, Any
 
 import typer
@@ -70,6 +71,29 @@ def print_info(info: dict[str, Any]) -> None:
         text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
         table.add_row(key, f"{text:,}" if isinstance(text, int) else escape(str(text)))
     out.print(table)
+
+
+def print_networks(rows: list[dict[str, Any]]) -> None:
+    """Written networks as a table: each, or where there are several for a task and architecture, their means."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["task"]), []).append(row)
+    several = len(groups) < len(rows)
+    table = Table("network", "task", "loss on examples", "test accuracy", "networks" if several else "kept as")
+    for (network, task), members in groups.items():
+        losses = [row["example_loss"] for row in members]
+        accuracies = [100 * row["test_accuracy"] for row in members if "test_accuracy" in row]
+        kept = Path(members[0]["path"]).name if "path" in members[0] else members[0]["checkpoint_id"]
+        last = f"{len(members):,}" if several else kept
+        table.add_row(network, task, _mean(losses, 3, several), _mean(accuracies, 1, several), escape(last))
+    out.print(table)
+
+
+def _mean(values: list[float], digits: int, several: bool) -> str:
+    if not values:
+        return "-"
+    spread = f" ±{pstdev(values):.{digits}f}" if several else ""
+    return f"{fmean(values):.{digits}f}{spread}"
 
 
 def zoo_recipes() -> list[Path]:

@@ -1,18 +1,23 @@
 """Putting a trained generator to use: fill modules, keep the best of n, write files."""
 
+from raywgen.generation.actors import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
 from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
+from raywgen.generation.keep import UnfinishedError
 from raywgen.generation.write import GenerateConfig, generate
 
 __all__ = [
+    "ActorsLostError",
     "AdaptConfig",
     "Adapted",
     "Best",
     "ConditionError",
     "GenerateConfig",
+    "NoResourcesError",
     "SamplingError",
     "TrainedGenerator",
+    "UnfinishedError",
     "UnknownLayoutError",
     "UnknownLayoutWarning",
     "adapt",

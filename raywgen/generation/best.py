@@ -62,6 +62,7 @@ def generate_best(
     seed: int,
     reference: WeightReference | None = None,
     sampling: SamplingConfig | None = None,
+    index_B: Tensor | None = None,
 ) -> Best:
     """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
@@ -75,6 +76,7 @@ def generate_best(
         seed: Keys the noise.
         reference: For a layout that the generator was not trained on.
         sampling: How tokens are drawn, of a generator that writes tokens; its defaults otherwise.
+        index_B: Place of each network among all that are asked for, int64; keys its noise. From 0 on by default.
 
     Raises:
         ValueError: `best_of` is below 1.
@@ -83,7 +85,9 @@ def generate_best(
     if best_of < 1:
         raise ValueError(f"best_of={best_of}: at least 1 network must be written")
     told = condition.repeat(best_of)
-    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
+    index_B = torch.arange(len(condition)) if index_B is None else index_B
+    candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
+    noise = KeyedNoise(seed, candidate_N, 0)
     options = sampling_options(generator, sampling)
     written = generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
     # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.

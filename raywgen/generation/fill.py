@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import Best, generate_best, sampling_options
+from raywgen.generation.best import generate_best, sampling_options
 from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.generators.igpg import SamplingConfig
@@ -142,7 +142,8 @@ class TrainedGenerator:
             sampling=sampling,
         )
         if reference is not None:
-            self.warn(layout, best, condition, temperature, seed, sampling)
+            log_prob = None if best.log_prob_B is None else float(best.log_prob_B[0])
+            self.warn(layout, log_prob, condition, temperature, seed, sampling)
         module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
         return module
 
@@ -155,7 +156,7 @@ class TrainedGenerator:
     def warn(
         self,
         layout: Layout,
-        best: Best,
+        log_prob: float | None,
         condition: Condition,
         temperature: float,
         seed: int,
@@ -164,7 +165,7 @@ class TrainedGenerator:
         """Warns that a layout was never trained on, with the log-probability that says how far off it is."""
         condition = condition.first(1)
         told = f"this generator was never trained on a layout of {layout.num_values} values like this one"
-        if best.log_prob_B is not None:
+        if log_prob is not None:
             known, reference = next(iter(self.generator.references.values()))
             noise = KeyedNoise(seed, torch.arange(1), 0)
             usual = self.generator.generate(
@@ -176,7 +177,7 @@ class TrainedGenerator:
                 **sampling_options(self.generator, sampling),
             )
             assert usual.log_prob_B is not None
-            here = float(best.log_prob_B[0]) / layout.num_values
+            here = log_prob / layout.num_values
             there = float(usual.log_prob_B[0]) / known.num_values
             told += f": {here:.2f} nats per value, against {there:.2f} on a layout that it knows"
         warnings.warn(f"{told}; judge the result before you use it", UnknownLayoutWarning, stacklevel=3)
@@ -207,17 +208,27 @@ def load(path: str | Path) -> TrainedGenerator:
         BundleError: There is none, or it is damaged.
         EncoderError: It works on features of an encoder that is not there.
     """
+    folder = bundle_folder(path)
+    generator = load_bundle(folder)
+    told = bundle_facts(folder).get("inputs")
+    inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
+    kept = folder / ENCODER
+    encoder = None
+    if inputs is not None and inputs.encoder:
+        encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
+    return TrainedGenerator(generator, inputs, encoder)
+
+
+def bundle_folder(path: str | Path) -> Path:
+    """Where the bundle of a run folder lies; a bundle's own folder is one already.
+
+    Raises:
+        BundleError: There is none.
+    """
     folder = Path(path)
     for candidate in (folder / "generator", folder):
         if (candidate / "generator.json").is_file():
-            generator = load_bundle(candidate)
-            told = bundle_facts(candidate).get("inputs")
-            inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
-            kept = candidate / ENCODER
-            encoder = None
-            if inputs is not None and inputs.encoder:
-                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
-            return TrainedGenerator(generator, inputs, encoder)
+            return candidate
     raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
 
 

@@ -5,10 +5,12 @@ Shape legend: B networks, S samples, F features.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,22 @@ import torch
 
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
-from raywgen.generation.best import generate_best
-from raywgen.generation.fill import ConditionError, TrainedGenerator, load, make_condition
+from raywgen.corpus.storage import absolute
+from raywgen.generation.actors import write_over_ray
+from raywgen.generation.best import sampling_options
+from raywgen.generation.blocks import Block, BlockWriter, Job, Written, plan_blocks, threads
+from raywgen.generation.fill import ConditionError, TrainedGenerator, bundle_folder, load, make_condition
+from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators import Generator
+from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
-from raywgen.tasks import balanced_accuracy, build_network, build_task, network_name, stacked_logits
+from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
-from raywgen.weights import Condition, Layout, save_state_dict
+from raywgen.weights import Condition, Layout
 
-INDEX = "networks.json"
 CONFIG = "config.yaml"
+WHERE = ("here", "ray")
+INTO = ("files", "corpus")
 
 
 @dataclass(kw_only=True)
@@ -44,11 +52,20 @@ class GenerateConfig:
             never trained on is filled all the same; you are told how far off it is.
         instruction: A task of your own in words, in place of `tasks`; needs `data`.
         data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`.
-        out: Folder for the `.safetensors` files.
-        best_of: Networks written per file; the lowest loss on the labelled samples wins.
+        out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
+        into: `files`, or `corpus`: Arrow shards with the facts of each network.
+        num: Networks kept for each task and architecture.
+        best_of: Candidates of each; the lowest loss on the labelled samples wins.
         temperature: 0 writes the same network every time.
         limit: Most tasks to write for.
         seed: Of the noise.
+        where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit, whatever the
+            number of actors, where `threads` is.
+        block: Candidates written and scored at once; bounds the memory. Fewer are, of an architecture of millions.
+        threads: Of a process that writes; 0 for torch's own number `here`, and 1, which is a core of the cluster, for
+            an actor.
+        num_actors: Of `ray`; 0 for one for each free core.
+        start_timeout: Seconds to wait for a first actor where the cluster is full.
         sampling: How tokens are drawn, of a generator that writes tokens.
     """
 
@@ -60,15 +77,32 @@ class GenerateConfig:
     instruction: str = ""
     data: str = ""
     out: str = "runs/igpg/networks"
+    into: str = "files"
+    num: int = 1
     best_of: int = 8
     temperature: float = 0.5
     limit: int = 24
     seed: int = 0
+    where: str = "here"
+    block: int = 256
+    threads: int = 0
+    num_actors: int = 0
+    start_timeout: float = 120.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if min(self.best_of, self.limit) < 1 or self.temperature < 0:
             raise ValueError("best_of and limit must be at least 1, temperature at least 0")
+        if min(self.num, self.block) < 1 or min(self.threads, self.num_actors) < 0 or self.start_timeout <= 0:
+            raise ValueError(
+                f"num={self.num} and block={self.block} must be at least 1, threads={self.threads} and "
+                f"num_actors={self.num_actors} at least 0, start_timeout={self.start_timeout} above 0"
+            )
+        if self.num > 1 and self.temperature == 0:
+            raise ValueError(f"num={self.num} at temperature=0: all would be one; give a temperature above 0, or num=1")
+        for name, known in (("where", WHERE), ("into", INTO)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
         if bool(self.instruction) != bool(self.data):
             raise ValueError("instruction and data belong together: give both, or neither")
         if self.network and self.networks:
@@ -76,16 +110,26 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
-    """Writes one file per task and architecture, with `networks.json` and the whole config beside them.
+    """Writes `num` networks for each task and architecture, as files or as a corpus; interrupted, it goes on.
+
+    Files have `networks.json` and the whole config beside them; those of an earlier run that ended are written anew. A
+    corpus of the same settings that is there already is reused.
+
+    Args:
+        config: Which, where and how.
+        on_progress: Called with networks kept so far and their number.
 
     Returns:
-        One row per file: path, task, network, loss on the examples, log-probability, test accuracy where known.
+        One row per network: path or checkpoint id, task, network, which draw of these it is, loss on the examples,
+        log-probability, test accuracy where known.
 
     Raises:
         ConfigError: No such task or architecture.
         TaskError: An architecture of `networks` cannot be built.
         SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
+        UnfinishedError: `out` holds part of a run with other settings.
+        NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
 
     Warns:
         UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
@@ -93,20 +137,104 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
     trained = load(config.generator)
+    sampling_options(trained.generator, config.sampling)
     names, condition, tasks = _asked(config, corpus, trained.generator)
-    networks = (
-        _own_networks(config) if corpus is None or config.networks else _stored(config, corpus, trained.generator)
+    job = Job(
+        generator=absolute(config.generator),
+        networks=_own_networks(config)
+        if corpus is None or config.networks
+        else _stored(config, corpus, trained.generator),
+        names=names,
+        condition=condition,
+        recipes=[task.recipe for task in tasks],
+        num=config.num,
+        best_of=config.best_of,
+        temperature=config.temperature,
+        seed=config.seed,
+        sampling=config.sampling,
+        threads=config.threads,
     )
-    rows: list[dict[str, Any]] = []
-    for done, network in enumerate(networks):
-        if on_progress is not None:
-            on_progress(done, len(networks))
-        rows += _write(config, network, names, condition, tasks, trained)
-    if on_progress is not None:
-        on_progress(len(networks), len(networks))
-    save_config(config, Path(config.out) / CONFIG)
-    (Path(config.out) / INDEX).write_text(json.dumps(rows, indent=1))
+    recipe = _recipe(config, job)
+    keeper = FileKeeper(config.out, job, recipe)
+    if config.into == "corpus":
+        told = tasks or [_own_task(job)]
+        keeper = CorpusKeeper(config.out, job, recipe, told, f"raywgen generate by {config.generator}")
+        if (existing := keeper.existing()) is not None:
+            return rows_of(existing)
+    rows = _keep_all(config, job, keeper, trained, on_progress)
+    if config.into == "files":
+        save_config(config, Path(config.out) / CONFIG)
+    _warn_of_unknown(job, rows, trained)
     return rows
+
+
+def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
+    """All that decides the networks and how they are kept; not who writes them, nor where to."""
+    asked = hashlib.sha256(json.dumps(job.condition.instructions).encode())
+    for tensor in (job.condition.samples_BSF, job.condition.labels_BS):
+        asked.update(tensor.contiguous().numpy().data)
+    decisive = {
+        "generator": bundle_digest(bundle_folder(config.generator)),
+        "networks": [[network.name, network.layout.id, network.recipe] for network in job.networks],
+        "tasks": [job.names, job.recipes],
+        "condition": asked.hexdigest()[:32],
+        "sampling": dataclasses.asdict(job.sampling),
+    }
+    told = {name: getattr(config, name) for name in ("into", "num", "best_of", "temperature", "seed", "block")}
+    return json.loads(json.dumps(decisive | told))
+
+
+def _own_task(job: Job) -> TaskFacts:
+    return TaskFacts(
+        task_id=job.names[0],
+        instruction=job.condition.instructions[0],
+        split="seen",
+        recipe={},
+        samples_SF=job.condition.samples_BSF[0],
+        labels_S=job.condition.labels_BS[0],
+    )
+
+
+def _keep_all(
+    config: GenerateConfig,
+    job: Job,
+    keeper: Keeper,
+    trained: TrainedGenerator,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Writes the blocks that are left and keeps each as it comes."""
+    blocks = plan_blocks(job, config.block)
+    left = keeper.left(blocks)
+    total = sum(block.stop - block.start for block in blocks)
+    done = total - sum(block.stop - block.start for block in left)
+    if on_progress is not None:
+        on_progress(done, total)
+    for written in _written(config, left, job, trained):
+        keeper.keep(written)
+        done += len(written.rows)
+        if on_progress is not None:
+            on_progress(done, total)
+    return keeper.finish(blocks, dataclasses.asdict(config))
+
+
+def _written(config: GenerateConfig, blocks: list[Block], job: Job, trained: TrainedGenerator) -> Iterator[Written]:
+    if not blocks:
+        return
+    if config.where == "ray":
+        yield from write_over_ray(blocks, job, config.num_actors, config.start_timeout)
+        return
+    with threads(job.threads):
+        writer = BlockWriter(job, trained)
+        for block in blocks:
+            yield writer.write(block)
+
+
+def _warn_of_unknown(job: Job, rows: list[dict[str, Any]], trained: TrainedGenerator) -> None:
+    for network in job.networks:
+        row = next((row for row in rows if row["network"] == network.name), None)
+        if row is not None and not row["known"]:
+            told = job.condition, job.temperature, job.seed, job.sampling
+            trained.warn(network.layout, row["log_prob"], *told)
 
 
 def _asked(
@@ -149,55 +277,6 @@ def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> lis
             "or ask for an architecture that it never saw by networks=[...]"
         )
     return chosen
-
-
-def _write(
-    config: GenerateConfig,
-    network: NetworkFacts,
-    names: list[str],
-    condition: Condition,
-    tasks: list[TaskFacts],
-    trained: TrainedGenerator,
-) -> list[dict[str, Any]]:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)  # An unknown layout is filled around the module's own values.
-        module, layout = build_network(network.recipe).eval(), network.layout
-    counters = {name: tensor for name, tensor in module.state_dict().items() if not tensor.is_floating_point()}
-    reference = trained.guessed_reference(layout, module)
-    best = generate_best(
-        trained.generator,
-        condition,
-        layout,
-        module,
-        best_of=config.best_of,
-        temperature=config.temperature,
-        seed=config.seed,
-        reference=reference,
-        sampling=config.sampling,
-    )
-    if reference is not None:
-        trained.warn(layout, best, condition, config.temperature, config.seed, config.sampling)
-    rows = []
-    for index, name in enumerate(names):
-        state = layout.unflatten(best.values_BD[index], counters)
-        module.load_state_dict(state, strict=True)
-        row: dict[str, Any] = {
-            "path": str(Path(config.out) / f"{network.name}_{name.replace('/', '_')}.safetensors"),
-            "task": name,
-            "instruction": condition.instructions[index],
-            "network": network.name,
-            "known": reference is None,
-            "example_loss": float(best.loss_B[index]),
-            "log_prob": None if best.log_prob_B is None else float(best.log_prob_B[index]),
-        }
-        if tasks:
-            task = build_task(tasks[index].recipe)
-            one = layout.unflatten(best.values_BD[index : index + 1])
-            logits = stacked_logits(module, one, task.test_x_SF)
-            row["test_accuracy"] = float(balanced_accuracy(logits, task.test_y_S))
-        save_state_dict(state, row["path"], {key: str(value) for key, value in row.items() if key != "path"})
-        rows.append(row)
-    return rows
 
 
 def read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:

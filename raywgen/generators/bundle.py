@@ -6,6 +6,7 @@ A bundle is all that `raywgen.load` needs; it holds no pickles and no paths of t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,15 @@ def load_bundle(folder: str | Path) -> Generator:
 def bundle_facts(folder: str | Path) -> dict[str, Any]:
     """What was written down about a bundle when it was trained."""
     return json.loads((Path(folder) / _CONFIG).read_text())["facts"]
+
+
+def bundle_digest(folder: str | Path) -> str:
+    """32 hex digits that change with a bundle's config and values."""
+    digest = hashlib.sha256()
+    for name in (_CONFIG, _WEIGHTS):
+        with (Path(folder) / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
 
 
 def _overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

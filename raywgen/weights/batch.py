@@ -47,6 +47,17 @@ class Condition:
             policies=self.policies[:num],
         )
 
+    def take(self, index_N: Tensor) -> Self:
+        """Conditions at these places, in this order, as often as they are named."""
+        places = index_N.tolist()
+        return replace(
+            self,
+            instructions=tuple(self.instructions[place] for place in places),
+            samples_BSF=self.samples_BSF[index_N],
+            labels_BS=self.labels_BS[index_N],
+            policies=tuple(self.policies[place] for place in places) if self.policies else (),
+        )
+
     def repeat(self, num: int) -> Self:
         """Every network's condition `num` times in a row: `(B * num, ...)`."""
         return replace(

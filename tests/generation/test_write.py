@@ -54,8 +54,8 @@ def test_every_unseen_task_gets_a_file_per_architecture(zoo_corpus: Corpus, bund
     assert {(row["task"], row["network"]) for row in rows} == {(task, name) for task in unseen for name in names}
     assert json.loads((tmp_path / "networks.json").read_text()) == rows
     assert load_config(GenerateConfig, tmp_path / "config.yaml").best_of == 2
-    assert told[0] == (0, 2)
-    assert told[-1] == (2, 2)
+    assert told[0] == (0, 8)
+    assert told[-1] == (8, 8)
 
 
 def test_a_file_loads_strictly_and_scores_what_its_row_says(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_training_and_generation_as_jobs(environment: dict[str, str], zoo_corpus
     )
     assert written.returncode == 0, written.stdout + written.stderr
     assert len(list((tmp_path / "networks").glob("*.safetensors"))) == 2
+    many = submit(
+        environment,
+        *("python", "jobs/generate.py", f"generator={out}", f"corpus={zoo_corpus.location}"),
+        *(f"out={tmp_path / 'many'}", "best_of=2", "limit=1", "num=5", "--where", "ray", "--into", "corpus"),
+    )
+    assert many.returncode == 0, many.stdout + many.stderr
+    assert Corpus.open(tmp_path / "many").facts.num_rows == 5 * 2
 
 
 def test_a_mistake_is_one_clear_line_and_a_failed_job(environment: dict[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""What is asked for, cut into blocks that any process can write.
+
+A network's noise is keyed by its place among all that are asked for, and what is written at once is decided by the
+plan alone: so a block is the same to the last bit whoever writes it, and in whatever order.
+
+Shape legend: T tasks, R networks of a block, D values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus import NetworkFacts
+from raywgen.generation.best import generate_best
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generators.igpg import SamplingConfig
+from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
+from raywgen.weights import Condition, Layout
+
+# A GiB of float32: candidates of a large architecture are written by fewer at once.
+_MOST_VALUES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that decides the networks.
+
+    Attributes:
+        generator: Run folder or bundle, as every process reaches it.
+        networks: Architectures.
+        names: T names of tasks.
+        condition: What the generator is told of each, T conditions.
+        recipes: How to build each task, to test on it; empty for a task of the user's own.
+        num: Networks kept for each task and architecture.
+        best_of: Candidates of each.
+        temperature: Of generation.
+        seed: Of the noise, and of the values around which an unknown layout is filled.
+        sampling: How tokens are drawn.
+        threads: Of a process that writes; 0 for as many as torch takes here, and one for an actor.
+    """
+
+    generator: str
+    networks: list[NetworkFacts]
+    names: list[str]
+    condition: Condition
+    recipes: list[dict[str, Any]]
+    num: int
+    best_of: int
+    temperature: float
+    seed: int
+    sampling: SamplingConfig
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Networks that are written at once, counted task after task.
+
+    Attributes:
+        index: Of the block.
+        network: Which of the job's architectures.
+        start: First of them.
+        stop: First that is none of them.
+    """
+
+    index: int
+    network: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """The kept networks of a block.
+
+    Attributes:
+        block: Which.
+        values_RD: Flat vectors.
+        rows: Facts of each: `task`, `draw`, `instruction`, `network`, `known`, `example_loss`, `log_prob`, and
+            `test_accuracy` where the task has a test.
+    """
+
+    block: Block
+    values_RD: Tensor
+    rows: list[dict[str, Any]]
+
+
+def plan_blocks(job: Job, most: int) -> list[Block]:
+    """Blocks of at most that many candidates, but at least one network, nearly equally large."""
+    total = len(job.names) * job.num
+    blocks: list[Block] = []
+    for number, network in enumerate(job.networks):
+        candidates = min(most, _MOST_VALUES // max(1, network.layout.num_values))
+        num = -(-total // max(1, candidates // job.best_of))
+        for part in range(num):
+            start, stop = part * total // num, (part + 1) * total // num
+            blocks.append(Block(index=len(blocks), network=number, start=start, stop=stop))
+    return blocks
+
+
+def blank_network(network: NetworkFacts, seed: int) -> nn.Module:
+    """A module to run weights through; an unknown layout is filled around its values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_network(network.recipe).eval()
+
+
+@contextmanager
+def threads(num: int) -> Iterator[None]:
+    """Torch with so many threads; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class BlockWriter:
+    """Writes and scores blocks of one job by its generator."""
+
+    def __init__(self, job: Job, trained: TrainedGenerator) -> None:
+        self._job = job
+        self._trained = trained
+        self._blank: tuple[int, nn.Module] | None = None
+
+    def write(self, block: Block) -> Written:
+        """Best of n for each network of a block, and its accuracy on test samples.
+
+        Raises:
+            SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
+        """
+        job, layout = self._job, self._job.networks[block.network].layout
+        if self._blank is None or self._blank[0] != block.network:
+            self._blank = block.network, blank_network(job.networks[block.network], job.seed)
+        module = self._blank[1]
+        place_R = torch.arange(block.start, block.stop)
+        task_R, draw_R = place_R // job.num, place_R % job.num
+        reference = self._trained.guessed_reference(layout, module)
+        best = generate_best(
+            self._trained.generator,
+            job.condition.take(task_R),
+            layout,
+            module,
+            best_of=job.best_of,
+            temperature=job.temperature,
+            seed=job.seed,
+            reference=reference,
+            sampling=job.sampling,
+            # First one network of every task, so that asking for more of each keeps the noise of the first ones.
+            index_B=draw_R * len(job.names) + task_R,
+        )
+        rows = [
+            {
+                "task": job.names[task],
+                "draw": draw,
+                "instruction": job.condition.instructions[task],
+                "network": job.networks[block.network].name,
+                "known": reference is None,
+                "example_loss": float(best.loss_B[index]),
+                "log_prob": None if best.log_prob_B is None else float(best.log_prob_B[index]),
+            }
+            for index, (task, draw) in enumerate(zip(task_R.tolist(), draw_R.tolist(), strict=True))
+        ]
+        if job.recipes:
+            for row, accuracy in zip(rows, self._accuracies(best.values_BD, task_R, layout, module), strict=True):
+                row["test_accuracy"] = accuracy
+        return Written(block=block, values_RD=best.values_BD, rows=rows)
+
+    @torch.no_grad()
+    def _accuracies(self, values_RD: Tensor, task_R: Tensor, layout: Layout, module: nn.Module) -> Iterator[float]:
+        """Balanced test accuracy of each network; tasks follow one another, so one at a time is there."""
+        current, task = -1, None
+        for index, number in enumerate(task_R.tolist()):
+            if task is None or number != current:
+                current, task = number, build_task(self._job.recipes[number])
+            logits = stacked_logits(module, layout.unflatten(values_RD[index : index + 1]), task.test_x_SF)
+            yield float(balanced_accuracy(logits, task.test_y_S))
