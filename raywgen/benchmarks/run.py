@@ -28,6 +28,7 @@ BENCHMARKS = {
     "lohp-horizon": "raywgen.benchmarks.lohp_horizon",
     "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "igpg-zoo": "raywgen.benchmarks.igpg_zoo",
+    "igpg-windows": "raywgen.benchmarks.igpg_windows",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
 }
 
