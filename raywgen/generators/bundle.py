@@ -18,6 +18,7 @@ from torch import Tensor
 from raywgen.config import load_config
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
+from raywgen.tasks.encoders import EncoderError, copy_encoder, encoder_kind
 from raywgen.weights import (
     Layout,
     ReferenceTable,
@@ -48,10 +49,15 @@ def build_generator(name: str, config: Any, references: ReferenceTable, data: Da
 def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
     """Writes a bundle; `facts` (corpus, recipe, seed, ...) go to its config and card.
 
+    A frozen encoder that lies in a folder is copied into the bundle.
+
     Raises:
-        WeightsError: The disk is full or the folder cannot be written.
+        WeightsError, EncoderError: The disk is full or the folder cannot be written.
     """
     folder = Path(folder)
+    copied = [key for key, told in generator.encoders().items() if encoder_kind(told) == "folder"]
+    for key in copied:
+        copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
     for layout_id, (_, reference) in generator.references.items():
         tensors[f"reference.{layout_id}.base"] = reference.base_D
@@ -64,7 +70,10 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         "data": dataclasses.asdict(generator.data),
         "layouts": {layout_id: layout.to_json() for layout_id, (layout, _) in generator.references.items()},
         "facts": dict(facts),
+        "encoders": copied,
     }
+    for key in copied:
+        _put(content["config"], key, _copy_of(key))
     (folder / _CARD).write_text(_card(generator, facts))
     (folder / _CONFIG).write_text(json.dumps(content, indent=1))
 
@@ -74,6 +83,7 @@ def load_bundle(folder: str | Path) -> Generator:
 
     Raises:
         BundleError: The folder holds none, or a damaged one.
+        EncoderError: It works with an encoder that is not there, or is another one.
     """
     folder = Path(folder)
     path = folder / _CONFIG
@@ -95,12 +105,28 @@ def load_bundle(folder: str | Path) -> Generator:
             for layout_id, layout in layouts.items()
         }
         schema = method(content["method"]).config
-        config = load_config(schema, None, _overrides(content["config"]))
+        copies = [f"{key}={folder.absolute() / _copy_of(key)}" for key in content.get("encoders", [])]
+        config = load_config(schema, None, _overrides(content["config"]) + copies)
         generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    except EncoderError as error:
+        raise EncoderError(f"{folder} needs the encoder that it was trained with: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BundleError(f"{folder} is damaged ({error}); train it again by the same command") from error
     return generator.eval()
+
+
+def _copy_of(key: str) -> str:
+    """Folder in a bundle of the encoder that a config's key names."""
+    return key.rpartition(".")[2]
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    first, _, rest = key.partition(".")
+    if rest:
+        _put(tree[first], rest, value)
+    else:
+        tree[first] = value
 
 
 def bundle_facts(folder: str | Path) -> dict[str, Any]:

@@ -175,6 +175,10 @@ class Generator(nn.Module, ABC):
         """What the generator's own code keeps of given weights, `(B, D)`; the weights where it has no code."""
         return values_BD
 
+    def encoders(self) -> dict[str, str]:
+        """Frozen encoders that it works with, as `load_encoder` takes them, by their key in its config."""
+        return {}
+
     @property
     def max_classes(self) -> int | None:
         """Most classes a task may have; None for any number."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from raywgen.generators.interface import StageConfig
 from raywgen.nn.coders import check_coder
 from raywgen.nn.text_encoders import check_text_encoder
+from raywgen.tasks.encoders import encoder_kind
 
 QUANTISERS = ("residual", "gumbel", "finite_scalar")
 
@@ -95,6 +97,8 @@ class PriorConfig(StageConfig):
             after window. 0 for whole networks.
         text_encoder: `words` (hashed, trained along), `bytes` (convolutions over UTF-8, trained along) or `hf:NAME`,
             a frozen text model of the hub or in a folder.
+        data_encoder: Frozen encoder through which labelled samples are seen: a folder that `raywgen encoder train`
+            wrote, `package.module:Class` or `hf:NAME`. By default the samples themselves are.
         condition_dropout: Share of networks trained without a part of their condition: instruction, samples and both
             in equal parts. Guidance needs it above 0.
         independent_share: Share of networks trained with every chunk on its own, which then sees no other.
@@ -110,6 +114,7 @@ class PriorConfig(StageConfig):
     num_kv_heads: int = 0
     window: int = 0
     text_encoder: str = "words"
+    data_encoder: str = ""
     condition_dropout: float = 0.0
     independent_share: float = 0.0
     dropout: float = 0.0
@@ -128,6 +133,9 @@ class PriorConfig(StageConfig):
                 f"independent_share={self.independent_share} in [0, 1]"
             )
         check_text_encoder(self.text_encoder)
+        if self.data_encoder and encoder_kind(self.data_encoder) == "folder" and "://" not in self.data_encoder:
+            # A worker starts in a folder of its own.
+            self.data_encoder = str(Path(self.data_encoder).absolute())
 
 
 DECODINGS = ("expected", "tokens")

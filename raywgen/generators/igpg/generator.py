@@ -6,7 +6,9 @@ Where this differs from the paper, and why (effects: README, table of the demo):
   it by far less than they weigh, and tokens then spend their bits on the difference.
 - Residual quantisation of short chunks in place of one code per patch of a folded image: more bits per value
   at equal sequence length.
-- Text and data encoders are small and trained along, in place of CLIP and LLaMA: no download is needed.
+- Text and data encoders are by default small and trained along, in place of LLaMA and CLIP: no download is needed.
+  `prior.text_encoder` and `prior.data_encoder` take any frozen ones, CLIP's too; of images the set encoder sees each
+  one's features with its label, in place of the paper's mean over all.
 - Networks are decoded from the expected code, and a last stage trains the prior by the task's loss.
 - A window is told no chunk before its first, and its place by features, so that windows can be written at once.
 """
@@ -52,6 +54,11 @@ class IGPG(Generator):
             FunctionalStage(self.config.functional, self.prior, self.correction, self.tokenizer, self.references),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
+
+    def encoders(self) -> dict[str, str]:
+        """That of the samples, if any."""
+        told = self.config.prior.data_encoder
+        return {"prior.data_encoder": told} if told else {}
 
     @torch.no_grad()
     def generate(

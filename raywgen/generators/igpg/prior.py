@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
+from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.igpg.rollout import Rollout, roll_out
 from raywgen.generators.igpg.windows import plan_windows, side_by_side
@@ -43,8 +44,9 @@ class Prior(nn.Module):
         super().__init__()
         self.config = config
         H = config.width
+        self.data = DataEncoder(config.data_encoder, data.num_features) if config.data_encoder else None
         self.condition = ConditionEncoder(
-            num_features=data.num_features,
+            num_features=data.num_features if self.data is None else self.data.num_features,
             max_classes=data.max_classes,
             num_place_features=num_place_features(),
             width=H,
@@ -71,7 +73,8 @@ class Prior(nn.Module):
             places_MG: Of all chunks of the layout.
             is_dropped_B2: Whose instruction, whose samples are left out, bool.
         """
-        return self.condition(cond.instructions, cond.samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
+        samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
+        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
 
     def states(self, prefix_BTH: Tensor, places_WG: Tensor, latents_BWK: Tensor) -> Tensor:
         """States `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).

@@ -1,0 +1,93 @@
+"""Labelled samples as features of a frozen encoder, before the set encoder sees them (IGPG, section 3: CLIP's).
+
+Shape legend: B networks, S samples, F values of a sample, E features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.tasks.encoders import EncoderError, load_encoder
+from raywgen.weights import KeyedNoise
+
+# 64 MiB of features are kept.
+_KEPT_VALUES = 1 << 24
+_SAME = 1e-3
+
+
+class DataEncoder(nn.Module):
+    """Features of every sample, each encoded once and kept.
+
+    Samples are encoded one at a time, so that a sample's features do not depend on those beside it, nor a written
+    network on who writes it. The encoder is no part of this module's state: who loads a generator needs it by the same
+    name. In its place stand the features of a fixed input, by which another encoder is told from it.
+
+    Args:
+        told: What `load_encoder` takes.
+        num_values: F.
+
+    Raises:
+        EncoderError: There is no such encoder, or it does not take such samples.
+    """
+
+    probe_1E: Tensor
+
+    def __init__(self, told: str, num_values: int) -> None:
+        super().__init__()
+        self._told, self._num_values = told, num_values
+        # In a tuple, so that it is neither trained nor saved.
+        self._frozen = (load_encoder(told),)
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.register_buffer("probe_1E", self._probe())
+        self.register_load_state_dict_post_hook(_check_probe)
+
+    @property
+    def num_features(self) -> int:
+        """E."""
+        return self.probe_1E.shape[1]
+
+    def forward(self, samples_BSF: Tensor) -> Tensor:
+        """Features `(B, S, E)`.
+
+        Raises:
+            EncoderError: They are not finite.
+        """
+        flat_NF = samples_BSF.detach().flatten(0, 1)
+        rows = flat_NF.float().cpu().contiguous().numpy()
+        names = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+        found: dict[bytes, Tensor] = {}
+        for place, name in enumerate(names):
+            if name in found:
+                continue
+            if name in self._kept:
+                self._kept.move_to_end(name)
+            else:
+                self._kept[name] = self._encode(flat_NF[place : place + 1])[0]
+            found[name] = self._kept[name]
+        while len(self._kept) > max(1, _KEPT_VALUES // self.num_features):
+            self._kept.popitem(last=False)
+        return torch.stack([found[name] for name in names]).to(samples_BSF).unflatten(0, samples_BSF.shape[:2])
+
+    def _encode(self, x_1F: Tensor) -> Tensor:
+        (encoder,) = self._frozen
+        return encoder.to(x_1F.device)(x_1F.float()).cpu()
+
+    def _probe(self) -> Tensor:
+        return self._encode(KeyedNoise(0, torch.zeros(1, dtype=torch.int64)).normal(self._num_values))
+
+
+def _check_probe(module: nn.Module, _: Any) -> None:
+    """Raises `EncoderError` where the encoder is not the one whose features were saved."""
+    assert isinstance(module, DataEncoder)
+    fresh_1E, saved_1E = module._probe(), module.probe_1E.cpu()
+    # Another build of torch rounds differently; another encoder differs by far more.
+    if float((fresh_1E - saved_1E).norm()) > _SAME * float(saved_1E.norm()):
+        raise EncoderError(
+            f"data_encoder={module._told}: its features are not those that this generator was trained on; give the "
+            "encoder it was trained with"
+        )
