@@ -36,7 +36,7 @@ class WriterActor:
     """
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads or 1)
+        torch.set_num_threads(job.threads)
         self._job = job
         self._writer: BlockWriter | None = None
 
@@ -81,7 +81,7 @@ def write_over_ray(blocks: list[Block], job: Job, num_actors: int, start_timeout
 def _num_free(job: Job) -> int:
     import ray
 
-    return max(1, int(ray.available_resources().get("CPU", 0) // (job.threads or 1)))
+    return max(1, int(ray.available_resources().get("CPU", 0) // job.threads))
 
 
 class _Crew:
@@ -93,7 +93,7 @@ class _Crew:
         self._ray: Any = ray
         self._job, self._start_timeout = job, start_timeout
         # No restarts by Ray itself: a restarted actor that finds no room would keep its blocks for ever.
-        self._hired: Any = ray.remote(WriterActor).options(num_cpus=job.threads or 1, max_restarts=0)
+        self._hired: Any = ray.remote(WriterActor).options(num_cpus=job.threads, max_restarts=0)
         self._told = ray.put(job)
         self._starting: dict[Any, Any] = {}
         self._given: dict[Any, deque[tuple[Any, Block]]] = {}
@@ -143,7 +143,7 @@ class _Crew:
             both = (self._ray.cluster_resources(), self._ray.available_resources())
             total, free = (resources.get("CPU", 0) for resources in both)
             raise NoResourcesError(
-                f"no actor could start within {self._start_timeout:g} s: each needs {self._job.threads or 1} CPUs of "
+                f"no actor could start within {self._start_timeout:g} s: each needs {self._job.threads} CPUs of "
                 f"one node, the cluster has {total:g}, {free:g} of them free; wait or add nodes, lower threads, give "
                 "more time by start_timeout, or write where=here"
             )

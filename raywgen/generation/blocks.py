@@ -1,7 +1,7 @@
 """What is asked for, cut into blocks that any process can write.
 
 A network's noise is keyed by its place among all that are asked for, and what is written at once is decided by the
-plan alone: so a block is the same to the last bit whoever writes it, and in whatever order.
+plan alone: so a block is the same to the last bit whoever writes it, by as many threads, and in whatever order.
 
 Shape legend: T tasks, R networks of a block, D values.
 """
@@ -42,7 +42,7 @@ class Job:
         temperature: Of generation.
         seed: Of the noise, and of the values around which an unknown layout is filled.
         sampling: How tokens are drawn.
-        threads: Of a process that writes; 0 for as many as torch takes here, and one for an actor.
+        threads: Of a process that writes, and CPUs of an actor.
     """
 
     generator: str
@@ -113,9 +113,9 @@ def blank_network(network: NetworkFacts, seed: int) -> nn.Module:
 
 @contextmanager
 def threads(num: int) -> Iterator[None]:
-    """Torch with so many threads; 0 leaves it as it is."""
+    """Torch with so many threads for a while."""
     before = torch.get_num_threads()
-    torch.set_num_threads(num or before)
+    torch.set_num_threads(num)
     try:
         yield
     finally:

@@ -59,11 +59,11 @@ class GenerateConfig:
         temperature: 0 writes the same network every time.
         limit: Most tasks to write for.
         seed: Of the noise.
-        where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit, whatever the
-            number of actors, where `threads` is.
+        where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit
+            on processors of one kind.
         block: Candidates written and scored at once; bounds the memory. Fewer are, of an architecture of millions.
-        threads: Of a process that writes; 0 for torch's own number `here`, and 1, which is a core of the cluster, for
-            an actor.
+        threads: Of a process that writes, and CPUs of an actor. More are worth it for large networks, and round
+            differently.
         num_actors: Of `ray`; 0 for one for each free core.
         start_timeout: Seconds to wait for a first actor where the cluster is full.
         sampling: How tokens are drawn, of a generator that writes tokens.
@@ -85,7 +85,7 @@ class GenerateConfig:
     seed: int = 0
     where: str = "here"
     block: int = 256
-    threads: int = 0
+    threads: int = 1
     num_actors: int = 0
     start_timeout: float = 120.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -93,9 +93,9 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if min(self.best_of, self.limit) < 1 or self.temperature < 0:
             raise ValueError("best_of and limit must be at least 1, temperature at least 0")
-        if min(self.num, self.block) < 1 or min(self.threads, self.num_actors) < 0 or self.start_timeout <= 0:
+        if min(self.num, self.block, self.threads) < 1 or self.num_actors < 0 or self.start_timeout <= 0:
             raise ValueError(
-                f"num={self.num} and block={self.block} must be at least 1, threads={self.threads} and "
+                f"num={self.num}, block={self.block} and threads={self.threads} must be at least 1, "
                 f"num_actors={self.num_actors} at least 0, start_timeout={self.start_timeout} above 0"
             )
         if self.num > 1 and self.temperature == 0:
@@ -180,8 +180,8 @@ def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
         "condition": asked.hexdigest()[:32],
         "sampling": dataclasses.asdict(job.sampling),
     }
-    told = {name: getattr(config, name) for name in ("into", "num", "best_of", "temperature", "seed", "block")}
-    return json.loads(json.dumps(decisive | told))
+    names = ("into", "num", "best_of", "temperature", "seed", "block", "threads")
+    return json.loads(json.dumps(decisive | {name: getattr(config, name) for name in names}))
 
 
 def _own_task(job: Job) -> TaskFacts:
