@@ -182,28 +182,33 @@ def modes_of(priors: dict[str, IGPG]) -> Iterator[tuple[str, IGPG, int, Sampling
 
 
 def qualities(config: Config, unseen: UnseenTasks, priors: dict[str, IGPG], seed: int) -> dict[str, float]:
-    """Accuracy on unseen tasks in points, and nats a token of networks that were trained on them."""
+    """Accuracy on unseen tasks in points, and nats a token of networks that were trained on them.
+
+    Decoded from the expected code, as by default, and from the tokens drawn, which shows more of what a mode forgets:
+    expected codes of independent chunks are the same for every candidate.
+    """
     figures = {"original": unseen.points(unseen.originals_TD)}
     figures["reconstructed"] = unseen.points(priors["whole"].reconstruct(unseen.originals_TD, unseen.layout))
     num_tokens = config.num_chunks * config.igpg.tokenizer.num_levels
     for name, generator, window, sampling in modes_of(priors):
         with window_of(generator, window):
-            for of_several, best_of in (("", config.best_of), ("single_", 1)):
+            for decoded, decoding in (("", "expected"), ("tokens_", "tokens")):
                 best = generate_best(
                     generator,
                     unseen.condition,
                     unseen.layout,
                     unseen.module,
-                    best_of=best_of,
+                    best_of=config.best_of,
                     temperature=config.temperature,
                     seed=seed,
-                    sampling=sampling,
+                    sampling=replace(sampling, decoding=decoding),
                 )
-                figures[f"{of_several}{name}"] = unseen.points(best.values_BD)
+                figures[f"{decoded}{name}"] = unseen.points(best.values_BD)
             log_prob_T = generator.log_prob(unseen.originals_TD, unseen.condition, unseen.layout, sampling)
         figures[f"nats_{name}"] = -float(log_prob_T.mean()) / num_tokens
-    for name in (BEYOND, *MODES):
-        figures[f"over_whole_{name}"] = figures[name] - figures[WHOLE]
+    for decoded in ("", "tokens_"):
+        for name in (BEYOND, *MODES):
+            figures[f"{decoded}over_whole_{name}"] = figures[f"{decoded}{name}"] - figures[f"{decoded}{WHOLE}"]
     return figures
 
 
