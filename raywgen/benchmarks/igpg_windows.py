@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 from typing import Any
@@ -59,7 +59,7 @@ class Config:
         batches: Networks written at once, where time is measured.
         rounds: Of timing; in each every mode has a turn.
         threads: While time is measured.
-        num_workers: Ray Train workers; 0 trains in this process.
+        num_workers: Ray Train workers; 0 trains in this process, the zoo too.
         out: Where trained parts are kept.
         fresh: Use nothing that is kept.
     """
@@ -135,8 +135,10 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def _trained(config: Config, root: str, seed: int) -> tuple[UnseenTasks, dict[str, IGPG]]:
-    with ray_session():
-        corpus = trained_zoo(root, replace(config.zoo, seed=seed))
+    # Without workers all of it runs in this process, and needs no Ray.
+    over_ray = config.num_workers > 0
+    with ray_session() if over_ray else nullcontext():
+        corpus = trained_zoo(root, replace(config.zoo, seed=seed), distributed=over_ray)
         told = {"shot": config.shot, "seed": seed, "num_workers": config.num_workers}
         runs = trained_runs(root, corpus, config.generators(), **told)
     priors: dict[str, IGPG] = {}

@@ -50,11 +50,11 @@ class TrainingConfig(SeededConfig):
         return super().conditions(spreads) | {"precision": self.precision}
 
 
-def trained_zoo(root: str, zoo: ZooConfig) -> Corpus:
-    """The corpus of a recipe."""
+def trained_zoo(root: str, zoo: ZooConfig, *, distributed: bool = True) -> Corpus:
+    """The corpus of a recipe, trained over Ray tasks or in this process."""
     folder = folder_of(root, "zoo", zoo.recipe())
     with Reporter().step("zoo", f"train networks into {folder}") as bar:
-        return train_zoo(zoo, folder, bar.update)
+        return train_zoo(zoo, folder, bar.update, distributed=distributed)
 
 
 def trained_generators(
