@@ -12,7 +12,6 @@ Shape legend: T tasks, n candidates, M chunks, D values.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.recipes import over_seeds, root_of
-from raywgen.benchmarks.trained import trained_runs, trained_zoo
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.generation import generate_best, load
 from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig
@@ -45,12 +44,11 @@ _MILLISECONDS = 1e3
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
-        seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
+        num_workers: As elsewhere, but 0 trains the zoo in this process too.
         zoo: Of one architecture, from a shared start.
         igpg: The generator; its prior's window is that of the second prior alone.
         shot: Labelled examples of each class that all are told.
@@ -59,13 +57,8 @@ class Config:
         batches: Networks written at once, where time is measured.
         rounds: Of timing; in each every mode has a turn.
         threads: While time is measured.
-        num_workers: Ray Train workers; 0 trains in this process, the zoo too.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
     """
 
-    seeds: int = 1
-    seed: int = 0
     zoo: ZooConfig = field(default_factory=lambda: ZooConfig(networks=[[64, 14, 2]]))
     igpg: IGPGConfig = field(
         default_factory=lambda: IGPGConfig(
@@ -81,13 +74,13 @@ class Config:
     threads: int = 1
     num_workers: int = 0
     out: str = "runs/benchmarks/igpg-windows"
-    fresh: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.shot, self.best_of, self.threads, *self.batches) < 1 or self.rounds < 2:
+        super().__post_init__()
+        if min(self.shot, self.best_of, self.threads, *self.batches) < 1 or self.rounds < 2:
             raise ValueError(
-                f"seeds={self.seeds}, shot={self.shot}, best_of={self.best_of}, threads={self.threads}, "
-                f"batches={self.batches}: must be at least 1, rounds={self.rounds} at least 2"
+                f"shot={self.shot}, best_of={self.best_of}, threads={self.threads}, batches={self.batches}: must be at "
+                f"least 1, rounds={self.rounds} at least 2"
             )
         if len(self.zoo.networks) != 1 or self.zoo.start != "shared":
             raise ValueError("zoo: windows are measured on one architecture from a shared start")
@@ -116,9 +109,9 @@ class Config:
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracy and likelihood for every seed, then time, by the first seed's priors."""
-    root = root_of(config.out, config.fresh)
+    root = config.root()
     rows, ratios, first = [], {}, {}
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.all_seeds:
         unseen, priors = _trained(config, root, seed)
         check_equal(priors[WHOLE], unseen)
         rows.append(qualities(config, unseen, priors, seed))
@@ -126,12 +119,11 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
             first, ratios = times(config, unseen, priors)
     figures, spreads = over_seeds(rows)
     conditions = {
-        "seeds": config.seeds, "spread_over_seeds": spreads, "each_seed": rows, "chunks": config.num_chunks,
-        "window": config.igpg.prior.window, "num_windows": _num_windows(config), "best_of": config.best_of,
-        "temperature": config.temperature, "shot": config.shot, "ratio_quartiles": ratios, "threads": config.threads,
-        "cores": os.cpu_count(), "torch": torch.__version__,
+        "each_seed": rows, "chunks": config.num_chunks, "window": config.igpg.prior.window,
+        "num_windows": _num_windows(config), "best_of": config.best_of, "temperature": config.temperature,
+        "shot": config.shot, "ratio_quartiles": ratios, "threads": config.threads,
     }  # fmt: skip
-    return figures | first, conditions
+    return figures | first, config.conditions(spreads) | conditions
 
 
 def _trained(config: Config, root: str, seed: int) -> tuple[UnseenTasks, dict[str, IGPG]]:
@@ -139,8 +131,7 @@ def _trained(config: Config, root: str, seed: int) -> tuple[UnseenTasks, dict[st
     over_ray = config.num_workers > 0
     with ray_session() if over_ray else nullcontext():
         corpus = trained_zoo(root, replace(config.zoo, seed=seed), distributed=over_ray)
-        told = {"shot": config.shot, "seed": seed, "num_workers": config.num_workers}
-        runs = trained_runs(root, corpus, config.generators(), **told)
+        runs = trained_runs(config, root, corpus, config.generators(), shot=config.shot, seed=seed)
     priors: dict[str, IGPG] = {}
     for name, run in runs.items():
         generator = load(run).generator

@@ -61,6 +61,7 @@ class Stage(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+
     @property
     @abstractmethod
     def config(self) -> StageConfig:
