@@ -40,7 +40,9 @@ def average(bench: Bench, config: EvaluateConfig) -> Tensor:
 def gaussian(bench: Bench, config: EvaluateConfig) -> Tensor:
     """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
     seen_RD = bench.reference.normalise(bench.stored.values_RD)
-    return bench.reference.denormalise(seen_RD.mean(dim=0) + seen_RD.std(dim=0) * _normal(bench, config, 2))
+    # Of a single network it is that network.
+    std_D = seen_RD.std(dim=0, correction=min(1, len(seen_RD) - 1))
+    return bench.reference.denormalise(seen_RD.mean(dim=0) + std_D * _normal(bench, config, 2))
 
 
 def nearest_by_condition(bench: Bench, config: EvaluateConfig) -> Tensor:
@@ -99,15 +101,18 @@ def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
 
 
 BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
-    "shared_start": shared_start,
     "average": average,
     "gaussian": gaussian,
     "nearest_condition": nearest_by_condition,
     "nearest_loss": nearest_by_loss,
     "average_best": average_of_best,
     "noise": stored_plus_noise,
+}
+OF_A_SHARED_START: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
+    "shared_start": shared_start,
     "gradient": gradient,
 }
+"""Of networks that start each on their own there is no such start."""
 
 
 def _flat(bench: Bench, state: dict[str, Tensor]) -> Tensor:

@@ -55,7 +55,9 @@ class Bench:
         reference: Base and scale of its weights.
         tasks: T tasks.
         condition: What generators are told and everyone may choose by: T conditions with S examples.
-        originals_TD: Networks trained on these very tasks, never shown to the generator.
+        originals_TD: Networks trained on these very tasks; never shown to the generator, unless `is_shown`.
+        is_shown: Whether no trajectory of the tasks was held out, so that the originals are among the stored ones.
+        has_start: Whether the networks share their start, which is then the reference's base.
         stored: The generator's training networks.
     """
 
@@ -67,6 +69,8 @@ class Bench:
     tasks: list[Task]
     condition: Condition
     originals_TD: Tensor
+    is_shown: bool
+    has_start: bool
     stored: Stored
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
@@ -108,11 +112,15 @@ class Bench:
         return torch.cat(scores).view(values_TnD.shape[:2])
 
 
-def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int) -> Bench:
-    """Collects everything for one split of tasks and one layout."""
+def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int) -> Bench | None:
+    """Collects everything for one split of tasks and one layout; None where it has no network of such a task."""
     network = corpus.networks[layout_id]
-    facts = [task for task in corpus.tasks.values() if task.split == split][:num_tasks]
-    originals = "heldout" if split == "seen" else split
+    is_shown = split == "seen" and not corpus.select(layout_id=layout_id, split="heldout").num_rows
+    originals = split if split != "seen" else "train" if is_shown else "heldout"
+    named = set(corpus.select(layout_id=layout_id, split=originals).column("task_id").to_pylist())
+    facts = [task for task in corpus.tasks.values() if task.split == split and task.task_id in named][:num_tasks]
+    if not facts:
+        return None
     return Bench(
         split=split,
         network=network.name,
@@ -122,6 +130,8 @@ def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightRefe
         tasks=[build_task(task.recipe) for task in facts],
         condition=_condition(facts),
         originals_TD=_originals(corpus, layout_id, originals, [task.task_id for task in facts]),
+        is_shown=is_shown,
+        has_start=corpus.base_values(layout_id) is not None,
         stored=_stored(corpus, layout_id),
     )
 

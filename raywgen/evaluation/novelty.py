@@ -74,26 +74,44 @@ def points(bench: Bench, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> li
 
 
 def verdict(rows: list[dict[str, Any]], figures: dict[str, float]) -> tuple[str, str]:
-    """A word and a sentence on the unseen tasks' generated networks.
+    """A word and a sentence on the generated networks of unseen tasks; where there are none, of seen ones.
 
     `replica`: nearer to a stored network than a tenth of the distance at which honest networks lie.
     `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
     `interpolation`: anything between.
+    `unjudged`: no replica, but no network was held out that could say how far honest ones lie.
     """
-    distance = median_distance(rows, "generated") / max(median_distance(rows, "original"), 1e-9)
-    rivals = {name: figures[f"unseen_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
+    split = judged_split(rows)
+    honest, generated = median_distance(rows, "original"), median_distance(rows, "generated")
+    rivals = {name: figures[f"{split}_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
     best = max(rivals, key=lambda name: rivals[name])
-    lead = figures["unseen_generated"] - rivals[best]
-    word = "replica" if distance < _REPLICA else "novel" if distance >= _NOVEL and lead > 0 else "interpolation"
-    sentence = (
-        f"On unseen tasks, generated networks lie {distance:.2f} times as far from their nearest stored network as "
-        f"networks trained on those tasks do, and score {abs(lead):.1f} points {'above' if lead > 0 else 'below'} the "
-        f"best of retrieval, average, noise and Gaussian ({best})."
+    lead = figures[f"{split}_generated"] - rivals[best]
+    scores = (
+        f"score {abs(lead):.1f} points {'above' if lead > 0 else 'below'} the best of retrieval, average, noise and "
+        f"Gaussian ({best})"
     )
-    return word, sentence
+    if not honest:
+        word = "replica" if generated < _REPLICA else "unjudged"
+        return word, (
+            f"Generated networks lie {generated:.2f} standard deviations of the corpus from their nearest stored "
+            f"network and {scores}. No network was held out that could say how far honest ones lie; hold some out by "
+            "`raywgen corpus split`, and train on the rest."
+        )
+    distance = generated / honest
+    word = "replica" if distance < _REPLICA else "novel" if distance >= _NOVEL and lead > 0 else "interpolation"
+    return word, (
+        f"On {split} tasks, generated networks lie {distance:.2f} times as far from their nearest stored network as "
+        f"networks trained on those tasks do, and {scores}."
+    )
+
+
+def judged_split(rows: list[dict[str, Any]]) -> str:
+    """`unseen` where there are such tasks, else `seen`."""
+    return "unseen" if any(row["split"] == "unseen" for row in rows) else "seen"
 
 
 def median_distance(rows: list[dict[str, Any]], kind: str) -> float:
-    """Median weight distance of the unseen tasks' networks of one kind."""
-    chosen = [row["weight_distance"] for row in rows if row["kind"] == kind and row["split"] == "unseen"]
+    """Median weight distance of the judged split's networks of one kind; 0 where there are none."""
+    split = judged_split(rows)
+    chosen = [row["weight_distance"] for row in rows if row["kind"] == kind and row["split"] == split]
     return float(torch.tensor(chosen).median()) if chosen else 0.0

@@ -149,24 +149,26 @@ def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The headline figures: generated networks, and on unseen tasks what they are measured against."""
-    generated = _mean(_cells(evaluation, "unseen", "generated"))
+    """The headline figures: generated networks, and on unseen tasks (else seen ones) what they are measured against."""
+    split = next((name for name in SPLITS if _cells(evaluation, name, "generated")), SPLITS[0])
+    generated = _mean(_cells(evaluation, split, "generated"))
     budget = f"best of {evaluation.best_of}" if evaluation.best_of else ""
-    cards = [_card("Generated, unseen", generated, budget, accent=True)]
+    cards = [_card(f"Generated, {split}", generated, budget, accent=True)]
     rungs = {rung.name: rung for rung in evaluation.rungs}
     rivals = {
-        "Trained, unseen": rungs.get("original"),
-        "Best stored, unseen": _best_baseline(evaluation, "unseen", prefix=_RETRIEVAL),
-        "Best baseline, unseen": _best_baseline(evaluation, "unseen"),
+        f"Trained, {split}": rungs.get("original"),
+        f"Best stored, {split}": _best_baseline(evaluation, split, prefix=_RETRIEVAL),
+        f"Best baseline, {split}": _best_baseline(evaluation, split),
     }
-    if rivals["Best stored, unseen"] == rivals["Best baseline, unseen"]:
-        del rivals["Best stored, unseen"]
+    if rivals[f"Best stored, {split}"] == rivals[f"Best baseline, {split}"]:
+        del rivals[f"Best stored, {split}"]
     for title, rung in rivals.items():
-        mean = _mean(_cells(evaluation, "unseen", rung.name)) if rung else None
+        mean = _mean(_cells(evaluation, split, rung.name)) if rung else None
         if rung and mean:
             stands = f"; generated is {_compare(generated, mean)}" if generated else ""
             cards.append(_card(title, mean, rung.label + stands))
-    cards.append(_card("Generated, seen", _mean(_cells(evaluation, "seen", "generated")), budget, accent=True))
+    if split != "seen":
+        cards.append(_card("Generated, seen", _mean(_cells(evaluation, "seen", "generated")), budget, accent=True))
     return [card for card in cards if card]
 
 

@@ -14,7 +14,9 @@ from raywgen.evaluation.tokenizer_facts import TokenizerReport
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
     """Prints ladder, claims and verdict; accuracies in points with half-widths of 95 % intervals over tasks."""
     accuracy = {(row["split"], row["layout"], row["rung"]): row for row in result["ladder"]}
-    columns = [(split, layout) for split in ("seen", "unseen") for layout in result["layouts"]]
+    measured = {(split, layout) for split, layout, _ in accuracy}
+    every = [(split, layout) for split in ("seen", "unseen") for layout in result["layouts"]]
+    columns = [column for column in every if column in measured]
     count = max(row["num_networks"] for row in result["ladder"])
     table = Table(
         "",
@@ -27,10 +29,12 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
         if rung["group"] != group:
             table.add_section()
             group = rung["group"]
-        cells = [accuracy[split, layout, rung["name"]] for split, layout in columns]
+        cells = [accuracy.get((split, layout, rung["name"])) for split, layout in columns]
         style = "bold green" if rung["name"] == "generated" else None
         table.add_row(
-            rung["label"], *(f"{100 * row['accuracy']:.1f} ±{100 * row['ci95']:.1f}" for row in cells), style=style
+            rung["label"],
+            *("-" if row is None else f"{100 * row['accuracy']:.1f} ±{100 * row['ci95']:.1f}" for row in cells),
+            style=style,
         )
     console.print(table)
     if result["tokenizer"] is not None:

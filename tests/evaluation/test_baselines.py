@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.baselines import BASELINES, random_start
+from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
 from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.tasks import build_network, build_task
@@ -16,17 +16,22 @@ CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
 @pytest.fixture(scope="module")
 def bench(zoo_corpus: Corpus) -> Bench:
     layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    return make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+    made = make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+    assert made is not None
+    return made
 
 
-@pytest.mark.parametrize("name", BASELINES)
+EVERY = BASELINES | OF_A_SHARED_START
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: Bench) -> None:
-    values_TnD = BASELINES[name](bench, CONFIG)
+    values_TnD = EVERY[name](bench, CONFIG)
     assert values_TnD.shape[0] == len(bench.tasks)
     assert 1 <= values_TnD.shape[1] <= CONFIG.best_of
     assert values_TnD.shape[2] == bench.layout.num_values
     assert bool(values_TnD.isfinite().all())
-    assert torch.equal(values_TnD, BASELINES[name](bench, CONFIG))
+    assert torch.equal(values_TnD, EVERY[name](bench, CONFIG))
 
 
 def test_retrieval_gives_stored_networks(bench: Bench) -> None:
@@ -38,6 +43,7 @@ def test_retrieval_gives_stored_networks(bench: Bench) -> None:
 def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corpus: Corpus) -> None:
     layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
     seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=6)
+    assert seen is not None
     found_TD = BASELINES["nearest_condition"](seen, CONFIG)[:, 0]
     for task, value_D in zip(seen.tasks, found_TD, strict=True):
         row = int((seen.stored.values_RD == value_D).all(dim=1).nonzero()[0])
@@ -52,8 +58,8 @@ def test_retrieval_by_loss_is_the_lowest_loss_of_all(bench: Bench) -> None:
 
 
 def test_gradient_lowers_the_loss_on_the_examples(bench: Bench) -> None:
-    before_T = bench.example_loss(BASELINES["shared_start"](bench, CONFIG))[:, 0]
-    after_T = bench.example_loss(BASELINES["gradient"](bench, CONFIG)).min(dim=1).values
+    before_T = bench.example_loss(OF_A_SHARED_START["shared_start"](bench, CONFIG))[:, 0]
+    after_T = bench.example_loss(OF_A_SHARED_START["gradient"](bench, CONFIG)).min(dim=1).values
     assert bool((after_T < before_T).all())
 
 
@@ -85,6 +91,7 @@ def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -
 def test_originals_of_seen_tasks_were_never_streamed_to_a_generator(zoo_corpus: Corpus) -> None:
     layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
     seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=12)
+    assert seen is not None
     trained = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
     assert all(not bool((trained == value_D).all(dim=1).any()) for value_D in seen.originals_TD)
     assert all(build_task(task.recipe).id in seen.stored.task_ids for task in seen.tasks)

@@ -12,7 +12,9 @@ from raywgen.training.data import measure_references
 @pytest.fixture(scope="module")
 def bench(zoo_corpus: Corpus) -> Bench:
     layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    return make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+    made = make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+    assert made is not None
+    return made
 
 
 def test_error_overlap_is_intersection_over_union() -> None:
@@ -59,3 +61,12 @@ def test_verdict(distance: float, accuracy: float, word: str) -> None:
     found, sentence = verdict(rows, {**rivals, "unseen_generated": accuracy})
     assert found == word
     assert f"{abs(accuracy - 85.0):.1f} points" in sentence
+
+
+@pytest.mark.parametrize(("distance", "word"), [(0.05, "replica"), (0.9, "unjudged")])
+def test_without_held_out_networks_only_copies_are_judged(distance: float, word: str) -> None:
+    rows = [{"kind": "generated", "split": "seen", "weight_distance": distance}]
+    figures = {f"seen_{name}": 50.0 for name in ("generated", "nearest", "average", "noise", "gaussian")}
+    found, sentence = verdict(rows, figures)
+    assert found == word
+    assert f"{distance:.2f} standard deviations" in sentence

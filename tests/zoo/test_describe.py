@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.corpus.derive import split
+from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.evaluate import EvaluationError, evaluate
+from raywgen.evaluation.report import write_report
+from raywgen.evaluation.tables import print_evaluation
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
@@ -78,6 +84,34 @@ def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None
         assert all(torch.equal(tensor, before[row["checkpoint_id"]][name]) for name, tensor in state.items())
     launch([run(corpus, 2)])
     assert {row["stage"] for row in read_metrics(run(corpus, 2).out)} == {"tokenizer", "prior", "functional"}
+
+
+@pytest.mark.parametrize("heldout", [0.0, 0.25])
+def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout: float) -> None:
+    corpus = told(brought, TASK, NETWORKS)
+    if heldout:
+        corpus = split(f"{corpus.location}-split", corpus, by="trajectory_id", heldout=heldout)
+    launch([run(corpus, 2)])
+    out = run(corpus, 2).out
+    result = evaluate(
+        EvaluateConfig(generator=out, corpus=corpus.location, out=f"{out}/evaluation", best_of=2, finetune_epochs=[1])
+    )
+    rungs = {row["rung"] for row in result["ladder"]}
+    assert {"original", "generated", "nearest_loss", "average", "random_finetuned_1"} <= rungs
+    assert not {"shared_start", "gradient", "start_finetuned_1"} & rungs  # they started each on their own
+    assert {row["split"] for row in result["ladder"]} == {"seen"}
+    assert ("novelty_distance" in result["figures"]) == bool(heldout)
+    assert (result["novelty"]["verdict"] == "unjudged") == (not heldout)
+    assert [claim["text"].split()[0] for claim in result["claims"]] == ["seen_reconstructed", "seen_generated"]
+    print_evaluation(result, Console(width=200))
+    assert "Generated, seen" in write_report(out).read_text()
+
+
+def test_weights_alone_cannot_be_judged(brought: Corpus) -> None:
+    launch([run(brought, 0)])
+    out = run(brought, 0).out
+    with pytest.raises(EvaluationError, match="weights alone; say what its networks do"):
+        evaluate(EvaluateConfig(generator=out, corpus=brought.location, out=f"{out}/evaluation"))
 
 
 def test_describing_again_replaces_what_was_said(brought: Corpus) -> None:
