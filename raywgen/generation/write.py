@@ -242,6 +242,11 @@ def _asked(
 ) -> tuple[list[str], Condition, list[TaskFacts]]:
     if config.instruction or corpus is None:
         return ["custom"], make_condition(generator, config.instruction, read_npz(config.data)), []
+    if not corpus.tasks or not all(network.recipe for network in corpus.networks.values()):
+        raise ConfigError(
+            f"{config.corpus} holds weights alone: nothing says what to write networks for, or how to try them; say so "
+            "by `raywgen corpus describe`"
+        )
     tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
     if not tasks:
         raise ConfigError(

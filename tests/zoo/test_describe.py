@@ -17,6 +17,7 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
 from raywgen.evaluation.report import write_report
 from raywgen.evaluation.tables import print_evaluation
+from raywgen.generation.write import GenerateConfig, generate
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
@@ -107,9 +108,22 @@ def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout
     assert "Generated, seen" in write_report(out).read_text()
 
 
-def test_weights_alone_cannot_be_judged(brought: Corpus) -> None:
+def test_described_networks_are_written_again(brought: Corpus, tmp_path: Path) -> None:
+    corpus = told(brought, TASK, NETWORKS)
+    launch([run(corpus, 0)])
+    config = GenerateConfig(
+        generator=run(corpus, 0).out, corpus=corpus.location, tasks="digits", out=str(tmp_path / "written"), best_of=2
+    )
+    rows = generate(config)
+    assert sorted(row["network"] for row in rows) == ["deep", "narrow"]
+    assert all(0 <= row["test_accuracy"] <= 1 and Path(row["path"]).is_file() for row in rows)
+
+
+def test_weights_alone_cannot_be_judged_or_tried(brought: Corpus) -> None:
     launch([run(brought, 0)])
     out = run(brought, 0).out
+    with pytest.raises(ConfigError, match="weights alone: nothing says what to write networks for"):
+        generate(GenerateConfig(generator=out, corpus=brought.location, out=f"{out}/networks"))
     with pytest.raises(EvaluationError, match="weights alone; say what its networks do"):
         evaluate(EvaluateConfig(generator=out, corpus=brought.location, out=f"{out}/evaluation"))
 
