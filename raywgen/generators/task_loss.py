@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from raywgen.nn.batch_norm import differentiable
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.weights import Condition, WeightBatch
 
 
-def task_loss(values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None) -> tuple[Tensor, Tensor]:
+def task_loss(
+    values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None, statistics: str = "stored"
+) -> tuple[Tensor, Tensor]:
     """Class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
 
     Args:
         values_BD: Flat vectors of the batch's layout.
         batch: Gives layout and module.
         samples: What to judge by; the batch's query samples by default.
+        statistics: Of batch normalisation: those `stored` among the weights, or those of the `batch` of samples.
     """
     judged = batch.query if samples is None else samples
-    logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(values_BD), judged.samples_BSF)
+    module = differentiable(batch.module, statistics)
+    logits_BSC = stacked_logits(module, batch.layout.unflatten(values_BD), judged.samples_BSF)
     return balanced_cross_entropy(logits_BSC, judged.labels_BS), balanced_accuracy(logits_BSC, judged.labels_BS)

@@ -20,6 +20,59 @@ from torch.nn.modules.batchnorm import _BatchNorm
 _Moments = tuple[Tensor, Tensor]
 
 
+STATISTICS = ("stored", "batch")
+
+
+def check_statistics(name: str) -> None:
+    """Refuses what `differentiable` does not know.
+
+    Raises:
+        ValueError: It is none of `STATISTICS`.
+    """
+    if name not in STATISTICS:
+        raise ValueError(f"statistics={name}: give one of {', '.join(STATISTICS)}")
+
+
+def differentiable(module: nn.Module, statistics: str) -> nn.Module:
+    """A module to which running statistics may be given with a call, by `functional_call`, together with gradients.
+
+    Torch's own layers refuse such statistics. The result normalises alike in either mode and changes nothing that it
+    is given. Without batch normalisation it is the module itself, otherwise a copy.
+
+    Args:
+        module: Any.
+        statistics: `stored` normalises by the running statistics, `batch` by those of the inputs at hand.
+    """
+    assert statistics in STATISTICS
+    if not _layers(module):
+        return module
+    module = copy.deepcopy(module)
+    for name, layer in _layers(module).items():
+        parent, _, own = name.rpartition(".")
+        setattr(module.get_submodule(parent), own, _Normalisation(layer, statistics))
+    return module
+
+
+class _Normalisation(nn.Module):
+    """`(x - m) / sqrt(v + eps) * weight + bias`, with parameters and buffers named as in a batch normalisation."""
+
+    def __init__(self, layer: _BatchNorm, statistics: str) -> None:
+        super().__init__()
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self._statistics, self._eps = statistics, layer.eps
+        self.weight, self.bias = layer.weight, layer.bias
+        for name, buffer in layer.named_buffers():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._statistics == "batch":
+            return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self._eps)
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        normal = (x - self.running_mean.view(shape)) * (self.running_var + self._eps).rsqrt().view(shape)
+        return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)
+
+
 @torch.no_grad()
 def reestimate_statistics(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Statistics of the module's activations on `x` alone, as `state_dict` entries; the module is left as it is.

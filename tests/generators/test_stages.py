@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from raywgen.generators.igpg.config import FunctionalConfig
+from raywgen.generators.igpg.config import FunctionalConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, spread_loss, token_nll
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy
-from raywgen.weights import WeightBatch
-from tests.builders import DEEP, SMALL, igpg, noise_for, tokenizer_stage, train, values_of, weight_batch
+from raywgen.weights import Layout, WeightBatch, WeightReference
+from tests.builders import (
+    DATA,
+    DEEP,
+    SMALL,
+    igpg,
+    igpg_config,
+    noise_for,
+    tokenizer_stage,
+    train,
+    values_of,
+    weight_batch,
+)
 
 
 def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
@@ -23,8 +37,8 @@ def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
     return [weight_batch((SMALL, DEEP)[step % 2], num, seed=step) for step in range(num_steps)]
 
 
-def functional(generator: IGPG, **settings: float) -> FunctionalStage:
-    config = FunctionalConfig(**settings)  # pyright: ignore[reportArgumentType]
+def functional(generator: IGPG, **settings: Any) -> FunctionalStage:
+    config = FunctionalConfig(**settings)
     parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
     return FunctionalStage(config, *parts)
 
@@ -149,6 +163,65 @@ def test_spread_is_added_with_its_weight_and_the_confidence_in_the_right_classes
     assert "spread" not in plain.metrics
     # One network has no variance.
     assert "spread" not in functional(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
+
+
+def test_functional_stage_writes_parallel_windows_as_generation_does() -> None:
+    config = igpg_config()
+    config.prior.window = 2
+    generator, batch = igpg(config), weight_batch()
+    losses = {}
+    for windows in ("parallel", "sequential"):
+        stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5, windows=windows).eval()
+        losses[windows] = stage(batch, noise_for(8)).loss.detach()
+        sampling = SamplingConfig(windows=windows)
+        told = (batch.condition, batch.layout, noise_for(8))
+        written = generator.generate(*told, temperature=0.5, sampling=sampling)
+        # Cached and full attention round differently.
+        expected = task_loss(written.values_BD, batch)[0].mean()
+        torch.testing.assert_close(losses[windows], expected, rtol=1e-4, atol=1e-5)
+    assert float((losses["parallel"] - losses["sequential"]).abs()) > 1e-4
+
+
+def normalised_batch() -> tuple[IGPG, WeightBatch]:
+    """A generator of networks with batch normalisation, and a batch of these."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    layout = Layout.from_state_dict(module.state_dict())
+    start_D = layout.flatten(module.state_dict())
+    values_BD = start_D + 0.2 * torch.rand(8, layout.num_values)
+    references = {layout.id: (layout, WeightReference.measure(layout, values_BD, None))}
+    generator = IGPG(igpg_config(), references, DATA).eval()
+    generator.tokenizer.quantiser.initialise(torch.randn(64, 8), 5, torch.Generator().manual_seed(0))
+    return generator, replace(weight_batch(), values_BD=values_BD, layout=layout, module=module)
+
+
+@pytest.mark.parametrize("statistics", ["stored", "batch"])
+def test_functional_stage_takes_the_statistics_it_is_told(statistics: str) -> None:
+    generator, batch = normalised_batch()
+    stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5, statistics=statistics).eval()
+    loss = stage(batch, noise_for(8)).loss
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    logits = []
+    for values_D, x_SF in zip(written.values_BD, batch.query.samples_BSF, strict=True):
+        module = copy.deepcopy(batch.module).train(statistics == "batch")
+        module.load_state_dict(batch.layout.unflatten(values_D, counters=module.state_dict()))
+        logits.append(module(x_SF))
+    expected = balanced_cross_entropy(torch.stack(logits), batch.query.labels_BS).mean()
+    # Cached and full attention round differently.
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("statistics", ["stored", "batch"])
+def test_functional_stage_teaches_networks_with_batch_normalisation(statistics: str) -> None:
+    generator, batch = normalised_batch()
+    losses = train(functional(generator, statistics=statistics), [batch] * 40, learning_rate=5e-3)
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("wrong", ["windows", "statistics"])
+def test_unknown_ways_of_the_functional_stage_are_named(wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"{wrong}=none: give one of"):
+        FunctionalConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("float64")

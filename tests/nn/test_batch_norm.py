@@ -6,8 +6,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
+from raywgen.nn.batch_norm import differentiable, match_statistics, reestimate_statistics
 
 
 def network() -> nn.Sequential:
@@ -83,3 +84,29 @@ def test_a_constant_channel_keeps_its_variance_and_all_variances_stay_positive()
         if name.endswith("running_var"):
             assert float(tensor.min()) >= 0
     torch.testing.assert_close(found["1.running_var"], module.state_dict()["1.running_var"])
+
+
+def test_given_statistics_normalise_as_in_eval_mode_and_get_gradients() -> None:
+    module, x = network().double(), inputs().double()
+    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    for mode in (True, False):
+        found = functional_call(differentiable(module, "stored").train(mode), state, (x,))
+        torch.testing.assert_close(found, module.eval()(x))
+    other = differentiable(module, "stored")
+    for name in ("1.running_mean", "1.running_var", "5.running_mean", "5.running_var"):
+        given = state[name].clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda t, n=name: functional_call(other, {**state, n: t}, (x,)), given)
+
+
+def test_batch_statistics_normalise_as_in_training_and_change_nothing() -> None:
+    module, x = network(), inputs()
+    before = copy.deepcopy(module.state_dict())
+    expected = copy.deepcopy(module).train()(x)
+    for mode in (True, False):
+        torch.testing.assert_close(differentiable(module.train(mode), "batch")(x), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_module_without_batch_normalisation_is_left_as_it_is() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
+    assert all(differentiable(module, statistics) is module for statistics in ("stored", "batch"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
 from raywgen.generators.task_loss import task_loss
+from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features
@@ -29,11 +30,16 @@ class HypernetworkConfig:
 
     Attributes:
         width: H.
+        statistics: Of batch normalisation in the networks whose loss is taken: `stored` or `batch`, as IGPG's.
         functional: Its only stage.
     """
 
     width: int = 128
+    statistics: str = "stored"
     functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, learning_rate=1e-3))
+
+    def __post_init__(self) -> None:
+        check_statistics(self.statistics)
 
 
 class Hypernetwork(Generator):
@@ -98,5 +104,5 @@ class HypernetworkStage(Stage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy on the query samples."""
         values_BD = self.generator.values(batch.condition, batch.layout, self.generator.reference(batch.layout))
-        loss_B, accuracy_B = task_loss(values_BD, batch)
+        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.generator.config.statistics)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raywgen.generators.interface import StageConfig
+from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.coders import check_coder
 from raywgen.nn.text_encoders import check_text_encoder
 from raywgen.tasks.encoders import encoder_kind
@@ -198,6 +199,10 @@ class FunctionalConfig(StageConfig):
             networks start each on their own it pulls all towards one, and belongs at 0.
         spread: Weight of `spread_loss`, which keeps networks of a batch apart, times their mean confidence in the right
             classes. Where all are of one task, its loss alone makes them nearly one and the same.
+        windows: How networks longer than `prior.window` are written, as in `SamplingConfig`; generate them likewise.
+        statistics: Of batch normalisation in the networks whose loss is taken: `stored` are those that the generator
+            writes, `batch` those of the samples at hand. Deep networks learn by the latter; what is then written as
+            statistics means nothing, and takes `raywgen.nn.batch_norm.reestimate_statistics` to be put right.
     """
 
     num_steps: int = 450
@@ -206,6 +211,14 @@ class FunctionalConfig(StageConfig):
     likelihood: float = 0.1
     anchor: float = 0.1
     spread: float = 0.0
+    windows: str = "sequential"
+    statistics: str = "stored"
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        if self.windows not in WINDOWS:
+            raise ValueError(f"windows={self.windows}: give one of {', '.join(WINDOWS)}")
+        check_statistics(self.statistics)
 
 
 @dataclass(kw_only=True)

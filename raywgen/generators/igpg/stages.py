@@ -181,16 +181,16 @@ class FunctionalStage(Stage):
         places_MG = tokenizer.places(layout)
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a rollout must be those that generation would write.
-        only_tokens = SamplingConfig(decoding="tokens")
+        only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
         rollout = self.prior.rollout(batch.condition, places_MG, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
-        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq)
+        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
         chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, tokenizer.mask(layout))
         chunks_BMK = chunks_BMK + self.correction(expected_BMK, places_MG)
         reference = self.references[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, reference)
-        loss_B, accuracy_B = task_loss(values_BD, batch)
+        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.config.statistics)
         normalised_BD = reference.normalise(values_BD)
         corpus_BD = reference.normalise(batch.values_BD)
         distance = (normalised_BD - corpus_BD).square().mean()
