@@ -29,6 +29,7 @@ BENCHMARKS = {
     "igpg-tasks": "raywgen.benchmarks.igpg_tasks",
     "igpg-zoo": "raywgen.benchmarks.igpg_zoo",
     "igpg-windows": "raywgen.benchmarks.igpg_windows",
+    "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
 }
 

@@ -1,0 +1,222 @@
+"""What networks of one depth are worth, written or otherwise come by: equally many of each kind, the same choice.
+
+Shape legend: N networks of a row, P of them chosen, n candidates of each choice, D values, S samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.equal_accuracy import spread
+from raywgen.corpus import Corpus
+from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
+from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.tasks import (
+    FitConfig,
+    Task,
+    balanced_accuracy,
+    balanced_cross_entropy,
+    build_network,
+    draw_condition,
+)
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.zoo.measure import network_logits
+
+_BLOCK = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
+_CONDITION_STREAM, _NOISE_STREAM = 3, 4
+# Of keyed noise; apart from that of training, whose samples are counted from 0.
+_FIRST_SAMPLE = 1 << 20
+
+
+class StretchError(ValueError):
+    """A network that cannot be brought to a depth; the message says why."""
+
+
+def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
+    """Networks `(N, D')` of another depth by repeating or leaving out residual blocks, evenly over each stage.
+
+    Every stage keeps its first block, which alone changes the width; the others stay in order.
+
+    Args:
+        values_ND: Flat vectors of `layout`.
+        layout: Whose tensors of stage s and block b are named `layer{s}.{b}.*`.
+        wanted: Likewise, of another depth.
+
+    Raises:
+        StretchError: There is no block to repeat.
+    """
+    num, num_wanted = num_blocks(layout), num_blocks(wanted)
+    if num == 1 < num_wanted:
+        raise StretchError("stages of a single block have none that could be repeated; take a deeper network")
+    state_N = layout.unflatten(values_ND)
+
+    def source(name: str) -> str:
+        if (found := _BLOCK.fullmatch(name)) is None:
+            return name
+        stage, block, rest = found.groups()
+        # Of the blocks after the first: the i-th of m' is the floor(i m / m')-th of m.
+        place = int(block) and 1 + (int(block) - 1) * (num - 1) // (num_wanted - 1)
+        return f"{stage}.{place}.{rest}"
+
+    parts = [state_N[source(spec.name)].flatten(1).float() for spec in wanted.generated]
+    return torch.cat(parts, dim=1)
+
+
+def num_blocks(layout: Layout) -> int:
+    """Residual blocks of each stage."""
+    found = [_BLOCK.fullmatch(spec.name) for spec in layout.tensors]
+    return 1 + max(int(match[2]) for match in found if match is not None)
+
+
+def at_depth(recipe: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """The recipe of a network like another one, of a depth of its own."""
+    return {**recipe, "depth": depth}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Trained networks of one depth."""
+
+    depth: int
+    layout: Layout
+    values_ND: Tensor
+
+
+def stored_networks(corpus: Corpus) -> dict[int, Stored]:
+    """The ends of all trajectories, by depth in ascending order."""
+    last = max(corpus.facts.column("step").to_pylist())
+    found = {}
+    for layout_id, network in corpus.networks.items():
+        values_ND = corpus.values(corpus.select(layout_id=layout_id, step=last))
+        found[int(network.recipe["depth"])] = Stored(int(network.recipe["depth"]), network.layout, values_ND)
+    return dict(sorted(found.items()))
+
+
+class DepthLadder:
+    """Rows of one depth.
+
+    Args:
+        task: Of all networks.
+        originals: Networks of this depth, trained as the zoo's were.
+        recipe: Of a network of this depth.
+        best_of: Candidates of each choice, made by the loss on the labelled samples that the generator is told.
+        num_chosen: Choices, whose mean a figure is.
+        num_condition_samples: Labelled training samples of each choice.
+        num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
+        seed: Of all draws.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        originals: Stored,
+        recipe: Mapping[str, Any],
+        *,
+        best_of: int,
+        num_chosen: int,
+        num_condition_samples: int,
+        num_unlabelled: int,
+        seed: int,
+    ) -> None:
+        self.layout, self.depth = originals.layout, originals.depth
+        self._task, self._originals, self._recipe, self._seed = task, originals, dict(recipe), seed
+        self._module = build_network(self._recipe).eval()
+        self._best_of, self._num = best_of, best_of * num_chosen
+        index_P = _FIRST_SAMPLE + torch.arange(num_chosen)
+        noise = KeyedNoise(seed, index_P, _CONDITION_STREAM)
+        self._told = draw_condition([task] * num_chosen, num_condition_samples, noise)
+        order_S = torch.randperm(len(task.train_x_SF), generator=torch.Generator().manual_seed(seed))
+        self._unlabelled_SF = task.train_x_SF[order_S[:num_unlabelled]]
+
+    @property
+    def condition(self) -> Condition:
+        """What the generator is told for all candidates, N rows."""
+        return self._told.repeat(self._best_of)
+
+    @property
+    def noise(self) -> KeyedNoise:
+        """For all candidates."""
+        return KeyedNoise(self._seed, _FIRST_SAMPLE + torch.arange(self._num), _NOISE_STREAM)
+
+    def start(self) -> Tensor:
+        """A fresh network `(D,)`."""
+        return self.random()[0]
+
+    def original(self) -> Tensor:
+        """Trained networks, `(N, D)`."""
+        return self._repeated(self._originals.values_ND)
+
+    def random(self) -> Tensor:
+        """Networks before any training, `(N, D)`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            fresh = [self.layout.flatten(build_network(self._recipe).state_dict()) for _ in range(self._num)]
+        return torch.stack(fresh)
+
+    def resized(self, stored: Stored) -> Tensor:
+        """Stored networks of another depth brought to this one, `(N, D)`."""
+        return self._repeated(stretched(stored.values_ND, stored.layout, self.layout))
+
+    def average(self, stored: Mapping[int, Stored]) -> Tensor:
+        """The mean `(1, D)` of all stored networks that can be brought to this depth."""
+        can = [one for one in stored.values() if num_blocks(one.layout) > 1 or num_blocks(self.layout) == 1]
+        return torch.cat([stretched(one.values_ND, one.layout, self.layout) for one in can]).mean(dim=0, keepdim=True)
+
+    def with_new_statistics(self, values_ND: Tensor) -> Tensor:
+        """Running statistics of batch normalisation estimated anew from unlabelled training samples."""
+        rows = []
+        for values_D in values_ND:
+            state = self.layout.unflatten(values_D, counters=self._module.state_dict())
+            self._module.load_state_dict(state)
+            rows.append(self.layout.flatten(state | reestimate_statistics(self._module, self._unlabelled_SF)))
+        return torch.stack(rows)
+
+    def chosen(self, values_ND: Tensor) -> Tensor:
+        """The best of every n by the loss on the labelled samples, `(P, D)`; one network alone is nobody's choice."""
+        if len(values_ND) == 1:
+            return values_ND
+        told = self.condition
+        losses = []
+        for values_D, x_SF, labels_S in zip(values_ND, told.samples_BSF, told.labels_BS, strict=True):
+            losses.append(balanced_cross_entropy(self._logits(values_D[None], x_SF), labels_S))
+        loss_Pn = torch.cat(losses).view(-1, self._best_of)
+        # argmin would take a NaN for the smallest of all.
+        index_P = loss_Pn.masked_fill(loss_Pn.isnan(), torch.inf).argmin(dim=1)
+        return values_ND[index_P + torch.arange(len(loss_Pn)) * self._best_of]
+
+    def points(self, values_ND: Tensor) -> float:
+        """Mean accuracy on the test samples."""
+        logits = self._logits(values_ND, self._task.test_x_SF)
+        return 100 * float(balanced_accuracy(logits, self._task.test_y_S).mean())
+
+    def diversity(self, values_ND: Tensor) -> float:
+        """Mean distance of two networks in units of that of two trained ones."""
+        originals_ND = self._originals.values_ND
+        reference = WeightReference.measure(self.layout, originals_ND, None)
+        return spread(values_ND, reference) / max(spread(originals_ND, reference), 1e-12)
+
+    def fine_tuned(self, starts: Mapping[str, Tensor], fit: FitConfig, rates: list[float]) -> dict[str, float]:
+        """Points after one epoch from each start `(P, D)`, whose rate is chosen on part of the training samples."""
+        (num,) = {len(start_PD) for start_PD in starts.values()}
+        told = FineTuningConfig(
+            epochs=1,
+            learning_rates=rates,
+            fit=replace(fit, schedule="constant"),
+            way="alone",
+            seed=self._seed,
+        )
+        tuned = fine_tune(self._module, self.layout, starts, [self._task] * num, told)
+        return {name: 100 * float(one.accuracy_TE[:, 1].mean()) for name, one in tuned.items()}
+
+    def _repeated(self, values_ND: Tensor) -> Tensor:
+        """As many as there are candidates; over and over where there are fewer."""
+        return values_ND[torch.arange(self._num) % len(values_ND)]
+
+    def _logits(self, values_ND: Tensor, x_SF: Tensor) -> Tensor:
+        return network_logits(self._module, self.layout.unflatten(values_ND), x_SF, "alone")

@@ -1,0 +1,238 @@
+"""Depths never seen: IGPG, trained on CIFAR-style ResNets of several depths, writes one between them and one beyond.
+
+All networks are of one task and start each on their own. A network of an unseen depth is judged beside networks of that
+depth that were trained as the zoo's were, beside stored ones of the depths next to it whose blocks are repeated or left
+out, beside those of a hypernetwork trained by the task's loss alone, and beside fresh ones. Every figure is the mean
+over the same number of choices among equally many candidates, made by the loss on the labelled samples that the
+generator is told. Statistics of batch normalisation are estimated anew from unlabelled training samples, for all but
+trained networks; as they were written they are a figure of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, at_depth, num_blocks, stored_networks
+from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
+from raywgen.benchmarks.trained import trained_zoo
+from raywgen.config import load_config
+from raywgen.corpus import Corpus
+from raywgen.generation import load
+from raywgen.generation.best import sampling_options
+from raywgen.generators import Generator, StageConfig
+from raywgen.generators.hypernetwork import HypernetworkConfig
+from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.progress import Reporter
+from raywgen.tasks import build_task
+from raywgen.training import TrainConfig, launch
+from raywgen.training.loop import STAGES
+from raywgen.training.session import ray_session
+from raywgen.weights import alike_reference
+from raywgen.zoo import ZooConfig
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+# Only what is nearly trained; equally many networks of each depth, as there are candidates.
+_ZOO = ["seeds_per_task=8", "checkpoint_steps=[300,400]"]
+# Test accuracy in points on CIFAR-10 of an unseen depth, written after training on 125 networks of 26 to 50 layers
+# (IGPG, figure 3; papers.md, section 1.4).
+_PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
+
+
+@dataclass(kw_only=True)
+class Config(SeededConfig):
+    """What is trained and judged.
+
+    Attributes:
+        data: Training images, in place of scikit-learn's digits.
+        test_data: Test images, likewise; without it a fifth of the others is held out.
+        seen: A depth of the zoo.
+        between: A depth between those of the zoo.
+        beyond: A depth above them.
+        best_of: Candidates of each choice.
+        num_chosen: Choices, over which figures are means.
+        num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
+        finetune_rates: Of one epoch of fine-tuning; the best on held-out training samples is taken for each start.
+        hypernetwork: Its training, on networks told as IGPG's are.
+        zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=4]`.
+        igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
+    """
+
+    data: str = ""
+    test_data: str = ""
+    seen: int = 26
+    between: int = 20
+    beyond: int = 44
+    best_of: int = 4
+    num_chosen: int = 2
+    num_unlabelled: int = 512
+    finetune_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])
+    hypernetwork: HypernetworkConfig = field(
+        default_factory=lambda: HypernetworkConfig(
+            statistics="batch", functional=StageConfig(num_steps=500, batch_size=2, learning_rate=3e-3)
+        )
+    )
+    zoo: list[str] = field(default_factory=list)
+    igpg: list[str] = field(default_factory=list)
+    out: str = "runs/benchmarks/igpg-depths"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("best_of", "num_chosen", "num_unlabelled"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        depths = [network["depth"] for network in zoo_recipe(self, self.seed).networks]
+        if self.seen not in depths or {self.between, self.beyond} & set(depths):
+            raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {depths}")
+        if not min(depths) < self.between < max(depths) < self.beyond:
+            raise ValueError(
+                f"between={self.between}, beyond={self.beyond}: must lie between and above the zoo's depths {depths}"
+            )
+
+
+def zoo_recipe(config: Config, seed: int) -> ZooConfig:
+    """The zoo of seen depths."""
+    given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
+    told = [f"{key}={value}" for key, value in given.items() if value]
+    overrides = [*_ZOO, *told, *config.zoo, f"seed={seed}"]
+    return load_config(ZooConfig, _CONFIGS / "zoo" / "resnet-depths.yaml", overrides)
+
+
+def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains zoos and generator for every seed, then judges what is written at each depth."""
+    root = config.root()
+    rows, told = [], {}
+    for seed in config.all_seeds:
+        figures, told = _one_seed(config, root, seed)
+        rows.append(figures)
+    figures, spreads = over_seeds(rows)
+    told |= {
+        "published": _PUBLISHED,
+        "depths": {"seen": config.seen, "between": config.between, "beyond": config.beyond},
+        "best_of": config.best_of,
+        "choices": config.num_chosen,
+        "statistics": f"estimated anew on {config.num_unlabelled} unlabelled training samples, but of trained networks",
+        "zoo": config.zoo,
+        "igpg": config.igpg,
+        "each_seed": rows,
+    }
+    return figures, config.conditions(spreads) | told
+
+
+def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    zoo = zoo_recipe(config, seed)
+    unseen = [at_depth(zoo.networks[0], depth) for depth in (config.between, config.beyond)]
+    with ray_session():
+        corpus = trained_zoo(root, zoo)
+        stored = stored_networks(corpus)
+        originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)))
+        run, hypernetwork = _trained(config, root, corpus, seed)
+    (facts,) = corpus.tasks.values()
+    task = build_task(facts.recipe)
+    rows = _Rows(
+        config, zoo, run, stored, _igpg(run.out), _igpg(f"{run.out}/{STAGES}/prior"), load(hypernetwork.out).generator
+    )
+    figures: dict[str, float] = {}
+    with Reporter().step("ladder", "seen, between, beyond") as bar:
+        for index, kind in enumerate(("seen", "between", "beyond")):
+            bar.named(index, 3, kind)
+            depth = getattr(config, kind)
+            ladder = DepthLadder(
+                task,
+                originals[depth],
+                at_depth(zoo.networks[0], depth),
+                best_of=config.best_of,
+                num_chosen=config.num_chosen,
+                num_condition_samples=run.num_condition_samples,
+                num_unlabelled=config.num_unlabelled,
+                seed=seed,
+            )
+            figures |= {f"{kind}_{name}": value for name, value in rows.of(ladder).items()}
+        bar.named(3, 3, "done")
+    conditions = {
+        "trained_depths": list(stored),
+        "values": {depth: one.layout.num_values for depth, one in originals.items()},
+        "training_networks": sum(len(one.values_ND) for one in stored.values()),
+        "test_images": len(task.test_y_S),
+        "temperature": run.generator.functional.temperature,
+    }
+    return figures, conditions
+
+
+def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
+    """The runs of IGPG and of the hypernetwork."""
+    make = partial(load_config, TrainConfig, _CONFIGS / "igpg" / "resnet-depths.yaml")
+    told = [f"corpus={corpus.location}", f"seed={seed}"]
+    out = folder_of(root, "igpg", asdict(make([*config.igpg, *told])))
+    run = make([*config.igpg, *told, f"out={out}"])
+    other = replace(run, method="hypernetwork", generator=config.hypernetwork, out="")
+    other = replace(other, out=folder_of(root, "hypernetwork", asdict(other)))
+    with Reporter().step("train", "IGPG's tokeniser, prior and functional stage, then the hypernetwork") as bar:
+        launch([run, other], bar.training)
+    return run, other
+
+
+def _igpg(folder: str) -> IGPG:
+    generator = load(folder).generator
+    assert isinstance(generator, IGPG)
+    return generator.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """All rows of a depth."""
+
+    config: Config
+    zoo: ZooConfig
+    run: TrainConfig
+    stored: Mapping[int, Stored]
+    generator: IGPG
+    token_prior: IGPG
+    hypernetwork: Generator
+
+    def of(self, ladder: DepthLadder) -> dict[str, float]:
+        """Points of each row, before and after an epoch of fine-tuning; and how different networks are."""
+        written_ND = self._written(self.generator, ladder)
+        new = ladder.with_new_statistics
+        rows = {"original": ladder.original(), "generated": new(written_ND), "generated_stored": written_ND}
+        rows |= {"token_prior": new(self._written(self.token_prior, ladder)), "random": new(ladder.random())}
+        rows["hypernetwork"] = new(self._written(self.hypernetwork, ladder))
+        if ladder.depth not in self.stored:
+            rows |= {name: new(values_ND) for name, values_ND in self._resized(ladder).items()}
+            rows["average"] = new(ladder.average(self.stored))
+        chosen = {name: ladder.chosen(values_ND) for name, values_ND in rows.items()}
+        figures = {name: ladder.points(values_PD) for name, values_PD in chosen.items()}
+        starts = {"finetuned_1": chosen["generated"], "random_finetuned_1": chosen["random"]}
+        if ladder.depth not in self.stored:
+            nearest = max(("stretched", "cut"), key=lambda name: figures.get(name, 0.0))
+            figures["nearest"] = figures[nearest]
+            starts["nearest_finetuned_1"] = chosen[nearest]
+        figures |= ladder.fine_tuned(starts, self.zoo.fits()[0], self.config.finetune_rates)
+        return figures | {"diversity": ladder.diversity(written_ND)}
+
+    def _resized(self, ladder: DepthLadder) -> dict[str, Tensor]:
+        """Of the nearest depth below, which has blocks to repeat, and of the nearest one above."""
+        below = [one for one in self.stored.values() if one.depth < ladder.depth and num_blocks(one.layout) > 1]
+        above = [one for one in self.stored.values() if one.depth > ladder.depth]
+        rows = {"stretched": ladder.resized(below[-1])} if below else {}
+        return rows | ({"cut": ladder.resized(above[0])} if above else {})
+
+    def _written(self, generator: Generator, ladder: DepthLadder) -> Tensor:
+        functional = self.run.generator.functional
+        reference = None
+        if not generator.knows(ladder.layout):
+            reference = alike_reference(ladder.layout, generator.references, ladder.start())
+        sampling = SamplingConfig(windows=functional.windows) if generator.takes_sampling else None
+        return generator.generate(
+            ladder.condition,
+            ladder.layout,
+            ladder.noise,
+            temperature=functional.temperature,
+            reference=reference,
+            **sampling_options(generator, sampling),
+        ).values_BD
