@@ -37,8 +37,8 @@ from raywgen.weights import alike_reference
 from raywgen.zoo import ZooConfig
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-# Only what is nearly trained; equally many networks of each depth, as there are candidates.
-_ZOO = ["seeds_per_task=8", "checkpoint_steps=[300,400]"]
+# Only what is nearly trained.
+_ZOO = ["checkpoint_steps=[300,400]"]
 # Test accuracy in points on CIFAR-10 of an unseen depth, written after training on 125 networks of 26 to 50 layers
 # (IGPG, figure 3; papers.md, section 1.4).
 _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
@@ -59,7 +59,7 @@ class Config(SeededConfig):
         num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
         finetune_rates: Of one epoch of fine-tuning; the best on held-out training samples is taken for each start.
         hypernetwork: Its training, on networks told as IGPG's are.
-        zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=4]`.
+        zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
     """
 
@@ -68,7 +68,7 @@ class Config(SeededConfig):
     seen: int = 26
     between: int = 20
     beyond: int = 44
-    best_of: int = 4
+    best_of: int = 2
     num_chosen: int = 2
     num_unlabelled: int = 512
     finetune_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])

@@ -1,0 +1,177 @@
+"""Depths never seen: networks brought to another depth by hand, choices, and the whole benchmark, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, StretchError, at_depth, num_blocks, stretched
+from raywgen.benchmarks.igpg_depths import Config, zoo_recipe
+from raywgen.benchmarks.run import run
+from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
+from raywgen.weights import Layout
+
+RECIPE = {"name": "cifar-resnet", "depth": 14, "widths": [2, 2, 4], "in_channels": 1}
+
+
+def layout_of(depth: int) -> Layout:
+    return Layout.from_state_dict(build_network(at_depth(RECIPE, depth)).state_dict())
+
+
+def network(depth: int, seed: int = 0) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return layout_of(depth).flatten(build_network(at_depth(RECIPE, depth)).state_dict())
+
+
+@torch.no_grad()
+def logits(values_D: Tensor, depth: int, x_SF: Tensor) -> Tensor:
+    module = build_network(at_depth(RECIPE, depth)).eval()
+    module.load_state_dict(layout_of(depth).unflatten(values_D, counters=module.state_dict()))
+    return module(x_SF)
+
+
+def marked(depth: int) -> Tensor:
+    """Every value is the number of its block; outside of blocks it is 9."""
+    layout = layout_of(depth)
+    parts = [spec.name.split(".") for spec in layout.generated]
+    marks = [float(name[1]) if name[0].startswith("layer") else 9.0 for name in parts]
+    sizes = [spec.num_values for spec in layout.generated]
+    return torch.cat([torch.full((size,), mark) for size, mark in zip(sizes, marks, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("depth", "wanted", "sources"),
+    [
+        (14, 26, [0, 1, 1, 1]),
+        (20, 32, [0, 1, 1, 2, 2]),
+        (32, 20, [0, 1, 3]),
+        (26, 14, [0, 1]),
+        (20, 8, [0]),
+        (20, 20, [0, 1, 2]),
+    ],
+)
+def test_blocks_are_repeated_and_left_out_evenly(depth: int, wanted: int, sources: list[int]) -> None:
+    layout = layout_of(wanted)
+    assert (num_blocks(layout_of(depth)), num_blocks(layout)) == ((depth - 2) // 6, len(sources))
+    found = layout.unflatten(stretched(marked(depth)[None], layout_of(depth), layout)[0])
+    for spec in layout.generated:
+        stage, block, *_ = spec.name.split(".")
+        expected = sources[int(block)] if stage.startswith("layer") else 9
+        assert torch.equal(found[spec.name], torch.full(spec.shape, float(expected))), spec.name
+
+
+def test_repeating_blocks_that_add_nothing_changes_no_output() -> None:
+    layout, x_SF = layout_of(14), torch.rand(5, 64)
+    state = layout.unflatten(network(14))
+    for name in state:
+        if ".1.bn2.weight" in name:
+            state[name].zero_()
+    values_D = layout.flatten(state)
+    longer_D = stretched(values_D[None], layout, layout_of(26))[0]
+    torch.testing.assert_close(logits(longer_D, 26, x_SF), logits(values_D, 14, x_SF))
+
+
+def test_stages_of_one_block_cannot_be_stretched() -> None:
+    with pytest.raises(StretchError, match="a single block"):
+        stretched(network(8)[None], layout_of(8), layout_of(14))
+
+
+def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> DepthLadder:
+    task = build_task({"name": "images", "path": "digits"})
+    told: dict[str, Any] = {"num_condition_samples": 16, "num_unlabelled": 40, "seed": 0}
+    stored = Stored(14, layout_of(14), values_ND)
+    return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **told)
+
+
+def test_of_every_n_the_lowest_loss_on_what_is_told_is_chosen() -> None:
+    values_4D = torch.stack([network(14, seed) for seed in range(4)])
+    judged = ladder(values_4D)
+    told = judged.condition
+    losses = [
+        float(balanced_cross_entropy(logits(values_4D[n], 14, told.samples_BSF[n])[None], told.labels_BS[n]))
+        for n in range(4)
+    ]
+    expected = [0 if losses[0] < losses[1] else 1, 2 if losses[2] < losses[3] else 3]
+    assert torch.equal(judged.chosen(values_4D), values_4D[expected])
+    # Candidates of one choice are told the same samples, those of another others.
+    assert torch.equal(told.samples_BSF[0], told.samples_BSF[1])
+    assert not torch.equal(told.samples_BSF[1], told.samples_BSF[2])
+
+
+def test_networks_that_are_no_numbers_are_not_chosen() -> None:
+    values_2D = torch.stack([torch.full_like(network(14), torch.nan), network(14)])
+    assert torch.equal(ladder(values_2D, num_chosen=1).chosen(values_2D), values_2D[1:])
+
+
+def test_points_are_the_mean_balanced_accuracy_on_test_samples() -> None:
+    values_2D = torch.stack([network(14, 0), network(14, 1)])
+    task = build_task({"name": "images", "path": "digits"})
+    each = [balanced_accuracy(logits(one, 14, task.test_x_SF)[None], task.test_y_S) for one in values_2D]
+    assert ladder(values_2D).points(values_2D) == pytest.approx(100 * float(torch.cat(each).mean()), rel=1e-5)
+
+
+def test_new_statistics_are_those_of_unlabelled_training_samples_and_nothing_else_changes() -> None:
+    values_1D = network(14)[None]
+    judged, layout = ladder(values_1D), layout_of(14)
+    found = layout.unflatten(judged.with_new_statistics(values_1D)[0])
+    before = layout.unflatten(values_1D[0])
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert changed == {spec.name for spec in layout.generated if "running" in spec.name}
+    task = build_task({"name": "images", "path": "digits"})
+    module = build_network(RECIPE)
+    module.load_state_dict(layout.unflatten(values_1D[0], counters=module.state_dict()))
+    order_S = torch.randperm(len(task.train_x_SF), generator=torch.Generator().manual_seed(0))
+    by_hand = reestimate_statistics(module, task.train_x_SF[order_S[:40]])
+    torch.testing.assert_close({name: found[name] for name in by_hand}, by_hand)
+
+
+def test_diversity_is_in_units_of_the_originals_own() -> None:
+    values_3D = torch.stack([network(14, seed) for seed in range(3)])
+    judged = ladder(values_3D)
+    assert judged.diversity(values_3D) == pytest.approx(1)
+    assert judged.diversity(values_3D[:1].expand(3, -1)) == pytest.approx(0, abs=1e-3)
+
+
+def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
+    zoo = zoo_recipe(Config(data="a.parquet", zoo=["num_steps=500"]), 3)
+    assert [network["depth"] for network in zoo.networks] == [8, 14, 26, 32]
+    assert (zoo.seed, zoo.start, zoo.tasks.path, zoo.num_steps) == (3, "own", "a.parquet", 500)
+    assert min(zoo.checkpoint_steps) > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seeds": 0}, {"best_of": 0}, {"seen": 20}, {"between": 14}, {"between": 44}, {"beyond": 20}]
+)
+def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Config(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_the_benchmark_on_small_networks(tmp_path: Path) -> None:
+    networks = ",".join(
+        f"{{name: cifar-resnet, depth: {depth}, widths: [2, 2, 4], in_channels: 1}}" for depth in (8, 14, 26)
+    )
+    zoo = f"zoo=[seeds_per_task=2,num_steps=4,'checkpoint_steps=[2,4]','networks=[{networks}]']"
+    igpg = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "functional"))
+    few = ["seen=14", "between=20", "beyond=32", "best_of=2", "num_chosen=1", "num_unlabelled=64"]
+    one = ["hypernetwork.functional.num_steps=2", "finetune_rates=[0.01]", f"out={tmp_path}"]
+    result = run(["igpg-depths", zoo, f"igpg=[{igpg}]", *few, *one])
+    rows = {"original", "generated", "generated_stored", "token_prior", "hypernetwork", "random"}
+    rows |= {"finetuned_1", "random_finetuned_1"}
+    nearest = {"stretched", "nearest", "average", "nearest_finetuned_1"}
+    figures, conditions = result["figures"], result["conditions"]
+    for kind, named in (("seen", rows), ("between", rows | nearest | {"cut"}), ("beyond", rows | nearest)):
+        found = {name.removeprefix(f"{kind}_") for name in figures if name.startswith(kind)}
+        assert found == named | {"diversity"}
+        assert all(0 <= figures[f"{kind}_{name}"] <= 100 for name in named)
+    assert figures["between_nearest"] == max(figures["between_stretched"], figures["between_cut"])
+    assert conditions["trained_depths"] == [8, 14, 26]
+    assert set(conditions["values"]) == {8, 14, 20, 26, 32}
+    assert conditions["published"] == {"resnet-110 on CIFAR-10": 46.0}
