@@ -104,7 +104,8 @@ def igpg(config: IGPGConfig | None = None, table: ReferenceTable | None = None, 
         generator = IGPG(config or igpg_config(), table, DATA)
     tokenizer = generator.tokenizer
     chunks = [
-        tokenizer.chunks(values_of(_widths(layout)), reference).flatten(0, 1) for layout, reference in table.values()
+        tokenizer.chunks(values_of(_widths(layout)), layout, reference, by_code=False).flatten(0, 1)
+        for layout, reference in table.values()
     ]
     tokenizer.quantiser.initialise(torch.cat(chunks), 5, torch.Generator().manual_seed(seed))
     return generator.eval()

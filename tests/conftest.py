@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
+from raywgen.weights.chunks import place_features
 from raywgen.zoo import ZooConfig, train_zoo
 
 TINY_ZOO = ZooConfig(
@@ -30,6 +31,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """All that is made without a dtype is float64, also what is otherwise kept from one call to the next."""
+    place_features.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    place_features.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -24,13 +24,11 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.windows import random_windows
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.quantisers import ResidualConfig, ResidualQuantiser
-from raywgen.weights import Condition, KeyedNoise, Layout, TensorSpec, WeightReference
+from raywgen.weights import Condition, KeyedNoise, layout_reference
 from raywgen.weights.chunks import from_chunks, place_features, to_chunks
 from raywgen.weights.files import load_state_dict, save_state_dict
-from raywgen.weights.reference import variances
 
 _SAMPLE_SIZE = 8
-_OTHER_SCALE = 0.5
 OnProgress = Callable[[int, int], None]
 
 
@@ -213,19 +211,6 @@ class TokenPrior:
         return layout_reference(network.layout).denormalise(values_D)
 
 
-def layout_reference(layout: Layout) -> WeightReference:
-    """Base and scale that follow from shapes and kinds alone: no network's own numbers are in them.
-
-    Weights are in units of `sqrt(2 / fan in)` (He et al. 2015, eq. 10); norm scales and running variances lie around 1.
-    """
-    around_one = ("norm_scale", "running_var")
-    return WeightReference(
-        base_D=_spread(layout, lambda spec: float(spec.kind in around_one)),
-        scale_D=_spread(layout, _scale_of),
-        log_D=variances(layout),
-    )
-
-
 def rate_at(step: int, num_steps: int, warmup_steps: int) -> float:
     """Part of the peak rate: linear warm-up, then a cosine to 0."""
     warm = min(1.0, (step + 1) / max(1, warmup_steps))
@@ -242,11 +227,3 @@ def told_of(written: Mapping[str, Written]) -> dict[str, dict[str, float]]:
         }
         for name, one in written.items()
     }
-
-
-def _scale_of(spec: TensorSpec) -> float:
-    return math.sqrt(2 / math.prod(spec.shape[1:])) if len(spec.shape) > 1 else _OTHER_SCALE
-
-
-def _spread(layout: Layout, number_of: Callable[[TensorSpec], float]) -> Tensor:
-    return torch.cat([torch.full((spec.num_values,), number_of(spec)) for spec in layout.generated])

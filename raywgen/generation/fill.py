@@ -18,7 +18,7 @@ from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_b
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference, alike_reference
+from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
@@ -151,7 +151,7 @@ class TrainedGenerator:
         """None for a layout that the generator was trained on; else one from the layouts most like it."""
         if self.generator.knows(layout):
             return None
-        return alike_reference(layout, self.generator.references, layout.flatten(module.state_dict()))
+        return self.generator.guessed_reference(layout, layout.flatten(module.state_dict()))
 
     def warn(
         self,

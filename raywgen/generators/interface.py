@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from raywgen.nn.quantisers import AllReduce
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights import (
+    Condition,
+    KeyedNoise,
+    Layout,
+    ReferenceTable,
+    WeightBatch,
+    WeightReference,
+    alike_reference,
+)
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -195,6 +203,15 @@ class Generator(nn.Module, ABC):
         reference = given if known is None else known[1]
         assert reference is not None, f"no reference for layout {layout.id}"
         return reference
+
+    def guessed_reference(self, layout: Layout, start_D: Tensor) -> WeightReference:
+        """For a layout that was not in the training corpus: from the layouts most like it.
+
+        Args:
+            layout: Unknown.
+            start_D: Base where the known networks share their starts.
+        """
+        return alike_reference(layout, self.references, start_D)
 
 
 GeneratorFactory = Callable[[Any, ReferenceTable, DataSpec], Generator]

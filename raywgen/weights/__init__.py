@@ -10,7 +10,14 @@ from raywgen.weights.errors import (
 from raywgen.weights.files import load_state_dict, save_state_dict
 from raywgen.weights.layout import Layout, StateDict, TensorSpec
 from raywgen.weights.noise import KeyedNoise
-from raywgen.weights.reference import ReferenceTable, WeightReference, alike_reference, variances
+from raywgen.weights.reference import (
+    ReferenceTable,
+    WeightReference,
+    alike_reference,
+    layout_reference,
+    shares_start,
+    variances,
+)
 
 __all__ = [
     "Condition",
@@ -26,7 +33,9 @@ __all__ = [
     "WeightReference",
     "WeightsError",
     "alike_reference",
+    "layout_reference",
     "load_state_dict",
     "save_state_dict",
+    "shares_start",
     "variances",
 ]

@@ -25,7 +25,7 @@ def to_chunks(values_BD: Tensor, chunk_length: int) -> Tensor:
     """Cuts flat vectors `(B, D)` into chunks `(B, M, K)`, zero-padded at the end."""
     padding = -values_BD.shape[-1] % chunk_length
     padded = torch.nn.functional.pad(values_BD, (0, padding))
-    return padded.unflatten(-1, (-1, chunk_length))
+    return padded.unflatten(-1, (padded.shape[-1] // chunk_length, chunk_length))
 
 
 def from_chunks(chunks_BMK: Tensor, num_values: int) -> Tensor:
@@ -53,7 +53,12 @@ def place_features(layout: Layout, chunk_length: int) -> Tensor:
     """
     first = torch.arange(num_chunks(layout, chunk_length)) * chunk_length
     last = (first + chunk_length - 1).clamp(max=layout.num_values - 1)
-    return torch.cat([_value_features(layout, first), _value_features(layout, last)], dim=1)
+    return span_features(layout, first, last)
+
+
+def span_features(layout: Layout, first_M: Tensor, last_M: Tensor) -> Tensor:
+    """Features `(M, G)` of spans, given the places of their first and last value in the flat vector, int64 `(M,)`."""
+    return torch.cat([_value_features(layout, first_M), _value_features(layout, last_M)], dim=1)
 
 
 def _num_value_features() -> int:

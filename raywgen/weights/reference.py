@@ -5,7 +5,8 @@ Shape legend: N networks, B networks, D values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +18,8 @@ from raywgen.weights.layout import Layout, TensorSpec
 _LEAST_SCALE = 1e-6
 # A dead channel's variance is zero, which has no logarithm.
 _LEAST_VARIANCE = 1e-6
+_MOST_LOG = 60.0
+_VECTOR_SCALE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,29 @@ def variances(layout: Layout) -> Tensor | None:
     return torch.cat([torch.full((size,), kind) for size, kind in zip(sizes, kinds, strict=True)])
 
 
+def layout_reference(layout: Layout, start_D: Tensor | None = None) -> WeightReference:
+    """Base and scale that follow from shapes and kinds alone: no network's own numbers are in them.
+
+    Weights are in units of `sqrt(2 / fan in)` (He et al. 2015, eq. 10); norm scales and running variances lie around 1.
+
+    Args:
+        layout: Of the networks.
+        start_D: Base where networks share their start.
+    """
+    around_one = ("norm_scale", "running_var")
+    return WeightReference(
+        base_D=_spread_of(layout, lambda spec: float(spec.kind in around_one)) if start_D is None else start_D,
+        scale_D=_spread_of(layout, _scale_of),
+        log_D=variances(layout),
+    )
+
+
+def shares_start(layout: Layout, reference: WeightReference) -> bool:
+    """Whether the base is a network, not one number per tensor."""
+    sizes = [spec.num_values for spec in layout.generated]
+    return any(bool((part != part[0]).any()) for part in reference.base_D.split(sizes) if len(part))
+
+
 def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> WeightReference:
     """A reference for a layout without one: each tensor's from the tensor most like it of every known layout.
 
@@ -78,7 +104,7 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
         known: Some that have.
         start_D: Base where the known networks share their starts; where they do not, the base is taken over too.
     """
-    shares_start = any(_is_shared(other, reference) for other, reference in known.values())
+    is_relative = any(shares_start(other, reference) for other, reference in known.values())
     sizes = [spec.num_values for spec in layout.generated]
     bases, scales = [], []
     for index, spec in enumerate(layout.generated):
@@ -89,7 +115,7 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
         bases.append(torch.stack([base for base, _ in chosen]).mean())
         scales.append(torch.stack([scale for _, scale in chosen]).mean())
     log_D = variances(layout)
-    base_D = start_D if shares_start else _from_log(_spread(bases, sizes), log_D)
+    base_D = start_D if is_relative else _from_log(_spread(bases, sizes), log_D)
     return WeightReference(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
 
 
@@ -108,10 +134,8 @@ def _most_alike(
     return ranks[nearest], base_D[first], reference.scale_D[first]
 
 
-def _is_shared(layout: Layout, reference: WeightReference) -> bool:
-    """Whether the base is a network, not one number per tensor."""
-    sizes = [spec.num_values for spec in layout.generated]
-    return any(bool((part != part[0]).any()) for part in reference.base_D.split(sizes))
+def _scale_of(spec: TensorSpec) -> float:
+    return math.sqrt(2 / math.prod(spec.shape[1:])) if len(spec.shape) > 1 and spec.num_values else _VECTOR_SCALE
 
 
 def _by_log(values: Tensor, log_D: Tensor | None) -> Tensor:
@@ -121,10 +145,14 @@ def _by_log(values: Tensor, log_D: Tensor | None) -> Tensor:
 def _from_log(values: Tensor, log_D: Tensor | None) -> Tensor:
     if log_D is None:
         return values
-    # The branch not taken must not overflow, or its gradient would be NaN.
-    return torch.where(log_D, torch.where(log_D, values, 0.0).clamp(max=60.0).exp(), values)
+    # The branch not taken must not overflow, or its gradient would be NaN; and no logarithm may be that of zero.
+    return torch.where(log_D, torch.where(log_D, values, 0.0).clamp(-_MOST_LOG, _MOST_LOG).exp(), values)
 
 
 def _spread(numbers: list[Tensor], sizes: list[int]) -> Tensor:
     """One number per tensor, over its values."""
     return torch.cat([number.expand(size) for number, size in zip(numbers, sizes, strict=True)])
+
+
+def _spread_of(layout: Layout, number_of: Callable[[TensorSpec], float]) -> Tensor:
+    return torch.cat([torch.full((spec.num_values,), number_of(spec)) for spec in layout.generated])

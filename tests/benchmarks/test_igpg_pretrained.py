@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raywgen.benchmarks.igpg_pretrained import Config, chosen_networks
 from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedError, find_networks, points
-from raywgen.benchmarks.pretrained_prior import TokenPrior, TokenPriorConfig, layout_reference, rate_at
+from raywgen.benchmarks.pretrained_prior import TokenPrior, TokenPriorConfig, rate_at
 from raywgen.generators.igpg import PriorConfig
 from raywgen.nn.quantisers import ResidualConfig
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
@@ -100,22 +100,6 @@ def test_points_count_correct_images() -> None:
             return nn.functional.one_hot(torch.full((len(x),), 3), 10).float()
 
     assert points(Third(), images(600)) == pytest.approx(10.0)
-
-
-def test_the_reference_knows_shapes_alone(tmp_path: Path) -> None:
-    save(tmp_path, "a", seed=0)
-    save(tmp_path, "b", seed=1)
-    one, other = find_networks(str(tmp_path))
-    first, second = layout_reference(one.layout), layout_reference(other.layout)
-    assert torch.equal(first.base_D, second.base_D)
-    assert torch.equal(first.scale_D, second.scale_D)
-    assert set(first.base_D.unique().tolist()) == {0.0, 1.0}
-    values_D = one.layout.flatten(one.state)
-    # Logarithms of running variances cost a few ulps.
-    torch.testing.assert_close(first.denormalise(first.normalise(values_D)), values_D, rtol=1e-5, atol=1e-6)
-    # Fresh weights of this family are drawn at the very scale that is divided by.
-    conv = next(spec for spec in one.layout.generated if spec.name == "layer3.0.conv2.weight")
-    assert float(one.state[conv.name].std()) == pytest.approx((2 / (4 * 9)) ** 0.5, rel=0.3)
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

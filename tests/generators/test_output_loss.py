@@ -120,7 +120,7 @@ def test_it_alone_moves_encoder_and_decoder() -> None:
     tokenizer, batch = generator.tokenizer, weight_batch(DEEP)
     layout = batch.layout
     places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
-    chunks_BMK = tokenizer.chunks(batch.values_BD, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.reference(layout))
     latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
     quantised = tokenizer.quantiser(latents_BMK.flatten(0, 1), mask_MK.repeat(8, 1))
     decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)

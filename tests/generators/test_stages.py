@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -41,13 +40,6 @@ def functional(generator: IGPG, **settings: Any) -> FunctionalStage:
     config = FunctionalConfig(**settings)
     parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
     return FunctionalStage(config, *parts)
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_tokenizer_stage_lowers_its_loss() -> None:

@@ -52,7 +52,7 @@ def test_what_is_decoded_into_padding_changes_nothing() -> None:
 def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
     tokenizer = igpg().tokenizer
     layout = layout_of()
-    chunks_BMK = tokenizer.chunks(values_of()[:4], references()[layout.id][1])
+    chunks_BMK = tokenizer.chunks(values_of()[:4], layout, references()[layout.id][1])
     places_MG = tokenizer.places(layout)
     assert torch.equal(tokenizer.latents(chunks_BMK, places_MG), chunks_BMK)
     codes_BML = tokenizer.encode(chunks_BMK, places_MG, tokenizer.mask(layout))
@@ -66,7 +66,7 @@ def test_chunks_and_values_are_inverse() -> None:
     tokenizer, layout = igpg().tokenizer, layout_of()
     reference = references()[layout.id][1]
     values_BD = values_of()[:3]
-    back_BD = tokenizer.values(tokenizer.chunks(values_BD, reference), layout, reference)
+    back_BD = tokenizer.values(tokenizer.chunks(values_BD, layout, reference), layout, reference)
     torch.testing.assert_close(back_BD, values_BD, rtol=1e-6, atol=1e-6)  # one division and one product
 
 
@@ -83,7 +83,10 @@ def test_stage_loss_is_reconstruction_plus_weighted_commitment() -> None:
     normalised_BD = generator.reference(layout).normalise(batch.values_BD)
     decoded_BD = generator.reference(layout).normalise(generator.reconstruct(batch.values_BD, layout))
     reconstruction = (normalised_BD - decoded_BD).square().mean()
-    chunks_BMK, places_MG = tokenizer.chunks(batch.values_BD, generator.reference(layout)), tokenizer.places(layout)
+    chunks_BMK, places_MG = (
+        tokenizer.chunks(batch.values_BD, layout, generator.reference(layout)),
+        tokenizer.places(layout),
+    )
     latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
     quantised_BMK = tokenizer.quantiser.decode(generator.tokens(batch.values_BD, layout))
     mask_MK = chunk_mask(layout, 8)

@@ -51,7 +51,7 @@ def generator_of(coder: str, *, is_trained: bool = True) -> IGPG:
 
 def chunks_of(generator: IGPG, widths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     tokenizer, layout = generator.tokenizer, layout_of(widths)
-    chunks_BMK = tokenizer.chunks(values_of(widths)[:NUM], generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(values_of(widths)[:NUM], layout, generator.reference(layout))
     return chunks_BMK, tokenizer.places(layout), tokenizer.mask(layout)
 
 
@@ -171,5 +171,7 @@ def test_a_bundle_writes_bit_equal_networks(coder: str, tmp_path: Path) -> None:
 def test_unknown_coders_are_refused_by_the_config() -> None:
     with pytest.raises(ValueError, match="coder=vit: give one of mlp, conv, transformer"):
         replace(igpg_config().tokenizer, coder="vit")
+    with pytest.raises(ValueError, match="coder=transformer: scales are coded before"):
+        replace(igpg_config().tokenizer, coder="transformer", scales="tensor")
     with pytest.raises(ValueError, match="functional=-1"):
         replace(igpg_config().tokenizer, functional=-1.0)

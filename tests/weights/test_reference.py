@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raywgen.weights import Layout, ReferenceTable, WeightReference, alike_reference
+from raywgen.weights import (
+    Layout,
+    ReferenceTable,
+    WeightReference,
+    alike_reference,
+    layout_reference,
+    shares_start,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +75,7 @@ def test_running_variances_stay_positive_whatever_is_written(seed: int, size: fl
     written_BD.requires_grad_()
     values_BD = reference.denormalise(written_BD)
     state = layout.unflatten(values_BD)
-    assert bool((state["1.running_var"] >= 0).all())
+    assert bool((state["1.running_var"] > 0).all())
     assert bool(values_BD.isfinite().all())
     values_BD.sum().backward()
     assert written_BD.grad is not None
@@ -122,3 +129,31 @@ def test_a_shared_start_is_replaced_by_the_new_networks_own() -> None:
     other = Layout.from_state_dict(network(6, 7, 3).state_dict())
     start_D = torch.rand(other.num_values) + 0.5
     assert torch.equal(alike_reference(other, table, start_D).base_D, start_D)
+
+
+def test_the_layouts_own_reference_knows_shapes_and_kinds_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 64, 3), nn.BatchNorm2d(64))
+    nn.init.kaiming_normal_(module.get_parameter("0.weight"), nonlinearity="relu")
+    layout = Layout.from_state_dict(module.state_dict())
+    reference = layout_reference(layout)
+    normalised = layout.unflatten(reference.normalise(layout.flatten(module.state_dict())))
+    # He's initialisation has unit size; 2,304 draws give their deviation within 1.5 %, five times that is allowed.
+    assert float(normalised["0.weight"].std()) == pytest.approx(1.0, rel=0.075)
+    for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
+        assert bool((normalised[name] == 0).all()), name
+    back_D = reference.denormalise(reference.normalise(layout.flatten(module.state_dict())))
+    torch.testing.assert_close(back_D, layout.flatten(module.state_dict()), rtol=1e-5, atol=1e-6)
+
+
+def test_the_layouts_own_reference_lies_about_a_start() -> None:
+    layout, values_ND = trained(2, 4, 5, 3)
+    reference = layout_reference(layout, values_ND[0])
+    assert bool((reference.normalise(values_ND[0]) == 0).all())
+    assert torch.equal(reference.scale_D, layout_reference(layout).scale_D)
+
+
+def test_a_start_is_a_network_and_a_mean_is_none() -> None:
+    layout, values_ND = trained(5, 6, 5, 3)
+    assert shares_start(layout, WeightReference.measure(layout, values_ND, values_ND[0]))
+    assert not shares_start(layout, WeightReference.measure(layout, values_ND, None))
+    assert not shares_start(layout, layout_reference(layout))

@@ -12,6 +12,7 @@ from raywgen.nn.text_encoders import check_text_encoder
 from raywgen.tasks.encoders import encoder_kind
 
 QUANTISERS = ("residual", "gumbel", "finite_scalar")
+SCALES = ("reference", "tensor", "filter")
 
 
 @dataclass(kw_only=True)
@@ -36,6 +37,9 @@ class TokenizerConfig(StageConfig):
         context: Chunks of a block, of `transformer`; tokens of a chunk follow from its whole block.
         functional: Weight of `output_loss`, the KL from the outputs of a network to those of its reconstruction on the
             task's samples; 0 switches it off.
+        scales: Where the scales of weights come from: `reference` (one a tensor, measured over the corpus and kept
+            beside the tokens, layout by layout) or the tokens themselves, each network's own, one a `tensor` or one a
+            `filter`.
     """
 
     num_steps: int = 150
@@ -54,6 +58,7 @@ class TokenizerConfig(StageConfig):
     coder_layers: int = 1
     context: int = 32
     functional: float = 0.0
+    scales: str = "reference"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -64,6 +69,13 @@ class TokenizerConfig(StageConfig):
             raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
         if self.quantiser not in QUANTISERS:
             raise ValueError(f"quantiser={self.quantiser}: give one of {', '.join(QUANTISERS)}")
+        if self.scales not in SCALES:
+            raise ValueError(f"scales={self.scales}: give one of {', '.join(SCALES)}")
+        if self.codes_scales and self.coder == "transformer":
+            raise ValueError(
+                "coder=transformer: scales are coded before the chunks that it would see beside them; give coder=mlp "
+                "or conv, or scales=reference"
+            )
         if self.beam < 1 or not 0 <= self.revive_below < 1:
             raise ValueError(f"beam={self.beam}, revive_below={self.revive_below}: give at least 1, and 0 to below 1")
         if self.quantiser != "residual" and self.chunk_length % self.num_levels:
@@ -73,6 +85,11 @@ class TokenizerConfig(StageConfig):
                 f"num_codes={self.num_codes}: {self.values_per_token} values a token ask for a whole number to the "
                 f"power of {self.values_per_token}, such as {self.scalar_levels**self.values_per_token}"
             )
+
+    @property
+    def codes_scales(self) -> bool:
+        """Whether scales travel as tokens."""
+        return self.scales != "reference"
 
     @property
     def values_per_token(self) -> int:

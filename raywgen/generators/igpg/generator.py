@@ -25,8 +25,15 @@ from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
 from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.nn.coders import PerceptronCoder
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
-from raywgen.weights.chunks import num_place_features
+from raywgen.weights import (
+    Condition,
+    KeyedNoise,
+    Layout,
+    ReferenceTable,
+    WeightReference,
+    layout_reference,
+    shares_start,
+)
 
 # Apart from that of windows.
 _AVERAGE_STREAM = 1
@@ -43,8 +50,9 @@ class IGPG(Generator):
         self.config: IGPGConfig = config
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
-        self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data)
-        self.correction = PerceptronCoder(sizes.chunk_length, num_place_features(), sizes.width)
+        num_places = self.tokenizer.num_place_features
+        self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data, num_places)
+        self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
 
     def stages(self) -> list[Stage]:
         """Tokeniser, prior, and the functional stage unless it is switched off."""
@@ -116,5 +124,21 @@ class IGPG(Generator):
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """The codes int64 `(B, M, L)` of given weights."""
-        chunks_BMK = self.tokenizer.chunks(values_BD, self.reference(layout))
+        chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.reference(layout))
         return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout), self.tokenizer.mask(layout))
+
+    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
+        """As every generator's; where scales are tokens and no base is shared, an unknown layout says all itself."""
+        if self.config.tokenizer.codes_scales and given is None and not self.knows(layout) and not self._shares_start:
+            return layout_reference(layout)
+        return super().reference(layout, given)
+
+    def guessed_reference(self, layout: Layout, start_D: Tensor) -> WeightReference:
+        """Where scales are tokens there is nothing to guess: the layout's own units, about a base if one is shared."""
+        if not self.config.tokenizer.codes_scales:
+            return super().guessed_reference(layout, start_D)
+        return layout_reference(layout, start_D if self._shares_start else None)
+
+    @property
+    def _shares_start(self) -> bool:
+        return any(shares_start(layout, reference) for layout, reference in self.references.values())

@@ -40,21 +40,29 @@ class GuidanceError(ValueError):
 class Prior(nn.Module):
     """Writes the tokens of a network, chunk after chunk."""
 
-    def __init__(self, config: PriorConfig, num_levels: int, num_codes: int, K: int, data: DataSpec) -> None:
+    def __init__(
+        self,
+        config: PriorConfig,
+        num_levels: int,
+        num_codes: int,
+        K: int,
+        data: DataSpec,
+        num_places: int | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        H = config.width
+        H, G = config.width, num_places or num_place_features()
         self.data = DataEncoder(config.data_encoder, data.num_features) if config.data_encoder else None
         self.condition = ConditionEncoder(
             num_features=data.num_features if self.data is None else self.data.num_features,
             max_classes=data.max_classes,
-            num_place_features=num_place_features(),
+            num_place_features=G,
             width=H,
             text_encoder=config.text_encoder,
             can_drop=config.condition_dropout > 0,
         )
         self.told = ConditionSummary(H)
-        self.place = PlaceEncoder(num_place_features(), H)
+        self.place = PlaceEncoder(G, H)
         self.previous = nn.Linear(K, H)
         self.trunk = Transformer(
             H,

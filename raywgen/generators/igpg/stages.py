@@ -85,7 +85,7 @@ def _seen_codes(
     noise: KeyedNoise,
 ) -> tuple[Tensor, Tensor]:
     """Places and tokens `(B, W, L)` of what is seen of each network; little more than that is encoded."""
-    chunks_BMK = tokenizer.chunks(batch.values_BD, references[batch.layout.id][1])
+    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, references[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     M = chunks_BMK.shape[1]
     if not 0 < window < M:

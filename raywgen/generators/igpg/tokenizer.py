@@ -5,12 +5,16 @@ residual around the identity, told each chunk's place, by default perceptrons, a
 with moving average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token
 matter more than a large decoder, which memorises.
 
+With `scales=tensor` or `filter` the first chunks of a network hold its own scales and means, `scales.py`, and nothing
+has to be known outside the tokens but the layout, and a base where networks share one.
+
 Shape legend: B networks, M chunks, W chunks of a window, X chunks of the blocks around it, K values of a chunk, G place
 features, L levels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raywgen.generators.igpg.config import TokenizerConfig
+from raywgen.generators.igpg.scales import ScaledChunks, num_scaled_place_features, scaled_chunks, unit_reference
 from raywgen.generators.igpg.windows import covering_blocks
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.output_loss import check_module, output_loss
@@ -82,21 +87,66 @@ class Tokenizer(nn.Module):
         """Whole networks' normalised chunks `(B, M, K)` of tokens."""
         return self.decode_latents(self.quantiser.decode(codes_BML), places_MG, mask_MK)
 
-    def chunks(self, values_BD: Tensor, reference: WeightReference) -> Tensor:
-        """Flat vectors to normalised chunks `(B, M, K)`."""
-        return to_chunks(reference.normalise(values_BD), self.config.chunk_length)
+    def chunks(self, values_BD: Tensor, layout: Layout, reference: WeightReference, *, by_code: bool = True) -> Tensor:
+        """Flat vectors to normalised chunks `(B, M, K)`.
+
+        Args:
+            values_BD: Networks.
+            layout: Of them.
+            reference: Base and scale; of coded scales the base alone has a say.
+            by_code: Whether values are normalised by what the code keeps of coded scales, or by these themselves: so
+                in training, where codes of scales may be bad, values of any size would come of that, and codebooks
+                would follow them.
+        """
+        scaled = self.scaled(layout)
+        if scaled is None:
+            return to_chunks(reference.normalise(values_BD), self.config.chunk_length)
+
+        @torch.no_grad()
+        def kept(chunks_BMK: Tensor, part: slice) -> Tensor:
+            if not by_code or not chunks_BMK.shape[1]:
+                return chunks_BMK
+            places_MG, mask_MK = self.places(layout)[part], self.mask(layout)[part]
+            return self.decode(self.encode(chunks_BMK, places_MG, mask_MK), places_MG, mask_MK)
+
+        return scaled.encode(unit_reference(layout, reference).normalise(values_BD), kept)
 
     def values(self, chunks_BMK: Tensor, layout: Layout, reference: WeightReference) -> Tensor:
         """Normalised chunks to flat vectors `(B, D)`."""
-        return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
+        scaled = self.scaled(layout)
+        if scaled is None:
+            return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
+        return unit_reference(layout, reference).denormalise(scaled.decode(chunks_BMK))
+
+    def scaled(self, layout: Layout) -> ScaledChunks | None:
+        """A layout's chunks with the scales among them; None where scales are not coded."""
+        config = self.config
+        return scaled_chunks(layout, config.scales, config.chunk_length) if config.codes_scales else None
 
     def mask(self, layout: Layout) -> Tensor:
         """Which values of its chunks are real, `(M, K)`."""
-        return chunk_mask(layout, self.config.chunk_length)
+        scaled = self.scaled(layout)
+        return chunk_mask(layout, self.config.chunk_length) if scaled is None else scaled.mask_MK
 
     def places(self, layout: Layout) -> Tensor:
         """What is known of each chunk's place, `(M, G)`."""
-        return place_features(layout, self.config.chunk_length)
+        scaled = self.scaled(layout)
+        return place_features(layout, self.config.chunk_length) if scaled is None else scaled.places_MP
+
+    @property
+    def num_place_features(self) -> int:
+        """G."""
+        return num_scaled_place_features() if self.config.codes_scales else num_place_features()
+
+    def num_leading(self, layout: Layout) -> int:
+        """Chunks before those of the values, which hold scales and means."""
+        scaled = self.scaled(layout)
+        return 0 if scaled is None else scaled.num_leading
+
+    def bits_per_value(self, layout: Layout) -> float:
+        """Of all tokens, those of the scales among them, on the layout's values."""
+        num_tokens = self.mask(layout).shape[0] * self.config.num_levels
+        return num_tokens * math.log2(self.config.num_codes) / layout.num_values
 
     def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
         mask_BMK = mask_MK.expand_as(latents_BMK)
@@ -108,7 +158,7 @@ class Tokenizer(nn.Module):
         return build_coder(
             sizes.coder,
             sizes.chunk_length,
-            num_place_features(),
+            self.num_place_features,
             sizes.width,
             num_layers=sizes.coder_layers,
             context=sizes.context,
@@ -143,6 +193,12 @@ def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK:
     return error.sum() / (mask_MK.sum() * len(chunks_BMK))
 
 
+def snr_db(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    """Signal to noise over real values, in decibels."""
+    power = (chunks_BMK.square() * mask_MK).sum() / (mask_MK.sum() * len(chunks_BMK))
+    return 10 * torch.log10(power / masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK))
+
+
 class TokenizerStage(Stage):
     """Trains the VQ-VAE on reconstruction and commitment."""
 
@@ -172,7 +228,8 @@ class TokenizerStage(Stage):
             if self.config.functional > 0:
                 check_module(batch.module, batch.layout)
             mask_MK = tokenizer.mask(batch.layout)
-            latents_BMK = tokenizer.latents(self._chunks(batch), tokenizer.places(batch.layout), mask_MK)
+            chunks_BMK = self._chunks(batch, by_code=False)
+            latents_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(batch.layout), mask_MK)
             vectors.append(latents_BMK.flatten(0, 1))
             masks.append(mask_MK.repeat(len(latents_BMK), 1))
         generator = torch.Generator().manual_seed(seed)
@@ -191,7 +248,7 @@ class TokenizerStage(Stage):
         tokenizer = self.tokenizer
         places_MG = tokenizer.places(batch.layout)
         mask_MK = tokenizer.mask(batch.layout)
-        chunks_BMK = self._chunks(batch)
+        chunks_BMK = self._chunks(batch, by_code=not self.training)
         latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
         quantised = tokenizer.quantiser(
             latents_BMK.flatten(0, 1),
@@ -200,12 +257,12 @@ class TokenizerStage(Stage):
         )
         decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
-        power = (chunks_BMK.square() * mask_MK).sum() / (mask_MK.sum() * len(chunks_BMK))
+        first = tokenizer.num_leading(batch.layout)
         loss = reconstruction + self.config.commitment * quantised.loss
         metrics = {
             "reconstruction": reconstruction.detach(),
             "commitment": quantised.loss.detach(),
-            "snr_db": 10 * torch.log10(power / reconstruction.detach()),
+            "snr_db": snr_db(chunks_BMK[:, first:], decoded_BMK.detach()[:, first:], mask_MK[first:]),
         }
         if self.config.functional > 0:
             reference = self.references[batch.layout.id][1]
@@ -218,5 +275,6 @@ class TokenizerStage(Stage):
         """Moves the codebooks by the statistics of all workers."""
         self.tokenizer.quantiser.update(all_reduce)
 
-    def _chunks(self, batch: WeightBatch) -> Tensor:
-        return self.tokenizer.chunks(batch.values_BD, self.references[batch.layout.id][1])
+    def _chunks(self, batch: WeightBatch, *, by_code: bool) -> Tensor:
+        reference = self.references[batch.layout.id][1]
+        return self.tokenizer.chunks(batch.values_BD, batch.layout, reference, by_code=by_code)

@@ -154,5 +154,7 @@ class McDiConfig:
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
 
     def __post_init__(self) -> None:
+        if self.tokenizer.codes_scales:
+            raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give reference")
         if self.functional.num_steps > 0:
             self.diffusion.chain().steps(self.functional.sampling_steps)

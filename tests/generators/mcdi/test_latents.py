@@ -46,7 +46,7 @@ def test_states_are_the_latents_of_every_target() -> None:
     assert batch.targets_BkD is not None
     states = generator.denoiser.encode(reference.normalise(batch.targets_BkD), batch.condition, layout)
     for i in range(batch.targets_BkD.shape[1]):
-        chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], reference)
+        chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], layout, reference)
         wanted_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(layout))
         torch.testing.assert_close(to_chunks(states[:, i], 12), wanted_BMK)
     assert states.shape[-1] == generator.denoiser.num_states(layout) == 48  # 38 values in 4 chunks of 12

@@ -6,7 +6,7 @@ Shape legend: B networks, n noised versions, k local targets, D values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +44,6 @@ VARIANTS = {
     "vanilla": {"num_targets": 1},
     "noise": {"parameterisation": "noise", "weighting": "paper"},
 }
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def denoiser_stage(generator: McDi) -> DenoiserStage:
