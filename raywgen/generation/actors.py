@@ -19,6 +19,7 @@ from raywgen.generators.bundle import BundleError
 
 _AHEAD = 2
 _MOST_DEATHS = 3
+_NO_BLOCK = -1
 
 
 class NoResourcesError(RuntimeError):
@@ -71,6 +72,10 @@ def write_over_ray(blocks: list[Block], job: Job, num_actors: int, start_timeout
         ActorsLostError: Actors die at the same block again and again.
         Exception: What `BlockWriter` raises.
     """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
     crew = _Crew(job, min(num_actors or _num_free(job), len(blocks)), start_timeout)
     try:
         yield from crew.work(deque(blocks))
@@ -114,6 +119,7 @@ class _Crew:
                 continue
             if ref in self._starting:
                 self._given[self._starting.pop(ref)] = deque()
+                self._deaths[_NO_BLOCK] = 0
                 continue
             self._given[owner].popleft()
             yield result
@@ -157,7 +163,7 @@ class _Crew:
         """
         self._starting = {ref: other for ref, other in self._starting.items() if other is not actor}
         given = self._given.pop(actor, deque())
-        under_way = given[0][1].index if given else -1
+        under_way = given[0][1].index if given else _NO_BLOCK
         self._deaths[under_way] += 1
         if self._deaths[under_way] >= _MOST_DEATHS:
             what = f"at block {under_way}" if given else "before their first block"

@@ -100,6 +100,8 @@ class GenerateConfig:
             )
         if self.num > 1 and self.temperature == 0:
             raise ValueError(f"num={self.num} at temperature=0: all would be one; give a temperature above 0, or num=1")
+        if self.into == "files" and "://" in self.out:
+            raise ValueError(f"out={self.out}: files go to a local folder; give one, or into=corpus")
         for name, known in (("where", WHERE), ("into", INTO)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
@@ -170,14 +172,13 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
 
 def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
     """All that decides the networks and how they are kept; not who writes them, nor where to."""
-    asked = hashlib.sha256(json.dumps(job.condition.instructions).encode())
+    asked = hashlib.sha256(json.dumps([job.names, job.recipes, job.condition.instructions]).encode())
     for tensor in (job.condition.samples_BSF, job.condition.labels_BS):
         asked.update(tensor.contiguous().numpy().data)
     decisive = {
         "generator": bundle_digest(bundle_folder(config.generator)),
         "networks": [[network.name, network.layout.id, network.recipe] for network in job.networks],
-        "tasks": [job.names, job.recipes],
-        "condition": asked.hexdigest()[:32],
+        "tasks": asked.hexdigest()[:32],
         "sampling": dataclasses.asdict(job.sampling),
     }
     names = ("into", "num", "best_of", "temperature", "seed", "block", "threads")
