@@ -16,7 +16,7 @@ from torch import Tensor
 from raywgen.benchmarks.equal_accuracy import spread
 from raywgen.corpus import Corpus
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
-from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.generation import with_new_statistics
 from raywgen.tasks import (
     FitConfig,
     Task,
@@ -170,12 +170,7 @@ class DepthLadder:
 
     def with_new_statistics(self, values_ND: Tensor) -> Tensor:
         """Running statistics of batch normalisation estimated anew from unlabelled training samples."""
-        rows = []
-        for values_D in values_ND:
-            state = self.layout.unflatten(values_D, counters=self._module.state_dict())
-            self._module.load_state_dict(state)
-            rows.append(self.layout.flatten(state | reestimate_statistics(self._module, self._unlabelled_SF)))
-        return torch.stack(rows)
+        return with_new_statistics(self._module, self.layout, values_ND, self._unlabelled_SF)
 
     def chosen(self, values_ND: Tensor) -> Tensor:
         """The best of every n by the loss on the labelled samples, `(P, D)`; one network alone is nobody's choice."""

@@ -5,6 +5,7 @@ from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
 from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
 from raywgen.generation.keep import UnfinishedError
+from raywgen.generation.statistics import with_new_statistics
 from raywgen.generation.write import GenerateConfig, generate
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "generate_best",
     "load",
     "sampling_options",
+    "with_new_statistics",
 ]

@@ -1,6 +1,6 @@
 """Best of n: several networks are written, the one that fits the labelled examples best is kept.
 
-Shape legend: B networks asked for, n candidates of each, D values.
+Shape legend: B networks asked for, n candidates of each, D values, S unlabelled samples, F features.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
@@ -63,6 +64,7 @@ def generate_best(
     reference: WeightReference | None = None,
     sampling: SamplingConfig | None = None,
     index_B: Tensor | None = None,
+    unlabelled_SF: Tensor | None = None,
 ) -> Best:
     """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
@@ -77,6 +79,8 @@ def generate_best(
         reference: For a layout that the generator was not trained on.
         sampling: How tokens are drawn, of a generator that writes tokens; its defaults otherwise.
         index_B: Place of each network among all that are asked for, int64; keys its noise. From 0 on by default.
+        unlabelled_SF: Inputs from which the statistics of batch normalisation of every candidate are estimated anew;
+            they stay as they were written by default.
 
     Raises:
         ValueError: `best_of` is below 1.
@@ -90,14 +94,17 @@ def generate_best(
     noise = KeyedNoise(seed, candidate_N, 0)
     options = sampling_options(generator, sampling)
     written = generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
+    values_BD = written.values_BD
+    if unlabelled_SF is not None:
+        values_BD = with_new_statistics(module, layout, values_BD, unlabelled_SF)
     # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.
-    logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(written.values_BD), told.samples_BSF)
+    logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(values_BD), told.samples_BSF)
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)
     # argmin would take a NaN for the smallest of all.
     loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)
     kept_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition)) * best_of
     return Best(
-        values_BD=written.values_BD[kept_B],
+        values_BD=values_BD[kept_B],
         loss_B=loss_Bn.min(dim=1).values,
         log_prob_B=None if written.log_prob_B is None else written.log_prob_B[kept_B],
     )

@@ -105,6 +105,7 @@ class TrainedGenerator:
         temperature: float = 0.5,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
+        unlabelled: Tensor | None = None,
     ) -> ModuleT:
         """Writes weights for a task into a module and returns it.
 
@@ -116,6 +117,9 @@ class TrainedGenerator:
             temperature: 0 writes the same network every time.
             seed: Of the noise.
             sampling: How tokens are drawn, of a generator that writes tokens.
+            unlabelled: Inputs `(S, ...)` of the task, the more the better, from which the statistics of batch
+                normalisation are estimated anew; those that the generator writes stay by default. A generator whose
+                functional stage ran with `statistics=batch` needs them.
 
         Raises:
             ConditionError: Instruction or data do not fit what the generator was trained with.
@@ -140,6 +144,7 @@ class TrainedGenerator:
             seed=seed,
             reference=reference,
             sampling=sampling,
+            unlabelled_SF=None if unlabelled is None else unlabelled.reshape(len(unlabelled), -1).float(),
         )
         if reference is not None:
             log_prob = None if best.log_prob_B is None else float(best.log_prob_B[0])

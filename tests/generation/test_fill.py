@@ -10,7 +10,11 @@ from torch import nn
 
 import raywgen
 from raywgen.generation import ConditionError, TrainedGenerator, UnknownLayoutWarning
+from raywgen.generation.fill import make_condition
 from raywgen.generators.bundle import BundleError, save_bundle
+from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.tasks import balanced_cross_entropy
+from raywgen.weights import KeyedNoise, Layout
 from tests.builders import DEEP, NUM_FEATURES, SMALL, condition, igpg, network
 
 ASK = "Is feature 0 above zero?"
@@ -63,6 +67,32 @@ def test_images_may_keep_their_shape(trained: TrainedGenerator) -> None:
     flat = trained.fill(network(), instruction=ASK, data=(samples, labels))
     shaped = trained.fill(network(), instruction=ASK, data=(samples.view(-1, 2, 3), labels))
     assert all(torch.equal(tensor, shaped.state_dict()[name]) for name, tensor in flat.state_dict().items())
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(NUM_FEATURES, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_statistics_are_estimated_anew_before_the_choice(trained: TrainedGenerator) -> None:
+    unlabelled = torch.randn(50, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UnknownLayoutWarning):
+        kept = trained.fill(normalised(), instruction=ASK, data=examples(), best_of=6, unlabelled=unlabelled)
+    # The same candidates, one by one.
+    layout = Layout.from_state_dict(normalised().state_dict())
+    reference = trained.guessed_reference(layout, normalised())
+    told = make_condition(trained.generator, ASK, examples()).repeat(6)
+    noise = KeyedNoise(0, torch.arange(6), 0)
+    written = trained.generator.generate(told, layout, noise, temperature=0.5, reference=reference)
+    losses, states = [], []
+    for values_D in written.values_BD:
+        module = normalised().eval()
+        module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()))
+        module.load_state_dict({**module.state_dict(), **reestimate_statistics(module, unlabelled)})
+        states.append(module.state_dict())
+        losses.append(float(balanced_cross_entropy(module(examples()[0])[None].detach(), examples()[1])))
+    best = states[losses.index(min(losses))]
+    torch.testing.assert_close(kept.state_dict(), best)
 
 
 def test_batch_norm_counters_and_statistics_survive_a_strict_load(trained: TrainedGenerator) -> None:

@@ -1,0 +1,34 @@
+"""Written networks with running statistics of their own.
+
+Shape legend: N networks, D values, S samples, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.weights import Layout
+
+
+def with_new_statistics(module: nn.Module, layout: Layout, values_ND: Tensor, unlabelled_SF: Tensor) -> Tensor:
+    """Networks whose statistics of batch normalisation are those of their activations on unlabelled samples, `(N, D)`.
+
+    A generator that learned by the statistics of batches writes running ones that mean nothing.
+
+    Args:
+        module: Of the layout; its own values are not used.
+        layout: Of the networks.
+        values_ND: Flat vectors.
+        unlabelled_SF: Inputs of the task, the more the better.
+    """
+    module = copy.deepcopy(module)
+    rows = []
+    for values_D in values_ND:
+        state = layout.unflatten(values_D, counters=module.state_dict())
+        module.load_state_dict(state)
+        rows.append(layout.flatten(state | reestimate_statistics(module, unlabelled_SF)))
+    return torch.stack(rows)
