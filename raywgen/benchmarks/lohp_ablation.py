@@ -105,6 +105,7 @@ def draw_heat_maps(values: Mapping[Key, float], path: Path) -> None:
     figure = Figure(figsize=(3.2 * len(radii) + 0.8, 3.0), layout="constrained")
     FigureCanvasSVG(figure)
     low, high = min(values.values()), max(values.values())
+    digits = 1 if high - low > 1 else 2
     panels: Sequence[Any] = figure.subplots(1, len(radii), squeeze=False)[0]
     images = []
     for panel, radius in zip(panels, radii, strict=True):
@@ -113,7 +114,7 @@ def draw_heat_maps(values: Mapping[Key, float], path: Path) -> None:
         for row, of_length in enumerate(grid):
             for column, value in enumerate(of_length):
                 shade = "black" if value > (low + high) / 2 else "white"
-                panel.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
+                panel.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=shade)
         panel.set_title(f"SAM radius {radius:g}")
         panel.set_xticks(range(len(mixes)), [f"{mix:g}" for mix in mixes])
         panel.set_yticks(range(len(lengths)), [str(length) for length in lengths])
