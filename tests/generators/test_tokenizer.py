@@ -5,6 +5,7 @@ Shape legend: B networks, M chunks, K values of a chunk, L levels, D values.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,19 +13,23 @@ import torch
 
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.generators.igpg.tokenizer import additive_quantiser, masked_reconstruction_loss
+from raywgen.generators.igpg.windows import random_windows
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.training.engine import LocalEngine
 from raywgen.weights.chunks import chunk_mask
 from tests.builders import (
     DATA,
+    DEEP,
     SMALL,
     igpg,
+    igpg_config,
     layout_of,
     noise_for,
     references,
     same,
     tokenizer_stage,
+    train,
     values_of,
     weight_batch,
 )
@@ -195,3 +200,40 @@ def test_begin_depends_on_its_seed_alone() -> None:
         codebooks.append(generator.tokenizer.quantiser.codebooks_LVK)
     assert torch.equal(codebooks[0], codebooks[1])
     assert not torch.equal(codebooks[0], codebooks[2])
+
+
+@pytest.mark.parametrize("coder", ["mlp", "transformer"])
+def test_a_step_may_see_a_window_of_each_network_and_what_it_sees_is_coded_as_in_the_whole(coder: str) -> None:
+    sizes = replace(igpg_config().tokenizer, chunk_length=4, coder=coder, context=2, window=4)
+    generator, batch = igpg(replace(igpg_config(), tokenizer=sizes)), weight_batch(SMALL, 6)
+    tokenizer, layout = generator.tokenizer, batch.layout
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.reference(layout))
+    places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
+    assert len(mask_MK) == 10
+    codes_BML = tokenizer.encode(chunks_BMK, places_MG, mask_MK)
+    error_BMK = (tokenizer.decode(codes_BML, places_MG, mask_MK) - chunks_BMK).square() * mask_MK
+    block = 2 if coder == "transformer" else 1
+    first_B = random_windows(noise_for(6), 10 // block, 4 // block)[:, 0] * block
+    seen = [(error_BMK[b, first : first + 4], mask_MK[first : first + 4]) for b, first in enumerate(first_B.tolist())]
+    expected = sum(error.sum() for error, _ in seen) / sum(mask.sum() for _, mask in seen)
+    found = tokenizer_stage(generator).eval()(batch, noise_for(6)).metrics["reconstruction"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_window_as_long_as_the_network_is_the_network() -> None:
+    losses = []
+    for window in (0, 5, 100):
+        sizes = replace(igpg_config().tokenizer, window=window)
+        generator = igpg(replace(igpg_config(), tokenizer=sizes))
+        losses.append(tokenizer_stage(generator)(weight_batch(), noise_for(8)).loss)
+    assert len(generator.tokenizer.mask(layout_of())) == 5
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_windows_train_the_tokeniser() -> None:
+    sizes = replace(igpg_config().tokenizer, window=2)
+    generator = igpg(replace(igpg_config(), tokenizer=sizes))
+    stage = tokenizer_stage(generator)
+    stage.begin([weight_batch(), weight_batch(DEEP)], 0)
+    losses = train(stage, [weight_batch(SMALL, 32)] * 60, 1e-2)
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

@@ -37,6 +37,8 @@ class TokenizerConfig(StageConfig):
         context: Chunks of a block, of `transformer`; tokens of a chunk follow from its whole block.
         functional: Weight of `output_loss`, the KL from the outputs of a network to those of its reconstruction on the
             task's samples; 0 switches it off.
+        window: Most chunks of a network that a step of its training sees; of longer ones a random window of whole
+            blocks. 0 for whole networks. What is encoded later does not depend on it.
         scales: Where the scales of weights come from: `reference` (one a tensor, measured over the corpus and kept
             beside the tokens, layout by layout) or the tokens themselves, each network's own, one a `tensor` or one a
             `filter`.
@@ -58,6 +60,7 @@ class TokenizerConfig(StageConfig):
     coder_layers: int = 1
     context: int = 32
     functional: float = 0.0
+    window: int = 0
     scales: str = "reference"
 
     def __post_init__(self) -> None:
@@ -71,6 +74,11 @@ class TokenizerConfig(StageConfig):
             raise ValueError(f"quantiser={self.quantiser}: give one of {', '.join(QUANTISERS)}")
         if self.scales not in SCALES:
             raise ValueError(f"scales={self.scales}: give one of {', '.join(SCALES)}")
+        if self.window < 0 or (self.window and self.functional > 0):
+            raise ValueError(
+                f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "
+                "functional=0"
+            )
         if self.codes_scales and self.coder == "transformer":
             raise ValueError(
                 "coder=transformer: scales are coded before the chunks that it would see beside them; give coder=mlp "

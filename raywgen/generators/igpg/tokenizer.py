@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.igpg.scales import ScaledChunks, num_scaled_place_features, scaled_chunks, unit_reference
-from raywgen.generators.igpg.windows import covering_blocks
+from raywgen.generators.igpg.windows import covering_blocks, random_windows
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.output_loss import check_module, output_loss
 from raywgen.nn.coders import Coder, build_coder
@@ -188,15 +189,38 @@ def additive_quantiser(config: TokenizerConfig) -> ResidualQuantiser | GumbelQua
 
 
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
-    """`||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ)."""
+    """`||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ).
+
+    The mask is that of all networks, or one of each, `(B, M, K)`.
+    """
     error = (chunks_BMK - decoded_BMK).square() * mask_MK
-    return error.sum() / (mask_MK.sum() * len(chunks_BMK))
+    return error.sum() / _num_real(chunks_BMK, mask_MK)
 
 
 def snr_db(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
     """Signal to noise over real values, in decibels."""
-    power = (chunks_BMK.square() * mask_MK).sum() / (mask_MK.sum() * len(chunks_BMK))
+    power = (chunks_BMK.square() * mask_MK).sum() / _num_real(chunks_BMK, mask_MK)
     return 10 * torch.log10(power / masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK))
+
+
+def _num_real(chunks_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    return (mask_MK.sum() * (len(chunks_BMK) if mask_MK.dim() == 2 else 1)).clamp(min=1)
+
+
+class _Seen(NamedTuple):
+    """What a step sees of each network: all of it, or a window.
+
+    Attributes:
+        chunks_BMK: Normalised.
+        places_MG: The same of all networks, or `(B, M, G)`.
+        mask_MK: Which values are real, likewise.
+        values_MK: Which of them are weights, likewise; the others are scales.
+    """
+
+    chunks_BMK: Tensor
+    places_MG: Tensor
+    mask_MK: Tensor
+    values_MK: Tensor
 
 
 class TokenizerStage(Stage):
@@ -227,11 +251,10 @@ class TokenizerStage(Stage):
         for batch in batches:
             if self.config.functional > 0:
                 check_module(batch.module, batch.layout)
-            mask_MK = tokenizer.mask(batch.layout)
-            chunks_BMK = self._chunks(batch, by_code=False)
-            latents_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(batch.layout), mask_MK)
+            seen = self._seen(batch, KeyedNoise(seed, batch.sample_index_B, 0), by_code=False)
+            latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.places_MG, seen.mask_MK)
             vectors.append(latents_BMK.flatten(0, 1))
-            masks.append(mask_MK.repeat(len(latents_BMK), 1))
+            masks.append(seen.mask_MK.expand_as(latents_BMK).flatten(0, 1))
         generator = torch.Generator().manual_seed(seed)
         vectors_NK, masks_NK = torch.cat(vectors), torch.cat(masks)
         if len(vectors_NK) > _MOST_INITIAL_VECTORS:
@@ -246,23 +269,20 @@ class TokenizerStage(Stage):
         term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
         """
         tokenizer = self.tokenizer
-        places_MG = tokenizer.places(batch.layout)
-        mask_MK = tokenizer.mask(batch.layout)
-        chunks_BMK = self._chunks(batch, by_code=not self.training)
+        chunks_BMK, places_MG, mask_MK, values_MK = self._seen(batch, noise, by_code=not self.training)
         latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
         quantised = tokenizer.quantiser(
             latents_BMK.flatten(0, 1),
-            mask_MK.repeat(len(chunks_BMK), 1),
-            lambda *shape: noise.gumbel(len(mask_MK), *shape).flatten(0, 1),
+            mask_MK.expand_as(latents_BMK).flatten(0, 1),
+            lambda *shape: noise.gumbel(latents_BMK.shape[1], *shape).flatten(0, 1),
         )
         decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
-        first = tokenizer.num_leading(batch.layout)
         loss = reconstruction + self.config.commitment * quantised.loss
         metrics = {
             "reconstruction": reconstruction.detach(),
             "commitment": quantised.loss.detach(),
-            "snr_db": snr_db(chunks_BMK[:, first:], decoded_BMK.detach()[:, first:], mask_MK[first:]),
+            "snr_db": snr_db(chunks_BMK, decoded_BMK.detach(), values_MK),
         }
         if self.config.functional > 0:
             reference = self.references[batch.layout.id][1]
@@ -275,6 +295,20 @@ class TokenizerStage(Stage):
         """Moves the codebooks by the statistics of all workers."""
         self.tokenizer.quantiser.update(all_reduce)
 
-    def _chunks(self, batch: WeightBatch, *, by_code: bool) -> Tensor:
-        reference = self.references[batch.layout.id][1]
-        return self.tokenizer.chunks(batch.values_BD, batch.layout, reference, by_code=by_code)
+    def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
+        """Whole networks, or where they are longer than `window` the blocks of chunks of a random one of each."""
+        tokenizer, layout = self.tokenizer, batch.layout
+        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.references[layout.id][1], by_code=by_code)
+        mask_MK = tokenizer.mask(layout)
+        values_MK = mask_MK.clone()
+        values_MK[: tokenizer.num_leading(layout)] = 0
+        whole = _Seen(chunks_BMK, tokenizer.places(layout), mask_MK, values_MK)
+        num_chunks, block = len(mask_MK), tokenizer.encoder.context
+        if not 0 < self.config.window < num_chunks:
+            return whole
+        blocks_BN = random_windows(noise, -(-num_chunks // block), max(1, self.config.window // block))
+        index_BW = (blocks_BN.unsqueeze(2) * block + torch.arange(block, device=blocks_BN.device)).flatten(1)
+        rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
+        # The last block may be shorter than others; what fills it up is padding.
+        chunks, *others = (F.pad(part, (0, 0, 0, -num_chunks % block)) for part in whole)
+        return _Seen(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))
