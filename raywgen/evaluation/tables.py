@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raywgen.evaluation.tokenizer_facts import TokenizerReport
+from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -46,27 +47,33 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
 
 
 def print_tokenizer(report: TokenizerReport, console: Console) -> None:
-    """Prints what a tokeniser costs and keeps, a row each for training networks and for others."""
+    """Prints what a tokeniser costs and keeps, a column each for training networks and for others."""
     table = Table(
-        "networks", "bits per value", "values per token", "dB", "below 6.02 dB per bit", "codes used", "perplexity",
-        "accuracy", "reconstructed",
+        "",
+        *(f"{split.num_networks} {split.split}" for split in report.splits),
         title=f"Tokeniser: {report.coder} coders, {report.num_levels} {report.quantiser} tokens of "
         f"{report.num_codes} codes; beside them {report.codebook_values:,} numbers in codebooks, "
         f"{report.decoder_values:,} in the decoder, {report.reference_values:,} in references",
         title_justify="left",
-    )  # fmt: skip
-    for row in report.splits:
-        accuracies = (row.original_accuracy, row.reconstructed_accuracy)
-        table.add_row(
-            f"{row.num_networks} {row.split}",
-            f"{row.bits_per_value:.2f}",
-            f"{row.values_per_token:.2f}",
-            f"{row.snr_db:.1f}",
-            f"{row.snr_gap_db:.1f}",
-            f"{100 * min(row.codes_used):.0f} to {100 * max(row.codes_used):.0f} %",
-            f"{min(row.code_perplexity):.0f} to {max(row.code_perplexity):.0f}",
-            *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies),
-        )
+    )
+    for label, told in _TOKENIZER_ROWS.items():
+        table.add_row(label, *(told(split) for split in report.splits))
     console.print(table)
     if report.no_accuracy:
         console.print(f"  no accuracy: {escape(report.no_accuracy)}", highlight=False)
+
+
+def _accuracy(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.1f}"
+
+
+_TOKENIZER_ROWS: dict[str, Callable[[SplitReport], str]] = {
+    "bits per value": lambda split: f"{split.bits_per_value:.2f}",
+    "values per token": lambda split: f"{split.values_per_token:.2f}",
+    "signal to noise, dB": lambda split: f"{split.snr_db:.1f}",
+    "below 6.02 dB per bit": lambda split: f"{split.snr_gap_db:.1f}",
+    "codes used, %": lambda split: f"{100 * min(split.codes_used):.0f} to {100 * max(split.codes_used):.0f}",
+    "perplexity of codes": lambda split: f"{min(split.code_perplexity):.0f} to {max(split.code_perplexity):.0f}",
+    "accuracy": lambda split: _accuracy(split.original_accuracy),
+    "accuracy, reconstructed": lambda split: _accuracy(split.reconstructed_accuracy),
+}
