@@ -6,6 +6,7 @@ Shape legend: B networks asked for, n candidates of each, D values, S unlabelled
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def generate_best(
     reference: WeightReference | None = None,
     sampling: SamplingConfig | None = None,
     index_B: Tensor | None = None,
-    unlabelled_SF: Tensor | None = None,
+    unlabelled: Sequence[Tensor] | None = None,
 ) -> Best:
     """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
@@ -79,8 +80,8 @@ def generate_best(
         reference: For a layout that the generator was not trained on.
         sampling: How tokens are drawn, of a generator that writes tokens; its defaults otherwise.
         index_B: Place of each network among all that are asked for, int64; keys its noise. From 0 on by default.
-        unlabelled_SF: Inputs from which the statistics of batch normalisation of every candidate are estimated anew;
-            they stay as they were written by default.
+        unlabelled: For each condition inputs `(S, F)` from which the statistics of batch normalisation of its
+            candidates are estimated anew; they stay as they were written by default.
 
     Raises:
         ValueError: `best_of` is below 1.
@@ -95,8 +96,9 @@ def generate_best(
     options = sampling_options(generator, sampling)
     written = generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
     values_BD = written.values_BD
-    if unlabelled_SF is not None:
-        values_BD = with_new_statistics(module, layout, values_BD, unlabelled_SF)
+    if unlabelled is not None:
+        each = zip(values_BD.split(best_of), unlabelled, strict=True)
+        values_BD = torch.cat([with_new_statistics(module, layout, part_nD, x_SF) for part_nD, x_SF in each])
     # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.
     logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(values_BD), told.samples_BSF)
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)

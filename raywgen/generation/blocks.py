@@ -21,10 +21,11 @@ from raywgen.generation.best import generate_best
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
-from raywgen.weights import Condition, Layout
+from raywgen.weights import Condition, KeyedNoise, Layout
 
 # A GiB of float32: candidates of a large architecture are written by fewer at once.
 _MOST_VALUES = 1 << 28
+_UNLABELLED_STREAM = 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Job:
         seed: Of the noise, and of the values around which an unknown layout is filled.
         sampling: How tokens are drawn.
         threads: Of a process that writes, and CPUs of an actor.
+        num_unlabelled: Training samples of a task from which statistics of batch normalisation are estimated anew; 0
+            leaves them as they were written.
     """
 
     generator: str
@@ -56,6 +59,7 @@ class Job:
     seed: int
     sampling: SamplingConfig
     threads: int
+    num_unlabelled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,7 @@ class BlockWriter:
             sampling=job.sampling,
             # First one network of every task, so that asking for more of each keeps the noise of the first ones.
             index_B=draw_R * len(job.names) + task_R,
+            unlabelled=[self._unlabelled(task) for task in task_R.tolist()] if job.num_unlabelled else None,
         )
         rows = [
             {
@@ -172,6 +177,13 @@ class BlockWriter:
             for row, accuracy in zip(rows, self._accuracies(best.values_BD, task_R, layout, module), strict=True):
                 row["test_accuracy"] = accuracy
         return Written(block=block, values_RD=best.values_BD, rows=rows)
+
+    def _unlabelled(self, task: int) -> Tensor:
+        """Inputs of a task; of one of the user's own those of the labelled samples."""
+        job = self._job
+        x_SF = build_task(job.recipes[task]).train_x_SF if job.recipes else job.condition.samples_BSF[task]
+        noise = KeyedNoise(job.seed, torch.tensor([task]), _UNLABELLED_STREAM)
+        return x_SF[noise.uniform(len(x_SF))[0].argsort(stable=True)[: job.num_unlabelled]]
 
     @torch.no_grad()
     def _accuracies(self, values_RD: Tensor, task_R: Tensor, layout: Layout, module: nn.Module) -> Iterator[float]:

@@ -144,7 +144,7 @@ class TrainedGenerator:
             seed=seed,
             reference=reference,
             sampling=sampling,
-            unlabelled_SF=None if unlabelled is None else unlabelled.reshape(len(unlabelled), -1).float(),
+            unlabelled=None if unlabelled is None else [unlabelled.reshape(len(unlabelled), -1).float()],
         )
         if reference is not None:
             log_prob = None if best.log_prob_B is None else float(best.log_prob_B[0])

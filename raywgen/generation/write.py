@@ -66,6 +66,8 @@ class GenerateConfig:
             differently.
         num_actors: Of `ray`; 0 for one for each free core.
         start_timeout: Seconds to wait for a first actor where the cluster is full.
+        num_unlabelled: Training samples of each task from which statistics of batch normalisation are estimated anew,
+            for every candidate before the choice; 0 leaves them as they were written.
         sampling: How tokens are drawn, of a generator that writes tokens.
     """
 
@@ -88,6 +90,7 @@ class GenerateConfig:
     threads: int = 1
     num_actors: int = 0
     start_timeout: float = 120.0
+    num_unlabelled: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -97,6 +100,10 @@ class GenerateConfig:
             raise ValueError(
                 f"num={self.num}, block={self.block} and threads={self.threads} must be at least 1, "
                 f"num_actors={self.num_actors} at least 0, start_timeout={self.start_timeout} above 0"
+            )
+        if self.num_unlabelled < 0 or self.num_unlabelled == 1:
+            raise ValueError(
+                f"num_unlabelled={self.num_unlabelled}: statistics need at least 2 samples; 0 estimates none"
             )
         if self.num > 1 and self.temperature == 0:
             raise ValueError(f"num={self.num} at temperature=0: all would be one; give a temperature above 0, or num=1")
@@ -155,6 +162,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
         seed=config.seed,
         sampling=config.sampling,
         threads=config.threads,
+        num_unlabelled=config.num_unlabelled,
     )
     recipe = _recipe(config, job)
     keeper = FileKeeper(config.out, job, recipe)
@@ -181,7 +189,7 @@ def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
         "tasks": asked.hexdigest()[:32],
         "sampling": dataclasses.asdict(job.sampling),
     }
-    names = ("into", "num", "best_of", "temperature", "seed", "block", "threads")
+    names = ("into", "num", "best_of", "temperature", "seed", "block", "threads", "num_unlabelled")
     return json.loads(json.dumps(decisive | {name: getattr(config, name) for name in names}))
 
 

@@ -103,6 +103,28 @@ def test_architectures_that_no_generator_saw_are_filled_with_a_warning(
         assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
 
 
+def test_statistics_are_estimated_anew_for_each_network_on_its_own_task(
+    zoo_corpus: Corpus, bundle: str, tmp_path: Path
+) -> None:
+    networks = [{"name": "tests.generation.test_write:WithNorm", "width": 5}]
+    with pytest.warns(UnknownLayoutWarning):
+        rows = generate(
+            config(zoo_corpus, bundle, tmp_path / "anew", networks=networks, num=2, block=6, num_unlabelled=10**6)
+        )
+    tasks = {row["task"]: build_task(zoo_corpus.tasks[row["task"]].recipe) for row in rows}
+    assert len(tasks) == 4
+    for row in rows:
+        module = WithNorm(5)
+        module.load_state_dict(load_state_dict(row["path"]), strict=True)
+        hidden_SH = module[0](tasks[row["task"]].train_x_SF)
+        norm = module[1]
+        assert isinstance(norm, nn.BatchNorm1d)
+        torch.testing.assert_close(norm.running_mean, hidden_SH.mean(dim=0), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, hidden_SH.var(dim=0), rtol=1e-2, atol=1e-4)
+    with pytest.raises(ValueError, match="num_unlabelled=1: statistics need at least 2"):
+        GenerateConfig(num_unlabelled=1)
+
+
 def test_a_task_and_an_architecture_of_ones_own_need_no_corpus(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=task.labels_S.numpy())
