@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, TaskFacts
+from raywgen.generation.statistics import some_inputs, with_new_statistics
 from raywgen.generators import Generated, Generator
 from raywgen.tasks import (
     Task,
@@ -59,6 +60,8 @@ class Bench:
         is_shown: Whether no trajectory of the tasks was held out, so that the originals are among the stored ones.
         has_start: Whether the networks share their start, which is then the reference's base.
         stored: The generator's training networks.
+        unlabelled: Training inputs of each task `(S, F)` from which statistics of batch normalisation of candidates are
+            estimated anew; None leaves them as they are.
     """
 
     split: str
@@ -72,6 +75,7 @@ class Bench:
     is_shown: bool
     has_start: bool
     stored: Stored
+    unlabelled: list[Tensor] | None = None
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
         """Class-balanced loss `(T, n)` on the labelled examples of each task."""
@@ -83,6 +87,10 @@ class Bench:
 
     def choose(self, values_TnD: Tensor) -> Tensor:
         """Of each task's candidates the one with the lowest loss on its examples, `(T, D)`."""
+        if self.unlabelled is not None:
+            each = zip(values_TnD, self.unlabelled, strict=True)
+            anew = [with_new_statistics(self.module, self.layout, values_nD, x_SF) for values_nD, x_SF in each]
+            values_TnD = torch.stack(anew)
         best_T = self.example_loss(values_TnD).argmin(dim=1)
         return values_TnD[torch.arange(len(values_TnD)), best_T]
 
@@ -112,8 +120,19 @@ class Bench:
         return torch.cat(scores).view(values_TnD.shape[:2])
 
 
-def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int) -> Bench | None:
-    """Collects everything for one split of tasks and one layout; None where it has no network of such a task."""
+def make_bench(
+    corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int, num_unlabelled: int = 0
+) -> Bench | None:
+    """Collects everything for one split of tasks and one layout; None where it has no network of such a task.
+
+    Args:
+        corpus: Of tasks and networks.
+        layout_id: Of the networks.
+        split: `seen` or `unseen`.
+        reference: Base and scale of the layout.
+        num_tasks: At most.
+        num_unlabelled: Training inputs of each task from which candidates' statistics are estimated anew; 0 for none.
+    """
     network = corpus.networks[layout_id]
     is_shown = split == "seen" and not corpus.select(layout_id=layout_id, split="heldout").num_rows
     originals = split if split != "seen" else "train" if is_shown else "heldout"
@@ -121,13 +140,16 @@ def make_bench(corpus: Corpus, layout_id: str, split: str, reference: WeightRefe
     facts = [task for task in corpus.tasks.values() if task.split == split and task.task_id in named][:num_tasks]
     if not facts:
         return None
+    tasks = [build_task(task.recipe) for task in facts]
+    has_statistics = any("running" in spec.kind for spec in network.layout.generated)
     return Bench(
         split=split,
         network=network.name,
         layout=network.layout,
         module=build_network(network.recipe),
         reference=reference,
-        tasks=[build_task(task.recipe) for task in facts],
+        tasks=tasks,
+        unlabelled=[some_inputs(task, num_unlabelled) for task in tasks] if num_unlabelled and has_statistics else None,
         condition=_condition(facts),
         originals_TD=_originals(corpus, layout_id, originals, [task.task_id for task in facts]),
         is_shown=is_shown,

@@ -23,6 +23,8 @@ class EvaluateConfig:
         gradient_steps: Steps of the baseline that fits the shared start to the labelled examples.
         gradient_learning_rate: Its rate.
         noise: Noise added to a stored network, in standard deviations of each tensor over the corpus.
+        num_unlabelled: Training inputs of each task from which statistics of batch normalisation of all candidates are
+            estimated anew; 0 leaves them as they are. Originals keep theirs.
         seed: Of candidates.
     """
 
@@ -38,10 +40,15 @@ class EvaluateConfig:
     gradient_steps: int = 200
     gradient_learning_rate: float = 3e-3
     noise: float = 0.1
+    num_unlabelled: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.best_of, self.num_tasks, self.gradient_steps, *self.finetune_epochs) < 1:
             raise ValueError("best_of, num_tasks, gradient_steps and finetune_epochs must be at least 1")
+        if self.num_unlabelled < 0 or self.num_unlabelled == 1:
+            raise ValueError(
+                f"num_unlabelled={self.num_unlabelled}: statistics need at least 2 samples; 0 estimates none"
+            )
         if self.temperature < 0 or self.noise < 0:
             raise ValueError("temperature and noise must not be negative")

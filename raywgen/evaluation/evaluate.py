@@ -95,7 +95,12 @@ def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> li
                 "own corpus"
             )
     benches = [
-        (layout_id, make_bench(corpus, layout_id, split, generator.references[layout_id][1], config.num_tasks))
+        (
+            layout_id,
+            make_bench(
+                corpus, layout_id, split, generator.references[layout_id][1], config.num_tasks, config.num_unlabelled
+            ),
+        )
         for split in SPLITS
         for layout_id in corpus.networks
     ]

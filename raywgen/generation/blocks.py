@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from raywgen.corpus import NetworkFacts
 from raywgen.generation.best import generate_best
 from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.statistics import some_inputs
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
-from raywgen.weights import Condition, KeyedNoise, Layout
+from raywgen.weights import Condition, Layout
 
 # A GiB of float32: candidates of a large architecture are written by fewer at once.
 _MOST_VALUES = 1 << 28
-_UNLABELLED_STREAM = 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,9 +181,9 @@ class BlockWriter:
     def _unlabelled(self, task: int) -> Tensor:
         """Inputs of a task; of one of the user's own those of the labelled samples."""
         job = self._job
-        x_SF = build_task(job.recipes[task]).train_x_SF if job.recipes else job.condition.samples_BSF[task]
-        noise = KeyedNoise(job.seed, torch.tensor([task]), _UNLABELLED_STREAM)
-        return x_SF[noise.uniform(len(x_SF))[0].argsort(stable=True)[: job.num_unlabelled]]
+        if not job.recipes:
+            return job.condition.samples_BSF[task]
+        return some_inputs(build_task(job.recipes[task]), job.num_unlabelled, job.seed)
 
     @torch.no_grad()
     def _accuracies(self, values_RD: Tensor, task_R: Tensor, layout: Layout, module: nn.Module) -> Iterator[float]:

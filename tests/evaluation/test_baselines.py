@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
 from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.generation.statistics import some_inputs
 from raywgen.tasks import build_network, build_task
 from raywgen.training.data import measure_references
+from raywgen.weights import Layout
 
 CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
 
@@ -95,3 +100,19 @@ def test_originals_of_seen_tasks_were_never_streamed_to_a_generator(zoo_corpus: 
     trained = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
     assert all(not bool((trained == value_D).all(dim=1).any()) for value_D in seen.originals_TD)
     assert all(build_task(task.recipe).id in seen.stored.task_ids for task in seen.tasks)
+
+
+def test_candidates_may_be_judged_by_statistics_of_the_tasks_own_inputs(bench: Bench) -> None:
+    module = nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    layout = Layout.from_state_dict(module.state_dict())
+    plain_D = layout.flatten(module.state_dict())
+    values_TnD = plain_D + 0.1 * torch.rand(4, 2, len(plain_D), generator=torch.Generator().manual_seed(0))
+    inputs = [some_inputs(task, 100) for task in bench.tasks]
+    assert all(x_SF.shape == (100, 64) and len(x_SF.unique(dim=0)) > 95 for x_SF in inputs)
+    normed = replace(bench, module=module, layout=layout, unlabelled=inputs)
+    chosen_TD = normed.choose(values_TnD)
+    for value_D, x_SF in zip(chosen_TD, inputs, strict=True):
+        state = layout.unflatten(value_D, counters=module.state_dict())
+        hidden_SH = nn.functional.linear(x_SF, state["0.weight"], state["0.bias"])
+        torch.testing.assert_close(state["1.running_mean"], hidden_SH.mean(dim=0), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(replace(normed, unlabelled=None).choose(values_TnD), chosen_TD)
