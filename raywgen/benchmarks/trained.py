@@ -35,7 +35,7 @@ class TrainingConfig(SeededConfig):
 
     Attributes:
         num_workers: Ray Train workers; 0 trains in this process.
-        precision: Of the training of generators; `bf16` takes about half the time where the processor has units for it.
+        precision: Of the training of generators: `fp32`, `bf16`, or `auto`: bf16 where the processor has units for it.
     """
 
     num_workers: int = 2

@@ -54,7 +54,7 @@ def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[
         ],
         recipe=corpus.manifest["recipe"],
         quarantine=corpus.quarantine.to_pylist(),
-        statistics={key: LayoutStatistics.from_json(row) for key, row in corpus.manifest["statistics"].items()},
+        statistics={key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()},
     )
 
 
