@@ -156,8 +156,8 @@ def _chosen(generator: IGPG, corpus: Corpus, split: str, num_networks: int) -> I
 
 def _tasks(rows: pa.Table, corpus: Corpus) -> list[Task]:
     names = rows.column("task_id").to_pylist()
-    if None in names:
-        raise ValueError("checkpoints of the corpus name no task")
+    if not set(names) <= set(corpus.tasks):
+        raise ValueError("checkpoints of the corpus name no task, or one that it does not know")
     return [build_task(corpus.tasks[name].recipe) for name in names]
 
 

@@ -127,7 +127,7 @@ def test_bits_of_scales_are_counted(mode: str, num_scales: int) -> None:
         torch.zeros(1, num_chunks, 8), tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     )
     assert codes_BML.shape == (1, num_chunks, 2)
-    assert tokenizer.bits_per_value(CONVOLUTIONAL) == pytest.approx(codes_BML.numel() * 4 / CONVOLUTIONAL.num_values)
+    assert tokenizer.quantiser.bits_per_vector * num_chunks == pytest.approx(codes_BML.numel() * 4)
     assert tokenizer.mask(CONVOLUTIONAL).sum() == 6 + num_scales + CONVOLUTIONAL.num_values
 
 

@@ -17,6 +17,7 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
 from raywgen.evaluation.report import write_report
 from raywgen.evaluation.tables import print_evaluation
+from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generation.write import GenerateConfig, generate
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import TaskError
@@ -68,6 +69,23 @@ def test_weights_alone_train_what_needs_no_task_and_refuse_the_rest_before_it_be
     assert not Path(run(brought, 2).out).exists()
     launch([run(brought, 0)])
     assert {row["stage"] for row in read_metrics(run(brought, 0).out)} == {"tokenizer", "prior"}
+    report = report_run(run(brought, 0).out)
+    assert report is not None
+    assert report.no_accuracy
+
+
+def test_a_task_that_is_named_but_not_described_is_none(brought: Corpus) -> None:
+    path = Path(brought.location).parent
+    (path / "facts.csv").write_text("path,task_id\n*,digits\n")
+    sources = [str(path / "files")]
+    named = build_corpus(
+        BuildConfig(out=str(path / "named"), sources=sources, facts=str(path / "facts.csv"), distributed=False)
+    )
+    assert set(named.facts.column("task_id").to_pylist()) == {"digits"}
+    launch([run(named, 0)])
+    report = report_run(run(named, 0).out)
+    assert report is not None
+    assert report.no_accuracy
 
 
 def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None:

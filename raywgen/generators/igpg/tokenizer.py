@@ -14,7 +14,6 @@ features, L levels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -143,11 +142,6 @@ class Tokenizer(nn.Module):
         """Chunks before those of the values, which hold scales and means."""
         scaled = self.scaled(layout)
         return 0 if scaled is None else scaled.num_leading
-
-    def bits_per_value(self, layout: Layout) -> float:
-        """Of all tokens, those of the scales among them, on the layout's values."""
-        num_tokens = self.mask(layout).shape[0] * self.config.num_levels
-        return num_tokens * math.log2(self.config.num_codes) / layout.num_values
 
     def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
         mask_BMK = mask_MK.expand_as(latents_BMK)
