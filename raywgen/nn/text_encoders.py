@@ -181,7 +181,7 @@ class HubTextEncoder(nn.Module):
 def _load_hub(told: str) -> tuple[Any, Any]:
     """Tokenizer and model, in eval mode."""
     try:
-        from transformers import AutoModel, AutoTokenizer  # pyright: ignore[reportMissingImports]
+        from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
         raise TextEncoderError(
             f"text_encoder={told} needs transformers; install it by `pip install raywgen[hub]`"

@@ -267,7 +267,7 @@ def _load_import(told: str) -> FrozenEncoder:
 
 def _load_hub(told: str) -> FrozenEncoder:
     try:
-        from transformers import AutoModel  # pyright: ignore[reportMissingImports]
+        from transformers import AutoModel
     except ImportError as error:
         raise EncoderError(f"encoder '{told}' needs transformers; install it by `pip install raywgen[hub]`") from error
     name = told.removeprefix(HUB)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,10 +94,11 @@ def test_without_transformers_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def hub_model(tmp_path: Path) -> str:
     """A small BERT with random values and a vocabulary of letters, in a folder."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "is", "one", "two"]))
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     torch.manual_seed(0)
     config = transformers.BertConfig(**sizes, vocab_size=8, max_position_embeddings=12)
     transformers.BertModel(config).save_pretrained(tmp_path)
@@ -126,6 +128,5 @@ def test_features_of_a_text_are_computed_once(hub_model: str) -> None:
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     with pytest.raises(TextEncoderError, match=r"cannot be loaded.*check the name"):
         build_text_encoder(f"hf:{tmp_path / 'none'}", WIDTH)

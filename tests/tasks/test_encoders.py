@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,9 +182,15 @@ def test_without_transformers_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_vision_model_of_transformers(kind: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     if kind == "vit":
-        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        sizes: dict[str, Any] = {
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 8,
+        }
         config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8)
         model, width = transformers.ViTModel(config), 8
     else:
@@ -205,8 +212,9 @@ def test_a_vision_model_of_transformers(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_pooler_without_values_is_not_used(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     model = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8), add_pooling_layer=False)
     model.save_pretrained(tmp_path)
     x_SF = torch.randn(2, 768)
@@ -216,8 +224,9 @@ def test_a_pooler_without_values_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_text_model_is_refused(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=10)).save_pretrained(tmp_path)
     with pytest.raises(EncoderError, match="takes input_ids, not images; give a vision model"):
         load_encoder(f"hf:{tmp_path}")
