@@ -1,17 +1,17 @@
-"""Published networks through IGPG: coded within a budget of bits, and written again by a prior trained on their tokens.
+"""Published networks: coded within a budget of bits, and written again by an IGPG trained on them.
 
-The code needs no training, so that every network is one it never saw; `heldout` is also unknown to the prior. With one
-network per condition a prior that succeeds has only retrieved: `agreement` and `distance` say how far it did.
+The code needs no training, so that every network is one it never saw; `heldout` is also unknown to IGPG, which is
+trained on a corpus of the others. With one network per condition a generator that succeeds has only retrieved:
+`agreement` and `novelty` say how far it did.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-from torch import Tensor
 
 from raywgen.benchmarks.pretrained_networks import (
     Images,
@@ -22,13 +22,19 @@ from raywgen.benchmarks.pretrained_networks import (
     points,
     read_images,
 )
-from raywgen.benchmarks.pretrained_prior import TokenPrior, TokenPriorConfig, Written, told_of
-from raywgen.benchmarks.recipes import SeededConfig, over_seeds
+from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import TrainingConfig, trained_generators
+from raywgen.corpus import Corpus
+from raywgen.evaluation.novelty import error_overlap
+from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
 from raywgen.generators.codec.report import round_to_nearest, snr_db
+from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig, TokenizerConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
 from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter
+from raywgen.training.session import ray_session
 from raywgen.weights import StateDict
 
 _BESIDE = ("beside_reconstructed", "reconstructed_stored", "reconstructed_reestimated", "round_to_nearest")
@@ -56,14 +62,24 @@ def _beside(folder: str, setting: str, name: str) -> str:
     return str(found[0])
 
 
+def _igpg() -> IGPGConfig:
+    return IGPGConfig(
+        tokenizer=TokenizerConfig(
+            num_steps=50, batch_size=4, chunk_length=64, num_levels=4, num_codes=1024, window=1024
+        ),
+        prior=PriorConfig(num_steps=600, batch_size=4, width=256, num_layers=2, window=256, weight_decay=0.0),
+        functional=FunctionalConfig(num_steps=0),
+    )
+
+
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class Config(TrainingConfig):
     """What is coded, learned and judged.
 
     Attributes:
         dir: Folder of the networks, or one file.
-        heldout: File or folder of networks that the prior never sees; without it the last of `dir` is left out.
-        data: Training images: unlabelled ones for the statistics, labelled ones for the condition. By default
+        heldout: File or folder of networks that IGPG never sees; without it the last of `dir` is left out.
+        data: Training images: unlabelled ones for the statistics, the same with labels for IGPG. By default
             `cifar10-train.parquet` in `dir` or beside it.
         test_data: Test images; by default `cifar10-test.parquet` likewise.
         mean: Of the networks' input normalisation, one a channel.
@@ -74,6 +90,9 @@ class Config(SeededConfig):
         codec: Of `reconstructed`.
         low_bits: Of `snr_gap_db`.
         generator: Tokens and prior of `generated`.
+        sampling: How it writes.
+        temperature: Of its tokens.
+        num_workers: Ray Train workers of its training; 0 trains in this process.
     """
 
     dir: str = ""
@@ -87,7 +106,10 @@ class Config(SeededConfig):
     num_unlabelled: int = 500
     codec: AllocatedConfig = field(default_factory=_codec)
     low_bits: AllocatedConfig = field(default_factory=_low_bits)
-    generator: TokenPriorConfig = field(default_factory=TokenPriorConfig)
+    generator: IGPGConfig = field(default_factory=_igpg)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    temperature: float = 0.0
+    num_workers: int = 0
     out: str = "runs/benchmarks/igpg-pretrained"
 
     def __post_init__(self) -> None:
@@ -110,7 +132,7 @@ class _Data:
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
-    """Codes and judges every network, trains the prior on those that are not held out, and lets it write them."""
+    """Codes and judges every network, trains IGPG on those that are not held out, and lets it write them."""
     root = config.root()
     networks, heldout = chosen_networks(config.dir, config.heldout)
     rows, conditions = [], {}
@@ -163,15 +185,15 @@ def _one_seed(
     figures |= _most_and_means(each)
     with reporter.step("2 bits", "measure held-out networks against the bound"):
         figures |= _at_low_bits(config.low_bits, heldout)
-    generated, written, is_trained = _generated(config, root, networks, data, seed, reporter)
+    generated, written = _generated(config, root, networks, data, seed, reporter)
     conditions = {
         "networks": names,
         "heldout": heldout_names,
         "images": {part: len(getattr(data, part).y_S) for part in ("test", "beside", "train")},
         "each": each,
-        "written": told_of(written),
-        "prior_trained_now": is_trained,
+        "written": written,
         "codec": asdict(config.codec),
+        "generator": asdict(config.generator),
     }
     return figures | generated, conditions
 
@@ -257,34 +279,60 @@ def _at_low_bits(config: AllocatedConfig, heldout: list[Pretrained]) -> dict[str
 
 def _generated(
     config: Config, root: str, networks: list[Pretrained], data: _Data, seed: int, reporter: Reporter
-) -> tuple[dict[str, float], dict[str, Written], bool]:
-    """What the prior writes; its networks' statistics are re-estimated on the unlabelled images."""
-    tokens = TokenPrior(config.generator, networks, data.train, seed)
-    with reporter.step("prior", "train on tokens") as bar:
-        is_trained = tokens.train_or_load(root, bar.update)
-    if not is_trained:
-        reporter.console.print("  a prior of the same recipe is kept; fresh=1 trains it again", highlight=False)
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """What IGPG writes and what its own tokens keep, judged; and what is known of each network that it wrote."""
+    generator, corpus = _trained(config, root, networks, seed)
+    told = {}
     with reporter.step("write", "write networks again") as bar:
-        written, accuracies, limits = {}, [], []
         for index, network in enumerate(networks):
             bar.named(index, len(networks), network.name)
-            written[network.name] = tokens.write(network)
-            accuracies.append(_judged(network, written[network.name].values_D, data))
-            limits.append(_judged(network, tokens.reconstruct(network), data))
-    figures = {
-        "generated": mean(accuracies),
-        "tokens_reconstructed": mean(limits),
-        "generated_distance": mean(one.distance for one in written.values()),
-        "tokens_distance": mean(tokens.distance(network, tokens.reconstruct(network)) for network in networks),
-        "generated_agreement": mean(one.agreement for one in written.values()),
-        "generated_nats_per_token": mean(one.nats_per_token for one in written.values()),
-        "tokens_bits_per_value": config.generator.bits_per_value,
-        **{name: float(value) for name, value in tokens.num_values.items()},
+            written = written_again(generator, corpus, network, config.sampling, config.temperature, seed)
+            told[network.name] = _judged(network, written, data) | written.told
+    figures = {name: mean(row[name] for row in told.values()) for name in told[networks[0].name]}
+    return figures | _igpg_sizes(generator, corpus), told
+
+
+def _trained(config: Config, root: str, networks: list[Pretrained], seed: int) -> tuple[IGPG, Corpus]:
+    task = _task(config)
+    with ray_session() if config.num_workers else nullcontext():
+        corpus = pretrained_corpus(root, networks, task)
+        chosen = {"igpg": ("igpg", config.generator)}
+        generator = trained_generators(config, root, corpus, chosen, shot=0, seed=seed)["igpg"].eval()
+    assert isinstance(generator, IGPG)
+    return generator, corpus
+
+
+def _task(config: Config) -> dict[str, Any]:
+    """What all networks do, on the images by which they are judged."""
+    paths = {"path": str(Path(config.data).absolute()), "test_path": str(Path(config.test_data).absolute())}
+    limits = {"limit": config.num_unlabelled} | ({"test_limit": config.num_beside} if config.num_beside else {})
+    return {"name": "images", **paths, **limits, "channels": len(config.mean), "mean": config.mean, "std": config.std}
+
+
+def _igpg_sizes(generator: IGPG, corpus: Corpus) -> dict[str, float]:
+    """Rate of IGPG's tokens, and how many numbers it holds beside them."""
+    report = tokenizer_report(generator, corpus)
+    num_values = sum(corpus.layout(layout_id).num_values for layout_id in corpus.facts.column("layout_id").to_pylist())
+    return {
+        "igpg_bits_per_value": report.splits[0].bits_per_value,
+        "igpg_snr_db": report.splits[0].snr_db,
+        "igpg_tokens": num_values / report.splits[0].values_per_token,
+        "igpg_codebook_values": float(report.codebook_values),
+        "igpg_decoder_values": float(report.decoder_values),
+        "igpg_prior_values": float(sum(parameter.numel() for parameter in generator.prior.parameters())),
+        "igpg_learned_values": float(num_values),
     }
-    return figures, written, is_trained
 
 
-def _judged(network: Pretrained, values_D: Tensor, data: _Data) -> float:
-    state = network.layout.unflatten(values_D)
-    module = network.module(state | reestimate_statistics(network.module(state), data.train.x_SCHW))
-    return points(module, data.beside)
+def _judged(network: Pretrained, written: Written, data: _Data) -> dict[str, float]:
+    """Points with statistics as they were written and estimated anew; and overlap of the errors with the network's."""
+    row = {}
+    for name, values_D in (("generated", written.values_D), ("igpg_reconstructed", written.reconstructed_D)):
+        state = network.layout.unflatten(values_D)
+        new = state | reestimate_statistics(network.module(state), data.train.x_SCHW)
+        wrong_S = ~correct(network.module(new), data.beside)
+        row[f"{name}_stored"] = points(network.module(state), data.beside)
+        row[f"{name}_reestimated"] = 100 * float((~wrong_S).double().mean())
+        overlap_1 = error_overlap(wrong_S.unsqueeze(0), ~correct(network.module(), data.beside).unsqueeze(0))
+        row[f"{name}_error_overlap"] = float(overlap_1)
+    return row

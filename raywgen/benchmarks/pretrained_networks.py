@@ -1,6 +1,6 @@
 """Published networks by path, and how many images they get right.
 
-Shape legend: S images, C channels, H height, W width.
+Shape legend: S images, C channels, H height, W width, D values of a network.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.tasks.images import load_images, normalise
-from raywgen.tasks.networks.cifar_resnet import CifarResNet
+from raywgen.tasks.networks import build_network
 from raywgen.weights import Layout, StateDict
 from raywgen.weights.files import load_state_dict
 
@@ -32,25 +33,44 @@ class Pretrained:
     """One network.
 
     Attributes:
-        name: Of its file.
+        file: Where it lies.
         depth: Of the ResNet.
         state: Its `state_dict`.
     """
 
-    name: str
+    file: Path
     depth: int
     state: StateDict
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return self.file.stem
 
     @property
     def layout(self) -> Layout:
         """Of the `state_dict`."""
         return Layout.from_state_dict(self.state)
 
-    def module(self, state: Mapping[str, Tensor] | None = None) -> CifarResNet:
+    @property
+    def values_D(self) -> Tensor:
+        """Its flat vector."""
+        return self.layout.flatten(self.state)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What `build_network` takes."""
+        return {
+            "name": "cifar-resnet",
+            "depth": self.depth,
+            "widths": [self.state[f"layer{stage}.0.conv1.weight"].shape[0] for stage in (1, 2, 3)],
+            "num_classes": self.state["linear.weight"].shape[0],
+            "in_channels": self.state["conv1.weight"].shape[1],
+        }
+
+    def module(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The network, with its own weights or other ones."""
-        widths = [self.state[f"layer{stage}.0.conv1.weight"].shape[0] for stage in (1, 2, 3)]
-        num_classes, in_channels = self.state["linear.weight"].shape[0], self.state["conv1.weight"].shape[1]
-        module = CifarResNet(self.depth, widths, num_classes, in_channels)
+        module = build_network(self.recipe)
         given = dict(self.state if state is None else state)
         # Old checkpoints have no counters of batches, and inference does not ask for them.
         counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
@@ -80,7 +100,7 @@ def _read(file: Path) -> Pretrained:
             f"{file}: no CIFAR ResNet; its keys should be conv1, bn1, layer1.0.conv1 ... layer3, linear, and begin "
             f"with {', '.join(list(state)[:3])}"
         )
-    network = Pretrained(name=file.stem, depth=6 * (max(blocks) + 1) + 2, state=state)
+    network = Pretrained(file=file, depth=6 * (max(blocks) + 1) + 2, state=state)
     try:
         network.module()
     except (RuntimeError, KeyError) as error:
@@ -94,10 +114,6 @@ class Images:
 
     x_SCHW: Tensor
     y_S: Tensor
-
-    def first(self, num: int) -> Images:
-        """The first `num`."""
-        return Images(x_SCHW=self.x_SCHW[:num], y_S=self.y_S[:num])
 
 
 def read_images(path: str, num: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> Images:

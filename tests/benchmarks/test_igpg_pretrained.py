@@ -1,8 +1,9 @@
-"""The arithmetic of `igpg-pretrained`: networks by path, tokens that know the layout alone, a blind prior."""
+"""The parts of `igpg-pretrained`: networks by path, a corpus of them, and what an IGPG trained on it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 
 from raywgen.benchmarks.igpg_pretrained import Config, chosen_networks
 from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedError, find_networks, points
-from raywgen.benchmarks.pretrained_prior import TokenPrior, TokenPriorConfig, rate_at
-from raywgen.generators.igpg import PriorConfig
-from raywgen.nn.quantisers import ResidualConfig
-from raywgen.tasks.networks.cifar_resnet import CifarResNet
+from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
+from raywgen.benchmarks.trained import TrainingConfig, trained_generators
+from raywgen.corpus import Corpus, verify_corpus
+from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig, TokenizerConfig
+from raywgen.tasks.networks import CifarResNet, build_network
 from raywgen.weights import save_state_dict
 
 WIDTHS = (2, 4, 4)
+TASK = {"name": "images", "path": "digits", "limit": 20}
 
 
 def save(folder: Path, name: str, depth: int = 8, seed: int = 0, prefix: str = "") -> Mapping[str, Tensor]:
@@ -32,10 +35,17 @@ def images(num: int = 20) -> Images:
     return Images(x_SCHW=torch.randn(num, 3, 32, 32, generator=generator), y_S=torch.arange(num) % 10)
 
 
-def token_prior(networks: list[Pretrained], num_steps: int = 300) -> TokenPrior:
-    tokens = ResidualConfig(num_levels=2, num_codes=8, beam=1)
-    prior = PriorConfig(num_steps=num_steps, batch_size=8, width=32, num_layers=1, window=16, learning_rate=1e-2)
-    return TokenPrior(TokenPriorConfig(chunk_length=8, tokens=tokens, prior=prior), networks, images(), seed=0)
+def written(root: Path, network: Pretrained, corpus: Corpus, num_steps: int) -> Written:
+    """By an IGPG trained for so long, or one kept from before."""
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=1, batch_size=4, chunk_length=8, num_levels=2, num_codes=8, width=8),
+        prior=PriorConfig(num_steps=num_steps, batch_size=8, width=32, num_layers=1, window=16, learning_rate=1e-2),
+        functional=FunctionalConfig(num_steps=0),
+    )
+    config = TrainingConfig(num_workers=0)
+    generator = trained_generators(config, str(root / "kept"), corpus, {"igpg": ("igpg", igpg)}, shot=0, seed=0)["igpg"]
+    assert isinstance(generator, IGPG)
+    return written_again(generator.eval(), corpus, network, SamplingConfig(decoding="tokens"), 0.0, seed=0)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -102,29 +112,39 @@ def test_points_count_correct_images() -> None:
     assert points(Third(), images(600)) == pytest.approx(10.0)
 
 
-def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [rate_at(step, 100, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) < 1
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < 1e-3
-
-
-def test_a_prior_learns_tokens_and_writes_without_seeing_them(tmp_path: Path) -> None:
-    save(tmp_path, "a")
+def test_networks_are_a_corpus_that_says_what_each_is(tmp_path: Path) -> None:
+    states = {
+        "a": save(tmp_path, "a", 8, prefix="module."),
+        "b": save(tmp_path, "b", 20),
+        "c": save(tmp_path, "c", 8, 1),
+    }
     networks = find_networks(str(tmp_path))
-    made = token_prior(networks)
-    before = made.write(networks[0])
-    assert made.train_or_load(str(tmp_path / "kept"), lambda done, total: None)
-    after = made.write(networks[0])
+    corpus = pretrained_corpus(str(tmp_path / "kept"), networks, TASK)
+    assert not verify_corpus(corpus.location)
+    assert "a, a ResNet of depth 8 with" in corpus.tasks["a"].instruction
+    assert len({corpus.tasks[name].instruction for name in "abc"}) == 3
+    for network in networks:
+        rows = corpus.select(task_id=network.name)
+        assert rows.column("layout_id").to_pylist() == [network.layout.id]
+        assert torch.equal(corpus.values(rows)[0], network.layout.flatten(network.state))
+        facts = corpus.networks[network.layout.id]
+        module = build_network(facts.recipe)
+        module.load_state_dict(states[network.name])
+    assert pretrained_corpus(str(tmp_path / "kept"), networks, TASK).location == corpus.location
+    save(tmp_path, "b", 20, seed=1)
+    assert pretrained_corpus(str(tmp_path / "kept"), find_networks(str(tmp_path)), TASK).location != corpus.location
+
+
+def test_a_network_is_learned_by_heart_and_written_without_being_seen(tmp_path: Path) -> None:
+    save(tmp_path, "a")
+    (network,) = find_networks(str(tmp_path))
+    corpus = pretrained_corpus(str(tmp_path / "kept"), [network], TASK)
+    before, after = (written(tmp_path, network, corpus, num_steps) for num_steps in (1, 300))
     # Two levels of 8 codes: a uniform guess costs log 8 = 2.08 nats.
-    assert after.nats_per_token < before.nats_per_token - 1.5
-    assert before.agreement < 0.5
-    # So small a network is learned by heart; what is written is then what the tokens hold.
-    assert after.agreement == 1
-    assert torch.equal(after.values_D, made.reconstruct(networks[0]))
-    assert after.distance == made.distance(networks[0], made.reconstruct(networks[0])) < before.distance
-    kept = token_prior(networks)
-    assert not kept.train_or_load(str(tmp_path / "kept"), lambda done, total: None)
-    kept._codes = {name: torch.zeros_like(codes_ML) for name, codes_ML in kept._codes.items()}
-    assert torch.equal(kept.write(networks[0]).values_D, after.values_D)
+    assert after.told["generated_nats_per_token"] < before.told["generated_nats_per_token"] - 1.5
+    assert before.told["generated_agreement"] < 0.5 < after.told["generated_agreement"]
+    # So small a network is learned to the last token; what is written is then what the tokens hold.
+    assert torch.equal(after.values_D, after.reconstructed_D)
+    assert after.told["generated_novelty"] < before.told["generated_novelty"]
+    other = replace(network, state={name: torch.zeros_like(value) for name, value in network.state.items()})
+    assert torch.equal(written(tmp_path, other, corpus, 300).values_D, after.values_D)

@@ -1,0 +1,108 @@
+"""Published networks as a corpus, one IGPG trained on it as on any other, and each network written again.
+
+Each network has a task of its own, which differs from the others' in what is said of the network alone. So there is one
+network for a condition, and a generator that succeeds has retrieved it: `agreement` and `novelty` say how far it did.
+
+Shape legend: D values of a network, R stored networks of its layout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from raywgen.benchmarks.pretrained_networks import Pretrained
+from raywgen.benchmarks.recipes import folder_of
+from raywgen.corpus import Corpus
+from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.evaluation.novelty import distances
+from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.tasks import build_task
+from raywgen.weights import Condition, KeyedNoise
+from raywgen.zoo.describe import describe_corpus
+
+
+def pretrained_corpus(root: str, networks: Sequence[Pretrained], task: Mapping[str, Any]) -> Corpus:
+    """What `raywgen corpus build` and `raywgen corpus describe` make of networks, kept under a hash of its recipe.
+
+    Args:
+        root: Of all parts.
+        networks: Their files; each one's name is that of its task.
+        task: Recipe of what all of them do, with paths that any process can read.
+    """
+    told = {network.name: dict(task) | {"instruction": instruction(network, task)} for network in networks}
+    sums = {str(network.file): float(network.values_D.double().square().sum()) for network in networks}
+    folder = folder_of(root, "corpus", {"tasks": told, "networks": sums})
+    facts = Path(f"{folder}-facts.json")
+    facts.parent.mkdir(parents=True, exist_ok=True)
+    facts.write_text(json.dumps([_facts(network) for network in networks]))
+    files = [str(network.file.absolute()) for network in networks]
+    corpus = build_corpus(BuildConfig(out=folder, sources=files, facts=str(facts), distributed=False))
+    recipes = {corpus.networks[network.layout.id].name: network.recipe for network in networks}
+    said = Path(f"{folder}-networks.yaml")
+    said.write_text(yaml.safe_dump({"tasks": told, "networks": recipes}))
+    return describe_corpus(corpus.location, str(said))
+
+
+def instruction(network: Pretrained, task: Mapping[str, Any]) -> str:
+    """Name, architecture and data of a network in words."""
+    question = build_task(task).instruction
+    return f"{network.name}, a ResNet of depth {network.depth} with {network.layout.num_values} values: {question}"
+
+
+def _facts(network: Pretrained) -> dict[str, str]:
+    architecture = f"resnet{network.depth}"
+    return {"path": str(network.file.absolute()), "architecture": architecture, "task_id": network.name}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """One network that a generator wrote.
+
+    Attributes:
+        values_D: Flat vector.
+        reconstructed_D: The stored network through the generator's own tokens.
+        told: By name of figure: the share of its tokens that are the stored network's; its distance to the nearest
+            stored network of its layout, root mean square in standard deviations of each tensor, 0 of a copy; and the
+            mean negative log-probability of the stored network's tokens, in nats.
+    """
+
+    values_D: Tensor
+    reconstructed_D: Tensor
+    told: dict[str, float]
+
+
+@torch.no_grad()
+def written_again(
+    generator: IGPG, corpus: Corpus, network: Pretrained, sampling: SamplingConfig, temperature: float, seed: int
+) -> Written:
+    """Writes a network of the corpus, told its facts and labelled images; nothing of its weights is seen."""
+    layout, task = network.layout, corpus.tasks[network.name]
+    condition = Condition(
+        instructions=(task.instruction,),
+        samples_BSF=task.samples_SF.unsqueeze(0),
+        labels_BS=task.labels_S.unsqueeze(0),
+    )
+    noise = KeyedNoise(seed, torch.arange(1))
+    made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
+    stored_1D = network.values_D.unsqueeze(0)
+    tokens_1ML = generator.tokens(stored_1D, layout)
+    log_prob_1 = generator.log_prob(stored_1D, condition, layout, sampling)
+    stored_RD = corpus.values(corpus.select(layout_id=layout.id))
+    apart_1R = distances(made.values_BD, stored_RD, generator.references[layout.id][1])
+    return Written(
+        values_D=made.values_BD[0],
+        reconstructed_D=generator.reconstruct(stored_1D, layout)[0],
+        told={
+            "generated_agreement": float((generator.tokens(made.values_BD, layout) == tokens_1ML).double().mean()),
+            "generated_novelty": float(apart_1R.min()),
+            "generated_nats_per_token": -float(log_prob_1) / tokens_1ML.numel(),
+        },
+    )
