@@ -92,20 +92,33 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head_width = width // num_heads
 
-    def forward(self, x_BTH: Tensor, cache: KeyValueCache | None = None, is_seen_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTH: Tensor,
+        cache: KeyValueCache | None = None,
+        is_seen_BT: Tensor | None = None,
+        num_common: int | None = None,
+    ) -> Tensor:
         """Hidden states `(B, T, H)`; with a cache, `x_BTH` continues what the cache holds.
 
         Args:
             x_BTH: Inputs.
             cache: Of a causal one.
             is_seen_BT: Which positions may be seen, bool, of one that is not causal; at least one of each sequence.
+            num_common: Of a causal one without a cache: every position after so many stands where the first of them
+                does, and sees no other of them. They are as many sequences that begin alike, at the cost of one.
         """
         # Sums over layers stay in the parameters' precision, also where products are taken in a lower one.
         x_BTH = x_BTH.to(self.norm.weight.dtype)
-        start = 0 if cache is None else cache.length
-        rotation = _rotation(start, x_BTH.shape[1], self.head_width, x_BTH.device)
+        start, length, mask_TT = 0 if cache is None else cache.length, x_BTH.shape[1], None
+        rotation = _rotation(start, length, self.head_width, x_BTH.device)
+        if num_common is not None:
+            assert cache is None, "a cache holds one sequence a row"
+            place_T = torch.arange(length, device=x_BTH.device)
+            mask_TT = (place_T < num_common).expand(length, -1).tril() | (place_T == place_T.unsqueeze(1))
+            rotation = tuple(part[place_T.clamp(max=num_common)] for part in rotation)
         for layer, block in enumerate(self.blocks):
-            x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT)
+            x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT, mask_TT)
         if cache is not None:
             cache.length += x_BTH.shape[1]
         return self.norm(x_BTH)
@@ -138,6 +151,7 @@ class _Block(nn.Module):
         cache: KeyValueCache | None,
         layer: int,
         is_seen_BT: Tensor | None = None,
+        mask_TT: Tensor | None = None,
     ) -> Tensor:
         heads_BATE = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (-1, x_BTH.shape[-1] // self.num_heads))
         heads_BATE = heads_BATE.transpose(1, 2)
@@ -145,14 +159,16 @@ class _Block(nn.Module):
         query, key = _rotate(query, rotation), _rotate(key, rotation)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mixed = self._attend(query, key, value, is_seen_BT)
+        mixed = self._attend(query, key, value, is_seen_BT, mask_TT)
         x_BTH = x_BTH + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
         return x_BTH + self.dropout(self.mlp(self.mlp_norm(x_BTH)))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, is_seen_BT: Tensor | None) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, is_seen_BT: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         """Attention of the last positions to all, in the keys' dtype."""
         num_new, num_all = query.shape[2], key.shape[2]
-        is_causal, mask = self.is_causal and num_new > 1, None
+        is_causal = self.is_causal and num_new > 1 and mask is None
         if is_causal and num_new < num_all:
             # What `is_causal` masks is aligned with the first key, a continuation with the last one.
             mask = torch.ones(num_new, num_all, dtype=torch.bool, device=query.device).tril(num_all - num_new)

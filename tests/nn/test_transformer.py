@@ -133,3 +133,14 @@ def test_gradients_reach_every_parameter(x_BTH: Tensor) -> None:
     transformer = Transformer(WIDTH, num_layers=2, num_heads=2)
     transformer(x_BTH).square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in transformer.parameters())
+
+
+def test_positions_after_a_common_beginning_are_sequences_of_their_own() -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(width=16, num_layers=2, num_heads=2).double()
+    x_BTH = torch.randn(3, 2 + 5, 16, dtype=torch.float64)
+    together_BTH = transformer(x_BTH, num_common=2)
+    torch.testing.assert_close(together_BTH[:, :2], transformer(x_BTH[:, :2]))
+    for place in range(2, 7):
+        alone_BTH = transformer(x_BTH[:, [0, 1, place]])
+        torch.testing.assert_close(together_BTH[:, place], alone_BTH[:, 2])

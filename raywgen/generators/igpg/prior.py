@@ -96,6 +96,18 @@ class Prior(nn.Module):
         inputs_BWH = self.told(prefix_BTH, self.place(places_WG)) + self.previous(before_BWK)
         return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1))[:, prefix_BTH.shape[1] :]
 
+    def states_alone(self, prefix_BTH: Tensor, places_BWG: Tensor) -> Tensor:
+        """States `(B, W, H)` of chunks each of which is a window of its own, all of a row at the cost of one window.
+
+        Args:
+            prefix_BTH: Condition tokens.
+            places_BWG: Of the chunks.
+        """
+        num_told = prefix_BTH.shape[1]
+        nothing_K = prefix_BTH.new_zeros(self.previous.in_features)
+        inputs_BWH = self.told(prefix_BTH, self.place(places_BWG)) + self.previous(nothing_K)
+        return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1), num_common=num_told)[:, num_told:]
+
     def hidden(
         self,
         codes_BML: Tensor,

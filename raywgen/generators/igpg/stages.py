@@ -55,10 +55,8 @@ def _mixed_log_likelihood(
         rest_B = ~is_alone_B
         total = total + _log_likelihood(prior, prefix_BTH[rest_B], places_BWG[rest_B], codes_BWL[rest_B], rvq).sum()
     if bool(is_alone_B.any()):
-        alone_N1G = places_BWG[is_alone_B].flatten(0, 1).unsqueeze(1)
-        alone_N1L = codes_BWL[is_alone_B].flatten(0, 1).unsqueeze(1)
-        prefix_NTH = prefix_BTH[is_alone_B].repeat_interleave(codes_BWL.shape[1], dim=0)
-        total = total + _log_likelihood(prior, prefix_NTH, alone_N1G, alone_N1L, rvq).sum()
+        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], places_BWG[is_alone_B])
+        total = total + prior.head.log_likelihood(hidden_BWH, codes_BWL[is_alone_B], rvq).sum()
     return total
 
 
