@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Written:
     Attributes:
         values_D: Flat vector.
         reconstructed_D: The stored network through the generator's own tokens.
-        told: By name of figure: the share of its tokens that are the stored network's; its distance to the nearest
+        told: By name of figure: the share of tokens drawn that are the stored network's; its distance to the nearest
             stored network of its layout, root mean square in standard deviations of each tensor, 0 of a copy; and the
             mean negative log-probability of the stored network's tokens, in nats.
     """
@@ -90,8 +90,17 @@ def written_again(
         samples_BSF=task.samples_SF.unsqueeze(0),
         labels_BS=task.labels_S.unsqueeze(0),
     )
-    noise = KeyedNoise(seed, torch.arange(1))
+    tokenizer, noise = generator.tokenizer, KeyedNoise(seed, torch.arange(1))
     made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
+    # Not those that the written weights would be encoded to: decoding and encoding again changes many.
+    rollout = generator.prior.rollout(
+        condition,
+        tokenizer.places(layout),
+        tokenizer.quantiser,
+        KeyedNoise(seed, torch.arange(1)),
+        temperature,
+        replace(sampling, decoding="tokens"),
+    )
     stored_1D = network.values_D.unsqueeze(0)
     tokens_1ML = generator.tokens(stored_1D, layout)
     log_prob_1 = generator.log_prob(stored_1D, condition, layout, sampling)
@@ -101,7 +110,7 @@ def written_again(
         values_D=made.values_BD[0],
         reconstructed_D=generator.reconstruct(stored_1D, layout)[0],
         told={
-            "generated_agreement": float((generator.tokens(made.values_BD, layout) == tokens_1ML).double().mean()),
+            "generated_agreement": float((rollout.codes_BML == tokens_1ML).double().mean()),
             "generated_novelty": float(apart_1R.min()),
             "generated_nats_per_token": -float(log_prob_1) / tokens_1ML.numel(),
         },
