@@ -23,6 +23,7 @@ from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import ENCODER, build_generator
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
+from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, knows_tasks, measure_references
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
@@ -55,11 +56,13 @@ def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None
     Raises:
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
         CorpusError: The corpus cannot be read.
+        ClusterError: The cluster has no room for the workers and never will.
     """
     _check(configs)
     left = [config for config in configs if not _is_done(config)]
     if not left:
         return
+    _refuse_misfit(left[0])
     corpus = Corpus.open(left[0].corpus)
     references, data = measure_references(corpus), data_spec(corpus)
     if not knows_tasks(corpus):
@@ -94,6 +97,15 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                     f"batch_size={batch_size} does not divide among num_workers={config.num_workers}; "
                     "give a multiple, so that every worker takes an equal part"
                 )
+
+
+def _refuse_misfit(config: TrainConfig) -> None:
+    if config.num_workers == 0:
+        return
+    import ray
+
+    if ray.is_initialized():
+        check_run(config, connected_nodes(worker_bundles(config)))
 
 
 def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:

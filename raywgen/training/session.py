@@ -8,12 +8,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raywgen.training.reach import ClusterError, check_address
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here and stops it afterwards.
 
-    A session that is there already, as in tests and in jobs, is used and left running.
+    A session that is there already, as in tests, is used and left running.
+
+    Raises:
+        ClusterError: Nobody answers at `RAY_ADDRESS`, or the cluster refuses the token; within seconds.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -24,8 +29,12 @@ def ray_session() -> Iterator[None]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR)
+        if address := os.environ.get("RAY_ADDRESS"):
+            check_address(address)
+            try:
+                ray.init(logging_level=logging.ERROR)
+            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+                raise ClusterError(f"cannot join the Ray cluster of RAY_ADDRESS={address}: {error}") from error
         else:
             # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
             num_cpus = max(2, os.cpu_count() or 1)
