@@ -27,6 +27,7 @@ SCHEMAS = {
     "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
     "select": "raywgen.evaluation.select:SelectConfig",
     "finetune": "raywgen.evaluation.finetune:FinetuneConfig",
+    "cluster render": "raywgen.cluster:RenderConfig",
 }
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
@@ -41,7 +42,8 @@ class SettingsCommand(TyperCommand):
         super().format_help(ctx, formatter)
         module, _, name = SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
         schema = getattr(importlib.import_module(module), name)
-        _print_settings(schema, "Settings, given as key=value")
+        prefix = "cluster." if name == "RenderConfig" else ""
+        _print_settings(schema, "Settings, given as key=value", prefix)
         if name == "TrainConfig":
             from raywgen.generators import METHODS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 _TIMEOUT_SECONDS = 5.0
@@ -31,8 +32,8 @@ def check_address(address: str) -> None:
     check_token_file()
     if address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"RAY_ADDRESS={address} is a dashboard: send the command there by `raywgen job submit --address {address}`, "
-            "or give RAY_ADDRESS as host:port of the head node (port 6379 by default)"
+            f"RAY_ADDRESS={address} is a dashboard: send the command by `raywgen job submit --address {address}`, or "
+            "give RAY_ADDRESS as host:port of the head node (port 6379 by default)"
         )
     if "://" in address:
         check_port(address)
@@ -93,10 +94,11 @@ def _check_head(address: str) -> None:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+    messages: Any = gcs_service_pb2
     channel = init_grpc_channel(address)
     try:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        stub.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=_TIMEOUT_SECONDS)
+        stub.GetClusterId(messages.GetClusterIdRequest(), timeout=_TIMEOUT_SECONDS)
     except grpc.RpcError as error:
         # Every error of a call that was made is a call too; only the base class does not say so.
         code = error.code() if isinstance(error, grpc.Call) else None

@@ -23,6 +23,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -33,7 +34,7 @@ def ray_session() -> Iterator[None]:
             check_address(address)
             try:
                 ray.init(logging_level=logging.ERROR)
-            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            except (ConnectionError, AuthenticationError) as error:
                 raise ClusterError(f"cannot join the Ray cluster of RAY_ADDRESS={address}: {error}") from error
         else:
             # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
