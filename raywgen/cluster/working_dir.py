@@ -61,7 +61,7 @@ def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB) -> int:
 
 
 def _parts(files: dict[str, int]) -> Counter[str]:
-    """Sizes by top-level entry, or by the one below where a single entry holds nearly all."""
+    """Sizes by the first two levels of folders."""
     parts: Counter[str] = Counter()
     for name, size in files.items():
         head, _, rest = name.partition("/")
