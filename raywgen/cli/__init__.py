@@ -24,6 +24,7 @@ from raywgen.cli.settings import (
     split_config,
     zoo_recipes,
 )
+from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
@@ -36,6 +37,7 @@ app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(use_app)
+app.command(cls=SettingsCommand)(tune)
 
 
 def main() -> None:

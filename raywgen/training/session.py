@@ -10,10 +10,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here and stops it afterwards.
 
     A session that is there already, as in tests and in jobs, is used and left running.
+
+    Args:
+        spare: Logical CPUs beyond those of this machine, for what mostly waits.
+        dashboard: Start Ray's dashboard, whose state API cleans up after training workers that were stopped.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -31,8 +35,8 @@ def ray_session() -> Iterator[None]:
             num_cpus = max(2, os.cpu_count() or 1)
             ray.init(
                 address="local",
-                num_cpus=num_cpus + 1,
-                include_dashboard=False,
+                num_cpus=num_cpus + spare,
+                include_dashboard=dashboard,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
