@@ -63,6 +63,8 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     with only_one(Path(settings.out) / "lock", f"a search in {config.out}"):
         _keep_config(config)
         workers = pipeline.base.train.num_workers
+        if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
+            return _finish(pipeline, config)
         # A machine that can train can tune: what waits for workers takes logical CPUs beyond its own.
         spare = 0 if workers == 0 else cpus_of_trial(workers) - workers
         with ray_session(spare, dashboard=workers > 0):

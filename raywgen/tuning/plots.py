@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from raywgen.evaluation.plots import ACCENT, INK, LINE, MUTED, NARROW, PAPER, new_axes, responsive, svg
 from raywgen.tuning.results import TrialRow
@@ -116,6 +116,8 @@ def _scale(axes: Axes, knob: Knob) -> None:
         return
     if knob.kind == "loguniform":
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         edge = (knob.high / knob.low) ** _MARGIN
         axes.set(xlim=(knob.low / edge, knob.high * edge))
