@@ -27,6 +27,7 @@ from raywgen.cli.settings import (
     split_config,
     zoo_recipes,
 )
+from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
@@ -42,6 +43,7 @@ app.add_typer(job_app, name="job")
 app.add_typer(cluster_app, name="cluster")
 app.command("status")(run_status_command)
 app.add_typer(use_app)
+app.command(cls=SettingsCommand)(tune)
 
 
 def main() -> None:

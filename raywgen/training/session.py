@@ -12,10 +12,14 @@ from raywgen.training.reach import ClusterError, check_address
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here and stops it afterwards.
 
     A session that is there already, as in tests, is used and left running.
+
+    Args:
+        spare: Logical CPUs beyond those of this machine, for what mostly waits.
+        dashboard: Start Ray's dashboard, whose state API cleans up after training workers that were stopped.
 
     Raises:
         ClusterError: Nobody answers at `RAY_ADDRESS`, or the cluster refuses the token; within seconds.
@@ -41,8 +45,8 @@ def ray_session() -> Iterator[None]:
             num_cpus = max(2, os.cpu_count() or 1)
             ray.init(
                 address="local",
-                num_cpus=num_cpus + 1,
-                include_dashboard=False,
+                num_cpus=num_cpus + spare,
+                include_dashboard=dashboard,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
