@@ -94,7 +94,7 @@ def run_until_stopped(cluster: LocalCluster, run: list[str], at_least: int) -> t
     ((status, text),) = cluster.raywgen(["job", "submit", "--no-wait", "train", *run])
     assert status == 0, text
     (job_id,) = set(re.findall(r"raysubmit_\w+", text))
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while newest_step(out) < at_least:
         assert time.monotonic() < deadline, cluster.raywgen(["job", "logs", job_id])
         time.sleep(0.5)
