@@ -21,7 +21,7 @@ from raywgen.tuning.locks import only_one
 from raywgen.tuning.pipeline import Pipeline
 from raywgen.tuning.population import check_knobs, check_stage, make_scheduler
 from raywgen.tuning.report import write_report
-from raywgen.tuning.resources import check_resources, cluster_nodes, cpus_of_trial
+from raywgen.tuning.resources import check_resources, cluster_nodes
 from raywgen.tuning.results import (
     TrialRow,
     TrialState,
@@ -65,9 +65,8 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
             return _finish(pipeline, config)
-        # A machine that can train can tune: what waits for workers takes logical CPUs beyond its own.
-        spare = 0 if workers == 0 else cpus_of_trial(workers) - workers
-        with ray_session(spare, dashboard=workers > 0):
+        # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
+        with ray_session(2 if workers else 0, dashboard=workers > 0):
             at_once = check_resources(cluster_nodes(), pipeline.base.train, config.max_concurrent)
             _prepare_first(pipeline, settings, reporter)
             log = SearchLog(settings.out)
@@ -164,8 +163,13 @@ def _member_value(members: dict[str, dict[str, Any]], key: str, spec: Any) -> An
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Without Ray's own tables and loggers, and with trials in the folder that the search was started in."""
-    told = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+    """Without Ray's own tables and loggers, trials in the folder that the search was started in, Ctrl-C its end."""
+    told = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     logger = logging.getLogger("ray.tune")
