@@ -38,13 +38,20 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
     return merge_config(schema, [*given, ("the command line", _parse_overrides(overrides))])
 
 
-def merge_config(schema: type[ConfigT], given: Sequence[tuple[str, dict[str, Any]]]) -> ConfigT:
-    """Merges defaults and nested mappings, later ones over earlier ones; each comes with a name for messages.
+def merge_config(
+    schema: type[ConfigT], given: Sequence[tuple[str, dict[str, Any]]], base: ConfigT | None = None
+) -> ConfigT:
+    """Merges nested mappings, later ones over earlier ones; each comes with a name for messages.
+
+    Args:
+        schema: As of `load_config`.
+        given: Names and mappings.
+        base: What they are merged over; the defaults by default.
 
     Raises:
         ConfigError: As `load_config`.
     """
-    node = OmegaConf.structured(schema)
+    node = OmegaConf.structured(schema if base is None else base)
     for source, content in given:
         _check_keys(schema, content, source)
         for key, value in content.items():

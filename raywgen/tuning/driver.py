@@ -21,10 +21,11 @@ from raywgen.tuning.locks import only_one
 from raywgen.tuning.pipeline import Pipeline
 from raywgen.tuning.population import check_knobs, check_stage, make_scheduler
 from raywgen.tuning.report import write_report
-from raywgen.tuning.resources import check_resources, cluster_nodes, cpus_of_trial
+from raywgen.tuning.resources import check_resources, cluster_nodes
 from raywgen.tuning.results import (
     TrialRow,
     TrialState,
+    TuneError,
     TuneResult,
     best_row,
     row_of,
@@ -32,6 +33,7 @@ from raywgen.tuning.results import (
     write_table,
 )
 from raywgen.tuning.search import COMPLETE, SUGGEST, RecordedASHA, RecordedSearch, SearchLog, population
+from raywgen.tuning.space import Values
 from raywgen.tuning.tensorboard import write_tensorboard
 from raywgen.tuning.trial import plan_of, prepare, run_trial, settings_everywhere
 
@@ -65,9 +67,8 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
             return _finish(pipeline, config)
-        # A machine that can train can tune: what waits for workers takes logical CPUs beyond its own.
-        spare = 0 if workers == 0 else cpus_of_trial(workers) - workers
-        with ray_session(spare, dashboard=workers > 0):
+        # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
+        with ray_session(2 if workers else 0, dashboard=workers > 0):
             at_once = check_resources(cluster_nodes(), pipeline.base.train, config.max_concurrent)
             _prepare_first(pipeline, settings, reporter)
             log = SearchLog(settings.out)
@@ -77,7 +78,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
                 f"[bold]tune[/bold]: {config.num_trials} trials, {at_once} at once, into {config.out}", highlight=False
             )
             with table.shown({name: name in over for name in log.names(SUGGEST)}):
-                _run(pipeline, settings, log, at_once, table)
+                _run(pipeline, settings, at_once, table)
     return _finish(pipeline, config)
 
 
@@ -107,41 +108,54 @@ def _prepare_first(pipeline: Pipeline, settings: TuneConfig, reporter: Reporter)
         check_stage(pipeline, plan)
 
 
-def _run(pipeline: Pipeline, settings: TuneConfig, log: SearchLog, at_once: int, table: LiveTable) -> None:
+def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> None:
+    """To the end of the search; where Ray Tune itself breaks for want of memory, it goes on, as after any interruption.
+
+    Raises:
+        TuneError: It broke too often.
+    """
+    import ray
+
+    for _ in range(1 + _MOST_FAILURES):
+        try:
+            with _quiet_tune():
+                shutil.rmtree(Path(settings.out) / _RAY, ignore_errors=True)
+                tuner = _tuner(pipeline, settings, at_once, table)
+                if tuner is not None:
+                    tuner.fit()
+            return
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+                raise
+    raise TuneError(
+        f"{settings.out}: trials were stopped {1 + _MOST_FAILURES} times since the memory of their node ran out; set "
+        f"max_concurrent below {at_once}, or make the trials smaller, and give the same command again"
+    )
+
+
+def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> Any:
+    """Ray's, for what is left of the search; None where nothing is."""
     from ray import tune as ray_tune
 
-    shutil.rmtree(Path(settings.out) / _RAY, ignore_errors=True)
+    log = SearchLog(settings.out)
     search: dict[str, Any]
     space: dict[str, Any] | None = None
     if settings.scheduler == "pbt":
-        members = population(settings, pipeline.knobs, log)
-        rungs = len(settings.rungs)
-        states = {name: TrialState.load(trial_folder(settings.out, name)) for name in members}
-        left = {
-            name: values
-            for name, values in members.items()
-            if (state := states[name]) is None or row_of(state, rungs, False).status == "unfinished"
-        }
+        left = _left_of(population(settings, pipeline.knobs, log), settings)
         if not left:
-            return
-        space = {
-            "trial": ray_tune.grid_search(list(left)),
-            "is_told": True,
-            "knobs": {
-                knob.key: ray_tune.sample_from(partial(_member_value, left, knob.key)) for knob in pipeline.knobs
-            },
-        }
+            return None
+        values = {knob.key: ray_tune.sample_from(partial(_member_value, left, knob.key)) for knob in pipeline.knobs}
+        space = {"trial": ray_tune.grid_search(list(left)), "is_told": True, "knobs": values}
         search = {"scheduler": make_scheduler(settings, pipeline.knobs), "num_samples": 1}
     else:
-        searcher = RecordedSearch(settings, pipeline.knobs, log)
-        search = {"search_alg": searcher, "num_samples": -1}
+        search = {"search_alg": RecordedSearch(settings, pipeline.knobs, log), "num_samples": -1}
         if settings.scheduler == "asha":
             search["scheduler"] = RecordedASHA(settings, log)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(run_trial, settings=settings, pipeline=pipeline),
         ray_tune.PlacementGroupFactory([{"CPU": 1}]),
     )
-    tuner = ray_tune.Tuner(
+    return ray_tune.Tuner(
         trainable,
         param_space=space,
         tune_config=ray_tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, **search),
@@ -154,18 +168,32 @@ def _run(pipeline: Pipeline, settings: TuneConfig, log: SearchLog, at_once: int,
             verbose=0,
         ),
     )
-    with _quiet_tune():
-        tuner.fit()
 
 
-def _member_value(members: dict[str, dict[str, Any]], key: str, spec: Any) -> Any:
+def _left_of(members: dict[str, Values], settings: TuneConfig) -> dict[str, Values]:
+    """Members of a population that are not at their end."""
+    rungs = len(settings.rungs)
+    states = {name: TrialState.load(trial_folder(settings.out, name)) for name in members}
+    return {
+        name: values
+        for name, values in members.items()
+        if (state := states[name]) is None or row_of(state, rungs, is_over=False).status == "unfinished"
+    }
+
+
+def _member_value(members: dict[str, Values], key: str, spec: Any) -> Any:
     return members[spec.config.trial][key]
 
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Without Ray's own tables and loggers, and with trials in the folder that the search was started in."""
-    told = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+    """Without Ray's own tables and loggers, trials in the folder that the search was started in, Ctrl-C its end."""
+    told = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     logger = logging.getLogger("ray.tune")

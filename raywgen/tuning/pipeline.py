@@ -21,7 +21,7 @@ from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_valu
 from raywgen.zoo import ZooConfig
 
 PARTS = ("zoo", "train")
-_NUM_DRAWS = 64
+_NUM_DRAWS = 32
 # Where a trial lies and on what it trains is the search's own business; and so is what is asked of the cluster.
 _NOT_FOR_KNOBS = ("zoo.out", "train.out", "train.corpus", "train.method", "train.num_workers", "train.use_gpu")
 Tree = dict[str, Any]
@@ -58,12 +58,15 @@ class Pipeline:
         self._trees: dict[str, Tree] = {"train": _tree(_base_train(config.train))}
         if config.zoo:
             self._trees["zoo"] = _tree(load_config(ZooConfig, shipped_config("zoo", config.zoo)))
-        self._corpus = config.corpus
         for key, value in flatten(config.fixed, lambda value: not isinstance(value, dict)).items():
             if key in _NOT_FOR_KNOBS[:3]:
                 raise ConfigError(f"fixed: {key} is chosen by the search; give out and corpus of the search itself")
             _assign(self._trees, key, value, "fixed")
-        self.base = self.plan({})
+        zoo = merge_config(ZooConfig, [("zoo", self._trees["zoo"])]) if config.zoo else None
+        train = merge_config(TrainConfig, [("train", self._trees["train"])])
+        self.base = Plan(zoo=zoo, train=dataclasses.replace(train, corpus=config.corpus) if config.corpus else train)
+        # Entries of lists get their defaults, so that every key of theirs can be named.
+        self._trees = {part: _tree(base) for part, base in (("zoo", zoo), ("train", self.base.train)) if base}
 
     def plan(self, values: Values) -> Plan:
         """The configs of a trial.
@@ -74,9 +77,15 @@ class Pipeline:
         trees = copy.deepcopy(self._trees)
         for key, value in values.items():
             _assign(trees, key, value, "space")
-        zoo = merge_config(ZooConfig, [("zoo", trees["zoo"])]) if "zoo" in trees else None
-        train = merge_config(TrainConfig, [("train", trees["train"])])
-        return Plan(zoo=zoo, train=dataclasses.replace(train, corpus=self._corpus) if self._corpus else train)
+        # A whole config takes a tenth of a second to build, so only what a knob touches is merged over the base.
+        changed: dict[str, Tree] = {part: {} for part in PARTS}
+        for key in values:
+            part, name, *_ = key.split(".")
+            changed[part][name] = trees[part][name]
+        zoo = self.base.zoo
+        if zoo is not None and changed["zoo"]:
+            zoo = merge_config(ZooConfig, [("zoo", changed["zoo"])], zoo)
+        return Plan(zoo=zoo, train=merge_config(TrainConfig, [("train", changed["train"])], self.base.train))
 
     @property
     def turns_zoo(self) -> bool:

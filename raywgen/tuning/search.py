@@ -93,7 +93,10 @@ class Suggestions:
 
     def suggest(self, trial: str) -> Values:
         """The next values; as JSON has them, so that those of a replayed search are the same."""
-        suggested = self._inner.suggest(trial)
+        with warnings.catch_warnings():
+            # The first draw imports much, and Ray takes that for training.
+            warnings.filterwarnings("ignore", message="Define-by-run", category=UserWarning)
+            suggested = self._inner.suggest(trial)
         assert suggested is not None
         return json.loads(json.dumps(suggested["knobs"]))
 
