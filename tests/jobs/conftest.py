@@ -70,6 +70,7 @@ class LocalCluster:
         where += [f"--ray-client-server-port={self.ports[2]}", f"--temp-dir={self.folder}"]
         where = [f"--address={self.head}"] if self.nodes else where
         command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus}", *where]
+        command += ["--object-store-memory=200000000"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--resources={json.dumps(resources)}"] if resources else []
         silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -117,7 +118,8 @@ def local_cluster(nodes: Sequence[dict[str, Any]]) -> Iterator[LocalCluster]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # The job's `python` must be the one that has raywgen.
     env |= {"PATH": f"{BIN}:{env['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    env |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    # Ray kills workers where others fill the machine's memory, whatever these take.
+    env |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "RAY_memory_monitor_refresh_ms": "0"}
     with tempfile.TemporaryDirectory(prefix="rw", dir="/tmp") as folder:  # Sockets allow 107 bytes of path.
         cluster = LocalCluster(folder, env)
         try:

@@ -96,7 +96,8 @@ def run_until_stopped(cluster: LocalCluster, run: list[str], at_least: int) -> t
     (job_id,) = set(re.findall(r"raysubmit_\w+", text))
     deadline = time.monotonic() + 300
     while newest_step(out) < at_least:
-        assert time.monotonic() < deadline, cluster.raywgen(["job", "logs", job_id])
+        if time.monotonic() > deadline:
+            pytest.fail(cluster.raywgen(["job", "logs", job_id])[0][1])
         time.sleep(0.5)
     looked, stopped, listed, run_status = cluster.raywgen(
         ["job", "status", job_id], ["job", "stop", job_id], ["job", "list"], ["status", str(out)]
