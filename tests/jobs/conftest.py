@@ -53,7 +53,7 @@ class LocalCluster:
     folder: str
     environment: dict[str, str]
     ports: list[int] = field(default_factory=lambda: _free_ports(16))
-    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    nodes: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     @property
     def dashboard(self) -> str:
@@ -77,11 +77,11 @@ class LocalCluster:
         self.nodes.append(subprocess.Popen(command, env=self.environment, **silent))
         self._wait_for_nodes(len(self.nodes))
 
-    def run(self, *command: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """In the client's shell; a value of '' takes a variable away."""
         env = {name: value for name, value in (self.environment | changes).items() if value}
         path = str(BIN / command[0])
-        return subprocess.run([path, *command[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run([path, *command[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
     def raywgen(self, *commands: Sequence[str], **changes: str) -> list[tuple[int, str]]:
         """Status and output of each `raywgen` command, all in one process: importing costs more than they do."""
