@@ -40,9 +40,12 @@ def test_training_and_generation_as_jobs(one_node: LocalCluster, zoo_corpus: Cor
     assert Corpus.open(tmp_path / "built").facts.num_rows == 2
 
 
-def test_code_comes_from_the_working_directory(one_node: LocalCluster) -> None:
-    done = submit(one_node, "python", "-c", "import os, raywgen; print(os.path.relpath(raywgen.__file__))")
-    assert "raywgen/__init__.py" in done.stdout.splitlines(), done.stdout
+@pytest.mark.parametrize("working_dir", [str(ROOT), f"local://{ROOT}"])
+def test_code_comes_from_the_working_directory(one_node: LocalCluster, working_dir: str) -> None:
+    """Sent, or lying where every node sees it, as for a RayJob."""
+    told = "import os, raywgen; print(os.path.relpath(raywgen.__file__))"
+    done = one_node.run("ray", "job", "submit", "--working-dir", working_dir, "--", "python", "-c", told)
+    assert "raywgen/__init__.py" in done.stdout.splitlines(), done.stdout + done.stderr
 
 
 def test_a_mistake_is_one_clear_line_and_a_failed_job(one_node: LocalCluster, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     corpus, trained = shared / "corpus", shared / "igpg"
     run(three_nodes, "train_zoo", "digits", *ZOO, f"out={corpus}")
     zoo = Corpus.open(corpus)
-    assert zoo.facts.num_rows == 12 * 2 * 2  # Tasks, seeds, checkpoints.
+    assert zoo.facts.num_rows == 1 + 12 * 2 * 2  # The shared start; tasks, seeds, checkpoints.
 
     run(three_nodes, "train", "configs/igpg/digits.yaml", f"corpus={corpus}", f"out={trained}", "zero_stage=2", *SMALL)
     assert run_status(trained).finished == ["tokenizer", "prior", "functional"]
