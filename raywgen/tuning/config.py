@@ -87,8 +87,11 @@ class TuneConfig:
             raise ValueError(f"rungs={self.rungs}: give ascending shares above 0, the last one 1")
         if self.reduction <= 1:
             raise ValueError(f"reduction={self.reduction}: must be above 1")
-        if self.scheduler == "pbt" and self.num_trials < 4:
-            raise ValueError(f"num_trials={self.num_trials}: scheduler=pbt asks for a population of at least 4")
+        if self.scheduler == "pbt" and (self.num_trials < 4 or self.max_concurrent):
+            raise ValueError(
+                f"num_trials={self.num_trials}, max_concurrent={self.max_concurrent}: scheduler=pbt asks for a "
+                "population of at least 4, and trains as many of them at once as fit (max_concurrent=0)"
+            )
 
     def check_source(self) -> None:
         """There is exactly one place that networks come from.

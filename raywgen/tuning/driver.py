@@ -19,7 +19,7 @@ from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.live import LiveTable
 from raywgen.tuning.locks import only_one
 from raywgen.tuning.pipeline import Pipeline
-from raywgen.tuning.population import check_knobs, check_stage, make_scheduler
+from raywgen.tuning.population import check_knobs, check_places, check_stage, make_scheduler
 from raywgen.tuning.report import write_report
 from raywgen.tuning.resources import check_resources, cluster_nodes
 from raywgen.tuning.results import (
@@ -70,6 +70,8 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
         with ray_session(2 if workers else 0, dashboard=workers > 0):
             at_once = check_resources(cluster_nodes(), pipeline.base.train, config.max_concurrent)
+            if config.scheduler == "pbt":
+                check_places(config, workers, at_once)
             _prepare_first(pipeline, settings, reporter)
             log = SearchLog(settings.out)
             table = LiveTable(settings, reporter.console)
@@ -114,7 +116,7 @@ def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTabl
     Raises:
         TuneError: It broke too often.
     """
-    import ray
+    from ray.exceptions import OutOfMemoryError
 
     for _ in range(1 + _MOST_FAILURES):
         try:
@@ -125,7 +127,7 @@ def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTabl
                     tuner.fit()
             return
         except RuntimeError as error:
-            if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
     raise TuneError(
         f"{settings.out}: trials were stopped {1 + _MOST_FAILURES} times since the memory of their node ran out; set "
@@ -140,11 +142,13 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
     log = SearchLog(settings.out)
     search: dict[str, Any]
     space: dict[str, Any] | None = None
+    most: int | None = at_once
     if settings.scheduler == "pbt":
         left = _left_of(population(settings, pipeline.knobs, log), settings)
         if not left:
             return None
         values = {knob.key: ray_tune.sample_from(partial(_member_value, left, knob.key)) for knob in pipeline.knobs}
+        most = None  # All members must be there to be compared; those that find no CPU wait their turn.
         space = {"trial": ray_tune.grid_search(list(left)), "is_told": True, "knobs": values}
         search = {"scheduler": make_scheduler(settings, pipeline.knobs), "num_samples": 1}
     else:
@@ -158,7 +162,7 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
     return ray_tune.Tuner(
         trainable,
         param_space=space,
-        tune_config=ray_tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, **search),
+        tune_config=ray_tune.TuneConfig(max_concurrent_trials=most, reuse_actors=True, **search),
         run_config=ray_tune.RunConfig(
             name="session",
             storage_path=str(Path(settings.out) / _RAY),

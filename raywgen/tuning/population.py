@@ -56,19 +56,41 @@ def check_stage(pipeline: Pipeline, plan: Plan) -> None:
             )
 
 
-def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> PopulationBasedTraining:
-    """Compares trials at every rung; values stay within the space."""
+class Population(PopulationBasedTraining):
+    """Ray's, whose members keep their names when they take over all else of another one's config."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, "trial": trial.config["trial"]}, operations
+
+
+def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
+    """Members take turns where each is one process; with workers they do not.
+
+    Raises:
+        ConfigError: Not all of them fit.
+    """
+    if num_workers and at_once < config.num_trials:
+        raise ConfigError(
+            f"scheduler=pbt with workers trains all num_trials={config.num_trials} members at once, and {at_once} fit; "
+            "set a lower num_trials, or train.num_workers=0 in `fixed`"
+        )
+
+
+def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> Population:
+    """Compares all members at every rung, where they wait for each other; values stay within the space."""
     domains = {knob.key: _domain(knob) for knob in knobs}
 
     def explore(told: dict[str, Any]) -> dict[str, Any]:
         values = {knob.key: min(max(told["knobs"][knob.key], knob.low), knob.high) for knob in knobs}
         return {**told, "knobs": values}
 
-    return PopulationBasedTraining(
+    return Population(
         time_attr="rung",
         metric="score",
         mode="max",
         perturbation_interval=1,
+        synch=True,
         hyperparam_mutations={"knobs": domains},
         custom_explore_fn=explore,
         log_config=False,

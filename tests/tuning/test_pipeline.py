@@ -124,6 +124,7 @@ def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: se
         ({"rungs": [0.5, 0.25, 1.0]}, "ascending"),
         ({"reduction": 1.0}, "reduction=1.0"),
         ({"scheduler": "pbt", "num_trials": 2}, "a population of at least 4"),
+        ({"scheduler": "pbt", "num_trials": 4, "max_concurrent": 2}, "as many of them at once as fit"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], told: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from raywgen.tuning import TuneConfig, TuneError
 from raywgen.tuning.importance import importance
@@ -103,7 +103,8 @@ def test_tensorboard_has_hyperparameters_and_curves(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("events*")) == before
     events = EventAccumulator(str(tmp_path / "tensorboard" / "002"))
     events.Reload()
-    told = [HParamsPluginData.FromString(content) for content in events.PluginTagToContent("hparams").values()]
+    read = plugin_data_pb2.HParamsPluginData.FromString  # pyright: ignore[reportAttributeAccessIssue]
+    told = [read(content) for content in events.PluginTagToContent("hparams").values()]
     started = next(one for one in told if one.HasField("session_start_info")).session_start_info.hparams
     assert (started["train.a"].number_value, started["train.b"].string_value) == (0.2, "x")
     assert [(point.step, round(point.value, 3)) for point in events.Scalars("score")] == [

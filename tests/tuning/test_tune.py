@@ -125,7 +125,7 @@ def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus,
         scheduler="pbt",
         space={RATE: {"loguniform": [1e-5, 1e-1]}},
         rungs=[0.25, 0.5, 0.75, 1.0],
-        max_concurrent=2,
+        max_concurrent=0,
     )
     with ray_of(2):
         result = tune(told)
