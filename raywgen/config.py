@@ -34,27 +34,50 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
         ConfigError: The file is missing or no YAML mapping, an override is no `key=value`, a key is unknown
             (the nearest right one is named), or a value has the wrong type or is refused by the schema.
     """
-    merged: dict[str, Any] = {}
-    if path is not None:
-        merged = _read_yaml(Path(path))
-        _check_keys(schema, merged, source=str(path))
-    assigned = _parse_overrides(overrides)
-    _check_keys(schema, assigned, source="the command line")
-    node = OmegaConf.structured(schema)
-    for source, content in ((str(path), merged), ("the command line", assigned)):
+    given = [(str(path), _read_yaml(Path(path)))] if path is not None else []
+    return merge_config(schema, [*given, ("the command line", _parse_overrides(overrides))])
+
+
+def merge_config(
+    schema: type[ConfigT], given: Sequence[tuple[str, dict[str, Any]]], base: ConfigT | None = None
+) -> ConfigT:
+    """Merges nested mappings, later ones over earlier ones; each comes with a name for messages.
+
+    Args:
+        schema: As of `load_config`.
+        given: Names and mappings.
+        base: What they are merged over; the defaults by default.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    node = OmegaConf.structured(schema if base is None else base)
+    for source, content in given:
+        _check_keys(schema, content, source)
         for key, value in content.items():
             try:
                 node = OmegaConf.merge(node, {key: value})
             except OmegaConfBaseException as error:
                 raise ConfigError(_explain(error, source, key)) from error
+    name = next((source for source, content in given if content), "config")
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, str(path or "config"), "a value")) from error
+        raise ConfigError(_explain(error, name, "a value")) from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path or 'config'}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
     assert isinstance(config, schema)
     return config
+
+
+def shipped_configs(folder: str) -> list[Path]:
+    """The YAML files of a folder of `configs/`, beside the package as in a clone."""
+    return sorted((Path(__file__).parents[1] / "configs" / folder).glob("*.yaml"))
+
+
+def shipped_config(folder: str, name: str | None) -> str | None:
+    """The file of a shipped config's bare name; anything else stays as it is."""
+    return next((str(path) for path in shipped_configs(folder) if path.stem == name), name)
 
 
 def to_yaml(config: Any) -> str:

@@ -22,11 +22,11 @@ _ROOMS = ("weights", "nn", "tasks", "generators", "corpus", "zoo", "training")
 
 
 @cache
-def code_version() -> str:
-    """Hash of the source that decides what is trained."""
+def code_version(rooms: Sequence[str] = _ROOMS) -> str:
+    """Hash of the source of these rooms; by default of those that decide what is trained."""
     root = Path(raywgen.__file__).parent
     digest = hashlib.sha256()
-    for room in _ROOMS:
+    for room in rooms:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -31,6 +31,7 @@ BENCHMARKS = {
     "igpg-windows": "raywgen.benchmarks.igpg_windows",
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
+    "tune": "raywgen.benchmarks.tune",
 }
 
 

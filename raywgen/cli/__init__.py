@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raywgen.cli.cluster import app as cluster_app
 from raywgen.cli.corpus import app as corpus_app
 from raywgen.cli.encoder import app as encoder_app
+from raywgen.cli.job import app as job_app
+from raywgen.cli.job import run_status_command
 from raywgen.cli.settings import (
     Config,
     Overrides,
@@ -24,6 +27,7 @@ from raywgen.cli.settings import (
     split_config,
     zoo_recipes,
 )
+from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
@@ -35,7 +39,11 @@ zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on r
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(encoder_app, name="encoder")
+app.add_typer(job_app, name="job")
+app.add_typer(cluster_app, name="cluster")
+app.command("status")(run_status_command)
 app.add_typer(use_app)
+app.command(cls=SettingsCommand)(tune)
 
 
 def main() -> None:

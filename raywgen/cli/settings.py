@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
-from raywgen.config import describe
+from raywgen.config import describe, shipped_config, shipped_configs
 
 out = Console()
 SCHEMAS = {
@@ -27,6 +27,8 @@ SCHEMAS = {
     "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
     "select": "raywgen.evaluation.select:SelectConfig",
     "finetune": "raywgen.evaluation.finetune:FinetuneConfig",
+    "cluster render": "raywgen.cluster:RenderConfig",
+    "tune": "raywgen.tuning:TuneConfig",
 }
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
@@ -41,7 +43,8 @@ class SettingsCommand(TyperCommand):
         super().format_help(ctx, formatter)
         module, _, name = SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
         schema = getattr(importlib.import_module(module), name)
-        _print_settings(schema, "Settings, given as key=value")
+        prefix = "cluster." if name == "RenderConfig" else ""
+        _print_settings(schema, "Settings, given as key=value", prefix)
         if name == "TrainConfig":
             from raywgen.generators import METHODS
 
@@ -97,10 +100,10 @@ def _mean(values: list[float], digits: int, several: bool) -> str:
 
 
 def zoo_recipes() -> list[Path]:
-    """The YAML files of `configs/zoo`, beside the package as in a clone."""
-    return sorted((Path(__file__).parents[2] / "configs" / "zoo").glob("*.yaml"))
+    """The shipped zoos."""
+    return shipped_configs("zoo")
 
 
 def shipped_zoo(config: str | None) -> str | None:
     """The file of a recipe's bare name; anything else stays as it is."""
-    return next((str(path) for path in zoo_recipes() if path.stem == config), config)
+    return shipped_config("zoo", config)

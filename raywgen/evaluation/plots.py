@@ -33,7 +33,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", TINT: 
 MARKERS = (("o", "●"), ("s", "■"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"))
 """Matplotlib's marker of each layout and the sign for it in text; they repeat after the last."""
 
-_WIDE, _NARROW, _PANEL = 820, 350, 400
+WIDE, NARROW, PANEL = 820, 350, 400
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raywgen",
@@ -68,11 +68,11 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
     """Accuracy with confidence intervals, one row per rung; a dashed line marks the networks trained on the task."""
 
     def draw(width: int) -> Figure:
-        narrow = width == _NARROW
+        narrow = width == NARROW
         pitch, left, right = (50, 6, 46) if narrow else (36, 236, 54)
         positions = _positions(rows)
         height = pitch * (positions[-1] + 1) + 58
-        figure, axes = _axes(width, height, left=left, right=right, bottom=48, top=10)
+        figure, axes = new_axes(width, height, left=left, right=right, bottom=48, top=10)
         axes.set(xlim=limits, ylim=(positions[-1] + 0.5, -0.5), yticks=[], xlabel="balanced accuracy, points")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MultipleLocator(_tick_step(limits)))
@@ -84,7 +84,7 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
             _ladder_row(axes, row, position, edges, narrow)
         return figure
 
-    return _responsive(draw, title)
+    return responsive(draw, title)
 
 
 def _positions(rows: Sequence[LadderRow]) -> list[float]:
@@ -147,7 +147,7 @@ def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, furt
     """Distance to the nearest stored network against overlap of errors with it; a copy lies at the upper left."""
 
     def draw(width: int) -> Figure:
-        figure, axes = _axes(width, 330 if width == _NARROW else 420, left=52, right=14, bottom=50, top=30)
+        figure, axes = new_axes(width, 330 if width == NARROW else 420, left=52, right=14, bottom=50, top=30)
         axes.set(xlim=(0, 1.08 * furthest), ylim=(-0.02, 1.03))
         axes.set(xlabel="distance to the nearest stored network, in weights", ylabel="overlap of errors")
         axes.grid(color=LINE, linewidth=0.8)
@@ -172,12 +172,12 @@ def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, furt
                 axes.scatter(*zip(*chosen, strict=True), zorder=3, clip_on=False, **look)
         return figure
 
-    return _responsive(draw, title)
+    return responsive(draw, title)
 
 
 def loss_plot(train: Series, validation: Series, title: str) -> Markup:
     """Loss over steps, logarithmic where it spans more than a factor of 20."""
-    figure, axes = _axes(_PANEL, 220, left=54, right=16, bottom=44, top=10)
+    figure, axes = new_axes(PANEL, 220, left=54, right=16, bottom=44, top=10)
     values = [value for _, value in (*train, *validation)]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
@@ -192,12 +192,12 @@ def loss_plot(train: Series, validation: Series, title: str) -> Markup:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
-    return _svg(figure, title, "plot")
+    return svg(figure, title, "plot")
 
 
 def codebook_plot(shares: Sequence[float], title: str) -> Markup:
     """Share of each code of a level, the most used first; a dashed line marks even use."""
-    figure, axes = _axes(200, 130, left=8, right=8, bottom=26, top=8)
+    figure, axes = new_axes(200, 130, left=8, right=8, bottom=26, top=8)
     ordered = sorted(shares, reverse=True)
     axes.fill_between(range(len(ordered)), ordered, step="mid", color=ACCENT, alpha=0.85, linewidth=0)
     axes.axhline(1 / len(ordered), color=INK, linewidth=1, linestyle=(0, (3, 3)))
@@ -205,7 +205,7 @@ def codebook_plot(shares: Sequence[float], title: str) -> Markup:
     axes.set_ylim(0, max(1.1 * ordered[0], 1.5 / len(ordered)))
     axes.set_xticklabels(["1", f"{len(ordered)}"])
     axes.spines["left"].set_visible(False)
-    return _svg(figure, title, "plot")
+    return svg(figure, title, "plot")
 
 
 def sparkline(series: Series) -> Markup:
@@ -228,7 +228,7 @@ def thinned(series: Series, most: int = 240) -> list[tuple[float, float]]:
     return [(sum(s for s, _ in window) / len(window), sum(v for _, v in window) / len(window)) for window in windows]
 
 
-def _axes(width: float, height: float, *, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float, *, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
     """A figure of this size and these margins in CSS pixels."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, height / 72))
@@ -237,15 +237,16 @@ def _axes(width: float, height: float, *, left: int, right: int, bottom: int, to
     return figure, axes
 
 
-def _responsive(draw: Callable[[int], Figure], title: str) -> Markup:
+def responsive(draw: Callable[[int], Figure], title: str) -> Markup:
+    """A plot that is drawn for desktops and for phones."""
     parts = []
-    for width, css_class in ((_WIDE, "plot wide"), (_NARROW, "plot narrow")):
+    for width, css_class in ((WIDE, "plot wide"), (NARROW, "plot narrow")):
         with mpl.rc_context(_STYLE):
-            parts.append(_svg(draw(width), title, css_class))
+            parts.append(svg(draw(width), title, css_class))
     return Markup("").join(parts)
 
 
-def _svg(figure: Figure, title: str, css_class: str) -> Markup:
+def svg(figure: Figure, title: str, css_class: str) -> Markup:
     """The figure as an `<svg>` element: without prologue, ids of its own, colours as CSS variables."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):

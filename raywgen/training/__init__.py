@@ -2,7 +2,7 @@
 
 from raywgen.training.config import TrainConfig
 from raywgen.training.launch import TrainingError, launch
-from raywgen.training.loop import DivergedError
+from raywgen.training.loop import BUNDLE, DivergedError, pause_folder
 from raywgen.training.runlog import read_metrics
 
-__all__ = ["DivergedError", "TrainConfig", "TrainingError", "launch", "read_metrics"]
+__all__ = ["BUNDLE", "DivergedError", "TrainConfig", "TrainingError", "launch", "pause_folder", "read_metrics"]

@@ -23,6 +23,7 @@ from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import ENCODER, build_generator
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
+from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, knows_tasks, measure_references
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
@@ -45,21 +46,28 @@ _POLL_SECONDS = 0.5
 _VALIDATION_SEED = 5
 
 
-def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None) -> None:
+def launch(
+    configs: Sequence[TrainConfig], on_progress: OnProgress | None = None, *, until: float = 1.0, start: str = ""
+) -> None:
     """Trains generators one after another; those already trained are left as they are.
 
     Args:
         configs: Runs that share a corpus and workers.
         on_progress: Told of every new row of the metric logs.
+        until: Share of the last stage's steps after which a run pauses: its generator then lies in `pause_folder`, and
+            the same call with a larger share goes on there.
+        start: Pause of another run, from which one without a checkpoint of its own begins.
 
     Raises:
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
         CorpusError: The corpus cannot be read.
+        ClusterError: The cluster has no room for the workers and never will.
     """
     _check(configs)
     left = [config for config in configs if not _is_done(config)]
     if not left:
         return
+    _refuse_misfit(left[0])
     corpus = Corpus.open(left[0].corpus)
     references, data = measure_references(corpus), data_spec(corpus)
     if not knows_tasks(corpus):
@@ -73,9 +81,9 @@ def launch(configs: Sequence[TrainConfig], on_progress: OnProgress | None = None
     facts = [_facts(config, inputs) for config in left]
     with _Watcher(left, on_progress, references, data):
         if left[0].num_workers == 0:
-            _train_here(left, facts, corpus, references, data)
+            _train_here(left, facts, corpus, references, data, until, start)
         else:
-            _train_on_ray(left, facts, corpus, references, data)
+            _train_on_ray(left, facts, corpus, references, data, until, start)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
@@ -94,6 +102,15 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                     f"batch_size={batch_size} does not divide among num_workers={config.num_workers}; "
                     "give a multiple, so that every worker takes an equal part"
                 )
+
+
+def _refuse_misfit(config: TrainConfig) -> None:
+    if config.num_workers == 0:
+        return
+    import ray
+
+    if ray.is_initialized():
+        check_run(config, connected_nodes(worker_bundles(config)))
 
 
 def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
@@ -156,6 +173,8 @@ def _train_here(
     corpus: Corpus,
     references: ReferenceTable,
     data: DataSpec,
+    until: float,
+    start: str,
 ) -> None:
     train = collect_rows(corpus.blocks(["train"]), corpus)
     has_validation = corpus.select(split="validation").num_rows > 0
@@ -174,8 +193,9 @@ def _train_here(
             checkpoints=checkpoints,
             rank=0,
             facts=told,
+            until=until,
         )
-        train_run(run, checkpoints.load())
+        train_run(run, checkpoints.load(start))
 
 
 def _train_on_ray(
@@ -184,6 +204,8 @@ def _train_on_ray(
     corpus: Corpus,
     references: ReferenceTable,
     data: DataSpec,
+    until: float,
+    start: str,
 ) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -200,6 +222,8 @@ def _train_on_ray(
             "facts": list(facts),
             "references": references,
             "data": data,
+            "until": until,
+            "start": absolute(start) if start else "",
         },
         torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
@@ -262,7 +286,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
     corpus = Corpus.open(configs[0].corpus)
     train = collect_rows(_blocks("train"), corpus)
     held = collect_rows(_blocks("validation"), corpus) if corpus.select(split="validation").num_rows else []
-    progress = Progress()
+    progress = Progress.load(payload["start"]) if payload["start"] else Progress()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             progress = Progress.load(folder)
@@ -286,6 +310,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
             checkpoints=checkpoints,
             rank=rank,
             facts=payload["facts"][index],
+            until=payload["until"],
         )
         train_run(run, progress if index == progress.run else Progress())
 

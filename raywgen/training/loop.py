@@ -27,6 +27,7 @@ _STATE = "state.safetensors"
 _PROGRESS = "progress.json"
 BUNDLE = "generator"
 STAGES = "stages"
+PAUSES = "pauses"
 
 EngineFactory = Callable[[Stage], Engine]
 
@@ -85,10 +86,16 @@ class Run:
     checkpoints: Checkpoints
     rank: int
     facts: dict[str, Any]
+    until: float = 1.0
+
+
+def pause_folder(out: str | Path, until: float) -> Path:
+    """Where a run that paused after a share of its last stage leaves its generator and its progress."""
+    return Path(out) / PAUSES / f"{until:g}"
 
 
 def train_run(run: Run, progress: Progress) -> None:
-    """Trains all stages that are left, keeping a bundle after each."""
+    """Trains all stages that are left, keeping a bundle after each; pauses after a share of the last one."""
     generator = run.build()
     if model := progress.part("model."):
         generator.load_state_dict(model)
@@ -100,23 +107,34 @@ def train_run(run: Run, progress: Progress) -> None:
         log = RunLog(run.config.out, resumed)
     for index in range(progress.stage, len(names)):
         stage = generator.stages()[index]
-        _train_stage(run, generator, stage, index, progress if index == progress.stage else Progress(), log)
+        steps = stage.config.num_steps
+        stop = math.ceil(run.until * steps) if index + 1 == len(names) else steps
+        begun = progress if index == progress.stage else Progress()
+        reached = _train_stage(run, generator, stage, index, begun, stop, log)
         # A fresh generator for the next stage: an engine may leave its hooks on the old one.
         state = generator.state_dict()
         generator = run.build()
         generator.load_state_dict(state)
+        if stop < steps:
+            if run.rank == 0:
+                folder = pause_folder(run.config.out, run.until)
+                save_bundle(generator, folder, run.facts)
+                reached.save(folder)
+            break
         if run.rank == 0:
             save_bundle(generator, Path(run.config.out) / STAGES / stage.name, run.facts)
         run.checkpoints.save(Progress(run=run.index, stage=index + 1, tensors=_model(generator)))
-    if run.rank == 0:
-        save_bundle(generator, Path(run.config.out) / BUNDLE, run.facts)
+    else:
+        if run.rank == 0:
+            save_bundle(generator, Path(run.config.out) / BUNDLE, run.facts)
     if log is not None:
         log.close()
 
 
 def _train_stage(
-    run: Run, generator: Generator, stage: Stage, index: int, progress: Progress, log: RunLog | None
-) -> None:
+    run: Run, generator: Generator, stage: Stage, index: int, progress: Progress, stop: int, log: RunLog | None
+) -> Progress:
+    """Takes the steps before `stop`; returns the last progress that was kept."""
     config = stage.config
     if progress.step == 0:
         initial = (run.order.whole_batch(step, config.batch_size) for step in range(_NUM_INITIAL_BATCHES))
@@ -125,7 +143,7 @@ def _train_stage(
     if moments := progress.part("optimizer."):
         engine.set_moments(moments)
     stage.set_state(progress.part("stage."), lambda step: run.order.batch(step, config.batch_size))
-    for step in range(progress.step, config.num_steps):
+    for step in range(progress.step, stop):
         batch = run.order.batch(step, config.batch_size)
         noise = KeyedNoise(run.config.seed, batch.sample_index_B, STAGE_STREAM + index)
         # Torch's own generator serves dropout alone; keyed by step, a resumed run draws what it would have drawn.
@@ -140,10 +158,12 @@ def _train_stage(
                 row |= _validate(run, engine, index)
             if log is not None:
                 log.write(stage.name, step, row)
-        if (step + 1) % run.config.checkpoint_every == 0 and not last:
+        if ((step + 1) % run.config.checkpoint_every == 0 or step + 1 == stop) and not last:
             kept = {f"optimizer.{name}": tensor for name, tensor in engine.moments().items()}
             kept |= {f"stage.{name}": tensor.cpu() for name, tensor in stage.state(engine.all_reduce).items()}
-            run.checkpoints.save(Progress(run=run.index, stage=index, step=step + 1, tensors=_model(generator) | kept))
+            progress = Progress(run=run.index, stage=index, step=step + 1, tensors=_model(generator) | kept)
+            run.checkpoints.save(progress)
+    return progress
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -196,6 +216,8 @@ class LocalCheckpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
         fresh.rename(self._folder)
 
-    def load(self) -> Progress:
-        """The newest, or a beginning."""
-        return Progress.load(self._folder) if (self._folder / _PROGRESS).is_file() else Progress()
+    def load(self, start: str = "") -> Progress:
+        """The newest, or that of another run's pause, or a beginning."""
+        if (self._folder / _PROGRESS).is_file():
+            return Progress.load(self._folder)
+        return Progress.load(start) if start else Progress()

@@ -8,31 +8,45 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raywgen.training.reach import ClusterError, check_address
+
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here and stops it afterwards.
 
-    A session that is there already, as in tests and in jobs, is used and left running.
+    A session that is there already, as in tests, is used and left running.
+
+    Args:
+        spare: Logical CPUs beyond those of this machine, for what mostly waits.
+        dashboard: Start Ray's dashboard, whose state API cleans up after training workers that were stopped.
+
+    Raises:
+        ClusterError: Nobody answers at `RAY_ADDRESS`, or the cluster refuses the token; within seconds.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR)
+        if address := os.environ.get("RAY_ADDRESS"):
+            check_address(address)
+            try:
+                ray.init(logging_level=logging.ERROR)
+            except (ConnectionError, AuthenticationError) as error:
+                raise ClusterError(f"cannot join the Ray cluster of RAY_ADDRESS={address}: {error}") from error
         else:
             # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
             num_cpus = max(2, os.cpu_count() or 1)
             ray.init(
                 address="local",
-                num_cpus=num_cpus + 1,
-                include_dashboard=False,
+                num_cpus=num_cpus + spare,
+                include_dashboard=dashboard,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )

@@ -119,7 +119,8 @@ def _over_ray(stacks: list[Stack], config: ZooConfig, root: str) -> Iterator[tup
     """On whatever CPUs the cluster has, in the order in which they are done."""
     import ray
 
-    remote = ray.remote(num_cpus=1)(train_unit)
+    # Not the default: inside a trial of Ray Tune that would ask for the CPU that the trial itself holds.
+    remote = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(train_unit)
     waiting = {remote.remote(stack, config, root): index for index, stack in enumerate(stacks)}
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)

@@ -1,0 +1,150 @@
+"""`raywgen job ...`: send jobs to a Ray cluster, watch them, stop them; `raywgen status`: how far a run is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from raywgen.cli.settings import out
+
+app = typer.Typer(no_args_is_help=True, help="Send jobs to a Ray cluster, watch them, stop them.")
+Address = Annotated[
+    str | None,
+    typer.Option(help="Dashboard or head node; else RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine."),
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `raywgen job list` names it.")]
+
+
+# What follows the job's name is the job's own.
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A script of jobs/, such as train or generate.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="As the job takes it.")] = None,
+    address: Address = None,
+    working_dir: Annotated[str, typer.Option(help="Sent to every node; holds jobs/.")] = ".",
+    runtime_env: Annotated[
+        str | None, typer.Option(help="YAML of what nodes install first, such as cluster/runtime_env.yaml.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
+) -> None:
+    """Send a job, after a look at cluster, token, room and the size of what is sent.
+
+    raywgen job submit --address http://127.0.0.1:8265 train configs/igpg/digits.yaml num_workers=8 out=/mnt/raywgen/a
+
+    The same as `ray job submit --working-dir . -- python jobs/train.py ...`, which works too. Ends with status 1 where
+    the job does not succeed.
+    """
+    from raywgen.cluster import Job
+    from raywgen.cluster import submit as send
+    from raywgen.cluster.connect import connect
+
+    client = connect(address)
+    told = Job(name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env)
+    job_id = send(client, told)
+    out.print(f"{job_id}: {escape(told.entrypoint())}", highlight=False, soft_wrap=True)
+    where = f" --address {address}" if address else ""
+    out.print(f"watch: raywgen job status{where} {job_id}; stop: raywgen job stop{where} {job_id}", soft_wrap=True)
+    if wait:
+        _follow(client, job_id)
+
+
+@app.command()
+def status(job_id: Id, address: Address = None) -> None:
+    """Show a job's state, and how far its run is where the run folder can be read from here.
+
+    raywgen job status raysubmit_X1y2Z3
+    """
+    from pathlib import Path
+
+    from raywgen.cluster.connect import connect
+    from raywgen.cluster.submit import OUT, find
+    from raywgen.training.launch import CONFIG
+    from raywgen.training.status import run_status
+
+    client = connect(address)
+    found = find(client, job_id)
+    out.print(f"{job_id}: {found.status}", highlight=False)
+    out.print(f"command: {escape(found.entrypoint)}", highlight=False, soft_wrap=True)
+    if found.message:
+        out.print(f"message: {escape(found.message)}", highlight=False, soft_wrap=True)
+    folder = (found.metadata or {}).get(OUT)
+    if folder and (Path(folder) / CONFIG).is_file():
+        _print_lines(run_status(folder).lines())
+    elif lines := client.get_job_logs(job_id).strip().splitlines():
+        out.print(f"last line: {escape(lines[-1].strip())}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def logs(
+    job_id: Id,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Until the job ends.")] = False,
+) -> None:
+    """Print a job's log: the same lines that the command prints where it is started by hand."""
+    from raywgen.cluster.connect import connect
+    from raywgen.cluster.submit import find
+
+    client = connect(address)
+    find(client, job_id)
+    if follow:
+        _follow(client, job_id)
+    else:
+        sys.stdout.write(client.get_job_logs(job_id))
+
+
+@app.command()
+def stop(job_id: Id, address: Address = None) -> None:
+    """End a job. What it has trained stays, up to the last checkpoint: the same command again goes on from there."""
+    from raywgen.cluster.connect import connect
+    from raywgen.cluster.submit import find
+    from raywgen.cluster.submit import stop as end
+
+    client = connect(address)
+    state = end(client, job_id)
+    out.print(f"{job_id}: {state}", highlight=False)
+    if state == "STOPPED":
+        out.print(f"submitted again, it goes on: {escape(find(client, job_id).entrypoint)}", soft_wrap=True)
+
+
+@app.command("list")
+def list_jobs(address: Address = None) -> None:
+    """List the jobs that the cluster knows, newest first."""
+    from raywgen.cluster.connect import connect
+
+    table = Table("job", "state", "begun", "command")
+    jobs = [job for job in connect(address).list_jobs() if job.submission_id]
+    for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True):
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
+        table.add_row(job.submission_id, str(job.status), begun, escape(job.entrypoint))
+    out.print(table)
+
+
+def run_status_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder: the `out` of `raywgen train`.")],
+) -> None:
+    """Show how far a run is, from its folder alone: also while it runs, without Ray.
+
+    raywgen status runs/igpg
+    """
+    from raywgen.training.status import run_status
+
+    _print_lines(run_status(run).lines())
+
+
+def _follow(client: object, job_id: str) -> None:
+    from raywgen.cluster.submit import follow
+
+    state = follow(client, job_id, sys.stdout.write)  # pyright: ignore[reportArgumentType]
+    out.print(f"{job_id}: {state}", highlight=False)
+    if state != "SUCCEEDED":
+        sys.exit(1)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        out.print(escape(line), highlight=False, soft_wrap=True)

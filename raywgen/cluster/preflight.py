@@ -1,0 +1,77 @@
+"""What would make a job fail or wait for ever, found before anything is uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raywgen.config import load_config
+from raywgen.generators import METHODS
+from raywgen.training import TrainConfig
+from raywgen.training.capacity import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
+from raywgen.training.reach import ClusterError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+STORAGE_LABEL = "raywgen/s3"
+"""A head node's label that names the secret or service account by which its nodes reach object storage."""
+
+
+def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConfig:
+    """The run that `jobs/train.py` would make of its arguments.
+
+    Raises:
+        ConfigError: As the job would say, with the nearest right key.
+    """
+    given = [argument for argument in arguments if not argument.startswith("-")]
+    path = None if not given or "=" in given[0] else given[0]
+    overrides = given if path is None else given[1:]
+    if path in METHODS:
+        path, overrides = None, [f"method={path}", *overrides]
+    return load_config(TrainConfig, None if path is None else Path(working_dir) / path, overrides)
+
+
+def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], working_dir: str | Path) -> None:
+    """Refuses a job that the cluster could not run.
+
+    Raises:
+        ConfigError: A training run's settings are wrong.
+        ClusterError: No room for its workers, or no way to the object storage it names.
+    """
+    alive = _alive(client)
+    if not alive:
+        raise ClusterError(f"the cluster at {client.get_address()} has no node yet; try again once it has")
+    nodes = most_nodes(alive, lambda: iter([_report(client)]))
+    if job == "train":
+        config = train_config(arguments, working_dir)
+        if config.num_workers > 0:
+            check_run(config, nodes)
+    else:
+        check_bundle({"CPU": 1.0}, f"jobs/{job}.py", nodes)
+    _check_storage(arguments, [labels for _, labels in alive])
+
+
+def _alive(client: JobSubmissionClient) -> list[tuple[Resources, Mapping[str, str]]]:
+    from ray.util.state import list_nodes
+
+    nodes: list[Any] = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
+    return [(node.resources_total, node.labels or {}) for node in nodes]
+
+
+def _report(client: JobSubmissionClient) -> Mapping[str, str] | None:
+    """What Ray's monitor last said of node types; None where there is no such report, as with KubeRay's autoscaler."""
+    response = client._do_request("GET", "/api/cluster_status")
+    status: dict[str, Any] = response.json().get("data", {}).get("clusterStatus") or {}
+    return (status.get("autoscalerReport") or {}).get("nodeTypeMapping")
+
+
+def _check_storage(arguments: Sequence[str], labels: Sequence[Mapping[str, str]]) -> None:
+    remote = next((argument for argument in arguments if "=s3://" in argument or argument.startswith("s3://")), None)
+    rendered = any(label.startswith(GROUP_LABEL) for told in labels for label in told)
+    if remote and rendered and not any(STORAGE_LABEL in told for told in labels):
+        raise ClusterError(
+            f"{remote}: the cluster's nodes hold no credentials for object storage; render it with cluster.s3_secret "
+            "(a Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or cluster.service_account"
+        )

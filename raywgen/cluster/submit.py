@@ -1,0 +1,123 @@
+"""Jobs: what `ray job submit --working-dir . -- python jobs/X.py ...` does, looked at before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from raywgen.cluster.preflight import check_job, train_config
+from raywgen.cluster.working_dir import check_working_dir
+from raywgen.training.reach import ClusterError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+OUT = "raywgen.out"
+"""Key of a job's metadata that says where its run folder is."""
+
+_STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One of the scripts of `jobs/`, and what it is told.
+
+    Attributes:
+        name: Such as `train`.
+        arguments: All that follows, as the script takes it.
+        working_dir: Sent to every node; the script lies in its `jobs/`.
+        runtime_env: YAML file of what nodes have to install first; none where they have it all.
+    """
+
+    name: str
+    arguments: Sequence[str] = field(default_factory=list)
+    working_dir: str = "."
+    runtime_env: str | None = None
+
+    def entrypoint(self) -> str:
+        """The command that runs on the cluster."""
+        return shlex.join(["python", f"jobs/{self.name}.py", *self.arguments])
+
+
+def submit(client: JobSubmissionClient, job: Job) -> str:
+    """Checks a job and sends it.
+
+    Returns:
+        The id by which it is asked for.
+
+    Raises:
+        ClusterError: There is no such script, the working directory is too large, or the cluster has no room.
+        ConfigError: A training run's settings are wrong.
+    """
+    _check_script(job)
+    check_working_dir(job.working_dir)
+    check_job(client, job.name, job.arguments, job.working_dir)
+    environment = _environment(job.runtime_env) | {"working_dir": job.working_dir}
+    return client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
+
+
+def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> str:
+    """Hands on a job's log as it grows, and returns the state it ends in."""
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job_id):
+            write(lines)
+
+    asyncio.run(tail())
+    return str(client.get_job_status(job_id))
+
+
+def stop(client: JobSubmissionClient, job_id: str) -> str:
+    """Ends a job and waits for it; what it has trained stays, up to the last checkpoint.
+
+    Returns:
+        The state it ended in; one that had ended already keeps its own.
+    """
+    find(client, job_id)
+    client.stop_job(job_id)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while not (status := client.get_job_status(job_id)).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return str(status)
+
+
+def find(client: JobSubmissionClient, job_id: str) -> Any:
+    """A job's facts.
+
+    Raises:
+        ClusterError: The cluster knows no such job.
+    """
+    try:
+        return client.get_job_info(job_id)
+    except RuntimeError as error:
+        raise ClusterError(f"the cluster knows no job '{job_id}'; `raywgen job list` names those it knows") from error
+
+
+def _check_script(job: Job) -> None:
+    folder = Path(job.working_dir) / "jobs"
+    if not (folder / f"{job.name}.py").is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none: give --working-dir"
+        raise ClusterError(f"{folder} has no {job.name}.py; jobs there: {known}")
+
+
+def _environment(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ClusterError(f"runtime environment {path} does not exist; the shipped one is cluster/runtime_env.yaml")
+    return yaml.safe_load(Path(path).read_text())
+
+
+def _metadata(job: Job) -> dict[str, str]:
+    told = {"raywgen.job": job.name}
+    if job.name == "train":
+        return told | {OUT: train_config(job.arguments, job.working_dir).out}
+    given = [argument.removeprefix("out=") for argument in job.arguments if argument.startswith("out=")]
+    return told | ({OUT: given[-1]} if given else {})

@@ -1,0 +1,70 @@
+"""What Ray would upload of a working directory, by Ray's own ignore rules, before it uploads it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+from raywgen.training.reach import ClusterError
+
+MAX_MIB = 100
+"""Every node fetches the package for every job; data belongs on storage that all nodes share."""
+
+_MIB = 2**20
+_NAMED = 3
+
+
+def uploaded_files(folder: str | Path) -> dict[str, int]:
+    """Relative path and size in bytes of each file that Ray would pack.
+
+    Ray packs without compression, so the sum is the size of the package but for its table of contents.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    root = Path(folder).absolute()
+    found: dict[str, int] = {}
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            found[str(path.relative_to(root))] = path.stat().st_size
+
+    excludes = [_get_excludes(root, ray_constants.get_runtime_env_default_excludes())]
+    include_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(root, excludes, note, include_gitignore=include_gitignore, logger=logging.getLogger("raywgen.quiet"))
+    return found
+
+
+def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB) -> int:
+    """Refuses a working directory that is too large to be sent with every job.
+
+    Returns:
+        Bytes that will be packed.
+
+    Raises:
+        ClusterError: It is no folder, or larger than `max_mib`; the largest parts are named.
+    """
+    if not Path(folder).is_dir():
+        raise ClusterError(f"working directory {folder} is no folder; give --working-dir, such as a clone of raywgen")
+    files = uploaded_files(folder)
+    total = sum(files.values())
+    if total > max_mib * _MIB:
+        ignored = Path(folder) / ".rayignore"
+        largest = ", ".join(f"{name} ({size / _MIB:.1f} MiB)" for name, size in _parts(files).most_common(_NAMED))
+        raise ClusterError(
+            f"working directory {folder} is {total / _MIB:.0f} MiB and would be sent with every job (at most "
+            f"{max_mib:g}): largest are {largest}; add them to {ignored}, and data to shared storage"
+        )
+    return total
+
+
+def _parts(files: dict[str, int]) -> Counter[str]:
+    """Sizes by the first two levels of folders."""
+    parts: Counter[str] = Counter()
+    for name, size in files.items():
+        head, _, rest = name.partition("/")
+        below, slash, _ = rest.partition("/")
+        parts[f"{head}/{below}{slash}" if rest else head] += size
+    return parts

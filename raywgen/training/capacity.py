@@ -1,0 +1,172 @@
+"""Whether a run's workers can be placed at all, said before anything waits for them.
+
+Without an autoscaler Ray Train asks for its workers again every minute, for ever. And where workers take every CPU,
+the tasks that read the corpus never start.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raywgen.training.config import TrainConfig
+from raywgen.training.reach import ClusterError
+
+Resources = Mapping[str, float]
+
+GROUP_LABEL = "raywgen/group-"
+"""Begins a head node's labels that say what the autoscaler may add; open-source Ray keeps that to itself."""
+
+_SHOWN = ("CPU", "GPU")
+_REPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """What a cluster has, and may come to have.
+
+    Attributes:
+        alive: Resources of each node.
+        most: Resources of each node once an autoscaler has added all it may; None where nobody knows.
+    """
+
+    alive: Sequence[Resources]
+    most: Sequence[Resources] | None
+
+
+def worker_bundles(config: TrainConfig) -> list[Resources]:
+    """What a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
+    worker = {"GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
+    return [*[worker] * config.num_workers, {"CPU": 1.0}]
+
+
+def misfit(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
+    """The first bundle that finds no room, largest first, each on one node; None where all do."""
+    free = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.values()), reverse=True):
+        for node in free:
+            if all(node.get(name, 0.0) >= amount for name, amount in bundle.items()):
+                for name, amount in bundle.items():
+                    node[name] -= amount
+                break
+        else:
+            return bundle
+    return None
+
+
+def check_run(config: TrainConfig, nodes: Nodes) -> None:
+    """Refuses a run whose workers would wait for ever, naming the number that would not.
+
+    Raises:
+        ClusterError: The cluster is too small and cannot grow enough.
+    """
+    room = nodes.alive if nodes.most is None else nodes.most
+    if misfit(worker_bundles(config), nodes.alive) is None or nodes.most is None:
+        return
+    if misfit(worker_bundles(config), room) is None:
+        return
+    kind = "GPU" if config.use_gpu else "CPU"
+    fitting = _most_workers(config, room)
+    remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
+    raise ClusterError(
+        f"num_workers={config.num_workers} asks for {config.num_workers} x 1 {kind} and one more CPU to read the "
+        f"corpus, but the cluster has {describe(room)}: {remedy}, or add nodes"
+    )
+
+
+def check_bundle(bundle: Resources, what: str, nodes: Nodes) -> None:
+    """Refuses what no single node could ever hold.
+
+    Raises:
+        ClusterError: No node, there or to come, is large enough.
+    """
+    if nodes.most is not None and misfit([bundle], nodes.most) is not None:
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+        raise ClusterError(f"{what} asks for {asked} on one node, but the cluster has {describe(nodes.most)}")
+
+
+def describe(nodes: Sequence[Resources]) -> str:
+    """In words: how much of what on how many nodes."""
+    if not nodes:
+        return "no node"
+    parts = []
+    for name in _SHOWN:
+        amounts = [node.get(name, 0.0) for node in nodes]
+        if sum(amounts) > 0:
+            largest = f" (at most {max(amounts):g} on one)" if len(nodes) > 1 else ""
+            parts.append(f"{sum(amounts):g} {name}{largest}")
+    has = " and ".join(parts) or "neither CPU nor GPU"
+    return f"{has} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+
+
+def connected_nodes(bundles: Sequence[Resources]) -> Nodes:
+    """Those of the cluster that this process is connected to.
+
+    Args:
+        bundles: What is to be placed: where it fits on the nodes that are there, nobody is asked what else may come.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    resources = [node["Resources"] for node in alive]
+    if misfit(bundles, resources) is None:
+        return Nodes(alive=resources, most=resources)
+    return most_nodes([(node["Resources"], node.get("Labels") or {}) for node in alive], _reports)
+
+
+def most_nodes(alive: Sequence[tuple[Resources, Mapping[str, str]]], reports: Any) -> Nodes:
+    """What a cluster may grow to: by its head node's labels, else nothing where Ray's monitor only looks on.
+
+    Args:
+        alive: Resources and labels of each node.
+        reports: Gives the monitor's reports until there is one; None while there is not.
+    """
+    resources = [told for told, _ in alive]
+    labelled = [(told, labels) for told, labels in alive if any(label.startswith(GROUP_LABEL) for label in labels)]
+    if labelled:
+        head, labels = labelled[0]
+        groups = [read_group(value) for label, value in labels.items() if label.startswith(GROUP_LABEL)]
+        return Nodes(alive=resources, most=[head, *(group for count, group in groups for _ in range(count))])
+    for report in reports():
+        if report is not None:
+            return Nodes(alive=resources, most=resources if _only_looks_on(report) else None)
+    return Nodes(alive=resources, most=None)
+
+
+def write_group(max_nodes: int, resources: Resources) -> str:
+    """A group of nodes as a label's value: letters, digits, dashes and underscores are all it may hold."""
+    return "_".join([f"max-{max_nodes}", *(f"{name}-{amount:g}" for name, amount in resources.items())])
+
+
+def read_group(value: str) -> tuple[int, Resources]:
+    """What `write_group` wrote: how many nodes at most, and what each has."""
+    parts = dict(part.rsplit("-", 1) for part in value.split("_"))
+    return int(parts.pop("max")), {name: float(amount) for name, amount in parts.items()}
+
+
+def _reports() -> Iterator[Mapping[str, str] | None]:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    deadline = time.monotonic() + _REPORT_SECONDS  # The monitor writes every five seconds.
+    while time.monotonic() < deadline:
+        told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+        report = json.loads(told).get("autoscaler_report") if told else None
+        yield report["node_type_mapping"] if report else None
+        time.sleep(0.5)
+
+
+def _only_looks_on(mapping: Mapping[str, str]) -> bool:
+    """Whether each node is a type of its own, as where no autoscaler runs."""
+    return bool(mapping) and all(kind == f"node_{node}" for node, kind in mapping.items())
+
+
+def _most_workers(config: TrainConfig, room: Sequence[Resources]) -> int:
+    worker, reader = worker_bundles(config)[0], worker_bundles(config)[-1]
+    fitting = 0
+    while fitting < config.num_workers and misfit([*[worker] * (fitting + 1), reader], room) is None:
+        fitting += 1
+    return fitting

@@ -1,0 +1,239 @@
+"""Runs a search on Ray Tune, and goes on with one that was interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.progress import Reporter
+from raywgen.training.session import ray_session
+from raywgen.tuning.config import TuneConfig
+from raywgen.tuning.live import LiveTable
+from raywgen.tuning.locks import only_one
+from raywgen.tuning.pipeline import Pipeline
+from raywgen.tuning.population import check_knobs, check_places, check_stage, make_scheduler
+from raywgen.tuning.report import write_report
+from raywgen.tuning.resources import check_resources, cluster_nodes
+from raywgen.tuning.results import (
+    TrialRow,
+    TrialState,
+    TuneError,
+    TuneResult,
+    best_row,
+    row_of,
+    trial_folder,
+    write_table,
+)
+from raywgen.tuning.search import COMPLETE, SUGGEST, RecordedASHA, RecordedSearch, SearchLog, population
+from raywgen.tuning.space import Values
+from raywgen.tuning.tensorboard import write_tensorboard
+from raywgen.tuning.trial import plan_of, prepare, run_trial, settings_everywhere
+
+CONFIG, BEST, BEST_ZOO = "config.yaml", "best.yaml", "best-zoo.yaml"
+_RAY = "ray"
+_MOST_FAILURES = 2
+
+
+def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
+    """Searches, and leaves the best config, a table, a report and TensorBoard's files in `config.out`.
+
+    The same call made again goes on where the last one stopped; with more trials it goes on beyond its end.
+
+    Args:
+        config: The search.
+        reporter: Says what is going on.
+
+    Raises:
+        ConfigError: Something is wrong with the config, or the cluster can never run a trial; nothing has begun.
+        CorpusError: The corpus cannot be read or made.
+        TuneError: No trial could be judged.
+    """
+    reporter = reporter or Reporter()
+    pipeline = Pipeline(config)
+    pipeline.check()
+    settings = settings_everywhere(config)
+    if config.scheduler == "pbt":
+        check_knobs(pipeline)
+    with only_one(Path(settings.out) / "lock", f"a search in {config.out}"):
+        _keep_config(config)
+        workers = pipeline.base.train.num_workers
+        if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
+            return _finish(pipeline, config)
+        # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
+        with ray_session(2 if workers else 0, dashboard=workers > 0):
+            at_once = check_resources(cluster_nodes(), pipeline.base.train, config.max_concurrent)
+            if config.scheduler == "pbt":
+                check_places(config, workers, at_once)
+            _prepare_first(pipeline, settings, reporter)
+            log = SearchLog(settings.out)
+            table = LiveTable(settings, reporter.console)
+            over = set(log.names(COMPLETE))
+            reporter.console.print(
+                f"[bold]tune[/bold]: {config.num_trials} trials, {at_once} at once, into {config.out}", highlight=False
+            )
+            with table.shown({name: name in over for name in log.names(SUGGEST)}):
+                _run(pipeline, settings, at_once, table)
+    return _finish(pipeline, config)
+
+
+def _keep_config(config: TuneConfig) -> None:
+    """Refuses another search's folder; how many trials and how many at once may change."""
+    kept = Path(config.out) / CONFIG
+
+    def identity(told: TuneConfig) -> str:
+        return to_yaml(replace(told, num_trials=8, max_steps=0, max_concurrent=0))
+
+    if kept.is_file() and identity(load_config(TuneConfig, kept)) != identity(config):
+        raise ConfigError(f"{config.out} holds another search ({kept}); give another `out`, or delete the folder")
+    save_config(config, kept)
+
+
+def _prepare_first(pipeline: Pipeline, settings: TuneConfig, reporter: Reporter) -> None:
+    """A corpus that all trials share is made over the whole cluster, before any of them holds a part of it."""
+    if pipeline.turns_zoo:
+        return
+    plan = plan_of(TrialState(trial="", knobs={}), pipeline, settings)
+    if plan.zoo is None:
+        prepare(plan, distributed=False)
+    else:
+        with reporter.step("zoo", f"train networks into {plan.zoo.out}") as bar:
+            prepare(plan, distributed=True, on_progress=bar.update)
+    if settings.scheduler == "pbt":
+        check_stage(pipeline, plan)
+
+
+def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> None:
+    """To the end of the search; where Ray Tune itself breaks for want of memory, it goes on, as after any interruption.
+
+    Raises:
+        TuneError: It broke too often.
+    """
+    from ray.exceptions import OutOfMemoryError
+
+    for _ in range(1 + _MOST_FAILURES):
+        try:
+            with _quiet_tune():
+                shutil.rmtree(Path(settings.out) / _RAY, ignore_errors=True)
+                tuner = _tuner(pipeline, settings, at_once, table)
+                if tuner is not None:
+                    tuner.fit()
+            return
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+    raise TuneError(
+        f"{settings.out}: trials were stopped {1 + _MOST_FAILURES} times since the memory of their node ran out; set "
+        f"max_concurrent below {at_once}, or make the trials smaller, and give the same command again"
+    )
+
+
+def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> Any:
+    """Ray's, for what is left of the search; None where nothing is."""
+    from ray import tune as ray_tune
+
+    log = SearchLog(settings.out)
+    search: dict[str, Any]
+    space: dict[str, Any] | None = None
+    most: int | None = at_once
+    if settings.scheduler == "pbt":
+        left = _left_of(population(settings, pipeline.knobs, log), settings)
+        if not left:
+            return None
+        values = {knob.key: ray_tune.sample_from(partial(_member_value, left, knob.key)) for knob in pipeline.knobs}
+        most = None  # All members must be there to be compared; those that find no CPU wait their turn.
+        space = {"trial": ray_tune.grid_search(list(left)), "is_told": True, "knobs": values}
+        search = {"scheduler": make_scheduler(settings, pipeline.knobs), "num_samples": 1}
+    else:
+        search = {"search_alg": RecordedSearch(settings, pipeline.knobs, log), "num_samples": -1}
+        if settings.scheduler == "asha":
+            search["scheduler"] = RecordedASHA(settings, log)
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(run_trial, settings=settings, pipeline=pipeline),
+        ray_tune.PlacementGroupFactory([{"CPU": 1}]),
+    )
+    return ray_tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=ray_tune.TuneConfig(max_concurrent_trials=most, reuse_actors=True, **search),
+        run_config=ray_tune.RunConfig(
+            name="session",
+            storage_path=str(Path(settings.out) / _RAY),
+            stop={"rung": len(settings.rungs)} if settings.scheduler == "pbt" else None,
+            failure_config=ray_tune.FailureConfig(max_failures=_MOST_FAILURES),
+            callbacks=[table],
+            verbose=0,
+        ),
+    )
+
+
+def _left_of(members: dict[str, Values], settings: TuneConfig) -> dict[str, Values]:
+    """Members of a population that are not at their end."""
+    rungs = len(settings.rungs)
+    states = {name: TrialState.load(trial_folder(settings.out, name)) for name in members}
+    return {
+        name: values
+        for name, values in members.items()
+        if (state := states[name]) is None or row_of(state, rungs, is_over=False).status == "unfinished"
+    }
+
+
+def _member_value(members: dict[str, Values], key: str, spec: Any) -> Any:
+    return members[spec.config.trial][key]
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Without Ray's own tables and loggers, trials in the folder that the search was started in, Ctrl-C its end."""
+    told = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def rows_of(settings: TuneConfig) -> list[TrialRow]:
+    """Every trial that has begun."""
+    log = SearchLog(settings.out)
+    over, rows = set(log.names(COMPLETE)), []
+    for event in log.events:
+        if event["event"] == SUGGEST:
+            state = TrialState.load(trial_folder(settings.out, event["trial"]))
+            state = state or TrialState(trial=event["trial"], knobs=event["knobs"])
+            rows.append(row_of(state, len(settings.rungs), event["trial"] in over))
+    return rows
+
+
+def _finish(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
+    rows = rows_of(config)
+    write_table(rows, config.out)
+    result = TuneResult(out=config.out, rows=tuple(rows), best=best_row(rows), num_rungs=len(config.rungs))
+    plan = plan_of(TrialState(trial=result.best.trial, knobs=result.best.knobs), pipeline, config)
+    save_config(replace(plan.train, out=f"{config.out}/best"), Path(config.out) / BEST)
+    if plan.zoo is not None:
+        save_config(plan.zoo, Path(config.out) / BEST_ZOO)
+    write_tensorboard(rows, config.out)
+    write_report(result, config, pipeline.knobs)
+    return result

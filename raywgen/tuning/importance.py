@@ -1,0 +1,66 @@
+"""How much of the spread of scores each knob explains: functional ANOVA of a random forest, by Optuna."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator
+
+from raywgen.tuning.results import TrialRow
+from raywgen.tuning.space import Knob
+
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """Shares of the knobs that every trial has.
+
+    Attributes:
+        shares: By key, the largest first; they add up to 1.
+        rung: Whose scores they are of: the last one that all trials reached, so that all are trained equally long.
+        num_trials: Trials with a score there.
+    """
+
+    shares: dict[str, float]
+    rung: int
+    num_trials: int
+
+
+def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | None:
+    """Of the trials that could be judged; None where they are too few or all alike."""
+    judged = [row for row in rows if row.score is not None]
+    everywhere = [knob for knob in knobs if not knob.when]
+    if len(judged) < _FEWEST or not everywhere:
+        return None
+    rung = min(row.scores[-1].rung for row in judged)
+    points = [(row, score) for row in judged if (score := row.score_at(rung)) is not None]
+    if len({score for _, score in points}) < 2:
+        return None
+    study = optuna.create_study(direction="maximize")
+    distributions = {knob.key: distribution(knob) for knob in everywhere}
+    for row, score in points:
+        values = {knob.key: _value(knob, row) for knob in everywhere}
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=score))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return Importance(shares=dict(shares), rung=rung, num_trials=len(points))
+
+
+def distribution(knob: Knob) -> BaseDistribution:
+    """As Optuna has it; a choice is of places."""
+    if knob.kind == "choice":
+        return CategoricalDistribution(list(range(len(knob.choices))))
+    if knob.kind == "int":
+        return IntDistribution(int(knob.low), int(knob.high))
+    return FloatDistribution(knob.low, knob.high, log=knob.kind == "loguniform")
+
+
+def _value(knob: Knob, row: TrialRow) -> float | int:
+    value = row.knobs[knob.key]
+    return knob.choices.index(value) if knob.kind == "choice" else value

@@ -1,0 +1,174 @@
+"""The table of a search under way: in a terminal it is drawn anew as trials go on, elsewhere each rung is a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from raywgen.training import read_metrics
+from raywgen.tuning.config import TuneConfig
+from raywgen.tuning.results import TrialRow, TrialState, row_of, trial_folder
+from raywgen.tuning.trial import run_folder
+
+_MOST_ROWS = 24
+_POINTS = 100.0
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last parts of dotted keys, as many as tell them apart."""
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        names[key] = next(
+            (tail for tail in tails if not any(other != key and f".{other}".endswith(f".{tail}") for other in keys)),
+            key,
+        )
+    return names
+
+
+def shown(value: Any) -> str:
+    """A knob's value in few signs."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def trials_table(rows: Sequence[TrialRow], num_rungs: int, now: Mapping[str, str] | None = None) -> Table:
+    """Trials with their values and scores.
+
+    Args:
+        rows: In the order to show them.
+        num_rungs: Of a whole trial.
+        now: What trials under way are at.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row.knobs))
+    names = short_names(keys)
+    table = Table("trial", "rung", "accuracy", "status", *(escape(names[key]) for key in keys))
+    best = max((row.score for row in rows if row.score is not None), default=None)
+    for row in rows:
+        score = "-" if row.score is None else f"{_POINTS * row.score:.1f}"
+        style = "bold green" if best is not None and row.score == best else ""
+        status = (now or {}).get(row.trial, row.status)
+        values = (shown(row.knobs[key]) if key in row.knobs else "" for key in keys)
+        rung = f"{row.scores[-1].rung if row.scores else 0}/{num_rungs}"
+        table.add_row(row.trial, rung, score, escape(status), *map(escape, values), style=style)
+    return table
+
+
+class LiveTable(Callback):
+    """Shown by Ray Tune's own events.
+
+    Args:
+        settings: The search.
+        console: Where to.
+    """
+
+    def __init__(self, settings: TuneConfig, console: Console) -> None:
+        self._settings, self._console = settings, console
+        self._live: Live | None = None
+        self._over: set[str] = set()
+        self._running: set[str] = set()
+        self._names: list[str] = []
+        self._told: set[tuple[str, int, int]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps a copy for its own way of restoring, which is not ours."""
+        return {}
+
+    @contextmanager
+    def shown(self, known: Mapping[str, bool]) -> Iterator[None]:
+        """While a search runs.
+
+        Args:
+            known: Trials of an earlier process, and whether they are over.
+        """
+        self._names, self._over = list(known), {name for name, is_over in known.items() if is_over}
+        for row in self._rows():
+            self._told |= {(row.trial, 0, score.rung) for score in row.scores}
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=2, get_renderable=self._table, transient=True) as live:
+            self._live = live
+            yield
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has a process."""
+        name = trial.config["trial"]
+        self._running.add(name)
+        if name not in self._names:
+            self._names.append(name)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A rung is reached."""
+        if self._live is None:
+            self._tell(trial.config["trial"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial is over."""
+        self._end(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died too often."""
+        self._end(trial.config["trial"])
+
+    def _end(self, name: str) -> None:
+        self._running.discard(name)
+        self._over.add(name)
+        if self._live is None:
+            (row,) = self._rows([name])
+            if row.status in ("stopped", "failed"):
+                self._console.print(
+                    f"  trial {name}: {row.status} {row.reason}".rstrip(), highlight=False, markup=False
+                )
+
+    def _tell(self, name: str) -> None:
+        state = TrialState.load(trial_folder(self._settings.out, name))
+        if state is None or not state.scores or state.failed:
+            return
+        score = state.scores[-1]
+        if (key := (name, state.generation, score.rung)) in self._told:
+            return
+        self._told.add(key)
+        short = short_names(list(state.knobs))
+        values = ", ".join(f"{short[knob]}={shown(value)}" for knob, value in state.knobs.items())
+        reached = f"{_POINTS * score.score:.1f} at rung {score.rung} of {len(self._settings.rungs)}"
+        self._console.print(f"  trial {name}: {reached} ({values})", highlight=False, markup=False, soft_wrap=True)
+
+    def _rows(self, names: Sequence[str] | None = None) -> list[TrialRow]:
+        rows = []
+        for name in self._names if names is None else names:
+            state = TrialState.load(trial_folder(self._settings.out, name)) or TrialState(trial=name, knobs={})
+            rows.append(row_of(state, len(self._settings.rungs), name in self._over))
+        return rows
+
+    def _table(self) -> Table:
+        rows = self._rows()
+        now = {row.trial: self._doing(row) for row in rows if row.trial in self._running}
+        under_way = [row for row in rows if row.trial in now]
+        others = sorted((row for row in rows if row.trial not in now), key=lambda row: -(row.score or 0.0))
+        table = trials_table([*under_way, *others][:_MOST_ROWS], len(self._settings.rungs), now)
+        table.title = f"{len(self._over)} of {self._settings.num_trials} trials over, {len(under_way)} under way"
+        return table
+
+    def _doing(self, row: TrialRow) -> str:
+        state = TrialState.load(trial_folder(self._settings.out, row.trial))
+        folder = Path(run_folder(self._settings, state)) if state is not None else None
+        metrics = read_metrics(folder) if folder is not None else []
+        return f"{metrics[-1]['stage']}, step {metrics[-1]['step'] + 1}" if metrics else "preparing"
+
+
+def final_rows(rows: Sequence[TrialRow], most: int = 8) -> list[TrialRow]:
+    """The furthest and best first."""
+    judged = [row for row in rows if row.score is not None]
+    ordered = sorted(judged, key=lambda row: (-row.scores[-1].rung, -row.scores[-1].score))
+    return ordered[:most]

@@ -1,0 +1,160 @@
+"""From values of knobs to the configs of one trial; all that can be wrong with them is said before a search begins."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from raywgen.config import ConfigError, load_config, merge_config, shipped_config
+from raywgen.generators import METHODS
+from raywgen.training import TrainConfig
+from raywgen.tuning.config import TuneConfig
+from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_values
+from raywgen.zoo import ZooConfig
+
+PARTS = ("zoo", "train")
+_NUM_DRAWS = 32
+# Where a trial lies and on what it trains is the search's own business; and so is what is asked of the cluster.
+_NOT_FOR_KNOBS = ("zoo.out", "train.out", "train.corpus", "train.method", "train.num_workers", "train.use_gpu")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One trial's configs; `zoo` is None where the corpus is there already."""
+
+    zoo: ZooConfig | None
+    train: TrainConfig
+
+    @property
+    def corpus_name(self) -> str:
+        """The same for the same recipe alone."""
+        assert self.zoo is not None
+        told = json.dumps(self.zoo.recipe(), sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+class Pipeline:
+    """The base configs and the knobs.
+
+    Args:
+        config: The search.
+
+    Raises:
+        ConfigError: A base config, a knob or a fixed value is wrong.
+    """
+
+    def __init__(self, config: TuneConfig) -> None:
+        config.check_source()
+        self.knobs = parse_space(config.space)
+        self._trees: dict[str, Tree] = {"train": _tree(_base_train(config.train))}
+        if config.zoo:
+            self._trees["zoo"] = _tree(load_config(ZooConfig, shipped_config("zoo", config.zoo)))
+        for key, value in flatten(config.fixed, lambda value: not isinstance(value, dict)).items():
+            if key in _NOT_FOR_KNOBS[:3]:
+                raise ConfigError(f"fixed: {key} is chosen by the search; give out and corpus of the search itself")
+            _assign(self._trees, key, value, "fixed")
+        zoo = merge_config(ZooConfig, [("zoo", self._trees["zoo"])]) if config.zoo else None
+        train = merge_config(TrainConfig, [("train", self._trees["train"])])
+        self.base = Plan(zoo=zoo, train=dataclasses.replace(train, corpus=config.corpus) if config.corpus else train)
+        # Entries of lists get their defaults, so that every key of theirs can be named.
+        self._trees = {part: _tree(base) for part, base in (("zoo", zoo), ("train", self.base.train)) if base}
+
+    def plan(self, values: Values) -> Plan:
+        """The configs of a trial.
+
+        Raises:
+            ConfigError: The values make none together.
+        """
+        trees = copy.deepcopy(self._trees)
+        for key, value in values.items():
+            _assign(trees, key, value, "space")
+        # A whole config takes a tenth of a second to build, so only what a knob touches is merged over the base.
+        changed: dict[str, Tree] = {part: {} for part in PARTS}
+        for key in values:
+            part, name, *_ = key.split(".")
+            changed[part][name] = trees[part][name]
+        zoo = self.base.zoo
+        if zoo is not None and changed["zoo"]:
+            zoo = merge_config(ZooConfig, [("zoo", changed["zoo"])], zoo)
+        return Plan(zoo=zoo, train=merge_config(TrainConfig, [("train", changed["train"])], self.base.train))
+
+    @property
+    def turns_zoo(self) -> bool:
+        """Whether trials differ in their corpora."""
+        return any(knob.key.startswith("zoo.") for knob in self.knobs)
+
+    def check(self) -> None:
+        """Tries every corner of every knob, then draws of all together.
+
+        Raises:
+            ConfigError: The space allows what cannot be.
+        """
+        for knob in self.knobs:
+            if knob.key in _NOT_FOR_KNOBS:
+                raise ConfigError(f"space: {knob.key} is no knob; every trial has the same, set it in `fixed`")
+            for value in knob.corners():
+                self._try({**self._beside(knob), knob.key: value}, f"{knob.key}={value}")
+        rng = np.random.default_rng(0)
+        for _ in range(_NUM_DRAWS):
+            drawn = random_values(self.knobs, rng)
+            self._try(drawn, ", ".join(f"{key}={value}" for key, value in drawn.items()))
+
+    def _beside(self, knob: Knob) -> Values:
+        """Values of other knobs for which this one exists; the others stay at the base."""
+        known = {other.key: other for other in self.knobs}
+        needed: Values = {}
+        for key, values in knob.when.items():
+            needed |= self._beside(known[key]) | {key: values[0]}
+        return needed
+
+    def _try(self, values: Values, told: str) -> None:
+        try:
+            self.plan(values)
+        except ConfigError as error:
+            raise ConfigError(f"the space allows {told}, which cannot be: {error}") from error
+
+
+def _base_train(told: str) -> TrainConfig:
+    return TrainConfig(method=told) if told in METHODS else load_config(TrainConfig, told)
+
+
+def _tree(config: Any) -> Tree:
+    tree = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
+    """Sets a dotted key that is there already."""
+    part, *names = key.split(".")
+    if part not in trees or not names:
+        if part == "zoo":
+            raise ConfigError(f"{source}: {key} is of a recipe, and the corpus is given; give zoo in its place")
+        near = difflib.get_close_matches(part, PARTS, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown key '{key}' in {source}; keys begin with zoo. or train., did you mean '{near}.'?")
+    place: Any = trees[part]
+    for depth, name in enumerate(names):
+        known = [str(index) for index in range(len(place))] if isinstance(place, list) else list(map(str, place))
+        if name not in known:
+            before = ".".join([part, *names[:depth], ""])
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = (
+                f"did you mean '{before}{near[0]}'? (known here: {', '.join(sorted(known))})" if near else "it is empty"
+            )
+            raise ConfigError(f"unknown key '{key}' in {source}; {hint}")
+        index: Any = int(name) if isinstance(place, list) else name
+        if depth + 1 == len(names):
+            place[index] = value
+        elif not isinstance(place[index], dict | list):
+            raise ConfigError(f"unknown key '{key}' in {source}; {'.'.join([part, *names[: depth + 1]])} is a value")
+        else:
+            place = place[index]

@@ -1,0 +1,101 @@
+"""Population-based training: weak trials go on from the weights of strong ones, with other rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import PopulationBasedTraining
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus
+from raywgen.generators import StageConfig
+from raywgen.generators.bundle import build_generator
+from raywgen.training.data import data_spec, measure_references
+from raywgen.tuning.config import TuneConfig
+from raywgen.tuning.pipeline import Pipeline, Plan
+from raywgen.tuning.space import Knob
+
+_GENERATOR = "train.generator."
+_REAL = ("uniform", "loguniform")
+
+
+def check_knobs(pipeline: Pipeline) -> None:
+    """Only what may change while a run goes on: real numbers of the generator, which no shape depends on.
+
+    Raises:
+        ConfigError: A knob may not.
+    """
+    for knob in pipeline.knobs:
+        if not knob.key.startswith(_GENERATOR) or knob.kind not in _REAL or knob.when:
+            raise ConfigError(
+                f"scheduler=pbt cannot turn {knob.key} while a run goes on: it takes rates and weights of losses "
+                f"({_GENERATOR}..., uniform or loguniform, without `when`); use scheduler=asha, or leave it out"
+            )
+
+
+def check_stage(pipeline: Pipeline, plan: Plan) -> None:
+    """Rungs lie in the last stage, so that a knob of an earlier one would be turned when it is over.
+
+    Raises:
+        ConfigError: A knob is of an earlier stage.
+    """
+    corpus = Corpus.open(plan.train.corpus)
+    train = plan.train
+    generator = build_generator(
+        train.method, train.generator, measure_references(corpus), data_spec(corpus), train.seed
+    )
+    *earlier, last = [stage.name for stage in generator.stages()]
+    for knob in pipeline.knobs:
+        group = knob.key.removeprefix(_GENERATOR).split(".")[0]
+        is_stage = isinstance(getattr(train.generator, group, None), StageConfig)
+        if group in earlier or (is_stage and group != last):
+            raise ConfigError(
+                f"scheduler=pbt cannot turn {knob.key}: stage '{group}' is over, or off, when trials are compared; "
+                f"turn knobs of '{last}', or use scheduler=asha"
+            )
+
+
+class Population(PopulationBasedTraining):
+    """Ray's, whose members keep their names when they take over all else of another one's config."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, "trial": trial.config["trial"]}, operations
+
+
+def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
+    """Members take turns where each is one process; with workers they do not.
+
+    Raises:
+        ConfigError: Not all of them fit.
+    """
+    if num_workers and at_once < config.num_trials:
+        raise ConfigError(
+            f"scheduler=pbt with workers trains all num_trials={config.num_trials} members at once, and {at_once} fit; "
+            "set a lower num_trials, or train.num_workers=0 in `fixed`"
+        )
+
+
+def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> Population:
+    """Compares all members at every rung, where they wait for each other; values stay within the space."""
+    domains = {knob.key: _domain(knob) for knob in knobs}
+
+    def explore(told: dict[str, Any]) -> dict[str, Any]:
+        values = {knob.key: min(max(told["knobs"][knob.key], knob.low), knob.high) for knob in knobs}
+        return {**told, "knobs": values}
+
+    return Population(
+        time_attr="rung",
+        metric="score",
+        mode="max",
+        perturbation_interval=1,
+        synch=True,
+        hyperparam_mutations={"knobs": domains},
+        custom_explore_fn=explore,
+        log_config=False,
+    )
+
+
+def _domain(knob: Knob) -> Any:
+    return tune.loguniform(knob.low, knob.high) if knob.kind == "loguniform" else tune.uniform(knob.low, knob.high)

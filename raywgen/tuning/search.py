@@ -1,0 +1,275 @@
+"""The search itself, written down event by event: begun again, it is led through all it knew, and then goes on.
+
+Ray Tune's own snapshots come every few seconds, so what is restored from them depends on when a search was killed. Here
+every suggestion and every result is a line of `search.jsonl`. A new process gives the lines in their order to a fresh
+sampler of the same seed and to a fresh scheduler: both then stand where they stood, to the last bit, and trials that
+were under way are begun again under their old names, where they find their own checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from raywgen.config import ConfigError
+from raywgen.tuning.config import TuneConfig
+from raywgen.tuning.results import TrialState, trial_folder
+from raywgen.tuning.space import Knob, Values, optuna_values
+from raywgen.tuning.trial import rung_time
+
+LOG = "search.jsonl"
+SUGGEST, REPORT, COMPLETE = "suggest", "report", "complete"
+Event = dict[str, Any]
+# Searches of networks have few trials: Optuna's own 10 would be most of them.
+_NUM_RANDOM = 5
+
+
+class SearchLog:
+    """Events in the order in which they came; a line that a kill cut off is none.
+
+    Args:
+        out: Folder of the search.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._path = Path(out) / LOG
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        self.events: list[Event] = [json.loads(line) for line in whole]
+        if len(whole) < len(lines):
+            self._path.write_text("".join(whole))
+
+    def write(self, event: Event) -> None:
+        """At once, so that no later event can be known while this one is not."""
+        self.events.append(event)
+        with self._path.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def names(self, kind: str) -> list[str]:
+        """Trials of which there is such an event, in order."""
+        return list(dict.fromkeys(event["trial"] for event in self.events if event["event"] == kind))
+
+
+def make_sampler(config: TuneConfig) -> BaseSampler:
+    """Of the seed; TPE begins with a few random trials, as it must know something first."""
+    if config.search == "random":
+        return RandomSampler(seed=config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=config.seed, n_startup_trials=_NUM_RANDOM, multivariate=True, group=True)
+
+
+class Suggestions:
+    """Optuna behind Ray's adapter, by names of trials.
+
+    Args:
+        config: The search.
+        knobs: The space.
+    """
+
+    def __init__(self, config: TuneConfig, knobs: tuple[Knob, ...]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+        def space(trial: optuna.Trial) -> dict[str, Any]:
+            return {"knobs": optuna_values(knobs, trial)}
+
+        self._inner = OptunaSearch(
+            space=space,  # pyright: ignore[reportArgumentType]
+            metric="score",
+            mode="max",
+            sampler=make_sampler(config),
+        )
+
+    def suggest(self, trial: str) -> Values:
+        """The next values; as JSON has them, so that those of a replayed search are the same."""
+        with warnings.catch_warnings():
+            # The first draw imports much, and Ray takes that for training.
+            warnings.filterwarnings("ignore", message="Define-by-run", category=UserWarning)
+            suggested = self._inner.suggest(trial)
+        assert suggested is not None
+        return json.loads(json.dumps(suggested["knobs"]))
+
+    def report(self, trial: str, rung: int, score: float) -> None:
+        """What a trial reached on its way."""
+        self._inner.on_trial_result(trial, {"score": score, "training_iteration": rung})
+
+    def complete(self, trial: str, score: float | None) -> None:
+        """What it ended with; None where it died."""
+        self._inner.on_trial_complete(trial, None if score is None else {"score": score}, error=score is None)
+
+
+@dataclass
+class Replay:
+    """What a search knew when it was interrupted.
+
+    Attributes:
+        known: Trial and rung of every report.
+        steps: Optimiser steps of each trial.
+    """
+
+    known: set[tuple[str, int]] = field(default_factory=set)
+    steps: dict[str, int] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        if event["event"] == REPORT or (event["event"] == COMPLETE and event["score"] is not None):
+            self.known.add((event["trial"], event["rung"]))
+            self.steps[event["trial"]] = event["steps"]
+
+
+class RecordedSearch(Searcher):
+    """Ray's searcher: trials that were under way first, then new ones until the budget is spent.
+
+    Args:
+        config: The search.
+        knobs: The space.
+        log: Its events so far.
+
+    Raises:
+        ConfigError: The log is of another search.
+    """
+
+    def __init__(self, config: TuneConfig, knobs: tuple[Knob, ...], log: SearchLog) -> None:
+        super().__init__(metric="score", mode="max")
+        self._config, self._log = config, log
+        self._inner = Suggestions(config, knobs)
+        self._replay = Replay()
+        self._knobs: dict[str, Values] = {}
+        for event in log.events:
+            self._again(event)
+        over = set(log.names(COMPLETE))
+        self._waiting = [name for name in log.names(SUGGEST) if name not in over]
+        self._names: dict[str, str] = {}
+
+    def _again(self, event: Event) -> None:
+        name = event["trial"]
+        if event["event"] == SUGGEST:
+            self._knobs[name] = self._inner.suggest(name)
+            if self._knobs[name] != event["knobs"]:
+                raise ConfigError(
+                    f"{self._config.out}: trial {name} would have other values now than in {LOG}, as by another "
+                    "version of Optuna; give another out"
+                )
+        elif event["event"] == REPORT:
+            self._inner.report(name, event["rung"], event["score"])
+        else:
+            self._inner.complete(name, event["score"])
+        self._replay.take(event)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, or that there is none."""
+        spent = sum(self._replay.steps.values())
+        if self._waiting:
+            name = self._waiting.pop(0)
+        elif len(self._knobs) >= self._config.num_trials or 0 < self._config.max_steps <= spent:
+            return Searcher.FINISHED
+        else:
+            name = f"{len(self._knobs):03d}"
+            self._knobs[name] = self._inner.suggest(name)
+            self._log.write({"event": SUGGEST, "trial": name, "knobs": self._knobs[name]})
+        self._names[trial_id] = name
+        return {"trial": name, "knobs": self._knobs[name]}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A rung that the trial may go on from."""
+        name, rung = self._names[trial_id], result["rung"]
+        if (name, rung) in self._replay.known:
+            return
+        self._inner.report(name, rung, result["score"])
+        self._write(REPORT, name, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Its end."""
+        name = self._names[trial_id]
+        score = None if error or not result or "score" not in result else result["score"]
+        self._inner.complete(name, score)
+        self._write(COMPLETE, name, {} if score is None or result is None else result)
+
+    def _write(self, kind: str, name: str, result: dict[str, Any]) -> None:
+        event = {key: result.get(key) for key in ("rung", "score", "steps")}
+        self._log.write({"event": kind, "trial": name, **event})
+        self._replay.take(self._log.events[-1])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the log is all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the log is all there is."""
+
+
+class RecordedASHA(ASHAScheduler):
+    """ASHA that knows what it knew: milestones are the rungs, and a rung told again gets the same answer.
+
+    Args:
+        config: The search.
+        log: Its events so far.
+    """
+
+    def __init__(self, config: TuneConfig, log: SearchLog) -> None:
+        super().__init__(
+            time_attr="time",
+            metric="score",
+            mode="max",
+            grace_period=1,
+            max_t=rung_time(len(config.rungs), config),  # pyright: ignore[reportArgumentType]
+            reduction_factor=config.reduction,
+        )
+        self._answers: dict[tuple[str, int], str] = {}
+        for event in log.events:
+            trial = SimpleNamespace(config={"trial": event["trial"]})
+            result = event | {"time": rung_time(event["rung"], config) if event.get("rung") else None}
+            if event["event"] == SUGGEST:
+                self.on_trial_add(None, trial)
+            elif event.get("score") is not None:
+                self.on_trial_result(None, trial, result)
+                if event["event"] == COMPLETE:
+                    self.on_trial_complete(None, trial, result)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial begins, or begins again."""
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether it may go on."""
+        key = (_named(trial).trial_id, result["rung"])
+        if key not in self._answers:
+            self._answers[key] = super().on_trial_result(tune_controller, _named(trial), result)
+        return self._answers[key]
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """It ends."""
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """It was never begun."""
+        super().on_trial_remove(tune_controller, _named(trial))
+
+
+def _named(trial: Any) -> Any:
+    """Ray draws ids anew in every process; names last."""
+    return SimpleNamespace(trial_id=trial.config["trial"])
+
+
+def population(config: TuneConfig, knobs: tuple[Knob, ...], log: SearchLog) -> dict[str, Values]:
+    """Members of PBT with the values that they have now."""
+    inner = Suggestions(config, knobs)
+    members = {}
+    for index in range(config.num_trials):
+        name = f"{index:03d}"
+        values = inner.suggest(name)
+        if name not in log.names(SUGGEST):
+            log.write({"event": SUGGEST, "trial": name, "knobs": values})
+        state = TrialState.load(trial_folder(config.out, name))
+        members[name] = values if state is None else state.knobs
+    return members

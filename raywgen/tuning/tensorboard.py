@@ -1,0 +1,35 @@
+"""Trials in TensorBoard: the score at each rung, and the table of hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raywgen.tuning.results import TrialRow
+
+FOLDER = "tensorboard"
+_METRIC = "score"
+
+
+def write_tensorboard(rows: Sequence[TrialRow], out: str) -> None:
+    """Writes what is not there yet: a trial that has gone further than its file says is written anew."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for row in rows:
+        if row.score is None:
+            continue
+        folder = Path(out) / FOLDER / row.trial
+        reached = folder / f"rung-{row.scores[-1].rung}"
+        if reached.is_file():
+            continue
+        for stale in folder.glob("*"):
+            stale.unlink()
+        knobs = {
+            key: value if isinstance(value, bool | int | float) else str(value) for key, value in row.knobs.items()
+        }
+        with SummaryWriter(str(folder)) as writer:
+            for score in row.scores:
+                writer.add_scalar(_METRIC, score.score, score.steps)
+            # The name of the run: without one it would lie in a folder of its own, named by the clock.
+            writer.add_hparams(knobs, {f"hparam/{_METRIC}": row.score}, run_name=".")
+        reached.touch()

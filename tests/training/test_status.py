@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.runlog import METRICS
+from raywgen.training.status import run_status
+
+
+@pytest.fixture(scope="module")
+def finished(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=16, width=16),
+        prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2),
+        functional=FunctionalConfig(num_steps=0),
+    )
+    out = tmp_path_factory.mktemp("run") / "igpg"
+    launch([TrainConfig(generator=igpg, corpus=zoo_corpus.location, out=str(out), num_workers=0, log_every=1)])
+    return out
+
+
+def test_a_finished_run(finished: Path) -> None:
+    status = run_status(finished)
+    assert (status.done, status.finished, status.stage) == (True, ["tokenizer", "prior"], "prior")
+    assert (status.step, status.num_steps) == (6, 6)
+    assert status.lines()[0] == f"{finished}: igpg, done"
+    assert "left in this stage" not in "".join(status.lines())
+
+
+def test_a_run_under_way(finished: Path, tmp_path: Path) -> None:
+    """The folder as it was in the middle of the second stage."""
+    out = tmp_path / "igpg"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "generator")
+    shutil.rmtree(out / "stages" / "prior")
+    rows = [row for row in read_metrics(finished) if row["stage"] == "tokenizer" or row["step"] < 3]
+    for number, row in enumerate(rows):
+        row["time"] = 0.5 * number
+    (out / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "pri')
+    status = run_status(out)
+    assert (status.done, status.finished) == (False, ["tokenizer"])
+    assert (status.stage, status.step, status.num_steps) == ("prior", 3, 6)
+    assert status.steps_per_second == pytest.approx(2.0)
+    assert status.scalars["loss"] == rows[-1]["loss"]
+    lines = status.lines()
+    assert lines[1] == "stages trained: tokenizer"
+    assert lines[2].startswith("prior: step 3 of 6, ")
+    assert lines[3] == "2 steps/s, 2 s left in this stage"
+
+
+def test_a_run_before_its_first_row(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "config.yaml", tmp_path)
+    assert run_status(tmp_path).lines() == [f"{tmp_path}: igpg, not begun"]
+
+
+def test_a_folder_without_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run \(config.yaml is missing\)"):
+        run_status(tmp_path)

@@ -1,0 +1,52 @@
+"""Searches small enough for a test, and their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raywgen.corpus import Corpus
+from raywgen.tuning import TrialRow, TuneConfig, TuneResult
+from raywgen.tuning.results import Score
+
+RATE, WIDTH = "train.generator.functional.learning_rate", "train.generator.width"
+SPACE: dict[str, Any] = {
+    RATE: {"loguniform": [1e-4, 1e-2]},
+    WIDTH: {"choice": [8, 16]},
+    "train.seed": {"int": [0, 5], "when": {WIDTH: 16}},
+}
+
+
+def tune_config(corpus: Corpus, out: Path, **changes: Any) -> TuneConfig:
+    """A hypernetwork of one stage on the corpus of the tests."""
+    fixed = {
+        "train.num_workers": 0,
+        "train.checkpoint_every": 2,
+        "train.log_every": 1,
+        "train.num_query_samples": 16,
+        "train.generator.functional.num_steps": 24,
+        "train.generator.functional.batch_size": 4,
+    }
+    told: dict[str, Any] = {
+        "corpus": corpus.location,
+        "train": "hypernetwork",
+        "fixed": fixed | changes.pop("fixed", {}),
+        "space": SPACE,
+        "num_trials": 4,
+        "max_concurrent": 1,
+        "out": str(out),
+    }
+    config = TuneConfig(**(told | changes))
+    config.objective.num_tasks, config.objective.best_of = 3, 1
+    return config
+
+
+def row(trial: str, scores: list[float], status: str = "stopped", **knobs: Any) -> TrialRow:
+    """A trial of rungs of 10 steps each."""
+    kept = tuple(Score(rung=i, score=score, steps=10 * i, seconds=1.0 * i) for i, score in enumerate(scores, 1))
+    return TrialRow(trial=trial, status=status, scores=kept, knobs=knobs)
+
+
+def result(rows: list[TrialRow], best: TrialRow, out: Path) -> TuneResult:
+    """Of three rungs."""
+    return TuneResult(out=str(out), rows=tuple(rows), best=best, num_rungs=3)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raywgen.config import ConfigError, load_config, save_config
+from raywgen.training import TrainConfig
+from raywgen.tuning import TuneConfig
+from raywgen.tuning.pipeline import Pipeline
+
+SEED = {"train.seed": {"int": [0, 3]}}
+ROOT = Path(__file__).parents[2] / "configs" / "tune"
+
+
+def config(**changes: Any) -> TuneConfig:
+    return TuneConfig(**({"zoo": "digits", "train": "lohp", "space": SEED} | changes))
+
+
+def test_knobs_and_fixed_values_reach_the_configs() -> None:
+    fixed = {
+        "zoo.optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}],
+        "train": {"generator": {"policy": {"width": 32}}},
+    }
+    space = {"zoo.optimizers.1.sam.rho": {"choice": [0.0, 0.1]}, "train.generator.policy.mix": {"uniform": [0, 1]}}
+    pipeline = Pipeline(config(fixed=fixed, space=space))
+    plan = pipeline.plan({"zoo.optimizers.1.sam.rho": 0.1, "train.generator.policy.mix": 0.25})
+    assert plan.zoo is not None
+    assert [one.sam.rho for one in plan.zoo.optimizers] == [0.0, 0.1]
+    assert (plan.train.generator.policy.mix, plan.train.generator.policy.width) == (0.25, 32)
+    assert pipeline.base.train.generator.policy.mix == 0.5
+    assert pipeline.turns_zoo
+
+
+def test_one_recipe_has_one_corpus() -> None:
+    pipeline = Pipeline(config(space={"zoo.learning_rate": {"choice": [1e-3, 2e-3]}} | SEED))
+    plans = [pipeline.plan({"zoo.learning_rate": rate, "train.seed": seed}) for rate in (1e-3, 2e-3) for seed in (0, 1)]
+    names = [plan.corpus_name for plan in plans]
+    assert names[0] == names[1] != names[2] == names[3]
+
+
+def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
+    save_config(TrainConfig(method="mcdi", shot=3), tmp_path / "mine.yaml")
+    plan = Pipeline(config(train=str(tmp_path / "mine.yaml"))).plan({"train.seed": 2})
+    assert (plan.train.method, plan.train.shot, plan.train.seed) == ("mcdi", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"zoo": ""}, "give either zoo"),
+        ({"corpus": "runs/corpus"}, "give either zoo"),
+        ({"train": "nothing.yaml"}, "nothing.yaml does not exist"),
+        ({"space": {"trian.seed": {"int": [0, 1]}}}, "keys begin with zoo. or train., did you mean 'train.'?"),
+        ({"space": {"train.sed": {"int": [0, 1]}}}, "unknown key 'train.sed' in space; did you mean 'train.seed'?"),
+        (
+            {"space": {"train.generator.policy.lamb": {"uniform": [0.5, 1]}}},
+            "did you mean 'train.generator.policy.lam'?",
+        ),
+        ({"space": {"zoo.optimizers.0.sam.rho": {"uniform": [0, 1]}}}, "unknown key 'zoo.optimizers.0.sam.rho'"),
+        ({"space": {"train.seed.more": {"int": [0, 1]}}}, "train.seed is a value"),
+        ({"fixed": {"zoo.num_seen": 3}}, "unknown key 'zoo.num_seen' in fixed; did you mean 'zoo.num_s"),
+        ({"fixed": {"train.out": "here"}}, "train.out is chosen by the search"),
+        ({"zoo": "", "corpus": "c", "space": {"zoo.seed": {"int": [0, 1]}}}, "zoo.seed is of a recipe"),
+        ({"space": {"train.num_workers": {"int": [0, 4]}}}, "train.num_workers is no knob"),
+        (
+            {"space": {"train.generator.path.length": {"choice": [4, 5]}}},
+            "the space allows train.generator.path.length=5, which cannot be: ",
+        ),
+        ({"space": {"train.generator.policy.learning_rate": {"uniform": [-1, 1]}}}, "must be above 0"),
+        ({"space": {"train.generator.policy.width": {"choice": [32, "wide"]}}}, "width=wide, which cannot be"),
+        # Each of both is right by itself.
+        (
+            {
+                "fixed": {"train.generator.path.sampling_steps": 12},
+                "space": {
+                    "train.generator.path.num_steps": {"choice": [12, 16]},
+                    "train.generator.path.length": {"choice": [4, 12]},
+                },
+            },
+            "length=12, which cannot be: ",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_begins(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Pipeline(config(**changes)).check()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["igpg", "mcdi", "lohp"])
+def test_shipped_searches_allow_nothing_that_cannot_be(method: str) -> None:
+    shipped = load_config(TuneConfig, ROOT / f"{method}.yaml")
+    pipeline = Pipeline(shipped)
+    pipeline.check()
+    assert pipeline.base.train.method == method
+    assert shipped.zoo == "digits"
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        ("lohp", {"path.length", "policy.lam", "policy.mix", "sam.rho"}),
+        ("mcdi", {"diffusion.num_targets", "diffusion.num_steps", "denoiser.inner_rate", "denoiser.learning_rate"}),
+        ("mcdi", {"sam.rho"}),
+        ("igpg", {"chunk_length", "num_codes", "num_levels", "tokenizer.width", "tokenizer.learning_rate"}),
+        ("igpg", {"prior.width", "prior.learning_rate"}),
+    ],
+)
+def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: set[str]) -> None:
+    keys = [knob.key for knob in Pipeline(load_config(TuneConfig, ROOT / f"{method}.yaml")).knobs]
+    assert all(any(key.endswith(name) for key in keys) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"search": "grid"}, "search=grid: give one of optuna, random"),
+        ({"scheduler": "hyperband"}, "scheduler=hyperband: give one of asha, pbt, none"),
+        ({"num_trials": 0}, "num_trials must be at least 1"),
+        ({"rungs": [0.5]}, "the last one 1"),
+        ({"rungs": [0.5, 0.25, 1.0]}, "ascending"),
+        ({"reduction": 1.0}, "reduction=1.0"),
+        ({"scheduler": "pbt", "num_trials": 2}, "a population of at least 4"),
+        ({"scheduler": "pbt", "num_trials": 4, "max_concurrent": 2}, "as many of them at once as fit"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told.replace("(", r"\(")):
+        TuneConfig(**changes)

@@ -1,0 +1,73 @@
+"""One clear line each, through the command itself, before any trial begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from raywgen import cli
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus
+from raywgen.tuning import tune
+from raywgen.tuning.locks import locked, only_one
+from raywgen.tuning.objective import check_corpus
+from raywgen.tuning.pipeline import Pipeline
+from raywgen.tuning.population import check_knobs, check_stage
+from tests.tuning.builders import WIDTH, tune_config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["lohp", "num_trial=3"], "unknown key 'num_trial' in the command line; did you mean 'num_trials'?"),
+        (["lohp", "space.train.generator.policy.mx={uniform: [0, 1]}"], "did you mean 'train.generator.policy.mix'?"),
+        (["lohp", "space.train.generator.policy.mix={uniform: [0, 2]}"], "mix lies between 0 and 1"),
+        (["nothing.yaml"], "config file nothing.yaml does not exist"),
+        (["igpg", "scheduler=pbt"], "scheduler=pbt cannot turn train.generator.tokenizer.chunk_length"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments: list[str], told: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["tune", *arguments, f"out={tmp_path / 'out'}"])
+    assert isinstance(done.exception, ConfigError)
+    assert told in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_population_turns_rates_of_its_last_stage_alone(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    told = tune_config(zoo_corpus, tmp_path, space={WIDTH: {"choice": [8, 16]}})
+    with pytest.raises(ConfigError, match=f"cannot turn {WIDTH} while a run goes on"):
+        check_knobs(Pipeline(told))
+    rates = {
+        f"train.generator.{stage}.learning_rate": {"loguniform": [1e-4, 1e-2]} for stage in ("prior", "functional")
+    }
+    told = tune_config(zoo_corpus, tmp_path, space=rates)
+    told.train, told.fixed = "igpg", {"train.num_workers": 0}
+    pipeline = Pipeline(told)
+    check_knobs(pipeline)
+    with pytest.raises(
+        ConfigError, match=r"turn train.generator.prior.learning_rate: stage 'prior' is over.*'functional'"
+    ):
+        check_stage(pipeline, pipeline.base)
+    told.fixed = {"train.num_workers": 0, "train.generator.functional.num_steps": 0}
+    del told.space["train.generator.prior.learning_rate"]
+    with pytest.raises(ConfigError, match=r"stage 'functional' is over, or off.*'prior'"):
+        check_stage(Pipeline(told), Pipeline(told).base)
+
+
+def test_two_searches_do_not_share_a_folder(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    told = tune_config(zoo_corpus, tmp_path)
+    with only_one(tmp_path / "lock", "it"), pytest.raises(ConfigError, match="is under way already"):
+        tune(told)
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_corpus_without_validation_tasks_is_refused(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_corpus(zoo_corpus)
+    seen = {name: task for name, task in zoo_corpus.tasks.items() if task.split != "validation"}
+    monkeypatch.setattr(zoo_corpus, "tasks", seen)
+    with pytest.raises(ConfigError, match=r"set zoo.num_validation_tasks above 0"):
+        check_corpus(zoo_corpus)

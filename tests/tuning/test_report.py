@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from raywgen.tuning import TuneConfig, TuneError
+from raywgen.tuning.importance import importance
+from raywgen.tuning.live import short_names
+from raywgen.tuning.plots import best_so_far
+from raywgen.tuning.report import write_report
+from raywgen.tuning.results import TrialState, best_row, row_of
+from raywgen.tuning.space import parse_space
+from raywgen.tuning.tensorboard import write_tensorboard
+from tests.tuning.builders import result, row
+
+KNOBS = parse_space(
+    {
+        "train.a": {"uniform": [0, 1]},
+        "train.b": {"choice": ["x", "a longer value"]},
+        "train.c": {"loguniform": [1e-4, 1e-1], "when": {"train.b": "x"}},
+    }
+)
+ROWS = [
+    row("000", [0.5, 0.6, 0.7], "done", **{"train.a": 0.1, "train.b": "x", "train.c": 1e-3}),
+    row("001", [0.4], **{"train.a": 0.9, "train.b": "a longer value"}),
+    row("002", [0.6, 0.7, 0.9], "done", **{"train.a": 0.2, "train.b": "x", "train.c": 1e-2}),
+    row("003", [0.95], **{"train.a": 0.3, "train.b": "x", "train.c": 2e-2}),
+    row("004", [0.0], "failed", **{"train.a": 0.4, "train.b": "x", "train.c": 2e-2}),
+    row("005", [0.7, 0.6, 0.8], "done", **{"train.a": 0.25, "train.b": "a longer value"}),
+]
+
+
+def test_the_best_is_of_those_that_went_furthest() -> None:
+    assert best_row(ROWS).trial == "002"
+    assert best_row(ROWS[3:4]).trial == "003"
+    with pytest.raises(TuneError, match="no trial could be judged"):
+        best_row(ROWS[4:5])
+
+
+def test_the_curve_counts_the_steps_of_all_and_the_scores_of_whole_trials() -> None:
+    assert best_so_far(ROWS, 3) == [(30, 0.7), (40, 0.7), (70, 0.9), (80, 0.9), (90, 0.9), (120, 0.9)]
+
+
+def test_a_trial_that_is_over_before_its_end_was_stopped_or_has_failed() -> None:
+    state = TrialState(trial="000", knobs={})
+    assert row_of(state, 3, is_over=False).status == "unfinished"
+    assert row_of(state, 3, is_over=True).status == "failed"
+    judged = TrialState(trial="000", knobs={}, scores=ROWS[1].scores)
+    assert row_of(judged, 3, is_over=True).status == "stopped"
+    assert row_of(judged, 1, is_over=False).status == "done"
+    assert row_of(TrialState(trial="000", knobs={}, failed="no"), 3, is_over=True).reason == "no"
+
+
+def test_importance_finds_the_knob_that_matters() -> None:
+    rows = [
+        row(
+            f"{i:03d}",
+            [0.5 + 0.4 * (i % 2)],
+            **{"train.a": (i * 7 % 20) / 20, "train.b": ["x", "a longer value"][i % 2]},
+        )
+        for i in range(20)
+    ]
+    found = importance(rows, KNOBS)
+    assert found is not None
+    assert (found.rung, found.num_trials) == (1, 20)
+    assert list(found.shares) == ["train.b", "train.a"]
+    assert found.shares["train.b"] > 0.9
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert importance(rows[:3], KNOBS) is None
+    assert importance(rows[::2], KNOBS) is None, "all scores are one"
+
+
+def test_short_names_tell_keys_apart() -> None:
+    keys = ["train.generator.prior.width", "train.generator.tokenizer.width", "train.seed"]
+    assert list(short_names(keys).values()) == ["prior.width", "tokenizer.width", "seed"]
+    assert short_names(["a.b", "b"]) == {"a.b": "a.b", "b": "b"}
+
+
+def test_the_report_holds_every_trial_and_every_knob(tmp_path: Path) -> None:
+    config = TuneConfig(zoo="digits", space={"train.seed": {"int": [0, 1]}}, out=str(tmp_path))
+    html = write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS).read_text()
+    assert "Best: trial 002" in html
+    assert "90.0 points on validation tasks" in html
+    for trial in ("000", "001", "002", "003", "004", "005"):
+        assert f'<th scope="row">{trial}' in html
+    for knob in KNOBS:
+        assert f"<code>{knob.key}</code>" in html
+    assert "where b is x" in html
+    assert "Share of the spread" in html
+    assert "over 5 trials at rung 1 of 3" in html
+    assert not re.search(r'(src|href)="(https?:)?//', html), "the page must ask the network for nothing"
+    assert "mathdefault" not in html
+
+
+def test_tensorboard_has_hyperparameters_and_curves(tmp_path: Path) -> None:
+    write_tensorboard(ROWS[:4], str(tmp_path))
+    before = sorted(tmp_path.rglob("events*"))
+    write_tensorboard(ROWS[:4], str(tmp_path))
+    assert sorted(tmp_path.rglob("events*")) == before
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "002"))
+    events.Reload()
+    read = plugin_data_pb2.HParamsPluginData.FromString  # pyright: ignore[reportAttributeAccessIssue]
+    told = [read(content) for content in events.PluginTagToContent("hparams").values()]
+    started = next(one for one in told if one.HasField("session_start_info")).session_start_info.hparams
+    assert (started["train.a"].number_value, started["train.b"].string_value) == (0.2, "x")
+    assert [(point.step, round(point.value, 3)) for point in events.Scalars("score")] == [
+        (10, 0.6),
+        (20, 0.7),
+        (30, 0.9),
+    ]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raywgen.config import ConfigError
+from raywgen.tuning.space import Knob, optuna_values, parse_space, random_values
+
+QUANTISER = "train.generator.tokenizer.quantiser"
+CONDITIONAL: dict[str, Any] = {
+    "train.generator.tokenizer.beam": {"choice": [1, 2], "when": {QUANTISER: "residual"}},
+    QUANTISER: {"choice": ["residual", "gumbel"]},
+    "train.seed": {"int": [0, 3], "when": {"train.generator.tokenizer.beam": [1, 2]}},
+}
+
+
+def in_range(knob: Knob, value: Any) -> bool:
+    if knob.kind == "choice":
+        return value in knob.choices
+    return knob.low <= value <= knob.high and isinstance(value, int if knob.kind == "int" else float)
+
+
+def knobs(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["choice", "int", "uniform", "loguniform"]))
+    if kind == "choice":
+        return {"choice": draw(st.lists(st.one_of(st.integers(), st.text()), min_size=1, max_size=4, unique_by=str))}
+    if kind == "int":
+        low = draw(st.integers(-5, 5))
+        return {"int": [low, low + draw(st.integers(1, 9))]}
+    low = draw(st.floats(1e-6, 1.0) if kind == "loguniform" else st.floats(-10, 10))
+    return {kind: [low, low + draw(st.floats(1e-3, 10))]}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.composite(knobs)(), min_size=1), st.integers(0, 99))
+def test_what_is_drawn_lies_in_its_range(tree: dict[str, Any], seed: int) -> None:
+    space = parse_space(tree)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for drawn in (random_values(space, np.random.default_rng(seed)), optuna_values(space, study.ask())):
+        assert drawn.keys() == tree.keys()
+        assert all(in_range(knob, drawn[knob.key]) for knob in space)
+
+
+def test_a_conditional_knob_exists_where_its_condition_holds_and_only_there() -> None:
+    space = parse_space(CONDITIONAL)
+    assert [knob.key for knob in space] == [QUANTISER, "train.generator.tokenizer.beam", "train.seed"]
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(50):
+        drawn = random_values(space, rng)
+        has = drawn[QUANTISER] == "residual"
+        assert ("train.generator.tokenizer.beam" in drawn) == ("train.seed" in drawn) == has
+        seen.add(has)
+    assert seen == {True, False}
+
+
+def test_dotted_keys_and_nested_ones_are_the_same() -> None:
+    nested = {"train": {"generator": {"tokenizer": {"quantiser": {"choice": ["residual", "gumbel"]}}}}}
+    assert parse_space(nested) == parse_space({QUANTISER: {"choice": ["residual", "gumbel"]}})
+    when = {"train": {"generator": {"tokenizer": {"quantiser": "residual"}}}}
+    both = nested | {"zoo": {"seed": {"int": [0, 1], "when": when}}}
+    assert parse_space(both)[1].when == {QUANTISER: ("residual",)}
+
+
+def test_a_choice_may_be_of_lists() -> None:
+    (knob,) = parse_space({"zoo.networks": {"choice": [[[64, 2]], [[64, 8, 2]]]}})
+    drawn = random_values((knob,), np.random.default_rng(1))
+    assert json.loads(json.dumps(drawn)) == drawn
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({}, "space is empty"),
+        ({"a": 3}, "a is 3; write it as"),
+        ({"a": {"choice": [1], "int": [0, 1]}}, "write it as"),
+        ({"a": {"choice": []}}, "choice takes values that differ"),
+        ({"a": {"choice": [1, 1]}}, "choice takes values that differ"),
+        ({"a": {"choice": "ab"}}, "choice takes a list, not 'ab'"),
+        ({"a": {"int": [0, 1.5]}}, "int takes two whole numbers"),
+        ({"a": {"int": [True, 3]}}, "int takes two whole numbers"),
+        ({"a": {"uniform": [1, 0]}}, "a lower and a higher number, not [1, 0]"),
+        ({"a": {"uniform": [0, float("inf")]}}, "a lower and a higher number"),
+        ({"a": {"loguniform": [0, 1]}}, "a lower and a higher number above 0"),
+        ({"a": {"choice": [1], "if": 2}}, "a has if"),
+        ({"a": {"choice": [1], "when": 2}}, "`when` takes OTHER_KEY: value"),
+        ({"abc": {"choice": [1], "when": {"abz": 1}}, "abd": {"choice": [1]}}, "no knob; did you mean ab"),
+        ({"a": {"choice": [1], "when": {"b": 7}}, "b": {"int": [0, 3]}}, "exists when b is 7, which it never is"),
+        ({"a": {"int": [0, 1], "when": {"b": 1}}, "b": {"int": [0, 1], "when": {"a": 1}}}, "a, b wait for each other"),
+    ],
+)
+def test_what_is_no_space_is_refused(tree: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_space(tree)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
