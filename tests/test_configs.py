@@ -7,10 +7,11 @@ import pytest
 from raywgen.config import load_config
 from raywgen.tasks.encoder_training import EncoderConfig
 from raywgen.training import TrainConfig
+from raywgen.tuning import TuneConfig
 from raywgen.zoo import ZooConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig} | dict.fromkeys(
+SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig, "tune": TuneConfig} | dict.fromkeys(
     ("igpg", "mcdi", "lohp", "hypernetwork"), TrainConfig
 )
 

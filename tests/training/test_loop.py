@@ -13,7 +13,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import StageConfig
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
-from raywgen.training import DivergedError, TrainConfig, launch, read_metrics
+from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
 from raywgen.training.loop import LocalCheckpoints, Progress, learning_rate
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
@@ -114,3 +114,26 @@ def test_progress_round_trip(tmp_path: Path) -> None:
     assert torch.equal(again.part("model.")["a"], progress.tensors["model.a"])
     assert set(again.part("optimizer.")) == {"step"}
     assert LocalCheckpoints(tmp_path / "none").load() == Progress()
+
+
+@pytest.mark.parametrize("of", [small_config, lohp_config])
+def test_a_run_that_pauses_ends_bit_equal_to_one_that_does_not(
+    of: Callable[[Corpus, Path], TrainConfig], zoo_corpus: Corpus, tmp_path: Path
+) -> None:
+    """Also where it goes on in another folder, from the first one's pause."""
+    launch([of(zoo_corpus, tmp_path / "whole")])
+    paused = of(zoo_corpus, tmp_path / "paused")
+    for until in (0.25, 0.5, 0.5):
+        launch([paused], until=until)
+        folder = pause_folder(paused.out, until)
+        assert (folder / "generator.json").is_file()
+        assert not (tmp_path / "paused" / "generator").exists()
+    other = of(zoo_corpus, tmp_path / "other")
+    launch([other], start=str(pause_folder(paused.out, 0.25)))
+    launch([paused])
+    whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
+    for out in (paused.out, other.out):
+        found = load_file(Path(out) / "generator" / "generator.safetensors")
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert losses(tmp_path / "paused") == losses(tmp_path / "whole")
