@@ -69,7 +69,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
             return _finish(pipeline, config)
         # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
         with ray_session(2 if workers else 0, dashboard=workers > 0):
-            at_once = check_resources(cluster_nodes(), pipeline.base.train, config.max_concurrent)
+            at_once = check_resources(cluster_nodes(pipeline.base.train), pipeline.base.train, config.max_concurrent)
             if config.scheduler == "pbt":
                 check_places(config, workers, at_once)
             _prepare_first(pipeline, settings, reporter)

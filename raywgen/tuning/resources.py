@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from raywgen.config import ConfigError
 from raywgen.training import TrainConfig
+from raywgen.training.capacity import Nodes, Resources, connected_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +28,25 @@ def cpus_of_trial(num_workers: int, use_gpu: bool) -> int:
     return 1 if num_workers == 0 else 2 if use_gpu else 2 + num_workers
 
 
-def cluster_nodes() -> list[Node]:
-    """The nodes of the Ray session."""
-    import ray
+def cluster_nodes(train: TrainConfig) -> list[Node]:
+    """The nodes of the Ray session, and where one trial finds no room on them, those that its autoscaler may add."""
+    return nodes_to_come(train, connected_nodes(_bundles(train)))
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in alive]
+
+def nodes_to_come(train: TrainConfig, told: Nodes) -> list[Node]:
+    """All nodes that there can be. Where nobody knows how many may be added, they are taken to hold one trial."""
+    known = told.alive if told.most is None else told.most
+    nodes = [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in known]
+    if told.most is None and trials_at_once(nodes, train.num_workers, train.use_gpu) == 0:
+        cpus = cpus_of_trial(train.num_workers, train.use_gpu)
+        nodes.append(Node(cpus=cpus, gpus=train.num_workers if train.use_gpu else 0))
+    return nodes
+
+
+def _bundles(train: TrainConfig) -> list[Resources]:
+    """What one trial asks for, in single units."""
+    gpus = train.num_workers if train.use_gpu else 0
+    return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, train.use_gpu), *[{"GPU": 1.0}] * gpus]
 
 
 def trials_at_once(nodes: Sequence[Node], num_workers: int, use_gpu: bool) -> int:

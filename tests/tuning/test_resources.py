@@ -6,7 +6,8 @@ import pytest
 
 from raywgen.config import ConfigError
 from raywgen.training import TrainConfig
-from raywgen.tuning.resources import Node, check_resources, trials_at_once
+from raywgen.training.capacity import Nodes
+from raywgen.tuning.resources import Node, check_resources, nodes_to_come, trials_at_once
 
 CLUSTERS = [
     [Node(cpus=cpus, gpus=gpus) for cpus, gpus in told]
@@ -61,3 +62,19 @@ def test_as_many_as_fit_is_the_default() -> None:
     assert check_resources([Node(cpus=7)], train(num_workers=0), 0) == 7
     assert check_resources([Node(cpus=7)], train(num_workers=1), 0) == 2
     assert check_resources([Node(cpus=7)], train(num_workers=1), 1) == 1
+
+
+def test_what_an_autoscaler_may_add_counts() -> None:
+    alive = [{"CPU": 2.0}]
+    grown = nodes_to_come(train(num_workers=2), Nodes(alive=alive, most=[*alive, {"CPU": 8.0}]))
+    assert check_resources(grown, train(num_workers=2), 0) == 2
+    with pytest.raises(ConfigError, match="this cluster has 2 CPUs"):
+        check_resources(nodes_to_come(train(num_workers=2), Nodes(alive=alive, most=alive)), train(num_workers=2), 0)
+
+
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_where_nobody_knows_what_may_be_added_one_trial_begins(use_gpu: bool) -> None:
+    told = train(num_workers=3, use_gpu=use_gpu)
+    assert check_resources(nodes_to_come(told, Nodes(alive=[{"CPU": 1.0}], most=None)), told, 0) == 1
+    large = Nodes(alive=[{"CPU": 10.0, "GPU": 6.0}], most=None)
+    assert check_resources(nodes_to_come(told, large), told, 0) == 2
