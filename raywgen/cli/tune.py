@@ -25,7 +25,7 @@ def tune(config: Config = None, overrides: Overrides = None) -> None:
     path, rest = split_config(config, overrides)
     settings = load_config(TuneConfig, shipped_config("tune", path), rest)
     result = search(settings, Reporter())
-    out.print(trials_table(final_rows(result.rows), result.num_rungs))
+    out.print(trials_table(final_rows(result.rows), result.num_rungs, out))
     out.print(
         f"{len(result.rows)} trials, {result.total_steps:,} optimiser steps; best: trial {result.best.trial}\n"
         f"  train it:    raywgen train {settings.out}/best.yaml\n"

@@ -20,6 +20,8 @@ from raywgen.tuning.trial import run_folder
 
 _MOST_ROWS = 24
 _POINTS = 100.0
+_ANY_WIDTH = 10_000
+_COLUMNS = ("trial", "rung", "accuracy", "status")
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -40,26 +42,36 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def trials_table(rows: Sequence[TrialRow], num_rungs: int, now: Mapping[str, str] | None = None) -> Table:
-    """Trials with their values and scores.
+def trials_table(
+    rows: Sequence[TrialRow], num_rungs: int, console: Console, now: Mapping[str, str] | None = None
+) -> Table:
+    """Trials with their values and scores; where a column for each knob would not fit, all values in one.
 
     Args:
         rows: In the order to show them.
         num_rungs: Of a whole trial.
+        console: Where the table goes.
         now: What trials under way are at.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row.knobs))
     names = short_names(keys)
-    table = Table("trial", "rung", "accuracy", "status", *(escape(names[key]) for key in keys))
-    best = max((row.score for row in rows if row.score is not None), default=None)
+    wide = Table(*_COLUMNS, *(escape(names[key]) for key in keys))
+    narrow = Table(*_COLUMNS, "values")
+    judged = [row for row in rows if row.scores and row.score is not None]
+    best = max(judged, key=lambda row: (row.scores[-1].rung, row.scores[-1].score), default=None)
     for row in rows:
         score = "-" if row.score is None else f"{_POINTS * row.score:.1f}"
-        style = "bold green" if best is not None and row.score == best else ""
+        style = "bold green" if row is best else ""
         status = (now or {}).get(row.trial, row.status)
-        values = (shown(row.knobs[key]) if key in row.knobs else "" for key in keys)
         rung = f"{row.scores[-1].rung if row.scores else 0}/{num_rungs}"
-        table.add_row(row.trial, rung, score, escape(status), *map(escape, values), style=style)
-    return table
+        told = (row.trial, rung, score, escape(status))
+        values = {key: escape(shown(row.knobs[key])) for key in keys if key in row.knobs}
+        wide.add_row(*told, *(values.get(key, "") for key in keys), style=style)
+        joined = ", ".join(f"{escape(names[key])}={value}" for key, value in values.items())
+        narrow.add_row(*told, joined, style=style)
+    # A measure is cut at the console's own width, unless it is told of a wider one.
+    needed = console.measure(wide, options=console.options.update(width=_ANY_WIDTH)).maximum
+    return wide if needed <= console.width else narrow
 
 
 class LiveTable(Callback):
@@ -156,7 +168,7 @@ class LiveTable(Callback):
         now = {row.trial: self._doing(row) for row in rows if row.trial in self._running}
         under_way = [row for row in rows if row.trial in now]
         others = sorted((row for row in rows if row.trial not in now), key=lambda row: -(row.score or 0.0))
-        table = trials_table([*under_way, *others][:_MOST_ROWS], len(self._settings.rungs), now)
+        table = trials_table([*under_way, *others][:_MOST_ROWS], len(self._settings.rungs), self._console, now)
         table.title = f"{len(self._over)} of {self._settings.num_trials} trials over, {len(under_way)} under way"
         return table
 

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from raywgen.tuning import TuneConfig, TuneError
 from raywgen.tuning.importance import importance
-from raywgen.tuning.live import short_names
+from raywgen.tuning.live import short_names, trials_table
 from raywgen.tuning.plots import best_so_far
 from raywgen.tuning.report import write_report
 from raywgen.tuning.results import TrialState, best_row, row_of
@@ -53,6 +54,15 @@ def test_a_trial_that_is_over_before_its_end_was_stopped_or_has_failed() -> None
     assert row_of(judged, 3, is_over=True).status == "stopped"
     assert row_of(judged, 1, is_over=False).status == "done"
     assert row_of(TrialState(trial="000", knobs={}, failed="no"), 3, is_over=True).reason == "no"
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_the_table_of_trials_shows_every_value_at_any_width(width: int) -> None:
+    table = trials_table(ROWS, 3, Console(width=width))
+    assert [column.header for column in table.columns][4:] == (["values"] if width == 40 else ["a", "b", "c"])
+    told = "\n".join(str(cell) for column in table.columns for cell in column.cells)
+    assert "a longer value" in told
+    assert "0.001" in told
 
 
 def test_importance_finds_the_knob_that_matters() -> None:
