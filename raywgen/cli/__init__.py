@@ -143,6 +143,7 @@ def generate(
     overrides: Overrides = None,
     where: Annotated[str | None, typer.Option(help="`here`, or `ray`: over actors; short for where=.")] = None,
     into: Annotated[str | None, typer.Option(help="`files`, or `corpus`: Arrow shards; short for into=.")] = None,
+    num: Annotated[int | None, typer.Option(help="Networks for each task and architecture; short for num=.")] = None,
 ) -> None:
     """Write networks as `.safetensors` or a corpus, for tasks of a corpus or for one of your own.
 
@@ -152,7 +153,7 @@ def generate(
 
     raywgen generate ... networks='[[64, 20, 2], {name: "mynets:MyNet", width: 16}]'
 
-    raywgen generate ... num=1000 out=runs/generated --into corpus --where ray
+    raywgen generate ... out=runs/generated --num 1000 --into corpus --where ray
 
     The third one fills architectures that the generator may never have seen, and says how far off they are. The last
     one writes a thousand networks for each task and architecture over all cores and nodes. Interrupted, run it again.
@@ -162,7 +163,7 @@ def generate(
     from raywgen.training.session import ray_session
 
     path, rest = split_config(config, overrides)
-    rest += [f"{key}={value}" for key, value in (("where", where), ("into", into)) if value is not None]
+    rest += [f"{key}={value}" for key, value in (("where", where), ("into", into), ("num", num)) if value is not None]
     settings = load_config(GenerateConfig, path, rest)
     session = ray_session() if settings.where == "ray" else nullcontext()
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:

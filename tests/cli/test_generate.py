@@ -11,7 +11,7 @@ __all__ = ["bundle"]
 
 def test_many_networks_into_a_corpus(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     settings = [f"generator={bundle}", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'out'}", "best_of=2"]
-    shown = told("generate", *settings, "num=3", "limit=1", "--into", "corpus")
+    shown = told("generate", *settings, "--num", "3", "limit=1", "--into", "corpus")
     assert "networks" in shown
     assert "±" in shown
     assert Corpus.open(tmp_path / "out").facts.num_rows == 3 * 2
