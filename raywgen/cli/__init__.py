@@ -41,9 +41,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(job_app, name="job")
 app.add_typer(cluster_app, name="cluster")
-app.command("status")(run_status_command)
 app.add_typer(use_app)
-app.command(cls=SettingsCommand)(tune)
 
 
 def main() -> None:
@@ -234,6 +232,11 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     from raywgen.evaluation.report import write_report
 
     out.print(str(write_report(run)))
+
+
+# Here, so that help lists them after what comes first in a user's life.
+app.command("status")(run_status_command)
+app.command(cls=SettingsCommand)(tune)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
