@@ -70,7 +70,7 @@ def _igpg() -> IGPGConfig:
             num_steps=1, batch_size=4, chunk_length=64, num_levels=12, num_codes=256, window=1024
         ),
         prior=PriorConfig(
-            num_steps=900, batch_size=4, learning_rate=4e-3, width=256, num_layers=2, window=256, weight_decay=0.0,
+            num_steps=1800, batch_size=4, learning_rate=4e-3, width=256, num_layers=2, window=256, weight_decay=0.0,
             independent_share=1.0,
         ),
         functional=FunctionalConfig(num_steps=0),
