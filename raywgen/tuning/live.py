@@ -15,7 +15,7 @@ from rich.table import Table
 
 from raywgen.training import read_metrics
 from raywgen.tuning.config import TuneConfig
-from raywgen.tuning.results import TrialRow, TrialState, row_of, trial_folder
+from raywgen.tuning.results import TrialRow, TrialState, best_row, row_of, trial_folder
 from raywgen.tuning.trial import run_folder
 
 _MOST_ROWS = 24
@@ -57,8 +57,7 @@ def trials_table(
     names = short_names(keys)
     wide = Table(*_COLUMNS, *(escape(names[key]) for key in keys))
     narrow = Table(*_COLUMNS, "values")
-    judged = [row for row in rows if row.scores and row.score is not None]
-    best = max(judged, key=lambda row: (row.scores[-1].rung, row.scores[-1].score), default=None)
+    best = best_row(rows) if any(row.score is not None for row in rows) else None
     for row in rows:
         score = "-" if row.score is None else f"{_POINTS * row.score:.1f}"
         style = "bold green" if row is best else ""
