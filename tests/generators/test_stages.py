@@ -15,7 +15,7 @@ from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, spread_loss, token_nll
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.text_encoders import WordEncoder
-from raywgen.tasks import balanced_cross_entropy
+from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Layout, WeightBatch, WeightReference
 from tests.builders import (
     DATA,
@@ -144,15 +144,23 @@ def test_spread_is_how_far_each_deviation_is_from_the_corpus() -> None:
     assert float(spread_loss(written_BD, corpus_BD)) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
 
 
-def test_spread_is_added_with_its_weight_and_the_confidence_in_the_right_classes() -> None:
+def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> None:
     generator, batch = igpg(), weight_batch()
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    # Networks that write at chance get no spread, so these are asked for what they answer anyway.
+    states = batch.layout.unflatten(written.values_BD)
+    answers_BS = stacked_logits(batch.module, states, batch.query.samples_BSF).argmax(dim=-1)
+    batch = replace(batch, query=replace(batch.query, labels_BS=answers_BS))
     plain = functional(generator).eval()(batch, noise_for(8))
     both = functional(generator, spread=0.3).eval()(batch, noise_for(8))
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
-    confidence = task_loss(written.values_BD, batch)[0].neg().exp().mean()
+    confidence = 2 * task_loss(written.values_BD, batch)[0].neg().exp().mean() - 1
+    assert float(confidence) > 0.02
     # Cached and full attention round differently.
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * confidence * both.metrics["spread"], rtol=1e-4, atol=1e-5)
     assert "spread" not in plain.metrics
+    wrong = replace(batch, query=replace(batch.query, labels_BS=1 - answers_BS))
+    without, with_spread = (functional(generator, spread=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3))
+    torch.testing.assert_close(with_spread.loss, without.loss)
     # One network has no variance.
     assert "spread" not in functional(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
 

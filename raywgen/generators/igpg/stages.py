@@ -108,6 +108,12 @@ def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
     return (1 - deviation_D / unit).abs().mean()
 
 
+def _confidence(loss_B: Tensor, batch: WeightBatch) -> Tensor:
+    """Geometric mean probability of the right classes, mean over networks, scaled so that chance is 0 and 1 is 1."""
+    chance = 1 / (batch.query.labels_BS.amax() + 1)
+    return ((loss_B.neg().exp().mean() - chance) / (1 - chance)).clamp(min=0)
+
+
 class PriorStage(Stage):
     """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
 
@@ -202,8 +208,7 @@ class FunctionalStage(Stage):
             spread = spread_loss(normalised_BD, corpus_BD)
             metrics["spread"] = spread.detach()
             # Networks that are at chance would fly apart and never learn; those that do their task are moved gently.
-            confidence = loss_B.detach().neg().exp().mean()
-            loss = loss + self.config.spread * confidence * spread
+            loss = loss + self.config.spread * _confidence(loss_B.detach(), batch) * spread
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
