@@ -20,7 +20,8 @@ from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
 # Apart from that of the rollout, which the same samples draw from.
 _LIKELIHOOD_STREAM = 1
-_LEAST_VARIANCE = 1e-4
+# Below it a deviation is rounding; much more would leave networks that are nearly one without a pull apart.
+_LEAST_VARIANCE = 1e-8
 
 
 def token_nll(
@@ -142,8 +143,35 @@ class PriorStage(Stage):
         return StageLoss(loss=nll, metrics={"nll": nll.detach()})
 
 
+def functional_chunks(
+    tokenizer: Tokenizer,
+    correction: Coder,
+    variation: Coder | None,
+    expected_BMK: Tensor,
+    drawn_BMK: Tensor,
+    places_MG: Tensor,
+    mask_MK: Tensor,
+) -> Tensor:
+    """Normalised chunks `(B, M, K)` that the functional stage trains and generation writes.
+
+    Args:
+        tokenizer: Decodes the expected code.
+        correction: Of what is decoded.
+        variation: Of what was drawn beyond the expected code; the only way by which chance reaches a chunk itself, and
+            not only those after it. None where networks need not lie apart.
+        expected_BMK: Expected code along the tokens.
+        drawn_BMK: Code vectors of the tokens.
+        places_MG: Of the chunks.
+        mask_MK: Which values are real.
+    """
+    chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, mask_MK) + correction(expected_BMK, places_MG)
+    if variation is None:
+        return chunks_BMK
+    return chunks_BMK + variation(drawn_BMK - expected_BMK, places_MG)
+
+
 class FunctionalStage(Stage):
-    """Trains the prior, and a correction of what is decoded, by what the decoded networks do.
+    """Trains the prior, a correction of what is decoded, and its variation, by what the decoded networks do.
 
     The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
     hard tokens without gradients; the expected code that continues each of their prefixes is decoded, put into
@@ -163,6 +191,7 @@ class FunctionalStage(Stage):
         config: FunctionalConfig,
         prior: Prior,
         correction: Coder,
+        variation: Coder | None,
         tokenizer: Tokenizer,
         references: ReferenceTable,
     ) -> None:
@@ -170,6 +199,7 @@ class FunctionalStage(Stage):
         self._config = config
         self.prior = prior
         self.correction = correction
+        self.variation = variation
         self._frozen = (tokenizer,)
         self.references = references
 
@@ -190,8 +220,10 @@ class FunctionalStage(Stage):
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
-        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, tokenizer.mask(layout))
-        chunks_BMK = chunks_BMK + self.correction(expected_BMK, places_MG)
+        drawn_BMK, mask_MK = rvq.decode(rollout.codes_BML), tokenizer.mask(layout)
+        chunks_BMK = functional_chunks(
+            tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK
+        )
         reference = self.references[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, reference)
         loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.config.statistics)
