@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.nn.sampling import guided, truncated
 
+# Finite, because differences are taken of log-probabilities, and far beyond any noise over any temperature.
+_NEVER = -1e9
+
 
 class Codebooks(Protocol):
     """What the prior needs of a quantiser whose code vectors add up."""
@@ -39,7 +42,11 @@ class Codebooks(Protocol):
 
 
 class LevelHead(nn.Module):
-    """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before."""
+    """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before.
+
+    Tokens that are known before, `forced_XL` of all methods (-1 for any other token, None where there are none), have
+    all probability at their code: whether drawn, expected or read, they add nothing to a log-probability.
+    """
 
     def __init__(self, width: int, num_levels: int, num_codes: int, chunk_length: int) -> None:
         super().__init__()
@@ -50,28 +57,39 @@ class LevelHead(nn.Module):
         self.free = nn.Parameter(torch.randn(num_levels, width, num_codes) * 0.02)
         self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
 
-    def logits(self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks) -> Tensor:
+    def logits(
+        self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks, forced_XL: Tensor | None = None
+    ) -> Tensor:
         """Logits `(X, V)` of one level, given the sum of the code vectors of the levels before."""
         hidden_XH = nn.functional.gelu(self.state(state_XH) + self.chosen(chosen_XK) + self.level[level])
         query_XK = hidden_XH @ self.query[level]
         codebook_VK = rvq.codebooks_LVK[level]
         # Towards a code vector near the query: similar codes get similar probability from few examples.
         near_XV = query_XK @ (codebook_VK / codebook_VK.square().mean().sqrt().clamp(min=1e-6)).t()
-        return near_XV + hidden_XH @ self.free[level] + self.bias[level]
+        logits_XV = near_XV + hidden_XH @ self.free[level] + self.bias[level]
+        return logits_XV if forced_XL is None else _forced(logits_XV, forced_XL[..., level])
 
-    def log_likelihood(self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks) -> Tensor:
+    def log_likelihood(
+        self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, forced_BML: Tensor | None = None
+    ) -> Tensor:
         """Log-probability of every given token, `(B, M, L)`."""
         chosen_BMK = hidden_BMH.new_zeros(*hidden_BMH.shape[:2], rvq.codebooks_LVK.shape[2])
         levels = []
         for level in range(rvq.num_levels):
             code_BM = codes_BML[..., level]
-            log_p = self.logits(hidden_BMH, chosen_BMK, level, rvq).log_softmax(dim=-1)
+            log_p = self.logits(hidden_BMH, chosen_BMK, level, rvq, forced_BML).log_softmax(dim=-1)
             levels.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
             chosen_BMK = chosen_BMK + rvq.codebooks_LVK[level][code_BM]
         return torch.stack(levels, dim=-1)
 
     def expected_latents(
-        self, hidden_XH: Tensor, rvq: Codebooks, forgotten_XH: Tensor | None = None, guidance: float = 1.0
+        self,
+        hidden_XH: Tensor,
+        rvq: Codebooks,
+        forgotten_XH: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        forced_XL: Tensor | None = None,
     ) -> Tensor:
         """The expected code `(X, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation.
 
@@ -80,12 +98,13 @@ class LevelHead(nn.Module):
             rvq: Code vectors.
             forgotten_XH: States that were told nothing, for guidance.
             guidance: Of the probabilities.
+            forced_XL: Tokens that are known before.
         """
         expected_XK = hidden_XH.new_zeros(*hidden_XH.shape[:-1], rvq.codebooks_LVK.shape[2])
         for level in range(rvq.num_levels):
-            scores_XV = self.logits(hidden_XH, expected_XK, level, rvq)
+            scores_XV = self.logits(hidden_XH, expected_XK, level, rvq, forced_XL)
             if forgotten_XH is not None:
-                without_XV = self.logits(forgotten_XH, expected_XK, level, rvq).log_softmax(dim=-1)
+                without_XV = self.logits(forgotten_XH, expected_XK, level, rvq, forced_XL).log_softmax(dim=-1)
                 scores_XV = guided(scores_XV.log_softmax(dim=-1), without_XV, guidance)
             expected_XK = expected_XK + scores_XV.softmax(dim=-1) @ rvq.codebooks_LVK[level]
         return expected_XK
@@ -97,6 +116,7 @@ class LevelHead(nn.Module):
         gumbel_RLV: Tensor | None,
         temperature: float,
         sampling: SamplingConfig,
+        forced_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens `(R, L)` of one chunk, their code vector `(R, K)` and log-probability `(R,)`.
 
@@ -108,12 +128,13 @@ class LevelHead(nn.Module):
             gumbel_RLV: Noise; None takes the likeliest code.
             temperature: Divides the log-probabilities.
             sampling: Guidance and truncation.
+            forced_RL: Tokens that are known before.
         """
         chosen_RK = state_SRH.new_zeros(state_SRH.shape[1], rvq.codebooks_LVK.shape[2])
         log_prob_R = state_SRH.new_zeros(state_SRH.shape[1])
         codes = []
         for level in range(rvq.num_levels):
-            log_p_SRV = self.logits(state_SRH, chosen_RK, level, rvq).log_softmax(dim=-1)
+            log_p_SRV = self.logits(state_SRH, chosen_RK, level, rvq, forced_RL).log_softmax(dim=-1)
             score_RV = log_p_SRV[0]
             if len(log_p_SRV) == 2:
                 score_RV = guided(score_RV, log_p_SRV[1], sampling.guidance)
@@ -124,3 +145,10 @@ class LevelHead(nn.Module):
             chosen_RK = chosen_RK + rvq.codebooks_LVK[level][code_R]
             codes.append(code_R)
         return torch.stack(codes, dim=-1), chosen_RK, log_prob_R
+
+
+def _forced(logits_XV: Tensor, forced_X: Tensor) -> Tensor:
+    """All on the code that is known; where it is -1, the logits as they are."""
+    codes_V = torch.arange(logits_XV.shape[-1], device=logits_XV.device)
+    only_XV = torch.where(codes_V == forced_X.unsqueeze(-1), 0.0, _NEVER).to(logits_XV.dtype)
+    return torch.where(forced_X.unsqueeze(-1) < 0, logits_XV, only_XV)
