@@ -91,11 +91,12 @@ def written_again(
         labels_BS=task.labels_S.unsqueeze(0),
     )
     tokenizer, noise = generator.tokenizer, KeyedNoise(seed, torch.arange(1))
+    table = tokenizer.table(layout)
     made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
     # Not those that the written weights would be encoded to: decoding and encoding again changes many.
     rollout = generator.prior.rollout(
         condition,
-        tokenizer.places(layout),
+        table,
         tokenizer.quantiser,
         KeyedNoise(seed, torch.arange(1)),
         temperature,
@@ -112,6 +113,6 @@ def written_again(
         told={
             "generated_agreement": float((rollout.codes_BML == tokens_1ML).double().mean()),
             "generated_novelty": float(apart_1R.min()),
-            "generated_nats_per_token": -float(log_prob_1) / tokens_1ML.numel(),
+            "generated_nats_per_token": -float(log_prob_1) / (table.num_real_tokens or tokens_1ML.numel()),
         },
     )

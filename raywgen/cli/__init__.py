@@ -155,6 +155,7 @@ def generate(
 
     The third one fills architectures that the generator may never have seen, and says how far off they are. The last
     one writes a thousand networks for each task and architecture over all cores and nodes. Interrupted, run it again.
+    Of a corpus that holds weights alone each architecture is written, told its name, and nothing is judged.
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write

@@ -77,19 +77,34 @@ def print_info(info: dict[str, Any]) -> None:
 
 
 def print_networks(rows: list[dict[str, Any]]) -> None:
-    """Written networks as a table: each, or where there are several for a task and architecture, their means."""
+    """Written networks as a table: each, or where there are several for a task and architecture, their means.
+
+    Of networks that were run on nothing it has their log-probabilities.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["task"]), []).append(row)
     several = len(groups) < len(rows)
-    table = Table("network", "task", "loss on examples", "test accuracy", "networks" if several else "kept as")
+    is_tried = any("example_loss" in row for row in rows)
+    told = ("task", "loss on examples", "test accuracy") if is_tried else ("log-probability, nats",)
+    table = Table("network", *told, "networks" if several else "kept as")
     for (network, task), members in groups.items():
-        losses = [row["example_loss"] for row in members]
-        accuracies = [100 * row["test_accuracy"] for row in members if "test_accuracy" in row]
         kept = Path(members[0]["path"]).name if "path" in members[0] else members[0]["checkpoint_id"]
         last = f"{len(members):,}" if several else kept
-        table.add_row(network, task, _mean(losses, 3, several), _mean(accuracies, 1, several), escape(last))
+        log_probs, losses, accuracies = (
+            [row[name] for row in members if row.get(name) is not None]
+            for name in ("log_prob", "example_loss", "test_accuracy")
+        )
+        points = [100 * accuracy for accuracy in accuracies]
+        judged = (task, _mean(losses, 3, several), _mean(points, 1, several))
+        cells = judged if is_tried else (_mean(log_probs, 1, several),)
+        table.add_row(network, *cells, escape(last))
     out.print(table)
+    if not is_tried:
+        out.print(
+            "Nothing was judged: no task is known that these networks could be tried on, or not how they are built. "
+            "`raywgen corpus describe` says so; then train anew."
+        )
 
 
 def _mean(values: list[float], digits: int, several: bool) -> str:

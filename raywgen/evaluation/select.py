@@ -277,7 +277,7 @@ class _Writer:
         with torch.random.fork_rng():
             torch.manual_seed(self._config.seed)
             module = build_network(recipe)
-        layout = Layout.from_state_dict(module.state_dict())
+        layout = self._trained.generator.layout_of(module.state_dict())
         condition = make_condition(self._trained.generator, task.instruction, (task.samples_SF, task.labels_S))
         best = generate_best(
             self._trained.generator,

@@ -107,6 +107,7 @@ class _Part:
         rows = max(1, _VALUES_OF_A_PASS // network.layout.num_values)
         layout, passes = network.layout, values_ND.split(rows)
         self.codes_XL = torch.cat([generator.tokens(part_ND, layout).flatten(0, 1) for part_ND in passes])
+        self.is_real_XL = generator.tokenizer.real_tokens(layout).repeat(len(values_ND), 1)
         self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
         self.accuracies_N2 = torch.zeros(0, 2)
 
@@ -164,18 +165,22 @@ def _tasks(rows: pa.Table, corpus: Corpus) -> list[Task]:
 def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accuracy: bool) -> SplitReport:
     quantiser = generator.tokenizer.quantiser
     num_values = sum(part.values_ND.numel() for part in parts)
-    codes_XL = torch.cat([part.codes_XL for part in parts])
-    bits = len(codes_XL) * quantiser.bits_per_vector / num_values
+    codes_XL, is_real_XL = (
+        torch.cat(each) for each in zip(*((part.codes_XL, part.is_real_XL) for part in parts), strict=True)
+    )
+    num_tokens = int(is_real_XL.sum())
+    bits = num_tokens * math.log2(quantiser.num_codes) / num_values
     powers = [part.power(generator.references[part.network.layout.id][1]) for part in parts]
     signal, noise = (max(sum(each), 1e-30) for each in zip(*powers, strict=True))
     snr = 10 * math.log10(signal / noise)
-    use = [code_use(codes_X1, quantiser.num_codes) for codes_X1 in codes_XL.split(1, dim=1)]
+    columns = zip(codes_XL.t(), is_real_XL.t(), strict=True)
+    use = [code_use(codes_X[is_real_X].unsqueeze(1), quantiser.num_codes) for codes_X, is_real_X in columns]
     accuracy_2 = torch.cat([part.accuracies_N2 for part in parts]).mean(dim=0)
     return SplitReport(
         split=split,
         num_networks=sum(len(part.values_ND) for part in parts),
         bits_per_value=bits,
-        values_per_token=num_values / codes_XL.numel(),
+        values_per_token=num_values / num_tokens,
         snr_db=snr,
         snr_gap_db=DB_PER_BIT * bits - snr,
         codes_used=tuple(used for used, _ in use),

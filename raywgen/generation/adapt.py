@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raywgen.generation.asked import read_npz
 from raywgen.generation.fill import (
     ADAPT_INSTRUCTION,
     ConditionError,
@@ -23,7 +24,6 @@ from raywgen.generation.fill import (
     load,
     make_condition,
 )
-from raywgen.generation.write import read_npz
 from raywgen.generators.mcdi.denoisers import is_head
 from raywgen.tasks import build_network
 from raywgen.tasks.images import load_images

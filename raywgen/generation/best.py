@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generators import Generator
+from raywgen.generators import Generated, Generator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
@@ -50,6 +50,32 @@ def sampling_options(generator: Generator, sampling: SamplingConfig | None) -> d
     if not generator.takes_sampling:
         raise SamplingError(f"sampling: a generator of method '{generator.method}' draws no tokens; leave it out")
     return {"sampling": sampling}
+
+
+@torch.no_grad()
+def generate_candidates(
+    generator: Generator,
+    condition: Condition,
+    layout: Layout,
+    *,
+    temperature: float,
+    seed: int,
+    reference: WeightReference | None = None,
+    sampling: SamplingConfig | None = None,
+    index_B: Tensor | None = None,
+    best_of: int = 1,
+) -> Generated:
+    """The `B * best_of` networks that `generate_best` chooses from, those of a condition side by side.
+
+    Raises:
+        SamplingError: The generator draws no tokens.
+    """
+    index_B = torch.arange(len(condition)) if index_B is None else index_B
+    candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
+    noise = KeyedNoise(seed, candidate_N, 0)
+    options = sampling_options(generator, sampling)
+    told = condition.repeat(best_of)
+    return generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
 
 
 @torch.no_grad()
@@ -89,13 +115,18 @@ def generate_best(
     """
     if best_of < 1:
         raise ValueError(f"best_of={best_of}: at least 1 network must be written")
-    told = condition.repeat(best_of)
-    index_B = torch.arange(len(condition)) if index_B is None else index_B
-    candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
-    noise = KeyedNoise(seed, candidate_N, 0)
-    options = sampling_options(generator, sampling)
-    written = generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
-    values_BD = written.values_BD
+    written = generate_candidates(
+        generator,
+        condition,
+        layout,
+        temperature=temperature,
+        seed=seed,
+        reference=reference,
+        sampling=sampling,
+        index_B=index_B,
+        best_of=best_of,
+    )
+    told, values_BD = condition.repeat(best_of), written.values_BD
     if unlabelled is not None:
         each = zip(values_BD.split(best_of), unlabelled, strict=True)
         values_BD = torch.cat([with_new_statistics(module, layout, part_nD, x_SF) for part_nD, x_SF in each])

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import NetworkFacts
-from raywgen.generation.best import generate_best
+from raywgen.generation.asked import NO_TASK
+from raywgen.generation.best import generate_best, generate_candidates
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.statistics import some_inputs
 from raywgen.generators.igpg import SamplingConfig
@@ -35,7 +36,7 @@ class Job:
     Attributes:
         generator: Run folder or bundle, as every process reaches it.
         networks: Architectures.
-        names: T names of tasks.
+        names: T names of tasks; `NO_TASK` alone where none is known.
         condition: What the generator is told of each, T conditions.
         recipes: How to build each task, to test on it; empty for a task of the user's own.
         num: Networks kept for each task and architecture.
@@ -46,6 +47,7 @@ class Job:
         threads: Of a process that writes, and CPUs of an actor.
         num_unlabelled: Training samples of a task from which statistics of batch normalisation are estimated anew; 0
             leaves them as they were written.
+        is_tried: Whether networks are run on samples of their task; else each is the first that is written.
     """
 
     generator: str
@@ -60,6 +62,13 @@ class Job:
     sampling: SamplingConfig
     threads: int
     num_unlabelled: int = 0
+    is_tried: bool = True
+
+    def condition_of(self, network: NetworkFacts) -> Condition:
+        """What the generator is told; where no task is known the network's name for an instruction, as in training."""
+        if self.names != [NO_TASK]:
+            return self.condition
+        return replace(self.condition, instructions=(network.name,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +95,8 @@ class Written:
     Attributes:
         block: Which.
         values_RD: Flat vectors.
-        rows: Facts of each: `task`, `draw`, `instruction`, `network`, `known`, `example_loss`, `log_prob`, and
-            `test_accuracy` where the task has a test.
+        rows: Facts of each: `task`, `draw`, `instruction`, `network`, `known`, `log_prob`, `example_loss` where it was
+            tried, and `test_accuracy` where the task has a test.
     """
 
     block: Block
@@ -109,7 +118,12 @@ def plan_blocks(job: Job, most: int) -> list[Block]:
 
 
 def blank_network(network: NetworkFacts, seed: int) -> nn.Module:
-    """A module to run weights through; an unknown layout is filled around its values."""
+    """A module to run weights through; an unknown layout is filled around its values.
+
+    An empty one where nothing says how to build it.
+    """
+    if not network.recipe:
+        return nn.Module()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_network(network.recipe).eval()
@@ -135,7 +149,7 @@ class BlockWriter:
         self._blank: tuple[int, nn.Module] | None = None
 
     def write(self, block: Block) -> Written:
-        """Best of n for each network of a block, and its accuracy on test samples.
+        """Best of n for each network of a block, and its accuracy on test samples, where they can be tried.
 
         Raises:
             SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
@@ -147,36 +161,34 @@ class BlockWriter:
         place_R = torch.arange(block.start, block.stop)
         task_R, draw_R = place_R // job.num, place_R % job.num
         reference = self._trained.guessed_reference(layout, module)
-        best = generate_best(
-            self._trained.generator,
-            job.condition.take(task_R),
-            layout,
-            module,
-            best_of=job.best_of,
-            temperature=job.temperature,
-            seed=job.seed,
-            reference=reference,
-            sampling=job.sampling,
-            # First one network of every task, so that asking for more of each keeps the noise of the first ones.
-            index_B=draw_R * len(job.names) + task_R,
-            unlabelled=[self._unlabelled(task) for task in task_R.tolist()] if job.num_unlabelled else None,
-        )
+        told = job.condition_of(job.networks[block.network])
+        # First one network of every task, so that asking for more of each keeps the noise of the first ones.
+        keyed = {"seed": job.seed, "index_B": draw_R * len(job.names) + task_R}
+        drawn = {"temperature": job.temperature, "reference": reference, "sampling": job.sampling}
+        what = self._trained.generator, told.take(task_R), layout
+        loss_R = None
+        if job.is_tried:
+            unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if job.num_unlabelled else None
+            kept = generate_best(*what, module, best_of=job.best_of, unlabelled=unlabelled, **keyed, **drawn)
+            loss_R = kept.loss_B
+        else:
+            kept = generate_candidates(*what, **keyed, **drawn)
         rows = [
             {
                 "task": job.names[task],
                 "draw": draw,
-                "instruction": job.condition.instructions[task],
+                "instruction": told.instructions[task],
                 "network": job.networks[block.network].name,
                 "known": reference is None,
-                "example_loss": float(best.loss_B[index]),
-                "log_prob": None if best.log_prob_B is None else float(best.log_prob_B[index]),
+                **({} if loss_R is None else {"example_loss": float(loss_R[index])}),
+                "log_prob": None if kept.log_prob_B is None else float(kept.log_prob_B[index]),
             }
             for index, (task, draw) in enumerate(zip(task_R.tolist(), draw_R.tolist(), strict=True))
         ]
-        if job.recipes:
-            for row, accuracy in zip(rows, self._accuracies(best.values_BD, task_R, layout, module), strict=True):
+        if job.recipes and job.is_tried:
+            for row, accuracy in zip(rows, self._accuracies(kept.values_BD, task_R, layout, module), strict=True):
                 row["test_accuracy"] = accuracy
-        return Written(block=block, values_RD=best.values_BD, rows=rows)
+        return Written(block=block, values_RD=kept.values_BD, rows=rows)
 
     def _unlabelled(self, task: int) -> Tensor:
         """Inputs of a task; of one of the user's own those of the labelled samples."""

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import generate_best, sampling_options
+from raywgen.generation.best import generate_best, generate_candidates, sampling_options
+from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.generators.igpg import SamplingConfig
+from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
+_BEST_OF = 8
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -78,7 +81,7 @@ class TrainedGenerator:
             ConditionError: The examples do not fit what the generator was trained with.
             UnknownLayoutError: The module's layout is one that the generator was not trained on.
         """
-        layout = Layout.from_state_dict(module.state_dict())
+        layout = self.generator.layout_of(module.state_dict())
         told = (self.features(support[0]), support[1])
         condition = make_condition(self.generator, ADAPT_INSTRUCTION, told, policy)
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
@@ -99,9 +102,9 @@ class TrainedGenerator:
         self,
         module: ModuleT,
         *,
-        instruction: str,
-        data: tuple[Tensor, Tensor],
-        best_of: int = 8,
+        instruction: str = "",
+        data: tuple[Tensor, Tensor] | None = None,
+        best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
@@ -111,9 +114,10 @@ class TrainedGenerator:
 
         Args:
             module: Any `nn.Module`; its architecture is what is filled, its values are replaced.
-            instruction: The task in words.
-            data: Labelled samples of the task: inputs `(S, ...)` and integer labels `(S,)`.
-            best_of: Networks written; the one with the lowest loss on `data` is kept.
+            instruction: The task in words. Of a generator trained on weights alone the network's name in its corpus,
+                or nothing.
+            data: Labelled samples of the task: inputs `(S, ...)` and integer labels `(S,)`; none for such a generator.
+            best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
             temperature: 0 writes the same network every time.
             seed: Of the noise.
             sampling: How tokens are drawn, of a generator that writes tokens.
@@ -122,7 +126,8 @@ class TrainedGenerator:
                 functional stage ran with `statistics=batch` needs them.
 
         Raises:
-            ConditionError: Instruction or data do not fit what the generator was trained with.
+            ConditionError: Instruction or data do not fit what the generator was trained with, or there is no data to
+                choose the best network by.
             SamplingError, GuidanceError: The generator does not fit `sampling`.
             ValueError: `best_of` is below 1.
             WeightsError: The module has no tensors.
@@ -131,26 +136,46 @@ class TrainedGenerator:
             UnknownLayoutWarning: The generator was never trained on this layout; the log-probability per value
                 is given beside that of a layout it knows.
         """
-        layout = Layout.from_state_dict(module.state_dict())
+        layout = self.generator.layout_of(module.state_dict())
         condition = make_condition(self.generator, instruction, data)
         reference = self.guessed_reference(layout, module)
-        best = generate_best(
-            self.generator,
-            condition,
-            layout,
-            module,
-            best_of=best_of,
-            temperature=temperature,
-            seed=seed,
-            reference=reference,
-            sampling=sampling,
-            unlabelled=None if unlabelled is None else [unlabelled.reshape(len(unlabelled), -1).float()],
-        )
+        drawn = {"temperature": temperature, "seed": seed, "reference": reference, "sampling": sampling}
+        inputs = None if unlabelled is None else unlabelled.reshape(len(unlabelled), -1).float()
+        if data is None:
+            values_D, log_prob = self._first(condition, layout, module, best_of, inputs, drawn)
+        else:
+            best = generate_best(
+                self.generator,
+                condition,
+                layout,
+                module,
+                best_of=_BEST_OF if best_of is None else best_of,
+                unlabelled=None if inputs is None else [inputs],
+                **drawn,
+            )
+            values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
         if reference is not None:
-            log_prob = None if best.log_prob_B is None else float(best.log_prob_B[0])
             self.warn(layout, log_prob, condition, temperature, seed, sampling)
-        module.load_state_dict(layout.unflatten(best.values_BD[0], counters=module.state_dict()), strict=True)
+        module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
         return module
+
+    def _first(
+        self,
+        condition: Condition,
+        layout: Layout,
+        module: nn.Module,
+        best_of: int | None,
+        unlabelled_SF: Tensor | None,
+        drawn: dict[str, Any],
+    ) -> tuple[Tensor, float | None]:
+        """The first network that is written, and its log-probability."""
+        if best_of not in (None, 1):
+            raise ConditionError(f"best_of={best_of}: without data nothing says which network is best; leave it out")
+        first = generate_candidates(self.generator, condition, layout, **drawn)
+        values_1D = first.values_BD
+        if unlabelled_SF is not None:
+            values_1D = with_new_statistics(module, layout, values_1D, unlabelled_SF)
+        return values_1D[0], _first_of(first.log_prob_B)
 
     def guessed_reference(self, layout: Layout, module: nn.Module) -> WeightReference | None:
         """None for a layout that the generator was trained on; else one from the layouts most like it."""
@@ -186,6 +211,10 @@ class TrainedGenerator:
             there = float(usual.log_prob_B[0]) / known.num_values
             told += f": {here:.2f} nats per value, against {there:.2f} on a layout that it knows"
         warnings.warn(f"{told}; judge the result before you use it", UnknownLayoutWarning, stacklevel=3)
+
+
+def _first_of(log_prob_B: Tensor | None) -> float | None:
+    return None if log_prob_B is None else float(log_prob_B[0])
 
 
 def adapt_weights(generator: Generator, layout: Layout, condition: Condition, temperature: float, seed: int) -> Tensor:
@@ -237,13 +266,24 @@ def bundle_folder(path: str | Path) -> Path:
     raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
 
 
-def make_condition(generator: Generator, instruction: str, data: tuple[Tensor, Tensor], policy: str = "") -> Condition:
-    """One condition from what a user gives.
+def make_condition(
+    generator: Generator, instruction: str, data: tuple[Tensor, Tensor] | None, policy: str = ""
+) -> Condition:
+    """One condition from what a user gives; data may be left out for a generator trained on weights alone, and must.
 
     Raises:
         ConditionError: The instruction is empty, samples and labels do not fit the generator's data, or the generator
             has learned no optimiser of that name, or several.
     """
+    if not generator.data.knows_tasks:
+        if data is not None:
+            raise ConditionError(
+                "this generator was trained on weights alone and can be told no data; leave data out, or describe its "
+                "corpus by `raywgen corpus describe` and train anew"
+            )
+        return blank_condition(instruction)
+    if data is None:
+        raise ConditionError("data is missing: this generator writes for a task; give labelled samples of it")
     samples, labels = (torch.as_tensor(part) for part in data)
     if not instruction.strip():
         raise ConditionError("the instruction is empty; say in words what the network should do")

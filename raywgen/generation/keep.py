@@ -23,6 +23,7 @@ from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.ingest import UNITS
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.generation.asked import NO_TASK
 from raywgen.generation.blocks import Block, Job, Written, blank_network
 from raywgen.weights import StateDict, save_state_dict
 
@@ -111,9 +112,10 @@ class FileKeeper(Keeper):
     def _keep(self, written: Written) -> dict[str, Any]:
         rows = []
         for row, values_D in zip(written.rows, written.values_RD, strict=True):
-            name = f"{row['network']}_{row['task'].replace('/', '_')}"
+            parts = [row["network"], row["task"].replace("/", "_")]
             if self.job.num > 1:
-                name += f"_{row['draw']:0{len(str(self.job.num - 1))}d}"
+                parts.append(f"{row['draw']:0{len(str(self.job.num - 1))}d}")
+            name = "_".join(part for part in parts if part)
             path = str(Path(self.out) / f"{name}.safetensors")
             metadata = {key: str(value) for key, value in row.items()}
             save_state_dict(self._state(written.block, values_D), path, metadata)
@@ -133,7 +135,7 @@ class CorpusKeeper(Keeper):
         out: As for all.
         job: As for all.
         recipe: As for all.
-        tasks: What the networks are for.
+        tasks: What the networks are for; none where no task is known.
         source: Where they come from, in words.
     """
 
@@ -196,16 +198,16 @@ class CorpusKeeper(Keeper):
         return rows_of(corpus)
 
     def _facts(self, row: dict[str, Any], layout_id: str) -> CheckpointFacts:
-        task = self._tasks[row["task"]]
-        name = f"{row['network']}/{row['task']}/{row['draw']}"
+        task = self._tasks.get(row["task"])
+        name = "/".join(str(part) for part in (row["network"], row["task"], row["draw"]) if part != NO_TASK)
         log_prob = row["log_prob"]
         return CheckpointFacts(
             checkpoint_id=name,
             trajectory_id=name,
-            task_id=task.task_id,
+            task_id=None if task is None else task.task_id,
             layout_id=layout_id,
             step=0,
-            split=_SPLITS.get(task.split, task.split),
+            split="train" if task is None else _SPLITS.get(task.split, task.split),
             start="generated",
             base_id=None,
             start_seed=self.job.seed,
@@ -221,7 +223,7 @@ class CorpusKeeper(Keeper):
                 "draw": row["draw"],
                 "instruction": row["instruction"],
                 "known": row["known"],
-                "example_loss": row["example_loss"],
+                "example_loss": row.get("example_loss", _UNKNOWN),
                 "log_prob": _UNKNOWN if log_prob is None else log_prob,
                 "best_of": self.job.best_of,
                 "temperature": self.job.temperature,
@@ -233,10 +235,10 @@ def rows_of(corpus: Corpus) -> list[dict[str, Any]]:
     """What a corpus of generated networks says of each."""
     rows = []
     for facts in corpus.facts.to_pylist():
-        row = {name: facts[name] for name in ("checkpoint_id", "draw", "instruction", "known", "example_loss")}
-        row |= {"task": facts["task_id"], "network": facts["architecture"]}
+        row = {name: facts[name] for name in ("checkpoint_id", "draw", "instruction", "known")}
+        row |= {"task": facts["task_id"] or NO_TASK, "network": facts["architecture"]}
         row["log_prob"] = None if facts["log_prob"] != facts["log_prob"] else facts["log_prob"]
-        if facts["test_accuracy"] == facts["test_accuracy"]:
-            row["test_accuracy"] = facts["test_accuracy"]
+        known = (name for name in ("example_loss", "test_accuracy") if facts[name] == facts[name])
+        row |= {name: facts[name] for name in known}
         rows.append(row)
     return rows

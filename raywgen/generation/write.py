@@ -1,37 +1,26 @@
-"""Networks for tasks of a corpus, or for a task of the user's own, as `.safetensors`.
-
-Shape legend: B networks, S samples, F features.
-"""
+"""Networks for tasks of a corpus, for a task of the user's own, or for none, as `.safetensors` or a corpus."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from raywgen.config import ConfigError, save_config
-from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
+from raywgen.config import save_config
+from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.storage import absolute
 from raywgen.generation.actors import write_over_ray
+from raywgen.generation.asked import NO_TASK, Asked, ask
 from raywgen.generation.best import sampling_options
 from raywgen.generation.blocks import Block, BlockWriter, Job, Written, plan_blocks, threads
-from raywgen.generation.fill import ConditionError, TrainedGenerator, bundle_folder, load, make_condition
+from raywgen.generation.fill import TrainedGenerator, bundle_folder, load
 from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
-from raywgen.generators import Generator
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
-from raywgen.tasks import build_network, network_name
-from raywgen.tasks.networks import network_recipe
-from raywgen.weights import Condition, Layout
 
 CONFIG = "config.yaml"
 WHERE = ("here", "ray")
@@ -45,7 +34,8 @@ class GenerateConfig:
     Attributes:
         generator: Run folder or bundle.
         corpus: Names tasks and architectures.
-        tasks: A task id, or a split: `seen`, `validation`, `unseen`.
+        tasks: A task id, or a split: `seen`, `validation`, `unseen`. Of a corpus of weights alone there are none: the
+            generator is told each network's name, and nothing is judged.
         network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
         networks: Architectures of your own in their place, each the widths of a ReLU perceptron, a registry name, or a
             mapping with `name` (of the registry or `package.module:Class`) and arguments. One that the generator was
@@ -55,7 +45,8 @@ class GenerateConfig:
         out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
         into: `files`, or `corpus`: Arrow shards with the facts of each network.
         num: Networks kept for each task and architecture.
-        best_of: Candidates of each; the lowest loss on the labelled samples wins.
+        best_of: Candidates of each; the lowest loss on the labelled samples wins. By default 8, or 1 where there is
+            nothing to try networks on.
         temperature: 0 writes the same network every time.
         limit: Most tasks to write for.
         seed: Of the noise.
@@ -81,7 +72,7 @@ class GenerateConfig:
     out: str = "runs/igpg/networks"
     into: str = "files"
     num: int = 1
-    best_of: int = 8
+    best_of: int | None = None
     temperature: float = 0.5
     limit: int = 24
     seed: int = 0
@@ -94,7 +85,7 @@ class GenerateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if min(self.best_of, self.limit) < 1 or self.temperature < 0:
+        if min(1 if self.best_of is None else self.best_of, self.limit) < 1 or self.temperature < 0:
             raise ValueError("best_of and limit must be at least 1, temperature at least 0")
         if min(self.num, self.block, self.threads) < 1 or self.num_actors < 0 or self.start_timeout <= 0:
             raise ValueError(
@@ -129,11 +120,12 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
         on_progress: Called with networks kept so far and their number.
 
     Returns:
-        One row per network: path or checkpoint id, task, network, which draw of these it is, loss on the examples,
-        log-probability, test accuracy where known.
+        One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
+        log-probability, and where they are known loss on the examples and test accuracy.
 
     Raises:
-        ConfigError: No such task or architecture.
+        ConfigError: No such task or architecture, or nothing is known of them that a setting needs.
+        ConditionError: Instruction or data do not fit the generator.
         TaskError: An architecture of `networks` cannot be built.
         SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
@@ -147,27 +139,12 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
     trained = load(config.generator)
     sampling_options(trained.generator, config.sampling)
-    names, condition, tasks = _asked(config, corpus, trained.generator)
-    job = Job(
-        generator=absolute(config.generator),
-        networks=_own_networks(config)
-        if corpus is None or config.networks
-        else _stored(config, corpus, trained.generator),
-        names=names,
-        condition=condition,
-        recipes=[task.recipe for task in tasks],
-        num=config.num,
-        best_of=config.best_of,
-        temperature=config.temperature,
-        seed=config.seed,
-        sampling=config.sampling,
-        threads=config.threads,
-        num_unlabelled=config.num_unlabelled,
-    )
+    asked = ask(config, corpus, trained.generator)
+    job = _job(config, asked)
     recipe = _recipe(config, job)
     keeper = FileKeeper(config.out, job, recipe)
     if config.into == "corpus":
-        told = tasks or [_own_task(job)]
+        told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])
         keeper = CorpusKeeper(config.out, job, recipe, told, f"raywgen generate by {config.generator}")
         if (existing := keeper.existing()) is not None:
             return rows_of(existing)
@@ -176,6 +153,24 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
         save_config(config, Path(config.out) / CONFIG)
     _warn_of_unknown(job, rows, trained)
     return rows
+
+
+def _job(config: GenerateConfig, asked: Asked) -> Job:
+    return Job(
+        generator=absolute(config.generator),
+        networks=asked.networks,
+        names=asked.names,
+        condition=asked.condition,
+        recipes=[task.recipe for task in asked.tasks],
+        num=config.num,
+        best_of=asked.best_of,
+        temperature=config.temperature,
+        seed=config.seed,
+        sampling=config.sampling,
+        threads=config.threads,
+        num_unlabelled=config.num_unlabelled,
+        is_tried=asked.is_tried,
+    )
 
 
 def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
@@ -188,8 +183,9 @@ def _recipe(config: GenerateConfig, job: Job) -> dict[str, Any]:
         "networks": [[network.name, network.layout.id, network.recipe] for network in job.networks],
         "tasks": asked.hexdigest()[:32],
         "sampling": dataclasses.asdict(job.sampling),
+        "best_of": job.best_of,
     }
-    names = ("into", "num", "best_of", "temperature", "seed", "block", "threads", "num_unlabelled")
+    names = ("into", "num", "temperature", "seed", "block", "threads", "num_unlabelled")
     return json.loads(json.dumps(decisive | {name: getattr(config, name) for name in names}))
 
 
@@ -242,65 +238,5 @@ def _warn_of_unknown(job: Job, rows: list[dict[str, Any]], trained: TrainedGener
     for network in job.networks:
         row = next((row for row in rows if row["network"] == network.name), None)
         if row is not None and not row["known"]:
-            told = job.condition, job.temperature, job.seed, job.sampling
+            told = job.condition_of(network), job.temperature, job.seed, job.sampling
             trained.warn(network.layout, row["log_prob"], *told)
-
-
-def _asked(
-    config: GenerateConfig, corpus: Corpus | None, generator: Generator
-) -> tuple[list[str], Condition, list[TaskFacts]]:
-    if config.instruction or corpus is None:
-        return ["custom"], make_condition(generator, config.instruction, read_npz(config.data)), []
-    if not corpus.tasks or not all(network.recipe for network in corpus.networks.values()):
-        raise ConfigError(
-            f"{config.corpus} holds weights alone: nothing says what to write networks for, or how to try them; say so "
-            "by `raywgen corpus describe`"
-        )
-    tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
-    if not tasks:
-        raise ConfigError(
-            f"tasks={config.tasks}: {config.corpus} has no such task or split; give seen, validation, unseen "
-            f"or an id such as {next(iter(corpus.tasks))}"
-        )
-    condition = Condition(
-        instructions=tuple(task.instruction for task in tasks),
-        samples_BSF=torch.stack([task.samples_SF for task in tasks]),
-        labels_BS=torch.stack([task.labels_S for task in tasks]),
-    )
-    return [task.task_id for task in tasks], condition, tasks
-
-
-def _own_networks(config: GenerateConfig) -> list[NetworkFacts]:
-    networks = []
-    for told in config.networks:
-        recipe = network_recipe(told)
-        with torch.device("meta"):
-            layout = Layout.from_state_dict(build_network(recipe).state_dict())
-        networks.append(NetworkFacts(name=network_name(recipe), recipe=recipe, layout=layout))
-    return networks
-
-
-def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
-    chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
-    if not chosen:
-        known = ", ".join(net.name for net in corpus.networks.values())
-        raise ConfigError(f"network={config.network}: {config.corpus} has {known}")
-    if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
-        raise ConfigError(
-            f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "
-            "or ask for an architecture that it never saw by networks=[...]"
-        )
-    return chosen
-
-
-def read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples and labels of an `.npz` file.
-
-    Raises:
-        ConditionError: It holds no arrays `x` and `y`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConditionError(f"{path}: {error}; give an .npz file with arrays x (samples first) and y") from error

@@ -156,9 +156,10 @@ def _card(generator: Generator, facts: Mapping[str, Any]) -> str:
         f"- `{layout_id}`: {layout.num_values:,} values in {len(layout.tensors)} tensors"
         for layout_id, (layout, _) in generator.references.items()
     )
+    told = "instruction=..., data=..." if generator.data.knows_tasks else "instruction=NAME"
     rows = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"# A {generator.method} generator of neural-network weights\n\n"
-        f"{num_parameters:,} parameters. Use it by `raywgen.load(FOLDER).fill(module, instruction=..., data=...)`.\n\n"
+        f"{num_parameters:,} parameters. Use it by `raywgen.load(FOLDER).fill(module, {told})`.\n\n"
         f"## Layouts it was trained on\n\n{layouts}\n\n## Facts\n\n{rows}\n"
     )

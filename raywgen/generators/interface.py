@@ -15,6 +15,7 @@ from raywgen.weights import (
     KeyedNoise,
     Layout,
     ReferenceTable,
+    StateDict,
     WeightBatch,
     WeightReference,
     alike_reference,
@@ -133,6 +134,11 @@ class DataSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
 
+    @property
+    def knows_tasks(self) -> bool:
+        """Whether there is anything to be told: tasks have classes, weights alone a single one that says nothing."""
+        return self.max_classes > 1
+
 
 class Generator(nn.Module, ABC):
     """Turns conditions into weights.
@@ -196,6 +202,14 @@ class Generator(nn.Module, ABC):
     def knows(self, layout: Layout) -> bool:
         """Whether there is a reference point for a layout."""
         return layout.id in self.references
+
+    def layout_of(self, state: StateDict) -> Layout:
+        """Of a network; where its tensors are known in another order, as many files hold them, the known layout."""
+        layout = Layout.from_state_dict(state)
+        if self.knows(layout):
+            return layout
+        known = (other for other, _ in self.references.values() if set(other.tensors) == set(layout.tensors))
+        return next(known, layout)
 
     def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
         """The layout's reference point; `given` where the layout was not in the training corpus."""

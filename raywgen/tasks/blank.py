@@ -1,6 +1,6 @@
 """What stands for a task where only weights are known.
 
-Shape legend: S samples, F features of a sample.
+Shape legend: B networks, S samples, F features of a sample.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raywgen.tasks.base import Task
+from raywgen.weights import Condition
 
 BLANK = "blank"
 
@@ -26,6 +27,16 @@ def blank_task() -> Task:
         test_x_SF=torch.zeros(0, 1),
         test_y_S=torch.zeros(0, dtype=torch.int64),
         num_classes=1,
+    )
+
+
+def blank_condition(instruction: str) -> Condition:
+    """What a generator is told that was trained on weights alone, B = 1; all it was ever told is a network's name."""
+    task = blank_task()
+    return Condition(
+        instructions=(instruction,),
+        samples_BSF=task.train_x_SF.unsqueeze(0),
+        labels_BS=task.train_y_S.unsqueeze(0),
     )
 
 

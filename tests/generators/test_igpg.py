@@ -62,9 +62,9 @@ def test_generates_every_known_layout(generator: IGPG, widths, decoding) -> None
 def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None:
     layout, told = layout_of(), condition(3)
     tokenizer = generator.tokenizer
-    places_MG = tokenizer.places(layout)
-    rollout = generator.prior.rollout(told, places_MG, tokenizer.quantiser, noise_for(3), 1.0)
-    decoded_BMK = tokenizer.decode(rollout.codes_BML, places_MG)
+    table = tokenizer.table(layout)
+    rollout = generator.prior.rollout(told, table, tokenizer.quantiser, noise_for(3), 1.0)
+    decoded_BMK = tokenizer.decode(rollout.codes_BML, table.places_MG)
     expected_BD = tokenizer.values(decoded_BMK, layout, generator.reference(layout))
     written = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(decoding="tokens"))
     assert torch.equal(written.values_BD, expected_BD)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.rollout import Rollout
@@ -42,8 +43,9 @@ def rvq() -> ResidualQuantiser:
 
 
 @pytest.fixture(scope="module")
-def places_MG() -> Tensor:
-    return torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
+def table() -> ChunkTable:
+    places_MG = torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
+    return ChunkTable(places_MG=places_MG)
 
 
 @pytest.fixture(scope="module")
@@ -52,30 +54,30 @@ def told() -> Condition:
 
 
 @pytest.fixture(scope="module")
-def hidden_BMH(prior: Prior, told: Condition, places_MG: Tensor, rvq: ResidualQuantiser, rollout: Rollout) -> Tensor:
+def hidden_BMH(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser, rollout: Rollout) -> Tensor:
     with torch.no_grad():
-        return prior.hidden(rollout.codes_BML, told, places_MG, rvq)
+        return prior.hidden(rollout.codes_BML, told, table, rvq)
 
 
 @pytest.fixture(scope="module")
-def rollout(prior: Prior, told: Condition, places_MG: Tensor, rvq: ResidualQuantiser) -> Rollout:
-    return prior.rollout(told, places_MG, rvq, noise_for(4), temperature=1.0)
+def rollout(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser) -> Rollout:
+    return prior.rollout(told, table, rvq, noise_for(4), temperature=1.0)
 
 
-def test_probabilities_of_all_token_sequences_sum_to_one(prior, rvq, places_MG) -> None:
+def test_probabilities_of_all_token_sequences_sum_to_one(prior, rvq, table) -> None:
     every = torch.tensor(list(itertools.product(range(NUM_CODES), repeat=NUM_CHUNKS * NUM_LEVELS)))
     codes_BML = every.view(-1, NUM_CHUNKS, NUM_LEVELS)
     told = condition(1).repeat(len(codes_BML))
     with torch.no_grad():
-        hidden_BMH = prior.hidden(codes_BML, told, places_MG, rvq)
+        hidden_BMH = prior.hidden(codes_BML, told, table, rvq)
         log_p_B = prior.head.log_likelihood(hidden_BMH, codes_BML, rvq).double().sum(dim=(1, 2))
     assert float(log_p_B.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     assert float(log_p_B.exp().std()) > 1e-3
 
 
-def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, places_MG, told, rollout) -> None:
+def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, table, told, rollout) -> None:
     with torch.no_grad():
-        hidden_BMH = prior.hidden(rollout.codes_BML, told, places_MG, rvq)
+        hidden_BMH = prior.hidden(rollout.codes_BML, told, table, rvq)
         log_p_BML = prior.head.log_likelihood(hidden_BMH, rollout.codes_BML, rvq)
         # Cached and full attention round differently.
         expected_BMK = prior.head.expected_latents(hidden_BMH, rvq)
@@ -84,22 +86,22 @@ def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, places_MG, tol
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_log_prob_is_that_of_temperature_one(prior, rvq, places_MG, told, temperature) -> None:
-    drawn = prior.rollout(told, places_MG, rvq, noise_for(4), temperature)
+def test_log_prob_is_that_of_temperature_one(prior, rvq, table, told, temperature) -> None:
+    drawn = prior.rollout(told, table, rvq, noise_for(4), temperature)
     with torch.no_grad():
-        hidden_BMH = prior.hidden(drawn.codes_BML, told, places_MG, rvq)
+        hidden_BMH = prior.hidden(drawn.codes_BML, told, table, rvq)
         log_p_BML = prior.head.log_likelihood(hidden_BMH, drawn.codes_BML, rvq)
     torch.testing.assert_close(drawn.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_see_earlier_chunks_only(prior, rvq, places_MG, told, rollout) -> None:
+def test_tokens_see_earlier_chunks_only(prior, rvq, table, told, rollout) -> None:
     codes_BML = rollout.codes_BML.clone()
     codes_BML[:, 1] = (codes_BML[:, 1] + 1) % NUM_CODES
     with torch.no_grad():
-        before, after = (prior.hidden(codes, told, places_MG, rvq) for codes in (rollout.codes_BML, codes_BML))
+        before, after = (prior.hidden(codes, told, table, rvq) for codes in (rollout.codes_BML, codes_BML))
         assert torch.equal(before, after)  # the last chunk's tokens are inputs of nothing
         codes_BML[:, 0] = (codes_BML[:, 0] + 1) % NUM_CODES
-        changed = prior.hidden(codes_BML, told, places_MG, rvq)
+        changed = prior.hidden(codes_BML, told, table, rvq)
     assert torch.equal(changed[:, 0], before[:, 0])
     assert not torch.allclose(changed[:, 1], before[:, 1], atol=1e-4)
 
@@ -134,35 +136,48 @@ def test_with_certain_tokens_the_expected_code_is_their_code(rvq, hidden_BMH) ->
     torch.testing.assert_close(expected_BMK, rvq.decode(codes_BML), rtol=0, atol=1e-6)
 
 
-def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, places_MG, told) -> None:
-    first, second = (prior.rollout(told, places_MG, rvq, noise_for(4, seed), 0.0) for seed in (1, 2))
+def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, table, told) -> None:
+    first, second = (prior.rollout(told, table, rvq, noise_for(4, seed), 0.0) for seed in (1, 2))
     assert torch.equal(first.codes_BML, second.codes_BML)
     with torch.no_grad():
         zeros_BK = torch.zeros(4, LENGTH)
-        states_BMH = prior.hidden(first.codes_BML, told, places_MG, rvq)
+        states_BMH = prior.hidden(first.codes_BML, told, table, rvq)
         likeliest_B = level_logits(prior.head, states_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
     assert torch.equal(first.codes_BML[:, 0, 0], likeliest_B)
 
 
-def test_noise_changes_the_tokens(prior, rvq, places_MG, told) -> None:
-    first, second = (prior.rollout(told, places_MG, rvq, noise_for(4, seed), 1.0) for seed in (1, 2))
+def test_noise_changes_the_tokens(prior, rvq, table, told) -> None:
+    first, second = (prior.rollout(told, table, rvq, noise_for(4, seed), 1.0) for seed in (1, 2))
     assert not torch.equal(first.codes_BML, second.codes_BML)
 
 
-def test_four_networks_at_once_are_two_and_two(prior, rvq, places_MG, told, rollout) -> None:
+def test_four_networks_at_once_are_two_and_two(prior, rvq, table, told, rollout) -> None:
     for part in (slice(0, 2), slice(2, 4)):
-        alone = prior.rollout(part_of(told, part), places_MG, rvq, noise_for(2, first=part.start), 1.0)
+        alone = prior.rollout(part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0)
         assert torch.equal(alone.codes_BML, rollout.codes_BML[part])
         torch.testing.assert_close(alone.log_prob_BM, rollout.log_prob_BM[part], rtol=1e-5, atol=1e-5)
 
 
-def test_first_token_is_drawn_with_its_probability(prior, rvq, places_MG) -> None:
+def test_first_token_is_drawn_with_its_probability(prior, rvq, table) -> None:
     num = 4000
     told = condition(1).repeat(num)
-    drawn = prior.rollout(told, places_MG[:1], rvq, noise_for(num, seed=5), 1.0)
+    first_1 = ChunkTable(places_MG=table.places_MG[:1])
+    drawn = prior.rollout(told, first_1, rvq, noise_for(num, seed=5), 1.0)
     with torch.no_grad():
-        state_H = prior.hidden(drawn.codes_BML[:1], condition(1), places_MG[:1], rvq)[0, 0]
+        state_H = prior.hidden(drawn.codes_BML[:1], condition(1), first_1, rvq)[0, 0]
         logits_V = level_logits(prior.head, state_H, torch.zeros(LENGTH), 0, rvq)
     share_V = torch.bincount(drawn.codes_BML[:, 0, 0], minlength=NUM_CODES) / num
     # Four standard deviations of a share near 1/2 of 4000 draws are 0.032.
     torch.testing.assert_close(share_V, logits_V.softmax(dim=-1), rtol=0, atol=0.032)
+
+
+def test_with_tokens_that_are_known_before_probabilities_still_sum_to_one(prior, rvq, table) -> None:
+    every = torch.tensor(list(itertools.product(range(NUM_CODES), repeat=NUM_CHUNKS * NUM_LEVELS)))
+    codes_BML = every.view(-1, NUM_CHUNKS, NUM_LEVELS)
+    known = ChunkTable(places_MG=table.places_MG, forced_ML=torch.tensor([[-1, 2], [-1, -1]]))
+    with torch.no_grad():
+        log_p_BM = prior.log_likelihood(codes_BML, condition(1).repeat(len(codes_BML)), known, rvq)
+    p_B = log_p_BM.double().sum(dim=1).exp()
+    is_possible_B = codes_BML[:, 0, 1] == 2
+    assert float(p_B[is_possible_B].sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(p_B[~is_possible_B].max()) == 0.0

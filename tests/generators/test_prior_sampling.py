@@ -37,10 +37,8 @@ def generator() -> IGPG:
 
 def rollout(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0, seed: int = 0):
     tokenizer = generator.tokenizer
-    places_MG = tokenizer.places(layout_of())
-    return generator.prior.rollout(
-        condition(4), places_MG, tokenizer.quantiser, noise_for(4, seed), temperature, sampling
-    )
+    table = tokenizer.table(layout_of())
+    return generator.prior.rollout(condition(4), table, tokenizer.quantiser, noise_for(4, seed), temperature, sampling)
 
 
 def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) -> None:
@@ -70,10 +68,10 @@ def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
 
 def test_log_prob_is_told_the_condition_whatever_the_guidance(generator: IGPG) -> None:
     tokenizer = generator.tokenizer
-    places_MG = tokenizer.places(layout_of())
+    table = tokenizer.table(layout_of())
     drawn = rollout(generator, SamplingConfig(guidance=3.0, top_k=3), temperature=0.7)
     with torch.no_grad():
-        read_BM = generator.prior.log_likelihood(drawn.codes_BML, condition(4), places_MG, tokenizer.quantiser)
+        read_BM = generator.prior.log_likelihood(drawn.codes_BML, condition(4), table, tokenizer.quantiser)
     # Cached and full attention round differently.
     torch.testing.assert_close(drawn.log_prob_BM, read_BM, rtol=1e-4, atol=1e-4)
 
@@ -153,7 +151,7 @@ def test_log_prob_of_what_was_written_as_tokens(generator: IGPG) -> None:
     assert codes_BML.shape == drawn.codes_BML[:3].shape
     tokenizer = generator.tokenizer
     with torch.no_grad():
-        read_BM = generator.prior.log_likelihood(codes_BML, told, tokenizer.places(layout), tokenizer.quantiser)
+        read_BM = generator.prior.log_likelihood(codes_BML, told, tokenizer.table(layout), tokenizer.quantiser)
     torch.testing.assert_close(generator.log_prob(values_BD, told, layout), read_BM.sum(dim=1), rtol=0, atol=0)
 
 

@@ -90,8 +90,8 @@ def test_out_of_training_nothing_is_left_out(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch(num=8)
     stage = PriorStage(generator.prior, generator.tokenizer, generator.references).eval()
     codes_BML = generator.tokens(batch.values_BD, batch.layout)
-    places_MG = generator.tokenizer.places(batch.layout)
-    log_p_BM = generator.prior.log_likelihood(codes_BML, batch.condition, places_MG, generator.tokenizer.quantiser)
+    table = generator.tokenizer.table(batch.layout)
+    log_p_BM = generator.prior.log_likelihood(codes_BML, batch.condition, table, generator.tokenizer.quantiser)
     torch.testing.assert_close(stage(batch, noise_for(8)).loss, -log_p_BM.mean() / 2, rtol=1e-5, atol=1e-6)
 
 

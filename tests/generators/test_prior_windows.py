@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.windows import Window, plan_windows, random_windows, side_by_side
@@ -50,8 +50,9 @@ def rvq() -> ResidualQuantiser:
 
 
 @pytest.fixture(scope="module")
-def places_MG() -> Tensor:
-    return torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
+def table() -> ChunkTable:
+    places_MG = torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
+    return ChunkTable(places_MG=places_MG)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def test_parallel_windows_are_equally_long() -> None:
 
 @pytest.mark.parametrize("window", [0, NUM_CHUNKS, NUM_CHUNKS + 3])
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, places_MG, told, window, mode) -> None:
-    whole = prior_of(0).rollout(told, places_MG, rvq, noise_for(4), 1.0, WHOLE)
-    windowed = prior_of(window).rollout(told, places_MG, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
+def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, told, window, mode) -> None:
+    whole = prior_of(0).rollout(told, table, rvq, noise_for(4), 1.0, WHOLE)
+    windowed = prior_of(window).rollout(told, table, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
     assert torch.equal(windowed.codes_BML, whole.codes_BML)
     assert torch.equal(windowed.log_prob_BM, whole.log_prob_BM)
     assert whole.expected_BMK is not None
@@ -105,7 +106,7 @@ def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, places_MG
     assert torch.equal(windowed.expected_BMK, whole.expected_BMK)
     with torch.no_grad():
         read = [
-            prior_of(each).log_likelihood(whole.codes_BML, told, places_MG, rvq, SamplingConfig(windows=mode))
+            prior_of(each).log_likelihood(whole.codes_BML, told, table, rvq, SamplingConfig(windows=mode))
             for each in (0, window)
         ]
     assert torch.equal(*read)
@@ -113,12 +114,12 @@ def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, places_MG
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 6])
-def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, places_MG, told, window, mode) -> None:
+def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, told, window, mode) -> None:
     prior, sampling = prior_of(window), MODES[mode]
-    written = prior.rollout(told, places_MG, rvq, noise_for(4), 1.0, sampling)
+    written = prior.rollout(told, table, rvq, noise_for(4), 1.0, sampling)
     with torch.no_grad():
-        read_BM = prior.log_likelihood(written.codes_BML, told, places_MG, rvq, sampling)
-        hidden_BMH = prior.hidden(written.codes_BML, told, places_MG, rvq, sampling)
+        read_BM = prior.log_likelihood(written.codes_BML, told, table, rvq, sampling)
+        hidden_BMH = prior.hidden(written.codes_BML, told, table, rvq, sampling)
         expected_BMK = prior.head.expected_latents(hidden_BMH, rvq)
     # Cached and full attention round differently.
     torch.testing.assert_close(written.log_prob_BM, read_BM, rtol=1e-4, atol=1e-4)
@@ -126,45 +127,44 @@ def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, places_MG, to
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, places_MG, told, mode) -> None:
+def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, table, told, mode) -> None:
     """Each window by itself, from the definition: prefix, its chunks, nothing told before the first."""
     prior, sampling = prior_of(4), replace(MODES[mode])
     generator = torch.Generator().manual_seed(3)
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)
     with torch.no_grad():
-        read_BM = prior.log_likelihood(codes_BML, told, places_MG, rvq, sampling)
-        prefix_BTH = prior.prefix(told, places_MG)
+        read_BM = prior.log_likelihood(codes_BML, told, table, rvq, sampling)
+        prefix_BTH = prior.prefix(told, table.places_MG)
         for window in plan_windows(NUM_CHUNKS, 4, sampling):
             seen = slice(window.start, min(window.stop, NUM_CHUNKS))
-            states = prior.states(prefix_BTH, places_MG[seen], rvq.decode(codes_BML[:, seen]))
+            states = prior.states(prefix_BTH, table.places_MG[seen], rvq.decode(codes_BML[:, seen]))
             log_p_BW = prior.head.log_likelihood(states, codes_BML[:, seen], rvq).sum(dim=-1)
             new = slice(window.new, seen.stop)
             torch.testing.assert_close(read_BM[:, new], log_p_BW[:, new.start - seen.start :], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel", "independent"])
-def test_a_chunk_depends_on_what_its_window_holds_before_it_alone(rvq, places_MG, told, mode) -> None:
+def test_a_chunk_depends_on_what_its_window_holds_before_it_alone(rvq, table, told, mode) -> None:
     prior, sampling = prior_of(4), MODES[mode]
     plan = plan_windows(NUM_CHUNKS, 4, sampling)
     generator = torch.Generator().manual_seed(3)
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)
     with torch.no_grad():
-        before = prior.hidden(codes_BML, told, places_MG, rvq, sampling)
+        before = prior.hidden(codes_BML, told, table, rvq, sampling)
         for changed in range(NUM_CHUNKS):
             other_BML = codes_BML.clone()
             other_BML[:, changed] = (other_BML[:, changed] + 1) % NUM_CODES
-            after = prior.hidden(other_BML, told, places_MG, rvq, sampling)
+            after = prior.hidden(other_BML, told, table, rvq, sampling)
             seen = {m for each in plan for m in range(each.new, each.stop) if each.start <= changed < m}
             for m in range(NUM_CHUNKS):
                 assert torch.equal(before[:, m], after[:, m]) == (m not in seen), (changed, m)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "independent"])
-def test_how_many_windows_are_written_at_once_changes_nothing(rvq, places_MG, told, mode) -> None:
+def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, told, mode) -> None:
     prior = prior_of(3)
     first, *others = (
-        prior.rollout(told, places_MG, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows))
-        for rows in (1, 8, 1000)
+        prior.rollout(told, table, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows)) for rows in (1, 8, 1000)
     )
     for other in others:
         assert torch.equal(other.codes_BML, first.codes_BML)
@@ -173,22 +173,23 @@ def test_how_many_windows_are_written_at_once_changes_nothing(rvq, places_MG, to
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_four_networks_at_once_are_two_and_two(rvq, places_MG, told, mode) -> None:
+def test_four_networks_at_once_are_two_and_two(rvq, table, told, mode) -> None:
     prior = prior_of(3)
-    together = prior.rollout(told, places_MG, rvq, noise_for(4), 1.0, MODES[mode])
+    together = prior.rollout(told, table, rvq, noise_for(4), 1.0, MODES[mode])
     for part in (slice(0, 2), slice(2, 4)):
-        alone = prior.rollout(part_of(told, part), places_MG, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
+        alone = prior.rollout(part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
         assert torch.equal(alone.codes_BML, together.codes_BML[part])
 
 
-def test_independent_chunks_are_drawn_with_their_probability(rvq, places_MG) -> None:
+def test_independent_chunks_are_drawn_with_their_probability(rvq, table) -> None:
     num, prior = 4000, prior_of(0)
     told = condition(1).repeat(num)
-    drawn = prior.rollout(told, places_MG[:2], rvq, noise_for(num, seed=5), 1.0, SamplingConfig(chunks="independent"))
+    first_2, alone = ChunkTable(places_MG=table.places_MG[:2]), SamplingConfig(chunks="independent")
+    drawn = prior.rollout(told, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
     with torch.no_grad():
-        prefix_BTH = prior.prefix(condition(1), places_MG[:2])
+        prefix_BTH = prior.prefix(condition(1), table.places_MG[:2])
         zeros_11K = torch.zeros(1, 1, LENGTH)
-        states = [prior.states(prefix_BTH, places_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
+        states = [prior.states(prefix_BTH, table.places_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
         p_MV = torch.stack([level_logits(prior.head, state, torch.zeros(LENGTH), 0, rvq) for state in states]).softmax(
             -1
         )

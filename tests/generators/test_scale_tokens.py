@@ -235,11 +235,11 @@ def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str
     config.prior.window = 3
     generator, layout, told = igpg(config, references(SMALL, WIDE)), layout_of(WIDE), condition(4)
     asked = SamplingConfig(decoding="tokens", **sampling)
-    places_MG = generator.tokenizer.places(layout)
-    rollout = generator.prior.rollout(told, places_MG, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
+    table = generator.tokenizer.table(layout)
+    rollout = generator.prior.rollout(told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
     assert rollout.codes_BML.shape[1] == len(generator.tokenizer.mask(layout))
     written = generator.generate(told, layout, noise_for(4), sampling=asked)
-    read_BM = generator.prior.log_likelihood(rollout.codes_BML, told, places_MG, generator.tokenizer.quantiser, asked)
+    read_BM = generator.prior.log_likelihood(rollout.codes_BML, told, table, generator.tokenizer.quantiser, asked)
     assert written.log_prob_B is not None
     torch.testing.assert_close(written.log_prob_B, read_BM.sum(dim=1), rtol=1e-4, atol=1e-3)
     nll = token_nll(generator.prior, generator.tokenizer, weight_batch(WIDE), generator.references, noise_for(8))

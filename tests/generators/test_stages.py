@@ -100,13 +100,13 @@ def test_variation_is_there_where_networks_are_spread_alone() -> None:
 def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
     generator, batch = varied(), weight_batch()
     assert generator.variation is not None
-    places_MG = generator.tokenizer.places(batch.layout)
+    table = generator.tokenizer.table(batch.layout)
     with torch.no_grad():
-        told = (batch.condition, places_MG, generator.tokenizer.quantiser, noise_for(8), 0.5)
+        told = (batch.condition, table, generator.tokenizer.quantiser, noise_for(8), 0.5)
         rollout = generator.prior.rollout(*told)
         assert rollout.expected_BMK is not None
         beyond_BMK = generator.tokenizer.quantiser.decode(rollout.codes_BML) - rollout.expected_BMK
-        added_BMK = generator.variation(beyond_BMK, places_MG)
+        added_BMK = generator.variation(beyond_BMK, table.places_MG)
         written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
         generator.variation = None
         without = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD

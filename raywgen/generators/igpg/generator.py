@@ -96,9 +96,9 @@ class IGPG(Generator):
             condition = mismatched(condition)
         num = sampling.num_averaged
         condition, noise = condition.repeat(num), noise.split(torch.arange(num), _AVERAGE_STREAM)
-        places_MG, mask_MK = self.tokenizer.places(layout), self.tokenizer.mask(layout)
-        rvq = self.tokenizer.quantiser
-        rollout = self.prior.rollout(condition, places_MG, rvq, noise, temperature, sampling)
+        table, mask_MK = self.tokenizer.table(layout), self.tokenizer.mask(layout)
+        places_MG, rvq = table.places_MG, self.tokenizer.quantiser
+        rollout = self.prior.rollout(condition, table, rvq, noise, temperature, sampling)
         if rollout.expected_BMK is not None:
             drawn_BMK = rvq.decode(rollout.codes_BML)
             chunks_BMK = functional_chunks(
@@ -118,9 +118,8 @@ class IGPG(Generator):
         self, values_BD: Tensor, condition: Condition, layout: Layout, sampling: SamplingConfig | None = None
     ) -> Tensor:
         """Log-probability `(B,)` of the tokens of given weights in nats, under what `generate` would draw from."""
-        places_MG = self.tokenizer.places(layout)
-        codes_BML = self.tokens(values_BD, layout)
-        return self.prior.log_likelihood(codes_BML, condition, places_MG, self.tokenizer.quantiser, sampling).sum(dim=1)
+        table, codes_BML = self.tokenizer.table(layout), self.tokens(values_BD, layout)
+        return self.prior.log_likelihood(codes_BML, condition, table, self.tokenizer.quantiser, sampling).sum(dim=1)
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:

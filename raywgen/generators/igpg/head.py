@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.nn.sampling import guided, truncated
 
+# Finite, because differences are taken of log-probabilities, and far beyond any noise over any temperature.
+_NEVER = -1e9
+
 
 class Codebooks(Protocol):
     """What the prior needs of a quantiser whose code vectors add up."""
@@ -53,7 +56,11 @@ class Levels(NamedTuple):
 
 
 class LevelHead(nn.Module):
-    """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before."""
+    """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before.
+
+    Tokens that are known before, `forced_XL` of all methods (-1 for any other token, None where there are none), have
+    all probability at their code: whether drawn, expected or read, they add nothing to a log-probability.
+    """
 
     def __init__(self, width: int, num_levels: int, num_codes: int, chunk_length: int) -> None:
         super().__init__()
@@ -76,7 +83,9 @@ class LevelHead(nn.Module):
             codebooks_LVK=codebooks_LVK,
         )
 
-    def logits(self, state_XH: Tensor, told_XH: Tensor, level: int, levels: Levels) -> Tensor:
+    def logits(
+        self, state_XH: Tensor, told_XH: Tensor, level: int, levels: Levels, forced_XL: Tensor | None = None
+    ) -> Tensor:
         """Logits `(X, V)` of one level.
 
         Args:
@@ -84,24 +93,34 @@ class LevelHead(nn.Module):
             told_XH: Sum of `told_LVH` over the codes of the levels before, chosen or in expectation.
             level: Which one.
             levels: Of all.
+            forced_XL: Tokens that are known before.
         """
         hidden_XH = nn.functional.gelu(state_XH + told_XH + self.level[level])
-        return hidden_XH @ levels.weight_LHV[level] + self.bias[level]
+        logits_XV = hidden_XH @ levels.weight_LHV[level] + self.bias[level]
+        return logits_XV if forced_XL is None else _forced(logits_XV, forced_XL[..., level])
 
-    def log_likelihood(self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks) -> Tensor:
+    def log_likelihood(
+        self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, forced_BML: Tensor | None = None
+    ) -> Tensor:
         """Log-probability of every given token, `(B, M, L)`."""
         levels, state_BMH = self.levels(rvq), self.state(hidden_BMH)
         told_BMH = torch.zeros_like(state_BMH)
         log_prob = []
         for level in range(rvq.num_levels):
             code_BM = codes_BML[..., level]
-            log_p = self.logits(state_BMH, told_BMH, level, levels).log_softmax(dim=-1)
+            log_p = self.logits(state_BMH, told_BMH, level, levels, forced_BML).log_softmax(dim=-1)
             log_prob.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
             told_BMH = told_BMH + levels.told_LVH[level][code_BM]
         return torch.stack(log_prob, dim=-1)
 
     def expected_latents(
-        self, hidden_XH: Tensor, rvq: Codebooks, forgotten_XH: Tensor | None = None, guidance: float = 1.0
+        self,
+        hidden_XH: Tensor,
+        rvq: Codebooks,
+        forgotten_XH: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        forced_XL: Tensor | None = None,
     ) -> Tensor:
         """The expected code `(X, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation.
 
@@ -110,15 +129,16 @@ class LevelHead(nn.Module):
             rvq: Code vectors.
             forgotten_XH: States that were told nothing, for guidance.
             guidance: Of the probabilities.
+            forced_XL: Tokens that are known before.
         """
         levels, state_XH = self.levels(rvq), self.state(hidden_XH)
         without_XH = None if forgotten_XH is None else self.state(forgotten_XH)
         expected_XK = hidden_XH.new_zeros(*hidden_XH.shape[:-1], rvq.codebooks_LVK.shape[2])
         for level in range(rvq.num_levels):
             told_XH = self.chosen(expected_XK)
-            scores_XV = self.logits(state_XH, told_XH, level, levels)
+            scores_XV = self.logits(state_XH, told_XH, level, levels, forced_XL)
             if without_XH is not None:
-                without_XV = self.logits(without_XH, told_XH, level, levels).log_softmax(dim=-1)
+                without_XV = self.logits(without_XH, told_XH, level, levels, forced_XL).log_softmax(dim=-1)
                 scores_XV = guided(scores_XV.log_softmax(dim=-1), without_XV, guidance)
             expected_XK = expected_XK + scores_XV.softmax(dim=-1) @ rvq.codebooks_LVK[level]
         return expected_XK
@@ -130,6 +150,7 @@ class LevelHead(nn.Module):
         gumbel_RLV: Tensor | None,
         temperature: float,
         sampling: SamplingConfig,
+        forced_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens `(R, L)` of one chunk, their code vector `(R, K)` and log-probability `(R,)`.
 
@@ -141,13 +162,14 @@ class LevelHead(nn.Module):
             gumbel_RLV: Noise; None takes the likeliest code.
             temperature: Divides the log-probabilities.
             sampling: Guidance and truncation.
+            forced_RL: Tokens that are known before.
         """
         state_SRH = self.state(state_SRH)
         told_RH = torch.zeros_like(state_SRH[0])
         log_prob_R = state_SRH.new_zeros(state_SRH.shape[1])
         codes = []
         for level in range(len(levels.weight_LHV)):
-            log_p_SRV = self.logits(state_SRH, told_RH, level, levels).log_softmax(dim=-1)
+            log_p_SRV = self.logits(state_SRH, told_RH, level, levels, forced_RL).log_softmax(dim=-1)
             score_RV = log_p_SRV[0]
             if len(log_p_SRV) == 2:
                 score_RV = guided(score_RV, log_p_SRV[1], sampling.guidance)
@@ -160,3 +182,10 @@ class LevelHead(nn.Module):
         codes_RL = torch.stack(codes, dim=-1)
         level_L = torch.arange(codes_RL.shape[1], device=codes_RL.device)
         return codes_RL, levels.codebooks_LVK[level_L, codes_RL].sum(dim=1), log_prob_R
+
+
+def _forced(logits_XV: Tensor, forced_X: Tensor) -> Tensor:
+    """All on the code that is known; where it is -1, the logits as they are."""
+    codes_V = torch.arange(logits_XV.shape[-1], device=logits_XV.device)
+    only_XV = torch.where(codes_V == forced_X.unsqueeze(-1), 0.0, _NEVER).to(logits_XV.dtype)
+    return torch.where(forced_X.unsqueeze(-1) < 0, logits_XV, only_XV)

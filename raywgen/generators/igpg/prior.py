@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
@@ -112,33 +113,34 @@ class Prior(nn.Module):
         self,
         codes_BML: Tensor,
         cond: Condition,
-        places_MG: Tensor,
+        table: ChunkTable,
         rvq: Codebooks,
         sampling: SamplingConfig | None = None,
     ) -> Tensor:
         """States `(B, M, H)` from which given tokens would be drawn, each given what `sampling` lets it see."""
-        blocks = self._hidden_blocks(codes_BML, cond, places_MG, rvq, sampling or SamplingConfig())
+        blocks = self._hidden_blocks(codes_BML, cond, table, rvq, sampling or SamplingConfig())
         return torch.cat([hidden_BWH for _, hidden_BWH in blocks], dim=1)
 
     def log_likelihood(
         self,
         codes_BML: Tensor,
         cond: Condition,
-        places_MG: Tensor,
+        table: ChunkTable,
         rvq: Codebooks,
         sampling: SamplingConfig | None = None,
     ) -> Tensor:
         """Log-probability `(B, M)` of every given chunk in nats, each given what `sampling` lets it see."""
-        blocks = self._hidden_blocks(codes_BML, cond, places_MG, rvq, sampling or SamplingConfig())
-        return torch.cat(
-            [self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq).sum(dim=-1) for part, hidden_BWH in blocks],
-            dim=1,
-        )
+        blocks = self._hidden_blocks(codes_BML, cond, table, rvq, sampling or SamplingConfig())
+        parts = [
+            self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq, table.forced(part)).sum(dim=-1)
+            for part, hidden_BWH in blocks
+        ]
+        return torch.cat(parts, dim=1)
 
     def rollout(
         self,
         cond: Condition,
-        places_MG: Tensor,
+        table: ChunkTable,
         rvq: Codebooks,
         noise: KeyedNoise,
         temperature: float,
@@ -150,7 +152,7 @@ class Prior(nn.Module):
             GuidanceError: Guidance is asked for, but nothing was ever left out in training.
         """
         sampling = sampling or SamplingConfig()
-        prefix_STH = self.prefix(cond, places_MG)
+        prefix_STH = self.prefix(cond, table.places_MG)
         if sampling.guidance != 1:
             if self.condition.dropped is None:
                 raise GuidanceError(
@@ -158,14 +160,14 @@ class Prior(nn.Module):
                     "do without its condition; train it with 0.1, or leave guidance at 1"
                 )
             all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
-            prefix_STH = torch.cat([prefix_STH, self.prefix(cond, places_MG, all_B2)])
-        return roll_out(self, prefix_STH, places_MG, rvq, noise, temperature, sampling)
+            prefix_STH = torch.cat([prefix_STH, self.prefix(cond, table.places_MG, all_B2)])
+        return roll_out(self, prefix_STH, table, rvq, noise, temperature, sampling)
 
     def _hidden_blocks(
-        self, codes_BML: Tensor, cond: Condition, places_MG: Tensor, rvq: Codebooks, sampling: SamplingConfig
+        self, codes_BML: Tensor, cond: Condition, table: ChunkTable, rvq: Codebooks, sampling: SamplingConfig
     ) -> Iterator[tuple[slice, Tensor]]:
         """States of the chunks that a group of windows writes, with which chunks they are."""
-        prefix_BTH = self.prefix(cond, places_MG)
+        prefix_BTH = self.prefix(cond, table.places_MG)
         B, M = codes_BML.shape[:2]
         plan = plan_windows(M, self.config.window, sampling)
         # All places of a window are read at once, of which only one is written at a time.
@@ -175,7 +177,9 @@ class Prior(nn.Module):
             index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=M - 1)
             latents_BNWK = rvq.decode(codes_BML[:, index_NW])
             hidden_RWH = self.states(
-                prefix_BTH.repeat_interleave(N, dim=0), places_MG[index_NW].repeat(B, 1, 1), latents_BNWK.flatten(0, 1)
+                prefix_BTH.repeat_interleave(N, dim=0),
+                table.places_MG[index_NW].repeat(B, 1, 1),
+                latents_BNWK.flatten(0, 1),
             )
             part = slice(group[0].new, min(group[-1].stop, M))
             yield part, hidden_RWH[:, tail:].unflatten(0, (B, N)).flatten(1, 2)[:, : part.stop - part.start]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
@@ -41,7 +42,7 @@ class Rollout:
 def roll_out(
     prior: Prior,
     prefix_STH: Tensor,
-    places_MG: Tensor,
+    table: ChunkTable,
     rvq: Codebooks,
     noise: KeyedNoise,
     temperature: float,
@@ -56,14 +57,14 @@ def roll_out(
     Args:
         prior: Writes.
         prefix_STH: Condition tokens of B networks, `(S * B, T, H)`; the second side, if any, told nothing.
-        places_MG: Of all chunks.
+        table: Of all chunks.
         rvq: Code vectors.
         noise: B rows.
         temperature: 0 takes the likeliest code.
         sampling: All other settings.
     """
     num_sides = 1 if sampling.guidance == 1 else 2
-    B, M = len(prefix_STH) // num_sides, len(places_MG)
+    B, M = len(prefix_STH) // num_sides, len(table)
     dtype = torch.bfloat16 if sampling.half_cache else None
     told = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
     prior.trunk(prefix_STH, told)
@@ -74,7 +75,7 @@ def roll_out(
     done = 0
     for group in side_by_side(plan, B, sampling.max_rows):
         cache = told.repeat(len(group), told.length + group[0].stop - group[0].start)
-        rows = _Rows(prior, prefix_STH, num_sides, places_MG, group, cache)
+        rows = _Rows(prior, prefix_STH, num_sides, table, group, cache)
         parts = noise.split(torch.arange(done, done + len(group)))
         num_recent = recent_BML.shape[1]
         tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
@@ -91,24 +92,25 @@ def roll_out(
 
 
 class _Rows:
-    """Windows written side by side: what each position is told, and the cache."""
+    """Windows written side by side: what each position is told, which tokens are known before, and the cache."""
 
     def __init__(
         self,
         prior: Prior,
         prefix_STH: Tensor,
         num_sides: int,
-        places_MG: Tensor,
+        table: ChunkTable,
         group: list[Window],
         cache: KeyValueCache,
     ) -> None:
         self.prior, self.cache, self.num_sides = prior, cache, num_sides
         self.num_windows, self.batch = len(group), len(prefix_STH) // num_sides
-        index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group])
-        places_NWG = places_MG[index_NW.clamp(max=len(places_MG) - 1)]
+        index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=len(table) - 1)
         self.inputs_RWH = prior.told(
-            prefix_STH.repeat_interleave(len(group), dim=0), prior.place(places_NWG).repeat(len(prefix_STH), 1, 1)
+            prefix_STH.repeat_interleave(len(group), dim=0),
+            prior.place(table.places_MG[index_NW]).repeat(len(prefix_STH), 1, 1),
         )
+        self.forced_RWL = table.forced(index_NW.repeat(self.batch, 1))
 
     def step(self, first: int, before_ROK: Tensor) -> Tensor:
         """States `(S, R, O, H)` of the next O positions, from `first` on, given the code vector before each."""
@@ -132,7 +134,8 @@ def _write(
     for place in range(num_tail, rows.inputs_RWH.shape[1]):
         state_SRH = rows.step(place, previous_RK.unsqueeze(1))[:, :, 0]
         gumbel_RLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
-        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, levels, gumbel_RLV, temperature, sampling)
+        forced_RL = None if rows.forced_RWL is None else rows.forced_RWL[:, place]
+        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, levels, gumbel_RLV, temperature, sampling, forced_RL)
         codes.append(code_RL)
         log_probs.append(log_prob_R)
         if sampling.decoding == "expected":
@@ -141,8 +144,12 @@ def _write(
     if states:
         # In pieces, because the probabilities of all codes at all places would outgrow the cache.
         pieces = torch.stack(states, dim=2).flatten(1, 2).split(sampling.max_rows, dim=1)
+        forced: tuple[Tensor | None, ...] = (None,) * len(pieces)
+        if rows.forced_RWL is not None:
+            forced = rows.forced_RWL[:, num_tail:].flatten(0, 1).split(sampling.max_rows)
         expected = [
-            head.expected_latents(told, rvq, *forgotten, guidance=sampling.guidance) for told, *forgotten in pieces
+            head.expected_latents(told, rvq, *forgotten, guidance=sampling.guidance, forced_XL=forced_XL)
+            for (told, *forgotten), forced_XL in zip(pieces, forced, strict=True)
         ]
         expected_BMK = torch.cat(expected).unflatten(0, (rows.batch, -1))
     return Rollout(

@@ -5,9 +5,12 @@ Shape legend: B networks, M chunks, W chunks seen, K values of a chunk, L levels
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
@@ -29,35 +32,61 @@ def token_nll(
 ) -> Tensor:
     """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2), mean over a batch's networks.
 
+    Tokens that hold nothing but padding do not count.
     Of networks longer than the prior's window a random window is seen. While the prior is in training, some networks
     leave out a part of their condition, and some have every chunk seen on its own. A prior that is trained on nothing
     else is measured so as well.
     """
     config, rvq = prior.config, tokenizer.quantiser
-    places_MG = tokenizer.places(batch.layout)
-    seen_WG, codes_BWL = _seen_codes(tokenizer, batch, references, places_MG, config.window, noise)
+    table = tokenizer.table(batch.layout)
+    seen = _seen_tokens(tokenizer, batch, references, table, config.window, noise)
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
-    prefix_BTH = prior.prefix(batch.condition, places_MG, is_dropped_B2)
+    prefix_BTH = prior.prefix(batch.condition, table.places_MG, is_dropped_B2)
     if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
-        return -_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq).mean()
+        return -_log_likelihood(prior, prefix_BTH, seen, rvq).mean()
     is_alone_B = noise.uniform(1)[:, 0] < config.independent_share
-    return -_mixed_log_likelihood(prior, prefix_BTH, seen_WG, codes_BWL, rvq, is_alone_B) / codes_BWL.numel()
+    return -_mixed_log_likelihood(prior, prefix_BTH, seen, rvq, is_alone_B) / seen.codes_BWL.numel()
 
 
-def _mixed_log_likelihood(
-    prior: Prior, prefix_BTH: Tensor, places_WG: Tensor, codes_BWL: Tensor, rvq: Codebooks, is_alone_B: Tensor
-) -> Tensor:
-    """Sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
-    places_BWG = places_WG.expand(len(codes_BWL), -1, -1)
+class _Seen(NamedTuple):
+    """What a step sees of each network: all tokens, or those of a window.
+
+    Attributes:
+        codes_BWL: Tokens.
+        places_WG: Of their chunks, the same of all networks or `(B, W, G)`.
+        forced_WL: As in `ChunkTable`, likewise.
+    """
+
+    codes_BWL: Tensor
+    places_WG: Tensor
+    forced_WL: Tensor | None
+
+    def of(self, rows_B: Tensor) -> _Seen:
+        """Of some networks."""
+        parts = (None if part is None else part.expand(len(self.codes_BWL), -1, -1)[rows_B] for part in self)
+        return _Seen(*parts)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def weight(self) -> Tensor | float:
+        """Of each token in the mean over a network's tokens: 0 of padding, all others alike, 1 on average."""
+        if self.forced_WL is None:
+            return 1.0
+        is_real_WL = (self.forced_WL < 0).to(torch.float32)
+        return is_real_WL / is_real_WL.mean(dim=(-2, -1), keepdim=True)
+
+
+def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks, is_alone_B: Tensor) -> Tensor:
+    """Weighted sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
     total = prefix_BTH.new_zeros(())
     if not bool(is_alone_B.all()):
-        rest_B = ~is_alone_B
-        total = total + _log_likelihood(prior, prefix_BTH[rest_B], places_BWG[rest_B], codes_BWL[rest_B], rvq).sum()
+        total = total + _log_likelihood(prior, prefix_BTH[~is_alone_B], seen.of(~is_alone_B), rvq).sum()
     if bool(is_alone_B.any()):
-        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], places_BWG[is_alone_B])
-        total = total + prior.head.log_likelihood(hidden_BWH, codes_BWL[is_alone_B], rvq).sum()
+        alone = seen.of(is_alone_B)
+        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], alone.places_WG)
+        log_p_BWL = prior.head.log_likelihood(hidden_BWH, alone.codes_BWL, rvq, alone.forced_WL)
+        total = total + (log_p_BWL * alone.weight).sum()
     return total
 
 
@@ -69,28 +98,30 @@ def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
     return torch.stack([no_instruction_B, no_samples_B], dim=1)
 
 
-def _log_likelihood(prior: Prior, prefix_BTH: Tensor, places_WG: Tensor, codes_BWL: Tensor, rvq: Codebooks) -> Tensor:
-    hidden_BWH = prior.states(prefix_BTH, places_WG, rvq.decode(codes_BWL))
-    return prior.head.log_likelihood(hidden_BWH, codes_BWL, rvq)
+def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks) -> Tensor:
+    """Weighted, of each token `(B, W, L)`."""
+    hidden_BWH = prior.states(prefix_BTH, seen.places_WG, rvq.decode(seen.codes_BWL))
+    return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.forced_WL) * seen.weight
 
 
 @torch.no_grad()
-def _seen_codes(
+def _seen_tokens(
     tokenizer: Tokenizer,
     batch: WeightBatch,
     references: ReferenceTable,
-    places_MG: Tensor,
+    table: ChunkTable,
     window: int,
     noise: KeyedNoise,
-) -> tuple[Tensor, Tensor]:
-    """Places and tokens `(B, W, L)` of what is seen of each network; little more than that is encoded."""
+) -> _Seen:
+    """What is seen of each network; little more than that is encoded."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, references[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     M = chunks_BMK.shape[1]
     if not 0 < window < M:
-        return places_MG, tokenizer.encode(chunks_BMK, places_MG, mask_MK)
+        return _Seen(tokenizer.encode(chunks_BMK, table.places_MG, mask_MK), table.places_MG, table.forced_ML)
     index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-    return places_MG[index_BW], tokenizer.encode_windows(chunks_BMK, places_MG, mask_MK, index_BW)
+    codes_BWL = tokenizer.encode_windows(chunks_BMK, table.places_MG, mask_MK, index_BW)
+    return _Seen(codes_BWL, table.places_MG[index_BW], table.forced(index_BW))
 
 
 def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
@@ -212,14 +243,15 @@ class FunctionalStage(Stage):
         """The task's loss on the query samples, plus the weighted distance and token likelihood."""
         (tokenizer,) = self._frozen
         layout, rvq = batch.layout, tokenizer.quantiser
-        places_MG = tokenizer.places(layout)
+        table = tokenizer.table(layout)
+        places_MG = table.places_MG
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a rollout must be those that generation would write.
         only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
-        rollout = self.prior.rollout(batch.condition, places_MG, rvq, noise, temperature, only_tokens)
+        rollout = self.prior.rollout(batch.condition, table, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
-        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, places_MG, rvq, only_tokens)
-        expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq)
+        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, table, rvq, only_tokens)
+        expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, forced_XL=table.forced_ML)
         drawn_BMK, mask_MK = rvq.decode(rollout.codes_BML), tokenizer.mask(layout)
         chunks_BMK = functional_chunks(
             tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK

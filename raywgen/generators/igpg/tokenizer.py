@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raywgen.generators.igpg.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.igpg.scales import ScaledChunks, num_scaled_place_features, scaled_chunks, unit_reference
 from raywgen.generators.igpg.windows import covering_blocks, random_windows
@@ -132,6 +133,18 @@ class Tokenizer(nn.Module):
         """What is known of each chunk's place, `(M, G)`."""
         scaled = self.scaled(layout)
         return place_features(layout, self.config.chunk_length) if scaled is None else scaled.places_MP
+
+    def table(self, layout: Layout) -> ChunkTable:
+        """What the prior is told of its chunks."""
+        is_real_ML, forced_ML = self.real_tokens(layout), None
+        if not bool(is_real_ML.all()):
+            zeros_1K = torch.zeros(1, self.config.chunk_length, device=is_real_ML.device)
+            forced_ML = torch.where(is_real_ML, -1, self.quantiser.encode(zeros_1K))
+        return ChunkTable(places_MG=self.places(layout), forced_ML=forced_ML)
+
+    def real_tokens(self, layout: Layout) -> Tensor:
+        """Which tokens of its chunks hold a value, bool `(M, L)`."""
+        return self.quantiser.real_tokens(self.mask(layout))
 
     @property
     def num_place_features(self) -> int:

@@ -91,6 +91,13 @@ class Quantiser(nn.Module, ABC):
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Tokens int64 `(N, L)`."""
 
+    def real_tokens(self, mask_NK: Tensor) -> Tensor:
+        """Which tokens have a real value to code, bool `(N, L)`; the code of any other is that of zeros.
+
+        By default each token has a say in the whole vector.
+        """
+        return real_parts(mask_NK, 1).expand(-1, self.num_tokens)
+
     @abstractmethod
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Reconstructions float32 `(N, K)`; leading dimensions may be any."""
@@ -106,6 +113,11 @@ class Quantiser(nn.Module, ABC):
 
     def update(self, all_reduce: AllReduce) -> None:
         """Moves the state by the collected statistics of all workers, then forgets them."""
+
+
+def real_parts(mask_NK: Tensor, num_parts: int) -> Tensor:
+    """Which of equally long parts of vectors hold a real value, bool `(N, num_parts)`."""
+    return (mask_NK > 0).unflatten(-1, (num_parts, -1)).any(dim=-1)
 
 
 def masked_mean(values_NK: Tensor, mask_NK: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raywgen.nn.quantisers.base import Gumbel, Quantised, Quantiser
+from raywgen.nn.quantisers.base import Gumbel, Quantised, Quantiser, real_parts
 from raywgen.nn.quantisers.gumbel import summands
 
 
@@ -102,6 +102,10 @@ class FiniteScalarQuantiser(Quantiser):
         real_NK = vectors_NK if mask_NK is None else vectors_NK * mask_NK
         grouped = self._levels(real_NK.float()).unflatten(-1, (-1, self.config.values_per_token))
         return (grouped * self._place_values(grouped.device)).sum(dim=-1)
+
+    def real_tokens(self, mask_NK: Tensor) -> Tensor:
+        """Those whose own values are not all padding, bool `(N, L)`."""
+        return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Reconstructions `(N, K)`; leading dimensions may be any."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser, masked_mean
+from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser, masked_mean, real_parts
 from raywgen.nn.quantisers.kmeans import kmeans, nearest_code, whole_vectors
 
 
@@ -107,20 +107,30 @@ class GumbelQuantiser(Quantiser):
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
         """Draws codes while training (which asks for noise), takes the likeliest ones otherwise."""
         logits_NLV = self._logits(vectors_NK, mask_NK)
-        is_real_NL = None if mask_NK is None else self._parts(mask_NK).amax(dim=-1)
+        is_real_NL = None if mask_NK is None else self.real_tokens(mask_NK).to(logits_NLV.dtype)
         loss = self.config.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
         if not self.training:
             codes_NL = logits_NLV.argmax(dim=-1)
             return Quantised(vectors_NK=self.decode(codes_NL), codes_NL=codes_NL, loss=loss)
         assert gumbel is not None, "training samples codes: pass keyed Gumbel noise"
-        one_hot_NLV = straight_through_sample(logits_NLV, gumbel(*logits_NLV.shape[1:]), self.temperature)
+        gumbel_NLV = gumbel(*logits_NLV.shape[1:])
+        if is_real_NL is not None:
+            # Of padding the likeliest code is taken, as everywhere else.
+            gumbel_NLV = gumbel_NLV * is_real_NL.unsqueeze(-1)
+        one_hot_NLV = straight_through_sample(logits_NLV, gumbel_NLV, self.temperature)
         vectors_NK = (one_hot_NLV @ self.codebook_VJ).flatten(-2)
         return Quantised(vectors_NK=vectors_NK, codes_NL=one_hot_NLV.argmax(dim=-1), loss=loss)
 
     @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Tokens int64 `(N, L)`."""
-        return self._logits(vectors_NK, mask_NK).argmax(dim=-1)
+        # In bfloat16 codes that are nearly as likely tie, in training alone.
+        with torch.autocast(vectors_NK.device.type, enabled=False):
+            return self._logits(vectors_NK.float(), mask_NK).argmax(dim=-1)
+
+    def real_tokens(self, mask_NK: Tensor) -> Tensor:
+        """Those whose own values are not all padding, bool `(N, L)`."""
+        return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Reconstructions `(N, K)`; leading dimensions may be any."""
