@@ -131,8 +131,8 @@ class DepthLadder:
         index_P = _FIRST_SAMPLE + torch.arange(num_chosen)
         noise = KeyedNoise(seed, index_P, _CONDITION_STREAM)
         self._told = draw_condition([task] * num_chosen, num_condition_samples, noise)
-        order_S = torch.randperm(len(task.train_x_SF), generator=torch.Generator().manual_seed(seed))
-        self._unlabelled_SF = task.train_x_SF[order_S[:num_unlabelled]]
+        order_S = torch.randperm(len(task.train_inputs), generator=torch.Generator().manual_seed(seed))
+        self._unlabelled_SF = task.train_inputs[order_S[:num_unlabelled]]
 
     @property
     def condition(self) -> Condition:

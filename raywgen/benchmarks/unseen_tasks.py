@@ -178,7 +178,7 @@ def fully_trained(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], w
 def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfig, record: list[int]) -> list[Tensor]:
     task = tasks.tasks[index]
     start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), 1))
-    data = FitData(x=task.train_x_SF, labels_NS=task.train_y_S)
+    data = FitData.joined([task.train_inputs], task.train_y_S)
     recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, way="alone")
     return [_flat(tasks, one)[0] for one in recorded]
 

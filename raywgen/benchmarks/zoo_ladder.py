@@ -105,7 +105,7 @@ class Ladder:
         self._task = build_task(facts.recipe)
         self._reference = measure_references(corpus)[layout_id][1]
         is_own = corpus.base_values(layout_id) is None
-        self._symmetry = find_symmetry(self._module, self._task.train_x_SF[:2]) if is_own else None
+        self._symmetry = find_symmetry(self._module, self._task.train_inputs[:2]) if is_own else None
         train = corpus.select(split="train").sort_by("step")
         self._stored_SD = corpus.values(train)
         self._trajectories = train.column("trajectory_id").to_pylist()

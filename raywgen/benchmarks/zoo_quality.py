@@ -149,6 +149,6 @@ def _eigenvalues(location: str, checkpoint_ids: list[str], config: Config) -> li
         module.load_state_dict(corpus.state_dict(checkpoint_id))
         task = build_task(corpus.tasks[row["task_id"]].recipe)
         chosen = slice(0, config.num_sharpness_samples)
-        inputs, labels = task.train_x_SF[chosen], task.train_y_S[chosen]
+        inputs, labels = task.train_inputs[chosen], task.train_y_S[chosen]
         values.append(largest_eigenvalue(module, inputs, labels, num_iterations=config.num_iterations))
     return values

@@ -29,8 +29,9 @@ def render(
 
     CONFIG and `key=value` are the run's, as for `raywgen train`; `cluster.key=value` are those listed below.
     """
-    from raywgen.cluster import RenderConfig, render as fill  # noqa: I001
     from raywgen.cluster.preflight import train_config
+    from raywgen.cluster.render import render as fill
+    from raywgen.cluster.settings import RenderConfig
     from raywgen.config import load_config
 
     path, rest = split_config(config, overrides)

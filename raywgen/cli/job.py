@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,9 +40,9 @@ def submit(
     The same as `ray job submit --working-dir . -- python jobs/train.py ...`, which works too. Ends with status 1 where
     the job does not succeed.
     """
-    from raywgen.cluster import Job
-    from raywgen.cluster import submit as send
     from raywgen.cluster.connect import connect
+    from raywgen.cluster.submit import Job
+    from raywgen.cluster.submit import submit as send
 
     client = connect(address)
     told = Job(name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env)
@@ -59,12 +60,8 @@ def status(job_id: Id, address: Address = None) -> None:
 
     raywgen job status raysubmit_X1y2Z3
     """
-    from pathlib import Path
-
     from raywgen.cluster.connect import connect
     from raywgen.cluster.submit import OUT, find
-    from raywgen.training.launch import CONFIG
-    from raywgen.training.status import run_status
 
     client = connect(address)
     found = find(client, job_id)
@@ -72,9 +69,8 @@ def status(job_id: Id, address: Address = None) -> None:
     out.print(f"command: {escape(found.entrypoint)}", highlight=False, soft_wrap=True)
     if found.message:
         out.print(f"message: {escape(found.message)}", highlight=False, soft_wrap=True)
-    folder = (found.metadata or {}).get(OUT)
-    if folder and (Path(folder) / CONFIG).is_file():
-        _print_lines(run_status(folder).lines())
+    if lines := _run_lines((found.metadata or {}).get(OUT)):
+        _print_lines(lines)
     elif lines := client.get_job_logs(job_id).strip().splitlines():
         out.print(f"last line: {escape(lines[-1].strip())}", highlight=False, soft_wrap=True)
 
@@ -134,6 +130,17 @@ def run_status_command(
     from raywgen.training.status import run_status
 
     _print_lines(run_status(run).lines())
+
+
+def _run_lines(folder: str | None) -> list[str]:
+    """How far a job's run is; empty where its folder cannot be read from here."""
+    if not folder or not Path(folder).is_dir():
+        return []
+    # Not before: they bring torch, for which no look at a job should wait.
+    from raywgen.training.launch import CONFIG
+    from raywgen.training.status import run_status
+
+    return run_status(folder).lines() if (Path(folder) / CONFIG).is_file() else []
 
 
 def _follow(client: object, job_id: str) -> None:

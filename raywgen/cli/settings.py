@@ -27,7 +27,7 @@ SCHEMAS = {
     "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
     "select": "raywgen.evaluation.select:SelectConfig",
     "finetune": "raywgen.evaluation.finetune:FinetuneConfig",
-    "cluster render": "raywgen.cluster:RenderConfig",
+    "cluster render": "raywgen.cluster.settings:RenderConfig",
     "tune": "raywgen.tuning:TuneConfig",
 }
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."

@@ -1,8 +1,4 @@
-"""Jobs on Ray clusters, and clusters for them: preflight, submission, manifests."""
+"""Jobs on Ray clusters, and clusters for them: preflight, submission, manifests.
 
-from raywgen.cluster.render import render
-from raywgen.cluster.settings import RenderConfig
-from raywgen.cluster.submit import Job, submit
-from raywgen.training.reach import ClusterError
-
-__all__ = ["ClusterError", "Job", "RenderConfig", "render", "submit"]
+Nothing is imported here: `connect` and most of `submit` need no torch, and commands should not wait for it.
+"""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from raywgen.config import load_config
 from raywgen.generators import METHODS
+from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.capacity import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
-from raywgen.training.reach import ClusterError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -15,9 +15,9 @@ import yaml
 from raywgen.cluster.kuberay import ray_cluster, ray_job, storage_claim
 from raywgen.cluster.launcher import aws, on_premise
 from raywgen.cluster.settings import RenderConfig
+from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.capacity import Nodes, check_run
-from raywgen.training.reach import ClusterError
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _IN_THE_IMAGE = {"ray", "pyarrow", "numpy"}

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raywgen.cluster.preflight import check_job, train_config
 from raywgen.cluster.working_dir import check_working_dir
-from raywgen.training.reach import ClusterError
+from raywgen.reach import ClusterError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -56,6 +55,8 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
         ClusterError: There is no such script, the working directory is too large, or the cluster has no room.
         ConfigError: A training run's settings are wrong.
     """
+    from raywgen.cluster.preflight import check_job  # Knows the settings of runs, and so brings torch.
+
     _check_script(job)
     check_working_dir(job.working_dir)
     check_job(client, job.name, job.arguments, job.working_dir)
@@ -118,6 +119,8 @@ def _environment(path: str | None) -> dict[str, Any]:
 def _metadata(job: Job) -> dict[str, str]:
     told = {"raywgen.job": job.name}
     if job.name == "train":
+        from raywgen.cluster.preflight import train_config
+
         return told | {OUT: train_config(job.arguments, job.working_dir).out}
     given = [argument.removeprefix("out=") for argument in job.arguments if argument.startswith("out=")]
     return told | ({OUT: given[-1]} if given else {})

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from raywgen.training.reach import ClusterError
+from raywgen.reach import ClusterError
 
 MAX_MIB = 100
 """Every node fetches the package for every job; data belongs on storage that all nodes share."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks import FitConfig, FitData, Recorded, Task, balanced_accuracy, fit
+from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, Task, balanced_accuracy, fit
 from raywgen.weights import Layout
 from raywgen.zoo.measure import network_logits
 
@@ -139,9 +139,9 @@ class _Group:
     """Tasks that share their inputs, which then need not be stored once a network."""
 
     members: list[int]
-    x_SF: Tensor
+    inputs: Inputs
     y_TS: Tensor
-    judge_x_SF: Tensor
+    judge_inputs: Inputs
     judge_y_TS: Tensor
 
 
@@ -170,15 +170,15 @@ class _Trainer:
 
     def _train_group(self, start_ND: Tensor, group: _Group, rate: float) -> tuple[Tensor, Tensor]:
         num_starts = len(start_ND) // len(group.members)
-        data = FitData(x=group.x_SF, labels_NS=group.y_TS.repeat(num_starts, 1))
-        judge_y_NS = group.judge_y_TS.repeat(num_starts, 1)
-        batch_size = min(self._config.fit.batch_size, len(group.x_SF))
-        epoch_samples = min(self._config.epoch_samples or len(group.x_SF), len(group.x_SF))
+        data = FitData.joined([group.inputs], group.y_TS.repeat(num_starts, 1))
+        judge = FitData.joined([group.judge_inputs], group.judge_y_TS.repeat(num_starts, 1))
+        batch_size = min(self._config.fit.batch_size, len(group.inputs))
+        epoch_samples = min(self._config.epoch_samples or len(group.inputs), len(group.inputs))
         steps = max(1, epoch_samples // batch_size)
         # A task's number keys its data order, whatever its start and whichever tasks are beside it.
         seeds = [self._config.seed + member for member in group.members] * num_starts
         state = Recorded(step=0, state_N=self._layout.unflatten(start_ND))
-        curve = [self._accuracy(state, group.judge_x_SF, judge_y_NS)]
+        curve = [self._accuracy(state, judge)]
         for epoch in range(1, self._config.epochs + 1):
             (state,) = fit(
                 self._module.train(),
@@ -190,14 +190,14 @@ class _Trainer:
                 way=self._config.way,
                 keep_optimizer=True,
             )
-            curve.append(self._accuracy(state, group.judge_x_SF, judge_y_NS))
+            curve.append(self._accuracy(state, judge))
             self._tell(len(start_ND))
         flat = [state.state_N[spec.name].flatten(1).float() for spec in self._layout.generated]
         return torch.stack(curve, dim=1), torch.cat(flat, dim=1)
 
-    def _accuracy(self, state: Recorded, x_SF: Tensor, labels_NS: Tensor) -> Tensor:
-        logits_NSC = network_logits(self._module.eval(), state.state_N, x_SF, self._config.way)
-        return balanced_accuracy(logits_NSC, labels_NS)
+    def _accuracy(self, state: Recorded, data: FitData) -> Tensor:
+        logits_NSC = network_logits(self._module.eval(), state.state_N, data.x, self._config.way, data.rows_NS)
+        return balanced_accuracy(logits_NSC, data.labels_NS)
 
     def _tell(self, num: int) -> None:
         self._done += num
@@ -206,24 +206,24 @@ class _Trainer:
 
 
 def _groups(tasks: Sequence[Task]) -> list[_Group]:
-    members: dict[tuple[int, int], list[int]] = {}
+    members: dict[tuple[Inputs, Inputs], list[int]] = {}
     for index, task in enumerate(tasks):
-        members.setdefault((task.train_x_SF.data_ptr(), task.test_x_SF.data_ptr()), []).append(index)
+        members.setdefault((task.train_inputs, task.test_inputs), []).append(index)
     return [
         _Group(
             members=of_one,
-            x_SF=tasks[of_one[0]].train_x_SF,
+            inputs=inputs,
             y_TS=torch.stack([tasks[index].train_y_S for index in of_one]),
-            judge_x_SF=tasks[of_one[0]].test_x_SF,
+            judge_inputs=judge_inputs,
             judge_y_TS=torch.stack([tasks[index].test_y_S for index in of_one]),
         )
-        for of_one in members.values()
+        for (inputs, judge_inputs), of_one in members.items()
     ]
 
 
 def _validation_half(group: _Group, config: FineTuningConfig) -> _Group:
     """The same tasks without their test samples: part of the training samples judges what the others train."""
-    num = len(group.x_SF)
+    num = len(group.inputs)
     order_S = torch.randperm(num, generator=torch.Generator().manual_seed(config.seed))
     held, kept = order_S.tensor_split([round(config.validation * num)])
     if not len(held) or not len(kept):
@@ -233,9 +233,9 @@ def _validation_half(group: _Group, config: FineTuningConfig) -> _Group:
         )
     return replace(
         group,
-        x_SF=group.x_SF[kept],
+        inputs=group.inputs.part(kept),
         y_TS=group.y_TS[:, kept],
-        judge_x_SF=group.x_SF[held],
+        judge_inputs=group.inputs.part(held),
         judge_y_TS=group.y_TS[:, held],
     )
 

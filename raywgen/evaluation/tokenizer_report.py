@@ -131,7 +131,7 @@ class _Part:
     def _judge(self, module: nn.Module, task: Task, places: list[int], num_samples: int) -> Tensor:
         # Evenly spread, as samples may lie class after class.
         step = max(1, -(-len(task.test_y_S) // num_samples))
-        x_SF, labels_S = task.test_x_SF[::step], task.test_y_S[::step]
+        x_SF, labels_S = task.test_inputs[::step], task.test_y_S[::step]
         found = []
         for place_P in torch.tensor(places).split(_NETWORKS_OF_A_PASS):
             states = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -200,9 +201,10 @@ class BlockWriter:
     @torch.no_grad()
     def _accuracies(self, values_RD: Tensor, task_R: Tensor, layout: Layout, module: nn.Module) -> Iterator[float]:
         """Balanced test accuracy of each network; tasks follow one another, so one at a time is there."""
-        current, task = -1, None
-        for index, number in enumerate(task_R.tolist()):
-            if task is None or number != current:
-                current, task = number, build_task(self._job.recipes[number])
-            logits = stacked_logits(module, layout.unflatten(values_RD[index : index + 1]), task.test_x_SF)
-            yield float(balanced_accuracy(logits, task.test_y_S))
+        numbers = task_R.tolist()
+        for number, rows in groupby(range(len(numbers)), key=numbers.__getitem__):
+            task = build_task(self._job.recipes[number])
+            test_x_SF = task.test_x_SF
+            for row in rows:
+                logits = stacked_logits(module, layout.unflatten(values_RD[row : row + 1]), test_x_SF)
+                yield float(balanced_accuracy(logits, task.test_y_S))

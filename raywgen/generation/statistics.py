@@ -20,7 +20,7 @@ _STREAM = 4_000
 def some_inputs(task: Task, num: int, seed: int = 0) -> Tensor:
     """Training inputs `(S, F)` of a task, drawn without replacement; all of them where there are no more."""
     noise = KeyedNoise(seed, torch.zeros(1, dtype=torch.int64), _STREAM)
-    return task.train_x_SF[noise.uniform(len(task.train_x_SF))[0].argsort(stable=True)[:num]]
+    return task.train_inputs[noise.uniform(len(task.train_inputs))[0].argsort(stable=True)[:num]]
 
 
 def with_new_statistics(module: nn.Module, layout: Layout, values_ND: Tensor, unlabelled_SF: Tensor) -> Tensor:

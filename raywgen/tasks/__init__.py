@@ -1,6 +1,6 @@
 """Data sets, tasks, networks, and fitting them in stacks."""
 
-from raywgen.tasks.base import Task, TaskError, draw_condition, draw_few_shot
+from raywgen.tasks.base import Inputs, Task, TaskError, draw_condition, draw_few_shot
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
 from raywgen.tasks.fit_config import FitConfig, SAMConfig
 from raywgen.tasks.fitting import FitData, Recorded, fit, repeat_state
@@ -11,6 +11,7 @@ from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, sta
 __all__ = [
     "FitConfig",
     "FitData",
+    "Inputs",
     "Recorded",
     "SAMConfig",
     "Task",

@@ -1,6 +1,6 @@
 """What a task is: data, and the measure by which a network is judged on it.
 
-Shape legend: B tasks, S samples, F features of a sample, C classes.
+Shape legend: B tasks, S samples, X samples of a whole data set, F features of a sample, C classes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,40 @@ class TaskError(ValueError):
     """A task that cannot be built as asked; the message names what is wrong and the remedy."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """A task's inputs, as rows of those that all tasks of a data set share: only what is asked for is copied.
+
+    Tasks with the same inputs hold the same object.
+
+    Attributes:
+        x_XF: Inputs of the data set, float32, flattened.
+        rows_S: Which of them are the task's, int64; None for all of them in their order.
+    """
+
+    x_XF: Tensor
+    rows_S: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x_XF if self.rows_S is None else self.rows_S)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return self.x_XF[index if self.rows_S is None else self.rows_S[index]]
+
+    def rows(self, index_S: Tensor) -> Tensor:
+        """Where some of the samples lie in `x_XF`."""
+        return index_S if self.rows_S is None else self.rows_S[index_S]
+
+    def part(self, index_S: Tensor) -> Inputs:
+        """Some of the samples, none of them copied."""
+        return Inputs(self.x_XF, self.rows(index_S))
+
+    @property
+    def num_features(self) -> int:
+        """Values of a sample."""
+        return self.x_XF.shape[1]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
     """A classification task; networks are judged by balanced accuracy on its test samples.
@@ -26,9 +60,9 @@ class Task:
         id: Unique name.
         instruction: The question in words, as a generator is told it.
         recipe: What `build_task` takes to build it again elsewhere.
-        train_x_SF: Inputs for training, float32, flattened.
+        train_inputs: Inputs for training.
         train_y_S: Labels for training, int64.
-        test_x_SF: Inputs that nothing is ever trained on.
+        test_inputs: Inputs that nothing is ever trained on.
         test_y_S: Their labels.
         num_classes: Classes of the task.
     """
@@ -36,11 +70,21 @@ class Task:
     id: str
     instruction: str
     recipe: dict[str, Any]
-    train_x_SF: Tensor
+    train_inputs: Inputs
     train_y_S: Tensor
-    test_x_SF: Tensor
+    test_inputs: Inputs
     test_y_S: Tensor
     num_classes: int
+
+    @property
+    def train_x_SF(self) -> Tensor:
+        """All inputs for training at once; a copy where they are part of what is shared, so ask once and let it go."""
+        return self.train_inputs[:]
+
+    @property
+    def test_x_SF(self) -> Tensor:
+        """All inputs for testing at once, likewise."""
+        return self.test_inputs[:]
 
 
 def draw_condition(tasks: list[Task], num_samples: int, noise: KeyedNoise) -> Condition:
@@ -101,6 +145,14 @@ def draw_few_shot(tasks: list[Task], shot: int, num_query: int, noise: KeyedNois
 def _condition(tasks: list[Task], index_BS: Tensor) -> Condition:
     return Condition(
         instructions=tuple(task.instruction for task in tasks),
-        samples_BSF=torch.stack([task.train_x_SF[index_S] for task, index_S in zip(tasks, index_BS, strict=True)]),
+        samples_BSF=_samples([task.train_inputs for task in tasks], index_BS),
         labels_BS=torch.stack([task.train_y_S[index_S] for task, index_S in zip(tasks, index_BS, strict=True)]),
     )
+
+
+def _samples(inputs: list[Inputs], index_BS: Tensor) -> Tensor:
+    each = list(zip(inputs, index_BS, strict=True))
+    x_XF = inputs[0].x_XF
+    if all(one.x_XF is x_XF for one in inputs):
+        return x_XF[torch.stack([one.rows(index_S) for one, index_S in each])]
+    return torch.stack([one[index_S] for one, index_S in each])

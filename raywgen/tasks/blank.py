@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raywgen.tasks.base import Task
+from raywgen.tasks.base import Inputs, Task
 from raywgen.weights import Condition
 
 BLANK = "blank"
@@ -22,9 +22,9 @@ def blank_task() -> Task:
         id=BLANK,
         instruction="",
         recipe={"name": BLANK},
-        train_x_SF=torch.zeros(1, 1),
+        train_inputs=Inputs(torch.zeros(1, 1)),
         train_y_S=torch.zeros(1, dtype=torch.int64),
-        test_x_SF=torch.zeros(0, 1),
+        test_inputs=Inputs(torch.zeros(0, 1)),
         test_y_S=torch.zeros(0, dtype=torch.int64),
         num_classes=1,
     )

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.base import Inputs, Task, TaskError
 
 NUM_TRAIN_IMAGES = 1200
 _SPLIT_SEED = 0
@@ -36,6 +36,12 @@ def digit_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], digits[train], images[test], digits[test]
 
 
+@lru_cache(maxsize=1)
+def _inputs() -> tuple[Inputs, Inputs]:
+    train_x, _, test_x, _ = digit_images()
+    return Inputs(train_x), Inputs(test_x)
+
+
 def digits_subset(labels: Sequence[int]) -> Task:
     """Is the digit one of these labels? Class 1 says yes.
 
@@ -45,16 +51,17 @@ def digits_subset(labels: Sequence[int]) -> Task:
     chosen = sorted(labels)
     if len(set(chosen)) != len(chosen) or not set(chosen) < set(range(10)) or not chosen:
         raise TaskError(f"labels={list(labels)}: give between one and nine different digits from 0 to 9")
-    train_x, train_digits, test_x, test_digits = digit_images()
+    _, train_digits, _, test_digits = digit_images()
+    train, test = _inputs()
     member = torch.zeros(10, dtype=torch.int64)
     member[chosen] = 1
     return Task(
         id="digits/" + "-".join(map(str, chosen)),
         instruction=f"Is the digit one of {', '.join(map(str, chosen))}?",
         recipe=subset_recipe(chosen),
-        train_x_SF=train_x,
+        train_inputs=train,
         train_y_S=member[train_digits],
-        test_x_SF=test_x,
+        test_inputs=test,
         test_y_S=member[test_digits],
         num_classes=2,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raywgen.tasks.base import Task
+from raywgen.tasks.base import Inputs, Task
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.episodes import Episode, EpisodeSampler
 from raywgen.tasks.features import encode_images, encode_inputs, turned_classes
@@ -85,8 +85,8 @@ def encoded_task(encoder: str, task: Mapping[str, Any]) -> Task:
         plain,
         id=_seen_through(plain.id, encoder),
         recipe={"name": "encoded", "encoder": encoder, "task": plain.recipe},
-        train_x_SF=encode_inputs(plain.train_x_SF, frozen),
-        test_x_SF=encode_inputs(plain.test_x_SF, frozen),
+        train_inputs=Inputs(encode_inputs(plain.train_x_SF, frozen)),
+        test_inputs=Inputs(encode_inputs(plain.test_x_SF, frozen)),
     )
 
 

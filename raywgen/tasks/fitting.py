@@ -1,18 +1,19 @@
 """Fits N networks of one architecture, as a stack at once or one after another; each has its own data order.
 
-Shape legend: N networks, S samples, F features, T samples of a minibatch.
+Shape legend: N networks, S samples, X samples that tasks share, F features, T samples of a minibatch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.tasks.augment import augment
+from raywgen.tasks.base import Inputs
 from raywgen.tasks.fit_config import FitConfig
 from raywgen.tasks.sam import ascend, descend
 from raywgen.tasks.trainees import Alone, Stack, Trainee
@@ -25,14 +26,58 @@ class FitData:
     """What N networks are fitted to.
 
     Attributes:
-        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`.
+        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`; with `rows_NS`, `(X, F)` of which they are rows.
         labels_NS: int64; `(1, S)` or `(S,)` for all networks.
+        rows_NS: int64; `(1, S)` for all networks.
         channels: Of images, for augmentation.
     """
 
     x: Tensor
     labels_NS: Tensor
+    rows_NS: Tensor | None = None
     channels: int = 1
+
+    @classmethod
+    def joined(cls, inputs: Sequence[Inputs], labels_NS: Tensor, channels: int = 1) -> FitData:
+        """Of N networks with a task each; inputs are copied only where tasks of several data sets come together.
+
+        Args:
+            inputs: One entry for all networks, or N equally long ones.
+            labels_NS: int64.
+            channels: Of images.
+        """
+        different = list(dict.fromkeys(inputs))
+        each = inputs if len(different) > 1 else different
+        rows = [one.rows_S for one in each if one.rows_S is not None]
+        if len({id(one.x_XF) for one in each}) == 1 and len(rows) in (0, len(each)):
+            rows_NS = torch.stack(rows) if rows else None
+            return cls(x=each[0].x_XF, labels_NS=labels_NS, rows_NS=rows_NS, channels=channels)
+        return cls(x=torch.stack([one[:] for one in each]), labels_NS=labels_NS, channels=channels)
+
+    def first(self, num: int) -> FitData:
+        """The first samples alone."""
+        return replace(
+            self,
+            x=self.x[..., :num, :] if self.rows_NS is None else self.x,
+            labels_NS=self.labels_NS[..., :num],
+            rows_NS=None if self.rows_NS is None else self.rows_NS[:, :num],
+        )
+
+    def of(self, index: int, num: int) -> FitData:
+        """What one of `num` networks is fitted to."""
+        own = slice(index, index + 1)
+        return replace(
+            self,
+            x=self.x[index] if self.x.dim() == 3 else self.x,
+            labels_NS=self.labels_NS.expand(num, -1)[own],
+            rows_NS=None if self.rows_NS is None else self.rows_NS.expand(num, -1)[own],
+        )
+
+    def batch(self, index_NT: Tensor) -> Tensor:
+        """Inputs `(N, T, F)` of samples of each network."""
+        if self.rows_NS is not None:
+            return self.x[self.rows_NS.expand(len(index_NT), -1).gather(1, index_NT)]
+        return self.x[index_NT] if self.x.dim() == 2 else self.x[torch.arange(len(index_NT)).unsqueeze(1), index_NT]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +132,16 @@ def fit(
         trainee = Stack(module, start.state_N)
         recorded = _run(trainee, start, data, config, order_seeds, record_steps, keep_optimizer)
         return [recorded[step] for step in record_steps]
-    per_network = data.x.dim() == 3
     parts = []
     for index, seed in enumerate(order_seeds):
-        labels_1S = data.labels_NS.expand(num, -1)[index : index + 1]
-        own = FitData(x=data.x[index] if per_network else data.x, labels_NS=labels_1S, channels=data.channels)
         one = Recorded(
             step=start.step,
             state_N={name: tensor[index] for name, tensor in start.state_N.items()},
             optimizer_N={name: tensor[index : index + 1] for name, tensor in start.optimizer_N.items()},
         )
-        parts.append(_run(Alone(module, one.state_N), one, own, config, [seed], record_steps, keep_optimizer))
+        parts.append(
+            _run(Alone(module, one.state_N), one, data.of(index, num), config, [seed], record_steps, keep_optimizer)
+        )
     return [_joined([part[step] for part in parts]) for step in record_steps]
 
 
@@ -158,21 +202,20 @@ class _Batches:
     """Minibatches of every network, by its own seed."""
 
     def __init__(self, data: FitData, config: FitConfig, seeds: Sequence[int], begin: int) -> None:
-        self._x = data.x
+        self._data = data
         self._labels_NS = data.labels_NS.expand(len(seeds), -1)
-        self._config, self._seeds, self._channels = config, seeds, data.channels
+        self._config, self._seeds = config, seeds
         plain = config.loss == "plain"
         self._weights_NS = torch.ones(self._labels_NS.shape) if plain else _sample_weights(self._labels_NS)
-        self._rows_N1 = torch.arange(len(seeds)).unsqueeze(1)
         self._order = _minibatches(seeds, self._labels_NS.shape[1], config.batch_size, begin)
 
     def next(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs `(N, T, F)`, labels and weights of the samples `(N, T)`."""
         index_NT = next(self._order)
-        x_NTF = self._x[index_NT] if self._x.dim() == 2 else self._x[self._rows_N1, index_NT]
+        x_NTF = self._data.batch(index_NT)
         if self._config.augment:
             changed = [
-                augment(x_TF, self._config.augment, self._channels, seed, step)
+                augment(x_TF, self._config.augment, self._data.channels, seed, step)
                 for x_TF, seed in zip(x_NTF, self._seeds, strict=True)
             ]
             x_NTF = torch.stack(changed)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.base import Inputs, Task, TaskError
 from raywgen.tasks.domains import apply_domain
 from raywgen.tasks.episodes import Episode, EpisodeSampler, class_groups, split_classes
 from raywgen.tasks.images import ImageData, channel_statistics, load_digits_images, load_images
-from raywgen.tasks.subsets import balanced_rows, class_subset
+from raywgen.tasks.subsets import balanced_rows, class_rows
 
 DIGITS = "digits"
 _TEST_SHARE = 0.2
@@ -56,25 +56,28 @@ def image_task(
     Raises:
         TaskError: Data, classes or domain are not there, or `mean` and `std` are not of one number a channel each.
     """
-    train, test = _split(path, test_path, size, channels, limit, test_limit)
-    if classes is not None:
-        train, test = class_subset(train, classes), class_subset(test, classes)
-    names = train.class_names
+    data = _split(path, test_path, size, channels, limit, test_limit)
+    statistics = (tuple(mean), tuple(std)) if mean is not None and std is not None else None
+    shared = _split_inputs(path, test_path, size, channels, limit, test_limit, domain, statistics)
+    (train_inputs, train_y_S), (test_inputs, test_y_S) = (
+        _of_classes(inputs, images, classes) for inputs, images in zip(shared, data, strict=True)
+    )
+    every = data[0].class_names
+    names = every if classes is None else tuple(every[number] for number in classes)
     told = {"classes": list(classes)} if classes is not None else {}
     options = {"test_path": test_path, "domain": domain, "size": size, "channels": channels, "limit": limit}
-    told |= {"mean": list(mean), "std": list(std)} if mean is not None and std is not None else {}
+    told |= {} if statistics is None else {"mean": list(statistics[0]), "std": list(statistics[1])}
     recipe = {"name": "images", "path": path, **options, "test_limit": test_limit, **told}
-    statistics = input_statistics(path, size, channels) if mean is None or std is None else pixel_statistics(mean, std)
-    parts = [train.name.partition("/")[0], domain, "-".join(map(str, classes)) if classes is not None else "all"]
+    parts = [data[0].name, domain, "-".join(map(str, classes)) if classes is not None else "all"]
     seen = "" if domain == "plain" else f", seen under {domain}"
     return Task(
         id="/".join(parts),
         instruction=f"Which of {', '.join(names)} is in the image{seen}?",
         recipe={key: value for key, value in recipe.items() if value not in (None, "")},
-        train_x_SF=_inputs(train.x_SCHW, domain, statistics),
-        train_y_S=train.y_S,
-        test_x_SF=_inputs(test.x_SCHW, domain, statistics),
-        test_y_S=test.y_S,
+        train_inputs=train_inputs,
+        train_y_S=train_y_S,
+        test_inputs=test_inputs,
+        test_y_S=test_y_S,
         num_classes=len(names),
     )
 
@@ -146,9 +149,9 @@ def task_of_episode(
         f"{recipe['index']}",
         instruction=f"Which of these {way} classes is in the image{seen}?",
         recipe={key: value for key, value in recipe.items() if value not in (None, "") and (key, value) != _PLAIN},
-        train_x_SF=as_inputs(episode.support_x),
+        train_inputs=Inputs(as_inputs(episode.support_x)),
         train_y_S=episode.support_y,
-        test_x_SF=as_inputs(episode.query_x),
+        test_inputs=Inputs(as_inputs(episode.query_x)),
         test_y_S=episode.query_y,
         num_classes=way,
     )
@@ -234,6 +237,31 @@ def _rows(data: ImageData, rows: Tensor) -> ImageData:
 
 
 @lru_cache(maxsize=16)
+def _split_inputs(
+    path: str,
+    test_path: str,
+    size: int | None,
+    channels: int | None,
+    limit: int | None,
+    test_limit: int | None,
+    domain: str,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> tuple[Inputs, Inputs]:
+    """Inputs of `_split` in a domain, once per process: what all tasks of these images are parts of."""
+    own = input_statistics(path, size, channels) if statistics is None else pixel_statistics(*statistics)
+    train, test = _split(path, test_path, size, channels, limit, test_limit)
+    return Inputs(_inputs(train.x_SCHW, domain, own)), Inputs(_inputs(test.x_SCHW, domain, own))
+
+
+def _of_classes(inputs: Inputs, data: ImageData, classes: Sequence[int] | None) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of some classes, or of all."""
+    if classes is None:
+        return inputs, data.y_S
+    rows_S, y_S = class_rows(data, classes)
+    return inputs.part(rows_S), y_S
+
+
+@lru_cache(maxsize=16)
 def input_statistics(path: str, size: int | None, channels: int | None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a data set's pixels, taken as 0 to 1: `(C, 1, 1)` each."""
     mean, std = channel_statistics(images_of(path, size, channels, None).x_SCHW)
@@ -259,7 +287,11 @@ def _inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> T
     mean, std = statistics
     if len(mean) != x_SCHW.shape[1]:
         raise TaskError(f"mean={mean.flatten().tolist()}: images have {x_SCHW.shape[1]} channels; give one of each")
-    return ((apply_domain(x_SCHW.float() / 255, domain) - mean) / std).flatten(1)
+    x_SF = torch.empty(len(x_SCHW), x_SCHW.shape[1:].numel())
+    # In blocks, as the steps between would take several times the memory of what is kept.
+    for into_SF, pixels_SCHW in zip(x_SF.split(_BLOCK), x_SCHW.split(_BLOCK), strict=True):
+        into_SF.copy_(((apply_domain(pixels_SCHW.float() / 255, domain) - mean) / std).flatten(1))
+    return x_SF
 
 
 @lru_cache(maxsize=16)

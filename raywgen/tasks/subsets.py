@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raywgen.tasks.base import TaskError
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from raywgen.tasks.images import ImageData
 
 
-def class_subset(data: ImageData, classes: Sequence[int]) -> ImageData:
-    """The images of these classes alone, in their order; class `classes[i]` becomes class i.
+def class_rows(data: ImageData, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows of the images of these classes alone, in their order, and their labels: class `classes[i]` becomes class i.
 
     Raises:
         TaskError: A class is not of the data, is given twice or has no images, or none is given.
@@ -33,18 +34,28 @@ def class_subset(data: ImageData, classes: Sequence[int]) -> ImageData:
     new_label = torch.full((num_classes,), -1, dtype=torch.int64)
     new_label[chosen] = torch.arange(len(chosen))
     y_S = new_label[data.y_S]
-    rows = torch.nonzero(y_S >= 0).squeeze(1)
-    counts = torch.bincount(y_S[rows], minlength=len(chosen)).tolist()
+    rows_S = torch.nonzero(y_S >= 0).squeeze(1)
+    counts = torch.bincount(y_S[rows_S], minlength=len(chosen)).tolist()
     if 0 in counts:
         missing = data.class_names[chosen[counts.index(0)]]
         raise TaskError(f"class '{missing}' of '{data.name}' has no images; leave it out, or load without limit=")
+    return rows_S, y_S[rows_S]
+
+
+def class_subset(data: ImageData, classes: Sequence[int]) -> ImageData:
+    """The images of the rows that `class_rows` gives, copied; classes by their new numbers.
+
+    Raises:
+        TaskError: As `class_rows`.
+    """
+    rows_S, y_S = class_rows(data, classes)
     return dataclasses.replace(
         data,
-        name=f"{data.name}/{'-'.join(map(str, chosen))}",
-        x_SCHW=data.x_SCHW[rows],
-        y_S=y_S[rows],
-        class_names=tuple(data.class_names[number] for number in chosen),
-        columns={name: tuple(values[row] for row in rows.tolist()) for name, values in data.columns.items()},
+        name=f"{data.name}/{'-'.join(map(str, classes))}",
+        x_SCHW=data.x_SCHW[rows_S],
+        y_S=y_S,
+        class_names=tuple(data.class_names[number] for number in classes),
+        columns={name: tuple(values[row] for row in rows_S.tolist()) for name, values in data.columns.items()},
     )
 
 

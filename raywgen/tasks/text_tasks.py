@@ -13,7 +13,7 @@ import torch
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
-from raywgen.tasks.base import Task, TaskError
+from raywgen.tasks.base import Inputs, Task, TaskError
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.texts import TextData, load_texts
 
@@ -43,9 +43,9 @@ def text_task(path: str, num_features: int = 256) -> Task:
         id=f"{data.name}/{num_features}",
         instruction=f"Which of {', '.join(data.class_names)} does the sentence belong to?",
         recipe={"name": "texts", "path": path, "num_features": num_features},
-        train_x_SF=x_SF[train_S],
+        train_inputs=Inputs(x_SF, train_S),
         train_y_S=data.labels[train_S],
-        test_x_SF=x_SF[test_S],
+        test_inputs=Inputs(x_SF, test_S),
         test_y_S=data.labels[test_S],
         num_classes=len(data.class_names),
     )

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raywgen.reach import ClusterError
 from raywgen.training.config import TrainConfig
-from raywgen.training.reach import ClusterError
 
 Resources = Mapping[str, float]
 

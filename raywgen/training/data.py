@@ -181,7 +181,7 @@ def data_spec(corpus: Corpus) -> DataSpec:
     splits = corpus.facts.column("split").to_pylist()
     policies = {name for name, split in zip(policy_names(corpus), splits, strict=True) if split == "train"}
     return DataSpec(
-        num_features=tasks[0].train_x_SF.shape[1],
+        num_features=tasks[0].train_inputs.num_features,
         max_classes=max(task.num_classes for task in tasks),
         policies=tuple(sorted(policies)),
     )

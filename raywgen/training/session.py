@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raywgen.training.reach import ClusterError, check_address
+from raywgen.reach import ClusterError, check_address
 
 
 @contextmanager

@@ -5,10 +5,12 @@ Shape legend: N networks, S samples, F features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.tasks import FitData, balanced_accuracy, balanced_cross_entropy, stacked_logits
 
 _MAX_TRAIN_SAMPLES = 2048
 _VALUES_AT_ONCE = 1 << 22
@@ -18,8 +20,8 @@ _VALUES_AT_ONCE = 1 << 22
 def measure(
     module: nn.Module,
     state_N: dict[str, Tensor],
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: FitData,
+    test: FitData,
     way: str,
 ) -> tuple[Tensor, Tensor]:
     """Balanced training loss `(N,)` (on at most 2,048 samples) and balanced test accuracy `(N,)`.
@@ -27,28 +29,37 @@ def measure(
     Args:
         module: Any network of the architecture, in eval mode.
         state_N: A stacked `state_dict`.
-        train: Inputs `(S, F)` or `(N, S, F)`, and labels `(N, S)`.
+        train: Samples of the N networks.
         test: Likewise.
         way: As it was trained.
     """
-    (train_x, train_y_NS), (test_x, test_y_NS) = train, test
-    first = slice(0, _MAX_TRAIN_SAMPLES)
-    train_logits = network_logits(module, state_N, train_x[..., first, :], way)
-    loss_N = balanced_cross_entropy(train_logits, train_y_NS[:, first])
-    return loss_N, balanced_accuracy(network_logits(module, state_N, test_x, way), test_y_NS)
+    first = train.first(_MAX_TRAIN_SAMPLES)
+    loss_N = balanced_cross_entropy(network_logits(module, state_N, first.x, way, first.rows_NS), first.labels_NS)
+    return loss_N, balanced_accuracy(network_logits(module, state_N, test.x, way, test.rows_NS), test.labels_NS)
 
 
 @torch.no_grad()
-def network_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor, way: str) -> Tensor:
-    """Outputs `(N, S, C)`, some samples at a time; arguments as `measure`, inputs `(S, F)` or `(N, S, F)`."""
+def network_logits(
+    module: nn.Module, state_N: dict[str, Tensor], x: Tensor, way: str, rows_NS: Tensor | None = None
+) -> Tensor:
+    """Outputs `(N, S, C)`, some samples at a time; arguments as `measure`, `x` and `rows_NS` as `FitData`."""
     num = len(next(iter(state_N.values())))
     if way == "stack":
         size = max(1, _VALUES_AT_ONCE // (num * x.shape[-1]))
-        return torch.cat([stacked_logits(module, state_N, part) for part in x.split(size, dim=-2)], dim=1)
+        return torch.cat([stacked_logits(module, state_N, part) for part in _parts(x, rows_NS, size)], dim=1)
     size = max(1, _VALUES_AT_ONCE // (8 * x.shape[-1]))
     logits = []
     for index in range(num):
         module.load_state_dict({name: tensor[index] for name, tensor in state_N.items()})
-        own = x[index] if x.dim() == 3 else x
-        logits.append(torch.cat([module(part) for part in own.split(size)]))
+        own_1S = None if rows_NS is None else rows_NS.expand(num, -1)[index : index + 1]
+        parts = _parts(x[index] if x.dim() == 3 else x, own_1S, size)
+        logits.append(torch.cat([module(part) for part in parts]))
     return torch.stack(logits)
+
+
+def _parts(x: Tensor, rows_NS: Tensor | None, size: int) -> Iterable[Tensor]:
+    """Inputs of `size` samples at a time: `(S, F)` where all networks share them, else `(N, S, F)`."""
+    if rows_NS is None:
+        return x.split(size, dim=-2)
+    rows = rows_NS[0] if len(rows_NS) == 1 else rows_NS
+    return (x[part] for part in rows.split(size, dim=-1))

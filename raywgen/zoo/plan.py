@@ -140,7 +140,7 @@ def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -
     _try(recipe, state, first)
     if config.start == "branched":
         one = replace(config.fits()[0], num_steps=config.branch_steps)
-        data = FitData(x=first.train_x_SF, labels_NS=first.train_y_S, channels=config.tasks.channels or 1)
+        data = FitData.joined([first.train_inputs], first.train_y_S, config.tasks.channels or 1)
         begin = Recorded(step=0, state_N=repeat_state(state, 1))
         module = build_network(recipe)
         (end,) = fit(module, begin, data, one, order_seeds=[seed], record_steps=[config.branch_steps])
@@ -155,11 +155,11 @@ def _try(recipe: dict[str, Any], state: StateDict, task: Task) -> None:
     module.load_state_dict(state)
     try:
         with torch.no_grad():
-            logits = module(task.train_x_SF[:2])
+            logits = module(task.train_inputs[:2])
     except RuntimeError as error:
         raise TaskError(
-            f"network '{network_name(recipe)}' does not take samples of {task.train_x_SF.shape[1]} values ({error}); "
-            "give another network, tasks.size or tasks.channels"
+            f"network '{network_name(recipe)}' does not take samples of {task.train_inputs.num_features} values "
+            f"({error}); give another network, tasks.size or tasks.channels"
         ) from error
     if logits.dim() != 2 or logits.shape[1] < task.num_classes:
         raise TaskError(
@@ -208,9 +208,9 @@ def _groups(jobs: list[Job]) -> list[list[Job]]:
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         task = build_task(job.task_recipe)
-        x = task.train_x_SF
-        small = x.numel() <= _SHARED_VALUES and len(task.test_y_S) * x.shape[1] <= _SHARED_VALUES
-        key = (tuple(x.shape), tuple(task.test_x_SF.shape)) if small else x.data_ptr()
+        sizes = len(task.train_inputs), len(task.test_inputs), task.train_inputs.num_features
+        small = max(sizes[:2]) * sizes[2] <= _SHARED_VALUES
+        key = sizes if small else task.train_inputs
         groups.setdefault(key, []).append(job)
     return list(groups.values())
 

@@ -8,11 +8,11 @@ import torch
 from omegaconf import OmegaConf
 
 from raywgen.corpus import Corpus, CorpusError
-from raywgen.tasks import FitData, Recorded, build_network, build_task, fit
+from raywgen.tasks import Recorded, build_network, build_task, fit
 from raywgen.weights import StateDict
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.plan import Stack, plan_zoo
-from raywgen.zoo.stacks import fit_networks, joined, trajectory_id_of
+from raywgen.zoo.stacks import fit_networks, training_data, trajectory_id_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,10 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
     states = [corpus.state_dict(name) for name in ids]
     moments = [corpus.state_dict(f"{name}/optimizer") for name in ids] if step else []
     start = Recorded(step=step, state_N=_stacked(states), optimizer_N=_stacked(moments) if moments else {})
-    train_x, train_y_NS = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
     recorded = fit(
         build_network(stack.start.network.recipe),
         start,
-        FitData(x=train_x, labels_NS=train_y_NS, channels=stack.channels),
+        training_data(tasks, stack.channels),
         stack.fit,
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=[later for later in config.checkpoint_steps if later >= step],

@@ -66,11 +66,10 @@ def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task]) -> list[Rec
         begin = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     else:
         begin = repeat_state(stack.start.state, len(tasks))
-    train_x, train_y_NS = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
     return fit(
         build_network(recipe),
         Recorded(step=0, state_N=begin),
-        FitData(x=train_x, labels_NS=train_y_NS, channels=stack.channels),
+        training_data(tasks, stack.channels),
         stack.fit,
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=config.checkpoint_steps,
@@ -167,18 +166,17 @@ def _write_optimizer(
     return write_shard(root, f"{stack.name}-optimizer", layout, facts, packed_NP), layout
 
 
-def joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Inputs `(S, F)` where all share them, else `(N, S, F)`; labels `(N, S)`."""
-    inputs = [x for x, _ in pairs]
-    shared = all(x.data_ptr() == inputs[0].data_ptr() for x in inputs)
-    return inputs[0] if shared else torch.stack(inputs), torch.stack([labels for _, labels in pairs])
+def training_data(tasks: list[Task], channels: int = 1) -> FitData:
+    """What N networks learn, one a task."""
+    labels_NS = torch.stack([task.train_y_S for task in tasks])
+    return FitData.joined([task.train_inputs for task in tasks], labels_NS, channels)
 
 
 def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:
     """Balanced training loss and balanced test accuracy, `(K, N)` each."""
     module = build_network(stack.start.network.recipe).eval()
-    train = joined([(task.train_x_SF, task.train_y_S) for task in tasks])
-    test = joined([(task.test_x_SF, task.test_y_S) for task in tasks])
+    test_y_NS = torch.stack([task.test_y_S for task in tasks])
+    train, test = training_data(tasks), FitData.joined([task.test_inputs for task in tasks], test_y_NS)
     pairs = [measure(module, record.state_N, train, test, stack.way) for record in recorded]
     return torch.stack([loss for loss, _ in pairs]), torch.stack([accuracy for _, accuracy in pairs])
 

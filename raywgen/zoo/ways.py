@@ -26,7 +26,7 @@ def choose_ways(config: ZooConfig, on_choice: Callable[[str], None] | None = Non
     """
     recipes = [recipe for drawn in draw_tasks(config).values() for recipe in drawn]
     task = build_task(recipes[0])
-    data = FitData(x=task.train_x_SF, labels_NS=task.train_y_S, channels=config.tasks.channels or 1)
+    data = FitData.joined([task.train_inputs], task.train_y_S, config.tasks.channels or 1)
     one = replace(config.fits()[0], num_steps=_STEPS)
     ways: dict[str, str] = {}
     threads = torch.get_num_threads()

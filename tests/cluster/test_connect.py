@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from raywgen.cluster import ClusterError
 from raywgen.cluster.connect import connect
-from tests.training.test_reach import closed_port
+from raywgen.reach import ClusterError
+from tests.test_reach import closed_port
 
 
 def test_no_job_server(monkeypatch: pytest.MonkeyPatch) -> None:

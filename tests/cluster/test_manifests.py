@@ -12,9 +12,9 @@ import pytest
 import ray
 import yaml
 
-from raywgen.cluster import RenderConfig, render
 from raywgen.cluster.preflight import train_config
-from raywgen.cluster.render import requirements
+from raywgen.cluster.render import render, requirements
+from raywgen.cluster.settings import RenderConfig
 from raywgen.training.capacity import GROUP_LABEL, read_group
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raywgen.cluster import ClusterError, RenderConfig, render
+from raywgen.cluster.render import render
+from raywgen.cluster.settings import RenderConfig
 from raywgen.config import ConfigError, load_config
+from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.capacity import misfit, worker_bundles
 from tests.cluster.test_manifests import refusals

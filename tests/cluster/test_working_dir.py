@@ -12,8 +12,8 @@ import pytest
 from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
 
-from raywgen.cluster import ClusterError
 from raywgen.cluster.working_dir import check_working_dir, uploaded_files
+from raywgen.reach import ClusterError
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, FineTuningError, fine_tune
-from raywgen.tasks import FitConfig, FitData, Recorded, Task, balanced_accuracy, build_network, build_task, fit
+from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, Task, balanced_accuracy, build_network, build_task, fit
 from raywgen.weights import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +100,7 @@ def test_validation_samples_are_not_trained_on(network: NetworkFacts, tasks: lis
     num = 200
     x_SF = torch.randn(num, tasks[0].train_x_SF.shape[1], generator=noise)
     y_S = torch.randint(0, 2, (num,), generator=noise)
-    task = replace(tasks[0], train_x_SF=x_SF, train_y_S=y_S, test_x_SF=x_SF, test_y_S=y_S)
+    task = replace(tasks[0], train_inputs=Inputs(x_SF), train_y_S=y_S, test_inputs=Inputs(x_SF), test_y_S=y_S)
     settings = FineTuningConfig(epochs=60, learning_rates=[1e-2, 2e-2], validation=0.5)
     (tuned,) = fine_tune(
         build_network(network.recipe), network.layout, {"a": fresh(network, 0, 1)}, [task], settings
@@ -154,7 +154,7 @@ def test_what_cannot_be_trained_is_refused(network: NetworkFacts, tasks: list[Ta
         fine_tune(module, network.layout, {}, tasks, config())
     with pytest.raises(FineTuningError, match="start 'a' has shape"):
         fine_tune(module, network.layout, {"a": fresh(network, 0, 3)}, tasks, config())
-    few = [replace(tasks[0], train_x_SF=tasks[0].train_x_SF[:2], train_y_S=tasks[0].train_y_S[:2])]
+    few = [replace(tasks[0], train_inputs=Inputs(tasks[0].train_inputs[:2]), train_y_S=tasks[0].train_y_S[:2])]
     with pytest.raises(FineTuningError, match="too few"):
         fine_tune(module, network.layout, {"a": fresh(network, 0, 1)}, few, config())
     with pytest.raises(ValueError, match="learning_rates"):

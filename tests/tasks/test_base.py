@@ -6,12 +6,14 @@ Shape legend: B tasks, S samples, C classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.tasks import Task, TaskError, draw_condition, draw_few_shot
+from raywgen.tasks import Inputs, Task, TaskError, draw_condition, draw_few_shot
 from tests.builders import noise_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,9 +30,9 @@ def task(place: int, counts: tuple[int, ...]) -> Task:
         id=f"task/{place}",
         instruction=f"Task {place}?",
         recipe={},
-        train_x_SF=numbers_S1,
+        train_inputs=Inputs(numbers_S1),
         train_y_S=labels_S[order_S],
-        test_x_SF=numbers_S1 + 500,
+        test_inputs=Inputs(numbers_S1 + 500),
         test_y_S=labels_S[order_S],
         num_classes=len(counts),
     )
@@ -114,6 +116,24 @@ def test_conditions_are_drawn_from_tasks_of_any_size() -> None:
     for b, each in enumerate(drawn_from):
         place_S = (condition.samples_BSF[b, :, 0] - 1000 * b).long()
         assert torch.equal(each.train_y_S[place_S], condition.labels_BS[b])
+
+
+@pytest.mark.parametrize("num_own", [0, 2])
+def test_samples_drawn_from_what_tasks_share_are_those_of_tasks_with_copies(num_own: int) -> None:
+    """With some tasks that share nothing beside them, too."""
+    generator = torch.Generator().manual_seed(0)
+    shared_XF = torch.randn(90, 7, generator=generator)
+    parts = [Inputs(shared_XF, torch.randperm(90, generator=generator)[:NUM_SAMPLES]) for _ in range(NUM_TASKS)]
+    copies = [replace(each, train_inputs=Inputs(part[:])) for each, part in zip(tasks(), parts, strict=True)]
+    sharing = [replace(each, train_inputs=part) for each, part in zip(copies, parts, strict=True)]
+    sharing[:num_own] = copies[:num_own]
+    for mine, theirs in zip(
+        (*draw_few_shot(sharing, 2, 9, noise_for(NUM_TASKS)), draw_condition(sharing, 30, noise_for(NUM_TASKS))),
+        (*draw_few_shot(copies, 2, 9, noise_for(NUM_TASKS)), draw_condition(copies, 30, noise_for(NUM_TASKS))),
+        strict=True,
+    ):
+        assert torch.equal(mine.samples_BSF, theirs.samples_BSF)
+        assert torch.equal(mine.labels_BS, theirs.labels_BS)
 
 
 def test_tasks_of_other_sizes_are_refused_with_the_remedy() -> None:

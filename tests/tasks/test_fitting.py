@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raywgen.tasks import FitConfig, FitData, Recorded, SAMConfig, build_network, fit, repeat_state
+from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, SAMConfig, build_network, fit, repeat_state
 
 # Legend: N networks, S samples, F features.
 
@@ -101,6 +101,30 @@ def test_n_networks_are_as_many_single_loops(name: str, shared: bool, way: str) 
         for key, tensor in alone.items():
             # Adam divides by the gradient's size, so rounding differences may grow to about 1e-4 of a step of 0.01.
             torch.testing.assert_close(end.state_N[key][index], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["stack", "alone"])
+@pytest.mark.parametrize("sharing", ["one part", "parts", "whole", "two data sets"])
+def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, way: str) -> None:
+    module, x_SF, _ = problem(3)
+    generator = torch.Generator().manual_seed(1)
+    parts = [Inputs(x_SF, torch.randperm(NUM_SAMPLES, generator=generator)[:30]) for _ in range(3)]
+    inputs = {
+        "one part": parts[:1] * 3,
+        "parts": parts,
+        "whole": [Inputs(x_SF[:30])] * 3,
+        "two data sets": [*parts[:2], Inputs(x_SF[20:].clone())],
+    }[sharing]
+    labels_NS = torch.randint(3, (3, 30), generator=generator)
+    joined = FitData.joined(inputs, labels_NS)
+    assert (joined.x is inputs[0].x_XF) == (sharing != "two data sets")
+    copies = FitData(x=torch.stack([one[:] for one in inputs]), labels_NS=labels_NS)
+    config = FitConfig(num_steps=9, batch_size=8, learning_rate=0.01)
+    ends = [
+        fit(module, from_start(module, 3), data, config, order_seeds=[1, 2, 3], record_steps=[9], way=way)[0]
+        for data in (joined, copies)
+    ]
+    assert all(torch.equal(tensor, ends[1].state_N[name]) for name, tensor in ends[0].state_N.items())
 
 
 @pytest.mark.parametrize("way", ["stack", "alone"])

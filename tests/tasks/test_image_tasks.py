@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from raywgen.tasks import TaskError, build_task
+from raywgen.tasks.domains import apply_domain
+from raywgen.tasks.image_tasks import _inputs
+from raywgen.tasks.images import load_digits_images
 from raywgen.tasks.inputs import input_form
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -62,6 +65,35 @@ def test_classes_are_renumbered_and_limits_balanced() -> None:
     whole = build_task({"name": "images", "path": "digits", "limit": 400})
     sevens = {tuple(row) for row in whole.train_x_SF[whole.train_y_S == 7].tolist()}
     assert all(tuple(row) in sevens for row in task.train_x_SF[task.train_y_S == 0].tolist())
+
+
+@pytest.mark.parametrize("domain", ["plain", "rotate-30", "contrast-0.5"])
+def test_tasks_of_some_classes_share_the_images_of_all(domain: str) -> None:
+    told = {"name": "images", "path": "digits", "limit": 400, "domain": domain}
+    whole = build_task(told)
+    # The recipe that a zoo draws names what is not given; the task's own leaves it out.
+    parts = [build_task({**told, "size": None, "classes": classes}) for classes in ([7, 2], [2, 7, 5], [0])]
+    parts += [build_task(part.recipe) for part in parts]
+    for part in parts:
+        classes = torch.tensor(part.recipe["classes"])
+        for mine, my_y_S, theirs, their_y_S in (
+            (part.train_inputs, part.train_y_S, whole.train_inputs, whole.train_y_S),
+            (part.test_inputs, part.test_y_S, whole.test_inputs, whole.test_y_S),
+        ):
+            assert mine.x_XF is theirs.x_XF
+            rows_S = torch.isin(their_y_S, classes)
+            assert torch.equal(mine[:], theirs[:][rows_S])
+            assert torch.equal(classes[my_y_S], their_y_S[rows_S])
+
+
+def test_inputs_made_in_blocks_are_those_made_at_once() -> None:
+    """More images than a block holds."""
+    data = load_digits_images()
+    many_SCHW = data.x_SCHW.repeat(3, 1, 1, 1)
+    mean, std = torch.full((1, 1, 1), 0.3), torch.full((1, 1, 1), 0.4)
+    for domain in ("plain", "rotate-30", "contrast-0.5", "scale-0.75"):
+        at_once_SCHW = (apply_domain(many_SCHW.float() / 255, domain) - mean) / std
+        assert torch.equal(_inputs(many_SCHW, domain, (mean, std)), at_once_SCHW.flatten(1))
 
 
 def test_episodes_of_different_splits_share_no_class() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.capacity import (
     GROUP_LABEL,
@@ -19,7 +20,6 @@ from raywgen.training.capacity import (
     worker_bundles,
     write_group,
 )
-from raywgen.training.reach import ClusterError
 
 
 def fixed(*nodes: Resources) -> Nodes:

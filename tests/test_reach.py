@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raywgen.training import reach
-from raywgen.training.reach import ClusterError, check_address
+from raywgen import reach
+from raywgen.reach import ClusterError, check_address
 from raywgen.training.session import ray_session
 
 

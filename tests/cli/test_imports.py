@@ -1,0 +1,37 @@
+"""What needs no torch does not wait for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_CODE = """
+import sys
+import raywgen.cli
+sys.argv = ["raywgen", *sys.argv[1:]]
+try:
+    raywgen.cli.main()
+except SystemExit:
+    pass
+print("imported:", *(name for name in ("torch", "deepspeed", "sklearn") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("--help", "Train a generator"),
+        ("job --help", "Send a job"),
+        ("job submit --help", "working-dir"),
+        ("cluster --help", "Write KubeRay manifests"),
+        ("zoo list", "digits"),
+        ("job list --address http://127.0.0.1:1", "no Ray cluster answers"),
+        ("job status x --address http://127.0.0.1:1", "no Ray cluster answers"),
+    ],
+)
+def test_torch_is_not_imported(command: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _CODE, *command.split()], capture_output=True, text=True, timeout=180)
+    assert said in " ".join((done.stdout + done.stderr).split())
+    assert done.stdout.splitlines()[-1].split() == ["imported:"]
