@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
@@ -16,6 +17,7 @@ from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
+from raywgen.zoo.units import OnNews, over_ray
 from raywgen.zoo.ways import choose_ways
 
 Progress = Callable[[int, int], None]
@@ -27,7 +29,7 @@ def train_zoo(
     config: ZooConfig,
     root: str,
     on_progress: Progress | None = None,
-    on_choice: Callable[[str], None] | None = None,
+    on_news: OnNews | None = None,
     *,
     distributed: bool = True,
 ) -> Corpus:
@@ -37,20 +39,21 @@ def train_zoo(
         config: The recipe.
         root: Where the corpus goes, a path or URI that all nodes reach.
         on_progress: Told of every stack that is done.
-        on_choice: Told in words how networks are trained, where `config.way` is `auto`.
+        on_news: Told in words how networks are trained, where `config.way` is `auto`, and of workers that were lost.
         distributed: Over Ray tasks; false trains in this process.
 
     Raises:
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
+        WorkersLostError: Workers die again and again, or do not start; the same command goes on with what is left.
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
     storage = Storage.at(root)
-    ways = _ways(config, storage, on_choice)
+    ways = _ways(config, storage, on_news)
     plan = plan_zoo(config, ways)
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
-    trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, distributed)
+    trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, on_news, distributed)
     corpus = _commit(plan, config, root, ways, starts, trained)
     storage.delete(UNITS)
     return corpus
@@ -65,7 +68,7 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
     return corpus
 
 
-def _ways(config: ZooConfig, storage: Storage, on_choice: Callable[[str], None] | None) -> dict[str, str]:
+def _ways(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, str]:
     """Network name -> way; measured once, as an interrupted zoo must go on the same way."""
     kept = json.loads(storage.read(_PLAN)) if storage.size(_PLAN) is not None else {}
     # As JSON has it: tuples become lists.
@@ -77,7 +80,7 @@ def _ways(config: ZooConfig, storage: Storage, on_choice: Callable[[str], None] 
         )
     if kept:
         return kept["ways"]
-    ways = choose_ways(config, on_choice) if config.way == "auto" else {}
+    ways = choose_ways(config, on_news) if config.way == "auto" else {}
     storage.write(_PLAN, json.dumps({"zoo": recipe, "ways": ways}).encode())
     return ways
 
@@ -88,6 +91,7 @@ def _train_all(
     root: str,
     storage: Storage,
     on_progress: Progress | None,
+    on_news: OnNews | None,
     distributed: bool,
 ) -> list[TrainedStack]:
     """Trains the stacks that are left; the result is in the order of `stacks`."""
@@ -100,31 +104,16 @@ def _train_all(
     left = [index for index in range(len(stacks)) if index not in trained]
     total = sum(len(stack.jobs) for stack in stacks)
     done = sum(len(stacks[index].jobs) for index in trained)
-    work = _over_ray if distributed else _here
-    for place, result in work([stacks[index] for index in left], config, root):
+    units = [stacks[index] for index in left]
+    work = partial(train_unit, config=config, root=root)
+    results = over_ray(work, units, lambda stack: stack.name, on_news) if distributed else enumerate(map(work, units))
+    for place, result in results:
         index = left[place]
         trained[index] = result
         done += len(stacks[index].jobs)
         if on_progress is not None:
             on_progress(done, total)
     return [trained[index] for index in range(len(stacks))]
-
-
-def _here(stacks: list[Stack], config: ZooConfig, root: str) -> Iterator[tuple[int, TrainedStack]]:
-    for index, stack in enumerate(stacks):
-        yield index, train_unit(stack, config, root)
-
-
-def _over_ray(stacks: list[Stack], config: ZooConfig, root: str) -> Iterator[tuple[int, TrainedStack]]:
-    """On whatever CPUs the cluster has, in the order in which they are done."""
-    import ray
-
-    # Not the default: inside a trial of Ray Tune that would ask for the CPU that the trial itself holds.
-    remote = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(train_unit)
-    waiting = {remote.remote(stack, config, root): index for index, stack in enumerate(stacks)}
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        yield waiting.pop(ready), ray.get(ready)
 
 
 def train_unit(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
