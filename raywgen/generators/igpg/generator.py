@@ -10,7 +10,8 @@ Where this differs from the paper, and why (effects: README, table of the demo):
   `prior.text_encoder` and `prior.data_encoder` take any frozen ones, CLIP's too; of images the set encoder sees each
   one's features with its label, in place of the paper's mean over all.
 - Networks are decoded from the expected code, and a last stage trains the prior by the task's loss.
-- A window is told no chunk before its first, and its place by features, so that windows can be written at once.
+- A window is told no chunk before its first, and its place by features, so that windows can be written at once. Where
+  scales are tokens these are written first, and each window is told those of its own values.
 """
 
 from __future__ import annotations
@@ -51,7 +52,15 @@ class IGPG(Generator):
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         num_places = self.tokenizer.num_place_features
-        self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data, num_places)
+        self.prior = Prior(
+            config.prior,
+            sizes.num_levels,
+            sizes.num_codes,
+            sizes.chunk_length,
+            data,
+            num_places,
+            tells_scales=sizes.codes_scales and config.prior.window > 0,
+        )
         self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
 
     def stages(self) -> list[Stage]:
