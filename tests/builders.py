@@ -18,6 +18,7 @@ from raywgen.generators import DataSpec, Stage
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.igpg.tokenizer import TokenizerStage
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network
@@ -120,6 +121,14 @@ def hypernetwork(num_steps: int = 5, seed: int = 0) -> Hypernetwork:
 
 def noise_for(num: int, seed: int = 0, first: int = 0) -> KeyedNoise:
     return KeyedNoise(seed, torch.arange(first, first + num))
+
+
+def level_logits(head: LevelHead, hidden_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks) -> Tensor:
+    """One level's logits `(X, V)`, term by term: nearness of a query to each code vector, and free ones."""
+    told_XH = torch.nn.functional.gelu(head.state(hidden_XH) + head.chosen(chosen_XK) + head.level[level])
+    codebook_VK = rvq.codebooks_LVK[level]
+    near_XV = told_XH @ head.query[level] @ (codebook_VK / codebook_VK.square().mean().sqrt()).t()
+    return near_XV + told_XH @ head.free[level] + head.bias[level]
 
 
 def same(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """IGPG for tasks held out whole: whole small networks, beside what needs no tokens, and what coherence is worth.
 
-Tasks are sets of five of MNIST's digits and, apart, domains of its images. All are told the same labelled examples,
-and choose among equally many candidates by their loss on these.
+Tasks are sets of five of MNIST's digits and, apart, domains of its images: turned, scaled, pale, inverted. All are told
+the same labelled examples, and choose among equally many candidates by their loss on these.
 
 Coherence, the paper's central claim: networks of the prior before any functional stage, decoded from their tokens,
 drawn chunk after chunk (`coherent`), chunk by chunk without sight of each other (`independent`), and chunk after chunk
@@ -37,7 +37,7 @@ from raywgen.weights import Condition, KeyedNoise
 from raywgen.zoo import ZooConfig
 
 _ZOOS = Path(__file__).parents[2] / "configs" / "zoo"
-KINDS = {"subsets": "mnist-subsets.yaml", "domains": "mnist-domains.yaml"}
+KINDS = {"subsets": "mnist-subsets.yaml", "domains": "mnist-unseen-domains.yaml"}
 _OFF = StageConfig(num_steps=0)
 
 

@@ -51,6 +51,7 @@ class LadderConfig:
         num_condition_samples: Labelled training images that each network's generator is told, drawn for each anew.
         finetuned: Networks that are trained on, of the generated and of random ones; 0 for none.
         finetune_epochs: Rungs of fine-tuning.
+        epoch_images: Images of an epoch.
         learning_rate: Of fine-tuning; the zoo's by default.
         noise: Of the row `noise`, in standard deviations of each tensor.
         noise_levels: Where the noise that is as accurate as generated networks is looked for.
@@ -62,6 +63,7 @@ class LadderConfig:
     num_condition_samples: int = 64
     finetuned: int = 3
     finetune_epochs: list[int] = field(default_factory=lambda: [1, 5, 25])
+    epoch_images: int = 10_000
     learning_rate: float = 3e-3
     noise: float = 0.1
     noise_levels: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9])
@@ -79,8 +81,10 @@ class LadderConfig:
             raise ValueError(
                 f"noise_levels={self.noise_levels} must be above 0, averaged={self.averaged} at least 2; give some"
             )
-        if not self.finetune_epochs or min(self.finetune_epochs) < 1:
-            raise ValueError(f"finetune_epochs={self.finetune_epochs}: give some, all at least 1")
+        if not self.finetune_epochs or min(self.finetune_epochs) < 1 or self.epoch_images < 1:
+            raise ValueError(
+                f"finetune_epochs={self.finetune_epochs}, epoch_images={self.epoch_images}: give some, all at least 1"
+            )
 
 
 class Ladder:
@@ -183,6 +187,7 @@ class Ladder:
             return {}
         told = FineTuningConfig(
             epochs=max(config.finetune_epochs),
+            epoch_samples=config.epoch_images,
             learning_rates=[config.learning_rate],
             fit=FitConfig(loss="plain"),
             way="alone",

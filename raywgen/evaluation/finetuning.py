@@ -34,6 +34,7 @@ class FineTuningConfig:
 
     Attributes:
         epochs: Passes over the task's training samples.
+        epoch_samples: Samples of an epoch where a task has more; 0 for all.
         learning_rates: The one that is best on validation samples is taken, for each start on its own; with one rate
             there is nothing to choose.
         validation: Share of the training samples that chooses.
@@ -43,6 +44,7 @@ class FineTuningConfig:
     """
 
     epochs: int = 25
+    epoch_samples: int = 0
     learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     validation: float = 0.2
     fit: FitConfig = field(default_factory=FitConfig)
@@ -52,6 +54,8 @@ class FineTuningConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"epochs={self.epochs}, learning_rates={self.learning_rates}: give some, all above 0")
+        if self.epoch_samples < 0:
+            raise ValueError(f"epoch_samples={self.epoch_samples}: give a number of samples, or 0 for all")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation={self.validation}: must lie between 0 and 1")
         if self.way not in ("stack", "alone"):
@@ -169,7 +173,8 @@ class _Trainer:
         data = FitData(x=group.x_SF, labels_NS=group.y_TS.repeat(num_starts, 1))
         judge_y_NS = group.judge_y_TS.repeat(num_starts, 1)
         batch_size = min(self._config.fit.batch_size, len(group.x_SF))
-        steps = len(group.x_SF) // batch_size
+        epoch_samples = min(self._config.epoch_samples or len(group.x_SF), len(group.x_SF))
+        steps = max(1, epoch_samples // batch_size)
         # A task's number keys its data order, whatever its start and whichever tasks are beside it.
         seeds = [self._config.seed + member for member in group.members] * num_starts
         state = Recorded(step=0, state_N=self._layout.unflatten(start_ND))

@@ -21,7 +21,7 @@ class ZooTasks:
 
     Attributes:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
-            `episodes` (few-shot), `domains` (one task each, the last one unseen), or `texts` (classes of sentences).
+            `episodes` (few-shot), `domains` (one task each, the last ones unseen), or `texts` (classes of sentences).
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
         test_path: Images that nothing is trained on; without it a fifth is held out.
         size: Images are scaled to `size x size`; as they are by default.
@@ -35,8 +35,9 @@ class ZooTasks:
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
         rotations: Turned classes of episodes are classes of their own.
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
-            Episodes take turns in them, those of unseen tasks in the last alone; other data gives all its classes, and
-            none of the validation tasks.
+            Episodes take turns in them, those of unseen tasks in the last ones alone; other data gives all its classes,
+            and none of the validation tasks.
+        num_unseen_domains: How many of the domains, the last ones, are those of unseen tasks.
         num_features: Of a sentence, as a hashed bag of words.
         encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.
@@ -56,6 +57,7 @@ class ZooTasks:
     group: str = ""
     rotations: bool = False
     domains: list[str] = field(default_factory=list)
+    num_unseen_domains: int = 1
     num_features: int = 256
     encoder: str = ""
 
@@ -64,6 +66,11 @@ class ZooTasks:
             raise ValueError(f"tasks.kind={self.kind}: give one of {', '.join(KINDS)}")
         if len(self.domains) < 2 and (self.kind == "domains" or self.domains):
             raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
+        if self.domains and not 0 < self.num_unseen_domains < len(self.domains):
+            raise ValueError(
+                f"tasks.num_unseen_domains={self.num_unseen_domains}: give 1 to {len(self.domains) - 1} of the "
+                f"{len(self.domains)} domains, so that one is known at least"
+            )
 
 
 @dataclass(kw_only=True)

@@ -63,14 +63,14 @@ def _episodes(config: ZooConfig) -> Recipes:
     names = ("way", "shot", "num_query", "group", "rotations", "path", "size", "channels")
     told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
     told["path"] = _placed(config.tasks.path)
-    *known, new = _parted_domains(config) or [("", "plain")] * 2
+    known, new = _parted_domains(config) if config.tasks.domains else ([("", "plain")], [("", "plain")])
     # Other data has no classes apart for validation.
     own = [(path, domain) for path, domain in known if not path] or [("", "plain")]
     drawn: Recipes = {}
     for split, classes, count, domains in (
         ("seen", "train", config.num_seen_tasks, known),
         ("validation", "validation", config.num_validation_tasks, own),
-        ("unseen", "test", config.num_unseen_tasks, [new]),
+        ("unseen", "test", config.num_unseen_tasks, new),
     ):
         drawn[split] = []
         for index in range(count):
@@ -82,20 +82,23 @@ def _episodes(config: ZooConfig) -> Recipes:
 
 
 def _domains(config: ZooConfig) -> Recipes:
-    recipes = []
-    for path, domain in _parted_domains(config):
-        recipe = _image_recipe(config) | {"domain": domain}
-        recipes.append(recipe | {"path": path, "test_path": ""} if path else recipe)
-    *seen, unseen = recipes
-    return {"seen": seen, "validation": [], "unseen": [unseen]}
+    known, new = _parted_domains(config)
+
+    def recipe(path: str, domain: str) -> dict[str, Any]:
+        other = {"path": path, "test_path": ""} if path else {}
+        return _image_recipe(config) | {"domain": domain} | other
+
+    return {"seen": [recipe(*one) for one in known], "validation": [], "unseen": [recipe(*one) for one in new]}
 
 
-def _parted_domains(config: ZooConfig) -> list[tuple[str, str]]:
-    """Path and domain of each `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
+def _parted_domains(config: ZooConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Path and domain of each known and each new `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
     if len(set(config.tasks.domains)) < len(config.tasks.domains):
         raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
     parts = (told.rpartition("::") for told in config.tasks.domains)
-    return [(_placed(path), domain) for path, _, domain in parts]
+    told = [(_placed(path), domain) for path, _, domain in parts]
+    num_known = len(told) - config.tasks.num_unseen_domains
+    return told[:num_known], told[num_known:]
 
 
 def _image_recipe(config: ZooConfig) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_igpg_tasks(tmp_path: Path) -> None:
     few = "tasks.limit=300,tasks.test_limit=50,num_steps=6,'checkpoint_steps=[0,3,6]'"
     zoos = [
         f"zoo=[{few},num_seen_tasks=6,num_validation_tasks=2,num_unseen_tasks=3]",
-        f"domains_zoo=[{few},seeds_per_task=2,'tasks.domains=[plain,invert,digits::plain]']",
+        f"domains_zoo=[{few},seeds_per_task=2,'tasks.domains=[plain,invert,rotate-30,rotate-60]',tasks.num_unseen_domains=2]",
     ]
     igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.functional.num_steps=1"]
     small = ["igpg.functional.batch_size=2", "steps=1", "shot=2", "best_of=2", "num_workers=0", f"out={tmp_path}"]

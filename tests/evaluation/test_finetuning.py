@@ -43,11 +43,13 @@ def test_equal_starts_give_equal_curves_and_weights(network: NetworkFacts, tasks
     assert tuned["one"].validation_accuracy == tuned["other"].validation_accuracy
 
 
-def test_a_curve_is_that_of_one_plain_run(network: NetworkFacts, tasks: list[Task]) -> None:
+@pytest.mark.parametrize("epoch_samples", [0, 130])
+def test_a_curve_is_that_of_one_plain_run(network: NetworkFacts, tasks: list[Task], epoch_samples: int) -> None:
     """Going on epoch by epoch changes nothing: the same as one run over all epochs, recorded along the way."""
     module, start_TD = build_network(network.recipe), fresh(network, 0)
-    (tuned,) = fine_tune(module, network.layout, {"a": start_TD}, tasks, config(3, (3e-3,))).values()
-    steps = len(tasks[0].train_y_S) // 64
+    told = replace(config(3, (3e-3,)), epoch_samples=epoch_samples)
+    (tuned,) = fine_tune(module, network.layout, {"a": start_TD}, tasks, told).values()
+    steps = (epoch_samples or len(tasks[0].train_y_S)) // 64
     recorded = fit(
         module,
         Recorded(step=0, state_N=network.layout.unflatten(start_TD)),

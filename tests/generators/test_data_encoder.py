@@ -20,7 +20,6 @@ from raywgen.generators import DataSpec
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, PriorConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
 from raywgen.tasks import build_network
 from raywgen.tasks.encoders import EncoderCard, EncoderError, save_encoder
 from raywgen.tasks.networks import Conv4
@@ -106,10 +105,7 @@ def test_the_encoder_is_neither_trained_nor_saved(told: IGPG) -> None:
     assert not [name for name, _ in told.named_parameters() if name.startswith("prior.data")]
     assert told.prior.data is not None
     before = told.prior.data(condition(2).samples_BSF)
-    for stage in (
-        PriorStage(told.prior, told.tokenizer, told.references),
-        FunctionalStage(told.config.functional, told.prior, told.correction, told.tokenizer, told.references),
-    ):
+    for stage in told.stages()[1:]:
         losses = train(stage, [weight_batch(seed=seed) for seed in range(3)])
         assert all(loss == loss for loss in losses)
     told.prior.data._kept.clear()

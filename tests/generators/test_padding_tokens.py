@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.rollout import Rollout
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, token_nll
+from raywgen.generators.igpg.stages import token_nll
 from raywgen.generators.igpg.windows import random_windows
 from raywgen.weights import WeightBatch
 from tests.builders import (
@@ -188,10 +188,7 @@ def test_half_precision_takes_the_same_code_for_padding() -> None:
 @pytest.mark.parametrize("quantiser", CODERS)
 def test_stages_train_with_padding(quantiser: str) -> None:
     generator, batch = generator_of(quantiser, "filter", 5), weight_batch(WIDE)
-    parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
-    stages = [PriorStage(generator.prior, generator.tokenizer, generator.references)]
-    stages.append(FunctionalStage(generator.config.functional, *parts))  # pyright: ignore[reportArgumentType]
-    for stage in stages:
+    for stage in generator.stages()[1:]:
         stage.train()
         loss = stage(batch, noise_for(8)).loss
         loss.backward()

@@ -18,7 +18,7 @@ from raywgen.generators.igpg.rollout import Rollout
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition
 from raywgen.weights.chunks import num_place_features
-from tests.builders import DATA, condition, noise_for, part_of
+from tests.builders import DATA, condition, level_logits, noise_for, part_of
 
 NUM_CHUNKS, NUM_LEVELS, NUM_CODES, LENGTH = 2, 2, 3, 4
 
@@ -113,7 +113,7 @@ def test_expected_latents_against_a_loop_over_all_codes(prior, rvq, hidden_BMH) 
         for b, m in itertools.product(range(4), range(NUM_CHUNKS)):
             so_far_K = torch.zeros(LENGTH)
             for level in range(NUM_LEVELS):
-                logits_V = head.logits(hidden_BMH[b, m], so_far_K, level, rvq)
+                logits_V = level_logits(head, hidden_BMH[b, m], so_far_K, level, rvq)
                 p_V = logits_V.exp() / logits_V.exp().sum()
                 mean_K = torch.zeros(LENGTH)
                 for code in range(NUM_CODES):
@@ -142,7 +142,7 @@ def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, 
     with torch.no_grad():
         zeros_BK = torch.zeros(4, LENGTH)
         states_BMH = prior.hidden(first.codes_BML, told, table, rvq)
-        likeliest_B = prior.head.logits(states_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
+        likeliest_B = level_logits(prior.head, states_BMH[:, 0], zeros_BK, 0, rvq).argmax(dim=-1)
     assert torch.equal(first.codes_BML[:, 0, 0], likeliest_B)
 
 
@@ -165,7 +165,7 @@ def test_first_token_is_drawn_with_its_probability(prior, rvq, table) -> None:
     drawn = prior.rollout(told, first_1, rvq, noise_for(num, seed=5), 1.0)
     with torch.no_grad():
         state_H = prior.hidden(drawn.codes_BML[:1], condition(1), first_1, rvq)[0, 0]
-        logits_V = prior.head.logits(state_H, torch.zeros(LENGTH), 0, rvq)
+        logits_V = level_logits(prior.head, state_H, torch.zeros(LENGTH), 0, rvq)
     share_V = torch.bincount(drawn.codes_BML[:, 0, 0], minlength=NUM_CODES) / num
     # Four standard deviations of a share near 1/2 of 4000 draws are 0.032.
     torch.testing.assert_close(share_V, logits_V.softmax(dim=-1), rtol=0, atol=0.032)

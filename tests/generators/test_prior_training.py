@@ -141,7 +141,7 @@ def test_every_way_of_training_lowers_its_loss_and_reaches_every_parameter(way: 
 def test_the_functional_stage_judges_what_generate_writes(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch()
     config = generator.config.functional
-    parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
     stage = FunctionalStage(config, *parts).eval()
     result = stage(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=config.temperature)

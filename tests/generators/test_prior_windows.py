@@ -19,7 +19,7 @@ from raywgen.generators.igpg.windows import Window, plan_windows, random_windows
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.weights.chunks import num_place_features
-from tests.builders import DATA, condition, noise_for, part_of
+from tests.builders import DATA, condition, level_logits, noise_for, part_of
 
 NUM_CHUNKS, NUM_LEVELS, NUM_CODES, LENGTH = 7, 2, 3, 4
 WHOLE = SamplingConfig()
@@ -190,7 +190,9 @@ def test_independent_chunks_are_drawn_with_their_probability(rvq, table) -> None
         prefix_BTH = prior.prefix(condition(1), table.places_MG[:2])
         zeros_11K = torch.zeros(1, 1, LENGTH)
         states = [prior.states(prefix_BTH, table.places_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
-        p_MV = torch.stack([prior.head.logits(state, torch.zeros(LENGTH), 0, rvq) for state in states]).softmax(-1)
+        p_MV = torch.stack([level_logits(prior.head, state, torch.zeros(LENGTH), 0, rvq) for state in states]).softmax(
+            -1
+        )
     both_VV = torch.zeros(NUM_CODES, NUM_CODES)
     first_BM = drawn.codes_BML[:, :, 0]
     both_VV.index_put_((first_BM[:, 0], first_BM[:, 1]), torch.ones(num), accumulate=True)

@@ -167,7 +167,12 @@ def test_every_stage_learns() -> None:
     losses = train(PriorStage(generator.prior, generator.tokenizer, generator.references), batches)
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
     functional = FunctionalStage(
-        igpg_config().functional, generator.prior, generator.correction, generator.tokenizer, generator.references
+        igpg_config().functional,
+        generator.prior,
+        generator.correction,
+        generator.variation,
+        generator.tokenizer,
+        generator.references,
     )
     losses = train(functional, batches, learning_rate=5e-3)
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
@@ -212,6 +217,7 @@ def test_the_functional_stage_trains_what_writes_scales(mode: str) -> None:
         dataclasses.replace(igpg_config().functional, likelihood=0.0, anchor=0.0),
         generator.prior,
         generator.correction,
+        generator.variation,
         generator.tokenizer,
         generator.references,
     )

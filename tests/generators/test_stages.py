@@ -15,7 +15,7 @@ from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, spread_loss, token_nll
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.text_encoders import WordEncoder
-from raywgen.tasks import balanced_cross_entropy
+from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Layout, WeightBatch, WeightReference
 from tests.builders import (
     DATA,
@@ -38,7 +38,7 @@ def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
 
 def functional(generator: IGPG, **settings: Any) -> FunctionalStage:
     config = FunctionalConfig(**settings)
-    parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
     return FunctionalStage(config, *parts)
 
 
@@ -76,6 +76,46 @@ def test_functional_stage_trains_prior_and_correction_only() -> None:
     assert trained == {id(parameter) for parameter in wanted}
 
 
+def varied() -> IGPG:
+    """An untrained generator whose variation already says something."""
+    config = igpg_config()
+    generator = igpg(replace(config, functional=replace(config.functional, spread=0.3)))
+    assert generator.variation is not None
+    final = generator.variation.out[-1]
+    assert isinstance(final, nn.Linear)
+    torch.nn.init.normal_(final.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return generator
+
+
+def test_variation_is_there_where_networks_are_spread_alone() -> None:
+    assert igpg().variation is None
+    config = igpg_config()
+    assert igpg(replace(config, functional=replace(config.functional, spread=0.3, num_steps=0))).variation is None
+    generator = varied()
+    trained = {id(parameter) for parameter in functional(generator, spread=0.3).parameters()}
+    assert generator.variation is not None
+    assert {id(parameter) for parameter in generator.variation.parameters()} < trained
+
+
+def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
+    generator, batch = varied(), weight_batch()
+    assert generator.variation is not None
+    table = generator.tokenizer.table(batch.layout)
+    with torch.no_grad():
+        told = (batch.condition, table, generator.tokenizer.quantiser, noise_for(8), 0.5)
+        rollout = generator.prior.rollout(*told)
+        assert rollout.expected_BMK is not None
+        beyond_BMK = generator.tokenizer.quantiser.decode(rollout.codes_BML) - rollout.expected_BMK
+        added_BMK = generator.variation(beyond_BMK, table.places_MG)
+        written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
+        generator.variation = None
+        without = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
+    reference = generator.references[batch.layout.id][1]
+    added_BD = added_BMK.flatten(1)[:, : batch.layout.num_values]
+    torch.testing.assert_close(reference.normalise(written) - reference.normalise(without), added_BD, atol=1e-5, rtol=0)
+    assert float(added_BD.std(dim=0).mean()) > 0.01
+
+
 def test_prior_loss_of_untrained_uniform_head_is_log_of_the_codes() -> None:
     generator = igpg()
     head = generator.prior.head
@@ -102,8 +142,9 @@ def test_task_loss_is_that_of_the_networks_one_by_one() -> None:
         torch.testing.assert_close(accuracy_B[b], torch.stack(recalls).mean())
 
 
-def test_functional_loss_is_that_of_the_networks_which_generate_writes() -> None:
-    generator, batch = igpg(), weight_batch()
+@pytest.mark.parametrize("is_varied", [False, True])
+def test_functional_loss_is_that_of_the_networks_which_generate_writes(is_varied: bool) -> None:
+    generator, batch = varied() if is_varied else igpg(), weight_batch()
     stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
@@ -144,15 +185,23 @@ def test_spread_is_how_far_each_deviation_is_from_the_corpus() -> None:
     assert float(spread_loss(written_BD, corpus_BD)) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
 
 
-def test_spread_is_added_with_its_weight_and_the_confidence_in_the_right_classes() -> None:
+def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> None:
     generator, batch = igpg(), weight_batch()
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    # Networks that write at chance get no spread, so these are asked for what they answer anyway.
+    states = batch.layout.unflatten(written.values_BD)
+    answers_BS = stacked_logits(batch.module, states, batch.query.samples_BSF).argmax(dim=-1)
+    batch = replace(batch, query=replace(batch.query, labels_BS=answers_BS))
     plain = functional(generator).eval()(batch, noise_for(8))
     both = functional(generator, spread=0.3).eval()(batch, noise_for(8))
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
-    confidence = task_loss(written.values_BD, batch)[0].neg().exp().mean()
+    confidence = 2 * task_loss(written.values_BD, batch)[0].neg().exp().mean() - 1
+    assert float(confidence) > 0.02
     # Cached and full attention round differently.
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * confidence * both.metrics["spread"], rtol=1e-4, atol=1e-5)
     assert "spread" not in plain.metrics
+    wrong = replace(batch, query=replace(batch.query, labels_BS=1 - answers_BS))
+    without, with_spread = (functional(generator, spread=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3))
+    torch.testing.assert_close(with_spread.loss, without.loss)
     # One network has no variance.
     assert "spread" not in functional(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG
-from raywgen.generators.igpg.stages import _seen_codes
+from raywgen.generators.igpg.stages import _seen_tokens
 from raywgen.generators.igpg.windows import covering_blocks, random_windows
 from raywgen.nn.coders import CODERS
 from tests.builders import (
@@ -98,10 +98,10 @@ def test_the_prior_is_trained_on_the_tokens_of_whole_networks(coder: str) -> Non
     whole_BML = generator.tokens(batch.values_BD, batch.layout)
     for seed in range(8):
         noise = noise_for(NUM, seed)
-        seen_BWG, codes_BWL = _seen_codes(tokenizer, batch, generator.references, places_MG, 4, noise)
+        seen = _seen_tokens(tokenizer, batch, generator.references, tokenizer.table(batch.layout), 4, noise)
         index_BW = random_windows(noise_for(NUM, seed), len(places_MG), 4)
-        assert torch.equal(seen_BWG, places_MG[index_BW])
-        assert torch.equal(codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])
+        assert torch.equal(seen.places_WG, places_MG[index_BW])
+        assert torch.equal(seen.codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 20])

@@ -210,7 +210,7 @@ def test_stages_train_it() -> None:
     stage = PriorStage(generator.prior, generator.tokenizer, generator.references)
     losses = train(stage, [weight_batch(WIDE, 16, seed=step) for step in range(30)])
     assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
-    parts = (generator.prior, generator.correction, generator.tokenizer, generator.references)
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
     functional = FunctionalStage(generator.config.functional, *parts)
     for each in (stage, functional):
         assert generator.prior.scales is not None

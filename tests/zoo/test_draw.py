@@ -48,6 +48,11 @@ def test_the_last_domain_is_unseen() -> None:
     drawn = draw_tasks(zoo("domains", domains=["plain", "other.parquet::invert"]))
     assert drawn["unseen"][0]["path"].endswith("/other.parquet")
     assert drawn["unseen"][0]["domain"] == "invert"
+    drawn = draw_tasks(
+        zoo("domains", domains=["plain", "invert", "a.parquet::plain", "b.parquet::plain"], num_unseen_domains=2)
+    )
+    assert [recipe["domain"] for recipe in drawn["seen"]] == ["plain", "invert"]
+    assert [recipe["path"].rpartition("/")[2] for recipe in drawn["unseen"]] == ["a.parquet", "b.parquet"]
     with pytest.raises(TaskError, match="a domain is named twice"):
         draw_tasks(zoo("domains", domains=["plain", "plain"]))
 
@@ -105,6 +110,7 @@ def test_wrong_settings_are_named() -> None:
     for build, message in (
         (lambda: ZooTasks(kind="videos"), "tasks.kind=videos: give one of"),
         (lambda: ZooTasks(kind="domains", domains=["plain"]), "give at least two"),
+        (lambda: ZooTasks(kind="domains", domains=["plain", "invert"], num_unseen_domains=2), "give 1 to 1"),
         (lambda: ZooConfig(start="warm"), "start=warm: give one of shared, own, branched"),
         (lambda: ZooConfig(start="branched"), "give both or neither"),
         (lambda: ZooConfig(way="fast"), "way=fast"),

@@ -223,7 +223,7 @@ class FunctionalConfig(StageConfig):
         anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale. Where
             networks start each on their own it pulls all towards one, and belongs at 0.
         spread: Weight of `spread_loss`, which keeps networks of a batch apart, times their mean confidence in the right
-            classes. Where all are of one task, its loss alone makes them nearly one and the same.
+            classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the same.
         windows: How networks longer than `prior.window` are written, as in `SamplingConfig`; generate them likewise.
         statistics: Of batch normalisation in the networks whose loss is taken: `stored` are those that the generator
             writes, `batch` those of the samples at hand. Deep networks learn by the latter; what is then written as

@@ -9,7 +9,8 @@ Where this differs from the paper, and why (effects: README, table of the demo):
 - Text and data encoders are by default small and trained along, in place of LLaMA and CLIP: no download is needed.
   `prior.text_encoder` and `prior.data_encoder` take any frozen ones, CLIP's too; of images the set encoder sees each
   one's features with its label, in place of the paper's mean over all.
-- Networks are decoded from the expected code, and a last stage trains the prior by the task's loss.
+- Networks are decoded from the expected code, and a last stage trains the prior by the task's loss. Where it is to keep
+  networks apart, what was drawn beyond the expected code is heard too.
 - A window is told no chunk before its first, and its place by features, so that windows can be written at once. Where
   scales are tokens these are written first, and each window is told those of its own values.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage
+from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, functional_chunks
 from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.nn.coders import PerceptronCoder
@@ -62,13 +63,18 @@ class IGPG(Generator):
             tells_scales=sizes.codes_scales and config.prior.window > 0,
         )
         self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
+        # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
+        is_spread = config.functional.num_steps > 0 and config.functional.spread > 0
+        self.variation = PerceptronCoder(sizes.chunk_length, num_places, sizes.width) if is_spread else None
 
     def stages(self) -> list[Stage]:
         """Tokeniser, prior, and the functional stage unless it is switched off."""
         stages: list[Stage] = [
             TokenizerStage(self.tokenizer, self.references),
             PriorStage(self.prior, self.tokenizer, self.references),
-            FunctionalStage(self.config.functional, self.prior, self.correction, self.tokenizer, self.references),
+            FunctionalStage(
+                self.config.functional, self.prior, self.correction, self.variation, self.tokenizer, self.references
+            ),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 
@@ -103,8 +109,10 @@ class IGPG(Generator):
         places_MG, rvq = table.places_MG, self.tokenizer.quantiser
         rollout = self.prior.rollout(condition, table, rvq, noise, temperature, sampling)
         if rollout.expected_BMK is not None:
-            chunks_BMK = self.tokenizer.decode_latents(rollout.expected_BMK, places_MG, mask_MK)
-            chunks_BMK = chunks_BMK + self.correction(rollout.expected_BMK, places_MG)
+            drawn_BMK = rvq.decode(rollout.codes_BML)
+            chunks_BMK = functional_chunks(
+                self.tokenizer, self.correction, self.variation, rollout.expected_BMK, drawn_BMK, places_MG, mask_MK
+            )
         else:
             chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG, mask_MK)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.reference(layout, reference))

@@ -6,7 +6,7 @@ M chunks, K values of a chunk, L levels, V codes, H width.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,20 @@ class Codebooks(Protocol):
         ...
 
 
+class Levels(NamedTuple):
+    """What the head makes of the codebooks, once for all positions.
+
+    Attributes:
+        weight_LHV: From a level's hidden state to its logits.
+        told_LVH: What later levels are told of a code.
+        codebooks_LVK: Code vectors.
+    """
+
+    weight_LHV: Tensor
+    told_LVH: Tensor
+    codebooks_LVK: Tensor
+
+
 class LevelHead(nn.Module):
     """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before.
 
@@ -57,30 +71,47 @@ class LevelHead(nn.Module):
         self.free = nn.Parameter(torch.randn(num_levels, width, num_codes) * 0.02)
         self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
 
-    def logits(
-        self, state_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks, forced_XL: Tensor | None = None
-    ) -> Tensor:
-        """Logits `(X, V)` of one level, given the sum of the code vectors of the levels before."""
-        hidden_XH = nn.functional.gelu(self.state(state_XH) + self.chosen(chosen_XK) + self.level[level])
-        query_XK = hidden_XH @ self.query[level]
-        codebook_VK = rvq.codebooks_LVK[level]
+    def levels(self, rvq: Codebooks) -> Levels:
+        """The head's view of a quantiser; as long as neither is trained, it can be used again."""
+        codebooks_LVK = rvq.codebooks_LVK
+        size_L11 = codebooks_LVK.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
         # Towards a code vector near the query: similar codes get similar probability from few examples.
-        near_XV = query_XK @ (codebook_VK / codebook_VK.square().mean().sqrt().clamp(min=1e-6)).t()
-        logits_XV = near_XV + hidden_XH @ self.free[level] + self.bias[level]
+        near_LHV = self.query @ (codebooks_LVK / size_L11).transpose(1, 2)
+        return Levels(
+            weight_LHV=near_LHV + self.free,
+            told_LVH=codebooks_LVK @ self.chosen.weight.t(),
+            codebooks_LVK=codebooks_LVK,
+        )
+
+    def logits(
+        self, state_XH: Tensor, told_XH: Tensor, level: int, levels: Levels, forced_XL: Tensor | None = None
+    ) -> Tensor:
+        """Logits `(X, V)` of one level.
+
+        Args:
+            state_XH: `state` of what the trunk says of the chunks.
+            told_XH: Sum of `told_LVH` over the codes of the levels before, chosen or in expectation.
+            level: Which one.
+            levels: Of all.
+            forced_XL: Tokens that are known before.
+        """
+        hidden_XH = nn.functional.gelu(state_XH + told_XH + self.level[level])
+        logits_XV = hidden_XH @ levels.weight_LHV[level] + self.bias[level]
         return logits_XV if forced_XL is None else _forced(logits_XV, forced_XL[..., level])
 
     def log_likelihood(
         self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, forced_BML: Tensor | None = None
     ) -> Tensor:
         """Log-probability of every given token, `(B, M, L)`."""
-        chosen_BMK = hidden_BMH.new_zeros(*hidden_BMH.shape[:2], rvq.codebooks_LVK.shape[2])
-        levels = []
+        levels, state_BMH = self.levels(rvq), self.state(hidden_BMH)
+        told_BMH = torch.zeros_like(state_BMH)
+        log_prob = []
         for level in range(rvq.num_levels):
             code_BM = codes_BML[..., level]
-            log_p = self.logits(hidden_BMH, chosen_BMK, level, rvq, forced_BML).log_softmax(dim=-1)
-            levels.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
-            chosen_BMK = chosen_BMK + rvq.codebooks_LVK[level][code_BM]
-        return torch.stack(levels, dim=-1)
+            log_p = self.logits(state_BMH, told_BMH, level, levels, forced_BML).log_softmax(dim=-1)
+            log_prob.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
+            told_BMH = told_BMH + levels.told_LVH[level][code_BM]
+        return torch.stack(log_prob, dim=-1)
 
     def expected_latents(
         self,
@@ -100,11 +131,14 @@ class LevelHead(nn.Module):
             guidance: Of the probabilities.
             forced_XL: Tokens that are known before.
         """
+        levels, state_XH = self.levels(rvq), self.state(hidden_XH)
+        without_XH = None if forgotten_XH is None else self.state(forgotten_XH)
         expected_XK = hidden_XH.new_zeros(*hidden_XH.shape[:-1], rvq.codebooks_LVK.shape[2])
         for level in range(rvq.num_levels):
-            scores_XV = self.logits(hidden_XH, expected_XK, level, rvq, forced_XL)
-            if forgotten_XH is not None:
-                without_XV = self.logits(forgotten_XH, expected_XK, level, rvq, forced_XL).log_softmax(dim=-1)
+            told_XH = self.chosen(expected_XK)
+            scores_XV = self.logits(state_XH, told_XH, level, levels, forced_XL)
+            if without_XH is not None:
+                without_XV = self.logits(without_XH, told_XH, level, levels, forced_XL).log_softmax(dim=-1)
                 scores_XV = guided(scores_XV.log_softmax(dim=-1), without_XV, guidance)
             expected_XK = expected_XK + scores_XV.softmax(dim=-1) @ rvq.codebooks_LVK[level]
         return expected_XK
@@ -112,7 +146,7 @@ class LevelHead(nn.Module):
     def draw(
         self,
         state_SRH: Tensor,
-        rvq: Codebooks,
+        levels: Levels,
         gumbel_RLV: Tensor | None,
         temperature: float,
         sampling: SamplingConfig,
@@ -124,17 +158,18 @@ class LevelHead(nn.Module):
 
         Args:
             state_SRH: Told the condition, and where S is 2, told nothing.
-            rvq: Code vectors.
+            levels: Of the code vectors.
             gumbel_RLV: Noise; None takes the likeliest code.
             temperature: Divides the log-probabilities.
             sampling: Guidance and truncation.
             forced_RL: Tokens that are known before.
         """
-        chosen_RK = state_SRH.new_zeros(state_SRH.shape[1], rvq.codebooks_LVK.shape[2])
+        state_SRH = self.state(state_SRH)
+        told_RH = torch.zeros_like(state_SRH[0])
         log_prob_R = state_SRH.new_zeros(state_SRH.shape[1])
         codes = []
-        for level in range(rvq.num_levels):
-            log_p_SRV = self.logits(state_SRH, chosen_RK, level, rvq, forced_RL).log_softmax(dim=-1)
+        for level in range(len(levels.weight_LHV)):
+            log_p_SRV = self.logits(state_SRH, told_RH, level, levels, forced_RL).log_softmax(dim=-1)
             score_RV = log_p_SRV[0]
             if len(log_p_SRV) == 2:
                 score_RV = guided(score_RV, log_p_SRV[1], sampling.guidance)
@@ -142,9 +177,11 @@ class LevelHead(nn.Module):
                 score_RV = truncated(score_RV / temperature, sampling.top_k, sampling.top_p) + gumbel_RLV[:, level]
             code_R = score_RV.argmax(dim=-1)
             log_prob_R = log_prob_R + log_p_SRV[0].gather(-1, code_R.unsqueeze(-1)).squeeze(-1)
-            chosen_RK = chosen_RK + rvq.codebooks_LVK[level][code_R]
+            told_RH = told_RH + levels.told_LVH[level][code_R]
             codes.append(code_R)
-        return torch.stack(codes, dim=-1), chosen_RK, log_prob_R
+        codes_RL = torch.stack(codes, dim=-1)
+        level_L = torch.arange(codes_RL.shape[1], device=codes_RL.device)
+        return codes_RL, levels.codebooks_LVK[level_L, codes_RL].sum(dim=1), log_prob_R
 
 
 def _forced(logits_XV: Tensor, forced_X: Tensor) -> Tensor:

@@ -141,12 +141,13 @@ def _write(
         # The window's first chunk is told no chunk before it, here as in training.
         rows.step(0, torch.cat([torch.zeros_like(tail_BOK[:, :1]), tail_BOK[:, :-1]], dim=1))
         previous_RK = tail_BOK[:, -1]
+    levels = head.levels(rvq)
     codes, states, log_probs = [], [], []
     for place in range(num_tail, rows.inputs_RWH.shape[1]):
         state_SRH = rows.step(place, previous_RK.unsqueeze(1))[:, :, 0]
         gumbel_RLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
         forced_RL = None if rows.forced_RWL is None else rows.forced_RWL[:, place]
-        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, rvq, gumbel_RLV, temperature, sampling, forced_RL)
+        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, levels, gumbel_RLV, temperature, sampling, forced_RL)
         codes.append(code_RL)
         log_probs.append(log_prob_R)
         if sampling.decoding == "expected":

@@ -23,7 +23,8 @@ from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
 
 # Apart from that of the rollout, which the same samples draw from.
 _LIKELIHOOD_STREAM = 1
-_LEAST_VARIANCE = 1e-4
+# Below it a deviation is rounding; much more would leave networks that are nearly one without a pull apart.
+_LEAST_VARIANCE = 1e-8
 
 
 def token_nll(
@@ -155,6 +156,12 @@ def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
     return (1 - deviation_D / unit).abs().mean()
 
 
+def _confidence(loss_B: Tensor, batch: WeightBatch) -> Tensor:
+    """Geometric mean probability of the right classes, mean over networks, scaled so that chance is 0 and 1 is 1."""
+    chance = 1 / (batch.query.labels_BS.amax() + 1)
+    return ((loss_B.neg().exp().mean() - chance) / (1 - chance)).clamp(min=0)
+
+
 class PriorStage(Stage):
     """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
 
@@ -183,8 +190,35 @@ class PriorStage(Stage):
         return StageLoss(loss=nll, metrics={"nll": nll.detach()})
 
 
+def functional_chunks(
+    tokenizer: Tokenizer,
+    correction: Coder,
+    variation: Coder | None,
+    expected_BMK: Tensor,
+    drawn_BMK: Tensor,
+    places_MG: Tensor,
+    mask_MK: Tensor,
+) -> Tensor:
+    """Normalised chunks `(B, M, K)` that the functional stage trains and generation writes.
+
+    Args:
+        tokenizer: Decodes the expected code.
+        correction: Of what is decoded.
+        variation: Of what was drawn beyond the expected code; the only way by which chance reaches a chunk itself, and
+            not only those after it. None where networks need not lie apart.
+        expected_BMK: Expected code along the tokens.
+        drawn_BMK: Code vectors of the tokens.
+        places_MG: Of the chunks.
+        mask_MK: Which values are real.
+    """
+    chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, mask_MK) + correction(expected_BMK, places_MG)
+    if variation is None:
+        return chunks_BMK
+    return chunks_BMK + variation(drawn_BMK - expected_BMK, places_MG)
+
+
 class FunctionalStage(Stage):
-    """Trains the prior, and a correction of what is decoded, by what the decoded networks do.
+    """Trains the prior, a correction of what is decoded, and its variation, by what the decoded networks do.
 
     The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
     hard tokens without gradients; the expected code that continues each of their prefixes is decoded, put into
@@ -204,6 +238,7 @@ class FunctionalStage(Stage):
         config: FunctionalConfig,
         prior: Prior,
         correction: Coder,
+        variation: Coder | None,
         tokenizer: Tokenizer,
         references: ReferenceTable,
     ) -> None:
@@ -211,6 +246,7 @@ class FunctionalStage(Stage):
         self._config = config
         self.prior = prior
         self.correction = correction
+        self.variation = variation
         self._frozen = (tokenizer,)
         self.references = references
 
@@ -232,8 +268,10 @@ class FunctionalStage(Stage):
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, table, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, forced_XL=table.forced_ML)
-        chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, tokenizer.mask(layout))
-        chunks_BMK = chunks_BMK + self.correction(expected_BMK, places_MG)
+        drawn_BMK, mask_MK = rvq.decode(rollout.codes_BML), tokenizer.mask(layout)
+        chunks_BMK = functional_chunks(
+            tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK
+        )
         reference = self.references[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, reference)
         loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.config.statistics)
@@ -250,8 +288,7 @@ class FunctionalStage(Stage):
             spread = spread_loss(normalised_BD, corpus_BD)
             metrics["spread"] = spread.detach()
             # Networks that are at chance would fly apart and never learn; those that do their task are moved gently.
-            confidence = loss_B.detach().neg().exp().mean()
-            loss = loss + self.config.spread * confidence * spread
+            loss = loss + self.config.spread * _confidence(loss_B.detach(), batch) * spread
         if self.config.likelihood > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
