@@ -102,8 +102,8 @@ def print_networks(rows: list[dict[str, Any]]) -> None:
     out.print(table)
     if not is_tried:
         out.print(
-            "Nothing was judged: no task is known that these networks could be tried on, or not how they are built. "
-            "`raywgen corpus describe` says so; then train anew."
+            "Nothing was judged: no task is known to try these networks on, or not how they are built. Say so by "
+            "`raywgen corpus describe`, and train anew."
         )
 
 

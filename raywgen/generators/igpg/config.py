@@ -120,7 +120,7 @@ class PriorConfig(StageConfig):
         num_heads: Attention heads; must divide `width` into even parts.
         num_kv_heads: Heads of keys and values, a divisor of `num_heads`; 0 for as many as those.
         window: Most chunks that are seen at once; longer networks are trained on random windows and written window
-            after window. 0 for whole networks.
+            after window. 0 for whole networks. Where scales are tokens, those of a window's values are told it.
         text_encoder: `words` (hashed, trained along), `bytes` (convolutions over UTF-8, trained along) or `hf:NAME`,
             a frozen text model of the hub or in a folder.
         data_encoder: Frozen encoder through which labelled samples are seen: a folder that `raywgen encoder train`

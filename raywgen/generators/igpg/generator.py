@@ -11,7 +11,8 @@ Where this differs from the paper, and why (effects: README, table of the demo):
   one's features with its label, in place of the paper's mean over all.
 - Networks are decoded from the expected code, and a last stage trains the prior by the task's loss. Where it is to keep
   networks apart, what was drawn beyond the expected code is heard too.
-- A window is told no chunk before its first, and its place by features, so that windows can be written at once.
+- A window is told no chunk before its first, and its place by features, so that windows can be written at once. Where
+  scales are tokens these are written first, and each window is told those of its own values.
 """
 
 from __future__ import annotations
@@ -52,7 +53,15 @@ class IGPG(Generator):
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         num_places = self.tokenizer.num_place_features
-        self.prior = Prior(config.prior, sizes.num_levels, sizes.num_codes, sizes.chunk_length, data, num_places)
+        self.prior = Prior(
+            config.prior,
+            sizes.num_levels,
+            sizes.num_codes,
+            sizes.chunk_length,
+            data,
+            num_places,
+            tells_scales=sizes.codes_scales and config.prior.window > 0,
+        )
         self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
         # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
         is_spread = config.functional.num_steps > 0 and config.functional.spread > 0

@@ -9,9 +9,11 @@ code vectors, the levels below seen through their own expectation. It is differe
 **Windows.** A window is a sequence of its own: the prefix, then its chunks, the first of which is told no chunk
 before it. Where in the network it lies is told by the places alone, so that any window of a network, the first or
 a later one, long or of a single chunk, is read in the same way, and one that holds all chunks is the whole network.
+Where scales are tokens, and networks longer than a window, a window that begins after the chunks that hold them is told
+those of its own values, `chunk_table.py`.
 
 Shape legend: B networks, N windows, W chunks of a window, M chunks, K values of a chunk, L levels, V codes,
-H width, G place features, T prefix tokens.
+H width, G place features, T prefix tokens, F numbers that a chunk is told.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.igpg.chunk_table import NUM_OWN, ChunkTable, LeadingChunks
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.igpg.rollout import Rollout, roll_out
-from raywgen.generators.igpg.windows import plan_windows, side_by_side
+from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.nn.transformer import Transformer
@@ -49,6 +51,8 @@ class Prior(nn.Module):
         K: int,
         data: DataSpec,
         num_places: int | None = None,
+        *,
+        tells_scales: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -65,6 +69,8 @@ class Prior(nn.Module):
         self.told = ConditionSummary(H)
         self.place = PlaceEncoder(G, H)
         self.previous = nn.Linear(K, H)
+        # Without a bias, so that who is told nothing is told nothing. Missing where a parameter would get no gradient.
+        self.scales = nn.Linear(NUM_OWN, H, bias=False) if tells_scales else None
         self.trunk = Transformer(
             H,
             config.num_layers,
@@ -85,28 +91,41 @@ class Prior(nn.Module):
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
         return self.condition(cond.instructions, samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
 
-    def states(self, prefix_BTH: Tensor, places_WG: Tensor, latents_BWK: Tensor) -> Tensor:
+    def inputs(self, prefix_BTH: Tensor, places_WH: Tensor, told_BWF: Tensor | None) -> Tensor:
+        """What every position is told beside the chunk before it, `(B, W, H)`, of embedded places."""
+        inputs_BWH = self.told(prefix_BTH, places_WH)
+        return inputs_BWH if self.scales is None or told_BWF is None else inputs_BWH + self.scales(told_BWF)
+
+    def leading(self, table: ChunkTable) -> LeadingChunks | None:
+        """The chunks whose numbers windows that begin after them are told; None where none are."""
+        return None if self.scales is None else table.leading
+
+    def states(
+        self, prefix_BTH: Tensor, places_WG: Tensor, latents_BWK: Tensor, told_BWF: Tensor | None = None
+    ) -> Tensor:
         """States `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).
 
         Args:
             prefix_BTH: Condition tokens.
             places_WG: Of the windows' chunks, the same in all rows or `(B, W, G)`.
             latents_BWK: Code vectors of the windows' chunks.
+            told_BWF: Numbers that the windows' values are written in; None where no window is told any.
         """
         before_BWK = torch.cat([torch.zeros_like(latents_BWK[:, :1]), latents_BWK[:, :-1]], dim=1)
-        inputs_BWH = self.told(prefix_BTH, self.place(places_WG)) + self.previous(before_BWK)
+        inputs_BWH = self.inputs(prefix_BTH, self.place(places_WG), told_BWF) + self.previous(before_BWK)
         return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1))[:, prefix_BTH.shape[1] :]
 
-    def states_alone(self, prefix_BTH: Tensor, places_BWG: Tensor) -> Tensor:
+    def states_alone(self, prefix_BTH: Tensor, places_BWG: Tensor, told_BWF: Tensor | None = None) -> Tensor:
         """States `(B, W, H)` of chunks each of which is a window of its own, all of a row at the cost of one window.
 
         Args:
             prefix_BTH: Condition tokens.
             places_BWG: Of the chunks.
+            told_BWF: As of `states`.
         """
         num_told = prefix_BTH.shape[1]
         nothing_K = prefix_BTH.new_zeros(self.previous.in_features)
-        inputs_BWH = self.told(prefix_BTH, self.place(places_BWG)) + self.previous(nothing_K)
+        inputs_BWH = self.inputs(prefix_BTH, self.place(places_BWG), told_BWF) + self.previous(nothing_K)
         return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1), num_common=num_told)[:, num_told:]
 
     def hidden(
@@ -169,17 +188,20 @@ class Prior(nn.Module):
         """States of the chunks that a group of windows writes, with which chunks they are."""
         prefix_BTH = self.prefix(cond, table.places_MG)
         B, M = codes_BML.shape[:2]
-        plan = plan_windows(M, self.config.window, sampling)
-        # All places of a window are read at once, of which only one is written at a time.
-        num_places = B * (plan[0].stop - plan[0].start)
-        for group in side_by_side(plan, num_places, sampling.max_rows):
-            N, tail = len(group), group[0].new - group[0].start
-            index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=M - 1)
-            latents_BNWK = rvq.decode(codes_BML[:, index_NW])
-            hidden_RWH = self.states(
-                prefix_BTH.repeat_interleave(N, dim=0),
-                table.places_MG[index_NW].repeat(B, 1, 1),
-                latents_BNWK.flatten(0, 1),
-            )
-            part = slice(group[0].new, min(group[-1].stop, M))
-            yield part, hidden_RWH[:, tail:].unflatten(0, (B, N)).flatten(1, 2)[:, : part.stop - part.start]
+        leading = self.leading(table)
+        for part in plan_parts(M, leading, self.config.window, sampling):
+            own = leading.own(codes_BML) if leading is not None and part.plan[0].start else None
+            # All places of a window are read at once, of which only one is written at a time.
+            num_places = B * (part.plan[0].stop - part.plan[0].start)
+            for group in side_by_side(part.plan, num_places, sampling.max_rows):
+                N, tail = len(group), group[0].new - group[0].start
+                index_NW = chunks_of(group, part.stop)
+                latents_BNWK = rvq.decode(codes_BML[:, index_NW])
+                hidden_RWH = self.states(
+                    prefix_BTH.repeat_interleave(N, dim=0),
+                    table.places_MG[index_NW].repeat(B, 1, 1),
+                    latents_BNWK.flatten(0, 1),
+                    None if own is None else own.of(index_NW).flatten(0, 1),
+                )
+                new = slice(group[0].new, min(group[-1].stop, part.stop))
+                yield new, hidden_RWH[:, tail:].unflatten(0, (B, N)).flatten(1, 2)[:, : new.stop - new.start]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.igpg.chunk_table import ChunkTable, OwnNumbers
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
-from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
+from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
 from raywgen.nn.transformer import KeyValueCache
 from raywgen.weights import KeyedNoise
 
@@ -37,6 +37,11 @@ class Rollout:
     log_prob_BM: Tensor
     expected_BMK: Tensor | None
 
+    def first(self, num: int) -> Rollout:
+        """The first chunks."""
+        expected_BMK = None if self.expected_BMK is None else self.expected_BMK[:, :num]
+        return Rollout(self.codes_BML[:, :num], self.log_prob_BM[:, :num], expected_BMK)
+
 
 @torch.no_grad()
 def roll_out(
@@ -52,7 +57,7 @@ def roll_out(
 
     Window n of a network draws from part n of its noise, so that what it writes depends neither on the windows
     beside it nor on how many are written at once. Nothing but the tokens and what is decoded from them is kept of a
-    window once it is written.
+    window once it is written. Where scales are told, the leading chunks are written before all others.
 
     Args:
         prior: Writes.
@@ -64,31 +69,37 @@ def roll_out(
         sampling: All other settings.
     """
     num_sides = 1 if sampling.guidance == 1 else 2
-    B, M = len(prefix_STH) // num_sides, len(table)
+    B = len(prefix_STH) // num_sides
     dtype = torch.bfloat16 if sampling.half_cache else None
     told = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
     prior.trunk(prefix_STH, told)
-    plan = plan_windows(M, prior.config.window, sampling)
-    longest_tail = max(window.new - window.start for window in plan)
-    recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
+    leading, done = prior.leading(table), 0
     written: list[Rollout] = []
-    done = 0
-    for group in side_by_side(plan, B, sampling.max_rows):
-        cache = told.repeat(len(group), told.length + group[0].stop - group[0].start)
-        rows = _Rows(prior, prefix_STH, num_sides, table, group, cache)
-        parts = noise.split(torch.arange(done, done + len(group)))
-        num_recent = recent_BML.shape[1]
-        tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
-        written.append(_write(rows, tail_BOK, rvq, parts, temperature, sampling))
-        recent_BML = torch.cat([recent_BML, written[-1].codes_BML], dim=1)
-        recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
-        done += len(group)
-    expected = [part.expected_BMK for part in written if part.expected_BMK is not None]
+    for part in plan_parts(len(table), leading, prior.config.window, sampling):
+        own = leading.own(_codes_of(written)) if leading is not None and written else None
+        longest_tail = max(window.new - window.start for window in part.plan)
+        recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
+        for group in side_by_side(part.plan, B, sampling.max_rows):
+            cache = told.repeat(len(group), told.length + group[0].stop - group[0].start)
+            rows = _Rows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), own, cache)
+            parts = noise.split(torch.arange(done, done + len(group)))
+            num_recent = recent_BML.shape[1]
+            tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
+            num_new = min(group[-1].stop, part.stop) - group[0].new
+            written.append(_write(rows, tail_BOK, rvq, parts, temperature, sampling).first(num_new))
+            recent_BML = torch.cat([recent_BML, written[-1].codes_BML], dim=1)
+            recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
+            done += len(group)
+    expected = [each.expected_BMK for each in written if each.expected_BMK is not None]
     return Rollout(
-        codes_BML=torch.cat([part.codes_BML for part in written], dim=1)[:, :M],
-        log_prob_BM=torch.cat([part.log_prob_BM for part in written], dim=1)[:, :M],
-        expected_BMK=torch.cat(expected, dim=1)[:, :M] if expected else None,
+        codes_BML=_codes_of(written),
+        log_prob_BM=torch.cat([each.log_prob_BM for each in written], dim=1),
+        expected_BMK=torch.cat(expected, dim=1) if expected else None,
     )
+
+
+def _codes_of(written: list[Rollout]) -> Tensor:
+    return torch.cat([each.codes_BML for each in written], dim=1)
 
 
 class _Rows:
@@ -100,15 +111,16 @@ class _Rows:
         prefix_STH: Tensor,
         num_sides: int,
         table: ChunkTable,
-        group: list[Window],
+        index_NW: Tensor,
+        own: OwnNumbers | None,
         cache: KeyValueCache,
     ) -> None:
         self.prior, self.cache, self.num_sides = prior, cache, num_sides
-        self.num_windows, self.batch = len(group), len(prefix_STH) // num_sides
-        index_NW = torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=len(table) - 1)
-        self.inputs_RWH = prior.told(
-            prefix_STH.repeat_interleave(len(group), dim=0),
+        self.num_windows, self.batch = len(index_NW), len(prefix_STH) // num_sides
+        self.inputs_RWH = prior.inputs(
+            prefix_STH.repeat_interleave(len(index_NW), dim=0),
             prior.place(table.places_MG[index_NW]).repeat(len(prefix_STH), 1, 1),
+            None if own is None else own.of(index_NW).flatten(0, 1).repeat(num_sides, 1, 1),
         )
         self.forced_RWL = table.forced(index_NW.repeat(self.batch, 1))
 
@@ -122,7 +134,7 @@ class _Rows:
 def _write(
     rows: _Rows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
 ) -> Rollout:
-    """The new chunks of a group of windows, `(B, N * W)`; those beyond the network's end are still there."""
+    """The new chunks of a group of windows, `(B, N * W)`; those beyond their part's end are still there."""
     head, num_tail = rows.prior.head, tail_BOK.shape[1]
     previous_RK = tail_BOK.new_zeros(rows.batch * rows.num_windows, rvq.codebooks_LVK.shape[2])
     if num_tail:

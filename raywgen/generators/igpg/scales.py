@@ -49,6 +49,8 @@ class ScaledChunks:
 
     Attributes:
         num_leading: Chunks before those of the values.
+        own_MF: Which numbers of the leading chunks, laid side by side, each chunk's values are written in: scale and
+            mean at its first, then at its last value. -1 where there is none.
         mask_MK: Which numbers and values of all chunks are real.
         places_MP: What is known of each chunk's place; as `place_features`, then whether it holds means, and scales.
     """
@@ -71,6 +73,7 @@ class ScaledChunks:
         self.num_leading = self._num_means + self._num_scales
         self.mask_MK = torch.cat([*masks, chunk_mask(layout, chunk_length)])
         self.places_MP = torch.cat([*places, _flagged(place_features(layout, chunk_length), None)])
+        self.own_MF = self._own(firsts_G)
 
     def encode(self, values_BD: Tensor, kept: Kept) -> Tensor:
         """All chunks `(B, M, K)`.
@@ -92,6 +95,17 @@ class ScaledChunks:
         sizes = [self._num_means, self._num_scales, chunks_BMK.shape[1] - self.num_leading]
         means_BMK, scales_BMK, scaled_BMK = chunks_BMK.split(sizes, dim=1)
         return from_chunks(scaled_BMK, self._num_values) * self._scale(scales_BMK) + self._mean(means_BMK)
+
+    def _own(self, firsts_G: Tensor) -> Tensor:
+        """As the attribute."""
+        start_M = torch.arange(0, self._num_values, self._length)
+        ends_M2 = torch.stack([start_M, (start_M + self._length - 1).clamp(max=self._num_values - 1)], dim=1)
+        group_M2 = torch.searchsorted(firsts_G, ends_M2, right=True) - 1
+        mean_place_G = torch.full_like(firsts_G, -1)
+        mean_place_G[list(self._groups.with_mean)] = self._mean_order_X.argsort()
+        scale_place_G = self._num_means * self._length + self._scale_order_X.argsort()
+        own_MF = torch.stack([scale_place_G[group_M2], mean_place_G[group_M2]], dim=2).flatten(1)
+        return torch.cat([own_MF.new_full((self.num_leading, own_MF.shape[1]), -1), own_MF])
 
     def _mean(self, means_BMK: Tensor) -> Tensor:
         """At each value, `(B, D)`."""

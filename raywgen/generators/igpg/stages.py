@@ -39,7 +39,7 @@ def token_nll(
     """
     config, rvq = prior.config, tokenizer.quantiser
     table = tokenizer.table(batch.layout)
-    seen = _seen_tokens(tokenizer, batch, references, table, config.window, noise)
+    seen = _seen_tokens(prior, tokenizer, batch, references, table, noise)
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
@@ -57,11 +57,15 @@ class _Seen(NamedTuple):
         codes_BWL: Tokens.
         places_WG: Of their chunks, the same of all networks or `(B, W, G)`.
         forced_WL: As in `ChunkTable`, likewise.
+        told_BWF: What windows are told of the numbers their values are written in; None for nothing.
+        alone_BWF: Likewise of chunks on their own.
     """
 
     codes_BWL: Tensor
     places_WG: Tensor
     forced_WL: Tensor | None
+    told_BWF: Tensor | None
+    alone_BWF: Tensor | None
 
     def of(self, rows_B: Tensor) -> _Seen:
         """Of some networks."""
@@ -84,7 +88,7 @@ def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Co
         total = total + _log_likelihood(prior, prefix_BTH[~is_alone_B], seen.of(~is_alone_B), rvq).sum()
     if bool(is_alone_B.any()):
         alone = seen.of(is_alone_B)
-        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], alone.places_WG)
+        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], alone.places_WG, alone.alone_BWF)
         log_p_BWL = prior.head.log_likelihood(hidden_BWH, alone.codes_BWL, rvq, alone.forced_WL)
         total = total + (log_p_BWL * alone.weight).sum()
     return total
@@ -100,28 +104,40 @@ def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
 
 def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks) -> Tensor:
     """Weighted, of each token `(B, W, L)`."""
-    hidden_BWH = prior.states(prefix_BTH, seen.places_WG, rvq.decode(seen.codes_BWL))
+    hidden_BWH = prior.states(prefix_BTH, seen.places_WG, rvq.decode(seen.codes_BWL), seen.told_BWF)
     return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.forced_WL) * seen.weight
 
 
 @torch.no_grad()
 def _seen_tokens(
+    prior: Prior,
     tokenizer: Tokenizer,
     batch: WeightBatch,
     references: ReferenceTable,
     table: ChunkTable,
-    window: int,
     noise: KeyedNoise,
 ) -> _Seen:
     """What is seen of each network; little more than that is encoded."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, references[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
-    M = chunks_BMK.shape[1]
-    if not 0 < window < M:
-        return _Seen(tokenizer.encode(chunks_BMK, table.places_MG, mask_MK), table.places_MG, table.forced_ML)
-    index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-    codes_BWL = tokenizer.encode_windows(chunks_BMK, table.places_MG, mask_MK, index_BW)
-    return _Seen(codes_BWL, table.places_MG[index_BW], table.forced(index_BW))
+    (B, M), window = chunks_BMK.shape[:2], prior.config.window
+    if 0 < window < M:
+        index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
+        codes_BWL = tokenizer.encode_windows(chunks_BMK, table.places_MG, mask_MK, index_BW)
+        seen = _Seen(codes_BWL, table.places_MG[index_BW], table.forced(index_BW), None, None)
+    else:
+        index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
+        codes_BML = tokenizer.encode(chunks_BMK, table.places_MG, mask_MK)
+        seen = _Seen(codes_BML, table.places_MG, table.forced_ML, None, None)
+    leading = prior.leading(table)
+    if leading is None:
+        return seen
+    part = slice(0, leading.num)
+    codes_BXL = tokenizer.encode(chunks_BMK[:, part], table.places_MG[part], mask_MK[part])
+    alone_BWF = leading.own(codes_BXL).of_each(index_BW)
+    # A window that begins among the leading chunks sees of them what it sees, as in writing.
+    is_after_B11 = (index_BW[:, :1, None] >= leading.num).to(alone_BWF.dtype)
+    return seen._replace(told_BWF=alone_BWF * is_after_B11, alone_BWF=alone_BWF)
 
 
 def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ features, L levels.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.igpg.chunk_table import ChunkTable, LeadingChunks
 from raywgen.generators.igpg.config import TokenizerConfig
 from raywgen.generators.igpg.scales import ScaledChunks, num_scaled_place_features, scaled_chunks, unit_reference
 from raywgen.generators.igpg.windows import covering_blocks, random_windows
@@ -140,7 +141,7 @@ class Tokenizer(nn.Module):
         if not bool(is_real_ML.all()):
             zeros_1K = torch.zeros(1, self.config.chunk_length, device=is_real_ML.device)
             forced_ML = torch.where(is_real_ML, -1, self.quantiser.encode(zeros_1K))
-        return ChunkTable(places_MG=self.places(layout), forced_ML=forced_ML)
+        return ChunkTable(places_MG=self.places(layout), forced_ML=forced_ML, leading=self._leading(layout))
 
     def real_tokens(self, layout: Layout) -> Tensor:
         """Which tokens of its chunks hold a value, bool `(M, L)`."""
@@ -155,6 +156,14 @@ class Tokenizer(nn.Module):
         """Chunks before those of the values, which hold scales and means."""
         scaled = self.scaled(layout)
         return 0 if scaled is None else scaled.num_leading
+
+    def _leading(self, layout: Layout) -> LeadingChunks | None:
+        scaled = self.scaled(layout)
+        if scaled is None:
+            return None
+        part = slice(0, scaled.num_leading)
+        decode = partial(self.decode, places_MG=scaled.places_MP[part], mask_MK=scaled.mask_MK[part])
+        return LeadingChunks(num=scaled.num_leading, decode=decode, own_MF=scaled.own_MF)
 
     def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
         mask_BMK = mask_MK.expand_as(latents_BMK)

@@ -1,15 +1,17 @@
 """How a network's chunks are cut into the windows that the prior sees at once (IGPG, section 3, generation).
 
-Shape legend: B networks, W chunks of a window, X chunks of all blocks that a window may touch.
+Shape legend: B networks, N windows, W chunks of a window, M chunks, X chunks of all blocks that a window may touch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from raywgen.generators.igpg.chunk_table import LeadingChunks
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.weights import KeyedNoise
 
@@ -18,7 +20,7 @@ from raywgen.weights import KeyedNoise
 class Window:
     """Chunks `start` to `stop` are seen, those from `new` on are written.
 
-    Chunks from `stop` on are padding where `stop` goes beyond the network's end.
+    Chunks from `stop` on are padding where `stop` goes beyond the network's end, or that of its part.
     """
 
     start: int
@@ -49,6 +51,38 @@ def plan_windows(num_chunks: int, window: int, sampling: SamplingConfig) -> list
     while (stop := plan[-1].stop) < num_chunks:
         plan.append(Window(stop - tail, stop, min(stop - tail + window, num_chunks)))
     return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Chunks up to `stop`, written by windows that see none of another part."""
+
+    plan: list[Window]
+    stop: int
+
+
+def plan_parts(num_chunks: int, leading: LeadingChunks | None, window: int, sampling: SamplingConfig) -> list[Part]:
+    """A network as a whole; or its leading chunks, which are told to what is written after them, and the others.
+
+    Args:
+        num_chunks: M.
+        leading: Chunks whose numbers later windows are told, if any. In a single window they are seen.
+        window: As in `plan_windows`.
+        sampling: Likewise.
+    """
+    ends = [0, num_chunks]
+    if leading is not None and (sampling.chunks == "independent" or 0 < window < num_chunks):
+        ends.insert(1, leading.num)
+    parts = []
+    for start, stop in pairwise(ends):
+        plan = plan_windows(stop - start, window, sampling)
+        parts.append(Part([Window(each.start + start, each.new + start, each.stop + start) for each in plan], stop))
+    return parts
+
+
+def chunks_of(group: list[Window], stop: int) -> Tensor:
+    """Chunk indices int64 `(N, W)` of N equally long windows; from `stop` on its last chunk stands for padding."""
+    return torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=stop - 1)
 
 
 def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Window]]:
