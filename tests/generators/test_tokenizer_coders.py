@@ -96,9 +96,11 @@ def test_the_prior_is_trained_on_the_tokens_of_whole_networks(coder: str) -> Non
     tokenizer = generator.tokenizer
     places_MG = tokenizer.places(batch.layout)
     whole_BML = generator.tokens(batch.values_BD, batch.layout)
+    generator.prior.config = replace(generator.prior.config, window=4)
+    table = tokenizer.table(batch.layout)
     for seed in range(8):
         noise = noise_for(NUM, seed)
-        seen = _seen_tokens(tokenizer, batch, generator.references, tokenizer.table(batch.layout), 4, noise)
+        seen = _seen_tokens(generator.prior, tokenizer, batch, generator.references, table, noise)
         index_BW = random_windows(noise_for(NUM, seed), len(places_MG), 4)
         assert torch.equal(seen.places_WG, places_MG[index_BW])
         assert torch.equal(seen.codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])
