@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from raywgen.corpus import Corpus
 from raywgen.weights.chunks import place_features
 from raywgen.zoo import ZooConfig, train_zoo
+
+# Nothing is timed, as machines are busy, and the same examples come every time.
+settings.register_profile("raywgen", deadline=None, derandomize=True)
+settings.load_profile("raywgen")
 
 TINY_ZOO = ZooConfig(
     networks=[[64, 6, 2], [64, 5, 4, 2]],

@@ -163,7 +163,7 @@ configs = st.builds(
 
 
 @given(config=configs)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_saved_config_comes_back_unchanged(tmp_path_factory: pytest.TempPathFactory, config: Run) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     save_config(config, path)

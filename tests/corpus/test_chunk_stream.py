@@ -125,7 +125,7 @@ def test_a_shard_that_goes_missing_is_one_clear_error(corpus: Corpus, tmp_path: 
         next(iter(stream(opened)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     num_items=st.integers(1, 300),
     batch_size=st.integers(1, 40),

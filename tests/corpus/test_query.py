@@ -41,7 +41,7 @@ def matched(facts: pa.Table, *terms: str) -> list[int]:
     return filter_facts(facts, terms).column("index").to_pylist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), column=st.sampled_from(sorted(VALUES)), sign=st.sampled_from(sorted(COMPARE)))
 def test_comparisons_agree_with_python(data: st.DataObject, column: str, sign: str) -> None:
     strategy = VALUES[column][1]
@@ -54,14 +54,14 @@ def test_comparisons_agree_with_python(data: st.DataObject, column: str, sign: s
     assert matched(facts, f"{column}{sign}{wanted}") == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values=st.lists(st.none() | TEXTS, min_size=1, max_size=8), pattern=TEXTS)
 def test_patterns_agree_with_fnmatch(values: list[str | None], pattern: str) -> None:
     expected = [i for i, value in enumerate(values) if value is not None and fnmatch.fnmatchcase(value, pattern)]
     assert matched(table("text", values), f"text~{pattern}") == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(st.none() | st.integers(-4, 4), min_size=1, max_size=8),
     wanted=st.lists(st.integers(-5, 5), min_size=1),
@@ -71,7 +71,7 @@ def test_commas_join_values_of_which_one_must_match(values: list[int | None], wa
     assert matched(table("whole", values), f"whole={','.join(map(str, wanted))}") == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=st.lists(st.tuples(st.none() | st.integers(-3, 3), st.none() | st.sampled_from("abc")), max_size=10))
 def test_all_terms_must_hold(values: list[tuple[int | None, str | None]]) -> None:
     whole, text = pa.array([row[0] for row in values], pa.int64()), pa.array([row[1] for row in values], pa.string())

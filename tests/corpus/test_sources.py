@@ -272,7 +272,7 @@ def test_a_corpus_is_a_source(tmp_path: Path, zoo_corpus: Corpus) -> None:
             assert column[row["checkpoint_id"]] == row[name] or row[name] != row[name]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     pattern=st.text(alphabet="ab*?[]!/.", max_size=8).filter(lambda text: "**" not in text),
     name=st.text(alphabet="ab.", max_size=6),

@@ -38,7 +38,7 @@ def brute_force(states: list[StateDict], name: str) -> tuple[float, float]:
     return float(values.mean()), float(values.std(correction=0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num=st.integers(1, 6),
     dtype=st.sampled_from(DTYPES),
@@ -79,7 +79,7 @@ def test_values_whose_squares_overflow_their_dtype_are_measured(dtype: torch.dty
     assert std == pytest.approx(float(values.double().std(correction=0)), rel=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(split=st.integers(1, 7), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
 def test_parts_add_up_to_the_whole(split: int, dtype: torch.dtype, seed: int) -> None:
     layout, packed_NP = pack(networks(8, dtype, seed, mean=1.0))

@@ -56,7 +56,7 @@ def within_groups(error_BD: Tensor, values_BD: Tensor, mode: str) -> float:
 
 
 @given(seed=st.integers(0, 999), mode=st.sampled_from(MODES), chunk_length=st.sampled_from([3, 8, 64]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_there_and_back_is_the_same(seed: int, mode: str, chunk_length: int) -> None:
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, chunk_length), drawn(3, seed)
     chunks_BMK = scaled.encode(values_BD, lambda leading_BMK, part: leading_BMK)
@@ -66,7 +66,7 @@ def test_there_and_back_is_the_same(seed: int, mode: str, chunk_length: int) -> 
 
 
 @given(seed=st.integers(0, 999), mode=st.sampled_from(MODES), noise=st.floats(0, 0.5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: str, noise: float) -> None:
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, 8), drawn(3, seed, spread=1.0)
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: str) -> Non
 
 
 @given(seed=st.integers(0, 9999), mode=st.sampled_from(MODES), size=st.floats(0.1, 1e6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: str, size: float) -> None:
     tokenizer = Tokenizer(TokenizerConfig(chunk_length=8, num_levels=2, num_codes=8, width=8, scales=mode))
     shape = (2, *tokenizer.mask(CONVOLUTIONAL).shape)

@@ -58,7 +58,7 @@ def times() -> Tensor:
 
 
 @given(permutation=st.permutations(range(4)))
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24)
 def test_permuted_classes_permute_the_rows_of_a_head(head: HeadDenoiser, permutation: list[int]) -> None:
     x_BnCR, (samples_BSF, labels_BS) = drawn(B, N, 4, R), support(4)
     order = torch.tensor(permutation)
@@ -97,7 +97,7 @@ def test_classes_see_each_other_through_their_means(head: HeadDenoiser) -> None:
 
 
 @given(order=st.permutations(range(S)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_of_support_samples_does_not_matter(
     head: HeadDenoiser, flat: FlatDenoiser, chunks: ChunkDenoiser, order: list[int]
 ) -> None:
@@ -130,7 +130,7 @@ def test_one_sample_of_a_class_has_no_scatter_and_an_absent_class_lies_at_the_ce
 
 
 @given(scale=st.floats(0.05, 20.0), shift=st.floats(-50.0, 50.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_shift_and_a_scale_of_all_features_change_no_logit(head: HeadDenoiser, scale: float, shift: float) -> None:
     (samples_BSF, labels_BS), query_BQF = support(3), drawn(B, 9, F, seed=3)
     shift_F = shift * drawn(F, seed=4)
@@ -149,7 +149,7 @@ def test_a_shift_and_a_scale_of_all_features_change_no_logit(head: HeadDenoiser,
 
 
 @given(num_classes=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_head_into_the_frame_is_the_same_function_and_comes_back(
     head: HeadDenoiser, num_classes: int, seed: int
 ) -> None:

@@ -44,7 +44,7 @@ def tasks(num: int = NUM_TASKS) -> list[Task]:
 
 
 @given(shot=st.integers(1, 4), num_query=st.integers(1, 40), seed=st.integers(0, 2**20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_support_has_as_many_of_each_class_and_the_query_none_of_it(shot: int, num_query: int, seed: int) -> None:
     drawn_from = tasks()
     support, query = draw_few_shot(drawn_from, shot, num_query, noise_for(NUM_TASKS, seed))
@@ -64,7 +64,7 @@ def test_support_has_as_many_of_each_class_and_the_query_none_of_it(shot: int, n
 
 
 @given(num=st.integers(1, 12), num_workers=st.integers(1, 4), seed=st.integers(0, 2**20))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_tasks_samples_do_not_depend_on_how_a_batch_is_split(num: int, num_workers: int, seed: int) -> None:
     drawn_from = tasks(num)
     whole = draw_few_shot(drawn_from, 2, 7, noise_for(num, seed))

@@ -74,7 +74,7 @@ def chosen_steps(rows: LayoutRows, num_targets: int) -> dict[str, list[int]]:
     num_targets=st.integers(1, 5),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_local_targets_are_the_checkpoints_nearest_to_even_spacing(
     steps: list[list[int]], num_targets: int, seed: int
 ) -> None:

@@ -21,7 +21,7 @@ def layout() -> Layout:
 
 
 @given(st.integers(1, 4), st.integers(1, 60), st.integers(1, 20))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_chunks_join_to_what_was_cut(num_networks: int, num_values: int, chunk_length: int) -> None:
     values_BD = torch.arange(num_networks * num_values, dtype=torch.float32).reshape(num_networks, num_values) + 1
     chunks_BMK = to_chunks(values_BD, chunk_length)

@@ -51,7 +51,7 @@ def state() -> StateDict:
 
 
 @given(state=state_dicts())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_safetensors_round_trip(tmp_path_factory: pytest.TempPathFactory, state: StateDict) -> None:
     path = tmp_path_factory.mktemp("round") / "model.safetensors"
     save_state_dict(state, path, {})
@@ -111,7 +111,7 @@ def test_truncated_files_are_refused_by_name(tmp_path: Path, state: StateDict, k
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_bytes_give_weights_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data) -> None:
     """A flipped bit among the values cannot be seen here; the corpus keeps checksums for that."""
     path = tmp_path_factory.getbasetemp() / data.draw(st.sampled_from(["damaged.safetensors", "damaged.pt"]))

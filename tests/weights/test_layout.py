@@ -49,7 +49,7 @@ def raw_bytes(tensor: Tensor) -> bytes:
 
 
 @given(state_dicts())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_pack_and_unpack_keep_every_bit(state: StateDict) -> None:
     layout = Layout.from_state_dict(state)
     layout.check(state)
@@ -59,7 +59,7 @@ def test_pack_and_unpack_keep_every_bit(state: StateDict) -> None:
 
 
 @given(state_dicts(floats=("float32", "float16", "bfloat16", "float8_e4m3fn")))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_flatten_and_unflatten_keep_every_bit(state: StateDict) -> None:
     # float64 is left out: the flat vector is float32 by definition.
     layout = Layout.from_state_dict(state)
@@ -70,7 +70,7 @@ def test_flatten_and_unflatten_keep_every_bit(state: StateDict) -> None:
 
 
 @given(state_dicts(), st.integers(1, 4), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stack_of_networks_agrees_with_one_after_another(state: StateDict, num: int, seed: int) -> None:
     layout = Layout.from_state_dict(state)
     values_ND = torch.randn(num, layout.num_values, generator=torch.Generator().manual_seed(seed))
@@ -86,7 +86,7 @@ def test_a_stack_of_networks_agrees_with_one_after_another(state: StateDict, num
 
 
 @given(state_dicts())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_json_round_trip_keeps_layout_and_id(state: StateDict) -> None:
     layout = Layout.from_state_dict(state)
     again = Layout.from_json(json.loads(json.dumps(layout.to_json())))

@@ -18,7 +18,7 @@ state_dicts = st.dictionaries(names, st.floats(), min_size=1, max_size=5)
 
 
 @given(state=state_dicts, wrappers=st.lists(st.sampled_from(WRAPPERS), max_size=2))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_state_dict_is_found_under_up_to_two_wrappers(state: dict[str, float], wrappers: list[str]) -> None:
     content: Any = OrderedDict(state)
     for wrapper in wrappers:
@@ -87,7 +87,7 @@ def test_attributes_on_an_ordered_dict_are_not_called(attribute: str) -> None:
     plain=st.lists(names, min_size=1, max_size=5, unique=True),
     prefixes=st.lists(st.sampled_from(["module.", "_orig_mod."]), max_size=3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_prefixes_are_split_off_and_reported(plain: list[str], prefixes: list[str]) -> None:
     rest, shorter = split_prefix(plain)
     before = "".join(prefixes)

@@ -36,7 +36,7 @@ def draw(noise: KeyedNoise, kind: str, *shape: int) -> Tensor:
     kind=st.sampled_from(KINDS),
     data=st.data(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_sample_draws_the_same_in_any_batch_and_order(index: list[int], seed: int, kind: str, data) -> None:
     index_B = torch.tensor(index)
     whole = draw(KeyedNoise(seed, index_B), kind, 3, 2)

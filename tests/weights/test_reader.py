@@ -58,7 +58,7 @@ def read(path: Path) -> StateDict:
 
 
 @given(state=bit_patterns(COMMON + NEWER))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_safetensors_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, state: StateDict) -> None:
     path = tmp_path_factory.getbasetemp() / "round.safetensors"
     save_file(state, path, {"note": "metadata is no tensor"})
@@ -74,7 +74,7 @@ def test_safetensors_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFact
     wrapper=st.sampled_from(["", "state_dict", "model_state_dict", "model", "module", "net"]),
     prefix=st.sampled_from(["", "module.", "_orig_mod.", "module._orig_mod."]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_torch_files_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, state: StateDict, wrapper: str, prefix: str
 ) -> None:
@@ -89,7 +89,7 @@ def test_torch_files_come_back_bit_for_bit(
 
 
 @given(state=bit_patterns(COMMON), wrapper=st.sampled_from(["", "state_dict", "model"]), ordered=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_legacy_torch_files_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, state: StateDict, wrapper: str, ordered: bool
 ) -> None:
@@ -101,7 +101,7 @@ def test_legacy_torch_files_come_back_bit_for_bit(
 
 
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from([*COMMON, "float8_e5m2"]), zipped=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_strided_and_tied_tensors_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, seed: int, dtype: str, zipped: bool
 ) -> None:

@@ -67,7 +67,7 @@ def test_each_tensor_has_unit_size_and_without_a_shared_start_no_mean() -> None:
 
 
 @given(seed=st.integers(0, 999), size=st.floats(0.1, 1e4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_running_variances_stay_positive_whatever_is_written(seed: int, size: float) -> None:
     layout, values_ND = trained(4, 3, 4)
     reference = WeightReference.measure(layout, values_ND, None)

@@ -62,7 +62,7 @@ def paths(draw: st.DrawFn) -> Paths:
 
 
 @given(one=paths())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_potentials_hold_the_residual_of_every_window(one: Paths) -> None:
     g = one.g
     for m, n in itertools.combinations(range(g.shape[1]), 2):
@@ -71,7 +71,7 @@ def test_potentials_hold_the_residual_of_every_window(one: Paths) -> None:
 
 
 @given(one=paths(), lam=LAMBDAS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sub_trajectory_balance_is_its_double_loop(one: Paths, lam: float, data: st.DataObject) -> None:
     g = one.g
     L = g.shape[1] - 1
@@ -86,7 +86,7 @@ def test_sub_trajectory_balance_is_its_double_loop(one: Paths, lam: float, data:
 
 
 @given(one=paths(), lam=LAMBDAS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_windows_of_length_1_are_detailed_balance(one: Paths, lam: float) -> None:
     g = one.g
     L = g.shape[1] - 1
@@ -97,7 +97,7 @@ def test_windows_of_length_1_are_detailed_balance(one: Paths, lam: float) -> Non
 
 
 @given(one=paths())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_full_window_is_trajectory_balance(one: Paths) -> None:
     g = one.g
     L = g.shape[1] - 1
@@ -112,7 +112,7 @@ def test_one_full_window_is_trajectory_balance(one: Paths) -> None:
 
 
 @given(L=st.integers(1, 300), lam=LAMBDAS | st.sampled_from([1e-300, 1e300]), max_length=st.none() | LENGTHS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_window_weights_are_normalised_and_geometric_whatever_lam(L: int, lam: float, max_length: int | None) -> None:
     W_SS = window_weights(L, lam, max_length)
     assert W_SS.isfinite().all()

@@ -34,7 +34,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 @given(seed=SEEDS, sigma=SIGMAS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_forward_step_is_normal(seed: int, sigma: float) -> None:
     x_next, x, drift = normal(seed, 3, 2, 4, D)
     expected = Normal(x + drift, sigma).log_prob(x_next)
@@ -45,7 +45,7 @@ def test_a_forward_step_is_normal(seed: int, sigma: float) -> None:
 
 
 @given(seed=SEEDS, sigma=SIGMAS, n=st.integers(1, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_bridge_is_the_conditional_of_brownian_motion(seed: int, sigma: float, n: int) -> None:
     """Of `(s_n, s_{n+1})`, whose covariance is `sigma^2 min(i, j)`."""
     x, x_next, start = normal(seed, 3, 4, D)
@@ -104,7 +104,7 @@ def test_a_tensor_of_spreads_is_one_bridge_per_coordinate() -> None:
 
 
 @given(seed=SEEDS, sigma=SIGMAS, L=st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_brownian_motion_with_drift_balances_exactly(seed: int, sigma: float, L: int) -> None:
     """Its flow is its density `N(start + t d, t sigma^2)`, 1 at t = 0, at whatever states."""
     B = 2

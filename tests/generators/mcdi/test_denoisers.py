@@ -37,7 +37,7 @@ def built(kind: str = "auto", **settings: Any) -> Denoiser:
 
 
 @given(num_classes=st.integers(1, 7), num_features=st.integers(1, 9), leading=st.lists(st.integers(1, 3), max_size=2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rows_of_a_head_are_its_weights_and_bias_class_by_class(
     num_classes: int, num_features: int, leading: list[int]
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_prediction_is_one_flat_vector_for_each_noised_version(kind: str) -> N
 
 
 @given(permutation=st.permutations(range(3)))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_a_head_does_not_depend_on_the_order_of_classes(permutation: list[int]) -> None:
     denoiser, layout = built("head"), layout_of(HEAD)
     support, _ = support_and_query(4, 3, seed=0)

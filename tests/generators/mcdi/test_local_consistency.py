@@ -85,7 +85,7 @@ def cases(draw: st.DrawFn, num_targets: int | None = None) -> Case:
 
 
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_noise_prediction_is_the_equation(case: Case) -> None:
     squares = [
         (math.sqrt(1 - case.local_abar) * f - math.sqrt(1 - case.abar) * e) ** 2
@@ -101,7 +101,7 @@ def test_noise_prediction_is_the_equation(case: Case) -> None:
 
 
 @given(case=cases(num_targets=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_target_gives_the_vanilla_loss(case: Case) -> None:
     assert case.local_abar == case.abar
     distance = float((case.other_1D - case.eps_1D).square().sum())
@@ -111,7 +111,7 @@ def test_one_target_gives_the_vanilla_loss(case: Case) -> None:
 
 @pytest.mark.parametrize("weighting", ["local", "weights"])
 @given(case=cases(num_targets=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_target_and_weight_prediction_give_the_distance_to_the_target(weighting: str, case: Case) -> None:
     distance = float((case.other_1D - case.target_1D).square().mean())
     # 1 - abar is above 1e-5 and divides; the rounding of a few operations remains.
@@ -120,7 +120,7 @@ def test_one_target_and_weight_prediction_give_the_distance_to_the_target(weight
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @given(case=cases())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_predicted_weights_cost_what_the_noise_costs_that_they_stand_for(weighting: str, case: Case) -> None:
     expected = case.loss(case.noise_of(case.other_1D), "noise", weighting)
     # With 1 - abar^i of 1e-4 and more, the two sides lose 4 of 16 digits each to their differences.
@@ -129,7 +129,7 @@ def test_predicted_weights_cost_what_the_noise_costs_that_they_stand_for(weighti
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @given(case=cases())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weightings_are_factors_of_the_squared_residual(weighting: str, case: Case) -> None:
     abar, local = case.abar, case.local_abar
     factor = {
@@ -143,7 +143,7 @@ def test_weightings_are_factors_of_the_squared_residual(weighting: str, case: Ca
 
 
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_weighting_is_uniform_in_what_it_is_named_after(case: Case) -> None:
     f_1D, w_1D = case.other_1D, case.weights_of(case.other_1D)
     implied_eps_1D = math.sqrt((1 - case.local_abar) / (1 - case.abar)) * f_1D
@@ -161,7 +161,7 @@ def test_each_weighting_is_uniform_in_what_it_is_named_after(case: Case) -> None
 
 @pytest.mark.parametrize("parameterisation", ["noise", "weights"])
 @given(case=cases(), data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_without_loss_the_samplers_mean_step_is_that_of_the_local_chain(
     parameterisation: str, case: Case, data: st.DataObject
 ) -> None:
@@ -181,7 +181,7 @@ def test_without_loss_the_samplers_mean_step_is_that_of_the_local_chain(
 
 @pytest.mark.parametrize("parameterisation", ["noise", "weights"])
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_loss_is_the_distance_of_the_two_mean_steps(parameterisation: str, case: Case) -> None:
     """So nothing but the local chain's own step is without loss."""
     abar_t, abar_u = case.abar, float(case.schedule.abar_T[case.t + 1])

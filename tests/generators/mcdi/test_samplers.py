@@ -131,7 +131,7 @@ def test_stochastic_samples_have_the_moments_of_their_linear_recursion(kind: str
 
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
 @given(kind=st.sampled_from(SCHEDULES), chain=chains)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_mean_sampler_gives_the_mean_of_the_weights_given_its_start(
     parameterisation: str, kind: str, chain: tuple[int, int]
 ) -> None:
@@ -155,7 +155,7 @@ def test_the_mean_sampler_gives_the_mean_of_the_weights_given_its_start(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @given(kind=st.sampled_from(SCHEDULES), chain=chains)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_noise_and_weight_prediction_walk_the_same_path(sampler: str, kind: str, chain: tuple[int, int]) -> None:
     T, num_steps = chain
     schedule = Schedule.make(kind, T, 1)
@@ -214,7 +214,7 @@ def test_the_deterministic_and_the_mean_step_by_hand(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @given(kind=st.sampled_from(SCHEDULES), chain=chains)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_last_step_returns_the_predicted_weights(sampler: str, kind: str, chain: tuple[int, int]) -> None:
     T, num_steps = chain
     schedule = Schedule.make(kind, T, 1)
@@ -280,7 +280,7 @@ def trajectories(draw: st.DrawFn) -> tuple[Schedule, Tensor]:
 
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
 @given(trajectory=trajectories())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_chain_ends(
     parameterisation: str, trajectory: tuple[Schedule, Tensor]
 ) -> None:
@@ -312,7 +312,7 @@ def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_ch
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @given(trajectory=trajectories(), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_walk_whose_last_step_lies_in_the_last_segment_ends_where_that_segment_says(
     sampler: str, trajectory: tuple[Schedule, Tensor], data: st.DataObject
 ) -> None:

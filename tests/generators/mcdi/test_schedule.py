@@ -30,7 +30,7 @@ def alphas(kind: str, num_steps: int) -> list[float]:
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @given(chain=chains)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_global_signal_is_the_product_of_the_alphas_that_are_left(kind: str, chain: tuple[int, int]) -> None:
     T, k = chain
     schedule = Schedule.make(kind, T, k)
@@ -44,7 +44,7 @@ def test_the_global_signal_is_the_product_of_the_alphas_that_are_left(kind: str,
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @given(chain=chains, data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_local_signal_is_the_product_up_to_its_end(kind: str, chain: tuple[int, int], data: st.DataObject) -> None:
     T, k = chain
     schedule = Schedule.make(kind, T, k)
@@ -60,7 +60,7 @@ def test_a_local_signal_is_the_product_up_to_its_end(kind: str, chain: tuple[int
 
 
 @given(chain=chains)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_local_chains_end_evenly_spread_and_the_last_one_at_the_end(chain: tuple[int, int]) -> None:
     T, k = chain
     ends = Schedule.make("cosine", T, k).ends
@@ -76,7 +76,7 @@ def test_twenty_steps_and_three_targets_end_at_seven_thirteen_and_twenty() -> No
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @given(T=st.integers(2, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_first_state_of_the_global_chain_is_noise(kind: str, T: int) -> None:
     first = float(Schedule.make(kind, T, 1).abar_T[0])
     # Two steps of the linear schedule have their floor and 0.95.
@@ -84,7 +84,7 @@ def test_the_first_state_of_the_global_chain_is_noise(kind: str, T: int) -> None
 
 
 @given(chain=st.integers(2, 400).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_first_state_of_every_local_cosine_chain_is_noise(chain: tuple[int, int]) -> None:
     schedule = Schedule.make("cosine", *chain)
     worst = max(float(schedule.signal(torch.tensor([0]), end)) for end in schedule.ends)
@@ -93,14 +93,14 @@ def test_the_first_state_of_every_local_cosine_chain_is_noise(chain: tuple[int, 
 
 
 @given(T=st.integers(9, 400), k=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_first_state_of_up_to_three_local_linear_chains_is_noise(T: int, k: int) -> None:
     schedule = Schedule.make("linear", T, k)
     assert max(float(schedule.signal(torch.tensor([0]), end)) for end in schedule.ends) <= 0.01
 
 
 @given(chain=chains)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sampling_steps_lead_from_start_to_end_without_a_gap(chain: tuple[int, int]) -> None:
     T, num_steps = chain
     steps = Schedule.make("cosine", T, 1).steps(num_steps)

@@ -79,7 +79,7 @@ def judged(stage: Stage, batch: WeightBatch, name: str) -> float:
 
 
 @given(T=st.integers(1, 30), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, min(T, 5)))
     chain_config = DiffusionConfig(num_steps=T, num_targets=k, sampling_steps=1)

@@ -75,7 +75,7 @@ def test_codes_are_tokens_and_come_back_better_than_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 1000), num=st.integers(1, 9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_vector_s_code_does_not_depend_on_its_neighbours(kind: str, seed: int, num: int) -> None:
     quantiser, vectors_NK = built(kind), vectors(num, seed)
     one_by_one = torch.cat([quantiser.encode(vectors_NK[i : i + 1]) for i in range(num)])

@@ -19,7 +19,7 @@ def quantiser(num_levels: int, values_per_token: int = 2, width: int = 4) -> Fin
 
 
 @given(num_levels=st.integers(2, 40), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_token_comes_back_from_its_own_values(num_levels: int, data: st.DataObject) -> None:
     scalar = quantiser(num_levels)
     codes_NL = torch.tensor([data.draw(st.tuples(*[st.integers(0, num_levels**2 - 1)] * 2))])

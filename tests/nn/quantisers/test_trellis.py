@@ -73,7 +73,7 @@ def test_viterbi_finds_the_best_path_by_brute_force(
 
 
 @given(data=st.data(), sizes=st.sampled_from([(1, 5, 8, 2), (2, 5, 6, 3), (3, 8, 4, 1), (2, 8, 4, 4)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_states_are_windows_of_the_token_bits(data: st.DataObject, sizes: tuple[int, int, int, int]) -> None:
     bits, state_bits, width, values_per_token = sizes
     trellis = quantiser(bits, state_bits, width, values_per_token)
