@@ -42,14 +42,17 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-def dying(folder: Path, deaths: dict[int, int], die: str = "kill") -> Callable[[int], int]:
-    """Squares a number; the worker of some dies so many times before. Nested, so that it is pickled by value."""
+def dying(folder: Path, deaths: dict[int, int]) -> Callable[[int], int]:
+    """Squares a number; the worker of some dies so many times before: of even ones it exits, of odd ones it is killed.
+
+    Nested, so that it is pickled by value.
+    """
 
     def square(number: int) -> int:
         mark = folder / f"{number}-{time.monotonic_ns()}"
         if len(list(folder.glob(f"{number}-*"))) < deaths.get(number, 0):
             mark.touch()
-            if die == "exit":
+            if number % 2 == 0:
                 os._exit(1)
             os.kill(os.getpid(), signal.SIGKILL)
         return number**2
@@ -57,10 +60,9 @@ def dying(folder: Path, deaths: dict[int, int], die: str = "kill") -> Callable[[
     return square
 
 
-@pytest.mark.parametrize("die", ["kill", "exit"])
-def test_units_whose_workers_died_are_done_by_others(tmp_path: Path, die: str) -> None:
+def test_units_whose_workers_died_are_done_by_others(tmp_path: Path) -> None:
     told: list[str] = []
-    done = dict(over_ray(dying(tmp_path, {1: 3, 4: 1}, die), range(6), str, told.append))
+    done = dict(over_ray(dying(tmp_path, {1: 3, 4: 1}), range(6), str, told.append))
     assert done == {place: place**2 for place in range(6)}
     assert [line.split(" was ")[0] for line in told].count("the worker of 1") == 3
     assert sum("the worker of" in line for line in told) == 4
