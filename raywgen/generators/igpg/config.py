@@ -223,7 +223,8 @@ class FunctionalConfig(StageConfig):
         anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale. Where
             networks start each on their own it pulls all towards one, and belongs at 0.
         spread: Weight of `spread_loss`, which keeps networks of a batch apart, times their mean confidence in the right
-            classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the same.
+            classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the same. Above 0
+            it also gives the generator a coder by which what was drawn reaches its own chunk.
         windows: How networks longer than `prior.window` are written, as in `SamplingConfig`; generate them likewise.
         statistics: Of batch normalisation in the networks whose loss is taken: `stored` are those that the generator
             writes, `batch` those of the samples at hand. Deep networks learn by the latter; what is then written as
