@@ -206,18 +206,23 @@ class LocalCheckpoints:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
+        self._old = self._folder.with_name(self._folder.name + ".old")
 
     def save(self, progress: Progress) -> None:
-        """Writes beside, then swaps."""
+        """Writes beside, then swaps: wherever this is killed, one of the two is there and whole."""
         fresh = self._folder.with_name(self._folder.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         progress.save(fresh)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.is_dir():
+            shutil.rmtree(self._old, ignore_errors=True)
+            self._folder.rename(self._old)
         fresh.rename(self._folder)
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def load(self, start: str = "") -> Progress:
         """The newest, or that of another run's pause, or a beginning."""
-        if (self._folder / _PROGRESS).is_file():
-            return Progress.load(self._folder)
+        for folder in (self._folder, self._old):
+            if folder.is_dir():
+                return Progress.load(folder)
         return Progress.load(start) if start else Progress()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,45 @@ def test_progress_round_trip(tmp_path: Path) -> None:
     assert torch.equal(again.part("model.")["a"], progress.tensors["model.a"])
     assert set(again.part("optimizer.")) == {"step"}
     assert LocalCheckpoints(tmp_path / "none").load() == Progress()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_save_killed_anywhere_leaves_it_or_the_one_before(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its n-th act on the disk, where a removal has removed all but one file."""
+    checkpoints = LocalCheckpoints(tmp_path / "kept")
+    checkpoints.save(Progress(step=1, tensors={"model.a": torch.ones(1)}))
+    acts = 0
+
+    def killed() -> bool:
+        nonlocal acts
+        acts += 1
+        return acts > number
+
+    def remove(folder: Path, ignore_errors: bool = False) -> None:
+        if killed():
+            for path in sorted(Path(folder).glob("*"))[1:]:
+                path.unlink()
+            raise _InterruptedError
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    def rename(self: Path, target: Path) -> None:
+        if killed():
+            raise _InterruptedError
+        rename_path(self, target)
+
+    rmtree, rename_path, kept = shutil.rmtree, Path.rename, 1
+    for step in (2, 3, 4):
+        acts = 0
+        with monkeypatch.context() as patch, suppress(_InterruptedError):
+            patch.setattr(shutil, "rmtree", remove)
+            patch.setattr(Path, "rename", rename)
+            checkpoints.save(Progress(step=step, tensors={"model.a": torch.full((1,), step)}))
+        again = checkpoints.load()
+        assert again.step == step or (number < 5 and again.step == kept)
+        assert float(again.tensors["model.a"]) == again.step
+        kept = again.step
 
 
 @pytest.mark.parametrize("of", [small_config, lohp_config])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.loop import LocalCheckpoints
 from raywgen.tuning import TuneConfig, TuneResult, tune
 from raywgen.tuning.results import TrialState
 from tests.conftest import TINY_ZOO
@@ -63,7 +63,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert process.poll() is None, "over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = json.loads((run / "checkpoint" / "progress.json").read_text())["step"]
+    kept = LocalCheckpoints(run / "checkpoint").load().step
     before = [row for row in read_metrics(run) if row["step"] < kept]
     assert len(before) >= 10
     done = subprocess.run(command(broken, tmp_path / "broken.yaml"), capture_output=True, text=True, timeout=900)
