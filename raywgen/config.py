@@ -15,6 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from raywgen.files import write_text
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -90,7 +92,7 @@ def to_yaml(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Writes the complete config beside a run's results."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+    write_text(path, to_yaml(config))
 
 
 def _explain(error: OmegaConfBaseException, source: str, key: str) -> str:

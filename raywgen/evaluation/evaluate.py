@@ -24,6 +24,7 @@ from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, points, verdict
 from raywgen.evaluation.rungs import rungs
 from raywgen.evaluation.tokenizer_report import tokenizer_report
+from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.igpg import IGPG
@@ -77,7 +78,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    (out / EVALUATION).write_text(json.dumps(result, indent=1))
+    write_text(out / EVALUATION, json.dumps(result, indent=1))
     return result
 
 

@@ -19,6 +19,7 @@ from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.evaluation.asked import Asked
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
 from raywgen.evaluation.retrieve import nearest
+from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
 from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
@@ -95,7 +96,7 @@ def finetune(
     for network in networks:
         rows += _of_network(config, corpus, network, facts, trained, on_progress)
     save_config(config, Path(config.out) / "config.yaml")
-    (Path(config.out) / RESULT).write_text(json.dumps(rows, indent=1))
+    write_text(Path(config.out) / RESULT, json.dumps(rows, indent=1))
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from raywgen.evaluation.report_inputs import (
     read_metrics,
 )
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
+from raywgen.files import write_text
 
 __all__ = ["ReportError", "write_report"]
 
@@ -66,9 +66,7 @@ def write_report(run_dir: str | Path) -> Path:
     )
     html = environment.get_template("report.html").render(**_content(root, evaluation))
     path = root / "report.html"
-    partial = root / f".report.html.{os.getpid()}"
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, html)
     return path
 
 

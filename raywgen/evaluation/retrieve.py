@@ -18,6 +18,7 @@ from raywgen.corpus import Corpus
 from raywgen.evaluation.asked import Asked, read_asked
 from raywgen.evaluation.likeness import data_likeness, text_likeness
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
+from raywgen.files import write_text
 from raywgen.generation import ConditionError
 from raywgen.weights import save_state_dict
 
@@ -129,7 +130,7 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
         best = found.networks[0]
         save_state_dict(corpus.state_dict(best.checkpoint_id), config.out, {"checkpoint_id": best.checkpoint_id})
         content = {"config": asdict(config), "found": asdict(found)}
-        Path(config.out).with_suffix(".json").write_text(json.dumps(content, indent=1))
+        write_text(Path(config.out).with_suffix(".json"), json.dumps(content, indent=1))
     return found
 
 

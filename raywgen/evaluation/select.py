@@ -37,6 +37,7 @@ from raywgen.evaluation.architecture_facts import (
     trust_of,
 )
 from raywgen.evaluation.asked import Asked, read_asked
+from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
 from raywgen.generation.fill import make_condition
 from raywgen.tasks import build_network, network_name
@@ -169,7 +170,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
     selected = Selected(candidates=candidates, by=by, trust=trust, heldout=heldout)
     if config.out:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps({"config": asdict(config), "selected": asdict(selected)}, indent=1))
+        write_text(config.out, json.dumps({"config": asdict(config), "selected": asdict(selected)}, indent=1))
     return selected
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from raywgen.config import load_config
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
+from raywgen.files import write_text
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.codec.report import DB_PER_BIT, code_use
 from raywgen.generators.igpg import IGPG
@@ -53,9 +53,7 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
         return None
     corpus = Corpus.open(load_config(TrainConfig, root / CONFIG).corpus)
     report = tokenizer_report(generator, corpus)
-    partial = root / f".{TOKENIZER}.{os.getpid()}"
-    partial.write_text(json.dumps(asdict(report), indent=1))
-    partial.replace(path)
+    write_text(path, json.dumps(asdict(report), indent=1))
     return report
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raywgen.files import write_text
 from raywgen.generation.asked import read_npz
 from raywgen.generation.fill import (
     ADAPT_INSTRUCTION,
@@ -120,7 +121,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         "policy": config.policy,
     }
     save_state_dict(layout.unflatten(values_D), config.out, {"method": trained.generator.method})
-    Path(config.out).with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    write_text(Path(config.out).with_suffix(".json"), json.dumps(facts, indent=1))
     return Adapted(
         path=config.out,
         num_values=layout.num_values,

@@ -23,6 +23,7 @@ from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.ingest import UNITS
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.files import write_text
 from raywgen.generation.asked import NO_TASK
 from raywgen.generation.blocks import Block, Job, Written, blank_network
 from raywgen.weights import StateDict, save_state_dict
@@ -124,7 +125,7 @@ class FileKeeper(Keeper):
 
     def _finish(self, journals: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
         rows = [row for journal in journals for row in journal["rows"]]
-        (Path(self.out) / INDEX).write_text(json.dumps(rows, indent=1))
+        write_text(Path(self.out) / INDEX, json.dumps(rows, indent=1))
         return rows
 
 

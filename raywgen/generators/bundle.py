@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raywgen.config import load_config
+from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
 from raywgen.tasks.encoders import EncoderError, copy_encoder, encoder_kind
@@ -74,8 +75,9 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     }
     for key in copied:
         _put(content["config"], key, _copy_of(key))
-    (folder / _CARD).write_text(_card(generator, facts))
-    (folder / _CONFIG).write_text(json.dumps(content, indent=1))
+    write_text(folder / _CARD, _card(generator, facts))
+    # Last, because a run whose bundle has it is done.
+    write_text(folder / _CONFIG, json.dumps(content, indent=1))
 
 
 def load_bundle(folder: str | Path) -> Generator:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raywgen.files import write_text
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -26,7 +28,7 @@ class RunLog:
         self._path = Path(folder) / METRICS
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(folder) if row["step"] < resumed.get(row["stage"], 0)]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._offset = kept[-1]["time"] if kept else 0.0
         self._begin = time.monotonic()
         self._writer = SummaryWriter(str(Path(folder) / TENSORBOARD))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from raywgen.config import to_yaml
+from raywgen.files import write_text
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.importance import importance
 from raywgen.tuning.live import final_rows, short_names, shown
@@ -33,9 +33,7 @@ def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) 
     )
     html = environment.get_template("tuning.html").render(**_content(result, config, knobs))
     path = Path(result.out) / REPORT
-    partial = path.with_name(f".{REPORT}.{os.getpid()}")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, html)
     return path
 
 

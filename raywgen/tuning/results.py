@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from raywgen.files import write_text
 from raywgen.tuning.space import Values
 
 TRIALS = "trials"
@@ -69,9 +69,7 @@ class TrialState:
 
     def save(self, folder: Path) -> None:
         """In one step."""
-        partial = folder / f".{_STATE}.{os.getpid()}"
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        partial.replace(folder / _STATE)
+        write_text(folder / _STATE, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -171,4 +169,4 @@ def best_row(rows: Sequence[TrialRow]) -> TrialRow:
 
 def write_table(rows: Sequence[TrialRow], out: str) -> None:
     """One line of JSON for each trial."""
-    (Path(out) / TABLE).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    write_text(Path(out) / TABLE, "".join(json.dumps(asdict(row)) + "\n" for row in rows))

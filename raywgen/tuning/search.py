@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raywgen.config import ConfigError
+from raywgen.files import write_text
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialState, trial_folder
 from raywgen.tuning.space import Knob, Values, optuna_values
@@ -48,7 +49,7 @@ class SearchLog:
         whole = [line for line in lines if line.endswith("\n")]
         self.events: list[Event] = [json.loads(line) for line in whole]
         if len(whole) < len(lines):
-            self._path.write_text("".join(whole))
+            write_text(self._path, "".join(whole))
 
     def write(self, event: Event) -> None:
         """At once, so that no later event can be known while this one is not."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,11 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from raywgen.files import in_one_step, remedy
 from raywgen.weights.errors import WeightsError
 from raywgen.weights.layout import StateDict
 from raywgen.weights.reader import WeightsReader
-
-_DISK_FULL = ("No space left", "File too large", "Disk quota exceeded")
 
 
 def load_state_dict(path: str | Path) -> StateDict:
@@ -38,16 +35,11 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
         WeightsError: The disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Tied weights share memory, which safetensors refuses: each name gets a copy of its own.
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
-        save_file(copies, partial, metadata)
-        partial.replace(path)
+        with in_one_step(path) as partial:
+            save_file(copies, partial, metadata)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
-        full = any(text in str(error) for text in _DISK_FULL)
-        remedy = "free some disk space or raise the quota" if full else "check the folder and its permissions"
-        raise WeightsError(f"cannot write {path}: {error}; {remedy} and run the same command again") from error
+        raise WeightsError(f"cannot write {path}: {error}; {remedy(error)} and run the same command again") from error

@@ -1,0 +1,44 @@
+"""Files that appear in one step: whoever reads, also after a kill or on a full disk, sees the old one or the new."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_DISK_FULL = ("No space left", "File too large", "Disk quota exceeded")
+
+
+@contextmanager
+def in_one_step(path: str | Path) -> Iterator[Path]:
+    """A place beside `path` to write to, which takes its name at the end; after an error nothing is left of it."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text in UTF-8 in one step.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; an old file is still there.
+    """
+    try:
+        with in_one_step(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"{error.strerror or error}; {remedy(error)} and run the same command again"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a file that could not be written."""
+    full = any(text in str(error) for text in _DISK_FULL)
+    return "free some disk space or raise the quota" if full else "check the folder and its permissions"
