@@ -48,7 +48,8 @@ class Config(TrainingConfig):
     Attributes:
         data: Training images, in place of the recipes' MNIST.
         test_data: Test images, likewise.
-        kinds: Of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`.
+        kinds: Of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`;
+            none for coherence alone.
         starts: Of the networks by which coherence is measured: `shared`, `own`.
         zoo: Overrides of the zoo of subsets, such as `["num_seen_tasks=400"]`.
         domains_zoo: Overrides of the zoo of domains.
@@ -79,8 +80,10 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not set(self.kinds) <= set(KINDS) or not self.kinds:
+        if not set(self.kinds) <= set(KINDS):
             raise ValueError(f"kinds={self.kinds}: give some of {', '.join(KINDS)}")
+        if not self.kinds and not self.starts:
+            raise ValueError("kinds=[] starts=[]: nothing is left to measure; give some kinds, or some starts")
         if not set(self.starts) <= {"shared", "own"}:
             raise ValueError(f"starts={self.starts}: give some of shared, own")
         if min(self.shot, self.best_of) < 1:

@@ -45,6 +45,7 @@ def test_the_zoo_has_the_start_and_the_data_that_were_asked_for(kind: str, start
     [
         ({"kinds": ["sets"]}, "subsets, domains"),
         ({"starts": ["branched"]}, "shared, own"),
+        ({"kinds": [], "starts": []}, "nothing is left"),
         ({"best_of": 0}, "best_of=0"),
         ({"igpg": IGPGConfig()}, "independent_share"),
     ],
