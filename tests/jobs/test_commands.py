@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ def run_until_stopped(cluster: LocalCluster, run: list[str], at_least: int) -> t
 
 
 def newest_step(out: Path) -> int:
-    """Of the newest checkpoint in the run folder."""
-    steps = [json.loads(path.read_text())["step"] for path in out.glob("ray_train/checkpoint_*/progress.json")]
-    return max(steps, default=0)
+    """Of the newest checkpoint in the run folder; Ray may be copying one, and removing another."""
+    steps = [0]
+    for path in out.glob("ray_train/checkpoint_*/progress.json"):
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            steps.append(json.loads(path.read_text())["step"])
+    return max(steps)
