@@ -111,7 +111,7 @@ def test_recipes_are_the_shipped_ones_with_each_kind_of_start() -> None:
     assert (own.seeds_per_task, own.start, own.seed, own.tasks.path, own.tasks.test_path) == (100, "own", 4, "a", "b")
     rgb = Config(recipe="tiny-cifar10", zoo=["seeds_per_task=7"])
     branched = zoo_recipe(rgb, "branched", 0)
-    assert (branched.branch_steps, branched.seeds_per_task, branched.num_steps) == (200, 7, 780)
+    assert (branched.branch_steps, branched.seeds_per_task, branched.num_steps) == (200, 7, 2340)
     assert zoo_recipe(Config(recipe="tiny-cifar10"), "shared", 0).seeds_per_task == 64
 
 
