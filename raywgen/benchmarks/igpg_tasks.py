@@ -69,7 +69,8 @@ class Config(TrainingConfig):
     igpg: IGPGConfig = field(
         default_factory=lambda: IGPGConfig(
             prior=PriorConfig(independent_share=0.25),
-            functional=FunctionalConfig(num_steps=300, batch_size=16),
+            # As many networks as the hypernetwork sees.
+            functional=FunctionalConfig(num_steps=800, batch_size=32, learning_rate=3e-3),
         )
     )
     steps: int = 800

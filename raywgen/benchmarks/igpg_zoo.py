@@ -33,8 +33,8 @@ from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import STARTS
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-# The network of colour images costs several times more, so there are fewer; their 15 epochs of 10,000 images come, as in
-# the published zoo, from all images.
+# The network of colour images costs several times more, so there are fewer; their 15 epochs of 10,000 images come from
+# all images, as in the published zoo.
 _SIZES = {
     "tiny-mnist": [],
     "tiny-cifar10": [
