@@ -12,6 +12,7 @@ from raywgen.config import ConfigError, save_config, to_yaml
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import evaluate
 from raywgen.evaluation.report import write_report
+from raywgen.files import write_text
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPGConfig
@@ -94,10 +95,10 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> dict[str, Any]:
         )
     result["minutes"] = round((time.monotonic() - begin) / _SECONDS_PER_MINUTE, 2)
     result["paths"] = {name: str(Path(path).relative_to(out)) for name, path in paths.items()}
-    (Path(paths["evaluation"]) / "evaluation.json").write_text(json.dumps(result, indent=1))
+    write_text(Path(paths["evaluation"]) / "evaluation.json", json.dumps(result, indent=1))
     with reporter.step("report", "draw the report"):
         write_report(out)
-    (out / RUN).write_text(json.dumps(result["paths"], indent=1))
+    write_text(out / RUN, json.dumps(result["paths"], indent=1))
     return result
 
 
