@@ -1,13 +1,18 @@
-"""Files that appear in one step: whoever reads, also after a kill or on a full disk, sees the old one or the new."""
+"""Files that appear in one step: whoever reads, also after a kill or on a full disk, sees the old one or the new.
+
+They are on the disk before they have their name, so that a machine that loses its power does not keep the name alone.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DISK_FULL = ("No space left", "File too large", "Disk quota exceeded")
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 
 
 @contextmanager
@@ -17,11 +22,31 @@ def in_one_step(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise
+    sync_folder(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Waits until a file's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Waits until the names in a folder are on the disk, where the file system can say so of a folder."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
 
 
 def write_text(path: str | Path, text: str) -> None:

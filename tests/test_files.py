@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -48,6 +49,27 @@ def test_a_text_appears_at_the_end_and_whole(tmp_path: Path) -> None:
         raise KeyError
     assert path.read_text(encoding="utf-8") == "né"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        acts.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def named(self: Path, target: Path) -> Path:
+        acts.append(f"name {self.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", named)
+    write_text(tmp_path / "progress.json", "{}")
+    partial = f".progress.json.{os.getpid()}"
+    assert acts == [f"sync {partial}", f"name {partial}", f"sync {tmp_path.name}"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

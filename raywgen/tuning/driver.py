@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.locks import only_one
 from raywgen.progress import Reporter
 from raywgen.training.session import ray_session
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.live import LiveTable
-from raywgen.tuning.locks import only_one
 from raywgen.tuning.pipeline import Pipeline
 from raywgen.tuning.population import check_knobs, check_places, check_stage, make_scheduler
 from raywgen.tuning.report import write_report
@@ -55,6 +55,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         ConfigError: Something is wrong with the config, or the cluster can never run a trial; nothing has begun.
         CorpusError: The corpus cannot be read or made.
         TuneError: No trial could be judged.
+        InUseError: Another process searches in this folder.
     """
     reporter = reporter or Reporter()
     pipeline = Pipeline(config)
@@ -62,7 +63,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     settings = settings_everywhere(config)
     if config.scheduler == "pbt":
         check_knobs(pipeline)
-    with only_one(Path(settings.out) / "lock", f"a search in {config.out}"):
+    with only_one(settings.out):
         _keep_config(config)
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:

@@ -17,9 +17,9 @@ import torch
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
+from raywgen.locks import waiting
 from raywgen.training import BUNDLE, DivergedError, TrainConfig, TrainingError, launch, pause_folder, read_metrics
 from raywgen.tuning.config import TuneConfig
-from raywgen.tuning.locks import locked
 from raywgen.tuning.objective import check_corpus, judge
 from raywgen.tuning.pipeline import Pipeline, Plan
 from raywgen.tuning.results import CORPORA, Score, TrialState, trial_folder
@@ -42,13 +42,13 @@ def run_trial(told: dict[str, Any], settings: TuneConfig, pipeline: Pipeline) ->
     torch.set_num_threads(1)  # As many as a trial holds CPUs.
     folder = trial_folder(settings.out, told["trial"])
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / _LOCK):
+    with waiting(folder / _LOCK):
         state, done = _begin(folder, told, tune.get_checkpoint())
     # A population is told each rung once; another search knows by itself what it was told before.
     for rung in range(done + 1, len(settings.rungs) + 1):
         score = state.at(rung)
         if score is None:
-            with locked(folder / _LOCK):
+            with waiting(folder / _LOCK):
                 state = _climb(state, rung, settings, pipeline)
             score = state.scores[-1]
         last = len(settings.rungs) if state.failed else rung
@@ -86,7 +86,7 @@ def prepare(plan: Plan, distributed: bool, **told: Any) -> Corpus:
     if plan.zoo is None:
         corpus = Corpus.open(plan.train.corpus)
     else:
-        with locked(Path(f"{plan.zoo.out}.{_LOCK}")):
+        with waiting(Path(f"{plan.zoo.out}.{_LOCK}")):
             corpus = train_zoo(plan.zoo, plan.zoo.out, distributed=distributed, **told)
     check_corpus(corpus)
     return corpus

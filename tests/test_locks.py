@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from raywgen.locks import LOCK, InUseError, only_one, waiting
+
+_HOLD = """
+import sys
+from raywgen.locks import only_one
+with only_one(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", _HOLD, str(folder)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(InUseError) as refused:
+        only_one(folder).__enter__()
+    return str(refused.value)
+
+
+def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    with another_process(folder) as holder:
+        for _ in range(2):  # Whoever asks does not wipe away what the holder said of itself.
+            told = refusal(folder)
+        assert told.startswith(
+            f"{folder} is in use: `-c {folder}` (process {holder.pid} on {os.uname().nodename}, since "
+        )
+        assert told.endswith("wait until it has ended, or give another out")
+        with only_one(tmp_path / "runs" / "b"):
+            pass
+
+
+def test_a_holder_that_is_killed_frees_the_folder(tmp_path: Path) -> None:
+    with another_process(tmp_path) as holder:
+        holder.kill()
+        holder.wait()
+        with only_one(tmp_path):
+            assert f'"pid": {os.getpid()}' in (tmp_path / LOCK).read_text()
+    assert (tmp_path / LOCK).read_text() == ""
+    with only_one(tmp_path):
+        pass
+
+
+def test_an_error_frees_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), only_one(tmp_path):
+        raise KeyError
+    with only_one(tmp_path):
+        pass
+
+
+def test_who_waits_has_its_turn_afterwards(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with waiting(tmp_path / "it.lock"):
+            order.append("second")
+
+    with waiting(tmp_path / "it.lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_an_object_store_is_not_locked_and_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with only_one("s3://bucket/corpus"), only_one("s3://bucket/corpus"):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="check the folder and its permissions") as refused:
+        only_one(tmp_path / "file").__enter__()
+    assert refused.value.filename == str(tmp_path / "file")
