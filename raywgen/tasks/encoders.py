@@ -28,6 +28,7 @@ from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.networks.images import as_images
 from raywgen.tasks.texts import find_files
+from raywgen.weights.safetensors_writer import safetensors_bytes
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 HUB = "hf:"
@@ -184,7 +185,7 @@ def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: st
     Raises:
         EncoderError: It cannot be written.
     """
-    content = safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in state_dict.items()})
+    content = safetensors_bytes({name: tensor.detach().contiguous() for name, tensor in state_dict.items()}, {})
     told = asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
     try:
         filesystem, root = fs.FileSystem.from_uri(folder if "://" in folder else Path(folder).absolute().as_uri())

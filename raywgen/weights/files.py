@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raywgen.files import in_one_step, remedy
 from raywgen.weights.errors import WeightsError
 from raywgen.weights.layout import StateDict
 from raywgen.weights.reader import WeightsReader
+from raywgen.weights.safetensors_writer import write_safetensors
 
 
 def load_state_dict(path: str | Path) -> StateDict:
@@ -40,6 +40,6 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
         # Tied weights share memory, which safetensors refuses: each name gets a copy of its own.
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
         with in_one_step(path) as partial:
-            save_file(copies, partial, metadata)
+            write_safetensors(copies, partial, metadata)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write {path}: {error}; {remedy(error)} and run the same command again") from error
