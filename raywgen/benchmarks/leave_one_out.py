@@ -3,8 +3,9 @@
 The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the rivals of the
 few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored heads,
 the stored head nearest to a task by its loss on the support set, and no adaptation: the head that was made for the
-plain images of the same classes, or, for other data, the untrained head. All data is standardised by its own pixels'
-mean and deviation, for all rows alike.
+plain images of the same classes, or, for other data, the untrained head. Class means of the raw pixels, and ridge heads
+on the last two blocks of the encoder and of an untrained one, show what the encoder's last features are worth. All data
+is standardised by its own pixels' mean and deviation, for all rows alike.
 
 Shape legend: B episodes, S support samples, Q query samples, E features, C classes, N stored heads.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.encoder_worth import encoder_rows
 from raywgen.benchmarks.few_shot import query_of, scores_of, summarised, support_of
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, build_parts, test_side
 from raywgen.benchmarks.recipes import over_seeds
@@ -53,7 +55,7 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
             setting = setting_of(domains, left_out)
             parts = build_parts(config, root, seed, setting)
             scores, told = scores_of(config, parts)
-            scores |= _rivals(config, parts, setting)
+            scores |= _rivals(config, parts, setting) | encoder_rows(parts, config.num_episodes, config.way)
             figures, intervals = summarised(scores, HEADLINES[config.generator], _RIVALS)
             row |= {f"{name}/{short_name(left_out)}": value for name, value in figures.items()}
             conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)

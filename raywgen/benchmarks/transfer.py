@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.ink import with_ink_of
 from raywgen.benchmarks.leave_one_out import leave_out
+from raywgen.tasks.image_tasks import images_of
 
 
 @dataclass(kw_only=True)
@@ -15,9 +17,12 @@ class Config(few_shot.Config):
 
     Attributes:
         held_out: Images of further data sets, each left out in turn while the others are known.
+        match_ink: Invert the images of a held-out data set whose paper is black where that of `data` is white, or the
+            reverse; false leaves every image as it is stored.
     """
 
     held_out: list[str] = field(default_factory=list)
+    match_ink: bool = True
     num_episodes: int = 600
     reptile_episodes: int = 200
 
@@ -29,4 +34,10 @@ class Config(few_shot.Config):
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     """Leaves each held-out data set out in turn."""
-    return leave_out(config, ["plain", *(f"{path}::plain" for path in config.held_out)])
+    paths = config.held_out
+    if config.match_ink:
+        reference = images_of(config.data, None, None, None)
+        paths = [with_ink_of(reference, path, config.out) for path in paths]
+    figures, conditions = leave_out(config, ["plain", *(f"{path}::plain" for path in paths)])
+    inverted = [given for given, used in zip(config.held_out, paths, strict=True) if given != used]
+    return figures, conditions | {"match_ink": config.match_ink, "inverted": inverted}
