@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from raywgen.config import load_config
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
-from raywgen.tasks.encoders import EncoderError, copy_encoder, encoder_kind
+from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
+from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
 from raywgen.weights import (
     Layout,
     ReferenceTable,
@@ -34,6 +35,7 @@ _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
 ENCODER = "encoder"
 """Folder in a bundle with the encoder on whose features the generator works."""
+_REMEDY = "restore it from a copy, or delete the folder and train it again by the same command"
 
 
 class BundleError(ValueError):
@@ -72,27 +74,36 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         "layouts": {layout_id: layout.to_json() for layout_id, (layout, _) in generator.references.items()},
         "facts": dict(facts),
         "encoders": copied,
+        "files": _checksums(folder, {ENCODER, *map(_copy_of, copied)}),
     }
     for key in copied:
         _put(content["config"], key, _copy_of(key))
     write_text(folder / _CARD, _card(generator, facts))
     # Last, because a run whose bundle has it is done.
-    write_text(folder / _CONFIG, json.dumps(content, indent=1))
+    write_text(folder / _CONFIG, sealed_json(content, indent=1))
 
 
 def load_bundle(folder: str | Path) -> Generator:
     """Reads a bundle, ready to generate.
 
     Raises:
-        BundleError: The folder holds none, or a damaged one.
+        BundleError: The folder holds none, or one of its files is damaged.
         EncoderError: It works with an encoder that is not there, or is another one.
+
+    Warns:
+        UserWarning: The bundle has no checksums, because an older version wrote it.
     """
     folder = Path(folder)
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise BundleError(f"{folder} holds no {_CONFIG}: it is no generator; train one by `raywgen train`")
+    content = _read_config(folder)
+    if "files" not in content:
+        warnings.warn(
+            f"{folder} has no checksums, because an older raywgen wrote it: damage to this generator would not be "
+            "noticed; train it again to have them",
+            stacklevel=2,
+        )
+    for name, expected in content.get("files", {}).items():
+        _check_file(folder, name, expected)
     try:
-        content = json.loads(path.read_text())
         tensors = load_state_dict(folder / _WEIGHTS)
         layouts = {layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()}
         references = {
@@ -114,8 +125,38 @@ def load_bundle(folder: str | Path) -> Generator:
     except EncoderError as error:
         raise EncoderError(f"{folder} needs the encoder that it was trained with: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise BundleError(f"{folder} is damaged ({error}); train it again by the same command") from error
+        raise BundleError(f"{folder} is damaged ({error}); {_REMEDY}") from error
     return generator.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no {_CONFIG}: it is no generator; train one by `raywgen train`")
+    try:
+        return unseal(path.read_bytes(), is_required=False)
+    except (SealError, OSError) as error:
+        raise BundleError(f"{path} is damaged ({error}); {_REMEDY}") from error
+
+
+def _checksums(folder: Path, encoders: Collection[str]) -> dict[str, str]:
+    """The checksum of every file of a bundle that decides what it generates, but for the config."""
+    names = [_WEIGHTS, *(f"{encoder}/{name}" for encoder in sorted(encoders) for name in (CARD, WEIGHTS))]
+    return {name: file_checksum(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    try:
+        found = file_checksum(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} does not exist; {_REMEDY}") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error}); check the file and its permissions") from error
+    if found != expected:
+        raise BundleError(
+            f"{path} is damaged, or belongs to another generator: it is not what {_CONFIG} names; {_REMEDY}"
+        )
 
 
 def _copy_of(key: str) -> str:
@@ -132,8 +173,12 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def bundle_facts(folder: str | Path) -> dict[str, Any]:
-    """What was written down about a bundle when it was trained."""
-    return json.loads((Path(folder) / _CONFIG).read_text())["facts"]
+    """What was written down about a bundle when it was trained.
+
+    Raises:
+        BundleError: The folder holds no bundle, or its config is damaged.
+    """
+    return _read_config(Path(folder)).get("facts", {})
 
 
 def bundle_digest(folder: str | Path) -> str:

@@ -24,6 +24,7 @@ from pyarrow import ArrowException, fs
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.networks.images import as_images
@@ -186,13 +187,13 @@ def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: st
         EncoderError: It cannot be written.
     """
     content = safetensors_bytes({name: tensor.detach().contiguous() for name, tensor in state_dict.items()}, {})
-    told = asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}
+    told = sealed_json(asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1)
     try:
         filesystem, root = fs.FileSystem.from_uri(folder if "://" in folder else Path(folder).absolute().as_uri())
         filesystem.create_dir(root)
         if filesystem.get_file_info(f"{root}/{CARD}").type == fs.FileType.File:
             filesystem.delete_file(f"{root}/{CARD}")
-        for name, written in ((WEIGHTS, content), (CARD, json.dumps(told, indent=1).encode())):
+        for name, written in ((WEIGHTS, content), (CARD, told.encode())):
             with filesystem.open_output_stream(f"{root}/{name}") as file:
                 file.write(written)
     except (OSError, ArrowException) as error:
@@ -219,7 +220,8 @@ def _card(folder: str) -> tuple[EncoderCard, str]:
     """And the sum of its weights."""
     content = _read(folder, CARD)
     try:
-        told = json.loads(content)
+        # Older versions wrote cards without a checksum.
+        told = unseal(content, is_required=False)
         card = EncoderCard(**{item.name: told[item.name] for item in fields(EncoderCard)})
         card = replace(card, centre=tuple(card.centre))
         return card, str(told["sha256"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from raywgen.generators import Generator
 from raywgen.generators.bundle import BundleError, build_generator, bundle_facts, load_bundle, save_bundle
+from raywgen.sealed import file_checksum, sealed_json, unseal
 from raywgen.weights import load_state_dict, save_state_dict
 from tests.builders import (
     DATA,
@@ -73,6 +75,13 @@ def truncate(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
 
 
+def reseal(folder: Path, **changes: Any) -> None:
+    """As somebody writes a bundle whose parts do not fit each other, with checksums that do."""
+    content = unseal((folder / CONFIG).read_text()) | changes
+    content["files"] = {name: file_checksum(folder / name) for name in content["files"]}
+    (folder / CONFIG).write_text(sealed_json(content))
+
+
 def remove_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
@@ -85,21 +94,27 @@ def drop_tensor(folder: Path) -> None:
     tensors = load_state_dict(folder / WEIGHTS)
     del tensors["model.prior.head.bias"]
     save_state_dict(tensors, folder / WEIGHTS, {})
+    reseal(folder)
 
 
 def drop_reference(folder: Path) -> None:
     tensors = load_state_dict(folder / WEIGHTS)
     del tensors[next(name for name in tensors if name.startswith("reference."))]
     save_state_dict(tensors, folder / WEIGHTS, {})
+    reseal(folder)
 
 
 def edit(key: str, value: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        content = json.loads((folder / CONFIG).read_text())
-        content[key] = value
-        (folder / CONFIG).write_text(json.dumps(content))
+        reseal(folder, **{key: value})
 
     return damage
+
+
+def edit_by_hand(folder: Path) -> None:
+    content = json.loads((folder / CONFIG).read_text())
+    content["config"]["prior"]["num_heads"] *= 2
+    (folder / CONFIG).write_text(json.dumps(content))
 
 
 def no_object(folder: Path) -> None:
@@ -109,7 +124,8 @@ def no_object(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, "truncated"),
+        (truncate, f"{WEIGHTS} is damaged"),
+        (edit_by_hand, "changed since it was written"),
         (remove_weights, "does not exist"),
         (break_json, "damaged"),
         (drop_tensor, "prior.head.bias"),
@@ -129,3 +145,22 @@ def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: Callable[[Path]
         load_bundle(tmp_path)
     assert reason in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_of_another_bundle_are_refused(tmp_path: Path) -> None:
+    first, second = build_generator("igpg", igpg_config(), references(), DATA, 1), igpg()
+    save_bundle(first, tmp_path / "first", {})
+    save_bundle(second, tmp_path / "second", {})
+    (tmp_path / "first" / WEIGHTS).replace(tmp_path / "second" / WEIGHTS)
+    with pytest.raises(BundleError, match=rf"second/{WEIGHTS} is damaged, or belongs to another generator"):
+        load_bundle(tmp_path / "second")
+
+
+def test_a_bundle_of_an_older_version_is_read_with_a_warning(tmp_path: Path) -> None:
+    save_bundle(igpg(), tmp_path, {"seed": 3})
+    content = unseal((tmp_path / CONFIG).read_text())
+    del content["files"]
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"has no checksums, because an older raywgen wrote it.*train it again"):
+        load_bundle(tmp_path)
+    assert bundle_facts(tmp_path) == {"seed": 3}

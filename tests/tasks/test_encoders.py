@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks import TaskError
 from raywgen.tasks.encoders import (
     CARD,
@@ -160,6 +161,11 @@ def test_a_damaged_folder_is_named(folder: str) -> None:
         with pytest.raises(EncoderError, match=f"{CARD} is damaged"):
             load_encoder(folder)
     told.write_text(text.replace('"width": 4', '"width": 5'))
+    with pytest.raises(EncoderError, match=f"{CARD} is damaged.*changed since it was written"):
+        load_encoder(folder)
+    content = unseal(text)
+    content["network"]["width"] = 5
+    told.write_text(sealed_json(content))
     with pytest.raises(EncoderError, match="does not fit the network"):
         load_encoder(folder)
     told.write_text(text)
