@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raywgen.trust import trusting
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from raywgen.generation import TrainedGenerator
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "trusting"]
 
 
-def load(path: str | Path) -> TrainedGenerator:
-    """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.load`."""
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
+    """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.load`.
+
+    Args:
+        path: The folder.
+        trust: Packages and addresses that its encoders may come from, such as `("mynets",)`.
+    """
     # Imported late: the science below must import where Ray is not installed.
     from raywgen.generation import load as load_generator
 
-    return load_generator(path)
+    return load_generator(path, trust=trust)

@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import inspect
 import re
+import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +71,73 @@ def merge_config(
         raise ConfigError(f"{name}: {error}") from error
     assert isinstance(config, schema)
     return config
+
+
+def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str) -> ConfigT:
+    """A config that came as data. Every value is taken as it stands: `${...}`, `???` and `=` have no meaning in it.
+
+    Args:
+        schema: A dataclass type; keys left out take their defaults.
+        content: A nested mapping, as JSON or YAML holds it.
+        source: Name for messages.
+
+    Raises:
+        ConfigError: A key is unknown, a value has the wrong type or is refused by the schema.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{source}: holds no group of keys")
+    _check_keys(schema, dict(content), source)
+    hints = typing.get_type_hints(schema)
+    values = {key: _typed(hints[key], value, source, key) for key, value in content.items()}
+    try:
+        return schema(**values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def read_stored_config(schema: type[ConfigT], path: str | Path) -> ConfigT:
+    """`stored_config` of a YAML file, such as the one in a run folder.
+
+    Raises:
+        ConfigError: As `stored_config`, or the file cannot be read.
+    """
+    return stored_config(schema, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; references in it are not followed.
+
+    Raises:
+        ConfigError: The file is missing, or holds no mapping.
+    """
+    return _read_yaml(Path(path))
+
+
+def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
+    """The value, if it is of the type that a schema's field has; lists become the tuples that they were."""
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return stored_config(typing.cast(type[Any], hint), value, f"{source}: {key}")
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return None
+        (hint,) = (part for part in parts if part is not type(None))
+        return _typed(hint, value, source, key)
+    if origin is typing.Literal and value in parts:
+        return value
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(_typed(parts[0], entry, source, key) for entry in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {name: _typed(parts[1], entry, source, key) for name, entry in value.items()}
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise ConfigError(f"{source}: {key} holds a {type(value).__name__}, where it takes {hint}")
 
 
 def shipped_configs(folder: str) -> list[Path]:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from raywgen.corpus import Corpus
+from raywgen.trust import trusting
 from raywgen.weights.chunks import place_features
 from raywgen.zoo import ZooConfig, train_zoo
 
@@ -27,6 +28,13 @@ TINY_ZOO = ZooConfig(
     checkpoint_steps=[100, 120],
     num_condition_samples=32,
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_word() -> Iterator[None]:
+    """Modules of these tests stand for the user's own packages, named by the user."""
+    with trusting("tests"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raywgen.config import load_config
+from raywgen.trust import named_in, trusting
 
 BENCHMARKS = {
     "demo": "raywgen.benchmarks.demo_figures",
@@ -64,7 +65,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
         )
     module: Any = importlib.import_module(BENCHMARKS[name])
     config = load_config(module.Config, None, arguments[1:])
-    figures, conditions = module.measure(config)
+    with trusting(*named_in(config)):
+        figures, conditions = module.measure(config)
     return {"benchmark": name, "figures": figures, "conditions": conditions}
 
 

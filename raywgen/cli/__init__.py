@@ -20,6 +20,7 @@ from raywgen.cli.settings import (
     Config,
     Overrides,
     SettingsCommand,
+    Trust,
     out,
     print_info,
     print_networks,
@@ -31,6 +32,7 @@ from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, load_config
 from raywgen.progress import Reporter
+from raywgen.trust import named_in, trusting
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -81,7 +83,7 @@ def demo(overrides: Overrides = None) -> None:
 
 
 @zoo_app.command("train", cls=SettingsCommand)
-def zoo_train(config: Config = None, overrides: Overrides = None) -> None:
+def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Train a zoo and write it as a corpus, for instance `raywgen zoo train digits seed=1`.
 
     CONFIG is a YAML file or a shipped recipe; `raywgen zoo list` names them. Your own network: `networks=[{name:
@@ -107,7 +109,7 @@ def zoo_list() -> None:
 
 
 @app.command(cls=SettingsCommand)
-def train(config: Config = None, overrides: Overrides = None) -> None:
+def train(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
 
     CONFIG is a YAML file or a method's name, as in `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
@@ -124,14 +126,15 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
     if path in METHODS:
         path, rest = None, [f"method={path}", *rest]
     settings = load_config(TrainConfig, path, rest)
-    with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
-        if settings.num_workers == 0:
-            launch([settings], bar.training)
-        else:
-            with ray_session():
+    with trusting(*named_in(settings)):
+        with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
+            if settings.num_workers == 0:
                 launch([settings], bar.training)
-    if (report := report_run(settings.out)) is not None:
-        print_tokenizer(report, out)
+            else:
+                with ray_session():
+                    launch([settings], bar.training)
+        if (report := report_run(settings.out)) is not None:
+            print_tokenizer(report, out)
     out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
 
 
@@ -142,6 +145,7 @@ def generate(
     where: Annotated[str | None, typer.Option(help="`here`, or `ray`: over actors; short for where=.")] = None,
     into: Annotated[str | None, typer.Option(help="`files`, or `corpus`: Arrow shards; short for into=.")] = None,
     num: Annotated[int | None, typer.Option(help="Networks for each task and architecture; short for num=.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Write networks as `.safetensors` or a corpus, for tasks of a corpus or for one of your own.
 
@@ -175,6 +179,7 @@ def adapt(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Run folder or bundle of a trained generator.")],
     support: Annotated[str, typer.Option(help="Labelled examples: Parquet, folder of class folders, or `.npz`.")],
     overrides: Overrides = None,
+    trust: Trust = None,
 ) -> None:
     """Write weights for a new task from its labelled examples, in milliseconds and without gradients.
 
@@ -194,7 +199,7 @@ def adapt(
 
 
 @app.command(cls=SettingsCommand)
-def evaluate(config: Config = None, overrides: Overrides = None) -> None:
+def evaluate(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Score a generator: ladder, baselines at equal budget, novelty, verdict.
 
     raywgen evaluate generator=runs/demo/igpg corpus=runs/demo/corpus out=runs/demo/evaluation
@@ -214,6 +219,7 @@ def score(
     weights: Annotated[str, typer.Argument(help="A `.safetensors` or `.pt` file; pickled code is never executed.")],
     corpus: Annotated[str, typer.Option(help="The corpus that knows task and architecture.")],
     task: Annotated[str, typer.Option(help="A task id, for instance `digits/1-4-7`.")],
+    trust: Trust = None,
 ) -> None:
     """Score one weights file on a task's test samples, for instance your own network beside a generated one."""
     from raywgen.corpus import Corpus

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from raywgen.cli.settings import out, print_info
+from raywgen.cli.settings import Trust, out, print_info
 from raywgen.progress import Reporter
 
 app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
@@ -60,6 +60,7 @@ def build(
 def describe(
     path: Path_,
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with `tasks:` and `networks:`.")],
+    trust: Trust = None,
 ) -> None:
     """Say of checkpoints from elsewhere what they do and how they are built, in place.
 
@@ -205,6 +206,7 @@ def align(
         str, typer.Option(help="Shape of one input, such as 3,32,32, where the corpus has no tasks.")
     ] = "",
     seed: Annotated[int, typer.Option(help="In which order layers are visited.")] = 0,
+    trust: Trust = None,
 ) -> None:
     """Reorder hidden units so that networks from starts of their own lie close to one reference.
 

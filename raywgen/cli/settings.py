@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from raywgen.config import describe, shipped_config, shipped_configs
+from raywgen.trust import trusting
 
 out = Console()
 SCHEMAS = {
@@ -33,6 +34,24 @@ SCHEMAS = {
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
 Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
+
+
+def _trust(context: typer.Context, names: list[str] | None) -> list[str] | None:
+    """For as long as the command runs."""
+    context.with_resource(trusting(*(names or [])))
+    return names
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="NAME",
+        callback=_trust,
+        help="A package, address or folder that a corpus or generator may name, such as mynets, hf:NAME or "
+        "s3://bucket; may be repeated. What your own settings name needs none.",
+    ),
+]
 
 
 class SettingsCommand(TyperCommand):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from raywgen.cli.settings import Config, Overrides, out, split_config
+from raywgen.cli.settings import Config, Overrides, Trust, out, split_config
 from raywgen.config import load_config, shipped_config
 from raywgen.progress import Reporter
 
 
-def tune(config: Config = None, overrides: Overrides = None) -> None:
+def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Search over any keys of a whole pipeline: prepare a corpus, train a generator, judge what it writes.
 
     raywgen tune igpg out=runs/tune

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, split_config
 from raywgen.config import load_config
 from raywgen.progress import Reporter
 
@@ -18,7 +18,7 @@ Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local 
 
 
 @app.command(cls=SettingsCommand)
-def retrieve(corpus: Corpus_, overrides: Overrides = None) -> None:
+def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) -> None:
     """Find the stored networks nearest to a task: by their loss on its labelled samples, else by instruction and data.
 
     raywgen retrieve runs/zoo/corpus data=examples.npz out=nearest.safetensors
@@ -53,7 +53,7 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None) -> None:
 
 
 @app.command(cls=SettingsCommand)
-def select(corpus: Corpus_, overrides: Overrides = None) -> None:
+def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) -> None:
     """Rank architectures for a task, and say what such a ranking was worth on tasks left out.
 
     raywgen select runs/zoo/corpus data=examples.npz
@@ -93,7 +93,7 @@ def select(corpus: Corpus_, overrides: Overrides = None) -> None:
 
 
 @app.command(cls=SettingsCommand)
-def finetune(config: Config = None, overrides: Overrides = None) -> None:
+def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Train on from a generated start, a random one, the nearest stored network or a file, all alike, and count epochs.
 
     raywgen finetune generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen epochs=25

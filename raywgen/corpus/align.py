@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.derive import Part, Progress, refuse_existing, write_corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.trust import entry_point
 from raywgen.weights import Layout, LayoutMismatchError
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry, check_symmetry, find_symmetry
@@ -84,6 +85,7 @@ class AlignConfig:
     seed: int = 0
 
 
+@entry_point
 def align(
     root: str,
     corpus: Corpus,
@@ -266,7 +268,7 @@ def _batches(corpus: Corpus, ends: pa.Table) -> Iterator[pa.Table]:
 
 def _match(corpus: Corpus, symmetry: Symmetry, ends: pa.Table, reference: str, seed: int) -> dict[Key, Aligned]:
     layout = corpus.layout(ends.column("layout_id")[0].as_py())
-    states = layout.unpack(corpus.packed(ends))
+    states = layout.unpack(corpus.packed(ends, check=True))
     found = match_weights(symmetry, corpus.state_dict(reference), states, seed)
     ids = ends.column("checkpoint_id").to_pylist()
     return {

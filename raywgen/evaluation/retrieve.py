@@ -20,6 +20,7 @@ from raywgen.evaluation.likeness import data_likeness, text_likeness
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
+from raywgen.trust import entry_point
 from raywgen.weights import save_state_dict
 
 RANKINGS = ("auto", "loss", "accuracy", "likeness")
@@ -110,6 +111,7 @@ class Retrieved:
     left_out: list[str]
 
 
+@entry_point
 def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None] | None = None) -> Retrieved:
     """Ranks the ends of all stored trajectories and writes the nearest.
 

@@ -42,6 +42,7 @@ from raywgen.generation import ConditionError, TrainedGenerator, generate_best, 
 from raywgen.generation.fill import make_condition
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
+from raywgen.trust import entry_point
 from raywgen.weights import Layout
 
 ANSWERS = ("predicted", "generated", "mean")
@@ -129,6 +130,7 @@ class Selected:
     heldout: str
 
 
+@entry_point
 def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | None = None) -> Selected:
     """Ranks architectures for a task and measures on other tasks what such a ranking is worth.
 

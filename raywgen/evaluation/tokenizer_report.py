@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raywgen.config import load_config
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
 from raywgen.files import write_text
@@ -23,7 +22,7 @@ from raywgen.generators.bundle import load_bundle
 from raywgen.generators.codec.report import DB_PER_BIT, code_use
 from raywgen.generators.igpg import IGPG
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
-from raywgen.training import TrainConfig
+from raywgen.training.config import read_train_config
 from raywgen.training.launch import CONFIG
 from raywgen.training.loop import BUNDLE
 from raywgen.weights import Layout, WeightReference
@@ -51,7 +50,7 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     generator = load_bundle(root / BUNDLE)
     if not isinstance(generator, IGPG):
         return None
-    corpus = Corpus.open(load_config(TrainConfig, root / CONFIG).corpus)
+    corpus = Corpus.open(read_train_config(root / CONFIG).corpus)
     report = tokenizer_report(generator, corpus)
     write_text(path, json.dumps(asdict(report), indent=1))
     return report

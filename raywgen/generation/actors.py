@@ -16,6 +16,7 @@ import torch
 from raywgen.generation.blocks import Block, BlockWriter, Job, Written
 from raywgen.generation.fill import load
 from raywgen.generators.bundle import BundleError
+from raywgen.trust import trusting
 
 _AHEAD = 2
 _MOST_DEATHS = 3
@@ -50,12 +51,13 @@ class WriterActor:
         Raises:
             BundleError: This node does not reach the generator.
         """
-        if self._writer is None:
-            try:
-                self._writer = BlockWriter(self._job, load(self._job.generator))
-            except BundleError as error:
-                raise BundleError(f"{error} (the generator must lie where every node reaches it)") from error
-        return self._writer.write(block)
+        with trusting(*self._job.trust):
+            if self._writer is None:
+                try:
+                    self._writer = BlockWriter(self._job, load(self._job.generator))
+                except BundleError as error:
+                    raise BundleError(f"{error} (the generator must lie where every node reaches it)") from error
+            return self._writer.write(block)
 
 
 def write_over_ray(blocks: list[Block], job: Job, num_actors: int, start_timeout: float) -> Iterator[Written]:

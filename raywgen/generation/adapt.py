@@ -28,6 +28,7 @@ from raywgen.generation.fill import (
 from raywgen.generators.mcdi.denoisers import is_head
 from raywgen.tasks import build_network
 from raywgen.tasks.images import load_images
+from raywgen.trust import entry_point
 from raywgen.weights import Layout, save_state_dict
 
 _MILLISECONDS = 1e3
@@ -83,6 +84,7 @@ class Adapted:
     generate_ms: float
 
 
+@entry_point
 def adapt(config: AdaptConfig) -> Adapted:
     """Writes a `state_dict` for a new task.
 

@@ -49,6 +49,7 @@ class Job:
         num_unlabelled: Training samples of a task from which statistics of batch normalisation are estimated anew; 0
             leaves them as they were written.
         is_tried: Whether networks are run on samples of their task; else each is the first that is written.
+        trust: What recipes may name in a process that writes, as `trusting` takes it.
     """
 
     generator: str
@@ -64,6 +65,7 @@ class Job:
     threads: int
     num_unlabelled: int = 0
     is_tried: bool = True
+    trust: tuple[str, ...] = ()
 
     def condition_of(self, network: NetworkFacts) -> Condition:
         """What the generator is told; where no task is known the network's name for an instruction, as in training."""

@@ -6,6 +6,7 @@ Shape legend: B networks (here 1), S samples, F features, D values.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
+from raywgen.trust import reading, trusting
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 # Generators that adapt look at examples alone.
@@ -235,21 +237,29 @@ def adapt_weights(generator: Generator, layout: Layout, condition: Condition, te
     return generator.generate(condition, layout, noise, temperature=temperature).values_BD[0]
 
 
-def load(path: str | Path) -> TrainedGenerator:
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
     """Loads a generator from a run folder or a bundle.
+
+    Args:
+        path: The folder.
+        trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
+            `("mynets", "hf:openai/clip-vit-base-patch32")`. What it names beyond these is not touched.
 
     Raises:
         BundleError: There is none, or it is damaged.
         EncoderError: It works on features of an encoder that is not there.
+        UntrustedError: It names an encoder that is not to be trusted.
     """
     folder = bundle_folder(path)
-    generator = load_bundle(folder)
-    told = bundle_facts(folder).get("inputs")
-    inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
-    kept = folder / ENCODER
-    encoder = None
-    if inputs is not None and inputs.encoder:
-        encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
+    with trusting(*trust):
+        generator = load_bundle(folder)
+        told = bundle_facts(folder).get("inputs")
+        inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
+        kept = folder / ENCODER
+        encoder = None
+        if inputs is not None and inputs.encoder:
+            with reading(str(folder), str(folder)):
+                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
     return TrainedGenerator(generator, inputs, encoder)
 
 

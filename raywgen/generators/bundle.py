@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.config import load_config
+from raywgen.config import stored_config
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
+from raywgen.trust import UntrustedError, reading
 from raywgen.weights import (
     Layout,
     ReferenceTable,
@@ -89,6 +90,7 @@ def load_bundle(folder: str | Path) -> Generator:
     Raises:
         BundleError: The folder holds none, or one of its files is damaged.
         EncoderError: It works with an encoder that is not there, or is another one.
+        UntrustedError: It names a package to import or an address to contact, and the user did not.
 
     Warns:
         UserWarning: The bundle has no checksums, because an older version wrote it.
@@ -117,11 +119,14 @@ def load_bundle(folder: str | Path) -> Generator:
             )
             for layout_id, layout in layouts.items()
         }
-        schema = method(content["method"]).config
-        copies = [f"{key}={folder.absolute() / _copy_of(key)}" for key in content.get("encoders", [])]
-        config = load_config(schema, None, _overrides(content["config"]) + copies)
-        generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
+        for key in content.get("encoders", []):
+            _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
+        config = stored_config(method(content["method"]).config, content["config"], str(folder / _CONFIG))
+        with reading(str(folder / _CONFIG), str(folder)):
+            generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    except UntrustedError:
+        raise
     except EncoderError as error:
         raise EncoderError(f"{folder} needs the encoder that it was trained with: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -188,13 +193,6 @@ def bundle_digest(folder: str | Path) -> str:
         with (Path(folder) / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
-
-
-def _overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    rows: list[str] = []
-    for key, value in tree.items():
-        rows += _overrides(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={value}"]
-    return rows
 
 
 def _card(generator: Generator, facts: Mapping[str, Any]) -> str:

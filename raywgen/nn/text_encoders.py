@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
 
-HUB = "hf:"
+from raywgen.trust import HUB, check_address
+
 KINDS = ("words", "bytes", "hf:NAME")
 _WORD = re.compile(r"\w+")
 
@@ -135,6 +136,7 @@ class HubTextEncoder(nn.Module):
 
     Raises:
         TextEncoderError: `transformers` is not installed, or there is no such text model.
+        UntrustedError: It came as data, and the user did not name it; see `raywgen.trust`.
     """
 
     def __init__(self, told: str, width: int) -> None:
@@ -180,6 +182,7 @@ class HubTextEncoder(nn.Module):
 
 def _load_hub(told: str) -> tuple[Any, Any]:
     """Tokenizer and model, in eval mode."""
+    check_address(told, "text_encoder")
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
@@ -188,8 +191,9 @@ def _load_hub(told: str) -> tuple[Any, Any]:
         ) from error
     name = told.removeprefix(HUB)
     try:
-        # Safetensors alone: the older files of the hub are pickles.
-        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, use_safetensors=True)
+        # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except Exception as error:  # The hub's client raises errors of several libraries.
         raise TextEncoderError(
             f"text_encoder={told} cannot be loaded ({error}); check the name and the connection"

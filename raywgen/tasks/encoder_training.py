@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raywgen.locks import only_one
 from raywgen.nn.precision import autocast, check_precision, resolved
 from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
@@ -32,6 +31,7 @@ from raywgen.tasks.image_tasks import classes_of, images_of
 from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.subsets import class_subset
+from raywgen.trust import entry_point
 
 OnProgress = Callable[[int, int, str], None]
 _WAY, _NUM_QUERY = 5, 15  # Of a validation episode.
@@ -111,6 +111,7 @@ class EncoderConfig:
         return {"name": "conv4", "in_channels": self.channels, "width": self.width, "image_size": self.size}
 
 
+@entry_point
 def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) -> EncoderCard:
     """Trains an encoder into `config.out`, unless a finished one of the same config is there.
 
@@ -124,17 +125,11 @@ def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) 
     Raises:
         TaskError: The images are not there, or their classes do not suffice.
         EncoderError: The folder cannot be written, or training diverged.
-        InUseError: Another process works on the folder.
     """
     if (finished := _finished(config)) is not None:
         return finished
     if not config.path:
         raise EncoderError("path is empty: name the images, for instance path=omniglot-background.parquet")
-    with only_one(config.out):
-        return _finished(config) or _train(config, on_progress)
-
-
-def _train(config: EncoderConfig, on_progress: OnProgress | None) -> EncoderCard:
     begin = time.monotonic()
     data = images_of(config.path, config.size, config.channels, None)
     training = _Training(config, data)

@@ -29,10 +29,10 @@ from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.networks.images import as_images
 from raywgen.tasks.texts import find_files
+from raywgen.trust import HUB, StoredRecipe, check_address
 from raywgen.weights.safetensors_writer import safetensors_bytes
 
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
-HUB = "hf:"
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:\w+")
 _SEED = 0
 
@@ -150,8 +150,11 @@ def load_encoder(told: str) -> FrozenEncoder:
 
     Raises:
         EncoderError: There is no such encoder, or it is damaged.
+        UntrustedError: It names a package or an address that the user did not; see `raywgen.trust`.
     """
     kind = encoder_kind(told)
+    if kind != "import":
+        check_address(told, "encoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         return _LOAD[kind](told)
@@ -246,7 +249,7 @@ def _load_folder(told: str) -> FrozenEncoder:
     content = _read(told, WEIGHTS)
     if hashlib.sha256(content).hexdigest() != expected:
         raise EncoderError(f"{told}/{WEIGHTS} is damaged: its sum is not that of {CARD}; train or copy it again")
-    module = build_network(card.network)
+    module = build_network(StoredRecipe.of(card.network, f"{told}/{CARD}"))
     try:
         module.load_state_dict(safetensors.torch.load(content))
     except (SafetensorError, RuntimeError) as error:
@@ -275,8 +278,10 @@ def _load_hub(told: str) -> FrozenEncoder:
         raise EncoderError(f"encoder '{told}' needs transformers; install it by `pip install raywgen[hub]`") from error
     name = told.removeprefix(HUB)
     try:
-        # Safetensors alone: the older files of the hub are pickles.
-        model, info = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.
+        model, info = AutoModel.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except Exception as error:  # The hub's client raises errors of several libraries.
         raise EncoderError(f"encoder '{told}' cannot be loaded ({error}); check the name and the connection") from error
     vision = getattr(model, "vision_model", model)

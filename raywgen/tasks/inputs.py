@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raywgen.tasks.image_tasks import input_statistics, pixel_statistics
 from raywgen.tasks.images import normalise
+from raywgen.trust import check_recipe, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,12 @@ def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
     if inner.get("name") not in ("images", "episode", "feature-episode"):
         return None
     size, channels = inner.get("size"), inner.get("channels")
-    told = "mean" in inner and "std" in inner
-    mean, std = (
-        pixel_statistics(inner["mean"], inner["std"]) if told else input_statistics(inner["path"], size, channels)
-    )
+    if "mean" in inner and "std" in inner:
+        mean, std = pixel_statistics(inner["mean"], inner["std"])
+    else:
+        with reading(getattr(recipe, "source", "")):
+            check_recipe(recipe, "task")
+        mean, std = input_statistics(inner["path"], size, channels)
     return InputForm(
         size=size,
         channels=channels,

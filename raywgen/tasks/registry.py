@@ -15,6 +15,7 @@ from raywgen.tasks.digits import digits_subset
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import episode_task, image_task
 from raywgen.tasks.text_tasks import text_task
+from raywgen.trust import check_recipe, reading
 
 INSTRUCTION = "instruction"
 TASKS: dict[str, Callable[..., Task]] = {
@@ -35,8 +36,11 @@ def build_task(recipe: Mapping[str, Any]) -> Task:
 
     Raises:
         TaskError: The name is unknown (the nearest is named) or the arguments are refused.
+        UntrustedError: It names a package or an address that the user did not; see `raywgen.trust`.
     """
-    return _build(json.dumps(dict(recipe), sort_keys=True))
+    with reading(getattr(recipe, "source", "")):
+        check_recipe(recipe, "task")
+        return _build(json.dumps(dict(recipe), sort_keys=True))
 
 
 @lru_cache(maxsize=16384)

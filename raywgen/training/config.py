@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, load_config
+from raywgen.config import ConfigError, merge_config, read_yaml, stored_config
 from raywgen.generators import UnknownMethodError, method
 from raywgen.nn.precision import check_precision
 
@@ -79,16 +80,22 @@ def _generator_config(schema: type[Any], given: Any) -> Any:
         return schema()
     if not isinstance(given, dict):
         raise ValueError(f"generator: holds a group of keys, not {given!r}")
-    overrides = [f"{key}={value}" for key, value in _flatten(given).items()]
     try:
-        return load_config(schema, None, overrides)
+        return merge_config(schema, [("the command line", given)])
     except ConfigError as error:
         raise ValueError(f"generator: {error}") from error
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+def read_train_config(path: str | Path) -> TrainConfig:
+    """The config that a run folder holds, every value as it stands there.
+
+    Raises:
+        ConfigError: The file is missing, or holds no config of a run.
+    """
+    content = read_yaml(path)
+    try:
+        schema = method(str(content.get("method", TrainConfig.method))).config
+    except UnknownMethodError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    generator = stored_config(schema, content.get("generator") or {}, f"{path}: generator")
+    return stored_config(TrainConfig, content | {"generator": generator}, str(path))

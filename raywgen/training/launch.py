@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,20 @@ from typing import Any
 
 import torch
 
-from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.config import ConfigError, save_config, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import ENCODER, build_generator
-from raywgen.locks import only_one
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
-from raywgen.training.config import TrainConfig
+from raywgen.training.config import TrainConfig, read_train_config
 from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, knows_tasks, measure_references
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
 from raywgen.training.loop import BUNDLE, Checkpoints, LocalCheckpoints, Progress, Run, train_run
 from raywgen.training.runlog import read_metrics
+from raywgen.trust import entry_point, trusted, trusting
 from raywgen.weights import ReferenceTable
 
 OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
@@ -48,6 +47,7 @@ _POLL_SECONDS = 0.5
 _VALIDATION_SEED = 5
 
 
+@entry_point
 def launch(
     configs: Sequence[TrainConfig], on_progress: OnProgress | None = None, *, until: float = 1.0, start: str = ""
 ) -> None:
@@ -64,7 +64,6 @@ def launch(
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
         CorpusError: The corpus cannot be read.
         ClusterError: The cluster has no room for the workers and never will.
-        InUseError: Another process works on a run folder.
     """
     _check(configs)
     left = [config for config in configs if not _is_done(config)]
@@ -75,27 +74,24 @@ def launch(
     references, data = measure_references(corpus), data_spec(corpus)
     if not knows_tasks(corpus):
         _refuse_tasks(left, corpus, references, data)
-    with ExitStack() as stack:
-        for config in left:
-            stack.enter_context(only_one(config.out))
-        _check(left)  # Whoever held a folder a moment ago may have begun another run there.
-        inputs = _inputs(corpus)
-        for config in left:
-            save_config(config, Path(config.out) / CONFIG)
-            if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
-                copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
-        facts = [_facts(config, inputs) for config in left]
-        with _Watcher(left, on_progress, references, data):
-            if left[0].num_workers == 0:
-                _train_here(left, facts, corpus, references, data, until, start)
-            else:
-                _train_on_ray(left, facts, corpus, references, data, until, start)
+    inputs = _inputs(corpus)
+    for config in left:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        save_config(config, Path(config.out) / CONFIG)
+        if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
+            copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
+    facts = [_facts(config, inputs) for config in left]
+    with _Watcher(left, on_progress, references, data):
+        if left[0].num_workers == 0:
+            _train_here(left, facts, corpus, references, data, until, start)
+        else:
+            _train_on_ray(left, facts, corpus, references, data, until, start)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         kept = Path(config.out) / CONFIG
-        if kept.is_file() and _identity(load_config(TrainConfig, kept)) != _identity(config):
+        if kept.is_file() and _identity(read_train_config(kept)) != _identity(config):
             raise ConfigError(
                 f"{config.out} holds a run with another config ({kept}); give another `out`, or delete the folder"
             )
@@ -230,6 +226,7 @@ def _train_on_ray(
             "data": data,
             "until": until,
             "start": absolute(start) if start else "",
+            "trust": trusted(),
         },
         torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
@@ -280,6 +277,11 @@ class _RayCheckpoints:
 
 def worker_loop(payload: dict[str, Any]) -> None:
     """What runs on every Ray Train worker; importable, so that it is not pickled by value."""
+    with trusting(*payload["trust"]):
+        _train_worker(payload)
+
+
+def _train_worker(payload: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 

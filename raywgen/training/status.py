@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, load_config
-from raywgen.training.config import TrainConfig
+from raywgen.config import ConfigError
+from raywgen.training.config import TrainConfig, read_train_config
 from raywgen.training.launch import CONFIG
 from raywgen.training.loop import BUNDLE, STAGES
 from raywgen.training.runlog import METRICS, read_metrics
@@ -71,7 +71,7 @@ def run_status(out: str | Path) -> RunStatus:
     folder = Path(out)
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{out} holds no run ({CONFIG} is missing); give the `out` of `raywgen train`")
-    config = load_config(TrainConfig, folder / CONFIG)
+    config = read_train_config(folder / CONFIG)
     rows = read_metrics(folder)
     done = (folder / BUNDLE / "generator.json").is_file()
     names = list(dict.fromkeys(row["stage"] for row in rows))

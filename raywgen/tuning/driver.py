@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.config import ConfigError, read_stored_config, save_config, to_yaml
 from raywgen.locks import only_one
 from raywgen.progress import Reporter
 from raywgen.training.session import ray_session
+from raywgen.trust import entry_point, named_in, trusted, trusting
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.live import LiveTable
 from raywgen.tuning.pipeline import Pipeline
@@ -42,6 +43,7 @@ _RAY = "ray"
 _MOST_FAILURES = 2
 
 
+@entry_point
 def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     """Searches, and leaves the best config, a table, a report and TensorBoard's files in `config.out`.
 
@@ -63,7 +65,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     settings = settings_everywhere(config)
     if config.scheduler == "pbt":
         check_knobs(pipeline)
-    with only_one(settings.out):
+    with trusting(*named_in(pipeline.base)), only_one(settings.out):
         _keep_config(config)
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
@@ -92,7 +94,7 @@ def _keep_config(config: TuneConfig) -> None:
     def identity(told: TuneConfig) -> str:
         return to_yaml(replace(told, num_trials=8, max_steps=0, max_concurrent=0))
 
-    if kept.is_file() and identity(load_config(TuneConfig, kept)) != identity(config):
+    if kept.is_file() and identity(read_stored_config(TuneConfig, kept)) != identity(config):
         raise ConfigError(f"{config.out} holds another search ({kept}); give another `out`, or delete the folder")
     save_config(config, kept)
 
@@ -157,7 +159,7 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
         if settings.scheduler == "asha":
             search["scheduler"] = RecordedASHA(settings, log)
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(run_trial, settings=settings, pipeline=pipeline),
+        ray_tune.with_parameters(run_trial, settings=settings, pipeline=pipeline, trust=trusted()),
         ray_tune.PlacementGroupFactory([{"CPU": 1}]),
     )
     return ray_tune.Tuner(

@@ -19,6 +19,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.locks import waiting
 from raywgen.training import BUNDLE, DivergedError, TrainConfig, TrainingError, launch, pause_folder, read_metrics
+from raywgen.trust import trusting
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.objective import check_corpus, judge
 from raywgen.tuning.pipeline import Pipeline, Plan
@@ -29,14 +30,20 @@ _PAUSE = "pause.json"
 _LOCK = "lock"
 
 
-def run_trial(told: dict[str, Any], settings: TuneConfig, pipeline: Pipeline) -> None:
+def run_trial(told: dict[str, Any], settings: TuneConfig, pipeline: Pipeline, trust: tuple[str, ...] = ()) -> None:
     """What Ray Tune runs.
 
     Args:
         told: `trial`, its name, and `knobs`, their values.
         settings: The search; paths mean the same on every node.
         pipeline: Of the search.
+        trust: What recipes may name, as `trusting` takes it.
     """
+    with trusting(*trust):
+        _run_trial(told, settings, pipeline)
+
+
+def _run_trial(told: dict[str, Any], settings: TuneConfig, pipeline: Pipeline) -> None:
     from ray import tune
 
     torch.set_num_threads(1)  # As many as a trial holds CPUs.

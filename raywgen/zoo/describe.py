@@ -22,6 +22,7 @@ from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.describe import describe
 from raywgen.tasks import TaskError, build_network, build_task
 from raywgen.tasks.networks import network_recipe
+from raywgen.trust import named_in, trusting
 from raywgen.weights import Layout
 from raywgen.zoo.plan import task_facts
 
@@ -49,10 +50,13 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
     content = _read(Path(path))
     corpus = Corpus.open(location)
     recipes = {str(name): network_recipe(told) for name, told in content["networks"].items()}
-    for network in corpus.networks.values():
-        if network.name in recipes:
-            _check(network.name, recipes[network.name], network.layout)
-    tasks = [_task(str(task_id), told, path, num_condition_samples, seed) for task_id, told in content["tasks"].items()]
+    with trusting(*named_in(content)):
+        for network in corpus.networks.values():
+            if network.name in recipes:
+                _check(network.name, recipes[network.name], network.layout)
+        tasks = [
+            _task(str(task_id), told, path, num_condition_samples, seed) for task_id, told in content["tasks"].items()
+        ]
     return describe(location, tasks, recipes)
 
 

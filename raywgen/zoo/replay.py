@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from omegaconf import OmegaConf
 
+from raywgen.config import stored_config
 from raywgen.corpus import Corpus, CorpusError
+from raywgen.corpus.corpus import MANIFEST
 from raywgen.tasks import Recorded, build_network, build_task, fit
 from raywgen.weights import StateDict
 from raywgen.zoo.config import ZooConfig
@@ -69,8 +70,7 @@ def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, Stack, int]:
     if "zoo" not in recipe:
         raise CorpusError(f"{corpus.location} was not made by `raywgen zoo train`; only a zoo can be trained again")
     content = recipe["zoo"] | {"stack_size": recipe["stack_size"]}
-    loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ZooConfig), content))
-    assert isinstance(loaded, ZooConfig)
+    loaded = stored_config(ZooConfig, content, f"{corpus.location}/{MANIFEST}")
     rows = corpus.select(trajectory_id=trajectory_id)
     if rows.num_rows == 0 or "stack" not in rows.column_names:
         raise CorpusError(f"{corpus.location} holds no trajectory '{trajectory_id}'; see its facts")

@@ -12,6 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from raywgen.trust import trusted, trusting
+
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 OnNews = Callable[[str], None]
@@ -43,10 +45,12 @@ def over_ray(
     yield from _Crew(work, units, name_of, on_news or (lambda told: None)).work()
 
 
-def _reporting(work: Callable[[Any], Any], unit: Any) -> Iterator[Any]:
+def _reporting(work: Callable[[Any], Any], unit: Any, trust: tuple[str, ...]) -> Iterator[Any]:
     """First word that a worker has begun, then its result."""
     yield None
-    yield work(unit)
+    with trusting(*trust):
+        result = work(unit)
+    yield result
 
 
 class _Crew:
@@ -94,7 +98,7 @@ class _Crew:
             raise WorkersLostError(self._given_up)
 
     def _start(self, place: int) -> None:
-        self._under_way[self._task.remote(self._work, self._units[place])] = place
+        self._under_way[self._task.remote(self._work, self._units[place], trusted())] = place
 
     def _start_waiting(self) -> None:
         if self._waiting and not self._given_up:

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import DataSpec
-from raywgen.generators.bundle import load_bundle, save_bundle
+from raywgen.generators.bundle import BundleError, load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, PriorConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
+from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks import build_network
 from raywgen.tasks.encoders import EncoderCard, EncoderError, save_encoder
 from raywgen.tasks.networks import Conv4
 from raywgen.training import TrainConfig, launch
+from raywgen.trust import trusting
 from tests.builders import condition, igpg, igpg_config, layout_of, noise_for, references, train, weight_batch
 
 HERE = "tests.generators.test_data_encoder"
@@ -146,8 +148,13 @@ def test_a_bundle_finds_an_encoder_by_its_import_path(told: IGPG, tmp_path: Path
 def test_a_missing_encoder_is_named(told: IGPG, tmp_path: Path) -> None:
     save_bundle(told, tmp_path, {})
     path = tmp_path / "generator.json"
-    path.write_text(path.read_text().replace(f"{HERE}:Halves", "gone.away:Halves"))
-    with pytest.raises(EncoderError, match=r"needs the encoder that it was trained with.*gone\.away:Halves"):
+    content = unseal(path.read_bytes())
+    content["config"]["prior"]["data_encoder"] = "gone.away:Halves"
+    path.write_text(sealed_json(content))
+    with (
+        trusting("gone"),
+        pytest.raises(EncoderError, match=r"needs the encoder that it was trained with.*gone\.away:Halves"),
+    ):
         load_bundle(tmp_path)
 
 
@@ -178,7 +185,7 @@ def test_a_bundle_holds_a_copy_of_an_encoder_in_a_folder(conv4: str, tmp_path: P
 def test_a_damaged_copy_is_named(conv4: str, tmp_path: Path) -> None:
     save_bundle(on_images(conv4), tmp_path / "bundle", {})
     (tmp_path / "bundle" / "data_encoder" / "encoder.safetensors").write_bytes(b"")
-    with pytest.raises(EncoderError, match="is damaged"):
+    with pytest.raises(BundleError, match="is damaged"):
         load_bundle(tmp_path / "bundle")
 
 

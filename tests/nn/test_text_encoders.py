@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from raywgen.nn.text_encoders import ByteEncoder, TextEncoderError, WordEncoder, build_text_encoder
+from raywgen.trust import trusting
 
 WIDTH = 16
 TEXTS = ["Is the digit one of 1, 4, 7?", "zwölf Bäume", "", "Is the digit one of 1, 4, 7 or 9? " * 20]
@@ -27,6 +29,12 @@ torch.manual_seed(0)
 encoder = WordEncoder(8)
 print(encoder(["Is the digit one of 1, 4, 7?", "zwölf Bäume", ""]).detach().numpy().tobytes().hex())
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_word(tmp_path: Path) -> Iterator[None]:
+    with trusting(f"hf:{tmp_path}", "hf:bert"):
+        yield
 
 
 def test_hashed_words_are_the_same_in_another_process() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raywgen.tasks.encoders import (
     save_encoder,
 )
 from raywgen.tasks.networks import Conv4
+from raywgen.trust import trusting
 
 NETWORK = {"name": "conv4", "in_channels": 1, "width": 4, "image_size": 16}
 HERE = "tests.tasks.test_encoders"
@@ -41,6 +43,12 @@ def conv4(seed: int = 0) -> Conv4:
 def folder(tmp_path: Path) -> str:
     save_encoder(conv4().state_dict(), card(), str(tmp_path / "encoder"))
     return str(tmp_path / "encoder")
+
+
+@pytest.fixture(autouse=True)
+def _own_word(tmp_path: Path) -> Iterator[None]:
+    with trusting(f"hf:{tmp_path}", "hf:facebook", "pathlib"):
+        yield
 
 
 class Corner(nn.Module):
@@ -132,7 +140,7 @@ def test_what_is_told_says_how_it_is_read(told: str, kind: str) -> None:
         ("", 16, "encoder is empty; give a folder"),
         ("no/such/folder", 16, "no encoder in 'no/such/folder'.*encoder train"),
         (f"{HERE}:Nothing", 16, "cannot import"),
-        ("pathlib:Path", 16, "not an nn.Module"),
+        ("pathlib:Path", 16, "is no subclass of torch.nn.Module"),
         (f"{HERE}:Corner", 17, "does not take samples of 17 values"),
         (f"{HERE}:Unflat", 16, r"makes \[2, 1, 4, 4\] of 2 samples"),
         (f"{HERE}:NotANumber", 16, "NaN or infinite features"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import inspect
 import json
 import re
@@ -23,6 +22,7 @@ from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
 from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
+from raywgen.trust import check_recipe, import_class, reading
 
 INPUT_SHAPE = "input_shape"
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -44,7 +44,7 @@ _PLAIN = re.compile(r"[\w.+-]*")
 
 
 def build_network(recipe: Mapping[str, Any]) -> nn.Module:
-    """Builds `{"name": NAME, **arguments}`; NAME is of the registry, or `package.module:Class`.
+    """Builds `{"name": NAME, **arguments}`; NAME is of the registry, or `package.module:Class`, an `nn.Module`.
 
     Tasks hand over flattened samples; `input_shape: [C, H, W]` in a recipe makes images of them first, for a module
     that does not do so itself.
@@ -53,16 +53,17 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         TaskError: The name is unknown (the nearest is named), cannot be imported, or refuses its arguments.
+        UntrustedError: It names a package or an address that the user did not; see `raywgen.trust`.
     """
     name, arguments = _split(recipe)
-    build = _builder(name)
-    try:
-        module = build(**arguments)
-    except TypeError as error:
-        known = ", ".join(_parameters(build)) or "no arguments"
-        raise TaskError(f"network '{name}' does not take {arguments}: {error}; it takes {known}") from error
-    if not isinstance(module, nn.Module):
-        raise TaskError(f"network '{name}' gives a {type(module).__name__}, not an nn.Module")
+    with reading(getattr(recipe, "source", "")):
+        check_recipe(arguments, "network")
+        build = _builder(name)
+        try:
+            module = build(**arguments)
+        except TypeError as error:
+            known = ", ".join(_parameters(build)) or "no arguments"
+            raise TaskError(f"network '{name}' does not take {arguments}: {error}; it takes {known}") from error
     if shape := recipe.get(INPUT_SHAPE):
         module.register_forward_pre_hook(partial(_reshape, tuple(shape)))
     return module
@@ -91,9 +92,11 @@ def network_name(recipe: Mapping[str, Any]) -> str:
 
     Raises:
         TaskError: The recipe's name is unknown or cannot be imported.
+        UntrustedError: It names a package that the user did not.
     """
     name, arguments = _split(recipe)
-    order = _parameters(_builder(name))
+    with reading(getattr(recipe, "source", "")):
+        order = _parameters(_builder(name))
     parts, is_bare, is_whole = [name.rpartition(":")[2]], True, True
     for place, key in enumerate(sorted(arguments, key=lambda key: (key not in order, order.get(key, 0), key))):
         value = arguments[key]
@@ -141,11 +144,10 @@ def _builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _import(path: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(f"cannot import network '{path}': {error}") from error
+        return import_class(path, nn.Module, "network")
+    except (ImportError, TypeError) as error:
+        raise TaskError(f"cannot import network '{path}': {error}; give a class that is an nn.Module") from error
 
 
 def _parameters(build: Callable[..., nn.Module]) -> dict[str, int]:

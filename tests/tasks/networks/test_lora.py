@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from raywgen.tasks import (
 )
 from raywgen.tasks.networks import LoRANetwork
 from raywgen.tasks.networks.lora import adapted_weight, merge
+from raywgen.trust import trusting
 from tests.tasks.networks.measures import num_parameters, without_gradient
 
 MLP = {"name": "mlp", "widths": [12, 8, 6, 3]}
@@ -40,6 +41,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "convolutions and head": (RESNET, {"rank": 3, "targets": ["layer3.*conv", "^linear"], "train_head": ["bias"]}, 64),
     "transformer": (VIT, {"rank": 4, "targets": ["qkv", "patch_embed"], "train_head": ["^head", "cls"]}, 64),
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_word() -> Iterator[None]:
+    with trusting("raywgen.tasks.networks"):
+        yield
+
+
 each_case = pytest.mark.parametrize("case", CASES)
 
 

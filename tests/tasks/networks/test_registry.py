@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,6 +9,13 @@ from torch import nn
 
 from raywgen.tasks import TaskError, build_network, network_name, stacked_logits
 from raywgen.tasks.networks import NETWORKS
+from raywgen.trust import trusting
+
+
+@pytest.fixture(autouse=True)
+def _own_word() -> Iterator[None]:
+    with trusting("torch", "pathlib", "no.such"):
+        yield
 
 
 def test_an_mlp_has_the_asked_widths_and_ends_in_logits() -> None:
@@ -41,7 +49,7 @@ def test_a_network_by_import_path() -> None:
         ({"name": "mlp", "widths": [2]}, "at least two positive widths"),
         ({"name": "torch.nn:NoSuchLayer"}, "cannot import network 'torch.nn:NoSuchLayer'"),
         ({"name": "no.such.package:Net"}, "cannot import network 'no.such.package:Net'"),
-        ({"name": "pathlib:Path"}, "not an nn.Module"),
+        ({"name": "pathlib:Path"}, "is no subclass of torch.nn.Module"),
     ],
 )
 def test_recipes_that_build_nothing_say_why(recipe: dict[str, object], message: str) -> None:
