@@ -45,10 +45,9 @@ def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path: Path) -> None
     with another_process(folder) as holder:
         for _ in range(2):  # Whoever asks does not wipe away what the holder said of itself.
             told = refusal(folder)
-        assert told.startswith(
-            f"{folder} is in use: `-c {folder}` (process {holder.pid} on {os.uname().nodename}, since "
-        )
-        assert told.endswith("wait until it has ended, or give another out")
+            process = f"(process {holder.pid} on {os.uname().nodename}, since 20"
+            assert told.startswith(f"{folder} is in use: `-c {folder}` {process}")
+            assert told.endswith("wait until it has ended, or give another out")
         with only_one(tmp_path / "runs" / "b"):
             pass
 

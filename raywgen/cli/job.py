@@ -31,9 +31,13 @@ def submit(
     runtime_env: Annotated[
         str | None, typer.Option(help="YAML of what nodes install first, such as cluster/runtime_env.yaml.")
     ] = None,
+    send: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A file (or variable) that may go although it looks like a secret; repeat."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
 ) -> None:
-    """Send a job, after a look at cluster, token, room and the size of what is sent.
+    """Send a job, after a look at cluster, token, room, and the size and secrets of what is sent.
 
     raywgen job submit --address http://127.0.0.1:8265 train configs/igpg/digits.yaml num_workers=8 out=/mnt/raywgen/a
 
@@ -42,11 +46,15 @@ def submit(
     """
     from raywgen.cluster.connect import connect
     from raywgen.cluster.submit import Job
-    from raywgen.cluster.submit import submit as send
+    from raywgen.cluster.submit import submit as submit_job
 
     client = connect(address)
-    told = Job(name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env)
-    job_id = send(client, told)
+    told = Job(name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env, send=send or [])
+    submitted = submit_job(client, told)
+    job_id = submitted.id
+    if submitted.left_out:
+        names = escape(", ".join(submitted.left_out))
+        out.print(f"not sent, as secrets are kept there (send one by --send PATH): {names}", soft_wrap=True)
     out.print(f"{job_id}: {escape(told.entrypoint())}", highlight=False, soft_wrap=True)
     where = f" --address {address}" if address else ""
     out.print(f"watch: raywgen job status{where} {job_id}; stop: raywgen job stop{where} {job_id}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raywgen.cluster.network import CLUSTER_LABEL, job_clusters
 from raywgen.cluster.preflight import STORAGE_LABEL
 from raywgen.cluster.settings import RenderConfig
 from raywgen.training.capacity import GROUP_LABEL, write_group
@@ -34,7 +35,7 @@ def ray_cluster(cluster: RenderConfig) -> dict[str, Any]:
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": _metadata(cluster),
-        "spec": _cluster_spec(cluster),
+        "spec": _cluster_spec(cluster, cluster.name),
     }
 
 
@@ -51,7 +52,7 @@ def ray_job(cluster: RenderConfig, entrypoint: str, runtime_env: str) -> dict[st
             "preRunningDeadlineSeconds": _SECONDS_TO_START,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": cluster.idle_seconds,
-            "rayClusterSpec": _cluster_spec(cluster),
+            "rayClusterSpec": _cluster_spec(cluster, job_clusters(cluster)),
         },
     }
 
@@ -68,12 +69,15 @@ def _metadata(cluster: RenderConfig) -> dict[str, str]:
     return {"name": cluster.name, "namespace": cluster.namespace}
 
 
-def _cluster_spec(cluster: RenderConfig) -> dict[str, Any]:
+def _cluster_spec(cluster: RenderConfig, name: str) -> dict[str, Any]:
     cpus = {"cpu": str(cluster.cpus)}
     groups = [_group(cluster, "cpu", cluster.min_nodes, cpus | {"memory": cluster.memory})]
     if cluster.max_gpu_nodes:
         has = cpus | {"memory": cluster.gpu_memory, "nvidia.com/gpu": str(cluster.gpus)}
         groups.append(_group(cluster, "gpu", 0, has))
+    head = _pod(cluster, "ray-head", cluster.image_of("cpu"), dict(_HEAD))
+    for template in (head, *(group["template"] for group in groups)):
+        template["metadata"] = {"labels": {CLUSTER_LABEL: name}}
     return {
         "rayVersion": cluster.ray_version,
         "enableInTreeAutoscaling": True,
@@ -82,7 +86,7 @@ def _cluster_spec(cluster: RenderConfig) -> dict[str, Any]:
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0"},  # The head schedules; it trains nothing.
             "labels": head_labels(cluster),
-            "template": _pod(cluster, "ray-head", cluster.image_of("cpu"), dict(_HEAD)),
+            "template": head,
         },
         "workerGroupSpecs": groups,
     }

@@ -14,6 +14,7 @@ import yaml
 
 from raywgen.cluster.kuberay import ray_cluster, ray_job, storage_claim
 from raywgen.cluster.launcher import aws, on_premise
+from raywgen.cluster.network import network_policies
 from raywgen.cluster.settings import RenderConfig
 from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
@@ -23,9 +24,14 @@ _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _IN_THE_IMAGE = {"ray", "pyarrow", "numpy"}
 _HEADERS: dict[str, list[str]] = {
     "storage.yaml": ["Storage that every node sees: corpora, run folders and, for RayJobs, the code."],
+    "network.yaml": [
+        "Who reaches the cluster: its own pods every port, those of namespace {namespace} and KubeRay's operator the",
+        "dashboard. What its pods reach: one another, DNS, and TCP ports {egress_ports} outside, but not the address",
+        "by which clouds give a machine's credentials. It holds where the network plugin enforces policies.",
+    ],
     "raycluster.yaml": [
         "A Ray cluster for raywgen on Kubernetes, with KubeRay 1.6 or newer, which adds readiness and liveness probes:",
-        "  kubectl apply -n {namespace} -f storage.yaml -f raycluster.yaml",
+        "  kubectl apply -n {namespace} -f storage.yaml -f network.yaml -f raycluster.yaml",
         "  kubectl port-forward -n {namespace} service/{name}-head-svc 8265",
         "  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(kubectl get secret -n {namespace} {secret} "
         "-o jsonpath='{{.data.auth_token}}' | base64 -d)",
@@ -34,6 +40,7 @@ _HEADERS: dict[str, list[str]] = {
     "rayjob.yaml": [
         "A training run with a cluster of its own, which goes when the run ends. The code lies at {code},",
         "for instance by `kubectl cp . POD:/mnt/raywgen/code` through any pod that mounts the storage:",
+        "  kubectl apply -n {namespace} -f storage.yaml -f network.yaml",
         "  kubectl create -n {namespace} -f rayjob.yaml",
         "Created again after a failure or a stop, it goes on from the last checkpoint of `out`.",
     ],
@@ -74,13 +81,18 @@ def render(
     environment = {"pip": requirements()}
     files: dict[str, Any] = {
         "storage.yaml": storage_claim(cluster),
+        "network.yaml": network_policies(cluster),
         "raycluster.yaml": ray_cluster(cluster),
         "rayjob.yaml": ray_job(cluster, entrypoint, _dump(environment | {"working_dir": cluster.code})),
         "runtime_env.yaml": environment,
         "onprem.yaml": on_premise(cluster),
         "aws.yaml": aws(cluster),
     }
-    told = vars(cluster) | {"arguments": f"train {arguments}", "secret": cluster.token_secret or cluster.name}
+    told = vars(cluster) | {
+        "arguments": f"train {arguments}",
+        "secret": cluster.token_secret or cluster.name,
+        "egress_ports": ", ".join(map(str, cluster.egress_ports)),
+    }
     return {name: _header(name, told) + _dump(content) for name, content in files.items()}
 
 

@@ -31,6 +31,9 @@ class RenderConfig:
         token_secret: Secret whose key `auth_token` holds the cluster's token; empty lets the operator draw one.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for corpora at s3:// addresses.
         service_account: Kubernetes service account whose role may read those, in place of a secret.
+        dashboard_namespaces: Namespaces, beside the cluster's own, whose pods may reach its dashboard and job server.
+        egress_ports: TCP ports by which nodes reach what lies outside: object storage, package indexes, and the
+            Kubernetes API, by which the autoscaler adds nodes. Add that of a storage server of your own.
         code: Where a RayJob finds the code: a folder that nodes mount, or a zip file's URI.
         head_ip: Of the on-premise head node.
         worker_ips: Of the on-premise worker nodes.
@@ -60,6 +63,8 @@ class RenderConfig:
     token_secret: str = ""
     s3_secret: str = ""
     service_account: str = ""
+    dashboard_namespaces: list[str] = field(default_factory=list)
+    egress_ports: list[int] = field(default_factory=lambda: [80, 443, 6443])
     code: str = "local:///mnt/raywgen/code"
     head_ip: str = "192.0.2.10"
     worker_ips: list[str] = field(default_factory=lambda: ["192.0.2.11", "192.0.2.12"])

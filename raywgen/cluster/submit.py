@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from raywgen.cluster.outgoing import check_outgoing
 from raywgen.cluster.working_dir import check_working_dir
 from raywgen.reach import ClusterError
 
@@ -33,35 +34,51 @@ class Job:
         arguments: All that follows, as the script takes it.
         working_dir: Sent to every node; the script lies in its `jobs/`.
         runtime_env: YAML file of what nodes have to install first; none where they have it all.
+        send: Files, environment variables and keys of arguments that may go although they look like secrets.
     """
 
     name: str
     arguments: Sequence[str] = field(default_factory=list)
     working_dir: str = "."
     runtime_env: str | None = None
+    send: Sequence[str] = field(default_factory=list)
 
     def entrypoint(self) -> str:
         """The command that runs on the cluster."""
         return shlex.join(["python", f"jobs/{self.name}.py", *self.arguments])
 
 
-def submit(client: JobSubmissionClient, job: Job) -> str:
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that was sent.
+
+    Attributes:
+        id: By which it is asked for.
+        left_out: Files of the working directory that were not sent, because secrets are kept under such names.
+    """
+
+    id: str
+    left_out: list[str]
+
+
+def submit(client: JobSubmissionClient, job: Job) -> Submitted:
     """Checks a job and sends it.
 
-    Returns:
-        The id by which it is asked for.
-
     Raises:
-        ClusterError: There is no such script, the working directory is too large, or the cluster has no room.
+        ClusterError: There is no such script, the working directory is too large, a secret would go along, or the
+            cluster has no room.
         ConfigError: A training run's settings are wrong.
     """
     from raywgen.cluster.preflight import check_job  # Knows the settings of runs, and so brings torch.
 
     _check_script(job)
-    check_working_dir(job.working_dir)
+    environment = _environment(job.runtime_env)
+    check_working_dir(job.working_dir, excludes=environment.get("excludes") or [])
+    outgoing = check_outgoing(job.working_dir, environment, job.arguments, job.send)
     check_job(client, job.name, job.arguments, job.working_dir)
-    environment = _environment(job.runtime_env) | {"working_dir": job.working_dir}
-    return client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
+    environment |= {"working_dir": job.working_dir, "excludes": outgoing.excludes}
+    job_id = client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
+    return Submitted(job_id, outgoing.left_out)
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> str:
@@ -113,7 +130,15 @@ def _environment(path: str | None) -> dict[str, Any]:
         return {}
     if not Path(path).is_file():
         raise ClusterError(f"runtime environment {path} does not exist; the shipped one is cluster/runtime_env.yaml")
-    return yaml.safe_load(Path(path).read_text())
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClusterError(
+            f"runtime environment {path} is no YAML ({error}); cluster/runtime_env.yaml is one"
+        ) from error
+    if not isinstance(content, dict):
+        raise ClusterError(f"runtime environment {path} must hold `key: value` lines, such as cluster/runtime_env.yaml")
+    return content
 
 
 def _metadata(job: Job) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raywgen.reach import ClusterError
@@ -16,13 +17,17 @@ _MIB = 2**20
 _NAMED = 3
 
 
-def uploaded_files(folder: str | Path) -> dict[str, int]:
+def uploaded_files(folder: str | Path, excludes: Sequence[str] = ()) -> dict[str, int]:
     """Relative path and size in bytes of each file that Ray would pack.
 
     Ray packs without compression, so the sum is the size of the package but for its table of contents.
+
+    Args:
+        folder: The working directory.
+        excludes: Patterns of the runtime environment, which hold beside those of ignore files.
     """
     from ray._private import ray_constants
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    from ray._private.runtime_env.packaging import _dir_travel
 
     root = Path(folder).absolute()
     found: dict[str, int] = {}
@@ -31,14 +36,26 @@ def uploaded_files(folder: str | Path) -> dict[str, int]:
         if path.is_file():
             found[str(path.relative_to(root))] = path.stat().st_size
 
-    excludes = [_get_excludes(root, ray_constants.get_runtime_env_default_excludes())]
+    ignores = [matcher(root, [*ray_constants.get_runtime_env_default_excludes(), *excludes])]
     include_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(root, excludes, note, include_gitignore=include_gitignore, logger=logging.getLogger("raywgen.quiet"))
+    _dir_travel(root, ignores, note, include_gitignore=include_gitignore, logger=logging.getLogger("raywgen.quiet"))
     return found
 
 
-def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB) -> int:
+def matcher(folder: str | Path, patterns: Sequence[str]) -> Callable[[Path], bool]:
+    """Tells whether patterns, written as in `.gitignore`, name a path in a folder; it is Ray's own function."""
+    from ray._private.runtime_env.packaging import _get_excludes
+
+    return _get_excludes(Path(folder), list(patterns))
+
+
+def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB, excludes: Sequence[str] = ()) -> int:
     """Refuses a working directory that is too large to be sent with every job.
+
+    Args:
+        folder: The working directory.
+        max_mib: Size that is refused beyond.
+        excludes: Patterns of the runtime environment.
 
     Returns:
         Bytes that will be packed.
@@ -48,7 +65,7 @@ def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB) -> int:
     """
     if not Path(folder).is_dir():
         raise ClusterError(f"working directory {folder} is no folder; give --working-dir, such as a clone of raywgen")
-    files = uploaded_files(folder)
+    files = uploaded_files(folder, excludes)
     total = sum(files.values())
     if total > max_mib * _MIB:
         ignored = Path(folder) / ".rayignore"

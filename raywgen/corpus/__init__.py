@@ -4,7 +4,7 @@ from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.chunk_stream import ChunkBatch, ChunkStream
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.errors import CorpusError, DamagedFileError, MissingFileError, UnknownFactError
+from raywgen.corpus.errors import ChangedCorpusError, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
 from raywgen.corpus.facts import CheckpointFacts, NetworkFacts, TaskFacts
 from raywgen.corpus.mixed_stream import MixedStream
 from raywgen.corpus.order import Cursor
@@ -15,6 +15,7 @@ from raywgen.corpus.verify import Damage, verify_corpus
 
 __all__ = [
     "BuildConfig",
+    "ChangedCorpusError",
     "CheckpointFacts",
     "ChunkBatch",
     "ChunkStream",

@@ -268,7 +268,7 @@ def _batches(corpus: Corpus, ends: pa.Table) -> Iterator[pa.Table]:
 
 def _match(corpus: Corpus, symmetry: Symmetry, ends: pa.Table, reference: str, seed: int) -> dict[Key, Aligned]:
     layout = corpus.layout(ends.column("layout_id")[0].as_py())
-    states = layout.unpack(corpus.packed(ends, check=True))
+    states = layout.unpack(corpus.packed(ends))
     found = match_weights(symmetry, corpus.state_dict(reference), states, seed)
     ids = ends.column("checkpoint_id").to_pylist()
     return {

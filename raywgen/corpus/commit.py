@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus, manifest_checksum
+from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import (
     CHECKPOINT_SCHEMA,
@@ -26,6 +25,7 @@ from raywgen.corpus.facts import (
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.sealed import sealed_json
 
 
 def commit_corpus(
@@ -74,10 +74,7 @@ def commit_corpus(
         "files": files,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    # Read back as it will be read: numbers and keys compare as JSON has them.
-    manifest = json.loads(json.dumps(manifest))
-    manifest["checksum"] = manifest_checksum(manifest)
-    storage.write_all({**contents, MANIFEST: json.dumps(manifest, indent=1).encode()})
+    storage.write_all({**contents, MANIFEST: sealed_json(manifest, indent=1).encode()})
     return Corpus.open(root)
 
 

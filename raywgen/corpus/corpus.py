@@ -12,9 +12,9 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -26,7 +26,14 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.cache import local_copy
-from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
+from raywgen.corpus.errors import (
+    RESTORE,
+    ChangedCorpusError,
+    CorpusError,
+    DamagedFileError,
+    MissingFileError,
+    UnknownFactError,
+)
 from raywgen.corpus.facts import (
     QUARANTINE_SCHEMA,
     NetworkFacts,
@@ -34,9 +41,21 @@ from raywgen.corpus.facts import (
     tasks_from_table,
 )
 from raywgen.corpus.query import filter_facts
-from raywgen.corpus.shards import Shard, ShardView, num_blocks, read_block, read_shard, row_sums
+from raywgen.corpus.shards import (
+    WEIGHTS,
+    RowCheck,
+    Shard,
+    ShardView,
+    checkpoint_ids,
+    num_blocks,
+    packed_tensor,
+    read_block,
+    read_shard,
+    row_sums,
+)
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.sealed import SealError, unseal
 from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout, StateDict
 
@@ -65,6 +84,7 @@ class Corpus:
         self.storage = storage
         self.manifest = manifest
         self._opened: dict[str, ShardView] = {}
+        self._checks: dict[tuple[str, object], RowCheck] = {}
         try:
             self.shards = [Shard(**row) for row in manifest["shards"]]
             networks = [_with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
@@ -83,12 +103,22 @@ class Corpus:
         Raises:
             MissingFileError: There is no corpus, or a file of it is missing.
             DamagedFileError: The manifest cannot be read, facts were changed, or a shard is truncated.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
             CorpusError: The corpus has another schema version.
         """
         storage = Storage.at(location)
         manifest = read_manifest(storage)
         corpus = cls(storage, manifest)
-        for shard in corpus.shards:
+        try:
+            corpus._look_through()
+        except (DamagedFileError, MissingFileError) as error:
+            raise corpus._cause(error) from error
+        return corpus
+
+    def _look_through(self) -> None:
+        """Sizes and facts."""
+        storage = self.storage
+        for shard in self.shards:
             size = storage.size(shard.path)
             if size is None:
                 raise MissingFileError(f"{storage.name}/{shard.path} is missing; {RESTORE}")
@@ -97,8 +127,22 @@ class Corpus:
                     f"{storage.name}/{shard.path} has {size} bytes, the manifest says {shard.num_bytes}; {RESTORE}"
                 )
         # Reading them compares their checksums: wrong facts are refused before anything is selected by them.
-        _ = corpus.facts, corpus.tasks
-        return corpus
+        _ = self.facts, self.tasks
+
+    def _cause(self, error: CorpusError) -> CorpusError:
+        """The error itself, or that the corpus is no longer the one that was opened."""
+        try:
+            is_same = read_manifest(self.storage) == self.manifest
+        except MissingFileError:
+            return ChangedCorpusError(
+                f"{self.location} was deleted, or is being rebuilt, while it was read; "
+                "run the same command again when it is there"
+            )
+        except CorpusError as other:
+            return other
+        if is_same:
+            return error
+        return ChangedCorpusError(f"{self.location} was rebuilt while it was read; run the same command again")
 
     @cached_property
     def quarantine(self) -> pa.Table:
@@ -178,16 +222,16 @@ class Corpus:
                 yield ids[start], facts.slice(start, end - start)
                 start = end
 
-    def packed(self, facts: pa.Table, *, check: bool = False) -> Tensor:
+    def packed(self, facts: pa.Table) -> Tensor:
         """Packed weights uint8 `(N, P)` of checkpoints of one layout, in the table's order.
 
         Args:
             facts: Rows of `facts`; a column `stored_id` holds the ids in the shards where they were changed.
-            check: Compare each checkpoint's checksum.
 
         Raises:
             CorpusError: The table is empty, or holds checkpoints of several layouts.
-            DamagedFileError: A shard cannot be read, or holds other checkpoints than the facts say.
+            DamagedFileError: A shard cannot be read, or a checkpoint's bytes are not those that were written.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         layout_ids = set(facts.column("layout_id").to_pylist())
         if len(layout_ids) != 1:
@@ -201,25 +245,13 @@ class Corpus:
         for path in dict.fromkeys(shard_N.tolist()):
             wanted = np.flatnonzero(shard_N == path)
             out_NP[wanted] = self._read_rows(path, row_N[wanted], id_N[wanted], layout)
-        if check:
-            self._check_sums(facts, out_NP)
         return out_NP
-
-    def _check_sums(self, facts: pa.Table, packed_NP: Tensor) -> None:
-        for index, (found, wanted) in enumerate(zip(row_sums(packed_NP), facts.column("sha256"), strict=True)):
-            if found != wanted.as_py():
-                path, name = facts.column("shard")[index].as_py(), facts.column("checkpoint_id")[index].as_py()
-                raise DamagedFileError(
-                    f"{self.location}/{path}: checkpoint '{name}' has another checksum than its facts; {RESTORE}"
-                )
 
     def _read_rows(self, path: str, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
         view = self.view(path, layout)
         stored = np.array(view.ids, dtype=object)
         if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
-            raise DamagedFileError(
-                f"{self.location}/{path} does not hold checkpoint '{id_N[0]}' and others where the facts say; {RESTORE}"
-            )
+            raise self._failure(path, f"does not hold checkpoint '{id_N[0]}' and others where the facts say")
         # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
         return view.rows(row_N)
 
@@ -228,17 +260,61 @@ class Corpus:
 
         Raises:
             MissingFileError, DamagedFileError: It cannot be read.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         if path in self._opened:
             self._opened[path] = self._opened.pop(path)
-        else:
-            try:
-                self._opened[path] = ShardView(read_shard(*local_copy(self.storage, self._shard_at[path])), layout)
-            except DamagedFileError as error:
-                raise DamagedFileError(f"{self.location}/{path}: {error}") from error
-            if len(self._opened) > _OPENED_SHARDS:
-                del self._opened[next(iter(self._opened))]
+            return self._opened[path]
+        try:
+            table = read_shard(*local_copy(self.storage, self._shard_at[path]))
+            self._opened[path] = ShardView(table, layout, self._row_check(path))
+        except MissingFileError as error:
+            raise self._cause(error) from error
+        except DamagedFileError as error:
+            raise self._cause(DamagedFileError(f"{self.location}/{path}: {error}")) from error
+        if len(self._opened) > _OPENED_SHARDS:
+            del self._opened[next(iter(self._opened))]
         return self._opened[path]
+
+    def checked_block(self, block: pa.Table) -> tuple[list[str], Tensor]:
+        """Ids and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
+
+        Raises:
+            DamagedFileError: A checkpoint's bytes are not those that were written.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
+        """
+        layout = self.layout(block.column("layout_id")[0].as_py())
+        ids, packed_NP = checkpoint_ids(block, layout), packed_tensor(block, layout)
+        for checkpoint_id, found in zip(ids, row_sums(packed_NP), strict=True):
+            if self._sum_of.get(checkpoint_id) != found:
+                raise self._failure(WEIGHTS, f"checkpoint '{checkpoint_id}' has another checksum than its facts")
+        return ids, packed_NP
+
+    @cached_property
+    def _sum_of(self) -> dict[str, str]:
+        """Checkpoint id -> SHA-256."""
+        return dict(zip(*(self.facts.column(name).to_pylist() for name in ("checkpoint_id", "sha256")), strict=True))
+
+    @cached_property
+    def _sums_by_shard(self) -> dict[str, pa.Table]:
+        """Path -> row and SHA-256 of its checkpoints, in the order of rows."""
+        facts = self.facts.select(["shard", "row", "sha256"]).sort_by([("shard", "ascending"), ("row", "ascending")])
+        found, start = {}, 0
+        for told in pc.value_counts(facts.column("shard")).to_pylist():
+            found[told["values"]] = facts.slice(start, told["counts"])
+            start += told["counts"]
+        return found
+
+    def _row_check(self, path: str) -> RowCheck:
+        """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
+        key = path, self.storage.version(path)
+        if key not in self._checks:
+            sums = self._sums_by_shard.get(path, self.facts.slice(0, 0)).column("sha256").to_pylist()
+            self._checks[key] = RowCheck(sums, partial(self._failure, path))
+        return self._checks[key]
+
+    def _failure(self, path: str, reason: str) -> CorpusError:
+        return self._cause(DamagedFileError(f"{self.location}/{path}: {reason}; {RESTORE}"))
 
     def values(self, facts: pa.Table) -> Tensor:
         """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
@@ -258,7 +334,7 @@ class Corpus:
         return self._state(facts)
 
     def _state(self, facts: pa.Table) -> StateDict:
-        packed_1P = self.packed(facts, check=True)
+        packed_1P = self.packed(facts)
         return self.layout(facts.column("layout_id")[0].as_py()).unpack(packed_1P[0])
 
     def base_values(self, layout_id: str) -> Tensor | None:
@@ -291,8 +367,11 @@ class Corpus:
             CorpusError: No checkpoint is of these splits.
         """
         for shard in self.shards_of(splits):
-            for index in range(num_blocks(self.storage, shard.path)):
-                yield read_block(self.storage, shard.path, shard.layout_id, index)
+            try:
+                for index in range(num_blocks(self.storage, shard.path)):
+                    yield read_block(self.storage, shard.path, shard.layout_id, index)
+            except (DamagedFileError, MissingFileError) as error:
+                raise self._cause(error) from error
 
     def shards_of(self, splits: Sequence[str]) -> list[Shard]:
         """The shards with a checkpoint of these splits; a shard holds one split, so all of it is wanted.
@@ -356,7 +435,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
             "make one by `raywgen corpus build` or `raywgen zoo train`"
         )
     try:
-        manifest = json.loads(storage.read(MANIFEST))
+        text = storage.read(MANIFEST)
+        manifest = json.loads(text)
         version = manifest["schema_version"]
         missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
     except (ValueError, KeyError, TypeError) as error:
@@ -368,11 +448,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         )
     if missing:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} lacks {sorted(missing)}; {RESTORE}")
-    if manifest.pop("checksum") != manifest_checksum(manifest):
-        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: it has another checksum; {RESTORE}")
-    return manifest
-
-
-def manifest_checksum(manifest: Mapping[str, Any]) -> str:
-    """Of all that the manifest says."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    try:
+        return unseal(text)
+    except SealError as error:
+        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: {error}; {RESTORE}") from error

@@ -65,7 +65,7 @@ def write_corpus(
     for part in parts:
         for group in _groups(part):
             layout = part.corpus.layout(group.column("layout_id")[0].as_py())
-            packed_NP = part.corpus.packed(group, check=True)
+            packed_NP = part.corpus.packed(group)
             if part.change is not None:
                 packed_NP = part.change(group, packed_NP)
             name = hashlib.sha256(f"{len(shards)}/{group.column('checkpoint_id')[0]}".encode()).hexdigest()[:12]

@@ -15,6 +15,10 @@ class DamagedFileError(CorpusError):
     """A file that is truncated, has another checksum, or cannot be parsed."""
 
 
+class ChangedCorpusError(CorpusError):
+    """A corpus that was deleted or rebuilt by somebody else while it was read."""
+
+
 class UnknownFactError(KeyError):
     """A query names a fact that checkpoints do not have."""
 

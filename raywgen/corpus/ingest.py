@@ -242,7 +242,7 @@ class _Reader:
             self._corpora[location] = corpus, {name: index for index, name in enumerate(ids)}
         corpus, rows = self._corpora[location]
         row = corpus.facts.slice(rows[stored_id], 1)
-        packed_1P = corpus.packed(row, check=True)
+        packed_1P = corpus.packed(row)
         layout = corpus.layout(row.column("layout_id")[0].as_py())
         return PackedCheckpoint(layout, packed_1P[0].numpy(), row.column("key_prefix")[0].as_py() or "")
 

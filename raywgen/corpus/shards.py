@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,18 +245,56 @@ def _write_ipc(sink: Any, checkpoint_ids: list[str], packed_NP: Tensor, layout: 
             writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), column], schema=_SCHEMA))
 
 
+class RowCheck:
+    """Compares each checkpoint of a shard with its checksum, once.
+
+    Args:
+        sums: SHA-256 of each checkpoint, by row.
+        failure: The error to raise, told in words what is wrong.
+    """
+
+    def __init__(self, sums: Sequence[str], failure: Callable[[str], Exception]) -> None:
+        self._sums, self._failure = sums, failure
+        self._is_whole_N = np.zeros(len(sums), dtype=bool)
+
+    def unseen(self, row_N: np.ndarray) -> np.ndarray:
+        """Those of the rows that were never compared, each once.
+
+        Raises:
+            CorpusError: The facts know fewer checkpoints.
+        """
+        if len(row_N) and row_N.max() >= len(self._sums):
+            raise self._failure(
+                f"holds {row_N.max() + 1} checkpoints or more, of which the facts know {len(self._sums)}"
+            )
+        new_N = row_N[~self._is_whole_N[row_N]]
+        return np.unique(new_N) if len(new_N) else new_N
+
+    def compare(self, row_N: np.ndarray, packed: Sequence[Tensor], ids: Sequence[str]) -> None:
+        """Compares packed weights, one uint8 `(P,)` for each row; `ids` are those of all rows, for the message.
+
+        Raises:
+            CorpusError: One has another checksum.
+        """
+        for row, found_P in zip(row_N, packed, strict=True):
+            if hashlib.sha256(found_P.numpy().data).hexdigest() != self._sums[row]:
+                raise self._failure(f"checkpoint '{ids[row]}' has another checksum than its facts")
+            self._is_whole_N[row] = True
+
+
 class ShardView:
-    """A shard's weights where they lie, without a copy.
+    """A shard's weights where they lie, without a copy; every checkpoint is checked before it is first given out.
 
     Args:
         table: All of the shard.
         layout: Of its checkpoints.
+        check: Compares checkpoints with their checksums.
 
     Raises:
         DamagedFileError: A row has another length than the layout asks for.
     """
 
-    def __init__(self, table: pa.Table, layout: Layout) -> None:
+    def __init__(self, table: pa.Table, layout: Layout, check: RowCheck) -> None:
         pages = num_pages(layout)
         self.ids = checkpoint_ids(table, layout)
         chunks = [chunk for chunk in table.column("packed").chunks if len(chunk)]
@@ -264,14 +302,29 @@ class ShardView:
         self._words = [part.view(-1).view(torch.float32) for part in self._parts_NP]
         self._ends = np.cumsum([len(part) for part in self._parts_NP])
         self._words_per_row = layout.num_bytes // 4
+        self._check = check
+
+    def _checked(self, row_N: np.ndarray) -> None:
+        """Checks those that were never given out.
+
+        Raises:
+            DamagedFileError: One was changed since it was written.
+        """
+        if len(new := self._check.unseen(row_N)):
+            self._check.compare(new, [self._packed(int(row)) for row in new], self.ids)
 
     def packed(self, row: int) -> Tensor:
         """Bytes uint8 `(P,)` of a checkpoint, a view."""
+        self._checked(np.array([row]))
+        return self._packed(row)
+
+    def _packed(self, row: int) -> Tensor:
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._parts_NP[part][row - (self._ends[part - 1] if part else 0)]
 
     def rows(self, row_N: np.ndarray) -> Tensor:
         """A copy `(N, P)` of checkpoints."""
+        self._checked(row_N)
         out = torch.empty(len(row_N), self._words_per_row * 4, dtype=torch.uint8)
         part_N = np.searchsorted(self._ends, row_N, side="right")
         for part in np.unique(part_N):
@@ -288,6 +341,7 @@ class ShardView:
 
     def copy_words(self, row_B: np.ndarray, word_B: np.ndarray, out_BK: Tensor) -> None:
         """Copies stretches of float32 that begin at words of rows; rows must not fall from part to part."""
+        self._checked(row_B)
         part_B = np.searchsorted(self._ends, row_B, side="right")
         length = out_BK.shape[1]
         for part in np.unique(part_B):

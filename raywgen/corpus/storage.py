@@ -70,6 +70,16 @@ class Storage:
         info = self.filesystem.get_file_info(self.path(relative))
         return info.size if info.type == fs.FileType.File else None
 
+    def version(self, relative: str) -> object:
+        """Something that changes when a local file is replaced or written to."""
+        if not self.is_local:
+            return None
+        try:
+            found = os.stat(self.path(relative))
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def open(self, relative: str) -> pa.NativeFile:
         """Opens a file for random access; a local one is memory-mapped.
 

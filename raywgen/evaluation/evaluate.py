@@ -28,6 +28,7 @@ from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.igpg import IGPG
+from raywgen.locks import only_one
 from raywgen.tasks import build_task
 from raywgen.training.data import knows_tasks
 from raywgen.trust import entry_point
@@ -57,9 +58,20 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
         BundleError: The generator cannot be read.
         CorpusError: The corpus cannot be read.
         EvaluationError: The corpus has a layout that the generator was not trained on, or only weights are known.
+        InUseError: Another process works on `out`.
     """
     corpus = Corpus.open(config.corpus)
     generator = load_bundle(Path(config.generator) / "generator")
+    with only_one(config.out):
+        return _evaluate(config, corpus, generator, on_progress)
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    corpus: Corpus,
+    generator: Generator,
+    on_progress: Callable[[int, int, str], None] | None,
+) -> dict[str, Any]:
     rivals = _rivals(config)
     rows: list[dict[str, Any]] = []
     novelty: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
 from raywgen.evaluation.retrieve import nearest
 from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
+from raywgen.locks import only_one
 from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.trust import entry_point
 from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
@@ -85,6 +86,7 @@ def finetune(
     Raises:
         ConfigError: No such task, architecture or start.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
+        InUseError: Another process works on `out`.
     """
     corpus = Corpus.open(config.corpus)
     facts = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
@@ -95,10 +97,11 @@ def finetune(
         raise ConfigError(f"network={config.network}: not in {config.corpus}; see `raywgen corpus info`")
     trained = load(config.generator) if "generated" in config.start else None
     rows: list[dict[str, Any]] = []
-    for network in networks:
-        rows += _of_network(config, corpus, network, facts, trained, on_progress)
-    save_config(config, Path(config.out) / "config.yaml")
-    write_text(Path(config.out) / RESULT, json.dumps(rows, indent=1))
+    with only_one(config.out):
+        for network in networks:
+            rows += _of_network(config, corpus, network, facts, trained, on_progress)
+        save_config(config, Path(config.out) / "config.yaml")
+        write_text(Path(config.out) / RESULT, json.dumps(rows, indent=1))
     return rows
 
 

@@ -21,6 +21,7 @@ from raywgen.generation.fill import TrainedGenerator, bundle_folder, load
 from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
+from raywgen.locks import only_one
 from raywgen.trust import entry_point, trusted
 
 CONFIG = "config.yaml"
@@ -132,6 +133,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
         SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         UnfinishedError: `out` holds part of a run with other settings.
+        InUseError: Another process works on `out`.
         NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
 
     Warns:
@@ -144,15 +146,16 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     asked = ask(config, corpus, trained.generator)
     job = _job(config, asked)
     recipe = _recipe(config, job)
-    keeper = FileKeeper(config.out, job, recipe)
-    if config.into == "corpus":
-        told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])
-        keeper = CorpusKeeper(config.out, job, recipe, told, f"raywgen generate by {config.generator}")
-        if (existing := keeper.existing()) is not None:
-            return rows_of(existing)
-    rows = _keep_all(config, job, keeper, trained, on_progress)
-    if config.into == "files":
-        save_config(config, Path(config.out) / CONFIG)
+    with only_one(config.out):
+        keeper = FileKeeper(config.out, job, recipe)
+        if config.into == "corpus":
+            told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])
+            keeper = CorpusKeeper(config.out, job, recipe, told, f"raywgen generate by {config.generator}")
+            if (existing := keeper.existing()) is not None:
+                return rows_of(existing)
+        rows = _keep_all(config, job, keeper, trained, on_progress)
+        if config.into == "files":
+            save_config(config, Path(config.out) / CONFIG)
     _warn_of_unknown(job, rows, trained)
     return rows
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raywgen.locks import only_one
 from raywgen.nn.precision import autocast, check_precision, resolved
 from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
@@ -125,11 +126,17 @@ def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) 
     Raises:
         TaskError: The images are not there, or their classes do not suffice.
         EncoderError: The folder cannot be written, or training diverged.
+        InUseError: Another process works on the folder.
     """
     if (finished := _finished(config)) is not None:
         return finished
     if not config.path:
         raise EncoderError("path is empty: name the images, for instance path=omniglot-background.parquet")
+    with only_one(config.out):
+        return _finished(config) or _train(config, on_progress)
+
+
+def _train(config: EncoderConfig, on_progress: OnProgress | None) -> EncoderCard:
     begin = time.monotonic()
     data = images_of(config.path, config.size, config.channels, None)
     training = _Training(config, data)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raywgen.corpus import Corpus, CorpusError, checkpoint_ids, packed_tensor
+from raywgen.corpus import Corpus, CorpusError
 from raywgen.generators import DataSpec
 from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_few_shot
 from raywgen.tasks.blank import BLANK
@@ -66,8 +66,9 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
     for block in blocks:
         layout_id = block.column("layout_id")[0].as_py()
         layout = corpus.layout(layout_id)
-        values.setdefault(layout_id, []).append(layout.values(packed_tensor(block, layout)))
-        facts.setdefault(layout_id, []).extend(facts_of[name] for name in checkpoint_ids(block, layout))
+        ids, packed_NP = corpus.checked_block(block)
+        values.setdefault(layout_id, []).append(layout.values(packed_NP))
+        facts.setdefault(layout_id, []).extend(facts_of[name] for name in ids)
     return [
         LayoutRows(
             layout=network.layout,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.generators import DataSpec, Stage
 from raywgen.generators.bundle import ENCODER, build_generator
+from raywgen.locks import only_one
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
@@ -64,6 +66,7 @@ def launch(
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
         CorpusError: The corpus cannot be read.
         ClusterError: The cluster has no room for the workers and never will.
+        InUseError: Another process works on a run folder.
     """
     _check(configs)
     left = [config for config in configs if not _is_done(config)]
@@ -74,18 +77,21 @@ def launch(
     references, data = measure_references(corpus), data_spec(corpus)
     if not knows_tasks(corpus):
         _refuse_tasks(left, corpus, references, data)
-    inputs = _inputs(corpus)
-    for config in left:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-        save_config(config, Path(config.out) / CONFIG)
-        if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
-            copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
-    facts = [_facts(config, inputs) for config in left]
-    with _Watcher(left, on_progress, references, data):
-        if left[0].num_workers == 0:
-            _train_here(left, facts, corpus, references, data, until, start)
-        else:
-            _train_on_ray(left, facts, corpus, references, data, until, start)
+    with ExitStack() as stack:
+        for config in left:
+            stack.enter_context(only_one(config.out))
+        _check(left)  # Whoever held a folder a moment ago may have begun another run there.
+        inputs = _inputs(corpus)
+        for config in left:
+            save_config(config, Path(config.out) / CONFIG)
+            if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
+                copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
+        facts = [_facts(config, inputs) for config in left]
+        with _Watcher(left, on_progress, references, data):
+            if left[0].num_workers == 0:
+                _train_here(left, facts, corpus, references, data, until, start)
+            else:
+                _train_on_ray(left, facts, corpus, references, data, until, start)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:

@@ -13,6 +13,7 @@ from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.ingest import UNITS, journal
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
+from raywgen.locks import only_one
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
@@ -47,10 +48,20 @@ def train_zoo(
     Raises:
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
+        InUseError: Another process works on `root`.
         WorkersLostError: Workers die again and again, or do not start; the same command goes on with what is left.
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
+    with only_one(root):
+        # Whoever held the folder a moment ago may have finished it.
+        corpus = _existing(config, root)
+        return _train(config, root, on_progress, on_news, distributed) if corpus is None else corpus
+
+
+def _train(
+    config: ZooConfig, root: str, on_progress: Progress | None, on_news: OnNews | None, distributed: bool
+) -> Corpus:
     storage = Storage.at(root)
     ways = _ways(config, storage, on_news)
     plan = plan_zoo(config, ways)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from raywgen.corpus import (
+    ChangedCorpusError,
     Corpus,
     CorpusError,
     DamagedFileError,
@@ -23,7 +24,8 @@ from raywgen.corpus import (
     verify_corpus,
     write_shard,
 )
-from raywgen.corpus.shards import read_shard
+from raywgen.corpus.chunk_stream import ChunkStream
+from raywgen.corpus.shards import RowCheck, read_shard
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
 from tests.corpus import builders
@@ -97,6 +99,66 @@ def test_flipped_byte_is_found_and_named_with_its_checkpoint(root: Path) -> None
     with pytest.raises(DamagedFileError, match=r"narrow550.*restore"):
         corpus.state_dict("narrow550")
     builders.assert_same_bits(corpus.state_dict("narrow549"), builders.network(2, 549))
+
+
+READERS: dict[str, Callable[[Corpus], object]] = {
+    "packed": lambda corpus: corpus.packed(corpus.select(split="heldout")),
+    "values": lambda corpus: corpus.values(corpus.select(split="heldout")),
+    "stream": lambda corpus: list(chunks(corpus).epoch()),
+    "stream that reads ahead": lambda corpus: list(chunks(corpus, prefetch=2).epoch()),
+    "stream of ragged chunks": lambda corpus: list(chunks(corpus, chunk_length=5).epoch()),
+    "blocks": lambda corpus: [corpus.checked_block(block) for block in corpus.blocks(["heldout"])],
+}
+
+
+def chunks(corpus: Corpus, *, chunk_length: int = 8, prefetch: int = 0) -> ChunkStream:
+    return corpus.stream(chunk_length=chunk_length, batch_size=4, terms=["split=heldout"], prefetch=prefetch)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_no_reader_uses_a_flipped_weight(root: Path, read: Callable[[Corpus], object]) -> None:
+    read(Corpus.open(root))
+    state = builders.network(2, 2002)
+    flip_weight(root / "weights/c-held.arrow", Layout.from_state_dict(state).pack(state))
+    with pytest.raises(DamagedFileError, match=r"weights.*: checkpoint 'held2' has another checksum.*restore it"):
+        read(Corpus.open(root))
+
+
+def test_checkpoints_are_compared_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, compared = Corpus.open(root), []
+    compare = RowCheck.compare
+    monkeypatch.setattr(
+        RowCheck, "compare", lambda self, rows, *more: (compared.extend(rows), compare(self, rows, *more))
+    )
+    for _ in range(2):
+        list(chunks(corpus).epoch())
+        corpus.state_dict("held1")
+    assert sorted(compared) == [0, 1, 2, 3]
+
+
+def test_a_corpus_that_is_deleted_while_it_is_read_says_so(root: Path) -> None:
+    corpus = Corpus.open(root)
+    shutil.rmtree(root)
+    with pytest.raises(ChangedCorpusError, match=rf"{root} was deleted, or is being rebuilt, while it was read; run"):
+        list(chunks(corpus).epoch())
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_corpus_that_is_rebuilt_while_it_is_read_says_so(root: Path, read: Callable[[Corpus], object]) -> None:
+    corpus = Corpus.open(root)
+    shutil.rmtree(root)
+    held = builders.states("held", 4, 2, 7000)
+    shards = [builders.shard(root, "c-held", held, split="heldout")]
+    builders.commit(root, shards, [Layout.from_state_dict(held["held0"])])
+    with pytest.raises(ChangedCorpusError, match=rf"{root} was rebuilt while it was read; run the same command again"):
+        read(corpus)
+
+
+def test_a_shard_that_is_open_is_read_on_after_it_was_deleted(root: Path) -> None:
+    corpus = Corpus.open(root)
+    expected = corpus.packed(corpus.select(split="heldout"))
+    shutil.rmtree(root)
+    assert torch.equal(corpus.packed(corpus.select(split="heldout")), expected)
 
 
 def test_every_flipped_byte_is_found_and_none_crashes_a_reader(root: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
+from raywgen.sealed import sealed_json
 from raywgen.weights import StateDict
 from tests.corpus import builders
 
@@ -125,8 +126,6 @@ def test_any_entry_of_the_manifest_replaced(
     value: object, whole: Path, written: dict[str, StateDict], tmp_path: Path
 ) -> None:
     """With its checksum made right again, as by somebody who means it."""
-    from raywgen.corpus.corpus import manifest_checksum
-
     root = Path(shutil.copytree(whole, tmp_path / "corpus"))
     path = root / "manifest.json"
     original = json.loads(path.read_text())
@@ -139,6 +138,5 @@ def test_any_entry_of_the_manifest_replaced(
             owner = owner[key]
         owner[where[index][-1]] = value
         del changed["checksum"]
-        changed["checksum"] = manifest_checksum(changed)
-        path.write_text(json.dumps(changed))
+        path.write_text(sealed_json(changed))
         assert_refused_or_as_written(root, written)

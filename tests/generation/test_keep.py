@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on(zoo_corpus: Corpus, bundle: str, tmp_path: P
         settings = config(zoo_corpus, bundle, tmp_path / into, into=into, **SETTINGS)
         with pytest.raises(KeyboardInterrupt):
             generate(settings, stopping_after(6))
-        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / into).rglob("*") if path.is_file()}
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / into).rglob("[!.]*") if path.is_file()}
         with pytest.raises(UnfinishedError, match=r"2 blocks of a run with other settings.*delete .*units"):
             generate(dataclasses.replace(settings, seed=1))
         told: list[tuple[int, int]] = []

@@ -120,6 +120,43 @@ def test_order_matters_and_rotation_keeps_lengths(transformer: Transformer, x_BT
     torch.testing.assert_close(rotated.norm(dim=-1), heads.norm(dim=-1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_one_layer_knows_the_order_of_what_it_sees(x_BTH: Tensor, is_causal: bool) -> None:
+    """Without rotary positions the last output of a single layer is the same for every order of the others."""
+    torch.manual_seed(0)
+    transformer = Transformer(WIDTH, num_layers=1, num_heads=2, is_causal=is_causal).eval()
+    swapped_BTH = x_BTH[:, [1, 0, *range(2, LENGTH)]]
+    difference_BH = transformer(x_BTH)[:, -1] - transformer(swapped_BTH)[:, -1]
+    assert float(difference_BH.detach().abs().max()) > 1e-2
+
+
+def test_a_layer_is_attention_over_rotated_queries_and_keys_written_out() -> None:
+    """Against loops over heads and positions, with RoPE as multiplication of complex numbers (Su et al. 2021)."""
+    torch.manual_seed(0)
+    transformer = Transformer(WIDTH, num_layers=1, num_heads=2).double().eval()
+    (block,) = transformer.blocks
+    x_TH = torch.randn(5, WIDTH, dtype=torch.float64)
+    normed_TH = x_TH / (x_TH.square().mean(dim=1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt()
+    state = dict(block.named_parameters())
+    qkv = (normed_TH * state["attention_norm.weight"]) @ state["qkv.weight"].T
+    width = WIDTH // 2
+    heads = []
+    for head in range(2):
+        query, key, value = (qkv[:, part * WIDTH + head * width :][:, :width] for part in range(3))
+        angle = torch.outer(torch.arange(5.0), 10_000.0 ** (-torch.arange(0, width, 2) / width)).double()
+        turn = torch.polar(torch.ones_like(angle), angle)
+        query, key = (torch.complex(*part.chunk(2, dim=1)) * turn for part in (query, key))
+        rows = []
+        for place in range(5):
+            scores = torch.stack([(query[place] * key[k].conj()).real.sum() for k in range(place + 1)]) / width**0.5
+            rows.append(scores.softmax(dim=0) @ value[: place + 1])
+        heads.append(torch.stack(rows))
+    mixed_TH = x_TH + torch.cat(heads, dim=1) @ state["out.weight"].T
+    hidden_TH = mixed_TH + block.mlp(block.mlp_norm(mixed_TH))
+    # The angles are float32, as in the module: at most 5 rad.
+    torch.testing.assert_close(transformer(x_TH.unsqueeze(0))[0], transformer.norm(hidden_TH), rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_acts_in_training_only(x_BTH: Tensor) -> None:
     torch.manual_seed(0)
     transformer = Transformer(WIDTH, num_layers=1, num_heads=2, dropout=0.5)

@@ -129,9 +129,9 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
 
 
 def test_an_encoder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "encoder.safetensors").mkdir()
     with pytest.raises(EncoderError, match="cannot write the encoder"):
-        train_encoder(EncoderConfig(**TINY, out=str(tmp_path / "file" / "encoder")))
+        train_encoder(EncoderConfig(**TINY, out=str(tmp_path)))
 
 
 @pytest.mark.skipif(not OMNIGLOT.is_file(), reason="../shared/data is not there")

@@ -81,6 +81,14 @@ def test_conditions_and_queries_are_training_samples_of_the_networks_own_task(zo
             assert all((*x, y) in known for x, y in drawn)
 
 
+def test_a_query_is_drawn_apart_from_its_condition(zoo_corpus: Corpus) -> None:
+    """Both are drawn from a thousand samples: a few may meet by chance, not one in the same place after another."""
+    batch = order(rows_of(zoo_corpus)).batch(0, 32)
+    same_BS = (batch.condition.samples_BSF == batch.query.samples_BSF[:, :5]).all(dim=2)
+    assert same_BS.shape == (32, 5)
+    assert int(same_BS.sum()) < 8
+
+
 def test_references_normalise_training_networks_to_unit_scale(zoo_corpus: Corpus) -> None:
     for layout_id, (layout, reference) in measure_references(zoo_corpus).items():
         base = zoo_corpus.base_values(layout_id)

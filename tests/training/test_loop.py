@@ -16,7 +16,9 @@ from raywgen.generators import StageConfig
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
+from raywgen.training.engine import LocalEngine
 from raywgen.training.loop import LocalCheckpoints, Progress, learning_rate
+from raywgen.weights import KeyedNoise
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
 
@@ -104,6 +106,41 @@ def test_divergence_names_the_setting_to_lower(zoo_corpus: Corpus, tmp_path: Pat
     config.generator.tokenizer.learning_rate = 1e30
     with pytest.raises(DivergedError, match=r"generator\.tokenizer\.learning_rate"):
         launch([config])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_ends_training_at_once(
+    value: float, zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = LocalEngine.train_step
+
+    def broken_step(self: LocalEngine, *arguments: Any) -> dict[str, torch.Tensor]:
+        scalars = step(self, *arguments)
+        return scalars | {"loss": torch.full_like(scalars["loss"], value)}
+
+    monkeypatch.setattr(LocalEngine, "train_step", broken_step)
+    with pytest.raises(DivergedError, match=r"the loss of stage 'tokenizer' is (-?inf|nan) at step 0"):
+        launch([small_config(zoo_corpus, tmp_path)])
+
+
+def test_validation_draws_noise_of_its_own(zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, set[tuple[float, ...]]] = {"train_step": set(), "evaluate": set()}
+
+    def spy(name: str) -> None:
+        method = getattr(LocalEngine, name)
+
+        def noted(self: LocalEngine, batch: Any, noise: KeyedNoise, *rest: Any) -> Any:
+            drawn[name] |= set(map(tuple, noise.uniform(3).tolist()))
+            return method(self, batch, noise, *rest)
+
+        monkeypatch.setattr(LocalEngine, name, noted)
+
+    spy("train_step")
+    spy("evaluate")
+    launch([small_config(zoo_corpus, tmp_path)])
+    assert len(drawn["train_step"]) == 3 * 6 * 8
+    assert drawn["evaluate"]
+    assert drawn["evaluate"].isdisjoint(drawn["train_step"])
 
 
 def test_progress_round_trip(tmp_path: Path) -> None:

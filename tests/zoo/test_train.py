@@ -65,6 +65,6 @@ def test_another_recipe_is_refused_and_nothing_is_lost(trained: tuple[Path, list
 
 
 def test_a_worker_error_reaches_the_user(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(CorpusError, match="file"):
-        train_zoo(TINY_ZOO, str(tmp_path / "file"))
+    (tmp_path / "weights").write_text("no folder")
+    with pytest.raises(CorpusError, match="weights"):
+        train_zoo(TINY_ZOO, str(tmp_path))
