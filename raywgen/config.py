@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import io
 import re
 import types
 import typing
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.files import write_text
+from raywgen.inputs import UnusableFileError, read_yaml_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -169,12 +171,23 @@ def _explain(error: OmegaConfBaseException, source: str, key: str) -> str:
     return f"{source}: {getattr(error, 'full_key', None) or key}: {reason}"
 
 
+def load_yaml(path: str | Path) -> Any:
+    """The content of a YAML file, `${...}` resolved; OmegaConf's reader takes 1e-3 for a number, YAML 1.1 for a text.
+
+    Raises:
+        OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException: It cannot be read, or is no YAML.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(path))))
+    except RecursionError as error:
+        raise UnusableFileError(f"{path} is nested too deeply") from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist; shipped ones are in configs/")
     try:
-        # OmegaConf's reader takes 1e-3 for a number, as it does on the command line; YAML 1.1 says string.
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = load_yaml(path)
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read ({error}); it must hold `key: value` lines") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

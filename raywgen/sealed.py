@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raywgen.inputs import open_regular, parse_json
+
 CHECKSUM = "checksum"
 
 
@@ -38,7 +40,7 @@ def unseal(text: str | bytes, *, is_required: bool = True) -> dict[str, Any]:
         SealError: The text is no JSON object, has no checksum, or was changed since it was written.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:  # Bytes that are no UTF-8, too.
         raise SealError(str(error)) from error
     if not isinstance(content, dict):
@@ -58,6 +60,6 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def file_checksum(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

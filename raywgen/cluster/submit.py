@@ -14,6 +14,7 @@ import yaml
 
 from raywgen.cluster.outgoing import check_outgoing
 from raywgen.cluster.working_dir import check_working_dir
+from raywgen.inputs import read_yaml_text
 from raywgen.reach import ClusterError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _environment(path: str | None) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ClusterError(f"runtime environment {path} does not exist; the shipped one is cluster/runtime_env.yaml")
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(read_yaml_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterError(
             f"runtime environment {path} is no YAML ({error}); cluster/runtime_env.yaml is one"

@@ -25,7 +25,10 @@ def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
     """
     if storage.is_local:
         return storage, shard.path
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except OSError as error:
+        raise CorpusError(f"{storage.name}/{shard.path} cannot be copied: {error}") from error
     cache, name = Storage.at(folder), f"{shard.sha256}.arrow"
     if cache.size(name) == shard.num_bytes:
         return cache, name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -55,6 +54,8 @@ from raywgen.corpus.shards import (
 )
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
+from raywgen.parquet import bounded_table
 from raywgen.sealed import SealError, unseal
 from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout, StateDict
@@ -87,13 +88,15 @@ class Corpus:
         self._checks: dict[tuple[str, object], RowCheck] = {}
         try:
             self.shards = [Shard(**row) for row in manifest["shards"]]
+            _check_names(storage, [shard.path for shard in self.shards], [shard.sha256 for shard in self.shards])
+            _check_names(storage, list(manifest["files"].values()))
             networks = [_with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
             self.networks = {network.layout.id: network for network in networks}
             self._shard_at = {shard.path: shard for shard in self.shards}
             unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
             if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
                 raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, UnusableFileError) as error:
             raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
 
     @classmethod
@@ -265,6 +268,8 @@ class Corpus:
         if path in self._opened:
             self._opened[path] = self._opened.pop(path)
             return self._opened[path]
+        if path not in self._shard_at:
+            raise DamagedFileError(f"{self.location}: facts name a shard {path!r} that {MANIFEST} lacks; {RESTORE}")
         try:
             table = read_shard(*local_copy(self.storage, self._shard_at[path]))
             self._opened[path] = ShardView(table, layout, self._row_check(path))
@@ -415,7 +420,20 @@ class Corpus:
         if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
             raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
         # Without threads: a short process that ends while Arrow's are still starting is aborted now and then.
-        return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        try:
+            return bounded_table(pa.BufferReader(content), name)
+        except (UnusableFileError, pa.ArrowException, OSError) as error:
+            raise DamagedFileError(f"{self.location}/{name} cannot be read ({error}); {RESTORE}") from error
+
+
+def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
+    """Refuses files that lie outside of the corpus, and checksums that could be the name of any file."""
+    for name in names:
+        inside(name)
+        if storage.is_local:
+            check_stays(storage.root, name)
+    if wrong := [told for told in checksums if not isinstance(told, str) or not re.fullmatch("[0-9a-f]{64}", told)]:
+        raise UnusableFileError(f"{wrong[0]!r} is no checksum")
 
 
 FactsT = TypeVar("FactsT", NetworkFacts, TaskFacts)
@@ -436,7 +454,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         )
     try:
         text = storage.read(MANIFEST)
-        manifest = json.loads(text)
+        manifest = parse_json(text)
         version = manifest["schema_version"]
         missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
     except (ValueError, KeyError, TypeError) as error:

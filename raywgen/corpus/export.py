@@ -26,7 +26,7 @@ def export(
     written = []
     for facts, state in corpus.checkpoints(terms):
         path = out / f"{facts['checkpoint_id']}.safetensors"
-        if not path.resolve().is_relative_to(out.resolve()):
+        if "\0" in facts["checkpoint_id"] or not path.resolve().is_relative_to(out.resolve()):
             raise CorpusError(f"checkpoint '{facts['checkpoint_id']}' would be written outside of {out}; rename it")
         told = {name: str(value) for name, value in facts.items() if value is not None}
         save_state_dict({facts["key_prefix"] + name: tensor for name, tensor in state.items()}, path, told)

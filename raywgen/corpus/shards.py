@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raywgen.corpus.arrow_file import check_uncompressed
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import Storage
@@ -138,14 +139,13 @@ def read_shard(storage: Storage, path: str) -> pa.Table:
         DamagedFileError: It is truncated or no Arrow file.
     """
     with _naming(storage, path):
-        table = pa.ipc.open_file(storage.open(path)).read_all()
-        return _checked(table)
+        return _checked(_open(storage, path).read_all())
 
 
 def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Table:
     """One record batch of a shard, with its layout's id as a third column; raises as `read_shard` does."""
     with _naming(storage, path):
-        batch = pa.ipc.open_file(storage.open(path)).get_batch(index)
+        batch = _open(storage, path).get_batch(index)
         table = _checked(pa.Table.from_batches([batch]))
         return table.append_column("layout_id", pa.repeat(pa.scalar(layout_id), table.num_rows))
 
@@ -154,6 +154,12 @@ def num_blocks(storage: Storage, path: str) -> int:
     """Number of a shard's record batches; raises as `read_shard` does."""
     with _naming(storage, path), storage.open(path) as file:
         return pa.ipc.open_file(file).num_record_batches
+
+
+def _open(storage: Storage, path: str) -> pa.RecordBatchFileReader:
+    file = storage.open(path)
+    check_uncompressed(file)
+    return pa.ipc.open_file(file)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
+from raywgen.inputs import check_regular
 
 _BLOCK_BYTES = 1 << 22
 
@@ -88,6 +89,7 @@ class Storage:
         """
         try:
             if self.is_local:
+                check_regular(self.path(relative))
                 return pa.memory_map(self.path(relative))
             return self.filesystem.open_input_file(self.path(relative))
         except FileNotFoundError as error:

@@ -19,6 +19,7 @@ from raywgen.config import stored_config
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
+from raywgen.inputs import MAX_JSON_BYTES, read_regular
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
 from raywgen.trust import UntrustedError, reading
@@ -139,7 +140,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder} holds no {_CONFIG}: it is no generator; train one by `raywgen train`")
     try:
-        return unseal(path.read_bytes(), is_required=False)
+        return unseal(read_regular(path, MAX_JSON_BYTES), is_required=False)
     except (SealError, OSError) as error:
         raise BundleError(f"{path} is damaged ({error}); {_REMEDY}") from error
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.images import ImageData, channel_statistics, normalise
-from raywgen.weights.cache import FOLDER, cache_folder, load_bytes_array, store_bytes_array
+from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -151,7 +151,6 @@ def _cached(encoder: FrozenEncoder, recipe: list, num: int, blocks: Iterator[np.
             stored = store_bytes_array(name, (num, first.shape[1] * _BYTES), as_bytes)
         except OSError as error:
             raise TaskError(
-                f"features cannot be kept in {cache_folder()} ({error}); free some disk space, or name another folder "
-                f"by {FOLDER}"
+                f"features cannot be kept ({error}); free some disk space, or name another folder by {FOLDER}"
             ) from error
     return torch.from_numpy(stored.view(np.float32))

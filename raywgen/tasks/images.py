@@ -31,7 +31,7 @@ from torch import Tensor
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.texts import LabelledTable, class_names, find_files, open_tables
-from raywgen.weights.cache import FOLDER, cache_folder, load_bytes_array, store_bytes_array
+from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]
 Encoded = tuple[str, bytes]  # Where an image lies, in words, and the bytes of its file.
@@ -39,6 +39,11 @@ Encoded = tuple[str, bytes]  # Where an image lies, in words, and the bytes of i
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _ROWS_OF_A_BLOCK = 1024
 _ROWS_OF_A_THREAD = 128
+# Pillow would hand PostScript to another program, which runs it.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MAX_PIXELS = 1 << 26
+_PIXELS_OF_A_BYTE = 512
+"""Of a small file all the same up to 4 million: an even surface packs well."""
 _GREY_MODES = ("1", "L", "LA", "La")
 
 
@@ -231,6 +236,8 @@ class _FolderRows:
             for info in infos
             if info.path.lower().endswith(_ENDINGS) and PurePosixPath(info.path).parent.parent == PurePosixPath(root)
         ]
+        if strange := [info.path for info in pictures if not info.is_file]:
+            raise TaskError(f"{strange[0]} is no regular file; remove it")
         if not pictures:
             raise TaskError(
                 f"{root} holds no class folders with PNG or JPEG files; give a folder that does, or a Parquet file"
@@ -289,8 +296,7 @@ def _decoded(
         return store_bytes_array(name, (len(chosen_S), *first.shape[1:]), chain([first], blocks))
     except OSError as error:
         raise TaskError(
-            f"decoded images cannot be kept in {cache_folder()} ({error}); free some disk space, or name another "
-            f"folder by {FOLDER}"
+            f"decoded images cannot be kept ({error}); free some disk space, or name another folder by {FOLDER}"
         ) from error
 
 
@@ -326,10 +332,17 @@ def _decode_several(encoded: list[Encoded], *, size: int | None, channels: int |
     return [_decode(content, where, size, channels) for where, content in encoded]
 
 
+def _check_pixels_of(image: Image.Image, num_bytes: int) -> None:
+    pixels = image.width * image.height
+    if pixels > min(_MAX_PIXELS, max(1 << 22, _PIXELS_OF_A_BYTE * num_bytes)):
+        raise ValueError(f"{image.width}x{image.height} pixels from {num_bytes} bytes are not unpacked")
+
+
 def _decode(content: bytes, where: str, size: int | None, channels: int | None) -> np.ndarray:
     """Pixels uint8 `(C, H, W)` of one image."""
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        _check_pixels_of(image, len(content))
         if image.mode.startswith("I"):
             # Pillow clips 16-bit grey to 255 where it should scale it.
             image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))

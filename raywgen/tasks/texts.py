@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pyarrow import fs
 from torch import Tensor
 
+from raywgen.parquet import bounded_batches, open_parquet
 from raywgen.tasks.base import TaskError
 
 _ALL = "all"
@@ -133,7 +133,7 @@ class LabelledTable:
             TaskError: The file is damaged.
         """
         with _reading(self.info.path), self.filesystem.open_input_file(self.info.path) as file:
-            yield from pq.ParquetFile(file).iter_batches(num_rows, columns=columns, use_threads=False)
+            yield from bounded_batches(file, self.info.path, columns, num_rows)
 
     def values(self, column: str) -> list[Any]:
         """A whole column."""
@@ -205,7 +205,7 @@ def open_tables(path: str | os.PathLike[str]) -> list[LabelledTable]:
         if info.type == fs.FileType.Directory:
             raise TaskError(f"{info.path} is a folder; give a Parquet file or a glob such as {info.path}/*.parquet")
         with _reading(info.path), filesystem.open_input_file(info.path) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = open_parquet(file, info.path)
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         if num_rows == 0:
             raise TaskError(f"{info.path} has no rows; write it again, or leave it out")
@@ -232,6 +232,8 @@ def find_files(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, list[fs.Fil
             f"{where} cannot be reached ({error}); check the name and the connection, or download the file and give "
             "its local path"
         ) from error
+    if strange := [info.path for info in found if info.type == fs.FileType.Unknown]:
+        raise TaskError(f"{strange[0]} is a pipe, socket or device; give a file or a folder")
     if not found:
         raise TaskError(f"{where}: there is no such file or folder; check the path")
     return filesystem, found

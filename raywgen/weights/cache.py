@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,19 @@ FOLDER = "RAYWGEN_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder that `RAYWGEN_CACHE` names, else `raywgen-UID` beside temporary files; it need not be there yet."""
-    return Path(os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"raywgen-{os.getuid()}")
+    """The folder that `RAYWGEN_CACHE` names, else `raywgen-UID` beside temporary files; it need not be there yet.
+
+    Raises:
+        OSError: Another user made the folder beside temporary files, where anybody may, and could change what is in it.
+    """
+    if named := os.environ.get(FOLDER):
+        return Path(named)
+    folder = Path(tempfile.gettempdir()) / f"raywgen-{os.getuid()}"
+    with suppress(FileNotFoundError):
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+            raise PermissionError(f"{folder} is not a folder of your own; name another by {FOLDER}")
+    return folder
 
 
 def load_bytes_array(name: str) -> np.ndarray | None:

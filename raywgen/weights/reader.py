@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from raywgen.inputs import UnusableFileError, check_expansion, open_regular
 from raywgen.weights.errors import UnsafeFileError, WeightsError
 from raywgen.weights.layout import Layout, TensorSpec, kind_of
 from raywgen.weights.nested import find_state_dict, split_prefix
@@ -108,16 +109,23 @@ class WeightsReader:
         if path.suffix not in ("", *SUFFIXES):
             raise WeightsError(f"{path}: unknown kind of weights file; give {', '.join(SUFFIXES)}")
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 if path.suffix == ".safetensors":
                     return self._read_safetensors(file, path)
                 try:
                     return self._read_archive(file, path)
                 except NotPlainError:
                     check_entries(file, str(path))
-                    return pack(load_pickled(path), str(path))
+                    state = load_pickled(path)
+                    # A tensor may repeat one stored value without end.
+                    check_expansion(sum(map(_num_bytes, state.values())), path.stat().st_size, str(path))
+                    return pack(state, str(path))
         except FileNotFoundError as error:
             raise WeightsError(f"{path} does not exist; give {', '.join(SUFFIXES)}") from error
+        except UnusableFileError as error:
+            raise WeightsError(
+                f"{path} cannot be read ({error}); check the file and give a whole checkpoint, best as .safetensors"
+            ) from error
         except OSError as error:
             raise WeightsError(f"{path} cannot be read ({error}); check the file and its permissions") from error
 
@@ -156,6 +164,7 @@ class WeightsReader:
             self._keep("archive", content, plan)
         for key, num_bytes in plan.entries.items():
             archive.check_storage(key, num_bytes)
+        check_expansion(plan.layout.num_bytes, path.stat().st_size, str(path))
         packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
         out = packed_P.data
         storages: dict[str, memoryview] = {}
@@ -210,6 +219,11 @@ def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
     state = {name: _plain(tensor) for name, tensor in state.items()}
     layout = Layout.from_state_dict(state)
     return PackedCheckpoint(layout, layout.pack(state).numpy(), prefix)
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """Of all its values, written out."""
+    return tensor.numel() * tensor.element_size() if _is_dense(tensor) else 0
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
+from raywgen.inputs import UnusableFileError, check_zip
 from raywgen.weights.errors import WeightsError
 
 _LOCAL_HEADER_BYTES = 30
@@ -160,6 +161,7 @@ class TorchArchive:
             entries = zipfile.ZipFile(file).infolist()
         except Exception as error:  # damage makes zipfile raise nearly anything
             raise NotPlainError(str(error)) from error
+        check_zip(entries, self._size, source)
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise NotPlainError("an entry is compressed")
         roots = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
@@ -231,6 +233,7 @@ def check_entries(file: BinaryIO, source: str) -> None:
         return
     try:
         archive = zipfile.ZipFile(file)
+        check_zip(archive.infolist(), file.seek(0, io.SEEK_END), source)
         count = Counter(archive.namelist())
         # torch reads nothing of an entry marked as a folder, and perhaps another one of the same name.
         doubtful = (
@@ -239,6 +242,8 @@ def check_entries(file: BinaryIO, source: str) -> None:
             if count[entry.filename] > 1 or (entry.file_size and entry.external_attr & _FOLDER)
         )
         damaged = next(doubtful, None) or archive.testzip()
+    except UnusableFileError:
+        raise
     except Exception as error:  # damage makes zipfile raise nearly anything
         raise WeightsError(f"{source} is truncated or damaged ({error}); fetch it again") from error
     if damaged is not None:

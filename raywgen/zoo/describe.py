@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from raywgen.config import ConfigError
+from raywgen.config import ConfigError, load_yaml
 from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.describe import describe
 from raywgen.tasks import TaskError, build_network, build_task
@@ -62,7 +61,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = load_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give YAML with `tasks:` and `networks:`") from error
     if not isinstance(content, dict) or not content or not set(content) <= set(_PARTS):

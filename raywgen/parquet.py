@@ -1,0 +1,61 @@
+"""Reads Parquet files that others wrote, within bounds of what a file of their length can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raywgen.inputs import check_expansion
+
+_BATCH_BYTES = 64 << 20
+_LEAST_ROWS = 16
+_MOST_ROWS = 1 << 16
+_BYTES_OF_A_ROW = 8
+
+
+def open_parquet(source: pa.NativeFile, what: str) -> pq.ParquetFile:
+    """Opens a file whose footer does not claim far more than the file is long.
+
+    Args:
+        source: An open file.
+        what: Names it in the message.
+
+    Raises:
+        UnusableFileError: It claims more.
+        pyarrow.ArrowException: It is no Parquet file.
+    """
+    file = pq.ParquetFile(source)
+    metadata = file.metadata
+    # A constant column costs nothing in the file, and as much as any other once it is read.
+    check_expansion(metadata.num_rows * _BYTES_OF_A_ROW, source.size(), what)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    check_expansion(sum(max(group.total_byte_size, 0) for group in groups), source.size(), what)
+    return file
+
+
+def bounded_batches(
+    source: pa.NativeFile, what: str, columns: Sequence[str] | None = None, num_rows: int = _MOST_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """A file's rows in batches of at most `num_rows`; raises as `open_parquet`, also where it expands as it is read."""
+    file = open_parquet(source, what)
+    metadata, size = file.metadata, source.size()
+    chunks = [
+        metadata.row_group(group).column(column).total_uncompressed_size
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    # Each row may repeat the longest value of its column; in a long file, few of many rows can.
+    rows = max(_LEAST_ROWS, size >> 12, _BATCH_BYTES // max(1, *chunks, 1))
+    told = 0
+    for batch in file.iter_batches(min(rows, num_rows), columns=columns, use_threads=False):
+        told += batch.nbytes
+        check_expansion(told, size, what)
+        yield batch
+
+
+def bounded_table(source: pa.NativeFile, what: str) -> pa.Table:
+    """A whole file as one table; raises as `bounded_batches`."""
+    schema = pq.ParquetFile(source).schema_arrow
+    return pa.Table.from_batches(bounded_batches(source, what), schema).combine_chunks()
