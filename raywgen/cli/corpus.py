@@ -49,11 +49,26 @@ def build(
             with ray_session():
                 corpus = build_corpus(config, bar.named)
     print_info(corpus.info())
-    for row in corpus.quarantine.slice(0, 10).to_pylist():
-        told = escape(f"{row['file']}: {row['reason']}")
+    _print_aside(
+        corpus.quarantine.to_pylist(), corpus.manifest["recipe"].get("others", {}), f"{target}/quarantine.parquet"
+    )
+
+
+def _print_aside(rows: list[dict[str, str]], others: dict[str, int], table: str) -> None:
+    """Names the first refused checkpoints, and counts all that did not come in by reason."""
+    from raywgen.corpus.aside import counts_by_reason, is_refused
+
+    refused = [row for row in rows if is_refused(row)]
+    for row in refused[:10]:
+        told = escape(f"{row['file']}: {row['reason'].removeprefix(row['file']).lstrip(': ')}")
         out.print(f"[yellow]set aside[/yellow] {told}", highlight=False, soft_wrap=True)
-    if (more := corpus.quarantine.num_rows - 10) > 0:
-        out.print(f"... and {more} more, in {target}/quarantine.parquet")
+    if len(rows) > len(refused[:10]):
+        for reason, count in counts_by_reason(rows):
+            out.print(f"{count} {escape(reason)}", highlight=False, soft_wrap=True)
+        out.print(f"each is named in {table}", highlight=False, soft_wrap=True)
+    if others:
+        counted = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.items())
+        out.print(f"files that hold no weights: {escape(counted)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

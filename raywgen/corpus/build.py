@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
+from raywgen.corpus.aside import is_refused
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
@@ -57,16 +59,19 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
     if not config.sources:
         raise CorpusError("nothing to ingest; give at least one source")
     facts = FactsFile(config.facts)
-    checkpoints = [_with_facts(checkpoint, facts) for checkpoint in find_checkpoints(config.sources)]
+    found = find_checkpoints(config.sources)
+    checkpoints = [_with_facts(checkpoint, facts) for checkpoint in found.checkpoints]
     units = plan_units(checkpoints)
     storage = Storage.at(config.out)
-    recipe = {"ingest": hashlib.sha256(json.dumps([unit.name for unit in units]).encode()).hexdigest()}
+    aside = [row.to_row() for row in found.aside]
+    told = [[unit.name for unit in units], aside]
+    recipe: dict[str, Any] = {"ingest": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
     _work_off(units, config, storage, on_progress)
     stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
-    recipe |= {"sources": config.sources, "facts": config.facts}
-    corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored])
+    recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
+    corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
     _tidy(storage, corpus)
     return corpus
 
@@ -88,9 +93,10 @@ def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:
     corpus = Corpus.open(config.out)
     if corpus.manifest["recipe"].get("ingest") != recipe["ingest"]:
         raise CorpusError(
-            f"{config.out} already holds a corpus of other sources; give another folder, or join both by "
-            "`raywgen corpus merge`"
+            f"{config.out} already holds a corpus of other sources, or of these before files or facts changed; give "
+            "another folder, or join both by `raywgen corpus merge`"
         )
+    _refused(corpus.quarantine.to_pylist(), config)
     return corpus
 
 
@@ -129,19 +135,22 @@ def _ingest_row(row: dict[str, Any], root: str) -> dict[str, Any]:
 
 
 def _commit(
-    units: list[Unit], config: BuildConfig, storage: Storage, recipe: dict[str, Any], parts: list[Corpus]
+    units: list[Unit],
+    config: BuildConfig,
+    storage: Storage,
+    recipe: dict[str, Any],
+    parts: list[Corpus],
+    aside: list[dict[str, str]],
 ) -> Corpus:
     done = [read_journal(storage, unit.name) for unit in units]
-    quarantine = [row for unit in done for row in unit.quarantine]
-    if config.strict and quarantine:
-        first = quarantine[0]
-        raise CorpusError(
-            f"{len(quarantine)} checkpoints were refused, first {first['file']}: {first['reason']}; mend or remove "
-            "them, or leave `strict` out to set them aside"
-        )
+    quarantine = sorted([*aside, *(row for unit in done for row in unit.quarantine)], key=itemgetter("checkpoint_id"))
+    refused = _refused(quarantine, config)
     shards = [shard for unit in done for shard in unit.shards]
     if not shards:
-        raise CorpusError(f"none of the {len(quarantine)} checkpoints can be used, first: {quarantine[0]['reason']}")
+        first = (refused or quarantine)[0]
+        raise CorpusError(
+            f"none of the {len(quarantine)} checkpoints can be used, first: {first['file']}: {first['reason']}"
+        )
     statistics: dict[str, LayoutStatistics] = {}
     for unit in done:
         for layout_id, sums in unit.statistics.items():
@@ -155,6 +164,17 @@ def _commit(
         quarantine=quarantine,
         statistics=statistics,
     )
+
+
+def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict[str, str]]:
+    refused = list(filter(is_refused, quarantine))
+    if config.strict and refused:
+        first = refused[0]
+        raise CorpusError(
+            f"{len(refused)} checkpoints were refused, first {first['file']}: {first['reason']}; mend or remove "
+            "them, or leave `strict` out to set them aside"
+        )
+    return refused
 
 
 def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:

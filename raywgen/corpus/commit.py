@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raywgen.corpus.aside import REFUSED
 from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import (
@@ -46,7 +47,7 @@ def commit_corpus(
         tasks: What networks were trained for.
         networks: One per layout.
         recipe: What made it.
-        quarantine: Checkpoints that were refused: `checkpoint_id`, `file`, `reason`.
+        quarantine: What was not taken: `checkpoint_id`, `file`, `reason`, and `kind` (see `SetAside`).
         statistics: By layout id.
 
     Raises:
@@ -62,7 +63,9 @@ def commit_corpus(
         TASKS: _parquet(tasks_to_table(tasks)),
     }
     if quarantine:
-        facts[QUARANTINE] = _parquet(pa.Table.from_pylist([dict(row) for row in quarantine], QUARANTINE_SCHEMA))
+        facts[QUARANTINE] = _parquet(
+            pa.Table.from_pylist([{"kind": REFUSED, **row} for row in quarantine], QUARANTINE_SCHEMA)
+        )
     files = {name: _file_name(name, content, storage) for name, content in facts.items()}
     contents = {files[name]: content for name, content in facts.items()}
     manifest = {

@@ -24,6 +24,7 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
+from raywgen.corpus.aside import is_refused
 from raywgen.corpus.cache import local_copy
 from raywgen.corpus.errors import (
     RESTORE,
@@ -149,7 +150,7 @@ class Corpus:
 
     @cached_property
     def quarantine(self) -> pa.Table:
-        """The checkpoints that were refused, and why."""
+        """What was not taken, and why: `kind` tells refused checkpoints from what was passed over."""
         if QUARANTINE not in self.manifest["files"]:
             return QUARANTINE_SCHEMA.empty_table()
         return self._read_facts(QUARANTINE)
@@ -396,6 +397,7 @@ class Corpus:
         facts = self.facts
         accuracy = facts.column("test_accuracy")
         known = accuracy.filter(pc.is_finite(accuracy))
+        refused = sum(map(is_refused, self.quarantine.to_pylist()))
         return {
             "location": self.location,
             "schema_version": self.manifest["schema_version"],
@@ -407,7 +409,8 @@ class Corpus:
             "starts": dict(Counter(facts.column("start").to_pylist())),
             "values": pc.sum(facts.column("num_values")).as_py() or 0,
             "dtypes": dict(Counter(facts.column("dtype").to_pylist())),
-            "quarantined": self.quarantine.num_rows,
+            "quarantined": refused,
+            "passed_over": self.quarantine.num_rows - refused,
             "bytes": sum(shard.num_bytes for shard in self.shards),
             "shards": len(self.shards),
             "test_accuracy": [pc.min(known).as_py(), pc.max(known).as_py()] if len(known) else None,

@@ -19,6 +19,10 @@ class ChangedCorpusError(CorpusError):
     """A corpus that was deleted or rebuilt by somebody else while it was read."""
 
 
+class FetchError(CorpusError):
+    """A file of a remote source that cannot be fetched."""
+
+
 class UnknownFactError(KeyError):
     """A query names a fact that checkpoints do not have."""
 

@@ -121,7 +121,9 @@ CHECKPOINT_SCHEMA = pa.schema(
         for name in [*CHECKPOINT_COLUMNS, "dtype", "sha256", "num_values", "shard", "row"]
     ]
 )
-QUARANTINE_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("file", pa.string()), ("reason", pa.string())])
+QUARANTINE_SCHEMA = pa.schema(
+    [("checkpoint_id", pa.string()), ("file", pa.string()), ("reason", pa.string()), ("kind", pa.string())]
+)
 TASK_SCHEMA = pa.schema(
     [
         ("task_id", pa.string()),

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raywgen.corpus.aside import REFUSED, SetAside
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.errors import CorpusError, DamagedFileError, MissingFileError
+from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
+from raywgen.corpus.sharded import read_weight_map
 from raywgen.corpus.shards import Shard, num_pages, write_shard
 from raywgen.corpus.source_tree import local_file
 from raywgen.corpus.sources import SourceCheckpoint
@@ -71,7 +73,7 @@ class UnitDone:
     Attributes:
         shards: With their facts.
         layouts: By id.
-        quarantine: One row per refused checkpoint: `checkpoint_id`, `file`, `reason`.
+        quarantine: One row for each entry that is not taken: `checkpoint_id`, `file`, `reason`, `kind`.
         statistics: By layout id.
     """
 
@@ -115,8 +117,9 @@ def plan_units(checkpoints: Sequence[SourceCheckpoint]) -> list[Unit]:
 
 
 def _unit(checkpoints: list[SourceCheckpoint]) -> Unit:
-    # Facts belong to the name: with other facts it is other work.
-    told = json.dumps([[c.name, c.files, c.num_bytes, c.facts] for c in checkpoints], sort_keys=True, default=str)
+    # Facts and the time of change belong to the name: with others it is other work.
+    rows = [[c.name, c.files, c.num_bytes, c.changed, c.facts] for c in checkpoints]
+    told = json.dumps(rows, sort_keys=True, default=str)
     return Unit(name=hashlib.sha256(told.encode()).hexdigest()[:16], checkpoints=tuple(checkpoints))
 
 
@@ -172,8 +175,8 @@ class _Work:
         for checkpoint in self._unit.checkpoints:
             try:
                 packed = reader.read(checkpoint)
-            except (WeightsError, DamagedFileError, MissingFileError) as error:
-                self._refuse(checkpoint, str(error))
+            except (WeightsError, CorpusError) as error:
+                self._set_aside(checkpoint, str(error))
                 continue
             key = (packed.layout.id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
             self._waiting.setdefault(key, []).append((checkpoint, packed))
@@ -183,9 +186,10 @@ class _Work:
             self._flush(key)
         return self._done
 
-    def _refuse(self, checkpoint: SourceCheckpoint, reason: str) -> None:
-        row = {"checkpoint_id": checkpoint.name, "file": checkpoint.files[0], "reason": reason}
-        self._done.quarantine.append(row)
+    def _set_aside(self, checkpoint: SourceCheckpoint, reason: str, kind: str = REFUSED) -> None:
+        file = checkpoint.index or checkpoint.files[0]
+        row = SetAside(checkpoint_id=checkpoint.name, file=file, reason=reason, kind=kind)
+        self._done.quarantine.append(row.to_row())
 
     def _flush(self, key: tuple[str, str]) -> None:
         rows = self._waiting.pop(key)
@@ -194,7 +198,7 @@ class _Work:
         statistics = LayoutStatistics.measure(layout, packed_NP)
         if bad := statistics.non_finite(layout, packed_NP):
             for index, tensor in bad.items():
-                self._refuse(rows[index][0], f"tensor '{tensor}' holds NaN or infinity")
+                self._set_aside(rows[index][0], f"tensor '{tensor}' holds NaN or infinity")
             kept = [index for index in range(len(rows)) if index not in bad]
             if not kept:
                 return
@@ -224,16 +228,31 @@ class _Reader:
     def read(self, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
         if checkpoint.stored_id is not None:
             return self._stored(checkpoint.files[0], checkpoint.stored_id)
-        if len(checkpoint.files) == 1:
-            with local_file(checkpoint.files[0]) as path:
-                return self._files.read(path)
+        if checkpoint.index is not None:
+            return self._sharded(checkpoint, checkpoint.index)
+        with local_file(checkpoint.files[0]) as path:
+            return self._files.read(path)
+
+    def _sharded(self, checkpoint: SourceCheckpoint, index: str) -> PackedCheckpoint:
+        """One network of several files, each tensor from the one in which the index says that it lies."""
+        wanted = read_weight_map(index)
+        names = list(dict.fromkeys(wanted.values()))
+        if len(names) != len(checkpoint.files):
+            raise WeightsError(f"{index} has changed while it was ingested; build again")
         state: dict[str, Tensor] = {}
-        for file in checkpoint.files:
+        for name, file in zip(names, checkpoint.files, strict=True):
             with local_file(file) as path:
                 part = self._files.read(path)
             values = part.layout.unpack(torch.from_numpy(part.packed_P))
-            state |= {part.prefix + name: tensor for name, tensor in values.items()}
-        return pack(state, checkpoint.files[0])
+            found = {part.prefix + tensor: value for tensor, value in values.items()}
+            expected = {tensor for tensor, place in wanted.items() if place == name}
+            if lacking := sorted(expected - found.keys()):
+                raise WeightsError(f"{file} lacks tensor '{lacking[0]}', which {index} places there; fetch both again")
+            if extra := sorted(found.keys() - expected):
+                where = "in another file" if extra[0] in wanted else "nowhere"
+                raise WeightsError(f"{file} holds tensor '{extra[0]}', which {index} places {where}; fetch both again")
+            state |= found
+        return pack(state, index)
 
     def _stored(self, location: str, stored_id: str) -> PackedCheckpoint:
         if location not in self._corpora:

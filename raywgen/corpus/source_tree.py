@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.storage import Storage, absolute
+from raywgen.corpus.aside import PASSED_OVER, REFUSED
+from raywgen.corpus.errors import CorpusError, FetchError
+from raywgen.corpus.storage import Storage, absolute, as_uri
+from raywgen.corpus.walk import File, Listing, walk
+from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["
+_REQUESTS = 16
+_HIDDEN = "is a hidden folder; give it as a source of its own to take what is in it"
 
 
 class SourceTree:
@@ -24,52 +32,127 @@ class SourceTree:
 
     Args:
         location: Local path or URI.
+        pattern: A shell pattern relative to the folder; only folders that can lead to a match are listed.
+        only: A file in the folder; nothing else is looked at.
+
+    Attributes:
+        sizes: Bytes of each file.
+        listed: Each file as it was listed.
+        aside: What could not be listed: path, reason, kind.
 
     Raises:
         CorpusError: It cannot be listed.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, pattern: str = "**", *, only: str = "") -> None:
         self._storage = Storage.at(location)
-        self._location = location
-        self.sizes: dict[PurePosixPath, int] = {}
-        self._children: dict[PurePosixPath, set[PurePosixPath]] = {}
+        self._location = as_uri(location) if "://" in location else location
+        self._parts = pattern.split("/")
+        self._regex = re.compile(glob_regex(pattern))
         try:
-            entries = self._storage.filesystem.get_file_info(
-                fs.FileSelector(self._storage.root, recursive=True, allow_not_found=True)
-            )
+            if only:
+                listing = self._list_one(only)
+            elif self._storage.is_local:
+                listing = walk(self._storage.root, self._enters)
+            else:
+                listing = self._list_remote()
         except OSError as error:
             raise CorpusError(f"{location} cannot be listed ({error}); check the path and its permissions") from error
-        for entry in entries:
-            path = PurePosixPath(entry.path[len(self._storage.root) :].lstrip("/"))
-            if entry.is_file:
-                self.sizes[path] = entry.size
+        if pattern == "**" and not only:
+            hidden = (path for path in listing.skipped if path.name.startswith("."))
+            listing.aside += [(path, _HIDDEN, PASSED_OVER) for path in hidden]
+        self.listed = listing.files
+        self.aside = listing.aside
+        self.sizes = {path: file.size for path, file in listing.files.items()}
+        self._children: dict[PurePosixPath, set[PurePosixPath]] = {}
+        for path in self.sizes:
             while path.name and path not in self._children.setdefault(path.parent, set()):
                 self._children[path.parent].add(path)
                 path = path.parent
+
+    def _list_one(self, name: str) -> Listing:
+        path = self._storage.path(name)
+        if self._storage.is_local:
+            status, real = os.stat(path), os.path.realpath(path)
+            return Listing({PurePosixPath(name): File(status.st_size, str(status.st_mtime_ns), real, is_link=False)})
+        entry = self._storage.filesystem.get_file_info(path)
+        return Listing({PurePosixPath(name): File(entry.size, str(entry.mtime_ns), entry.path, is_link=False)})
+
+    def _list_remote(self) -> Listing:
+        listing = Listing()
+        is_deep = len(self._parts) > 1 or self._parts == ["**"]
+        selector = fs.FileSelector(self._storage.root, recursive=is_deep, allow_not_found=True)
+        for entry in self._storage.filesystem.get_file_info(selector):
+            name = entry.path[len(self._storage.root) :].removeprefix("/")
+            path = PurePosixPath(name)
+            if not entry.is_file:
+                continue
+            if closed := [folder for folder in path.parents if not self._enters(folder)]:
+                listing.skipped.add(closed[-1])
+                continue
+            if str(path) != name or path.is_absolute():
+                reason = f"has an empty part or a dot in its key '{entry.path}', which cannot be opened; rename it"
+                listing.aside.append((path, reason, REFUSED))
+            else:
+                listing.files[path] = File(entry.size, str(entry.mtime_ns), entry.path, is_link=False)
+        return listing
+
+    def _enters(self, folder: PurePosixPath) -> bool:
+        """Whether files that the pattern names can lie in a folder; hidden ones must be named."""
+        for index, part in enumerate(folder.parts):
+            wanted = self._parts[min(index, len(self._parts) - 1)]
+            if wanted == "**":
+                return not any(inner.startswith(".") for inner in folder.parts[index:])
+            is_last = index >= len(self._parts) - 1
+            if is_last or not re.fullmatch(glob_regex(wanted), part) or part.startswith(".") > wanted.startswith("."):
+                return False
+        return True
 
     def files(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """In a folder itself, sorted."""
         return sorted(child for child in self._children.get(folder, ()) if child in self.sizes)
 
     def folders(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """In a folder itself, sorted, without hidden ones."""
-        inside = self._children.get(folder, ())
-        return sorted(child for child in inside if child not in self.sizes and not child.name.startswith("."))
+        """In a folder itself, sorted."""
+        return sorted(child for child in self._children.get(folder, ()) if child not in self.sizes)
 
-    def matches(self, pattern: str) -> list[PurePosixPath]:
-        """Files that a shell pattern relative to the folder names, sorted; `**` means any folders."""
-        regex = re.compile(glob_regex(pattern))
-        return sorted(path for path in self.sizes if regex.fullmatch(str(path)))
+    def matches(self) -> list[PurePosixPath]:
+        """Files that the pattern names, sorted; `**` means any folders."""
+        return sorted(filter(self.names, self.sizes))
+
+    def names(self, path: PurePosixPath) -> bool:
+        """Whether the pattern names a path."""
+        return self._regex.fullmatch(str(path)) is not None
 
     def full(self, path: PurePosixPath) -> str:
         """What opens a file from anywhere."""
         base, mark, query = self._location.partition("?") if "://" in self._location else (self._location, "", "")
-        return absolute(f"{base.rstrip('/')}/{path}{mark}{query}")
+        return absolute(f"{base.rstrip('/')}/{quote(str(path)) if '://' in base else path}{mark}{query}")
+
+    def heads(self, paths: list[PurePosixPath]) -> list[bytes | OSError]:
+        """The first bytes of files, or what forbids to read them."""
+        with ThreadPoolExecutor(1 if self._storage.is_local else _REQUESTS) as requests:
+            return list(requests.map(self._head, paths))
+
+    def _head(self, path: PurePosixPath) -> bytes | OSError:
+        try:
+            with self.open(path) as file:
+                return file.read(HEAD_BYTES)
+        except OSError as error:
+            return error
+
+    def open(self, path: PurePosixPath) -> pa.NativeFile:
+        """Opens a file for reading at any place."""
+        return self._storage.filesystem.open_input_file(self._storage.path(str(path)))
 
     def read_text(self, path: PurePosixPath) -> str:
-        """A small file; nothing where there is none."""
-        return self._storage.read(str(path)).decode(errors="replace") if path in self.sizes else ""
+        """A small file; nothing where there is none or it cannot be read."""
+        if not self.sizes.get(path):
+            return ""
+        try:
+            return self._storage.read(str(path)).decode(errors="replace")
+        except (CorpusError, OSError):
+            return ""
 
     def read_json(self, path: PurePosixPath) -> dict[str, Any]:
         """A small JSON object; an empty one where there is none."""
@@ -101,7 +184,7 @@ def local_file(file: str) -> Iterator[str]:
     """A local path to a file; a remote one is fetched and removed afterwards.
 
     Raises:
-        CorpusError: It cannot be fetched.
+        FetchError: It cannot be fetched.
     """
     if "://" not in file:
         yield file
@@ -117,5 +200,5 @@ def local_file(file: str) -> Iterator[str]:
                 destination_filesystem=fs.LocalFileSystem(),
             )
         except (OSError, pa.ArrowException) as error:
-            raise CorpusError(f"{file} cannot be fetched ({error}); run the same command again") from error
+            raise FetchError(f"{file} cannot be fetched ({error}); see that it can be read, and build again") from error
         yield str(path)

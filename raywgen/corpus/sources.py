@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import re
@@ -12,21 +11,35 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
+from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA
 from raywgen.corpus.facts_file import convert
+from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
-from raywgen.corpus.storage import Storage, absolute
-from raywgen.weights.reader import SUFFIXES
+from raywgen.corpus.storage import Storage, absolute, as_uri
+from raywgen.weights.kinds import (
+    LEGACY,
+    SUFFIXES,
+    ZIP,
+    foreign,
+    foreign_archive,
+    is_pickle,
+    is_safetensors,
+    weights_suffix,
+)
 
-_INDEXES = (".safetensors.index.json", ".bin.index.json")
 _ROOT = PurePosixPath()
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _RUN_CHECKPOINT = re.compile(r"^checkpoint_(\d+)$")
-# Beside weights, trainers save these with the same suffixes; they hold no network.
-_NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "scaler")
+# Text and images are counted; whatever else has no weights' suffix is looked into.
+_NO_WEIGHTS = (
+    *(".json", ".jsonl", ".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py"),
+    *(".ipynb", ".html", ".sh", ".xml", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".parquet", ".arrow"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,11 @@ class SourceCheckpoint:
         num_bytes: Of all files.
         facts: What folder and neighbouring files say of it.
         stored_id: Under which the corpus `files[0]` holds it; None for files.
+        index: Where it is said which file holds which tensor; None for a checkpoint of one file.
+        changed: When its files were last changed; of other bytes it is another.
+        full_name: Its name with all that a shorter one leaves out.
+        real: What is the same for the same bytes on the disk, whatever the path to them.
+        detour: Of several paths to the same bytes the one with the lowest names it.
     """
 
     name: str
@@ -46,29 +64,91 @@ class SourceCheckpoint:
     num_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
     stored_id: str | None = None
+    index: str | None = None
+    changed: str = ""
+    full_name: str = ""
+    real: tuple[str, ...] = ()
+    detour: int = 0
 
 
-def find_checkpoints(sources: list[str]) -> list[SourceCheckpoint]:
-    """All checkpoints of all sources, sorted by name.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What sources hold.
+
+    Attributes:
+        checkpoints: Sorted by name.
+        aside: Entries that are not taken.
+        others: Number of files that hold no weights, by suffix.
+    """
+
+    checkpoints: list[SourceCheckpoint]
+    aside: list[SetAside]
+    others: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    suffix: str
+
+
+_Entry = SourceCheckpoint | SetAside | _Other
+
+
+def find_checkpoints(sources: list[str]) -> Found:
+    """All checkpoints of all sources; the same file counts once.
 
     Raises:
         CorpusError: A source does not exist or holds none, or two checkpoints have one name.
     """
     found: list[SourceCheckpoint] = []
-    for source in sources:
-        checkpoints = list(_of_source(source))
-        if not checkpoints:
-            raise CorpusError(f"{source} holds no checkpoint; give a folder, file or glob of {', '.join(SUFFIXES)}")
+    aside: list[SetAside] = []
+    others: Counter[str] = Counter()
+    for source in dict.fromkeys(sources):
+        entries = list(_of_source(source))
+        checkpoints = [entry for entry in entries if isinstance(entry, SourceCheckpoint)]
+        rows = [entry for entry in entries if isinstance(entry, SetAside)]
+        counts = Counter(entry.suffix for entry in entries if isinstance(entry, _Other))
+        if not checkpoints and not any(row.kind == REFUSED for row in rows):
+            raise CorpusError(f"{source} holds no checkpoint; {_what_it_holds(rows, counts)}")
         found += checkpoints
-    counts = Counter(checkpoint.name for checkpoint in found)
-    # net.pt and net.safetensors in one folder: the suffix tells them apart.
-    found = [
-        replace(checkpoint, name=checkpoint.name + Path(checkpoint.files[0]).suffix)
-        if counts[checkpoint.name] > 1
-        else checkpoint
+        aside += rows
+        others += counts
+    found, doubles = _once(found)
+    return Found(_named_apart(found), aside + doubles, dict(sorted(others.items())))
+
+
+def _what_it_holds(rows: list[SetAside], counts: Counter[str]) -> str:
+    seen = [f"{number} files {suffix or 'without suffix'}" for suffix, number in counts.most_common(5)]
+    seen = [f"{row.checkpoint_id} {row.reason.partition(';')[0]}" for row in rows[:3]] + seen
+    return f"{'it has ' + ', '.join(seen) + '; ' if seen else ''}give a folder, file or glob of {', '.join(SUFFIXES)}"
+
+
+def _once(found: list[SourceCheckpoint]) -> tuple[list[SourceCheckpoint], list[SetAside]]:
+    """Drops further paths to the same bytes; a real path with a weights' suffix is kept before a link."""
+    kept: dict[tuple[str, ...], SourceCheckpoint] = {}
+    for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.detour):
+        kept.setdefault(checkpoint.real, checkpoint)
+    doubles = [
+        SetAside(
+            checkpoint_id=checkpoint.name,
+            file=checkpoint.files[0],
+            reason=f"is the same file as '{kept[checkpoint.real].name}'",
+            kind=PASSED_OVER,
+        )
         for checkpoint in found
+        if checkpoint is not kept[checkpoint.real]
     ]
-    found.sort(key=lambda checkpoint: checkpoint.name)
+    return list(kept.values()), doubles
+
+
+def _named_apart(found: list[SourceCheckpoint]) -> list[SourceCheckpoint]:
+    """Sorted by unique names: where net.pt and net.safetensors lie in one folder, the suffix tells them apart."""
+    while doubled := {name for name, count in Counter(c.name for c in found).items() if count > 1}:
+        longer = [replace(c, name=c.full_name) if c.name in doubled and c.full_name else c for c in found]
+        if longer == found:
+            break
+        found = longer
+    found = sorted(found, key=lambda checkpoint: checkpoint.name)
     for one, other in itertools.pairwise(found):
         if one.name == other.name:
             raise CorpusError(
@@ -78,47 +158,50 @@ def find_checkpoints(sources: list[str]) -> list[SourceCheckpoint]:
     return found
 
 
-def _of_source(source: str) -> Iterator[SourceCheckpoint]:
+def _of_source(source: str) -> Iterator[_Entry]:
     path = Path(source)
-    if "://" in source:
-        yield from _of_remote(source)
-    elif Storage.at(source).size(MANIFEST) is not None:
-        yield from _of_corpus(source)
-    elif path.is_dir():
-        yield from _of_folder(SourceTree(source), _ROOT)
+    is_remote = "://" in source
+    # A query names the endpoint; what stands before it names files.
+    location, mark, query = source.partition("?") if is_remote else (source, "", "")
+    if not path.exists() and any(sign in location for sign in MAGIC):
+        fixed, pattern = until_magic(location)
+        tree = SourceTree((fixed or ("/" if source.startswith("/") else ".")) + mark + query, pattern)
+        yield from _of_tree(tree, set(tree.matches()))
     elif path.is_file():
-        yield _single(str(path.absolute()), path.stat().st_size, path.stem)
-    elif any(sign in source for sign in MAGIC):
-        fixed = Path(until_magic(source)[0] or ("/" if source.startswith("/") else "."))
-        for file in (Path(name) for name in sorted(glob.glob(source, recursive=True))):
-            if file.is_file() and file.suffix in SUFFIXES:
-                yield _single(str(file.absolute()), file.stat().st_size, _name(_relative(file, fixed)))
+        yield from _of_file(str(path.absolute().parent), path.name)
+    elif is_remote or path.is_dir():
+        storage = Storage.at(source)
+        if storage.size(MANIFEST) is not None:
+            yield from _of_corpus(source)
+        elif is_remote and storage.filesystem.get_file_info(storage.root).is_file:
+            folder, _, name = as_uri(location).rpartition("/")
+            yield from _of_file(folder + mark + query, unquote(name))
+        else:
+            yield from _of_tree(SourceTree(source), None)
     elif _HUB_NAME.match(source):
-        for checkpoint in _of_folder(SourceTree(str(_fetch(source))), _ROOT):
-            facts = {"architecture": source} | checkpoint.facts | {"source": f"hub:{source}"}
-            yield replace(checkpoint, name=f"{source}/{checkpoint.name}", facts=facts)
+        for entry in _of_tree(SourceTree(str(_fetch(source))), None):
+            if isinstance(entry, SourceCheckpoint):
+                facts = {"architecture": source} | entry.facts | {"source": f"hub:{source}"}
+                names = {"name": f"{source}/{entry.name}", "full_name": f"{source}/{entry.full_name}"}
+                yield replace(entry, facts=facts, **names)
+            else:
+                yield entry
     else:
         raise CorpusError(f"{source} does not exist; give a folder, file, glob or hub name (owner/name)")
 
 
-def _of_remote(source: str) -> Iterator[SourceCheckpoint]:
-    # A query names the endpoint; what stands before it names files.
-    location, mark, query = source.partition("?")
-    if any(sign in location for sign in MAGIC):
-        fixed, pattern = until_magic(location)
-        tree = SourceTree(fixed + mark + query)
-        for path in tree.matches(pattern):
-            if path.suffix in SUFFIXES:
-                yield _single(tree.full(path), tree.sizes[path], _name(path))
-        return
-    storage = Storage.at(source)
-    info = storage.filesystem.get_file_info(storage.root)
-    if info.is_file:
-        yield _single(source, info.size, PurePosixPath(location).stem)
-    elif storage.size(MANIFEST) is not None:
-        yield from _of_corpus(source)
+def _of_file(folder: str, name: str) -> Iterator[_Entry]:
+    """A file that the user named: it is taken, unless it is a part of a network."""
+    file = PurePosixPath(name)
+    tree = SourceTree(folder, "*") if is_index(name) or may_be_part(file) else SourceTree(folder, only=name)
+    if is_index(name):
+        yield _of_index(tree, file, {})[0]
+    elif reason := stray_part(tree, file):
+        yield _aside(tree, file, reason, REFUSED)
     else:
-        yield from _of_folder(SourceTree(source), _ROOT)
+        # Only a suffix is cut off: a stem says what the file is called.
+        stem = _name(file) if weights_suffix(name) else file.stem
+        yield replace(_single(tree, file, {}), name=stem)
 
 
 def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
@@ -131,48 +214,121 @@ def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
             num_bytes=corpus.layout(row["layout_id"]).num_bytes,
             facts={name: value for name, value in row.items() if name not in ours and value is not None},
             stored_id=row["checkpoint_id"],
+            changed=row["sha256"],
+            real=(absolute(location), row["checkpoint_id"]),
         )
 
 
-def _of_folder(tree: SourceTree, folder: PurePosixPath) -> Iterator[SourceCheckpoint]:
+def _of_tree(tree: SourceTree, wanted: set[PurePosixPath] | None) -> Iterator[_Entry]:
+    """All of a tree, or the files that a pattern names."""
+    for path, reason, kind in tree.aside:
+        if wanted is None or tree.names(path):
+            yield _aside(tree, path, reason, kind)
+    yield from _of_folder(tree, _ROOT, wanted)
+
+
+def _of_folder(tree: SourceTree, folder: PurePosixPath, wanted: set[PurePosixPath] | None) -> Iterator[_Entry]:
     files = tree.files(folder)
-    facts = _folder_facts(tree, folder)
-    sharded: set[str] = set()
-    for index in (file for file in files if file.name.endswith(_INDEXES)):
-        parts = _shards_of_index(tree, index)
-        sharded |= {part.name for part in parts}
-        yield SourceCheckpoint(
-            name=_name(index.with_name(index.name.removesuffix(".index.json"))),
-            files=tuple(map(tree.full, parts)),
-            num_bytes=sum(tree.sizes[part] for part in parts),
-            facts=facts,
-        )
-    for file in files:
-        if file.suffix in SUFFIXES and file.name not in sharded and not file.name.startswith(_NOT_WEIGHTS):
-            yield _single(tree.full(file), tree.sizes[file], _name(file), facts)
+    chosen = files if wanted is None else [file for file in files if file in wanted]
+    facts = _folder_facts(tree, folder) if chosen else {}
+    sharded: set[PurePosixPath] = set()
+    for index in (file for file in files if is_index(file.name)):
+        entry, parts = _of_index(tree, index, facts)
+        if wanted is None or index in wanted or parts & wanted:
+            sharded |= parts
+            yield entry
+    yield from _of_files(tree, [file for file in chosen if file not in sharded and not is_index(file.name)], facts)
     metrics = _run_metrics(tree, folder)
     for child in tree.folders(folder):
         step = _RUN_CHECKPOINT.match(child.name)
         inside = child / "checkpoints"
-        if step and inside in tree.sizes:
+        if step and inside in tree.sizes and (wanted is None or inside in wanted):
             run = folder if folder.name else PurePosixPath(PurePosixPath(tree.full(folder)).name)
             number = int(step.group(1))
             told = facts | metrics.get(number, {}) | {"trajectory_id": str(run), "step": number}
-            yield _single(tree.full(inside), tree.sizes[inside], f"{run}/step-{number}", told)
+            yield replace(_single(tree, inside, told), name=f"{run}/step-{number}")
         else:
-            yield from _of_folder(tree, child)
+            yield from _of_folder(tree, child, wanted)
 
 
-def _single(file: str, num_bytes: int, name: str, facts: dict[str, Any] | None = None) -> SourceCheckpoint:
-    return SourceCheckpoint(name=name, files=(file,), num_bytes=num_bytes, facts=dict(facts or {}))
+def _of_index(
+    tree: SourceTree, index: PurePosixPath, facts: dict[str, Any]
+) -> tuple[SourceCheckpoint | SetAside, set[PurePosixPath]]:
+    """A sharded checkpoint and its files; where the index is bad, the files that seem to be its parts."""
+    name = str(name_of_index(index))
+    try:
+        parts = parts_of_index(tree, index)
+    except CorpusError as error:
+        row = SetAside(checkpoint_id=name, file=tree.full(index), reason=str(error))
+        stem = index.name.partition(".")[0]
+        return row, {file for file in tree.files(index.parent) if file.name.startswith(stem) and may_be_part(file)}
+    listed = [tree.listed[part] for part in parts]
+    checkpoint = SourceCheckpoint(
+        name=name,
+        files=tuple(map(tree.full, parts)),
+        num_bytes=sum(file.size for file in listed),
+        facts=facts,
+        index=tree.full(index),
+        changed=" ".join(file.changed for file in [tree.listed[index], *listed]),
+        full_name=str(index),
+        real=tuple(file.real for file in [*listed, tree.listed[index]]),
+        detour=int(tree.listed[index].is_link),
+    )
+    return checkpoint, set(parts)
 
 
-def _relative(file: Path, folder: Path) -> PurePosixPath:
-    return PurePosixPath(file.relative_to(folder).as_posix())
+def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, Any]) -> Iterator[_Entry]:
+    unknown = [file for file in files if not weights_suffix(file.name) and file.suffix.lower() not in _NO_WEIGHTS]
+    heads = dict(zip(unknown, tree.heads(unknown), strict=True))
+    for file in files:
+        if reason := stray_part(tree, file):
+            yield _aside(tree, file, reason, REFUSED)
+        elif file in heads:
+            yield _by_content(tree, file, heads[file], facts)
+        elif weights_suffix(file.name):
+            yield _single(tree, file, facts)
+        else:
+            yield _Other(file.suffix)
+
+
+def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, facts: dict[str, Any]) -> _Entry:
+    """What a file is that has no weights' suffix."""
+    if isinstance(head, OSError):
+        return _aside(tree, file, f"cannot be read ({head.strerror or head}); check its permissions", REFUSED)
+    kind = foreign(head, file.name)
+    if kind is None and head.startswith(ZIP):
+        with tree.open(file) as opened:
+            kind = foreign_archive(opened)
+    if kind is not None:
+        return _aside(tree, file, kind.what, REFUSED if kind.is_broken else PASSED_OVER)
+    if head.startswith((ZIP, LEGACY)) or is_safetensors(head, tree.sizes[file]):
+        return _single(tree, file, facts)
+    if is_pickle(head):
+        return _aside(tree, file, "is a pickle that torch did not write; save a state_dict by torch.save", PASSED_OVER)
+    return _Other(file.suffix)
+
+
+def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, Any]) -> SourceCheckpoint:
+    listed = tree.listed[file]
+    return SourceCheckpoint(
+        name=_name(file),
+        files=(tree.full(file),),
+        num_bytes=listed.size,
+        facts=dict(facts),
+        changed=listed.changed,
+        full_name=str(file),
+        real=(listed.real,),
+        detour=int(listed.is_link) if weights_suffix(file.name) else 2,
+    )
+
+
+def _aside(tree: SourceTree, path: PurePosixPath, reason: str, kind: str) -> SetAside:
+    return SetAside(checkpoint_id=_name(path), file=tree.full(path), reason=reason, kind=kind)
 
 
 def _name(path: PurePosixPath) -> str:
-    return str(path.with_suffix("") if path.suffix in SUFFIXES else path)
+    suffix = weights_suffix(path.name)
+    return str(path)[: -len(suffix)] if suffix else str(path)
 
 
 def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
@@ -207,16 +363,6 @@ def _run_metrics(tree: SourceTree, folder: PurePosixPath) -> dict[int, dict[str,
         named = {"test_acc": "test_accuracy", "train_loss": "train_loss"}
         metrics[step] = {fact: float(row[key]) for key, fact in named.items() if isinstance(row.get(key), int | float)}
     return metrics
-
-
-def _shards_of_index(tree: SourceTree, index: PurePosixPath) -> list[PurePosixPath]:
-    names = tree.read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
-        raise CorpusError(f"{tree.full(index)} is no index of a sharded checkpoint; fetch it again")
-    parts = [index.parent / str(name) for name in dict.fromkeys(names.values())]
-    if missing := [part for part in parts if part not in tree.sizes]:
-        raise CorpusError(f"{tree.full(missing[0])} is missing, {tree.full(index)} names it; fetch it again")
-    return parts
 
 
 def _fetch(name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,18 @@ _BLOCK_BYTES = 1 << 22
 def absolute(location: str | Path) -> str:
     """A path or URI that means the same in a process with another working directory."""
     return str(location) if "://" in str(location) else str(Path(location).absolute())
+
+
+def as_uri(text: str) -> str:
+    """A URI whose path may have been written as it is, with spaces, accents, brackets or a lone %."""
+    base, mark, query = text.partition("?")
+    scheme, _, rest = base.partition("://")
+    bucket, slash, path = rest.partition("/")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", path):
+        path = quote(path)
+    elif re.search(r"[^\w.~!$&'()*+,;=:@/%-]", path, re.ASCII):
+        path = quote(path, safe="/%")
+    return f"{scheme}://{bucket}{slash}{path}{mark}{query}"
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,13 @@ class Storage:
         text = str(location)
         try:
             if "://" in text:
-                filesystem, root = fs.FileSystem.from_uri(_with_endpoint(text))
+                filesystem, root = fs.FileSystem.from_uri(_with_endpoint(as_uri(text)))
             else:
                 filesystem, root = fs.LocalFileSystem(), absolute(text)
         except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{text}: {error}; give a local path or a URI such as s3://bucket/folder") from error
+            raise CorpusError(
+                f"{text}: {error}; give a local path or a URI such as s3://bucket/folder (a ? in a key is written %3F)"
+            ) from error
         return cls(filesystem, root.rstrip("/"), text)
 
     def path(self, relative: str) -> str:

@@ -134,7 +134,7 @@ def test_again_it_does_nothing_and_other_sources_are_refused(folder: Path, tmp_p
     build_corpus(config)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")} == before
     config.sources = [str(folder / "run-2")]
-    with pytest.raises(CorpusError, match="already holds a corpus of other sources; give another folder"):
+    with pytest.raises(CorpusError, match=r"already holds a corpus of other sources, or .*; give another folder"):
         build_corpus(config)
 
 

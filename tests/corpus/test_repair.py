@@ -81,7 +81,9 @@ def test_repair_takes_the_damaged_shard_out_and_nothing_else(
     assert facts_of(repaired) == {name: row for name, row in facts_of(before).items() if name in expected}
     old, *new = repaired.quarantine.to_pylist()
     assert old["checkpoint_id"] == "broken"
-    assert new == [{"checkpoint_id": f"b/{i}", "file": found.file, "reason": reason} for i in range(3)]
+    assert new == [
+        {"checkpoint_id": f"b/{i}", "file": found.file, "reason": reason, "kind": "refused"} for i in range(3)
+    ]
     assert repaired.manifest["recipe"] == before.manifest["recipe"]
     assert repaired.info()["quarantined"] == 4
 

@@ -1,0 +1,108 @@
+"""Tells what a file is by its first bytes, whatever its name."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+HEAD_BYTES = 512
+MAX_HEADER_BYTES = 100 << 20
+PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+SUFFIXES = (".safetensors", *PICKLED)
+ZIP = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_UNPACK = "unpack it"
+_CONVERT = "convert it to .safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What a file is that is not read.
+
+    Attributes:
+        what: For the message, with a remedy.
+        is_broken: It stands in a weights file's place (a failed download), or is a network that can be saved anew.
+    """
+
+    what: str
+    is_broken: bool = False
+
+
+_MAGIC = {
+    b"GGUF": Foreign(f"is a GGUF file; {_CONVERT}"),
+    b"ggjt": Foreign(f"is a GGML file; {_CONVERT}"),
+    b"\x89HDF\r\n\x1a\n": Foreign(f"is an HDF5 file (Keras, TensorFlow); {_CONVERT}"),
+    b"\x93NUMPY": Foreign("is a NumPy array; save a state_dict"),
+    b"\x1f\x8b": Foreign(f"is compressed by gzip; {_UNPACK}"),
+    b"BZh": Foreign(f"is compressed by bzip2; {_UNPACK}"),
+    b"\xfd7zXZ\x00": Foreign(f"is compressed by xz; {_UNPACK}"),
+    b"\x28\xb5\x2f\xfd": Foreign(f"is compressed by zstd; {_UNPACK}"),
+    b"7z\xbc\xaf\x27\x1c": Foreign(f"is a 7z archive; {_UNPACK}"),
+    b"Rar!": Foreign(f"is a RAR archive; {_UNPACK}"),
+    b"version https://git-lfs": Foreign("is a Git LFS pointer, not the file; run `git lfs pull`", is_broken=True),
+}
+_BY_SUFFIX = {
+    ".onnx": Foreign(f"is an ONNX graph; {_CONVERT}"),
+    ".msgpack": Foreign(f"is a msgpack file (Flax); {_CONVERT}"),
+    ".pb": Foreign(f"is a TensorFlow graph; {_CONVERT}"),
+    ".tflite": Foreign(f"is a TensorFlow Lite graph; {_CONVERT}"),
+    ".distcp": Foreign(
+        "is a part of a torch.distributed checkpoint; join the parts by "
+        "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+    ),
+}
+_TORCH_SCRIPT = Foreign(
+    "is a TorchScript archive, whose code is never executed; save torch.jit.load(...).state_dict() alone",
+    is_broken=True,
+)
+
+
+def weights_suffix(name: str) -> str:
+    """The part of a file's name that says that it holds weights, as it is written; empty where there is none."""
+    found = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return name[len(name) - len(found) :] if found and len(found) < len(name) else ""
+
+
+def is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file of this size that begins so is a safetensors file."""
+    return len(head) > 8 and 2 <= int.from_bytes(head[:8], "little") <= min(MAX_HEADER_BYTES, size) and head[8] == 0x7B
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether it begins as a pickle does, torch's or another."""
+    return _PICKLE.match(head) is not None
+
+
+def foreign(head: bytes, name: str) -> Foreign | None:
+    """What a file is by its first bytes, or by its name where a format has no sign; None where that is not known."""
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return Foreign("is a web page or XML text, not the file: the download failed; fetch it again", is_broken=True)
+    if head[257:262] == b"ustar":
+        return Foreign(f"is a tar archive; {_UNPACK}")
+    known = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    if known is not None or is_pickle(head):
+        return known
+    return next((kind for suffix, kind in _BY_SUFFIX.items() if name.lower().endswith(suffix)), None)
+
+
+def foreign_archive(file: Any) -> Foreign | None:
+    """What an open file in zip format is, where it is not torch's; None for torch's and for a damaged one."""
+    try:
+        names = zipfile.ZipFile(file).namelist()
+    except Exception:  # damage makes zipfile raise nearly anything
+        return None
+    if any(name.endswith("/constants.pkl") for name in names):
+        return _TORCH_SCRIPT
+    if any(name.rpartition("/")[2] == "archive_format" or "/models/" in name for name in names):
+        return Foreign("is a torch.export archive; save torch.export.load(...).state_dict alone", is_broken=True)
+    if sum(name.endswith("/data.pkl") for name in names) == 1:
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return Foreign(f"is a NumPy archive (.npz); {_CONVERT}")
+    if any(name.endswith(".weights.h5") for name in names):
+        return Foreign(f"is a Keras archive; {_CONVERT}")
+    return Foreign(f"is a zip archive and no torch file; {_UNPACK}")
