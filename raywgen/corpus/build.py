@@ -16,11 +16,11 @@ from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import NetworkFacts
 from raywgen.corpus.facts_file import FactsFile
-from raywgen.corpus.ingest import UNITS, Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
-from raywgen.corpus.shards import WEIGHTS
+from raywgen.corpus.ingest import Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
+from raywgen.corpus.writing import UNITS, remove_unused_shards, writing
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read, bytes of all files, and a line of counts."""
@@ -55,6 +55,7 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
     Raises:
         CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
             where `strict`, a checkpoint is refused.
+        InUseError: Another process works on `out`.
     """
     if not config.sources:
         raise CorpusError("nothing to ingest; give at least one source")
@@ -68,21 +69,16 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
     recipe: dict[str, Any] = {"ingest": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
-    _work_off(units, config, storage, on_progress)
-    stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
-    recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
-    corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
-    _tidy(storage, corpus)
+    with writing(config.out):
+        if storage.size(MANIFEST) is not None:  # Whoever held the folder a moment ago may have finished it.
+            return _existing(config, recipe)
+        _work_off(units, config, storage, on_progress)
+        stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
+        recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
+        corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
+        storage.delete(UNITS)
+        remove_unused_shards(corpus)
     return corpus
-
-
-def _tidy(storage: Storage, corpus: Corpus) -> None:
-    """Removes what ingests that were killed left behind."""
-    storage.delete(UNITS)
-    wanted = {shard.path for shard in corpus.shards}
-    for name in storage.list(WEIGHTS):
-        if f"{WEIGHTS}/{name}" not in wanted:
-            storage.delete(f"{WEIGHTS}/{name}")
 
 
 def _with_facts(checkpoint: SourceCheckpoint, facts: FactsFile) -> SourceCheckpoint:

@@ -22,6 +22,7 @@ from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, Checkpoi
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.corpus.writing import remove_unused_shards, writing
 
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
@@ -54,12 +55,29 @@ def write_corpus(
     Raises:
         CorpusError: `root` holds a corpus, nothing is taken, or two checkpoints have one id.
         DamagedFileError: An old shard cannot be read.
+        InUseError: Another process works on `root`.
     """
     refuse_existing(root)
-    total = sum(part.facts.num_rows for part in parts)
-    if not total:
+    if not sum(part.facts.num_rows for part in parts):
         raise CorpusError("no checkpoint is selected; see `raywgen corpus info` for what there is")
-    shards: list[Shard] = []
+    with writing(root):
+        refuse_existing(root)  # Whoever held the folder a moment ago may have finished one.
+        shards: list[Shard] = []
+        try:
+            corpus = _write_corpus(root, parts, recipe, on_progress, shards)
+        except BaseException:  # Ctrl-C too leaves nothing behind.
+            for shard in shards:
+                Storage.at(root).delete(shard.path)
+            raise
+        remove_unused_shards(corpus)
+        return corpus
+
+
+def _write_corpus(
+    root: str, parts: Sequence[Part], recipe: dict[str, Any], on_progress: Progress | None, shards: list[Shard]
+) -> Corpus:
+    """Puts each shard that it has written into `shards`."""
+    total = sum(part.facts.num_rows for part in parts)
     statistics: dict[str, LayoutStatistics] = {}
     done = 0
     for part in parts:

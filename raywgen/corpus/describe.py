@@ -13,6 +13,7 @@ from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.writing import writing
 
 _BASE = "base"
 
@@ -30,8 +31,13 @@ def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[
 
     Raises:
         CorpusError: A task is of no checkpoint, there is no network of a name, or a file cannot be written.
+        InUseError: Another process writes to the corpus.
     """
-    corpus = Corpus.open(location)
+    with writing(location):
+        return _describe(Corpus.open(location), tasks, recipes)
+
+
+def _describe(corpus: Corpus, tasks: Sequence[TaskFacts], recipes: Mapping[str, Mapping[str, Any]]) -> Corpus:
     known = {network.name: layout_id for layout_id, network in corpus.networks.items()}
     if strange := [name for name in recipes if name not in known]:
         near = difflib.get_close_matches(strange[0], known, n=1, cutoff=0.0)[0]
@@ -45,7 +51,7 @@ def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[
         )
     every = corpus.tasks | {task.task_id: task for task in tasks}
     return commit_corpus(
-        str(location),
+        corpus.location,
         shards=stored_shards(corpus, task_id=named),
         tasks=list(every.values()),
         networks=[

@@ -29,10 +29,11 @@ from raywgen.corpus.source_tree import local_file
 from raywgen.corpus.sources import SourceCheckpoint
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.corpus.writing import UNITS
+from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
 from raywgen.weights.reader import PackedCheckpoint, WeightsReader, pack
 
-UNITS = "units"
 _UNKNOWN = float("nan")
 _UNIT_CHECKPOINTS = 2_000
 _UNIT_BYTES = 256 << 20
@@ -135,7 +136,7 @@ def read_journal(storage: Storage, unit_name: str) -> UnitDone:
         CorpusError: The journal is damaged.
     """
     try:
-        return UnitDone.from_json(json.loads(storage.read(journal(unit_name))))
+        return UnitDone.from_json(unseal(storage.read(journal(unit_name))))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, CorpusError):
             raise
@@ -156,7 +157,7 @@ def ingest_unit(unit: Unit, root: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     storage = Storage.at(root)
     done = _Work(unit, root).run()
-    storage.write(journal(unit.name), json.dumps(done.to_json()).encode())
+    storage.write(journal(unit.name), sealed_json(done.to_json()).encode())
     kept = sum(len(shard.facts) for shard in done.shards)
     return {"checkpoints": kept, "quarantined": len(done.quarantine), "num_bytes": unit.num_bytes}
 

@@ -169,7 +169,7 @@ class Storage:
             for relative, partial in partials.items():
                 if partial != self.path(relative):
                     self._move(partial, relative)
-        except CorpusError:
+        except BaseException:
             for relative, partial in partials.items():
                 if partial != self.path(relative):
                     with suppress(OSError):
@@ -186,10 +186,12 @@ class Storage:
                 write(sink)
             if self.is_local:
                 _sync(partial)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too leaves nothing behind.
             with suppress(OSError):
                 self.filesystem.delete_file(partial)
-            raise self._write_error(relative, error) from error
+            if isinstance(error, OSError):
+                raise self._write_error(relative, error) from error
+            raise
         return partial
 
     def _move(self, partial: str, relative: str) -> None:

@@ -12,6 +12,7 @@ from raywgen.corpus.errors import RESTORE, CorpusError
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard, row_sums
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.corpus.writing import writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,13 @@ def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
 
     Raises:
         CorpusError: The facts themselves are damaged, or nothing would be left.
+        InUseError: Another process writes to the corpus.
     """
+    with writing(location):
+        return _repair(location, damages)
+
+
+def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
     storage = Storage.at(location)
     bad = {damage.file: damage for damage in damages}
     corpus = Corpus(storage, read_manifest(storage))

@@ -20,12 +20,13 @@ import torch
 
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, TaskFacts, commit_corpus, write_shard
 from raywgen.corpus.corpus import MANIFEST
-from raywgen.corpus.ingest import UNITS
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
+from raywgen.corpus.writing import UNITS
 from raywgen.files import write_text
 from raywgen.generation.asked import NO_TASK
 from raywgen.generation.blocks import Block, Job, Written, blank_network
+from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.weights import StateDict, save_state_dict
 
 INDEX = "networks.json"
@@ -65,7 +66,17 @@ class Keeper(ABC):
                 f"{self.out} holds {len(strange)} blocks of a run with other settings that was interrupted; give those "
                 f"settings to go on, another folder, or delete {self.out}/{UNITS} to start anew"
             )
-        return [block for block in blocks if self._journal(block).rpartition("/")[2] not in kept]
+        return [
+            block for block in blocks if self._journal(block).rpartition("/")[2] not in kept or not self._is_done(block)
+        ]
+
+    def _is_done(self, block: Block) -> bool:
+        """Whether a block's journal and the files that it names are whole; else the block is written again."""
+        try:
+            files = unseal(self._storage.read(self._journal(block)))["files"]
+            return all(self._storage.sha256(name) == expected for name, expected in files.items())
+        except (SealError, KeyError, CorpusError):
+            return False
 
     def keep(self, written: Written) -> None:
         """Writes a block, then that it is there.
@@ -74,7 +85,7 @@ class Keeper(ABC):
             CorpusError, WeightsError: The disk is full or the folder cannot be written.
         """
         content = self._keep(written)
-        self._storage.write(self._journal(written.block), json.dumps(content).encode())
+        self._storage.write(self._journal(written.block), sealed_json(content).encode())
 
     def finish(self, blocks: list[Block], config: dict[str, Any]) -> list[dict[str, Any]]:
         """Makes one of all blocks; one row for each network.
@@ -82,7 +93,7 @@ class Keeper(ABC):
         Raises:
             CorpusError, WeightsError: The folder cannot be written, or nothing in it is finite.
         """
-        rows = self._finish([json.loads(self._storage.read(self._journal(block))) for block in blocks], config)
+        rows = self._finish([unseal(self._storage.read(self._journal(block))) for block in blocks], config)
         self._storage.delete(UNITS)
         return rows
 
@@ -100,7 +111,7 @@ class Keeper(ABC):
 
     @abstractmethod
     def _keep(self, written: Written) -> dict[str, Any]:
-        """Writes a block; what its journal is to hold."""
+        """Writes a block; what its journal is to hold: `files` are the checksums of what was written, by name."""
 
     @abstractmethod
     def _finish(self, journals: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,7 +122,7 @@ class FileKeeper(Keeper):
     """One `.safetensors` file a network, and an index."""
 
     def _keep(self, written: Written) -> dict[str, Any]:
-        rows = []
+        rows, files = [], {}
         for row, values_D in zip(written.rows, written.values_RD, strict=True):
             parts = [row["network"], row["task"].replace("/", "_")]
             if self.job.num > 1:
@@ -121,7 +132,8 @@ class FileKeeper(Keeper):
             metadata = {key: str(value) for key, value in row.items()}
             save_state_dict(self._state(written.block, values_D), path, metadata)
             rows.append({"path": path, **row})
-        return {"rows": rows}
+            files[f"{name}.safetensors"] = file_checksum(path)
+        return {"rows": rows, "files": files}
 
     def _finish(self, journals: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
         rows = [row for journal in journals for row in journal["rows"]]
@@ -166,13 +178,13 @@ class CorpusKeeper(Keeper):
         finite_N = written.values_RD.isfinite().all(dim=1)
         kept = finite_N.nonzero().flatten().tolist()
         lost = [facts[n].checkpoint_id for n in (~finite_N).nonzero().flatten().tolist()]
-        journal: dict[str, Any] = {"lost": lost, "layout_id": layout.id, "shard": None}
+        journal: dict[str, Any] = {"lost": lost, "layout_id": layout.id, "shard": None, "files": {}}
         if kept:
             packed_NP = torch.stack([layout.pack(self._state(written.block, written.values_RD[n])) for n in kept])
             name = f"{self._digest}-{written.block.index:06d}"
             shard = write_shard(self.out, name, layout, [facts[n] for n in kept], packed_NP, is_finite=True)
             statistics = LayoutStatistics.measure(layout, packed_NP)
-            journal |= {"shard": asdict(shard), "statistics": statistics.to_json()}
+            journal |= {"shard": asdict(shard), "statistics": statistics.to_json(), "files": {shard.path: shard.sha256}}
         return journal
 
     def _finish(self, journals: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 from raywgen.config import save_config
 from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.storage import absolute
+from raywgen.corpus.writing import writing
 from raywgen.generation.actors import write_over_ray
 from raywgen.generation.asked import NO_TASK, Asked, ask
 from raywgen.generation.best import sampling_options
@@ -21,7 +22,6 @@ from raywgen.generation.fill import TrainedGenerator, bundle_folder, load
 from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
-from raywgen.locks import only_one
 from raywgen.trust import entry_point, trusted
 
 CONFIG = "config.yaml"
@@ -146,7 +146,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     asked = ask(config, corpus, trained.generator)
     job = _job(config, asked)
     recipe = _recipe(config, job)
-    with only_one(config.out):
+    with writing(config.out):
         keeper = FileKeeper(config.out, job, recipe)
         if config.into == "corpus":
             told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])

@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from raywgen.config import ConfigError
 from raywgen.files import write_text
+from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.tuning.space import Values
 
 TRIALS = "trials"
@@ -69,14 +71,24 @@ class TrialState:
 
     def save(self, folder: Path) -> None:
         """In one step."""
-        write_text(folder / _STATE, json.dumps(asdict(self), indent=1))
+        write_text(folder / _STATE, sealed_json(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """What `save` wrote; None where there is none."""
-        if not (folder / _STATE).is_file():
+        """What `save` wrote; None where there is none.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        path = folder / _STATE
+        if not path.is_file():
             return None
-        content: dict[str, Any] = json.loads((folder / _STATE).read_text())
+        try:
+            content = unseal(path.read_bytes())
+        except SealError as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}); delete it and run the same command, which scores this trial again"
+            ) from error
         return cls(**{**content, "scores": tuple(Score(**score) for score in content["scores"])})
 
 

@@ -24,6 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raywgen.config import ConfigError
 from raywgen.files import write_text
+from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialState, trial_folder
 from raywgen.tuning.space import Knob, Values, optuna_values
@@ -41,21 +42,32 @@ class SearchLog:
 
     Args:
         out: Folder of the search.
+
+    Raises:
+        ConfigError: A line is damaged.
     """
 
     def __init__(self, out: str) -> None:
         self._path = Path(out) / LOG
         lines = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
         whole = [line for line in lines if line.endswith("\n")]
-        self.events: list[Event] = [json.loads(line) for line in whole]
+        self.events: list[Event] = [self._event(number, line) for number, line in enumerate(whole, start=1)]
         if len(whole) < len(lines):
             write_text(self._path, "".join(whole))
+
+    def _event(self, number: int, line: str) -> Event:
+        try:
+            return unseal(line)
+        except SealError as error:
+            raise ConfigError(
+                f"{self._path}, line {number}, is damaged ({error}); restore the file from a copy, or give another out"
+            ) from error
 
     def write(self, event: Event) -> None:
         """At once, so that no later event can be known while this one is not."""
         self.events.append(event)
         with self._path.open("a") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(sealed_json(event) + "\n")
 
     def names(self, kind: str) -> list[str]:
         """Trials of which there is such an event, in order."""

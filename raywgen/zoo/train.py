@@ -10,10 +10,11 @@ from typing import Any
 
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
 from raywgen.corpus.corpus import MANIFEST
-from raywgen.corpus.ingest import UNITS, journal
+from raywgen.corpus.ingest import journal
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
-from raywgen.locks import only_one
+from raywgen.corpus.writing import UNITS, writing
+from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
@@ -53,7 +54,7 @@ def train_zoo(
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
-    with only_one(root):
+    with writing(root):
         # Whoever held the folder a moment ago may have finished it.
         corpus = _existing(config, root)
         return _train(config, root, on_progress, on_news, distributed) if corpus is None else corpus
@@ -83,7 +84,7 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
 
 def _ways(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, str]:
     """Network name -> way; measured once, as an interrupted zoo must go on the same way."""
-    kept = json.loads(storage.read(_PLAN)) if storage.size(_PLAN) is not None else {}
+    kept = _read_state(storage, _PLAN) if storage.size(_PLAN) is not None else {}
     # As JSON has it: tuples become lists.
     recipe = json.loads(json.dumps(config.recipe()))
     recipe["stack_size"] = config.stack_size
@@ -94,7 +95,7 @@ def _ways(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[s
     if kept:
         return kept["ways"]
     ways = choose_ways(config, on_news) if config.way == "auto" else {}
-    storage.write(_PLAN, json.dumps({"zoo": recipe, "ways": ways}).encode())
+    storage.write(_PLAN, sealed_json({"zoo": recipe, "ways": ways}).encode())
     return ways
 
 
@@ -110,7 +111,7 @@ def _train_all(
     """Trains the stacks that are left; the result is in the order of `stacks`."""
     kept = set(storage.list(UNITS))
     trained = {
-        index: _from_json(json.loads(storage.read(journal(stack.name))))
+        index: _from_json(_read_state(storage, journal(stack.name)))
         for index, stack in enumerate(stacks)
         if f"{stack.name}.json" in kept
     }
@@ -132,7 +133,7 @@ def _train_all(
 def train_unit(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
     """Trains a stack, then writes down in one step that it is done."""
     trained = train_stack(stack, config, root)
-    Storage.at(root).write(journal(stack.name), json.dumps(_to_json(trained)).encode())
+    Storage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
     return trained
 
 
@@ -161,6 +162,16 @@ def _commit(
         quarantine=[{"checkpoint_id": name, "file": "", "reason": "diverged: not finite"} for name in lost],
         statistics=statistics,
     )
+
+
+def _read_state(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        return unseal(storage.read(name))
+    except SealError as error:
+        raise CorpusError(
+            f"{storage.name}/{name} is damaged ({error}); delete it and run the same command, which does again what it "
+            "stood for"
+        ) from error
 
 
 def _to_json(trained: TrainedStack) -> dict[str, Any]:

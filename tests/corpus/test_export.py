@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from raywgen.corpus import Corpus, CorpusError, UnknownFactError
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.export import export
+from raywgen.locks import LOCK
 from raywgen.weights import StateDict
 from tests.corpus.builders import assert_same_bits
 
@@ -54,7 +55,8 @@ def test_exported_files_are_the_ingested_ones_bit_for_bit(tmp_path: Path, suffix
     told: list[tuple[int, int]] = []
     written = export(corpus, tmp_path / "out", on_progress=lambda done, total: told.append((done, total)))
     assert sorted(written) == sorted(tmp_path / f"out/{name}.safetensors" for name in states)
-    assert sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file()) == sorted(written)
+    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {*written, tmp_path / "out" / LOCK}
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for name, state in states.items():
         same(load_file(tmp_path / f"out/{name}.safetensors"), state)

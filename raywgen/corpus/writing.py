@@ -1,0 +1,50 @@
+"""One writer a folder, which begins by removing what writers that were killed left half-written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.shards import WEIGHTS
+from raywgen.locks import only_one
+
+UNITS = "units"
+"""Folder of the journals of what is done, while a corpus is being written."""
+# As `Storage` and `in_one_step` name a file that is not complete, by the process that writes it.
+_PARTIAL = re.compile(r".+\.\d+\.partial|\..+\.(arrow|json|md|parquet|safetensors|yaml)\.\d+")
+
+
+@contextmanager
+def writing(root: str | Path) -> Iterator[None]:
+    """Holds a folder of networks or a corpus for this process, without the leftovers of dead ones.
+
+    Raises:
+        InUseError: Another process holds the folder; it is named.
+        OSError: The folder cannot be made or written to.
+    """
+    with only_one(root):
+        if "://" not in str(root):
+            for folder in (Path(root), Path(root) / WEIGHTS, Path(root) / UNITS):
+                remove_leftovers(folder)
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes half-written files from a folder that no other process writes to."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name) and path.is_file():
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def remove_unused_shards(corpus: Corpus) -> None:
+    """Removes shards that the manifest does not name: an earlier writer was killed before it committed them."""
+    wanted = {shard.path for shard in corpus.shards}
+    for name in corpus.storage.list(WEIGHTS):
+        if f"{WEIGHTS}/{name}" not in wanted:
+            corpus.storage.delete(f"{WEIGHTS}/{name}")
