@@ -23,6 +23,10 @@ class Bar:
         self._task = progress.add_task(title, total=None) if progress else None
         self._told = time.monotonic()
 
+    def say(self, line: str) -> None:
+        """A line above the bar that stays."""
+        self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
     def update(self, done: int, total: int) -> None:
         """So many of so many."""
         self._show(self._title, done, total, f"{done}/{total}")

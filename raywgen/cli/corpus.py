@@ -16,7 +16,15 @@ Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local pa
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new corpus: local path or URI.")]
 Query = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FACT=VALUE]...", help="For instance architecture=resnet20 'test_accuracy>0.9'."),
+    typer.Argument(
+        metavar="[FACT=VALUE]...",
+        help="For instance architecture=resnet20 'test_accuracy>0.9' 'checkpoint_id~runs/*' 'val acc>0.9'. Names with "
+        "one of =<>!~ and values with a comma stand in double quotes: '\"p(y=1)\">0.5' 'group=\"a,b\"'.",
+    ),
+]
+AsText = Annotated[
+    list[str] | None,
+    typer.Option(help="A fact of your own that becomes text, where sources differ in its type; may be repeated."),
 ]
 
 
@@ -27,7 +35,13 @@ def build(
         list[str],
         typer.Option("--from", help="Folder, file, glob, model folder, zoo of runs, hub name; may be repeated."),
     ],
-    facts: Annotated[str, typer.Option(help="CSV, JSON or Parquet: column `path` (name or pattern) and facts.")] = "",
+    facts: Annotated[
+        str, typer.Option(help="CSV, TSV, JSON, JSONL or Parquet: column `path` (name, file or pattern) and facts.")
+    ] = "",
+    strict_facts: Annotated[
+        bool, typer.Option("--strict-facts", help="A row of facts that fits nothing or is ambiguous ends the ingest.")
+    ] = False,
+    as_text: AsText = None,
     strict: Annotated[bool, typer.Option("--strict", help="A refused checkpoint ends the ingest.")] = False,
     here: Annotated[bool, typer.Option("--here", help="Work in this process, without Ray.")] = False,
 ) -> None:
@@ -41,13 +55,21 @@ def build(
     from raywgen.corpus.build import BuildConfig, build_corpus
     from raywgen.training.session import ray_session
 
-    config = BuildConfig(out=target, sources=sources, facts=facts, strict=strict, distributed=not here)
+    config = BuildConfig(
+        out=target,
+        sources=sources,
+        facts=facts,
+        strict_facts=strict_facts,
+        as_text=as_text or [],
+        strict=strict,
+        distributed=not here,
+    )
     with Reporter().step("corpus", f"ingest into {target}") as bar:
         if here:
-            corpus = build_corpus(config, bar.named)
+            corpus = build_corpus(config, bar.named, bar.say)
         else:
             with ray_session():
-                corpus = build_corpus(config, bar.named)
+                corpus = build_corpus(config, bar.named, bar.say)
     print_info(corpus.info())
     _print_aside(
         corpus.quarantine.to_pylist(), corpus.manifest["recipe"].get("others", {}), f"{target}/quarantine.parquet"
@@ -159,13 +181,21 @@ def filter_(path: Path_, target: Out, query: Query = None) -> None:
 
 
 @app.command()
-def merge(target: Out, paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="To join.")]) -> None:
-    """Join corpora into a new one; where two hold one id, the later one's ids get its number in front."""
+def merge(
+    target: Out,
+    paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="To join.")],
+    as_text: AsText = None,
+) -> None:
+    """Join corpora into a new one; where two hold one id, the later one's ids get its number in front.
+
+    A fact that is a number in one corpus and text in another is refused before anything is written; `--as-text FACT`
+    takes it as text.
+    """
     from raywgen.corpus import Corpus
-    from raywgen.corpus.derive import merge as join
+    from raywgen.corpus.merge import merge as join
 
     with Reporter().step("merge", f"corpora into {target}") as bar:
-        print_info(join(target, [Corpus.open(path) for path in paths], bar.update).info())
+        print_info(join(target, [Corpus.open(path) for path in paths], bar.update, as_text=as_text or []).info())
 
 
 @app.command()

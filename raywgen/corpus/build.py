@@ -14,9 +14,12 @@ from raywgen.corpus.aside import is_refused
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.fact_types import one_type_each
 from raywgen.corpus.facts import NetworkFacts
-from raywgen.corpus.facts_file import FactsFile
+from raywgen.corpus.facts_file import read_facts
+from raywgen.corpus.facts_join import FactsReport, join_facts
 from raywgen.corpus.ingest import Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
@@ -24,6 +27,7 @@ from raywgen.corpus.writing import UNITS, remove_unused_shards, writing
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read, bytes of all files, and a line of counts."""
+_SHOWN_PROBLEMS = 20
 
 
 @dataclass(kw_only=True)
@@ -33,7 +37,9 @@ class BuildConfig:
     Attributes:
         out: Where the corpus goes: a path or URI that all nodes reach.
         sources: Folders, files, globs, model or adapter folders, zoos of runs, hub names.
-        facts: CSV, JSON or Parquet with a column `path` (a name or pattern) and facts.
+        facts: CSV, TSV, JSON, JSON lines or Parquet with a column `path` (a name or pattern) and facts.
+        strict_facts: A row of `facts` that fits no checkpoint or several, or contradicts another, ends the ingest.
+        as_text: Facts of your own that become text, for instance where sources hold them as numbers and as text.
         strict: A file that cannot be read, or weights that are not finite, end the ingest.
         distributed: Ray Data tasks over all cores and nodes; false works in this process.
     """
@@ -41,6 +47,8 @@ class BuildConfig:
     out: str = "runs/corpus"
     sources: list[str] = field(default_factory=list)
     facts: str = ""
+    strict_facts: bool = False
+    as_text: list[str] = field(default_factory=list)
     strict: bool = False
     distributed: bool = True
 
@@ -49,8 +57,15 @@ class BuildConfig:
             raise ValueError("out is empty; name the folder of the corpus")
 
 
-def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Corpus:
+def build_corpus(
+    config: BuildConfig, on_progress: Progress | None = None, on_notice: Callable[[str], None] | None = None
+) -> Corpus:
     """Ingests all sources and commits them; goes on where an earlier call with the same sources stopped.
+
+    Args:
+        config: What to ingest.
+        on_progress: Told of bytes read.
+        on_notice: Told before the work begins which rows of `config.facts` could not be used.
 
     Raises:
         CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
@@ -59,9 +74,8 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
     """
     if not config.sources:
         raise CorpusError("nothing to ingest; give at least one source")
-    facts = FactsFile(config.facts)
     found = find_checkpoints(config.sources)
-    checkpoints = [_with_facts(checkpoint, facts) for checkpoint in found.checkpoints]
+    checkpoints, report = _with_facts(found.checkpoints, config, on_notice)
     units = plan_units(checkpoints)
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]
@@ -75,14 +89,35 @@ def build_corpus(config: BuildConfig, on_progress: Progress | None = None) -> Co
         _work_off(units, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
         recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
+        recipe |= {"facts_report": report.to_json()}
         corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
         storage.delete(UNITS)
         remove_unused_shards(corpus)
     return corpus
 
 
-def _with_facts(checkpoint: SourceCheckpoint, facts: FactsFile) -> SourceCheckpoint:
-    return replace(checkpoint, facts=checkpoint.facts | facts.of(checkpoint.name, checkpoint.files[0]))
+def _with_facts(
+    checkpoints: list[SourceCheckpoint], config: BuildConfig, on_notice: Callable[[str], None] | None
+) -> tuple[list[SourceCheckpoint], FactsReport]:
+    """The checkpoints with the user's facts, in the types that they will have, and the runs that names tell."""
+    checkpoints, report = join_facts(read_facts(config.facts) if config.facts else [], checkpoints)
+    if report.problems and config.strict_facts:
+        raise CorpusError(
+            f"{config.facts}: {len(report.problems)} rows cannot be used as they stand, first {report.problems[0]} "
+            "(correct them, or leave `strict_facts` out)"
+        )
+    if config.facts and on_notice is not None:
+        on_notice(f"{config.facts}: {report.num_used} of {report.num_rows} rows are used")
+        for problem in report.problems[:_SHOWN_PROBLEMS]:
+            on_notice(f"{config.facts}, {problem}")
+        if len(report.problems) > _SHOWN_PROBLEMS:
+            on_notice(f"... and {len(report.problems) - _SHOWN_PROBLEMS} more rows of that kind")
+    typed = one_type_each(((_origin(checkpoint), checkpoint.facts) for checkpoint in checkpoints), config.as_text)
+    return join_runs([replace(one, facts=facts) for one, facts in zip(checkpoints, typed, strict=True)]), report
+
+
+def _origin(checkpoint: SourceCheckpoint) -> str:
+    return checkpoint.files[0] if checkpoint.stored_id is not None else f"'{checkpoint.name}'"
 
 
 def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:

@@ -1,4 +1,4 @@
-"""New corpora out of old ones: selections, splits, merges, without doubles, with weights changed.
+"""New corpora out of old ones: selections, splits, without doubles, with weights changed.
 
 Shape legend: N checkpoints, P packed bytes, D values.
 """
@@ -27,7 +27,6 @@ from raywgen.corpus.writing import remove_unused_shards, writing
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
 _SIDES = ("train", "heldout")
-_IDS = ("checkpoint_id", "trajectory_id", "base_id")
 Progress = Callable[[int, int], None]
 """Called with the checkpoints written and their number."""
 
@@ -99,7 +98,9 @@ def _write_corpus(
     networks: dict[str, NetworkFacts] = {}
     tasks: dict[str, TaskFacts] = {}
     for part in parts:
-        networks |= {key: net for key, net in part.corpus.networks.items() if key in used and key not in networks}
+        for key, network in part.corpus.networks.items():
+            if key in used and (key not in networks or not networks[key].recipe):
+                networks[key] = network
         tasks |= {key: task for key, task in part.corpus.tasks.items() if key not in tasks}
     return commit_corpus(
         root,
@@ -128,29 +129,6 @@ def _unique(networks: list[NetworkFacts]) -> list[NetworkFacts]:
         replace(network, name=f"{network.name}-{network.layout.id[:6]}") if counts[network.name] > 1 else network
         for network in networks
     ]
-
-
-def merge(root: str, corpora: Sequence[Corpus], on_progress: Progress | None = None) -> Corpus:
-    """All checkpoints of all corpora; where two hold one id, the later one's ids get its number in front.
-
-    Raises:
-        CorpusError: As `write_corpus`.
-    """
-    seen: set[str | None] = set()
-    parts = []
-    for number, corpus in enumerate(corpora):
-        ids = corpus.facts.column("checkpoint_id").to_pylist()
-        renamed = {"checkpoint_id": ids}
-        if seen & set(ids):
-            # Trajectories and bases are named by the same people: with clashing checkpoints, they clash too.
-            renamed = {name: _numbered(number, corpus.facts.column(name).to_pylist()) for name in _IDS}
-        seen.update(renamed["checkpoint_id"])
-        parts.append(Part(corpus=corpus, facts=_with(corpus.facts, stored_id=corpus.facts, **renamed)))
-    return write_corpus(root, parts, {"merge": len(parts)}, on_progress)
-
-
-def _numbered(number: int, names: list[str | None]) -> list[str | None]:
-    return [None if name is None else f"{number}/{name}" for name in names]
 
 
 def split(
@@ -191,7 +169,7 @@ def split(
         split if split not in _SIDES else "heldout" if str(group) in held else "train"
         for group, split in zip(groups, splits, strict=True)
     ]
-    facts = _with(corpus.facts, split=sides)
+    facts = replace_columns(corpus.facts, split=sides)
     return write_corpus(root, [Part(corpus=corpus, facts=facts)], {"split": by, "seed": seed}, on_progress)
 
 
@@ -263,7 +241,7 @@ def _facts(group: pa.Table) -> list[CheckpointFacts]:
     return rows
 
 
-def _with(facts: pa.Table, stored_id: pa.Table | None = None, **columns: list[Any]) -> pa.Table:
+def replace_columns(facts: pa.Table, stored_id: pa.Table | None = None, **columns: list[Any]) -> pa.Table:
     """Facts with some columns replaced; `stored_id` keeps the ids under which the old shards hold them."""
     if stored_id is not None:
         facts = facts.append_column("stored_id", stored_id.column("checkpoint_id"))

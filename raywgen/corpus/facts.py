@@ -140,7 +140,8 @@ def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """One row a checkpoint; further facts follow the known columns, null where a checkpoint has none.
 
     Raises:
-        CorpusError: A further fact is text for one checkpoint and a number for another.
+        CorpusError: A further fact is text for one checkpoint and a number for another, or a number beside which
+            64-bit floats are not exact.
     """
     known = set(CHECKPOINT_SCHEMA.names)
     table = pa.Table.from_pylist(
@@ -151,7 +152,8 @@ def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
             column = pa.array([row.get(name) for row in rows])
         except pa.ArrowException as error:
             raise CorpusError(
-                f"fact '{name}' is not of one type for all checkpoints ({error}); give it one type"
+                f"fact '{name}' is not of one type for all checkpoints ({error}); take it as text by "
+                f"`raywgen corpus build --as-text {name}`"
             ) from error
         table = table.append_column(name, column)
     return table

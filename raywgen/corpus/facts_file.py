@@ -1,10 +1,14 @@
-"""A user's table of facts, joined to checkpoints by path pattern."""
+"""Reads a user's table of facts: CSV, TSV, JSON, JSON lines or Parquet with a column `path`."""
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
+import codecs
+import csv
+import io
 import json
+import math
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,90 +17,192 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
+from raywgen.corpus.fact_types import KNOWN_TYPES, convert, numbers_of_text
 
-_TYPES = {field.name: str(field.type) for field in dataclasses.fields(CheckpointFacts)}
-_OURS = ("checkpoint_id", "layout_id", "key_prefix", "dtype", "sha256", "num_values", "shard", "row", "stored_id")
+_PATH = "path"
+_SET_BY_RAYWGEN = (
+    "checkpoint_id",
+    "layout_id",
+    "key_prefix",
+    "dtype",
+    "sha256",
+    "num_values",
+    "shard",
+    "row",
+    "stored_id",
+)
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}
+_NUMBERS = {"int": "whole number", "float": "number with a decimal point"}
+_KINDS = ".csv, .tsv, .json, .jsonl or .parquet"
 
 
-class FactsFile:
-    """Rows with a `path` pattern and facts; an empty file where there is none.
+@dataclass(frozen=True, slots=True)
+class FactsRow:
+    """One row of a table of facts.
 
-    Args:
-        path: CSV, JSON (a list of objects) or Parquet. Column `path` holds a name or a pattern such as
-            `resnet20/*`; every other column is a fact. Later rows win.
-
-    Raises:
-        CorpusError: It cannot be read, has no column `path`, or names a fact that only raywgen sets.
+    Attributes:
+        number: As a spreadsheet counts it: the header of a CSV is row 1. In JSON the first object is row 1.
+        path: The name or pattern of the checkpoints it is about; empty where the row names none.
+        facts: By name, in the types that they will have; what a row leaves open is not in it.
     """
 
-    def __init__(self, path: str) -> None:
-        rows = _read(path) if path else []
-        for row in rows:
-            if "path" not in row:
-                raise CorpusError(
-                    f"{path}: a row has no column 'path'; name the checkpoints it is about, for instance resnet20/*"
-                )
-            if taken := sorted(set(row) & set(_OURS)):
-                raise CorpusError(f"{path}: column '{taken[0]}' is set by raywgen itself; rename or drop it")
-        self._exact: dict[str, dict[str, Any]] = {}
-        self._patterns: list[tuple[str, dict[str, Any]]] = []
-        self._name = path
-        for row in rows:
-            where = str(row["path"])
-            told = {key: value for key, value in row.items() if key != "path" and value is not None}
-            if _is_pattern(where):
-                self._patterns.append((where, told))
-            else:
-                self._exact[where] = self._exact.get(where, {}) | told
-
-    def of(self, name: str, file: str) -> dict[str, Any]:
-        """The facts of a checkpoint by its name or file, converted to the types of known facts."""
-        facts: dict[str, Any] = {}
-        for pattern, told in self._patterns:
-            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(file, pattern):
-                facts |= told
-        facts |= self._exact.get(file, {}) | self._exact.get(Path(file).name, {}) | self._exact.get(name, {})
-        return {key: self._convert(key, value) for key, value in facts.items()}
-
-    def _convert(self, key: str, value: Any) -> Any:
-        try:
-            return convert(key, value)
-        except (TypeError, ValueError) as error:
-            raise CorpusError(f"{self._name}: {key}={value!r} is no {_TYPES[key]}; correct it") from error
+    number: int
+    path: str
+    facts: dict[str, Any]
 
 
-def convert(key: str, value: Any) -> Any:
-    """A fact in the type that raywgen knows for it; others stay as they are, or become text (dates, lists)."""
-    kind = _TYPES.get(key, "") if key in CHECKPOINT_COLUMNS else ""
-    if kind == "int":
-        if isinstance(value, float) and not value.is_integer():
-            raise ValueError(f"{value} is no whole number")
-        return int(value)
-    if kind == "float":
-        return float(value)
-    return value if not kind and isinstance(value, bool | int | float) else str(value)
+def read_facts(path: str) -> list[FactsRow]:
+    """The rows of a table of facts.
 
+    Args:
+        path: CSV (also with `;` or tabs), TSV, JSON (a list of objects), JSON lines or Parquet. In CSV and TSV text
+            stays text: a column becomes numbers only where writing them gives back every cell.
 
-def _is_pattern(text: str) -> bool:
-    return any(sign in text for sign in "*?[")
-
-
-def _read(path: str) -> list[dict[str, Any]]:
+    Raises:
+        CorpusError: The file cannot be read, has no column `path`, has a column twice or without a name, or has a
+            column that only raywgen sets.
+    """
+    kind = Path(path).suffix.lower()
     try:
-        if path.endswith(".json"):
-            rows = json.loads(Path(path).read_text())
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise CorpusError(f'{path} holds no list of objects; give [{{"path": ..., ...}}, ...]')
-            return rows
-        if path.endswith(".parquet"):
-            return pyarrow.parquet.ParquetFile(path).read(use_threads=False).to_pylist()
-        # An empty cell says nothing, also where the column is text.
-        options = pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=[""])
-        return pyarrow.csv.read_csv(path, convert_options=options).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
+        if kind in _SEPARATORS:
+            return _text_table(path, _decoded(path), _SEPARATORS[kind])
+        if kind == ".parquet":
+            return _parquet(path)
+        if kind in (".json", ".jsonl", ".ndjson"):
+            return _json(path, _decoded(path), lines=kind != ".json")
+        raise CorpusError(f"facts={path} is of no known kind; give {_KINDS} with a column 'path'")
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         if isinstance(error, CorpusError):
             raise
+        raise CorpusError(f"facts={path} cannot be read ({error}); give {_KINDS} with a column 'path'") from error
+
+
+def _decoded(path: str) -> str:
+    content = Path(path).read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise CorpusError(
-            f"facts={path} cannot be read ({error}); give CSV, JSON or Parquet with a column 'path'"
+            f"facts={path} is not UTF-8 (line {line}); save it as UTF-8, so that no name is altered"
         ) from error
+
+
+def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
+    if not text.strip():
+        raise CorpusError(f"facts={path} is empty; give {_KINDS} with a column 'path'")
+    # Spreadsheets of some countries separate by `;`: the header shows it.
+    headers = {sign: next(csv.reader(io.StringIO(text, newline=""), delimiter=sign)) for sign in separators}
+    found = (sign for sign, cells in headers.items() if _PATH in (cell.strip() for cell in cells))
+    separator = next(found, separators[0])
+    raw = headers[separator]
+    names = [name.strip() for name in raw]
+    _check_columns(path, names)
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(text.encode()),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        # An empty cell says nothing, `""` is an empty text.
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in raw},
+            strings_can_be_null=True,
+            null_values=[""],
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    columns = {name: table.column(index).to_pylist() for index, name in enumerate(names)}
+    for name, cells in columns.items():
+        if name != _PATH and name not in KNOWN_TYPES:
+            numbers = numbers_of_text([cell for cell in cells if cell is not None])
+            if numbers is not None:
+                left = iter(numbers)
+                columns[name] = [None if cell is None else next(left) for cell in cells]
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return [_row(path, number, row) for number, row in enumerate(rows, 2)]
+
+
+def _parquet(path: str) -> list[FactsRow]:
+    table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
+    _check_columns(path, table.column_names)
+    return [_row(path, number, row) for number, row in enumerate(table.to_pylist(), 1)]
+
+
+def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
+    if lines:
+        numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        content: list[Any] = [(number, _json_line(path, number, line)) for number, line in numbered]
+    else:
+        whole = json.loads(text, object_pairs_hook=lambda pairs: _object(path, pairs))
+        content = list(enumerate(whole, 1)) if isinstance(whole, list) else [(1, None)]
+    rows = [(number, row) for number, row in content if isinstance(row, dict)]
+    if len(rows) < len(content):
+        raise CorpusError(
+            f'{path} holds no list of objects; give [{{"path": ..., ...}}, ...], or one object a line in a .jsonl'
+        )
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
+    if rows and (lost := [number for number, row in rows if _PATH not in row]):
+        raise CorpusError(_no_path(f"{path}, row {lost[0]}", list(dict(rows)[lost[0]])))
+    if rows:
+        _check_columns(path, names)
+    # NaN is how tables in memory say that a text is missing.
+    texts = {name for _, row in rows for name, value in row.items() if isinstance(value, str)}
+    return [
+        _row(path, number, {name: value for name, value in row.items() if not (name in texts and _is_nan(value))})
+        for number, row in rows
+    ]
+
+
+def _json_line(path: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line, object_pairs_hook=lambda pairs: _object(path, pairs))
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{path}, line {number} is no JSON ({error}); give one object a line") from error
+
+
+def _object(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(name for name, _ in pairs)
+    if doubled := [name for name, count in counts.items() if count > 1]:
+        raise CorpusError(f"{path}: an object names '{doubled[0]}' twice; keep one")
+    return dict(pairs)
+
+
+def _check_columns(path: str, names: list[str]) -> None:
+    counts = Counter(names)
+    if doubled := [name for name in names if counts[name] > 1]:
+        raise CorpusError(f"{path}: column '{doubled[0]}' is there twice; rename or drop one of them")
+    if "" in counts:
+        raise CorpusError(
+            f"{path}: column {names.index('') + 1} has no name; give it one or drop it (pandas: to_csv(index=False))"
+        )
+    if _PATH not in counts:
+        raise CorpusError(_no_path(path, names))
+    if taken := sorted(set(names) & set(_SET_BY_RAYWGEN)):
+        raise CorpusError(f"{path}: column '{taken[0]}' is set by raywgen itself; rename or drop it")
+
+
+def _no_path(where: str, names: list[str]) -> str:
+    told = ", ".join(names[:8]) or "none"
+    return f"{where} has no column 'path' (it has {told}); name by it the checkpoints, for instance resnet20/*"
+
+
+def _row(path: str, number: int, row: dict[str, Any]) -> FactsRow:
+    facts: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == _PATH or value is None or (KNOWN_TYPES.get(name, "").startswith("str") and _is_nan(value)):
+            continue
+        if isinstance(value, bytes):
+            raise CorpusError(f"{path}, row {number}: {name} holds bytes; write text or numbers")
+        try:
+            facts[name] = convert(name, value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CorpusError(
+                f"{path}, row {number}: {name}={value!r} is no {_NUMBERS[KNOWN_TYPES[name]]}; correct it, or leave it "
+                "empty where it is not known"
+            ) from error
+    where = row.get(_PATH)
+    return FactsRow(number, "" if where is None else str(where), facts)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from raywgen.corpus import Corpus, CorpusError, DamagedFileError, UnknownFactError, verify_corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.corpus.derive import Part, dedupe, merge, split, write_corpus
+from raywgen.corpus.derive import Part, dedupe, split, write_corpus
+from raywgen.corpus.merge import merge
 from raywgen.weights import StateDict
 from tests.corpus import builders
 from tests.corpus.builders import assert_same_bits, network

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from raywgen.corpus import Corpus, CorpusError, DamagedFileError, MissingFileError, verify_corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.corpus.derive import dedupe, merge, split
+from raywgen.corpus.derive import dedupe, split
 from raywgen.corpus.export import export
+from raywgen.corpus.merge import merge
 from raywgen.corpus.verify import repair_corpus
 from raywgen.weights.cache import FOLDER
 

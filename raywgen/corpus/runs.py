@@ -1,0 +1,183 @@
+"""Which checkpoints are steps of one run, by the names that trainers give them.
+
+A number in a name counts as a step only where a word says so (`step`, `epoch`, `iter`, `checkpoint`, ...), or where it
+leads a name that also tells the run (`0003_acc0.94_seed0001`). Names that differ in any other number (`net0` and
+`net1`, `seed0` and `seed1`) are networks of their own, and so are names of one step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from raywgen.corpus.sources import SourceCheckpoint
+
+UNKNOWN_STEP = -1
+# Where a name holds several numbers, such as `epoch=3-step=900`, the earlier word here is the step.
+_WORDS = ("step", "iter", "itr", "update", "epoch", "ep", "checkpoint", "ckpt", "chkpt", "snapshot")
+_WORD = r"(?:global[_-]?)?steps?|iterations?|iters?|itr|updates?|epochs?|ep|checkpoint|ckpt|chkpt|snapshot"
+_STEP = re.compile(
+    rf"(?<![a-z])(?:checkpoint_\d+_(?P<update>\d+)|(?P<word>{_WORD})[=_-]?(?P<number>\d+)(?P<unit>k)?"
+    r"|(?P<first>\d+)[_-]?(?P<after>steps?|iterations?|iters?|epochs?|ep))(?![a-z0-9]|\.\d)"
+    # A bare fraction behind the step says how good it was.
+    r"(?:[_-]\d*\.\d+(?![a-z0-9]))?",
+    re.IGNORECASE,
+)
+# `max_steps=1000` is a setting of a run.
+_SETTING = re.compile(r"(?:^|[^a-z])(?:max|num|n|total|warmup|every)[_-]?$", re.IGNORECASE)
+_METRIC = re.compile(
+    r"(?<![a-z])(?:(?:val|valid|test|train|eval|best)[_-]?)?(?:acc|accuracy|loss|ppl|perplexity|f1|auc|miou|map|psnr|fid|"
+    r"score|err|error|top1|top5|bleu|reward)[=_:-]?\d+(?:\.\d+)?(?![a-z0-9])",
+    re.IGNORECASE,
+)
+_VERSION = re.compile(r"-v\d+$")
+_RUN = re.compile(r"(?<![a-z])(?:seed|run|trial|trajectory|traj)[=_-]?\d+", re.IGNORECASE)
+_LEADING = re.compile(r"^(\d{1,7})(?=$|[_-])")
+_END = re.compile(r"(?<![a-z])(?:best|last|latest|final)(?![a-z])", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(r"(?:pytorch_)?model|network|net|checkpoints?|ckpts?|weights|state_dict", re.IGNORECASE)
+_HUB = "hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A name without what varies within a run.
+
+    Attributes:
+        folder: Absolute, so that folders of one name in two sources stay apart.
+        name: What is left of the file's name; empty where nothing but a step was in it.
+        shown: Folder below the source, and name.
+        step: None where the name has none.
+        ends: The name says `best`, `last` or `final`.
+    """
+
+    folder: str
+    name: str
+    shown: str
+    step: int | None
+    ends: bool
+
+
+def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]:
+    """Gives the steps of a run one `trajectory_id`, and each its `step`.
+
+    `best`, `last` and `final` beside steps belong to their run, with an unknown step (-1). Checkpoints whose facts
+    name a trajectory keep it, and a `step` that facts name stays.
+
+    Args:
+        checkpoints: With all other facts.
+    """
+    free = [
+        index
+        for index, checkpoint in enumerate(checkpoints)
+        if checkpoint.stored_id is None and "trajectory_id" not in checkpoint.facts
+    ]
+    places = {index: _place(checkpoints[index]) for index in free}
+    runs: dict[tuple[str, str], list[int]] = {}
+    for index, place in places.items():
+        if place.step is not None:
+            runs.setdefault((place.folder, place.name), []).append(index)
+    runs = {key: found for key, found in runs.items() if len({places[index].step for index in found}) > 1}
+    _add_ends(runs, places)
+    joined = list(checkpoints)
+    taken = {checkpoint.name for checkpoint in checkpoints}
+    taken |= {
+        str(checkpoint.facts["trajectory_id"]) for checkpoint in checkpoints if "trajectory_id" in checkpoint.facts
+    }
+    for (folder, _), found in sorted(runs.items()):
+        wanted = places[found[0]].shown or PurePosixPath(folder).name
+        name = _unused(wanted, taken - {checkpoints[index].name for index in found})
+        taken.add(name)
+        for index in found:
+            step = places[index].step
+            facts = {"trajectory_id": name, "step": UNKNOWN_STEP if step is None else step}
+            joined[index] = replace(joined[index], facts=facts | joined[index].facts)
+    return joined
+
+
+def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _Place]) -> None:
+    """Adds what lies beside the steps of a run: its best, last or final checkpoint, or one of the run's own name."""
+    in_folder: dict[str, list[tuple[str, str]]] = {}
+    for key in runs:
+        in_folder.setdefault(key[0], []).append(key)
+    for index, place in places.items():
+        if place.step is not None:
+            continue
+        beside = in_folder.get(place.folder, [])
+        if (place.folder, place.name) in runs:
+            runs[place.folder, place.name].append(index)
+        elif place.ends and len(beside) == 1:
+            runs[beside[0]].append(index)
+
+
+def _unused(wanted: str, taken: Collection[str]) -> str:
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def _place(checkpoint: SourceCheckpoint) -> _Place:
+    *folders, last = PurePosixPath(checkpoint.name).parts
+    has_run = any(_RUN.search(part) for part in (*folders, last))
+    ends = False
+    kept: list[str] = []
+    found: list[tuple[int, int]] = []
+    for part in folders:
+        rest, steps = _without_steps(part)
+        stripped = _tidy(_END.sub("", rest))
+        if (steps or rest != part or stripped != part) and (not stripped or _SAYS_NOTHING.fullmatch(stripped)):
+            ends |= stripped != rest
+            rest = ""
+        found += steps
+        kept += [rest] if rest else []
+    rest, steps = _without_steps(last)
+    found += steps
+    leading = _LEADING.match(rest)
+    if not found and has_run and leading:
+        found.append((0, int(leading[1])))
+        rest = _tidy(rest[leading.end() :])
+    if found:
+        rest = _tidy(_VERSION.sub("", _METRIC.sub("", rest)))
+    stripped = _tidy(_END.sub("", rest))
+    ends |= stripped != rest
+    name = "" if _SAYS_NOTHING.fullmatch(stripped) else stripped
+    return _Place(
+        folder="/".join([_root(checkpoint, folders), *kept]),
+        name=name,
+        shown="/".join([*kept, name] if name else kept),
+        step=min(found)[1] if found else None,
+        ends=ends,
+    )
+
+
+def _root(checkpoint: SourceCheckpoint, folders: Sequence[str]) -> str:
+    """The folder below which a checkpoint's name begins."""
+    if str(checkpoint.facts.get("source", "")).startswith(_HUB):
+        return _HUB
+    parts = PurePosixPath(checkpoint.files[0]).parent.parts
+    shared = len(folders) if tuple(folders) == parts[len(parts) - len(folders) :] else 0
+    return str(PurePosixPath(*parts[: len(parts) - shared]))
+
+
+def _without_steps(part: str) -> tuple[str, list[tuple[int, int]]]:
+    """A part of a path without its steps, and these with the rank of their word."""
+    steps: list[tuple[int, int]] = []
+    rest = ""
+    end = 0
+    for match in _STEP.finditer(part):
+        if _SETTING.search(part[: match.start()]):
+            continue
+        number = match["update"] or match["number"] or match["first"]
+        word = (match["word"] or match["after"] or "update").lower()
+        rank = next(index for index, known in enumerate(_WORDS) if known in word)
+        steps.append((rank, int(number) * (1000 if match["unit"] else 1)))
+        rest += part[end : match.start()]
+        end = match.end()
+    return (_tidy(rest + part[end:]) if steps else part), steps
+
+
+def _tidy(text: str) -> str:
+    """Without the signs that parted what was taken out."""
+    return re.sub(r"([-_=.,+ ])[-_=.,+ ]+", r"\1", text).strip("-_=.,+ ")
