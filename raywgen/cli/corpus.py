@@ -117,7 +117,10 @@ def info(
     path: Path_,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
 ) -> None:
-    """Count checkpoints, trajectories, tasks, architectures, values and bytes."""
+    """Count checkpoints, trajectories, tasks, architectures, values and bytes.
+
+    `steps_of_trajectories` shows what was taken for runs: the longest, with their numbers of checkpoints.
+    """
     from raywgen.corpus import Corpus
 
     found = Corpus.open(path).info()
@@ -212,7 +215,15 @@ def split(
 
     with Reporter().step("split", f"by {by} into {target}") as bar:
         corpus = cut(target, Corpus.open(path), by=by, heldout=heldout, seed=seed, on_progress=bar.update)
-    print_info(corpus.info())
+    found = corpus.info()
+    print_info(found)
+    if by == "trajectory_id" and found["trajectories"] == found["checkpoints"]:
+        out.print(
+            "[yellow]each checkpoint counts as a run of its own[/yellow]: no fact or name says which are steps of one "
+            "run. If some are, name runs by a column `trajectory_id` of `corpus build --facts`",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -73,6 +73,7 @@ pc: Any = pyarrow.compute
 SCHEMA_VERSION = 1
 # Mapping a shard anew costs a page fault for every 16 pages of it; one that stays mapped costs a file descriptor.
 _OPENED_SHARDS = 512
+_SHOWN_RUNS = 8
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
 TASKS = "tasks.parquet"
@@ -398,11 +399,13 @@ class Corpus:
         accuracy = facts.column("test_accuracy")
         known = accuracy.filter(pc.is_finite(accuracy))
         refused = sum(map(is_refused, self.quarantine.to_pylist()))
+        runs = Counter(facts.column("trajectory_id").to_pylist())
         return {
             "location": self.location,
             "schema_version": self.manifest["schema_version"],
             "checkpoints": facts.num_rows,
-            "trajectories": pc.count_distinct(facts.column("trajectory_id")).as_py(),
+            "trajectories": len(runs),
+            "steps_of_trajectories": {name: count for name, count in runs.most_common(_SHOWN_RUNS) if count > 1},
             "tasks": dict(Counter(task.split for task in self.tasks.values())),
             "networks": {net.name: net.layout.num_values for net in self.networks.values()},
             "splits": dict(Counter(facts.column("split").to_pylist())),

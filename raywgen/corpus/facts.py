@@ -29,7 +29,7 @@ class CheckpointFacts:
         trajectory_id: The optimisation run it lies on.
         task_id: What it was trained for; None for a start.
         layout_id: Its layout.
-        step: Optimiser step.
+        step: Optimiser step, or the number that a trainer's names give; -1 where it is not known.
         split: `train` (a training trajectory of a seen task), `heldout` (a held-out trajectory of a seen task),
             `validation`, `unseen` (any trajectory of such a task) or `base` (a shared start).
         start: `own`, `shared` or `branched`.

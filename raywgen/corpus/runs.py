@@ -32,12 +32,13 @@ _METRIC = re.compile(
     r"score|err|error|top1|top5|bleu|reward)[=_:-]?\d+(?:\.\d+)?(?![a-z0-9])",
     re.IGNORECASE,
 )
-_VERSION = re.compile(r"-v\d+$")
+_VERSION = re.compile(r"(?:^|-)v\d+$")
 _RUN = re.compile(r"(?<![a-z])(?:seed|run|trial|trajectory|traj)[=_-]?\d+", re.IGNORECASE)
 _LEADING = re.compile(r"^(\d{1,7})(?=$|[_-])")
 _END = re.compile(r"(?<![a-z])(?:best|last|latest|final)(?![a-z])", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(r"(?:pytorch_)?model|network|net|checkpoints?|ckpts?|weights|state_dict", re.IGNORECASE)
 _HUB = "hub:"
+_RUN_FACT = "trajectory_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,12 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     """Gives the steps of a run one `trajectory_id`, and each its `step`.
 
     `best`, `last` and `final` beside steps belong to their run, with an unknown step (-1). Checkpoints whose facts
-    name a trajectory keep it, and a `step` that facts name stays.
+    name a trajectory keep it, and the rest of their run joins them; a `step` that facts name stays.
 
     Args:
         checkpoints: With all other facts.
     """
-    free = [
-        index
-        for index, checkpoint in enumerate(checkpoints)
-        if checkpoint.stored_id is None and "trajectory_id" not in checkpoint.facts
-    ]
-    places = {index: _place(checkpoints[index]) for index in free}
+    places = {index: _place(one) for index, one in enumerate(checkpoints) if one.stored_id is None}
     runs: dict[tuple[str, str], list[int]] = {}
     for index, place in places.items():
         if place.step is not None:
@@ -81,17 +77,19 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     runs = {key: found for key, found in runs.items() if len({places[index].step for index in found}) > 1}
     _add_ends(runs, places)
     joined = list(checkpoints)
-    taken = {checkpoint.name for checkpoint in checkpoints}
-    taken |= {
-        str(checkpoint.facts["trajectory_id"]) for checkpoint in checkpoints if "trajectory_id" in checkpoint.facts
-    }
+    told = {index: str(one.facts[_RUN_FACT]) for index, one in enumerate(checkpoints) if _RUN_FACT in one.facts}
+    taken = {checkpoint.name for checkpoint in checkpoints} | set(told.values())
     for (folder, _), found in sorted(runs.items()):
-        wanted = places[found[0]].shown or PurePosixPath(folder).name
-        name = _unused(wanted, taken - {checkpoints[index].name for index in found})
+        names = {told[index] for index in found if index in told}
+        if len(names) == 1:
+            name = names.pop()
+        else:
+            wanted = places[found[0]].shown or PurePosixPath(folder).name
+            name = _unused(wanted, taken - {checkpoints[index].name for index in found})
         taken.add(name)
         for index in found:
             step = places[index].step
-            facts = {"trajectory_id": name, "step": UNKNOWN_STEP if step is None else step}
+            facts = {_RUN_FACT: name, "step": UNKNOWN_STEP if step is None else step}
             joined[index] = replace(joined[index], facts=facts | joined[index].facts)
     return joined
 

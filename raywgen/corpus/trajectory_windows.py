@@ -37,7 +37,7 @@ def cut_windows(facts: pa.Table, num_targets: int | None, length: int | None, lo
     """Rows of facts of every window, int64 `(W, A)`.
 
     Args:
-        facts: Sorted by trajectory and step.
+        facts: Sorted by trajectory and step; states of unknown step (below 0) are left out.
         num_targets: k; k + 1 states of each trajectory are kept.
         length: l; windows of l transitions, None for whole trajectories.
         location: Of the corpus, for messages.
@@ -50,6 +50,9 @@ def cut_windows(facts: pa.Table, num_targets: int | None, length: int | None, lo
     step_N = facts.column("step").to_numpy()
     windows = []
     for row_S in _trajectories(facts):
+        row_S = row_S[step_N[row_S] >= 0]
+        if not len(row_S):
+            continue
         if num_targets is not None:
             kept = _evenly(step_N[row_S], num_targets)
             if kept is None:
