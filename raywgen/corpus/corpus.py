@@ -26,6 +26,7 @@ from torch import Tensor
 
 from raywgen.corpus.aside import is_refused
 from raywgen.corpus.cache import local_copy
+from raywgen.corpus.checksums import Checksums, RowCheck
 from raywgen.corpus.errors import (
     RESTORE,
     ChangedCorpusError,
@@ -43,7 +44,6 @@ from raywgen.corpus.facts import (
 from raywgen.corpus.query import filter_facts
 from raywgen.corpus.shards import (
     WEIGHTS,
-    RowCheck,
     Shard,
     ShardView,
     checkpoint_ids,
@@ -51,7 +51,6 @@ from raywgen.corpus.shards import (
     packed_tensor,
     read_block,
     read_shard,
-    row_sums,
 )
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
@@ -292,32 +291,19 @@ class Corpus:
         """
         layout = self.layout(block.column("layout_id")[0].as_py())
         ids, packed_NP = checkpoint_ids(block, layout), packed_tensor(block, layout)
-        for checkpoint_id, found in zip(ids, row_sums(packed_NP), strict=True):
-            if self._sum_of.get(checkpoint_id) != found:
-                raise self._failure(WEIGHTS, f"checkpoint '{checkpoint_id}' has another checksum than its facts")
+        if (changed := self._checksums.first_changed(ids, packed_NP)) is not None:
+            raise self._failure(WEIGHTS, f"checkpoint '{changed}' has another checksum than its facts")
         return ids, packed_NP
 
     @cached_property
-    def _sum_of(self) -> dict[str, str]:
-        """Checkpoint id -> SHA-256."""
-        return dict(zip(*(self.facts.column(name).to_pylist() for name in ("checkpoint_id", "sha256")), strict=True))
-
-    @cached_property
-    def _sums_by_shard(self) -> dict[str, pa.Table]:
-        """Path -> row and SHA-256 of its checkpoints, in the order of rows."""
-        facts = self.facts.select(["shard", "row", "sha256"]).sort_by([("shard", "ascending"), ("row", "ascending")])
-        found, start = {}, 0
-        for told in pc.value_counts(facts.column("shard")).to_pylist():
-            found[told["values"]] = facts.slice(start, told["counts"])
-            start += told["counts"]
-        return found
+    def _checksums(self) -> Checksums:
+        return Checksums(self.facts)
 
     def _row_check(self, path: str) -> RowCheck:
         """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
         key = path, self.storage.version(path)
         if key not in self._checks:
-            sums = self._sums_by_shard.get(path, self.facts.slice(0, 0)).column("sha256").to_pylist()
-            self._checks[key] = RowCheck(sums, partial(self._failure, path))
+            self._checks[key] = self._checksums.check_of(path, partial(self._failure, path))
         return self._checks[key]
 
     def _failure(self, path: str, reason: str) -> CorpusError:

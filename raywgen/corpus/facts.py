@@ -118,7 +118,7 @@ CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts
 CHECKPOINT_SCHEMA = pa.schema(
     [
         (name, pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.string())
-        for name in [*CHECKPOINT_COLUMNS, "dtype", "sha256", "num_values", "shard", "row"]
+        for name in [*CHECKPOINT_COLUMNS, "dtype", "sha256", "xxh3", "num_values", "shard", "row"]
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(

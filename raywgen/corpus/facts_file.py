@@ -26,6 +26,7 @@ _SET_BY_RAYWGEN = (
     "key_prefix",
     "dtype",
     "sha256",
+    "xxh3",
     "num_values",
     "shard",
     "row",

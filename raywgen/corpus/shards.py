@@ -9,9 +9,8 @@ Shape legend: N checkpoints, P packed bytes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.arrow_file import check_uncompressed
+from raywgen.corpus.checksums import RowCheck, row_facts
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import Storage
@@ -108,18 +108,18 @@ def write_shard(
     path = f"{WEIGHTS}/{name}.arrow"
     ids = [row.checkpoint_id for row in facts]
     with ThreadPoolExecutor(1) as beside:
-        sums = beside.submit(row_sums, packed_NP)
+        sums = beside.submit(row_facts, packed_NP)
         sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
     rows = [
         {
             **row.to_row(),
             "dtype": layout.dtype,
-            "sha256": digest,
+            **digests,
             "num_values": layout.num_values,
             "shard": path,
             "row": index,
         }
-        for index, (row, digest) in enumerate(zip(facts, sums.result(), strict=True))
+        for index, (row, digests) in enumerate(zip(facts, sums.result(), strict=True))
     ]
     return Shard(
         path=path,
@@ -191,11 +191,6 @@ def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def row_sums(packed_NP: Tensor) -> list[str]:
-    """SHA-256 of each row."""
-    return [hashlib.sha256(row).hexdigest() for row in packed_NP.numpy()]
-
-
 def checkpoint_ids(block: pa.Table, layout: Layout) -> list[str]:
     """The id of each checkpoint in a table, once whatever its pages."""
     return block.column("checkpoint_id").to_pylist()[:: num_pages(layout)]
@@ -249,43 +244,6 @@ def _write_ipc(sink: Any, checkpoint_ids: list[str], packed_NP: Tensor, layout: 
             column = pa.Array.from_buffers(pa.large_binary(), len(rows) * pages, buffers)
             ids = np.repeat(np.array(checkpoint_ids[start : start + per_batch], dtype=object), pages)
             writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), column], schema=_SCHEMA))
-
-
-class RowCheck:
-    """Compares each checkpoint of a shard with its checksum, once.
-
-    Args:
-        sums: SHA-256 of each checkpoint, by row.
-        failure: The error to raise, told in words what is wrong.
-    """
-
-    def __init__(self, sums: Sequence[str], failure: Callable[[str], Exception]) -> None:
-        self._sums, self._failure = sums, failure
-        self._is_whole_N = np.zeros(len(sums), dtype=bool)
-
-    def unseen(self, row_N: np.ndarray) -> np.ndarray:
-        """Those of the rows that were never compared, each once.
-
-        Raises:
-            CorpusError: The facts know fewer checkpoints.
-        """
-        if len(row_N) and row_N.max() >= len(self._sums):
-            raise self._failure(
-                f"holds {row_N.max() + 1} checkpoints or more, of which the facts know {len(self._sums)}"
-            )
-        new_N = row_N[~self._is_whole_N[row_N]]
-        return np.unique(new_N) if len(new_N) else new_N
-
-    def compare(self, row_N: np.ndarray, packed: Sequence[Tensor], ids: Sequence[str]) -> None:
-        """Compares packed weights, one uint8 `(P,)` for each row; `ids` are those of all rows, for the message.
-
-        Raises:
-            CorpusError: One has another checksum.
-        """
-        for row, found_P in zip(row_N, packed, strict=True):
-            if hashlib.sha256(found_P.numpy().data).hexdigest() != self._sums[row]:
-                raise self._failure(f"checkpoint '{ids[row]}' has another checksum than its facts")
-            self._is_whole_N[row] = True
 
 
 class ShardView:

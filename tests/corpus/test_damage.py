@@ -24,8 +24,9 @@ from raywgen.corpus import (
     verify_corpus,
     write_shard,
 )
+from raywgen.corpus.checksums import RowCheck
 from raywgen.corpus.chunk_stream import ChunkStream
-from raywgen.corpus.shards import RowCheck, read_shard
+from raywgen.corpus.shards import read_shard
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
 from tests.corpus import builders
