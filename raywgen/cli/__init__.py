@@ -157,7 +157,7 @@ def generate(
 
     raywgen generate ... out=runs/generated --num 1000 --into corpus --where ray
 
-    The third one fills architectures that the generator may never have seen, and says how far off they are. The last
+    The third one fills architectures that the generator may never have seen, with a warning. The last
     one writes a thousand networks for each task and architecture over all cores and nodes. Interrupted, run it again.
     Of a corpus that holds weights alone each architecture is written, told its name, and nothing is judged.
     """
@@ -196,6 +196,8 @@ def adapt(
         f"examples; {encoded}{found.generate_ms:.1f} ms to generate",
         highlight=False,
     )
+    if found.on_examples is not None:
+        out.print(f"on these examples: {found.on_examples.sentence()}", highlight=False, soft_wrap=True)
 
 
 @app.command(cls=SettingsCommand)

@@ -105,17 +105,24 @@ def print_networks(rows: list[dict[str, Any]]) -> None:
         groups.setdefault((row["network"], row["task"]), []).append(row)
     several = len(groups) < len(rows)
     is_tried = any("example_loss" in row for row in rows)
-    told = ("task", "loss on examples", "test accuracy") if is_tried else ("log-probability, nats",)
+    judged_by = ("task", "loss on examples", "accuracy on examples", "chance", "test accuracy")
+    told = judged_by if is_tried else ("log-probability, nats",)
     table = Table("network", *told, "networks" if several else "kept as")
     for (network, task), members in groups.items():
         kept = Path(members[0]["path"]).name if "path" in members[0] else members[0]["checkpoint_id"]
         last = f"{len(members):,}" if several else kept
-        log_probs, losses, accuracies = (
+        log_probs, losses, *shares = (
             [row[name] for row in members if row.get(name) is not None]
-            for name in ("log_prob", "example_loss", "test_accuracy")
+            for name in ("log_prob", "example_loss", "example_accuracy", "chance", "test_accuracy")
         )
-        points = [100 * accuracy for accuracy in accuracies]
-        judged = (task, _mean(losses, 3, several), _mean(points, 1, several))
+        on_examples, chance, test = ([100 * share for share in part] for part in shares)
+        judged = (
+            task,
+            _mean(losses, 3, several),
+            _mean(on_examples, 1, several),
+            _mean(chance, 1, False),
+            _mean(test, 1, several),
+        )
         cells = judged if is_tried else (_mean(log_probs, 1, several),)
         table.add_row(network, *cells, escape(last))
     out.print(table)

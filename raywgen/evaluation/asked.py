@@ -5,8 +5,6 @@ Shape legend: S samples, F features of a sample.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +12,10 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus, UnknownFactError
-from raywgen.generation import ConditionError
 from raywgen.tasks.encoders import load_encoder
-from raywgen.tasks.images import load_images
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.tasks.subsets import balanced_rows
+from raywgen.tasks.user_data import ConditionError, read_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +42,7 @@ def read_asked(corpus: Corpus, *, task: str, instruction: str, data: str, num_sa
         corpus: Says what samples look like.
         task: Id of a task of the corpus; empty for one of the user's own.
         instruction: A task in words, or empty.
-        data: Its samples: an `.npz` file with arrays `x` and, for labelled ones, `y`; a Parquet file, glob or folder
-            of labelled images; or empty.
+        data: Its samples, as `read_data` takes a path; or empty.
         num_samples: Most samples that are used, equally many of each class.
 
     Raises:
@@ -75,11 +71,9 @@ def read_samples(corpus: Corpus, path: str) -> tuple[Tensor, Tensor | None]:
     Raises:
         ConditionError, TaskError: They cannot be read, or do not fit the corpus.
     """
-    samples, labels = _arrays(path) if path.endswith(".npz") else _images(corpus, path)
-    form = _form(corpus) if samples.dtype == torch.uint8 and samples.dim() == 4 else None
-    if form is not None:
-        samples = form.standardised(samples)
-    samples_SF = samples.reshape(len(samples), -1).float()
+    form = _form(corpus)
+    data = read_data(path, form, needs_labels=False)
+    samples_SF = data.x.reshape(len(data.x), -1).float()
     wanted = next(iter(corpus.tasks.values())).samples_SF.shape[1] if corpus.tasks else samples_SF.shape[1]
     if form is not None and form.encoder and samples_SF.shape[1] != wanted:
         samples_SF = load_encoder(form.encoder)(samples_SF)
@@ -88,33 +82,7 @@ def read_samples(corpus: Corpus, path: str) -> tuple[Tensor, Tensor | None]:
             f"{path}: a sample has {samples_SF.shape[1]} values, those of {corpus.location} have {wanted}; "
             "give samples of the same form"
         )
-    if not bool(samples_SF.isfinite().all()):
-        raise ConditionError(f"{path}: samples hold NaN or infinity; drop those samples")
-    return samples_SF, labels
-
-
-def _arrays(path: str) -> tuple[Tensor, Tensor | None]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            samples = torch.from_numpy(arrays["x"])
-            labels = torch.from_numpy(arrays["y"]).to(torch.int64) if "y" in arrays.files else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConditionError(
-            f"{path}: {error}; give an .npz file with an array x (samples first), and y where labels are known"
-        ) from error
-    if not samples.dim() or not len(samples):
-        raise ConditionError(f"{path}: x holds no samples; give at least one")
-    if labels is not None and (labels.shape != samples.shape[:1] or int(labels.min()) < 0):
-        raise ConditionError(f"{path}: {len(samples)} samples, labels {list(labels.shape)}; give one from 0 a sample")
-    return samples, labels
-
-
-def _images(corpus: Corpus, path: str) -> tuple[Tensor, Tensor]:
-    form = _form(corpus)
-    if form is None:
-        raise ConditionError(f"{path}: the tasks of {corpus.location} are no images; give an .npz file with x and y")
-    data = load_images(path, size=form.size, channels=form.channels)
-    return data.x_SCHW, data.y_S.unique(return_inverse=True)[1]
+    return samples_SF, data.y_S
 
 
 def _form(corpus: Corpus) -> InputForm | None:

@@ -3,17 +3,21 @@
 from raywgen.generation.actors import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
-from raywgen.generation.fill import ConditionError, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
+from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning, load
+from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.keep import UnfinishedError
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generation.write import GenerateConfig, generate
+from raywgen.tasks.user_data import ConditionError
 
 __all__ = [
     "ActorsLostError",
     "AdaptConfig",
     "Adapted",
     "Best",
+    "ChanceWarning",
     "ConditionError",
+    "Filled",
     "GenerateConfig",
     "NoResourcesError",
     "SamplingError",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from raywgen.files import write_text
-from raywgen.generation.asked import read_npz
 from raywgen.generation.fill import (
     ADAPT_INSTRUCTION,
-    ConditionError,
     TrainedGenerator,
     UnknownLayoutError,
     adapt_weights,
     load,
     make_condition,
 )
+from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generators.mcdi.denoisers import is_head
 from raywgen.tasks import build_network
-from raywgen.tasks.images import load_images
+from raywgen.tasks.standing import Standing
+from raywgen.tasks.user_data import ConditionError, read_data
 from raywgen.trust import entry_point
 from raywgen.weights import Layout, save_state_dict
 
@@ -41,7 +41,7 @@ class AdaptConfig:
     Attributes:
         generator: Run folder or bundle of a generator that was trained on such tasks.
         support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
-            folders, or an `.npz` file with arrays `x` (samples first) and `y`.
+            folders, an `.npz` file with arrays `x` (samples first) and `y`, or a Parquet file with such columns.
         out: The `.safetensors` file to write; a `.json` beside it says what it is.
         policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
             generator that has learned several.
@@ -74,6 +74,7 @@ class Adapted:
         num_examples: Labelled examples that were seen.
         encode_ms: Milliseconds of the encoder on them; 0 without one.
         generate_ms: Milliseconds of generation alone.
+        on_examples: What the network does on the examples, beside chance; None where nothing says how it is built.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Adapted:
     num_examples: int
     encode_ms: float
     generate_ms: float
+    on_examples: Standing | None
 
 
 @entry_point
@@ -95,10 +97,14 @@ def adapt(config: AdaptConfig) -> Adapted:
         TaskError, ConditionError: The examples cannot be read, or do not fit.
         UnknownLayoutError: The generator knows several architectures.
         WeightsError: The file cannot be written.
+
+    Warns:
+        ChanceWarning: The network answers the examples no better than chance.
     """
     trained = load(config.generator)
     samples, labels_S, classes = read_support(config.support, trained)
     layout = support_layout(trained, len(classes))
+    recipe = _head_recipe(trained, len(classes))
 
     def write() -> tuple[Tensor, float, float]:
         begin = time.perf_counter()
@@ -115,15 +121,22 @@ def adapt(config: AdaptConfig) -> Adapted:
         values_D, encode_seconds, generate_seconds = write()
     finally:
         torch.set_num_threads(threads)
+    on_examples = None
+    if recipe is not None:
+        module = build_network(recipe).eval()
+        on_examples = judge(module, layout, values_D, trained.features(samples), labels_S)
     facts: dict[str, Any] = {
         "method": trained.generator.method,
         "generator": config.generator,
         "classes": list(classes),
         "num_examples": len(labels_S),
         "policy": config.policy,
+        "on_examples": None if on_examples is None else asdict(on_examples) | {"verdict": on_examples.verdict},
     }
     save_state_dict(layout.unflatten(values_D), config.out, {"method": trained.generator.method})
     write_text(Path(config.out).with_suffix(".json"), json.dumps(facts, indent=1))
+    if on_examples is not None:
+        warn_of_chance(config.out, on_examples, remedies(trained.generator, None, is_known=True, adapted=True))
     return Adapted(
         path=config.out,
         num_values=layout.num_values,
@@ -131,6 +144,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         num_examples=len(labels_S),
         encode_ms=_MILLISECONDS * encode_seconds if trained.encoder is not None else 0.0,
         generate_ms=_MILLISECONDS * generate_seconds,
+        on_examples=on_examples,
     )
 
 
@@ -140,17 +154,11 @@ def read_support(path: str, trained: TrainedGenerator) -> tuple[Tensor, Tensor, 
     Raises:
         TaskError, ConditionError: They cannot be read, or a class has no example.
     """
-    if path.endswith(".npz"):
-        samples, labels = read_npz(path)
-        present = sorted({int(label) for label in labels})
-        if present != list(range(len(present))):
-            raise ConditionError(f"{path}: labels are {present}; number the classes from 0 without a gap")
-        return samples, labels.to(torch.int64), tuple(str(label) for label in present)
-    if trained.inputs is None:
-        raise ConditionError(f"{path}: this generator was not trained on images; give an .npz file with x and y")
-    data = load_images(path, size=trained.inputs.size, channels=trained.inputs.channels)
-    present_C, labels_S = data.y_S.unique(return_inverse=True)
-    return data.x_SCHW, labels_S, tuple(data.class_names[int(number)] for number in present_C)
+    data = read_data(path, trained.inputs)
+    present = data.labels.unique().tolist()
+    if present != list(range(len(present))):
+        raise ConditionError(f"{path}: labels are {present}; number the classes from 0 without a gap")
+    return data.x, data.labels, data.class_names
 
 
 def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
@@ -160,13 +168,21 @@ def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
         UnknownLayoutError: It knows several.
     """
     generator = trained.generator
-    layouts = [layout for layout, _ in generator.references.values()]
-    if is_head(layouts[0], generator.data.num_features):
-        recipe = {"name": "head", "num_features": generator.data.num_features, "num_classes": num_classes}
+    if (recipe := _head_recipe(trained, num_classes)) is not None:
         return Layout.from_state_dict(build_network(recipe).state_dict())
+    layouts = [layout for layout, _ in generator.references.values()]
     if len(layouts) > 1:
         raise UnknownLayoutError(
             f"the generator knows {len(layouts)} architectures; fill the module that you want by "
             "raywgen.load(...).adapt(module, support)"
         )
     return layouts[0]
+
+
+def _head_recipe(trained: TrainedGenerator, num_classes: int) -> dict[str, Any] | None:
+    """Of a head of that many classes; None where the generator writes whole networks."""
+    generator = trained.generator
+    first, _ = next(iter(generator.references.values()))
+    if not is_head(first, generator.data.num_features):
+        return None
+    return {"name": "head", "num_features": generator.data.num_features, "num_classes": num_classes}

@@ -5,21 +5,21 @@ Shape legend: B networks, S samples, F features.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
-from raywgen.generation.fill import ConditionError, make_condition
+from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator, make_condition
 from raywgen.generators import Generator
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.networks import network_recipe
+from raywgen.tasks.networks.registry import INPUT_SHAPE
+from raywgen.tasks.runnable import taken_inputs
+from raywgen.tasks.user_data import UserData, read_data
 from raywgen.weights import Condition
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NO_TASK = ""
 _CUSTOM = "custom"
 _BEST_OF = 8
+_LEAST_FEATURES = 2  # A blank condition has one sample of one value.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +52,22 @@ class Asked:
     is_tried: bool
 
 
-def ask(config: GenerateConfig, corpus: Corpus | None, generator: Generator) -> Asked:
+def ask(config: GenerateConfig, corpus: Corpus | None, trained: TrainedGenerator) -> Asked:
     """From the settings.
 
     Raises:
         ConfigError: There is no such task or architecture, or nothing that a setting needs is known of them.
-        ConditionError: Instruction or data do not fit the generator.
+        ConditionError: Instruction or data do not fit the generator, or an architecture of `networks` does not run on
+            the samples.
         TaskError: An architecture of `networks` cannot be built.
     """
-    names, condition, tasks = _told(config, corpus, generator)
-    networks = (
-        _own_networks(config, generator) if corpus is None or config.networks else _stored(config, corpus, generator)
-    )
+    generator = trained.generator
+    own = _own_data(config, trained) if config.instruction or corpus is None else None
+    names, condition, tasks = _told(config, corpus, trained, own)
+    if corpus is None or config.networks:
+        networks = [_that_runs(network, condition, own) for network in _own_networks(config, generator)]
+    else:
+        networks = _stored(config, corpus, generator)
     unknown = "no task is known" if names == [NO_TASK] else ""
     if strange := [network.name for network in networks if not network.recipe]:
         unknown = unknown or f"nothing says how to build {strange[0]}"
@@ -82,11 +87,37 @@ def ask(config: GenerateConfig, corpus: Corpus | None, generator: Generator) -> 
     )
 
 
+def _own_data(config: GenerateConfig, trained: TrainedGenerator) -> UserData:
+    return read_data(config.data, trained.inputs).at_most(MOST_SAMPLES)
+
+
+def _that_runs(network: NetworkFacts, condition: Condition, own: UserData | None) -> NetworkFacts:
+    """The network, run once on samples of the task before anything is generated for it.
+
+    One that takes the user's samples in their own shape alone gets this shape into its recipe.
+
+    Raises:
+        ConditionError: It does not run on them, or has too few outputs.
+    """
+    if not condition.labels_BS.numel() or condition.samples_BSF.shape[2] < _LEAST_FEATURES:
+        return network
+    flat_SF = condition.samples_BSF[0]
+    shaped = [] if own is None or len(own.x) != len(flat_SF) else [own.x.float()]
+    num_classes = int(condition.labels_BS.max()) + 1
+    taken = taken_inputs(build_network(network.recipe), [flat_SF, *shaped], num_classes, network.name)[1]
+    if taken.shape == flat_SF.shape:
+        return network
+    return replace(network, recipe={**network.recipe, INPUT_SHAPE: list(taken.shape[1:])})
+
+
 def _told(
-    config: GenerateConfig, corpus: Corpus | None, generator: Generator
+    config: GenerateConfig, corpus: Corpus | None, trained: TrainedGenerator, own: UserData | None
 ) -> tuple[list[str], Condition, list[TaskFacts]]:
-    if config.instruction or corpus is None:
-        return [_CUSTOM], make_condition(generator, config.instruction, read_npz(config.data)), []
+    generator = trained.generator
+    if own is not None:
+        pair = trained.features(own.x), own.labels
+        return [_CUSTOM], make_condition(generator, config.instruction, pair), []
+    assert corpus is not None, "without a corpus the task is the user's own"
     if bool(corpus.tasks) != generator.data.knows_tasks:
         remedy = (
             "train it anew on the corpus as it is described now"
@@ -136,16 +167,3 @@ def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> lis
             "or ask for an architecture that it never saw by networks=[...]"
         )
     return chosen
-
-
-def read_npz(path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples and labels of an `.npz` file.
-
-    Raises:
-        ConditionError: It holds no arrays `x` and `y`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConditionError(f"{path}: {error}; give an .npz file with arrays x (samples first) and y") from error

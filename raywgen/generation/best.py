@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generated, Generator
@@ -31,11 +32,14 @@ class Best:
     Attributes:
         values_BD: Flat vectors.
         loss_B: Class-balanced loss on the labelled examples, nats.
-        log_prob_B: Log-probability of each, nats, or None.
+        logits_BSC: Outputs on these.
+        log_prob_B: Log-probability of each, nats, or None. It says how usual a network is to the generator, not how
+            well it answers.
     """
 
     values_BD: Tensor
     loss_B: Tensor
+    logits_BSC: Tensor
     log_prob_B: Tensor | None
 
 
@@ -92,6 +96,7 @@ def generate_best(
     sampling: SamplingConfig | None = None,
     index_B: Tensor | None = None,
     unlabelled: Sequence[Tensor] | None = None,
+    samples_BSF: Tensor | None = None,
 ) -> Best:
     """Writes `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
@@ -108,6 +113,7 @@ def generate_best(
         index_B: Place of each network among all that are asked for, int64; keys its noise. From 0 on by default.
         unlabelled: For each condition inputs `(S, F)` from which the statistics of batch normalisation of its
             candidates are estimated anew; they stay as they were written by default.
+        samples_BSF: The examples as the module takes them, where the generator is told something else of them.
 
     Raises:
         ValueError: `best_of` is below 1.
@@ -127,11 +133,14 @@ def generate_best(
         best_of=best_of,
     )
     told, values_BD = condition.repeat(best_of), written.values_BD
+    samples_BSF = condition.samples_BSF if samples_BSF is None else samples_BSF
     if unlabelled is not None:
         each = zip(values_BD.split(best_of), unlabelled, strict=True)
         values_BD = torch.cat([with_new_statistics(module, layout, part_nD, x_SF) for part_nD, x_SF in each])
     # A copy, because the caller's parts may be in modes of their own; dropout would blur the comparison.
-    logits = stacked_logits(copy.deepcopy(module).eval(), layout.unflatten(values_BD), told.samples_BSF)
+    logits = candidate_logits(
+        copy.deepcopy(module).eval(), layout, values_BD, samples_BSF.repeat_interleave(best_of, 0)
+    )
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS).view(len(condition), best_of)
     # argmin would take a NaN for the smallest of all.
     loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)
@@ -139,5 +148,20 @@ def generate_best(
     return Best(
         values_BD=values_BD[kept_B],
         loss_B=loss_Bn.min(dim=1).values,
+        logits_BSC=logits[kept_B],
         log_prob_B=None if written.log_prob_B is None else written.log_prob_B[kept_B],
     )
+
+
+def candidate_logits(module: nn.Module, layout: Layout, values_ND: Tensor, samples_NSF: Tensor) -> Tensor:
+    """Outputs `(N, S, C)` of written networks, each on its own samples; in float32, whatever the layout's dtype.
+
+    Networks run as a stack, or one after another where the module's own code cannot be stacked.
+    """
+    state_N = layout.unflatten(values_ND, counters=module.state_dict())
+    state_N = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_N.items()}
+    try:
+        return stacked_logits(module, state_N, samples_NSF)
+    except RuntimeError:
+        each = [{name: tensor[n] for name, tensor in state_N.items()} for n in range(len(values_ND))]
+        return torch.stack([functional_call(module, one, (x,)) for one, x in zip(each, samples_NSF, strict=True)])

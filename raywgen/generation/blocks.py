@@ -24,6 +24,7 @@ from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.statistics import some_inputs
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
+from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import Condition, Layout
 
 # A GiB of float32: candidates of a large architecture are written by fewer at once.
@@ -98,8 +99,9 @@ class Written:
     Attributes:
         block: Which.
         values_RD: Flat vectors.
-        rows: Facts of each: `task`, `draw`, `instruction`, `network`, `known`, `log_prob`, `example_loss` where it was
-            tried, and `test_accuracy` where the task has a test.
+        rows: Facts of each: `task`, `draw`, `instruction`, `network`, `known`, `log_prob`; where it was tried
+            `example_loss`, `example_accuracy`, `chance`, `majority` and `against_chance` as `Standing` has them, and
+            `test_accuracy` where the task has a test.
     """
 
     block: Block
@@ -169,11 +171,14 @@ class BlockWriter:
         keyed = {"seed": job.seed, "index_B": draw_R * len(job.names) + task_R}
         drawn = {"temperature": job.temperature, "reference": reference, "sampling": job.sampling}
         what = self._trained.generator, told.take(task_R), layout
-        loss_R = None
+        tried: list[dict[str, Any]] = [{}] * len(place_R)
         if job.is_tried:
             unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if job.num_unlabelled else None
             kept = generate_best(*what, module, best_of=job.best_of, unlabelled=unlabelled, **keyed, **drawn)
-            loss_R = kept.loss_B
+            tried = [
+                _judged(standing(logits_SC, labels_S, job.best_of), float(loss))
+                for logits_SC, labels_S, loss in zip(kept.logits_BSC, what[1].labels_BS, kept.loss_B, strict=True)
+            ]
         else:
             kept = generate_candidates(*what, **keyed, **drawn)
         rows = [
@@ -183,7 +188,7 @@ class BlockWriter:
                 "instruction": told.instructions[task],
                 "network": job.networks[block.network].name,
                 "known": reference is None,
-                **({} if loss_R is None else {"example_loss": float(loss_R[index])}),
+                **tried[index],
                 "log_prob": None if kept.log_prob_B is None else float(kept.log_prob_B[index]),
             }
             for index, (task, draw) in enumerate(zip(task_R.tolist(), draw_R.tolist(), strict=True))
@@ -210,3 +215,13 @@ class BlockWriter:
             for row in rows:
                 logits = stacked_logits(module, layout.unflatten(values_RD[row : row + 1]), test_x_SF)
                 yield float(balanced_accuracy(logits, task.test_y_S))
+
+
+def _judged(found: Standing, loss: float) -> dict[str, Any]:
+    return {
+        "example_loss": loss,
+        "example_accuracy": found.accuracy,
+        "chance": found.chance,
+        "majority": found.majority,
+        "against_chance": found.verdict,
+    }

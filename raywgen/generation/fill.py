@@ -5,15 +5,18 @@ Shape legend: B networks (here 1), S samples, F features, D values.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import generate_best, generate_candidates, sampling_options
+from raywgen.generation.best import generate_best, generate_candidates
+from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
@@ -21,17 +24,17 @@ from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
+from raywgen.tasks.runnable import runnable
+from raywgen.tasks.standing import Standing, standing
+from raywgen.tasks.user_data import ConditionError, UserData, read_data
 from raywgen.trust import reading, trusting
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
 _BEST_OF = 8
+MOST_SAMPLES = 4096
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-class ConditionError(ValueError):
-    """Instruction or data that the generator cannot be told; the message names the remedy."""
 
 
 class UnknownLayoutError(ValueError):
@@ -40,6 +43,26 @@ class UnknownLayoutError(ValueError):
 
 class UnknownLayoutWarning(UserWarning):
     """The generator fills a layout that it was never trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled(Generic[ModuleT]):
+    """A module with new weights, and what is known of them.
+
+    Attributes:
+        module: The module that was filled.
+        on_samples: What it does on the labelled samples, beside chance; None where none were given.
+        best_of: Networks that it was chosen from by its loss on these samples; 1 where nothing was chosen.
+        log_prob: Log-probability under the generator, nats, or None where the method has no density. It says how usual
+            such a network is to the generator, not how well it answers.
+        is_known: Whether the generator was trained on this layout.
+    """
+
+    module: ModuleT
+    on_samples: Standing | None
+    best_of: int
+    log_prob: float | None
+    is_known: bool
 
 
 class TrainedGenerator:
@@ -61,33 +84,42 @@ class TrainedGenerator:
     def adapt(
         self,
         module: ModuleT,
-        support: tuple[Tensor, Tensor],
+        support: Any,
         *,
         policy: str = "",
         temperature: float = 0.0,
         seed: int = 0,
+        quiet: bool = False,
     ) -> ModuleT:
         """Writes weights for a new task into a module, without gradients, and returns it.
 
         Args:
             module: What to fill. For a generator of heads a linear layer on the encoder's features, with as many
                 outputs as the task has classes.
-            support: Labelled examples of the task: inputs `(S, ...)` and integer labels `(S,)` from 0. Images as
-                uint8 `(S, C, H, W)`, samples as the encoder takes them, or features.
+            support: Labelled examples of the task, in any form that `read_data` takes: inputs `(S, ...)` and integer
+                labels `(S,)` from 0. Images as uint8 `(S, C, H, W)`, samples as the encoder takes them, or features.
             policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
                 generator that has learned several.
             temperature: Of the noise that generation starts from.
             seed: Of the noise.
+            quiet: Whether to leave out the line that says what the network does on the examples.
 
         Raises:
-            ConditionError: The examples do not fit what the generator was trained with.
+            ConditionError: The examples do not fit what the generator was trained with, or the module.
             UnknownLayoutError: The module's layout is one that the generator was not trained on.
+
+        Warns:
+            ChanceWarning: The network answers the examples no better than chance.
         """
+        data = read_data(support, self.inputs)
         layout = self.generator.layout_of(module.state_dict())
-        told = (self.features(support[0]), support[1])
-        condition = make_condition(self.generator, ADAPT_INSTRUCTION, told, policy)
+        check_known(self.generator, layout)
+        condition = make_condition(self.generator, ADAPT_INSTRUCTION, (self.features(data.x), data.labels), policy)
+        runs, samples_SF = self._runnable(module, data)
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
+        on_samples = judge(runs, layout, values_D, samples_SF, data.labels)
         module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
+        _tell(module, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
         return module
 
     def features(self, samples: Tensor) -> Tensor:
@@ -105,61 +137,126 @@ class TrainedGenerator:
         module: ModuleT,
         *,
         instruction: str = "",
-        data: tuple[Tensor, Tensor] | None = None,
+        data: Any = None,
         best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
-        unlabelled: Tensor | None = None,
+        unlabelled: Any = None,
+        quiet: bool = False,
     ) -> ModuleT:
-        """Writes weights for a task into a module and returns it.
+        """Writes weights for a task into a module and returns it; says in one line what it does on the samples.
+
+        All arguments but `quiet` are those of `fill_with_report`, and so are errors and warnings.
 
         Args:
-            module: Any `nn.Module`; its architecture is what is filled, its values are replaced.
+            module: What is filled.
+            instruction: The task in words.
+            data: Labelled samples of the task.
+            best_of: Networks written, of which the one with the lowest loss on `data` is kept.
+            temperature: 0 writes the same network every time.
+            seed: Of the noise.
+            sampling: How tokens are drawn.
+            unlabelled: Inputs from which the statistics of batch normalisation are estimated anew.
+            quiet: Whether to leave out the line, which goes to standard error.
+        """
+        filled = self._filled(module, instruction, data, best_of, temperature, seed, sampling, unlabelled)
+        if filled.on_samples is not None and not quiet:
+            _print(module, filled.on_samples, filled.best_of)
+        return module
+
+    def fill_with_report(
+        self,
+        module: ModuleT,
+        *,
+        instruction: str = "",
+        data: Any = None,
+        best_of: int | None = None,
+        temperature: float = 0.5,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        unlabelled: Any = None,
+    ) -> Filled[ModuleT]:
+        """Writes weights for a task into a module, and says what they are worth on the task's samples.
+
+        Args:
+            module: Any `nn.Module`; its architecture is what is filled, its values are replaced. It is run once on the
+                samples, in their own shape or flat, before anything is generated.
             instruction: The task in words. Of a generator trained on weights alone the network's name in its corpus,
                 or nothing.
-            data: Labelled samples of the task: inputs `(S, ...)` and integer labels `(S,)`; none for such a generator.
+            data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
+                integer labels `(S,)`; none for such a generator. Of more than 4,096 that many are used.
             best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
             temperature: 0 writes the same network every time.
             seed: Of the noise.
             sampling: How tokens are drawn, of a generator that writes tokens.
-            unlabelled: Inputs `(S, ...)` of the task, the more the better, from which the statistics of batch
-                normalisation are estimated anew; those that the generator writes stay by default. A generator whose
-                functional stage ran with `statistics=batch` needs them.
+            unlabelled: Inputs of the task, the more the better, from which the statistics of batch normalisation are
+                estimated anew; those that the generator writes stay by default. A generator whose functional stage ran
+                with `statistics=batch` needs them.
 
         Raises:
-            ConditionError: Instruction or data do not fit what the generator was trained with, or there is no data to
-                choose the best network by.
+            ConditionError: Instruction, data and module do not fit each other or what the generator was trained with,
+                or there is no data to choose a network by.
             SamplingError, GuidanceError: The generator does not fit `sampling`.
             ValueError: `best_of` is below 1.
             WeightsError: The module has no tensors.
 
         Warns:
-            UnknownLayoutWarning: The generator was never trained on this layout; the log-probability per value
-                is given beside that of a layout it knows.
+            UnknownLayoutWarning: The generator was never trained on this layout.
+            ChanceWarning: The network answers the samples no better than chance.
         """
+        return self._filled(module, instruction, data, best_of, temperature, seed, sampling, unlabelled)
+
+    def _filled(
+        self,
+        module: ModuleT,
+        instruction: str,
+        data: Any,
+        best_of: int | None,
+        temperature: float,
+        seed: int,
+        sampling: SamplingConfig | None,
+        unlabelled: Any,
+    ) -> Filled[ModuleT]:
         layout = self.generator.layout_of(module.state_dict())
-        condition = make_condition(self.generator, instruction, data)
+        told = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
+        pair = None if told is None else (self.features(told.x), told.labels)
+        condition = make_condition(self.generator, instruction, pair)
         reference = self.guessed_reference(layout, module)
         drawn = {"temperature": temperature, "seed": seed, "reference": reference, "sampling": sampling}
-        inputs = None if unlabelled is None else unlabelled.reshape(len(unlabelled), -1).float()
-        if data is None:
+        inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
+        on_samples, num = None, 1
+        if told is None:
             values_D, log_prob = self._first(condition, layout, module, best_of, inputs, drawn)
         else:
+            num = _BEST_OF if best_of is None else best_of
+            runs, samples_SF = self._runnable(module, told)
             best = generate_best(
                 self.generator,
                 condition,
                 layout,
-                module,
-                best_of=_BEST_OF if best_of is None else best_of,
-                unlabelled=None if inputs is None else [inputs],
+                runs,
+                best_of=num,
+                unlabelled=None if inputs is None else [inputs.reshape(len(inputs), -1).float()],
+                samples_BSF=samples_SF.unsqueeze(0),
                 **drawn,
             )
             values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
+            on_samples = standing(best.logits_BSC[0], told.labels, num)
         if reference is not None:
-            self.warn(layout, log_prob, condition, temperature, seed, sampling)
+            self.warn(layout)
         module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
-        return module
+        if on_samples is not None:
+            remedy = remedies(self.generator, num, is_known=reference is None)
+            warn_of_chance(type(module).__name__, on_samples, remedy, stacklevel=4)
+        return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=reference is None)
+
+    def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:
+        """A copy that takes flat samples, and these: features where the generator works on them, else the samples."""
+        meant = [data.x, data.x.reshape(len(data.x), -1)]
+        if self.encoder is not None:
+            meant = [self.features(data.x), *meant]
+        return runnable(module, meant, int(data.labels.max()) + 1)
 
     def _first(
         self,
@@ -167,7 +264,7 @@ class TrainedGenerator:
         layout: Layout,
         module: nn.Module,
         best_of: int | None,
-        unlabelled_SF: Tensor | None,
+        unlabelled: Tensor | None,
         drawn: dict[str, Any],
     ) -> tuple[Tensor, float | None]:
         """The first network that is written, and its log-probability."""
@@ -175,8 +272,9 @@ class TrainedGenerator:
             raise ConditionError(f"best_of={best_of}: without data nothing says which network is best; leave it out")
         first = generate_candidates(self.generator, condition, layout, **drawn)
         values_1D = first.values_BD
-        if unlabelled_SF is not None:
-            values_1D = with_new_statistics(module, layout, values_1D, unlabelled_SF)
+        if unlabelled is not None:
+            runs, inputs_SF = runnable(module, [unlabelled, unlabelled.reshape(len(unlabelled), -1)], 0)
+            values_1D = with_new_statistics(runs, layout, values_1D, inputs_SF)
         return values_1D[0], _first_of(first.log_prob_B)
 
     def guessed_reference(self, layout: Layout, module: nn.Module) -> WeightReference | None:
@@ -185,34 +283,25 @@ class TrainedGenerator:
             return None
         return self.generator.guessed_reference(layout, layout.flatten(module.state_dict()))
 
-    def warn(
-        self,
-        layout: Layout,
-        log_prob: float | None,
-        condition: Condition,
-        temperature: float,
-        seed: int,
-        sampling: SamplingConfig | None,
-    ) -> None:
-        """Warns that a layout was never trained on, with the log-probability that says how far off it is."""
-        condition = condition.first(1)
-        told = f"this generator was never trained on a layout of {layout.num_values} values like this one"
-        if log_prob is not None:
-            known, reference = next(iter(self.generator.references.values()))
-            noise = KeyedNoise(seed, torch.arange(1), 0)
-            usual = self.generator.generate(
-                condition,
-                known,
-                noise,
-                temperature=temperature,
-                reference=reference,
-                **sampling_options(self.generator, sampling),
-            )
-            assert usual.log_prob_B is not None
-            here = log_prob / layout.num_values
-            there = float(usual.log_prob_B[0]) / known.num_values
-            told += f": {here:.2f} nats per value, against {there:.2f} on a layout that it knows"
-        warnings.warn(f"{told}; judge the result before you use it", UnknownLayoutWarning, stacklevel=3)
+    def warn(self, layout: Layout) -> None:
+        """Warns that a layout was never trained on."""
+        warnings.warn(
+            f"this generator was never trained on a layout of {layout.num_values:,} values like this one; judge the "
+            "result on samples of yours before you use it",
+            UnknownLayoutWarning,
+            stacklevel=4,
+        )
+
+
+def _print(module: nn.Module, on_samples: Standing, best_of: int) -> None:
+    chosen = f", the best of {best_of} by its loss on them" if best_of > 1 else ""
+    print(f"{type(module).__name__} on your samples{chosen}: {on_samples.sentence()}", file=sys.stderr)
+
+
+def _tell(module: nn.Module, on_samples: Standing, remedy: str, quiet: bool) -> None:
+    if not quiet:
+        _print(module, on_samples, 1)
+    warn_of_chance(type(module).__name__, on_samples, remedy, stacklevel=4)
 
 
 def _first_of(log_prob_B: Tensor | None) -> float | None:
@@ -225,6 +314,17 @@ def adapt_weights(generator: Generator, layout: Layout, condition: Condition, te
     Raises:
         UnknownLayoutError: The generator has no reference point for the layout.
     """
+    check_known(generator, layout)
+    noise = KeyedNoise(seed, torch.arange(1), 0)
+    return generator.generate(condition, layout, noise, temperature=temperature).values_BD[0]
+
+
+def check_known(generator: Generator, layout: Layout) -> None:
+    """Refuses a layout that the generator was not trained on.
+
+    Raises:
+        UnknownLayoutError: It is one.
+    """
     if not generator.knows(layout):
         known = "; ".join(
             ", ".join(f"{spec.name} {list(spec.shape)}" for spec in other.generated[:3])
@@ -233,8 +333,6 @@ def adapt_weights(generator: Generator, layout: Layout, condition: Condition, te
         raise UnknownLayoutError(
             f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"
         )
-    noise = KeyedNoise(seed, torch.arange(1), 0)
-    return generator.generate(condition, layout, noise, temperature=temperature).values_BD[0]
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:

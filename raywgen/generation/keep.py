@@ -31,6 +31,7 @@ from raywgen.weights import StateDict, save_state_dict
 
 INDEX = "networks.json"
 _UNKNOWN = float("nan")
+_MEASURES = ("example_loss", "example_accuracy", "chance", "majority")
 _SPLITS = {"seen": "train"}
 """Split of a network by that of its task; else they are the same."""
 
@@ -236,7 +237,8 @@ class CorpusKeeper(Keeper):
                 "draw": row["draw"],
                 "instruction": row["instruction"],
                 "known": row["known"],
-                "example_loss": row.get("example_loss", _UNKNOWN),
+                **{name: row.get(name, _UNKNOWN) for name in _MEASURES},
+                "against_chance": row.get("against_chance", ""),
                 "log_prob": _UNKNOWN if log_prob is None else log_prob,
                 "best_of": self.job.best_of,
                 "temperature": self.job.temperature,
@@ -251,7 +253,9 @@ def rows_of(corpus: Corpus) -> list[dict[str, Any]]:
         row = {name: facts[name] for name in ("checkpoint_id", "draw", "instruction", "known")}
         row |= {"task": facts["task_id"] or NO_TASK, "network": facts["architecture"]}
         row["log_prob"] = None if facts["log_prob"] != facts["log_prob"] else facts["log_prob"]
-        known = (name for name in ("example_loss", "test_accuracy") if facts[name] == facts[name])
-        row |= {name: facts[name] for name in known}
+        measured = ((name, facts.get(name)) for name in (*_MEASURES, "test_accuracy"))
+        row |= {name: value for name, value in measured if value is not None and value == value}
+        if verdict := facts.get("against_chance"):
+            row["against_chance"] = verdict
         rows.append(row)
     return rows

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from raywgen.config import save_config
@@ -19,9 +21,11 @@ from raywgen.generation.asked import NO_TASK, Asked, ask
 from raywgen.generation.best import sampling_options
 from raywgen.generation.blocks import Block, BlockWriter, Job, Written, plan_blocks, threads
 from raywgen.generation.fill import TrainedGenerator, bundle_folder, load
+from raywgen.generation.judge import ChanceWarning, remedies
 from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
+from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point, trusted
 
 CONFIG = "config.yaml"
@@ -41,9 +45,10 @@ class GenerateConfig:
         network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
         networks: Architectures of your own in their place, each the widths of a ReLU perceptron, a registry name, or a
             mapping with `name` (of the registry or `package.module:Class`) and arguments. One that the generator was
-            never trained on is filled all the same; you are told how far off it is.
+            never trained on is filled all the same, with a warning; it is run once on the samples first.
         instruction: A task of your own in words, in place of `tasks`; needs `data`.
-        data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`.
+        data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`, a Parquet file of labelled
+            images or with columns of numbers and `y`, or a folder of class folders with images.
         out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
         into: `files`, or `corpus`: Arrow shards with the facts of each network.
         num: Networks kept for each task and architecture.
@@ -124,7 +129,8 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
 
     Returns:
         One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
-        log-probability, and where they are known loss on the examples and test accuracy.
+        log-probability; where it was tried loss and accuracy on the examples, chance, the share of the most frequent
+        class and what can be said against chance; and test accuracy where the task has a test.
 
     Raises:
         ConfigError: No such task or architecture, or nothing is known of them that a setting needs.
@@ -138,12 +144,13 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
 
     Warns:
         UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
+        ChanceWarning: Networks answer their labelled samples no better than chance.
     """
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
     trained = load(config.generator)
     sampling_options(trained.generator, config.sampling)
-    asked = ask(config, corpus, trained.generator)
+    asked = ask(config, corpus, trained)
     job = _job(config, asked)
     recipe = _recipe(config, job)
     with writing(config.out):
@@ -152,11 +159,14 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
             told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])
             keeper = CorpusKeeper(config.out, job, recipe, told, f"raywgen generate by {config.generator}")
             if (existing := keeper.existing()) is not None:
-                return rows_of(existing)
+                rows = rows_of(existing)
+                _warn_of_chance(job, rows, trained)
+                return rows
         rows = _keep_all(config, job, keeper, trained, on_progress)
         if config.into == "files":
             save_config(config, Path(config.out) / CONFIG)
     _warn_of_unknown(job, rows, trained)
+    _warn_of_chance(job, rows, trained)
     return rows
 
 
@@ -244,5 +254,20 @@ def _warn_of_unknown(job: Job, rows: list[dict[str, Any]], trained: TrainedGener
     for network in job.networks:
         row = next((row for row in rows if row["network"] == network.name), None)
         if row is not None and not row["known"]:
-            told = job.condition_of(network), job.temperature, job.seed, job.sampling
-            trained.warn(network.layout, row["log_prob"], *told)
+            trained.warn(network.layout)
+
+
+def _warn_of_chance(job: Job, rows: list[dict[str, Any]], trained: TrainedGenerator) -> None:
+    for network in job.networks:
+        tried = [row for row in rows if row["network"] == network.name and "against_chance" in row]
+        doubtful = [row for row in tried if row["against_chance"] in DOUBTFUL]
+        if not doubtful:
+            continue
+        accuracy, chance = (fmean(row[name] for row in doubtful) for name in ("example_accuracy", "chance"))
+        remedy = remedies(trained.generator, job.best_of, is_known=doubtful[0]["known"])
+        warnings.warn(
+            f"{network.name}: {len(doubtful)} of {len(tried)} networks answer the labelled samples no better than "
+            f"chance (accuracy {accuracy:.2f}, chance {chance:.2f}, means over them); for better ones {remedy}",
+            ChanceWarning,
+            stacklevel=3,
+        )

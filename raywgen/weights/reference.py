@@ -102,7 +102,10 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
     Args:
         layout: Which has no reference.
         known: Some that have.
-        start_D: Base where the known networks share their starts; where they do not, the base is taken over too.
+        start_D: Base where the known networks share their starts and none of them is built alike but for its widths.
+            Where one is, its start is the base, brought to these widths: what a generator writes is a difference from
+            that start, unit by unit, and added to any other one it is as likely to give wrong answers as right ones.
+            Where they do not share their starts, the base is taken over too.
     """
     is_relative = any(shares_start(other, reference) for other, reference in known.values())
     sizes = [spec.num_values for spec in layout.generated]
@@ -115,7 +118,11 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
         bases.append(torch.stack([base for base, _ in chosen]).mean())
         scales.append(torch.stack([scale for _, scale in chosen]).mean())
     log_D = variances(layout)
-    base_D = start_D if is_relative else _from_log(_spread(bases, sizes), log_D)
+    if is_relative:
+        resized_D = _resized_start(layout, known)
+        base_D = start_D if resized_D is None else resized_D
+    else:
+        base_D = _from_log(_spread(bases, sizes), log_D)
     return WeightReference(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
 
 
@@ -132,6 +139,37 @@ def _most_alike(
     first = sum(before.num_values for before in layout.generated[:nearest])
     base_D = _by_log(reference.base_D, reference.log_D)
     return ranks[nearest], base_D[first], reference.scale_D[first]
+
+
+def _resized_start(layout: Layout, known: ReferenceTable) -> Tensor | None:
+    """The shared start of the known layout that differs least in its widths; None where all differ in more."""
+    found: list[tuple[float, Tensor]] = []
+    for other, reference in known.values():
+        pairs = list(zip(other.generated, layout.generated, strict=False))
+        same_number = len(other.generated) == len(layout.generated)
+        if not same_number or not shares_start(other, reference) or not all(_differ_in_width(*pair) for pair in pairs):
+            continue
+        parts = reference.base_D.split([spec.num_values for spec in other.generated])
+        resized = [_resized(part, old.shape, new.shape) for part, (old, new) in zip(parts, pairs, strict=True)]
+        far = sum(abs(math.log(b / a)) for old, new in pairs for a, b in zip(old.shape, new.shape, strict=True))
+        found.append((far, torch.cat(resized)))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _differ_in_width(old: TensorSpec, new: TensorSpec) -> bool:
+    """Whether two tensors are alike but for their rows and columns."""
+    same_rank = len(old.shape) == len(new.shape) and 0 not in (*old.shape, *new.shape)
+    return old.kind == new.kind and same_rank and old.shape[2:] == new.shape[2:]
+
+
+def _resized(values_X: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Rows and columns at the same fractions of the way, for by these a generator knows its places."""
+    values = values_X.view(old)
+    for dim, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a != b:
+            place_B = (torch.arange(b) * a / b).round().long().clamp(max=a - 1)
+            values = values.index_select(dim, place_B)
+    return values.reshape(-1)
 
 
 def _scale_of(spec: TensorSpec) -> float:

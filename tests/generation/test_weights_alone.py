@@ -123,7 +123,7 @@ def test_a_module_is_filled_without_data(trained: str) -> None:
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in filled.state_dict().items())
     with pytest.raises(ConditionError, match="best_of=2: without data"):
         loaded.fill(module, best_of=2)
-    with pytest.warns(UnknownLayoutWarning, match="nats per value"):
+    with pytest.warns(UnknownLayoutWarning, match="judge the result on samples of yours"):
         loaded.fill(build_network({"name": "mlp", "widths": [64, 9, 2]}))
 
 

@@ -123,12 +123,30 @@ def test_of_several_known_layouts_the_mean_counts() -> None:
     assert float(found.scale_D[0]) == pytest.approx(sum(first) / 2)
 
 
-def test_a_shared_start_is_replaced_by_the_new_networks_own() -> None:
+def test_a_shared_start_is_replaced_by_the_new_networks_own_where_none_is_built_alike() -> None:
     layout, values_ND = trained(5, 6, 5, 3)
     table = {layout.id: (layout, WeightReference.measure(layout, values_ND, values_ND[0]))}
+    deeper = Layout.from_state_dict(network(6, 5, 5, 3).state_dict())
+    start_D = torch.rand(deeper.num_values) + 0.5
+    assert torch.equal(alike_reference(deeper, table, start_D).base_D, start_D)
+
+
+def test_a_shared_start_is_brought_to_other_widths() -> None:
+    """What a generator writes is a difference from that start; on another one it is noise."""
+    table: dict[str, tuple[Layout, WeightReference]] = {}
+    for width in (4, 6):
+        layout, values_ND = trained(5, 6, width, 3)
+        table[layout.id] = (layout, WeightReference.measure(layout, values_ND, values_ND[0]))
     other = Layout.from_state_dict(network(6, 7, 3).state_dict())
-    start_D = torch.rand(other.num_values) + 0.5
-    assert torch.equal(alike_reference(other, table, start_D).base_D, start_D)
+    base = other.unflatten(alike_reference(other, table, torch.zeros(other.num_values)).base_D)
+    layout, reference = table[Layout.from_state_dict(network(6, 6, 3).state_dict()).id]
+    start = layout.unflatten(reference.base_D)
+    # Six units on seven places: the fraction of the way decides, and the first and last stay where they are.
+    places = [0, 1, 2, 3, 3, 4, 5]
+    assert torch.equal(base["0.weight"], start["0.weight"][places])
+    assert torch.equal(base["0.bias"], start["0.bias"][places])
+    assert torch.equal(base["2.weight"], start["2.weight"][:, places])
+    assert torch.equal(base["2.bias"], start["2.bias"])
 
 
 def test_the_layouts_own_reference_knows_shapes_and_kinds_alone() -> None:

@@ -1,0 +1,70 @@
+"""What a written network is worth on a user's samples, and what to do where that is no better than chance.
+
+Shape legend: S samples, F features, D values.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generation.best import candidate_logits
+from raywgen.generators import Generator
+from raywgen.tasks.standing import Standing, standing
+from raywgen.weights import Layout
+
+
+class ChanceWarning(UserWarning):
+    """A written network answers the labelled samples no better than chance."""
+
+
+@torch.no_grad()
+def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tensor, labels_S: Tensor) -> Standing:
+    """What one written network does on labelled samples.
+
+    Args:
+        module: In eval mode; takes flat samples.
+        layout: Of the network.
+        values_D: Its flat vector.
+        samples_SF: Inputs.
+        labels_S: Their classes.
+    """
+    logits_1SC = candidate_logits(module, layout, values_D.unsqueeze(0), samples_SF.unsqueeze(0))
+    return standing(logits_1SC[0], labels_S)
+
+
+def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapted: bool = False) -> str:
+    """What a user can do about a network that is no better than chance.
+
+    Args:
+        generator: Which wrote it.
+        best_of: Networks that it was chosen from; None where that cannot be set.
+        is_known: Whether the generator was trained on its layout.
+        adapted: Whether it was written from examples alone.
+    """
+    told = []
+    if not is_known:
+        sizes = sorted({layout.num_values for layout, _ in generator.references.values()})
+        told.append(
+            "fill an architecture that the generator was trained on "
+            f"(of {', '.join(f'{size:,}' for size in sizes[:4])}{' ...' if len(sizes) > 4 else ''} values)"
+        )
+    if best_of is not None:
+        told.append(f"draw more networks (best_of={4 * best_of}, or another seed)")
+    if adapted:
+        told.append("give more examples of each class")
+    told.append("train the network on from here on samples of yours, as `raywgen finetune` does")
+    return "; ".join(told)
+
+
+def warn_of_chance(name: str, on_samples: Standing, remedy: str, *, stacklevel: int = 2) -> None:
+    """Warns where a network is no better than chance, as far as the samples can say."""
+    if not on_samples.is_doubtful:
+        return
+    warnings.warn(
+        f"{name} on your samples: {on_samples.sentence()}; for a better network {remedy}",
+        ChanceWarning,
+        stacklevel=stacklevel,
+    )
