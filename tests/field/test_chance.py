@@ -46,7 +46,7 @@ def writes(values_D: Tensor) -> TrainedGenerator:
     def same(told: Any, *_: Any, **__: Any) -> Generated:
         return Generated(values_BD=values_D.expand(len(told), -1), log_prob_B=torch.full((len(told),), 7.0))
 
-    generator.generate = same
+    generator.generate = same  # pyright: ignore[reportAttributeAccessIssue]
     return TrainedGenerator(generator)
 
 
