@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -22,14 +22,29 @@ class Bar:
         self._title = title
         self._task = progress.add_task(title, total=None) if progress else None
         self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
         """A line above the bar that stays."""
         self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many."""
-        self._show(self._title, done, total, f"{done}/{total}")
+        """Shows that `done` of `total` are done, with the time that is left at the rate so far."""
+        self._show(self._title, done, total, f"{done}/{total}{self._left(done, total)}")
+
+    def _left(self, done: int, total: int) -> str:
+        """Time left, in words; nothing before there is a rate.
+
+        What an interrupted run had done before this one says nothing of its rate, so the first update is the start.
+        """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        since, before = self._first
+        if done >= total or done <= before:
+            return ""
+        seconds = (now - since) * (total - done) / (done - before)
+        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
     def named(self, done: int, total: int, what: str) -> None:
         """The same, with a name for what is under way."""
@@ -61,7 +76,8 @@ class Reporter:
         begin = time.monotonic()
         self.console.print(f"[bold]{name}[/bold]: {what}", highlight=False)
         if self.console.is_terminal:
-            columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), *times)
             with Progress(*columns, console=self.console, transient=True) as progress:
                 yield Bar(progress, self.console, what)
         else:

@@ -3,7 +3,7 @@
 from raywgen.tasks.base import Inputs, Task, TaskError, draw_condition, draw_few_shot
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
 from raywgen.tasks.fit_config import FitConfig, SAMConfig
-from raywgen.tasks.fitting import FitData, Recorded, fit, repeat_state
+from raywgen.tasks.fitting import FitData, OnStep, Recorded, fit, repeat_state
 from raywgen.tasks.networks import build_network, network_name
 from raywgen.tasks.registry import build_task
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, stacked_logits
@@ -12,6 +12,7 @@ __all__ = [
     "FitConfig",
     "FitData",
     "Inputs",
+    "OnStep",
     "Recorded",
     "SAMConfig",
     "Task",

@@ -6,7 +6,7 @@ Shape legend: N networks, S samples, X samples that tasks share, F features, T s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,8 @@ from raywgen.tasks.sam import ascend, descend
 from raywgen.tasks.trainees import Alone, Stack, Trainee
 
 WAYS = ("stack", "alone")
+OnStep = Callable[[int, int], None]
+"""Called with steps done and steps to do, summed over networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,7 @@ def fit(
     record_steps: Sequence[int],
     way: str = "stack",
     keep_optimizer: bool = False,
+    on_step: OnStep | None = None,
 ) -> list[Recorded]:
     """Trains N networks that do not touch each other: the result is that of N loops of one network each.
 
@@ -120,6 +123,8 @@ def fit(
         record_steps: Steps to record, from the start's to `num_steps`.
         way: `stack`: all at once; `alone`: one after another, images in channels-last.
         keep_optimizer: Record the optimiser's tensors too.
+        on_step: Called after every step with the steps done so far and those of the whole call, each counted once for
+            every network that takes it.
 
     Returns:
         One entry for each of `record_steps`, in their order.
@@ -128,9 +133,16 @@ def fit(
     assert all(len(tensor) == num for tensor in start.state_N.values()), "one start and one order seed a network"
     assert all(start.step <= step <= config.num_steps for step in record_steps), "record_steps lie out of the run"
     assert way in WAYS, way
+    steps_each = config.num_steps - start.step
+
+    def count(first: int, at_once: int) -> Callable[[int], None]:
+        """Turns the steps of one loop into steps of the whole call."""
+        total = num * steps_each
+        return lambda step: on_step(first * steps_each + at_once * (step - start.step), total) if on_step else None
+
     if way == "stack":
         trainee = Stack(module, start.state_N)
-        recorded = _run(trainee, start, data, config, order_seeds, record_steps, keep_optimizer)
+        recorded = _run(trainee, start, data, config, order_seeds, record_steps, keep_optimizer, count(0, num))
         return [recorded[step] for step in record_steps]
     parts = []
     for index, seed in enumerate(order_seeds):
@@ -139,9 +151,8 @@ def fit(
             state_N={name: tensor[index] for name, tensor in start.state_N.items()},
             optimizer_N={name: tensor[index : index + 1] for name, tensor in start.optimizer_N.items()},
         )
-        parts.append(
-            _run(Alone(module, one.state_N), one, data.of(index, num), config, [seed], record_steps, keep_optimizer)
-        )
+        trainee, own = Alone(module, one.state_N), data.of(index, num)
+        parts.append(_run(trainee, one, own, config, [seed], record_steps, keep_optimizer, count(index, 1)))
     return [_joined([part[step] for part in parts]) for step in record_steps]
 
 
@@ -158,6 +169,7 @@ def _run(
     seeds: Sequence[int],
     record_steps: Sequence[int],
     keep_optimizer: bool,
+    on_step: Callable[[int], None],
 ) -> dict[int, Recorded]:
     optimizer = trainee.optimizer(config)
     trainee.load_optimizer(optimizer, start.optimizer_N, start.step)
@@ -183,6 +195,7 @@ def _run(
             trainee.restore_buffers(buffers)
         optimizer.step()
         record(step)
+        on_step(step)
     return recorded
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raywgen.corpus import CheckpointFacts, Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics
-from raywgen.tasks import FitData, Recorded, Task, build_network, build_task, fit, repeat_state
+from raywgen.tasks import FitData, OnStep, Recorded, Task, build_network, build_task, fit, repeat_state
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.measure import measure
@@ -47,18 +47,24 @@ class TrainedStack:
         return len(self.diverged)
 
 
-def train_stack(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
+def train_stack(stack: Stack, config: ZooConfig, root: str, on_step: OnStep | None = None) -> TrainedStack:
     """Trains all networks of a stack on this process' one thread and writes their shard.
+
+    Args:
+        stack: What is trained.
+        config: The recipe.
+        root: Folder of the corpus.
+        on_step: Called after every step, as by `fit`.
 
     Raises:
         CorpusError: The shard cannot be written.
     """
     torch.set_num_threads(1)
     tasks = [build_task(job.task_recipe) for job in stack.jobs]
-    return write_stack(stack, config, tasks, fit_networks(stack, config, tasks), root)
+    return write_stack(stack, config, tasks, fit_networks(stack, config, tasks, on_step), root)
 
 
-def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task]) -> list[Recorded]:
+def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: OnStep | None = None) -> list[Recorded]:
     """The networks of a stack at every step of `config.checkpoint_steps`."""
     recipe = stack.start.network.recipe
     if stack.start.kind == "own":
@@ -75,6 +81,7 @@ def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task]) -> list[Rec
         record_steps=config.checkpoint_steps,
         way=stack.way,
         keep_optimizer=config.keep_optimizer,
+        on_step=on_step,
     )
 
 

@@ -20,11 +20,11 @@ from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
-from raywgen.zoo.units import OnNews, over_ray
+from raywgen.zoo.units import OnNews, OnShare, over_ray, paced
 from raywgen.zoo.ways import choose_ways
 
 Progress = Callable[[int, int], None]
-"""Called with the networks trained so far and their number."""
+"""Called with the optimiser steps taken so far and those to take, summed over all networks."""
 _PLAN = f"{UNITS}/zoo.json"
 
 
@@ -42,7 +42,7 @@ def train_zoo(
     Args:
         config: The recipe.
         root: Where the corpus goes, a path or URI that all nodes reach.
-        on_progress: Told of every stack that is done.
+        on_progress: Told every few seconds and of every stack that is done.
         on_news: Told in words how networks are trained, where `config.way` is `auto`, and of workers that were lost.
         distributed: Over Ray tasks; false trains in this process.
 
@@ -116,23 +116,32 @@ def _train_all(
         if f"{stack.name}.json" in kept
     }
     left = [index for index in range(len(stacks)) if index not in trained]
-    total = sum(len(stack.jobs) for stack in stacks)
-    done = sum(len(stacks[index].jobs) for index in trained)
+    shares = {index: float(index in trained) for index in range(len(stacks))}
+
+    def report(index: int, share: float) -> None:
+        shares[index] = share
+        if on_progress is not None:
+            steps = [len(stack.jobs) * config.num_steps for stack in stacks]
+            on_progress(round(sum(steps[place] * shares[place] for place in shares)), sum(steps))
+
     units = [stacks[index] for index in left]
     work = partial(train_unit, config=config, root=root)
-    results = over_ray(work, units, lambda stack: stack.name, on_news) if distributed else enumerate(map(work, units))
+    if distributed:
+        results = over_ray(
+            work, units, lambda unit: unit.name, on_news, lambda place, share: report(left[place], share)
+        )
+    else:
+        here = (work(unit, paced(partial(report, index))) for index, unit in zip(left, units, strict=True))
+        results = enumerate(here)
     for place, result in results:
-        index = left[place]
-        trained[index] = result
-        done += len(stacks[index].jobs)
-        if on_progress is not None:
-            on_progress(done, total)
+        trained[left[place]] = result
+        report(left[place], 1.0)
     return [trained[index] for index in range(len(stacks))]
 
 
-def train_unit(stack: Stack, config: ZooConfig, root: str) -> TrainedStack:
+def train_unit(stack: Stack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
     """Trains a stack, then writes down in one step that it is done."""
-    trained = train_stack(stack, config, root)
+    trained = train_stack(stack, config, root, lambda done, total: on_share(done / total))
     Storage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
     return trained
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from raywgen.trust import trusted, trusting
@@ -17,9 +19,12 @@ from raywgen.trust import trusted, trusting
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 OnNews = Callable[[str], None]
+OnShare = Callable[[float], None]
+"""Called with the share of a unit that is done, from 0 to 1."""
 _MOST_DEATHS = 4
 _LOOK_SECONDS = 10.0
 _PATIENCE_SECONDS = 600.0
+_SECONDS_BETWEEN_SHARES = 2.0
 
 
 class WorkersLostError(RuntimeError):
@@ -27,36 +32,72 @@ class WorkersLostError(RuntimeError):
 
 
 def over_ray(
-    work: Callable[[Unit], Result], units: Sequence[Unit], name_of: Callable[[Unit], str], on_news: OnNews | None = None
+    work: Callable[[Unit, OnShare], Result],
+    units: Sequence[Unit],
+    name_of: Callable[[Unit], str],
+    on_news: OnNews | None = None,
+    on_share: Callable[[int, float], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Results with the places of their units, on whatever CPUs the cluster has, in the order in which they are done.
 
     Args:
-        work: One CPU's work on a unit.
+        work: One CPU's work on a unit; it may report the share that is done.
         units: To be done.
         name_of: A unit's name.
         on_news: Told in words of a worker that died, and of what is waited for.
+        on_share: Called with a unit's place and the share of it that is done, every few seconds; a share falls back
+            to 0 where a worker died.
 
     Raises:
         WorkersLostError: The workers of a unit died again and again, or none began though CPUs were free. All else
             that had been started was done before.
         Exception: What `work` raises.
     """
-    yield from _Crew(work, units, name_of, on_news or (lambda told: None)).work()
+    yield from _Crew(work, units, name_of, on_news or (lambda told: None), on_share or (lambda *share: None)).work()
 
 
-def _reporting(work: Callable[[Any], Any], unit: Any, trust: tuple[str, ...]) -> Iterator[Any]:
-    """First word that a worker has begun, then its result."""
-    yield None
-    with trusting(*trust):
-        result = work(unit)
-    yield result
+def paced(on_share: OnShare) -> OnShare:
+    """Passes a share on if the last one was passed on some seconds ago."""
+    last = time.monotonic()
+
+    def report(share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_SHARES:
+            last = time.monotonic()
+            on_share(share)
+
+    return report
+
+
+def _reporting(work: Callable[[Any, OnShare], Any], unit: Any, trust: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yields `("share", 0.0)` once a worker has begun, later shares as they come, and last `("result", RESULT)`."""
+    yield "share", 0.0
+    shares: SimpleQueue[float | None] = SimpleQueue()
+
+    def trusting_work() -> Any:
+        with trusting(*trust):
+            return work(unit, paced(shares.put))
+
+    # Work calls back, a Ray task yields: the thread joins the two.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        result = pool.submit(trusting_work)
+        result.add_done_callback(lambda _: shares.put(None))
+        while (share := shares.get()) is not None:
+            yield "share", share
+    yield "result", result.result()
 
 
 class _Crew:
     """Units under way, those whose workers have begun, and those that lost one and wait."""
 
-    def __init__(self, work: Any, units: Sequence[Any], name_of: Callable[[Any], str], on_news: OnNews) -> None:
+    def __init__(
+        self,
+        work: Any,
+        units: Sequence[Any],
+        name_of: Callable[[Any], str],
+        on_news: OnNews,
+        on_share: Callable[[int, float], None],
+    ) -> None:
         import ray
 
         self._ray: Any = ray
@@ -64,7 +105,8 @@ class _Crew:
         self._task: Any = ray.remote(_reporting).options(
             num_cpus=1, scheduling_strategy="SPREAD", max_retries=0, num_returns="streaming"
         )
-        self._work, self._units, self._name_of, self._on_news = work, units, name_of, on_news
+        self._work, self._units, self._name_of = work, units, name_of
+        self._on_news, self._on_share = on_news, on_share
         self._under_way: dict[Any, int] = {}
         self._begun: set[int] = set()
         self._waiting: deque[int] = deque()
@@ -78,14 +120,15 @@ class _Crew:
             stream = self._next()
             place = self._under_way[stream]
             try:
-                told = self._ray.get(next(stream))
+                kind, told = self._ray.get(next(stream))
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
                 self._bury(stream, error)
             else:
-                if place not in self._begun:
+                if kind == "share":
                     self._begun.add(place)
+                    self._on_share(place, told)
                     continue
                 self._remove(stream)
                 yield place, told
@@ -142,6 +185,7 @@ class _Crew:
     def _bury(self, stream: Any, error: Exception) -> None:
         """A unit without a worker waits until another is done, and is given up if it has lost too many."""
         place = self._remove(stream)
+        self._on_share(place, 0.0)
         self._deaths[place] += 1
         name, deaths = self._name_of(self._units[place]), self._deaths[place]
         is_memory = isinstance(error, self._ray.exceptions.OutOfMemoryError)

@@ -14,7 +14,7 @@ from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer, ZooTasks
 from raywgen.zoo.draw import draw_tasks
 from raywgen.zoo.plan import plan_zoo
-from raywgen.zoo.ways import choose_ways
+from raywgen.zoo.ways import Timed, choose_ways
 from tests.conftest import make_zoo
 
 COUNTS: dict[str, Any] = {"num_seen_tasks": 5, "num_validation_tasks": 2, "num_unseen_tasks": 3}
@@ -141,7 +141,14 @@ def test_a_way_is_chosen_by_measurement_and_told() -> None:
     assert ways.keys() == {"mlp-64-8-10"}
     assert set(ways.values()) <= {"stack", "alone"}
     assert told[0].startswith("mlp-64-8-10: ")
-    assert "ms a network and step" in told[0]
+    assert "CPU time a network and step: stack" in told[0]
+
+
+def test_the_way_is_that_of_the_median_pair() -> None:
+    """One pair that was interrupted, and a machine that slows down midway, change nothing."""
+    assert Timed(stack=(1.0, 1.0, 9.0), alone=(2.0, 2.0, 2.0)).way == "stack"
+    assert Timed(stack=(1.0, 4.0, 4.0), alone=(0.9, 3.6, 3.6)).way == "alone"
+    assert Timed(stack=(1.0, 4.0, 4.0), alone=(0.9, 3.6, 3.6)).ratio == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

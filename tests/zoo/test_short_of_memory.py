@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raywgen.zoo.units import WorkersLostError, over_ray
+from raywgen.zoo.units import OnShare, WorkersLostError, over_ray
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def ray_session() -> Iterator[None]:
 
 
 def test_units_killed_for_memory_are_given_up() -> None:
-    def rest(seconds: float) -> None:
+    def rest(seconds: float, on_share: OnShare) -> None:
         time.sleep(seconds)
 
     told: list[str] = []

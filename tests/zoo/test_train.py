@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from raywgen.corpus import Corpus, CorpusError
-from raywgen.zoo import train_zoo
+from raywgen.zoo import train_zoo, units
+from raywgen.zoo.units import over_ray
 from tests.conftest import TINY_ZOO
 
 
@@ -39,9 +41,37 @@ def test_parallel_tasks_write_what_one_process_writes(
 ) -> None:
     root, told = trained
     assert weights(root) == weights(Path(zoo_corpus.location))
-    num_networks = (12 + 3 + 4) * 2 * 2
-    assert told[-1] == (num_networks, num_networks)
+    num_steps = (12 + 3 + 4) * 2 * 2 * TINY_ZOO.num_steps
+    assert told[-1] == (num_steps, num_steps)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_progress_is_told_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_SECONDS_BETWEEN_SHARES", 0.0)
+    config = dataclasses.replace(TINY_ZOO, networks=[[64, 6, 2]], num_steps=20, checkpoint_steps=[20])
+    told: list[tuple[int, int]] = []
+    train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)), distributed=False)
+    total = (12 + 3 + 4) * 2 * 20
+    done = [steps for steps, _ in told]
+    assert {steps for _, steps in told} == {total}
+    assert done == sorted(done)
+    # A report a step of each stack, and more stacks than one.
+    assert len(set(done)) > 20
+    assert done[-1] == total
+
+
+def test_a_share_reaches_the_driver_while_its_unit_is_under_way() -> None:
+    def work(unit: int, on_share: Callable[[float], None]) -> int:
+        for tenth in range(10):
+            # Longer in all than the pause between two reports.
+            time.sleep(0.25)
+            on_share(tenth / 10)
+        return unit
+
+    shares: list[tuple[int, float]] = []
+    assert list(over_ray(work, [7], str, None, lambda *share: shares.append(share))) == [(0, 7)]
+    assert shares[0] == (0, 0.0)
+    assert any(share > 0 for _, share in shares)
 
 
 def test_the_same_recipe_again_is_reused(trained: tuple[Path, list[tuple[int, int]]]) -> None:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from raywgen import progress
+from raywgen.progress import Reporter
+
+
+def lines_of(updates: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a log shows of a step, given the seconds and the number done at each update of 100."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    text = io.StringIO()
+    with Reporter(Console(file=text, width=200)).step("train", "a thing") as bar:
+        for seconds, done in updates:
+            now = seconds
+            bar.update(done, 100)
+    return [line.strip() for line in text.getvalue().splitlines()[1:-1]]
+
+
+def test_lines_tell_the_time_left_at_the_rate_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = lines_of([(0, 0), (20, 10), (40, 20), (300, 50)], monkeypatch)
+    assert lines == ["10/100, about 3 min left", "20/100, about 3 min left", "50/100, about 5 min left"]
+
+
+def test_what_was_done_before_says_nothing_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines_of([(0, 80), (20, 90), (41, 100)], monkeypatch) == ["90/100, about 20 s left", "100/100"]
+
+
+def test_no_time_is_told_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines_of([(20, 10), (40, 10), (60, 5)], monkeypatch) == ["10/100", "10/100", "5/100"]
