@@ -161,13 +161,17 @@ def export(
     path: Path_,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the `.safetensors` files go.")],
     query: Query = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other files that are there.")] = False,
 ) -> None:
-    """Write checkpoints back as `.safetensors`, bit for bit, in their own dtypes and under their own names."""
+    """Write checkpoints back as `.safetensors`, bit for bit, in their own dtypes and under their own names.
+
+    Metadata of the files they came from, and configs of model folders, come along: `from_pretrained` loads the folder.
+    """
     from raywgen.corpus import Corpus
     from raywgen.corpus.export import export as write
 
     with Reporter().step("export", f"checkpoints into {folder}") as bar:
-        written = write(Corpus.open(path), folder, query or [], bar.update)
+        written = write(Corpus.open(path), folder, query or [], bar.update, overwrite=overwrite)
     out.print(f"{len(written)} files in {folder}")
 
 

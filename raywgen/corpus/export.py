@@ -2,45 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import json
+import tempfile
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
 
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import CONFIG_FILES, CONFIG_NAMES, FILE_METADATA
 from raywgen.corpus.writing import remove_leftovers, writing
+from raywgen.files import write_text
 from raywgen.weights import save_state_dict
+from raywgen.weights.safetensors_writer import is_writable, read_metadata
+
+_SUFFIX = ".safetensors"
+_OURS = "raywgen."
+_KEPT_APART = (FILE_METADATA, CONFIG_FILES)
+# A name has 255 bytes on most file systems, and a file has a longer one while it is being written.
+_NAME_BYTES = 240
+# By these names transformers, diffusers and peft find weights beside a config.
+_LOADED_AS = {
+    "model": "model",
+    "pytorch_model": "model",
+    "adapter_model": "adapter_model",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What goes into one file, and the configs beside it."""
+
+    path: Path
+    metadata: dict[str, str]
+    configs: dict[Path, str]
 
 
 def export(
-    corpus: Corpus, out: str | Path, terms: Sequence[str] = (), on_progress: Callable[[int, int], None] | None = None
+    corpus: Corpus,
+    out: str | Path,
+    terms: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes every checkpoint that satisfies all terms to `OUT/CHECKPOINT_ID.safetensors`.
 
+    The metadata of each file are those that it came with, `format: pt`, and its facts as `raywgen.FACT`. Checkpoints
+    of a model folder come with its configs, and `pytorch_model` becomes `model`, so that `from_pretrained` loads the
+    folder. All names, dtypes and existing files are checked before anything is written.
+
+    Args:
+        corpus: Where from.
+        out: The folder.
+        terms: Which checkpoints, as `Corpus.query` takes them.
+        on_progress: Told of files written.
+        overwrite: Replace other files that are there. An export that was killed goes on without it.
+
     Raises:
-        CorpusError: Nothing is selected, or an id leads out of the folder.
+        CorpusError: Nothing is selected, an id leads out of the folder or is no file name, two ids become one file, a
+            dtype cannot be written, or another file is there.
         WeightsError: A file cannot be written.
         InUseError: Another process writes to the folder.
     """
-    total = corpus.query(terms).num_rows
-    if not total:
+    facts = corpus.query(terms)
+    if not facts.num_rows:
         raise CorpusError(f"{corpus.location} holds no checkpoint with {' '.join(terms)}; see `raywgen corpus info`")
+    out = Path(out)
+    files = {row["checkpoint_id"]: _file(row, out) for row in facts.to_pylist()}
+    _check_dtypes(corpus, facts)
+    _check_clashes(files, fold_case=False)
     with writing(out):
-        return _export(corpus, Path(out), terms, total, on_progress)
+        _check_clashes(files, fold_case=_folds_case(out))
+        if not overwrite:
+            _check_existing(files)
+        return _write(corpus, files, terms, on_progress)
 
 
-def _export(
-    corpus: Corpus, out: Path, terms: Sequence[str], total: int, on_progress: Callable[[int, int], None] | None
+def _write(
+    corpus: Corpus,
+    files: Mapping[str, _File],
+    terms: Sequence[str],
+    on_progress: Callable[[int, int], None] | None,
 ) -> list[Path]:
     written: list[Path] = []
     for facts, state in corpus.checkpoints(terms):
-        path = out / f"{facts['checkpoint_id']}.safetensors"
-        if "\0" in facts["checkpoint_id"] or not path.resolve().is_relative_to(out.resolve()):
-            raise CorpusError(f"checkpoint '{facts['checkpoint_id']}' would be written outside of {out}; rename it")
-        if path.parent != out and path.parent not in {other.parent for other in written[-1:]}:
-            remove_leftovers(path.parent)
-        told = {name: str(value) for name, value in facts.items() if value is not None}
-        save_state_dict({facts["key_prefix"] + name: tensor for name, tensor in state.items()}, path, told)
-        written.append(path)
+        file = files[facts["checkpoint_id"]]
+        if file.path.parent not in {other.parent for other in written[-1:]}:
+            remove_leftovers(file.path.parent)
+        tensors = {facts["key_prefix"] + name: tensor for name, tensor in state.items()}
+        save_state_dict(tensors, file.path, file.metadata)
+        for path, text in file.configs.items():
+            write_text(path, text)
+        written.append(file.path)
         if on_progress is not None:
-            on_progress(len(written), total)
+            on_progress(len(written), len(files))
     return written
+
+
+def _file(facts: Mapping[str, Any], out: Path) -> _File:
+    checkpoint_id = facts["checkpoint_id"]
+    if "\0" in checkpoint_id or not checkpoint_id.strip("/"):
+        raise CorpusError(f"checkpoint {checkpoint_id!r} would be written outside of {out}; rename it")
+    configs = {name: text for name, text in json.loads(facts.get(CONFIG_FILES) or "{}").items() if name in CONFIG_NAMES}
+    stem = PurePosixPath(checkpoint_id).name
+    stem = _LOADED_AS.get(stem, stem) if configs else stem
+    path = out / PurePosixPath(checkpoint_id).parent / f"{stem}{_SUFFIX}"
+    if PurePosixPath(checkpoint_id).is_absolute() or not path.resolve().is_relative_to(out.resolve()):
+        raise CorpusError(f"checkpoint '{checkpoint_id}' would be written outside of {out}; rename it")
+    if long := [part for part in path.relative_to(out).parts if len(part.encode()) > _NAME_BYTES]:
+        raise CorpusError(f"checkpoint '{checkpoint_id}': '{long[0][:40]}...' is too long for a file name; rename it")
+    kept = json.loads(facts.get(FILE_METADATA) or "{}")
+    told = {name: value for name, value in facts.items() if value is not None and name not in _KEPT_APART}
+    metadata = kept | {f"{_OURS}{name}": str(value) for name, value in told.items()}
+    beside = {path.parent / name: text for name, text in configs.items()} if stem in _LOADED_AS.values() else {}
+    return _File(path, metadata, beside)
+
+
+def _check_dtypes(corpus: Corpus, facts: pa.Table) -> None:
+    for layout_id in sorted(set(facts.column("layout_id").to_pylist())):
+        for spec in corpus.layout(layout_id).tensors:
+            if not is_writable(spec.torch_dtype):
+                raise CorpusError(
+                    f"tensor '{spec.name}' of '{corpus.networks[layout_id].name}' is {spec.dtype}, which safetensors "
+                    f"cannot hold; leave these networks out by the query 'layout_id!={layout_id}'"
+                )
+
+
+def _check_clashes(files: Mapping[str, _File], *, fold_case: bool) -> None:
+    """No two ids may become one file, nor one a folder in which another lies."""
+    first: dict[str, str] = {}
+    for checkpoint_id, file in files.items():
+        other = first.setdefault(_as_stored(file.path, fold_case), checkpoint_id)
+        if other != checkpoint_id:
+            raise CorpusError(
+                f"checkpoints '{other}' and '{checkpoint_id}' would both be written to {file.path}"
+                f"{' (this file system takes large and small letters for one)' if fold_case else ''}; choose one by "
+                "a query such as 'checkpoint_id!=...', or rename one"
+            )
+    configs: dict[str, tuple[str, str]] = {}
+    for checkpoint_id, file in files.items():
+        for parent in file.path.parents:
+            if other := first.get(_as_stored(parent, fold_case)):
+                raise CorpusError(f"'{other}' would be written to {parent}, a folder of '{checkpoint_id}'; rename one")
+        for path, text in file.configs.items():
+            other, known = configs.setdefault(_as_stored(path, fold_case), (checkpoint_id, text))
+            if known != text:
+                raise CorpusError(f"'{other}' and '{checkpoint_id}' come with different {path}; choose one by a query")
+
+
+def _as_stored(path: Path, fold_case: bool) -> str:
+    # Where letters are folded, é in one and in two signs is one name too.
+    return unicodedata.normalize("NFC", str(path)).casefold() if fold_case else str(path)
+
+
+def _folds_case(folder: Path) -> bool:
+    with tempfile.NamedTemporaryFile(prefix=".raywgen", dir=folder) as probe:
+        path = Path(probe.name)
+        return path.with_name(path.name.upper()).exists()
+
+
+def _check_existing(files: Mapping[str, _File]) -> None:
+    """Files of an export of the same checkpoints may be there; they are written again."""
+    for file in files.values():
+        strange = file.path if file.path.exists() and not _is_ours(file) else None
+        changed = [path for path, text in file.configs.items() if path.exists() and path.read_text() != text]
+        if strange or changed:
+            raise CorpusError(
+                f"{strange or changed[0]} exists and is something else; give another folder, or replace it by "
+                "--overwrite"
+            )
+
+
+def _is_ours(file: _File) -> bool:
+    if not file.path.is_file():
+        return False
+    found = read_metadata(file.path)
+    return all(found.get(f"{_OURS}{name}") == file.metadata[f"{_OURS}{name}"] for name in ("checkpoint_id", "sha256"))

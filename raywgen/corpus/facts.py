@@ -44,7 +44,8 @@ class CheckpointFacts:
         licence: SPDX identifier.
         architecture: Name of the network.
         key_prefix: What a wrapper had put before every tensor's name.
-        more: Further facts of the user's own, strings or numbers by name.
+        more: Further facts of the user's own, strings or numbers by name; `FILE_METADATA` and `CONFIG_FILES` keep what
+            came with the file.
     """
 
     checkpoint_id: str
@@ -112,6 +113,11 @@ class NetworkFacts:
         return cls(name=row["name"], recipe=row["recipe"], layout=Layout.from_json(row["layout"]))
 
 
+FILE_METADATA = "file_metadata"
+"""The fact that keeps the metadata of a safetensors file, as JSON."""
+CONFIG_FILES = "config_files"
+"""The fact that keeps the texts of a model folder's configs by file name, as JSON."""
+CONFIG_NAMES = ("config.json", "generation_config.json", "adapter_config.json")
 _INTEGERS = {"step", "start_seed", "order_seed", "num_values", "row"}
 _FLOATS = {"learning_rate", "train_loss", "test_accuracy"}
 CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts) if field.name != "more"]

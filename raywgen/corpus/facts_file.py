@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import KNOWN_TYPES, convert, numbers_of_text
+from raywgen.corpus.facts import CONFIG_FILES, FILE_METADATA
 
 _PATH = "path"
 _SET_BY_RAYWGEN = (
@@ -31,6 +32,8 @@ _SET_BY_RAYWGEN = (
     "shard",
     "row",
     "stored_id",
+    FILE_METADATA,
+    CONFIG_FILES,
 )
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t", ".tab": "\t"}
 _NUMBERS = {"int": "whole number", "float": "number with a decimal point"}

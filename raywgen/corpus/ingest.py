@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from raywgen.corpus.aside import REFUSED, SetAside
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, FILE_METADATA, CheckpointFacts
 from raywgen.corpus.sharded import read_weight_map
 from raywgen.corpus.shards import Shard, num_pages, write_shard
 from raywgen.corpus.source_tree import local_file
@@ -33,6 +33,7 @@ from raywgen.corpus.writing import UNITS
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
 from raywgen.weights.reader import PackedCheckpoint, WeightsReader, pack
+from raywgen.weights.safetensors_writer import read_metadata
 
 _UNKNOWN = float("nan")
 _UNIT_CHECKPOINTS = 2_000
@@ -176,6 +177,7 @@ class _Work:
         for checkpoint in self._unit.checkpoints:
             try:
                 packed = reader.read(checkpoint)
+                checkpoint = _with_metadata(checkpoint, reader.metadata)
             except (WeightsError, CorpusError) as error:
                 self._set_aside(checkpoint, str(error))
                 continue
@@ -224,15 +226,20 @@ class _Reader:
 
     def __init__(self) -> None:
         self._files = WeightsReader()
+        self.metadata: dict[str, str] = {}
+        """Of the file that was read last."""
         self._corpora: dict[str, tuple[Corpus, dict[str, int]]] = {}
 
     def read(self, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
+        self.metadata = {}
         if checkpoint.stored_id is not None:
             return self._stored(checkpoint.files[0], checkpoint.stored_id)
         if checkpoint.index is not None:
             return self._sharded(checkpoint, checkpoint.index)
         with local_file(checkpoint.files[0]) as path:
-            return self._files.read(path)
+            packed = self._files.read(path)
+            self.metadata = read_metadata(path)
+            return packed
 
     def _sharded(self, checkpoint: SourceCheckpoint, index: str) -> PackedCheckpoint:
         """One network of several files, each tensor from the one in which the index says that it lies."""
@@ -244,6 +251,7 @@ class _Reader:
         for name, file in zip(names, checkpoint.files, strict=True):
             with local_file(file) as path:
                 part = self._files.read(path)
+                self.metadata |= read_metadata(path)
             values = part.layout.unpack(torch.from_numpy(part.packed_P))
             found = {part.prefix + tensor: value for tensor, value in values.items()}
             expected = {tensor for tensor, place in wanted.items() if place == name}
@@ -265,6 +273,12 @@ class _Reader:
         packed_1P = corpus.packed(row)
         layout = corpus.layout(row.column("layout_id")[0].as_py())
         return PackedCheckpoint(layout, packed_1P[0].numpy(), row.column("key_prefix")[0].as_py() or "")
+
+
+def _with_metadata(checkpoint: SourceCheckpoint, metadata: dict[str, str]) -> SourceCheckpoint:
+    if not metadata or metadata == {"format": "pt"}:
+        return checkpoint
+    return replace(checkpoint, facts=checkpoint.facts | {FILE_METADATA: json.dumps(metadata, sort_keys=True)})
 
 
 def _facts(checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> CheckpointFacts:

@@ -17,7 +17,7 @@ from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import convert
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CONFIG_FILES, CONFIG_NAMES
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
 from raywgen.corpus.storage import Storage, absolute, as_uri
@@ -33,6 +33,8 @@ from raywgen.weights.kinds import (
 )
 
 _ROOT = PurePosixPath()
+# One of these stands in the config of a folder that transformers, diffusers or peft load.
+_MODEL_CONFIG = {"architectures", "model_type", "_class_name", "peft_type"}
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _RUN_CHECKPOINT = re.compile(r"^checkpoint_(\d+)$")
 # Text and images are counted; whatever else has no weights' suffix is looked into.
@@ -342,7 +344,10 @@ def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
         facts["architecture"] = str(kind)
     adapter = tree.read_json(folder / "adapter_config.json")
     if base := adapter.get("base_model_name_or_path"):
-        facts["architecture"] = f"lora:{base}"
+        facts["architecture"] = f"{str(adapter.get('peft_type') or 'lora').lower()}:{base}"
+    texts = {name: tree.read_text(folder / name) for name in CONFIG_NAMES}
+    if _MODEL_CONFIG & {*config, *adapter}:
+        facts[CONFIG_FILES] = json.dumps({name: text for name, text in texts.items() if text}, sort_keys=True)
     run = tree.read_json(folder / "params.json")
     names = {"model::type": "architecture", "optim::optimizer": "optimizer", "optim::lr": "learning_rate"}
     for key, fact in (names | {"seed": "start_seed"}).items():

@@ -50,7 +50,7 @@ class Progress:
 
     def save(self, folder: str | Path) -> None:
         """Writes it without pickles."""
-        save_state_dict(self.tensors, Path(folder) / _STATE, {"format": "raywgen checkpoint"})
+        save_state_dict(self.tensors, Path(folder) / _STATE, {"kind": "raywgen checkpoint"})
         position = {"run": self.run, "stage": self.stage, "step": self.step}
         (Path(folder) / _PROGRESS).write_text(json.dumps(position))
 

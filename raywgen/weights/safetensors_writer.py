@@ -11,11 +11,14 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors import torch as library
 from torch import Tensor
 
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
+_METADATA_KEY = b'"__metadata__":'
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -24,17 +27,45 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
     Args:
         tensors: Contiguous, and none of them shares memory with another.
         path: Of the file.
-        metadata: Goes to the header, sorted by key.
+        metadata: Goes to the header, sorted by key; `format: pt`, for which loaders ask, is added where it is missing.
 
     Raises:
         SafetensorError, OSError: It cannot be written.
     """
-    library.save_file(dict(tensors), path, dict(metadata))
+    library.save_file(dict(tensors), path, {"format": "pt"} | dict(metadata))
     with Path(path).open("r+b") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         header = _in_order(file.read(length))
         file.seek(_LENGTH.size)
         file.write(header)
+
+
+def is_writable(dtype: torch.dtype) -> bool:
+    """Whether safetensors can hold such values."""
+    try:
+        library.save({"x": torch.empty(0, dtype=dtype)})
+    except (SafetensorError, KeyError, ValueError):
+        return False
+    return True
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; empty where it is another kind of file or damaged."""
+    with Path(path).open("rb") as file:
+        start = file.read(_LENGTH.size + 1)
+        if len(start) <= _LENGTH.size or start[-1:] != b"{":
+            return {}
+        (length,) = _LENGTH.unpack_from(start)
+        if length > Path(path).stat().st_size:
+            return {}
+        header = b"{" + file.read(length - 1)
+    place = header.find(_METADATA_KEY)
+    try:
+        text = header[place + len(_METADATA_KEY) :].decode() if place >= 0 else "{}"
+        found, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except ValueError:
+        return {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -159,7 +159,9 @@ def test_repair_takes_damage_out_and_verify_is_clean(corpus: Path) -> None:
 
 def test_export_writes_what_the_query_selects(corpus: Path, tmp_path: Path) -> None:
     assert "2 files in" in done("export", corpus, tmp_path / "out", "depth>=2", "architecture=net0")
-    written = {str(path.relative_to(tmp_path / "out")): load_file(path) for path in (tmp_path / "out").rglob("*.*")}
+    written = {
+        str(path.relative_to(tmp_path / "out")): load_file(path) for path in (tmp_path / "out").rglob("*.safetensors")
+    }
     assert sorted(written) == ["run2/step0.safetensors", "run2/step1.safetensors"]
     for name, state in written.items():
         expected = states()[name.removesuffix(".safetensors")]

@@ -67,8 +67,9 @@ def test_an_exported_file_tells_its_facts(tmp_path: Path) -> None:
     (path,) = export(corpus, tmp_path / "out", ["checkpoint_id=large"])
     with safe_open(path, "pt") as file:
         told = file.metadata()
-    assert (told["checkpoint_id"], told["dtype"], told["num_values"]) == ("large", "float32", "220001")
-    assert told["sha256"] == corpus.select(checkpoint_id="large").column("sha256")[0].as_py()
+    found = tuple(told[f"raywgen.{name}"] for name in ("checkpoint_id", "dtype", "num_values"))
+    assert found == ("large", "float32", "220001")
+    assert told["raywgen.sha256"] == corpus.select(checkpoint_id="large").column("sha256")[0].as_py()
 
 
 def test_a_query_chooses_what_is_written(tmp_path: Path) -> None:
