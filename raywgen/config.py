@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import io
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.files import write_text
 from raywgen.inputs import UnusableFileError, read_yaml_text
+from raywgen.names import nearest
 
 ConfigT = TypeVar("ConfigT")
+_SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 class ConfigError(ValueError):
@@ -65,6 +66,9 @@ def merge_config(
             except OmegaConfBaseException as error:
                 raise ConfigError(_explain(error, source, key)) from error
     name = next((source for source, content in given if content), "config")
+    told = [content["out"] for _, content in given if "out" in content]
+    if told and not str(told[-1] or "").strip():
+        _check_out(schema)
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
@@ -97,6 +101,13 @@ def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _check_out(schema: Any) -> None:
+    """Refuses an empty `out` where it names a folder: all would go where the command was typed."""
+    default = next((field.default for field in dataclasses.fields(schema) if field.name == "out"), "")
+    if default:
+        raise ConfigError(f"out is empty; name a folder, such as out={default}")
 
 
 def read_stored_config(schema: type[ConfigT], path: str | Path) -> ConfigT:
@@ -144,12 +155,30 @@ def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
 
 def shipped_configs(folder: str) -> list[Path]:
     """The YAML files of a folder of `configs/`, beside the package as in a clone."""
-    return sorted((Path(__file__).parents[1] / "configs" / folder).glob("*.yaml"))
+    return sorted((_SHIPPED / folder).glob("*.yaml"))
 
 
 def shipped_config(folder: str, name: str | None) -> str | None:
-    """The file of a shipped config's bare name; anything else stays as it is."""
-    return next((str(path) for path in shipped_configs(folder) if path.stem == name), name)
+    """The file of a shipped config's bare name; a path stays as it is.
+
+    Raises:
+        ConfigError: It is neither; the nearest shipped name is told.
+    """
+    shipped = {path.stem: str(path) for path in shipped_configs(folder)}
+    if name is None or name in shipped:
+        return shipped.get(name or "")
+    check_file_or_name(name, shipped)
+    return name
+
+
+def check_file_or_name(name: str, known: Collection[str]) -> None:
+    """Refuses what is neither like a file nor one of some names.
+
+    Raises:
+        ConfigError: It is neither; the nearest name is told.
+    """
+    if known and not Path(name).exists() and "/" not in name and Path(name).suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"'{name}' is no file and none of {', '.join(known)}; did you mean '{nearest(name, known)}'?")
 
 
 def to_yaml(config: Any) -> str:
@@ -184,8 +213,13 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist; shipped ones are in configs/")
+    if path.is_dir():
+        inside = next((f", such as {each}" for each in sorted(path.glob("*.yaml"))), "")
+        raise ConfigError(f"config file {path} is a folder; give a YAML file{inside}")
+    if not path.exists():
+        beside = [str(each) for each in sorted(path.parent.glob("*.y*ml"))]
+        near = nearest(path, [*beside, *map(_shown, _SHIPPED.rglob("*.yaml")), "config.yaml"])
+        raise ConfigError(f"config file {path} does not exist; did you mean {near}? Shipped ones are in configs/")
     try:
         content = load_yaml(path)
     except OSError as error:
@@ -197,10 +231,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def _shown(path: Path) -> str:
+    """As it is called from the working folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, str] = {}
     for override in overrides:
-        if "=" not in override or override.startswith("="):
+        key, mark, value = override.partition("=")
+        if not key or not mark:
             raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
+        if given.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {given[key]!r} and as {value!r}; give it once")
     # YAML reads nothing as null, but who writes `group=` means no group.
     told = [f"{override}''" if override.index("=") == len(override) - 1 else override for override in overrides]
     try:
@@ -216,9 +259,9 @@ def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str =
     hints = typing.get_type_hints(schema)
     for key, value in content.items():
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            near = nearest(key, fields)
             raise ConfigError(
-                f"unknown key '{prefix}{key}' in {source}; did you mean '{prefix}{near[0]}'? "
+                f"unknown key '{prefix}{key}' in {source}; did you mean '{prefix}{near}'? "
                 f"(known here: {', '.join(sorted(fields))})"
             )
         if dataclasses.is_dataclass(hints[key]):

@@ -24,6 +24,7 @@ from raywgen.corpus.storage import Storage
 from raywgen.generation import load
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
+from raywgen.names import one_of
 from raywgen.progress import Reporter
 from raywgen.tasks import build_network
 from raywgen.training import TrainConfig, launch
@@ -81,7 +82,7 @@ class Config(SeededConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recipe not in _SIZES:
-            raise ValueError(f"recipe={self.recipe}: give one of {', '.join(_SIZES)}")
+            raise ValueError(one_of("recipe", self.recipe, _SIZES))
         if not self.starts or not set(self.starts) <= set(STARTS) or len(set(self.starts)) < len(self.starts):
             raise ValueError(f"starts={self.starts}: give some of {', '.join(STARTS)}, each once")
 

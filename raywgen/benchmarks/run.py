@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import sys
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raywgen.config import load_config
+from raywgen.names import nearest
 from raywgen.trust import named_in, trusting
 
 BENCHMARKS = {
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """
     name = arguments[0] if arguments else ""
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
+        near = nearest(name, BENCHMARKS)
         raise UnknownBenchmarkError(
             f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
         )

@@ -15,6 +15,7 @@ from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import FunctionalConfig
+from raywgen.names import one_of
 from raywgen.nn.precision import check_precision, resolved
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
@@ -147,7 +148,7 @@ def chosen_variants(
         ValueError: There is no such generator or row, or those that the figures are about are not among them.
     """
     if generator not in HEADLINES:
-        raise ValueError(f"generator={generator}: give one of {', '.join(HEADLINES)}")
+        raise ValueError(one_of("generator", generator, HEADLINES))
     every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, functional)}
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):

@@ -30,7 +30,7 @@ from raywgen.cli.settings import (
 )
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
-from raywgen.config import ConfigError, load_config
+from raywgen.config import ConfigError, check_file_or_name, load_config
 from raywgen.progress import Reporter
 from raywgen.trust import named_in, trusting
 
@@ -54,7 +54,9 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         app(prog_name="raywgen")
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError)) and not _is_rays(error):
+            raise
         console = Console(stderr=True)
         console.print(f"[bold red]error:[/bold red] {escape(_message(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -120,12 +122,16 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
     from raywgen.evaluation.tokenizer_report import report_run
     from raywgen.generators import METHODS
     from raywgen.training import TrainConfig, launch
+    from raywgen.training.early import check_early
     from raywgen.training.session import ray_session
 
     path, rest = split_config(config, overrides)
     if path in METHODS:
         path, rest = None, [f"method={path}", *rest]
+    elif path is not None:
+        check_file_or_name(path, METHODS)
     settings = load_config(TrainConfig, path, rest)
+    check_early(settings)
     with trusting(*named_in(settings)):
         with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
             if settings.num_workers == 0:
@@ -252,6 +258,16 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
     """One line, without the place in raywgen's own code that nobody asked for."""
     console = Console(stderr=True)
     console.print(f"[yellow]{category.__name__}:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
+def _is_rays(error: Exception) -> bool:
+    """Whether Ray itself raised it, and not code of ours in one of its workers."""
+    exceptions = sys.modules.get("ray.exceptions")
+    return (
+        exceptions is not None
+        and isinstance(error, exceptions.RayError)
+        and not isinstance(error, exceptions.RayTaskError)
+    )
 
 
 def _message(error: Exception) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raywgen.config import load_config
+from raywgen.config import check_file_or_name, load_config
 from raywgen.generators import METHODS
 from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.capacity import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
+from raywgen.training.early import check_settings
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -30,6 +31,8 @@ def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConf
     overrides = given if path is None else given[1:]
     if path in METHODS:
         path, overrides = None, [f"method={path}", *overrides]
+    elif path is not None and not (Path(working_dir) / path).exists():
+        check_file_or_name(path, METHODS)
     return load_config(TrainConfig, None if path is None else Path(working_dir) / path, overrides)
 
 
@@ -46,6 +49,7 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
     nodes = most_nodes(alive, lambda: iter([_report(client)]))
     if job == "train":
         config = train_config(arguments, working_dir)
+        check_settings(config)
         if config.num_workers > 0:
             check_run(config, nodes)
     else:

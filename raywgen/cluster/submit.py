@@ -14,7 +14,9 @@ import yaml
 
 from raywgen.cluster.outgoing import check_outgoing
 from raywgen.cluster.working_dir import check_working_dir
+from raywgen.config import ConfigError
 from raywgen.inputs import read_yaml_text
+from raywgen.names import nearest
 from raywgen.reach import ClusterError
 
 if TYPE_CHECKING:
@@ -78,7 +80,15 @@ def submit(client: JobSubmissionClient, job: Job) -> Submitted:
     outgoing = check_outgoing(job.working_dir, environment, job.arguments, job.send)
     check_job(client, job.name, job.arguments, job.working_dir)
     environment |= {"working_dir": job.working_dir, "excludes": outgoing.excludes}
-    job_id = client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
+    try:
+        job_id = client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
+    except (ClusterError, ConfigError, AssertionError):
+        raise
+    except Exception as error:  # Ray raises what it got from the server, with the server's traceback.
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise ClusterError(
+            f"the cluster did not take the job ({reason.strip()}); mend that and submit it again"
+        ) from error
     return Submitted(job_id, outgoing.left_out)
 
 
@@ -122,8 +132,10 @@ def find(client: JobSubmissionClient, job_id: str) -> Any:
 def _check_script(job: Job) -> None:
     folder = Path(job.working_dir) / "jobs"
     if not (folder / f"{job.name}.py").is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none: give --working-dir"
-        raise ClusterError(f"{folder} has no {job.name}.py; jobs there: {known}")
+        names = sorted(path.stem for path in folder.glob("*.py"))
+        known = ", ".join(names) or "none: give --working-dir"
+        near = f"; did you mean '{nearest(job.name, names)}'?" if names else ""
+        raise ClusterError(f"{folder} has no {job.name}.py; jobs there: {known}{near}")
 
 
 def _environment(path: str | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Shape legend: N checkpoints, D values of the flat vector, P packed bytes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections import Counter
@@ -55,6 +54,7 @@ from raywgen.corpus.shards import (
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
+from raywgen.names import nearest
 from raywgen.parquet import bounded_table
 from raywgen.sealed import SealError, unseal
 from raywgen.trust import StoredRecipe
@@ -189,7 +189,7 @@ class Corpus:
         mask = None
         for name, wanted in equals.items():
             if name not in self.facts.column_names:
-                near = difflib.get_close_matches(name, self.facts.column_names, n=1, cutoff=0.0)[0]
+                near = nearest(name, self.facts.column_names)
                 raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
             column = self.facts.column(name)
             values = wanted if isinstance(wanted, list | tuple) else [wanted]

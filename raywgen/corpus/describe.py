@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.writing import writing
+from raywgen.names import nearest
 
 _BASE = "base"
 
@@ -40,7 +40,7 @@ def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[
 def _describe(corpus: Corpus, tasks: Sequence[TaskFacts], recipes: Mapping[str, Mapping[str, Any]]) -> Corpus:
     known = {network.name: layout_id for layout_id, network in corpus.networks.items()}
     if strange := [name for name in recipes if name not in known]:
-        near = difflib.get_close_matches(strange[0], known, n=1, cutoff=0.0)[0]
+        near = nearest(strange[0], known)
         raise CorpusError(f"{corpus.location} holds no network '{strange[0]}'; did you mean '{near}'?")
     named = _named_tasks(corpus, tasks)
     if lost := [task.task_id for task in tasks if task.task_id not in named]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from raywgen.corpus.errors import CorpusError, UnknownFactError
+from raywgen.names import nearest
 
 # Arrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
@@ -54,7 +54,7 @@ def _hits(facts: pa.Table, term: str) -> pa.ChunkedArray:
     name, space, operator, text = match.groups()
     name = _unquoted(name)
     if name not in facts.column_names:
-        near = difflib.get_close_matches(name, facts.column_names, n=1, cutoff=0.0)[0]
+        near = nearest(name, facts.column_names)
         raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
     if space:
         text = text.strip()

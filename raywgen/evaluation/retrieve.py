@@ -20,6 +20,7 @@ from raywgen.evaluation.likeness import data_likeness, text_likeness
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
+from raywgen.names import one_of
 from raywgen.trust import entry_point
 from raywgen.weights import save_state_dict
 
@@ -56,7 +57,7 @@ class RetrieveConfig:
 
     def __post_init__(self) -> None:
         if self.by not in RANKINGS:
-            raise ValueError(f"by={self.by}: give one of {', '.join(RANKINGS)}")
+            raise ValueError(one_of("by", self.by, RANKINGS))
         if min(self.top, self.num_samples) < 1:
             raise ValueError("top and num_samples must be at least 1")
 

@@ -25,6 +25,7 @@ from raywgen.generation.judge import ChanceWarning, remedies
 from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
+from raywgen.names import one_of
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point, trusted
 
@@ -109,7 +110,7 @@ class GenerateConfig:
             raise ValueError(f"out={self.out}: files go to a local folder; give one, or into=corpus")
         for name, known in (("where", WHERE), ("into", INTO)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         if bool(self.instruction) != bool(self.data):
             raise ValueError("instruction and data belong together: give both, or neither")
         if self.network and self.networks:

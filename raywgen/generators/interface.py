@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from raywgen.names import one_of
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import (
     Condition,
@@ -52,7 +53,7 @@ class StageConfig:
         if self.learning_rate <= 0 or self.grad_clip <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer={self.optimizer}: give one of {', '.join(OPTIMIZERS)}")
+            raise ValueError(one_of("optimizer", self.optimizer, OPTIMIZERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

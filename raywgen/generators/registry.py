@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.interface import GeneratorFactory
 from raywgen.generators.lohp import LoHp, LoHpConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
+from raywgen.names import nearest
 
 
 class UnknownMethodError(KeyError):
@@ -45,6 +45,6 @@ def method(name: str) -> Method:
         UnknownMethodError: There is none; the nearest is named.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+        near = nearest(name, METHODS)
         raise UnknownMethodError(f"unknown method '{name}'; did you mean '{near}'? (known: {', '.join(METHODS)})")
     return METHODS[name]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raywgen.names import one_of
+
 _Moments = tuple[Tensor, Tensor]
 
 
@@ -30,7 +32,7 @@ def check_statistics(name: str) -> None:
         ValueError: It is none of `STATISTICS`.
     """
     if name not in STATISTICS:
-        raise ValueError(f"statistics={name}: give one of {', '.join(STATISTICS)}")
+        raise ValueError(one_of("statistics", name, STATISTICS))
 
 
 def differentiable(module: nn.Module, statistics: str) -> nn.Module:

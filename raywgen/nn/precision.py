@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from raywgen.names import one_of
+
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
@@ -33,7 +35,7 @@ def check_precision(precision: str) -> None:
         ValueError: There is no such precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision}: give one of {', '.join(PRECISIONS)}")
+        raise ValueError(one_of("precision", precision, PRECISIONS))
 
 
 def autocast(precision: str, device_type: str = "cpu") -> torch.autocast:

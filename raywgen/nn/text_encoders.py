@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
 
+from raywgen.names import one_of
 from raywgen.trust import HUB, check_address
 
 KINDS = ("words", "bytes", "hf:NAME")
@@ -32,7 +33,7 @@ def check_text_encoder(told: str) -> None:
         TextEncoderError: It is none of them.
     """
     if told not in ("words", "bytes") and not (told.startswith(HUB) and len(told) > len(HUB)):
-        raise TextEncoderError(f"text_encoder={told}: give one of {', '.join(KINDS)}")
+        raise TextEncoderError(one_of("text_encoder", told, KINDS))
 
 
 def build_text_encoder(told: str, width: int) -> nn.Module:

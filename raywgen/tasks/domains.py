@@ -7,7 +7,6 @@ Shape legend: S samples, C channels, H height, W width; h and w a smaller height
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raywgen.names import nearest
 from raywgen.tasks.base import TaskError
 
 
@@ -116,7 +116,7 @@ def apply_domain(x_SCHW: Tensor, name: str) -> Tensor:
 def _parse(name: str) -> tuple[Domain, tuple[float, ...]]:
     kind, dash, number = name.partition("-")
     if kind not in DOMAINS:
-        near = difflib.get_close_matches(kind, DOMAINS, n=1, cutoff=0.0)[0]
+        near = nearest(kind, DOMAINS)
         raise TaskError(f"unknown domain '{name}'; did you mean '{DOMAINS[near].example or near}'?")
     domain = DOMAINS[kind]
     if not domain.example:

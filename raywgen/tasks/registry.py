@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from raywgen.names import nearest
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.blank import BLANK, blank_task
 from raywgen.tasks.digits import digits_subset
@@ -48,7 +48,7 @@ def _build(recipe: str) -> Task:
     arguments = json.loads(recipe)
     name = str(arguments.pop("name", ""))
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+        near = nearest(name, TASKS)
         raise TaskError(f"unknown task '{name}'; did you mean '{near}'?")
     told = {INSTRUCTION: str(arguments.pop(INSTRUCTION))} if INSTRUCTION in arguments else {}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,11 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
         dashboard: Start Ray's dashboard, whose state API cleans up after training workers that were stopped.
 
     Raises:
-        ClusterError: Nobody answers at `RAY_ADDRESS`, or the cluster refuses the token; within seconds.
+        ClusterError: Nobody answers at `RAY_ADDRESS`, the cluster refuses the token, or Ray could not be started.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
-    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -36,25 +36,39 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
         warnings.simplefilter("ignore")
         if address := os.environ.get("RAY_ADDRESS"):
             check_address(address)
-            try:
+            with _said(f"cannot join the Ray cluster of RAY_ADDRESS={address}"):
                 ray.init(logging_level=logging.ERROR)
-            except (ConnectionError, AuthenticationError) as error:
-                raise ClusterError(f"cannot join the Ray cluster of RAY_ADDRESS={address}: {error}") from error
         else:
             # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
             num_cpus = max(2, os.cpu_count() or 1)
-            ray.init(
-                address="local",
-                num_cpus=num_cpus + spare,
-                include_dashboard=dashboard,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            with _said("Ray could not be started on this machine"):
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus + spare,
+                    include_dashboard=dashboard,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
     _quieten_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Ray's own failure to start in one line; it raises plain exceptions, of which the first line tells the cause."""
+    try:
+        yield
+    except AssertionError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ClusterError(
+            f"{what} ({reason}); see that memory, disk space in {tempfile.gettempdir()} and processes are left, and "
+            "its newest logs in ray/session_latest/logs there"
+        ) from error
 
 
 def _quieten_ray_data() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raywgen.config import ConfigError
+from raywgen.names import one_of
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("asha", "pbt", "none")
@@ -80,7 +81,7 @@ class TuneConfig:
     def __post_init__(self) -> None:
         for name, known in (("search", SEARCHES), ("scheduler", SCHEDULERS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         if self.num_trials < 1 or min(self.max_steps, self.max_concurrent, self.seed) < 0:
             raise ValueError("num_trials must be at least 1; max_steps, max_concurrent and seed at least 0")
         if not self.rungs or sorted(set(self.rungs)) != self.rungs or self.rungs[0] <= 0 or self.rungs[-1] != 1:

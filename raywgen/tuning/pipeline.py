@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 
 from raywgen.config import ConfigError, load_config, merge_config, shipped_config
 from raywgen.generators import METHODS
+from raywgen.names import nearest
 from raywgen.training import TrainConfig
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_values
@@ -139,17 +139,16 @@ def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
     if part not in trees or not names:
         if part == "zoo":
             raise ConfigError(f"{source}: {key} is of a recipe, and the corpus is given; give zoo in its place")
-        near = difflib.get_close_matches(part, PARTS, n=1, cutoff=0.0)[0]
+        near = nearest(part, PARTS)
         raise ConfigError(f"unknown key '{key}' in {source}; keys begin with zoo. or train., did you mean '{near}.'?")
     place: Any = trees[part]
     for depth, name in enumerate(names):
         known = [str(index) for index in range(len(place))] if isinstance(place, list) else list(map(str, place))
         if name not in known:
             before = ".".join([part, *names[:depth], ""])
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            hint = (
-                f"did you mean '{before}{near[0]}'? (known here: {', '.join(sorted(known))})" if near else "it is empty"
-            )
+            hint = "it is empty"
+            if known:
+                hint = f"did you mean '{before}{nearest(name, known)}'? (known here: {', '.join(sorted(known))})"
             raise ConfigError(f"unknown key '{key}' in {source}; {hint}")
         index: Any = int(name) if isinstance(place, list) else name
         if depth + 1 == len(names):

@@ -5,7 +5,6 @@ A knob with `when` exists only where another knob has one of the values named th
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raywgen.config import ConfigError
+from raywgen.names import nearest
 
 if TYPE_CHECKING:
     import optuna
@@ -121,7 +121,7 @@ def _conditions(key: str, told: Any) -> dict[str, tuple[Any, ...]]:
 
 def _check_when(key: str, knobs: Mapping[str, Knob], other: str, values: tuple[Any, ...]) -> None:
     if other not in knobs:
-        near = difflib.get_close_matches(other, knobs, n=1, cutoff=0.0)[0]
+        near = nearest(other, knobs)
         raise ConfigError(f"space: {key} exists when {other} has a value, which is no knob; did you mean {near}?")
     known = knobs[other]
     for value in values:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from raywgen.names import one_of
 from raywgen.tasks import FitConfig, SAMConfig
 from raywgen.tasks.networks import network_recipe
 
@@ -63,7 +64,7 @@ class ZooTasks:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"tasks.kind={self.kind}: give one of {', '.join(KINDS)}")
+            raise ValueError(one_of("tasks.kind", self.kind, KINDS))
         if len(self.domains) < 2 and (self.kind == "domains" or self.domains):
             raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
         if self.domains and not 0 < self.num_unseen_domains < len(self.domains):
@@ -167,7 +168,7 @@ class ZooConfig:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
         for name, known in (("start", STARTS), ("way", WAYS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         if (self.start == "branched") != (self.branch_steps > 0):
             raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
         if self.augment and self.tasks.encoder:

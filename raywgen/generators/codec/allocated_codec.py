@@ -27,6 +27,7 @@ from torch import Tensor
 
 from raywgen.generators.codec.network_codec import CodecConfig, CodedNetwork, NetworkCodec
 from raywgen.generators.codec.scalars import decode_scales, encode_scales
+from raywgen.names import one_of
 from raywgen.nn.quantisers import TrellisQuantiser
 from raywgen.weights import Layout, TensorSpec
 from raywgen.weights.chunks import from_chunks, to_chunks
@@ -62,7 +63,7 @@ class AllocatedConfig(CodecConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alike not in ALIKE:
-            raise ValueError(f"alike={self.alike}: give one of {', '.join(ALIKE)}")
+            raise ValueError(one_of("alike", self.alike, ALIKE))
         if (self.quantiser.kind, self.scale_per, self.rotate, self.outliers) != ("trellis", "filter", True, 0):
             raise ValueError("a budget of bits takes kind=trellis, scale_per=filter, rotate=true and outliers=0")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raywgen.generators.interface import StageConfig
+from raywgen.names import one_of
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.coders import check_coder
 from raywgen.nn.text_encoders import check_text_encoder
@@ -71,9 +72,9 @@ class TokenizerConfig(StageConfig):
         if self.chunk_length < 1 or self.num_levels < 1 or self.num_codes < 2:
             raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
         if self.quantiser not in QUANTISERS:
-            raise ValueError(f"quantiser={self.quantiser}: give one of {', '.join(QUANTISERS)}")
+            raise ValueError(one_of("quantiser", self.quantiser, QUANTISERS))
         if self.scales not in SCALES:
-            raise ValueError(f"scales={self.scales}: give one of {', '.join(SCALES)}")
+            raise ValueError(one_of("scales", self.scales, SCALES))
         if self.window < 0 or (self.window and self.functional > 0):
             raise ValueError(
                 f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "
@@ -204,7 +205,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name, known in (("decoding", DECODINGS), ("chunks", CHUNKS), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k={self.top_k} must be at least 0, top_p={self.top_p} in (0, 1]")
         if self.guidance < 0 or not 0 <= self.overlap < 1:
@@ -243,7 +244,7 @@ class FunctionalConfig(StageConfig):
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         if self.windows not in WINDOWS:
-            raise ValueError(f"windows={self.windows}: give one of {', '.join(WINDOWS)}")
+            raise ValueError(one_of("windows", self.windows, WINDOWS))
         check_statistics(self.statistics)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from raywgen.generators.interface import StageConfig
 from raywgen.generators.mcdi.config import NetworkConfig
+from raywgen.names import one_of
 
 OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")
 HYBRIDS = ("mixed", "spliced")
@@ -94,7 +95,7 @@ class PolicyConfig(NetworkConfig, StageConfig):
             ("backward", BACKWARDS),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         if not 0 <= self.mix <= 1 or not self.lam > 0:
             raise ValueError(f"mix={self.mix}, lam={self.lam}: mix lies between 0 and 1, lam is above 0")
         if min(self.exploration, self.exploration_steps, self.replay_size, self.task_reward) < 0:

@@ -9,6 +9,7 @@ from raywgen.generators.interface import StageConfig
 from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
 from raywgen.generators.mcdi.samplers import SAMPLERS
 from raywgen.generators.mcdi.schedule import Schedule
+from raywgen.names import one_of
 
 TARGETS = ("consistent", "naive")
 SPANS = ("own", "whole")
@@ -53,7 +54,7 @@ class DiffusionConfig:
             ("sampler", SAMPLERS),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: give one of {', '.join(known)}")
+                raise ValueError(one_of(name, getattr(self, name), known))
         self.chain().steps(self.sampling_steps)
 
     def chain(self) -> Schedule:
@@ -83,7 +84,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind}: give one of {', '.join(KINDS)}")
+            raise ValueError(one_of("kind", self.kind, KINDS))
         counts = ("num_layers", "chunk_length", "num_heads", "width")
         if min(getattr(self, name) for name in counts) < 1:
             raise ValueError(f"{', '.join(counts)}: at least 1")
@@ -115,7 +116,7 @@ class DenoiserConfig(NetworkConfig, StageConfig):
         StageConfig.__post_init__(self)
         NetworkConfig.__post_init__(self)
         if self.meta not in META:
-            raise ValueError(f"meta={self.meta}: give one of {', '.join(META)}")
+            raise ValueError(one_of("meta", self.meta, META))
         if min(self.inner_steps, self.num_draws) < 1 or self.inner_rate <= 0:
             raise ValueError("inner_steps and num_draws: at least 1; inner_rate: above 0")
 

@@ -24,6 +24,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from raywgen.names import one_of
+
 SCHEDULES = ("cosine", "linear")
 # The signal that one step may remove at most. Smaller would amplify what a noise prediction gets wrong in the first
 # step by more than 7; larger would leave more than a hundredth of the signal in the first state of 20 steps.
@@ -57,7 +59,7 @@ class Schedule:
             ValueError: The kind is unknown, or k does not lie between 1 and T.
         """
         if kind not in SCHEDULES:
-            raise ValueError(f"schedule={kind}: give one of {', '.join(SCHEDULES)}")
+            raise ValueError(one_of("schedule", kind, SCHEDULES))
         if not 1 <= num_targets <= num_steps:
             raise ValueError(f"num_targets={num_targets}: must lie between 1 and num_steps={num_steps}")
         alphas_T = _cosine(num_steps) if kind == "cosine" else _linear(num_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raywgen.names import one_of
 from raywgen.nn.coders.base import Coder
 from raywgen.nn.coders.convolution import CHANNEL_SHARE, ConvolutionCoder
 from raywgen.nn.coders.perceptron import PerceptronCoder
@@ -40,7 +41,7 @@ def check_coder(kind: str, width: int, num_layers: int, context: int) -> None:
         ValueError: The message names the setting.
     """
     if kind not in CODERS:
-        raise ValueError(f"coder={kind}: give one of {', '.join(CODERS)}")
+        raise ValueError(one_of("coder", kind, CODERS))
     if min(num_layers, context) < 1:
         raise ValueError(f"coder_layers={num_layers}, context={context}: give at least 1")
     divisor = {"conv": CHANNEL_SHARE, "transformer": 2 * NUM_HEADS}.get(kind, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from raywgen.names import one_of
 from raywgen.nn.quantisers.base import Quantiser
 from raywgen.nn.quantisers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantiser
 from raywgen.nn.quantisers.gumbel import GumbelConfig, GumbelQuantiser
@@ -32,7 +33,7 @@ class QuantiserConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in QUANTISERS:
-            raise ValueError(f"kind={self.kind}: give one of {', '.join(QUANTISERS)}")
+            raise ValueError(one_of("kind", self.kind, QUANTISERS))
 
 
 QUANTISERS: dict[str, Callable[[QuantiserConfig, int], Quantiser]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from raywgen.names import nearest
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.conv4 import Conv4
@@ -138,7 +138,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     if ":" in name:
         return _import(name)
     if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.0)[0]
+        near = nearest(name, NETWORKS)
         raise TaskError(f"unknown network '{name}'; did you mean '{near}'? (or give package.module:Class)")
     return NETWORKS[name]
 

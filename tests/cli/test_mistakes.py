@@ -1,0 +1,79 @@
+"""Ordinary mistakes on the command line: one line that names the remedy, before Ray is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from raywgen.cli import app, main
+from raywgen.corpus import Corpus
+from raywgen.reach import ClusterError
+from raywgen.training.session import ray_session
+
+
+def refusal(*arguments: str) -> str:
+    """What a command says that is refused, without Ray."""
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ValueError | KeyError | OSError | RuntimeError), done.exception
+    assert not ray.is_initialized(), "it was noticed only after Ray had started"
+    return str(done.exception.args[0] if done.exception.args else done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("train mcdy", "did you mean 'mcdi'?"),
+        ("train MCDI", "did you mean 'mcdi'?"),
+        ("train method=igpq", "did you mean 'igpg'?"),
+        ("train configs/igpg/digit.yaml", "did you mean configs/igpg/digits.yaml?"),
+        ("train configs/igpg", "is a folder; give a YAML file"),
+        ("train precision=fp61", "did you mean 'fp32'?"),
+        ("train out=", "out is empty; name a folder, such as out=runs/igpg"),
+        ("train corpus=", "corpus is empty"),
+        ("train corpus=/no/where", "/no/where holds no manifest.json"),
+        ("train seed=1 seed=2", "seed is given twice, as '1' and as '2'"),
+        ("train use_gpu=true num_workers=0", "give num_workers=1 to train on one GPU"),
+        ("zoo train digit", "did you mean 'digits'?"),
+        ("zoo train digits out=", "out is empty"),
+        ("tune igpq", "did you mean 'igpg'?"),
+        ("tune igpg search=optun", "did you mean 'optuna'?"),
+        ("tune igpg scheduler=ahsa", "did you mean 'asha'?"),
+        ("tune igpg out=", "out is empty"),
+        ("generate where=rya", "did you mean 'ray'?"),
+        ("generate out=", "out is empty"),
+        ("evaluate out=", "out is empty"),
+    ],
+)
+def test_a_mistake_names_its_remedy(arguments: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert said in refusal(*arguments.split())
+
+
+def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = refusal("train", f"corpus={zoo_corpus.location}", "use_gpu=true", "num_workers=2")
+    assert "asks for 2 GPUs, and this machine has none: leave use_gpu out" in told
+
+
+def test_rays_own_failure_to_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", os.devnull)  # No folder: Ray cannot write its session there.
+    with pytest.raises(ClusterError, match="Ray could not be started on this machine") as refused, ray_session():
+        pass
+    assert "\n" not in str(refused.value)
+    assert not ray.is_initialized()
+
+
+def test_an_assertion_of_ours_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("raywgen.cli.app", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        main()
