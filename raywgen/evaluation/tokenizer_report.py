@@ -25,6 +25,7 @@ from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, st
 from raywgen.training.config import read_train_config
 from raywgen.training.launch import CONFIG
 from raywgen.training.loop import BUNDLE
+from raywgen.trust import check_address, reading
 from raywgen.weights import Layout, WeightReference
 
 TOKENIZER = "tokenizer.json"
@@ -50,7 +51,10 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     generator = load_bundle(root / BUNDLE)
     if not isinstance(generator, IGPG):
         return None
-    corpus = Corpus.open(read_train_config(root / CONFIG).corpus)
+    location = read_train_config(root / CONFIG).corpus
+    with reading(str(root / CONFIG)):
+        check_address(location, "corpus")
+    corpus = Corpus.open(location)
     report = tokenizer_report(generator, corpus)
     write_text(path, json.dumps(asdict(report), indent=1))
     return report
