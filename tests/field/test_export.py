@@ -109,7 +109,7 @@ def test_a_pickled_model_is_exported_under_the_name_that_loaders_look_for(tmp_pa
     [
         ("LORA", "lora:lab"),
         ("IA3", "ia3:lab"),
-        ("PROMPT_TUNING", "prompt_tuning:lab/base"),
+        ("PROMPT_TUNING", "prompt_tuning:lab"),
         (None, "lora:lab"),
     ],
 )
