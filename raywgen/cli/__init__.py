@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from typing import Annotated
@@ -52,6 +53,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.showwarning = _show_warning
+    _find_modules_here()
     try:
         app(prog_name="raywgen")
     except Exception as error:
@@ -252,6 +254,16 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
 # Here, so that help lists them after what comes first in a user's life.
 app.command("status")(run_status_command)
 app.command(cls=SettingsCommand)(tune)
+
+
+def _find_modules_here() -> None:
+    """Lets `module:Class` name a file in the current folder, as in `python -m`; Ray hands the path to its workers.
+
+    The folder comes last, so that no file in it takes the place of a package that is installed.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

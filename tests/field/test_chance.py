@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
 from raywgen.generation import ChanceWarning, GenerateConfig, TrainedGenerator, generate
-from raywgen.generators import Generated
+from raywgen.generation.judge import remedies
+from raywgen.generators import DataSpec, Generated
 from raywgen.tasks.standing import BETTER, DOUBTFUL
 from raywgen.weights import load_state_dict
-from tests.builders import NUM_FEATURES, condition, hypernetwork, igpg, layout_of, network
+from tests.builders import condition, hypernetwork, igpg, layout_of, network
 from tests.cli.test_use import told as shown_by
 from tests.generation.test_write import bundle
 
@@ -72,8 +73,8 @@ def test_a_network_worse_than_chance_is_a_warning_with_remedies() -> None:
     assert filled.on_samples.accuracy == 0
     assert Path(warned[0].filename).name == Path(__file__).name
     # Of a layout it never saw the first remedy is one that it did see.
-    with pytest.warns(ChanceWarning, match=r"an architecture that the generator was trained on \(of 38, 41 values\)"):
-        TrainedGenerator(igpg()).fill(nn.Sequential(nn.Linear(NUM_FEATURES, 2)), instruction=ASK, data=samples())
+    told = remedies(igpg(), 8, is_known=False)
+    assert told.startswith("fill an architecture that the generator was trained on (of 38, 41 values); draw more")
 
 
 def config(bundle: str, corpus: Corpus, out: Path, **changes: Any) -> GenerateConfig:
@@ -146,3 +147,12 @@ def test_the_command_shows_chance_beside_accuracy(zoo_corpus: Corpus, bundle: st
     shown = shown_by("generate", *settings, "limit=1", "network=mlp-64-6-2")
     for column in ("accuracy", "chance", "50.0"):
         assert column in shown
+
+
+def test_without_data_nothing_is_judged_or_called_best(capsys: pytest.CaptureFixture[str]) -> None:
+    trained = writes(solution(1.0))
+    trained.generator.data = DataSpec(num_features=1, max_classes=1)
+    filled = trained.fill_with_report(network())
+    trained.fill(network())
+    assert (filled.on_samples, filled.best_of) == (None, 1)
+    assert capsys.readouterr().err == ""

@@ -47,7 +47,7 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     """Builds `{"name": NAME, **arguments}`; NAME is of the registry, or `package.module:Class`, an `nn.Module`.
 
     Tasks hand over flattened samples; `input_shape: [C, H, W]` in a recipe makes images of them first, for a module
-    that does not do so itself.
+    that does not do so itself. A class whose signature has an argument of that name gets it too.
 
     Under `torch.device("meta")` a network is built without memory for its values.
 
@@ -59,6 +59,7 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     with reading(getattr(recipe, "source", "")):
         check_recipe(arguments, "network")
         build = _builder(name)
+        arguments |= _shape_argument(recipe, build)
         try:
             module = build(**arguments)
         except TypeError as error:
@@ -96,7 +97,9 @@ def network_name(recipe: Mapping[str, Any]) -> str:
     """
     name, arguments = _split(recipe)
     with reading(getattr(recipe, "source", "")):
-        order = _parameters(_builder(name))
+        build = _builder(name)
+    order = _parameters(build)
+    arguments |= _shape_argument(recipe, build)
     parts, is_bare, is_whole = [name.rpartition(":")[2]], True, True
     for place, key in enumerate(sorted(arguments, key=lambda key: (key not in order, order.get(key, 0), key))):
         value = arguments[key]
@@ -132,6 +135,11 @@ def _reshape(shape: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -
 def _split(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     arguments = {key: value for key, value in recipe.items() if key not in ("name", INPUT_SHAPE)}
     return str(recipe.get("name", "")), arguments
+
+
+def _shape_argument(recipe: Mapping[str, Any], build: Callable[..., nn.Module]) -> dict[str, Any]:
+    """`input_shape`, where the builder itself asks for it."""
+    return {INPUT_SHAPE: recipe[INPUT_SHAPE]} if INPUT_SHAPE in recipe and INPUT_SHAPE in _parameters(build) else {}
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
