@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,14 +74,18 @@ def read_regular(path: str | Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
-def parse_json(content: str | bytes) -> Any:
+def parse_json(content: str | bytes, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """What a JSON text says.
+
+    Args:
+        content: The text.
+        make_object: Makes an object of its keys and values; a dict by default.
 
     Raises:
         ValueError: It is no JSON, or nested more deeply than any that is read here.
     """
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=make_object)
     except RecursionError as error:
         raise UnusableFileError("it is nested too deeply") from error
 

@@ -19,8 +19,11 @@ import pyarrow.parquet
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import KNOWN_TYPES, convert, numbers_of_text
 from raywgen.corpus.facts import CONFIG_FILES, FILE_METADATA
+from raywgen.inputs import check_regular, parse_json, read_regular
+from raywgen.parquet import bounded_table
 
 _PATH = "path"
+_MAX_BYTES = 1 << 30
 _SET_BY_RAYWGEN = (
     "checkpoint_id",
     "layout_id",
@@ -82,7 +85,7 @@ def read_facts(path: str) -> list[FactsRow]:
 
 
 def _decoded(path: str) -> str:
-    content = Path(path).read_bytes()
+    content = read_regular(path, _MAX_BYTES)
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
@@ -127,7 +130,9 @@ def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
 
 
 def _parquet(path: str) -> list[FactsRow]:
-    table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
+    check_regular(path)
+    with pa.memory_map(path) as source:
+        table = bounded_table(source, path)
     _check_columns(path, table.column_names)
     return [_row(path, number, row) for number, row in enumerate(table.to_pylist(), 1)]
 
@@ -137,7 +142,7 @@ def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
         numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         content: list[Any] = [(number, _json_line(path, number, line)) for number, line in numbered]
     else:
-        whole = json.loads(text, object_pairs_hook=lambda pairs: _object(path, pairs))
+        whole = parse_json(text, lambda pairs: _object(path, pairs))
         content = list(enumerate(whole, 1)) if isinstance(whole, list) else [(1, None)]
     rows = [(number, row) for number, row in content if isinstance(row, dict)]
     if len(rows) < len(content):
@@ -159,7 +164,7 @@ def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
 
 def _json_line(path: str, number: int, line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=lambda pairs: _object(path, pairs))
+        return parse_json(line, lambda pairs: _object(path, pairs))
     except json.JSONDecodeError as error:
         raise CorpusError(f"{path}, line {number} is no JSON ({error}); give one object a line") from error
 

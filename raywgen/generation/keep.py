@@ -125,7 +125,7 @@ class FileKeeper(Keeper):
     def _keep(self, written: Written) -> dict[str, Any]:
         rows, files = [], {}
         for row, values_D in zip(written.rows, written.values_RD, strict=True):
-            parts = [row["network"], row["task"].replace("/", "_")]
+            parts = [str(row[name]).replace("/", "_").replace("\0", "_") for name in ("network", "task")]
             if self.job.num > 1:
                 parts.append(f"{row['draw']:0{len(str(self.job.num - 1))}d}")
             name = "_".join(part for part in parts if part)

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from raywgen.inputs import check_regular, check_zip
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.images import load_images
 from raywgen.tasks.inputs import InputForm
@@ -31,6 +32,7 @@ TAKEN = (
     "path of an .npz file with x and y, of a Parquet file, or of a folder of class folders with images"
 )
 _MOST_UNSIZED = 1 << 16
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -123,19 +125,21 @@ def _has_images(path: str) -> bool:
 
 def _of_arrays(path: str) -> Raw:
     try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded, None
-            with loaded as arrays:
-                names = {name.lower(): name for name in arrays.files}
-                if "x" not in names:
-                    raise ConditionError(
-                        f"{path}: it holds {', '.join(arrays.files) or 'no arrays'}; give an .npz file with arrays x "
-                        "(samples first) and y"
-                    )
-                return arrays[names["x"]], arrays[names["y"]] if "y" in names else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        size = check_regular(path)
+        # Mapped, an array cannot be longer than its file; copied on write, the file stays as it is.
+        loaded = np.load(path, mmap_mode="c", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return np.asarray(loaded), None
+        with loaded as arrays:
+            check_zip(arrays.zip.infolist(), size, path)
+            names = {name.lower(): name for name in arrays.files}
+            if "x" not in names:
+                raise ConditionError(
+                    f"{path}: it holds {', '.join(arrays.files) or 'no arrays'}; give an .npz file with arrays x "
+                    "(samples first) and y"
+                )
+            return arrays[names["x"]], arrays[names["y"]] if "y" in names else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError, *_DAMAGED_ZIP) as error:
         if isinstance(error, ConditionError):
             raise
         raise ConditionError(f"{path}: {error}; give an .npz file with arrays x (samples first) and y") from error

@@ -10,6 +10,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 from PIL import Image
 
 from raywgen.config import ConfigError, load_config
-from raywgen.corpus.errors import DamagedFileError
+from raywgen.corpus.errors import CorpusError, DamagedFileError
+from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.shards import read_block, read_shard
 from raywgen.corpus.storage import Storage
 from raywgen.generators.bundle import BundleError, load_bundle
@@ -29,6 +31,8 @@ from raywgen.parquet import bounded_table
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.images import load_images
 from raywgen.tasks.texts import open_tables
+from raywgen.tasks.user_data import read_data
+from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig
 from raywgen.weights import WeightsError, load_state_dict
 from raywgen.zoo.describe import describe_corpus
@@ -276,3 +280,36 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
 def test_plain_files_are_still_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"a": [1, {"b": 2}]}))
     assert read_json(tmp_path / "a.json") == {"a": [1, {"b": 2}]}
+
+
+def test_facts_and_samples_are_regular_files(special: Callable[[str], Path]) -> None:
+    for name in ("facts.csv", "facts.json", "facts.parquet"):
+        assert isinstance(soon(partial(read_facts, str(special(name)))), CorpusError)
+    for name in ("samples.npz", "samples.npy"):
+        assert isinstance(soon(partial(read_data, str(special(name)))), ConditionError)
+
+
+def test_samples_that_claim_more_than_their_file_holds_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as bomb:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (300 * MIB,)})
+        with bomb.open("x.npy", "w", force_zip64=True) as file:
+            file.write(header.getvalue())
+            for _ in range(300):
+                file.write(bytes(MIB))
+    for shape in ((1 << 40,), (1 << 62, 8)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        (tmp_path / f"claim{len(shape)}.npy").write_bytes(header.getvalue() + bytes(64))
+    for name in ("bomb.npz", "claim1.npy", "claim2.npy"):
+        with pytest.raises(ConditionError, match=name):
+            read_data(str(tmp_path / name))
+
+
+def test_facts_that_are_nested_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text('[{"path": ' + "[" * 100_000)
+    with pytest.raises(CorpusError, match="nested too deeply"):
+        read_facts(str(tmp_path / "facts.json"))
+    (tmp_path / "facts.csv").write_text(f"path,note\na,{'x' * (32 * MIB)}\n")
+    with pytest.raises(CorpusError, match=r"facts\.csv cannot be read"):  # One giant cell is no fact.
+        read_facts(str(tmp_path / "facts.csv"))
