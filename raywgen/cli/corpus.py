@@ -43,6 +43,10 @@ def build(
     ] = False,
     as_text: AsText = None,
     strict: Annotated[bool, typer.Option("--strict", help="A refused checkpoint ends the ingest.")] = False,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(help="Tensors that the architecture fixes, finite or not, by name or pattern; may be repeated."),
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="Work in this process, without Ray.")] = False,
 ) -> None:
     """Ingest checkpoints of any kind into a corpus, over all cores and nodes.
@@ -62,6 +66,7 @@ def build(
         strict_facts=strict_facts,
         as_text=as_text or [],
         strict=strict,
+        constants=constant or [],
         distributed=not here,
     )
     with Reporter().step("corpus", f"ingest into {target}") as bar:

@@ -21,7 +21,7 @@ from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.derive import Part, Progress, refuse_existing, write_corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.trust import entry_point
-from raywgen.weights import Layout, LayoutMismatchError
+from raywgen.weights import Layout, LayoutMismatchError, StateDict
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry, check_symmetry, find_symmetry
 
@@ -127,13 +127,12 @@ def align(
                 on_match(len(aligned), sum(table.num_rows for table in ends.values()))
 
     def change(group: pa.Table, packed_NP: Tensor) -> Tensor:
-        layout_id = group.column("layout_id")[0].as_py()
-        layout, symmetry = corpus.layout(layout_id), symmetries[layout_id]
+        form = corpus.form(group.column("shard")[0].as_py())
+        network, symmetry = corpus.layout(form.id), symmetries[form.id]
         orders = [aligned[key].orders for key in _keys(group)]
-        states = (layout.unpack(packed_P) for packed_P in packed_NP)
-        return torch.stack(
-            [layout.pack(symmetry.permute(state, order)) for state, order in zip(states, orders, strict=True)]
-        )
+        states = (_renamed(form.unpack(packed_P), form, network) for packed_P in packed_NP)
+        moved = (symmetry.permute(state, order) for state, order in zip(states, orders, strict=True))
+        return torch.stack([form.pack(_renamed(state, network, form)) for state in moved])
 
     part = Part(corpus=corpus, facts=_told(corpus.facts, aligned), change=change)
     return write_corpus(root, [part], {"align": list(chosen.values()), "seed": config.seed}, on_progress)
@@ -230,7 +229,7 @@ def _symmetry(corpus: Corpus, reference: str, build: Build, config: AlignConfig)
     module = build(recipe)
     own = module.state_dict()
     state = {name: tensor for name, tensor in own.items() if not tensor.is_floating_point()}
-    for name, tensor in corpus.state_dict(reference).items():
+    for name, tensor in _state(corpus, reference).items():
         state[name] = tensor.to(own[name].dtype) if name in own else tensor
     try:
         Layout.from_state_dict(own).check(state, f"'{known.name}'")
@@ -262,14 +261,27 @@ def _inputs(corpus: Corpus, input_shape: Sequence[int]) -> Tensor:
 
 def _batches(corpus: Corpus, ends: pa.Table) -> Iterator[pa.Table]:
     size = max(1, _BATCH_VALUES // max(1, corpus.layout(ends.column("layout_id")[0].as_py()).num_values))
-    for start in range(0, ends.num_rows, size):
-        yield ends.slice(start, size)
+    for _, of_form, _ in corpus.by_form(ends):
+        for start in range(0, of_form.num_rows, size):
+            yield of_form.slice(start, size)
+
+
+def _renamed(state: StateDict, form: Layout, other: Layout) -> StateDict:
+    """A network under the names that another form has for its tensors."""
+    names = form.names_in(other)
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _state(corpus: Corpus, checkpoint_id: str) -> StateDict:
+    """A checkpoint under the names of its network."""
+    form = corpus.form(corpus.select(checkpoint_id=checkpoint_id).column("shard")[0].as_py())
+    return _renamed(corpus.state_dict(checkpoint_id), form, corpus.layout(form.id))
 
 
 def _match(corpus: Corpus, symmetry: Symmetry, ends: pa.Table, reference: str, seed: int) -> dict[Key, Aligned]:
-    layout = corpus.layout(ends.column("layout_id")[0].as_py())
-    states = layout.unpack(corpus.packed(ends))
-    found = match_weights(symmetry, corpus.state_dict(reference), states, seed)
+    form = corpus.form(ends.column("shard")[0].as_py())
+    states = _renamed(form.unpack(corpus.packed(ends)), form, corpus.layout(form.id))
+    found = match_weights(symmetry, _state(corpus, reference), states, seed)
     ids = ends.column("checkpoint_id").to_pylist()
     return {
         key: Aligned(

@@ -24,6 +24,7 @@ from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import UNITS, remove_unused_shards, writing
+from raywgen.weights import Layout
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read, bytes of all files, and a line of counts."""
@@ -41,6 +42,9 @@ class BuildConfig:
         strict_facts: A row of `facts` that fits no checkpoint or several, or contradicts another, ends the ingest.
         as_text: Facts of your own that become text, for instance where sources hold them as numbers and as text.
         strict: A file that cannot be read, or weights that are not finite, end the ingest.
+        constants: Names of tensors, with `*` and `?`, that the architecture fixes and that need not be finite: masks,
+            tables. They are kept and never generated. Masks of zeros and minus infinity (or the least float) are found
+            without.
         distributed: Ray Data tasks over all cores and nodes; false works in this process.
     """
 
@@ -50,6 +54,7 @@ class BuildConfig:
     strict_facts: bool = False
     as_text: list[str] = field(default_factory=list)
     strict: bool = False
+    constants: list[str] = field(default_factory=list)
     distributed: bool = True
 
     def __post_init__(self) -> None:
@@ -76,7 +81,7 @@ def build_corpus(
         raise CorpusError("nothing to ingest; give at least one source")
     found = find_checkpoints(config.sources)
     checkpoints, report = _with_facts(found.checkpoints, config, on_notice)
-    units = plan_units(checkpoints)
+    units = plan_units(checkpoints, config.constants)
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]
     told = [[unit.name for unit in units], aside]
@@ -182,18 +187,23 @@ def _commit(
         raise CorpusError(
             f"none of the {len(quarantine)} checkpoints can be used, first: {first['file']}: {first['reason']}"
         )
+    networks = _networks(done, {key: network for part in parts for key, network in part.networks.items()})
+    of_id = {network.layout.id: network.layout for network in networks}
     statistics: dict[str, LayoutStatistics] = {}
     for unit in done:
-        for layout_id, sums in unit.statistics.items():
-            statistics[layout_id] = statistics[layout_id] + sums if layout_id in statistics else sums
+        for form_id, sums in unit.statistics.items():
+            form = unit.layouts[form_id]
+            named = sums.named_as(form, of_id[form.id])
+            statistics[form.id] = statistics[form.id] + named if form.id in statistics else named
     return commit_corpus(
         config.out,
         shards=shards,
         tasks=list({key: task for part in reversed(parts) for key, task in part.tasks.items()}.values()),
-        networks=_networks(done, {key: network for part in parts for key, network in part.networks.items()}),
+        networks=networks,
         recipe=recipe,
         quarantine=quarantine,
         statistics=statistics,
+        forms={form_id: form for unit in done for form_id, form in unit.layouts.items()},
     )
 
 
@@ -211,7 +221,7 @@ def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict
 def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
     """One per layout: as a corpus among the sources knows it, else named by what its checkpoints tell."""
     told: dict[str, str] = {}
-    layouts = {layout_id: layout for unit in done for layout_id, layout in unit.layouts.items()}
+    layouts = _layouts([layout for unit in done for layout in unit.layouts.values()], known)
     for unit in done:
         for shard in unit.shards:
             for row in shard.facts:
@@ -229,3 +239,31 @@ def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[Netw
         NetworkFacts(name=names[layout_id], recipe=recipes.get(layout_id, {}), layout=layout)
         for layout_id, layout in layouts.items()
     ]
+
+
+def _layouts(forms: list[Layout], known: dict[str, NetworkFacts]) -> dict[str, Layout]:
+    """One layout for all forms of an architecture, by id: that of a corpus among the sources, or of one of the forms.
+
+    Libraries that sort tensors by name hide the order of the network, so a form in another order comes first.
+    """
+    found: dict[str, list[Layout]] = {}
+    for form in forms:
+        found.setdefault(form.id, []).append(form)
+    chosen = {}
+    for layout_id, same in found.items():
+        network = known.get(layout_id)
+        one = network.layout if network else next((form for form in same if not _is_sorted(form)), same[0]).unwrapped()
+        constant = {
+            name for form in same for name, spec in zip(form.plain_names, form.tensors, strict=True) if spec.is_constant
+        }
+        named = zip(one.plain_names, one.tensors, strict=True)
+        chosen[layout_id] = one.with_constants({spec.name for name, spec in named if name in constant})
+    return chosen
+
+
+def _is_sorted(form: Layout) -> bool:
+    """Whether tensors of each dtype follow one another by name, as safetensors writes them."""
+    names: dict[str, list[str]] = {}
+    for _, spec in form.packed_order:
+        names.setdefault(spec.dtype, []).append(spec.name)
+    return all(of_dtype == sorted(of_dtype) for of_dtype in names.values())

@@ -13,6 +13,8 @@ import numpy as np
 from raywgen.weights import Layout
 
 _WORD = 4
+# Complex values lie as pairs of real ones.
+_IN_WORDS = ("float32", "complex64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def _runs(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     runs: list[tuple[int, int, int]] = []
     value = 0
     for spec, byte in zip(layout.tensors, layout.byte_offsets, strict=False):
-        if spec.dtype == "float32" and spec.num_values:
+        if spec.is_generated and spec.dtype in _IN_WORDS and spec.num_values:
             word = byte // _WORD
             if runs and runs[-1][2] == value and runs[-1][1] + runs[-1][2] - runs[-1][0] == word:
                 runs[-1] = (runs[-1][0], runs[-1][1], value + spec.num_values)

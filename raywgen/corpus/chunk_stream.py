@@ -104,17 +104,14 @@ class ChunkStream(BatchStream[ChunkBatch]):
 
     def _index(self, corpus: Corpus, chunk_length: int) -> None:
         """Numbers all chunks, and says of each checkpoint N where it lies."""
-        layout_ids = self.facts.column("layout_id").to_pylist()
-        names = {layout_id: index for index, layout_id in enumerate(dict.fromkeys(layout_ids))}
-        self._layouts: list[Layout] = [corpus.layout(layout_id) for layout_id in names]
-        self._maps: list[ChunkMap] = [chunk_map(layout, chunk_length) for layout in self._layouts]
-        self._layout_N = np.array([names[layout_id] for layout_id in layout_ids])
-        counts_N = np.array([chunks.num_chunks for chunks in self._maps])[self._layout_N]
-        self._end_N = np.cumsum(counts_N)
         paths = self.facts.column("shard").to_pylist()
         shards = {path: index for index, path in enumerate(dict.fromkeys(paths))}
-        self._paths = list(shards)
+        self._layouts: list[Layout] = [corpus.form(path) for path in shards]
+        self._maps: list[ChunkMap] = [chunk_map(layout, chunk_length) for layout in self._layouts]
         self._shard_N = np.array([shards[path] for path in paths])
+        counts_N = np.array([chunks.num_chunks for chunks in self._maps])[self._shard_N]
+        self._end_N = np.cumsum(counts_N)
+        self._paths = list(shards)
         self._row_N = self.facts.column("row").to_numpy()
 
     def places(self, cursor: Cursor) -> tuple[np.ndarray, np.ndarray]:
@@ -144,8 +141,8 @@ class ChunkStream(BatchStream[ChunkBatch]):
 
     def _fill(self, out_BK: Tensor, checkpoint_B: np.ndarray, chunk_B: np.ndarray) -> np.ndarray:
         """Reads chunks of one shard; returns their lengths."""
-        layout = self._layouts[self._layout_N[checkpoint_B[0]]]
-        chunks = self._maps[self._layout_N[checkpoint_B[0]]]
+        layout = self._layouts[self._shard_N[checkpoint_B[0]]]
+        chunks = self._maps[self._shard_N[checkpoint_B[0]]]
         view = self._corpus.view(self._paths[self._shard_N[checkpoint_B[0]]], layout)
         row_B, word_B, length_B = self._row_N[checkpoint_B], chunks.word_C[chunk_B], chunks.length_C[chunk_B]
         plain_B = (word_B >= 0) & (length_B == self._K)

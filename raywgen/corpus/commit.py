@@ -27,6 +27,7 @@ from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.sealed import sealed_json
+from raywgen.weights import Layout
 
 
 def commit_corpus(
@@ -38,6 +39,7 @@ def commit_corpus(
     recipe: Mapping[str, Any],
     quarantine: Sequence[Mapping[str, str]] = (),
     statistics: Mapping[str, LayoutStatistics] | None = None,
+    forms: Mapping[str, Layout] | None = None,
 ) -> Corpus:
     """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
 
@@ -49,11 +51,14 @@ def commit_corpus(
         recipe: What made it.
         quarantine: What was not taken: `checkpoint_id`, `file`, `reason`, and `kind` (see `SetAside`).
         statistics: By layout id.
+        forms: By form id, the forms of shards whose checkpoints lie in another one than their network's layout.
 
     Raises:
         CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
     """
     storage = Storage.at(root)
+    own = {network.layout.form_id for network in networks}
+    shards = [replace(shard, form_id="") if shard.form_id in own else shard for shard in shards]
     rows = [row for shard in shards for row in shard.facts]
     counts = Counter(row["checkpoint_id"] for row in rows)
     if doubled := [name for name, count in counts.items() if count > 1]:
@@ -72,6 +77,7 @@ def commit_corpus(
         "schema_version": SCHEMA_VERSION,
         "recipe": dict(recipe),
         "networks": [network.to_json() for network in networks],
+        "forms": {key: (forms or {})[key].to_json() for key in sorted({shard.form_id for shard in shards} - {""})},
         "shards": [shard.to_json() for shard in shards],
         "statistics": {layout_id: stats.to_json() for layout_id, stats in (statistics or {}).items()},
         "files": files,
@@ -94,7 +100,7 @@ def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
         told |= {name: values[index] for name, values in columns.items()}
         complete = {name: told.get(name) for name in CHECKPOINT_SCHEMA.names} | told
         rows.setdefault(row["shard"], []).append(complete)
-    return [replace(shard, facts=rows[shard.path]) for shard in corpus.shards]
+    return [replace(shard, facts=rows[shard.path], form_id=corpus.form(shard.path).form_id) for shard in corpus.shards]
 
 
 def _file_name(name: str, content: bytes, storage: Storage) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -69,7 +69,9 @@ if TYPE_CHECKING:
 # Arrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# In it every form of an architecture was a layout, named by what is a form's id now.
+_LAYOUTS_BY_FORM = 1
 # Mapping a shard anew costs a page fault for every 16 pages of it; one that stays mapped costs a file descriptor.
 _OPENED_SHARDS = 512
 _SHOWN_RUNS = 8
@@ -92,13 +94,31 @@ class Corpus:
             _check_names(storage, [shard.path for shard in self.shards], [shard.sha256 for shard in self.shards])
             _check_names(storage, list(manifest["files"].values()))
             networks = [_with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
-            self.networks = {network.layout.id: network for network in networks}
+            self.networks = {network.layout.id: network for network in reversed(networks)}
+            self.networks = {network.layout.id: self.networks[network.layout.id] for network in networks}
+            forms = {network.layout.form_id: network.layout for network in networks}
+            forms |= {key: Layout.from_json(rows) for key, rows in manifest.get("forms", {}).items()}
+            if changed := [key for key, form in forms.items() if form.form_id != key or form.id not in self.networks]:
+                raise KeyError(f"the form {changed[0]}")
+            self._layout_of: dict[str, str] = {}
+            if manifest["schema_version"] == _LAYOUTS_BY_FORM:
+                self._read_old_ids(forms)
+            self.forms = {key: form.arranged_like(self.networks[form.id].layout) for key, form in forms.items()}
             self._shard_at = {shard.path: shard for shard in self.shards}
             unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
             if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
                 raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
         except (KeyError, TypeError, AttributeError, UnusableFileError) as error:
             raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
+
+    def _read_old_ids(self, forms: dict[str, Layout]) -> None:
+        self._layout_of = {form_id: layout.id for form_id, layout in forms.items()}
+        self.shards = [
+            replace(shard, layout_id=self._layout_of[shard.layout_id], form_id=shard.layout_id) for shard in self.shards
+        ]
+        stored = self.manifest.get("statistics", {})
+        found = {self._layout_of[form_id]: sums for form_id, sums in reversed(stored.items())}
+        self.manifest = {**self.manifest, "statistics": found}
 
     @classmethod
     def open(cls, location: str | Path) -> Self:
@@ -177,8 +197,33 @@ class Corpus:
         return {name: _with_source(task, self.location) for name, task in tasks.items()}
 
     def layout(self, layout_id: str) -> Layout:
-        """The layout of that id."""
+        """The layout of that id: in the order of its flat vector."""
         return self.networks[layout_id].layout
+
+    def arrange(self, known: Iterable[Layout]) -> None:
+        """Gives flat vectors the order that other forms of the same architectures have, such as a generator's."""
+        for layout in known:
+            if network := self.networks.get(layout.id):
+                arranged = network.layout.arranged_like(layout)
+                self.networks[layout.id] = replace(network, layout=arranged)
+        self.forms = {key: form.arranged_like(self.layout(form.id)) for key, form in self.forms.items()}
+
+    def form(self, shard: str) -> Layout:
+        """The form in which the checkpoints of a shard lie: their own order, dtypes and names."""
+        if shard not in self._shard_at:
+            raise DamagedFileError(f"{self.location}: facts name a shard {shard!r} that {MANIFEST} lacks; {RESTORE}")
+        known = self._shard_at[shard]
+        return self.forms[known.form_id] if known.form_id else self.layout(known.layout_id)
+
+    def by_form(self, facts: pa.Table) -> Iterator[tuple[Layout, pa.Table, np.ndarray]]:
+        """Checkpoints of one form at a time: the form, their facts, and their places in the table."""
+        shards = facts.column("shard").to_pylist()
+        forms = {shard: self.form(shard) for shard in dict.fromkeys(shards)}
+        places: dict[str, list[int]] = {}
+        for place, shard in enumerate(shards):
+            places.setdefault(forms[shard].form_id, []).append(place)
+        for rows in places.values():
+            yield forms[shards[rows[0]]], facts if len(rows) == len(shards) else facts.take(rows), np.array(rows)
 
     def select(self, **equals: Any) -> pa.Table:
         """Facts of the checkpoints with these values; a list or tuple means any of them.
@@ -227,13 +272,13 @@ class Corpus:
                 start = end
 
     def packed(self, facts: pa.Table) -> Tensor:
-        """Packed weights uint8 `(N, P)` of checkpoints of one layout, in the table's order.
+        """Packed weights uint8 `(N, P)` of checkpoints of one form (see `by_form`), in the table's order.
 
         Args:
             facts: Rows of `facts`; a column `stored_id` holds the ids in the shards where they were changed.
 
         Raises:
-            CorpusError: The table is empty, or holds checkpoints of several layouts.
+            CorpusError: The table is empty, or holds checkpoints of several layouts or forms.
             DamagedFileError: A shard cannot be read, or a checkpoint's bytes are not those that were written.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
@@ -241,7 +286,13 @@ class Corpus:
         if len(layout_ids) != 1:
             found = f"checkpoints of {len(layout_ids)} layouts are" if layout_ids else "no checkpoint is"
             raise CorpusError(f"{self.location}: {found} selected; select some of one layout by layout_id")
-        layout = self.layout(layout_ids.pop())
+        forms = {form.form_id: form for form in map(self.form, set(facts.column("shard").to_pylist()))}
+        if len(forms) > 1:
+            raise CorpusError(
+                f"{self.location}: checkpoints of {len(forms)} orders or dtypes of a layout are selected; take those "
+                "of one at a time"
+            )
+        (layout,) = forms.values()
         shard_N, row_N = np.array(facts.column("shard").to_pylist()), facts.column("row").to_numpy()
         stored = "stored_id" if "stored_id" in facts.column_names else "checkpoint_id"
         id_N = np.array(facts.column(stored).to_pylist(), dtype=object)
@@ -269,8 +320,6 @@ class Corpus:
         if path in self._opened:
             self._opened[path] = self._opened.pop(path)
             return self._opened[path]
-        if path not in self._shard_at:
-            raise DamagedFileError(f"{self.location}: facts name a shard {path!r} that {MANIFEST} lacks; {RESTORE}")
         try:
             table = read_shard(*local_copy(self.storage, self._shard_at[path]))
             self._opened[path] = ShardView(table, layout, self._row_check(path))
@@ -282,22 +331,30 @@ class Corpus:
             del self._opened[next(iter(self._opened))]
         return self._opened[path]
 
-    def checked_block(self, block: pa.Table) -> tuple[list[str], Tensor]:
-        """Ids and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
+    def checked_block(self, block: pa.Table) -> tuple[list[str], Layout, Tensor]:
+        """Ids, form and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
 
         Raises:
             DamagedFileError: A checkpoint's bytes are not those that were written.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
-        layout = self.layout(block.column("layout_id")[0].as_py())
+        first = block.column("checkpoint_id")[0].as_py()
+        if first not in self._shard_of:
+            raise self._failure(WEIGHTS, f"holds a checkpoint '{first}' that is not among the facts")
+        layout = self.form(self._shard_of[first])
         ids, packed_NP = checkpoint_ids(block, layout), packed_tensor(block, layout)
         if (changed := self._checksums.first_changed(ids, packed_NP)) is not None:
             raise self._failure(WEIGHTS, f"checkpoint '{changed}' has another checksum than its facts")
-        return ids, packed_NP
+        return ids, layout, packed_NP
 
     @cached_property
     def _checksums(self) -> Checksums:
         return Checksums(self.facts)
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        """Checkpoint id -> path of its shard."""
+        return dict(zip(*(self.facts.column(name).to_pylist() for name in ("checkpoint_id", "shard")), strict=True))
 
     def _row_check(self, path: str) -> RowCheck:
         """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
@@ -311,8 +368,14 @@ class Corpus:
 
     def values(self, facts: pa.Table) -> Tensor:
         """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
-        packed_NP = self.packed(facts)
-        return self.layout(facts.column("layout_id")[0].as_py()).values(packed_NP)
+        forms = list(self.by_form(facts))
+        if len(set(facts.column("layout_id").to_pylist())) != 1 or len(forms) == 1:
+            packed_NP = self.packed(facts)
+            return forms[0][0].values(packed_NP)
+        values_ND = torch.empty(facts.num_rows, forms[0][0].num_values)
+        for layout, part, place_N in forms:
+            values_ND[place_N] = layout.values(self.packed(part))
+        return values_ND
 
     def state_dict(self, checkpoint_id: str) -> StateDict:
         """One checkpoint, bit for bit.
@@ -328,7 +391,18 @@ class Corpus:
 
     def _state(self, facts: pa.Table) -> StateDict:
         packed_1P = self.packed(facts)
-        return self.layout(facts.column("layout_id")[0].as_py()).unpack(packed_1P[0])
+        return self.form(facts.column("shard")[0].as_py()).unpack(packed_1P[0])
+
+    def kept_tensors(self, layout_id: str) -> StateDict:
+        """The tensors of a network that no generator writes, such as masks, under the names of its layout.
+
+        They are those of the first checkpoint; counts of batches stay with the networks that counted them.
+        """
+        facts = self.select(layout_id=layout_id).slice(0, 1)
+        form, network = self.form(facts.column("shard")[0].as_py()), self.layout(layout_id)
+        state, names = self._state(facts), network.names_in(form)
+        wanted = (spec.name for spec in network.tensors if not spec.is_generated and not spec.tied_to)
+        return {name: state[names[name]].clone() for name in wanted if not name.endswith("num_batches_tracked")}
 
     def base_values(self, layout_id: str) -> Tensor | None:
         """The shared start `(D,)` of a layout's networks, or None where each starts on its own."""
@@ -413,9 +487,13 @@ class Corpus:
             raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
         # Without threads: a short process that ends while Arrow's are still starting is aborted now and then.
         try:
-            return bounded_table(pa.BufferReader(content), name)
+            table = bounded_table(pa.BufferReader(content), name)
         except (UnusableFileError, pa.ArrowException, OSError) as error:
             raise DamagedFileError(f"{self.location}/{name} cannot be read ({error}); {RESTORE}") from error
+        if not self._layout_of or kind != CHECKPOINTS:
+            return table
+        ids = [self._layout_of.get(name, name) for name in table.column("layout_id").to_pylist()]
+        return table.set_column(table.schema.get_field_index("layout_id"), "layout_id", pa.array(ids, pa.string()))
 
 
 def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
@@ -451,7 +529,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
-    if version != SCHEMA_VERSION:
+    if version not in (_LAYOUTS_BY_FORM, SCHEMA_VERSION):
         raise CorpusError(
             f"{storage.name} has corpus schema {version}, this version reads {SCHEMA_VERSION}; "
             "use the version of raywgen that wrote it"

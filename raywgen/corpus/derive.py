@@ -15,14 +15,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raywgen.corpus.checksums import row_sums
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CheckpointFacts, NetworkFacts, TaskFacts
+from raywgen.corpus.packed_weights import may_be_packed
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import remove_unused_shards, writing
+from raywgen.weights import Layout
 
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
@@ -77,11 +80,20 @@ def _write_corpus(
 ) -> Corpus:
     """Puts each shard that it has written into `shards`."""
     total = sum(part.facts.num_rows for part in parts)
+    networks: dict[str, NetworkFacts] = {}
+    tasks: dict[str, TaskFacts] = {}
+    for part in parts:
+        used = set(part.facts.column("layout_id").to_pylist())
+        for key, network in part.corpus.networks.items():
+            if key in used and (key not in networks or not networks[key].recipe):
+                networks[key] = network
+        tasks |= {key: task for key, task in part.corpus.tasks.items() if key not in tasks}
+    forms: dict[str, Layout] = {}
     statistics: dict[str, LayoutStatistics] = {}
     done = 0
     for part in parts:
         for group in _groups(part):
-            layout = part.corpus.layout(group.column("layout_id")[0].as_py())
+            layout = part.corpus.form(group.column("shard")[0].as_py())
             packed_NP = part.corpus.packed(group)
             if part.change is not None:
                 packed_NP = part.change(group, packed_NP)
@@ -89,19 +101,12 @@ def _write_corpus(
             shards.append(
                 write_shard(root, f"{len(shards):06d}-{name}", layout, _facts(group), packed_NP, is_finite=True)
             )
-            sums = LayoutStatistics.measure(layout, packed_NP)
+            forms[layout.form_id] = layout
+            sums = LayoutStatistics.measure(layout, packed_NP).named_as(layout, networks[layout.id].layout)
             statistics[layout.id] = statistics[layout.id] + sums if layout.id in statistics else sums
             done += group.num_rows
             if on_progress is not None:
                 on_progress(done, total)
-    used = {shard.layout_id for shard in shards}
-    networks: dict[str, NetworkFacts] = {}
-    tasks: dict[str, TaskFacts] = {}
-    for part in parts:
-        for key, network in part.corpus.networks.items():
-            if key in used and (key not in networks or not networks[key].recipe):
-                networks[key] = network
-        tasks |= {key: task for key, task in part.corpus.tasks.items() if key not in tasks}
     return commit_corpus(
         root,
         shards=shards,
@@ -109,6 +114,7 @@ def _write_corpus(
         networks=_unique(list(networks.values())),
         recipe=recipe | {"of": [part.corpus.location for part in parts]},
         statistics=statistics,
+        forms=forms,
     )
 
 
@@ -186,7 +192,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: Progres
         CorpusError: As `write_corpus`.
     """
     facts = corpus.facts
-    keys = list(zip(facts.column("layout_id").to_pylist(), facts.column("sha256").to_pylist(), strict=True))
+    keys = list(zip(facts.column("layout_id").to_pylist(), _contents(corpus), strict=True))
     first: dict[tuple[str, str], int] = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)
@@ -197,35 +203,67 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: Progres
     return write_corpus(root, [part], {"dedupe": near}, on_progress)
 
 
+def _contents(corpus: Corpus) -> list[str]:
+    """A digest of every checkpoint that does not depend on the order of its tensors in their file."""
+    digests = corpus.facts.column("sha256").to_pylist()
+    for form, facts, place_N in corpus.by_form(corpus.facts):
+        if form.packing is None:
+            continue
+        flat = Layout(form.tensors)
+        for start in range(0, len(place_N), 512):
+            packed_NP = corpus.packed(facts.slice(start, 512))
+            sums = row_sums(torch.stack([flat.pack(form.unpack(packed_P)) for packed_P in packed_NP]))
+            for place, digest in zip(place_N[start : start + 512].tolist(), sums, strict=True):
+                digests[place] = digest
+    return digests
+
+
 def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list[int]:
     """Of the rows of one layout those that are not near an earlier one."""
     column = corpus.facts.column("layout_id")
     rows = [index for index in kept if column[index].as_py() == layout_id]
     chosen: list[int] = []
-    if not corpus.layout(layout_id).num_values:
+    layout = corpus.layout(layout_id)
+    if not layout.num_values:
         return rows  # no weights to be near in; equal bytes are sorted out already
-    held_MD = torch.empty(0, corpus.layout(layout_id).num_values)
+    # Packed integers have no distance: networks are near only where these are equal.
+    held: dict[bytes, Tensor] = {}
     for start in range(0, len(rows), 512):
-        part = rows[start : start + 512]
-        values_ND = corpus.values(corpus.facts.take(part))
-        for index, value_D in zip(part, values_ND, strict=True):
+        facts = corpus.facts.take(rows[start : start + 512])
+        for index, value_D, packed in zip(
+            rows[start : start + 512], corpus.values(facts), _packed_values(corpus, layout, facts), strict=True
+        ):
+            held_MD = held.get(packed, torch.empty(0, layout.num_values))
             norm_M = held_MD.norm(dim=1)
             if bool(((held_MD - value_D).norm(dim=1) <= near * norm_M).any()):
                 continue
             chosen.append(index)
-            held_MD = torch.cat([held_MD, value_D.unsqueeze(0)])
+            held[packed] = torch.cat([held_MD, value_D.unsqueeze(0)])
     return chosen
 
 
+def _packed_values(corpus: Corpus, layout: Layout, facts: pa.Table) -> list[bytes]:
+    """A digest of what may be packed weights, of every checkpoint."""
+    names = [spec.name for spec in layout.tensors if may_be_packed(spec)]
+    digests = [b""] * facts.num_rows
+    for form, part, place_N in corpus.by_form(facts) if names else ():
+        state, own = form.unpack(corpus.packed(part)), layout.names_in(form)
+        for index, place in enumerate(place_N.tolist()):
+            rows = (state[own[name]][index].contiguous().reshape(-1).view(torch.uint8) for name in names)
+            digests[place] = hashlib.sha256(b"".join(row.numpy().tobytes() for row in rows)).digest()
+    return digests
+
+
 def _groups(part: Part) -> Iterator[pa.Table]:
-    """Rows of one layout and one split, as many as a shard holds, in the order of the old shards."""
+    """Rows of one form and one split, as many as a shard holds, in the order of the old shards."""
     facts = part.facts
-    keys = zip(facts.column("layout_id").to_pylist(), facts.column("split").to_pylist(), strict=True)
+    forms = [part.corpus.form(shard) for shard in facts.column("shard").to_pylist()]
+    keys = zip([form.form_id for form in forms], facts.column("split").to_pylist(), strict=True)
     places: dict[tuple[str, str], list[int]] = {}
     for index, key in enumerate(keys):
         places.setdefault(key, []).append(index)
-    for (layout_id, _), rows in places.items():
-        size = max(1, part.corpus.layout(layout_id).num_bytes)
+    for rows in places.values():
+        size = max(1, forms[rows[0]].num_bytes)
         per_shard = max(1, min(_SHARD_CHECKPOINTS, _SHARD_BYTES // size))
         for start in range(0, len(rows), per_shard):
             yield facts.take(rows[start : start + per_shard])

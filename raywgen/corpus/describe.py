@@ -14,11 +14,17 @@ from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.writing import writing
 from raywgen.names import nearest
+from raywgen.weights import Layout
 
 _BASE = "base"
 
 
-def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[str, Mapping[str, Any]]) -> Corpus:
+def describe(
+    location: str | Path,
+    tasks: Sequence[TaskFacts],
+    recipes: Mapping[str, Mapping[str, Any]],
+    layouts: Mapping[str, Layout] | None = None,
+) -> Corpus:
     """Adds tasks and recipes of networks to a corpus in place; what it had under the same names is replaced.
 
     A single task goes to all checkpoints where none has a task yet; otherwise checkpoints name theirs by their fact
@@ -28,16 +34,22 @@ def describe(location: str | Path, tasks: Sequence[TaskFacts], recipes: Mapping[
         location: Path or URI.
         tasks: What networks were trained for.
         recipes: What `build_network` takes, by the names that `corpus.networks` have.
+        layouts: Of what the recipes build, by the same names, in the order of the corpus' flat vectors.
 
     Raises:
         CorpusError: A task is of no checkpoint, there is no network of a name, or a file cannot be written.
         InUseError: Another process writes to the corpus.
     """
     with writing(location):
-        return _describe(Corpus.open(location), tasks, recipes)
+        return _describe(Corpus.open(location), tasks, recipes, layouts or {})
 
 
-def _describe(corpus: Corpus, tasks: Sequence[TaskFacts], recipes: Mapping[str, Mapping[str, Any]]) -> Corpus:
+def _describe(
+    corpus: Corpus,
+    tasks: Sequence[TaskFacts],
+    recipes: Mapping[str, Mapping[str, Any]],
+    layouts: Mapping[str, Layout],
+) -> Corpus:
     known = {network.name: layout_id for layout_id, network in corpus.networks.items()}
     if strange := [name for name in recipes if name not in known]:
         near = nearest(strange[0], known)
@@ -49,18 +61,27 @@ def _describe(corpus: Corpus, tasks: Sequence[TaskFacts], recipes: Mapping[str, 
             f"{corpus.location}: no checkpoint is of task '{lost[0]}' (its facts name {told}); name it there by a "
             "column `task_id` of `raywgen corpus build --facts`"
         )
+    networks = {
+        layout_id: replace(
+            network,
+            recipe=dict(recipes.get(network.name, network.recipe)),
+            layout=layouts.get(network.name, network.layout),
+        )
+        for layout_id, network in corpus.networks.items()
+    }
     every = corpus.tasks | {task.task_id: task for task in tasks}
     return commit_corpus(
         corpus.location,
         shards=stored_shards(corpus, task_id=named),
         tasks=list(every.values()),
-        networks=[
-            replace(network, recipe=dict(recipes.get(network.name, network.recipe)))
-            for network in corpus.networks.values()
-        ],
+        networks=list(networks.values()),
         recipe=corpus.manifest["recipe"],
         quarantine=corpus.quarantine.to_pylist(),
-        statistics={key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()},
+        forms=corpus.forms,
+        statistics={
+            key: LayoutStatistics.from_json(row).named_as(corpus.layout(key), networks[key].layout)
+            for key, row in corpus.manifest.get("statistics", {}).items()
+        },
     )
 
 

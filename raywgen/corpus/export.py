@@ -125,12 +125,12 @@ def _file(facts: Mapping[str, Any], out: Path) -> _File:
 
 
 def _check_dtypes(corpus: Corpus, facts: pa.Table) -> None:
-    for layout_id in sorted(set(facts.column("layout_id").to_pylist())):
-        for spec in corpus.layout(layout_id).tensors:
+    for form, of_form, _ in corpus.by_form(facts):
+        for spec in form.tensors:
             if not is_writable(spec.torch_dtype):
                 raise CorpusError(
-                    f"tensor '{spec.name}' of '{corpus.networks[layout_id].name}' is {spec.dtype}, which safetensors "
-                    f"cannot hold; leave these networks out by the query 'layout_id!={layout_id}'"
+                    f"tensor '{spec.name}' of checkpoint '{of_form.column('checkpoint_id')[0]}' is {spec.dtype}, which "
+                    f"safetensors cannot hold; leave such networks out by the query 'layout_id!={form.id}'"
                 )
 
 

@@ -105,12 +105,20 @@ class NetworkFacts:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"name": self.name, "recipe": self.recipe, "layout": self.layout.to_json()}
+        layout = self.layout
+        return {"name": self.name, "recipe": self.recipe, "layout": layout.to_json(), "form_id": layout.form_id}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> NetworkFacts:
-        """Inverse of `to_json`."""
-        return cls(name=row["name"], recipe=row["recipe"], layout=Layout.from_json(row["layout"]))
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError: The layout is not the one that was written.
+        """
+        layout = Layout.from_json(row["layout"])
+        if row.get("form_id", layout.form_id) != layout.form_id:
+            raise KeyError(f"the layout of {row['name']}")
+        return cls(name=row["name"], recipe=row["recipe"], layout=layout)
 
 
 FILE_METADATA = "file_metadata"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.aside import REFUSED, SetAside
+from raywgen.corpus.constants import find_constants, why_not_finite, with_nan
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, FILE_METADATA, CheckpointFacts
@@ -57,10 +58,17 @@ _DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Checkpoints that one task ingests."""
+    """Checkpoints that one task ingests.
+
+    Attributes:
+        name: Of the unit.
+        checkpoints: What to ingest.
+        constants: Patterns of tensors that are kept as they are, finite or not.
+    """
 
     name: str
     checkpoints: tuple[SourceCheckpoint, ...]
+    constants: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -74,9 +82,9 @@ class UnitDone:
 
     Attributes:
         shards: With their facts.
-        layouts: By id.
+        layouts: By form id.
         quarantine: One row for each entry that is not taken: `checkpoint_id`, `file`, `reason`, `kind`.
-        statistics: By layout id.
+        statistics: By form id.
     """
 
     shards: list[Shard]
@@ -88,9 +96,9 @@ class UnitDone:
         """For the journal."""
         return {
             "shards": [shard.to_json() | {"facts": shard.facts} for shard in self.shards],
-            "layouts": {layout_id: layout.to_json() for layout_id, layout in self.layouts.items()},
+            "layouts": {form_id: layout.to_json() for form_id, layout in self.layouts.items()},
             "quarantine": self.quarantine,
-            "statistics": {layout_id: stats.to_json() for layout_id, stats in self.statistics.items()},
+            "statistics": {form_id: stats.to_json() for form_id, stats in self.statistics.items()},
         }
 
     @classmethod
@@ -98,31 +106,34 @@ class UnitDone:
         """Inverse of `to_json`."""
         return cls(
             shards=[Shard(**row) for row in content["shards"]],
-            layouts={layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()},
+            layouts={form_id: Layout.from_json(rows) for form_id, rows in content["layouts"].items()},
             quarantine=content["quarantine"],
             statistics={key: LayoutStatistics.from_json(row) for key, row in content["statistics"].items()},
         )
 
 
-def plan_units(checkpoints: Sequence[SourceCheckpoint]) -> list[Unit]:
+def plan_units(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str] = ()) -> list[Unit]:
     """Cuts a list into units; the same list gives the same units."""
     units: list[Unit] = []
     part: list[SourceCheckpoint] = []
     size = 0
     for checkpoint in checkpoints:
         if part and (len(part) == _UNIT_CHECKPOINTS or size + checkpoint.num_bytes > _UNIT_BYTES):
-            units.append(_unit(part))
+            units.append(_unit(part, constants))
             part, size = [], 0
         part.append(checkpoint)
         size += checkpoint.num_bytes
-    return [*units, _unit(part)] if part else units
+    return [*units, _unit(part, constants)] if part else units
 
 
-def _unit(checkpoints: list[SourceCheckpoint]) -> Unit:
+def _unit(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> Unit:
     # Facts and the time of change belong to the name: with others it is other work.
     rows = [[c.name, c.files, c.num_bytes, c.changed, c.facts] for c in checkpoints]
     told = json.dumps(rows, sort_keys=True, default=str)
-    return Unit(name=hashlib.sha256(told.encode()).hexdigest()[:16], checkpoints=tuple(checkpoints))
+    told += json.dumps(list(constants)) if constants else ""
+    return Unit(
+        name=hashlib.sha256(told.encode()).hexdigest()[:16], checkpoints=tuple(checkpoints), constants=tuple(constants)
+    )
 
 
 def journal(unit_name: str) -> str:
@@ -181,7 +192,7 @@ class _Work:
             except (WeightsError, CorpusError) as error:
                 self._set_aside(checkpoint, str(error))
                 continue
-            key = (packed.layout.id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
+            key = (packed.layout.form_id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
             self._waiting.setdefault(key, []).append((checkpoint, packed))
             if num_pages(packed.layout) > 1:
                 self._flush(key)
@@ -199,9 +210,12 @@ class _Work:
         layout = rows[0][1].layout
         packed_NP = _stack([packed.packed_P for _, packed in rows])
         statistics = LayoutStatistics.measure(layout, packed_NP)
-        if bad := statistics.non_finite(layout, packed_NP):
+        if constants := find_constants(layout, packed_NP, statistics, self._unit.constants):
+            layout = layout.with_constants(constants)
+            statistics = LayoutStatistics.measure(layout, packed_NP)
+        if bad := with_nan(layout, packed_NP, constants) | statistics.non_finite(layout, packed_NP):
             for index, tensor in bad.items():
-                self._set_aside(rows[index][0], f"tensor '{tensor}' holds NaN or infinity")
+                self._set_aside(rows[index][0], why_not_finite(layout, tensor, packed_NP[index]))
             kept = [index for index in range(len(rows)) if index not in bad]
             if not kept:
                 return
@@ -210,9 +224,11 @@ class _Work:
         facts = [_facts(checkpoint, packed) for checkpoint, packed in rows]
         name = f"{self._unit.name}-{len(self._done.shards):03d}"
         self._done.shards.append(write_shard(self._root, name, layout, facts, packed_NP, is_finite=True))
-        self._done.layouts[layout.id] = layout
-        known = self._done.statistics.get(layout.id)
-        self._done.statistics[layout.id] = statistics if known is None else known + statistics
+        earlier = self._done.layouts.get(layout.form_id, layout)
+        marked = {spec.name for spec in earlier.tensors if spec.is_constant}
+        self._done.layouts[layout.form_id] = layout.with_constants(marked)
+        known = self._done.statistics.get(layout.form_id)
+        self._done.statistics[layout.form_id] = statistics if known is None else known + statistics
 
 
 def _stack(parts: list[np.ndarray]) -> Tensor:
@@ -271,8 +287,9 @@ class _Reader:
         corpus, rows = self._corpora[location]
         row = corpus.facts.slice(rows[stored_id], 1)
         packed_1P = corpus.packed(row)
-        layout = corpus.layout(row.column("layout_id")[0].as_py())
-        return PackedCheckpoint(layout, packed_1P[0].numpy(), row.column("key_prefix")[0].as_py() or "")
+        return PackedCheckpoint(
+            corpus.form(row.column("shard")[0].as_py()), packed_1P[0].numpy(), row.column("key_prefix")[0].as_py() or ""
+        )
 
 
 def _with_metadata(checkpoint: SourceCheckpoint, metadata: dict[str, str]) -> SourceCheckpoint:

@@ -27,6 +27,7 @@ from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
+from raywgen.weights.tensors import real_values
 
 WEIGHTS = "weights"
 _CHECKPOINTS_PER_BATCH = 512
@@ -49,7 +50,8 @@ def num_pages(layout: Layout) -> int:
 class Shard:
     """A shard as the manifest names it, with the facts of its checkpoints until they are committed.
 
-    `num_rows` counts pages.
+    `num_rows` counts pages. `form_id` names the form in which its checkpoints lie; it is empty for that of the corpus'
+    network.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Shard:
     num_rows: int
     num_bytes: int
     sha256: str
+    form_id: str = ""
     facts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +70,7 @@ class Shard:
             "num_rows": self.num_rows,
             "num_bytes": self.num_bytes,
             "sha256": self.sha256,
+            **({"form_id": self.form_id} if self.form_id else {}),
         }
 
 
@@ -127,6 +131,7 @@ def write_shard(
         num_rows=len(facts) * num_pages(layout),
         num_bytes=num_bytes,
         sha256=sha256,
+        form_id=layout.form_id,
         facts=rows,
     )
 
@@ -216,10 +221,11 @@ def _packed_chunk(chunk: pa.LargeBinaryArray, layout: Layout, pages: int) -> Ten
 
 
 def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: Tensor) -> None:
-    for name, tensor in layout.unpack(packed_NP).items():
-        if not tensor.is_floating_point():
-            continue
-        bad_N = ~torch.isfinite(tensor).reshape(len(facts), math.prod(tensor.shape[1:])).all(dim=1)
+    state = layout.unpack(packed_NP)
+    for name in (spec.name for spec in layout.generated):
+        tensor = real_values(state[name])
+        finite = torch.isfinite(tensor if tensor.dtype == torch.float64 else tensor.float())
+        bad_N = ~finite.reshape(len(facts), math.prod(tensor.shape[1:])).all(dim=1)
         if bool(bad_N.any()):
             checkpoint = facts[int(bad_N.nonzero()[0])].checkpoint_id
             raise NonFiniteWeightsError(

@@ -213,7 +213,7 @@ def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
         yield SourceCheckpoint(
             name=row["checkpoint_id"],
             files=(absolute(location),),
-            num_bytes=corpus.layout(row["layout_id"]).num_bytes,
+            num_bytes=corpus.form(row["shard"]).num_bytes,
             facts={name: value for name, value in row.items() if name not in ours and value is not None},
             stored_id=row["checkpoint_id"],
             changed=row["sha256"],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raywgen.weights import Layout
+from raywgen.weights.tensors import real_values
 
 _BLOCK_VALUES = 1 << 16
 
@@ -23,7 +24,7 @@ class LayoutStatistics:
 
     Attributes:
         num_checkpoints: How many.
-        sums: Of each floating-point tensor: number of values, sum, sum of squares.
+        sums: Of each generated tensor: number of values, sum, sum of squares.
     """
 
     num_checkpoints: int
@@ -35,8 +36,8 @@ class LayoutStatistics:
         sums = {}
         state = layout.unpack(packed_NP)
         for spec in layout.generated:
-            values = state[spec.name].reshape(-1)
-            if spec.dtype != "float64":
+            values = real_values(state[spec.name]).reshape(-1)
+            if values.dtype != torch.float64:
                 values = values.float()
             sums[spec.name] = (values.numel(), *_sums(values))
         return cls(len(packed_NP), sums)
@@ -50,16 +51,21 @@ class LayoutStatistics:
         state = layout.unpack(packed_NP)
         for spec in layout.generated:
             if not math.isfinite(self.sums[spec.name][1]):
-                tensor = state[spec.name].reshape(len(packed_NP), -1)
-                finite_N = torch.isfinite(tensor if spec.dtype == "float64" else tensor.float()).all(dim=1)
+                tensor = real_values(state[spec.name]).reshape(len(packed_NP), -1)
+                finite_N = torch.isfinite(tensor if tensor.dtype == torch.float64 else tensor.float()).all(dim=1)
                 for index in (~finite_N).nonzero().flatten().tolist():
                     found.setdefault(index, spec.name)
         return found
 
+    def named_as(self, layout: Layout, network: Layout) -> LayoutStatistics:
+        """The same sums under the names of another form of the architecture, without those of its constants."""
+        names = zip(layout.arranged_like(network).generated, network.generated, strict=True)
+        sums = {theirs.name: self.sums[ours.name] for ours, theirs in names if ours.name in self.sums}
+        return LayoutStatistics(self.num_checkpoints, sums)
+
     def __add__(self, other: LayoutStatistics) -> LayoutStatistics:
-        sums = {
-            name: tuple(a + b for a, b in zip(row, other.sums[name], strict=True)) for name, row in self.sums.items()
-        }
+        both = (name for name in self.sums if name in other.sums)
+        sums = {name: tuple(a + b for a, b in zip(self.sums[name], other.sums[name], strict=True)) for name in both}
         return LayoutStatistics(self.num_checkpoints + other.num_checkpoints, sums)  # pyright: ignore[reportArgumentType]
 
     def moments(self) -> dict[str, tuple[float, float]]:

@@ -88,6 +88,7 @@ def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
         recipe=corpus.manifest["recipe"],
         quarantine=[*corpus.quarantine.to_pylist(), *lost],
         statistics=_statistics(corpus, kept),
+        forms=corpus.forms,
     )
 
 
@@ -99,8 +100,9 @@ def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatis
     found = {layout_id: sums for layout_id, sums in known.items() if layout_id not in touched}
     for shard in kept:
         if shard.layout_id in touched & set(known):
-            layout = corpus.layout(shard.layout_id)
+            layout = corpus.form(shard.path)
             sums = LayoutStatistics.measure(layout, packed_tensor(read_shard(corpus.storage, shard.path), layout))
+            sums = sums.named_as(layout, corpus.layout(layout.id))
             found[layout.id] = found[layout.id] + sums if layout.id in found else sums
     return found
 
@@ -120,8 +122,8 @@ def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
     written = list(zip(facts.column("checkpoint_id").to_pylist(), facts.column("sha256").to_pylist(), strict=True))
     try:
         table = read_shard(corpus.storage, shard.path)
-        sums = row_sums(packed_tensor(table, corpus.layout(shard.layout_id)))
-        found = set(zip(checkpoint_ids(table, corpus.layout(shard.layout_id)), sums, strict=True))
+        sums = row_sums(packed_tensor(table, corpus.form(shard.path)))
+        found = set(zip(checkpoint_ids(table, corpus.form(shard.path)), sums, strict=True))
     except CorpusError:
         found = set()
     return tuple(checkpoint_id for checkpoint_id, digest in written if (checkpoint_id, digest) not in found)
@@ -130,7 +132,7 @@ def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
 def _content_damage(corpus: Corpus, shard: Shard) -> str | None:
     try:
         table = read_shard(corpus.storage, shard.path)
-        packed_tensor(table, corpus.layout(shard.layout_id))
+        packed_tensor(table, corpus.form(shard.path))
     except (CorpusError, KeyError) as error:
         return str(error)
     return None if table.num_rows == shard.num_rows else f"holds {table.num_rows} rows, not {shard.num_rows}"

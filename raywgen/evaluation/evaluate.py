@@ -62,6 +62,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
     """
     corpus = Corpus.open(config.corpus)
     generator = load_bundle(Path(config.generator) / "generator")
+    corpus.arrange(generator.layouts)
     with only_one(config.out):
         return _evaluate(config, corpus, generator, on_progress)
 

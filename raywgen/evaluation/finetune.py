@@ -92,10 +92,12 @@ def finetune(
     facts = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
     if not facts:
         raise ConfigError(f"tasks={config.tasks}: {config.corpus} has no such task or split; see `raywgen corpus info`")
+    trained = load(config.generator) if "generated" in config.start else None
+    if trained is not None:
+        corpus.arrange(trained.generator.layouts)
     networks = [network for network in corpus.networks.values() if config.network in ("", network.name)]
     if not networks:
         raise ConfigError(f"network={config.network}: not in {config.corpus}; see `raywgen corpus info`")
-    trained = load(config.generator) if "generated" in config.start else None
     rows: list[dict[str, Any]] = []
     with only_one(config.out):
         for network in networks:

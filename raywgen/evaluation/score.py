@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raywgen.corpus import Corpus, NetworkFacts, UnknownFactError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task, stacked_logits
-from raywgen.weights import LayoutMismatchError, load_state_dict
+from raywgen.weights import Layout, LayoutMismatchError, StateDict, load_state_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ def score_file(path: str | Path, corpus: Corpus, task_id: str) -> Score:
         )
     state = load_state_dict(path)
     network = _network(state, corpus, path)
+    state = _as_built(state, network.layout)
     network.layout.check(state, str(path))
     task = build_task(corpus.tasks[task_id].recipe)
     stacked = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
@@ -57,12 +58,20 @@ def score_file(path: str | Path, corpus: Corpus, task_id: str) -> Score:
     )
 
 
+def _as_built(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
+    """The same network under the names and in the dtypes of its architecture."""
+    form = Layout.from_state_dict(state).arranged_like(layout)
+    names = form.names_in(layout)
+    kept = {names[spec.name]: state[spec.name] for spec in form.tensors if spec.name in names and not spec.is_generated}
+    return layout.unflatten(form.flatten(state), counters=kept)
+
+
 def _network(state: Mapping[str, Tensor], corpus: Corpus, path: str | Path) -> NetworkFacts:
     """The architecture with these names and shapes; where none fits, the error of the one that fits best."""
     failures: list[tuple[int, LayoutMismatchError]] = []
     for network in corpus.networks.values():
         wanted = {spec.name: spec.shape for spec in network.layout.tensors}
-        if {name: tuple(tensor.shape) for name, tensor in state.items()} == wanted:
+        if Layout.from_state_dict(state).id == network.layout.id:
             return network
         agree = sum(wanted.get(name) == tuple(tensor.shape) for name, tensor in state.items())
         try:

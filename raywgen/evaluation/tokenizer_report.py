@@ -73,6 +73,7 @@ def tokenizer_report(
             but one of each layout.
         num_samples: Test samples of each task, at most.
     """
+    corpus.arrange(generator.layouts)
     tokenizer = generator.tokenizer
     no_accuracy, reports = "", []
     for split in SPLITS:

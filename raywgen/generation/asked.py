@@ -152,6 +152,9 @@ def _own_networks(config: GenerateConfig, generator: Generator) -> list[NetworkF
         recipe = network_recipe(told)
         with torch.device("meta"):
             layout = generator.layout_of(build_network(recipe).state_dict())
+        if not generator.knows(layout):
+            # Masks are told by their values.
+            layout = generator.layout_of(build_network(recipe).state_dict())
         networks.append(NetworkFacts(name=network_name(recipe), recipe=recipe, layout=layout))
     return networks
 

@@ -18,6 +18,7 @@ from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generated, Generator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
+from raywgen.tasks.stacked import without_ties
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 
@@ -163,5 +164,6 @@ def candidate_logits(module: nn.Module, layout: Layout, values_ND: Tensor, sampl
     try:
         return stacked_logits(module, state_N, samples_NSF)
     except RuntimeError:
+        state_N = without_ties(module, state_N)
         each = [{name: tensor[n] for name, tensor in state_N.items()} for n in range(len(values_ND))]
         return torch.stack([functional_call(module, one, (x,)) for one, x in zip(each, samples_NSF, strict=True)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +25,7 @@ from raywgen.generation.statistics import some_inputs
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.tasks.standing import Standing, standing
-from raywgen.weights import Condition, Layout
+from raywgen.weights import Condition, Layout, StateDict
 
 # A GiB of float32: candidates of a large architecture are written by fewer at once.
 _MOST_VALUES = 1 << 28
@@ -51,6 +51,7 @@ class Job:
             leaves them as they were written.
         is_tried: Whether networks are run on samples of their task; else each is the first that is written.
         trust: What recipes may name in a process that writes, as `trusting` takes it.
+        kept: By layout id, the tensors that no generator writes, of architectures that nobody can build.
     """
 
     generator: str
@@ -67,6 +68,7 @@ class Job:
     num_unlabelled: int = 0
     is_tried: bool = True
     trust: tuple[str, ...] = ()
+    kept: dict[str, StateDict] = field(default_factory=dict)
 
     def condition_of(self, network: NetworkFacts) -> Condition:
         """What the generator is told; where no task is known the network's name for an instruction, as in training."""

@@ -21,6 +21,7 @@ from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.generators.igpg import SamplingConfig
+from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.encoders import FrozenEncoder, load_encoder
 from raywgen.tasks.inputs import InputForm
@@ -112,14 +113,15 @@ class TrainedGenerator:
             ChanceWarning: The network answers the examples no better than chance.
         """
         data = read_data(support, self.inputs)
-        layout = self.generator.layout_of(module.state_dict())
+        network = unwrapped(module)
+        layout = self.generator.layout_of(network.state_dict())
         check_known(self.generator, layout)
         condition = make_condition(self.generator, ADAPT_INSTRUCTION, (self.features(data.x), data.labels), policy)
-        runs, samples_SF = self._runnable(module, data)
+        runs, samples_SF = self._runnable(network, data)
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
         on_samples = judge(runs, layout, values_D, samples_SF, data.labels)
-        module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
-        _tell(module, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
+        network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
+        _tell(network, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
         return module
 
     def features(self, samples: Tensor) -> Tensor:
@@ -181,7 +183,8 @@ class TrainedGenerator:
 
         Args:
             module: Any `nn.Module`; its architecture is what is filled, its values are replaced. It is run once on the
-                samples, in their own shape or flat, before anything is generated.
+                samples, in their own shape or flat, before anything is generated. It may be of another dtype than the
+                networks that the generator learned from, wrapped, or have tied tensors.
             instruction: The task in words. Of a generator trained on weights alone the network's name in its corpus,
                 or nothing.
             data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
@@ -218,19 +221,20 @@ class TrainedGenerator:
         sampling: SamplingConfig | None,
         unlabelled: Any,
     ) -> Filled[ModuleT]:
-        layout = self.generator.layout_of(module.state_dict())
+        network = unwrapped(module)
+        layout = self.generator.layout_of(network.state_dict())
         told = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
         pair = None if told is None else (self.features(told.x), told.labels)
         condition = make_condition(self.generator, instruction, pair)
-        reference = self.guessed_reference(layout, module)
+        reference = self.guessed_reference(layout, network)
         drawn = {"temperature": temperature, "seed": seed, "reference": reference, "sampling": sampling}
         inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
         on_samples, num = None, 1
         if told is None:
-            values_D, log_prob = self._first(condition, layout, module, best_of, inputs, drawn)
+            values_D, log_prob = self._first(condition, layout, network, best_of, inputs, drawn)
         else:
             num = _BEST_OF if best_of is None else best_of
-            runs, samples_SF = self._runnable(module, told)
+            runs, samples_SF = self._runnable(network, told)
             best = generate_best(
                 self.generator,
                 condition,
@@ -245,10 +249,10 @@ class TrainedGenerator:
             on_samples = standing(best.logits_BSC[0], told.labels, num)
         if reference is not None:
             self.warn(layout)
-        module.load_state_dict(layout.unflatten(values_D, counters=module.state_dict()), strict=True)
+        network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
         if on_samples is not None:
             remedy = remedies(self.generator, num, is_known=reference is None)
-            warn_of_chance(type(module).__name__, on_samples, remedy, stacklevel=4)
+            warn_of_chance(type(network).__name__, on_samples, remedy, stacklevel=4)
         return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=reference is None)
 
     def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:

@@ -102,11 +102,11 @@ class Keeper(ABC):
         return f"{UNITS}/{self._digest}-{block.index:06d}.json"
 
     def _state(self, block: Block, values_D: torch.Tensor) -> StateDict:
-        """The `state_dict` of a flat vector, with the counters of a fresh network."""
+        """The `state_dict` of a flat vector; what no generator writes is that of a fresh or of a stored network."""
         if self._states is None or self._states[0] != block.network:
             network = self.job.networks[block.network]
             fresh = blank_network(network, self.job.seed).state_dict()
-            counters = {name: tensor for name, tensor in fresh.items() if not tensor.is_floating_point()}
+            counters = self.job.kept.get(network.layout.id, {}) | fresh
             self._states = block.network, lambda values: network.layout.unflatten(values, counters)
         return self._states[1](values_D)
 

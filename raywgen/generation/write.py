@@ -150,9 +150,11 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
     trained = load(config.generator)
+    if corpus is not None:
+        corpus.arrange(trained.generator.layouts)
     sampling_options(trained.generator, config.sampling)
     asked = ask(config, corpus, trained)
-    job = _job(config, asked)
+    job = _job(config, asked, corpus)
     recipe = _recipe(config, job)
     with writing(config.out):
         keeper = FileKeeper(config.out, job, recipe)
@@ -171,7 +173,7 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     return rows
 
 
-def _job(config: GenerateConfig, asked: Asked) -> Job:
+def _job(config: GenerateConfig, asked: Asked, corpus: Corpus | None) -> Job:
     return Job(
         generator=absolute(config.generator),
         networks=asked.networks,
@@ -187,6 +189,11 @@ def _job(config: GenerateConfig, asked: Asked) -> Job:
         num_unlabelled=config.num_unlabelled,
         is_tried=asked.is_tried,
         trust=trusted(),
+        kept={
+            network.layout.id: corpus.kept_tensors(network.layout.id)
+            for network in asked.networks
+            if corpus is not None and not network.recipe
+        },
     )
 
 

@@ -73,7 +73,9 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         "method": generator.method,
         "config": dataclasses.asdict(generator.config),
         "data": dataclasses.asdict(generator.data),
-        "layouts": {layout_id: layout.to_json() for layout_id, (layout, _) in generator.references.items()},
+        "layouts": {
+            layout_id: Layout(layout.tensors).to_json() for layout_id, (layout, _) in generator.references.items()
+        },
         "facts": dict(facts),
         "encoders": copied,
         "files": _checksums(folder, {ENCODER, *map(_copy_of, copied)}),
@@ -109,8 +111,9 @@ def load_bundle(folder: str | Path) -> Generator:
     try:
         tensors = load_state_dict(folder / _WEIGHTS)
         layouts = {layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()}
+        # Older versions named layouts otherwise.
         references = {
-            layout_id: (
+            layout.id: (
                 layout,
                 WeightReference(
                     base_D=tensors.pop(f"reference.{layout_id}.base"),

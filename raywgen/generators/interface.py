@@ -204,19 +204,32 @@ class Generator(nn.Module, ABC):
         """Whether there is a reference point for a layout."""
         return layout.id in self.references
 
+    @property
+    def layouts(self) -> list[Layout]:
+        """The layouts of the training corpus."""
+        return [layout for layout, _ in self.references.values()]
+
     def layout_of(self, state: StateDict) -> Layout:
-        """Of a network; where its tensors are known in another order, as many files hold them, the known layout."""
+        """How a network takes flat vectors.
+
+        An architecture that the generator knows keeps the order of its flat vector and its constants, whatever the
+        order, dtypes, wrappers and ties of this network.
+        """
         layout = Layout.from_state_dict(state)
-        if self.knows(layout):
-            return layout
-        known = (other for other, _ in self.references.values() if set(other.tensors) == set(layout.tensors))
-        return next(known, layout)
+        for known, _ in self.references.values():
+            # Of tied tensors, the files that the generator learned from may have kept another one.
+            own = {name for name, spec in zip(known.plain_names, known.tensors, strict=True) if not spec.tied_to}
+            rooted = layout.rooted_at(own)
+            if rooted.id == known.id:
+                return rooted.arranged_like(known)
+        return layout
 
     def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
         """The layout's reference point; `given` where the layout was not in the training corpus."""
         known = self.references.get(layout.id)
         reference = given if known is None else known[1]
         assert reference is not None, f"no reference for layout {layout.id}"
+        assert known is None or layout.has_order_of(known[0]), "arrange the layout like the known one"
         return reference
 
     def guessed_reference(self, layout: Layout, start_D: Tensor) -> WeightReference:

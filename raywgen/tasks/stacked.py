@@ -5,9 +5,14 @@ Shape legend: N networks, S samples, F features of a sample, C classes.
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+# Read for every call of networks so small that it would take its time.
+_TIED: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -23,7 +28,24 @@ def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> 
     def call(state: dict[str, Tensor], x_SF: Tensor) -> Tensor:
         return functional_call(module, state, (x_SF,))
 
+    state_N = without_ties(module, state_N)
     return vmap(call, in_dims=(0, 0 if x.dim() == 3 else None))(state_N, x)
+
+
+def without_ties(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A `state_dict` as `functional_call` takes it: of the names of one tensor the first."""
+    if tied := _tied_names(module):
+        return {name: tensor for name, tensor in state.items() if name not in tied}
+    return state
+
+
+def _tied_names(module: nn.Module) -> frozenset[str]:
+    """Names in a module's `state_dict` of tensors that it has under an earlier name too."""
+    if module not in _TIED:
+        first: dict[int, str] = {}
+        state = module.state_dict(keep_vars=True)
+        _TIED[module] = frozenset(name for name, tensor in state.items() if first.setdefault(id(tensor), name) != name)
+    return _TIED[module]
 
 
 def balanced_cross_entropy(logits_NSC: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, CorpusError
+from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.generators import DataSpec
 from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_few_shot
 from raywgen.tasks.blank import BLANK
@@ -65,9 +66,8 @@ def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]
     facts: dict[str, list[list[Any]]] = {}
     for block in blocks:
         layout_id = block.column("layout_id")[0].as_py()
-        layout = corpus.layout(layout_id)
-        ids, packed_NP = corpus.checked_block(block)
-        values.setdefault(layout_id, []).append(layout.values(packed_NP))
+        ids, form, packed_NP = corpus.checked_block(block)
+        values.setdefault(layout_id, []).append(form.values(packed_NP))
         facts.setdefault(layout_id, []).extend(facts_of[name] for name in ids)
     return [
         LayoutRows(
@@ -167,7 +167,12 @@ def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
 
 
 def measure_references(corpus: Corpus) -> ReferenceTable:
-    """Base and scale of every layout, from its training networks."""
+    """Base and scale of every layout, from its training networks.
+
+    Raises:
+        CorpusError: Weights are packed in integers, which no generator writes.
+    """
+    refuse_packed_weights(corpus)
     references = {}
     for layout_id, network in corpus.networks.items():
         values_ND = corpus.values(corpus.select(layout_id=layout_id, split="train"))

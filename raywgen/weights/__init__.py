@@ -8,7 +8,7 @@ from raywgen.weights.errors import (
     WeightsError,
 )
 from raywgen.weights.files import load_state_dict, save_state_dict
-from raywgen.weights.layout import Layout, StateDict, TensorSpec
+from raywgen.weights.layout import Layout
 from raywgen.weights.noise import KeyedNoise
 from raywgen.weights.reference import (
     ReferenceTable,
@@ -18,6 +18,7 @@ from raywgen.weights.reference import (
     shares_start,
     variances,
 )
+from raywgen.weights.tensors import StateDict, TensorSpec
 
 __all__ = [
     "Condition",

@@ -23,8 +23,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from raywgen.weights.layout import Layout, StateDict
+from raywgen.weights.layout import Layout
 from raywgen.weights.symmetry import Place, Symmetry, UnitGroup
+from raywgen.weights.tensors import StateDict
 
 _SILENT = ("running_mean", "running_var", "counter")
 _GAIN = 1e-6

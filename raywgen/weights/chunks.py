@@ -11,7 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from raywgen.weights.layout import KINDS, Layout, TensorSpec
+from raywgen.weights.layout import Layout
+from raywgen.weights.tensors import KINDS, TensorSpec
 
 _NUM_FREQUENCIES = 6
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from raywgen.files import in_one_step, remedy
 from raywgen.weights.errors import WeightsError
-from raywgen.weights.layout import StateDict
-from raywgen.weights.reader import WeightsReader
+from raywgen.weights.reader import SAFETENSORS_DTYPES, WeightsReader
 from raywgen.weights.safetensors_writer import write_safetensors
+from raywgen.weights.tensors import StateDict, find_ties
 
 
 def load_state_dict(path: str | Path) -> StateDict:
@@ -32,12 +32,18 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
     """Writes `.safetensors` in one step: a reader sees the whole file or none.
 
     Raises:
-        WeightsError: The disk is full or the folder cannot be written; nothing is left behind.
+        WeightsError: The disk is full, the folder cannot be written, or safetensors have no such dtype; nothing is left
+            behind.
     """
     path = Path(path)
+    for name, tensor in state_dict.items():
+        if (dtype := str(tensor.dtype).removeprefix("torch.")) not in SAFETENSORS_DTYPES:
+            raise WeightsError(f"cannot write {path}: safetensors hold no {dtype} (tensor '{name}'); convert it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Tied weights share memory, which safetensors refuses: each name gets a copy of its own.
+        # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and the metadata say
+        # that they are tied, as those of safetensors' `save_model` do.
+        metadata = metadata | find_ties(state_dict)
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
         with in_one_step(path) as partial:
             write_safetensors(copies, partial, metadata)

@@ -11,7 +11,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from raywgen.weights.layout import KINDS, Layout
+from raywgen.weights.layout import Layout
+from raywgen.weights.tensors import KINDS
 
 # A row of fewer values shares its tensor's scale: a number for so few would cost more than it tells.
 _LEAST_FILTER = 16

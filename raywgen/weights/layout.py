@@ -1,5 +1,9 @@
 """How one architecture's `state_dict` lies in a flat vector, and in bytes.
 
+An architecture is known by the names, shapes and kinds of its tensors. The same architecture comes in many forms: in
+other orders, dtypes, inside wrappers, with tied tensors under one name or two. A `Layout` is one form; all forms of an
+architecture have one `id`, and `arranged_like` gives them one flat vector.
+
 Shape legend: N networks, D values of the flat vector, P bytes of the packed form.
 """
 
@@ -7,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,66 +20,31 @@ import torch
 from torch import Tensor
 
 from raywgen.weights.errors import LayoutMismatchError, NonFiniteWeightsError, WeightsError
+from raywgen.weights.names import plain_names, without_wrappers
+from raywgen.weights.tensors import StateDict, TensorSpec, find_ties, is_mask, kind_of, real_values
 
-StateDict = dict[str, Tensor]
-
-KINDS = (
-    "weight",
-    "bias",
-    "norm_scale",
-    "norm_shift",
-    "running_mean",
-    "running_var",
-    "embedding",
-    "counter",
-)
 _ALIGNMENT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor of a layout: its key, shape, dtype name (`float32`, `int64`, ...) and kind."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    kind: str
-
-    @property
-    def num_values(self) -> int:
-        """Number of scalars."""
-        return math.prod(self.shape)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
-        return getattr(torch, self.dtype)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensor's own values, without alignment."""
-        return self.num_values * self.torch_dtype.itemsize
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether a generator writes this tensor; integer and bool tensors (counters) are only kept."""
-        return self.torch_dtype.is_floating_point
 
 
 @dataclass(frozen=True)
 class Layout:
     """An ordered table of tensors.
 
-    The **flat vector** holds the values of all floating-point tensors as float32, one after another in
-    `state_dict` order; it is what a generator sees. The **packed form** holds every tensor's own bytes, each
-    starting at a multiple of 8; it is what a corpus stores, so that dtypes and counters come back bit for bit.
+    The **flat vector** holds the real values of all generated tensors as float32, one after another in the order of
+    `tensors`; it is what a generator sees. The **packed form** holds every tensor's own bytes, each starting at a
+    multiple of 8; it is what a corpus stores, so that dtypes and counters come back bit for bit.
+
+    Attributes:
+        tensors: In the order of the flat vector.
+        packing: Places in `tensors` in the order of the packed form and of a `state_dict`; None where it is the same.
     """
 
     tensors: tuple[TensorSpec, ...]
+    packing: tuple[int, ...] | None = None
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Self:
-        """Reads names, shapes, dtypes and kinds from a `state_dict`.
+        """Reads names, shapes, dtypes, kinds, ties and masks from a `state_dict`.
 
         Raises:
             WeightsError: It is empty, or an entry is no tensor.
@@ -87,13 +55,16 @@ class Layout:
             if not isinstance(tensor, Tensor):
                 raise WeightsError(f"entry '{name}' is a {type(tensor).__name__}, not a tensor; remove it")
         shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        ties = find_ties(state_dict)
         return cls(
             tuple(
                 TensorSpec(
                     name=name,
                     shape=shapes[name],
                     dtype=str(tensor.dtype).removeprefix("torch."),
-                    kind=kind_of(name, tensor.is_floating_point(), shapes),
+                    kind=kind_of(name, tensor.dtype, shapes),
+                    tied_to=ties.get(name, ""),
+                    is_constant=is_mask(name, tensor),
                 )
                 for name, tensor in state_dict.items()
             )
@@ -105,16 +76,88 @@ class Layout:
         return cls(tuple(TensorSpec(**{**row, "shape": tuple(row["shape"])}) for row in rows))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One JSON object per tensor."""
-        return [
-            {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype, "kind": spec.kind}
-            for spec in self.tensors
-        ]
+        """One JSON object per tensor, in the order of the packed form."""
+        return [spec.to_json() for _, spec in self.packed_order]
 
     @cached_property
     def id(self) -> str:
-        """Content hash: equal layouts have equal ids."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        """Names the architecture: it depends on names without wrappers, shapes and kinds, in any order and dtype."""
+        rows = sorted(
+            (name, spec.shape, spec.kind)
+            for name, spec in zip(self.plain_names, self.tensors, strict=True)
+            if not spec.tied_to
+        )
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @cached_property
+    def form_id(self) -> str:
+        """Names this form of the architecture: its order, dtypes and full names too."""
+        rows = [replace(spec, is_constant=False).to_json() for _, spec in self.packed_order]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def plain_names(self) -> tuple[str, ...]:
+        """The tensors' names without wrappers, by which forms of an architecture find each other."""
+        return tuple(plain_names([spec.name for spec in self.tensors]))
+
+    @property
+    def packed_order(self) -> list[tuple[int, TensorSpec]]:
+        """Places in `tensors` and the tensors there, in the order of the packed form."""
+        places = range(len(self.tensors)) if self.packing is None else self.packing
+        return [(place, self.tensors[place]) for place in places]
+
+    def arranged_like(self, known: Layout) -> Layout:
+        """This form with the flat vector, and the constants, of another form of the same architecture."""
+        assert known.id == self.id, "forms of one architecture"
+        place_of = {name: place for place, name in enumerate(self.plain_names)}
+        constant = {name for name, spec in zip(known.plain_names, known.tensors, strict=True) if spec.is_constant}
+        order = [place_of[name] for name in known.plain_names if name in place_of]
+        order += [place for place in range(len(self.tensors)) if place not in set(order)]
+        tensors = tuple(
+            replace(self.tensors[place], is_constant=self.plain_names[place] in constant) for place in order
+        )
+        new_place = {place: index for index, place in enumerate(order)}
+        packing = tuple(new_place[place] for place, _ in self.packed_order)
+        return Layout(tensors, None if packing == tuple(range(len(packing))) else packing)
+
+    def has_order_of(self, known: Layout) -> bool:
+        """Whether flat vectors of another form of the architecture mean the same."""
+        ours, theirs = (
+            [name for name, spec in zip(layout.plain_names, layout.tensors, strict=True) if spec.is_generated]
+            for layout in (self, known)
+        )
+        return ours == theirs
+
+    def names_in(self, other: Layout) -> dict[str, str]:
+        """The name of each tensor in another form of the same architecture, where it has it."""
+        theirs = dict(zip(other.plain_names, (spec.name for spec in other.tensors), strict=True))
+        own = zip(self.plain_names, self.tensors, strict=True)
+        return {spec.name: theirs[plain] for plain, spec in own if plain in theirs}
+
+    def with_constants(self, names: Collection[str]) -> Layout:
+        """The same form where these tensors, and those that were, are constants."""
+        marked = (replace(spec, is_constant=spec.is_constant or spec.name in names) for spec in self.tensors)
+        return replace(self, tensors=tuple(marked))
+
+    def rooted_at(self, names: Collection[str]) -> Layout:
+        """The same form where each set of tied tensors has the first of these plain names for its own tensor."""
+        plain = dict(zip((spec.name for spec in self.tensors), self.plain_names, strict=True))
+        root = {spec.tied_to or spec.name: spec.tied_to or spec.name for spec in self.tensors}
+        for spec in reversed(self.tensors):
+            if plain[spec.name] in names:
+                root[spec.tied_to or spec.name] = spec.name
+        tied = ((spec, root[spec.tied_to or spec.name]) for spec in self.tensors)
+        return replace(
+            self, tensors=tuple(replace(spec, tied_to="" if name == spec.name else name) for spec, name in tied)
+        )
+
+    def unwrapped(self) -> Layout:
+        """The same architecture in the order of its flat vector, under names without what only wrappers put there."""
+        names = [spec.name for spec in self.tensors]
+        new = dict(zip(names, without_wrappers(names), strict=True))
+        return Layout(
+            tuple(replace(spec, name=new[spec.name], tied_to=new.get(spec.tied_to, "")) for spec in self.tensors)
+        )
 
     @cached_property
     def generated(self) -> tuple[TensorSpec, ...]:
@@ -135,10 +178,15 @@ class Layout:
     @cached_property
     def byte_offsets(self) -> tuple[int, ...]:
         """Start of each tensor in the packed form, and as a last entry its length P."""
-        offsets = [0]
-        for spec in self.tensors:
-            offsets.append(-(-(offsets[-1] + spec.num_bytes) // _ALIGNMENT) * _ALIGNMENT)
-        return tuple(offsets)
+        offsets = [0] * (len(self.tensors) + 1)
+        end = 0
+        for place, spec in self.packed_order:
+            offsets[place] = end
+            end = -(-(end + spec.num_bytes) // _ALIGNMENT) * _ALIGNMENT
+        own = {spec.name: start for spec, start in zip(self.tensors, offsets, strict=False)}
+        for place, spec in self.packed_order:
+            offsets[place] = own[spec.tied_to or spec.name]
+        return (*offsets[:-1], end)
 
     @property
     def num_bytes(self) -> int:
@@ -165,18 +213,25 @@ class Layout:
                     f"{list(tensor.shape)}, the layout asks for {spec.dtype}{list(spec.shape)}; "
                     "use weights of this architecture, or build a corpus with its own layout"
                 )
-            if spec.is_generated and not bool(torch.isfinite(tensor.to(torch.float32)).all()):
+            if spec.is_generated and not bool(real_values(tensor).float().isfinite().all()):
                 raise NonFiniteWeightsError(
                     f"{source}: tensor '{spec.name}' holds NaN or infinity; drop this checkpoint"
+                )
+            if spec.tied_to and not torch.equal(_raw(tensor), _raw(state_dict[spec.tied_to])):
+                raise LayoutMismatchError(
+                    f"{source}: tensor '{spec.name}' differs from '{spec.tied_to}', to which the layout ties it; "
+                    "give both the same values"
                 )
 
     def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         """The flat vector, float32 `(D,)`."""
-        parts = [state_dict[spec.name].detach().reshape(-1).to(torch.float32) for spec in self.generated]
+        parts = [real_values(state_dict[spec.name].detach()).reshape(-1).to(torch.float32) for spec in self.generated]
         return torch.cat(parts) if parts else torch.empty(0)
 
     def unflatten(self, values_D: Tensor, counters: Mapping[str, Tensor] | None = None) -> StateDict:
-        """The `state_dict` of a flat vector, in this layout's dtypes and order.
+        """The `state_dict` of a flat vector, in this layout's dtypes and the order of its packed form.
+
+        Tensors that are tied are one tensor.
 
         Args:
             values_D: Float tensor `(D,)`, or `(N, D)` for N networks stacked along a new first dimension.
@@ -190,43 +245,49 @@ class Layout:
                 f"{values_D.shape[-1]} values do not fill a layout of {self.num_values}; generate for this layout"
             )
         batch = values_D.shape[:-1]
-        state: StateDict = {}
+        own: StateDict = {}
         start = 0
         for spec in self.tensors:
+            if spec.tied_to:
+                continue
             if not spec.is_generated:
                 kept = (counters or {}).get(spec.name, torch.zeros(spec.shape, dtype=spec.torch_dtype))
-                state[spec.name] = kept.detach().to(values_D.device, copy=True).expand((*batch, *spec.shape))
+                own[spec.name] = kept.detach().to(values_D.device, copy=True).expand((*batch, *spec.shape))
                 continue
-            piece = values_D[..., start : start + spec.num_values]
-            state[spec.name] = piece.reshape((*batch, *spec.shape)).to(spec.torch_dtype)
+            piece = values_D[..., start : start + spec.num_values].reshape((*batch, *spec.real_shape))
+            if spec.torch_dtype.is_complex:
+                # A copy, because pairs must begin at an even place in memory.
+                piece = torch.view_as_complex(piece.float().clone(memory_format=torch.contiguous_format))
+            own[spec.name] = piece.to(spec.torch_dtype)
             start += spec.num_values
-        return state
+        return {spec.name: own[spec.tied_to or spec.name] for _, spec in self.packed_order}
 
     def pack(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         """The packed form, uint8 `(P,)`; call `check` first."""
         packed = torch.zeros(self.num_bytes, dtype=torch.uint8)
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
-            raw = state_dict[spec.name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            packed[start : start + spec.num_bytes] = raw
+            if spec.num_bytes:
+                packed[start : start + spec.num_bytes] = _raw(state_dict[spec.name])
         return packed
 
     def unpack(self, packed_P: Tensor) -> StateDict:
         """The `state_dict` of a packed form `(P,)` or `(N, P)`, bit for bit; views where memory allows."""
-        state: StateDict = {}
+        own: StateDict = {}
         batch = packed_P.shape[:-1]
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
-            raw = packed_P[..., start : start + spec.num_bytes]
-            state[spec.name] = _view(raw, spec.torch_dtype).reshape((*batch, *spec.shape))
-        return state
+            if not spec.tied_to:
+                raw = packed_P[..., start : start + spec.num_bytes]
+                own[spec.name] = _view(raw, spec.torch_dtype).reshape((*batch, *spec.shape))
+        return {spec.name: own[spec.tied_to or spec.name] for _, spec in self.packed_order}
 
     def values(self, packed_NP: Tensor) -> Tensor:
         """Flat vectors `(N, D)` of packed forms `(N, P)`: a view where all tensors are float32 without gaps."""
-        whole = all(spec.dtype == "float32" for spec in self.tensors)
-        if whole and self.num_bytes == 4 * self.num_values:
+        whole = all(spec.dtype == "float32" and spec.is_generated for spec in self.tensors)
+        if whole and self.packing is None and self.num_bytes == 4 * self.num_values:
             return _view(packed_NP, torch.float32)
         state = self.unpack(packed_NP)
         batch = packed_NP.shape[:-1]
-        parts = [state[spec.name].reshape((*batch, spec.num_values)).float() for spec in self.generated]
+        parts = [real_values(state[spec.name]).reshape((*batch, spec.num_values)).float() for spec in self.generated]
         return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
     def slice_values(self, packed_P: Tensor, start: int, length: int) -> Tensor:
@@ -238,11 +299,15 @@ class Layout:
                 continue
             first, last = max(start - value, 0), min(start + length - value, spec.num_values)
             if first < last:
-                size = spec.torch_dtype.itemsize
-                raw = packed_P[byte + first * size : byte + last * size]
-                parts.append(_view(raw, spec.torch_dtype).to(torch.float32))
+                dtype = spec.torch_dtype.to_real() if spec.torch_dtype.is_complex else spec.torch_dtype
+                raw = packed_P[byte + first * dtype.itemsize : byte + last * dtype.itemsize]
+                parts.append(_view(raw, dtype).to(torch.float32))
             value += spec.num_values
         return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:
@@ -251,18 +316,3 @@ def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:
     if raw.storage_offset() % dtype.itemsize or any(s % dtype.itemsize for s in raw.stride()[:-1]):
         raw = raw.clone(memory_format=torch.contiguous_format)
     return raw.view(dtype)
-
-
-def kind_of(name: str, is_floating_point: bool, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a tensor is, by its name and those beside it; one of `KINDS`."""
-    if not is_floating_point:
-        return "counter"
-    prefix, _, leaf = name.rpartition(".")
-    if leaf in ("running_mean", "running_var"):
-        return leaf
-    owner = shapes.get(f"{prefix}.weight" if prefix else "weight", ())
-    if leaf == "bias":
-        return "norm_shift" if len(owner) == 1 else "bias"
-    if len(shapes[name]) == 1:
-        return "norm_scale" if leaf == "weight" else "bias"
-    return "embedding" if "embed" in name else "weight"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from raywgen.weights.errors import WeightsError
+from raywgen.weights.names import PREFIXES
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def find_state_dict(content: Any, leaf: type, source: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def find_state_dict(content: Any, leaf: type, source: str) -> dict[str, Any]:
 def split_prefix(names: list[str]) -> tuple[str, list[str]]:
     """The prefix that a wrapper (DataParallel, torch.compile) put before every name, and the names without it."""
     taken = ""
-    while found := next((p for p in _PREFIXES if names and all(n.startswith(p) and n != p for n in names)), None):
+    while found := next((p for p in PREFIXES if names and all(n.startswith(p) and n != p for n in names)), None):
         taken += found
         names = [name.removeprefix(found) for name in names]
     return taken, names

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from raywgen.inputs import UnusableFileError, check_expansion, open_regular
 from raywgen.weights.errors import UnsafeFileError, WeightsError
-from raywgen.weights.layout import Layout, TensorSpec, kind_of
+from raywgen.weights.layout import Layout
 from raywgen.weights.nested import find_state_dict, split_prefix
+from raywgen.weights.tensors import TensorSpec, find_ties, kind_of
 from raywgen.weights.torch_archive import NotPlainError, TensorReference, TorchArchive, check_entries, parse_pickle
 
 PICKLED = (".pt", ".pth", ".th", ".bin")
@@ -42,6 +43,10 @@ _DTYPES = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
@@ -53,6 +58,10 @@ _DTYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
+
+
+SAFETENSORS_DTYPES = frozenset(_DTYPES.values())
+"""What a safetensors file can hold, as torch names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ class _Plan:
     copies: tuple[_Copy, ...]
     entries: dict[str, int]
     """Bytes of each entry."""
+    doubles: tuple[tuple[str, int, int, int], ...] = ()
+    """Tensors that are told to be tied and lie in the file all the same: name, both places, and bytes."""
 
 
 class WeightsReader:
@@ -141,6 +152,12 @@ class WeightsReader:
         size = plan.entries[""]
         if path.stat().st_size != 8 + length + size:
             raise WeightsError(f"{path} does not have the {8 + length + size} bytes its header says; fetch it again")
+        for name, one, other, num_bytes in plan.doubles:
+            if _bytes_at(file, 8 + length + one, num_bytes) != _bytes_at(file, 8 + length + other, num_bytes):
+                raise WeightsError(
+                    f"{path}: its metadata tie tensor '{name}' to another one, from which it differs; take that entry "
+                    "out of the metadata, or write the file anew"
+                )
         if plan.layout.num_bytes == size >= _MAPPED_BYTES and len(plan.copies) == 1:
             # It lies in the file as it is packed. Private, so that it may be written to and the file stays as it is.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -214,9 +231,11 @@ def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
     """A `state_dict` in memory, its prefix split off."""
     prefix, names = split_prefix(list(state_dict))
     state = dict(zip(names, state_dict.values(), strict=True))
+    ties = find_ties(state)
     if sparse := [name for name, tensor in state.items() if not _is_dense(tensor)]:
         raise WeightsError(f"{source}: tensor '{sparse[0]}' is sparse, quantised, nested or on 'meta'; save it dense")
-    state = {name: _plain(tensor) for name, tensor in state.items()}
+    plain = {name: _plain(tensor) for name, tensor in state.items() if name not in ties}
+    state = {name: plain[ties.get(name, name)] for name in state}
     layout = Layout.from_state_dict(state)
     return PackedCheckpoint(layout, layout.pack(state).numpy(), prefix)
 
@@ -235,22 +254,54 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
+def _bytes_at(file: BinaryIO, start: int, num_bytes: int) -> bytes:
+    file.seek(start)
+    return file.read(num_bytes)
+
+
 def _safetensors_plan(header: bytes, path: Path) -> _Plan:
     try:
         with safe_open(path, "pt"):  # The library's own checks of offsets, overlaps and lengths.
             pass
         content: dict[str, Any] = json.loads(header)
-        content.pop("__metadata__", None)
+        metadata: dict[str, str] = content.pop("__metadata__", None) or {}
         rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
-    if unknown := [dtype for _, dtype, _, _ in rows if dtype not in _DTYPES]:
+    if unknown := [dtype for _, dtype, _, _ in rows if not hasattr(torch, _DTYPES.get(dtype, ""))]:
         raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(_DTYPES)}")
     if not rows:
         raise WeightsError(f"{path} holds no tensor; give a checkpoint")
-    tensors = {name: (_DTYPES[dtype], shape) for name, dtype, shape, _ in rows}
+    tensors = {name: (_DTYPES[dtype], _stored_shape(dtype, shape)) for name, dtype, shape, _ in rows}
+    starts = {name: offsets[0] for name, _, _, offsets in rows}
     size = max(offsets[1] for *_, offsets in rows)
-    return _make_plan(tensors, [("", offsets[0]) for *_, offsets in rows], {"": size}, str(path))
+    ties = _told_ties(metadata, tensors)
+    doubles = [(name, starts[name], starts[owner]) for name, owner in ties.items() if name in starts]
+    tensors |= {name: tensors[owner] for name, owner in ties.items()}
+    starts |= {name: starts[owner] for name, owner in ties.items()}
+    plan = _make_plan(tensors, [("", starts[name]) for name in tensors], {"": size}, str(path), ties)
+    num_bytes = {name: math.prod(shape) * getattr(torch, dtype).itemsize for name, (dtype, shape) in tensors.items()}
+    return replace(plan, doubles=tuple((*double, num_bytes[double[0]]) for double in doubles))
+
+
+def _stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch, which counts a byte with two values of 4 bits as one."""
+    return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape
+
+
+def _told_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Ties as safetensors' `save_model` tells them: the metadata hold the name of the tensor that stands for another.
+
+    The other one may lie in the file too.
+    """
+    return {
+        name: owner
+        for name, owner in metadata.items()
+        if owner in tensors
+        and name != owner
+        and owner not in metadata
+        and (tensors[name] == tensors[owner] if name in tensors else "." in name)
+    }
 
 
 def _archive_plan(content: bytes, source: str) -> _Plan:
@@ -260,8 +311,11 @@ def _archive_plan(content: bytes, source: str) -> _Plan:
     storages = {reference.storage.key: reference.storage for reference in state.values()}
     if any(storages[reference.storage.key] != reference.storage for reference in state.values()):
         raise NotPlainError("a storage of two kinds")
+    first: dict[TensorReference, str] = {}
+    owners = {name: first.setdefault(reference, name) for name, reference in state.items() if reference.byte_range[1]}
+    ties = {name: owner for name, owner in owners.items() if name != owner}
     entries = {key: storage.num_bytes for key, storage in storages.items()}
-    return _make_plan(tensors, sources, entries, source)
+    return _make_plan(tensors, sources, entries, source, ties)
 
 
 def _make_plan(
@@ -269,6 +323,7 @@ def _make_plan(
     sources: list[tuple[str, int]],
     entries: dict[str, int],
     file: str,
+    ties: Mapping[str, str],
 ) -> _Plan:
     # A length of 0 lets any other through: no bytes are missing.
     if huge := [name for name, (_, shape) in tensors.items() if math.prod(max(length, 1) for length in shape) >= 2**63]:
@@ -276,17 +331,25 @@ def _make_plan(
     prefix, names = split_prefix(list(tensors))
     shapes = {name: shape for name, (_, shape) in zip(names, tensors.values(), strict=True)}
     specs = tuple(
-        TensorSpec(name, shape, dtype, kind_of(name, getattr(torch, dtype).is_floating_point, shapes))
-        for name, (dtype, shape) in zip(names, tensors.values(), strict=True)
+        TensorSpec(
+            name=name,
+            shape=shape,
+            dtype=dtype,
+            kind=kind_of(name, getattr(torch, dtype), shapes),
+            tied_to=ties[full].removeprefix(prefix) if full in ties else "",
+        )
+        for name, (full, (dtype, shape)) in zip(names, tensors.items(), strict=True)
     )
     layout = Layout(specs)
     copies: list[_Copy] = []
     for (entry, source), target, spec in zip(sources, layout.byte_offsets, specs, strict=False):
+        if not spec.num_bytes:
+            continue
         last = copies[-1] if copies else None
         adjoins = last is not None and (last.entry, last.source + last.num_bytes) == (entry, source)
         if last is not None and adjoins and last.target + last.num_bytes == target:
             copies[-1] = _Copy(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
-        elif spec.num_bytes:
+        else:
             copies.append(_Copy(entry, source, target, spec.num_bytes))
     wanted = Counter(copy.entry for copy in copies)
     copies = [

@@ -13,7 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from raywgen.weights.layout import Layout, TensorSpec
+from raywgen.weights.layout import Layout
+from raywgen.weights.tensors import TensorSpec
 
 _LEAST_SCALE = 1e-6
 # A dead channel's variance is zero, which has no logarithm.

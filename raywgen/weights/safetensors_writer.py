@@ -1,14 +1,15 @@
 """The one place that writes safetensors: equal tensors and metadata give equal bytes, whichever process writes them.
 
-The library keeps metadata in a hash map whose order changes from process to process, so its header is put in order
-afterwards. Names of tensors need no order of ours: the library sorts them by dtype and name.
+The library keeps metadata in a hash map whose order changes from process to process, and sorts tensors by dtype and
+name. So its header is put in order afterwards: the metadata by key, the tensors as they were given, which is how an
+architecture gets its order back from a file. Where the tensors lie stays as the library has it.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
     library.save_file(dict(tensors), path, {"format": "pt"} | dict(metadata))
     with Path(path).open("r+b") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        header = _in_order(file.read(length))
+        header = _in_order(file.read(length), tensors)
         file.seek(_LENGTH.size)
         file.write(header)
 
@@ -73,14 +74,14 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     content = library.save(dict(tensors), dict(metadata))
     (length,) = _LENGTH.unpack_from(content)
     end = _LENGTH.size + length
-    return content[: _LENGTH.size] + _in_order(content[_LENGTH.size : end]) + content[end:]
+    return content[: _LENGTH.size] + _in_order(content[_LENGTH.size : end], tensors) + content[end:]
 
 
-def _in_order(header: bytes) -> bytes:
-    """The same header, as long, with its metadata sorted."""
+def _in_order(header: bytes, names: Iterable[str]) -> bytes:
+    """The same header, as long, with its metadata sorted and its tensors in the order of their names."""
     content = json.loads(header)
-    if _METADATA in content:
-        content[_METADATA] = dict(sorted(content[_METADATA].items()))
+    metadata = {_METADATA: dict(sorted(content[_METADATA].items()))} if _METADATA in content else {}
+    content = metadata | {name: content[name] for name in names}
     ordered = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     assert len(ordered) <= len(header), "the library writes compact JSON"
     return ordered.ljust(len(header))

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from raywgen.weights.errors import WeightsError
-from raywgen.weights.layout import StateDict
+from raywgen.weights.tensors import StateDict
 from raywgen.weights.unit_rules import RULES, Axes, freeze_all, pointwise
 from raywgen.weights.units import Axis, Units, places_of
 

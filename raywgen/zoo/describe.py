@@ -50,13 +50,15 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
     corpus = Corpus.open(location)
     recipes = {str(name): network_recipe(told) for name, told in content["networks"].items()}
     with trusting(*named_in(content)):
-        for network in corpus.networks.values():
-            if network.name in recipes:
-                _check(network.name, recipes[network.name], network.layout)
+        built = {
+            network.name: _built(network.name, recipes[network.name], network.layout)
+            for network in corpus.networks.values()
+            if network.name in recipes
+        }
         tasks = [
             _task(str(task_id), told, path, num_condition_samples, seed) for task_id, told in content["tasks"].items()
         ]
-    return describe(location, tasks, recipes)
+    return describe(location, tasks, recipes, built)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -73,12 +75,22 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _check(name: str, recipe: Mapping[str, Any], stored: Layout) -> None:
+def _built(name: str, recipe: Mapping[str, Any], stored: Layout) -> Layout:
+    """The layout of what a recipe builds: its names and dtypes, with the flat vector of the corpus.
+
+    Raises:
+        TaskError: It is another architecture than the corpus holds.
+    """
     with torch.device("meta"):
         built = Layout.from_state_dict(build_network(recipe).state_dict())
+    own = {plain for plain, spec in zip(stored.plain_names, stored.tensors, strict=True) if not spec.tied_to}
+    built = built.rooted_at(own)
+    if built.id == stored.id:
+        return Layout(built.arranged_like(stored).tensors)
+    # Files without counters, such as the number of batches that a norm has seen, are taken as they are.
     theirs, ours = ({spec.name: spec.shape for spec in layout.generated} for layout in (stored, built))
     if theirs == ours:
-        return
+        return stored
     differs = next(key for key in [*theirs, *ours] if theirs.get(key) != ours.get(key))
     raise TaskError(
         f"networks: {dict(recipe)} is no '{name}': {differs} is {_shape(theirs.get(differs))} in the corpus, "

@@ -211,7 +211,7 @@ def test_missing_manifest(tmp_path: Path) -> None:
 
 def test_other_schema_version(root: Path) -> None:
     edit_manifest(root, lambda manifest: manifest.update(schema_version=99))
-    with pytest.raises(CorpusError, match="corpus schema 99, this version reads 1; use the version"):
+    with pytest.raises(CorpusError, match="corpus schema 99, this version reads 2; use the version"):
         Corpus.open(root)
 
 

@@ -110,9 +110,9 @@ def test_what_cannot_be_used_is_set_aside_with_the_reason_and_never_run(folder: 
 def test_statistics_are_those_of_all_checkpoints(undisturbed: Corpus) -> None:
     for layout_id in undisturbed.networks:
         facts = undisturbed.query([f"layout_id={layout_id}"])
-        state = undisturbed.layout(layout_id).unpack(undisturbed.packed(facts))
+        states = [undisturbed.state_dict(name) for name in facts.column("checkpoint_id").to_pylist()]
         for name, (mean, std) in undisturbed.moments(layout_id).items():
-            values = state[name].double()
+            values = torch.stack([state[name] for state in states]).double()
             assert mean == pytest.approx(float(values.mean()), abs=1e-6)
             assert std == pytest.approx(float(values.std(unbiased=False)), rel=1e-4)
 

@@ -1,0 +1,1 @@
+"""The right value of each kind of file that people report trouble with."""

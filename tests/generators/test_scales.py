@@ -19,7 +19,7 @@ from raywgen.generators.igpg.tokenizer import Tokenizer, masked_reconstruction_l
 from raywgen.weights import Layout, layout_reference
 from raywgen.weights.chunks import place_features
 from raywgen.weights.groups import groups_of
-from raywgen.weights.layout import KINDS
+from raywgen.weights.tensors import KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = ("tensor", "filter")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raywgen.weights import Layout
 from raywgen.weights.groups import groups_of
-from raywgen.weights.layout import KINDS
+from raywgen.weights.tensors import KINDS
 
 
 def layout_of(module: nn.Module) -> Layout:

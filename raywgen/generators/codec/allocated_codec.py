@@ -256,4 +256,4 @@ def _decode_columns(tokens_I: Tensor) -> Tensor:
 
 
 def _key(layout: Layout, bits: int) -> int:
-    return int(layout.id[:8], 16) + bits
+    return int(layout.form_id[:8], 16) + bits

@@ -251,4 +251,4 @@ class NetworkCodec:
 
 
 def _key(layout: Layout) -> int:
-    return int(layout.id[:8], 16)
+    return int(layout.form_id[:8], 16)

@@ -223,7 +223,9 @@ def _load(base: nn.Module, path: str, name: str) -> None:
     layout = Layout.from_state_dict(own)
     try:
         packed = WeightsReader().read(path)
+        names = packed.layout.names_in(layout)
         state = packed.layout.unpack(torch.from_numpy(packed.packed_P))
+        state = {names.get(key, key): tensor for key, tensor in state.items()}
         state = {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}
         counters = {spec.name: own[spec.name] for spec in layout.tensors if not spec.is_generated}
         layout.check(counters | state, path)

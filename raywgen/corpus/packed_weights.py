@@ -1,0 +1,51 @@
+"""Integers that are weights (packed quantisation), which no generator writes, told apart from counters and tables."""
+
+from __future__ import annotations
+
+import torch
+
+from raywgen.corpus.corpus import Corpus
+from raywgen.corpus.errors import CorpusError
+from raywgen.weights.tensors import TensorSpec
+
+# Counters and settings are single numbers; a packed row of weights has several.
+_FEWEST_NUMBERS = 16
+_MOST_COMPARED = 8
+
+
+def refuse_packed_weights(corpus: Corpus) -> None:
+    """Asserts that what generators leave alone holds no weights: it is equal in all networks, or a few numbers.
+
+    Raises:
+        CorpusError: Integers differ between the networks of an architecture as weights do, or values are packed in a
+            format that torch cannot compute with.
+    """
+    for layout_id, network in corpus.networks.items():
+        kept = [spec for spec in network.layout.tensors if may_be_packed(spec)]
+        if not kept:
+            continue
+        facts = corpus.select(layout_id=layout_id, split="train").slice(0, _MOST_COMPARED)
+        for form, part, _ in corpus.by_form(facts):
+            state = form.unpack(corpus.packed(part))
+            names = network.layout.names_in(form)
+            for spec in kept:
+                tensor_NX = state[names[spec.name]].reshape(part.num_rows, -1)
+                if spec.dtype.startswith("float4") or _differ(tensor_NX):
+                    raise CorpusError(
+                        f"{corpus.location}: tensor '{spec.name}' ({spec.dtype}{list(spec.shape)}) of '{network.name}' "
+                        "holds packed weights, as it differs from network to network, and generators write no packed "
+                        "weights; dequantise the networks and build the corpus of them, or leave these out by "
+                        f"`raywgen corpus filter {corpus.location} OUT layout_id!={layout_id}`"
+                    )
+
+
+def may_be_packed(spec: TensorSpec) -> bool:
+    """Whether a tensor that no generator writes may hold weights; counters and settings are fewer numbers."""
+    if spec.is_generated or spec.is_constant or spec.tied_to:
+        return False
+    return spec.num_values >= _FEWEST_NUMBERS or spec.dtype.startswith("float4")
+
+
+def _differ(tensor_NX: torch.Tensor) -> bool:
+    raw_NX = tensor_NX.contiguous().view(torch.uint8).reshape(len(tensor_NX), -1)
+    return bool((raw_NX != raw_NX[:1]).any())

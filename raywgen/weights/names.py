@@ -1,0 +1,43 @@
+"""Names of tensors without what wrappers put into them.
+
+`DataParallel` and `DistributedDataParallel` put `module.` before a name, `torch.compile` `_orig_mod.`, FSDP and
+activation checkpointing their own segments, wherever the wrapped part lies; Lightning keeps the network as `model`.
+None of them changes the network, so two networks are of one architecture if their names agree without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What a wrapper around the whole network puts before every name."""
+# No network has a part of its own under such a name.
+_SEGMENTS = frozenset(
+    {"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_module"}
+)
+# A network may have parts of its own under these names, so that they are left out only where names are compared.
+_WRAPPED = "module"
+_LIGHTNING = "model."
+
+
+def without_wrappers(names: Sequence[str]) -> list[str]:
+    """Names without the segments that only wrappers have; as they are, where two would become one."""
+    return _distinct([_without(name, _SEGMENTS) for name in names], names)
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Names by which networks are compared: without all wrappers, also those whose names a network may use itself."""
+    names = without_wrappers(names)
+    names = _distinct([_without(name, {_WRAPPED}) for name in names], names)
+    while names and all(name.startswith(_LIGHTNING) and name != _LIGHTNING for name in names):
+        names = [name.removeprefix(_LIGHTNING) for name in names]
+    return list(names)
+
+
+def _without(name: str, segments: set[str] | frozenset[str]) -> str:
+    *parts, leaf = name.split(".")
+    return ".".join([*(part for part in parts if part not in segments), leaf])
+
+
+def _distinct(names: list[str], before: Sequence[str]) -> list[str]:
+    return names if len(set(names)) == len(names) else list(before)
