@@ -56,7 +56,7 @@ from raywgen.corpus.storage import Storage
 from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
 from raywgen.names import nearest
 from raywgen.parquet import bounded_table
-from raywgen.sealed import SealError, unseal
+from raywgen.sealed import SealError, checksum, unseal
 from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout, StateDict
 
@@ -121,8 +121,12 @@ class Corpus:
         self.manifest = {**self.manifest, "statistics": found}
 
     @classmethod
-    def open(cls, location: str | Path) -> Self:
+    def open(cls, location: str | Path, snapshot: str = "") -> Self:
         """Reads the manifest and checks that every file is there in full length.
+
+        Args:
+            location: Path or URI.
+            snapshot: That of the corpus which another process of the same run has opened; any by default.
 
         Raises:
             MissingFileError: There is no corpus, or a file of it is missing.
@@ -133,6 +137,8 @@ class Corpus:
         storage = Storage.at(location)
         manifest = read_manifest(storage)
         corpus = cls(storage, manifest)
+        if snapshot and corpus.snapshot != snapshot:
+            raise corpus._rebuilt()
         try:
             corpus._look_through()
         except (DamagedFileError, MissingFileError) as error:
@@ -166,7 +172,15 @@ class Corpus:
             return other
         if is_same:
             return error
+        return self._rebuilt()
+
+    def _rebuilt(self) -> ChangedCorpusError:
         return ChangedCorpusError(f"{self.location} was rebuilt while it was read; run the same command again")
+
+    @property
+    def snapshot(self) -> str:
+        """Changes with all that the corpus holds; another process of the same run gives it to `open`."""
+        return checksum(self.manifest)
 
     @cached_property
     def quarantine(self) -> pa.Table:

@@ -20,6 +20,7 @@ from raywgen.corpus.aside import PASSED_OVER, REFUSED
 from raywgen.corpus.errors import CorpusError, FetchError
 from raywgen.corpus.storage import Storage, absolute, as_uri
 from raywgen.corpus.walk import File, Listing, walk
+from raywgen.locks import LOCK
 from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["
@@ -61,6 +62,8 @@ class SourceTree:
         if pattern == "**" and not only:
             hidden = (path for path in listing.skipped if path.name.startswith("."))
             listing.aside += [(path, _HIDDEN, PASSED_OVER) for path in hidden]
+        # Of a folder that another command of ours wrote.
+        listing.files = {path: file for path, file in listing.files.items() if path.name != LOCK}
         self.listed = listing.files
         self.aside = listing.aside
         self.sizes = {path: file.size for path, file in listing.files.items()}

@@ -233,6 +233,7 @@ def _train_on_ray(
             "until": until,
             "start": absolute(start) if start else "",
             "trust": trusted(),
+            "snapshot": corpus.snapshot,
         },
         torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
@@ -297,7 +298,7 @@ def _train_worker(payload: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    corpus = Corpus.open(configs[0].corpus)
+    corpus = Corpus.open(configs[0].corpus, payload["snapshot"])
     train = collect_rows(_blocks("train"), corpus)
     held = collect_rows(_blocks("validation"), corpus) if corpus.select(split="validation").num_rows else []
     progress = Progress.load(payload["start"]) if payload["start"] else Progress()

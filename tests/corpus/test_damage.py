@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from raywgen.corpus import (
 )
 from raywgen.corpus.checksums import RowCheck
 from raywgen.corpus.chunk_stream import ChunkStream
+from raywgen.corpus.describe import describe
 from raywgen.corpus.shards import read_shard
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout, NonFiniteWeightsError
@@ -153,6 +155,14 @@ def test_a_corpus_that_is_rebuilt_while_it_is_read_says_so(root: Path, read: Cal
     builders.commit(root, shards, [Layout.from_state_dict(held["held0"])])
     with pytest.raises(ChangedCorpusError, match=rf"{root} was rebuilt while it was read; run the same command again"):
         read(corpus)
+
+
+def test_processes_of_one_run_read_one_corpus(root: Path) -> None:
+    snapshot = Corpus.open(root).snapshot
+    assert Corpus.open(root, snapshot).snapshot == snapshot
+    describe(root, [replace(builders.task(), instruction="Is it not?")], {})
+    with pytest.raises(ChangedCorpusError, match="was rebuilt while it was read; run the same command again"):
+        Corpus.open(root, snapshot)
 
 
 def test_a_shard_that_is_open_is_read_on_after_it_was_deleted(root: Path) -> None:

@@ -55,6 +55,8 @@ def test_exported_files_are_the_ingested_ones_bit_for_bit(tmp_path: Path, suffix
     told: list[tuple[int, int]] = []
     written = export(corpus, tmp_path / "out", on_progress=lambda done, total: told.append((done, total)))
     assert sorted(written) == sorted(tmp_path / f"out/{name}.safetensors" for name in states)
+    again = build_corpus(BuildConfig(out=str(tmp_path / "again"), sources=[str(tmp_path / "out")], distributed=False))
+    assert again.manifest["recipe"]["others"] == {}, "the lock is no file that is passed over"
     files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == {*written, tmp_path / "out" / LOCK}
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
