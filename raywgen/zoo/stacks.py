@@ -98,11 +98,12 @@ def write_stack(
         root: Of the corpus.
     """
     loss_KN, accuracy_KN = _measure(stack, tasks, recorded)
+    layout = stack.start.network.layout
     kept_N = loss_KN.isfinite().all(dim=0)
     for record in recorded:
-        for tensor in record.state_N.values():
+        # Masks hold infinities by design.
+        for tensor in (record.state_N[spec.name] for spec in layout.generated):
             kept_N &= tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
-    layout = stack.start.network.layout
     facts, packed = [], []
     optimizer: list[tuple[CheckpointFacts, dict[str, Tensor]]] = []
     for k, record in enumerate(recorded):
