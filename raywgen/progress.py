@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """A text from elsewhere for a console: nothing in it is markup, moves the cursor or turns the direction."""
+    return escape(without_control(text))
+
+
+def without_control(text: str) -> str:
+    """Control characters as the escapes by which Python writes them; line ends stay."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Bar:
@@ -20,13 +33,13 @@ class Bar:
         self._progress = progress
         self._console = console
         self._title = title
-        self._task = progress.add_task(title, total=None) if progress else None
+        self._task = progress.add_task(plain(title), total=None) if progress else None
         self._told = time.monotonic()
         self._first: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
         """A line above the bar that stays."""
-        self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"  {plain(line)}", highlight=False, soft_wrap=True)
 
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` are done, with the time that is left at the rate so far."""
@@ -58,10 +71,10 @@ class Bar:
 
     def _show(self, description: str, done: int, total: int, line: str) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=description, completed=done, total=total)
+            self._progress.update(self._task, description=plain(description), completed=done, total=total)
         elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES or done == total:
             self._told = time.monotonic()
-            self._console.print(f"  {line}", highlight=False)
+            self._console.print(f"  {plain(line)}", highlight=False)
 
 
 class Reporter:
@@ -74,7 +87,7 @@ class Reporter:
     def step(self, name: str, what: str) -> Iterator[Bar]:
         """A step with a bar; its time is told at the end."""
         begin = time.monotonic()
-        self.console.print(f"[bold]{name}[/bold]: {what}", highlight=False)
+        self.console.print(f"[bold]{name}[/bold]: {plain(what)}", highlight=False)
         if self.console.is_terminal:
             times = (TimeElapsedColumn(), TimeRemainingColumn())
             columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), *times)

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.cluster import app as cluster_app
@@ -32,7 +31,7 @@ from raywgen.cli.settings import (
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, check_file_or_name, load_config
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 from raywgen.trust import named_in, trusting
 
 app = typer.Typer(
@@ -60,7 +59,7 @@ def main() -> None:
         if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError)) and not _is_rays(error):
             raise
         console = Console(stderr=True)
-        console.print(f"[bold red]error:[/bold red] {escape(_message(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/bold red] {plain(_message(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -99,7 +98,9 @@ def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust =
     path, rest = split_config(config, overrides)
     settings = load_config(ZooConfig, shipped_zoo(path), rest)
     with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
-        corpus = train_zoo(settings, settings.out, bar.update, lambda told: out.print(f"  {told}", highlight=False))
+        corpus = train_zoo(
+            settings, settings.out, bar.update, lambda told: out.print(f"  {plain(told)}", highlight=False)
+        )
     print_info(corpus.info())
 
 
@@ -108,7 +109,7 @@ def zoo_list() -> None:
     """Name the shipped recipes and what each makes."""
     table = Table("recipe", "what it makes")
     for path in zoo_recipes():
-        table.add_row(path.stem, escape(path.read_text().splitlines()[0].lstrip("# ")))
+        table.add_row(path.stem, plain(path.read_text().splitlines()[0].lstrip("# ")))
     out.print(table)
 
 
@@ -205,7 +206,7 @@ def adapt(
         highlight=False,
     )
     if found.on_examples is not None:
-        out.print(f"on these examples: {found.on_examples.sentence()}", highlight=False, soft_wrap=True)
+        out.print(f"on these examples: {plain(found.on_examples.sentence())}", highlight=False, soft_wrap=True)
 
 
 @app.command(cls=SettingsCommand)
@@ -237,8 +238,8 @@ def score(
 
     found = score_file(weights, Corpus.open(corpus), task)
     out.print(
-        f"{found.network} on {task}: balanced accuracy {100 * found.accuracy:.1f}, loss {found.loss:.3f}, "
-        f"{found.num_test_samples} test samples",
+        f"{plain(found.network)} on {plain(task)}: balanced accuracy {100 * found.accuracy:.1f}, "
+        f"loss {found.loss:.3f}, {found.num_test_samples} test samples",
         highlight=False,
     )
 
@@ -269,7 +270,7 @@ def _find_modules_here() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """One line, without the place in raywgen's own code that nobody asked for."""
     console = Console(stderr=True)
-    console.print(f"[yellow]{category.__name__}:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]{category.__name__}:[/yellow] {plain(str(message))}", highlight=False, soft_wrap=True)
 
 
 def _is_rays(error: Exception) -> bool:

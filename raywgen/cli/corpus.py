@@ -6,10 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from raywgen.cli.settings import Trust, out, print_info
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 
 app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
 Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
@@ -87,15 +86,15 @@ def _print_aside(rows: list[dict[str, str]], others: dict[str, int], table: str)
 
     refused = [row for row in rows if is_refused(row)]
     for row in refused[:10]:
-        told = escape(f"{row['file']}: {row['reason'].removeprefix(row['file']).lstrip(': ')}")
+        told = plain(f"{row['file']}: {row['reason'].removeprefix(row['file']).lstrip(': ')}")
         out.print(f"[yellow]set aside[/yellow] {told}", highlight=False, soft_wrap=True)
     if len(rows) > len(refused[:10]):
         for reason, count in counts_by_reason(rows):
-            out.print(f"{count} {escape(reason)}", highlight=False, soft_wrap=True)
+            out.print(f"{count} {plain(reason)}", highlight=False, soft_wrap=True)
         out.print(f"each is named in {table}", highlight=False, soft_wrap=True)
     if others:
         counted = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.items())
-        out.print(f"files that hold no weights: {escape(counted)}", highlight=False, soft_wrap=True)
+        out.print(f"files that hold no weights: {plain(counted)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -149,9 +148,9 @@ def verify(
     with Reporter().step("verify", path) as bar:
         damages = verify_corpus(path, bar.update)
     for damage in damages:
-        out.print(f"[red]{escape(damage.file)}[/red] {escape(damage.reason)}", highlight=False, soft_wrap=True)
+        out.print(f"[red]{plain(damage.file)}[/red] {plain(damage.reason)}", highlight=False, soft_wrap=True)
         for checkpoint_id in damage.checkpoint_ids:
-            out.print(f"  holds {escape(checkpoint_id)}", highlight=False, soft_wrap=True)
+            out.print(f"  holds {plain(checkpoint_id)}", highlight=False, soft_wrap=True)
     if not damages:
         out.print("all whole")
     elif repair:
@@ -306,7 +305,7 @@ def align(
     print_info(aligned.info())
     for name, count, before, after in summary(aligned):
         out.print(
-            f"aligned to {escape(name)}: {count} trajectories, mean distance {before:.3f} -> {after:.3f} of its norm",
+            f"aligned to {plain(name)}: {count} trajectories, mean distance {before:.3f} -> {after:.3f} of its norm",
             highlight=False,
             soft_wrap=True,
         )

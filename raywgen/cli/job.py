@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.settings import out
+from raywgen.progress import plain
 
 app = typer.Typer(no_args_is_help=True, help="Send jobs to a Ray cluster, watch them, stop them.")
 Address = Annotated[
@@ -53,9 +53,9 @@ def submit(
     submitted = submit_job(client, told)
     job_id = submitted.id
     if submitted.left_out:
-        names = escape(", ".join(submitted.left_out))
+        names = plain(", ".join(submitted.left_out))
         out.print(f"not sent, as secrets are kept there (send one by --send PATH): {names}", soft_wrap=True)
-    out.print(f"{job_id}: {escape(told.entrypoint())}", highlight=False, soft_wrap=True)
+    out.print(f"{job_id}: {plain(told.entrypoint())}", highlight=False, soft_wrap=True)
     where = f" --address {address}" if address else ""
     out.print(f"watch: raywgen job status{where} {job_id}; stop: raywgen job stop{where} {job_id}", soft_wrap=True)
     if wait:
@@ -74,13 +74,13 @@ def status(job_id: Id, address: Address = None) -> None:
     client = connect(address)
     found = find(client, job_id)
     out.print(f"{job_id}: {found.status}", highlight=False)
-    out.print(f"command: {escape(found.entrypoint)}", highlight=False, soft_wrap=True)
+    out.print(f"command: {plain(found.entrypoint)}", highlight=False, soft_wrap=True)
     if found.message:
-        out.print(f"message: {escape(found.message)}", highlight=False, soft_wrap=True)
+        out.print(f"message: {plain(found.message)}", highlight=False, soft_wrap=True)
     if lines := _run_lines((found.metadata or {}).get(OUT)):
         _print_lines(lines)
     elif lines := client.get_job_logs(job_id).strip().splitlines():
-        out.print(f"last line: {escape(lines[-1].strip())}", highlight=False, soft_wrap=True)
+        out.print(f"last line: {plain(lines[-1].strip())}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -112,7 +112,7 @@ def stop(job_id: Id, address: Address = None) -> None:
     state = end(client, job_id)
     out.print(f"{job_id}: {state}", highlight=False)
     if state == "STOPPED":
-        out.print(f"submitted again, it goes on: {escape(find(client, job_id).entrypoint)}", soft_wrap=True)
+        out.print(f"submitted again, it goes on: {plain(find(client, job_id).entrypoint)}", soft_wrap=True)
 
 
 @app.command("list")
@@ -124,7 +124,7 @@ def list_jobs(address: Address = None) -> None:
     jobs = [job for job in connect(address).list_jobs() if job.submission_id]
     for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True):
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
-        table.add_row(job.submission_id, str(job.status), begun, escape(job.entrypoint))
+        table.add_row(job.submission_id, str(job.status), begun, plain(job.entrypoint))
     out.print(table)
 
 
@@ -162,4 +162,4 @@ def _follow(client: object, job_id: str) -> None:
 
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(plain(line), highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
 from raywgen.config import describe, shipped_config, shipped_configs
+from raywgen.progress import plain
 from raywgen.trust import trusting
 
 out = Console()
@@ -91,7 +91,7 @@ def print_info(info: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for key, value in info.items():
         text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
-        table.add_row(key, f"{text:,}" if isinstance(text, int) else escape(str(text)))
+        table.add_row(plain(key), f"{text:,}" if isinstance(text, int) else plain(str(text)))
     out.print(table)
 
 
@@ -124,7 +124,7 @@ def print_networks(rows: list[dict[str, Any]]) -> None:
             _mean(test, 1, several),
         )
         cells = judged if is_tried else (_mean(log_probs, 1, several),)
-        table.add_row(network, *cells, escape(last))
+        table.add_row(plain(network), *map(plain, cells), plain(last))
     out.print(table)
     if not is_tried:
         out.print(

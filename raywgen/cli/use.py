@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, split_config
 from raywgen.config import load_config
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 
 app = typer.Typer()
 Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
@@ -46,9 +45,9 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
     ]
     _print(f"{found.num_tried} networks, nearest first by {found.by}", columns, rows)
     for sentence in found.left_out:
-        out.print(f"[yellow]left out:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        out.print(f"[yellow]left out:[/yellow] {plain(sentence)}", highlight=False, soft_wrap=True)
     if settings.out:
-        first = escape(found.networks[0].checkpoint_id)
+        first = plain(found.networks[0].checkpoint_id)
         out.print(f"{settings.out} holds {first}; a .json beside it lists all", highlight=False, soft_wrap=True)
 
 
@@ -130,7 +129,7 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
         return
     table = Table(*(columns[place] for place in filled), title=title, title_justify="left")
     for row in rows:
-        table.add_row(*(escape(row[place]) for place in filled))
+        table.add_row(*(plain(row[place]) for place in filled))
     out.print(table)
 
 

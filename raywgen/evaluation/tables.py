@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
+from raywgen.progress import plain
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -21,7 +21,7 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     count = max(row["num_networks"] for row in result["ladder"])
     table = Table(
         "",
-        *(f"{split}\n{layout}" for split, layout in columns),
+        *(plain(f"{split}\n{layout}") for split, layout in columns),
         title=f"Balanced accuracy on {result['num_test_images']} test images that nothing was trained on, "
         f"{count} tasks a column, best of {result['best_of']} by loss on {result['num_samples']} examples",
     )
@@ -33,7 +33,7 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
         cells = [accuracy.get((split, layout, rung["name"])) for split, layout in columns]
         style = "bold green" if rung["name"] == "generated" else None
         table.add_row(
-            rung["label"],
+            plain(rung["label"]),
             *("-" if row is None else f"{100 * row['accuracy']:.1f} ±{100 * row['ci95']:.1f}" for row in cells),
             style=style,
         )
@@ -41,9 +41,11 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     if result["tokenizer"] is not None:
         print_tokenizer(TokenizerReport.from_json(result["tokenizer"]), console)
     for claim in result["claims"]:
-        console.print(f"  {'[green]holds[/green]' if claim['holds'] else '[red]fails[/red]'}  {claim['text']}")
+        console.print(f"  {'[green]holds[/green]' if claim['holds'] else '[red]fails[/red]'}  {plain(claim['text'])}")
     novelty = result["novelty"]
-    console.print(f"\nverdict: [bold]{novelty['verdict']}[/bold]. {novelty['verdict_text']}", highlight=False)
+    console.print(
+        f"\nverdict: [bold]{plain(novelty['verdict'])}[/bold]. {plain(novelty['verdict_text'])}", highlight=False
+    )
 
 
 def print_tokenizer(report: TokenizerReport, console: Console) -> None:
@@ -60,7 +62,7 @@ def print_tokenizer(report: TokenizerReport, console: Console) -> None:
         table.add_row(label, *(told(split) for split in report.splits))
     console.print(table)
     if report.no_accuracy:
-        console.print(f"  no accuracy: {escape(report.no_accuracy)}", highlight=False)
+        console.print(f"  no accuracy: {plain(report.no_accuracy)}", highlight=False)
 
 
 def _accuracy(accuracy: float | None) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
+from raywgen.progress import plain
 from raywgen.training import read_metrics
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialRow, TrialState, best_row, row_of, trial_folder
@@ -55,7 +55,7 @@ def trials_table(
     """
     keys = list(dict.fromkeys(key for row in rows for key in row.knobs))
     names = short_names(keys)
-    wide = Table(*_COLUMNS, *(escape(names[key]) for key in keys))
+    wide = Table(*_COLUMNS, *(plain(names[key]) for key in keys))
     narrow = Table(*_COLUMNS, "values")
     best = best_row(rows) if any(row.score is not None for row in rows) else None
     for row in rows:
@@ -63,10 +63,10 @@ def trials_table(
         style = "bold green" if row is best else ""
         status = (now or {}).get(row.trial, row.status)
         rung = f"{row.scores[-1].rung if row.scores else 0}/{num_rungs}"
-        told = (row.trial, rung, score, escape(status))
-        values = {key: escape(shown(row.knobs[key])) for key in keys if key in row.knobs}
+        told = (row.trial, rung, score, plain(status))
+        values = {key: plain(shown(row.knobs[key])) for key in keys if key in row.knobs}
         wide.add_row(*told, *(values.get(key, "") for key in keys), style=style)
-        joined = ", ".join(f"{escape(names[key])}={value}" for key, value in values.items())
+        joined = ", ".join(f"{plain(names[key])}={value}" for key, value in values.items())
         narrow.add_row(*told, joined, style=style)
     # A measure is cut at the console's own width, unless it is told of a wider one.
     needed = console.measure(wide, options=console.options.update(width=_ANY_WIDTH)).maximum
