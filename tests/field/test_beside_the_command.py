@@ -37,7 +37,7 @@ class Told(nn.Module):
 
     def __init__(self, input_shape: list[int]) -> None:
         super().__init__()
-        self.last = nn.Conv2d(input_shape[0], 2, tuple(input_shape[1:]))
+        self.last = nn.Conv2d(input_shape[0], 2, (input_shape[1], input_shape[2]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(x).flatten(1)
