@@ -105,9 +105,11 @@ def print_networks(rows: list[dict[str, Any]]) -> None:
         groups.setdefault((row["network"], row["task"]), []).append(row)
     several = len(groups) < len(rows)
     is_tried = any("example_loss" in row for row in rows)
-    judged_by = ("task", "loss on examples", "accuracy on examples", "chance", "test accuracy")
+    judged_by = ("task", "loss", "accuracy", "chance", "test accuracy")
     told = judged_by if is_tried else ("log-probability, nats",)
-    table = Table("network", *told, "networks" if several else "kept as")
+    caption = "Loss and accuracy on the labelled samples, balanced over the classes, in points." if is_tried else None
+    table = Table("network", *told, "networks" if several else "kept as", caption=caption, caption_justify="left")
+    table.columns[0].no_wrap = True
     for (network, task), members in groups.items():
         kept = Path(members[0]["path"]).name if "path" in members[0] else members[0]["checkpoint_id"]
         last = f"{len(members):,}" if several else kept
