@@ -156,6 +156,8 @@ def _checksums(folder: Path, encoders: Collection[str]) -> dict[str, str]:
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(f"{folder / _CONFIG} names '{name}', which lies outside of the folder; {_REMEDY}")
     try:
         found = file_checksum(path)
     except FileNotFoundError as error:

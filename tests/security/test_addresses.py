@@ -14,8 +14,9 @@ import raywgen
 from raywgen.config import ConfigError, stored_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.tokenizer_report import report_run
-from raywgen.generators.bundle import load_bundle
+from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.igpg import IGPGConfig
+from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks import build_task
 from raywgen.tasks.inputs import input_form
 from raywgen.training import TrainConfig, launch
@@ -108,6 +109,14 @@ def test_a_copied_encoder_does_not_lead_out_of_the_bundle(bundle: Path, tmp_path
     change_json(bundle / "generator.json", lambda told: told["config"]["prior"].update(data_encoder=str(tmp_path)))
     change_json(bundle / "generator.json", lambda told: told.update(encoders=[]))
     with pytest.raises(UntrustedError, match="outside"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../../../../../../dev/zero"])
+def test_a_bundle_has_no_file_outside_of_it_read(bundle: Path, name: str) -> None:
+    content = unseal((bundle / "generator.json").read_bytes()) | {"files": {name: "0"}}
+    (bundle / "generator.json").write_text(sealed_json(content))
+    with pytest.raises(BundleError, match="lies outside of the folder"):
         load_bundle(bundle)
 
 
