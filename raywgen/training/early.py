@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from raywgen.config import ConfigError
-from raywgen.corpus.corpus import read_manifest
+from raywgen.corpus.corpus import MANIFEST, read_manifest
 from raywgen.corpus.storage import Storage
 from raywgen.reach import ClusterError
 from raywgen.training.config import TrainConfig
@@ -22,6 +23,7 @@ def check_early(config: TrainConfig) -> None:
     check_settings(config)
     if not config.corpus.strip():
         raise ConfigError(f"corpus is empty; name the corpus to train on, such as corpus={TrainConfig.corpus}")
+    _check_out(config.out)
     read_manifest(Storage.at(config.corpus))
     if config.use_gpu and not os.environ.get("RAY_ADDRESS"):
         _check_gpus(config.num_workers)
@@ -38,6 +40,13 @@ def check_settings(config: TrainConfig) -> None:
             "use_gpu=true and num_workers=0: without workers a run trains in this process on its CPU; give "
             "num_workers=1 to train on one GPU, or leave use_gpu out"
         )
+
+
+def _check_out(out: str) -> None:
+    if Path(out).is_file():
+        raise ConfigError(f"out={out} is a file; name a folder for the run, such as out={TrainConfig.out}")
+    if (Path(out) / MANIFEST).is_file():
+        raise ConfigError(f"out={out} holds a corpus; name another folder for the run, such as out={TrainConfig.out}")
 
 
 def _check_gpus(wanted: int) -> None:

@@ -61,6 +61,20 @@ def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypa
     assert "asks for 2 GPUs, and this machine has none: leave use_gpu out" in told
 
 
+def test_a_run_goes_into_no_corpus_and_no_file(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    where = f"corpus={zoo_corpus.location}"
+    assert "holds a corpus; name another folder" in refusal("train", where, f"out={zoo_corpus.location}")
+    (tmp_path / "file").touch()
+    assert "is a file; name a folder" in refusal("train", where, f"out={tmp_path / 'file'}")
+
+
+def test_yaml_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("seed: 1\nseed: 2\n")
+    told = refusal("train", str(tmp_path / "run.yaml"))
+    assert "found duplicate key seed" in told
+    assert "\n" not in told
+
+
 def test_rays_own_failure_to_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", os.devnull)  # No folder: Ray cannot write its session there.
