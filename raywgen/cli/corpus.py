@@ -100,7 +100,7 @@ def _print_aside(rows: list[dict[str, str]], others: dict[str, int], table: str)
 @app.command()
 def describe(
     path: Path_,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML with `tasks:` and `networks:`.")],
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="YAML with `tasks:` and `networks:`.")] = "",
     trust: Trust = None,
 ) -> None:
     """Say of checkpoints from elsewhere what they do and how they are built, in place.
@@ -109,10 +109,16 @@ def describe(
 
     The file holds recipes by name: `tasks: {cifar10: {name: images, path: train.parquet, test_path: test.parquet}}` and
     `networks: {resnet20: {name: cifar-resnet, depth: 20}}`, where a name may be `package.module:Class`. Without it
-    generators see weights alone; with it they are told data, trained by what networks do, and judged.
+    generators see weights alone; with it they are told data, trained by what networks do, and judged. Without FILE the
+    command prints one to fill in, with the names that the corpus has.
     """
+    from raywgen.corpus import Corpus
+    from raywgen.corpus.describe import template
     from raywgen.zoo.describe import describe_corpus
 
+    if not file:
+        typer.echo(template(Corpus.open(path)))
+        return
     print_info(describe_corpus(path, file).info())
 
 

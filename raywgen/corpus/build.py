@@ -19,6 +19,7 @@ from raywgen.corpus.facts import NetworkFacts
 from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.facts_join import FactsReport, join_facts
 from raywgen.corpus.ingest import Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.network_names import network_names
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
@@ -219,14 +220,17 @@ def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict
 
 
 def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
-    """One per layout: as a corpus among the sources knows it, else named by what its checkpoints tell."""
+    """One per layout: as a corpus among the sources knows it, else named by facts, folder, file or hash."""
     told: dict[str, str] = {}
+    rows: dict[str, list[tuple[str, str]]] = {}
     layouts = _layouts([layout for unit in done for layout in unit.layouts.values()], known)
     for unit in done:
         for shard in unit.shards:
             for row in shard.facts:
+                rows.setdefault(shard.layout_id, []).append((row["checkpoint_id"], row["source"]))
                 if row["architecture"]:
                     told.setdefault(shard.layout_id, row["architecture"])
+    told = network_names(rows) | told
     names: dict[str, str] = {}
     taken: set[str] = set()
     for layout_id in sorted(layouts, key=lambda layout_id: (layout_id not in known, layout_id)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from raywgen.names import nearest
 from raywgen.weights import Layout
 
 _BASE = "base"
+_BY_ID = "layout-"
+_ID_SIGNS = 6
+_SHOWN_NAMES = 8
 
 
 def describe(
@@ -33,7 +37,7 @@ def describe(
     Args:
         location: Path or URI.
         tasks: What networks were trained for.
-        recipes: What `build_network` takes, by the names that `corpus.networks` have.
+        recipes: What `build_network` takes, by the names that `corpus.networks` have, or ids of layouts.
         layouts: Of what the recipes build, by the same names, in the order of the corpus' flat vectors.
 
     Raises:
@@ -50,10 +54,7 @@ def _describe(
     recipes: Mapping[str, Mapping[str, Any]],
     layouts: Mapping[str, Layout],
 ) -> Corpus:
-    known = {network.name: layout_id for layout_id, network in corpus.networks.items()}
-    if strange := [name for name in recipes if name not in known]:
-        near = nearest(strange[0], known)
-        raise CorpusError(f"{corpus.location} holds no network '{strange[0]}'; did you mean '{near}'?")
+    recipes = by_network_name(corpus, recipes)
     named = _named_tasks(corpus, tasks)
     if lost := [task.task_id for task in tasks if task.task_id not in named]:
         told = ", ".join(sorted({name for name in named if name})) or "none"
@@ -83,6 +84,47 @@ def _describe(
             for key, row in corpus.manifest.get("statistics", {}).items()
         },
     )
+
+
+def by_network_name(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Recipes by the names that networks have in a corpus, where they may be given by the layout's id too.
+
+    Raises:
+        CorpusError: There is no such network, or one is named twice.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for told, recipe in recipes.items():
+        name = _network_of(corpus, told)
+        if name in found:
+            raise CorpusError(f"'{told}' names network '{name}' of {corpus.location} again; keep one recipe for it")
+        found[name] = recipe
+    return found
+
+
+def _network_of(corpus: Corpus, told: str) -> str:
+    names = [network.name for network in corpus.networks.values()]
+    if told in names:
+        return told
+    start = told.removeprefix(_BY_ID)
+    matches = [net.name for key, net in corpus.networks.items() if len(start) >= _ID_SIGNS and key.startswith(start)]
+    if len(matches) == 1:
+        return matches[0]
+    near = nearest(told, names)
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+    raise CorpusError(f"{corpus.location} holds no network '{told}'; did you mean '{near}'? It holds {shown}")
+
+
+def template(corpus: Corpus) -> str:
+    """What a description looks like, with the names that the corpus has: YAML to fill in."""
+    tasks = sorted({name for name in corpus.facts.column("task_id").to_pylist() if name}) or ["TASK"]
+    lines = ["tasks: # what the networks were trained for"]
+    lines += [f"  {json.dumps(name)}: {{name: images, path: train.parquet, test_path: test.parquet}}" for name in tasks]
+    lines.append("networks: # how they are built: a name of the registry, or package.module:Class, and its arguments")
+    for network in corpus.networks.values():
+        first = network.layout.tensors[0]
+        shown = f"{network.layout.num_values:,} values, {first.name} {list(first.shape)}, ..."
+        lines.append(f"  {json.dumps(network.name)}: {json.dumps(network.recipe or {'name': 'NAME'})} # {shown}")
+    return "\n".join(lines)
 
 
 def _named_tasks(corpus: Corpus, tasks: Sequence[TaskFacts]) -> list[str | None]:

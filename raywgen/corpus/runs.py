@@ -94,6 +94,15 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     return joined
 
 
+def without_progress(name: str) -> str:
+    """A file's or folder's name without steps, metrics, seeds and the like: what the runs have in common."""
+    rest, steps = _without_steps(name)
+    leading = _LEADING.match(rest)
+    if leading and (steps or _RUN.search(rest)):
+        rest = rest[leading.end() :]
+    return _tidy(_END.sub("", _RUN.sub("", _VERSION.sub("", _METRIC.sub("", rest)))))
+
+
 def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _Place]) -> None:
     """Adds what lies beside the steps of a run: its best, last or final checkpoint, or one of the run's own name."""
     in_folder: dict[str, list[tuple[str, str]]] = {}

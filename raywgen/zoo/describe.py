@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.config import ConfigError, load_yaml
 from raywgen.corpus import Corpus, TaskFacts
-from raywgen.corpus.describe import describe
+from raywgen.corpus.describe import by_network_name, describe
 from raywgen.tasks import TaskError, build_network, build_task
 from raywgen.tasks.networks import network_recipe
 from raywgen.trust import named_in, trusting
@@ -48,7 +48,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
     """
     content = _read(Path(path))
     corpus = Corpus.open(location)
-    recipes = {str(name): network_recipe(told) for name, told in content["networks"].items()}
+    recipes = by_network_name(corpus, {str(name): network_recipe(told) for name, told in content["networks"].items()})
     with trusting(*named_in(content)):
         built = {
             network.name: _built(network.name, recipes[network.name], network.layout)

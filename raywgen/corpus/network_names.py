@@ -1,0 +1,74 @@
+"""Names of networks from the folders and files that they come from, where these say more than a hash."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from raywgen.corpus.runs import without_progress
+
+_NUMBERED = re.compile(r"[-_ ]*\d+$")
+_LETTERS = re.compile(r"[^\W\d_].*[^\W\d_]")
+# What people call any folder or file of weights.
+_SAYS_NOTHING = {
+    *("model", "models", "net", "nets", "network", "networks", "checkpoint", "checkpoints", "ckpt", "ckpts", "weight"),
+    *("weights", "run", "runs", "in", "out", "output", "outputs", "data", "tmp", "temp", "file", "files", "corpus"),
+    *("export", "exported", "download", "downloads", "main", "test", "train", "state_dict", "pytorch_model", "adapter"),
+    *("adapter_model", "diffusion_pytorch_model", "snapshot", "snapshots", "result", "results", "experiment"),
+    *("experiments", "exp", "exps", "log", "logs", "lightning_logs", "version", "trial", "trials", "seed", "seeds"),
+    *("best", "last", "latest", "final", "checkpoint_best", "checkpoint_last", "root", "home", "work", "step", "epoch"),
+}
+
+
+def network_names(checkpoints: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """A name for each layout whose checkpoints' folders or files have one in common.
+
+    Args:
+        checkpoints: Id and source of every checkpoint, by layout id.
+
+    Returns:
+        Layout id to name; no entry where nothing says more than a hash. Names of two layouts may be equal.
+    """
+    candidates = {layout_id: _candidates(rows) for layout_id, rows in checkpoints.items()}
+    counts = Counter((rank, name) for names in candidates.values() for rank, name in enumerate(names))
+    chosen = {}
+    for layout_id, names in candidates.items():
+        told = [(rank, name) for rank, name in enumerate(names) if name]
+        if told:
+            chosen[layout_id] = next((name for rank, name in told if counts[rank, name] == 1), told[0][1])
+    return chosen
+
+
+def _candidates(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """From the best: the folder, the file, both, and the folder from which it was taken."""
+    ids = [PurePosixPath(checkpoint_id) for checkpoint_id, _ in rows]
+    folder = _of_folder([path.parent.parts for path in ids])
+    stem = _of_files([path.name for path in ids])
+    sources = [PurePosixPath(source.partition("?")[0]).parent.parts[-1:] for _, source in rows]
+    return [folder, stem, f"{folder}-{stem}" if folder and stem else "", _of_folder(sources)]
+
+
+def _of_folder(folders: Sequence[tuple[str, ...]]) -> str:
+    shared = []
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return next((part for part in reversed(shared) if without_progress(part) == part and _says_something(part)), "")
+
+
+def _of_files(names: Sequence[str]) -> str:
+    stems = {without_progress(name) for name in names}
+    for _ in range(2):
+        if len(stems) == 1:
+            stem = stems.pop()
+            return stem if _says_something(stem) else ""
+        stems = {_NUMBERED.sub("", stem) for stem in stems}
+    return ""
+
+
+def _says_something(name: str) -> bool:
+    word = _NUMBERED.sub("", name).lower()
+    return word not in _SAYS_NOTHING and bool(_LETTERS.search(word))
