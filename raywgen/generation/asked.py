@@ -14,6 +14,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator, make_condition
 from raywgen.generators import Generator
+from raywgen.names import nearest
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.networks import network_recipe
@@ -163,7 +164,8 @@ def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> lis
     chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
     if not chosen:
         known = ", ".join(net.name for net in corpus.networks.values())
-        raise ConfigError(f"network={config.network}: {config.corpus} has {known}")
+        near = nearest(config.network, [net.name for net in corpus.networks.values()])
+        raise ConfigError(f"network={config.network}: {config.corpus} has {known}; did you mean '{near}'?")
     if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
         raise ConfigError(
             f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "
