@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from raywgen.corpus import BuildConfig, Corpus, build_corpus, verify_corpus
-from raywgen.corpus.derive import dedupe, merge, split
+from raywgen.corpus.derive import dedupe, split
 from raywgen.corpus.describe import describe
 from raywgen.corpus.export import export
+from raywgen.corpus.merge import merge
 from raywgen.corpus.verify import repair_corpus
 from raywgen.locks import LOCK, InUseError, only_one
 from raywgen.weights import save_state_dict
