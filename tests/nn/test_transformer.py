@@ -134,7 +134,7 @@ def test_a_layer_is_attention_over_rotated_queries_and_keys_written_out() -> Non
     """Against loops over heads and positions, with RoPE as multiplication of complex numbers (Su et al. 2021)."""
     torch.manual_seed(0)
     transformer = Transformer(WIDTH, num_layers=1, num_heads=2).double().eval()
-    (block,) = transformer.blocks
+    block = transformer.get_submodule("blocks.0")
     x_TH = torch.randn(5, WIDTH, dtype=torch.float64)
     normed_TH = x_TH / (x_TH.square().mean(dim=1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt()
     state = dict(block.named_parameters())
@@ -151,8 +151,9 @@ def test_a_layer_is_attention_over_rotated_queries_and_keys_written_out() -> Non
             scores = torch.stack([(query[place] * key[k].conj()).real.sum() for k in range(place + 1)]) / width**0.5
             rows.append(scores.softmax(dim=0) @ value[: place + 1])
         heads.append(torch.stack(rows))
+    mlp, mlp_norm = block.get_submodule("mlp"), block.get_submodule("mlp_norm")
     mixed_TH = x_TH + torch.cat(heads, dim=1) @ state["out.weight"].T
-    hidden_TH = mixed_TH + block.mlp(block.mlp_norm(mixed_TH))
+    hidden_TH = mixed_TH + mlp(mlp_norm(mixed_TH))
     # The angles are float32, as in the module: at most 5 rad.
     torch.testing.assert_close(transformer(x_TH.unsqueeze(0))[0], transformer.norm(hidden_TH), rtol=1e-5, atol=1e-6)
 
