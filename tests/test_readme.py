@@ -52,7 +52,7 @@ def lines() -> Iterator[Line]:
     for block in blocks("bash"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("&&"):
-                words = shlex.split(part, comments=True)
+                words = shlex.split(re.sub(r" >+ \S+", "", part), comments=True)
                 if words:
                     yield Line(tuple(words))
 
