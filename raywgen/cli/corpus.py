@@ -41,6 +41,13 @@ def build(
         bool, typer.Option("--strict-facts", help="A row of facts that fits nothing or is ambiguous ends the ingest.")
     ] = False,
     as_text: AsText = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Which networks of files that hold several: a key, a pattern, '*' for each; may be repeated.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A refused checkpoint ends the ingest.")] = False,
     constant: Annotated[
         list[str] | None,
@@ -64,6 +71,7 @@ def build(
         facts=facts,
         strict_facts=strict_facts,
         as_text=as_text or [],
+        select=select or [],
         strict=strict,
         constants=constant or [],
         distributed=not here,
@@ -82,12 +90,11 @@ def build(
 
 def _print_aside(rows: list[dict[str, str]], others: dict[str, int], table: str) -> None:
     """Names the first refused checkpoints, and counts all that did not come in by reason."""
-    from raywgen.corpus.aside import counts_by_reason, is_refused
+    from raywgen.corpus.aside import counts_by_reason, in_one_line, is_refused
 
     refused = [row for row in rows if is_refused(row)]
     for row in refused[:10]:
-        told = plain(f"{row['file']}: {row['reason'].removeprefix(row['file']).lstrip(': ')}")
-        out.print(f"[yellow]set aside[/yellow] {told}", highlight=False, soft_wrap=True)
+        out.print(f"[yellow]set aside[/yellow] {plain(in_one_line(row))}", highlight=False, soft_wrap=True)
     if len(rows) > len(refused[:10]):
         for reason, count in counts_by_reason(rows):
             out.print(f"{count} {plain(reason)}", highlight=False, soft_wrap=True)

@@ -38,6 +38,12 @@ def is_refused(row: Mapping[str, str | None]) -> bool:
     return row.get("kind") != PASSED_OVER
 
 
+def in_one_line(row: Mapping[str, str | None]) -> str:
+    """The file and the reason, the file once."""
+    file, reason = row["file"] or "", row["reason"] or ""
+    return f"{file}: {reason.removeprefix(file).lstrip(': ')}"
+
+
 def counts_by_reason(rows: Iterable[Mapping[str, str | None]]) -> list[tuple[str, int]]:
     """Reasons without the names of files and tensors, and how many rows have each, the most frequent first."""
     counts: Counter[str] = Counter()

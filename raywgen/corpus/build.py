@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from raywgen.corpus.aside import is_refused
+from raywgen.corpus.aside import in_one_line, is_refused
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import MANIFEST, Corpus
 from raywgen.corpus.errors import CorpusError
@@ -42,6 +42,7 @@ class BuildConfig:
         facts: CSV, TSV, JSON, JSON lines or Parquet with a column `path` (a name or pattern) and facts.
         strict_facts: A row of `facts` that fits no checkpoint or several, or contradicts another, ends the ingest.
         as_text: Facts of your own that become text, for instance where sources hold them as numbers and as text.
+        select: Keys of the networks to take from files that hold several: `state_dict_ema`, a pattern, `*` for each.
         strict: A file that cannot be read, or weights that are not finite, end the ingest.
         constants: Names of tensors, with `*` and `?`, that the architecture fixes and that need not be finite: masks,
             tables. They are kept and never generated. Masks of zeros and minus infinity (or the least float) are found
@@ -54,6 +55,7 @@ class BuildConfig:
     facts: str = ""
     strict_facts: bool = False
     as_text: list[str] = field(default_factory=list)
+    select: list[str] = field(default_factory=list)
     strict: bool = False
     constants: list[str] = field(default_factory=list)
     distributed: bool = True
@@ -82,6 +84,7 @@ def build_corpus(
         raise CorpusError("nothing to ingest; give at least one source")
     found = find_checkpoints(config.sources)
     checkpoints, report = _with_facts(found.checkpoints, config, on_notice)
+    checkpoints = [replace(checkpoint, select=tuple(config.select)) for checkpoint in checkpoints]
     units = plan_units(checkpoints, config.constants)
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]
@@ -185,9 +188,7 @@ def _commit(
     shards = [shard for unit in done for shard in unit.shards]
     if not shards:
         first = (refused or quarantine)[0]
-        raise CorpusError(
-            f"none of the {len(quarantine)} checkpoints can be used, first: {first['file']}: {first['reason']}"
-        )
+        raise CorpusError(f"none of the {len(quarantine)} checkpoints can be used, first: {in_one_line(first)}")
     networks = _networks(done, {key: network for part in parts for key, network in part.networks.items()})
     of_id = {network.layout.id: network.layout for network in networks}
     statistics: dict[str, LayoutStatistics] = {}
@@ -213,7 +214,7 @@ def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict
     if config.strict and refused:
         first = refused[0]
         raise CorpusError(
-            f"{len(refused)} checkpoints were refused, first {first['file']}: {first['reason']}; mend or remove "
+            f"{len(refused)} checkpoints were refused, first {in_one_line(first)}; mend or remove "
             "them, or leave `strict` out to set them aside"
         )
     return refused

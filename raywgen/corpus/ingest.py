@@ -11,34 +11,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raywgen.corpus.aside import REFUSED, SetAside
+from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
 from raywgen.corpus.constants import find_constants, why_not_finite, with_nan
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, FILE_METADATA, CheckpointFacts
 from raywgen.corpus.sharded import read_weight_map
 from raywgen.corpus.shards import Shard, num_pages, write_shard
-from raywgen.corpus.source_tree import local_file
+from raywgen.corpus.source_tree import local_file, open_remote
 from raywgen.corpus.sources import SourceCheckpoint
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import UNITS
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
-from raywgen.weights.reader import PackedCheckpoint, WeightsReader, pack
+from raywgen.weights.errors import NotWeightsError
+from raywgen.weights.reader import PackedCheckpoint, ReadNetworks, WeightsReader, pack
 from raywgen.weights.safetensors_writer import read_metadata
 
 _UNKNOWN = float("nan")
 _UNIT_CHECKPOINTS = 2_000
 _UNIT_BYTES = 256 << 20
+_PEEK_BYTES = 64 << 20
+_T = TypeVar("_T")
 _DEFAULTS: dict[str, Any] = {
     "task_id": None,
     "step": 0,
@@ -128,7 +131,7 @@ def plan_units(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str]
 
 def _unit(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> Unit:
     # Facts and the time of change belong to the name: with others it is other work.
-    rows = [[c.name, c.files, c.num_bytes, c.changed, c.facts] for c in checkpoints]
+    rows = [[c.name, c.files, c.num_bytes, c.changed, c.select, c.facts] for c in checkpoints]
     told = json.dumps(rows, sort_keys=True, default=str)
     told += json.dumps(list(constants)) if constants else ""
     return Unit(
@@ -187,18 +190,29 @@ class _Work:
         reader = _Reader()
         for checkpoint in self._unit.checkpoints:
             try:
-                packed = reader.read(checkpoint)
+                found = reader.read(checkpoint)
                 checkpoint = _with_metadata(checkpoint, reader.metadata)
+            except NotWeightsError as error:
+                self._set_aside(checkpoint, str(error), PASSED_OVER)
+                continue
             except (WeightsError, CorpusError) as error:
                 self._set_aside(checkpoint, str(error))
                 continue
-            key = (packed.layout.form_id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
-            self._waiting.setdefault(key, []).append((checkpoint, packed))
-            if num_pages(packed.layout) > 1:
-                self._flush(key)
+            for name, packed in found.networks:
+                inside = replace(checkpoint, name=f"{checkpoint.name}:{name}") if name else checkpoint
+                self._add(inside, packed)
+            if found.others:
+                keys = ", ".join(f"'{key}'" for key in found.others)
+                self._set_aside(checkpoint, f"also holds {keys}; `--select KEY` takes them instead", PASSED_OVER)
         for key in list(self._waiting):
             self._flush(key)
         return self._done
+
+    def _add(self, checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> None:
+        key = (packed.layout.form_id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
+        self._waiting.setdefault(key, []).append((checkpoint, packed))
+        if num_pages(packed.layout) > 1:
+            self._flush(key)
 
     def _set_aside(self, checkpoint: SourceCheckpoint, reason: str, kind: str = REFUSED) -> None:
         file = checkpoint.index or checkpoint.files[0]
@@ -241,23 +255,38 @@ class _Reader:
     """Reads checkpoints of all kinds of sources; keeps corpora open."""
 
     def __init__(self) -> None:
-        self._files = WeightsReader()
+        self._files: dict[tuple[str, ...], WeightsReader] = {}
         self.metadata: dict[str, str] = {}
         """Of the file that was read last."""
         self._corpora: dict[str, tuple[Corpus, dict[str, int]]] = {}
 
-    def read(self, checkpoint: SourceCheckpoint) -> PackedCheckpoint:
+    def read(self, checkpoint: SourceCheckpoint) -> ReadNetworks:
         self.metadata = {}
         if checkpoint.stored_id is not None:
-            return self._stored(checkpoint.files[0], checkpoint.stored_id)
+            return ReadNetworks(((None, self._stored(checkpoint.files[0], checkpoint.stored_id)),))
+        files = self._files.setdefault(checkpoint.select, WeightsReader(checkpoint.select))
         if checkpoint.index is not None:
-            return self._sharded(checkpoint, checkpoint.index)
-        with local_file(checkpoint.files[0]) as path:
-            packed = self._files.read(path)
-            self.metadata = read_metadata(path)
-            return packed
+            return ReadNetworks(((None, self._sharded(checkpoint, checkpoint.index, files)),))
+        peek = files.peek if checkpoint.num_bytes >= _PEEK_BYTES else None
+        return self._fetched(checkpoint.files[0], files.read_all, peek)
 
-    def _sharded(self, checkpoint: SourceCheckpoint, index: str) -> PackedCheckpoint:
+    def _fetched(self, file: str, read: Callable[[str], _T], peek: Callable[[Any, str], None] | None = None) -> _T:
+        """Reads a file where it lies, or a copy; errors name the file and not the copy."""
+        if peek is not None and "://" in file:
+            # What is long and turns out to be an optimizer's state is not copied to find out.
+            with open_remote(file) as opened:
+                peek(opened, file)
+        with local_file(file) as path:
+            try:
+                found = read(path)
+            except WeightsError as error:
+                if path == file:
+                    raise
+                raise type(error)(str(error).replace(path, file)) from error
+            self.metadata |= read_metadata(path)
+            return found
+
+    def _sharded(self, checkpoint: SourceCheckpoint, index: str, files: WeightsReader) -> PackedCheckpoint:
         """One network of several files, each tensor from the one in which the index says that it lies."""
         wanted = read_weight_map(index)
         names = list(dict.fromkeys(wanted.values()))
@@ -265,9 +294,7 @@ class _Reader:
             raise WeightsError(f"{index} has changed while it was ingested; build again")
         state: dict[str, Tensor] = {}
         for name, file in zip(names, checkpoint.files, strict=True):
-            with local_file(file) as path:
-                part = self._files.read(path)
-                self.metadata |= read_metadata(path)
+            part = self._fetched(file, files.read)
             values = part.layout.unpack(torch.from_numpy(part.packed_P))
             found = {part.prefix + tensor: value for tensor, value in values.items()}
             expected = {tensor for tensor, place in wanted.items() if place == name}

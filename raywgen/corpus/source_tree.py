@@ -182,6 +182,19 @@ def until_magic(source: str) -> tuple[str, str]:
     return "/".join(parts[:first]), "/".join(parts[first:])
 
 
+def open_remote(file: str) -> pa.NativeFile:
+    """Opens a remote file for reading at any place; raises as `local_file`."""
+    storage = Storage.at(file)
+    try:
+        return storage.filesystem.open_input_file(storage.root)
+    except (OSError, pa.ArrowException) as error:
+        raise _fetch_error(file, error) from error
+
+
+def _fetch_error(file: str, error: Exception) -> FetchError:
+    return FetchError(f"{file} cannot be fetched ({error}); see that it can be read, and build again")
+
+
 @contextmanager
 def local_file(file: str) -> Iterator[str]:
     """A local path to a file; a remote one is fetched and removed afterwards.
@@ -203,5 +216,5 @@ def local_file(file: str) -> Iterator[str]:
                 destination_filesystem=fs.LocalFileSystem(),
             )
         except (OSError, pa.ArrowException) as error:
-            raise FetchError(f"{file} cannot be fetched ({error}); see that it can be read, and build again") from error
+            raise _fetch_error(file, error) from error
         yield str(path)

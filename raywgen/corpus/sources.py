@@ -58,6 +58,7 @@ class SourceCheckpoint:
         changed: When its files were last changed; of other bytes it is another.
         full_name: Its name with all that a shorter one leaves out.
         real: What is the same for the same bytes on the disk, whatever the path to them.
+        select: Keys of the networks to take from files that hold several.
         detour: Of several paths to the same bytes the one with the lowest names it.
     """
 
@@ -70,6 +71,7 @@ class SourceCheckpoint:
     changed: str = ""
     full_name: str = ""
     real: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
     detour: int = 0
 
 

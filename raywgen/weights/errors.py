@@ -15,3 +15,7 @@ class NonFiniteWeightsError(WeightsError):
 
 class UnsafeFileError(WeightsError):
     """A weights file that could run code when read, or that is no weights file."""
+
+
+class NotWeightsError(UnsafeFileError):
+    """A file that is sound and holds no network: an optimizer's state, another format."""

@@ -14,7 +14,8 @@ import math
 import mmap
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,15 +26,38 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raywgen.inputs import UnusableFileError, check_expansion, open_regular
-from raywgen.weights.errors import UnsafeFileError, WeightsError
+from raywgen.weights.errors import NotWeightsError, UnsafeFileError, WeightsError
+from raywgen.weights.inert_pickle import (
+    Array,
+    NotPlainError,
+    Opaque,
+    Pickled,
+    Storage,
+    TensorReference,
+    described_call,
+    parse_pickle,
+)
+from raywgen.weights.kinds import (
+    HEAD_BYTES,
+    LEGACY,
+    MAX_HEADER_BYTES,
+    SUFFIXES,
+    ZIP,
+    foreign,
+    foreign_archive,
+    is_pickle,
+    is_safetensors,
+    weights_suffix,
+)
 from raywgen.weights.layout import Layout
-from raywgen.weights.nested import find_state_dict, split_prefix
+from raywgen.weights.nested import choose_networks, split_prefix
+from raywgen.weights.parts import check_whole
 from raywgen.weights.tensors import TensorSpec, find_ties, kind_of
-from raywgen.weights.torch_archive import NotPlainError, TensorReference, TorchArchive, check_entries, parse_pickle
+from raywgen.weights.torch_archive import TorchArchive, check_entries
+from raywgen.weights.torch_legacy import LegacyArchive
 
-PICKLED = (".pt", ".pth", ".th", ".bin")
-SUFFIXES = (".safetensors", *PICKLED)
-_MAX_HEADER_BYTES = 100 << 20
+_MAX_PICKLE_BYTES = 1 << 30
+_ALONE = "save the state_dict alone, best as .safetensors"
 _MAX_PLANS = 256
 _MAPPED_BYTES = 1 << 22
 _DTYPES = {
@@ -102,51 +126,180 @@ class _Plan:
     """Tensors that are told to be tied and lie in the file all the same: name, both places, and bytes."""
 
 
-class WeightsReader:
-    """Reads weights files; keeps what it understood of their headers."""
+@dataclass(frozen=True, slots=True)
+class ReadNetworks:
+    """What a file gave: networks, each by its key where there are several, and the keys of those not taken."""
 
-    def __init__(self) -> None:
-        self._plans: OrderedDict[tuple[str, bytes], _Plan] = OrderedDict()
+    networks: tuple[tuple[str | None, PackedCheckpoint], ...]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The wanted networks of a torch file: a plan where its tensors are contiguous, else what stands for them."""
+
+    networks: tuple[tuple[str | None, _Plan | Mapping[str, TensorReference | Array]], ...]
+    others: tuple[str, ...]
+
+
+class _CallsError(NotPlainError):
+    """A pickle asks to call unknown functions; the message names one and where it stands."""
+
+
+class WeightsReader:
+    """Reads weights files; keeps what it understood of their headers.
+
+    Args:
+        select: Keys or patterns of the networks to take from files that hold several.
+    """
+
+    def __init__(self, select: Sequence[str] = ()) -> None:
+        self._plans: OrderedDict[tuple[str, bytes], _Plan | _Contents] = OrderedDict()
+        self._select = tuple(select)
 
     def read(self, path: str | Path) -> PackedCheckpoint:
-        """One file.
+        """The only network of a file.
 
         Raises:
-            WeightsError: It is missing, truncated, damaged, or holds no `state_dict`.
+            WeightsError: It is missing, truncated, damaged, or holds no network or several.
             UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
         """
-        path = Path(path)
-        # Trainers also write torch files without a suffix.
-        if path.suffix not in ("", *SUFFIXES):
-            raise WeightsError(f"{path}: unknown kind of weights file; give {', '.join(SUFFIXES)}")
+        found = list(self.read_all(path).networks)
+        if len(found) > 1:
+            raise WeightsError(f"{path} holds {len(found)} networks that are selected; select one")
+        return found[0][1]
+
+    def read_all(self, path: str | Path) -> ReadNetworks:
+        """All wanted networks of a file.
+
+        Raises:
+            NotWeightsError: It is sound and holds no network.
+            WeightsError: It is missing, truncated, damaged, or it is not said which of several networks is wanted.
+            UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
+        """
+        path, source = Path(path), str(path)
         try:
             with open_regular(path) as file:
-                if path.suffix == ".safetensors":
-                    return self._read_safetensors(file, path)
-                try:
-                    return self._read_archive(file, path)
-                except NotPlainError:
-                    check_entries(file, str(path))
-                    state = load_pickled(path)
-                    # A tensor may repeat one stored value without end.
-                    check_expansion(sum(map(_num_bytes, state.values())), path.stat().st_size, str(path))
-                    return pack(state, str(path))
+                return self._read(file, path, source)
         except FileNotFoundError as error:
-            raise WeightsError(f"{path} does not exist; give {', '.join(SUFFIXES)}") from error
+            raise WeightsError(f"{source} does not exist; give {', '.join(SUFFIXES)}") from error
         except UnusableFileError as error:
             raise WeightsError(
-                f"{path} cannot be read ({error}); check the file and give a whole checkpoint, best as .safetensors"
+                f"{source} cannot be read ({error}); check the file and give a whole checkpoint, best as .safetensors"
             ) from error
         except OSError as error:
-            raise WeightsError(f"{path} cannot be read ({error}); check the file and its permissions") from error
+            raise WeightsError(f"{source} cannot be read ({error}); check the file and its permissions") from error
+
+    def _read(self, file: BinaryIO, path: Path, source: str) -> ReadNetworks:
+        head, size = file.read(HEAD_BYTES), path.stat().st_size
+        suffix = weights_suffix(path.name).lower()
+        is_torch = head.startswith((ZIP, LEGACY))
+        if not is_torch and (is_safetensors(head, size) or (suffix == ".safetensors" and not foreign(head, path.name))):
+            file.seek(0)
+            return ReadNetworks(((None, self._read_safetensors(file, path)),))
+        kind = None if is_torch else foreign(head, path.name)
+        if kind is not None:
+            raise (WeightsError if kind.is_broken else NotWeightsError)(f"{source} {kind.what}")
+        if not is_torch and not is_pickle(head) and suffix == "" and path.suffix:
+            raise WeightsError(f"{source}: unknown kind of weights file; give {', '.join(SUFFIXES)}")
+        if not head:
+            raise WeightsError(f"{source} is truncated or no torch file (it is empty); fetch it again")
+        try:
+            return self._read_torch(file, head, size, source)
+        except NotPlainError as error:
+            if head.startswith(ZIP) and (kind := foreign_archive(file)) is not None:
+                raise (WeightsError if kind.is_broken else NotWeightsError)(f"{source} {kind.what}") from error
+            check_entries(file, source)
+            return self._read_by_torch(path, size, error)
+
+    def _read_torch(self, file: BinaryIO, head: bytes, size: int, source: str) -> ReadNetworks:
+        archive: TorchArchive | LegacyArchive | None = None
+        if head.startswith(ZIP):
+            archive = TorchArchive(file, source)
+            content = archive.pickle_bytes()
+            known = self._plan("archive", content)
+            if known is None:
+                known = self._contents(parse_pickle(content), source)
+                self._keep("archive", content, known)
+            assert isinstance(known, _Contents), "archives have contents"
+        elif head.startswith(LEGACY):
+            archive = LegacyArchive(file, source)
+            known = self._contents(archive.pickled, source)
+        else:
+            file.seek(0)
+            known = self._contents(parse_pickle(file.read(_MAX_PICKLE_BYTES)), source)
+        found = [(key, self._take(archive, wanted, size, source)) for key, wanted in known.networks]
+        return ReadNetworks(tuple(found), known.others)
+
+    def peek(self, file: Any, source: str) -> None:
+        """Looks at the description of an open file's tensors alone; for what is long and lies far away.
+
+        Raises:
+            WeightsError: As `read_all`, where the description tells.
+        """
+        with suppress(NotPlainError):  # Then it must be read.
+            if file.read(len(ZIP)) == ZIP:
+                self._contents(parse_pickle(TorchArchive(file, source).pickle_bytes()), source)
+
+    def _contents(self, pickled: Pickled, source: str) -> _Contents:
+        content, calls = pickled.content, pickled.calls
+        if isinstance(content, Opaque) and not pickled.has_storages and content.name not in calls:
+            raise NotWeightsError(f"{source} holds no tensors, but an object of class {content.name}; {_ALONE}")
+        if calls:
+            raise _CallsError(described_call(content, calls))
+        choice = choose_networks(content, (TensorReference, Array), source, self._select)
+        networks: list[tuple[str | None, _Plan | Mapping[str, TensorReference | Array]]] = []
+        for key, network in choice.networks:
+            check_whole(network.state, network.beside, source)
+            plain = [
+                value for value in network.state.values() if isinstance(value, TensorReference) and not value.stride
+            ]
+            is_plain = len(plain) == len(network.state)
+            networks.append((key, _archive_plan(network.state, source) if is_plain else network.state))
+        return _Contents(tuple(networks), choice.others)
+
+    def _take(
+        self,
+        archive: TorchArchive | LegacyArchive | None,
+        wanted: _Plan | Mapping[str, TensorReference | Array],
+        size: int,
+        source: str,
+    ) -> PackedCheckpoint:
+        if isinstance(wanted, _Plan):
+            assert archive is not None, "a plan is of storages"
+            return _copy(archive, wanted, size, source)
+        references = [value for value in wanted.values() if isinstance(value, TensorReference)]
+        check_expansion(sum(reference.byte_range[1] for reference in references), size, source)
+        storages: dict[Storage, Tensor] = {}
+        for storage in {reference.storage for reference in references}:
+            assert archive is not None, "references are of storages"
+            archive.check_storage(storage.key, storage.num_bytes)
+            values = bytearray(storage.num_bytes)
+            archive.read_storage(storage.key, memoryview(values))
+            dtype = getattr(torch, storage.dtype)
+            storages[storage] = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+        return pack({name: _tensor(value, storages) for name, value in wanted.items()}, source)
+
+    def _read_by_torch(self, path: Path, size: int, why: NotPlainError) -> ReadNetworks:
+        """By torch's own safe reader, which knows more kinds of tensors and fewer other values."""
+        source = str(path)
+        content = load_pickled(path, str(why) if isinstance(why, _CallsError) else "")
+        choice = choose_networks(content, Tensor, source, self._select)
+        for _, network in choice.networks:
+            check_whole(network.state, network.beside, source)
+        # A tensor may repeat one stored value without end.
+        states = [network.state for _, network in choice.networks]
+        check_expansion(sum(_num_bytes(tensor) for state in states for tensor in state.values()), size, source)
+        found = [(key, pack(network.state, source)) for key, network in choice.networks]
+        return ReadNetworks(tuple(found), choice.others)
 
     def _read_safetensors(self, file: BinaryIO, path: Path) -> PackedCheckpoint:
         length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
+        header = file.read(length) if 2 <= length <= MAX_HEADER_BYTES else b""
         if len(header) != length or not header:
             raise WeightsError(f"{path} is truncated or no safetensors file; fetch it again")
         plan = self._plan("safetensors", header)
-        if plan is None:
+        if not isinstance(plan, _Plan):
             plan = _safetensors_plan(header, path)
             self._keep("safetensors", header, plan)
         size = plan.entries[""]
@@ -172,59 +325,67 @@ class WeightsReader:
                 raise WeightsError(f"{path} was cut short while it was read; fetch it again")
         return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
 
-    def _read_archive(self, file: BinaryIO, path: Path) -> PackedCheckpoint:
-        archive = TorchArchive(file, str(path))
-        content = archive.pickle_bytes()
-        plan = self._plan("archive", content)
-        if plan is None:
-            plan = _archive_plan(content, str(path))
-            self._keep("archive", content, plan)
-        for key, num_bytes in plan.entries.items():
-            archive.check_storage(key, num_bytes)
-        check_expansion(plan.layout.num_bytes, path.stat().st_size, str(path))
-        packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
-        out = packed_P.data
-        storages: dict[str, memoryview] = {}
-        for copy in plan.copies:
-            part = out[copy.target : copy.target + copy.num_bytes]
-            if copy.is_whole:
-                archive.read_storage(copy.entry, part)
-                continue
-            if copy.entry not in storages:
-                storages[copy.entry] = memoryview(bytearray(plan.entries[copy.entry]))
-                archive.read_storage(copy.entry, storages[copy.entry])
-            part[:] = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
-        return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
-
-    def _plan(self, kind: str, content: bytes) -> _Plan | None:
+    def _plan(self, kind: str, content: bytes) -> _Plan | _Contents | None:
         plan = self._plans.get((kind, content))
         if plan is not None:
             self._plans.move_to_end((kind, content))
         return plan
 
-    def _keep(self, kind: str, content: bytes, plan: _Plan) -> None:
+    def _keep(self, kind: str, content: bytes, plan: _Plan | _Contents) -> None:
         self._plans[kind, content] = plan
         if len(self._plans) > _MAX_PLANS:
             self._plans.popitem(last=False)
 
 
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The `state_dict` in any torch file, by torch's own safe reader.
+def _copy(archive: TorchArchive | LegacyArchive, plan: _Plan, size: int, source: str) -> PackedCheckpoint:
+    for key, num_bytes in plan.entries.items():
+        archive.check_storage(key, num_bytes)
+    check_expansion(plan.layout.num_bytes, size, source)
+    packed_P = np.zeros(plan.layout.num_bytes, dtype=np.uint8)
+    out = packed_P.data
+    storages: dict[str, memoryview] = {}
+    for copy in plan.copies:
+        part = out[copy.target : copy.target + copy.num_bytes]
+        if copy.is_whole:
+            archive.read_storage(copy.entry, part)
+            continue
+        if copy.entry not in storages:
+            storages[copy.entry] = memoryview(bytearray(plan.entries[copy.entry]))
+            archive.read_storage(copy.entry, storages[copy.entry])
+        part[:] = storages[copy.entry][copy.source : copy.source + copy.num_bytes]
+    return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
+
+
+def _tensor(value: TensorReference | Array, storages: Mapping[Storage, Tensor]) -> Tensor:
+    if isinstance(value, Array):
+        return torch.from_numpy(value.values)
+    flat = storages[value.storage]
+    if 0 in value.shape:
+        return flat.new_empty(value.shape)
+    stride = value.stride or torch.empty(value.shape, device="meta").stride()
+    return flat.as_strided(value.shape, stride, value.offset)
+
+
+def load_pickled(path: Path, why: str = "") -> Any:
+    """What any torch file holds, by torch's own safe reader.
+
+    Args:
+        path: The file.
+        why: What it asks for that is not given, where that is known.
 
     Raises:
         UnsafeFileError: It asks for more than tensors.
-        WeightsError: It is damaged, or holds no `state_dict`.
+        WeightsError: It is damaged.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"{path} holds pickled code or objects, which are never executed, or is damaged; "
-            "save the state_dict alone, best as .safetensors"
+            f"{path} holds pickled code or objects{f' ({why})' if why else ''}, which are never executed"
+            f"{'' if why else ', or is damaged'}; {_ALONE}"
         ) from error
     except Exception as error:  # a damaged pickle makes torch raise nearly anything
         raise WeightsError(f"{path} is truncated or no torch file ({error}); fetch it again") from error
-    return find_state_dict(content, Tensor, str(path))
 
 
 def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
@@ -304,8 +465,7 @@ def _told_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[
     }
 
 
-def _archive_plan(content: bytes, source: str) -> _Plan:
-    state = find_state_dict(parse_pickle(content), TensorReference, source)
+def _archive_plan(state: Mapping[str, TensorReference], source: str) -> _Plan:
     tensors = {name: (reference.storage.dtype, reference.shape) for name, reference in state.items()}
     sources = [(reference.storage.key, reference.byte_range[0]) for reference in state.values()]
     storages = {reference.storage.key: reference.storage for reference in state.values()}

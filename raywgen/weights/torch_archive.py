@@ -1,149 +1,25 @@
-"""What a torch file (zip format) says of its tensors, read without torch and without running anything.
+"""A torch file in zip format: its pickle and its storages, read without torch.
 
 `torch.load(weights_only=True)` interprets the pickle anew for every file. Checkpoints of one architecture hold the
-same pickle byte for byte and differ in storages alone, so it is interpreted once, by a reader that knows only the
-few harmless names a `state_dict` needs, and the storages are copied straight from the archive.
+same pickle byte for byte and differ in storages alone, so it is interpreted once (see `inert_pickle`), and the
+storages are copied straight from the archive.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import zipfile
 import zlib
-from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
-
-import torch
+from collections import Counter
+from typing import BinaryIO
 
 from raywgen.inputs import UnusableFileError, check_zip
 from raywgen.weights.errors import WeightsError
+from raywgen.weights.inert_pickle import NotPlainError
 
 _LOCAL_HEADER_BYTES = 30
 _LOCAL_HEADER = b"PK\x03\x04"
 _FOLDER = 0x10
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A storage by the name of its entry in the archive."""
-
-    key: str
-    dtype: str
-    num_values: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Of its values."""
-        return self.num_values * getattr(torch, self.dtype).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class TensorReference:
-    """A contiguous tensor in a storage; `offset` counts values."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As torch names it."""
-        return getattr(torch, self.storage.dtype)
-
-    @property
-    def byte_range(self) -> tuple[int, int]:
-        """First byte in the storage, and their number."""
-        size = self.dtype.itemsize
-        num_values = 1
-        for length in self.shape:
-            num_values *= length
-        return self.offset * size, num_values * size
-
-
-class NotPlainError(Exception):
-    """The file is no plain archive of contiguous tensors; `torch.load` may know more."""
-
-
-def _rebuild_tensor(
-    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, marks: Any = None
-) -> TensorReference:
-    if marks:
-        raise NotPlainError("values to be negated or conjugated")
-    if not all(type(number) is int for number in (offset, *shape, *stride)):
-        raise NotPlainError("a shape that is no shape")
-    contiguous, step = [], 1
-    for length in reversed(shape):
-        contiguous.insert(0, step)
-        step *= max(length, 1)
-    # A stride along a length of one or none says nothing.
-    differs = any(a != b for a, b, length in zip(stride, contiguous, shape, strict=True) if length > 1)
-    reference = TensorReference(storage, offset, tuple(shape))
-    if not isinstance(storage, Storage) or differs:
-        raise NotPlainError("a tensor is not contiguous")
-    if min(offset, *shape, 0) < 0 or sum(reference.byte_range) > storage.num_bytes:
-        raise NotPlainError("a tensor reaches beyond its storage")
-    return reference
-
-
-_KNOWN: dict[tuple[str, str], Callable[..., Any] | str] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-}
-
-
-# The pure-Python reader: the C one sizes its memo by a number in the file, which may ask for all memory.
-class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise NotPlainError(f"{module}.{name}")
-        return _KNOWN[module, name]
-
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, dtype, key, _, num_values = pid
-        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
-            raise NotPlainError("a storage of another kind")
-        if type(num_values) is not int:
-            raise NotPlainError("a storage without a size")
-        return Storage(key, dtype, num_values)
-
-    def load_build(self: Any) -> None:
-        """Drops the attributes (`_metadata`) of a `state_dict`; those of anything else could undo its checks."""
-        self.stack.pop()
-        if type(self.stack[-1]) is not OrderedDict:
-            raise NotPlainError("attributes")
-
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def parse_pickle(data: bytes) -> Any:
-    """The saved object with a `TensorReference` in each tensor's place.
-
-    Raises:
-        NotPlainError: It asks for anything else.
-    """
-    try:
-        return _Unpickler(io.BytesIO(data)).load()
-    except NotPlainError:
-        raise
-    except Exception as error:  # damage makes an unpickler raise nearly anything
-        raise NotPlainError(str(error)) from error
 
 
 class TorchArchive:

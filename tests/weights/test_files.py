@@ -147,9 +147,9 @@ def test_what_holds_no_state_dict_is_refused(tmp_path: Path, content: object) ->
 def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"gone\.pt does not exist"):
         load_state_dict(tmp_path / "gone.pt")
-    (tmp_path / "model.onnx").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"model\.onnx: unknown kind .* \.safetensors"):
-        load_state_dict(tmp_path / "model.onnx")
+    (tmp_path / "model.xyz").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"model\.xyz: unknown kind .* \.safetensors"):
+        load_state_dict(tmp_path / "model.xyz")
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None:

@@ -6,13 +6,21 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.weights import WeightsError
-from raywgen.weights.nested import find_state_dict, split_prefix
+from raywgen.weights.nested import choose_networks, split_prefix
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params")
+
+
+def find_state_dict(content: Any, leaf: type, source: str) -> dict[str, Any]:
+    ((_, network),) = choose_networks(content, leaf, source).networks
+    return network.state
+
+
 names = st.from_regex(r"[a-z]{1,9}(\.[a-z0-9_]{0,6}){0,3}", fullmatch=True)
 state_dicts = st.dictionaries(names, st.floats(), min_size=1, max_size=5)
 
@@ -38,39 +46,69 @@ def test_a_state_dict_whose_tensor_is_named_like_a_wrapper_is_itself() -> None:
     assert find_state_dict({"model": 1.0, "weights": 2.0}, float, "file") == {"model": 1.0, "weights": 2.0}
 
 
-def test_the_wrapper_named_first_wins() -> None:
-    content = {"params": {"b": 2.0}, "state_dict": {"a": 1.0}, "epoch": 3}
-    assert find_state_dict(content, float, "file") == {"a": 1.0}
+T = torch.ones(2, 2)
+REFUSED: dict[str, tuple[Any, str]] = {
+    "nothing": ({}, r"holds no state_dict \(it is empty\); save module\.state_dict\(\) alone"),
+    "an empty list": ([], r"a list of 0"),
+    "None": (None, "a NoneType"),
+    "a number": (3, "a int"),
+    "a list of tensors": ([T], "a list of 1"),
+    "a tensor": (torch.ones(3, 148), r"one tensor \[3, 148\]"),
+    "tensors by number": ({0: T}, "keys '0'"),
+    "empty": ({"model": {}}, "keys 'model'"),
+    "a name that is a number": ({"model": {"a": T, 4: T}}, "keys 'model'"),
+    "metrics": ({"epoch": 3, "best": torch.tensor(0.5)}, "keys 'epoch', 'best'"),
+    "a list among tensors": ({"a": T, "b": T, "history": [1.0]}, "entry 'history' among its tensors is a list"),
+    "moments": ({"state": {0: {"exp_avg": T}}, "param_groups": []}, "an optimizer's state"),
+    "moments alone": ({"state": {0: {"exp_avg": T, "exp_avg_sq": T, "step": T}}}, "an optimizer's state"),
+    "several": ({"encoder": {"a": T}, "decoder": {"b": T}}, r"holds 2 networks: 'encoder', 'decoder'; .*--select KEY"),
+    "several usual ones": ({"model": {"a": T}, "net": {"b": T}}, r"holds 2 networks: 'model', 'net'"),
+    "a list of networks": ([{"a": T}, {"a": T}], r"holds 2 networks: '0', '1'"),
+}
 
 
-def cyclic() -> dict[str, Any]:
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_holds_no_network_or_several_is_refused_with_what_was_found(name: str) -> None:
+    content, message = REFUSED[name]
+    with pytest.raises(WeightsError, match=rf"^a/b\.pt .*{message}"):
+        find_state_dict(content, torch.Tensor, "a/b.pt")
+
+
+def test_a_mapping_that_holds_itself_ends() -> None:
     content: dict[str, Any] = {}
     content["model"] = content
-    return content
+    with pytest.raises(WeightsError, match="holds no state_dict"):
+        find_state_dict(content, torch.Tensor, "file")
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "key"),
     [
-        {},
-        [],
-        None,
-        3,
-        [1.0],
-        {0: 1.0},
-        {"a": 1.0, "step": 3},
-        {"model": {}},
-        {"model": {"a": 1.0, 4: 2.0}},
-        {"model": [1.0]},
-        {"weights": {"net": {"network": {"a": 1.0}}}},
-        {"teacher": {"a": 1.0}},
-        cyclic(),
+        ({"model": {"state_dict": {"net": {"a": T}}}}, "model.state_dict.net"),
+        ({"checkpoint": {"model": {"a": T}}}, "checkpoint.model"),
+        ([{"a": T}], "0"),
+        ({"a": T, "epoch": 3, "name": "x", "none": None}, ""),
+        ({"model": {"a": T}, "optimizer": {"state": {0: {"exp_avg": T}}}, "rng": [T], "metrics": {"x": T}}, "model"),
     ],
-    ids=repr,
 )
-def test_what_holds_none_is_refused_with_the_places_and_a_remedy(content: Any) -> None:
-    with pytest.raises(WeightsError, match=r"a/b\.pt holds no state_dict .*state_dict, .*save module\.state_dict\(\)"):
-        find_state_dict(content, float, "a/b.pt")
+def test_a_single_network_is_found_wherever_it_lies(content: Any, key: str) -> None:
+    ((name, network),) = choose_networks(content, torch.Tensor, "file").networks
+    assert (name, network.key, list(network.state)) == (None, key, ["a"])
+
+
+def test_networks_are_selected_by_key_and_pattern_and_the_rest_is_told() -> None:
+    content = {"model": {"a": T}, "ema": {"a": T}, "nest": {"x": {"a": T}, "y": {"a": T}}}
+    usual = choose_networks(content, torch.Tensor, "file")
+    assert [network.key for _, network in usual.networks] == ["model"]
+    assert usual.others == ("ema", "nest.x", "nest.y")
+    for select, keys in {
+        "ema": [None],
+        "nest.*": ["nest.x", "nest.y"],
+        "*": ["model", "ema", "nest.x", "nest.y"],
+    }.items():
+        assert [key for key, _ in choose_networks(content, torch.Tensor, "file", [select]).networks] == keys
+    with pytest.raises(WeightsError, match=r"4 networks: 'model'.*choose by `--select KEY`"):
+        choose_networks(content, torch.Tensor, "file", ["none"])
 
 
 @pytest.mark.parametrize("attribute", ["items", "get", "keys", "values"])

@@ -175,7 +175,6 @@ def test_a_whole_training_state_gives_its_model(tmp_path: Path, zipped: bool, pr
     assert_bit_equal(unpacked(checkpoint), dict(module.state_dict()))
     kinds = {spec.name: spec.kind for spec in checkpoint.layout.tensors}
     assert (kinds["1.weight"], kinds["1.num_batches_tracked"]) == ("norm_scale", "counter")
-    assert_bit_equal(unpacked(pack(load_pickled(path), "memory")), dict(module.state_dict()))
 
 
 def save(state: StateDict, path: Path) -> Path:
@@ -311,7 +310,7 @@ def test_missing_empty_and_unreadable_files_are_named(tmp_path: Path, suffix: st
         read(path)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.PT", "model.pt.gz"])
+@pytest.mark.parametrize("name", ["model.xyz", "model.pt.gz"])
 def test_unknown_kinds_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(WeightsError, match=rf"{name}: unknown kind of weights file; give \.safetensors, .*\.bin"):
@@ -396,7 +395,7 @@ def test_safetensors_without_tensors_are_refused(tmp_path: Path, header: object)
 @pytest.mark.parametrize("content", [{"epoch": 3}, {}, [torch.ones(2)], torch.ones(2), {0: torch.ones(1)}, "text"])
 def test_torch_files_without_a_state_dict_are_refused(tmp_path: Path, content: object, zipped: bool) -> None:
     torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"model\.pt holds no state_dict .*save module\.state_dict\(\) alone"):
+    with pytest.raises(WeightsError, match=r"model\.pt holds no state_dict \(.*save module\.state_dict\(\) alone"):
         read(tmp_path / "model.pt")
 
 
