@@ -32,6 +32,7 @@ from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, check_file_or_name, load_config
 from raywgen.progress import Reporter, plain
+from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import named_in, trusting
 
 app = typer.Typer(
@@ -47,14 +48,18 @@ app.add_typer(use_app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit status 1."""
+    """Entry point: a user's mistake is one line on standard error and exit status 1; so is a signal, with its own."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.showwarning = _show_warning
     _find_modules_here()
     try:
-        app(prog_name="raywgen")
+        with stop_signals():
+            app(prog_name="raywgen")
+    except Stopped as stopped:
+        Console(stderr=True).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
+        sys.exit(stopped.code)
     except Exception as error:
         if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError)) and not _is_rays(error):
             raise

@@ -9,6 +9,7 @@ import typer
 
 from raywgen.cli.settings import Trust, out, print_info
 from raywgen.progress import Reporter, plain
+from raywgen.stops import keeping
 
 app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
 Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
@@ -76,7 +77,8 @@ def build(
         constants=constant or [],
         distributed=not here,
     )
-    with Reporter().step("corpus", f"ingest into {target}") as bar:
+    kept = keeping(f"{target} keeps the files that are ingested; the same command goes on with the others")
+    with kept, Reporter().step("corpus", f"ingest into {target}") as bar:
         if here:
             corpus = build_corpus(config, bar.named, bar.say)
         else:

@@ -26,6 +26,7 @@ from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.names import one_of
+from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point, trusted
 
@@ -156,7 +157,8 @@ def generate(config: GenerateConfig, on_progress: Callable[[int, int], None] | N
     asked = ask(config, corpus, trained)
     job = _job(config, asked, corpus)
     recipe = _recipe(config, job)
-    with writing(config.out):
+    kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")
+    with kept, writing(config.out):
         keeper = FileKeeper(config.out, job, recipe)
         if config.into == "corpus":
             told = asked.tasks or ([] if job.names == [NO_TASK] else [_own_task(job)])

@@ -28,6 +28,8 @@ class TrainConfig:
         checkpoint_every: Optimiser steps between checkpoints.
         log_every: Optimiser steps between rows of the metric log.
         validate_every: Optimiser steps between validations, on tasks that are never trained on.
+        grace_seconds: After Ctrl-C or SIGTERM, how long the step under way may take to end and its checkpoint to be
+            written; clusters kill a process about 30 seconds after they have asked it to end.
         max_failures: How often a run restarts from its last checkpoint when a worker dies.
         num_condition_samples: Labelled samples a generator is shown per network.
         num_query_samples: Further labelled samples per network, for losses on what it does.
@@ -47,6 +49,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     log_every: int = 10
     validate_every: int = 50
+    grace_seconds: float = 25.0
     max_failures: int = 2
     num_condition_samples: int = 64
     num_query_samples: int = 128
@@ -64,6 +67,8 @@ class TrainConfig:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:
             raise ValueError("num_condition_samples and num_query_samples must be at least 1")
+        if self.grace_seconds <= 0:
+            raise ValueError(f"grace_seconds={self.grace_seconds}: must be above 0")
         if self.shot < 0:
             raise ValueError(f"shot={self.shot}: must be at least 0")
         try:
@@ -90,12 +95,24 @@ def read_train_config(path: str | Path) -> TrainConfig:
     """The config that a run folder holds, every value as it stands there.
 
     Raises:
-        ConfigError: The file is missing, or holds no config of a run.
+        ConfigError: The file is missing, or holds no config of a run; the message names the remedy.
     """
-    content = read_yaml(path)
     try:
+        content = read_yaml(path)
         schema = method(str(content.get("method", TrainConfig.method))).config
-    except UnknownMethodError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    generator = stored_config(schema, content.get("generator") or {}, f"{path}: generator")
-    return stored_config(TrainConfig, content | {"generator": generator}, str(path))
+        generator = stored_config(schema, content.get("generator") or {}, f"{path}: generator")
+        return stored_config(TrainConfig, content | {"generator": generator}, str(path))
+    except (ConfigError, UnknownMethodError) as error:
+        reason = " ".join(str(error).split())  # YAML's own say where over several lines.
+        raise ConfigError(
+            f"{path} is damaged ({reason}); delete it and train with the settings of before: the run goes on"
+        ) from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,14 +1,17 @@
-"""Batches for a worker, from a Ray Data stream of record batches.
+"""Batches for a worker, from the record batches of a corpus.
 
-All workers read the same stream (blocks lie in shared memory, so on one node they are not copied) and agree on
-one global order: batch t of a stage is the same set of checkpoints, samples and noise whatever the number of
-workers, and each takes its own part of it. A batch is of one layout; layouts take turns.
+Every worker reads the shards itself (locally they are memory-mapped, so that the workers of a node share the pages)
+and puts rows into the order of the corpus' facts. So all workers agree on one global order: batch t of a stage is the
+same set of checkpoints, samples and noise whatever the number of workers, and each takes its own part of it. A batch is
+of one layout; layouts take turns.
 
 Shape legend: N checkpoints, B networks of a worker's part of a batch, D values, P packed bytes, k local targets.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +29,7 @@ from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, Weigh
 
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
+_TRAIN, _HELD, _BASE = "train", "validation", "base"
 STAGE_STREAM = 2_000
 
 
@@ -41,6 +45,7 @@ class LayoutRows:
         trajectories: On which optimisation run each lies, N entries.
         steps: Optimiser step of each, N entries.
         policies: Name of the optimiser of each, N entries.
+        ids: Id of each, N entries.
         targets_NkD: Local targets of each, where `trajectory_rows` made the rows.
     """
 
@@ -51,7 +56,20 @@ class LayoutRows:
     trajectories: list[str]
     steps: list[int]
     policies: list[str]
+    ids: list[str]
     targets_NkD: Tensor | None = None
+
+    def digest(self) -> str:
+        """Changes with which checkpoints these are, with their order, and with what is known of each."""
+        told = [
+            self.layout.id,
+            self.ids,
+            [task.id for task in self.tasks],
+            self.trajectories,
+            self.steps,
+            self.policies,
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 class TrajectoryError(ValueError):
@@ -59,29 +77,92 @@ class TrajectoryError(ValueError):
 
 
 def collect_rows(blocks: Iterable[pa.Table], corpus: Corpus) -> list[LayoutRows]:
-    """Sorts a stream's blocks by layout and joins each checkpoint's facts to it."""
+    """Sorts blocks by layout and joins each checkpoint's facts to it; rows come out in the order of shards and rows."""
     columns = [corpus.facts.column(name).to_pylist() for name in ("checkpoint_id", "task_id", "trajectory_id", "step")]
     facts_of = {name: facts for name, *facts in zip(*columns, policy_names(corpus), strict=True)}
+    place_of = _places(corpus)
     values: dict[str, list[Tensor]] = {}
-    facts: dict[str, list[list[Any]]] = {}
+    ids: dict[str, list[str]] = {}
     for block in blocks:
         layout_id = block.column("layout_id")[0].as_py()
-        ids, form, packed_NP = corpus.checked_block(block)
+        names, form, packed_NP = corpus.checked_block(block)
         values.setdefault(layout_id, []).append(form.values(packed_NP))
-        facts.setdefault(layout_id, []).extend(facts_of[name] for name in ids)
-    return [
-        LayoutRows(
-            layout=network.layout,
-            module=build_network(network.recipe) if network.recipe else nn.Module(),
-            values_ND=torch.cat(values[layout_id]),
-            tasks=[build_task(task_recipe(corpus, task_id, layout_id)) for task_id, *_ in facts[layout_id]],
-            trajectories=[trajectory for _, trajectory, *_ in facts[layout_id]],
-            steps=[step for *_, step, _ in facts[layout_id]],
-            policies=[policy for *_, policy in facts[layout_id]],
+        ids.setdefault(layout_id, []).extend(names)
+    found = []
+    for layout_id, network in corpus.networks.items():
+        if layout_id not in values:
+            continue
+        names, values_ND = ids[layout_id], torch.cat(values[layout_id])
+        order = sorted(range(len(names)), key=lambda row, names=names: place_of[names[row]])
+        if order != list(range(len(names))):
+            values_ND, names = values_ND[torch.tensor(order)], [names[row] for row in order]
+        facts = [facts_of[name] for name in names]
+        found.append(
+            LayoutRows(
+                layout=network.layout,
+                module=build_network(network.recipe) if network.recipe else nn.Module(),
+                values_ND=values_ND,
+                tasks=[build_task(task_recipe(corpus, task_id, layout_id)) for task_id, *_ in facts],
+                trajectories=[trajectory for _, trajectory, *_ in facts],
+                steps=[step for *_, step, _ in facts],
+                policies=[policy for *_, policy in facts],
+                ids=names,
+            )
         )
-        for layout_id, network in corpus.networks.items()
-        if layout_id in values
-    ]
+    return found
+
+
+def _places(corpus: Corpus) -> dict[str, tuple[int, int]]:
+    """Checkpoint id -> number of its shard and row in it: the one order that does not depend on who reads when."""
+    number_of = {shard.path: number for number, shard in enumerate(corpus.shards)}
+    columns = [corpus.facts.column(name).to_pylist() for name in ("checkpoint_id", "shard", "row")]
+    return {name: (number_of[shard], row) for name, shard, row in zip(*columns, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRows:
+    """All checkpoints that a run needs.
+
+    Attributes:
+        train: Those that it is trained on.
+        held: Those that it is validated on; empty where there are none.
+    """
+
+    train: list[LayoutRows]
+    held: list[LayoutRows]
+
+    @classmethod
+    def read(cls, corpus: Corpus) -> RunRows:
+        """Reads a corpus in this process.
+
+        Raises:
+            CorpusError: There is nothing to train on, or a shard cannot be read.
+        """
+        train = collect_rows(corpus.blocks([_TRAIN]), corpus)
+        has_held = corpus.select(split=_HELD).num_rows > 0
+        held = collect_rows(corpus.blocks([_HELD]), corpus) if has_held else []
+        return cls(train=train, held=held)
+
+    def digest(self) -> str:
+        """Changes with which checkpoints these are and with their order."""
+        told = [[rows.digest() for rows in self.train], [rows.digest() for rows in self.held]]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def data_digest(corpus: Corpus) -> str:
+    """Changes with all that a run is trained on: values, by the shards' checksums, facts and tasks; reads no weights.
+
+    Two corpora of equal content have the same one, wherever they lie.
+    """
+    shards = corpus.shards_of([_TRAIN, _HELD, _BASE])
+    columns = [corpus.facts.column(name).to_pylist() for name in ("shard", "checkpoint_id", "task_id", "trajectory_id")]
+    columns += [corpus.facts.column("step").to_pylist(), policy_names(corpus)]
+    read = {shard.path for shard in shards}
+    facts = [list(row) for row in zip(*columns, strict=True) if row[0] in read]
+    recipes = {name: task.recipe for name, task in corpus.tasks.items()}
+    networks = {key: network.recipe for key, network in corpus.networks.items()}
+    told = [[shard.sha256 for shard in shards], facts, recipes, networks]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def task_recipe(corpus: Corpus, task_id: str | None, layout_id: str) -> dict[str, Any]:
@@ -162,6 +243,7 @@ def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
         trajectories=[rows.trajectories[place] for place in ends],
         steps=[rows.steps[place] for place in ends],
         policies=[rows.policies[place] for place in ends],
+        ids=[rows.ids[place] for place in ends],
         targets_NkD=rows.values_ND[place_Nk],
     )
 

@@ -54,6 +54,10 @@ class Engine(ABC):
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sums over all workers, in place."""
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on one worker at least; every worker must call it and is told the same."""
+        return flag
+
     @abstractmethod
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state by parameter name, in full, on the CPU; every worker must call it."""
@@ -169,6 +173,11 @@ class DeepSpeedEngine(Engine):
         """By the process group's own backend."""
         torch.distributed.all_reduce(tensor)
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """By a sum over all workers."""
+        device = next(self.stage.parameters()).device
+        return bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
     def moments(self) -> dict[str, Tensor]:
         """Gathered from all workers' shards."""

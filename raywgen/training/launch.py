@@ -6,47 +6,42 @@ training a small generator. The same call made again goes on where the last one 
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raywgen.config import ConfigError, save_config, to_yaml
+from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
-from raywgen.generators import DataSpec, Stage
+from raywgen.generators import DataSpec
 from raywgen.generators.bundle import ENCODER, build_generator
 from raywgen.locks import only_one
+from raywgen.stops import Stopped, stop_signals
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
-from raywgen.training.config import TrainConfig, read_train_config
-from raywgen.training.data import BatchOrder, LayoutRows, collect_rows, data_spec, knows_tasks, measure_references
-from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
-from raywgen.training.loop import BUNDLE, Checkpoints, LocalCheckpoints, Progress, Run, train_run
+from raywgen.training.checkpoints import RunCheckpoints
+from raywgen.training.config import TrainConfig, flatten, read_train_config
+from raywgen.training.data import data_digest, data_spec, knows_tasks, measure_references
+from raywgen.training.loop import BUNDLE
 from raywgen.training.runlog import read_metrics
-from raywgen.trust import entry_point, trusted, trusting
+from raywgen.training.runs import Launch, is_done, restore, warn
+from raywgen.training.workers import train_here, train_on_ray
+from raywgen.trust import entry_point
 from raywgen.weights import ReferenceTable
 
 OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
 """Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
 
 
-class TrainingError(RuntimeError):
-    """Workers failed more often than `max_failures` allows; the message holds the first one's reason."""
-
-
 CONFIG = "config.yaml"
-_RAY = "ray_train"
-_LOCAL = "checkpoint"
 _POLL_SECONDS = 0.5
-_VALIDATION_SEED = 5
+_MOST_NAMED = 3
 
 
 @entry_point
@@ -67,9 +62,11 @@ def launch(
         CorpusError: The corpus cannot be read.
         ClusterError: The cluster has no room for the workers and never will.
         InUseError: Another process works on a run folder.
+        TrainingError: Workers failed too often.
+        Stopped: A signal came, and what could be kept is kept.
     """
     _check(configs)
-    left = [config for config in configs if not _is_done(config)]
+    left = [config for config in configs if not is_done(config)]
     if not left:
         return
     _refuse_misfit(left[0])
@@ -87,19 +84,64 @@ def launch(
             if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
                 copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
         facts = [_facts(config, inputs) for config in left]
+        told = Launch(
+            configs=left,
+            facts=facts,
+            references=references,
+            data=data,
+            until=until,
+            start=start,
+            snapshot=corpus.snapshot,
+        )
         with _Watcher(left, on_progress, references, data):
-            if left[0].num_workers == 0:
-                _train_here(left, facts, corpus, references, data, until, start)
+            _train(told, corpus)
+
+
+def _train(told: Launch, corpus: Corpus) -> None:
+    """Trains until all runs are done, or a signal asks to stop.
+
+    Raises:
+        Stopped: A signal came; the newest checkpoint says where the same call goes on.
+    """
+    with stop_signals(told.configs[0].grace_seconds) as stop:
+        try:
+            if told.configs[0].num_workers == 0:
+                train_here(told, stop)
             else:
-                _train_on_ray(left, facts, corpus, references, data, until, start)
+                _look_at_checkpoints(told, corpus)
+                train_on_ray(told, stop)
+            if stop.number is not None and not all(is_done(config) for config in told.configs):
+                raise Stopped(stop.number)
+        except Stopped as stopped:
+            stopped.kept = _kept(told)
+            raise
+
+
+def _look_at_checkpoints(told: Launch, corpus: Corpus) -> None:
+    """Says here, before any worker starts, which checkpoints workers will pass over."""
+    digest = data_digest(corpus)
+    for config in told.configs:
+        restore(config, told.build(config), digest, told.start, warn)
+
+
+def _kept(told: Launch) -> str:
+    for config in told.configs:
+        if not is_done(config):
+            position = RunCheckpoints(config.out).position()
+            if position is None:
+                return f"{config.out} has no checkpoint yet; the same command begins again"
+            names = [*(stage.name for stage in told.build(config).stages()), "all"]
+            where = f"step {position[1]} of stage '{names[position[0]]}'"
+            return f"{config.out} keeps a checkpoint at {where}; the same command goes on from there"
+    return "all generators are trained"
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
-        kept = Path(config.out) / CONFIG
-        if kept.is_file() and _identity(read_train_config(kept)) != _identity(config):
+        if different := _differences(config):
             raise ConfigError(
-                f"{config.out} holds a run with another config ({kept}); give another `out`, or delete the folder"
+                f"{config.out} holds a run with another config ({Path(config.out) / CONFIG}): {'; '.join(different)}; "
+                "give another `out`, or delete the folder"
             )
         if (config.corpus, config.num_workers) != (configs[0].corpus, configs[0].num_workers):
             raise ConfigError("runs of one launch must share `corpus` and `num_workers`")
@@ -133,14 +175,24 @@ def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: Re
                 )
 
 
-def _identity(config: TrainConfig) -> str:
-    """What may not change when a run goes on: all but where and how often, as checkpoints fit any workers."""
-    where = {"num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0}
-    return to_yaml(replace(config, **where, checkpoint_every=1, log_every=1, validate_every=1))
+def _differences(config: TrainConfig) -> list[str]:
+    """In which keys the run of the folder is another one, as `key: there ..., here ...`."""
+    path = Path(config.out) / CONFIG
+    if not path.is_file():
+        return []
+    there, here = _identity(read_train_config(path)), _identity(config)
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:_MOST_NAMED]]
 
 
-def _is_done(config: TrainConfig) -> bool:
-    return (Path(config.out) / BUNDLE / "generator.json").is_file()
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """What may not change when a run goes on: all but where it lies, who trains, and how often something is kept.
+
+    Checkpoints fit any workers. Whether the corpus still holds the same is seen by their digest.
+    """
+    where = {"out": "", "num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
+    told = replace(config, **where, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus))
+    return dict(flatten(asdict(told)))
 
 
 def _facts(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
@@ -158,187 +210,6 @@ def _inputs(corpus: Corpus) -> InputForm | None:
         return None
     alike = {None if form is None else (form.size, form.channels, form.encoder) for form in forms}
     return forms[0] if len(alike) == 1 else None
-
-
-def _orders(
-    config: TrainConfig, num_targets: int, train: list[LayoutRows], held: list[LayoutRows], rank: int, num_workers: int
-) -> tuple[BatchOrder, BatchOrder | None]:
-    make = partial(
-        BatchOrder,
-        num_condition_samples=config.num_condition_samples,
-        num_query_samples=config.num_query_samples,
-        shot=config.shot,
-        num_targets=num_targets,
-        rank=rank,
-        num_workers=num_workers,
-    )
-    return make(train, seed=config.seed), make(held, seed=config.seed + _VALIDATION_SEED) if held else None
-
-
-def _train_here(
-    configs: Sequence[TrainConfig],
-    facts: Sequence[dict[str, Any]],
-    corpus: Corpus,
-    references: ReferenceTable,
-    data: DataSpec,
-    until: float,
-    start: str,
-) -> None:
-    train = collect_rows(corpus.blocks(["train"]), corpus)
-    has_validation = corpus.select(split="validation").num_rows > 0
-    held = collect_rows(corpus.blocks(["validation"]), corpus) if has_validation else []
-    for config, told in zip(configs, facts, strict=True):
-        build = partial(build_generator, config.method, config.generator, references, data, config.seed)
-        order, validation = _orders(config, build().num_targets, train, held, rank=0, num_workers=1)
-        checkpoints = LocalCheckpoints(Path(config.out) / _LOCAL)
-        run = Run(
-            index=0,
-            config=config,
-            build=build,
-            order=order,
-            validation=validation,
-            engine=partial(LocalEngine, precision=config.precision),
-            checkpoints=checkpoints,
-            rank=0,
-            facts=told,
-            until=until,
-        )
-        train_run(run, checkpoints.load(start))
-
-
-def _train_on_ray(
-    configs: Sequence[TrainConfig],
-    facts: Sequence[dict[str, Any]],
-    corpus: Corpus,
-    references: ReferenceTable,
-    data: DataSpec,
-    until: float,
-    start: str,
-) -> None:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    first = configs[0]
-    has_validation = corpus.select(split="validation").num_rows > 0
-    streams = {"train": corpus.dataset(["train"])}
-    if has_validation:
-        streams["validation"] = corpus.dataset(["validation"])
-    trainer = TorchTrainer(
-        worker_loop,
-        train_loop_config={
-            "configs": [_placed(config) for config in configs],
-            "facts": list(facts),
-            "references": references,
-            "data": data,
-            "until": until,
-            "start": absolute(start) if start else "",
-            "trust": trusted(),
-            "snapshot": corpus.snapshot,
-        },
-        torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
-        run_config=ray.train.RunConfig(
-            name=_RAY,
-            storage_path=absolute(first.out),
-            failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-        datasets=dict(streams),
-        # Every worker sees all blocks and takes its part of each global batch.
-        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
-    )
-    try:
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        first_failure = next(iter(error.worker_failures.values()), error)
-        reason = str(first_failure).strip().splitlines()[-1]
-        raise TrainingError(
-            f"{first.out}: training stopped: {reason}; logs are under {first.out}/{_RAY} and in Ray's session folder, "
-            "the same command goes on from the last checkpoint"
-        ) from error
-
-
-def _placed(config: TrainConfig) -> TrainConfig:
-    """With paths that mean the same in a worker, which Ray Train starts in a folder of its own."""
-    return replace(config, corpus=absolute(config.corpus), out=absolute(config.out))
-
-
-class _RayCheckpoints:
-    """Reports progress to Ray Train, which keeps it in the run folder."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-
-    def save(self, progress: Progress) -> None:
-        """Every worker reports; the first one's carries the checkpoint."""
-        import ray.train
-
-        position = {"run": progress.run, "stage": progress.stage, "step": progress.step}
-        if self._rank > 0:
-            ray.train.report(position)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            progress.save(folder)
-            ray.train.report(position, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def worker_loop(payload: dict[str, Any]) -> None:
-    """What runs on every Ray Train worker; importable, so that it is not pickled by value."""
-    with trusting(*payload["trust"]):
-        _train_worker(payload)
-
-
-def _train_worker(payload: dict[str, Any]) -> None:
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
-    configs: list[TrainConfig] = payload["configs"]
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    corpus = Corpus.open(configs[0].corpus, payload["snapshot"])
-    train = collect_rows(_blocks("train"), corpus)
-    held = collect_rows(_blocks("validation"), corpus) if corpus.select(split="validation").num_rows else []
-    progress = Progress.load(payload["start"]) if payload["start"] else Progress()
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            progress = Progress.load(folder)
-    for index, config in enumerate(configs):
-        if index < progress.run:
-            continue
-        build = partial(
-            build_generator, config.method, config.generator, payload["references"], payload["data"], config.seed
-        )
-        order, validation = _orders(config, build().num_targets, train, held, rank, num_workers)
-        checkpoints: Checkpoints = _RayCheckpoints(rank)
-        run = Run(
-            index=index,
-            config=config,
-            build=build,
-            order=order,
-            validation=validation,
-            engine=partial(
-                _deepspeed, zero_stage=config.zero_stage, num_workers=num_workers, precision=config.precision
-            ),
-            checkpoints=checkpoints,
-            rank=rank,
-            facts=payload["facts"][index],
-            until=payload["until"],
-        )
-        train_run(run, progress if index == progress.run else Progress())
-
-
-def _deepspeed(stage: Stage, zero_stage: int, num_workers: int, precision: str) -> Engine:
-    return DeepSpeedEngine(stage, zero_stage, num_workers, precision)
-
-
-def _blocks(name: str) -> Iterator[Any]:
-    import ray.train
-
-    shard: Any = ray.train.get_dataset_shard(name)
-    return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 class _Watcher:

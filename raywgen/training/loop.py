@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,54 +14,20 @@ from torch import Tensor
 
 from raywgen.generators import Generator, Stage, StageConfig
 from raywgen.generators.bundle import save_bundle
+from raywgen.training.checkpoints import Progress
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import STAGE_STREAM, BatchOrder
 from raywgen.training.engine import Engine
 from raywgen.training.runlog import RunLog
-from raywgen.weights import KeyedNoise, load_state_dict, save_state_dict
+from raywgen.weights import KeyedNoise
 
 _NUM_INITIAL_BATCHES = 16
 _VALIDATION_BATCH = 64
-_STATE = "state.safetensors"
-_PROGRESS = "progress.json"
 BUNDLE = "generator"
 STAGES = "stages"
 PAUSES = "pauses"
 
 EngineFactory = Callable[[Stage], Engine]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a run is, and all it needs to go on.
-
-    Attributes:
-        run: Index of the run in its launch.
-        stage: Index of the stage; one past the last when the run is done.
-        step: Steps taken in that stage.
-        tensors: Generator state under `model.`, optimiser state under `optimizer.`, the stage's own under `stage.`.
-    """
-
-    run: int = 0
-    stage: int = 0
-    step: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def save(self, folder: str | Path) -> None:
-        """Writes it without pickles."""
-        save_state_dict(self.tensors, Path(folder) / _STATE, {"kind": "raywgen checkpoint"})
-        position = {"run": self.run, "stage": self.stage, "step": self.step}
-        (Path(folder) / _PROGRESS).write_text(json.dumps(position))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Progress:
-        """Reads what `save` wrote."""
-        position: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
-        return cls(**position, tensors=load_state_dict(Path(folder) / _STATE))
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix, without it."""
-        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
 class Checkpoints(Protocol):
@@ -73,11 +38,22 @@ class Checkpoints(Protocol):
         ...
 
 
+class StopRequest(Protocol):
+    """Who may ask a run to stop before its end."""
+
+    def asked(self) -> bool:
+        """Whether it is to stop; one worker's yes counts for all."""
+        ...
+
+    def awaited(self) -> AbstractContextManager[None]:
+        """Around the steps, after each of which `asked` is looked at."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """All that one run of a launch needs on a worker."""
 
-    index: int
     config: TrainConfig
     build: Callable[[], Generator]
     order: BatchOrder
@@ -86,6 +62,8 @@ class Run:
     checkpoints: Checkpoints
     rank: int
     facts: dict[str, Any]
+    corpus: str
+    stop: StopRequest
     until: float = 1.0
 
 
@@ -94,14 +72,18 @@ def pause_folder(out: str | Path, until: float) -> Path:
     return Path(out) / PAUSES / f"{until:g}"
 
 
-def train_run(run: Run, progress: Progress) -> None:
-    """Trains all stages that are left, keeping a bundle after each; pauses after a share of the last one."""
+def train_run(run: Run, progress: Progress) -> bool:
+    """Trains all stages that are left, keeping a bundle after each; pauses after a share of the last one.
+
+    Returns:
+        False where it was asked to stop and is not done; a checkpoint of where it stands is kept.
+    """
     generator = run.build()
     if model := progress.part("model."):
         generator.load_state_dict(model)
     names = [stage.name for stage in generator.stages()]
     done = dict.fromkeys(names[: progress.stage], run.config.log_every + 10**9)
-    log = None
+    log, is_finished = None, True
     if run.rank == 0:
         resumed = done | ({names[progress.stage]: progress.step} if progress.stage < len(names) else {})
         log = RunLog(run.config.out, resumed)
@@ -109,8 +91,10 @@ def train_run(run: Run, progress: Progress) -> None:
         stage = generator.stages()[index]
         steps = stage.config.num_steps
         stop = math.ceil(run.until * steps) if index + 1 == len(names) else steps
-        begun = progress if index == progress.stage else Progress()
-        reached = _train_stage(run, generator, stage, index, begun, stop, log)
+        begun = progress if index == progress.stage else Progress(corpus=run.corpus)
+        reached, is_finished = _train_stage(run, generator, stage, index, begun, stop, log)
+        if not is_finished:
+            break
         # A fresh generator for the next stage: an engine may leave its hooks on the old one.
         state = generator.state_dict()
         generator = run.build()
@@ -123,18 +107,23 @@ def train_run(run: Run, progress: Progress) -> None:
             break
         if run.rank == 0:
             save_bundle(generator, Path(run.config.out) / STAGES / stage.name, run.facts)
-        run.checkpoints.save(Progress(run=run.index, stage=index + 1, tensors=_model(generator)))
+        run.checkpoints.save(Progress(stage=index + 1, corpus=run.corpus, tensors=_model(generator)))
     else:
         if run.rank == 0:
             save_bundle(generator, Path(run.config.out) / BUNDLE, run.facts)
     if log is not None:
         log.close()
+    return is_finished
 
 
 def _train_stage(
     run: Run, generator: Generator, stage: Stage, index: int, progress: Progress, stop: int, log: RunLog | None
-) -> Progress:
-    """Takes the steps before `stop`; returns the last progress that was kept."""
+) -> tuple[Progress, bool]:
+    """Takes the steps before `stop`, or until it is asked to stop.
+
+    Returns:
+        The last progress that was kept, and whether all steps are done.
+    """
     config = stage.config
     if progress.step == 0:
         initial = (run.order.whole_batch(step, config.batch_size) for step in range(_NUM_INITIAL_BATCHES))
@@ -143,27 +132,42 @@ def _train_stage(
     if moments := progress.part("optimizer."):
         engine.set_moments(moments)
     stage.set_state(progress.part("stage."), lambda step: run.order.batch(step, config.batch_size))
-    for step in range(progress.step, stop):
-        batch = run.order.batch(step, config.batch_size)
-        noise = KeyedNoise(run.config.seed, batch.sample_index_B, STAGE_STREAM + index)
-        # Torch's own generator serves dropout alone; keyed by step, a resumed run draws what it would have drawn.
-        torch.manual_seed(hash((run.config.seed, index, step, run.rank)) % 2**63)
-        scalars = engine.train_step(batch, noise, learning_rate(config, step))
-        _check_finite(scalars, stage, step, run.config)
-        last = step + 1 == config.num_steps
-        if last or step % run.config.log_every == 0:
-            row = {name: float(value) for name, value in scalars.items()}
-            row["learning_rate"] = learning_rate(config, step)
-            if run.validation is not None and (last or step % run.config.validate_every == 0):
-                row |= _validate(run, engine, index)
-            if log is not None:
-                log.write(stage.name, step, row)
-        if ((step + 1) % run.config.checkpoint_every == 0 or step + 1 == stop) and not last:
-            kept = {f"optimizer.{name}": tensor for name, tensor in engine.moments().items()}
-            kept |= {f"stage.{name}": tensor.cpu() for name, tensor in stage.state(engine.all_reduce).items()}
-            progress = Progress(run=run.index, stage=index, step=step + 1, tensors=_model(generator) | kept)
-            run.checkpoints.save(progress)
-    return progress
+    with run.stop.awaited():
+        for step in range(progress.step, stop):
+            scalars = _take_step(run, engine, stage, index, step)
+            last = step + 1 == config.num_steps
+            if last or step % run.config.log_every == 0:
+                row = {name: float(value) for name, value in scalars.items()}
+                row["learning_rate"] = learning_rate(config, step)
+                if run.validation is not None and (last or step % run.config.validate_every == 0):
+                    row |= _validate(run, engine, index)
+                if log is not None:
+                    log.write(stage.name, step, row)
+            # What is all but done is finished.
+            is_asked = engine.any(run.stop.asked()) and step + 1 < stop
+            if ((step + 1) % run.config.checkpoint_every == 0 or step + 1 == stop or is_asked) and not last:
+                progress = _progress(run, generator, stage, engine, index, step + 1)
+                run.checkpoints.save(progress)
+            if is_asked:
+                return progress, False
+    return progress, True
+
+
+def _take_step(run: Run, engine: Engine, stage: Stage, index: int, step: int) -> dict[str, Tensor]:
+    batch = run.order.batch(step, stage.config.batch_size)
+    noise = KeyedNoise(run.config.seed, batch.sample_index_B, STAGE_STREAM + index)
+    # Torch's own generator serves dropout alone; keyed by step, a resumed run draws what it would have drawn.
+    torch.manual_seed(hash((run.config.seed, index, step, run.rank)) % 2**63)
+    scalars = engine.train_step(batch, noise, learning_rate(stage.config, step))
+    _check_finite(scalars, stage, step, run.config)
+    return scalars
+
+
+def _progress(run: Run, generator: Generator, stage: Stage, engine: Engine, index: int, step: int) -> Progress:
+    """All that is needed to go on; every worker must call it."""
+    kept = {f"optimizer.{name}": tensor for name, tensor in engine.moments().items()}
+    kept |= {f"stage.{name}": tensor.cpu() for name, tensor in stage.state(engine.all_reduce).items()}
+    return Progress(stage=index, step=step, corpus=run.corpus, tensors=_model(generator) | kept)
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -199,30 +203,3 @@ def _check_finite(scalars: dict[str, Tensor], stage: Stage, step: int, config: T
             f"{config.out}: the loss of stage '{stage.name}' is {float(scalars['loss'])} at step {step}; lower "
             f"generator.{stage.name}.learning_rate (now {stage.config.learning_rate})"
         )
-
-
-class LocalCheckpoints:
-    """Keeps the newest progress in a folder; the one before stays until it is whole."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-        self._old = self._folder.with_name(self._folder.name + ".old")
-
-    def save(self, progress: Progress) -> None:
-        """Writes beside, then swaps: wherever this is killed, one of the two is there and whole."""
-        fresh = self._folder.with_name(self._folder.name + ".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        progress.save(fresh)
-        if self._folder.is_dir():
-            shutil.rmtree(self._old, ignore_errors=True)
-            self._folder.rename(self._old)
-        fresh.rename(self._folder)
-        shutil.rmtree(self._old, ignore_errors=True)
-
-    def load(self, start: str = "") -> Progress:
-        """The newest, or that of another run's pause, or a beginning."""
-        for folder in (self._folder, self._old):
-            if folder.is_dir():
-                return Progress.load(folder)
-        return Progress.load(start) if start else Progress()

@@ -47,14 +47,16 @@ class RunLog:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a run folder's metric log; a row that is cut off, as by a kill, is skipped."""
+    """All whole rows of a run folder's metric log; what is no row, as where a kill has cut one off, is skipped."""
     path = Path(folder) / METRICS
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if isinstance(row["stage"], str) and isinstance(row["step"], int) and row["time"] >= 0:
+                rows.append(row)
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return rows

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from raywgen.reach import ClusterError, check_address
 
@@ -32,6 +35,7 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handlers = _handlers()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address := os.environ.get("RAY_ADDRESS"):
@@ -49,6 +53,8 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray puts its own in their place, which end the process without a word.
     _quieten_ray_data()
     try:
         yield
@@ -69,6 +75,14 @@ def _said(what: str) -> Iterator[None]:
             f"{what} ({reason}); see that memory, disk space in {tempfile.gettempdir()} and processes are left, and "
             "its newest logs in ray/session_latest/logs there"
         ) from error
+
+
+def _handlers() -> dict[int, Any]:
+    """Of SIGINT and SIGTERM, as far as they can be set again."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in found.items() if callable(handler)}
 
 
 def _quieten_ray_data() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from raywgen.config import ConfigError, read_stored_config, save_config, to_yaml
 from raywgen.locks import only_one
 from raywgen.progress import Reporter
+from raywgen.stops import keeping
 from raywgen.training.session import ray_session
 from raywgen.trust import entry_point, named_in, trusted, trusting
 from raywgen.tuning.config import TuneConfig
@@ -65,7 +66,10 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     settings = settings_everywhere(config)
     if config.scheduler == "pbt":
         check_knobs(pipeline)
-    with trusting(*named_in(pipeline.base)), only_one(settings.out):
+    # Ray Tune would take Ctrl-C for the end of the search.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    kept = keeping(f"{config.out} keeps all trials and their checkpoints; the same command goes on with the search")
+    with kept, trusting(*named_in(pipeline.base)), only_one(settings.out):
         _keep_config(config)
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:

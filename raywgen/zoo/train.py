@@ -15,6 +15,7 @@ from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import UNITS, writing
 from raywgen.sealed import SealError, sealed_json, unseal
+from raywgen.stops import keeping
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
@@ -54,7 +55,8 @@ def train_zoo(
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
-    with writing(root):
+    kept = keeping(f"{root} keeps the networks that are trained; the same command goes on with the others")
+    with kept, writing(root):
         # Whoever held the folder a moment ago may have finished it.
         corpus = _existing(config, root)
         return _train(config, root, on_progress, on_news, distributed) if corpus is None else corpus

@@ -114,9 +114,9 @@ def run_until_stopped(cluster: LocalCluster, run: list[str], at_least: int) -> t
 
 
 def newest_step(out: Path) -> int:
-    """Of the newest checkpoint in the run folder; Ray may be copying one, and removing another."""
+    """Of the newest checkpoint in the run folder; one may be written or removed right now."""
     steps = [0]
-    for path in out.glob("ray_train/checkpoint_*/progress.json"):
+    for path in out.glob("checkpoints/*/progress.json"):
         with suppress(FileNotFoundError, json.JSONDecodeError):
             steps.append(json.loads(path.read_text())["step"])
     return max(steps)

@@ -21,6 +21,7 @@ from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, T
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
 from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.data import data_spec, measure_references
 
 pytestmark = pytest.mark.slow
@@ -138,6 +139,31 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert first < 39
     launch([config(zoo_corpus, tmp_path, num_workers=1, zero_stage=1)])
     assert_same_run(losses(tmp_path), alone)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 2)])
+def test_a_run_goes_on_with_ray_or_without_where_the_other_stopped(
+    first: int,
+    then: int,
+    zoo_corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: dict[tuple[str, int], float],
+) -> None:
+    """Also moved, by a relative path, and with its newest checkpoint broken; rows of before stay as they were."""
+    launch([config(zoo_corpus, tmp_path / "a", num_workers=first)], until=0.5)
+    out = tmp_path / "b"
+    (tmp_path / "a").rename(out)
+    before = (out / "metrics.jsonl").read_text().splitlines()
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["02-000000000", "02-000000002"]
+    with (out / "checkpoints" / names[-1] / "state.safetensors").open("r+b") as state:
+        state.truncate(1000)
+    with pytest.warns(CheckpointWarning, match="passed over.*training goes on from step 0 of stage 'functional'"):
+        launch([config(zoo_corpus, Path("b"), num_workers=then)])
+    assert_same_run(losses(out), alone)
+    assert (out / "metrics.jsonl").read_text().splitlines()[:44] == before[:44]
 
 
 def _kill_a_worker(out: Path, killed: threading.Event) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ from raywgen.generators import StageConfig
 from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
+from raywgen.training.checkpoints import Progress, RunCheckpoints
 from raywgen.training.engine import LocalEngine
-from raywgen.training.loop import LocalCheckpoints, Progress, learning_rate
+from raywgen.training.loop import learning_rate
 from raywgen.weights import KeyedNoise
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
@@ -68,9 +67,9 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
 ) -> None:
     launch([of(zoo_corpus, tmp_path / "whole")])
     saved = 0
-    save = LocalCheckpoints.save
+    save = RunCheckpoints.save
 
-    def save_then_stop(self: LocalCheckpoints, progress: Progress) -> None:
+    def save_then_stop(self: RunCheckpoints, progress: Progress) -> None:
         nonlocal saved
         save(self, progress)
         saved += 1
@@ -78,7 +77,7 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
             raise _InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalCheckpoints, "save", save_then_stop)
+        patch.setattr(RunCheckpoints, "save", save_then_stop)
         with pytest.raises(_InterruptedError):
             launch([of(zoo_corpus, tmp_path / "broken")])
     assert not (tmp_path / "broken" / "generator").exists()
@@ -141,57 +140,6 @@ def test_validation_draws_noise_of_its_own(zoo_corpus: Corpus, tmp_path: Path, m
     assert len(drawn["train_step"]) == 3 * 6 * 8
     assert drawn["evaluate"]
     assert drawn["evaluate"].isdisjoint(drawn["train_step"])
-
-
-def test_progress_round_trip(tmp_path: Path) -> None:
-    progress = Progress(
-        run=1, stage=2, step=3, tensors={"model.a": torch.randn(3), "optimizer.step": torch.tensor(4.0)}
-    )
-    LocalCheckpoints(tmp_path / "kept").save(progress)
-    again = LocalCheckpoints(tmp_path / "kept").load()
-    assert (again.run, again.stage, again.step) == (1, 2, 3)
-    assert torch.equal(again.part("model.")["a"], progress.tensors["model.a"])
-    assert set(again.part("optimizer.")) == {"step"}
-    assert LocalCheckpoints(tmp_path / "none").load() == Progress()
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_a_save_killed_anywhere_leaves_it_or_the_one_before(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed at its n-th act on the disk, where a removal has removed all but one file."""
-    checkpoints = LocalCheckpoints(tmp_path / "kept")
-    checkpoints.save(Progress(step=1, tensors={"model.a": torch.ones(1)}))
-    acts = 0
-
-    def killed() -> bool:
-        nonlocal acts
-        acts += 1
-        return acts > number
-
-    def remove(folder: Path, ignore_errors: bool = False) -> None:
-        if killed():
-            for path in sorted(Path(folder).glob("*"))[1:]:
-                path.unlink()
-            raise _InterruptedError
-        rmtree(folder, ignore_errors=ignore_errors)
-
-    def rename(self: Path, target: Path) -> None:
-        if killed():
-            raise _InterruptedError
-        rename_path(self, target)
-
-    rmtree, rename_path, kept = shutil.rmtree, Path.rename, 1
-    for step in (2, 3, 4):
-        acts = 0
-        with monkeypatch.context() as patch, suppress(_InterruptedError):
-            patch.setattr(shutil, "rmtree", remove)
-            patch.setattr(Path, "rename", rename)
-            checkpoints.save(Progress(step=step, tensors={"model.a": torch.full((1,), step)}))
-        again = checkpoints.load()
-        assert again.step == step or (number < 5 and again.step == kept)
-        assert float(again.tensors["model.a"]) == again.step
-        kept = again.step
 
 
 @pytest.mark.parametrize("of", [small_config, lohp_config])

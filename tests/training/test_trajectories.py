@@ -49,6 +49,7 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
         trajectories=[name for name, _ in facts],
         steps=[step for _, step in facts],
         policies=["adam"] * len(facts),
+        ids=[f"{name}-{step}" for name, step in facts],
     )
 
 

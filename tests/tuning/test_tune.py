@@ -17,7 +17,7 @@ import pytest
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, launch, read_metrics
-from raywgen.training.loop import LocalCheckpoints
+from raywgen.training.checkpoints import RunCheckpoints
 from raywgen.tuning import TuneConfig, TuneResult, tune
 from raywgen.tuning.results import TrialState
 from tests.conftest import TINY_ZOO
@@ -63,7 +63,9 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert process.poll() is None, "over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = LocalCheckpoints(run / "checkpoint").load().step
+    position = RunCheckpoints(run).position()
+    assert position is not None
+    kept = position[1]
     before = [row for row in read_metrics(run) if row["step"] < kept]
     assert len(before) >= 10
     done = subprocess.run(command(broken, tmp_path / "broken.yaml"), capture_output=True, text=True, timeout=900)

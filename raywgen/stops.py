@@ -1,0 +1,103 @@
+"""Ctrl-C and SIGTERM: a command ends in order, says what is kept, and has the exit status that shells expect."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to end; the exit status is 128 plus its number.
+
+    Attributes:
+        kept: In words what is kept and how to go on.
+    """
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.kept = kept
+
+    def __str__(self) -> str:
+        kept = self.kept or "the same command does the work again from its beginning"
+        return f"stopped by {_NAMES.get(signal.Signals(self.number), self.number)}: {kept}"
+
+
+class Stop:
+    """What signals have asked of the block of `stop_signals`.
+
+    Attributes:
+        number: The first signal that came while the block was ready to end by itself.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._is_patient = False
+
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.number is not None
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """A block that looks at `asked` and ends by itself; a signal does not break it off within the grace time."""
+        self._is_patient = True
+        try:
+            yield
+        finally:
+            self._is_patient = False
+
+    def receive(self, number: int, grace: float) -> None:
+        """Remembers a first signal where somebody looks for it, and raises `Stopped` otherwise."""
+        if self.number is not None or not self._is_patient:
+            raise Stopped(number)
+        self.number = number
+        signal.signal(signal.SIGALRM, lambda late, frame: self.receive(number, grace))
+        signal.setitimer(signal.ITIMER_REAL, grace)
+
+
+@contextmanager
+def stop_signals(grace: float = 0.0) -> Iterator[Stop]:
+    """Makes SIGINT and SIGTERM raise `Stopped`, within `Stop.awaited` only after a grace time or a second signal.
+
+    Handlers belong to the main thread; in another one nothing is changed and nothing is ever asked.
+
+    Args:
+        grace: Seconds.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.receive(number, grace)
+
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+    for number in _SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        if grace:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            # None stands for a handler that was not set by Python and cannot be set by it again.
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def keeping(kept: str) -> Iterator[None]:
+    """Says what is kept of a block's work where a signal breaks it off."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.kept = stopped.kept or kept
+        raise

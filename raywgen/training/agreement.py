@@ -1,0 +1,41 @@
+"""All workers must see the same run before the first step: parts of one global batch would overlap otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import distributed
+
+_BYTES = 32
+
+
+class WorkersDisagreeError(RuntimeError):
+    """Workers hold different data, settings or versions; the message names the ranks and what differs."""
+
+
+def check_agreement(parts: Mapping[str, str], device: torch.device) -> None:
+    """Compares what all ranks of the process group hold; every rank must call it with the same names.
+
+    Args:
+        parts: What a part is, in words -> its content.
+        device: Where the process group's backend exchanges tensors.
+
+    Raises:
+        WorkersDisagreeError: A rank differs from the first one; all ranks raise it.
+    """
+    digests = b"".join(hashlib.sha256(content.encode()).digest() for content in parts.values())
+    mine = torch.frombuffer(bytearray(digests), dtype=torch.uint8).to(device)
+    gathered = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, mine)
+    first, *others = (found.cpu().view(len(parts), _BYTES) for found in gathered)
+    for rank, other in enumerate(others, start=1):
+        different = [
+            name for name, is_same in zip(parts, (first == other).all(dim=1).tolist(), strict=True) if not is_same
+        ]
+        if different:
+            raise WorkersDisagreeError(
+                f"rank {rank} has another {', another '.join(different)} than rank 0, so their batches would not fit "
+                "together; give all nodes the same corpus, run folder and versions of raywgen and torch"
+            )

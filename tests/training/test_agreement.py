@@ -1,0 +1,90 @@
+"""Two real processes of a gloo group, one of which may see something else."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raywgen.corpus import Corpus
+from raywgen.training.data import RunRows, collect_rows, data_digest
+
+_RANK = """
+import sys
+from datetime import timedelta
+import torch
+from torch import distributed
+from raywgen.corpus import Corpus
+from raywgen.training.agreement import WorkersDisagreeError, check_agreement
+from raywgen.training.data import RunRows, data_digest
+
+rank, place, location, is_shuffled = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "shuffled"
+distributed.init_process_group(
+    "gloo", init_method=f"file://{place}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+)
+corpus = Corpus.open(location)
+if is_shuffled and rank == 1:
+    # As where blocks come as they like and nobody sorts them.
+    from raywgen.training import data
+    data._places = lambda corpus: {
+        name: (0, -place) for place, name in enumerate(corpus.facts.column("checkpoint_id").to_pylist())
+    }
+parts = {"corpus": data_digest(corpus), "order of checkpoints": RunRows.read(corpus).digest(), "config": "seed: 0"}
+try:
+    check_agreement(parts, torch.device("cpu"))
+    print("agreed")
+except WorkersDisagreeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["equal", "shuffled"])
+def test_a_rank_that_reads_another_order_is_named_on_all_ranks(kind: str, zoo_corpus: Corpus, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "group"), zoo_corpus.location, kind]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    if kind == "equal":
+        assert told == ["agreed", "agreed"]
+    else:
+        assert told[0] == told[1]
+        assert told[0].startswith("rank 1 has another order of checkpoints than rank 0, so their batches")
+        assert "\n" not in told[0]
+
+
+def test_rows_have_one_order_whatever_order_blocks_come_in(zoo_corpus: Corpus) -> None:
+    blocks = [block for shard in zoo_corpus.blocks(["train"]) for block in (shard.slice(0, 3), shard.slice(3))]
+    wanted = collect_rows(zoo_corpus.blocks(["train"]), zoo_corpus)
+    places = {name: place for place, name in enumerate(zoo_corpus.facts.column("checkpoint_id").to_pylist())}
+    for rows in wanted:
+        assert [places[name] for name in rows.ids] == sorted(places[name] for name in rows.ids)
+    for seed in range(4):
+        random.Random(seed).shuffle(blocks)
+        found = collect_rows(blocks, zoo_corpus)
+        assert [rows.digest() for rows in found] == [rows.digest() for rows in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one.values_ND, other.values_ND)
+            assert [task.id for task in one.tasks] == [task.id for task in other.tasks]
+
+
+def test_the_digest_sees_order_and_facts_and_the_data_digest_sees_values(zoo_corpus: Corpus) -> None:
+    (rows, *others), held = RunRows.read(zoo_corpus).train, RunRows.read(zoo_corpus).held
+    whole = RunRows(train=[rows, *others], held=held).digest()
+    swapped = [rows.ids[1], rows.ids[0], *rows.ids[2:]]
+    changed = {"ids": swapped, "steps": [9, *rows.steps[1:]], "policies": ["sgd", *rows.policies[1:]]}
+    for name, value in changed.items():
+        assert RunRows(train=[replace(rows, **{name: value}), *others], held=held).digest() != whole
+    assert RunRows(train=[*others, rows], held=held).digest() != whole
+    before = data_digest(zoo_corpus)
+    assert data_digest(Corpus.open(zoo_corpus.location)) == before
+    other = Corpus.open(zoo_corpus.location)
+    place = other.shards.index(other.shards_of(["validation"])[0])
+    other.shards[place] = replace(other.shards[place], sha256="0" * 64)
+    assert data_digest(other) != before
