@@ -84,7 +84,8 @@ def build_corpus(
         raise CorpusError("nothing to ingest; give at least one source")
     found = find_checkpoints(config.sources)
     checkpoints, report = _with_facts(found.checkpoints, config, on_notice)
-    checkpoints = [replace(checkpoint, select=tuple(config.select)) for checkpoint in checkpoints]
+    if config.select:
+        checkpoints = [replace(checkpoint, select=tuple(config.select)) for checkpoint in checkpoints]
     units = plan_units(checkpoints, config.constants)
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]

@@ -81,8 +81,10 @@ def _lies_beside(name: Any) -> bool:
 
 def may_be_part(file: PurePosixPath) -> bool:
     """Whether a file's name or folder is one of those that parts of networks have."""
+    name = file.name
     patterns = (_NUMBERED, _PIPELINE, *_RANKS)
-    return any(pattern.fullmatch(file.name) for pattern in patterns) or bool(_RANK_FOLDER.fullmatch(file.parent.name))
+    folder = file.parts[-2] if len(file.parts) > 1 else ""
+    return any(pattern.fullmatch(name) for pattern in patterns) or _RANK_FOLDER.fullmatch(folder) is not None
 
 
 def stray_part(tree: SourceTree, file: PurePosixPath) -> str | None:

@@ -62,7 +62,8 @@ _TORCH_SCRIPT = Foreign(
 
 def weights_suffix(name: str) -> str:
     """The part of a file's name that says that it holds weights, as it is written; empty where there is none."""
-    found = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    lower = name.lower()
+    found = max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
     return name[len(name) - len(found) :] if found and len(found) < len(name) else ""
 
 
