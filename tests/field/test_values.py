@@ -107,6 +107,9 @@ def test_conjugated_and_odd_places_in_memory(tmp_path: Path) -> None:
     assert torch.equal(stacked["w"][1], state["w"].resolve_conj())
     stacked["w"].abs().sum().backward()
     assert bool(values_ND.grad[:, 3:].any())  # pyright: ignore[reportOptionalSubscript]
+    packed_P, values_D = layout.pack(state), layout.flatten(state)
+    for start in range(6):
+        assert torch.equal(layout.slice_values(packed_P, start, 2), values_D[start : start + 2])
 
 
 def test_what_safetensors_cannot_hold_is_named_and_the_rest_can_be_exported(tmp_path: Path) -> None:
