@@ -76,7 +76,7 @@ def test_metadata_folders_tied_and_strided_tensors(tmp_path: Path) -> None:
     assert torch.equal(loaded["a"], loaded["b"])
     assert torch.equal(loaded["c"], tied.t())
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"task": "digits", "b": "a"}
+        assert file.metadata() == {"format": "pt", "task": "digits", "b": "a"}
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
