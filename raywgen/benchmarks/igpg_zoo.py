@@ -18,8 +18,8 @@ from raywgen.benchmarks.zoo_ladder import Ladder, LadderConfig
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.corpus.align import align
-from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.derive import split
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.storage import Storage
 from raywgen.generation import load
 from raywgen.generators import Generator

@@ -12,13 +12,14 @@ from typing import Any
 
 from raywgen.corpus.aside import in_one_line, is_refused
 from raywgen.corpus.commit import commit_corpus
-from raywgen.corpus.corpus import MANIFEST, Corpus
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import one_type_each
 from raywgen.corpus.facts import NetworkFacts
 from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.facts_join import FactsReport, join_facts
 from raywgen.corpus.ingest import Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.network_names import network_names
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raywgen.corpus.aside import REFUSED
-from raywgen.corpus.corpus import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS, Corpus
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import (
     CHECKPOINT_SCHEMA,
@@ -23,6 +23,7 @@ from raywgen.corpus.facts import (
     facts_table,
     tasks_to_table,
 )
+from raywgen.corpus.manifest import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage

@@ -1,7 +1,6 @@
 """A corpus: checkpoints at rest, Arrow shards plus a manifest.
 
-On disk: `manifest.json`, `checkpoints.parquet` and `tasks.parquet` (facts), `weights/NAME.arrow` (shards). The
-manifest is written last and in one step: a folder without one is no corpus, so a reader never sees half of it.
+On disk: `manifest.json`, `checkpoints.parquet` and `tasks.parquet` (facts), `weights/NAME.arrow` (shards).
 
 Shape legend: N checkpoints, D values of the flat vector, P packed bytes.
 """
@@ -9,13 +8,11 @@ Shape legend: N checkpoints, D values of the flat vector, P packed bytes.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,41 +20,29 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
-from raywgen.corpus.aside import is_refused
-from raywgen.corpus.cache import local_copy
-from raywgen.corpus.checksums import Checksums, RowCheck
-from raywgen.corpus.errors import (
-    RESTORE,
-    ChangedCorpusError,
-    CorpusError,
-    DamagedFileError,
-    MissingFileError,
-    UnknownFactError,
-)
-from raywgen.corpus.facts import (
-    QUARANTINE_SCHEMA,
-    NetworkFacts,
-    TaskFacts,
-    tasks_from_table,
+from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
+from raywgen.corpus.facts import QUARANTINE_SCHEMA, TaskFacts, tasks_from_table
+from raywgen.corpus.manifest import (
+    CHECKPOINTS,
+    MANIFEST,
+    QUARANTINE,
+    TASKS,
+    Contents,
+    cause,
+    read_manifest,
+    rebuilt,
+    with_source,
 )
 from raywgen.corpus.query import filter_facts
-from raywgen.corpus.shards import (
-    WEIGHTS,
-    Shard,
-    ShardView,
-    checkpoint_ids,
-    num_blocks,
-    packed_tensor,
-    read_block,
-    read_shard,
-)
+from raywgen.corpus.shard_reader import ShardReader
+from raywgen.corpus.shards import Shard, ShardView
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
-from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
+from raywgen.corpus.summary import summary
+from raywgen.inputs import UnusableFileError
 from raywgen.names import nearest
 from raywgen.parquet import bounded_table
-from raywgen.sealed import SealError, checksum, unseal
-from raywgen.trust import StoredRecipe
+from raywgen.sealed import checksum
 from raywgen.weights import Layout, StateDict
 
 if TYPE_CHECKING:
@@ -69,56 +54,18 @@ if TYPE_CHECKING:
 # Arrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
 
-SCHEMA_VERSION = 2
-# In it every form of an architecture was a layout, named by what is a form's id now.
-_LAYOUTS_BY_FORM = 1
-# Mapping a shard anew costs a page fault for every 16 pages of it; one that stays mapped costs a file descriptor.
-_OPENED_SHARDS = 512
-_SHOWN_RUNS = 8
-MANIFEST = "manifest.json"
-CHECKPOINTS = "checkpoints.parquet"
-TASKS = "tasks.parquet"
-QUARANTINE = "quarantine.parquet"
-
 
 class Corpus:
     """An opened corpus; get one by `Corpus.open`."""
 
     def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
         self.storage = storage
-        self.manifest = manifest
-        self._opened: dict[str, ShardView] = {}
-        self._checks: dict[tuple[str, object], RowCheck] = {}
-        try:
-            self.shards = [Shard(**row) for row in manifest["shards"]]
-            _check_names(storage, [shard.path for shard in self.shards], [shard.sha256 for shard in self.shards])
-            _check_names(storage, list(manifest["files"].values()))
-            networks = [_with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
-            self.networks = {network.layout.id: network for network in reversed(networks)}
-            self.networks = {network.layout.id: self.networks[network.layout.id] for network in networks}
-            forms = {network.layout.form_id: network.layout for network in networks}
-            forms |= {key: Layout.from_json(rows) for key, rows in manifest.get("forms", {}).items()}
-            if changed := [key for key, form in forms.items() if form.form_id != key or form.id not in self.networks]:
-                raise KeyError(f"the form {changed[0]}")
-            self._layout_of: dict[str, str] = {}
-            if manifest["schema_version"] == _LAYOUTS_BY_FORM:
-                self._read_old_ids(forms)
-            self.forms = {key: form.arranged_like(self.networks[form.id].layout) for key, form in forms.items()}
-            self._shard_at = {shard.path: shard for shard in self.shards}
-            unknown = [shard.path for shard in self.shards if shard.layout_id not in self.networks]
-            if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
-                raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
-        except (KeyError, TypeError, AttributeError, UnusableFileError) as error:
-            raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
-
-    def _read_old_ids(self, forms: dict[str, Layout]) -> None:
-        self._layout_of = {form_id: layout.id for form_id, layout in forms.items()}
-        self.shards = [
-            replace(shard, layout_id=self._layout_of[shard.layout_id], form_id=shard.layout_id) for shard in self.shards
-        ]
-        stored = self.manifest.get("statistics", {})
-        found = {self._layout_of[form_id]: sums for form_id, sums in reversed(stored.items())}
-        self.manifest = {**self.manifest, "statistics": found}
+        self._as_stored = manifest
+        contents = Contents.read(manifest, storage)
+        self.manifest = {**manifest, "statistics": contents.statistics} if contents.layout_of else manifest
+        self.shards, self.networks, self.forms = contents.shards, contents.networks, contents.forms
+        self._layout_of = contents.layout_of
+        self._shard_at = {shard.path: shard for shard in self.shards}
 
     @classmethod
     def open(cls, location: str | Path, snapshot: str = "") -> Self:
@@ -138,11 +85,11 @@ class Corpus:
         manifest = read_manifest(storage)
         corpus = cls(storage, manifest)
         if snapshot and corpus.snapshot != snapshot:
-            raise corpus._rebuilt()
+            raise rebuilt(storage)
         try:
             corpus._look_through()
         except (DamagedFileError, MissingFileError) as error:
-            raise corpus._cause(error) from error
+            raise cause(error, storage, manifest) from error
         return corpus
 
     def _look_through(self) -> None:
@@ -158,24 +105,6 @@ class Corpus:
                 )
         # Reading them compares their checksums: wrong facts are refused before anything is selected by them.
         _ = self.facts, self.tasks
-
-    def _cause(self, error: CorpusError) -> CorpusError:
-        """The error itself, or that the corpus is no longer the one that was opened."""
-        try:
-            is_same = read_manifest(self.storage) == self.manifest
-        except MissingFileError:
-            return ChangedCorpusError(
-                f"{self.location} was deleted, or is being rebuilt, while it was read; "
-                "run the same command again when it is there"
-            )
-        except CorpusError as other:
-            return other
-        if is_same:
-            return error
-        return self._rebuilt()
-
-    def _rebuilt(self) -> ChangedCorpusError:
-        return ChangedCorpusError(f"{self.location} was rebuilt while it was read; run the same command again")
 
     @property
     def snapshot(self) -> str:
@@ -208,7 +137,7 @@ class Corpus:
     def tasks(self) -> dict[str, TaskFacts]:
         """Task id -> task."""
         tasks = tasks_from_table(self._read_facts(TASKS))
-        return {name: _with_source(task, self.location) for name, task in tasks.items()}
+        return {name: with_source(task, self.location) for name, task in tasks.items()}
 
     def layout(self, layout_id: str) -> Layout:
         """The layout of that id: in the order of its flat vector."""
@@ -313,37 +242,16 @@ class Corpus:
         out_NP = torch.empty(facts.num_rows, layout.num_bytes, dtype=torch.uint8)
         for path in dict.fromkeys(shard_N.tolist()):
             wanted = np.flatnonzero(shard_N == path)
-            out_NP[wanted] = self._read_rows(path, row_N[wanted], id_N[wanted], layout)
+            out_NP[wanted] = self._reader.rows(self._shard_at[path], row_N[wanted], id_N[wanted], layout)
         return out_NP
 
-    def _read_rows(self, path: str, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
-        view = self.view(path, layout)
-        stored = np.array(view.ids, dtype=object)
-        if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
-            raise self._failure(path, f"does not hold checkpoint '{id_N[0]}' and others where the facts say")
-        # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
-        return view.rows(row_N)
+    @cached_property
+    def _reader(self) -> ShardReader:
+        return ShardReader(self.storage, self._as_stored, self.facts)
 
     def view(self, path: str, layout: Layout) -> ShardView:
-        """A shard's weights where they lie; the last ones asked for stay open.
-
-        Raises:
-            MissingFileError, DamagedFileError: It cannot be read.
-            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
-        """
-        if path in self._opened:
-            self._opened[path] = self._opened.pop(path)
-            return self._opened[path]
-        try:
-            table = read_shard(*local_copy(self.storage, self._shard_at[path]))
-            self._opened[path] = ShardView(table, layout, self._row_check(path))
-        except MissingFileError as error:
-            raise self._cause(error) from error
-        except DamagedFileError as error:
-            raise self._cause(DamagedFileError(f"{self.location}/{path}: {error}")) from error
-        if len(self._opened) > _OPENED_SHARDS:
-            del self._opened[next(iter(self._opened))]
-        return self._opened[path]
+        """A shard's weights where they lie; raises as `ShardReader.view`."""
+        return self._reader.view(self._shard_at[path], layout)
 
     def checked_block(self, block: pa.Table) -> tuple[list[str], Layout, Tensor]:
         """Ids, form and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
@@ -352,33 +260,7 @@ class Corpus:
             DamagedFileError: A checkpoint's bytes are not those that were written.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
-        first = block.column("checkpoint_id")[0].as_py()
-        if first not in self._shard_of:
-            raise self._failure(WEIGHTS, f"holds a checkpoint '{first}' that is not among the facts")
-        layout = self.form(self._shard_of[first])
-        ids, packed_NP = checkpoint_ids(block, layout), packed_tensor(block, layout)
-        if (changed := self._checksums.first_changed(ids, packed_NP)) is not None:
-            raise self._failure(WEIGHTS, f"checkpoint '{changed}' has another checksum than its facts")
-        return ids, layout, packed_NP
-
-    @cached_property
-    def _checksums(self) -> Checksums:
-        return Checksums(self.facts)
-
-    @cached_property
-    def _shard_of(self) -> dict[str, str]:
-        """Checkpoint id -> path of its shard."""
-        return dict(zip(*(self.facts.column(name).to_pylist() for name in ("checkpoint_id", "shard")), strict=True))
-
-    def _row_check(self, path: str) -> RowCheck:
-        """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
-        key = path, self.storage.version(path)
-        if key not in self._checks:
-            self._checks[key] = self._checksums.check_of(path, partial(self._failure, path))
-        return self._checks[key]
-
-    def _failure(self, path: str, reason: str) -> CorpusError:
-        return self._cause(DamagedFileError(f"{self.location}/{path}: {reason}; {RESTORE}"))
+        return self._reader.checked_block(block, self.form)
 
     def values(self, facts: pa.Table) -> Tensor:
         """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
@@ -448,11 +330,7 @@ class Corpus:
             CorpusError: No checkpoint is of these splits.
         """
         for shard in self.shards_of(splits):
-            try:
-                for index in range(num_blocks(self.storage, shard.path)):
-                    yield read_block(self.storage, shard.path, shard.layout_id, index)
-            except (DamagedFileError, MissingFileError) as error:
-                raise self._cause(error) from error
+            yield from self._reader.blocks(shard)
 
     def shards_of(self, splits: Sequence[str]) -> list[Shard]:
         """The shards with a checkpoint of these splits; a shard holds one split, so all of it is wanted.
@@ -469,30 +347,7 @@ class Corpus:
 
     def info(self) -> dict[str, Any]:
         """Counts for people and scripts."""
-        facts = self.facts
-        accuracy = facts.column("test_accuracy")
-        known = accuracy.filter(pc.is_finite(accuracy))
-        refused = sum(map(is_refused, self.quarantine.to_pylist()))
-        runs = Counter(facts.column("trajectory_id").to_pylist())
-        return {
-            "location": self.location,
-            "schema_version": self.manifest["schema_version"],
-            "checkpoints": facts.num_rows,
-            "trajectories": len(runs),
-            "steps_of_trajectories": {name: count for name, count in runs.most_common(_SHOWN_RUNS) if count > 1},
-            "tasks": dict(Counter(task.split for task in self.tasks.values())),
-            "networks": {net.name: net.layout.num_values for net in self.networks.values()},
-            "splits": dict(Counter(facts.column("split").to_pylist())),
-            "starts": dict(Counter(facts.column("start").to_pylist())),
-            "values": pc.sum(facts.column("num_values")).as_py() or 0,
-            "dtypes": dict(Counter(facts.column("dtype").to_pylist())),
-            "quarantined": refused,
-            "passed_over": self.quarantine.num_rows - refused,
-            "bytes": sum(shard.num_bytes for shard in self.shards),
-            "shards": len(self.shards),
-            "test_accuracy": [pc.min(known).as_py(), pc.max(known).as_py()] if len(known) else None,
-            "licences": sorted(set(facts.column("licence").to_pylist())),
-        }
+        return summary(self)
 
     def _read_facts(self, kind: str) -> pa.Table:
         name = self.manifest["files"][kind]
@@ -508,49 +363,3 @@ class Corpus:
             return table
         ids = [self._layout_of.get(name, name) for name in table.column("layout_id").to_pylist()]
         return table.set_column(table.schema.get_field_index("layout_id"), "layout_id", pa.array(ids, pa.string()))
-
-
-def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
-    """Refuses files that lie outside of the corpus, and checksums that could be the name of any file."""
-    for name in names:
-        inside(name)
-        if storage.is_local:
-            check_stays(storage.root, name)
-    if wrong := [told for told in checksums if not isinstance(told, str) or not re.fullmatch("[0-9a-f]{64}", told)]:
-        raise UnusableFileError(f"{wrong[0]!r} is no checksum")
-
-
-FactsT = TypeVar("FactsT", NetworkFacts, TaskFacts)
-
-
-def _with_source(facts: FactsT, location: str) -> FactsT:
-    if not isinstance(facts.recipe, dict):
-        raise DamagedFileError(f"{location}: a recipe is {facts.recipe!r} and no JSON object; {RESTORE}")
-    return replace(facts, recipe=StoredRecipe.of(facts.recipe, location))
-
-
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """The content of `manifest.json`; raises as `Corpus.open` does."""
-    if storage.size(MANIFEST) is None:
-        raise MissingFileError(
-            f"{storage.name} holds no {MANIFEST}: it is no corpus; "
-            "make one by `raywgen corpus build` or `raywgen zoo train`"
-        )
-    try:
-        text = storage.read(MANIFEST)
-        manifest = parse_json(text)
-        version = manifest["schema_version"]
-        missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
-    if version not in (_LAYOUTS_BY_FORM, SCHEMA_VERSION):
-        raise CorpusError(
-            f"{storage.name} has corpus schema {version}, this version reads {SCHEMA_VERSION}; "
-            "use the version of raywgen that wrote it"
-        )
-    if missing:
-        raise DamagedFileError(f"{storage.name}/{MANIFEST} lacks {sorted(missing)}; {RESTORE}")
-    try:
-        return unseal(text)
-    except SealError as error:
-        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: {error}; {RESTORE}") from error

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from raywgen.corpus.checksums import row_sums
 from raywgen.corpus.commit import commit_corpus
-from raywgen.corpus.corpus import MANIFEST, Corpus
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CheckpointFacts, NetworkFacts, TaskFacts
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.packed_weights import may_be_packed
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics

@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
-from raywgen.corpus.corpus import MANIFEST, Corpus
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import convert
 from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CONFIG_FILES, CONFIG_NAMES
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
 from raywgen.corpus.storage import Storage, absolute, as_uri

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from raywgen.corpus.checksums import row_sums
 from raywgen.corpus.commit import commit_corpus, stored_shards
-from raywgen.corpus.corpus import CHECKPOINTS, Corpus, read_manifest
+from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import RESTORE, CorpusError
+from raywgen.corpus.manifest import CHECKPOINTS, read_manifest
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage

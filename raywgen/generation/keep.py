@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, TaskFacts, commit_corpus, write_shard
-from raywgen.corpus.corpus import MANIFEST
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import UNITS

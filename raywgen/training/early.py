@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from raywgen.config import ConfigError
-from raywgen.corpus.corpus import MANIFEST, read_manifest
+from raywgen.corpus.manifest import MANIFEST, read_manifest
 from raywgen.corpus.storage import Storage
 from raywgen.reach import ClusterError
 from raywgen.training.config import TrainConfig

@@ -8,7 +8,7 @@ import torch
 
 from raywgen.config import stored_config
 from raywgen.corpus import Corpus, CorpusError
-from raywgen.corpus.corpus import MANIFEST
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.tasks import Recorded, build_network, build_task, fit
 from raywgen.weights import StateDict
 from raywgen.zoo.config import ZooConfig

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
-from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.ingest import journal
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import UNITS, writing

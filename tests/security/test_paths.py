@@ -11,9 +11,9 @@ import torch
 
 from raywgen.corpus import Corpus, build_corpus
 from raywgen.corpus.build import BuildConfig
-from raywgen.corpus.corpus import MANIFEST
 from raywgen.corpus.errors import CorpusError, DamagedFileError
 from raywgen.corpus.export import export
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.inputs import UnusableFileError, check_stays, inside
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import save_state_dict

@@ -1,0 +1,149 @@
+"""The manifest of a corpus: which files there are, what is in them, and of which networks.
+
+It is written last and in one step, so that a folder without one is no corpus and a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+from raywgen.corpus.errors import RESTORE, ChangedCorpusError, CorpusError, DamagedFileError, MissingFileError
+from raywgen.corpus.facts import NetworkFacts, TaskFacts
+from raywgen.corpus.shards import Shard
+from raywgen.corpus.storage import Storage
+from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
+from raywgen.sealed import SealError, unseal
+from raywgen.trust import StoredRecipe
+from raywgen.weights import Layout
+
+SCHEMA_VERSION = 2
+# In it every form of an architecture was a layout, named by what is a form's id now.
+_LAYOUTS_BY_FORM = 1
+MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints.parquet"
+TASKS = "tasks.parquet"
+QUARANTINE = "quarantine.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a manifest says, read and checked.
+
+    Attributes:
+        shards: Every shard.
+        networks: Layout id -> network.
+        forms: Form id -> the layout in which checkpoints lie, arranged like their network's.
+        layout_of: In a corpus of the oldest schema, the id that each layout has now, by the id that files call it.
+        statistics: Layout id -> sums over its checkpoints.
+    """
+
+    shards: list[Shard]
+    networks: dict[str, NetworkFacts]
+    forms: dict[str, Layout]
+    layout_of: dict[str, str]
+    statistics: dict[str, Any]
+
+    @classmethod
+    def read(cls, manifest: dict[str, Any], storage: Storage) -> Self:
+        """Reads a manifest as `read_manifest` returns it.
+
+        Raises:
+            DamagedFileError: It names files outside of the corpus, or its parts do not fit each other.
+        """
+        try:
+            return cls._read(manifest, storage)
+        except (KeyError, TypeError, AttributeError, UnusableFileError) as error:
+            raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
+
+    @classmethod
+    def _read(cls, manifest: dict[str, Any], storage: Storage) -> Self:
+        shards = [Shard(**row) for row in manifest["shards"]]
+        _check_names(storage, [shard.path for shard in shards], [shard.sha256 for shard in shards])
+        _check_names(storage, list(manifest["files"].values()))
+        told = [with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
+        # The first of several networks of one layout, at the place of the last.
+        first = {network.layout.id: network for network in reversed(told)}
+        networks = {network.layout.id: first[network.layout.id] for network in told}
+        forms = {network.layout.form_id: network.layout for network in told}
+        forms |= {key: Layout.from_json(rows) for key, rows in manifest.get("forms", {}).items()}
+        if changed := [key for key, form in forms.items() if form.form_id != key or form.id not in networks]:
+            raise KeyError(f"the form {changed[0]}")
+        statistics, layout_of = manifest.get("statistics", {}), {}
+        if manifest["schema_version"] == _LAYOUTS_BY_FORM:
+            layout_of = {form_id: layout.id for form_id, layout in forms.items()}
+            shards = [replace(each, layout_id=layout_of[each.layout_id], form_id=each.layout_id) for each in shards]
+            statistics = {layout_of[form_id]: sums for form_id, sums in reversed(statistics.items())}
+        unknown = [shard.path for shard in shards if shard.layout_id not in networks]
+        if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
+            raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
+        arranged = {key: form.arranged_like(networks[form.id].layout) for key, form in forms.items()}
+        return cls(shards, networks, arranged, layout_of, statistics)
+
+
+def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
+    """Refuses files that lie outside of the corpus, and checksums that could be the name of any file."""
+    for name in names:
+        inside(name)
+        if storage.is_local:
+            check_stays(storage.root, name)
+    if wrong := [told for told in checksums if not isinstance(told, str) or not re.fullmatch("[0-9a-f]{64}", told)]:
+        raise UnusableFileError(f"{wrong[0]!r} is no checksum")
+
+
+FactsT = TypeVar("FactsT", NetworkFacts, TaskFacts)
+
+
+def with_source(facts: FactsT, location: str) -> FactsT:
+    """Facts whose recipe remembers the corpus that it came from."""
+    if not isinstance(facts.recipe, dict):
+        raise DamagedFileError(f"{location}: a recipe is {facts.recipe!r} and no JSON object; {RESTORE}")
+    return replace(facts, recipe=StoredRecipe.of(facts.recipe, location))
+
+
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """The content of `manifest.json`; raises as `Corpus.open` does."""
+    if storage.size(MANIFEST) is None:
+        raise MissingFileError(
+            f"{storage.name} holds no {MANIFEST}: it is no corpus; "
+            "make one by `raywgen corpus build` or `raywgen zoo train`"
+        )
+    try:
+        text = storage.read(MANIFEST)
+        manifest = parse_json(text)
+        version = manifest["schema_version"]
+        missing = {"recipe", "networks", "shards", "files", "sha256", "checksum"} - set(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
+    if version not in (_LAYOUTS_BY_FORM, SCHEMA_VERSION):
+        raise CorpusError(
+            f"{storage.name} has corpus schema {version}, this version reads {SCHEMA_VERSION}; "
+            "use the version of raywgen that wrote it"
+        )
+    if missing:
+        raise DamagedFileError(f"{storage.name}/{MANIFEST} lacks {sorted(missing)}; {RESTORE}")
+    try:
+        return unseal(text)
+    except SealError as error:
+        raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: {error}; {RESTORE}") from error
+
+
+def cause(error: CorpusError, storage: Storage, manifest: dict[str, Any]) -> CorpusError:
+    """The error itself, or that the corpus is no longer the one whose manifest was read."""
+    try:
+        is_same = read_manifest(storage) == manifest
+    except MissingFileError:
+        return ChangedCorpusError(
+            f"{storage.name} was deleted, or is being rebuilt, while it was read; "
+            "run the same command again when it is there"
+        )
+    except CorpusError as other:
+        return other
+    return error if is_same else rebuilt(storage)
+
+
+def rebuilt(storage: Storage) -> ChangedCorpusError:
+    """Says that a corpus is another one than before."""
+    return ChangedCorpusError(f"{storage.name} was rebuilt while it was read; run the same command again")

@@ -1,0 +1,130 @@
+"""Reads weights out of the shards of an opened corpus, and compares each checkpoint with its facts when it is used.
+
+Shape legend: N checkpoints, P packed bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from raywgen.corpus.cache import local_copy
+from raywgen.corpus.checksums import Checksums, RowCheck
+from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
+from raywgen.corpus.manifest import cause
+from raywgen.corpus.shards import (
+    WEIGHTS,
+    Shard,
+    ShardView,
+    checkpoint_ids,
+    num_blocks,
+    packed_tensor,
+    read_block,
+    read_shard,
+)
+from raywgen.corpus.storage import Storage
+from raywgen.weights import Layout
+
+# Mapping a shard anew costs a page fault for every 16 pages of it; one that stays mapped costs a file descriptor.
+_OPENED_SHARDS = 512
+
+
+class ShardReader:
+    """Reads shards; the last ones that were asked for stay open.
+
+    Args:
+        storage: Of the corpus.
+        manifest: As it was read, so that a corpus which was rebuilt since is told from one that is damaged.
+        facts: One row a checkpoint.
+    """
+
+    def __init__(self, storage: Storage, manifest: dict[str, Any], facts: pa.Table) -> None:
+        self._storage, self._manifest, self._facts = storage, manifest, facts
+        self._opened: dict[str, ShardView] = {}
+        self._checks: dict[tuple[str, object], RowCheck] = {}
+
+    def rows(self, shard: Shard, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
+        """A copy `(N, P)` of the rows of a shard, which hold the checkpoints of these ids; raises as `view` does."""
+        view = self.view(shard, layout)
+        stored = np.array(view.ids, dtype=object)
+        if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
+            raise self._failure(shard.path, f"does not hold checkpoint '{id_N[0]}' and others where the facts say")
+        # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
+        return view.rows(row_N)
+
+    def view(self, shard: Shard, layout: Layout) -> ShardView:
+        """A shard's weights where they lie; the last ones asked for stay open.
+
+        Raises:
+            MissingFileError, DamagedFileError: It cannot be read.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
+        """
+        path = shard.path
+        if path in self._opened:
+            self._opened[path] = self._opened.pop(path)
+            return self._opened[path]
+        try:
+            table = read_shard(*local_copy(self._storage, shard))
+            self._opened[path] = ShardView(table, layout, self._row_check(path))
+        except MissingFileError as error:
+            raise self._cause(error) from error
+        except DamagedFileError as error:
+            raise self._cause(DamagedFileError(f"{self._storage.name}/{path}: {error}")) from error
+        if len(self._opened) > _OPENED_SHARDS:
+            del self._opened[next(iter(self._opened))]
+        return self._opened[path]
+
+    def checked_block(self, block: pa.Table, form: Callable[[str], Layout]) -> tuple[list[str], Layout, Tensor]:
+        """Ids, form and packed weights uint8 `(N, P)` of a block.
+
+        Args:
+            block: One of `blocks`, or of the corpus' Ray Data set.
+            form: Returns the form of a shard's checkpoints by its path.
+
+        Raises:
+            DamagedFileError: A checkpoint's bytes are not those that were written.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
+        """
+        first = block.column("checkpoint_id")[0].as_py()
+        if first not in self._shard_of:
+            raise self._failure(WEIGHTS, f"holds a checkpoint '{first}' that is not among the facts")
+        layout = form(self._shard_of[first])
+        ids, packed_NP = checkpoint_ids(block, layout), packed_tensor(block, layout)
+        if (changed := self._checksums.first_changed(ids, packed_NP)) is not None:
+            raise self._failure(WEIGHTS, f"checkpoint '{changed}' has another checksum than its facts")
+        return ids, layout, packed_NP
+
+    def blocks(self, shard: Shard) -> Iterator[pa.Table]:
+        """The record batches of a shard; raises as `view` does."""
+        try:
+            for index in range(num_blocks(self._storage, shard.path)):
+                yield read_block(self._storage, shard.path, shard.layout_id, index)
+        except (DamagedFileError, MissingFileError) as error:
+            raise self._cause(error) from error
+
+    @cached_property
+    def _checksums(self) -> Checksums:
+        return Checksums(self._facts)
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        """Checkpoint id -> path of its shard."""
+        return dict(zip(*(self._facts.column(name).to_pylist() for name in ("checkpoint_id", "shard")), strict=True))
+
+    def _row_check(self, path: str) -> RowCheck:
+        """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
+        key = path, self._storage.version(path)
+        if key not in self._checks:
+            self._checks[key] = self._checksums.check_of(path, partial(self._failure, path))
+        return self._checks[key]
+
+    def _failure(self, path: str, reason: str) -> CorpusError:
+        return self._cause(DamagedFileError(f"{self._storage.name}/{path}: {reason}; {RESTORE}"))
+
+    def _cause(self, error: CorpusError) -> CorpusError:
+        return cause(error, self._storage, self._manifest)
