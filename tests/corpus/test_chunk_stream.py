@@ -76,6 +76,8 @@ def test_workers_together_see_the_batches_of_one_worker(corpus: Corpus, num_work
     for index, batch in enumerate(alone):
         together = [key for part in parts for key in part[index]]
         assert sorted(together) == sorted(batch)
+        # Where a batch does not divide, the first workers have the items that are left.
+        assert [len(part[index]) for part in parts] == [len(batch[rank::num_workers]) for rank in range(num_workers)]
 
 
 def test_order_depends_on_seed_and_epoch(corpus: Corpus) -> None:
@@ -145,6 +147,13 @@ def test_an_epoch_is_a_permutation(
         cursor = order.after(cursor)
     assert cursor == Cursor(epoch=epoch + 1)
     assert sorted(seen) == list(range(num_items))
+
+
+def test_each_epoch_mixes_other_blocks() -> None:
+    """Blocks are drawn anew too: else the same items would meet in every epoch, and the same ones come last."""
+    order = EpochOrder(1000, 40, block_size=10, blocks_per_window=4, seed=0)
+    first, second = ({int(item) // 10 for item in order.batch(Cursor(epoch=epoch))} for epoch in (0, 1))
+    assert first != second
 
 
 def test_neighbours_are_spread_over_the_epoch() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raywgen.corpus import Corpus, CorpusError, DamagedFileError, UnknownFactError, verify_corpus
+from raywgen.corpus import (
+    Corpus,
+    CorpusError,
+    DamagedFileError,
+    NetworkFacts,
+    UnknownFactError,
+    commit_corpus,
+    verify_corpus,
+)
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.derive import Part, dedupe, split, write_corpus
 from raywgen.corpus.merge import merge
-from raywgen.weights import StateDict
+from raywgen.weights import Layout, StateDict
 from tests.corpus import builders
 from tests.corpus.builders import assert_same_bits, network
 
@@ -215,6 +224,33 @@ def test_tasks_and_bases_go_along(tmp_path: Path) -> None:
     assert {shard.num_rows for shard in derived.shards} == {1, 4}, "one split a shard"
     for name in ("base0", "held3"):
         assert_same_bits(derived.state_dict(name), states[name])
+
+
+def of_task(root: Path, task_id: str, labels: list[int], first_seed: int) -> Corpus:
+    """A corpus of two checkpoints that knows one task."""
+    states = builders.states(root.name, 2, 2, first_seed)
+    layout = Layout.from_state_dict(states[f"{root.name}0"])
+    known = replace(builders.task(task_id), recipe={"name": "digits-subset", "labels": labels})
+    networks = [NetworkFacts(name="net", recipe={}, layout=layout)]
+    shards = [builders.shard(root, "a", states)]
+    return commit_corpus(str(root), shards=shards, tasks=[known], networks=networks, recipe={})
+
+
+def test_a_merge_knows_the_tasks_of_all_its_corpora(tmp_path: Path) -> None:
+    parts = [of_task(tmp_path / "one", "task/1", [1, 4], 0), of_task(tmp_path / "two", "task/2", [2, 4], 10)]
+    merged = merge(str(tmp_path / "c"), parts)
+    assert {name: told.recipe["labels"] for name, told in merged.tasks.items()} == {
+        "task/1": [1, 4],
+        "task/2": [2, 4],
+    }
+
+
+def test_one_id_of_two_tasks_is_refused(tmp_path: Path) -> None:
+    """Networks of the second corpus would be taken for networks of the first one's task."""
+    parts = [of_task(tmp_path / "one", "task/1", [1, 4], 0), of_task(tmp_path / "two", "task/1", [2, 4], 10)]
+    with pytest.raises(CorpusError, match=r"one and .*two mean different tasks by 'task/1'.*another `task_id`"):
+        merge(str(tmp_path / "c"), parts)
+    assert not (tmp_path / "c").exists()
 
 
 def noisy(num: int, seed: int) -> dict[str, StateDict]:

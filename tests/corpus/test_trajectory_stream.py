@@ -115,6 +115,15 @@ def test_mixing_follows_the_weights_and_goes_on_where_it_stopped(corpus: Corpus)
     assert head + take(resumed, 60) == expected[:91]
 
 
+def test_mixing_depends_on_its_own_seed(corpus: Corpus) -> None:
+    def drawn(seed: int) -> list[int]:
+        names = ("small", "wide")
+        streams = [corpus.windows(batch_size=2, length=2, terms=[f"architecture={name}"]) for name in names]
+        return [index for _, (index, _) in zip(range(40), MixedStream(streams, [1, 1], seed=seed), strict=False)]
+
+    assert drawn(1) != drawn(2)
+
+
 def test_a_mix_needs_a_weight_for_each(corpus: Corpus) -> None:
     stream = corpus.windows(batch_size=2, terms=["architecture=wide"], cursor=Cursor(epoch=1))
     for weights in ([], [1.0, 2.0], [0.0]):

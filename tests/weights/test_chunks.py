@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raywgen.weights import Layout
-from raywgen.weights.chunks import chunk_mask, from_chunks, num_chunks, num_place_features, place_features, to_chunks
+from raywgen.weights.chunks import (
+    chunk_mask,
+    from_chunks,
+    num_chunks,
+    num_place_features,
+    place_features,
+    span_features,
+    to_chunks,
+)
 
 
 @pytest.fixture
@@ -49,3 +57,27 @@ def test_places_are_finite_bounded_and_differ(layout: Layout, chunk_length: int)
 def test_places_are_a_function_of_the_layout_alone(layout: Layout) -> None:
     again = Layout.from_json(layout.to_json())
     assert torch.equal(place_features(again, 4), place_features(layout, 4))
+
+
+def test_a_place_is_that_of_its_first_and_last_value(layout: Layout) -> None:
+    last = layout.num_values - 1
+    first_M = torch.arange(num_chunks(layout, 4)) * 4
+    expected = span_features(layout, first_M, (first_M + 3).clamp(max=last))
+    assert torch.equal(place_features(layout, 4), expected)
+    values_MG = span_features(layout, first_M, first_M)
+    half = num_place_features() // 2
+    assert torch.equal(expected[:, :half], values_MG[:, :half])
+    assert not torch.equal(expected[:, half:], values_MG[:, half:])
+
+
+def test_values_of_a_row_share_its_waves_and_values_of_a_column_its_own() -> None:
+    """A matrix of 5 rows and 7 columns: value 8 lies in row 1 and column 1."""
+    matrix = Layout.from_state_dict({"weight": torch.zeros(5, 7)})
+    place = torch.arange(35)
+    waves = span_features(matrix, place, place)[:, : num_place_features() // 2][:, -36:]
+    row, column, whole = (part.unflatten(0, (5, 7)) for part in waves.split(12, dim=1))
+    assert torch.equal(row, row[:, :1].expand_as(row))
+    assert torch.equal(column, column[:1].expand_as(column))
+    for fraction, found in ((1 / 5, row[1, 0]), (1 / 7, column[0, 1]), (8 / 35, whole[1, 1])):
+        angle = torch.pi * fraction * 2.0 ** torch.arange(6)
+        torch.testing.assert_close(found, torch.cat([angle.sin(), angle.cos()]))

@@ -114,6 +114,18 @@ def test_unpack_accepts_rows_that_lie_askew_in_memory() -> None:
     assert_bit_equal(layout.unpack(askew), state)
 
 
+def test_another_form_takes_over_which_tensors_are_constants() -> None:
+    state = {"weight": torch.randn(3, 2), "table": torch.randn(4), "bias": torch.randn(3)}
+    known = Layout.from_state_dict(state).with_constants(["table"])
+    form = Layout.from_state_dict(dict(reversed(state.items())))
+    arranged = form.arranged_like(known)
+    assert torch.equal(arranged.flatten(state), known.flatten(state))
+    assert [spec.name for spec in arranged.tensors if spec.is_constant] == ["table"]
+    # The other way round: what the known form generates is generated, whatever the form itself marked.
+    marked = form.with_constants(["bias", "table"]).arranged_like(Layout.from_state_dict(state))
+    assert marked.num_values == 13
+
+
 def test_missing_counters_are_zero_and_given_ones_are_copied() -> None:
     module = nn.BatchNorm1d(4)
     module(torch.randn(8, 4))

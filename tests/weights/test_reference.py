@@ -66,6 +66,15 @@ def test_each_tensor_has_unit_size_and_without_a_shared_start_no_mean() -> None:
         assert float(part_NX.std(unbiased=False)) == pytest.approx(expected, abs=1e-4), spec.name
 
 
+def test_about_a_shared_start_the_scale_is_that_of_what_is_left() -> None:
+    layout, values_ND = trained(8, 4, 5, 3)
+    reference = WeightReference.measure(layout, values_ND, 100 * values_ND[0])
+    sizes = [spec.num_values for spec in layout.generated]
+    for spec, part_NX in zip(layout.generated, reference.normalise(values_ND).split(sizes, dim=1), strict=True):
+        if spec.kind in ("weight", "bias"):
+            assert float(part_NX.std(unbiased=False)) == pytest.approx(1.0, abs=1e-3), spec.name
+
+
 @given(seed=st.integers(0, 999), size=st.floats(0.1, 1e4))
 @settings(max_examples=30)
 def test_running_variances_stay_positive_whatever_is_written(seed: int, size: float) -> None:
@@ -121,6 +130,14 @@ def test_of_several_known_layouts_the_mean_counts() -> None:
     found = alike_reference(between, table, torch.zeros(between.num_values))
     first = [float(reference.scale_D[0]) for _, reference in table.values()]
     assert float(found.scale_D[0]) == pytest.approx(sum(first) / 2)
+
+
+def test_a_layout_that_has_no_such_tensor_has_no_say_in_its_scale() -> None:
+    table = known((6, 5, 3), (9, 8, 7, 2))
+    other = Layout.from_state_dict(network(6, 5, 5, 3).state_dict())
+    found = alike_reference(other, table, torch.zeros(other.num_values))
+    alike, _ = (reference for _, reference in table.values())
+    assert float(found.scale_D[0]) == float(alike.scale_D[0])
 
 
 def test_a_shared_start_is_replaced_by_the_new_networks_own_where_none_is_built_alike() -> None:

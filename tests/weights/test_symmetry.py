@@ -140,6 +140,11 @@ def _ring(net: Any, x: Tensor) -> Tensor:
     return net.b(hidden + torch.cat([hidden[:, 1:], hidden[:, :1]], dim=1).tanh())
 
 
+def _twice(net: Any, x: Tensor) -> Tensor:
+    hidden = net.a(x).relu()
+    return net.b(torch.cat([hidden, hidden], dim=1))
+
+
 def _sorted(net: Any, x: Tensor) -> Tensor:
     return net.b(net.a(x).sort(dim=1).values)
 
@@ -191,6 +196,8 @@ CASES: dict[str, tuple[nn.Module, list[int]]] = {
     "dense": (Net(_dense, a=lin(6, 4), b=lin(4, 3), norm=nn.BatchNorm1d(7), c=lin(7, 2)), [3, 4]),
     "halves": (Net(_halves, a=lin(6, 7), b=lin(7, 2)), [3, 4]),
     "ring": (Net(_ring, a=lin(6, 4), b=lin(4, 2)), []),
+    # Which of its two places a unit would go to is not told.
+    "twice": (Net(_twice, a=lin(6, 4), b=lin(8, 2)), []),
     "sorted": (Net(_sorted, a=lin(6, 4), b=lin(4, 2)), []),
     "in place": (Net(_in_place, a=lin(6, 4), b=lin(4, 2)), [4]),
     "residual": (Net(_residual, a=lin(6, 4), b=lin(4, 4), c=lin(4, 2)), [4]),
