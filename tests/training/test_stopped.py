@@ -23,6 +23,7 @@ def slow_config(corpus: Corpus, out: Path, num_workers: int) -> TrainConfig:
     config = small_config(corpus, out, checkpoint_every=10_000, num_workers=num_workers, validate_every=1000)
     config.generator.tokenizer.num_steps = 4
     config.generator.prior.num_steps = 400
+    config.generator.prior.dropout = 0.0  # Each worker draws its own.
     config.generator.functional.num_steps = 0
     return config
 
@@ -66,7 +67,7 @@ def check(told: str, config: TrainConfig, name: str, whole: Path, tolerance: flo
     wanted = losses(whole)
     assert after.keys() == wanted.keys()
     for key, loss in wanted.items():
-        assert after[key] == pytest.approx(loss, rel=tolerance), key
+        assert after[key] == pytest.approx(loss, rel=tolerance, abs=tolerance / 10), key
 
 
 def small_end(config: TrainConfig) -> TrainConfig:
