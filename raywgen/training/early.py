@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from raywgen.config import ConfigError
 from raywgen.corpus.manifest import MANIFEST, read_manifest
 from raywgen.corpus.storage import Storage
@@ -54,12 +56,7 @@ def _check_gpus(wanted: int) -> None:
 
     if ray.is_initialized():
         return  # Whoever made the session knows what it has, and a launch compares them.
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-
-    found = max(0, get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        found = min(found, len([name for name in visible.split(",") if name.strip()]))
+    found = torch.cuda.device_count()
     if found < wanted:
         fewer = f"num_workers={found} fits it" if found else "leave use_gpu out to train on its CPUs"
         raise ClusterError(
