@@ -11,7 +11,7 @@ from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_st
 from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.generation.statistics import some_inputs
-from raywgen.tasks import build_network, build_task
+from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit
 from raywgen.training.data import measure_references
 from raywgen.weights import Layout
 
@@ -37,6 +37,43 @@ def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: Bench) ->
     assert values_TnD.shape[2] == bench.layout.num_values
     assert bool(values_TnD.isfinite().all())
     assert torch.equal(values_TnD, EVERY[name](bench, CONFIG))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "nearest_condition", "nearest_loss", "noise", "gradient"])
+def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generator(name: str, bench: Bench) -> None:
+    values_TnD = EVERY[name](bench, CONFIG)
+    assert values_TnD.shape[1] == CONFIG.best_of
+    for values_nD in values_TnD:
+        assert len(values_nD.unique(dim=0)) == CONFIG.best_of
+
+
+def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(bench: Bench) -> None:
+    best_TD = bench.reference.normalise(BASELINES["nearest_loss"](bench, CONFIG)[:, 0])
+    noisy_TnD = bench.reference.normalise(BASELINES["noise"](bench, replace(CONFIG, noise=0.3)))
+    offset_TnD = noisy_TnD - best_TD.unsqueeze(1)
+    # Some thousand normal numbers: their deviation is known to 2 %.
+    assert float(offset_TnD.std()) == pytest.approx(0.3, rel=0.1)
+    assert float(offset_TnD.mean()) == pytest.approx(0.0, abs=0.03)
+
+
+def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: Bench) -> None:
+    told, count = bench.condition.repeat(CONFIG.best_of), len(bench.tasks) * CONFIG.best_of
+    (end,) = fit(
+        bench.module,
+        Recorded(step=0, state_N=bench.layout.unflatten(bench.reference.base_D.expand(count, -1))),
+        FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
+        FitConfig(
+            num_steps=CONFIG.gradient_steps,
+            batch_size=told.labels_BS.shape[1] // 2,
+            learning_rate=CONFIG.gradient_learning_rate,
+        ),
+        order_seeds=list(range(count)),
+        record_steps=[CONFIG.gradient_steps],
+    )
+    fitted_TnD = OF_A_SHARED_START["gradient"](bench, CONFIG)
+    for row, value_D in enumerate(fitted_TnD.flatten(0, 1)):
+        state = {name: tensor[row] for name, tensor in end.state_N.items()}
+        torch.testing.assert_close(value_D, bench.layout.flatten(state), rtol=0, atol=1e-6)
 
 
 def test_retrieval_gives_stored_networks(bench: Bench) -> None:
@@ -92,7 +129,8 @@ def test_choose_takes_the_lowest_loss(bench: Bench) -> None:
 def test_random_starts_differ_from_each_other(bench: Bench, zoo_corpus: Corpus) -> None:
     recipe = zoo_corpus.networks[bench.layout.id].recipe
     fresh_TnD = random_start(bench, CONFIG, recipe)
-    assert not torch.equal(fresh_TnD[0, 0], fresh_TnD[0, 1])
+    assert fresh_TnD.shape[1] == CONFIG.best_of
+    assert len(fresh_TnD[0].unique(dim=0)) == CONFIG.best_of
 
 
 def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -> None:

@@ -48,9 +48,26 @@ def test_points_name_task_and_kind(bench: Bench) -> None:
     assert median_distance(rows, "generated") == 0
 
 
+def test_the_distance_is_the_median_over_networks_of_one_kind_on_unseen_tasks() -> None:
+    told = [("generated", "unseen", value) for value in (0.1, 0.2, 9.0)]
+    told += [("original", "unseen", value) for value in (1.0, 2.0, 90.0)]
+    told += [("generated", "seen", value) for value in (5.0, 6.0, 7.0)]
+    rows = [{"kind": kind, "split": split, "weight_distance": value} for kind, split, value in told]
+    assert median_distance(rows, "generated") == pytest.approx(0.2)
+    assert median_distance(rows, "original") == pytest.approx(2.0)
+    seen = [row for row in rows if row["split"] == "seen"]
+    assert median_distance(seen, "generated") == pytest.approx(6.0)
+
+
 @pytest.mark.parametrize(
     ("distance", "accuracy", "word"),
-    [(0.05, 99.0, "replica"), (0.9, 95.0, "novel"), (0.9, 80.0, "interpolation"), (0.3, 95.0, "interpolation")],
+    [
+        (0.05, 99.0, "replica"),
+        (0.09, 99.0, "replica"),
+        (0.9, 95.0, "novel"),
+        (0.9, 80.0, "interpolation"),
+        (0.3, 95.0, "interpolation"),
+    ],
 )
 def test_verdict(distance: float, accuracy: float, word: str) -> None:
     rows = [
