@@ -229,13 +229,10 @@ class _TableRows:
 class _FolderRows:
     def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
         self._filesystem = filesystem
-        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-        # `root/class/image.png`; what lies deeper or directly in the root belongs to no class.
-        pictures = [
-            info
-            for info in infos
-            if info.path.lower().endswith(_ENDINGS) and PurePosixPath(info.path).parent.parent == PurePosixPath(root)
-        ]
+        # `root/class/image.png`; what lies deeper or directly in the root belongs to no class, and is not looked at.
+        folders = [one.path for one in _listed(filesystem, root) if one.type == fs.FileType.Directory]
+        infos = [info for folder in folders for info in _listed(filesystem, folder)]
+        pictures = [info for info in infos if info.path.lower().endswith(_ENDINGS)]
         if strange := [info.path for info in pictures if not info.is_file]:
             raise TaskError(f"{strange[0]} is no regular file; remove it")
         if not pictures:
@@ -264,6 +261,10 @@ class _FolderRows:
                 return file.read()
         except OSError as error:
             raise TaskError(f"{path} cannot be read ({error}); mend or remove it") from error
+
+
+def _listed(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    return filesystem.get_file_info(fs.FileSelector(folder))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -255,17 +255,23 @@ def _filesystem(where: str) -> tuple[fs.FileSystem, str]:
 
 
 def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
-    parts = PurePosixPath(pattern).parts
-    first = next(place for place, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    root = str(PurePosixPath(*parts[:first]))
-    selector = fs.FileSelector(root, allow_not_found=True, recursive=first < len(parts) - 1)
-    matches = []
-    for info in filesystem.get_file_info(selector):
-        found = PurePosixPath(info.path).parts
-        same = len(found) == len(parts) and all(map(fnmatch.fnmatchcase, found, parts))
-        if same and info.type == fs.FileType.File:
-            matches.append(info)
-    return sorted(matches, key=lambda info: info.path)
+    """Goes down folder by folder, into those that match alone: links in other places may lead round in circles."""
+    first, *rest = PurePosixPath(pattern).parts
+    found = [first]
+    for part in rest[:-1]:
+        found = [path for folder in found for path in _matching(filesystem, folder, part, fs.FileType.Directory)]
+    files = [path for folder in found for path in _matching(filesystem, folder, rest[-1], fs.FileType.File)]
+    return filesystem.get_file_info(sorted(files))
+
+
+def _matching(filesystem: fs.FileSystem, folder: str, part: str, kind: fs.FileType) -> list[str]:
+    """Paths of this kind in a folder whose names match one part of a pattern."""
+    if not any(sign in part for sign in "*?["):
+        path = str(PurePosixPath(folder) / part)
+        return [path] if filesystem.get_file_info(path).type == kind else []
+    selector = fs.FileSelector(folder, allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if fnmatch.fnmatchcase(info.base_name, part)]
+    return [info.path for info in listed if info.type == kind]
 
 
 @contextmanager
