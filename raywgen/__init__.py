@@ -21,7 +21,7 @@ __all__ = ["__version__", "load", "trusting"]
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
-    """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.load`.
+    """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.loading.load`.
 
     Args:
         path: The folder.

@@ -39,7 +39,7 @@ from raywgen.evaluation.architecture_facts import (
 from raywgen.evaluation.asked import Asked, read_asked
 from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
-from raywgen.generation.fill import make_condition
+from raywgen.generation.told import make_condition
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
 from raywgen.trust import entry_point

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raywgen.generation.blocks import Block, BlockWriter, Job, Written
-from raywgen.generation.fill import load
+from raywgen.generation.loading import load
 from raywgen.generators.bundle import BundleError
 from raywgen.trust import trusting
 

@@ -15,15 +15,10 @@ import torch
 from torch import Tensor
 
 from raywgen.files import write_text
-from raywgen.generation.fill import (
-    ADAPT_INSTRUCTION,
-    TrainedGenerator,
-    UnknownLayoutError,
-    adapt_weights,
-    load,
-    make_condition,
-)
+from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, UnknownLayoutError, adapt_weights
 from raywgen.generation.judge import judge, remedies, warn_of_chance
+from raywgen.generation.loading import load
+from raywgen.generation.told import make_condition
 from raywgen.generators.mcdi.denoisers import is_head
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing

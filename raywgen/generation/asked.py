@@ -12,7 +12,8 @@ import torch
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
-from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator, make_condition
+from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator
+from raywgen.generation.told import make_condition
 from raywgen.generators import Generator
 from raywgen.names import nearest
 from raywgen.tasks import build_network, network_name

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,17 +16,15 @@ from torch import Tensor, nn
 from raywgen.generation.best import generate_best, generate_candidates
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.statistics import with_new_statistics
+from raywgen.generation.told import make_condition
 from raywgen.generators import Generator
-from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.nn.wrappers import unwrapped
-from raywgen.tasks.blank import blank_condition
-from raywgen.tasks.encoders import FrozenEncoder, load_encoder
+from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.inputs import InputForm
 from raywgen.tasks.runnable import runnable
 from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.user_data import ConditionError, UserData, read_data
-from raywgen.trust import reading, trusting
 from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
 
 # Generators that adapt look at examples alone.
@@ -337,103 +333,3 @@ def check_known(generator: Generator, layout: Layout) -> None:
         raise UnknownLayoutError(
             f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"
         )
-
-
-def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
-    """Loads a generator from a run folder or a bundle.
-
-    Args:
-        path: The folder.
-        trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
-            `("mynets", "hf:openai/clip-vit-base-patch32")`. What it names beyond these is not touched.
-
-    Raises:
-        BundleError: There is none, or it is damaged.
-        EncoderError: It works on features of an encoder that is not there.
-        UntrustedError: It names an encoder that is not to be trusted.
-    """
-    folder = bundle_folder(path)
-    with trusting(*trust):
-        generator = load_bundle(folder)
-        told = bundle_facts(folder).get("inputs")
-        inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
-        kept = folder / ENCODER
-        encoder = None
-        if inputs is not None and inputs.encoder:
-            with reading(str(folder), str(folder)):
-                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
-    return TrainedGenerator(generator, inputs, encoder)
-
-
-def bundle_folder(path: str | Path) -> Path:
-    """Where the bundle of a run folder lies; a bundle's own folder is one already.
-
-    Raises:
-        BundleError: There is none.
-    """
-    folder = Path(path)
-    for candidate in (folder / "generator", folder):
-        if (candidate / "generator.json").is_file():
-            return candidate
-    raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
-
-
-def make_condition(
-    generator: Generator, instruction: str, data: tuple[Tensor, Tensor] | None, policy: str = ""
-) -> Condition:
-    """One condition from what a user gives; data may be left out for a generator trained on weights alone, and must.
-
-    Raises:
-        ConditionError: The instruction is empty, samples and labels do not fit the generator's data, or the generator
-            has learned no optimiser of that name, or several.
-    """
-    if not generator.data.knows_tasks:
-        if data is not None:
-            raise ConditionError(
-                "this generator was trained on weights alone and can be told no data; leave data out, or describe its "
-                "corpus by `raywgen corpus describe` and train anew"
-            )
-        return blank_condition(instruction)
-    if data is None:
-        raise ConditionError("data is missing: this generator writes for a task; give labelled samples of it")
-    samples, labels = (torch.as_tensor(part) for part in data)
-    if not instruction.strip():
-        raise ConditionError("the instruction is empty; say in words what the network should do")
-    if not samples.dim() or labels.dim() != 1:
-        raise ConditionError(
-            f"data holds samples {list(samples.shape)} and labels {list(labels.shape)}; "
-            "give samples of shape [S, ...] and labels of shape [S]"
-        )
-    if len(samples) != len(labels) or not len(labels):
-        raise ConditionError(f"data holds {len(samples)} samples and {len(labels)} labels; give one label per sample")
-    samples_SF = samples.reshape(len(samples), -1).to(torch.float32)
-    spec = generator.data
-    if samples_SF.shape[1] != spec.num_features:
-        raise ConditionError(
-            f"a sample has {samples_SF.shape[1]} values, the generator was trained on {spec.num_features}; "
-            "give data of the same form"
-        )
-    if not bool(samples_SF.isfinite().all()):
-        raise ConditionError("data holds NaN or infinity; drop those samples")
-    labels_S = labels.to(torch.int64)
-    most = generator.max_classes
-    if int(labels_S.min()) < 0 or (most is not None and int(labels_S.max()) >= most):
-        raise ConditionError(f"labels must lie between 0 and {'any number' if most is None else most - 1}")
-    return Condition(
-        instructions=(instruction,),
-        samples_BSF=samples_SF.unsqueeze(0),
-        labels_BS=labels_S.unsqueeze(0),
-        policies=(_known_policy(generator, policy),),
-    )
-
-
-def _known_policy(generator: Generator, told: str) -> str:
-    """The one optimiser of that name, or with that part of a name."""
-    names = generator.data.policies if generator.takes_policy else ()
-    if not told or told in names:
-        return told
-    meant = [name for name in names if told in name]
-    if len(meant) != 1:
-        known = f"give one of {', '.join(names)}" if names else f"leave it out; '{generator.method}' learns none"
-        raise ConditionError(f"policy={told}: {known}")
-    return meant[0]

@@ -10,7 +10,7 @@ from torch import nn
 
 import raywgen
 from raywgen.generation import ChanceWarning, ConditionError, TrainedGenerator, UnknownLayoutWarning
-from raywgen.generation.fill import make_condition
+from raywgen.generation.told import make_condition
 from raywgen.generators.bundle import BundleError, save_bundle
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_cross_entropy

@@ -1,0 +1,51 @@
+"""Loads a trained generator, and the encoder that it was trained with, from a run folder or a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
+from raywgen.tasks.encoders import load_encoder
+from raywgen.tasks.inputs import InputForm
+from raywgen.trust import reading, trusting
+
+
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
+    """Loads a generator from a run folder or a bundle.
+
+    Args:
+        path: The folder.
+        trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
+            `("mynets", "hf:openai/clip-vit-base-patch32")`. What it names beyond these is not touched.
+
+    Raises:
+        BundleError: There is none, or it is damaged.
+        EncoderError: It works on features of an encoder that is not there.
+        UntrustedError: It names an encoder that is not to be trusted.
+    """
+    folder = bundle_folder(path)
+    with trusting(*trust):
+        generator = load_bundle(folder)
+        told = bundle_facts(folder).get("inputs")
+        inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
+        kept = folder / ENCODER
+        encoder = None
+        if inputs is not None and inputs.encoder:
+            with reading(str(folder), str(folder)):
+                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
+    return TrainedGenerator(generator, inputs, encoder)
+
+
+def bundle_folder(path: str | Path) -> Path:
+    """Where the bundle of a run folder lies; a bundle's own folder is one already.
+
+    Raises:
+        BundleError: There is none.
+    """
+    folder = Path(path)
+    for candidate in (folder / "generator", folder):
+        if (candidate / "generator.json").is_file():
+            return candidate
+    raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
