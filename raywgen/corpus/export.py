@@ -125,13 +125,30 @@ def _file(facts: Mapping[str, Any], out: Path) -> _File:
 
 
 def _check_dtypes(corpus: Corpus, facts: pa.Table) -> None:
-    for form, of_form, _ in corpus.by_form(facts):
-        for spec in form.tensors:
-            if not is_writable(spec.torch_dtype):
-                raise CorpusError(
-                    f"tensor '{spec.name}' of checkpoint '{of_form.column('checkpoint_id')[0]}' is {spec.dtype}, which "
-                    f"safetensors cannot hold; leave such networks out by the query 'layout_id!={form.id}'"
-                )
+    unwritable: list[int] = []
+    wrong = ""
+    for form, of_form, place_N in corpus.by_form(facts):
+        if spec := next((spec for spec in form.tensors if not is_writable(spec.torch_dtype)), None):
+            unwritable.extend(place_N.tolist())
+            first = of_form.column("checkpoint_id")[0]
+            wrong = wrong or f"tensor '{spec.name}' of checkpoint '{first}' is {spec.dtype}"
+    if unwritable:
+        raise CorpusError(f"{wrong}, which safetensors cannot hold; {_without(facts, unwritable)}")
+
+
+def _without(facts: pa.Table, unwritable: Sequence[int]) -> str:
+    """Says which query selects all checkpoints but these rows."""
+    if len(unwritable) == facts.num_rows:
+        return "no other checkpoint is selected"
+    writable = sorted({*range(facts.num_rows)} - {*unwritable})
+    # Checkpoints of one shard lie in one form, so that the last of these facts tells them apart where no other does.
+    for name in ("dtype", "layout_id", "shard"):
+        values = facts.column(name).to_pylist()
+        left_out = {values[row] for row in unwritable}
+        if not left_out & {values[row] for row in writable}:
+            break
+    terms = " ".join(f"'{name}!={value}'" for value in sorted(left_out))
+    return f"leave such networks out by the query {terms}"
 
 
 def _check_clashes(files: Mapping[str, _File], *, fold_case: bool) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from raywgen.cli import app
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.derive import dedupe
 from raywgen.corpus.export import export
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.weights import Layout, StateDict, WeightsError, load_state_dict, save_state_dict
 from tests.corpus.builders import assert_same_bits
-from tests.field.builders import build, net, reasons, save
+from tests.field.builders import build, reasons, save
 
 DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
@@ -112,16 +115,37 @@ def test_conjugated_and_odd_places_in_memory(tmp_path: Path) -> None:
         assert torch.equal(layout.slice_values(packed_P, start, 2), values_D[start : start + 2])
 
 
-def test_what_safetensors_cannot_hold_is_named_and_the_rest_can_be_exported(tmp_path: Path) -> None:
-    double = {"w": torch.randn(2, 3, dtype=torch.complex128), "v": torch.randn(2)}
-    corpus = folder(tmp_path, {"a-double": double, "plain": net(0)})
-    assert_same_bits(corpus.state_dict("a-double"), double)
-    with pytest.raises(CorpusError, match=r"'w' of checkpoint 'a-double' is complex128.*'layout_id!=\w+'") as refused:
-        export(corpus, tmp_path / "out")
-    query = str(refused.value).split("'")[-2]
-    assert [path.name for path in export(corpus, tmp_path / "out", [query])] == ["plain.safetensors"]
+DOUBLE = {"w": torch.full((2, 3), 1 + 2j, dtype=torch.complex128), "v": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("others", "fact"),
+    [
+        ({"plain": {"w": torch.ones(2, 3), "v": torch.ones(2)}}, "dtype"),
+        ({"single": DOUBLE | {"w": DOUBLE["w"].to(torch.complex64)}}, "shard"),
+        ({"other": {"u": torch.ones(4), "half": torch.ones(4).half()}}, "layout_id"),
+    ],
+)
+def test_what_safetensors_cannot_hold_is_named_with_a_query_that_exports_the_rest(
+    tmp_path: Path, others: dict[str, StateDict], fact: str
+) -> None:
+    corpus = folder(tmp_path, {"a-double": DOUBLE} | others)
+    assert_same_bits(corpus.state_dict("a-double"), DOUBLE)
+    command = ["corpus", "export", corpus.location, str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, command)
+    told = str(refused.exception)
+    assert "tensor 'w' of checkpoint 'a-double' is complex128" in told
+    terms = re.findall(r"'(\w+!=[^']+)'", told)
+    assert [term.partition("!=")[0] for term in terms] == [fact]
+    assert CliRunner().invoke(app, [*command, *terms]).exit_code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix] == [f"{next(iter(others))}.safetensors"]
     with pytest.raises(WeightsError, match=r"no complex128 \(tensor 'w'\)"):
-        save_state_dict(double, tmp_path / "double.safetensors", {})
+        save_state_dict(DOUBLE, tmp_path / "double.safetensors", {})
+
+
+def test_where_nothing_else_is_selected_no_query_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"complex128.*no other checkpoint is selected"):
+        export(folder(tmp_path, {"a": DOUBLE}), tmp_path / "out")
 
 
 def test_packed_integers_are_refused_before_training_and_counters_are_not(tmp_path: Path) -> None:
