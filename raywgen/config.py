@@ -189,6 +189,11 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks: YAML's own says where over several lines."""
+    return " ".join(str(error).split())
+
+
 def save_config(config: Any, path: str | Path) -> None:
     """Writes the complete config beside a run's results."""
     write_text(path, to_yaml(config))
@@ -225,7 +230,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read ({error}); it must hold `key: value` lines") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"config file {path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} must hold `key: value` lines, not a {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
@@ -249,7 +254,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist(told))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the overrides {list(overrides)}: {error}") from error
+        raise ConfigError(f"cannot read the overrides {list(overrides)}: {one_line(error)}") from error
     assert isinstance(parsed, dict)
     return {str(key): value for key, value in parsed.items()}
 

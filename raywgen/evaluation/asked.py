@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raywgen.corpus import Corpus, UnknownFactError
+from raywgen.corpus import Corpus
+from raywgen.corpus.chosen import task_named
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.inputs import InputForm, input_form
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.user_data import ConditionError, read_data
+from raywgen.trust import reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,9 @@ def read_asked(corpus: Corpus, *, task: str, instruction: str, data: str, num_sa
     if not task:
         samples_SF, labels_S = read_samples(corpus, data) if data else (None, None)
         asked = Asked(instruction=instruction, samples_SF=samples_SF, labels_S=labels_S)
-    elif task in corpus.tasks:
-        facts = corpus.tasks[task]
-        asked = Asked(instruction=facts.instruction, samples_SF=facts.samples_SF, labels_S=facts.labels_S, task_id=task)
     else:
-        known = f"one of its tasks is {next(iter(corpus.tasks))}" if corpus.tasks else "it has no table of tasks"
-        raise UnknownFactError(f"{corpus.location} has no task '{task}'; {known}")
+        facts = task_named(corpus, task)
+        asked = Asked(instruction=facts.instruction, samples_SF=facts.samples_SF, labels_S=facts.labels_S, task_id=task)
     return _at_most(asked, num_samples)
 
 
@@ -76,7 +75,8 @@ def read_samples(corpus: Corpus, path: str) -> tuple[Tensor, Tensor | None]:
     samples_SF = data.x.reshape(len(data.x), -1).float()
     wanted = next(iter(corpus.tasks.values())).samples_SF.shape[1] if corpus.tasks else samples_SF.shape[1]
     if form is not None and form.encoder and samples_SF.shape[1] != wanted:
-        samples_SF = load_encoder(form.encoder)(samples_SF)
+        with reading(corpus.location):
+            samples_SF = load_encoder(form.encoder)(samples_SF)
     if samples_SF.shape[1] != wanted:
         raise ConditionError(
             f"{path}: a sample has {samples_SF.shape[1]} values, those of {corpus.location} have {wanted}; "

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
+from raywgen.corpus.chosen import networks_named, tasks_named
 from raywgen.evaluation.asked import Asked
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
 from raywgen.evaluation.retrieve import nearest
 from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
 from raywgen.locks import only_one
+from raywgen.names import nearest as nearest_name
 from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.trust import entry_point
 from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
 
 RESULT = "finetune.json"
+_STARTS = ("generated", "random", "nearest", "shared")
 
 
 @dataclass(kw_only=True)
@@ -88,16 +91,14 @@ def finetune(
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         InUseError: Another process works on `out`.
     """
+    for start in config.start:
+        _check_start(start)
     corpus = Corpus.open(config.corpus)
-    facts = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
-    if not facts:
-        raise ConfigError(f"tasks={config.tasks}: {config.corpus} has no such task or split; see `raywgen corpus info`")
+    facts = tasks_named(corpus, config.tasks)[: config.limit]
     trained = load(config.generator) if "generated" in config.start else None
     if trained is not None:
         corpus.arrange(trained.generator.layouts)
-    networks = [network for network in corpus.networks.values() if config.network in ("", network.name)]
-    if not networks:
-        raise ConfigError(f"network={config.network}: not in {config.corpus}; see `raywgen corpus info`")
+    networks = networks_named(corpus, config.network)
     rows: list[dict[str, Any]] = []
     with only_one(config.out):
         for network in networks:
@@ -105,6 +106,14 @@ def finetune(
         save_config(config, Path(config.out) / "config.yaml")
         write_text(Path(config.out) / RESULT, json.dumps(rows, indent=1))
     return rows
+
+
+def _check_start(name: str) -> None:
+    if name not in _STARTS and not Path(name).exists():
+        raise ConfigError(
+            f"start={name}: there is no such weights file, and starts without a file are {', '.join(_STARTS)}; "
+            f"did you mean '{nearest_name(name, _STARTS)}'?"
+        )
 
 
 def _of_network(
@@ -170,20 +179,11 @@ class _Starts:
         """Flat vectors `(T, D)`.
 
         Raises:
-            ConfigError: The corpus' networks have no shared start, or the name is neither a start nor a file.
+            ConfigError: The corpus' networks have no shared start.
         """
-        known: dict[str, Callable[[], Tensor]] = {
-            "generated": self._generated,
-            "random": self._random,
-            "nearest": self._nearest,
-            "shared": self._shared,
-        }
-        if name in known:
-            return known[name]()
-        if not Path(name).exists():
-            raise ConfigError(
-                f"start={name}: give {', '.join(known)} or the path of a weights file; there is no such file"
-            )
+        made = dict(zip(_STARTS, (self._generated, self._random, self._nearest, self._shared), strict=True))
+        if name in made:
+            return made[name]()
         state, layout = load_state_dict(name), self._network.layout
         layout.check(state, name)
         return layout.flatten(state).expand(len(self._facts), -1)

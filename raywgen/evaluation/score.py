@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raywgen.corpus import Corpus, NetworkFacts, UnknownFactError
+from raywgen.corpus import Corpus, NetworkFacts
+from raywgen.corpus.chosen import task_named
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.weights import Layout, LayoutMismatchError, StateDict, load_state_dict
 
@@ -39,15 +40,12 @@ def score_file(path: str | Path, corpus: Corpus, task_id: str) -> Score:
         WeightsError: The file is missing, truncated, holds pickled code, NaN, or no layout of the corpus.
         UnknownFactError: The corpus has no such task.
     """
-    if task_id not in corpus.tasks:
-        raise UnknownFactError(
-            f"{corpus.location} has no task '{task_id}'; one of its tasks is {next(iter(corpus.tasks))}"
-        )
+    told = task_named(corpus, task_id)
     state = load_state_dict(path)
     network = _network(state, corpus, path)
     state = _as_built(state, network.layout)
     network.layout.check(state, str(path))
-    task = build_task(corpus.tasks[task_id].recipe)
+    task = build_task(told.recipe)
     stacked = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
     logits = stacked_logits(build_network(network.recipe).eval(), stacked, task.test_x_SF)
     return Score(

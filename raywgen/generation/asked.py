@@ -12,10 +12,10 @@ import torch
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
+from raywgen.corpus.chosen import networks_named, tasks_named
 from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator
 from raywgen.generation.told import make_condition
 from raywgen.generators import Generator
-from raywgen.names import nearest
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.networks import network_recipe
@@ -134,12 +134,7 @@ def _told(
                 f"tasks={config.tasks}: {config.corpus} holds weights alone and knows no task; leave it out"
             )
         return [NO_TASK], blank_condition(""), []
-    tasks = [task for task in corpus.tasks.values() if config.tasks in (task.task_id, task.split)][: config.limit]
-    if not tasks:
-        raise ConfigError(
-            f"tasks={config.tasks}: {config.corpus} has no such task or split; give seen, validation, unseen "
-            f"or an id such as {next(iter(corpus.tasks))}"
-        )
+    tasks = tasks_named(corpus, config.tasks)[: config.limit]
     condition = Condition(
         instructions=tuple(task.instruction for task in tasks),
         samples_BSF=torch.stack([task.samples_SF for task in tasks]),
@@ -162,11 +157,7 @@ def _own_networks(config: GenerateConfig, generator: Generator) -> list[NetworkF
 
 
 def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
-    chosen = [net for net in corpus.networks.values() if config.network in ("", net.name)]
-    if not chosen:
-        known = ", ".join(net.name for net in corpus.networks.values())
-        near = nearest(config.network, [net.name for net in corpus.networks.values()])
-        raise ConfigError(f"network={config.network}: {config.corpus} has {known}; did you mean '{near}'?")
+    chosen = networks_named(corpus, config.network)
     if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
         raise ConfigError(
             f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "

@@ -44,6 +44,8 @@ def bundle_folder(path: str | Path) -> Path:
     Raises:
         BundleError: There is none.
     """
+    if not str(path).strip():
+        raise BundleError("the generator is empty; give the run folder of `raywgen train`, such as runs/igpg")
     folder = Path(path)
     for candidate in (folder / "generator", folder):
         if (candidate / "generator.json").is_file():

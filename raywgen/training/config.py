@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, merge_config, read_yaml, stored_config
+from raywgen.config import ConfigError, merge_config, one_line, read_yaml, stored_config
 from raywgen.generators import UnknownMethodError, method
 from raywgen.nn.precision import check_precision
 
@@ -103,7 +103,7 @@ def read_train_config(path: str | Path) -> TrainConfig:
         generator = stored_config(schema, content.get("generator") or {}, f"{path}: generator")
         return stored_config(TrainConfig, content | {"generator": generator}, str(path))
     except (ConfigError, UnknownMethodError) as error:
-        reason = " ".join(str(error).split())  # YAML's own say where over several lines.
+        reason = one_line(error)
         raise ConfigError(
             f"{path} is damaged ({reason}); delete it and train with the settings of before: the run goes on"
         ) from error

@@ -16,7 +16,7 @@ import torch
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from raywgen.config import ConfigError, load_yaml
+from raywgen.config import ConfigError, load_yaml, one_line
 from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.describe import by_network_name, describe
 from raywgen.tasks import TaskError, build_network, build_task
@@ -65,7 +65,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         content = load_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give YAML with `tasks:` and `networks:`") from error
+        raise ConfigError(
+            f"{path} cannot be read ({one_line(error)}); give YAML with `tasks:` and `networks:`"
+        ) from error
     if not isinstance(content, dict) or not content or not set(content) <= set(_PARTS):
         raise ConfigError(f"{path} holds something else than `tasks:` and `networks:`, each names with recipes")
     parts = {name: content.get(name) or {} for name in _PARTS}

@@ -47,6 +47,7 @@ def refusal(*arguments: str) -> str:
         ("generate where=rya", "did you mean 'ray'?"),
         ("generate out=", "out is empty"),
         ("evaluate out=", "out is empty"),
+        ("finetune start=nearst", "did you mean 'nearest'?"),
     ],
 )
 def test_a_mistake_names_its_remedy(arguments: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +67,19 @@ def test_a_run_goes_into_no_corpus_and_no_file(zoo_corpus: Corpus, tmp_path: Pat
     assert "holds a corpus; name another folder" in refusal("train", where, f"out={zoo_corpus.location}")
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in refusal("train", where, f"out={tmp_path / 'file'}")
+
+
+def test_misspelt_tasks_and_networks_of_a_corpus_name_the_nearest(zoo_corpus: Corpus) -> None:
+    where, task = f"corpus={zoo_corpus.location}", next(iter(zoo_corpus.tasks))
+    assert "did you mean 'unseen'? Give " in refusal("finetune", where, "start=random", "tasks=unsen")
+    assert "did you mean 'mlp-64-6-2'?" in refusal("finetune", where, "start=random", "network=mlp-64-62")
+    score = refusal("score", "nothing.safetensors", "--corpus", zoo_corpus.location, "--task", f"{task}x")
+    assert f"did you mean '{task}'?" in score
+
+
+def test_an_empty_generator_is_called_empty(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    told = refusal("generate", f"corpus={zoo_corpus.location}", "generator=", f"out={tmp_path / 'out'}")
+    assert "the generator is empty; give the run folder" in told
 
 
 def test_yaml_that_is_none_is_one_line(tmp_path: Path) -> None:

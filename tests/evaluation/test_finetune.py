@@ -91,7 +91,7 @@ def test_epochs_are_counted_to_the_accuracy_asked_for(zoo_corpus: Corpus, tmp_pa
 
 
 def test_mistakes_are_named(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"start=none: give generated, random.*no such file"):
+    with pytest.raises(ConfigError, match=r"start=none: there is no such weights file.*generated, random"):
         finetune(config(zoo_corpus, tmp_path, start="none"))
     with pytest.raises(ConfigError, match="tasks=future"):
         finetune(config(zoo_corpus, tmp_path, start="random", tasks="future"))

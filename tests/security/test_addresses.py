@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import raywgen
 from raywgen.config import ConfigError, stored_config
 from raywgen.corpus import Corpus
+from raywgen.evaluation.asked import read_samples
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.igpg import IGPGConfig
@@ -77,6 +79,16 @@ def test_a_task_of_a_corpus_contacts_nobody(zoo_corpus: Corpus, tmp_path: Path, 
             with pytest.raises(UntrustedError):
                 read(recipe)
         assert not was_called()
+
+
+def test_a_corpus_whose_encoder_encodes_the_users_samples_is_named(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    images = {"name": "images", "path": "x", "size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
+    corpus = hostile_corpus(
+        zoo_corpus, tmp_path / "corpus", task={"name": "encoded", "encoder": "hf:x", "task": images}
+    )
+    np.savez(tmp_path / "mine.npz", x=np.zeros((4, 3), np.float32), y=np.arange(4) % 2)
+    with pytest.raises(UntrustedError, match=rf"'hf:x' of {corpus.location} would be fetched.*--trust hf:x"):
+        read_samples(corpus, str(tmp_path / "mine.npz"))
 
 
 @pytest.mark.parametrize("name", ["hf:openai/clip-vit-base-patch32", "hf:{folder}", "hf:x/${oc.env:SECRET}"])

@@ -182,6 +182,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(
     brought: Corpus, text: str, error: type[Exception], message: str
 ) -> None:
     manifest = (Path(brought.location) / "manifest.json").read_bytes()
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as refused:
         told(brought, text)
+    assert "\n" not in str(refused.value)
     assert (Path(brought.location) / "manifest.json").read_bytes() == manifest
