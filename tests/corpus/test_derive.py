@@ -20,6 +20,8 @@ from raywgen.corpus import (
 )
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.derive import Part, dedupe, split, write_corpus
+from raywgen.corpus.describe import describe
+from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.merge import merge
 from raywgen.weights import Layout, StateDict
 from tests.corpus import builders
@@ -320,6 +322,57 @@ def test_a_split_leaves_tasks_that_are_held_out_whole_as_they_are(tmp_path: Path
             assert row["split"] == before[row["checkpoint_id"]]
     assert len(sides) == 12
     assert sorted(map(sorted, sides.values())) == [["heldout"]] * 6 + [["train"]] * 6
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "said"),
+    [
+        ({"labels": [1, 2]}, {}, "mean different tasks by 't'.*another `task_id`"),
+        ({}, {"widths": [4, 3, 2], "activation": "tanh"}, "of the same tensors by.*corpora of their own"),
+        ({"labels": [0, 1]}, {"widths": [4, 3, 2]}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_a_merge_refuses_tasks_and_recipes_that_contradict(
+    tmp_path: Path, task: dict[str, Any], network: dict[str, Any], said: str
+) -> None:
+    told = [({"labels": [0, 1]}, {"widths": [4, 3, 2]}), (task, network)]
+    corpora = [described(tmp_path / f"{number}", *recipes) for number, recipes in enumerate(told)]
+    if said:
+        with pytest.raises(CorpusError, match=said) as refused:
+            merge(str(tmp_path / "both"), corpora)
+        assert all(corpus.location in str(refused.value) for corpus in corpora)
+        assert not (tmp_path / "both").exists()
+    else:
+        merged = merge(str(tmp_path / "both"), corpora)
+        assert [dict(net.recipe) for net in merged.networks.values()] == [{"name": "mlp", "widths": [4, 3, 2]}]
+        assert set(merged.tasks) == {"t"}
+
+
+def described(folder: Path, task: dict[str, Any], recipe: dict[str, Any]) -> Corpus:
+    """One network, with a task and a recipe where they are given."""
+    corpus = make(folder, "c", {"net": network(3, 0)}, [{"path": "*", "task_id": "t"}])
+    (name,) = (net.name for net in corpus.networks.values())
+    tasks = [
+        TaskFacts(
+            task_id="t",
+            instruction="Which digit?",
+            recipe={"name": "digits-subset", **task},
+            split="seen",
+            samples_SF=torch.zeros(2, 4),
+            labels_S=torch.tensor([0, 1]),
+        )
+    ]
+    return describe(corpus.location, tasks if task else [], {name: {"name": "mlp", **recipe}} if recipe else {})
+
+
+def test_a_prefix_that_is_taken_is_passed_over(tmp_path: Path) -> None:
+    one = make(tmp_path, "one", {"a": network(3, 0), "1/a": network(3, 1)}, [])
+    two = make(tmp_path, "two", {"a": network(3, 2)}, [])
+    merged = merge(str(tmp_path / "both"), [one, two])
+    assert sorted(facts_of(merged)) == ["1/a", "2/a", "a"]
+    assert_same_bits(merged.state_dict("2/a"), two.state_dict("a"))
+    assert_same_bits(merged.state_dict("1/a"), one.state_dict("1/a"))
 
 
 def test_two_layouts_of_one_name_stay_apart_in_a_merge(tmp_path: Path) -> None:
