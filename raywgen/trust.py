@@ -52,15 +52,21 @@ _SOURCE: ContextVar[_Source | None] = ContextVar("source", default=None)
 
 
 class StoredRecipe(dict[str, Any]):
-    """A recipe that came as data. `source` says where it stands, for messages; nothing depends on it."""
+    """A recipe that came as data, and is built within bounds.
+
+    Attributes:
+        source: Where it stands, for messages.
+        num_stored: Values that are stored for what it builds, as far as that is known.
+    """
 
     source: str = ""
+    num_stored: int = 0
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any], source: str) -> StoredRecipe:
+    def of(cls, recipe: Mapping[str, Any], source: str, num_stored: int = 0) -> StoredRecipe:
         """A copy that knows its source."""
         stored = cls(recipe)
-        stored.source = source
+        stored.source, stored.num_stored = source, num_stored
         return stored
 
 

@@ -79,6 +79,10 @@ class Contents:
         unknown = [shard.path for shard in shards if shard.layout_id not in networks]
         if unknown or not {CHECKPOINTS, TASKS} <= set(manifest["files"]):
             raise KeyError(f"no network of {unknown[0]}" if unknown else "checksums of the facts")
+        for shard in shards:
+            form = forms[shard.form_id] if shard.form_id else networks[shard.layout_id].layout
+            if shard.num_rows and shard.num_bytes < form.num_bytes:
+                raise KeyError(f"{shard.path} is shorter than one of its checkpoints")
         arranged = {key: form.arranged_like(networks[form.id].layout) for key, form in forms.items()}
         return cls(shards, networks, arranged, layout_of, statistics)
 
@@ -100,7 +104,8 @@ def with_source(facts: FactsT, location: str) -> FactsT:
     """Facts whose recipe remembers the corpus that it came from."""
     if not isinstance(facts.recipe, dict):
         raise DamagedFileError(f"{location}: a recipe is {facts.recipe!r} and no JSON object; {RESTORE}")
-    return replace(facts, recipe=StoredRecipe.of(facts.recipe, location))
+    num_stored = sum(spec.num_values for spec in facts.layout.tensors) if isinstance(facts, NetworkFacts) else 0
+    return replace(facts, recipe=StoredRecipe.of(facts.recipe, location, num_stored))
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:

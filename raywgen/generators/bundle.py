@@ -20,12 +20,14 @@ from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
 from raywgen.inputs import MAX_JSON_BYTES, read_regular
+from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
 from raywgen.trust import UntrustedError, reading
 from raywgen.weights import (
     Layout,
     ReferenceTable,
+    StateDict,
     WeightReference,
     load_state_dict,
     save_state_dict,
@@ -110,23 +112,11 @@ def load_bundle(folder: str | Path) -> Generator:
         _check_file(folder, name, expected)
     try:
         tensors = load_state_dict(folder / _WEIGHTS)
-        layouts = {layout_id: Layout.from_json(rows) for layout_id, rows in content["layouts"].items()}
-        # Older versions named layouts otherwise.
-        references = {
-            layout.id: (
-                layout,
-                WeightReference(
-                    base_D=tensors.pop(f"reference.{layout_id}.base"),
-                    scale_D=tensors.pop(f"reference.{layout_id}.scale"),
-                    log_D=variances(layout),
-                ),
-            )
-            for layout_id, layout in layouts.items()
-        }
         for key in content.get("encoders", []):
             _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
         config = stored_config(method(content["method"]).config, content["config"], str(folder / _CONFIG))
-        with reading(str(folder / _CONFIG), str(folder)):
+        with Bounded((folder / _WEIGHTS).stat().st_size), reading(str(folder / _CONFIG), str(folder)):
+            references = _pop_references(content["layouts"], tensors)
             generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except UntrustedError:
@@ -136,6 +126,16 @@ def load_bundle(folder: str | Path) -> Generator:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BundleError(f"{folder} is damaged ({error}); {_REMEDY}") from error
     return generator.eval()
+
+
+def _pop_references(layouts: Mapping[str, Any], tensors: StateDict) -> ReferenceTable:
+    found = {}
+    for layout_id, rows in layouts.items():
+        layout = Layout.from_json(rows)
+        base_D, scale_D = (tensors.pop(f"reference.{layout_id}.{name}") for name in ("base", "scale"))
+        # Older versions named layouts otherwise.
+        found[layout.id] = layout, WeightReference(base_D=base_D, scale_D=scale_D, log_D=variances(layout))
+    return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

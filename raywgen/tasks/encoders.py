@@ -249,7 +249,7 @@ def _load_folder(told: str) -> FrozenEncoder:
     content = _read(told, WEIGHTS)
     if hashlib.sha256(content).hexdigest() != expected:
         raise EncoderError(f"{told}/{WEIGHTS} is damaged: its sum is not that of {CARD}; train or copy it again")
-    module = build_network(StoredRecipe.of(card.network, f"{told}/{CARD}"))
+    module = build_network(StoredRecipe.of(card.network, f"{told}/{CARD}", len(content)))
     try:
         module.load_state_dict(safetensors.torch.load(content))
     except (SafetensorError, RuntimeError) as error:

@@ -7,12 +7,14 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from raywgen.names import nearest
+from raywgen.nn.bounds import Bounded, TooLargeError
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.conv4 import Conv4
@@ -22,7 +24,7 @@ from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
 from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
-from raywgen.trust import check_recipe, import_class, reading
+from raywgen.trust import StoredRecipe, check_recipe, import_class, reading
 
 INPUT_SHAPE = "input_shape"
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -52,7 +54,8 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     Under `torch.device("meta")` a network is built without memory for its values.
 
     Raises:
-        TaskError: The name is unknown (the nearest is named), cannot be imported, or refuses its arguments.
+        TaskError: The name is unknown (the nearest is named), cannot be imported, or refuses its arguments; or the
+            recipe came as data, and would take far more memory than is stored for it.
         UntrustedError: It names a package or an address that the user did not; see `raywgen.trust`.
     """
     name, arguments = _split(recipe)
@@ -61,7 +64,11 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
         build = _builder(name)
         arguments |= _shape_argument(recipe, build)
         try:
-            module = build(**arguments)
+            with Bounded(recipe.num_stored) if isinstance(recipe, StoredRecipe) else nullcontext():
+                module = build(**arguments)
+        except TooLargeError as error:
+            where = getattr(recipe, "source", "")
+            raise TaskError(f"network '{network_name(recipe)}' of {where} is not built: {error}") from error
         except TypeError as error:
             known = ", ".join(_parameters(build)) or "no arguments"
             raise TaskError(f"network '{name}' does not take {arguments}: {error}; it takes {known}") from error
