@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generation import generate_best
+from raywgen.generation.best import candidate_logits
 from raywgen.generators import Generated, Generator
 from raywgen.tasks import balanced_cross_entropy
 from raywgen.weights import KeyedNoise, Layout
@@ -106,6 +107,20 @@ def test_the_module_stays_as_it_was_and_its_dropout_is_off() -> None:
     told = condition(NUM)
     logits = torch.stack([copy.deepcopy(module).eval()(told.samples_BSF[b]) for b in range(NUM)])
     torch.testing.assert_close(kept.loss_B, balanced_cross_entropy(logits, told.labels_BS).detach())
+
+
+def test_candidates_are_compared_on_the_samples_that_the_module_takes() -> None:
+    """A generator of features is told these; its networks may take the images themselves."""
+    told, generator = condition(NUM), igpg()
+    other_BSF = -2 * told.samples_BSF
+    drawn = {"best_of": BEST_OF, "temperature": 1.0, "seed": 0}
+    kept = generate_best(generator, told, layout_of(), network(), samples_BSF=other_BSF, **drawn)  # pyright: ignore[reportArgumentType]
+    noise = KeyedNoise(0, torch.arange(NUM * BEST_OF), 0)
+    every = generator.generate(told.repeat(BEST_OF), layout_of(), noise, temperature=1.0).values_BD
+    logits = candidate_logits(network(), layout_of(), every, other_BSF.repeat_interleave(BEST_OF, 0))
+    loss_Bn = balanced_cross_entropy(logits, told.labels_BS.repeat_interleave(BEST_OF, 0)).view(NUM, BEST_OF)
+    torch.testing.assert_close(kept.loss_B, loss_Bn.min(dim=1).values)
+    torch.testing.assert_close(kept.values_BD, every.view(NUM, BEST_OF, -1)[torch.arange(NUM), loss_Bn.argmin(dim=1)])
 
 
 def test_none_at_all_is_refused() -> None:

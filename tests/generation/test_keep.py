@@ -66,6 +66,7 @@ def test_a_corpus_holds_what_files_hold(zoo_corpus: Corpus, bundle: str, tmp_pat
     assert told[0] == (0, 20)
     assert told[-1] == (20, 20)
     assert len({row["path"] for row in files}) == 2 * 2 * 5
+    assert [row["draw"] for row in files] == [0, 1, 2, 3, 4] * 4, "task after task"
     corpus = Corpus.open(tmp_path / "corpus")
     assert not verify_corpus(corpus.location)
     facts = corpus.facts.to_pylist()

@@ -89,6 +89,23 @@ def test_a_query_is_drawn_apart_from_its_condition(zoo_corpus: Corpus) -> None:
     assert int(same_BS.sum()) < 8
 
 
+def test_every_network_of_every_step_is_shown_samples_of_its_own(zoo_corpus: Corpus) -> None:
+    """Networks of one task, and one network in two epochs, meet other samples, in the condition and in the query."""
+    rows = rows_of(zoo_corpus)
+    drawn = order(rows)
+    batches = [drawn.batch(step, 4) for step in range(0, len(rows) * 2 * len(rows[0].tasks) // 4, len(rows))]
+    for part in ("condition", "query"):
+        shown = [
+            (name, tuple(samples_SF.flatten().tolist()))
+            for batch in batches
+            for name, samples_SF in zip(
+                getattr(batch, part).instructions, getattr(batch, part).samples_BSF, strict=True
+            )
+        ]
+        assert len(shown) == 2 * len(rows[0].tasks)
+        assert len(set(shown)) == len(shown), part
+
+
 def test_references_normalise_training_networks_to_unit_scale(zoo_corpus: Corpus) -> None:
     for layout_id, (layout, reference) in measure_references(zoo_corpus).items():
         base = zoo_corpus.base_values(layout_id)
@@ -133,4 +150,7 @@ def test_policies_are_named_as_a_zoo_names_its_optimisers(tmp_path: Path) -> Non
     assert set(data_spec(corpus).policies) == wanted
     batch = order(rows_of(corpus)).batch(0, 8)
     assert sorted(batch.condition.policies) == sorted([*wanted, *wanted])
+    (rows,) = rows_of(corpus)
+    policy_of = {tuple(value_D): policy for value_D, policy in zip(rows.values_ND.tolist(), rows.policies, strict=True)}
+    assert batch.condition.policies == tuple(policy_of[tuple(value_D)] for value_D in batch.values_BD.tolist())
     assert batch.first(2).condition.policies == batch.condition.policies[:2]

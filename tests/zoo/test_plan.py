@@ -88,6 +88,16 @@ def test_data_orders_differ_between_trajectories_and_are_shared_by_architectures
     assert len({seed for seeds in orders.values() for seed in seeds}) == len(orders)
 
 
+def test_networks_of_their_own_start_have_a_seed_for_each_trajectory() -> None:
+    def seeds(**changes: Any) -> dict[tuple[str, int], int]:
+        stacks = plan_zoo(ZooConfig(**SMALL, start="own", **changes)).stacks
+        return {(str(job.task_recipe), job.trajectory): job.start_seed for stack in stacks for job in stack.jobs}
+
+    first, other = seeds(), seeds(seed=1)
+    assert len(set(first.values())) == len(first) == 30 * 3
+    assert not set(first.values()) & set(other.values())
+
+
 def test_the_plan_depends_on_the_seed_alone() -> None:
     first, again, other = (plan_zoo(ZooConfig(**SMALL, seed=seed)) for seed in (0, 0, 1))
     assert [stack.jobs for stack in first.stacks] == [stack.jobs for stack in again.stacks]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus, commit_corpus
-from raywgen.tasks import Recorded, balanced_accuracy, build_network, build_task
+from raywgen.tasks import Recorded, balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.zoo.plan import plan_zoo
 from raywgen.zoo.stacks import train_stack, write_stack
 from tests.conftest import TINY_ZOO
@@ -28,6 +28,8 @@ def test_networks_learn_their_tasks_and_the_facts_say_how_well(zoo_corpus: Corpu
         accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
         # One image of the rarer class is worth half a point.
         assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=0.006)
+        loss = balanced_cross_entropy(module(task.train_x_SF).detach().unsqueeze(0), task.train_y_S)
+        assert row["train_loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_trajectories_start_at_the_shared_start(zoo_corpus: Corpus) -> None:
