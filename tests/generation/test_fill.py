@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from raywgen.generation.told import make_condition
 from raywgen.generators.bundle import BundleError, save_bundle
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_cross_entropy
+from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import KeyedNoise, Layout
 from tests.builders import DEEP, NUM_FEATURES, SMALL, condition, igpg, network
 
@@ -113,6 +115,29 @@ def test_a_layout_never_seen_is_filled_with_a_warning(trained: TrainedGenerator)
     with pytest.warns(UnknownLayoutWarning, match="never trained on a layout .* judge the result"):
         trained.fill(module, instruction=ASK, data=examples())
     assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
+@pytest.mark.parametrize("widths", [SMALL, (NUM_FEATURES, 5, 2)])
+def test_a_report_says_what_the_network_does_as_the_best_of_so_many(
+    trained: TrainedGenerator, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
+        told.append(best_of)
+        return standing(logits_SC, labels_S, best_of)
+
+    monkeypatch.setattr("raywgen.generation.fill.standing", noted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        filled = trained.fill_with_report(network(widths), instruction=ASK, data=examples(), best_of=5)
+    x, labels = examples()
+    found = standing(filled.module(x).detach(), labels, 5)
+    assert filled.on_samples is not None
+    assert asdict(filled.on_samples) == pytest.approx(asdict(found), rel=1e-5)
+    assert told == [5]
+    assert filled.best_of == 5
+    assert filled.is_known == (widths == SMALL)
 
 
 def test_a_known_layout_warns_of_nothing(trained: TrainedGenerator) -> None:

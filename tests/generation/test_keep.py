@@ -204,6 +204,9 @@ def test_a_task_and_architectures_of_ones_own_make_a_corpus_too(
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(settings)
     assert all("test_accuracy" not in row and not row["known"] for row in rows)
+    np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=1 - task.labels_S.numpy())
+    with pytest.raises(CorpusError, match="another recipe"):
+        generate(settings)  # The same samples with other labels are another task.
     corpus = Corpus.open(tmp_path / "out")
     assert corpus.tasks["custom"].instruction == "Is it?"
     assert torch.equal(corpus.tasks["custom"].samples_SF, task.samples_SF)

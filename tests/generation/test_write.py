@@ -16,6 +16,7 @@ from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarn
 from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
+from raywgen.tasks.standing import Standing, standing
 from raywgen.training.data import data_spec, measure_references
 from raywgen.weights import load_state_dict
 from tests.builders import references
@@ -68,6 +69,21 @@ def test_a_file_loads_strictly_and_scores_what_its_row_says(zoo_corpus: Corpus, 
         assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
         with safe_open(row["path"], "pt") as file:
             assert file.metadata()["instruction"] == zoo_corpus.tasks[row["task"]].instruction
+
+
+def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
+    zoo_corpus: Corpus, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of many is above chance by chance."""
+    told: list[int] = []
+
+    def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
+        told.append(best_of)
+        return standing(logits_SC, labels_S, best_of)
+
+    monkeypatch.setattr("raywgen.generation.blocks.standing", noted)
+    generate(config(zoo_corpus, bundle, tmp_path, limit=1))
+    assert told == [2, 2]
 
 
 def test_one_task_by_its_id_and_one_architecture(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:

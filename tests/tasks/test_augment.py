@@ -37,6 +37,8 @@ def test_flat_and_square_images_change_alike_and_steps_differ() -> None:
     assert torch.equal(flat.view_as(x), augment(x, "flip+shift-2", 2, seed=4, step=9))
     assert not torch.equal(flat, augment(x.flatten(1), "flip+shift-2", 2, seed=4, step=10))
     assert not torch.equal(flat, augment(x.flatten(1), "flip+shift-2", 2, seed=5, step=9))
+    # A run's steps are not those of its neighbour a step later.
+    assert not torch.equal(flat, augment(x.flatten(1), "flip+shift-2", 2, seed=5, step=8))
     assert augment(x, "", 2, seed=0, step=0) is x
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, SAMConfig, build_network, fit, repeat_state
+from raywgen.tasks.augment import augment
 
 # Legend: N networks, S samples, F features.
 
@@ -158,6 +159,22 @@ def test_a_network_with_convolutions_trains_the_same_both_ways() -> None:
     ]  # fmt: skip
     for key, tensor in ends[0].state_N.items():
         torch.testing.assert_close(ends[1].state_N[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["stack", "alone"])
+def test_images_are_changed_by_their_networks_seed_and_step(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    def noted(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor:
+        told.append((seed, step))
+        return augment(x, kind, channels, seed, step)
+
+    monkeypatch.setattr("raywgen.tasks.fitting.augment", noted)
+    module = build_network({"name": "mlp", "widths": [4, 2]})
+    data = FitData(x=torch.rand(12, 4), labels_NS=torch.arange(12) % 2)
+    config = FitConfig(num_steps=5, batch_size=4, augment="flip")
+    fit(module, from_start(module, 2), data, config, order_seeds=[7, 9], record_steps=[5], way=way)
+    assert sorted(told) == [(seed, step) for seed in (7, 9) for step in range(1, 6)]
 
 
 def test_records_the_asked_steps_in_the_asked_order() -> None:

@@ -33,3 +33,19 @@ def test_it_is_the_largest_eigenvalue_of_the_whole_hessian(seed: int) -> None:
 def test_a_flat_loss_has_none() -> None:
     module = nn.Linear(3, 1).eval()
     assert largest_eigenvalue(module, torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)) == 0.0
+
+
+def test_where_the_loss_bends_down_most_it_is_negative() -> None:
+    """At the top of `log(1 + exp(-w^2))` the second derivative is -1."""
+
+    class Hill(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x_SF: torch.Tensor) -> torch.Tensor:
+            height_S1 = self.w.square() * x_SF
+            return torch.cat([height_S1, torch.zeros_like(height_S1)], dim=1)
+
+    found = largest_eigenvalue(Hill().eval(), torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))
+    assert found == pytest.approx(-1.0)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raywgen.tasks.base import TaskError
@@ -89,6 +89,7 @@ def test_sizes_that_make_no_subset_are_refused(size: int, num: int) -> None:
 @given(
     labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), limit=st.integers(1, 100), seed=st.integers(0, 2**32)
 )
+@example(labels=[0] * 9 + [1] * 9 + [2], limit=7, seed=0)
 def test_balanced_rows_take_of_each_class_what_it_has(labels: list[int], limit: int, seed: int) -> None:
     rows = balanced_rows(np.asarray(labels, dtype=np.int64), limit, seed).tolist()
     assert rows == sorted(set(rows))

@@ -84,6 +84,22 @@ def test_importance_finds_the_knob_that_matters() -> None:
     assert importance(rows[::2], KNOBS) is None, "all scores are one"
 
 
+def test_importance_compares_scores_of_one_rung() -> None:
+    """Trials that went further are better because they were trained longer."""
+    rows = [
+        row(
+            f"{i:03d}",
+            [0.5 + 0.2 * (i % 2), *([0.1 * (i // 2)] if i < 10 else [])],
+            **{"train.a": i / 20, "train.b": ["x", "a longer value"][i % 2]},
+        )
+        for i in range(20)
+    ]
+    found = importance(rows, KNOBS)
+    assert found is not None
+    assert found.rung == 1
+    assert found.shares["train.b"] > 0.9
+
+
 def test_short_names_tell_keys_apart() -> None:
     keys = ["train.generator.prior.width", "train.generator.tokenizer.width", "train.seed"]
     assert list(short_names(keys).values()) == ["prior.width", "tokenizer.width", "seed"]

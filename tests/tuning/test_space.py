@@ -60,6 +60,43 @@ def test_a_conditional_knob_exists_where_its_condition_holds_and_only_there() ->
     assert seen == {True, False}
 
 
+def test_all_conditions_must_hold() -> None:
+    when = {QUANTISER: "residual", "train.shot": 1}
+    space = parse_space(
+        {QUANTISER: CONDITIONAL[QUANTISER], "train.shot": {"choice": [0, 1]}, "b": {"choice": [1], "when": when}}
+    )
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        drawn = random_values(space, rng)
+        seen.add((drawn[QUANTISER], drawn["train.shot"], "b" in drawn))
+    assert seen == {("residual", 1, True), ("residual", 0, False), ("gumbel", 1, False), ("gumbel", 0, False)}
+
+
+def drawn_alike(tree: dict[str, Any]) -> list[list[Any]]:
+    """300 values of the only knob, by the random search and by Optuna's own sampler."""
+    (knob,) = space = parse_space(tree)
+    rng = np.random.default_rng(0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [
+        [random_values(space, rng)[knob.key] for _ in range(300)],
+        [optuna_values(space, study.ask())[knob.key] for _ in range(300)],
+    ]
+
+
+def test_whole_numbers_have_both_their_ends() -> None:
+    for values in drawn_alike({"a": {"int": [-1, 2]}}):
+        assert set(values) == {-1, 0, 1, 2}
+
+
+def test_each_knob_is_even_on_its_own_scale() -> None:
+    """Half of the values lie below the middle, give or take five times the deviation of nine."""
+    for kind, middle in (("loguniform", 1e-2), ("uniform", 0.5)):
+        for values in drawn_alike({"a": {kind: [1e-4, 1.0]}}):
+            assert 105 < sum(value < middle for value in values) < 195, kind
+
+
 def test_dotted_keys_and_nested_ones_are_the_same() -> None:
     nested = {"train": {"generator": {"tokenizer": {"quantiser": {"choice": ["residual", "gumbel"]}}}}}
     assert parse_space(nested) == parse_space({QUANTISER: {"choice": ["residual", "gumbel"]}})

@@ -1,0 +1,131 @@
+"""What a worker does of a launch: which networks it trains on, and which it is validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raywgen.corpus import Corpus
+from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.stops import Stop
+from raywgen.training import TrainConfig, read_metrics
+from raywgen.training.data import BatchOrder, RunRows, data_spec, measure_references
+from raywgen.training.engine import LocalEngine
+from raywgen.training.loop import EngineFactory
+from raywgen.training.runs import Launch, train_all
+
+NUM_STEPS, BATCH = 3, 8
+
+
+@dataclass
+class OneOf:
+    """A worker that trains its part of every batch, whatever the others do."""
+
+    rank: int = 0
+    num_workers: int = 1
+    stop: Stop = field(default_factory=Stop)
+
+    def engine(self, config: TrainConfig) -> EngineFactory:
+        return partial(LocalEngine, precision=config.precision)
+
+    def agree(self, parts: Mapping[str, str]) -> None:
+        pass
+
+
+def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
+    """A run of one short stage."""
+    igpg = IGPGConfig(
+        tokenizer=TokenizerConfig(num_steps=NUM_STEPS, batch_size=BATCH, num_levels=2, num_codes=8, width=16),
+        prior=PriorConfig(num_steps=0, width=16, num_layers=1, num_heads=2),
+        functional=FunctionalConfig(num_steps=0),
+    )
+    settings: dict[str, Any] = {"log_every": 1, "validate_every": 2, "num_workers": 0}
+    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(settings | changes))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Tensor, float]]]:
+    """Values of all batches that engines were given, with the loss that they had on each."""
+    found: dict[str, list[tuple[Tensor, float]]] = {"train_step": [], "evaluate": []}
+
+    def spy(name: str) -> None:
+        method = getattr(LocalEngine, name)
+
+        def noted(self: LocalEngine, batch: Any, *rest: Any) -> Any:
+            scalars = method(self, batch, *rest)
+            found[name].append((batch.values_BD, float(scalars["loss"])))
+            return scalars
+
+        monkeypatch.setattr(LocalEngine, name, noted)
+
+    spy("train_step")
+    spy("evaluate")
+    return found
+
+
+def train(told: TrainConfig, corpus: Corpus, worker: OneOf | None = None) -> None:
+    launch = Launch(configs=[told], facts=[{}], references=measure_references(corpus), data=data_spec(corpus))
+    train_all(launch, worker or OneOf(), lambda sentence: None)
+
+
+def rows_in(values: list[Tensor]) -> set[tuple[float, ...]]:
+    return {tuple(value_D) for values_BD in values for value_D in values_BD.tolist()}
+
+
+def test_it_is_trained_on_training_networks_and_validated_on_networks_of_validation_tasks(
+    zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
+) -> None:
+    train(config(zoo_corpus, tmp_path), zoo_corpus)
+    rows = RunRows.read(zoo_corpus)
+    known, held = (rows_in([part.values_ND for part in parts]) for parts in (rows.train, rows.held))
+    assert known.isdisjoint(held)
+    trained, validated = (rows_in([values for values, _ in seen[name]]) for name in ("train_step", "evaluate"))
+    assert trained <= known
+    assert validated == held
+
+
+def test_a_validation_counts_every_architecture_alike(
+    zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
+) -> None:
+    train(config(zoo_corpus, tmp_path), zoo_corpus)
+    told = [row["val_loss"] for row in read_metrics(tmp_path) if "val_loss" in row]
+    losses = [loss for _, loss in seen["evaluate"]]
+    assert len(losses) == 2 * len(told)
+    assert told == pytest.approx([(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)])
+
+
+def test_a_worker_trains_on_its_own_part_of_every_batch(
+    zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
+) -> None:
+    told = config(zoo_corpus, tmp_path)
+    train(told, zoo_corpus, OneOf(rank=1, num_workers=2))
+    order = BatchOrder(
+        RunRows.read(zoo_corpus).train,
+        seed=told.seed,
+        num_condition_samples=told.num_condition_samples,
+        num_query_samples=told.num_query_samples,
+    )
+    for step, (values_BD, _) in enumerate(seen["train_step"]):
+        assert torch.equal(values_BD, order.batch(step, BATCH).values_BD[1::2])
+    assert len(seen["train_step"]) == NUM_STEPS
+    assert not (tmp_path / "generator").exists(), "the first worker alone writes"
+
+
+def test_the_seed_decides_the_order(
+    zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
+) -> None:
+    for seed in (1, 2, 1):
+        train(config(zoo_corpus, tmp_path / f"{seed}-{len(seen['train_step'])}", seed=seed), zoo_corpus)
+    one, two, again = (
+        [values for values, _ in seen["train_step"][first : first + NUM_STEPS]]
+        for first in (0, NUM_STEPS, 2 * NUM_STEPS)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
