@@ -241,14 +241,24 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def given_once(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a person typed, each key once: of two values for one key nobody knows which is meant.
+
+    Raises:
+        ConfigError: A key has two values.
+    """
     given: dict[str, str] = {}
     for override in overrides:
-        key, mark, value = override.partition("=")
-        if not key or not mark:
-            raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
+        key, _, value = override.partition("=")
         if given.setdefault(key, value) != value:
             raise ConfigError(f"{key} is given twice, as {given[key]!r} and as {value!r}; give it once")
+    return list(overrides)
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
     # YAML reads nothing as null, but who writes `group=` means no group.
     told = [f"{override}''" if override.index("=") == len(override) - 1 else override for override in overrides]
     try:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from raywgen.config import load_config
+from raywgen.config import given_once, load_config
 from raywgen.names import nearest
 from raywgen.trust import named_in, trusting
 
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
         )
     module: Any = importlib.import_module(BENCHMARKS[name])
-    config = load_config(module.Config, None, arguments[1:])
+    config = load_config(module.Config, None, given_once(arguments[1:]))
     with trusting(*named_in(config)):
         figures, conditions = module.measure(config)
     return {"benchmark": name, "figures": figures, "conditions": conditions}

@@ -30,7 +30,7 @@ from raywgen.cli.settings import (
 )
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
-from raywgen.config import ConfigError, check_file_or_name, load_config
+from raywgen.config import ConfigError, check_file_or_name, given_once, load_config
 from raywgen.progress import Reporter, plain
 from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import named_in, trusting
@@ -202,7 +202,9 @@ def adapt(
     from raywgen.generation import AdaptConfig
     from raywgen.generation import adapt as write
 
-    settings = load_config(AdaptConfig, None, [f"generator={bundle}", f"support={support}", *(overrides or [])])
+    settings = load_config(
+        AdaptConfig, None, given_once([f"generator={bundle}", f"support={support}", *(overrides or [])])
+    )
     found = write(settings)
     encoded = f"{found.encode_ms:.1f} ms to encode them, " if found.encode_ms else ""
     out.print(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from raywgen.config import describe, shipped_config, shipped_configs
+from raywgen.config import describe, given_once, shipped_config, shipped_configs
 from raywgen.progress import plain
 from raywgen.trust import trusting
 
@@ -79,11 +79,15 @@ def _print_settings(schema: type[Any], title: str, prefix: str = "") -> None:
 
 
 def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
-    """A first argument with `=` and no YAML suffix is an override, not a file."""
+    """A first argument with `=` and no YAML suffix is an override, not a file.
+
+    Raises:
+        ConfigError: An override is given twice with two values.
+    """
     rest = list(overrides or [])
     if config is not None and "=" in config:
-        return None, [config, *rest]
-    return config, rest
+        return None, given_once([config, *rest])
+    return config, given_once(rest)
 
 
 def print_info(info: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, split_config
-from raywgen.config import load_config
+from raywgen.config import given_once, load_config
 from raywgen.progress import Reporter, plain
 
 app = typer.Typer()
@@ -27,7 +27,7 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
     from raywgen.evaluation.retrieve import RetrieveConfig
     from raywgen.evaluation.retrieve import retrieve as find
 
-    settings = load_config(RetrieveConfig, None, [f"corpus={corpus}", *(overrides or [])])
+    settings = load_config(RetrieveConfig, None, given_once([f"corpus={corpus}", *(overrides or [])]))
     with Reporter().step("retrieve", f"networks of {corpus}") as bar:
         found = find(settings, bar.named)
     columns = ("network", "trained for", "loss", "accuracy", "likeness of text", "of data", "its own test accuracy")
@@ -62,7 +62,7 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
     from raywgen.evaluation.select import SelectConfig
     from raywgen.evaluation.select import select as rank
 
-    settings = load_config(SelectConfig, None, [f"corpus={corpus}", *(overrides or [])])
+    settings = load_config(SelectConfig, None, given_once([f"corpus={corpus}", *(overrides or [])]))
     with Reporter().step("select", f"an architecture by {corpus}") as bar:
         selected = rank(settings, bar.named)
     columns = ("architecture", "values", "predicted accuracy", "mean over tasks", "loss as generated")

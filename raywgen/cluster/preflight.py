@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raywgen.config import check_file_or_name, load_config
+from raywgen.config import check_file_or_name, given_once, load_config
 from raywgen.generators import METHODS
 from raywgen.reach import ClusterError
 from raywgen.training import TrainConfig
@@ -33,7 +33,7 @@ def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConf
         path, overrides = None, [f"method={path}", *overrides]
     elif path is not None and not (Path(working_dir) / path).exists():
         check_file_or_name(path, METHODS)
-    return load_config(TrainConfig, None if path is None else Path(working_dir) / path, overrides)
+    return load_config(TrainConfig, None if path is None else Path(working_dir) / path, given_once(overrides))
 
 
 def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], working_dir: str | Path) -> None:

@@ -166,7 +166,7 @@ def files(tmp_path: Path, recipe: dict[str, Any]) -> Corpus:
 def test_networks_from_files_are_aligned_by_a_recipe_and_an_input_shape(tmp_path: Path) -> None:
     recipe = {"name": "cifar-resnet", "depth": 8, "widths": [2, 3, 4]}
     corpus = files(tmp_path, recipe)
-    refused(corpus, tmp_path, r"does not know how to build 'layout-.*--network")
+    refused(corpus, tmp_path, r"does not know how to build 'files-files'.*--network")
     refused(corpus, tmp_path, r"no tasks that would tell .*--input-shape 3,32,32", network=recipe)
     wrong = {"name": "cifar-resnet", "depth": 14, "widths": [2, 3, 4]}
     refused(

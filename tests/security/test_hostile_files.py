@@ -34,7 +34,7 @@ from raywgen.tasks.texts import open_tables
 from raywgen.tasks.user_data import read_data
 from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig
-from raywgen.weights import WeightsError, load_state_dict
+from raywgen.weights import Layout, WeightsError, load_state_dict
 from raywgen.zoo.describe import describe_corpus
 
 MIB = 1 << 20
@@ -148,16 +148,21 @@ def test_entries_that_share_bytes_are_refused() -> None:
         check_zip(entries, 200, "net.pt")
 
 
-@pytest.mark.parametrize("state", ["expanded", "shared"])
-def test_a_value_that_is_repeated_without_end_is_refused(tmp_path: Path, state: str) -> None:
+def test_a_value_that_is_repeated_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
-    if state == "expanded":
-        torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
-    else:
-        same = torch.zeros(1 << 18)
-        torch.save({f"w{index}": same for index in range(1 << 9)}, path)
+    torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
     with pytest.raises(WeightsError, match="would unpack to"):
         load_state_dict(path)
+
+
+def test_names_that_share_one_tensor_take_its_memory_once(tmp_path: Path) -> None:
+    """These are ties: half a gibibyte under 512 names, of which the file holds one mebibyte."""
+    same = torch.zeros(1 << 18)
+    torch.save({f"w{index}": same for index in range(1 << 9)}, tmp_path / "net.pt")
+    state = load_state_dict(tmp_path / "net.pt")
+    assert len(state) == 1 << 9
+    assert len({tensor.data_ptr() for tensor in state.values()}) == 1
+    assert Layout.from_state_dict(state).num_bytes == 4 << 18
 
 
 def test_a_deep_json_and_an_absurd_header_are_refused(tmp_path: Path) -> None:
