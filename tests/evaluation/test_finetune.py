@@ -10,11 +10,12 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.finetune import FinetuneConfig, finetune
+from raywgen.generation import generate_best, load
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
-from raywgen.tasks import balanced_accuracy, build_network, build_task
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.training.data import data_spec, measure_references
-from raywgen.weights import LayoutMismatchError, load_state_dict, save_state_dict
+from raywgen.weights import Condition, LayoutMismatchError, load_state_dict, save_state_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORK = "mlp-64-6-2"
@@ -51,6 +52,66 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
             accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
             # One of 597 images may cross the boundary by rounding.
             assert curve[-1] == pytest.approx(float(accuracy), abs=4e-3)
+
+
+def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    """The accuracy before training is that of the candidate with the lowest loss on the task's labelled samples."""
+    small = IGPGConfig(
+        tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+        prior=PriorConfig(width=16, num_layers=1, num_heads=2),
+    )
+    generator = build_generator("igpg", small, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    with torch.no_grad():
+        generator.get_submodule("tokenizer.quantiser").get_buffer("codebooks_LVK").normal_()
+    save_bundle(generator, tmp_path / "generator", {})
+    settings = config(
+        zoo_corpus, tmp_path / "out", start=["generated", "random"], generator=str(tmp_path), best_of=4, epochs=1
+    )
+    generated, random = finetune(settings)
+    network = next(network for network in zoo_corpus.networks.values() if network.name == NETWORK)
+    facts = [zoo_corpus.tasks[task_id] for task_id in random["tasks"]]
+    told = Condition(
+        instructions=tuple(task.instruction for task in facts),
+        samples_BSF=torch.stack([task.samples_SF for task in facts]),
+        labels_BS=torch.stack([task.labels_S for task in facts]),
+    )
+    modules = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        modules.append(build_network(network.recipe).eval())
+    trained = load(str(tmp_path))
+    guessed = trained.guessed_reference(network.layout, modules[0])
+    best = generate_best(
+        trained.generator,
+        told,
+        network.layout,
+        modules[0],
+        best_of=4,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        reference=guessed,
+    )
+    for index, fact in enumerate(facts):
+        task = build_task(fact.recipe)
+        with torch.no_grad():
+            losses = [float(balanced_cross_entropy(m(fact.samples_SF).unsqueeze(0), fact.labels_S)) for m in modules]
+            written = build_network(network.recipe).eval()
+            written.load_state_dict(network.layout.unflatten(best.values_BD[index]))
+            expected = [modules[losses.index(min(losses))], written]
+            for row, module in zip((random, generated), expected, strict=True):
+                accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
+                # One of 597 images may cross the boundary by rounding.
+                assert row["tasks"][fact.task_id][0] == pytest.approx(float(accuracy), abs=4e-3)
+
+
+def test_the_accuracy_to_reach_is_where_the_worst_start_ends(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    rows = finetune(config(zoo_corpus, tmp_path, start=["nearest", "random", "shared"]))
+    ends = [[curve[-1] for curve in row["tasks"].values()] for row in rows]
+    worst = [min(of_task) for of_task in zip(*ends, strict=True)]
+    assert worst != [max(of_task) for of_task in zip(*ends, strict=True)]
+    for row in rows:
+        assert row["wanted_accuracy"] == pytest.approx(sum(worst) / len(worst))
+        assert row["share_reached"] == 1
 
 
 def test_a_stored_start_is_what_the_generator_could_have_seen(zoo_corpus: Corpus, tmp_path: Path) -> None:

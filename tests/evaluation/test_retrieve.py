@@ -58,6 +58,29 @@ def test_scores_equal_those_of_one_network_at_a_time(zoo_corpus: Corpus) -> None
     assert losses == sorted(losses)
 
 
+def test_by_accuracy_the_most_accurate_comes_first_and_of_equals_the_lower_loss(zoo_corpus: Corpus) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    asked = Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+    found = nearest(zoo_corpus, asked, by="accuracy", top=1000)
+    order = [(-(network.accuracy or 0.0), network.loss or 0.0) for network in found.networks]
+    assert order == sorted(order)
+    assert order[0][0] < order[-1][0]
+
+
+def test_scores_do_not_depend_on_how_many_networks_are_run_at_once(
+    zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = next(iter(zoo_corpus.tasks.values()))
+    rows = trained_ends(zoo_corpus, ["architecture=mlp-64-6-2"]).slice(0, 5)
+    told = (zoo_corpus, rows, task.samples_SF, task.labels_S)
+    loss_N, accuracy_N = stored_scores(*told)
+    monkeypatch.setattr("raywgen.evaluation.stored_scores._MOST_AT_ONCE", 2)
+    few_loss_N, few_accuracy_N = stored_scores(*told)
+    torch.testing.assert_close(few_loss_N, loss_N)
+    torch.testing.assert_close(few_accuracy_N, accuracy_N)
+    assert len(loss_N.unique()) == 5
+
+
 def test_only_ends_of_trajectories_are_compared(zoo_corpus: Corpus) -> None:
     ends = trained_ends(zoo_corpus, [])
     assert set(ends.column("step").to_pylist()) == {120}

@@ -137,6 +137,38 @@ def test_landmarks_are_leave_one_out_accuracies() -> None:
     np.testing.assert_allclose(found[3:], [np.log(3), -(share * np.log(share)).sum()])
 
 
+def test_the_ridge_landmark_is_that_of_a_fit_without_each_sample() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 3, (24,), generator=generator)
+    # Few samples of many features: fitted with itself, every sample would be right.
+    samples = torch.randn(24, 20, generator=generator) + 0.5 * labels[:, None]
+    x = samples.double().numpy()
+    z = np.concatenate([x - x.mean(axis=0), np.ones((24, 1))], axis=1)
+    penalty = 1e-2 * np.mean((z**2).sum(axis=1))
+    right = []
+    for row in range(24):
+        kept = np.arange(24) != row
+        gram = z[kept].T @ z[kept] + penalty * np.eye(21)
+        weight = np.linalg.solve(gram, z[kept].T @ np.eye(3)[labels.numpy()[kept]])
+        right.append(int((z[row] @ weight).argmax()) == int(labels[row]))
+    assert landmarks(samples, labels)[2] == pytest.approx(np.mean(right))
+    assert np.mean(right) < 0.9
+
+
+def test_every_group_of_features_weighs_the_same_however_many_numbers_it_has() -> None:
+    results = made_up()
+    first = results.tasks[0]
+    told = {
+        "data": Asked(instruction="", samples_SF=first.samples_SF),
+        "data and landmarks": Asked(instruction="", samples_SF=first.samples_SF, labels_S=first.labels_S),
+    }
+    for num_groups, like in enumerate(told.values(), start=1):
+        features_TE = TaskFeatures(like).fit(results.tasks).transform(results.tasks)
+        np.testing.assert_allclose(features_TE.mean(axis=0), 0, atol=1e-9)
+        # Numbers that are equal for all tasks, such as how many classes there are, vary nowhere.
+        assert num_groups - 1 < features_TE.var(axis=0).sum() <= num_groups + 1e-9
+
+
 def test_landmarks_do_not_depend_on_how_classes_are_numbered() -> None:
     samples = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 2
@@ -181,6 +213,7 @@ def test_a_generator_ranks_architectures_that_no_network_is_stored_of(zoo_corpus
     assert strange.generated is not None
     losses = [-(one.generated or 0) for one in selected.candidates]
     assert losses == sorted(losses)
+    assert losses[0] > 0
     with pytest.raises(ConditionError, match="no network of 'mlp-64-3-2'"):
         select(SelectConfig(**told, networks=networks, by="predicted"))
 
