@@ -163,6 +163,17 @@ def test_likelihood_is_added_with_its_weight() -> None:
     torch.testing.assert_close(both.metrics["nll"], nll, rtol=1e-5, atol=1e-6)
 
 
+def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_use() -> None:
+    config = igpg_config()
+    config.prior.window = 2
+    generator, batch = igpg(config), weight_batch()
+    nll = functional(generator, likelihood=0.3).eval()(batch, noise_for(8)).metrics["nll"]
+    told = (generator.prior, generator.tokenizer, batch.first(2), generator.references)
+    own = noise_for(2).split(torch.ones(1, dtype=torch.int64), 1)
+    torch.testing.assert_close(nll, token_nll(*told, own).detach(), rtol=1e-5, atol=1e-6)
+    assert float((nll - token_nll(*told, noise_for(2)).detach()).abs()) > 1e-4
+
+
 def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
     generator, batch = igpg(), weight_batch()
     plain = functional(generator, anchor=0.0).eval()(batch, noise_for(8))
@@ -204,6 +215,27 @@ def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> N
     torch.testing.assert_close(with_spread.loss, without.loss)
     # One network has no variance.
     assert "spread" not in functional(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
+
+
+def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
+    """However sure the networks are, the spread pulls in one direction: that of the spread alone."""
+    generator, batch = igpg(), weight_batch()
+    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    states = batch.layout.unflatten(written.values_BD)
+    pulls = []
+    for size in (1.0, 3.0):
+        samples_BSF = size * batch.query.samples_BSF
+        answers_BS = stacked_logits(batch.module, states, samples_BSF).argmax(dim=-1)
+        asked = replace(batch, query=replace(batch.query, samples_BSF=samples_BSF, labels_BS=answers_BS))
+        gradients = []
+        for weight in (30.0, 0.0):
+            generator.zero_grad()
+            functional(generator, spread=weight, anchor=0.0, likelihood=0.0).eval()(asked, noise_for(8)).loss.backward()
+            parts = [p.grad.flatten() for p in generator.correction.parameters() if p.grad is not None]
+            gradients.append(torch.cat(parts))
+        pulls.append(gradients[0] - gradients[1])
+    assert float(torch.cosine_similarity(*pulls, dim=0)) == pytest.approx(1.0, abs=1e-3)
+    assert float(pulls[1].norm() / pulls[0].norm()) > 1.1
 
 
 def test_functional_stage_writes_parallel_windows_as_generation_does() -> None:
