@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.machinery
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,6 +51,7 @@ class _Source:
 
 _TRUSTED: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 _SOURCE: ContextVar[_Source | None] = ContextVar("source", default=None)
+_BESIDE: ContextVar[str] = ContextVar("beside", default="")
 
 
 class StoredRecipe(dict[str, Any]):
@@ -150,6 +153,20 @@ def is_address(text: str) -> bool:
     return text.startswith((HUB, "//", "\\\\")) or ("://" in text and not text.startswith("file:///"))
 
 
+@contextmanager
+def beside(folder: str) -> Iterator[None]:
+    """Lets `import_class` look in this folder too, within the block, for what is installed nowhere.
+
+    The folder is no part of the import path until a module that the user named is found in it: libraries try to import
+    many optional packages, and a downloaded folder that somebody works in could hold files of these names.
+    """
+    token = _BESIDE.set(folder)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
+
+
 def import_class(path: str, base: type[T], what: str) -> type[T]:
     """The class that `package.module:Class` names. The only place where a name becomes an import.
 
@@ -170,6 +187,7 @@ def import_class(path: str, base: type[T], what: str) -> type[T]:
             f"{what} '{path}'{_of_source()} would import '{module_name}', and recipes that come as data import nothing "
             f"unless you say so: {_allowed_by(package)}"
         )
+    _add_folder_of(module_name.partition(".")[0])
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except AttributeError as error:
@@ -177,6 +195,14 @@ def import_class(path: str, base: type[T], what: str) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"it is no subclass of {base.__module__.removesuffix('.modules.module')}.{base.__name__}")
     return found
+
+
+def _add_folder_of(package: str) -> None:
+    """Puts the folder of `beside` last on the import path if the package lies there and nowhere before."""
+    folder, find = _BESIDE.get(), importlib.machinery.PathFinder.find_spec
+    is_missing = package not in sys.modules and find(package) is None
+    if folder and is_missing and find(package, [folder]) is not None:
+        sys.path.append(folder)
 
 
 def check_address(address: str, what: str) -> None:

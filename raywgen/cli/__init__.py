@@ -33,7 +33,7 @@ from raywgen.cli.use import app as use_app
 from raywgen.config import ConfigError, check_file_or_name, given_once, load_config
 from raywgen.progress import Reporter, plain
 from raywgen.stops import Stopped, stop_signals
-from raywgen.trust import named_in, trusting
+from raywgen.trust import beside, named_in, trusting
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -53,9 +53,9 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.showwarning = _show_warning
-    _find_modules_here()
     try:
-        with stop_signals():
+        # `module:Class` may name a file in the current folder.
+        with stop_signals(), beside(os.getcwd()):
             app(prog_name="raywgen")
     except Stopped as stopped:
         Console(stderr=True).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
@@ -262,16 +262,6 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
 # Here, so that help lists them after what comes first in a user's life.
 app.command("status")(run_status_command)
 app.command(cls=SettingsCommand)(tune)
-
-
-def _find_modules_here() -> None:
-    """Lets `module:Class` name a file in the current folder, as in `python -m`; Ray hands the path to its workers.
-
-    The folder comes last, so that no file in it takes the place of a package that is installed.
-    """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

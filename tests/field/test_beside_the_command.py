@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from raywgen.corpus import Corpus
-from raywgen.tasks import build_network, network_name
+from raywgen.tasks import TaskError, build_network, network_name
+from raywgen.trust import beside as beside_folder
 from raywgen.trust import trusting
 from tests.generation.test_write import bundle
 
@@ -66,6 +67,26 @@ def test_generate_finds_a_module_in_the_current_folder(zoo_corpus: Corpus, bundl
     strange = 'networks=[{name: "nowhere_at_all:MyNet"}]'
     missing = command(tmp_path, "generate", f"generator={bundle}", *told[:2], strange, "out=none")
     assert "cannot import network 'nowhere_at_all:MyNet'" in missing.stderr.splitlines()[-1]
+
+
+def test_a_folder_in_which_one_works_stays_off_the_import_path(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    # Libraries try to import what may be installed, such as pandas these.
+    for name in ("bottleneck", "numexpr", "mynets_beside"):
+        (tmp_path / f"{name}.py").write_text(f"open('mark', 'a').write('{name} ')")
+    done = command(tmp_path, "corpus", "info", zoo_corpus.location)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_module_of_the_folder_brings_others_that_lie_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "beside_layers.py").write_text("from torch import nn\n\nclass Layer(nn.Linear):\n    pass\n")
+    (tmp_path / "beside_nets.py").write_text("from beside_layers import Layer\n")
+    with trusting("beside_nets"), pytest.raises(TaskError, match="No module"):
+        build_network({"name": "beside_nets:Layer", "in_features": 2, "out_features": 2})
+    with trusting("beside_nets"), beside_folder(str(tmp_path)):
+        built = build_network({"name": "beside_nets:Layer", "in_features": 2, "out_features": 2})
+    assert type(built).__module__ == "beside_layers"
 
 
 @pytest.mark.slow
