@@ -8,7 +8,7 @@ leads a name that also tells the run (`0003_acc0.94_seed0001`). Names that diffe
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -74,8 +74,10 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     for index, place in places.items():
         if place.step is not None:
             runs.setdefault((place.folder, place.name), []).append(index)
+    single = {key: list(found) for key, found in runs.items() if len(found) == 1}
     runs = {key: found for key, found in runs.items() if len({places[index].step for index in found}) > 1}
     _add_ends(runs, places)
+    runs |= _single_with_ends(single, runs, places)
     joined = list(checkpoints)
     told = {index: str(one.facts[_RUN_FACT]) for index, one in enumerate(checkpoints) if _RUN_FACT in one.facts}
     taken = {checkpoint.name for checkpoint in checkpoints} | set(told.values())
@@ -116,6 +118,18 @@ def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _Place])
             runs[place.folder, place.name].append(index)
         elif place.ends and len(beside) == 1:
             runs[beside[0]].append(index)
+
+
+def _single_with_ends(
+    single: Mapping[tuple[str, str], list[int]], runs: Mapping[tuple[str, str], list[int]], places: dict[int, _Place]
+) -> dict[tuple[str, str], list[int]]:
+    """Runs of which one step is kept, beside its best, last or final one; trainers do so where they keep the best."""
+    known = {folder for folder, _ in runs}
+    left = {key: list(found) for key, found in single.items() if key[0] not in known}
+    names = {key[0]: key[1] for key in left}
+    near = {index: place for index, place in places.items() if place.name in ("", names.get(place.folder, ""))}
+    _add_ends(left, near)
+    return {key: found for key, found in left.items() if len(found) > 1}
 
 
 def _unused(wanted: str, taken: Collection[str]) -> str:

@@ -56,6 +56,9 @@ def runs(corpus: Corpus) -> dict[str, tuple[str, int]]:
             "version_0/checkpoints/epoch=9-val_loss=0.25": ("version_0/checkpoints", 9),
             "version_0/checkpoints/last": ("version_0/checkpoints", -1),
         },
+        {"v0/epoch=3-step=900": ("v0", 900), "v0/last": ("v0", -1), "v1/resnet-epoch9": ("v1/resnet-epoch9", 0)},
+        {"timm/checkpoint-9": ("timm", 9), "timm/model_best": ("timm", -1), "other_best": ("other_best", 0)},
+        {"vgg_epoch9": ("vgg_epoch9", 0), "resnet_best": ("resnet_best", 0)},
         {"step_1000": ("nets", 1000), "step_2000": ("nets", 2000), "model_final": ("nets", -1), "best": ("nets", -1)},
         {
             "run1/epoch_0": ("run1", 0),
