@@ -64,7 +64,9 @@ def waiting(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[IO[str]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        # A link in a folder of somebody else's could lead to any file, which would be emptied.
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        file = os.fdopen(descriptor, "a+", encoding="utf-8")
     except OSError as error:
         reason = f"{error.strerror or error}; check the folder and its permissions and run the same command again"
         raise OSError(error.errno, reason, str(path.parent)) from error

@@ -36,6 +36,7 @@ from raywgen.evaluation.report_inputs import (
 )
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.files import write_text
+from raywgen.inputs import MAX_YAML_BYTES, read_regular
 
 __all__ = ["ReportError", "write_report"]
 
@@ -73,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
 def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Everything the template names."""
     logs, num_unreadable = [], 0
-    metric_files = sorted(root.rglob("metrics.jsonl"))
+    metric_files = [path for path in sorted(root.rglob("metrics.jsonl")) if _is_within(path, root)]
     for file in metric_files:
         found, unreadable = read_metrics(file, run=str(file.parent.relative_to(root)))
         logs += found
@@ -95,9 +96,18 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
         "num_unreadable": num_unreadable,
         "tokenizer_title": _tokenizer_finding(evaluation.tokenizer) if evaluation.tokenizer else "",
         "codebook": _codebook(evaluation.codebook) if evaluation.codebook else None,
-        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        "config": _text(config) if _is_within(config, root) else None,
         "paths": _paths(root, evaluation, [config, *metric_files]),
     }
+
+
+def _is_within(path: Path, root: Path) -> bool:
+    """Whether it is a file of the run folder; a link could bring any file of this machine into the report."""
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
+
+
+def _text(path: Path) -> str:
+    return read_regular(path, MAX_YAML_BYTES).decode(errors="replace")
 
 
 def _markers(evaluation: Evaluation) -> dict[str, tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
+from raywgen.inputs import MAX_JSON_BYTES, parse_json, read_json, read_regular
 
 SCHEMA_VERSION = 1
 GROUPS = ("ladder", "baseline", "ablation")
@@ -160,7 +160,7 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.is_file():
         raise ReportError(f"{path} does not exist, so there is nothing to report; run `raywgen evaluate` first")
     try:
-        return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Evaluation.from_json(read_json(path))
     except KeyError as error:
         raise ReportError(f"{path} is damaged: it lacks {error}; {_REMEDY}") from error
     except (ValueError, TypeError, AttributeError, OSError) as error:
@@ -171,12 +171,15 @@ def read_metrics(path: Path, run: str) -> tuple[list[StageLog], int]:
     """Reads a `metrics.jsonl`, stage by stage in order of appearance, and counts the lines that cannot be read.
 
     Where a run was resumed and a step logged twice, the later line counts.
+
+    Raises:
+        OSError: It is no regular file, too long, or cannot be read.
     """
     stages: dict[str, dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     num_unreadable = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path, MAX_JSON_BYTES).decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             step, stage = float(row["step"]), str(row.get("stage", "training"))
         except (ValueError, KeyError, TypeError, AttributeError):
             num_unreadable += bool(line.strip())

@@ -21,6 +21,7 @@ from raywgen.files import write_text
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.codec.report import DB_PER_BIT, code_use
 from raywgen.generators.igpg import IGPG
+from raywgen.inputs import read_json
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.launch import CONFIG
@@ -47,7 +48,7 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     """
     root, path = Path(run_dir), Path(run_dir) / TOKENIZER
     if path.is_file():
-        return TokenizerReport.from_json(json.loads(path.read_text()))
+        return TokenizerReport.from_json(read_json(path))
     generator = load_bundle(root / BUNDLE)
     if not isinstance(generator, IGPG):
         return None

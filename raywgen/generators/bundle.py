@@ -19,7 +19,7 @@ from raywgen.config import stored_config
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import method
-from raywgen.inputs import MAX_JSON_BYTES, read_regular
+from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
@@ -196,7 +196,7 @@ def bundle_digest(folder: str | Path) -> str:
     """32 hex digits that change with a bundle's config and values."""
     digest = hashlib.sha256()
     for name in (_CONFIG, _WEIGHTS):
-        with (Path(folder) / name).open("rb") as file:
+        with open_regular(Path(folder) / name) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
 

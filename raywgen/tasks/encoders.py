@@ -235,7 +235,10 @@ def _card(folder: str) -> tuple[EncoderCard, str]:
 def _read(folder: str, name: str) -> bytes:
     try:
         filesystem, infos = find_files(folder)
-        with filesystem.open_input_stream(f"{infos[0].path}/{name}") as file:
+        path = f"{infos[0].path}/{name}"
+        if filesystem.get_file_info(path).type == fs.FileType.Unknown:
+            raise TaskError(f"{path} is a pipe, socket or device")
+        with filesystem.open_input_stream(path) as file:
             return file.read()
     except (TaskError, OSError) as error:
         raise EncoderError(

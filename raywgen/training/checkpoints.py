@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raywgen.files import sync_folder, write_text
 from raywgen.generators import Generator
+from raywgen.inputs import open_regular, read_json
 from raywgen.weights import WeightsError, load_state_dict, save_state_dict
 
 CHECKPOINTS = "checkpoints"
@@ -66,7 +67,7 @@ class Progress:
         """
         path, state = Path(folder) / PROGRESS, Path(folder) / STATE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             expected = content.pop("sha256")
             progress = cls(**content)
             if (type(progress.stage), type(progress.step), type(progress.corpus)) != (int, int, str):
@@ -179,7 +180,7 @@ def _steps(stages: Sequence[Any]) -> list[int]:
 def _digest(content: dict[str, Any], state: Path) -> str:
     """Changes with the position as well as with the tensors' file."""
     digest = hashlib.sha256(json.dumps([content["stage"], content["step"], content["corpus"]]).encode())
-    with state.open("rb") as file:
+    with open_regular(state) as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

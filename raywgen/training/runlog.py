@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raywgen.files import write_text
+from raywgen.inputs import MAX_JSON_BYTES, parse_json, read_regular
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -52,11 +53,11 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path, MAX_JSON_BYTES).decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if isinstance(row["stage"], str) and isinstance(row["step"], int) and row["time"] >= 0:
                 rows.append(row)
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
     return rows

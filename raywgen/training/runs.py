@@ -16,6 +16,7 @@ from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import DataSpec, Generator
 from raywgen.generators.bundle import build_generator
+from raywgen.inputs import read_json
 from raywgen.training.checkpoints import CheckpointError, CheckpointWarning, Progress, RunCheckpoints
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import BatchOrder, RunRows, data_digest
@@ -171,7 +172,7 @@ def is_done(config: TrainConfig) -> bool:
     """Whether a run's generator is there; one whose config cannot be read is written again."""
     folder = Path(config.out) / BUNDLE
     try:
-        json.loads((folder / "generator.json").read_text(encoding="utf-8"))
+        read_json(folder / "generator.json")
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import struct
 import threading
@@ -25,15 +26,19 @@ from raywgen.corpus.errors import CorpusError, DamagedFileError
 from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.shards import read_block, read_shard
 from raywgen.corpus.storage import Storage
+from raywgen.evaluation.report import ReportError, write_report
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.inputs import UnusableFileError, check_zip, parse_json, read_json, read_regular
+from raywgen.locks import only_one
 from raywgen.parquet import bounded_table
 from raywgen.tasks.base import TaskError
+from raywgen.tasks.encoders import EncoderCard, EncoderError, load_encoder, save_encoder
 from raywgen.tasks.images import load_images
 from raywgen.tasks.texts import open_tables
 from raywgen.tasks.user_data import read_data
 from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig
+from raywgen.training.checkpoints import CheckpointError, Progress
 from raywgen.weights import Layout, WeightsError, load_state_dict
 from raywgen.zoo.describe import describe_corpus
 
@@ -105,6 +110,53 @@ def test_bundles_and_shards_are_regular_files(special: Callable[[str], Path]) ->
     shard = special("weights/one.arrow")
     error = soon(lambda: read_shard(Storage.at(shard.parents[1]), "weights/one.arrow"))
     assert isinstance(error, DamagedFileError)
+
+
+def test_encoders_checkpoints_and_logs_are_regular_files(special: Callable[[str], Path]) -> None:
+    for name in ("encoder.json", "encoder.safetensors"):
+        folder = special(f"{name}.d/{name}").parent
+        if name != "encoder.json":
+            card = EncoderCard(network={"name": "conv4"}, size=8, channels=1, mean=(0.5,), std=(0.5,))
+            save_encoder({"weight": torch.zeros(1)}, card, str(folder / "whole"))
+            shutil.copy(folder / "whole" / "encoder.json", folder)
+        assert isinstance(soon(partial(load_encoder, str(folder))), EncoderError)
+    progress = special("checkpoint/progress.json")
+    assert isinstance(soon(lambda: Progress.load(progress.parent)), CheckpointError)
+    log = special("run/stage/metrics.jsonl")
+    (log.parents[1] / "evaluation").mkdir()
+    content = {"schema_version": 1, "layouts": [], "rungs": [], "ladder": []}
+    (log.parents[1] / "evaluation" / "evaluation.json").write_text(json.dumps(content))
+    assert not isinstance(soon(lambda: write_report(log.parents[1])), MemoryError)
+    assert (log.parents[1] / "report.html").is_file()
+
+
+def test_a_report_shows_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "evaluation").mkdir(parents=True)
+    (tmp_path / "private.yaml").write_text("token: 123456")
+    (run / "config.yaml").symlink_to(tmp_path / "private.yaml")
+    content = {"schema_version": 1, "layouts": [], "rungs": [], "ladder": []}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(content))
+    assert "123456" not in write_report(run).read_text()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").write_text("seed: 123456")
+    assert "123456" in write_report(run).read_text()
+
+
+def test_a_deeply_nested_evaluation_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "evaluation.json").write_text("[" * 200_000)
+    with pytest.raises(ReportError, match=r"evaluation\.json is damaged: it is nested too deeply"):
+        write_report(tmp_path)
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="run"), only_one(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_images_and_tables_are_regular_files(special: Callable[[str], Path]) -> None:
