@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_figures_are_means_in_points(result: dict[str, Any]) -> None:
         assert result["figures"][f"{split}_gradient"] == pytest.approx(100 * sum(rows) / len(rows), abs=1e-3)
     figures = result["figures"]
     assert figures["unseen_nearest"] == max(figures["unseen_nearest_condition"], figures["unseen_nearest_loss"])
+
+
+def test_intervals_are_of_95_percent_over_the_tasks(result: dict[str, Any]) -> None:
+    for row in (row for row in result["ladder"] if row["rung"] == "generated"):
+        of_row = [
+            point["accuracy"]
+            for point in result["novelty"]["points"]
+            if (point["kind"], point["split"], point["layout"]) == ("generated", row["split"], row["layout"])
+        ]
+        assert row["accuracy"] == pytest.approx(statistics.fmean(of_row), abs=1e-4)
+        assert row["ci95"] == pytest.approx(1.96 * statistics.stdev(of_row) / len(of_row) ** 0.5, abs=1e-4)
 
 
 def test_claims_say_what_the_figures_say(result: dict[str, Any]) -> None:
