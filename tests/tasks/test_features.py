@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def test_features_of_turned_images_are_those_of_turned_pixels() -> None:
     assert len(features.class_names) == 12
     assert turned_classes([0, 2], 3, rotations=True) == [0, 2, 3, 5, 6, 8, 9, 11]
     assert turned_classes([0, 2], 3, rotations=False) == [0, 2]
+
+
+def test_other_images_of_one_name_have_other_features() -> None:
+    data = images()
+    other = dataclasses.replace(data, x_SCHW=data.x_SCHW.flip(0))
+    statistics = channel_statistics(data.x_SCHW)
+    first, second = (encode_images(one, ENCODER, rotations=False, statistics=statistics) for one in (data, other))
+    torch.testing.assert_close(second.x_SCHW, first.x_SCHW.flip(0))
+    assert not torch.equal(second.x_SCHW, first.x_SCHW)
 
 
 def test_images_are_encoded_once(cache: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from raywgen.tasks import TaskError, build_task
 from raywgen.tasks.domains import apply_domain
@@ -24,6 +26,22 @@ def test_a_task_of_all_classes_holds_a_fifth_out() -> None:
     every = torch.cat([task.train_x_SF, task.test_x_SF])
     assert abs(float(every.mean())) < 1e-4
     assert float(every.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_test_images_are_normalised_by_the_statistics_of_the_training_images(tmp_path: Path) -> None:
+    """Test images twice as bright stay twice as bright."""
+    for folder, brightness in (("train", 1), ("test", 2)):
+        for label in ("a", "b"):
+            (tmp_path / folder / label).mkdir(parents=True)
+            for index in range(4):
+                pixels = np.full((4, 4), brightness * (20 + 20 * index + 10 * (label == "b")), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / label / f"{index}.png")
+    task = build_task({"name": "images", "path": str(tmp_path / "train"), "test_path": str(tmp_path / "test")})
+    form = input_form(task.recipe)
+    assert form is not None
+    train, test = ((x_SF * form.std[0] + form.mean[0]) * 255 for x_SF in (task.train_x_SF, task.test_x_SF))
+    assert sorted(train[:, 0].round().tolist()) == [20, 30, 40, 50, 60, 70, 80, 90]
+    assert sorted(test[:, 0].round().tolist()) == [40, 60, 80, 100, 120, 140, 160, 180]
 
 
 def test_tasks_come_back_from_their_recipes() -> None:

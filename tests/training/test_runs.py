@@ -118,6 +118,23 @@ def test_a_worker_trains_on_its_own_part_of_every_batch(
     assert not (tmp_path / "generator").exists(), "the first worker alone writes"
 
 
+def test_every_step_of_every_worker_has_a_dropout_of_its_own(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, ...]] = []
+    step = LocalEngine.train_step
+
+    def noted(self: LocalEngine, *arguments: Any) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            drawn.append(tuple(torch.rand(3).tolist()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(LocalEngine, "train_step", noted)
+    for rank in range(2):
+        train(config(zoo_corpus, tmp_path / str(rank)), zoo_corpus, OneOf(rank=rank, num_workers=2))
+    assert len(set(drawn)) == len(drawn) == 2 * NUM_STEPS
+
+
 def test_the_seed_decides_the_order(
     zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
 ) -> None:

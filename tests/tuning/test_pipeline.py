@@ -33,6 +33,15 @@ def test_knobs_and_fixed_values_reach_the_configs() -> None:
     assert pipeline.turns_zoo
 
 
+def test_a_trial_takes_nothing_over_from_the_one_before() -> None:
+    """A knob that does not exist beside the values of a trial keeps the base's value."""
+    mix, width = "train.generator.policy.mix", "train.generator.policy.width"
+    pipeline = Pipeline(config(space={mix: {"uniform": [0, 1]}, width: {"choice": [16, 32]}}))
+    base = pipeline.base.train.generator.policy.mix
+    assert pipeline.plan({mix: 0.25, width: 16}).train.generator.policy.mix == 0.25 != base
+    assert pipeline.plan({width: 32}).train.generator.policy.mix == base
+
+
 def test_one_recipe_has_one_corpus() -> None:
     pipeline = Pipeline(config(space={"zoo.learning_rate": {"choice": [1e-3, 2e-3]}} | SEED))
     plans = [pipeline.plan({"zoo.learning_rate": rate, "train.seed": seed}) for rate in (1e-3, 2e-3) for seed in (0, 1)]

@@ -38,6 +38,9 @@ ROWS = [
 def test_the_best_is_of_those_that_went_furthest() -> None:
     assert best_row(ROWS).trial == "002"
     assert best_row(ROWS[3:4]).trial == "003"
+    # What counts is where a trial ended, not the best that it ever was.
+    fallen = row("006", [0.5, 0.99, 0.6], "done", **{"train.a": 0.1, "train.b": "x", "train.c": 1e-3})
+    assert best_row([ROWS[0], fallen]).trial == "000"
     with pytest.raises(TuneError, match="no trial could be judged"):
         best_row(ROWS[4:5])
 

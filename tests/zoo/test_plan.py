@@ -132,6 +132,7 @@ def test_tasks_show_labelled_training_images_only() -> None:
         assert task.samples_SF.shape[0] == task.labels_S.shape[0] == 32
         assert shown <= train
         assert shown.isdisjoint(test)
+    assert len({task.samples_SF.numpy().tobytes() for task in plan.tasks}) == len(plan.tasks), "each its own"
 
 
 def test_too_many_tasks_are_refused() -> None:
