@@ -46,7 +46,7 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_the_library_reads_the_file_and_its_metadata(tmp_path: Path, metadata: dict[str, str]) -> None:
     write_safetensors(tensors(), tmp_path / "net.safetensors", metadata)
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
-        assert (file.metadata() or {}) == metadata
+        assert file.metadata() == {"format": "pt"} | metadata
         for name, tensor in tensors().items():
             found = file.get_tensor(name)
             assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
@@ -67,4 +67,4 @@ def test_processes_write_equal_bytes(tmp_path: Path) -> None:
 
 def test_the_metadata_is_sorted(tmp_path: Path) -> None:
     save_state_dict({"w": torch.ones(1)}, tmp_path / "a", {"z": "1", "b": "2", "a": "3"})
-    assert b'{"__metadata__":{"a":"3","b":"2","z":"1"},"w":' in (tmp_path / "a").read_bytes()
+    assert b'{"__metadata__":{"a":"3","b":"2","format":"pt","z":"1"},"w":' in (tmp_path / "a").read_bytes()
