@@ -68,6 +68,12 @@ def check_outgoing(
     }
     if found:
         raise ClusterError(_refusal(found, root))
+    for folder in environment.get("py_modules") or []:
+        if Path(str(folder)).exists():
+            raise ClusterError(
+                f"py_modules of the runtime environment names {folder} here, which would be sent without a look at it; "
+                "put it into the working directory, or install it into the nodes' image"
+            )
     rest = {key: value for key, value in environment.items() if key not in ("env_vars", "excludes")}
     if what := secret_in(str(rest).encode()):
         raise ClusterError(

@@ -182,7 +182,13 @@ _RULES = (
 )
 _ASSIGNED = re.compile(
     rb"(?:secret|passw(?:or)?d|passwd|token|api_?key|access_?key|auth_?key|private_?key)[\w-]{0,20}[\"']?\s{0,4}(?::|=|=>)"
-    rb"\s{0,4}[\"']([A-Za-z0-9+/=_~.!@#%^&*-]{16,200})[\"']",
+    rb"\s{0,4}\\?[\"']([A-Za-z0-9+/=_~.!@#%^&*-]{16,200})\\?[\"']",
+    re.IGNORECASE,
+)
+# As in YAML, shells and Makefiles, without quotes. Values without digits here and there are names in code.
+_UNQUOTED = re.compile(
+    rb"(?:secret|passw(?:or)?d|passwd|token|api_?key|access_?key|auth_?key|private_?key)[\w-]{0,20}\s{0,4}:?[=:]\s{0,4}"
+    rb"(?=(?:[A-Za-z+/=~_-]*\d){4})([A-Za-z0-9+/=~_-]{20,200})(?=[\s\\\"',;]|$)",
     re.IGNORECASE,
 )
 _ASSIGNED_LITERALS = (b"secret", b"passw", b"token", b"key")
@@ -203,8 +209,8 @@ def secret_in(content: bytes) -> str | None:
         if any(literal in lower for literal in rule.literals) and rule.form.search(content):
             return rule.what
     if any(literal in lower for literal in _ASSIGNED_LITERALS):
-        for match in _ASSIGNED.finditer(content):
-            if _is_random(match[1]):
+        for form in (_ASSIGNED, _UNQUOTED):
+            if any(_is_random(match[1]) for match in form.finditer(content)):
                 return "a password or key"
     return None
 

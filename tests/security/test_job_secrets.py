@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Written in parts, so that no scanner takes this file for a leak.
 KEY = "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n"
 AWS = "AKIA" + "IOSFODNN7EXAMPLE"
+HEX = "9f8a7b6c5d4e" + "3f2a1b0c9d8e7f6a5b4c3d2e1f0a"
 GITHUB = "ghp" + "_16C7e42F292c6912E7710c838347Ae178B4a"
 KEPT = [
     ".env",
@@ -123,6 +125,10 @@ def test_a_file_that_is_named_goes_alone(folder: Path, tmp_path_factory: pytest.
         ("a.json", '{"type": "service_account", "project_id": "p"}', "a.json (a Google service account)"),
         ("a.yaml", "db: postgres://user:hunter2@db.example.org/x", "a.yaml (a password in an address)"),
         ("settings.py", 'API_KEY = "9f8A7d6C5b4E3a2F1q0W8e7R"', "settings.py (a password or key)"),
+        ("train.sh", f"export WANDB_API_KEY={HEX}\npython train.py", "train.sh (a password or key)"),
+        ("tracking.yaml", f"wandb:\n  api_key: {HEX}", "tracking.yaml (a password or key)"),
+        ("Makefile", f"DEPLOY_TOKEN := {HEX}", "Makefile (a password or key)"),
+        ("notes.ipynb", json.dumps({"source": [f'api_key = "{HEX}"']}), "notes.ipynb (a password or key)"),
         ("api_token.txt", "abc", "api_token.txt (its name says so)"),
         ("token", "abc", "token (its name says so)"),
         ("PASSWORDS.TXT", "abc", "PASSWORDS.TXT (its name says so)"),
@@ -189,6 +195,12 @@ def test_excludes_of_the_user_hold_too(folder: Path) -> None:
     assert outgoing.excludes[0] == "notes.txt"
 
 
+def test_modules_that_lie_here_are_not_sent_unseen(folder: Path) -> None:
+    with pytest.raises(ClusterError, match="py_modules"):
+        check(folder, environment={"py_modules": [str(folder)]})
+    check(folder, environment={"py_modules": ["s3://bucket/nets.zip"]})
+
+
 def test_the_clone_holds_none_and_ignores_the_same_names() -> None:
     assert check_outgoing(ROOT, {}, ["configs/igpg/digits.yaml", "seed=1"]).left_out == []
     assert set(PATTERNS) <= set((ROOT / ".rayignore").read_text().splitlines())
@@ -205,5 +217,7 @@ def test_words_are_no_secrets() -> None:
         b"the sk-estimator-doc-link of a page",
         b"hf_model_name",
         b"task-1",
+        b"tokens_per_block=model.layer1.conv2d_3x3_block4",
+        b"token_embedding: build_token_embedding_2d_v2_of_blocks",
     ):
         assert secret_in(text) is None
