@@ -124,7 +124,8 @@ def _with_facts(
         if len(report.problems) > _SHOWN_PROBLEMS:
             on_notice(f"... and {len(report.problems) - _SHOWN_PROBLEMS} more rows of that kind")
     typed = one_type_each(((_origin(checkpoint), checkpoint.facts) for checkpoint in checkpoints), config.as_text)
-    return join_runs([replace(one, facts=facts) for one, facts in zip(checkpoints, typed, strict=True)]), report
+    paired = zip(checkpoints, typed, strict=True)
+    return join_runs([replace(one, facts=facts) if facts != one.facts else one for one, facts in paired]), report
 
 
 def _origin(checkpoint: SourceCheckpoint) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,7 @@ class CheckpointFacts:
 
     def to_row(self) -> dict[str, Any]:
         """For the table of facts; further facts are columns of their own."""
-        row = {name: getattr(self, name) for name in CHECKPOINT_COLUMNS}
-        return {**self.more, **row}
+        return {**self.more, **dict(zip(CHECKPOINT_COLUMNS, _known_facts(self), strict=True))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,7 @@ CONFIG_NAMES = ("config.json", "generation_config.json", "adapter_config.json")
 _INTEGERS = {"step", "start_seed", "order_seed", "num_values", "row"}
 _FLOATS = {"learning_rate", "train_loss", "test_accuracy"}
 CHECKPOINT_COLUMNS = [field.name for field in dataclasses.fields(CheckpointFacts) if field.name != "more"]
+_known_facts = attrgetter(*CHECKPOINT_COLUMNS)
 CHECKPOINT_SCHEMA = pa.schema(
     [
         (name, pa.int64() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.string())

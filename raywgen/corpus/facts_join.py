@@ -56,6 +56,8 @@ def join_facts(
         The checkpoints with their facts, and what is to be said of the rows.
     """
     report = FactsReport(num_rows=len(rows))
+    if not rows:
+        return list(checkpoints), report
     places = _Places(checkpoints)
     exact: list[tuple[FactsRow, list[int]]] = []
     patterns: list[tuple[FactsRow, list[int]]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -34,8 +34,8 @@ from raywgen.corpus.writing import UNITS
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
 from raywgen.weights.errors import NotWeightsError
-from raywgen.weights.reader import PackedCheckpoint, ReadNetworks, WeightsReader, pack
-from raywgen.weights.safetensors_writer import read_metadata
+from raywgen.weights.packed import PackedCheckpoint, pack
+from raywgen.weights.reader import ReadNetworks, WeightsReader
 
 _UNKNOWN = float("nan")
 _UNIT_CHECKPOINTS = 2_000
@@ -57,6 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "licence": "unknown",
     "architecture": "",
 }
+_UNTOLD: dict[str, Any] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +192,6 @@ class _Work:
         for checkpoint in self._unit.checkpoints:
             try:
                 found = reader.read(checkpoint)
-                checkpoint = _with_metadata(checkpoint, reader.metadata)
             except NotWeightsError as error:
                 self._set_aside(checkpoint, str(error), PASSED_OVER)
                 continue
@@ -209,8 +209,12 @@ class _Work:
         return self._done
 
     def _add(self, checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> None:
+        checkpoint = _with_metadata(checkpoint, packed.metadata)
         key = (packed.layout.form_id, str(checkpoint.facts.get("split", _DEFAULTS["split"])))
-        self._waiting.setdefault(key, []).append((checkpoint, packed))
+        if key in self._waiting:
+            self._waiting[key].append((checkpoint, packed))
+            return
+        self._waiting[key] = [(checkpoint, packed)]
         if num_pages(packed.layout) > 1:
             self._flush(key)
 
@@ -256,12 +260,9 @@ class _Reader:
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, ...], WeightsReader] = {}
-        self.metadata: dict[str, str] = {}
-        """Of the file that was read last."""
         self._corpora: dict[str, tuple[Corpus, dict[str, int]]] = {}
 
     def read(self, checkpoint: SourceCheckpoint) -> ReadNetworks:
-        self.metadata = {}
         if checkpoint.stored_id is not None:
             return ReadNetworks(((None, self._stored(checkpoint.files[0], checkpoint.stored_id)),))
         files = self._files.setdefault(checkpoint.select, WeightsReader(checkpoint.select))
@@ -278,13 +279,11 @@ class _Reader:
                 peek(opened, file)
         with local_file(file) as path:
             try:
-                found = read(path)
+                return read(path)
             except WeightsError as error:
                 if path == file:
                     raise
                 raise type(error)(str(error).replace(path, file)) from error
-            self.metadata |= read_metadata(path)
-            return found
 
     def _sharded(self, checkpoint: SourceCheckpoint, index: str, files: WeightsReader) -> PackedCheckpoint:
         """One network of several files, each tensor from the one in which the index says that it lies."""
@@ -293,6 +292,7 @@ class _Reader:
         if len(names) != len(checkpoint.files):
             raise WeightsError(f"{index} has changed while it was ingested; build again")
         state: dict[str, Tensor] = {}
+        metadata: dict[str, str] = {}
         for name, file in zip(names, checkpoint.files, strict=True):
             part = self._fetched(file, files.read)
             values = part.layout.unpack(torch.from_numpy(part.packed_P))
@@ -304,7 +304,8 @@ class _Reader:
                 where = "in another file" if extra[0] in wanted else "nowhere"
                 raise WeightsError(f"{file} holds tensor '{extra[0]}', which {index} places {where}; fetch both again")
             state |= found
-        return pack(state, index)
+            metadata |= part.metadata
+        return replace(pack(state, index), metadata=metadata)
 
     def _stored(self, location: str, stored_id: str) -> PackedCheckpoint:
         if location not in self._corpora:
@@ -319,15 +320,15 @@ class _Reader:
         )
 
 
-def _with_metadata(checkpoint: SourceCheckpoint, metadata: dict[str, str]) -> SourceCheckpoint:
+def _with_metadata(checkpoint: SourceCheckpoint, metadata: Mapping[str, str]) -> SourceCheckpoint:
     if not metadata or metadata == {"format": "pt"}:
         return checkpoint
-    return replace(checkpoint, facts=checkpoint.facts | {FILE_METADATA: json.dumps(metadata, sort_keys=True)})
+    return replace(checkpoint, facts=checkpoint.facts | {FILE_METADATA: json.dumps(dict(metadata), sort_keys=True)})
 
 
 def _facts(checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> CheckpointFacts:
     told = {"trajectory_id": checkpoint.name, "source": checkpoint.files[0]} | checkpoint.facts
-    known: dict[str, Any] = {name: told.get(name, _DEFAULTS.get(name)) for name in CHECKPOINT_COLUMNS}
+    known: dict[str, Any] = _UNTOLD | {name: value for name, value in told.items() if name in _UNTOLD}
     known |= {"checkpoint_id": checkpoint.name, "layout_id": packed.layout.id, "key_prefix": packed.prefix}
-    more = {name: value for name, value in told.items() if name not in CHECKPOINT_COLUMNS}
+    more = {name: value for name, value in told.items() if name not in _UNTOLD}
     return CheckpointFacts(**known, more=more)

@@ -43,11 +43,16 @@ def network_names(checkpoints: Mapping[str, Sequence[tuple[str, str]]]) -> dict[
 
 def _candidates(rows: Sequence[tuple[str, str]]) -> list[str]:
     """From the best: the folder, the file, both, and the folder from which it was taken."""
-    ids = [PurePosixPath(checkpoint_id) for checkpoint_id, _ in rows]
-    folder = _of_folder([path.parent.parts for path in ids])
-    stem = _of_files([path.name for path in ids])
-    sources = [PurePosixPath(source.partition("?")[0]).parent.parts[-1:] for _, source in rows]
-    return [folder, stem, f"{folder}-{stem}" if folder and stem else "", _of_folder(sources)]
+    ids = [checkpoint_id.rpartition("/") for checkpoint_id, _ in rows]
+    folder = _of_folder([PurePosixPath(above).parts for above in dict.fromkeys(above for above, _, _ in ids)])
+    stem = _of_files([name for _, _, name in ids])
+    sources = dict.fromkeys(source.partition("?")[0].rpartition("/")[0] for _, source in rows)
+    return [
+        folder,
+        stem,
+        f"{folder}-{stem}" if folder and stem else "",
+        _of_folder([PurePosixPath(source).parts[-1:] for source in sources]),
+    ]
 
 
 def _of_folder(folders: Sequence[tuple[str, ...]]) -> str:
@@ -60,13 +65,16 @@ def _of_folder(folders: Sequence[tuple[str, ...]]) -> str:
 
 
 def _of_files(names: Sequence[str]) -> str:
-    stems = {without_progress(name) for name in names}
-    for _ in range(2):
-        if len(stems) == 1:
-            stem = stems.pop()
-            return stem if _says_something(stem) else ""
-        stems = {_NUMBERED.sub("", stem) for stem in stems}
-    return ""
+    stem = without_progress(names[0])
+    bare = _NUMBERED.sub("", stem)
+    is_same = True
+    for name in names[1:]:
+        other = without_progress(name)
+        is_same = is_same and other == stem
+        if not is_same and (_NUMBERED.sub("", other) != bare or not _says_something(bare)):
+            return ""
+    found = stem if is_same else bare
+    return found if _says_something(found) else ""
 
 
 def _says_something(name: str) -> bool:

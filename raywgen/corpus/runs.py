@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
+from raywgen.corpus.source_tree import location_parts
 from raywgen.corpus.sources import SourceCheckpoint
 
 UNKNOWN_STEP = -1
@@ -37,7 +39,9 @@ _RUN = re.compile(r"(?<![a-z])(?:seed|run|trial|trajectory|traj)[=_-]?\d+", re.I
 _LEADING = re.compile(r"^(\d{1,7})(?=$|[_-])")
 _END = re.compile(r"(?<![a-z])(?:best|last|latest|final)(?![a-z])", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(r"(?:pytorch_)?model|network|net|checkpoints?|ckpts?|weights|state_dict", re.IGNORECASE)
+_SIGNS = re.compile(r"([-_=.,+ ])[-_=.,+ ]+")
 _HUB = "hub:"
+_KEPT_FOLDERS = 4096
 _RUN_FACT = "trajectory_id"
 
 
@@ -139,13 +143,55 @@ def _unused(wanted: str, taken: Collection[str]) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """The folders in a checkpoint's name: what is left of them, their steps, and whether they tell a run or its end."""
+
+    root: str
+    kept: tuple[str, ...]
+    steps: tuple[tuple[int, int], ...]
+    has_run: bool
+    ends: bool
+
+
 def _place(checkpoint: SourceCheckpoint) -> _Place:
-    *folders, last = PurePosixPath(checkpoint.name).parts
-    has_run = any(_RUN.search(part) for part in (*folders, last))
+    above, _, last = checkpoint.name.rpartition("/")
+    is_of_hub = str(checkpoint.facts.get("source", "")).startswith(_HUB)
+    file = location_parts(checkpoint.files[0])[0]
+    folders = _folders(above, _HUB if is_of_hub else file.rpartition("/")[0])
+    rest, steps = _without_steps(last)
+    found = [*folders.steps, *steps]
+    leading = _LEADING.match(rest)
+    if leading and not found and (folders.has_run or _RUN.search(last)):
+        found.append((0, int(leading[1])))
+        rest = _tidy(rest[leading.end() :])
+    if found:
+        rest = _tidy(_VERSION.sub("", _METRIC.sub("", rest)))
+    stripped = _tidy(_END.sub("", rest))
+    name = "" if _SAYS_NOTHING.fullmatch(stripped) else stripped
+    kept = folders.kept
+    return _Place(
+        folder="/".join([folders.root, *kept]),
+        name=name,
+        shown="/".join([*kept, name] if name else kept),
+        step=min(found)[1] if found else None,
+        ends=folders.ends or stripped != rest,
+    )
+
+
+@lru_cache(_KEPT_FOLDERS)
+def _folders(above: str, place: str) -> _Folders:
+    """What the folders in a name say.
+
+    Args:
+        above: These folders, as the name has them.
+        place: The folder in which the file lies, or what stands for the folder below which names begin.
+    """
+    parts = above.split("/") if above else []
     ends = False
     kept: list[str] = []
     found: list[tuple[int, int]] = []
-    for part in folders:
+    for part in parts:
         rest, steps = _without_steps(part)
         stripped = _tidy(_END.sub("", rest))
         if (steps or rest != part or stripped != part) and (not stripped or _SAYS_NOTHING.fullmatch(stripped)):
@@ -153,33 +199,16 @@ def _place(checkpoint: SourceCheckpoint) -> _Place:
             rest = ""
         found += steps
         kept += [rest] if rest else []
-    rest, steps = _without_steps(last)
-    found += steps
-    leading = _LEADING.match(rest)
-    if not found and has_run and leading:
-        found.append((0, int(leading[1])))
-        rest = _tidy(rest[leading.end() :])
-    if found:
-        rest = _tidy(_VERSION.sub("", _METRIC.sub("", rest)))
-    stripped = _tidy(_END.sub("", rest))
-    ends |= stripped != rest
-    name = "" if _SAYS_NOTHING.fullmatch(stripped) else stripped
-    return _Place(
-        folder="/".join([_root(checkpoint, folders), *kept]),
-        name=name,
-        shown="/".join([*kept, name] if name else kept),
-        step=min(found)[1] if found else None,
+    places = place.split("/")
+    is_below = bool(parts) and places[-len(parts) :] == parts
+    root = "/".join(places[: len(places) - len(parts)] if is_below else places)
+    return _Folders(
+        root=root,
+        kept=tuple(kept),
+        steps=tuple(found),
+        has_run=any(_RUN.search(part) for part in parts),
         ends=ends,
     )
-
-
-def _root(checkpoint: SourceCheckpoint, folders: Sequence[str]) -> str:
-    """The folder below which a checkpoint's name begins."""
-    if str(checkpoint.facts.get("source", "")).startswith(_HUB):
-        return _HUB
-    parts = PurePosixPath(checkpoint.files[0]).parent.parts
-    shared = len(folders) if tuple(folders) == parts[len(parts) - len(folders) :] else 0
-    return str(PurePosixPath(*parts[: len(parts) - shared]))
 
 
 def _without_steps(part: str) -> tuple[str, list[tuple[int, int]]]:
@@ -201,4 +230,4 @@ def _without_steps(part: str) -> tuple[str, list[tuple[int, int]]]:
 
 def _tidy(text: str) -> str:
     """Without the signs that parted what was taken out."""
-    return re.sub(r"([-_=.,+ ])[-_=.,+ ]+", r"\1", text).strip("-_=.,+ ")
+    return _SIGNS.sub(r"\1", text).strip("-_=.,+ ")

@@ -18,6 +18,7 @@ _INDEX = re.compile(r"(.+)\.(?:safetensors|bin)\.index(?:\.([\w-]+))?\.json", re
 _NUMBERED = re.compile(r".+-0*(\d+)-of-0*(\d+)\.\w+")
 _PIPELINE = re.compile(r"layer_\d+-(?:model_\d+-)?model_states\.pt")
 _RANKS = (re.compile(r"mp_rank_\d+_model_states\.pt"), re.compile(r"consolidated\.\d+\.(?:pth|pt|safetensors)"))
+_PART = re.compile("|".join(f"(?:{pattern.pattern})" for pattern in (_NUMBERED, _PIPELINE, *_RANKS)))
 _RANK_FOLDER = re.compile(r"mp_rank_\d+(?:_\d+)?")
 
 
@@ -81,10 +82,8 @@ def _lies_beside(name: Any) -> bool:
 
 def may_be_part(file: PurePosixPath) -> bool:
     """Whether a file's name or folder is one of those that parts of networks have."""
-    name = file.name
-    patterns = (_NUMBERED, _PIPELINE, *_RANKS)
-    folder = file.parts[-2] if len(file.parts) > 1 else ""
-    return any(pattern.fullmatch(name) for pattern in patterns) or _RANK_FOLDER.fullmatch(folder) is not None
+    folder, _, name = str(file).rpartition("/")
+    return _PART.fullmatch(name) is not None or _RANK_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
 
 
 def stray_part(tree: SourceTree, file: PurePosixPath) -> str | None:

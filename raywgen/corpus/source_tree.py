@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -67,11 +68,17 @@ class SourceTree:
         self.listed = listing.files
         self.aside = listing.aside
         self.sizes = {path: file.size for path, file in listing.files.items()}
-        self._children: dict[PurePosixPath, set[PurePosixPath]] = {}
+        # By the text of a folder's path, which costs much less than the path.
+        self._files: dict[str, list[PurePosixPath]] = {}
         for path in self.sizes:
-            while path.name and path not in self._children.setdefault(path.parent, set()):
-                self._children[path.parent].add(path)
-                path = path.parent
+            self._files.setdefault(_folder(str(path)), []).append(path)
+        self._folders: dict[str, set[str]] = {}
+        for folder in self._files:
+            while folder and folder not in self._folders.setdefault(_folder(folder), set()):
+                self._folders[_folder(folder)].add(folder)
+                folder = _folder(folder)
+        base, self._mark, self._query = location_parts(self._location)
+        self._base = absolute(base).rstrip("/")
 
     def _list_one(self, name: str) -> Listing:
         path = self._storage.path(name)
@@ -113,11 +120,11 @@ class SourceTree:
 
     def files(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """In a folder itself, sorted."""
-        return sorted(child for child in self._children.get(folder, ()) if child in self.sizes)
+        return sorted(self._files.get(_text(folder), ()), key=attrgetter("name"))
 
     def folders(self, folder: PurePosixPath) -> list[PurePosixPath]:
         """In a folder itself, sorted."""
-        return sorted(child for child in self._children.get(folder, ()) if child not in self.sizes)
+        return [PurePosixPath(child) for child in sorted(self._folders.get(_text(folder), ()))]
 
     def matches(self) -> list[PurePosixPath]:
         """Files that the pattern names, sorted; `**` means any folders."""
@@ -129,8 +136,9 @@ class SourceTree:
 
     def full(self, path: PurePosixPath) -> str:
         """What opens a file from anywhere."""
-        base, mark, query = self._location.partition("?") if "://" in self._location else (self._location, "", "")
-        return absolute(f"{base.rstrip('/')}/{quote(str(path)) if '://' in base else path}{mark}{query}")
+        if "://" in self._base:
+            return f"{self._base}/{quote(str(path))}{self._mark}{self._query}"
+        return f"{self._base}/{path}" if path.name else self._base or "/"
 
     def heads(self, paths: list[PurePosixPath]) -> list[bytes | OSError]:
         """The first bytes of files, or what forbids to read them."""
@@ -164,6 +172,19 @@ class SourceTree:
         except ValueError:
             return {}
         return content if isinstance(content, dict) else {}
+
+
+def _text(folder: PurePosixPath) -> str:
+    return str(folder) if folder.name else ""
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def location_parts(location: str) -> tuple[str, str, str]:
+    """What of a location names files, the mark behind it, and the query of a URI, which names the endpoint."""
+    return location.partition("?") if "://" in location else (location, "", "")
 
 
 def glob_regex(pattern: str) -> str:

@@ -206,7 +206,7 @@ def _of_file(folder: str, name: str) -> Iterator[_Entry]:
     else:
         # Only a suffix is cut off: a stem says what the file is called.
         stem = _name(file) if weights_suffix(name) else file.stem
-        yield replace(_single(tree, file, {}), name=stem)
+        yield replace(_single(tree, file, {}, weights_suffix(name)), name=stem)
 
 
 def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
@@ -251,7 +251,7 @@ def _of_folder(tree: SourceTree, folder: PurePosixPath, wanted: set[PurePosixPat
             run = folder if folder.name else PurePosixPath(PurePosixPath(tree.full(folder)).name)
             number = int(step.group(1))
             told = facts | metrics.get(number, {}) | {"trajectory_id": str(run), "step": number}
-            yield replace(_single(tree, inside, told), name=f"{run}/step-{number}")
+            yield replace(_single(tree, inside, told, weights_suffix(inside.name)), name=f"{run}/step-{number}")
         else:
             yield from _of_folder(tree, child, wanted)
 
@@ -288,10 +288,10 @@ def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, Any
     for file in files:
         if reason := stray_part(tree, file):
             yield _aside(tree, file, reason, REFUSED)
-        elif file in heads:
+        elif heads and file in heads:
             yield _by_content(tree, file, heads[file], facts)
-        elif weights_suffix(file.name):
-            yield _single(tree, file, facts)
+        elif suffix := weights_suffix(file.name):
+            yield _single(tree, file, facts, suffix)
         else:
             yield _Other(file.suffix)
 
@@ -307,23 +307,25 @@ def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, fa
     if kind is not None:
         return _aside(tree, file, kind.what, REFUSED if kind.is_broken else PASSED_OVER)
     if head.startswith((ZIP, LEGACY)) or is_safetensors(head, tree.sizes[file]):
-        return _single(tree, file, facts)
+        return _single(tree, file, facts, "")
     if is_pickle(head):
         return _aside(tree, file, "is a pickle that torch did not write; save a state_dict by torch.save", PASSED_OVER)
     return _Other(file.suffix)
 
 
-def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, Any]) -> SourceCheckpoint:
+def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, Any], suffix: str) -> SourceCheckpoint:
+    """A checkpoint of one file, whose name ends in this suffix of weights or in none."""
     listed = tree.listed[file]
+    name = str(file)
     return SourceCheckpoint(
-        name=_name(file),
+        name=name[: len(name) - len(suffix)],
         files=(tree.full(file),),
         num_bytes=listed.size,
         facts=dict(facts),
         changed=listed.changed,
-        full_name=str(file),
+        full_name=name,
         real=(listed.real,),
-        detour=int(listed.is_link) if weights_suffix(file.name) else 2,
+        detour=int(listed.is_link) if suffix else 2,
     )
 
 

@@ -63,8 +63,10 @@ _TORCH_SCRIPT = Foreign(
 def weights_suffix(name: str) -> str:
     """The part of a file's name that says that it holds weights, as it is written; empty where there is none."""
     lower = name.lower()
-    found = max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
-    return name[len(name) - len(found) :] if found and len(found) < len(name) else ""
+    for suffix in SUFFIXES:  # None of them ends in another one.
+        if lower.endswith(suffix):
+            return name[-len(suffix) :] if len(suffix) < len(name) else ""
+    return ""
 
 
 def is_safetensors(head: bytes, size: int) -> bool:

@@ -13,6 +13,8 @@ from raywgen.cli import app
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.derive import split
+from raywgen.corpus.runs import join_runs
+from raywgen.corpus.sources import SourceCheckpoint
 
 PDIFF = [f"checkpoint/{step:04d}_acc0.9{step}40_seed{run:04d}_cifar10" for run in range(2) for step in range(3)]
 
@@ -151,3 +153,13 @@ def test_a_split_of_single_checkpoints_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "each checkpoint counts as a run of its own" in result.stdout
+
+
+def test_steps_in_an_object_store_with_an_endpoint_are_one_run() -> None:
+    query = "endpoint_override=http://127.0.0.1:9000"
+    steps = [
+        SourceCheckpoint(name=f"run/step={step}", files=(f"s3://b/nets/run/step={step}.pt?{query}",), num_bytes=1)
+        for step in (1, 2)
+    ]
+    found = [(one.facts.get("trajectory_id"), one.facts.get("step")) for one in join_runs(steps)]
+    assert found == [("run", 1), ("run", 2)]

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raywgen.weights import StateDict, UnsafeFileError, WeightsError
+from raywgen.weights import plans as plans_module
 from raywgen.weights import reader as reader_module
-from raywgen.weights.reader import PackedCheckpoint, WeightsReader, load_pickled, pack
+from raywgen.weights.packed import PackedCheckpoint, pack
+from raywgen.weights.reader import WeightsReader, load_pickled
 from tests.weights.test_layout import assert_bit_equal, raw_bytes
 
 COMMON = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -208,13 +210,13 @@ def test_files_of_one_layout_share_its_plan_and_keep_their_own_values(tmp_path: 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_plan_is_made_once_for_many_files(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    make_plan = reader_module._make_plan
+    make_plan = plans_module._make_plan
 
     def counting(*arguments: Any) -> Any:
         made.append(arguments)
         return make_plan(*arguments)
 
-    monkeypatch.setattr(reader_module, "_make_plan", counting)
+    monkeypatch.setattr(plans_module, "_make_plan", counting)
     reader = WeightsReader()
     for index in range(10):
         path = save({"a": torch.full((3,), float(index))}, tmp_path / f"{index}{suffix}")

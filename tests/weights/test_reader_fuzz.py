@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from raywgen.weights import WeightsError
-from raywgen.weights.reader import PackedCheckpoint, WeightsReader
+from raywgen.weights.packed import PackedCheckpoint
+from raywgen.weights.reader import WeightsReader
 from tests.weights.test_reader import Calls, touch
 
 MUTANTS_PER_SEED = 40

@@ -18,7 +18,8 @@ from torch._utils import _rebuild_tensor_v2
 
 from raywgen.weights import UnsafeFileError, WeightsError
 from raywgen.weights.inert_pickle import NotPlainError, Opaque, Storage, TensorReference, parse_pickle
-from raywgen.weights.reader import PackedCheckpoint, WeightsReader
+from raywgen.weights.packed import PackedCheckpoint
+from raywgen.weights.reader import WeightsReader
 from raywgen.weights.torch_archive import TorchArchive
 from tests.weights.test_layout import assert_bit_equal
 

@@ -1,0 +1,193 @@
+"""What to copy from a weights file to its packed form, as the header of the file tells it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from raywgen.weights.errors import WeightsError
+from raywgen.weights.inert_pickle import NotPlainError, TensorReference
+from raywgen.weights.layout import Layout
+from raywgen.weights.nested import split_prefix
+from raywgen.weights.tensors import TensorSpec, kind_of
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+
+
+SAFETENSORS_DTYPES = frozenset(_DTYPES.values())
+"""What a safetensors file can hold, as torch names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copies `num_bytes` from byte `source` of an entry to byte `target` of the packed form."""
+
+    entry: str
+    source: int
+    target: int
+    num_bytes: int
+    is_whole: bool = False
+    """It is all that is wanted of its entry, and all that the entry holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the files of one architecture have in common.
+
+    Attributes:
+        layout: Its names come without `prefix`.
+        prefix: What a wrapper had put before every name.
+        copies: What to copy, in the order of the packed form.
+        entries: Bytes of each entry.
+        doubles: Tensors that are told to be tied and lie in the file all the same: name, both places, and bytes.
+        metadata: What the header of a safetensors file says besides.
+    """
+
+    layout: Layout
+    prefix: str
+    copies: tuple[Copy, ...]
+    entries: dict[str, int]
+    doubles: tuple[tuple[str, int, int, int], ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def safetensors_plan(header: bytes, path: str) -> Plan:
+    """Understands the header of the safetensors file at a path.
+
+    Raises:
+        WeightsError: It is damaged, or holds no tensor or an unknown dtype.
+    """
+    try:
+        with safe_open(path, "pt"):  # The library's own checks of offsets, overlaps and lengths.
+            pass
+        content: dict[str, Any] = json.loads(header)
+        metadata: dict[str, str] = content.pop("__metadata__", None) or {}
+        rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
+    if unknown := [dtype for _, dtype, _, _ in rows if not hasattr(torch, _DTYPES.get(dtype, ""))]:
+        raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(_DTYPES)}")
+    if not rows:
+        raise WeightsError(f"{path} holds no tensor; give a checkpoint")
+    tensors = {name: (_DTYPES[dtype], _stored_shape(dtype, shape)) for name, dtype, shape, _ in rows}
+    starts = {name: offsets[0] for name, _, _, offsets in rows}
+    size = max(offsets[1] for *_, offsets in rows)
+    ties = _told_ties(metadata, tensors)
+    doubles = [(name, starts[name], starts[owner]) for name, owner in ties.items() if name in starts]
+    tensors |= {name: tensors[owner] for name, owner in ties.items()}
+    starts |= {name: starts[owner] for name, owner in ties.items()}
+    plan = _make_plan(tensors, [("", starts[name]) for name in tensors], {"": size}, path, ties)
+    num_bytes = {name: math.prod(shape) * getattr(torch, dtype).itemsize for name, (dtype, shape) in tensors.items()}
+    sized = tuple((*double, num_bytes[double[0]]) for double in doubles)
+    return replace(plan, doubles=sized, metadata=metadata)
+
+
+def _stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch, which counts a byte with two values of 4 bits as one."""
+    return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape
+
+
+def _told_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Ties as safetensors' `save_model` tells them: the metadata hold the name of the tensor that stands for another.
+
+    The other one may lie in the file too.
+    """
+    return {
+        name: owner
+        for name, owner in metadata.items()
+        if owner in tensors
+        and name != owner
+        and owner not in metadata
+        and (tensors[name] == tensors[owner] if name in tensors else "." in name)
+    }
+
+
+def archive_plan(state: Mapping[str, TensorReference], source: str) -> Plan:
+    """Understands the contiguous tensors of a torch file.
+
+    Raises:
+        NotPlainError: A storage has two dtypes.
+        WeightsError: A tensor is larger than any can be.
+    """
+    tensors = {name: (reference.storage.dtype, reference.shape) for name, reference in state.items()}
+    sources = [(reference.storage.key, reference.byte_range[0]) for reference in state.values()]
+    storages = {reference.storage.key: reference.storage for reference in state.values()}
+    if any(storages[reference.storage.key] != reference.storage for reference in state.values()):
+        raise NotPlainError("a storage of two kinds")
+    first: dict[TensorReference, str] = {}
+    owners = {name: first.setdefault(reference, name) for name, reference in state.items() if reference.byte_range[1]}
+    ties = {name: owner for name, owner in owners.items() if name != owner}
+    entries = {key: storage.num_bytes for key, storage in storages.items()}
+    return _make_plan(tensors, sources, entries, source, ties)
+
+
+def _make_plan(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    sources: list[tuple[str, int]],
+    entries: dict[str, int],
+    file: str,
+    ties: Mapping[str, str],
+) -> Plan:
+    # A length of 0 lets any other through: no bytes are missing.
+    if huge := [name for name, (_, shape) in tensors.items() if math.prod(max(length, 1) for length in shape) >= 2**63]:
+        raise WeightsError(f"{file}: tensor '{huge[0]}' is larger than any tensor can be; fetch it again")
+    prefix, names = split_prefix(list(tensors))
+    shapes = {name: shape for name, (_, shape) in zip(names, tensors.values(), strict=True)}
+    specs = tuple(
+        TensorSpec(
+            name=name,
+            shape=shape,
+            dtype=dtype,
+            kind=kind_of(name, getattr(torch, dtype), shapes),
+            tied_to=ties[full].removeprefix(prefix) if full in ties else "",
+        )
+        for name, (full, (dtype, shape)) in zip(names, tensors.items(), strict=True)
+    )
+    layout = Layout(specs)
+    return Plan(layout, prefix, _copies(layout, sources, entries), entries)
+
+
+def _copies(layout: Layout, sources: Sequence[tuple[str, int]], entries: Mapping[str, int]) -> tuple[Copy, ...]:
+    """What to copy for a layout whose tensors begin at these places of entries; neighbours are copied together."""
+    copies: list[Copy] = []
+    for (entry, source), target, spec in zip(sources, layout.byte_offsets, layout.tensors, strict=False):
+        if not spec.num_bytes:
+            continue
+        last = copies[-1] if copies else None
+        adjoins = last is not None and (last.entry, last.source + last.num_bytes) == (entry, source)
+        if last is not None and adjoins and last.target + last.num_bytes == target:
+            copies[-1] = Copy(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
+        else:
+            copies.append(Copy(entry, source, target, spec.num_bytes))
+    wanted = Counter(copy.entry for copy in copies)
+    return tuple(
+        replace(copy, is_whole=wanted[copy.entry] == 1 and copy.num_bytes == entries[copy.entry]) for copy in copies
+    )
