@@ -58,14 +58,17 @@ def test_figures_are_means_in_points(result: dict[str, Any]) -> None:
 
 
 def test_intervals_are_of_95_percent_over_the_tasks(result: dict[str, Any]) -> None:
-    for row in (row for row in result["ladder"] if row["rung"] == "generated"):
+    judged = [row for row in result["ladder"] if row["rung"] in ("generated", "original", "noise")]
+    for row in judged:
         of_row = [
             point["accuracy"]
             for point in result["novelty"]["points"]
-            if (point["kind"], point["split"], point["layout"]) == ("generated", row["split"], row["layout"])
+            if (point["kind"], point["split"], point["layout"]) == (row["rung"], row["split"], row["layout"])
         ]
         assert row["accuracy"] == pytest.approx(statistics.fmean(of_row), abs=1e-4)
         assert row["ci95"] == pytest.approx(1.96 * statistics.stdev(of_row) / len(of_row) ** 0.5, abs=1e-4)
+    # Networks at chance are all alike and would show no width.
+    assert max(row["ci95"] for row in judged) > 0.005
 
 
 def test_claims_say_what_the_figures_say(result: dict[str, Any]) -> None:
