@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from raywgen.generation.best import generate_best, generate_candidates
 from raywgen.generation.judge import judge, remedies, warn_of_chance
@@ -109,6 +110,7 @@ class TrainedGenerator:
             ChanceWarning: The network answers the examples no better than chance.
         """
         data = read_data(support, self.inputs)
+        _check_module(module)
         network = unwrapped(module)
         layout = self.generator.layout_of(network.state_dict())
         check_known(self.generator, layout)
@@ -217,6 +219,7 @@ class TrainedGenerator:
         sampling: SamplingConfig | None,
         unlabelled: Any,
     ) -> Filled[ModuleT]:
+        _check_module(module)
         network = unwrapped(module)
         layout = self.generator.layout_of(network.state_dict())
         told = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
@@ -333,3 +336,14 @@ def check_known(generator: Generator, layout: Layout) -> None:
         raise UnknownLayoutError(
             f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"
         )
+
+
+def _check_module(module: Any) -> None:
+    """Refuses what is no module whose values can be read and replaced."""
+    name = getattr(module, "__name__", type(module).__name__)
+    if not isinstance(module, nn.Module):
+        raise ConditionError(f"{name} is no nn.Module; give a module that was built, such as nn.Linear(64, 2)")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ConditionError(f"{name} is TorchScript; give the module that it was made from")
+    if any(is_lazy(value) for value in module.state_dict(keep_vars=True).values()):
+        raise ConditionError(f"{name} has lazy layers that have no shape yet; run it once on a sample first")

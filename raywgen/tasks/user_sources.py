@@ -60,7 +60,8 @@ def raw_data(data: Any, form: InputForm | None) -> Raw:
     if isinstance(data, Mapping):
         return _of_mapping(data)
     if hasattr(data, "iloc") and hasattr(data, "columns"):
-        return _of_columns("the table", list(map(str, data.columns)), lambda name: _of_rows(list(data[name])))
+        columns = {str(name): name for name in data.columns}  # Their names may be numbers.
+        return _of_columns("the table", list(columns), lambda name: _of_rows(list(data[columns[name]])))
     if isinstance(getattr(data, "column_names", None), list):
         return _of_columns("the data set", data.column_names, lambda name: _of_rows(list(data[name])))
     if isinstance(data, DataLoader):

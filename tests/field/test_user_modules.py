@@ -174,3 +174,18 @@ def test_tokens_stay_integers_for_a_module_that_looks_them_up() -> None:
     runs, flat = runnable(module, [tokens], 2)
     assert flat.dtype == torch.float32
     torch.testing.assert_close(runs(flat), module(tokens))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("resnet", "str is no nn.Module"),
+        (nn.Linear, "Linear is no nn.Module"),
+        (nn.Sequential(nn.LazyLinear(2)), "lazy layers"),
+        (torch.jit.script(network()), "TorchScript"),
+    ],
+    ids=["text", "class", "lazy", "scripted"],
+)
+def test_what_cannot_be_filled_is_said(trained: TrainedGenerator, module: Any, said: str) -> None:
+    with pytest.raises(ConditionError, match=said):
+        trained.fill(module, instruction="?", data=examples())

@@ -221,3 +221,9 @@ def test_many_samples_are_thinned_by_class() -> None:
     kept = read_data((torch.arange(100.0)[:, None], labels)).at_most(20)
     assert torch.bincount(kept.labels).tolist() == [10, 10]
     assert torch.equal(labels[kept.x[:, 0].long()], kept.labels)
+
+
+def test_columns_of_a_table_may_be_numbers() -> None:
+    x, y = samples()
+    read = read_data(pd.DataFrame(x.numpy()).assign(label=y.numpy()))
+    torch.testing.assert_close(torch.as_tensor(read.x).double(), x.double())
