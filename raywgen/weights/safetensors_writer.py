@@ -19,6 +19,7 @@ from torch import Tensor
 
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
+_FORMAT = {"format": "pt"}
 _METADATA_KEY = b'"__metadata__":'
 
 
@@ -33,7 +34,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
     Raises:
         SafetensorError, OSError: It cannot be written.
     """
-    library.save_file(dict(tensors), path, {"format": "pt"} | dict(metadata))
+    library.save_file(dict(tensors), path, _FORMAT | dict(metadata))
     with Path(path).open("r+b") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         header = _in_order(file.read(length), tensors)
@@ -71,7 +72,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The content of the file that `write_safetensors` writes."""
-    content = library.save(dict(tensors), dict(metadata))
+    content = library.save(dict(tensors), _FORMAT | dict(metadata))
     (length,) = _LENGTH.unpack_from(content)
     end = _LENGTH.size + length
     return content[: _LENGTH.size] + _in_order(content[_LENGTH.size : end], tensors) + content[end:]
