@@ -226,3 +226,11 @@ def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: in
     engine = DeepSpeedEngine(sharded, zero_stage, 1, "bf16")
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
+
+
+def test_a_stage_is_evaluated_in_eval_mode_and_trained_in_train_mode() -> None:
+    engine, batch = LocalEngine(prior_stage()), weight_batch(seed=0)
+    engine.evaluate(batch, KeyedNoise(0, batch.sample_index_B))
+    assert not engine.stage.training
+    engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
+    assert engine.stage.training

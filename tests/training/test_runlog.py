@@ -34,3 +34,12 @@ def test_a_resumed_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
         ("prior", 0),
         ("prior", 1),
     ]
+
+
+def test_rows_of_a_stage_that_is_trained_again_from_its_beginning_are_dropped(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, {})
+    log.write("a", 0, {"loss": 1.0})
+    log.write("b", 0, {"loss": 2.0})
+    log.close()
+    RunLog(tmp_path, {"a": 1}).close()
+    assert [row["stage"] for row in read_metrics(tmp_path)] == ["a"]
