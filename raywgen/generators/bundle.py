@@ -108,8 +108,7 @@ def load_bundle(folder: str | Path) -> Generator:
             "noticed; train it again to have them",
             stacklevel=2,
         )
-    for name, expected in content.get("files", {}).items():
-        _check_file(folder, name, expected)
+    _check_files(folder, content)
     try:
         tensors = load_state_dict(folder / _WEIGHTS)
         for key in content.get("encoders", []):
@@ -152,6 +151,20 @@ def _checksums(folder: Path, encoders: Collection[str]) -> dict[str, str]:
     """The checksum of every file of a bundle that decides what it generates, but for the config."""
     names = [_WEIGHTS, *(f"{encoder}/{name}" for encoder in sorted(encoders) for name in (CARD, WEIGHTS))]
     return {name: file_checksum(folder / name) for name in names if (folder / name).is_file()}
+
+
+def check_bundle(folder: str | Path) -> None:
+    """Compares every file of a bundle with its checksum.
+
+    Raises:
+        BundleError: There is no bundle, or a file of it is damaged or missing.
+    """
+    _check_files(Path(folder), _read_config(Path(folder)))
+
+
+def _check_files(folder: Path, content: Mapping[str, Any]) -> None:
+    for name, expected in content.get("files", {}).items():
+        _check_file(folder, name, expected)
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

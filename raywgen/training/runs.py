@@ -15,8 +15,7 @@ import torch
 from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import DataSpec, Generator
-from raywgen.generators.bundle import build_generator
-from raywgen.inputs import read_json
+from raywgen.generators.bundle import BundleError, build_generator, check_bundle
 from raywgen.training.checkpoints import CheckpointError, CheckpointWarning, Progress, RunCheckpoints
 from raywgen.training.config import TrainConfig
 from raywgen.training.data import BatchOrder, RunRows, data_digest
@@ -169,14 +168,15 @@ def restore(
 
 
 def is_done(config: TrainConfig) -> bool:
-    """Whether a run's generator is there; one whose config cannot be read is written again."""
+    """Whether a run's generator is there and whole; one that is damaged is written again."""
     folder = Path(config.out) / BUNDLE
-    try:
-        read_json(folder / "generator.json")
-    except FileNotFoundError:
+    if not (folder / "generator.json").exists():
         return False
-    except (OSError, ValueError) as error:
-        warn(f"{folder}/generator.json is damaged ({error}); the generator is written again")
+    try:
+        check_bundle(folder)
+    except BundleError as error:
+        reason = str(error).partition(";")[0]
+        warn(f"{reason}; training goes on from the newest checkpoint, and the generator is written again")
         return False
     return True
 

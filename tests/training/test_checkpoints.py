@@ -278,17 +278,16 @@ def test_a_damaged_pause_is_named_with_the_remedy(zoo_corpus: Corpus, tmp_path: 
         launch([small_config(zoo_corpus, tmp_path / "run")], start=str(tmp_path / "pause"))
 
 
+@pytest.mark.parametrize("name", ["generator.json", "generator.safetensors"])
 def test_a_run_whose_generator_is_damaged_is_not_done(
-    interrupted: tuple[Path, Path], zoo_corpus: Corpus, tmp_path: Path
+    interrupted: tuple[Path, Path], zoo_corpus: Corpus, tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(interrupted[0], out)
-    damage(out / "generator" / "generator.json", lambda content: content[:50])
-    with pytest.warns(CheckpointWarning, match="generator.json is damaged.*written again"):
+    damage(out / "generator" / name, lambda content: content[:-9])
+    with pytest.warns(CheckpointWarning, match=rf"{name} is damaged.*newest checkpoint.*written again"):
         launch([small_config(zoo_corpus, out)])
-    assert (out / "generator" / "generator.json").read_bytes() == (
-        interrupted[0] / "generator" / "generator.json"
-    ).read_bytes()
+    assert (out / "generator" / name).read_bytes() == (interrupted[0] / "generator" / name).read_bytes()
     assert losses(out) == losses(interrupted[0])
 
 
