@@ -81,7 +81,7 @@ class Reporter:
     """Says what a command is doing; keeps to standard error, so that output stays clean."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, emoji=False)
 
     @contextmanager
     def step(self, name: str, what: str) -> Iterator[Bar]:

@@ -75,7 +75,9 @@ def main() -> None:
     try:
         result = run(sys.argv[1:])
     except (ValueError, KeyError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(
+            f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
     table = Table("figure", "value", title=f"benchmark {result['benchmark']}")
     for name, value in result["figures"].items():

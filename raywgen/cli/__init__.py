@@ -58,12 +58,12 @@ def main() -> None:
         with stop_signals(), beside(os.getcwd()):
             app(prog_name="raywgen")
     except Stopped as stopped:
-        Console(stderr=True).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
         sys.exit(stopped.code)
     except Exception as error:
         if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError)) and not _is_rays(error):
             raise
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         console.print(f"[bold red]error:[/bold red] {plain(_message(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -266,7 +266,7 @@ app.command(cls=SettingsCommand)(tune)
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """One line, without the place in raywgen's own code that nobody asked for."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     console.print(f"[yellow]{category.__name__}:[/yellow] {plain(str(message))}", highlight=False, soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ from raywgen.config import describe, given_once, shipped_config, shipped_configs
 from raywgen.progress import plain
 from raywgen.trust import trusting
 
-out = Console()
+out = Console(emoji=False)
 SCHEMAS = {
     "demo": "raywgen.benchmarks.demo:DemoConfig",
     "zoo train": "raywgen.zoo:ZooConfig",

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raywgen.cli import app, settings
-from raywgen.cli.settings import print_networks
+from raywgen.cli.settings import out, print_networks
 from raywgen.corpus import Corpus
 from raywgen.progress import Reporter, plain
 from tests.security.hostile import change_json
@@ -59,3 +59,10 @@ def test_a_corpus_of_somebody_else_is_listed_as_it_is(zoo_corpus: Corpus, tmp_pa
     assert found.exit_code == 0
     assert "[bold]" in found.output
     assert "\x1b]0;" not in found.output
+
+
+def test_no_text_becomes_a_picture() -> None:
+    for console in (out, Reporter().console):
+        with console.capture() as shown:
+            console.print(plain("lora:x: 24"))
+        assert shown.get() == "lora:x: 24\n"
