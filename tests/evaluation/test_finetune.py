@@ -55,7 +55,7 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
 
 
 def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    """The accuracy before training is that of the candidate with the lowest loss on the task's labelled samples."""
+    """What a rate of nearly 0 leaves as it was is the candidate with the lowest loss on the task's labelled samples."""
     small = IGPGConfig(
         tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
@@ -65,7 +65,13 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
         generator.get_submodule("tokenizer.quantiser").get_buffer("codebooks_LVK").normal_()
     save_bundle(generator, tmp_path / "generator", {})
     settings = config(
-        zoo_corpus, tmp_path / "out", start=["generated", "random"], generator=str(tmp_path), best_of=4, epochs=1
+        zoo_corpus,
+        tmp_path / "out",
+        start=["generated", "random"],
+        generator=str(tmp_path),
+        best_of=4,
+        epochs=1,
+        learning_rates=[1e-9],
     )
     generated, random = finetune(settings)
     network = next(network for network in zoo_corpus.networks.values() if network.name == NETWORK)
@@ -99,9 +105,10 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
             written.load_state_dict(network.layout.unflatten(best.values_BD[index]))
             expected = [modules[losses.index(min(losses))], written]
             for row, module in zip((random, generated), expected, strict=True):
-                accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
-                # One of 597 images may cross the boundary by rounding.
-                assert row["tasks"][fact.task_id][0] == pytest.approx(float(accuracy), abs=4e-3)
+                file = f"{NETWORK}_{task.id}_{row['start']}.safetensors".replace("/", "_")
+                found = load_state_dict(tmp_path / "out" / file)
+                for name, tensor in module.state_dict().items():
+                    torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_the_accuracy_to_reach_is_where_the_worst_start_ends(zoo_corpus: Corpus, tmp_path: Path) -> None:
