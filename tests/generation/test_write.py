@@ -184,7 +184,7 @@ def test_examples_that_hold_pickled_code_are_refused_and_not_run(
 
 
 def test_unknown_tasks_and_architectures_are_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tasks=future.*seen, validation, unseen"):
+    with pytest.raises(ConfigError, match=r"tasks=future.*did you mean 'unseen'.*unseen, validation, seen"):
         generate(config(zoo_corpus, bundle, tmp_path, tasks="future"))
     with pytest.raises(ConfigError, match=r"network=resnet.*mlp-64-6-2"):
         generate(config(zoo_corpus, bundle, tmp_path, network="resnet"))

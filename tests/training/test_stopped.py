@@ -17,6 +17,9 @@ from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, launch, read_metrics
 from tests.training.test_loop import losses, small_config
 
+# Another number of threads rounds otherwise, and losses are compared to the last bit.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def slow_config(corpus: Corpus, out: Path, num_workers: int) -> TrainConfig:
     """Many small steps, and no checkpoint is due before the end of a stage."""
@@ -36,6 +39,7 @@ def command(config: TrainConfig, path: Path) -> list[str]:
 def stopped_by(number: signal.Signals, config: TrainConfig, path: Path) -> str:
     """What a run says that is sent a signal while it trains the prior."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["OMP_NUM_THREADS"] = "1"
     process = subprocess.Popen(
         command(config, path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -77,7 +81,7 @@ def small_end(config: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     out = tmp_path_factory.mktemp("whole")
     launch([slow_config(zoo_corpus, out, 0)])
     return out
