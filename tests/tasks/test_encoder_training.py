@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from raywgen.tasks import TaskError, build_task
+from raywgen.tasks import TaskError, build_network, build_task, encoder_training
 from raywgen.tasks.encoder_training import EncoderConfig, prototype_accuracy, prototype_logits, train_encoder
 from raywgen.tasks.encoders import EncoderError, encoder_fingerprint, read_card
 from raywgen.tasks.features import feature_data
 from raywgen.tasks.image_tasks import classes_of, images_of
-from raywgen.tasks.images import ImageData
+from raywgen.tasks.images import ImageData, normalise
+from raywgen.tasks.subsets import class_subset
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 OMNIGLOT = SHARED / "omniglot-background.parquet"
@@ -96,6 +98,50 @@ def test_training_makes_features_that_tell_unseen_classes_apart(tmp_path: Path) 
     task = build_task({"name": "feature-episode", "encoder": config.out, **told})
     logits_1QN = prototype_logits(task.train_x_SF.unsqueeze(0), task.test_x_SF.unsqueeze(0), way=2)
     assert float((logits_1QN[0].argmax(dim=1) == task.test_y_S).float().mean()) > 0.7
+
+
+def raw_features(out: str, seed: int, split: str) -> ImageData:
+    """A split's images through the network of a folder, before features are centred and scaled."""
+    data = images_of("digits", 16, 1, None)
+    card = read_card(out)
+    module = build_network(card.network).eval()
+    module.load_state_dict(load_file(f"{out}/encoder.safetensors"))
+    chosen = class_subset(data, classes_of(data, split, "", seed))
+    x_SCHW = normalise(chosen.x_SCHW, mean=card.mean, std=card.std)
+    with torch.no_grad():
+        return feature_data(chosen, module(x_SCHW), rotations=False)
+
+
+def test_an_encoder_is_chosen_by_validation_classes_and_centred_by_training_classes(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"width": 16, "num_episodes": 20, "rotations": False, "way": 5, "validate_every": 20}
+    config = EncoderConfig(**(TINY | changes), seed=3, out=str(tmp_path / "encoder"))
+    card = train_encoder(config)
+
+    def accuracy_on(split: str) -> float:
+        features = raw_features(config.out, 3, split)
+        way = len(features.class_names)
+        return prototype_accuracy(features, list(range(way)), num_episodes=20, seed=3, way=way)
+
+    assert card.facts["validation_accuracy"] == pytest.approx(accuracy_on("validation"), abs=1e-6)
+    assert card.facts["validation_accuracy"] != pytest.approx(accuracy_on("test"), abs=1e-3)
+    features_SE = raw_features(config.out, 3, "train").x_SCHW.flatten(1)
+    centre_E = features_SE.mean(dim=0)
+    # Sums over a thousand images in another order.
+    torch.testing.assert_close(torch.tensor(card.centre), centre_E, rtol=1e-4, atol=1e-5)
+    assert card.spread == pytest.approx(float((features_SE - centre_E).square().mean().sqrt()), rel=1e-4)
+
+
+def test_the_encoder_of_the_best_validation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(name: str, accuracies: list[float]) -> tuple[int, float, str]:
+        left = iter(accuracies)
+        monkeypatch.setattr(encoder_training._Training, "_validate", lambda *_: next(left))
+        facts = train_encoder(EncoderConfig(**TINY, out=str(tmp_path / name))).facts
+        return facts["episode"], facts["validation_accuracy"], encoder_fingerprint(str(tmp_path / name))
+
+    *early, first = kept("falling", [0.9, 0.1])
+    *late, last = kept("rising", [0.1, 0.9])
+    assert (early, late) == ([4, 0.9], [6, 0.9])
+    assert first != last
 
 
 @pytest.mark.parametrize(
