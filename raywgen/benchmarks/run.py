@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
             f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
         )
     module: Any = importlib.import_module(BENCHMARKS[name])
-    config = load_config(module.Config, None, given_once(arguments[1:]))
+    config = load_config(module.Config, None, arguments[1:])
     with trusting(*named_in(config)):
         figures, conditions = module.measure(config)
     return {"benchmark": name, "figures": figures, "conditions": conditions}
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Entry point of `jobs/benchmark.py`."""
     try:
-        result = run(sys.argv[1:])
+        result = run(given_once(sys.argv[1:]))
     except (ValueError, KeyError) as error:
         Console(stderr=True, emoji=False).print(
             f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True
