@@ -29,9 +29,9 @@ def refusal(answer: tuple[int, str]) -> str:
     return line
 
 
-def test_a_wrong_token(one_node: LocalCluster, tmp_path: Path) -> None:
+def test_a_wrong_token(one_node: LocalCluster, zoo_corpus: Corpus, tmp_path: Path) -> None:
     """Said within seconds, where Ray itself waits for twenty and gives no reason."""
-    listing, training = ("job", "list"), ("train", CONFIG, f"out={tmp_path / 'run'}")
+    listing, training = ("job", "list"), ("train", CONFIG, f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}")
     wrong = {"RAY_ADDRESS": one_node.head, "RAY_AUTH_TOKEN": "wrong"}
     listed, trained = one_node.raywgen(listing, training, **wrong)
     assert f"Ray at {one_node.dashboard} refuses the token: export RAY_AUTH_MODE=token" in refusal(listed)
@@ -76,7 +76,8 @@ def test_what_the_cluster_cannot_run_is_refused_before_anything_is_sent(
 def test_a_stopped_job_goes_on(one_node: LocalCluster, zoo_corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "igpg"
     # More steps than the test has time for.
-    run = [CONFIG, f"corpus={zoo_corpus.location}", f"out={out}", *SMALL, "generator.tokenizer.num_steps=100000"]
+    small = [setting for setting in SMALL if not setting.startswith("generator.tokenizer.num_steps=")]
+    run = [CONFIG, f"corpus={zoo_corpus.location}", f"out={out}", *small, "generator.tokenizer.num_steps=100000"]
     # Ray Train looks for new checkpoints every half a second; an interval has to take longer than that.
     run += ["num_workers=1", "checkpoint_every=200", "log_every=5", "validate_every=100000"]
     before, kept = run_until_stopped(one_node, run, at_least=400)
