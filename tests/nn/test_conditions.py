@@ -50,6 +50,37 @@ def test_labels_matter_and_showing_all_samples_twice_does_not(samples: SampleEnc
     torch.testing.assert_close(twice_BH, told_BH, rtol=1e-5, atol=1e-5)
 
 
+def test_an_encoded_set_is_the_mean_of_its_samples_and_the_directions_of_its_classes(samples: SampleEncoder) -> None:
+    """Written out sample by sample and class by class."""
+    told = condition(3)
+    for b in range(3):
+        x_SF, y_S = told.samples_BSF[b], told.labels_BS[b]
+        x_SF = x_SF - x_SF.mean(dim=0)
+        x_SF = x_SF / x_SF.square().mean().sqrt()
+        mixed = [samples.mix(samples.pixel(x_F) + samples.label.weight[y]) for x_F, y in zip(x_SF, y_S, strict=True)]
+        wanted_H = torch.stack(mixed).mean(dim=0)
+        for label in set(y_S.tolist()):
+            mean_F = x_SF[y_S == label].mean(dim=0)
+            wanted_H = wanted_H + mean_F / mean_F.square().mean().sqrt().clamp(min=1e-2) @ samples.per_class[label]
+        found_H = samples(told.samples_BSF[b : b + 1], told.labels_BS[b : b + 1])[0]
+        torch.testing.assert_close(found_H, samples.head(wanted_H), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_mean_that_is_next_to_nothing_counts_for_little(samples: SampleEncoder) -> None:
+    """The bound is a hundredth of the spread of the samples, whose number does not matter."""
+    generator = torch.Generator().manual_seed(0)
+    half_SF = torch.randn(500, DATA.num_features, generator=generator)
+    tiny_F = 1e-3 * torch.ones(DATA.num_features)
+    # Two classes whose means lie a thousandth of the spread to either side.
+    x_SF = torch.cat([half_SF + tiny_F, -half_SF + tiny_F, half_SF - tiny_F, -half_SF - tiny_F])
+    y_S = torch.arange(4).repeat_interleave(500) // 2
+    known_BH = samples(x_SF.unsqueeze(0), y_S.unsqueeze(0))
+    mixed_H = samples.mix(samples.pixel(x_SF / x_SF.square().mean().sqrt()) + samples.label(y_S)).mean(dim=0)
+    directions_2F = torch.stack([tiny_F, -tiny_F]) / x_SF.square().mean().sqrt() / 1e-2
+    wanted_H = mixed_H + torch.einsum("cf,cfh->h", directions_2F, samples.per_class[:2])
+    torch.testing.assert_close(known_BH[0], samples.head(wanted_H), rtol=1e-3, atol=1e-4)
+
+
 def test_a_class_without_samples_is_no_nan(samples: SampleEncoder) -> None:
     told = condition(2)
     assert bool(samples(told.samples_BSF, torch.zeros_like(told.labels_BS)).isfinite().all())

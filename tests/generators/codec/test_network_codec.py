@@ -175,9 +175,9 @@ def test_the_report_adds_up() -> None:
 
 
 def test_signal_to_noise_in_units_of_each_tensor() -> None:
-    state = {"a": torch.tensor([1.0, -1.0]), "b": torch.tensor([100.0, 100.0, -100.0, 100.0])}
-    decoded = {"a": torch.tensor([1.1, -1.0]), "b": torch.tensor([110.0, 100.0, -100.0, 100.0])}
-    # Errors of 0.1 units twice, over six values.
+    state = {"a": torch.tensor([1.0, -1.0]), "b": torch.tensor([200.0, 0.0, 0.0, 0.0])}
+    decoded = {"a": torch.tensor([1.1, -1.0]), "b": torch.tensor([210.0, 0.0, 0.0, 0.0])}
+    # Both have a root mean square, of 1 and of 100: errors of 0.1 units twice, over six values.
     specs = list(Layout.from_state_dict(state).generated)
     assert snr_db(specs, state, decoded) == pytest.approx(10 * math.log10(6 / 0.02), abs=1e-4)
 

@@ -49,6 +49,19 @@ def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> Non
     assert float(states.std()) == pytest.approx(0.25, abs=0.007)
 
 
+@pytest.mark.parametrize("sampling_steps", [3, 6, 12])
+def test_where_sub_trajectories_end_and_spread_does_not_depend_on_their_steps(sampling_steps: int) -> None:
+    generator = lohp(config(path={"num_steps": 12, "length": 4, "sampling_steps": sampling_steps}))
+    generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
+    layout, many = layout_of(HEAD), support_and_query(500, 3, seed=0)[0]
+    drawn = generator.generate(many, layout, noise_for(500)).values_BD
+    normalised = generator.references[layout.id][1].normalise(drawn)
+    states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
+    # 10,500 values of spread 0.5. Two steps and more towards an end leave part of what the first ones drew before it.
+    assert float(states.mean()) == pytest.approx(3.0, abs=0.02)
+    assert float(states.std()) == pytest.approx(0.5, abs=0.015)
+
+
 @pytest.mark.parametrize("sampling_steps", [3, 6])
 def test_the_policy_is_asked_as_often_as_told_at_even_steps(sampling_steps: int) -> None:
     generator = lohp(config(path={"num_steps": 12, "length": 4, "sampling_steps": sampling_steps}))

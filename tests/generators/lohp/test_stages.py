@@ -16,6 +16,7 @@ from raywgen.generators.lohp import LoHp
 from raywgen.generators.lohp.balance import draw_stored
 from raywgen.generators.lohp.config import OBJECTIVES
 from raywgen.generators.lohp.paths import make_paths
+from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -328,3 +329,53 @@ def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> N
         batch = batch_of("head", seed=step)
         engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
     assert float(engine.moments()["step"]) == 3
+
+
+def test_a_replayed_rollout_may_be_any_of_those_kept_and_follows_from_the_step() -> None:
+    buffer, batch = ReplayBuffer(4), batch_of("head")
+    for number in range(6):
+        buffer.add(Rollout(batch=batch, states_BkLD=torch.full((1,), float(number))))
+    drawn = [float(buffer.draw(step).states_BkLD) for step in range(60)]
+    assert set(drawn) == {2.0, 3.0, 4.0, 5.0}
+    assert drawn == [float(buffer.draw(step).states_BkLD) for step in range(60)]
+
+
+def test_cloning_looks_from_even_places_on_the_way_between_local_targets() -> None:
+    stage, batch = stage_of(generator_of(path={"num_steps": 12, "length": 4}, objective="cloning")), batch_of("head")
+    seen: list[Tensor] = []
+    predict = stage.policy.forward_net.predict
+
+    def watched(x_BnD: Tensor, *rest: Any) -> Tensor:
+        seen.append(x_BnD)
+        return predict(x_BnD, *rest)
+
+    stage.policy.forward_net.predict = watched  # pyright: ignore[reportAttributeAccessIssue]
+    stage(batch, noise_for(8))
+    targets_BkD = stage._targets(batch)
+    wanted = []
+    for i in range(targets_BkD.shape[1]):
+        start_BD = targets_BkD[:, i - 1] if i else torch.zeros_like(targets_BkD[:, 0])
+        wanted += [start_BD + n / 4 * (targets_BkD[:, i] - start_BD) for n in range(4)]
+    torch.testing.assert_close(seen[0], torch.stack(wanted, dim=1))
+
+
+def test_the_flow_of_every_state_but_the_last_holds_the_normaliser() -> None:
+    """`log F` of the last state is the reward; where log Z grows by c, all others grow by c, spread over D values."""
+    stage, batch = stage_of(generator_of(path={"num_steps": 9, "length": 3})), batch_of("head")
+    told, targets_BkD = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
+    rollout = stage._roll_out(batch, targets_BkD, told, noise_for(8))
+    g, _ = stage._potentials(rollout, targets_BkD, told)
+    moved, _ = stage._potentials(rollout, targets_BkD, told._replace(log_z_Bk=told.log_z_Bk + 6.0))
+    wanted = torch.full_like(g, 6.0 / targets_BkD.shape[-1])
+    wanted[:, :, -1] = 0
+    torch.testing.assert_close(moved - g, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_joint_flow_balances_sums_over_values_at_a_residuals_size() -> None:
+    stage, batch = stage_of(generator_of(flow="joint", objective="trajectory")), batch_of("head")
+    told, targets_BkD = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
+    rollout = stage._roll_out(batch, targets_BkD, told, noise_for(8))
+    g, _ = stage._potentials(rollout, targets_BkD, told)
+    residual_Bk = (g[:, :, 0] - g[:, :, -1]).double().sum(dim=-1)
+    loss, _ = stage._balance(rollout, targets_BkD, told)
+    assert float(loss.detach()) == pytest.approx(float((residual_Bk.square() / g.shape[-1]).mean().detach()), rel=1e-4)

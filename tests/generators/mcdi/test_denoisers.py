@@ -22,6 +22,7 @@ from raywgen.generators.mcdi.denoisers import (
     from_rows,
     is_head,
     num_head_classes,
+    suited_references,
     to_rows,
 )
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, references
@@ -214,3 +215,15 @@ def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told:
 def test_settings_that_make_no_chain_are_named(diffusion: dict, functional: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         config(diffusion=diffusion, functional=functional)
+
+
+def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:
+    """On features of unit size a weight's error reaches a logit once a feature, a bias's once: the root of F apart."""
+    known = head_references()
+    ((layout, reference),) = known.values()
+    ((_, suited),) = suited_references(config().denoiser, known, DATA).values()
+    num_classes, num_features = layout.generated[0].shape
+    weights = num_classes * num_features
+    assert torch.equal(suited.scale_D[:weights], reference.scale_D[:weights])
+    wanted = reference.scale_D[0] * num_features**0.5
+    torch.testing.assert_close(suited.scale_D[weights:], wanted.expand(num_classes))

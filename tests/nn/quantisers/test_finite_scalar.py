@@ -63,6 +63,15 @@ def test_initialise_follows_the_scale() -> None:
     torch.testing.assert_close(16 * unit.points_V, large.points_V)
 
 
+def test_points_follow_data_that_are_no_gaussian() -> None:
+    scalar = quantiser(4, 1, 1)
+    value_N1 = torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)) ** 3
+    scalar.initialise(value_N1, 0, torch.Generator())
+    codes_N = scalar.encode(value_N1)[:, 0]
+    for level in set(codes_N.tolist()):
+        torch.testing.assert_close(scalar.points_V[level], value_N1[codes_N == level].mean(), rtol=1e-4, atol=1e-6)
+
+
 def test_it_asks_for_no_loss_of_its_own() -> None:
     assert float(quantiser(4).train()(torch.randn(5, 4)).loss) == 0.0
 

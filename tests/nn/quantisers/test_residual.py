@@ -230,6 +230,30 @@ def test_a_dead_code_is_revived_on_a_vector_of_the_batch() -> None:
     assert float(rvq.counts_LV[0, 3]) == 1.0
 
 
+@pytest.mark.parametrize(("count", "is_revived"), [(0.19, True), (0.21, False)])
+def test_a_code_is_revived_below_its_share_of_the_mean_use(count: float, is_revived: bool) -> None:
+    rvq = ResidualQuantiser(1, NUM_CODES, WIDTH, decay=1.0, revive_below=0.2)
+    rvq.initialise(vectors(), 8, torch.Generator().manual_seed(0))
+    rvq.codebooks_LVK[0, 3] = 1e3
+    rvq.counts_LV[0, 3], rvq.sums_LVK[0, 3] = count, 1e3 * count
+    vectors_NK = vectors(64, seed=2)
+    rvq.collect(vectors_NK, rvq.encode(vectors_NK))
+    rvq.update(whole)
+    assert any(torch.equal(rvq.codebooks_LVK[0, 3], vector_K) for vector_K in vectors_NK) == is_revived
+
+
+def test_padding_pulls_a_code_nowhere() -> None:
+    rvq, vectors_NK = quantiser(1), vectors(64)
+    mask_NK = torch.ones_like(vectors_NK)
+    mask_NK[:, -1] = 0
+    codes_NL = rvq.encode(vectors_NK, mask_NK)
+    before_VK = rvq.codebooks_LVK[0].clone()
+    rvq.collect(torch.where(mask_NK > 0, vectors_NK, torch.full_like(vectors_NK, 50.0)), codes_NL, mask_NK)
+    rvq.update(whole)
+    torch.testing.assert_close(rvq.codebooks_LVK[0, :, -1], before_VK[:, -1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(rvq.codebooks_LVK[0, :, :-1], before_VK[:, :-1], atol=1e-3)
+
+
 def test_without_revival_a_dead_code_stays_dead() -> None:
     rvq = ResidualQuantiser(1, NUM_CODES, WIDTH, decay=0.5)
     rvq.initialise(vectors(), 8, torch.Generator().manual_seed(0))

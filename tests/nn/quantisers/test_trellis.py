@@ -159,15 +159,19 @@ def test_initialise_follows_data_that_are_no_gaussian() -> None:
     assert float(after) < 0.25 / 12 < float(before)
 
 
-def test_update_is_the_moving_average_by_hand() -> None:
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_update_is_the_moving_average_by_hand(is_masked: bool) -> None:
     trellis = quantiser(1, 3, 8)
     vectors_NK = gaussian(40, 8)
+    mask_NK = torch.ones_like(vectors_NK)
+    mask_NK[:7, 5:] = 0 if is_masked else 1
     codes_NL = trellis.encode(vectors_NK)
     counts_Q, sums_Q = trellis.counts_Q.double(), trellis.sums_Q.double()
-    trellis.collect(vectors_NK, codes_NL)
+    trellis.collect(vectors_NK, codes_NL, mask_NK if is_masked else None)
     trellis.update(lambda tensor: tensor)
     member_XQ = torch.nn.functional.one_hot(trellis.states(codes_NL).flatten(), 8).double()
-    scale = vectors_NK.numel() / 8
+    member_XQ = member_XQ * mask_NK.double().flatten().unsqueeze(1)
+    scale = float(mask_NK.sum()) / 8
     counts_Q = 0.98 * counts_Q + 0.02 * member_XQ.sum(0) / scale
     sums_Q = 0.98 * sums_Q + 0.02 * (member_XQ.t() @ vectors_NK.double().flatten()) / scale
     torch.testing.assert_close(trellis.table_Q.double(), sums_Q / counts_Q, rtol=1e-5, atol=1e-6)
