@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from raywgen.generators import DataSpec, Stage
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
-from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg.config import PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.igpg.tokenizer import TokenizerStage
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 NUM_FEATURES = 6
 DATA = DataSpec(num_features=NUM_FEATURES, max_classes=2)
@@ -50,12 +50,12 @@ def values_of(widths: Sequence[int] = SMALL, num: int = 32) -> Tensor:
     return base_D + 0.2 * offset_ND + 0.02 * noise_ND
 
 
-def references(*widths: Sequence[int]) -> ReferenceTable:
+def normalizers(*widths: Sequence[int]) -> NormalizerTable:
     table = {}
     for each in widths or (SMALL, DEEP):
         layout = layout_of(each)
         base_D = layout.flatten(network(each).state_dict())
-        table[layout.id] = (layout, WeightReference.measure(layout, values_of(each), base_D))
+        table[layout.id] = (layout, Normalizer.measure(layout, values_of(each), base_D))
     return table
 
 
@@ -93,20 +93,20 @@ def igpg_config() -> IGPGConfig:
     return IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=5, chunk_length=8, num_levels=2, num_codes=8, width=16, warmup_steps=0),
         prior=PriorConfig(num_steps=5, width=16, num_layers=2, num_heads=2, dropout=0.0, warmup_steps=0),
-        functional=FunctionalConfig(num_steps=5, warmup_steps=0),
+        task_loss=TaskLossConfig(num_steps=5, warmup_steps=0),
     )
 
 
-def igpg(config: IGPGConfig | None = None, table: ReferenceTable | None = None, seed: int = 0) -> IGPG:
+def igpg(config: IGPGConfig | None = None, table: NormalizerTable | None = None, seed: int = 0) -> IGPG:
     """An untrained generator with k-means codebooks, in eval mode."""
-    table = references() if table is None else table
+    table = normalizers() if table is None else table
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = IGPG(config or igpg_config(), table, DATA)
     tokenizer = generator.tokenizer
     chunks = [
-        tokenizer.chunks(values_of(_widths(layout)), layout, reference, by_code=False).flatten(0, 1)
-        for layout, reference in table.values()
+        tokenizer.chunks(values_of(_widths(layout)), layout, normalizer, by_code=False).flatten(0, 1)
+        for layout, normalizer in table.values()
     ]
     tokenizer.quantiser.initialise(torch.cat(chunks), 5, torch.Generator().manual_seed(seed))
     return generator.eval()
@@ -115,8 +115,8 @@ def igpg(config: IGPGConfig | None = None, table: ReferenceTable | None = None, 
 def hypernetwork(num_steps: int = 5, seed: int = 0) -> Hypernetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = HypernetworkConfig(width=16, functional=StageConfig(num_steps=num_steps))
-        return Hypernetwork(config, references(), DATA).eval()
+        config = HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=num_steps))
+        return Hypernetwork(config, normalizers(), DATA).eval()
 
 
 def noise_for(num: int, seed: int = 0, first: int = 0) -> KeyedNoise:
@@ -153,7 +153,7 @@ def train(stage: Stage, batches: Iterable[WeightBatch], learning_rate: float = 3
 
 
 def tokenizer_stage(generator: IGPG) -> TokenizerStage:
-    return TokenizerStage(generator.tokenizer, generator.references)
+    return TokenizerStage(generator.tokenizer, generator.normalizers)
 
 
 def _widths(layout: Layout) -> list[int]:

@@ -37,7 +37,7 @@ def copy(zoo_corpus: Corpus, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "setting"),
     [
-        ("demo", "igpg.functional.num_steps"),
+        ("demo", "igpg.task_loss.num_steps"),
         ("zoo train", "num_seen_tasks"),
         ("encoder train", "validate_every"),
         ("train", "zero_stage"),
@@ -101,8 +101,8 @@ def test_training_on_a_truncated_or_missing_shard_stops_at_once_and_keeps_what_w
 
 def test_a_run_folder_of_another_config_is_left_alone(zoo_corpus: Corpus, tmp_path: Path) -> None:
     common = [f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}", "num_workers=0", "method=hypernetwork"]
-    first = raywgen("train", *common, "generator.functional.num_steps=2", "generator.width=16")
+    first = raywgen("train", *common, "generator.task_loss.num_steps=2", "generator.width=16")
     assert first.returncode == 0, first.stderr
     weights = (tmp_path / "run" / "generator" / "generator.safetensors").read_bytes()
-    refused(raywgen("train", *common, "generator.functional.num_steps=3", "generator.width=16"), "another config")
+    refused(raywgen("train", *common, "generator.task_loss.num_steps=3", "generator.width=16"), "another config")
     assert (tmp_path / "run" / "generator" / "generator.safetensors").read_bytes() == weights

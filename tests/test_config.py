@@ -174,6 +174,6 @@ def test_a_saved_config_comes_back_unchanged(tmp_path_factory: pytest.TempPathFa
 def test_describe_lists_nested_keys_with_defaults_and_help() -> None:
     settings = {setting.key: setting for setting in describe(DemoConfig)}
     assert settings["best_of"].default == "8"
-    assert settings["igpg.functional.num_steps"].help.startswith("Optimiser steps; 0 switches the stage off")
+    assert settings["igpg.task_loss.num_steps"].help.startswith("Optimiser steps; 0 switches the stage off")
     assert settings["igpg.tokenizer.chunk_length"].help == "K, values of a chunk, one position of the prior."
     assert all(setting.help for setting in settings.values())

@@ -32,7 +32,7 @@ class DemoConfig:
     Attributes:
         out: Run folder.
         zoo: Tasks and networks.
-        igpg: The generator; `igpg.functional.num_steps=0` switches its last stage off.
+        igpg: The generator; `igpg.task_loss.num_steps=0` switches its last stage off.
         hypernetwork: The baseline trained beside it.
         num_workers: Ray Train workers; 0 trains in this process.
         zero_stage: DeepSpeed ZeRO stage.
@@ -66,7 +66,7 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> dict[str, Any]:
     with ray_session():
         with reporter.step("zoo", "train networks on real digits") as bar:
             train_zoo(config.zoo, paths["corpus"], bar.update)
-        with reporter.step("train", "tokeniser, prior, functional stage, hypernetwork") as bar:
+        with reporter.step("train", "tokeniser, prior, task-loss stage, hypernetwork") as bar:
             launch(_trainings(config, paths), bar.training)
     with reporter.step("generate", "write networks for unseen tasks") as bar:
         generate(

@@ -25,7 +25,7 @@ from raywgen.tasks import (
     build_network,
     draw_condition,
 )
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 from raywgen.zoo.measure import network_logits
 
 _BLOCK = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
@@ -193,8 +193,8 @@ class DepthLadder:
     def diversity(self, values_ND: Tensor) -> float:
         """Mean distance of two networks in units of that of two trained ones."""
         originals_ND = self._originals.values_ND
-        reference = WeightReference.measure(self.layout, originals_ND, None)
-        return spread(values_ND, reference) / max(spread(originals_ND, reference), 1e-12)
+        normalizer = Normalizer.measure(self.layout, originals_ND, None)
+        return spread(values_ND, normalizer) / max(spread(originals_ND, normalizer), 1e-12)
 
     def fine_tuned(self, starts: Mapping[str, Tensor], fit: FitConfig, rates: list[float]) -> dict[str, float]:
         """Points after one epoch from each start `(P, D)`, whose rate is chosen on part of the training samples."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raywgen.evaluation.novelty import distances
-from raywgen.weights import Layout, WeightReference
+from raywgen.weights import Layout, Normalizer
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry
 
@@ -34,7 +34,7 @@ class Reached:
 
 
 def nearest_distance(
-    values_ND: Tensor, stored_RD: Tensor, reference: WeightReference, layout: Layout, symmetry: Symmetry | None = None
+    values_ND: Tensor, stored_RD: Tensor, normalizer: Normalizer, layout: Layout, symmetry: Symmetry | None = None
 ) -> Tensor:
     """Of each network the distance `(N,)` to the nearest stored one.
 
@@ -46,7 +46,7 @@ def nearest_distance(
         symmetry: Where given, the stored networks' hidden units are first brought into the order that lies closest to
             each network, so that a stored one with its units in another order is no new one.
     """
-    nearest_N = distances(values_ND, stored_RD, reference).amin(dim=1)
+    nearest_N = distances(values_ND, stored_RD, normalizer).amin(dim=1)
     if symmetry is None:
         return nearest_N
     stored_R = layout.unflatten(stored_RD)
@@ -60,23 +60,23 @@ def nearest_distance(
                 for index, state in enumerate(rows)
             ]
         )
-        matched.append(distances(values_D.unsqueeze(0), moved_RD, reference).amin())
+        matched.append(distances(values_D.unsqueeze(0), moved_RD, normalizer).amin())
     # Matching maximises an inner product of raw weights, so that in these units it may end farther.
     return torch.minimum(nearest_N, torch.stack(matched))
 
 
-def spread(values_ND: Tensor, reference: WeightReference) -> float:
+def spread(values_ND: Tensor, normalizer: Normalizer) -> float:
     """Mean distance between two different networks of a set; 0 for one alone."""
     num = len(values_ND)
     if num < 2:
         return 0.0
-    return float(distances(values_ND, values_ND, reference).fill_diagonal_(0).sum()) / (num * (num - 1))
+    return float(distances(values_ND, values_ND, normalizer).fill_diagonal_(0).sum()) / (num * (num - 1))
 
 
-def noisy(copies_ND: Tensor, level: float, reference: WeightReference, seed: int) -> Tensor:
+def noisy(copies_ND: Tensor, level: float, normalizer: Normalizer, seed: int) -> Tensor:
     """Networks plus Gaussian noise of `level` standard deviations of each tensor; the same draw at every level."""
     draw_ND = torch.randn(copies_ND.shape, generator=torch.Generator().manual_seed(seed))
-    return reference.denormalise(reference.normalise(copies_ND) + level * draw_ND)
+    return normalizer.denormalise(normalizer.normalise(copies_ND) + level * draw_ND)
 
 
 def averages(stored_RD: Tensor, groups: Sequence[str] | None, k: int, num: int, seed: int) -> Tensor | None:
@@ -137,9 +137,9 @@ def farthest_of(accuracy: float, points: Iterable[Reached]) -> float:
 def noise_curve(
     copies_ND: Tensor,
     levels: Sequence[float],
-    reference: WeightReference,
+    normalizer: Normalizer,
     seed: int,
     reached: Callable[[Tensor], Reached],
 ) -> list[Reached]:
     """Copies of stored networks with more and more noise, from none on."""
-    return [reached(noisy(copies_ND, level, reference, seed)) for level in (0.0, *sorted(levels))]
+    return [reached(noisy(copies_ND, level, normalizer, seed)) for level in (0.0, *sorted(levels))]

@@ -39,7 +39,7 @@ from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import Generator
 from raywgen.generators.lohp import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
@@ -77,7 +77,7 @@ class Config(TrainingConfig):
         num_tasks: Of meta-training.
         methods: Rows of generators; all by default.
         mcdi: Mc-Di.
-        functional: Its functional stage, in the row of its own.
+        task_loss: Its task-loss stage, in the row of its own.
         lohp: Lo-Hp.
         reptile: How Reptile is meta-trained; it begins at the encoder.
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
@@ -102,7 +102,7 @@ class Config(TrainingConfig):
             denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, learning_rate=1e-4),
         )
     )
-    functional: FunctionalConfig = field(default_factory=lambda: FunctionalConfig(num_steps=200, sampling_steps=4))
+    task_loss: TaskLossConfig = field(default_factory=lambda: TaskLossConfig(num_steps=200, sampling_steps=4))
     lohp: LoHpConfig = field(
         default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128, learning_rate=1e-4))
     )
@@ -121,7 +121,7 @@ class Config(TrainingConfig):
 
     def variants(self) -> Chosen:
         """The generators to train."""
-        return chosen_variants(self.generator, self.methods, self.mcdi, self.functional, self.lohp)
+        return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:

@@ -33,7 +33,7 @@ from raywgen.tasks import build_task
 from raywgen.training import TrainConfig, launch
 from raywgen.training.loop import STAGES
 from raywgen.training.session import ray_session
-from raywgen.weights import alike_reference
+from raywgen.weights import normalizer_of_similar
 from raywgen.zoo import ZooConfig
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,7 +60,7 @@ class Config(SeededConfig):
         finetune_rates: Of one epoch of fine-tuning; the best on held-out training samples is taken for each start.
         hypernetwork: Its training, on networks told as IGPG's are.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
-        igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
+        igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
 
     data: str = ""
@@ -74,7 +74,7 @@ class Config(SeededConfig):
     finetune_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])
     hypernetwork: HypernetworkConfig = field(
         default_factory=lambda: HypernetworkConfig(
-            statistics="batch", functional=StageConfig(num_steps=500, batch_size=2, learning_rate=3e-3)
+            statistics="batch", task_loss=StageConfig(num_steps=500, batch_size=2, learning_rate=3e-3)
         )
     )
     zoo: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
         "values": {depth: one.layout.num_values for depth, one in originals.items()},
         "training_networks": sum(len(one.values_ND) for one in stored.values()),
         "test_images": len(task.test_y_S),
-        "temperature": run.generator.functional.temperature,
+        "temperature": run.generator.task_loss.temperature,
     }
     return figures, conditions
 
@@ -172,7 +172,7 @@ def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[Trai
     run = make([*config.igpg, *told, f"out={out}"])
     other = replace(run, method="hypernetwork", generator=config.hypernetwork, out="")
     other = replace(other, out=folder_of(root, "hypernetwork", asdict(other)))
-    with Reporter().step("train", "IGPG's tokeniser, prior and functional stage, then the hypernetwork") as bar:
+    with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then the hypernetwork") as bar:
         launch([run, other], bar.training)
     return run, other
 
@@ -223,16 +223,16 @@ class _Rows:
         return rows | ({"cut": ladder.resized(above[0])} if above else {})
 
     def _written(self, generator: Generator, ladder: DepthLadder) -> Tensor:
-        functional = self.run.generator.functional
-        reference = None
+        task_loss = self.run.generator.task_loss
+        normalizer = None
         if not generator.knows(ladder.layout):
-            reference = alike_reference(ladder.layout, generator.references, ladder.start())
-        sampling = SamplingConfig(windows=functional.windows) if generator.takes_sampling else None
+            normalizer = normalizer_of_similar(ladder.layout, generator.normalizers, ladder.start())
+        sampling = SamplingConfig(windows=task_loss.windows) if generator.takes_sampling else None
         return generator.generate(
             ladder.condition,
             ladder.layout,
             ladder.noise,
-            temperature=functional.temperature,
-            reference=reference,
+            temperature=task_loss.temperature,
+            normalizer=normalizer,
             **sampling_options(generator, sampling),
         ).values_BD

@@ -30,7 +30,7 @@ from raywgen.evaluation.novelty import error_overlap
 from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
 from raywgen.generators.codec.report import round_to_nearest, snr_db
-from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig, TokenizerConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
 from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter
@@ -73,7 +73,7 @@ def _igpg() -> IGPGConfig:
             num_steps=1800, batch_size=4, learning_rate=4e-3, width=256, num_layers=2, window=256, weight_decay=0.0,
             independent_share=1.0,
         ),
-        functional=FunctionalConfig(num_steps=0),
+        task_loss=TaskLossConfig(num_steps=0),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Tasks are sets of five of MNIST's digits and, apart, domains of its images: turned, scaled, pale, inverted. All are told
 the same labelled examples, and choose among equally many candidates by their loss on these.
 
-Coherence, the paper's central claim: networks of the prior before any functional stage, decoded from their tokens,
+Coherence, the paper's central claim: networks of the prior before any task-loss stage, decoded from their tokens,
 drawn chunk after chunk (`coherent`), chunk by chunk without sight of each other (`independent`), and chunk after chunk
 but told another task (`mismatched`), from a shared start and from starts of their own.
 
@@ -28,7 +28,7 @@ from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import StageConfig
 from raywgen.generators.direct import DirectConfig
-from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.config import CHUNKS
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.training.loop import STAGES
@@ -70,7 +70,7 @@ class Config(TrainingConfig):
         default_factory=lambda: IGPGConfig(
             prior=PriorConfig(independent_share=0.25),
             # As many networks as the hypernetwork sees.
-            functional=FunctionalConfig(num_steps=800, batch_size=32, learning_rate=3e-3),
+            task_loss=TaskLossConfig(num_steps=800, batch_size=32, learning_rate=3e-3),
         )
     )
     steps: int = 800
@@ -98,8 +98,8 @@ class Config(TrainingConfig):
         network = DenoiserConfig(num_steps=0)
         return {
             "igpg": ("igpg", self.igpg),
-            "regression": ("direct", DirectConfig(network=network, regression=stage, functional=_OFF)),
-            "hypernetwork": ("direct", DirectConfig(network=network, regression=_OFF, functional=stage)),
+            "regression": ("direct", DirectConfig(network=network, regression=stage, task_loss=_OFF)),
+            "hypernetwork": ("direct", DirectConfig(network=network, regression=_OFF, task_loss=stage)),
         }
 
 
@@ -162,7 +162,7 @@ def _ladder(config: Config, root: str, kind: str, seed: int) -> dict[str, float]
 
 def _coherence(config: Config, root: str, start: str, seed: int) -> dict[str, float]:
     """Accuracy of the same prior's networks by how their chunks were drawn, in points."""
-    plain = replace(config.igpg, functional=replace(config.igpg.functional, num_steps=0))
+    plain = replace(config.igpg, task_loss=replace(config.igpg.task_loss, num_steps=0))
     corpus, runs = _trained(config, root, "subsets", start, seed, {f"prior_{start}": ("igpg", plain)})
     unseen, generator = unseen_tasks(corpus, "unseen", config.shot, seed), _igpg(runs[f"prior_{start}"])
 

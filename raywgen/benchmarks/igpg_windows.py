@@ -1,6 +1,6 @@
 """What each way of writing a network longer than the prior's window costs, in accuracy and in time.
 
-One zoo of small networks from a shared start, on which the prior alone, without a functional stage, writes networks
+One zoo of small networks from a shared start, on which the prior alone, without a task-loss stage, writes networks
 that work. Two priors that have seen equally many tokens: one is trained on whole networks, one on random windows of a
 fraction of them. The first writes whole networks at once; the second writes the same tasks in every mode, and whole
 networks, longer than anything it was trained on. A quarter of either's networks trains with every chunk on its own.
@@ -26,7 +26,7 @@ from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.generation import generate_best, load
-from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, SamplingConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.windows import plan_windows
 from raywgen.tasks import build_network
 from raywgen.training.session import ray_session
@@ -63,7 +63,7 @@ class Config(TrainingConfig):
     igpg: IGPGConfig = field(
         default_factory=lambda: IGPGConfig(
             prior=PriorConfig(num_steps=300, window=16, independent_share=0.25),
-            functional=FunctionalConfig(num_steps=0),
+            task_loss=TaskLossConfig(num_steps=0),
         )
     )
     shot: int = 32

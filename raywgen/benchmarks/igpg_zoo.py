@@ -61,9 +61,9 @@ class Config(SeededConfig):
         starts: Kinds of start: `own`, `shared`, `branched`.
         branch_steps: Steps that the networks of a branched zoo have in common.
         heldout: Share of the trajectories that no generator sees.
-        align: Bring networks of own starts into one order of hidden units first. The functional stage needs none.
+        align: Bring networks of own starts into one order of hidden units first. The task-loss stage needs none.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=20]`.
-        igpg: Overrides of the shipped training run, such as `[generator.functional.num_steps=100]`.
+        igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
         ladder: How networks are written and judged.
     """
 
@@ -165,6 +165,6 @@ def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[Gene
     recipe = asdict(make([*config.igpg, *told]))
     out = folder_of(root, "igpg", recipe)
     run = make([*config.igpg, *told, f"out={out}"])
-    with Reporter().step("train", "tokeniser, prior, functional stage") as bar:
+    with Reporter().step("train", "tokeniser, prior, task-loss stage") as bar:
         launch([run], bar.training)
     return load(out).generator.eval(), load_bundle(Path(out) / STAGES / "prior").eval()

@@ -106,7 +106,7 @@ def written_again(
     tokens_1ML = generator.tokens(stored_1D, layout)
     log_prob_1 = generator.log_prob(stored_1D, condition, layout, sampling)
     stored_RD = corpus.values(corpus.select(layout_id=layout.id))
-    apart_1R = distances(made.values_BD, stored_RD, generator.references[layout.id][1])
+    apart_1R = distances(made.values_BD, stored_RD, generator.normalizers[layout.id][1])
     return Written(
         values_D=made.values_BD[0],
         reconstructed_D=generator.reconstruct(stored_1D, layout)[0],

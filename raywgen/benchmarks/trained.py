@@ -14,7 +14,7 @@ from raywgen.generators import Generator, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import FunctionalConfig
+from raywgen.generators.mcdi.config import TaskLossConfig
 from raywgen.names import one_of
 from raywgen.nn.precision import check_precision, resolved
 from raywgen.progress import Reporter
@@ -26,7 +26,7 @@ _HYPERNETWORK_RATE = 1e-3
 
 Chosen = Mapping[str, tuple[str, Any]]
 """Method and config of each generator, by the name of its figure."""
-HEADLINES = {"mcdi": ("mcdi", "mcdi_functional"), "lohp": ("lohp", "mcdi")}
+HEADLINES = {"mcdi": ("mcdi", "mcdi_task_loss"), "lohp": ("lohp", "mcdi")}
 """Of each generator that can be measured the rows that are compared with all others."""
 
 
@@ -95,7 +95,7 @@ def trained_runs(
     return {name: run.out for name, run in runs.items()}
 
 
-def mcdi_variants(config: McDiConfig, functional: FunctionalConfig) -> Chosen:
+def mcdi_variants(config: McDiConfig, task_loss: TaskLossConfig) -> Chosen:
     """Mc-Di, the methods that its paper compares with, and the same network without a chain, trained equally long."""
     steps = config.denoiser
     stage = StageConfig(
@@ -112,9 +112,9 @@ def mcdi_variants(config: McDiConfig, functional: FunctionalConfig) -> Chosen:
         "mvdi": changed(num_targets=1),
         "twdi": changed(targets="naive"),
         "mcdi_whole_spans": changed(spans="whole"),
-        "mcdi_functional": ("mcdi", replace(config, functional=functional)),
-        "regression": ("direct", DirectConfig(network=network, regression=stage, functional=off)),
-        "hypernetwork": ("direct", DirectConfig(network=network, regression=off, functional=by_task)),
+        "mcdi_task_loss": ("mcdi", replace(config, task_loss=task_loss)),
+        "regression": ("direct", DirectConfig(network=network, regression=stage, task_loss=off)),
+        "hypernetwork": ("direct", DirectConfig(network=network, regression=off, task_loss=by_task)),
     }
 
 
@@ -133,7 +133,7 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
 
 
 def chosen_variants(
-    generator: str, methods: Sequence[str], mcdi: McDiConfig, functional: FunctionalConfig, lohp: LoHpConfig
+    generator: str, methods: Sequence[str], mcdi: McDiConfig, task_loss: TaskLossConfig, lohp: LoHpConfig
 ) -> Chosen:
     """The table of Mc-Di that a benchmark trains, with the rows of Lo-Hp before it where that is measured.
 
@@ -141,7 +141,7 @@ def chosen_variants(
         generator: `mcdi` or `lohp`.
         methods: Some of the rows; all where it is empty.
         mcdi: Mc-Di.
-        functional: Its functional stage, in the row of its own.
+        task_loss: Its task-loss stage, in the row of its own.
         lohp: Lo-Hp.
 
     Raises:
@@ -149,7 +149,7 @@ def chosen_variants(
     """
     if generator not in HEADLINES:
         raise ValueError(one_of("generator", generator, HEADLINES))
-    every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, functional)}
+    every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, task_loss)}
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):
         raise ValueError(f"methods={list(methods)}: give {', '.join(needed)} and others of {', '.join(every)}")

@@ -29,7 +29,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, FunctionalConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, TaskLossConfig
 from raywgen.training.session import ray_session
 from raywgen.weights import KeyedNoise
 from raywgen.zoo import ZooConfig
@@ -52,7 +52,7 @@ class Config(TrainingConfig):
         zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
         methods: Rows of generators; all by default.
         mcdi: Mc-Di.
-        functional: Its functional stage, in the row of its own.
+        task_loss: Its task-loss stage, in the row of its own.
         lohp: Lo-Hp.
         shot: Labelled examples of each class that everyone is told.
         rates: Of gradient training; the best on the validation tasks is taken.
@@ -65,8 +65,8 @@ class Config(TrainingConfig):
     zoo: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
-    functional: FunctionalConfig = field(
-        default_factory=lambda: FunctionalConfig(num_steps=100, batch_size=16, sampling_steps=4)
+    task_loss: TaskLossConfig = field(
+        default_factory=lambda: TaskLossConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
     lohp: LoHpConfig = field(
         default_factory=lambda: LoHpConfig(
@@ -86,7 +86,7 @@ class Config(TrainingConfig):
 
     def variants(self) -> Chosen:
         """The generators to train."""
-        return chosen_variants(self.generator, self.methods, self.mcdi, self.functional, self.lohp)
+        return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:

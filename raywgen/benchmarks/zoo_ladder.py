@@ -30,7 +30,7 @@ from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import error_overlap
 from raywgen.generators import Generator
 from raywgen.tasks import FitConfig, balanced_accuracy, build_network, build_task, draw_condition
-from raywgen.training.data import measure_references
+from raywgen.training.data import measure_normalizers
 from raywgen.weights import KeyedNoise
 from raywgen.weights.symmetry import find_symmetry
 from raywgen.zoo.measure import network_logits
@@ -103,7 +103,7 @@ class Ladder:
         self._network, self._layout = network, network.layout
         self._module = build_network(network.recipe).eval()
         self._task = build_task(facts.recipe)
-        self._reference = measure_references(corpus)[layout_id][1]
+        self._normalizer = measure_normalizers(corpus)[layout_id][1]
         is_own = corpus.base_values(layout_id) is None
         self._symmetry = find_symmetry(self._module, self._task.train_inputs[:2]) if is_own else None
         train = corpus.select(split="train").sort_by("step")
@@ -157,8 +157,8 @@ class Ladder:
         return generator.generate(told, self._layout, noise, temperature=self._config.temperature).values_BD
 
     def _baselines(self) -> dict[str, Tensor]:
-        num, reference = self._config.num_networks, self._reference
-        seen_RD = reference.normalise(self._ends_RD)
+        num, normalizer = self._config.num_networks, self._normalizer
+        seen_RD = normalizer.normalise(self._ends_RD)
         draw_ND = torch.randn(num, seen_RD.shape[1], generator=torch.Generator().manual_seed(self._seed))
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
@@ -166,8 +166,8 @@ class Ladder:
         return {
             "random": torch.stack(fresh),
             "average": self._ends_RD.mean(dim=0, keepdim=True),
-            "gaussian": reference.denormalise(seen_RD.mean(dim=0) + seen_RD.std(dim=0) * draw_ND),
-            "noise": noisy(self._copies(), self._config.noise, reference, self._seed),
+            "gaussian": normalizer.denormalise(seen_RD.mean(dim=0) + seen_RD.std(dim=0) * draw_ND),
+            "noise": noisy(self._copies(), self._config.noise, normalizer, self._seed),
         }
 
     def _copies(self) -> Tensor:
@@ -206,10 +206,10 @@ class Ladder:
         figures = {}
         for name, prefix in (("generated", ""), ("original", "original_")):
             values_ND = rows[name]
-            near_N = nearest_distance(values_ND, self._stored_SD, self._reference, self._layout, self._symmetry)
+            near_N = nearest_distance(values_ND, self._stored_SD, self._normalizer, self._layout, self._symmetry)
             figures[f"{prefix}novelty"] = float(near_N.mean())
             figures[f"{prefix}overlap"] = self._overlap(values_ND)
-            figures[f"{prefix}spread"] = spread(values_ND, self._reference)
+            figures[f"{prefix}spread"] = spread(values_ND, self._normalizer)
         return figures
 
     def _overlap(self, values_ND: Tensor) -> float:
@@ -225,7 +225,7 @@ class Ladder:
     def _at_equal_accuracy(self, accuracy: float) -> dict[str, float]:
         """How novel noise and averages are that are as accurate as the generated networks."""
         config, num = self._config, self._config.num_networks
-        curve = noise_curve(self._copies(), config.noise_levels, self._reference, self._seed, self._reached)
+        curve = noise_curve(self._copies(), config.noise_levels, self._normalizer, self._seed, self._reached)
         means = [
             averages(self._stored_SD, groups, k, num, self._seed)
             for groups in (None, self._trajectories)
@@ -238,5 +238,5 @@ class Ladder:
 
     def _reached(self, values_ND: Tensor) -> Reached:
         """Without matching: noise and averages may look the more novel."""
-        near_N = nearest_distance(values_ND, self._stored_SD, self._reference, self._layout)
+        near_N = nearest_distance(values_ND, self._stored_SD, self._normalizer, self._layout)
         return Reached(accuracy=self._points(values_ND), distance=float(near_N.mean()))

@@ -76,7 +76,7 @@ def demo(overrides: Overrides = None) -> None:
 
         raywgen demo out=runs/demo seed=1
 
-        raywgen demo out=runs/plain igpg.functional.num_steps=0
+        raywgen demo out=runs/plain igpg.task_loss.num_steps=0
     """
     from raywgen.benchmarks.demo import DemoConfig, run_demo
     from raywgen.evaluation.tables import print_evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from raywgen.reach import ClusterError, check_address, check_port, check_token_file, refused_token
+from raywgen.ray_address import ClusterError, check_address, check_port, check_token_file, refused_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

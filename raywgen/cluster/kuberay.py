@@ -7,7 +7,7 @@ from typing import Any
 from raywgen.cluster.network import CLUSTER_LABEL, job_clusters
 from raywgen.cluster.preflight import STORAGE_LABEL
 from raywgen.cluster.settings import RenderConfig
-from raywgen.training.capacity import GROUP_LABEL, write_group
+from raywgen.training.resource_check import GROUP_LABEL, write_group
 
 # The user and group `ray` of the stock images.
 _USER = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 100, "fsGroup": 100}

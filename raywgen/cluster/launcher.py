@@ -6,7 +6,7 @@ from typing import Any
 
 from raywgen.cluster.kuberay import head_labels
 from raywgen.cluster.settings import RenderConfig
-from raywgen.training.capacity import GROUP_LABEL, write_group
+from raywgen.training.resource_check import GROUP_LABEL, write_group
 
 # Of the image's user; the launcher copies the token's file there, so that the token stands in no file that is shared.
 _TOKEN = "/home/ray/.ray/auth_token"

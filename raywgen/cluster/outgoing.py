@@ -10,7 +10,7 @@ from typing import Any
 
 from raywgen.cluster.secrets import PATTERNS, is_secret_variable, looks_secret_by_name, secret_in
 from raywgen.cluster.working_dir import matcher, uploaded_files
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 
 _LOOKED_AT_BYTES = 8 << 20
 """Of one file; all files together are bounded by the size that a working directory may have."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from raywgen.config import check_file_or_name, given_once, load_config
 from raywgen.generators import METHODS
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
 from raywgen.training.early import check_settings
+from raywgen.training.resource_check import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -16,9 +16,9 @@ from raywgen.cluster.kuberay import ray_cluster, ray_job, storage_claim
 from raywgen.cluster.launcher import aws, on_premise
 from raywgen.cluster.network import network_policies
 from raywgen.cluster.settings import RenderConfig
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import Nodes, check_run
+from raywgen.training.resource_check import Nodes, check_run
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _IN_THE_IMAGE = {"ray", "pyarrow", "numpy"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raywgen.training.capacity import Resources
+from raywgen.training.resource_check import Resources
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from raywgen.cluster.working_dir import check_working_dir
 from raywgen.config import ConfigError
 from raywgen.inputs import read_yaml_text
 from raywgen.names import nearest
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

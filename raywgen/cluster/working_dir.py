@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 
 MAX_MIB = 100
 """Every node fetches the package for every job; data belongs on storage that all nodes share."""

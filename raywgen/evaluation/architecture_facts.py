@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.asked import Asked
+from raywgen.evaluation.request import Asked
 from raywgen.evaluation.stored_scores import trained_ends
 from raywgen.evaluation.task_features import TaskFeatures
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raywgen.evaluation.bench import Bench
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.task_evaluator import TaskEvaluator
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, fit
 
 _WORD = re.compile(r"\w+")
 
 
-def random_start(bench: Bench, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
+def random_start(bench: TaskEvaluator, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
     """Fresh initialisations `(T, n, D)`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + 1)
@@ -27,25 +27,25 @@ def random_start(bench: Bench, config: EvaluateConfig, recipe: dict[str, object]
     return torch.stack(fresh).expand(len(bench.tasks), -1, -1)
 
 
-def shared_start(bench: Bench, config: EvaluateConfig) -> Tensor:
+def shared_start(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The start that all networks of the layout share, `(T, 1, D)`."""
-    return bench.reference.base_D.expand(len(bench.tasks), 1, -1)
+    return bench.normalizer.base_D.expand(len(bench.tasks), 1, -1)
 
 
-def average(bench: Bench, config: EvaluateConfig) -> Tensor:
+def average(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The mean of all stored networks, `(T, 1, D)`."""
     return bench.stored.values_RD.mean(dim=0).expand(len(bench.tasks), 1, -1)
 
 
-def gaussian(bench: Bench, config: EvaluateConfig) -> Tensor:
+def gaussian(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
-    seen_RD = bench.reference.normalise(bench.stored.values_RD)
+    seen_RD = bench.normalizer.normalise(bench.stored.values_RD)
     # Of a single network it is that network.
     std_D = seen_RD.std(dim=0, correction=min(1, len(seen_RD) - 1))
-    return bench.reference.denormalise(seen_RD.mean(dim=0) + std_D * _normal(bench, config, 2))
+    return bench.normalizer.denormalise(seen_RD.mean(dim=0) + std_D * _normal(bench, config, 2))
 
 
-def nearest_by_condition(bench: Bench, config: EvaluateConfig) -> Tensor:
+def nearest_by_condition(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The n stored networks whose instructions share most words with the task's, `(T, n, D)`."""
     stored = [_words(text) for text in bench.stored.instructions]
     picks = []
@@ -56,7 +56,7 @@ def nearest_by_condition(bench: Bench, config: EvaluateConfig) -> Tensor:
     return bench.stored.values_RD[torch.stack(picks)]
 
 
-def nearest_by_loss(bench: Bench, config: EvaluateConfig) -> Tensor:
+def nearest_by_loss(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The n stored networks with the lowest loss on the task's examples, `(T, n, D)`.
 
     All R stored networks are tried, which is more than the generator's n candidates.
@@ -70,24 +70,24 @@ def nearest_by_loss(bench: Bench, config: EvaluateConfig) -> Tensor:
     return everyone[best_Tn]
 
 
-def average_of_best(bench: Bench, config: EvaluateConfig) -> Tensor:
+def average_of_best(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The mean of the n stored networks that fit the examples best, `(T, 1, D)`."""
     return nearest_by_loss(bench, config).mean(dim=1, keepdim=True)
 
 
-def stored_plus_noise(bench: Bench, config: EvaluateConfig) -> Tensor:
+def stored_plus_noise(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The stored network that fits the examples best, plus noise, `(T, n, D)`."""
     best_T1D = nearest_by_loss(bench, config)[:, :1]
-    return bench.reference.denormalise(bench.reference.normalise(best_T1D) + config.noise * _normal(bench, config, 3))
+    return bench.normalizer.denormalise(bench.normalizer.normalise(best_T1D) + config.noise * _normal(bench, config, 3))
 
 
-def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
+def gradient(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
     T, n = len(bench.tasks), config.best_of
     told = bench.condition.repeat(n)
     (end,) = fit(
         bench.module,
-        Recorded(step=0, state_N=bench.layout.unflatten(bench.reference.base_D.expand(T * n, -1))),
+        Recorded(step=0, state_N=bench.layout.unflatten(bench.normalizer.base_D.expand(T * n, -1))),
         FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
         FitConfig(
             num_steps=config.gradient_steps,
@@ -100,7 +100,7 @@ def gradient(bench: Bench, config: EvaluateConfig) -> Tensor:
     return _flat(bench, end.state_N).view(T, n, -1)
 
 
-BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
+BASELINES: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
     "average": average,
     "gaussian": gaussian,
     "nearest_condition": nearest_by_condition,
@@ -108,18 +108,18 @@ BASELINES: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
     "average_best": average_of_best,
     "noise": stored_plus_noise,
 }
-OF_A_SHARED_START: dict[str, Callable[[Bench, EvaluateConfig], Tensor]] = {
+OF_A_SHARED_START: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
     "shared_start": shared_start,
     "gradient": gradient,
 }
 """Of networks that start each on their own there is no such start."""
 
 
-def _flat(bench: Bench, state: dict[str, Tensor]) -> Tensor:
+def _flat(bench: TaskEvaluator, state: dict[str, Tensor]) -> Tensor:
     return torch.cat([state[spec.name].flatten(1) for spec in bench.layout.generated], dim=1)
 
 
-def _normal(bench: Bench, config: EvaluateConfig, stream: int) -> Tensor:
+def _normal(bench: TaskEvaluator, config: EvaluateConfig, stream: int) -> Tensor:
     generator = torch.Generator().manual_seed(config.seed * 10 + stream)
     return torch.randn(len(bench.tasks), config.best_of, bench.layout.num_values, generator=generator)
 
@@ -128,7 +128,7 @@ def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
 
 
-def _only(bench: Bench, index: int) -> Bench:
+def _only(bench: TaskEvaluator, index: int) -> TaskEvaluator:
     told = bench.condition
     one = replace(
         told,

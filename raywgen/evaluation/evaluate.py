@@ -18,11 +18,11 @@ from torch import Tensor
 from raywgen.config import save_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
-from raywgen.evaluation.bench import Bench, generated_candidates, make_bench
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, points, verdict
-from raywgen.evaluation.rungs import rungs
+from raywgen.evaluation.rows import rungs
+from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.files import write_text
 from raywgen.generators import Generator
@@ -30,7 +30,7 @@ from raywgen.generators.bundle import load_bundle
 from raywgen.generators.igpg import IGPG
 from raywgen.locks import only_one
 from raywgen.tasks import build_task
-from raywgen.training.data import knows_tasks
+from raywgen.training.data import has_tasks
 from raywgen.trust import entry_point
 
 EVALUATION = "evaluation.json"
@@ -97,15 +97,15 @@ def _evaluate(
     return result
 
 
-def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> list[tuple[str, Bench]]:
+def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> list[tuple[str, TaskEvaluator]]:
     """One for each split of tasks and layout that there is, with the layout's id."""
-    if not knows_tasks(corpus):
+    if not has_tasks(corpus):
         raise EvaluationError(
             f"{config.corpus} holds weights alone; say what its networks do and how they are built by `raywgen corpus "
             "describe`, and train anew"
         )
     for layout_id, network in corpus.networks.items():
-        if layout_id not in generator.references:
+        if layout_id not in generator.normalizers:
             raise EvaluationError(
                 f"{config.generator} was not trained on layout {network.name} of {config.corpus}; evaluate it on its "
                 "own corpus"
@@ -113,8 +113,8 @@ def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> li
     benches = [
         (
             layout_id,
-            make_bench(
-                corpus, layout_id, split, generator.references[layout_id][1], config.num_tasks, config.num_unlabelled
+            make_evaluator(
+                corpus, layout_id, split, generator.normalizers[layout_id][1], config.num_tasks, config.num_unlabelled
             ),
         )
         for split in SPLITS
@@ -133,7 +133,7 @@ def _rivals(config: EvaluateConfig) -> dict[str, Generator]:
 
 
 def _networks(
-    bench: Bench,
+    bench: TaskEvaluator,
     config: EvaluateConfig,
     generator: Generator,
     rivals: dict[str, Generator],
@@ -153,7 +153,7 @@ def _networks(
     return networks
 
 
-def _finetuned(bench: Bench, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finetuned(bench: TaskEvaluator, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Accuracy `(T,)` on every rung of fine-tuning, from each start alike."""
     starts = {
         "finetuned": networks["generated"],
@@ -171,12 +171,12 @@ def _finetuned(bench: Bench, config: EvaluateConfig, networks: dict[str, Tensor]
     }
 
 
-def _written(bench: Bench, generator: Generator, config: EvaluateConfig) -> Tensor:
+def _written(bench: TaskEvaluator, generator: Generator, config: EvaluateConfig) -> Tensor:
     written = generated_candidates(bench, generator, config.best_of, config.temperature, config.seed)
     return written.values_BD.view(len(bench.tasks), config.best_of, -1)
 
 
-def _row(bench: Bench, rung: str, accuracy_T: Tensor) -> dict[str, Any]:
+def _row(bench: TaskEvaluator, rung: str, accuracy_T: Tensor) -> dict[str, Any]:
     count = len(accuracy_T)
     spread = float(accuracy_T.std()) if count > 1 else 0.0
     return {

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.corpus.chosen import networks_named, tasks_named
-from raywgen.evaluation.asked import Asked
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
+from raywgen.evaluation.request import Asked
 from raywgen.evaluation.retrieve import nearest
 from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
@@ -204,7 +204,7 @@ class _Starts:
             best_of=self._config.best_of,
             temperature=self._config.temperature,
             seed=self._config.seed,
-            reference=self._trained.guessed_reference(self._network.layout, module),
+            normalizer=self._trained.estimate_normalizer(self._network.layout, module),
         ).values_BD
 
     def _random(self) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.evaluation.bench import Bench
-from raywgen.weights import WeightReference
+from raywgen.evaluation.task_evaluator import TaskEvaluator
+from raywgen.weights import Normalizer
 
 _REPLICA = 0.1
 _NOVEL = 0.5
@@ -36,17 +36,17 @@ class Nearness:
     overlap_T: Tensor
 
 
-def nearness(bench: Bench, values_TD: Tensor) -> Nearness:
+def nearness(bench: TaskEvaluator, values_TD: Tensor) -> Nearness:
     """Distance to, and error overlap with, the nearest stored network."""
-    distance_TR = distances(values_TD, bench.stored.values_RD, bench.reference)
+    distance_TR = distances(values_TD, bench.stored.values_RD, bench.normalizer)
     distance_T, nearest_T = distance_TR.min(dim=1)
     overlap_T = error_overlap(bench.errors(values_TD), bench.errors(bench.stored.values_RD[nearest_T]))
     return Nearness(distance_T=distance_T, overlap_T=overlap_T)
 
 
-def distances(values_TD: Tensor, stored_RD: Tensor, reference: WeightReference) -> Tensor:
+def distances(values_TD: Tensor, stored_RD: Tensor, normalizer: Normalizer) -> Tensor:
     """Root mean square differences `(T, R)`, in standard deviations of each tensor over the corpus."""
-    apart_TR = torch.cdist(reference.normalise(values_TD), reference.normalise(stored_RD))
+    apart_TR = torch.cdist(normalizer.normalise(values_TD), normalizer.normalise(stored_RD))
     return apart_TR / values_TD.shape[1] ** 0.5
 
 
@@ -56,7 +56,7 @@ def error_overlap(wrong_TI: Tensor, other_TI: Tensor) -> Tensor:
     return (wrong_TI & other_TI).sum(dim=1) / union_T.clamp(min=1)
 
 
-def points(bench: Bench, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> list[dict[str, Any]]:
+def points(bench: TaskEvaluator, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> list[dict[str, Any]]:
     """One row per network for the report."""
     near = nearness(bench, values_TD)
     return [

@@ -15,9 +15,9 @@ import pyarrow as pa
 from torch import Tensor
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.asked import Asked, read_asked
-from raywgen.evaluation.likeness import data_likeness, text_likeness
+from raywgen.evaluation.request import Asked, read_asked
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
+from raywgen.evaluation.task_similarity import data_likeness, text_likeness
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
 from raywgen.names import one_of

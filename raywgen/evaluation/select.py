@@ -36,10 +36,10 @@ from raywgen.evaluation.architecture_facts import (
     predict,
     trust_of,
 )
-from raywgen.evaluation.asked import Asked, read_asked
+from raywgen.evaluation.request import Asked, read_asked
 from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
-from raywgen.generation.told import make_condition
+from raywgen.generation.conditions import make_condition
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
 from raywgen.trust import entry_point
@@ -290,6 +290,6 @@ class _Writer:
             best_of=self._config.best_of,
             temperature=self._config.temperature,
             seed=self._config.seed,
-            reference=self._trained.guessed_reference(layout, module),
+            normalizer=self._trained.estimate_normalizer(layout, module),
         )
         return -best.loss_B[0]

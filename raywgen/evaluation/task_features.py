@@ -23,8 +23,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from raywgen.evaluation.asked import Asked
-from raywgen.evaluation.likeness import word_vectors
+from raywgen.evaluation.request import Asked
+from raywgen.evaluation.task_similarity import word_vectors
 
 _RIDGE = 1e-2
 

@@ -27,7 +27,7 @@ from raywgen.training.config import read_train_config
 from raywgen.training.launch import CONFIG
 from raywgen.training.loop import BUNDLE
 from raywgen.trust import check_address, reading
-from raywgen.weights import Layout, WeightReference
+from raywgen.weights import Layout, Normalizer
 
 TOKENIZER = "tokenizer.json"
 _VALUES_OF_A_SPLIT = 1 << 25
@@ -95,7 +95,7 @@ def tokenizer_report(
         num_codes=tokenizer.quantiser.num_codes,
         codebook_values=tokenizer.quantiser.num_codebook_values,
         decoder_values=sum(parameter.numel() for parameter in tokenizer.decoder.parameters()),
-        reference_values=sum(_num_reference_values(*known) for known in generator.references.values()),
+        reference_values=sum(_num_reference_values(*known) for known in generator.normalizers.values()),
         no_accuracy=no_accuracy,
         splits=tuple(reports),
     )
@@ -114,10 +114,10 @@ class _Part:
         self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
         self.accuracies_N2 = torch.zeros(0, 2)
 
-    def power(self, reference: WeightReference) -> tuple[float, float]:
+    def power(self, normalizer: Normalizer) -> tuple[float, float]:
         """Sums of squares of signal and noise, in units of each tensor's scale."""
-        signal_ND = reference.normalise(self.values_ND)
-        noise_ND = reference.normalise(self.decoded_ND) - signal_ND
+        signal_ND = normalizer.normalise(self.values_ND)
+        noise_ND = normalizer.normalise(self.decoded_ND) - signal_ND
         return float(signal_ND.double().square().sum()), float(noise_ND.double().square().sum())
 
     def judge(self, tasks: list[Task], num_samples: int) -> None:
@@ -149,7 +149,7 @@ def _chosen(generator: IGPG, corpus: Corpus, split: str, num_networks: int) -> I
     """Facts of some networks of every layout."""
     splits = set(corpus.facts.column("split").to_pylist()) - {"base"}
     wanted = [name for name in sorted(splits) if (name == "train") == (split == SPLITS[0])]
-    known = {name: network for name, network in corpus.networks.items() if name in generator.references}
+    known = {name: network for name, network in corpus.networks.items() if name in generator.normalizers}
     for layout_id, network in known.items():
         rows = corpus.select(layout_id=layout_id, split=wanted)
         affordable = _VALUES_OF_A_SPLIT // len(known) // network.layout.num_values
@@ -173,7 +173,7 @@ def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accura
     )
     num_tokens = int(is_real_XL.sum())
     bits = num_tokens * math.log2(quantiser.num_codes) / num_values
-    powers = [part.power(generator.references[part.network.layout.id][1]) for part in parts]
+    powers = [part.power(generator.normalizers[part.network.layout.id][1]) for part in parts]
     signal, noise = (max(sum(each), 1e-30) for each in zip(*powers, strict=True))
     snr = 10 * math.log10(signal / noise)
     columns = zip(codes_XL.t(), is_real_XL.t(), strict=True)
@@ -193,7 +193,7 @@ def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accura
     )
 
 
-def _num_reference_values(layout: Layout, reference: WeightReference) -> int:
+def _num_reference_values(layout: Layout, normalizer: Normalizer) -> int:
     """A tensor's scale is one number, and so is its base where networks share no start."""
-    parts = reference.base_D.split([spec.num_values for spec in layout.generated])
+    parts = normalizer.base_D.split([spec.num_values for spec in layout.generated])
     return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)

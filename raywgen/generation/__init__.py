@@ -5,8 +5,8 @@ from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
 from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning
 from raywgen.generation.judge import ChanceWarning
-from raywgen.generation.keep import UnfinishedError
 from raywgen.generation.loading import load
+from raywgen.generation.sinks import UnfinishedError
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generation.write import GenerateConfig, generate
 from raywgen.tasks.user_data import ConditionError

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from raywgen.generation.blocks import Block, BlockWriter, Job, Written
 from raywgen.generation.loading import load
+from raywgen.generation.plan import Block, BlockWriter, Job, Written
 from raywgen.generators.bundle import BundleError
 from raywgen.trust import trusting
 

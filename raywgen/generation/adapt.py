@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from raywgen.files import write_text
+from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, UnknownLayoutError, adapt_weights
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
-from raywgen.generation.told import make_condition
 from raywgen.generators.mcdi.denoisers import is_head
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing
@@ -165,7 +165,7 @@ def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
     generator = trained.generator
     if (recipe := _head_recipe(trained, num_classes)) is not None:
         return Layout.from_state_dict(build_network(recipe).state_dict())
-    layouts = [layout for layout, _ in generator.references.values()]
+    layouts = [layout for layout, _ in generator.normalizers.values()]
     if len(layouts) > 1:
         raise UnknownLayoutError(
             f"the generator knows {len(layouts)} architectures; fill the module that you want by "
@@ -177,7 +177,7 @@ def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
 def _head_recipe(trained: TrainedGenerator, num_classes: int) -> dict[str, Any] | None:
     """Of a head of that many classes; None where the generator writes whole networks."""
     generator = trained.generator
-    first, _ = next(iter(generator.references.values()))
+    first, _ = next(iter(generator.normalizers.values()))
     if not is_head(first, generator.data.num_features):
         return None
     return {"name": "head", "num_features": generator.data.num_features, "num_classes": num_classes}

@@ -19,7 +19,7 @@ from raywgen.generators import Generated, Generator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.tasks.stacked import without_ties
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 
 class SamplingError(ValueError):
@@ -65,7 +65,7 @@ def generate_candidates(
     *,
     temperature: float,
     seed: int,
-    reference: WeightReference | None = None,
+    normalizer: Normalizer | None = None,
     sampling: SamplingConfig | None = None,
     index_B: Tensor | None = None,
     best_of: int = 1,
@@ -80,7 +80,7 @@ def generate_candidates(
     noise = KeyedNoise(seed, candidate_N, 0)
     options = sampling_options(generator, sampling)
     told = condition.repeat(best_of)
-    return generator.generate(told, layout, noise, temperature=temperature, reference=reference, **options)
+    return generator.generate(told, layout, noise, temperature=temperature, normalizer=normalizer, **options)
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def generate_best(
     best_of: int,
     temperature: float,
     seed: int,
-    reference: WeightReference | None = None,
+    normalizer: Normalizer | None = None,
     sampling: SamplingConfig | None = None,
     index_B: Tensor | None = None,
     unlabelled: Sequence[Tensor] | None = None,
@@ -128,7 +128,7 @@ def generate_best(
         layout,
         temperature=temperature,
         seed=seed,
-        reference=reference,
+        normalizer=normalizer,
         sampling=sampling,
         index_B=index_B,
         best_of=best_of,

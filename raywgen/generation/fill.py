@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raywgen.generation.best import generate_best, generate_candidates
+from raywgen.generation.conditions import make_condition
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generation.told import make_condition
 from raywgen.generators import Generator
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
-from raywgen.tasks.inputs import InputForm
+from raywgen.tasks.preprocessing import InputForm
 from raywgen.tasks.runnable import runnable
 from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.user_data import ConditionError, UserData, read_data
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
@@ -192,7 +192,7 @@ class TrainedGenerator:
             seed: Of the noise.
             sampling: How tokens are drawn, of a generator that writes tokens.
             unlabelled: Inputs of the task, the more the better, from which the statistics of batch normalisation are
-                estimated anew; those that the generator writes stay by default. A generator whose functional stage ran
+                estimated anew; those that the generator writes stay by default. A generator whose task-loss stage ran
                 with `statistics=batch` needs them.
 
         Raises:
@@ -225,8 +225,8 @@ class TrainedGenerator:
         told = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
         pair = None if told is None else (self.features(told.x), told.labels)
         condition = make_condition(self.generator, instruction, pair)
-        reference = self.guessed_reference(layout, network)
-        drawn = {"temperature": temperature, "seed": seed, "reference": reference, "sampling": sampling}
+        normalizer = self.estimate_normalizer(layout, network)
+        drawn = {"temperature": temperature, "seed": seed, "reference": normalizer, "sampling": sampling}
         inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
         on_samples, num = None, 1
         if told is None:
@@ -246,13 +246,13 @@ class TrainedGenerator:
             )
             values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
             on_samples = standing(best.logits_BSC[0], told.labels, num)
-        if reference is not None:
+        if normalizer is not None:
             self.warn(layout)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
         if on_samples is not None:
-            remedy = remedies(self.generator, num, is_known=reference is None)
+            remedy = remedies(self.generator, num, is_known=normalizer is None)
             warn_of_chance(type(network).__name__, on_samples, remedy, stacklevel=4)
-        return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=reference is None)
+        return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=normalizer is None)
 
     def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:
         """A copy that takes flat samples, and these: features where the generator works on them, else the samples."""
@@ -280,11 +280,11 @@ class TrainedGenerator:
             values_1D = with_new_statistics(runs, layout, values_1D, inputs_SF)
         return values_1D[0], _first_of(first.log_prob_B)
 
-    def guessed_reference(self, layout: Layout, module: nn.Module) -> WeightReference | None:
+    def estimate_normalizer(self, layout: Layout, module: nn.Module) -> Normalizer | None:
         """None for a layout that the generator was trained on; else one from the layouts most like it."""
         if self.generator.knows(layout):
             return None
-        return self.generator.guessed_reference(layout, layout.flatten(module.state_dict()))
+        return self.generator.estimate_normalizer(layout, layout.flatten(module.state_dict()))
 
     def warn(self, layout: Layout) -> None:
         """Warns that a layout was never trained on."""
@@ -331,7 +331,7 @@ def check_known(generator: Generator, layout: Layout) -> None:
     if not generator.knows(layout):
         known = "; ".join(
             ", ".join(f"{spec.name} {list(spec.shape)}" for spec in other.generated[:3])
-            for other, _ in generator.references.values()
+            for other, _ in generator.normalizers.values()
         )
         raise UnknownLayoutError(
             f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"

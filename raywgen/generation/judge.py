@@ -46,7 +46,7 @@ def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapt
     """
     told = []
     if not is_known:
-        sizes = sorted({layout.num_values for layout, _ in generator.references.values()})
+        sizes = sorted({layout.num_values for layout, _ in generator.normalizers.values()})
         told.append(
             "fill an architecture that the generator was trained on "
             f"(of {', '.join(f'{size:,}' for size in sizes[:4])}{' ...' if len(sizes) > 4 else ''} values)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.tasks.encoders import load_encoder
-from raywgen.tasks.inputs import InputForm
+from raywgen.tasks.preprocessing import InputForm
 from raywgen.trust import reading, trusting
 
 

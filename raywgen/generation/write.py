@@ -17,13 +17,13 @@ from raywgen.corpus import Corpus, TaskFacts
 from raywgen.corpus.storage import absolute
 from raywgen.corpus.writing import writing
 from raywgen.generation.actors import write_over_ray
-from raywgen.generation.asked import NO_TASK, Asked, ask
 from raywgen.generation.best import sampling_options
-from raywgen.generation.blocks import Block, BlockWriter, Job, Written, plan_blocks, threads
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import ChanceWarning, remedies
-from raywgen.generation.keep import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generation.loading import bundle_folder, load
+from raywgen.generation.plan import Block, BlockWriter, Job, Written, plan_blocks, threads
+from raywgen.generation.request import NO_TASK, Asked, ask
+from raywgen.generation.sinks import CorpusKeeper, FileKeeper, Keeper, rows_of
 from raywgen.generators.bundle import bundle_digest
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.names import one_of

@@ -26,9 +26,9 @@ from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, en
 from raywgen.trust import UntrustedError, reading
 from raywgen.weights import (
     Layout,
-    ReferenceTable,
+    Normalizer,
+    NormalizerTable,
     StateDict,
-    WeightReference,
     load_state_dict,
     save_state_dict,
     variances,
@@ -46,11 +46,11 @@ class BundleError(ValueError):
     """A folder that holds no usable generator; the message names what is missing."""
 
 
-def build_generator(name: str, config: Any, references: ReferenceTable, data: DataSpec, seed: int) -> Generator:
+def build_generator(name: str, config: Any, normalizers: NormalizerTable, data: DataSpec, seed: int) -> Generator:
     """A fresh generator; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return method(name).build(config, references, data)
+        return method(name).build(config, normalizers, data)
 
 
 def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
@@ -66,9 +66,9 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     for key in copied:
         copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
-    for layout_id, (_, reference) in generator.references.items():
-        tensors[f"reference.{layout_id}.base"] = reference.base_D
-        tensors[f"reference.{layout_id}.scale"] = reference.scale_D
+    for layout_id, (_, normalizer) in generator.normalizers.items():
+        tensors[f"reference.{layout_id}.base"] = normalizer.base_D
+        tensors[f"reference.{layout_id}.scale"] = normalizer.scale_D
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
     content = {
         "schema_version": 1,
@@ -76,7 +76,7 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         "config": dataclasses.asdict(generator.config),
         "data": dataclasses.asdict(generator.data),
         "layouts": {
-            layout_id: Layout(layout.tensors).to_json() for layout_id, (layout, _) in generator.references.items()
+            layout_id: Layout(layout.tensors).to_json() for layout_id, (layout, _) in generator.normalizers.items()
         },
         "facts": dict(facts),
         "encoders": copied,
@@ -115,8 +115,8 @@ def load_bundle(folder: str | Path) -> Generator:
             _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
         config = stored_config(method(content["method"]).config, content["config"], str(folder / _CONFIG))
         with Bounded((folder / _WEIGHTS).stat().st_size), reading(str(folder / _CONFIG), str(folder)):
-            references = _pop_references(content["layouts"], tensors)
-            generator = method(content["method"]).build(config, references, DataSpec(**content["data"]))
+            normalizers = _pop_references(content["layouts"], tensors)
+            generator = method(content["method"]).build(config, normalizers, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except UntrustedError:
         raise
@@ -127,13 +127,13 @@ def load_bundle(folder: str | Path) -> Generator:
     return generator.eval()
 
 
-def _pop_references(layouts: Mapping[str, Any], tensors: StateDict) -> ReferenceTable:
+def _pop_references(layouts: Mapping[str, Any], tensors: StateDict) -> NormalizerTable:
     found = {}
     for layout_id, rows in layouts.items():
         layout = Layout.from_json(rows)
         base_D, scale_D = (tensors.pop(f"reference.{layout_id}.{name}") for name in ("base", "scale"))
         # Older versions named layouts otherwise.
-        found[layout.id] = layout, WeightReference(base_D=base_D, scale_D=scale_D, log_D=variances(layout))
+        found[layout.id] = layout, Normalizer(base_D=base_D, scale_D=scale_D, log_D=variances(layout))
     return found
 
 
@@ -218,9 +218,9 @@ def _card(generator: Generator, facts: Mapping[str, Any]) -> str:
     num_parameters = sum(parameter.numel() for parameter in generator.parameters())
     layouts = "\n".join(
         f"- `{layout_id}`: {layout.num_values:,} values in {len(layout.tensors)} tensors"
-        for layout_id, (layout, _) in generator.references.items()
+        for layout_id, (layout, _) in generator.normalizers.items()
     )
-    told = "instruction=..., data=..." if generator.data.knows_tasks else "instruction=NAME"
+    told = "instruction=..., data=..." if generator.data.has_tasks else "instruction=NAME"
     rows = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"# A {generator.method} generator of neural-network weights\n\n"

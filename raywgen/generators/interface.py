@@ -15,11 +15,11 @@ from raywgen.weights import (
     Condition,
     KeyedNoise,
     Layout,
-    ReferenceTable,
+    Normalizer,
+    NormalizerTable,
     StateDict,
     WeightBatch,
-    WeightReference,
-    alike_reference,
+    normalizer_of_similar,
 )
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -136,7 +136,7 @@ class DataSpec:
         object.__setattr__(self, "policies", tuple(self.policies))
 
     @property
-    def knows_tasks(self) -> bool:
+    def has_tasks(self) -> bool:
         """Whether there is anything to be told: tasks have classes, weights alone a single one that says nothing."""
         return self.max_classes > 1
 
@@ -158,9 +158,9 @@ class Generator(nn.Module, ABC):
     takes_sampling: ClassVar[bool] = False
     """Whether `generate` takes `sampling` too: settings of how tokens are drawn."""
 
-    def __init__(self, references: ReferenceTable, data: DataSpec) -> None:
+    def __init__(self, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
-        self.references = dict(references)
+        self.normalizers = dict(normalizers)
         self.data = data
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Generator(nn.Module, ABC):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
     ) -> Generated:
         """Writes one network per condition.
 
@@ -202,12 +202,12 @@ class Generator(nn.Module, ABC):
 
     def knows(self, layout: Layout) -> bool:
         """Whether there is a reference point for a layout."""
-        return layout.id in self.references
+        return layout.id in self.normalizers
 
     @property
     def layouts(self) -> list[Layout]:
         """The layouts of the training corpus."""
-        return [layout for layout, _ in self.references.values()]
+        return [layout for layout, _ in self.normalizers.values()]
 
     def layout_of(self, state: StateDict) -> Layout:
         """How a network takes flat vectors.
@@ -216,7 +216,7 @@ class Generator(nn.Module, ABC):
         order, dtypes, wrappers and ties of this network.
         """
         layout = Layout.from_state_dict(state)
-        for known, _ in self.references.values():
+        for known, _ in self.normalizers.values():
             # Of tied tensors, the files that the generator learned from may have kept another one.
             own = {name for name, spec in zip(known.plain_names, known.tensors, strict=True) if not spec.tied_to}
             rooted = layout.rooted_at(own)
@@ -224,22 +224,22 @@ class Generator(nn.Module, ABC):
                 return rooted.arranged_like(known)
         return layout
 
-    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
+    def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """The layout's reference point; `given` where the layout was not in the training corpus."""
-        known = self.references.get(layout.id)
-        reference = given if known is None else known[1]
-        assert reference is not None, f"no reference for layout {layout.id}"
+        known = self.normalizers.get(layout.id)
+        normalizer = given if known is None else known[1]
+        assert normalizer is not None, f"no reference for layout {layout.id}"
         assert known is None or layout.has_order_of(known[0]), "arrange the layout like the known one"
-        return reference
+        return normalizer
 
-    def guessed_reference(self, layout: Layout, start_D: Tensor) -> WeightReference:
+    def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
         """For a layout that was not in the training corpus: from the layouts most like it.
 
         Args:
             layout: Unknown.
             start_D: Base where the known networks share their starts.
         """
-        return alike_reference(layout, self.references, start_D)
+        return normalizer_of_similar(layout, self.normalizers, start_D)
 
 
-GeneratorFactory = Callable[[Any, ReferenceTable, DataSpec], Generator]
+GeneratorFactory = Callable[[Any, NormalizerTable, DataSpec], Generator]

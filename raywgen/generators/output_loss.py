@@ -45,7 +45,7 @@ def check_module(module: nn.Module, layout: Layout) -> None:
             raise RebuildError(
                 f"tensor '{name}' is {_told(built, name)} in the network that the corpus' recipe builds and "
                 f"{_told(wanted, name)} in its checkpoints, so these cannot be run; give the corpus the recipe of its "
-                "own network, or tokenizer.functional=0"
+                "own network, or tokenizer.output_loss_weight=0"
             )
 
 

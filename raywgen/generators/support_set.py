@@ -10,7 +10,7 @@ from torch import Tensor
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.mcdi.config import NetworkConfig
 from raywgen.generators.mcdi.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_references
-from raywgen.weights import Layout, ReferenceTable, WeightReference
+from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 
 class SupportSetGenerator(Generator):
@@ -22,8 +22,8 @@ class SupportSetGenerator(Generator):
         data: What the samples of a condition look like.
     """
 
-    def __init__(self, config: NetworkConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(suited_references(config, references, data), data)
+    def __init__(self, config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(suited_references(config, normalizers, data), data)
 
     @property
     @abstractmethod
@@ -33,23 +33,23 @@ class SupportSetGenerator(Generator):
     @property
     def max_classes(self) -> int | None:
         """Any number for heads."""
-        known_layout, _ = next(iter(self.references.values()))
+        known_layout, _ = next(iter(self.normalizers.values()))
         return None if is_head(known_layout, self.data.num_features) else super().max_classes
 
     def knows(self, layout: Layout) -> bool:
         """Any head is known to a network of heads, whatever its number of classes."""
         return super().knows(layout) or self._is_other_head(layout)
 
-    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
+    def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """The layout's reference point; a head with another number of classes takes that of a known head."""
         if not self._is_other_head(layout):
-            return super().reference(layout, given)
-        _, known = next(iter(self.references.values()))
-        return WeightReference(base_D=_of_head(known.base_D, layout), scale_D=_of_head(known.scale_D, layout))
+            return super().normalizer(layout, given)
+        _, known = next(iter(self.normalizers.values()))
+        return Normalizer(base_D=_of_head(known.base_D, layout), scale_D=_of_head(known.scale_D, layout))
 
     def _is_other_head(self, layout: Layout) -> bool:
         is_equivariant = isinstance(self.network, HeadWeights)
-        return is_equivariant and is_head(layout, self.data.num_features) and layout.id not in self.references
+        return is_equivariant and is_head(layout, self.data.num_features) and layout.id not in self.normalizers
 
 
 def _of_head(known_D: Tensor, layout: Layout) -> Tensor:

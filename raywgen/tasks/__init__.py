@@ -3,10 +3,10 @@
 from raywgen.tasks.base import Inputs, Task, TaskError, draw_condition, draw_few_shot
 from raywgen.tasks.digits import digits_subset, draw_subset_tasks
 from raywgen.tasks.fit_config import FitConfig, SAMConfig
-from raywgen.tasks.fitting import FitData, OnStep, Recorded, fit, repeat_state
 from raywgen.tasks.networks import build_network, network_name
 from raywgen.tasks.registry import build_task
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.tasks.train_loop import FitData, OnStep, Recorded, fit, repeat_state
 
 __all__ = [
     "FitConfig",

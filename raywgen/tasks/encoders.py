@@ -28,7 +28,7 @@ from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.networks.images import as_images
-from raywgen.tasks.texts import find_files
+from raywgen.tasks.text_datasets import find_files
 from raywgen.trust import HUB, StoredRecipe, check_address
 from raywgen.weights.safetensors_writer import safetensors_bytes
 

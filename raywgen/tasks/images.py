@@ -30,7 +30,7 @@ from torch import Tensor
 
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.subsets import balanced_rows
-from raywgen.tasks.texts import LabelledTable, class_names, find_files, open_tables
+from raywgen.tasks.text_datasets import LabelledTable, class_names, find_files, open_tables
 from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]

@@ -10,10 +10,10 @@ from typing import Any
 
 from raywgen.names import nearest
 from raywgen.tasks.base import Task, TaskError
-from raywgen.tasks.blank import BLANK, blank_task
 from raywgen.tasks.digits import digits_subset
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import episode_task, image_task
+from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.tasks.text_tasks import text_task
 from raywgen.trust import check_recipe, reading
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raywgen.tasks.base import Inputs, Task, TaskError
 from raywgen.tasks.subsets import balanced_rows
-from raywgen.tasks.texts import TextData, load_texts
+from raywgen.tasks.text_datasets import TextData, load_texts
 
 _TEST_SHARE = 0.2
 _SPLIT_SEED = 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raywgen.tasks.inputs import InputForm
+from raywgen.tasks.preprocessing import InputForm
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.user_sources import TAKEN, ConditionError, Named, as_tensor, raw_data
 

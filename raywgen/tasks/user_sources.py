@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from raywgen.inputs import check_regular, check_zip
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.images import load_images
-from raywgen.tasks.inputs import InputForm
-from raywgen.tasks.texts import find_files, open_tables
+from raywgen.tasks.preprocessing import InputForm
+from raywgen.tasks.text_datasets import find_files, open_tables
 
 INPUTS = ("x", "image", "images", "img", "input", "inputs", "sample", "samples", "features", "pixel_values", "data")
 LABELS = ("y", "label", "labels", "target", "targets", "class", "classes")

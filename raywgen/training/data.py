@@ -24,8 +24,8 @@ from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.generators import DataSpec
 from raywgen.tasks import Task, build_network, build_task, draw_condition, draw_few_shot
-from raywgen.tasks.blank import BLANK
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.tasks.no_task import BLANK
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
@@ -172,7 +172,7 @@ def task_recipe(corpus: Corpus, task_id: str | None, layout_id: str) -> dict[str
     return corpus.tasks[task_id].recipe
 
 
-def knows_tasks(corpus: Corpus) -> bool:
+def has_tasks(corpus: Corpus) -> bool:
     """Whether the corpus knows of every network how it is built, and of every checkpoint what it was trained for.
 
     Raises:
@@ -248,19 +248,19 @@ def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
     )
 
 
-def measure_references(corpus: Corpus) -> ReferenceTable:
+def measure_normalizers(corpus: Corpus) -> NormalizerTable:
     """Base and scale of every layout, from its training networks.
 
     Raises:
         CorpusError: Weights are packed in integers, which no generator writes.
     """
     refuse_packed_weights(corpus)
-    references = {}
+    normalizers = {}
     for layout_id, network in corpus.networks.items():
         values_ND = corpus.values(corpus.select(layout_id=layout_id, split="train"))
         base_D = corpus.base_values(layout_id)
-        references[layout_id] = (network.layout, WeightReference.measure(network.layout, values_ND, base_D))
-    return references
+        normalizers[layout_id] = (network.layout, Normalizer.measure(network.layout, values_ND, base_D))
+    return normalizers
 
 
 def data_spec(corpus: Corpus) -> DataSpec:
@@ -275,7 +275,7 @@ def data_spec(corpus: Corpus) -> DataSpec:
     )
 
 
-class BatchOrder:
+class BatchPlan:
     """Batch t of a stage, as one worker sees it.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from raywgen.config import ConfigError
 from raywgen.corpus.manifest import MANIFEST, read_manifest
 from raywgen.corpus.storage import Storage
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
 
 

@@ -63,7 +63,7 @@ class Engine(ABC):
         """The optimiser's state by parameter name, in full, on the CPU; every worker must call it."""
 
     @abstractmethod
-    def set_moments(self, moments: dict[str, Tensor]) -> None:
+    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
         """Takes back what `moments` gave, in whatever sharding this engine has."""
 
     @abstractmethod
@@ -109,7 +109,7 @@ class LocalEngine(Engine):
         """As torch keeps them."""
         return _torch_moments(self.stage, self._optimizer)
 
-    def set_moments(self, moments: dict[str, Tensor]) -> None:
+    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
         """Into torch's optimiser."""
         _set_torch_moments(self.stage, self._optimizer, moments)
 
@@ -193,7 +193,7 @@ class DeepSpeedEngine(Engine):
                 full[f"{name}|{key}"] = moment.detach().cpu().clone()
         return full | {_STEP: next(self._steps()).detach().cpu().clone()}
 
-    def set_moments(self, moments: dict[str, Tensor]) -> None:
+    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
         """Each worker takes its own shard."""
         if self._zero_stage == 0 or not _has_moments(self.stage):
             _set_torch_moments(self.stage, self._optimizer, moments)

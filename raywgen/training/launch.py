@@ -23,17 +23,17 @@ from raywgen.generators.bundle import ENCODER, build_generator
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
-from raywgen.tasks.inputs import InputForm, input_form
-from raywgen.training.capacity import check_run, connected_nodes, worker_bundles
+from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import RunCheckpoints
 from raywgen.training.config import TrainConfig, flatten, read_train_config
-from raywgen.training.data import data_digest, data_spec, knows_tasks, measure_references
+from raywgen.training.data import data_digest, data_spec, has_tasks, measure_normalizers
 from raywgen.training.loop import BUNDLE
+from raywgen.training.resource_check import check_run, connected_nodes, worker_bundles
 from raywgen.training.runlog import read_metrics
 from raywgen.training.runs import Launch, is_done, restore, warn
 from raywgen.training.workers import train_here, train_on_ray
 from raywgen.trust import entry_point
-from raywgen.weights import ReferenceTable
+from raywgen.weights import NormalizerTable
 
 OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
 """Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
@@ -71,9 +71,9 @@ def launch(
         return
     _refuse_misfit(left[0])
     corpus = Corpus.open(left[0].corpus)
-    references, data = measure_references(corpus), data_spec(corpus)
-    if not knows_tasks(corpus):
-        _refuse_tasks(left, corpus, references, data)
+    normalizers, data = measure_normalizers(corpus), data_spec(corpus)
+    if not has_tasks(corpus):
+        _refuse_tasks(left, corpus, normalizers, data)
     with ExitStack() as stack:
         for config in left:
             stack.enter_context(only_one(config.out))
@@ -87,13 +87,13 @@ def launch(
         told = Launch(
             configs=left,
             facts=facts,
-            references=references,
+            normalizers=normalizers,
             data=data,
             until=until,
             start=start,
             snapshot=corpus.snapshot,
         )
-        with _Watcher(left, on_progress, references, data):
+        with _Watcher(left, on_progress, normalizers, data):
             _train(told, corpus)
 
 
@@ -163,12 +163,12 @@ def _refuse_misfit(config: TrainConfig) -> None:
         check_run(config, connected_nodes(worker_bundles(config)))
 
 
-def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, references: ReferenceTable, data: DataSpec) -> None:
+def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, normalizers: NormalizerTable, data: DataSpec) -> None:
     """Before anything is trained that could not be trained to the end."""
     for config in configs:
-        for stage in build_generator(config.method, config.generator, references, data, config.seed).stages():
+        for stage in build_generator(config.method, config.generator, normalizers, data, config.seed).stages():
             if stage.needs_tasks:
-                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if stage.name == "functional" else ""
+                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if stage.name == "task_loss" else ""
                 raise ConfigError(
                     f"{corpus.location} holds weights alone, and stage '{stage.name}' of {config.method} needs to know "
                     f"what networks do and how they are built: {off}say so by `raywgen corpus describe`"
@@ -219,7 +219,7 @@ class _Watcher:
         self,
         configs: Sequence[TrainConfig],
         on_progress: OnProgress | None,
-        references: ReferenceTable,
+        normalizers: NormalizerTable,
         data: DataSpec,
     ) -> None:
         self._configs = configs
@@ -228,7 +228,7 @@ class _Watcher:
         self._steps = {
             config.out: {
                 stage.name: stage.config.num_steps
-                for stage in build_generator(config.method, config.generator, references, data, 0).stages()
+                for stage in build_generator(config.method, config.generator, normalizers, data, 0).stages()
             }
             for config in configs
         }

@@ -16,7 +16,7 @@ from raywgen.generators import Generator, Stage, StageConfig
 from raywgen.generators.bundle import save_bundle
 from raywgen.training.checkpoints import Progress
 from raywgen.training.config import TrainConfig
-from raywgen.training.data import STAGE_STREAM, BatchOrder
+from raywgen.training.data import STAGE_STREAM, BatchPlan
 from raywgen.training.engine import Engine
 from raywgen.training.runlog import RunLog
 from raywgen.weights import KeyedNoise
@@ -56,8 +56,8 @@ class Run:
 
     config: TrainConfig
     build: Callable[[], Generator]
-    order: BatchOrder
-    validation: BatchOrder | None
+    order: BatchPlan
+    validation: BatchPlan | None
     engine: EngineFactory
     checkpoints: Checkpoints
     rank: int
@@ -130,7 +130,7 @@ def _train_stage(
         stage.begin(initial, run.config.seed)
     engine = run.engine(stage)
     if moments := progress.part("optimizer."):
-        engine.set_moments(moments)
+        engine.set_optimizer_state(moments)
     stage.set_state(progress.part("stage."), lambda step: run.order.batch(step, config.batch_size))
     with run.stop.awaited():
         for step in range(progress.step, stop):

@@ -18,9 +18,9 @@ from raywgen.generators import DataSpec, Generator
 from raywgen.generators.bundle import BundleError, build_generator, check_bundle
 from raywgen.training.checkpoints import CheckpointError, CheckpointWarning, Progress, RunCheckpoints
 from raywgen.training.config import TrainConfig
-from raywgen.training.data import BatchOrder, RunRows, data_digest
+from raywgen.training.data import BatchPlan, RunRows, data_digest
 from raywgen.training.loop import BUNDLE, EngineFactory, Run, StopRequest, train_run
-from raywgen.weights import ReferenceTable
+from raywgen.weights import NormalizerTable
 
 _VALIDATION_SEED = 5
 
@@ -41,7 +41,7 @@ class Launch:
 
     configs: list[TrainConfig]
     facts: list[dict[str, Any]]
-    references: ReferenceTable
+    normalizers: NormalizerTable
     data: DataSpec
     until: float = 1.0
     start: str = ""
@@ -49,7 +49,7 @@ class Launch:
 
     def build(self, config: TrainConfig) -> Generator:
         """A fresh generator of one of the runs."""
-        return build_generator(config.method, config.generator, self.references, self.data, config.seed)
+        return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
 
 
 class Worker(Protocol):
@@ -197,11 +197,9 @@ def warn(sentence: str) -> None:
     warnings.warn(sentence, CheckpointWarning, stacklevel=2)
 
 
-def _orders(
-    config: TrainConfig, num_targets: int, rows: RunRows, worker: Worker
-) -> tuple[BatchOrder, BatchOrder | None]:
+def _orders(config: TrainConfig, num_targets: int, rows: RunRows, worker: Worker) -> tuple[BatchPlan, BatchPlan | None]:
     make = partial(
-        BatchOrder,
+        BatchPlan,
         num_condition_samples=config.num_condition_samples,
         num_query_samples=config.num_query_samples,
         shot=config.shot,

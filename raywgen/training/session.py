@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raywgen.reach import ClusterError, check_address
+from raywgen.ray_address import ClusterError, check_address
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
-from raywgen.evaluation.bench import Bench, generated_candidates, make_bench
+from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.tasks import balanced_accuracy, draw_few_shot, stacked_logits
@@ -48,14 +48,14 @@ def judge(bundle: str | Path, corpus: Corpus, shot: int, config: ObjectiveConfig
     generator = load_bundle(bundle).eval()
     means = []
     for layout_id in corpus.networks:
-        reference = generator.references[layout_id][1]
-        bench = make_bench(corpus, layout_id, _SPLIT, reference, config.num_tasks)
+        normalizer = generator.normalizers[layout_id][1]
+        bench = make_evaluator(corpus, layout_id, _SPLIT, normalizer, config.num_tasks)
         if bench is not None:
             means.append(_accuracy(bench, generator, shot, config))
     return sum(means) / len(means)
 
 
-def _accuracy(bench: Bench, generator: Generator, shot: int, config: ObjectiveConfig) -> float:
+def _accuracy(bench: TaskEvaluator, generator: Generator, shot: int, config: ObjectiveConfig) -> float:
     if shot:
         noise = KeyedNoise(config.seed, torch.arange(len(bench.tasks)), _CONDITION_STREAM)
         bench = replace(bench, condition=draw_few_shot(bench.tasks, shot, 1, noise)[0])

@@ -11,7 +11,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators import StageConfig
 from raywgen.generators.bundle import build_generator
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.pipeline import Pipeline, Plan
 from raywgen.tuning.space import Knob
@@ -43,7 +43,7 @@ def check_stage(pipeline: Pipeline, plan: Plan) -> None:
     corpus = Corpus.open(plan.train.corpus)
     train = plan.train
     generator = build_generator(
-        train.method, train.generator, measure_references(corpus), data_spec(corpus), train.seed
+        train.method, train.generator, measure_normalizers(corpus), data_spec(corpus), train.seed
     )
     *earlier, last = [stage.name for stage in generator.stages()]
     for knob in pipeline.knobs:

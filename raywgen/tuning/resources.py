@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from raywgen.config import ConfigError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import Nodes, Resources, connected_nodes
+from raywgen.training.resource_check import Nodes, Resources, connected_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from raywgen.weights.errors import (
 from raywgen.weights.files import load_state_dict, save_state_dict
 from raywgen.weights.layout import Layout
 from raywgen.weights.noise import KeyedNoise
-from raywgen.weights.reference import (
-    ReferenceTable,
-    WeightReference,
-    alike_reference,
-    layout_reference,
+from raywgen.weights.normalizer import (
+    Normalizer,
+    NormalizerTable,
+    layout_normalizer,
+    normalizer_of_similar,
     shares_start,
     variances,
 )
@@ -26,16 +26,16 @@ __all__ = [
     "Layout",
     "LayoutMismatchError",
     "NonFiniteWeightsError",
-    "ReferenceTable",
+    "Normalizer",
+    "NormalizerTable",
     "StateDict",
     "TensorSpec",
     "UnsafeFileError",
     "WeightBatch",
-    "WeightReference",
     "WeightsError",
-    "alike_reference",
-    "layout_reference",
+    "layout_normalizer",
     "load_state_dict",
+    "normalizer_of_similar",
     "save_state_dict",
     "shares_start",
     "variances",

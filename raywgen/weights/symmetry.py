@@ -1,8 +1,9 @@
 """Which hidden units of a network may be exchanged without changing what it computes.
 
-The module is traced once, with no values, to a graph of ATen operations; `raywgen.weights.units` follows its units
-through it. So residual sums, batch norm and flattening need nothing from the module's author. What a unit cannot be
-followed through (attention's heads, grouped convolutions, an operation without a rule) leaves it where it is.
+The module is traced once, with no values, to a graph of ATen operations; `raywgen.weights.permutation_axes`
+follows its units through it. So residual sums, batch norm and flattening need nothing from the module's author. What
+a unit cannot be followed through (attention's heads, grouped convolutions, an operation without a rule)
+leaves it where it is.
 
 Shape legend: U units of a group, M places that a unit takes on an axis, N networks.
 """
@@ -22,9 +23,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from raywgen.weights.errors import WeightsError
+from raywgen.weights.permutation_axes import Axis, Units, places_of
+from raywgen.weights.permutation_rules import RULES, Axes, freeze_all, pointwise
 from raywgen.weights.tensors import StateDict
-from raywgen.weights.unit_rules import RULES, Axes, freeze_all, pointwise
-from raywgen.weights.units import Axis, Units, places_of
 
 # Rounding of float32 through a hundred layers stays below; a unit in a wrong place does not.
 _TOLERANCE = 1e-4

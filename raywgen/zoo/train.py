@@ -19,10 +19,10 @@ from raywgen.stops import keeping
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
+from raywgen.zoo.execution import choose_ways
 from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
-from raywgen.zoo.units import OnNews, OnShare, over_ray, paced
-from raywgen.zoo.ways import choose_ways
+from raywgen.zoo.task_pool import OnNews, OnShare, over_ray, paced
 
 Progress = Callable[[int, int], None]
 """Called with the optimiser steps taken so far and those to take, summed over all networks."""

@@ -25,8 +25,8 @@ SMALL = [
     "demo.igpg.tokenizer.num_steps=3",
     "demo.igpg.tokenizer.num_codes=16",
     "demo.igpg.prior.num_steps=2",
-    "demo.igpg.functional.num_steps=2",
-    "demo.hypernetwork.functional.num_steps=3",
+    "demo.igpg.task_loss.num_steps=2",
+    "demo.hypernetwork.task_loss.num_steps=3",
 ]
 
 

@@ -14,7 +14,7 @@ from raywgen.benchmarks.run import run
 from raywgen.benchmarks.unseen_tasks import UnseenTasks
 from raywgen.generators import DataSpec
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig
-from raywgen.weights import WeightReference
+from raywgen.weights import Normalizer
 from raywgen.zoo import ZooConfig
 from tests.benchmarks.test_unseen_tasks import unseen
 from tests.builders import igpg_config
@@ -27,10 +27,10 @@ def windowed(unseen: UnseenTasks, window: int) -> IGPG:
     """An untrained generator of the tasks' networks."""
     config = igpg_config()
     config = replace(config, prior=replace(config.prior, window=window))
-    reference = WeightReference.measure(unseen.layout, unseen.originals_TD, None)
+    normalizer = Normalizer.measure(unseen.layout, unseen.originals_TD, None)
     data = DataSpec(num_features=unseen.condition.samples_BSF.shape[2], max_classes=3)
     torch.manual_seed(0)
-    generator = IGPG(config, {unseen.layout.id: (unseen.layout, reference)}, data).eval()
+    generator = IGPG(config, {unseen.layout.id: (unseen.layout, normalizer)}, data).eval()
     generator.tokenizer.quantiser.codebooks_LVK.normal_()
     return generator
 

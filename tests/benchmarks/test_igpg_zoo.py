@@ -18,15 +18,15 @@ from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.benchmarks.zoo_ladder import LadderConfig
 from raywgen.evaluation.novelty import distances
 from raywgen.tasks import build_network
-from raywgen.weights import Layout, WeightReference
+from raywgen.weights import Layout, Normalizer
 from raywgen.weights.symmetry import find_symmetry
 
 # Any reference will do that changes all places alike.
 SCALE = 2.0
 
 
-def reference(num_values: int, scale: float = SCALE) -> WeightReference:
-    return WeightReference(base_D=torch.full((num_values,), 3.0), scale_D=torch.full((num_values,), scale))
+def normalizer(num_values: int, scale: float = SCALE) -> Normalizer:
+    return Normalizer(base_D=torch.full((num_values,), 3.0), scale_D=torch.full((num_values,), scale))
 
 
 def points(*pairs: tuple[float, float]) -> list[Reached]:
@@ -34,14 +34,14 @@ def points(*pairs: tuple[float, float]) -> list[Reached]:
 
 
 def test_distances_are_root_mean_squares_in_units_of_the_scale() -> None:
-    found_12 = distances(torch.zeros(1, 4), torch.tensor([[2.0, 2, 2, 2], [4.0, 0, 0, 0]]), reference(4))
+    found_12 = distances(torch.zeros(1, 4), torch.tensor([[2.0, 2, 2, 2], [4.0, 0, 0, 0]]), normalizer(4))
     torch.testing.assert_close(found_12, torch.tensor([[1.0, 1.0]]))
 
 
 def test_spread_is_the_mean_over_pairs() -> None:
     values_3D = torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 6.0]])
-    assert spread(values_3D, reference(2)) == pytest.approx((1 + 3 + 2) / 3)
-    assert spread(values_3D[:1], reference(2)) == 0
+    assert spread(values_3D, normalizer(2)) == pytest.approx((1 + 3 + 2) / 3)
+    assert spread(values_3D[:1], normalizer(2)) == 0
 
 
 def test_accuracy_is_met_between_two_points_of_a_curve() -> None:
@@ -68,15 +68,16 @@ def test_noise_has_its_level_in_units_of_the_scale() -> None:
     seen: list[float] = []
 
     def reached(values_ND: torch.Tensor) -> Reached:
-        apart_N = distances(values_ND, copies_ND, reference(500)).diagonal()
+        apart_N = distances(values_ND, copies_ND, normalizer(500)).diagonal()
         seen.append(float(apart_N.mean()))
         return Reached(accuracy=0, distance=0)
 
-    noise_curve(copies_ND, [0.3, 0.1], reference(500), 0, reached)
+    noise_curve(copies_ND, [0.3, 0.1], normalizer(500), 0, reached)
     # 4,000 draws: the root mean square is within 4 of its standard errors, 1.1 % each. Levels come in order.
     assert seen == pytest.approx([0, 0.1, 0.3], rel=0.045, abs=1e-3)
     torch.testing.assert_close(
-        noisy(copies_ND, 0.2, reference(500), 5) - copies_ND, 2 * (noisy(copies_ND, 0.1, reference(500), 5) - copies_ND)
+        noisy(copies_ND, 0.2, normalizer(500), 5) - copies_ND,
+        2 * (noisy(copies_ND, 0.1, normalizer(500), 5) - copies_ND),
     )
 
 
@@ -99,7 +100,7 @@ def test_a_stored_network_in_another_order_is_no_new_one() -> None:
     stored_RD = torch.stack([layout.flatten(build_network({"name": "tiny-cnn"}).state_dict()) for _ in range(3)])
     orders = [torch.randperm(group.num_units) for group in symmetry.groups]
     moved_D = layout.flatten(symmetry.permute(layout.unflatten(stored_RD[1]), orders))
-    units = reference(layout.num_values, 0.1)
+    units = normalizer(layout.num_values, 0.1)
     assert float(nearest_distance(moved_D[None], stored_RD, units, layout)) > 0.5
     # Not quite zero: `cdist` works with squares in float32.
     assert float(nearest_distance(moved_D[None], stored_RD, units, layout, symmetry)) < 1e-2

@@ -61,5 +61,5 @@ def test_what_cannot_be_left_out_is_named() -> None:
         leave_out(DomainsConfig(data="digits", test_data="digits"), ["plain", "invert"])
     with pytest.raises(ValueError, match="two have one name"):
         leave_out(DomainsConfig(data="digits"), ["plain", "a/x.parquet::plain", "b/x.parquet::plain"])
-    with pytest.raises(ValueError, match="give mcdi, mcdi_functional and others of"):
+    with pytest.raises(ValueError, match="give mcdi, mcdi_task_loss and others of"):
         DomainsConfig(data="digits", methods=["mcdi"])

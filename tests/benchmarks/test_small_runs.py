@@ -50,14 +50,14 @@ def test_zoo_quality(tmp_path: Path) -> None:
 FEW_SHOT = [
     *("data=digits", "group=", "way=2", "shot=2", "num_query=3", "num_episodes=6", "num_validation=4", "num_workers=0"),
     *("reptile_episodes=2", "reptile.num_meta_steps=1", "encoder_episodes=4", "encoder_way=8", "num_tasks=12"),
-    *("mcdi.denoiser.num_steps=2", "functional.num_steps=2"),
+    *("mcdi.denoiser.num_steps=2", "task_loss.num_steps=2"),
 ]
 
 
 def test_few_shot(tmp_path: Path) -> None:
-    result = run(["few-shot", *FEW_SHOT, "methods=[mcdi,mcdi_functional,regression]", f"out={tmp_path}"])
+    result = run(["few-shot", *FEW_SHOT, "methods=[mcdi,mcdi_task_loss,regression]", f"out={tmp_path}"])
     figures, (told,) = result["figures"], result["conditions"]["each_seed"]
-    for name in ("mcdi", "mcdi_functional", "regression", "reptile", "prototypes", "gradient_head"):
+    for name in ("mcdi", "mcdi_task_loss", "regression", "reptile", "prototypes", "gradient_head"):
         assert 0 <= figures[name] <= 100
         assert figures[f"ms_{name}"] > 0 if name != "prototypes" else f"ms_{name}" not in figures
     assert figures["over_prototypes"] == pytest.approx(figures["mcdi"] - figures["prototypes"], abs=1e-3)
@@ -80,7 +80,7 @@ def test_lohp_horizon() -> None:
 
 
 def test_domains(tmp_path: Path) -> None:
-    few = ["methods=[mcdi,mcdi_functional]", "reptile_episodes=0"]
+    few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=0"]
     figures = run(["domains", *FEW_SHOT, *few, "domains=[plain,invert,rotate-45]", f"out={tmp_path}"])["figures"]
     for name in ("mcdi", "average", "nearest", "no_adaptation"):
         assert figures[name] == pytest.approx((figures[f"{name}/invert"] + figures[f"{name}/rotate-45"]) / 2, abs=1e-3)
@@ -90,7 +90,7 @@ def test_domains(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_transfer(tmp_path: Path) -> None:
     held_out = f"held_out=[{SHARED}/mnist-test.parquet,{SHARED}/cifar10-test.parquet]"
-    few = ["methods=[mcdi,mcdi_functional]", "reptile_episodes=2"]
+    few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=2"]
     figures = run(["transfer", *FEW_SHOT, held_out, *few, f"out={tmp_path}"])["figures"]
     # A head that was never trained gives all classes the same output.
     assert figures["no_adaptation/mnist-test"] == figures["no_adaptation/cifar10-test"] == 50
@@ -104,8 +104,8 @@ def test_igpg_tasks(tmp_path: Path) -> None:
         f"zoo=[{few},num_seen_tasks=6,num_validation_tasks=2,num_unseen_tasks=3]",
         f"domains_zoo=[{few},seeds_per_task=2,'tasks.domains=[plain,invert,rotate-30,rotate-60]',tasks.num_unseen_domains=2]",
     ]
-    igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.functional.num_steps=1"]
-    small = ["igpg.functional.batch_size=2", "steps=1", "shot=2", "best_of=2", "num_workers=0", f"out={tmp_path}"]
+    igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.task_loss.num_steps=1"]
+    small = ["igpg.task_loss.batch_size=2", "steps=1", "shot=2", "best_of=2", "num_workers=0", f"out={tmp_path}"]
     figures = run(["igpg-tasks", *data, *zoos, *igpg, *small])["figures"]
     for prefix in ("unseen", "domain"):
         assert all(0 <= figures[f"{prefix}_{name}"] <= 100 for name in ("generated", "token_prior", "hypernetwork"))
@@ -121,7 +121,7 @@ def test_whole_network(tmp_path: Path) -> None:
         "zoo=[num_seen_tasks=4,num_validation_tasks=2,num_unseen_tasks=2,num_steps=12,"
         "'checkpoint_steps=[0,4,8,12]',tasks.limit=400,tasks.test_limit=50]"
     )
-    small = ["mcdi.denoiser.num_steps=2", "functional.num_steps=2", "rates=[0.01]", "num_workers=0", f"out={tmp_path}"]
+    small = ["mcdi.denoiser.num_steps=2", "task_loss.num_steps=2", "rates=[0.01]", "num_workers=0", f"out={tmp_path}"]
     figures = run(["whole-network", *data, zoo, *small])["figures"]
     assert 10 < figures["random"] < 30
     assert figures["ms_mcdi"] > figures["ms_regression"] > 0
@@ -134,7 +134,7 @@ def test_igpg_zoo(tmp_path: Path) -> None:
         "zoo=[seeds_per_task=5,num_steps=12,'checkpoint_steps=[8,12]',way=alone,stack_size=5,"
         "tasks.limit=400,tasks.test_limit=50]"
     )
-    stages = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "functional"))
+    stages = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))
     sizes = "generator.tokenizer.chunk_length=128,generator.tokenizer.num_levels=2,generator.tokenizer.num_codes=8"
     ladder = ["ladder.num_networks=2", "ladder.finetuned=1", "ladder.finetune_epochs=[1,2]", "ladder.averaged=[2,3]"]
     few = ["heldout=0.4", "branch_steps=4", "align=true", "ladder.noise_levels=[0.1,0.5]"]

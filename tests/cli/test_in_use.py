@@ -17,7 +17,7 @@ from raywgen.generators.igpg import IGPGConfig, TokenizerConfig
 from raywgen.locks import LOCK, InUseError, only_one
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 from raywgen.training import TrainConfig, launch
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 from tests.conftest import TINY_ZOO, make_zoo
 
 
@@ -26,7 +26,7 @@ def test_a_folder_in_use_is_refused(command: str, zoo_corpus: Corpus, tmp_path: 
     out, corpus = str(tmp_path / "out"), zoo_corpus.location
     tiny = IGPGConfig(tokenizer=TokenizerConfig(num_levels=2, num_codes=4, width=8))
     run = str(tmp_path / "run")
-    generator = build_generator("igpg", tiny, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    generator = build_generator("igpg", tiny, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     save_bundle(generator, f"{run}/generator", {})
     work = {
         "train": lambda: launch([TrainConfig(generator=tiny, corpus=corpus, out=out, num_workers=0)]),

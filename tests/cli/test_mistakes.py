@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from raywgen.cli import app, main
 from raywgen.corpus import Corpus
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training.session import ray_session
 
 

@@ -13,7 +13,7 @@ def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpu
     sizes = ["num_steps=3", "batch_size=8", "num_levels=2", "num_codes=8", "width=16", "coder=transformer"]
     command = ["train", "igpg", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}", "num_workers=0"]
     command += [f"generator.tokenizer.{size}" for size in sizes]
-    command += ["generator.prior.num_steps=0", "generator.functional.num_steps=0"]
+    command += ["generator.prior.num_steps=0", "generator.task_loss.num_steps=0"]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, (done.output, done.exception)
     told = " ".join(done.stdout.split())

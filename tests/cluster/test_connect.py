@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from raywgen.cluster.connect import connect
-from raywgen.reach import ClusterError
-from tests.test_reach import closed_port
+from raywgen.ray_address import ClusterError
+from tests.test_ray_address import closed_port
 
 
 def test_no_job_server(monkeypatch: pytest.MonkeyPatch) -> None:

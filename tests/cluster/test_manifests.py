@@ -15,7 +15,7 @@ import yaml
 from raywgen.cluster.preflight import train_config
 from raywgen.cluster.render import render, requirements
 from raywgen.cluster.settings import RenderConfig
-from raywgen.training.capacity import GROUP_LABEL, read_group
+from raywgen.training.resource_check import GROUP_LABEL, read_group
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "kuberay.json").read_text())

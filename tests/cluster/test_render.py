@@ -9,9 +9,9 @@ import yaml
 from raywgen.cluster.render import render
 from raywgen.cluster.settings import RenderConfig
 from raywgen.config import ConfigError, load_config
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import misfit, worker_bundles
+from raywgen.training.resource_check import misfit, worker_bundles
 from tests.cluster.test_manifests import refusals
 
 

@@ -13,7 +13,7 @@ from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
 
 from raywgen.cluster.working_dir import check_working_dir, uploaded_files
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20

@@ -8,20 +8,20 @@ from torch import nn
 
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
-from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
 from raywgen.generation.statistics import some_inputs
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit
-from raywgen.training.data import measure_references
+from raywgen.training.data import measure_normalizers
 from raywgen.weights import Layout
 
 CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
 
 
 @pytest.fixture(scope="module")
-def bench(zoo_corpus: Corpus) -> Bench:
-    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    made = make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+def bench(zoo_corpus: Corpus) -> TaskEvaluator:
+    layout_id, (_, normalizer) = next(iter(measure_normalizers(zoo_corpus).items()))
+    made = make_evaluator(zoo_corpus, layout_id, "unseen", normalizer, num_tasks=4)
     assert made is not None
     return made
 
@@ -30,7 +30,7 @@ EVERY = BASELINES | OF_A_SHARED_START
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: Bench) -> None:
+def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: TaskEvaluator) -> None:
     values_TnD = EVERY[name](bench, CONFIG)
     assert values_TnD.shape[0] == len(bench.tasks)
     assert 1 <= values_TnD.shape[1] <= CONFIG.best_of
@@ -40,27 +40,29 @@ def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: Bench) ->
 
 
 @pytest.mark.parametrize("name", ["gaussian", "nearest_condition", "nearest_loss", "noise", "gradient"])
-def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generator(name: str, bench: Bench) -> None:
+def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generator(
+    name: str, bench: TaskEvaluator
+) -> None:
     values_TnD = EVERY[name](bench, CONFIG)
     assert values_TnD.shape[1] == CONFIG.best_of
     for values_nD in values_TnD:
         assert len(values_nD.unique(dim=0)) == CONFIG.best_of
 
 
-def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(bench: Bench) -> None:
-    best_TD = bench.reference.normalise(BASELINES["nearest_loss"](bench, CONFIG)[:, 0])
-    noisy_TnD = bench.reference.normalise(BASELINES["noise"](bench, replace(CONFIG, noise=0.3)))
+def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(bench: TaskEvaluator) -> None:
+    best_TD = bench.normalizer.normalise(BASELINES["nearest_loss"](bench, CONFIG)[:, 0])
+    noisy_TnD = bench.normalizer.normalise(BASELINES["noise"](bench, replace(CONFIG, noise=0.3)))
     offset_TnD = noisy_TnD - best_TD.unsqueeze(1)
     # Some thousand normal numbers: their deviation is known to 2 %.
     assert float(offset_TnD.std()) == pytest.approx(0.3, rel=0.1)
     assert float(offset_TnD.mean()) == pytest.approx(0.0, abs=0.03)
 
 
-def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: Bench) -> None:
+def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: TaskEvaluator) -> None:
     told, count = bench.condition.repeat(CONFIG.best_of), len(bench.tasks) * CONFIG.best_of
     (end,) = fit(
         bench.module,
-        Recorded(step=0, state_N=bench.layout.unflatten(bench.reference.base_D.expand(count, -1))),
+        Recorded(step=0, state_N=bench.layout.unflatten(bench.normalizer.base_D.expand(count, -1))),
         FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
         FitConfig(
             num_steps=CONFIG.gradient_steps,
@@ -76,15 +78,15 @@ def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: Bench
         torch.testing.assert_close(value_D, bench.layout.flatten(state), rtol=0, atol=1e-6)
 
 
-def test_retrieval_gives_stored_networks(bench: Bench) -> None:
+def test_retrieval_gives_stored_networks(bench: TaskEvaluator) -> None:
     for name in ("nearest_condition", "nearest_loss"):
         for value_D in BASELINES[name](bench, CONFIG).flatten(0, 1):
             assert bool((bench.stored.values_RD == value_D).all(dim=1).any())
 
 
 def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corpus: Corpus) -> None:
-    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=6)
+    layout_id, (_, normalizer) = next(iter(measure_normalizers(zoo_corpus).items()))
+    seen = make_evaluator(zoo_corpus, layout_id, "seen", normalizer, num_tasks=6)
     assert seen is not None
     found_TD = BASELINES["nearest_condition"](seen, CONFIG)[:, 0]
     for task, value_D in zip(seen.tasks, found_TD, strict=True):
@@ -92,17 +94,17 @@ def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corp
         assert seen.stored.task_ids[row] == task.id
 
 
-def test_retrieval_by_loss_is_the_lowest_loss_of_all(bench: Bench) -> None:
+def test_retrieval_by_loss_is_the_lowest_loss_of_all(bench: TaskEvaluator) -> None:
     chosen_TD = BASELINES["nearest_loss"](bench, CONFIG)[:, 0]
     everyone = bench.stored.values_RD.expand(len(bench.tasks), -1, -1)
     lowest_T = bench.example_loss(everyone).min(dim=1).values
     torch.testing.assert_close(bench.example_loss(chosen_TD.unsqueeze(1))[:, 0], lowest_T)
 
 
-def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(bench: Bench) -> None:
+def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(bench: TaskEvaluator) -> None:
     config = replace(CONFIG, best_of=400)
-    drawn_RD = bench.reference.normalise(BASELINES["gaussian"](bench, config).flatten(0, 1))
-    stored_RD = bench.reference.normalise(bench.stored.values_RD)
+    drawn_RD = bench.normalizer.normalise(BASELINES["gaussian"](bench, config).flatten(0, 1))
+    stored_RD = bench.normalizer.normalise(bench.stored.values_RD)
     std_D = stored_RD.std(dim=0)
     moves_D = std_D > 1e-6
     num = len(drawn_RD)
@@ -112,13 +114,13 @@ def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(benc
     assert float(off_D.abs().max()) < 5 / num**0.5
 
 
-def test_gradient_lowers_the_loss_on_the_examples(bench: Bench) -> None:
+def test_gradient_lowers_the_loss_on_the_examples(bench: TaskEvaluator) -> None:
     before_T = bench.example_loss(OF_A_SHARED_START["shared_start"](bench, CONFIG))[:, 0]
     after_T = bench.example_loss(OF_A_SHARED_START["gradient"](bench, CONFIG)).min(dim=1).values
     assert bool((after_T < before_T).all())
 
 
-def test_choose_takes_the_lowest_loss(bench: Bench) -> None:
+def test_choose_takes_the_lowest_loss(bench: TaskEvaluator) -> None:
     values_TnD = BASELINES["gaussian"](bench, CONFIG)
     chosen_TD = bench.choose(values_TnD)
     torch.testing.assert_close(
@@ -126,14 +128,14 @@ def test_choose_takes_the_lowest_loss(bench: Bench) -> None:
     )
 
 
-def test_random_starts_differ_from_each_other(bench: Bench, zoo_corpus: Corpus) -> None:
+def test_random_starts_differ_from_each_other(bench: TaskEvaluator, zoo_corpus: Corpus) -> None:
     recipe = zoo_corpus.networks[bench.layout.id].recipe
     fresh_TnD = random_start(bench, CONFIG, recipe)
     assert fresh_TnD.shape[1] == CONFIG.best_of
     assert len(fresh_TnD[0].unique(dim=0)) == CONFIG.best_of
 
 
-def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -> None:
+def test_accuracy_equals_a_plain_modules_own(bench: TaskEvaluator, zoo_corpus: Corpus) -> None:
     network = zoo_corpus.networks[bench.layout.id]
     accuracy_T = bench.accuracy(bench.originals_TD)
     for index, task in enumerate(bench.tasks):
@@ -145,15 +147,15 @@ def test_accuracy_equals_a_plain_modules_own(bench: Bench, zoo_corpus: Corpus) -
 
 
 def test_originals_of_seen_tasks_were_never_streamed_to_a_generator(zoo_corpus: Corpus) -> None:
-    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    seen = make_bench(zoo_corpus, layout_id, "seen", reference, num_tasks=12)
+    layout_id, (_, normalizer) = next(iter(measure_normalizers(zoo_corpus).items()))
+    seen = make_evaluator(zoo_corpus, layout_id, "seen", normalizer, num_tasks=12)
     assert seen is not None
     trained = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
     assert all(not bool((trained == value_D).all(dim=1).any()) for value_D in seen.originals_TD)
     assert all(build_task(task.recipe).id in seen.stored.task_ids for task in seen.tasks)
 
 
-def test_candidates_may_be_judged_by_statistics_of_the_tasks_own_inputs(bench: Bench) -> None:
+def test_candidates_may_be_judged_by_statistics_of_the_tasks_own_inputs(bench: TaskEvaluator) -> None:
     module = nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
     layout = Layout.from_state_dict(module.state_dict())
     plain_D = layout.flatten(module.state_dict())

@@ -13,13 +13,13 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.generators.bundle import BundleError
-from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.training import TrainConfig, launch
 
 SMALL_IGPG = IGPGConfig(
     tokenizer=TokenizerConfig(num_steps=10, batch_size=8, num_levels=3, num_codes=16, width=16),
     prior=PriorConfig(num_steps=5, batch_size=8, width=16, num_layers=1, num_heads=2),
-    functional=FunctionalConfig(num_steps=5, batch_size=8),
+    task_loss=TaskLossConfig(num_steps=5, batch_size=8),
 )
 
 

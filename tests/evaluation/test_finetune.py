@@ -14,7 +14,7 @@ from raywgen.generation import generate_best, load
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import Condition, LayoutMismatchError, load_state_dict, save_state_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
         tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
-    bundle = build_generator("igpg", small, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    bundle = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     save_bundle(bundle, tmp_path / "generator", {})
     starts = ["generated", "nearest", "random", "shared"]
     out = tmp_path / "out"
@@ -60,7 +60,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
         tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
-    generator = build_generator("igpg", small, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    generator = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     with torch.no_grad():
         generator.get_submodule("tokenizer.quantiser").get_buffer("codebooks_LVK").normal_()
     save_bundle(generator, tmp_path / "generator", {})
@@ -86,7 +86,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
         torch.manual_seed(seed)
         modules.append(build_network(network.recipe).eval())
     trained = load(str(tmp_path))
-    guessed = trained.guessed_reference(network.layout, modules[0])
+    guessed = trained.estimate_normalizer(network.layout, modules[0])
     best = generate_best(
         trained.generator,
         told,
@@ -95,7 +95,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
         best_of=4,
         temperature=settings.temperature,
         seed=settings.seed,
-        reference=guessed,
+        normalizer=guessed,
     )
     for index, fact in enumerate(facts):
         task = build_task(fact.recipe)

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.bench import Bench, make_bench
 from raywgen.evaluation.novelty import error_overlap, median_distance, nearness, points, verdict
-from raywgen.training.data import measure_references
+from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
+from raywgen.training.data import measure_normalizers
 
 
 @pytest.fixture(scope="module")
-def bench(zoo_corpus: Corpus) -> Bench:
-    layout_id, (_, reference) = next(iter(measure_references(zoo_corpus).items()))
-    made = make_bench(zoo_corpus, layout_id, "unseen", reference, num_tasks=4)
+def bench(zoo_corpus: Corpus) -> TaskEvaluator:
+    layout_id, (_, normalizer) = next(iter(measure_normalizers(zoo_corpus).items()))
+    made = make_evaluator(zoo_corpus, layout_id, "unseen", normalizer, num_tasks=4)
     assert made is not None
     return made
 
@@ -23,7 +23,7 @@ def test_error_overlap_is_intersection_over_union() -> None:
     assert error_overlap(wrong, other).tolist() == pytest.approx([1 / 3, 0.0, 1.0])
 
 
-def test_a_copy_has_no_distance_and_full_overlap(bench: Bench) -> None:
+def test_a_copy_has_no_distance_and_full_overlap(bench: TaskEvaluator) -> None:
     copies_TD = bench.stored.values_RD[: len(bench.tasks)]
     near = nearness(bench, copies_TD)
     # cdist by inner products leaves an error of about the square root of float32 resolution.
@@ -31,16 +31,16 @@ def test_a_copy_has_no_distance_and_full_overlap(bench: Bench) -> None:
     assert near.overlap_T.tolist() == pytest.approx([1.0] * len(bench.tasks))
 
 
-def test_distance_is_the_root_mean_square_in_units_of_scale(bench: Bench) -> None:
+def test_distance_is_the_root_mean_square_in_units_of_scale(bench: TaskEvaluator) -> None:
     values_TD = bench.originals_TD
     near = nearness(bench, values_TD)
-    scale, stored = bench.reference.scale_D.double(), bench.stored.values_RD.double()
+    scale, stored = bench.normalizer.scale_D.double(), bench.stored.values_RD.double()
     for index, value_D in enumerate(values_TD.double()):
         every = ((value_D - stored) / scale).square().mean(dim=1).sqrt()
         assert float(near.distance_T[index]) == pytest.approx(float(every.min()), rel=1e-4)
 
 
-def test_points_name_task_and_kind(bench: Bench) -> None:
+def test_points_name_task_and_kind(bench: TaskEvaluator) -> None:
     rows = points(bench, "original", bench.originals_TD, bench.accuracy(bench.originals_TD))
     assert [row["task"] for row in rows] == [task.id for task in bench.tasks]
     assert {row["kind"] for row in rows} == {"original"}

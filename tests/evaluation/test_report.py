@@ -140,7 +140,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text, self.ids, self.references, self.addresses, self.tags = "", [], [], [], []
+        self.text, self.ids, self.normalizers, self.addresses, self.tags = "", [], [], [], []
         self.open: list[str] = []
         self.feed(html)
         assert self.open == []
@@ -154,7 +154,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         for name, value in attrs:
             self.ids += [value] if name == "id" else []
-            self.references += re.findall(r"url\(#([^)]+)\)", value or "")
+            self.normalizers += re.findall(r"url\(#([^)]+)\)", value or "")
             self.addresses += [value or ""] if name in ("src", "href", "xlink:href", "action") else []
 
     def handle_endtag(self, tag: str) -> None:
@@ -183,7 +183,7 @@ def test_the_page_asks_the_network_for_nothing(whole_run: Path) -> None:
 def test_ids_are_unique_and_every_reference_has_its_target(whole_run: Path) -> None:
     page = read_page(whole_run)
     assert len(set(page.ids)) == len(page.ids)
-    targets = {*page.references, *(address.removeprefix("#") for address in page.addresses)}
+    targets = {*page.normalizers, *(address.removeprefix("#") for address in page.addresses)}
     assert targets
     assert targets <= set(page.ids)
 

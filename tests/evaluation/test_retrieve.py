@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from raywgen.corpus import BuildConfig, Corpus, UnknownFactError, build_corpus
-from raywgen.evaluation.asked import Asked, read_asked, read_samples
-from raywgen.evaluation.likeness import data_likeness, text_likeness
+from raywgen.evaluation.request import Asked, read_asked, read_samples
 from raywgen.evaluation.retrieve import RetrieveConfig, nearest, retrieve
 from raywgen.evaluation.stored_scores import stored_scores, trained_ends
+from raywgen.evaluation.task_similarity import data_likeness, text_likeness
 from raywgen.generation import ConditionError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.tasks.images import load_images

@@ -19,13 +19,13 @@ from raywgen.evaluation.architecture_facts import (
     rank_correlation,
     trust_of,
 )
-from raywgen.evaluation.asked import Asked
+from raywgen.evaluation.request import Asked
 from raywgen.evaluation.select import SelectConfig, measure_trust, select
 from raywgen.evaluation.task_features import TaskFeatures, landmarks
 from raywgen.generation import ConditionError
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 
 NAMES = ["a", "b", "c"]
 
@@ -203,7 +203,9 @@ def test_a_generator_ranks_architectures_that_no_network_is_stored_of(zoo_corpus
         tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
-    save_bundle(build_generator("igpg", config, measure_references(zoo_corpus), data_spec(zoo_corpus), 0), tmp_path, {})
+    save_bundle(
+        build_generator("igpg", config, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0), tmp_path, {}
+    )
     told: dict[str, Any] = {"corpus": zoo_corpus.location, "task": next(iter(zoo_corpus.tasks)), "out": ""}
     networks = ["mlp-64-6-2", [64, 3, 2]]
     selected = select(SelectConfig(**told, networks=networks, generator=str(tmp_path), best_of=1))

@@ -23,7 +23,7 @@ from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
 from raywgen.evaluation.tokenizer_report import report_run, tokenizer_report
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.igpg import IGPG, FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch
@@ -35,7 +35,7 @@ IGPG_CONFIG = IGPGConfig(
         num_steps=10, batch_size=8, num_levels=NUM_LEVELS, num_codes=NUM_CODES, chunk_length=LENGTH, width=16
     ),
     prior=PriorConfig(num_steps=1, batch_size=8, width=16, num_layers=1, num_heads=2),
-    functional=FunctionalConfig(num_steps=0),
+    task_loss=TaskLossConfig(num_steps=0),
 )
 
 
@@ -93,10 +93,10 @@ def test_signal_to_noise_by_hand(report: TokenizerReport, generator: IGPG, zoo_c
     for split in report.splits:
         signal = noise = 0.0
         for layout_id, (values_ND, _) in networks_of(zoo_corpus, split).items():
-            layout, reference = generator.references[layout_id]
+            layout, normalizer = generator.normalizers[layout_id]
             decoded_ND = generator.reconstruct(values_ND, layout)
             signal_ND, kept_ND = (
-                (each.double().numpy() - reference.base_D.double().numpy()) / reference.scale_D.double().numpy()
+                (each.double().numpy() - normalizer.base_D.double().numpy()) / normalizer.scale_D.double().numpy()
                 for each in (values_ND, decoded_ND)
             )
             signal += np.sum(signal_ND**2)
@@ -179,7 +179,7 @@ def test_a_run_folder_keeps_its_report(run: Path, generator: IGPG, zoo_corpus: C
 
 
 def test_a_generator_without_tokens_has_no_report(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    config = HypernetworkConfig(width=16, functional=StageConfig(num_steps=1))
+    config = HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=1))
     settings = TrainConfig(
         method="hypernetwork", generator=config, corpus=zoo_corpus.location, out=str(tmp_path / "run"), num_workers=0
     )

@@ -23,7 +23,7 @@ from raywgen.generators.bundle import ENCODER, build_generator, load_bundle, sav
 from raywgen.tasks.encoders import EncoderCard, load_encoder, save_encoder
 from raywgen.tasks.networks import Conv4
 from raywgen.weights import Layout
-from tests.builders import DATA, SMALL, condition, hypernetwork, layout_of, noise_for, references
+from tests.builders import DATA, SMALL, condition, hypernetwork, layout_of, noise_for, normalizers
 from tests.corpus import builders
 
 _NUM_FLIPS = 24
@@ -68,7 +68,7 @@ def read_encoder(folder: Path) -> list[Any]:
 
 def make_bundle(folder: Path, seed: int) -> None:
     make_encoder(folder / ENCODER, seed)
-    generator = build_generator("hypernetwork", hypernetwork().config, references(), DATA, seed)
+    generator = build_generator("hypernetwork", hypernetwork().config, normalizers(), DATA, seed)
     save_bundle(generator, folder, {"seed": seed})
 
 

@@ -20,7 +20,7 @@ from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.interface import Generator, StageConfig
 from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, McDiConfig
-from raywgen.weights import KeyedNoise, Layout, WeightBatch, WeightReference
+from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
 from tests.builders import DATA, NUM_FEATURES, condition, igpg_config, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,10 +29,10 @@ NUM = 6
 SMALL: dict[str, Any] = {"width": 16, "num_layers": 1, "num_steps": 2, "warmup_steps": 0}
 METHODS: dict[str, Callable[[], Any]] = {
     "igpg": igpg_config,
-    "hypernetwork": lambda: HypernetworkConfig(width=16, functional=StageConfig(num_steps=2)),
+    "hypernetwork": lambda: HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=2)),
     "mcdi": lambda: McDiConfig(denoiser=DenoiserConfig(**SMALL)),
     "lohp": lambda: LoHpConfig(policy=PolicyConfig(**SMALL)),
-    "direct": lambda: DirectConfig(regression=StageConfig(num_steps=2), functional=StageConfig(num_steps=2)),
+    "direct": lambda: DirectConfig(regression=StageConfig(num_steps=2), task_loss=StageConfig(num_steps=2)),
 }
 
 
@@ -68,7 +68,7 @@ def trained(method: str) -> Generator:
     files = [dict(sorted(strange(seed).state_dict().items())) for seed in range(NUM)]
     layout = Layout.from_state_dict(files[0])
     values_BD = torch.stack([layout.flatten(state) for state in files])
-    known = {layout.id: (layout, WeightReference.measure(layout, values_BD, None))}
+    known = {layout.id: (layout, Normalizer.measure(layout, values_BD, None))}
     generator = build_generator(method, METHODS[method](), known, DATA, seed=0)
     k = max(generator.num_targets, 1)
     module = strange(0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from raywgen.generation import ConditionError, TrainedGenerator
-from raywgen.tasks.inputs import InputForm
+from raywgen.tasks.preprocessing import InputForm
 from raywgen.tasks.user_data import read_data
 from tests.builders import condition, igpg, network
 

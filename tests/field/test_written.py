@@ -12,7 +12,7 @@ from raywgen.corpus import Corpus, CorpusError
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, launch
-from raywgen.training.data import measure_references
+from raywgen.training.data import measure_normalizers
 from raywgen.weights import StateDict, load_state_dict
 from tests.field.builders import build, save
 
@@ -21,7 +21,7 @@ MASK = torch.full((4, 4), -torch.inf).triu(1)
 SMALL = [
     "tokenizer={chunk_length: 8, num_levels: 2, num_codes: 8, num_steps: 4, batch_size: 4, width: 16}",
     "prior={width: 16, num_layers: 1, num_heads: 2, num_steps: 4, batch_size: 4}",
-    "functional.num_steps=0",
+    "task_loss.num_steps=0",
 ]
 
 
@@ -74,10 +74,10 @@ def test_networks_are_written_with_what_no_generator_writes(corpus: Corpus, tmp_
 
 
 def test_references_are_not_disturbed_by_masks(corpus: Corpus) -> None:
-    ((layout, reference),) = measure_references(corpus).values()
+    ((layout, normalizer),) = measure_normalizers(corpus).values()
     assert layout.num_values == 7 * 4 + 2 * 3
-    assert bool(reference.base_D.isfinite().all())
-    assert float(reference.scale_D.max()) < 3
+    assert bool(normalizer.base_D.isfinite().all())
+    assert float(normalizer.scale_D.max()) < 3
 
 
 def test_packed_networks_are_refused_before_training(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.generation import ActorsLostError, NoResourcesError, generate
 from raywgen.generation.actors import write_over_ray
-from raywgen.generation.blocks import plan_blocks
+from raywgen.generation.plan import plan_blocks
 from raywgen.generators.bundle import BundleError
 from raywgen.tasks import build_network
 from raywgen.weights import Layout
-from tests.generation.test_keep import SETTINGS, job_of, same_weights, stopping_after
+from tests.generation.test_sinks import SETTINGS, job_of, same_weights, stopping_after
 from tests.generation.test_write import bundle, config
 
 __all__ = ["bundle"]

@@ -21,8 +21,8 @@ from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.tasks import build_network
 from raywgen.tasks.encoders import EncoderCard, save_encoder
-from raywgen.weights import Layout, WeightReference
-from tests.builders import DATA, SMALL, network, references
+from raywgen.weights import Layout, Normalizer
+from tests.builders import DATA, SMALL, network, normalizers
 
 SIZE, FEATURES, WAY = 16, 8, 3
 CONFIG = McDiConfig(denoiser=DenoiserConfig(width=32, num_heads=2, num_layers=1))
@@ -37,7 +37,7 @@ def bundle(tmp_path: Path) -> Path:
     """A generator of heads on an encoder of 16 x 16 grey images, trained on nothing."""
     torch.manual_seed(0)
     layout = Layout.from_state_dict(head().state_dict())
-    known = WeightReference(base_D=torch.zeros(layout.num_values), scale_D=torch.full((layout.num_values,), 0.5))
+    known = Normalizer(base_D=torch.zeros(layout.num_values), scale_D=torch.full((layout.num_values,), 0.5))
     generator = McDi(CONFIG, {layout.id: (layout, known)}, DataSpec(num_features=FEATURES, max_classes=WAY)).eval()
     inputs = {"size": SIZE, "channels": 1, "mean": [0.2], "std": [0.5], "encoder": "gone"}
     folder = tmp_path / "generator"
@@ -121,7 +121,7 @@ def test_a_module_of_another_kind_is_refused_by_name(bundle: Path) -> None:
 
 def test_whole_networks_are_adapted_by_what_they_are_told(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_bundle(McDi(CONFIG, references(SMALL), DATA).eval(), tmp_path / "generator", {})
+    save_bundle(McDi(CONFIG, normalizers(SMALL), DATA).eval(), tmp_path / "generator", {})
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "s.npz", x=rng.normal(size=(8, 6)).astype(np.float32), y=np.arange(8) % 2)
     found = adapt(config(tmp_path, tmp_path / "s.npz", tmp_path / "n.safetensors"))
@@ -138,7 +138,7 @@ def test_support_must_be_named() -> None:
 
 def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -> None:
     layout = Layout.from_state_dict(head().state_dict())
-    known = WeightReference(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
+    known = Normalizer(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
     data = DataSpec(num_features=FEATURES, max_classes=WAY, policies=("adam", "adam-sam0.05", "sgd"))
     generator = LoHp(LoHpConfig(policy=PolicyConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data).eval()
     torch.nn.init.normal_(generator.policy.names_net)

@@ -11,7 +11,7 @@ from torch import nn
 
 import raywgen
 from raywgen.generation import ChanceWarning, ConditionError, TrainedGenerator, UnknownLayoutWarning
-from raywgen.generation.told import make_condition
+from raywgen.generation.conditions import make_condition
 from raywgen.generators.bundle import BundleError, save_bundle
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_cross_entropy
@@ -82,10 +82,10 @@ def test_statistics_are_estimated_anew_before_the_choice(trained: TrainedGenerat
         kept = trained.fill(normalised(), instruction=ASK, data=examples(), best_of=6, unlabelled=unlabelled)
     # The same candidates, one by one.
     layout = Layout.from_state_dict(normalised().state_dict())
-    reference = trained.guessed_reference(layout, normalised())
+    normalizer = trained.estimate_normalizer(layout, normalised())
     told = make_condition(trained.generator, ASK, examples()).repeat(6)
     noise = KeyedNoise(0, torch.arange(6), 0)
-    written = trained.generator.generate(told, layout, noise, temperature=0.5, reference=reference)
+    written = trained.generator.generate(told, layout, noise, temperature=0.5, normalizer=normalizer)
     losses, states = [], []
     for values_D in written.values_BD:
         module = normalised().eval()

@@ -18,7 +18,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, verify_corpus
 from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarning, generate
 from raywgen.tasks import build_network
-from raywgen.tasks.blank import BLANK, blank_task
+from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.training import launch
 from raywgen.training.data import task_recipe
 from raywgen.weights import Condition, KeyedNoise, load_state_dict

@@ -17,9 +17,9 @@ from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
 from raywgen.tasks.standing import Standing, standing
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import load_state_dict
-from tests.builders import references
+from tests.builders import normalizers
 
 CONFIG = IGPGConfig(
     tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
@@ -36,7 +36,7 @@ class WithNorm(nn.Sequential):
 def bundle(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A generator of the corpus' layouts, untrained; codebooks are random, so that its networks differ."""
     folder = tmp_path_factory.mktemp("bundle")
-    generator = build_generator("igpg", CONFIG, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    generator = build_generator("igpg", CONFIG, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     codebooks = generator.get_buffer("tokenizer.quantiser.codebooks_LVK")
     codebooks.normal_(generator=torch.Generator().manual_seed(0))
     save_bundle(generator, folder, {})
@@ -81,7 +81,7 @@ def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
         told.append(best_of)
         return standing(logits_SC, labels_S, best_of)
 
-    monkeypatch.setattr("raywgen.generation.blocks.standing", noted)
+    monkeypatch.setattr("raywgen.generation.plan.standing", noted)
     generate(config(zoo_corpus, bundle, tmp_path, limit=1))
     assert told == [2, 2]
 
@@ -191,7 +191,7 @@ def test_unknown_tasks_and_architectures_are_named(zoo_corpus: Corpus, bundle: s
 
 
 def test_a_corpus_of_other_architectures_is_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    save_bundle(build_generator("igpg", CONFIG, references(), data_spec(zoo_corpus), 0), tmp_path, {})
+    save_bundle(build_generator("igpg", CONFIG, normalizers(), data_spec(zoo_corpus), 0), tmp_path, {})
     with pytest.raises(ConfigError, match="was never trained on it"):
         generate(config(zoo_corpus, str(tmp_path), tmp_path / "out"))
 

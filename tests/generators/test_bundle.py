@@ -24,7 +24,7 @@ from tests.builders import (
     igpg_config,
     layout_of,
     noise_for,
-    references,
+    normalizers,
 )
 
 CONFIG, WEIGHTS = "generator.json", "generator.safetensors"
@@ -51,7 +51,7 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     save_bundle(generator, tmp_path, {"seed": 3})
     card = (tmp_path / "README.md").read_text()
     assert f"{sum(p.numel() for p in generator.parameters()):,} parameters" in card
-    assert all(layout_id in card for layout_id in generator.references)
+    assert all(layout_id in card for layout_id in generator.normalizers)
     assert "- seed: 3" in card
 
 
@@ -59,7 +59,7 @@ def test_equal_arguments_build_equal_generators_and_leave_global_randomness_alon
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second, other = (build_generator("igpg", igpg_config(), references(), DATA, seed) for seed in (1, 1, 2))
+    first, second, other = (build_generator("igpg", igpg_config(), normalizers(), DATA, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
     assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in first.state_dict().items())
@@ -148,7 +148,7 @@ def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: Callable[[Path]
 
 
 def test_weights_of_another_bundle_are_refused(tmp_path: Path) -> None:
-    first, second = build_generator("igpg", igpg_config(), references(), DATA, 1), igpg()
+    first, second = build_generator("igpg", igpg_config(), normalizers(), DATA, 1), igpg()
     save_bundle(first, tmp_path / "first", {})
     save_bundle(second, tmp_path / "second", {})
     (tmp_path / "first" / WEIGHTS).replace(tmp_path / "second" / WEIGHTS)

@@ -26,7 +26,7 @@ from raywgen.tasks.encoders import EncoderCard, EncoderError, save_encoder
 from raywgen.tasks.networks import Conv4
 from raywgen.training import TrainConfig, launch
 from raywgen.trust import trusting
-from tests.builders import condition, igpg, igpg_config, layout_of, noise_for, references, train, weight_batch
+from tests.builders import condition, igpg, igpg_config, layout_of, noise_for, normalizers, train, weight_batch
 
 HERE = "tests.generators.test_data_encoder"
 NETWORK = {"name": "conv4", "in_channels": 1, "width": 4, "image_size": 16}
@@ -72,14 +72,14 @@ def images(num: int = 3):
 
 def on_images(data_encoder: str) -> IGPG:
     torch.manual_seed(0)
-    return IGPG(config_with(data_encoder), references(), DataSpec(num_features=256, max_classes=2)).eval()
+    return IGPG(config_with(data_encoder), normalizers(), DataSpec(num_features=256, max_classes=2)).eval()
 
 
 def test_the_prior_sees_features_in_place_of_samples(told: IGPG) -> None:
     """The same prior without an encoder, told the features themselves, writes the same."""
     assert told.prior.data is not None
     torch.manual_seed(0)
-    plain = IGPG(igpg_config(), references(), DataSpec(num_features=3, max_classes=2)).eval()
+    plain = IGPG(igpg_config(), normalizers(), DataSpec(num_features=3, max_classes=2)).eval()
     state = {name: tensor for name, tensor in told.state_dict().items() if not name.startswith("prior.data.")}
     plain.load_state_dict(state)
     asked = condition(4)
@@ -212,4 +212,4 @@ def test_a_run_trains_with_one_and_is_loaded_again(zoo_corpus: Corpus, tmp_path:
     trained.fill(module, instruction="Is it?", data=(task.samples_SF, task.labels_S))
     assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {row["stage"] for row in rows} == {"tokenizer", "prior", "functional"}
+    assert {row["stage"] for row in rows} == {"tokenizer", "prior", "task_loss"}

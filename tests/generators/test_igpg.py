@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.weights import WeightReference
+from raywgen.weights import Normalizer
 from tests.builders import (
     DEEP,
     SMALL,
@@ -17,8 +17,8 @@ from tests.builders import (
     igpg_config,
     layout_of,
     noise_for,
+    normalizers,
     part_of,
-    references,
     values_of,
 )
 
@@ -35,10 +35,10 @@ def generator() -> IGPG:
 @pytest.mark.parametrize(
     ("off", "left"),
     [
-        ((), ["tokenizer", "prior", "functional"]),
-        (("functional",), ["tokenizer", "prior"]),
-        (("tokenizer", "prior"), ["functional"]),
-        (("tokenizer", "prior", "functional"), []),
+        ((), ["tokenizer", "prior", "task_loss"]),
+        (("task_loss",), ["tokenizer", "prior"]),
+        (("tokenizer", "prior"), ["task_loss"]),
+        (("tokenizer", "prior", "task_loss"), []),
     ],
 )
 def test_stages_are_in_order_and_switched_off_by_no_steps(off: tuple[str, ...], left: list[str]) -> None:
@@ -65,7 +65,7 @@ def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None
     table = tokenizer.table(layout)
     rollout = generator.prior.rollout(told, table, tokenizer.quantiser, noise_for(3), 1.0)
     decoded_BMK = tokenizer.decode(rollout.codes_BML, table.places_MG)
-    expected_BD = tokenizer.values(decoded_BMK, layout, generator.reference(layout))
+    expected_BD = tokenizer.values(decoded_BMK, layout, generator.normalizer(layout))
     written = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(decoding="tokens"))
     assert torch.equal(written.values_BD, expected_BD)
 
@@ -110,16 +110,16 @@ def test_reconstruction_is_decoded_tokens_and_close_to_the_weights(generator: IG
     assert codes_BML.shape == (8, 5, 2)
     assert int(codes_BML.max()) < 8
     back_BD = generator.reconstruct(values_BD, layout)
-    base_D = generator.reference(layout).base_D
+    base_D = generator.normalizer(layout).base_D
     assert float((back_BD - values_BD).square().mean()) < 0.6 * float((base_D - values_BD).square().mean())
 
 
 def test_an_unknown_layout_needs_a_reference() -> None:
-    generator, layout = igpg(table=references(SMALL)), layout_of(DEEP)
+    generator, layout = igpg(table=normalizers(SMALL)), layout_of(DEEP)
     with pytest.raises(AssertionError, match="no reference"):
         generator.generate(condition(2), layout, noise_for(2))
-    given = WeightReference(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
-    written = generator.generate(condition(2), layout, noise_for(2), reference=given)
+    given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
+    written = generator.generate(condition(2), layout, noise_for(2), normalizer=given)
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 
 

@@ -17,7 +17,7 @@ from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import IGPG, IGPGConfig, TokenizerConfig
 from raywgen.generators.igpg.tokenizer import TokenizerStage
 from raywgen.generators.output_loss import RebuildError, check_module, output_loss
-from raywgen.training.data import BatchOrder, collect_rows, data_spec, measure_references
+from raywgen.training.data import BatchPlan, collect_rows, data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import Layout, WeightBatch
 from tests.builders import (
@@ -105,7 +105,7 @@ def test_networks_run_on_the_statistics_that_are_written_and_stay_in_their_mode(
 
 
 def test_it_is_added_with_its_weight_and_off_by_default() -> None:
-    plain, weighted = igpg(), igpg(with_functional(0.3))
+    plain, weighted = igpg(), igpg(with_output_loss(0.3))
     batch = weight_batch(DEEP)
     off = tokenizer_stage(plain).eval()(batch, noise_for(8))
     on = tokenizer_stage(weighted).eval()(batch, noise_for(8))
@@ -120,19 +120,19 @@ def test_it_alone_moves_encoder_and_decoder() -> None:
     tokenizer, batch = generator.tokenizer, weight_batch(DEEP)
     layout = batch.layout
     places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
-    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
     latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
     quantised = tokenizer.quantiser(latents_BMK.flatten(0, 1), mask_MK.repeat(8, 1))
     decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
-    output_loss(tokenizer.values(decoded_BMK, layout, generator.reference(layout)), batch).mean().backward()
+    output_loss(tokenizer.values(decoded_BMK, layout, generator.normalizer(layout)), batch).mean().backward()
     for part in (tokenizer.encoder, tokenizer.decoder):
         grads = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
         assert max(float(grad.abs().max()) for grad in grads) > 0
 
 
-def with_functional(weight: float) -> IGPGConfig:
+def with_output_loss(weight: float) -> IGPGConfig:
     config = igpg_config()
-    return replace(config, tokenizer=replace(config.tokenizer, functional=weight))
+    return replace(config, tokenizer=replace(config.tokenizer, task_loss=weight))
 
 
 @pytest.mark.parametrize(
@@ -148,24 +148,24 @@ def with_functional(weight: float) -> IGPGConfig:
 )
 def test_networks_that_cannot_be_rebuilt_are_refused_before_the_first_step(module: nn.Module, named: str) -> None:
     batch = replace(weight_batch(), module=module)
-    with pytest.raises(RebuildError, match=rf"tensor '.*{named}.*tokenizer\.functional=0"):
-        tokenizer_stage(igpg(with_functional(0.1))).begin([batch], 0)
+    with pytest.raises(RebuildError, match=rf"tensor '.*{named}.*tokenizer\.output_loss_weight=0"):
+        tokenizer_stage(igpg(with_output_loss(0.1))).begin([batch], 0)
     # Without the loss no network is run.
     tokenizer_stage(igpg()).begin([batch], 0)
     check_module(network(), layout_of())
 
 
 def test_it_lowers_the_mismatch_of_real_networks_it_was_not_trained_on(zoo_corpus: Corpus) -> None:
-    references, data = measure_references(zoo_corpus), data_spec(zoo_corpus)
+    normalizers, data = measure_normalizers(zoo_corpus), data_spec(zoo_corpus)
     rows, held = (collect_rows(zoo_corpus.blocks(splits), zoo_corpus) for splits in (["train"], ["heldout", "unseen"]))
-    order, unseen = (BatchOrder(each, seed=0, num_condition_samples=4, num_query_samples=64) for each in (rows, held))
+    order, unseen = (BatchPlan(each, seed=0, num_condition_samples=4, num_query_samples=64) for each in (rows, held))
     judged = [unseen.batch(turn, 32) for turn in range(2)]
     mismatch = {}
     for weight in (0.0, 1.0):
-        tokenizer = TokenizerConfig(num_levels=2, num_codes=16, width=32, functional=weight)
-        generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), references, data, 0)
+        tokenizer = TokenizerConfig(num_levels=2, num_codes=16, width=32, output_loss_weight=weight)
+        generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), normalizers, data, 0)
         assert isinstance(generator, IGPG)
-        stage = TokenizerStage(generator.tokenizer, generator.references)
+        stage = TokenizerStage(generator.tokenizer, generator.normalizers)
         stage.begin([order.whole_batch(step, 16) for step in range(4)], 0)
         engine = LocalEngine(stage)
         for step in range(80):

@@ -23,8 +23,8 @@ from tests.builders import (
     igpg_config,
     layout_of,
     noise_for,
+    normalizers,
     part_of,
-    references,
     values_of,
     weight_batch,
 )
@@ -49,7 +49,7 @@ def generator_of(quantiser: str, scales: str = "reference", window: int = 0, **s
         config.tokenizer, quantiser=quantiser, num_codes=CODERS.get(quantiser, 8), num_levels=4, scales=scales
     )
     config.prior = dataclasses.replace(config.prior, window=window, condition_dropout=0.1, **settings)
-    built = igpg(config, references(WIDE))
+    built = igpg(config, normalizers(WIDE))
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (built.prior.head.query, built.prior.head.free, built.prior.head.bias):
@@ -139,7 +139,7 @@ def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: str, windo
     # In evaluation no part of a condition is left out; chunks are on their own only where they always are.
     prior.train(share > 0)
     prior.config.condition_dropout = 0.0
-    nll = token_nll(prior, tokenizer, batch, generator.references, noise_for(8))
+    nll = token_nll(prior, tokenizer, batch, generator.normalizers, noise_for(8))
     torch.testing.assert_close(nll, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_two_workers_halves_have_the_loss_of_the_whole_whatever_padding_their_wi
 
     def nll(part: slice) -> Tensor:
         noise = noise_for(part.stop - part.start, first=part.start)
-        return token_nll(generator.prior, generator.tokenizer, half(batch, part), generator.references, noise)
+        return token_nll(generator.prior, generator.tokenizer, half(batch, part), generator.normalizers, noise)
 
     halves = nll(slice(0, 4)) + nll(slice(4, 8))
     torch.testing.assert_close(nll(slice(0, 8)), halves / 2, rtol=1e-5, atol=1e-6)
@@ -164,7 +164,7 @@ def test_two_workers_halves_have_the_loss_of_the_whole_whatever_padding_their_wi
 def test_what_stands_in_the_padding_changes_nothing(quantiser: str) -> None:
     generator, layout = generator_of(quantiser), layout_of(WIDE)
     tokenizer = generator.tokenizer
-    chunks_BMK = tokenizer.chunks(values_of(WIDE)[:NUM], layout, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(values_of(WIDE)[:NUM], layout, generator.normalizer(layout))
     places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
     dirty_BMK = chunks_BMK + 3 * (1 - mask_MK)
     assert not torch.equal(dirty_BMK, chunks_BMK)

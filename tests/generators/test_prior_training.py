@@ -13,7 +13,7 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, dropped_parts, token_nll
+from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, dropped_parts, token_nll
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import DEEP, SMALL, igpg, igpg_config, layout_of, noise_for, train, values_of, weight_batch
 
@@ -39,7 +39,7 @@ def generator_with(**settings: Any) -> IGPG:
 
 
 def nll(generator: IGPG, batch: WeightBatch, noise: KeyedNoise) -> torch.Tensor:
-    return token_nll(generator.prior.train(), generator.tokenizer, batch, generator.references, noise)
+    return token_nll(generator.prior.train(), generator.tokenizer, batch, generator.normalizers, noise)
 
 
 def rows_of(batch: WeightBatch, part: slice) -> WeightBatch:
@@ -88,7 +88,7 @@ def test_each_part_is_left_out_for_a_third_of_the_share() -> None:
 @pytest.mark.parametrize("way", ["condition dropout", "independent"])
 def test_out_of_training_nothing_is_left_out(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch(num=8)
-    stage = PriorStage(generator.prior, generator.tokenizer, generator.references).eval()
+    stage = PriorStage(generator.prior, generator.tokenizer, generator.normalizers).eval()
     codes_BML = generator.tokens(batch.values_BD, batch.layout)
     table = generator.tokenizer.table(batch.layout)
     log_p_BM = generator.prior.log_likelihood(codes_BML, batch.condition, table, generator.tokenizer.quantiser)
@@ -128,7 +128,7 @@ def test_tokens_of_a_window_are_the_window_of_the_tokens() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_training_lowers_its_loss_and_reaches_every_parameter(way: str) -> None:
     generator = generator_with(**WAYS[way])
-    stage = PriorStage(generator.prior, generator.tokenizer, generator.references)
+    stage = PriorStage(generator.prior, generator.tokenizer, generator.normalizers)
     batches = [weight_batch((SMALL, DEEP)[step % 2], 16, seed=step) for step in range(40)]
     losses = train(stage, batches)
     assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
@@ -138,14 +138,14 @@ def test_every_way_of_training_lowers_its_loss_and_reaches_every_parameter(way: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_functional_stage_judges_what_generate_writes(way: str) -> None:
+def test_the_task_loss_stage_judges_what_generate_writes(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch()
-    config = generator.config.functional
-    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
-    stage = FunctionalStage(config, *parts).eval()
+    config = generator.config.task_loss
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
+    stage = TaskLossStage(config, *parts).eval()
     result = stage(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=config.temperature)
-    scale_D = generator.references[batch.layout.id][1].scale_D
+    scale_D = generator.normalizers[batch.layout.id][1].scale_D
     distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
     # Cached and full attention round differently.
     torch.testing.assert_close(result.metrics["distance"], distance, rtol=1e-4, atol=1e-5)

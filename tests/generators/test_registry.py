@@ -8,12 +8,12 @@ import pytest
 
 from raywgen.generators import METHODS, Generator, StageConfig, UnknownMethodError, method
 from raywgen.generators.igpg.config import PriorConfig, TokenizerConfig
-from tests.builders import DATA, references
+from tests.builders import DATA, normalizers
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_builds_a_generator_of_its_name_from_defaults(name: str) -> None:
-    built = method(name).build(method(name).config(), references(), DATA)
+    built = method(name).build(method(name).config(), normalizers(), DATA)
     assert isinstance(built, Generator)
     assert built.method == name
     assert dataclasses.is_dataclass(built.config)

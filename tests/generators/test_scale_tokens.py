@@ -17,10 +17,10 @@ from torch import Tensor
 from raywgen.generation import TrainedGenerator, UnknownLayoutWarning
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig, TokenizerConfig
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, token_nll
+from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.generators.task_loss import task_loss
-from raywgen.weights import Layout, ReferenceTable, WeightReference, layout_reference
+from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
 from raywgen.weights.chunks import chunk_mask, num_place_features, place_features, to_chunks
 from tests.builders import (
     SMALL,
@@ -30,7 +30,7 @@ from tests.builders import (
     layout_of,
     network,
     noise_for,
-    references,
+    normalizers,
     same,
     tokenizer_stage,
     train,
@@ -49,12 +49,10 @@ def config_of(mode: str, **settings: Any) -> IGPGConfig:
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, scales=mode, **settings))
 
 
-def own_starts(*widths: tuple[int, ...]) -> ReferenceTable:
+def own_starts(*widths: tuple[int, ...]) -> NormalizerTable:
     """References of networks that share no start."""
     layouts = {each: layout_of(each) for each in widths or (SMALL, WIDE)}
-    return {
-        layout.id: (layout, WeightReference.measure(layout, values_of(each), None)) for each, layout in layouts.items()
-    }
+    return {layout.id: (layout, Normalizer.measure(layout, values_of(each), None)) for each, layout in layouts.items()}
 
 
 def shaken(generator: IGPG) -> IGPG:
@@ -88,11 +86,11 @@ def test_nothing_but_the_layout_is_known_outside_the_tokens(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_of_a_shared_start_weights_lie_about_it(mode: str) -> None:
-    layout, table = layout_of(), references(SMALL)
+    layout, table = layout_of(), normalizers(SMALL)
     generator, base_D = igpg(config_of(mode), table), table[layout.id][1].base_D
     moved = IGPG(
         config_of(mode),
-        {layout.id: (layout, WeightReference(base_D=base_D.flip(0), scale_D=7 * torch.ones_like(base_D)))},
+        {layout.id: (layout, Normalizer(base_D=base_D.flip(0), scale_D=7 * torch.ones_like(base_D)))},
         generator.data,
     ).eval()
     moved.load_state_dict(generator.state_dict())
@@ -101,8 +99,8 @@ def test_of_a_shared_start_weights_lie_about_it(mode: str) -> None:
     # A sum and a difference round, which may move a value between two codes that are equally near.
     codes, others = generator.tokens(values_BD, layout), moved.tokens(shifted_BD, layout)
     assert float((codes == others).float().mean()) > 0.98
-    start_BD = generator.reference(layout).base_D.expand(1, -1)
-    exact_BMK = generator.tokenizer.chunks(start_BD, layout, generator.reference(layout), by_code=False)
+    start_BD = generator.normalizer(layout).base_D.expand(1, -1)
+    exact_BMK = generator.tokenizer.chunks(start_BD, layout, generator.normalizer(layout), by_code=False)
     assert bool((exact_BMK[:, 0] == 0).all())
 
 
@@ -111,25 +109,25 @@ def test_an_unknown_layout_is_filled_without_a_guess(mode: str, tmp_path: Path) 
     save_bundle(shaken(igpg(config_of(mode), own_starts(SMALL))), tmp_path, {})
     trained = TrainedGenerator(load_bundle(tmp_path))
     module, layout = network(WIDE), layout_of(WIDE)
-    reference = trained.guessed_reference(layout, module)
-    assert reference is not None
-    assert torch.equal(reference.base_D, layout_reference(layout).base_D)
+    normalizer = trained.estimate_normalizer(layout, module)
+    assert normalizer is not None
+    assert torch.equal(normalizer.base_D, layout_normalizer(layout).base_D)
     told = condition(1)
     with pytest.warns(UnknownLayoutWarning):
         trained.fill(module, instruction=told.instructions[0], data=(told.samples_BSF[0], told.labels_BS[0]))
     assert bool(layout.flatten(module.state_dict()).isfinite().all())
-    related = TrainedGenerator(igpg(config_of(mode), references(SMALL)))
+    related = TrainedGenerator(igpg(config_of(mode), normalizers(SMALL)))
     start_D = layout.flatten(network(WIDE).state_dict())
-    reference = related.guessed_reference(layout, network(WIDE))
-    assert reference is not None
-    assert torch.equal(reference.base_D, start_D)
+    normalizer = related.estimate_normalizer(layout, network(WIDE))
+    assert normalizer is not None
+    assert torch.equal(normalizer.base_D, start_D)
     with pytest.raises(AssertionError, match="no reference"):
         related.generator.generate(told, layout, noise_for(1))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_bundle_writes_what_its_generator_writes(mode: str, tmp_path: Path) -> None:
-    generator = shaken(igpg(config_of(mode), references(SMALL, WIDE)))
+    generator = shaken(igpg(config_of(mode), normalizers(SMALL, WIDE)))
     save_bundle(generator, tmp_path, {})
     again = load_bundle(tmp_path)
     one, other = (each.generate(condition(3), layout_of(), noise_for(3)).values_BD for each in (generator, again))
@@ -150,7 +148,7 @@ def test_codebooks_begin_with_values_of_unit_size(mode: str) -> None:
     generator = IGPG(config_of(mode), own_starts(), igpg().data)
     tokenizer_stage(generator).begin([weight_batch(SMALL, 16)], 0)
     layout = layout_of()
-    chunks_BMK = generator.tokenizer.chunks(values_of()[:16], layout, generator.reference(layout), by_code=False)
+    chunks_BMK = generator.tokenizer.chunks(values_of()[:16], layout, generator.normalizer(layout), by_code=False)
     first = generator.tokenizer.num_leading(layout)
     assert float(chunks_BMK[:, first:].flatten(1)[:, :38].square().mean()) == pytest.approx(1.0, abs=0.05)
     decoded_BMK = generator.tokenizer.quantiser.decode(generator.tokens(values_of()[:16], layout))
@@ -158,31 +156,31 @@ def test_codebooks_begin_with_values_of_unit_size(mode: str) -> None:
 
 
 def test_every_stage_learns() -> None:
-    generator = igpg(config_of("filter", num_levels=4, num_codes=64), references(SMALL, WIDE))
+    generator = igpg(config_of("filter", num_levels=4, num_codes=64), normalizers(SMALL, WIDE))
     batches = [weight_batch((SMALL, WIDE)[step % 2], 16, seed=step) for step in range(40)]
     stage = tokenizer_stage(generator)
     stage.begin(batches[:2], 0)
     losses = train(stage, batches * 2)
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
-    losses = train(PriorStage(generator.prior, generator.tokenizer, generator.references), batches)
+    losses = train(PriorStage(generator.prior, generator.tokenizer, generator.normalizers), batches)
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
-    functional = FunctionalStage(
-        igpg_config().functional,
+    task_loss = TaskLossStage(
+        igpg_config().task_loss,
         generator.prior,
         generator.correction,
         generator.variation,
         generator.tokenizer,
-        generator.references,
+        generator.normalizers,
     )
-    losses = train(functional, batches, learning_rate=5e-3)
+    losses = train(task_loss, batches, learning_rate=5e-3)
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
     generator, batch = igpg(config_of(mode), own_starts()), weight_batch(num=3)
-    tokenizer, reference = generator.tokenizer, generator.reference(batch.layout)
-    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, reference).double().requires_grad_()
+    tokenizer, normalizer = generator.tokenizer, generator.normalizer(batch.layout)
+    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer).double().requires_grad_()
     batch = dataclasses.replace(
         batch,
         module=copy.deepcopy(batch.module).double(),
@@ -192,7 +190,7 @@ def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
     batch = dataclasses.replace(batch, layout=double)
 
     def loss(each_BMK: Tensor) -> Tensor:
-        return task_loss(tokenizer.values(each_BMK, double, reference), batch)[0].sum()
+        return task_loss(tokenizer.values(each_BMK, double, normalizer), batch)[0].sum()
 
     loss(chunks_BMK).backward()
     assert chunks_BMK.grad is not None
@@ -211,15 +209,15 @@ def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_functional_stage_trains_what_writes_scales(mode: str) -> None:
+def test_the_task_loss_stage_trains_what_writes_scales(mode: str) -> None:
     generator, batch = shaken(igpg(config_of(mode), own_starts())), weight_batch()
-    stage = FunctionalStage(
-        dataclasses.replace(igpg_config().functional, likelihood=0.0, anchor=0.0),
+    stage = TaskLossStage(
+        dataclasses.replace(igpg_config().task_loss, likelihood=0.0, anchor=0.0),
         generator.prior,
         generator.correction,
         generator.variation,
         generator.tokenizer,
-        generator.references,
+        generator.normalizers,
     )
     # Nothing but the flags of leading chunks feeds these columns.
     stage(batch, noise_for(8)).loss.backward()
@@ -233,7 +231,7 @@ def test_the_functional_stage_trains_what_writes_scales(mode: str) -> None:
 def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str, Any]) -> None:
     config = config_of(mode)
     config.prior.window = 3
-    generator, layout, told = igpg(config, references(SMALL, WIDE)), layout_of(WIDE), condition(4)
+    generator, layout, told = igpg(config, normalizers(SMALL, WIDE)), layout_of(WIDE), condition(4)
     asked = SamplingConfig(decoding="tokens", **sampling)
     table = generator.tokenizer.table(layout)
     rollout = generator.prior.rollout(told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
@@ -242,15 +240,15 @@ def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str
     read_BM = generator.prior.log_likelihood(rollout.codes_BML, told, table, generator.tokenizer.quantiser, asked)
     assert written.log_prob_B is not None
     torch.testing.assert_close(written.log_prob_B, read_BM.sum(dim=1), rtol=1e-4, atol=1e-3)
-    nll = token_nll(generator.prior, generator.tokenizer, weight_batch(WIDE), generator.references, noise_for(8))
+    nll = token_nll(generator.prior, generator.tokenizer, weight_batch(WIDE), generator.normalizers, noise_for(8))
     assert bool(nll.isfinite())
 
 
 def test_scales_of_the_corpus_are_as_they_were() -> None:
     generator, layout = igpg(), layout_of()
-    tokenizer, reference = generator.tokenizer, generator.reference(layout)
-    normalised_BMK = to_chunks(reference.normalise(values_of()), 8)
-    assert torch.equal(tokenizer.chunks(values_of(), layout, reference), normalised_BMK)
+    tokenizer, normalizer = generator.tokenizer, generator.normalizer(layout)
+    normalised_BMK = to_chunks(normalizer.normalise(values_of()), 8)
+    assert torch.equal(tokenizer.chunks(values_of(), layout, normalizer), normalised_BMK)
     assert tokenizer.places(layout) is place_features(layout, 8)
     assert torch.equal(tokenizer.mask(layout), chunk_mask(layout, 8))
     assert tokenizer.num_leading(layout) == 0
@@ -269,7 +267,7 @@ def test_evaluation_of_the_stage_is_of_values_alone() -> None:
     generator, batch = igpg(config_of("tensor")), weight_batch()
     tokenizer, layout = generator.tokenizer, batch.layout
     metrics = tokenizer_stage(generator).eval()(batch, noise_for(8)).metrics
-    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
     decoded_BMK = tokenizer.decode(generator.tokens(batch.values_BD, layout), tokenizer.places(layout))
     first = tokenizer.num_leading(layout)
     of_values = [each_BMK[:, first:].flatten(1)[:, :38] for each_BMK in (chunks_BMK, decoded_BMK)]
@@ -282,11 +280,11 @@ def test_evaluation_of_the_stage_is_of_values_alone() -> None:
 def test_moving_codebooks_keep_the_loop_closed() -> None:
     generator, batch = igpg(config_of("filter", num_levels=1)), weight_batch(num=16)
     stage = tokenizer_stage(generator)
-    layout, reference = batch.layout, generator.reference(batch.layout)
-    before_BMK = generator.tokenizer.chunks(batch.values_BD, layout, reference)
+    layout, normalizer = batch.layout, generator.normalizer(batch.layout)
+    before_BMK = generator.tokenizer.chunks(batch.values_BD, layout, normalizer)
     stage.train()(batch, noise_for(16))
     stage.after_step(same)
-    after_BMK = generator.tokenizer.chunks(batch.values_BD, layout, reference)
+    after_BMK = generator.tokenizer.chunks(batch.values_BD, layout, normalizer)
     first = generator.tokenizer.num_leading(layout)
     assert torch.equal(before_BMK[:, 0], after_BMK[:, 0])
     assert not torch.equal(before_BMK[:, first:], after_BMK[:, first:])

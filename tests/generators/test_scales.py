@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raywgen.generators.igpg import TokenizerConfig
 from raywgen.generators.igpg.scales import scaled_chunks
 from raywgen.generators.igpg.tokenizer import Tokenizer, masked_reconstruction_loss
-from raywgen.weights import Layout, layout_reference
+from raywgen.weights import Layout, layout_normalizer
 from raywgen.weights.chunks import place_features
 from raywgen.weights.groups import groups_of
 from raywgen.weights.tensors import KINDS
@@ -43,8 +43,8 @@ def drawn(num: int, seed: int, spread: float = 2.0) -> Tensor:
 def tokenizer_of(mode: str) -> Tokenizer:
     """With k-means codebooks of drawn networks."""
     tokenizer = Tokenizer(TokenizerConfig(chunk_length=8, num_levels=2, num_codes=16, width=16, scales=mode)).eval()
-    reference = layout_reference(CONVOLUTIONAL)
-    chunks_BMK = tokenizer.chunks(reference.denormalise(drawn(40, 1)), CONVOLUTIONAL, reference, by_code=False)
+    normalizer = layout_normalizer(CONVOLUTIONAL)
+    chunks_BMK = tokenizer.chunks(normalizer.denormalise(drawn(40, 1)), CONVOLUTIONAL, normalizer, by_code=False)
     tokenizer.quantiser.initialise(chunks_BMK.flatten(0, 1), 5, torch.Generator().manual_seed(0))
     return tokenizer
 
@@ -88,18 +88,18 @@ def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: str
 
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: str) -> None:
-    tokenizer, reference = tokenizer_of(mode), layout_reference(CONVOLUTIONAL)
+    tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     values_BD = drawn(4, 2)
-    chunks_BMK = tokenizer.chunks(reference.denormalise(values_BD), CONVOLUTIONAL, reference)
+    chunks_BMK = tokenizer.chunks(normalizer.denormalise(values_BD), CONVOLUTIONAL, normalizer)
     places_MG, mask_MK = tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     decoded_BMK = tokenizer.decode(tokenizer.encode(chunks_BMK, places_MG, mask_MK), places_MG)
-    back_BD = reference.normalise(tokenizer.values(decoded_BMK, CONVOLUTIONAL, reference))
+    back_BD = normalizer.normalise(tokenizer.values(decoded_BMK, CONVOLUTIONAL, normalizer))
     first = tokenizer.num_leading(CONVOLUTIONAL)
     lead_BMK = decoded_BMK[:, :first]
     assert float(((lead_BMK.detach() - chunks_BMK[:, :first]) * mask_MK[:first]).abs().max()) > 0.1
     # Values with no loss of their own come back under the same coded scales.
     exact_BMK = torch.cat([lead_BMK, chunks_BMK[:, first:]], dim=1)
-    exact_BD = reference.normalise(tokenizer.values(exact_BMK, CONVOLUTIONAL, reference))
+    exact_BD = normalizer.normalise(tokenizer.values(exact_BMK, CONVOLUTIONAL, normalizer))
     assert within_groups(exact_BD - values_BD, values_BD, mode) < 1e-3
     assert within_groups(back_BD - values_BD, values_BD, mode) > 0.1
 
@@ -111,7 +111,7 @@ def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: st
     shape = (2, *tokenizer.mask(CONVOLUTIONAL).shape)
     chunks_BMK = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     chunks_BMK.requires_grad_()
-    values_BD = tokenizer.values(chunks_BMK, CONVOLUTIONAL, layout_reference(CONVOLUTIONAL))
+    values_BD = tokenizer.values(chunks_BMK, CONVOLUTIONAL, layout_normalizer(CONVOLUTIONAL))
     assert bool((CONVOLUTIONAL.unflatten(values_BD)["1.running_var"] > 0).all())
     assert bool(values_BD.isfinite().all())
     values_BD.sum().backward()
@@ -133,8 +133,8 @@ def test_bits_of_scales_are_counted(mode: str, num_scales: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_has_no_say(mode: str) -> None:
-    tokenizer, reference = tokenizer_of(mode), layout_reference(CONVOLUTIONAL)
-    chunks_BMK = tokenizer.chunks(reference.denormalise(drawn(4, 3)), CONVOLUTIONAL, reference)
+    tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
+    chunks_BMK = tokenizer.chunks(normalizer.denormalise(drawn(4, 3)), CONVOLUTIONAL, normalizer)
     places_MG, mask_MK = tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     is_padding_MK = mask_MK == 0
     assert bool(is_padding_MK[: tokenizer.num_leading(CONVOLUTIONAL)].any())
@@ -146,8 +146,8 @@ def test_padding_has_no_say(mode: str) -> None:
     spoilt_BMK = torch.where(is_padding_MK, torch.tensor(1e3), decoded_BMK)
     for back_BMK in (decoded_BMK, spoilt_BMK):
         assert torch.equal(
-            tokenizer.values(back_BMK, CONVOLUTIONAL, reference),
-            tokenizer.values(decoded_BMK, CONVOLUTIONAL, reference),
+            tokenizer.values(back_BMK, CONVOLUTIONAL, normalizer),
+            tokenizer.values(decoded_BMK, CONVOLUTIONAL, normalizer),
         )
     assert torch.equal(
         masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK),
@@ -183,13 +183,13 @@ def test_like_tensors_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_larger_tensor_changes_its_scale_alone(mode: str) -> None:
-    tokenizer, reference = tokenizer_of(mode), layout_reference(CONVOLUTIONAL)
-    values_BD = reference.denormalise(drawn(2, 4, spread=0.3))
+    tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
+    values_BD = normalizer.denormalise(drawn(2, 4, spread=0.3))
     larger_BD = values_BD.clone()
     larger_BD[:, :90] *= 1.5
     first = tokenizer.num_leading(CONVOLUTIONAL)
     one_BMK, other_BMK = (
-        tokenizer.chunks(each_BD, CONVOLUTIONAL, reference, by_code=False) for each_BD in (values_BD, larger_BD)
+        tokenizer.chunks(each_BD, CONVOLUTIONAL, normalizer, by_code=False) for each_BD in (values_BD, larger_BD)
     )
     torch.testing.assert_close(one_BMK[:, first:], other_BMK[:, first:], rtol=1e-4, atol=1e-5)
     moved_BX = ((other_BMK / 2).sinh() - (one_BMK / 2).sinh())[:, 1:first].flatten(1)
@@ -201,9 +201,9 @@ def test_a_larger_tensor_changes_its_scale_alone(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_layout_of_matrices_alone_has_no_means(mode: str) -> None:
     layout = Layout.from_state_dict(nn.Linear(20, 3, bias=False).state_dict())
-    tokenizer, reference = tokenizer_of(mode), layout_reference(layout)
+    tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(layout)
     assert tokenizer.num_leading(layout) == 1
     values_BD = torch.randn(4, 60, generator=torch.Generator().manual_seed(0))
-    chunks_BMK = tokenizer.chunks(values_BD, layout, reference, by_code=False)
+    chunks_BMK = tokenizer.chunks(values_BD, layout, normalizer, by_code=False)
     assert chunks_BMK.shape == (4, 1 + 8, 8)
-    torch.testing.assert_close(tokenizer.values(chunks_BMK, layout, reference), values_BD, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokenizer.values(chunks_BMK, layout, normalizer), values_BD, rtol=1e-4, atol=1e-5)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from raywgen.generators.igpg.config import FunctionalConfig, SamplingConfig
+from raywgen.generators.igpg.config import SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.generator import IGPG
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, spread_loss, token_nll
+from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, spread_loss, token_nll
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
-from raywgen.weights import Layout, WeightBatch, WeightReference
+from raywgen.weights import Layout, Normalizer, WeightBatch
 from tests.builders import (
     DATA,
     DEEP,
@@ -36,10 +36,10 @@ def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
     return [weight_batch((SMALL, DEEP)[step % 2], num, seed=step) for step in range(num_steps)]
 
 
-def functional(generator: IGPG, **settings: Any) -> FunctionalStage:
-    config = FunctionalConfig(**settings)
-    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
-    return FunctionalStage(config, *parts)
+def task_loss_stage(generator: IGPG, **settings: Any) -> TaskLossStage:
+    config = TaskLossConfig(**settings)
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
+    return TaskLossStage(config, *parts)
 
 
 def test_tokenizer_stage_lowers_its_loss() -> None:
@@ -54,24 +54,24 @@ def test_tokenizer_stage_lowers_its_loss() -> None:
 def test_prior_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
     generator = igpg()
     before = copy.deepcopy(generator.tokenizer.state_dict())
-    losses = train(PriorStage(generator.prior, generator.tokenizer, generator.references), batches(40))
+    losses = train(PriorStage(generator.prior, generator.tokenizer, generator.normalizers), batches(40))
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.tokenizer.state_dict().items())
 
 
-def test_functional_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
+def test_task_loss_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> None:
     generator = igpg()
     before = copy.deepcopy(generator.tokenizer.state_dict())
     prior_before = copy.deepcopy(generator.prior.state_dict())
-    losses = train(functional(generator), batches(60), learning_rate=5e-3)
+    losses = train(task_loss_stage(generator), batches(60), learning_rate=5e-3)
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.tokenizer.state_dict().items())
     assert any(not torch.equal(tensor, prior_before[name]) for name, tensor in generator.prior.state_dict().items())
 
 
-def test_functional_stage_trains_prior_and_correction_only() -> None:
+def test_task_loss_stage_trains_prior_and_correction_only() -> None:
     generator = igpg()
-    trained = {id(parameter) for parameter in functional(generator).parameters()}
+    trained = {id(parameter) for parameter in task_loss_stage(generator).parameters()}
     wanted = [*generator.prior.parameters(), *generator.correction.parameters()]
     assert trained == {id(parameter) for parameter in wanted}
 
@@ -79,7 +79,7 @@ def test_functional_stage_trains_prior_and_correction_only() -> None:
 def varied() -> IGPG:
     """An untrained generator whose variation already says something."""
     config = igpg_config()
-    generator = igpg(replace(config, functional=replace(config.functional, spread=0.3)))
+    generator = igpg(replace(config, task_loss=replace(config.task_loss, spread=0.3)))
     assert generator.variation is not None
     final = generator.variation.out[-1]
     assert isinstance(final, nn.Linear)
@@ -90,9 +90,9 @@ def varied() -> IGPG:
 def test_variation_is_there_where_networks_are_spread_alone() -> None:
     assert igpg().variation is None
     config = igpg_config()
-    assert igpg(replace(config, functional=replace(config.functional, spread=0.3, num_steps=0))).variation is None
+    assert igpg(replace(config, task_loss=replace(config.task_loss, spread=0.3, num_steps=0))).variation is None
     generator = varied()
-    trained = {id(parameter) for parameter in functional(generator, spread=0.3).parameters()}
+    trained = {id(parameter) for parameter in task_loss_stage(generator, spread=0.3).parameters()}
     assert generator.variation is not None
     assert {id(parameter) for parameter in generator.variation.parameters()} < trained
 
@@ -110,9 +110,11 @@ def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
         written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
         generator.variation = None
         without = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
-    reference = generator.references[batch.layout.id][1]
+    normalizer = generator.normalizers[batch.layout.id][1]
     added_BD = added_BMK.flatten(1)[:, : batch.layout.num_values]
-    torch.testing.assert_close(reference.normalise(written) - reference.normalise(without), added_BD, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        normalizer.normalise(written) - normalizer.normalise(without), added_BD, atol=1e-5, rtol=0
+    )
     assert float(added_BD.std(dim=0).mean()) > 0.01
 
 
@@ -122,7 +124,7 @@ def test_prior_loss_of_untrained_uniform_head_is_log_of_the_codes() -> None:
     with torch.no_grad():
         for parameter in (head.query, head.free, head.bias):
             parameter.zero_()
-    stage = PriorStage(generator.prior, generator.tokenizer, generator.references)
+    stage = PriorStage(generator.prior, generator.tokenizer, generator.normalizers)
     loss = stage(weight_batch(), noise_for(8)).loss
     torch.testing.assert_close(loss, torch.tensor(8.0).log(), rtol=1e-5, atol=0)
 
@@ -143,9 +145,9 @@ def test_task_loss_is_that_of_the_networks_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("is_varied", [False, True])
-def test_functional_loss_is_that_of_the_networks_which_generate_writes(is_varied: bool) -> None:
+def test_task_loss_loss_is_that_of_the_networks_which_generate_writes(is_varied: bool) -> None:
     generator, batch = varied() if is_varied else igpg(), weight_batch()
-    stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5).eval()
+    stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     expected = task_loss(written.values_BD, batch)[0].mean()
@@ -155,11 +157,11 @@ def test_functional_loss_is_that_of_the_networks_which_generate_writes(is_varied
 
 def test_likelihood_is_added_with_its_weight() -> None:
     generator, batch = igpg(), weight_batch()
-    plain = functional(generator, likelihood=0.0).eval()(batch, noise_for(8))
-    both = functional(generator, likelihood=0.3).eval()(batch, noise_for(8))
+    plain = task_loss_stage(generator, likelihood=0.0).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, likelihood=0.3).eval()(batch, noise_for(8))
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * both.metrics["nll"], rtol=1e-5, atol=1e-6)
     assert "nll" not in plain.metrics
-    nll = token_nll(generator.prior, generator.tokenizer, batch.first(2), generator.references, noise_for(2))
+    nll = token_nll(generator.prior, generator.tokenizer, batch.first(2), generator.normalizers, noise_for(2))
     torch.testing.assert_close(both.metrics["nll"], nll, rtol=1e-5, atol=1e-6)
 
 
@@ -167,8 +169,8 @@ def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_u
     config = igpg_config()
     config.prior.window = 2
     generator, batch = igpg(config), weight_batch()
-    nll = functional(generator, likelihood=0.3).eval()(batch, noise_for(8)).metrics["nll"]
-    told = (generator.prior, generator.tokenizer, batch.first(2), generator.references)
+    nll = task_loss_stage(generator, likelihood=0.3).eval()(batch, noise_for(8)).metrics["nll"]
+    told = (generator.prior, generator.tokenizer, batch.first(2), generator.normalizers)
     own = noise_for(2).split(torch.ones(1, dtype=torch.int64), 1)
     torch.testing.assert_close(nll, token_nll(*told, own).detach(), rtol=1e-5, atol=1e-6)
     assert float((nll - token_nll(*told, noise_for(2)).detach()).abs()) > 1e-4
@@ -176,10 +178,10 @@ def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_u
 
 def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
     generator, batch = igpg(), weight_batch()
-    plain = functional(generator, anchor=0.0).eval()(batch, noise_for(8))
-    both = functional(generator, anchor=0.3).eval()(batch, noise_for(8))
+    plain = task_loss_stage(generator, anchor=0.0).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, anchor=0.3).eval()(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
-    scale_D = generator.references[batch.layout.id][1].scale_D
+    scale_D = generator.normalizers[batch.layout.id][1].scale_D
     distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
     # Cached and full attention round differently.
     torch.testing.assert_close(both.metrics["distance"], distance, rtol=1e-4, atol=1e-5)
@@ -203,18 +205,20 @@ def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> N
     states = batch.layout.unflatten(written.values_BD)
     answers_BS = stacked_logits(batch.module, states, batch.query.samples_BSF).argmax(dim=-1)
     batch = replace(batch, query=replace(batch.query, labels_BS=answers_BS))
-    plain = functional(generator).eval()(batch, noise_for(8))
-    both = functional(generator, spread=0.3).eval()(batch, noise_for(8))
+    plain = task_loss_stage(generator).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, spread=0.3).eval()(batch, noise_for(8))
     confidence = 2 * task_loss(written.values_BD, batch)[0].neg().exp().mean() - 1
     assert float(confidence) > 0.02
     # Cached and full attention round differently.
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * confidence * both.metrics["spread"], rtol=1e-4, atol=1e-5)
     assert "spread" not in plain.metrics
     wrong = replace(batch, query=replace(batch.query, labels_BS=1 - answers_BS))
-    without, with_spread = (functional(generator, spread=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3))
+    without, with_spread = (
+        task_loss_stage(generator, spread=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3)
+    )
     torch.testing.assert_close(with_spread.loss, without.loss)
     # One network has no variance.
-    assert "spread" not in functional(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
+    assert "spread" not in task_loss_stage(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
 
 
 def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
@@ -230,7 +234,9 @@ def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
         gradients = []
         for weight in (30.0, 0.0):
             generator.zero_grad()
-            functional(generator, spread=weight, anchor=0.0, likelihood=0.0).eval()(asked, noise_for(8)).loss.backward()
+            task_loss_stage(generator, spread=weight, anchor=0.0, likelihood=0.0).eval()(
+                asked, noise_for(8)
+            ).loss.backward()
             parts = [p.grad.flatten() for p in generator.correction.parameters() if p.grad is not None]
             gradients.append(torch.cat(parts))
         pulls.append(gradients[0] - gradients[1])
@@ -238,13 +244,13 @@ def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
     assert float(pulls[1].norm() / pulls[0].norm()) > 1.1
 
 
-def test_functional_stage_writes_parallel_windows_as_generation_does() -> None:
+def test_task_loss_stage_writes_parallel_windows_as_generation_does() -> None:
     config = igpg_config()
     config.prior.window = 2
     generator, batch = igpg(config), weight_batch()
     losses = {}
     for windows in ("parallel", "sequential"):
-        stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5, windows=windows).eval()
+        stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5, windows=windows).eval()
         losses[windows] = stage(batch, noise_for(8)).loss.detach()
         sampling = SamplingConfig(windows=windows)
         told = (batch.condition, batch.layout, noise_for(8))
@@ -262,16 +268,16 @@ def normalised_batch() -> tuple[IGPG, WeightBatch]:
     layout = Layout.from_state_dict(module.state_dict())
     start_D = layout.flatten(module.state_dict())
     values_BD = start_D + 0.2 * torch.rand(8, layout.num_values)
-    references = {layout.id: (layout, WeightReference.measure(layout, values_BD, None))}
-    generator = IGPG(igpg_config(), references, DATA).eval()
+    normalizers = {layout.id: (layout, Normalizer.measure(layout, values_BD, None))}
+    generator = IGPG(igpg_config(), normalizers, DATA).eval()
     generator.tokenizer.quantiser.initialise(torch.randn(64, 8), 5, torch.Generator().manual_seed(0))
     return generator, replace(weight_batch(), values_BD=values_BD, layout=layout, module=module)
 
 
 @pytest.mark.parametrize("statistics", ["stored", "batch"])
-def test_functional_stage_takes_the_statistics_it_is_told(statistics: str) -> None:
+def test_task_loss_stage_takes_the_statistics_it_is_told(statistics: str) -> None:
     generator, batch = normalised_batch()
-    stage = functional(generator, likelihood=0.0, anchor=0.0, temperature=0.5, statistics=statistics).eval()
+    stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5, statistics=statistics).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     logits = []
@@ -285,27 +291,27 @@ def test_functional_stage_takes_the_statistics_it_is_told(statistics: str) -> No
 
 
 @pytest.mark.parametrize("statistics", ["stored", "batch"])
-def test_functional_stage_teaches_networks_with_batch_normalisation(statistics: str) -> None:
+def test_task_loss_stage_teaches_networks_with_batch_normalisation(statistics: str) -> None:
     generator, batch = normalised_batch()
-    losses = train(functional(generator, statistics=statistics), [batch] * 40, learning_rate=5e-3)
+    losses = train(task_loss_stage(generator, statistics=statistics), [batch] * 40, learning_rate=5e-3)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
 @pytest.mark.parametrize("wrong", ["windows", "statistics"])
-def test_unknown_ways_of_the_functional_stage_are_named(wrong: str) -> None:
+def test_unknown_ways_of_the_task_loss_stage_are_named(wrong: str) -> None:
     with pytest.raises(ValueError, match=f"{wrong}=none: give one of"):
-        FunctionalConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
+        TaskLossConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("float64")
-def test_functional_gradient_by_finite_differences_in_float64() -> None:
+def test_task_loss_gradient_by_finite_differences_in_float64() -> None:
     generator, batch = igpg(), weight_batch(num=3)
     with torch.no_grad():
         final = generator.correction.out[-1]
         assert isinstance(final, torch.nn.Linear)
         final.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     # At temperature 0 the prefix is the same on both sides of a small step, unless two codes tie.
-    stage = functional(generator, likelihood=0.0, temperature=0.0)
+    stage = task_loss_stage(generator, likelihood=0.0, temperature=0.0)
     stage(batch, noise_for(3)).loss.backward()
     step = 1e-6
     text = generator.prior.condition.text
@@ -336,11 +342,11 @@ def test_functional_gradient_by_finite_differences_in_float64() -> None:
         assert numeric != 0
 
 
-def test_rollouts_of_the_functional_stage_have_no_dropout() -> None:
+def test_rollouts_of_the_task_loss_stage_have_no_dropout() -> None:
     config = igpg().config
     config.prior.dropout = 0.5
     generator = igpg(config)
-    stage = functional(generator, likelihood=0.0).train()
+    stage = task_loss_stage(generator, likelihood=0.0).train()
     seen = []
     rollout = generator.prior.rollout
 

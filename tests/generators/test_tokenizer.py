@@ -26,7 +26,7 @@ from tests.builders import (
     igpg_config,
     layout_of,
     noise_for,
-    references,
+    normalizers,
     same,
     tokenizer_stage,
     train,
@@ -57,7 +57,7 @@ def test_what_is_decoded_into_padding_changes_nothing() -> None:
 def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
     tokenizer = igpg().tokenizer
     layout = layout_of()
-    chunks_BMK = tokenizer.chunks(values_of()[:4], layout, references()[layout.id][1])
+    chunks_BMK = tokenizer.chunks(values_of()[:4], layout, normalizers()[layout.id][1])
     places_MG = tokenizer.places(layout)
     assert torch.equal(tokenizer.latents(chunks_BMK, places_MG), chunks_BMK)
     codes_BML = tokenizer.encode(chunks_BMK, places_MG, tokenizer.mask(layout))
@@ -69,9 +69,9 @@ def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
 
 def test_chunks_and_values_are_inverse() -> None:
     tokenizer, layout = igpg().tokenizer, layout_of()
-    reference = references()[layout.id][1]
+    normalizer = normalizers()[layout.id][1]
     values_BD = values_of()[:3]
-    back_BD = tokenizer.values(tokenizer.chunks(values_BD, layout, reference), layout, reference)
+    back_BD = tokenizer.values(tokenizer.chunks(values_BD, layout, normalizer), layout, normalizer)
     torch.testing.assert_close(back_BD, values_BD, rtol=1e-6, atol=1e-6)  # one division and one product
 
 
@@ -85,11 +85,11 @@ def test_stage_loss_is_reconstruction_plus_weighted_commitment() -> None:
     batch = weight_batch()
     result = stage(batch, noise_for(8))
     tokenizer, layout = generator.tokenizer, batch.layout
-    normalised_BD = generator.reference(layout).normalise(batch.values_BD)
-    decoded_BD = generator.reference(layout).normalise(generator.reconstruct(batch.values_BD, layout))
+    normalised_BD = generator.normalizer(layout).normalise(batch.values_BD)
+    decoded_BD = generator.normalizer(layout).normalise(generator.reconstruct(batch.values_BD, layout))
     reconstruction = (normalised_BD - decoded_BD).square().mean()
     chunks_BMK, places_MG = (
-        tokenizer.chunks(batch.values_BD, layout, generator.reference(layout)),
+        tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout)),
         tokenizer.places(layout),
     )
     latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
@@ -159,7 +159,7 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
     config = IGPGConfig(tokenizer=tokenizer, prior=PriorConfig(width=16, num_layers=1, num_heads=2))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = IGPG(config, references(), DATA)
+        generator = IGPG(config, normalizers(), DATA)
     stage = tokenizer_stage(generator)
     stage.begin([weight_batch(SMALL, 16)], 0)
     engine, batch = LocalEngine(stage), weight_batch(SMALL, 16)
@@ -172,8 +172,8 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
     assert after < 0.5
     prior = LocalEngine(generator.stages()[1])
     assert bool(prior.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
-    functional = LocalEngine(generator.stages()[2])
-    assert bool(functional.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
+    task_loss = LocalEngine(generator.stages()[2])
+    assert bool(task_loss.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
     written = generator.generate(batch.condition, batch.layout, noise_for(16))
     assert bool(written.values_BD.isfinite().all())
 
@@ -207,7 +207,7 @@ def test_a_step_may_see_a_window_of_each_network_and_what_it_sees_is_coded_as_in
     sizes = replace(igpg_config().tokenizer, chunk_length=4, coder=coder, context=2, window=4)
     generator, batch = igpg(replace(igpg_config(), tokenizer=sizes)), weight_batch(SMALL, 6)
     tokenizer, layout = generator.tokenizer, batch.layout
-    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
     places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
     assert len(mask_MK) == 10
     codes_BML = tokenizer.encode(chunks_BMK, places_MG, mask_MK)

@@ -51,7 +51,7 @@ def generator_of(coder: str, *, is_trained: bool = True) -> IGPG:
 
 def chunks_of(generator: IGPG, widths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     tokenizer, layout = generator.tokenizer, layout_of(widths)
-    chunks_BMK = tokenizer.chunks(values_of(widths)[:NUM], layout, generator.reference(layout))
+    chunks_BMK = tokenizer.chunks(values_of(widths)[:NUM], layout, generator.normalizer(layout))
     return chunks_BMK, tokenizer.places(layout), tokenizer.mask(layout)
 
 
@@ -100,7 +100,7 @@ def test_the_prior_is_trained_on_the_tokens_of_whole_networks(coder: str) -> Non
     table = tokenizer.table(batch.layout)
     for seed in range(8):
         noise = noise_for(NUM, seed)
-        seen = _seen_tokens(generator.prior, tokenizer, batch, generator.references, table, noise)
+        seen = _seen_tokens(generator.prior, tokenizer, batch, generator.normalizers, table, noise)
         index_BW = random_windows(noise_for(NUM, seed), len(places_MG), 4)
         assert torch.equal(seen.places_WG, places_MG[index_BW])
         assert torch.equal(seen.codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])
@@ -175,5 +175,5 @@ def test_unknown_coders_are_refused_by_the_config() -> None:
         replace(igpg_config().tokenizer, coder="vit")
     with pytest.raises(ValueError, match="coder=transformer: scales are coded before"):
         replace(igpg_config().tokenizer, coder="transformer", scales="tensor")
-    with pytest.raises(ValueError, match="functional=-1"):
-        replace(igpg_config().tokenizer, functional=-1.0)
+    with pytest.raises(ValueError, match="task_loss=-1"):
+        replace(igpg_config().tokenizer, task_loss=-1.0)

@@ -15,9 +15,9 @@ from torch import Tensor
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.chunk_table import LeadingChunks
 from raywgen.generators.igpg.scales import scaled_chunks
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, token_nll
+from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
 from raywgen.generators.igpg.windows import plan_parts, random_windows
-from raywgen.weights import WeightReference, layout_reference
+from raywgen.weights import Normalizer, layout_normalizer
 from raywgen.weights.groups import groups_of
 from tests.builders import (
     SMALL,
@@ -26,8 +26,8 @@ from tests.builders import (
     igpg_config,
     layout_of,
     noise_for,
+    normalizers,
     part_of,
-    references,
     train,
     values_of,
     weight_batch,
@@ -48,7 +48,7 @@ def generator_of(window: int = 4, scales: str = "filter", **prior: Any) -> IGPG:
     config = igpg_config()
     config.tokenizer = dataclasses.replace(config.tokenizer, scales=scales)
     config.prior = dataclasses.replace(config.prior, window=window, **prior)
-    built = igpg(config, references(SMALL, WIDE))
+    built = igpg(config, normalizers(SMALL, WIDE))
     draws = torch.Generator().manual_seed(0)
     told = [] if built.prior.scales is None else [built.prior.scales.weight]
     head = built.prior.head
@@ -186,7 +186,7 @@ def test_the_loss_of_random_windows_is_told_what_writing_is_told(window: int, sh
             hidden = prior.states(prefix, places_1WG, latents_1WK, told_1WF if is_after else None)
         losses.append(-prior.head.log_likelihood(hidden, codes_1WL, tokenizer.quantiser).mean())
     assert (num_after > 0) == (window < M and share < 1)
-    nll = token_nll(prior.train(), tokenizer, batch, generator.references, noise_for(8))
+    nll = token_nll(prior.train(), tokenizer, batch, generator.normalizers, noise_for(8))
     torch.testing.assert_close(nll, torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
 
 
@@ -207,12 +207,12 @@ def test_only_windows_of_scale_tokens_are_told_anything(window: int, scales: str
 
 def test_stages_train_it() -> None:
     generator = generator_of(4)
-    stage = PriorStage(generator.prior, generator.tokenizer, generator.references)
+    stage = PriorStage(generator.prior, generator.tokenizer, generator.normalizers)
     losses = train(stage, [weight_batch(WIDE, 16, seed=step) for step in range(30)])
     assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
-    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.references)
-    functional = FunctionalStage(generator.config.functional, *parts)
-    for each in (stage, functional):
+    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
+    task_loss = TaskLossStage(generator.config.task_loss, *parts)
+    for each in (stage, task_loss):
         assert generator.prior.scales is not None
         generator.prior.scales.weight.grad = None
         each.train()(weight_batch(WIDE), noise_for(8)).loss.backward()
@@ -237,12 +237,12 @@ def test_parts_hold_every_chunk_once_and_leading_ones_first() -> None:
 
 def test_layouts_that_share_no_start_are_told_theirs_too() -> None:
     layout = layout_of(WIDE)
-    table = {layout.id: (layout, WeightReference.measure(layout, values_of(WIDE), None))}
+    table = {layout.id: (layout, Normalizer.measure(layout, values_of(WIDE), None))}
     config = generator_of().config
     generator = igpg(config, table)
     stranger = IGPG(config, {}, generator.data).eval()
     stranger.load_state_dict(generator.state_dict())
-    reference, told = layout_reference(layout), condition(NUM)
+    normalizer, told = layout_normalizer(layout), condition(NUM)
     one = generator.generate(told, layout, noise_for(NUM))
-    other = stranger.generate(told, layout, noise_for(NUM), reference=reference)
+    other = stranger.generate(told, layout, noise_for(NUM), normalizer=normalizer)
     assert torch.equal(one.values_BD, other.values_BD)

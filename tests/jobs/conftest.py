@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 _SIZES = {
     "tokenizer": {"num_steps": 3, "batch_size": 8, "num_codes": 16, "num_levels": 2},
     "prior": {"num_steps": 3, "batch_size": 8, "width": 16, "num_layers": 1, "num_heads": 2},
-    "functional": {"num_steps": 3, "batch_size": 8},
+    "task_loss": {"num_steps": 3, "batch_size": 8},
 }
 SMALL = [f"generator.{stage}.{key}={value}" for stage, sizes in _SIZES.items() for key, value in sizes.items()]
 

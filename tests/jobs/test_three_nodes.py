@@ -49,7 +49,7 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     assert zoo.facts.num_rows == 1 + 12 * 2 * 2  # The shared start; tasks, seeds, checkpoints.
 
     run(three_nodes, "train", "configs/igpg/digits.yaml", f"corpus={corpus}", f"out={trained}", "zero_stage=2", *SMALL)
-    assert run_status(trained).finished == ["tokenizer", "prior", "functional"]
+    assert run_status(trained).finished == ["tokenizer", "prior", "task_loss"]
     assert [row["step"] for row in read_metrics(trained) if row["stage"] == "prior"] == [0, 2]
     card = json.loads((trained / "generator" / "generator.json").read_text())
     assert str(corpus) in json.dumps(card)

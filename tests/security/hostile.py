@@ -16,7 +16,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.describe import describe
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.sealed import sealed_json, unseal
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 from tests.builders import igpg_config
 
 NETWORK = "mlp-64-6-2"
@@ -60,7 +60,7 @@ def make_payload(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Payload:
 
 def make_bundle(corpus: Corpus, folder: Path) -> Path:
     """A generator of a corpus' networks, without any training."""
-    generator = build_generator("igpg", igpg_config(), measure_references(corpus), data_spec(corpus), 0)
+    generator = build_generator("igpg", igpg_config(), measure_normalizers(corpus), data_spec(corpus), 0)
     save_bundle(generator, folder, {"corpus": corpus.location})
     return folder
 

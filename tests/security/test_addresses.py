@@ -14,13 +14,13 @@ import pytest
 import raywgen
 from raywgen.config import ConfigError, stored_config
 from raywgen.corpus import Corpus
-from raywgen.evaluation.asked import read_samples
+from raywgen.evaluation.request import read_samples
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks import build_task
-from raywgen.tasks.inputs import input_form
+from raywgen.tasks.preprocessing import input_form
 from raywgen.training import TrainConfig, launch
 from raywgen.training.launch import CONFIG
 from raywgen.training.status import run_status

@@ -34,7 +34,7 @@ from raywgen.parquet import bounded_table
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, load_encoder, save_encoder
 from raywgen.tasks.images import load_images
-from raywgen.tasks.texts import open_tables
+from raywgen.tasks.text_datasets import open_tables
 from raywgen.tasks.user_data import read_data
 from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig

@@ -13,7 +13,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from raywgen.cluster.outgoing import Outgoing, check_outgoing
 from raywgen.cluster.secrets import PATTERNS, is_secret_variable, secret_in
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 
 ROOT = Path(__file__).parents[2]
 # Written in parts, so that no scanner takes this file for a leak.

@@ -11,7 +11,7 @@ from raywgen.tasks import TaskError, build_task
 from raywgen.tasks.domains import apply_domain
 from raywgen.tasks.image_tasks import _inputs
 from raywgen.tasks.images import load_digits_images
-from raywgen.tasks.inputs import input_form
+from raywgen.tasks.preprocessing import input_form
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 

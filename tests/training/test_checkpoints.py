@@ -18,7 +18,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.training import launch, read_metrics
 from raywgen.training.checkpoints import PROGRESS, STATE, CheckpointError, CheckpointWarning, Progress, RunCheckpoints
-from raywgen.training.data import data_digest, data_spec, measure_references
+from raywgen.training.data import data_digest, data_spec, measure_normalizers
 from raywgen.training.runs import Launch, restore, warn
 from tests.conftest import TINY_ZOO, make_zoo
 from tests.training.test_loop import losses, small_config
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def restored(out: Path, corpus: Corpus) -> Progress:
-    told = Launch(configs=[], facts=[], references=measure_references(corpus), data=data_spec(corpus))
+    told = Launch(configs=[], facts=[], normalizers=measure_normalizers(corpus), data=data_spec(corpus))
     config = small_config(corpus, out)
     return restore(config, told.build(config), data_digest(corpus), "", warn)
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_generator_is_passed_over(
     interrupted: tuple[Path, Path], zoo_corpus: Corpus, tmp_path: Path
 ) -> None:
     shutil.copytree(interrupted[1] / "checkpoints", tmp_path / "checkpoints")
-    told = Launch(configs=[], facts=[], references=measure_references(zoo_corpus), data=data_spec(zoo_corpus))
+    told = Launch(configs=[], facts=[], normalizers=measure_normalizers(zoo_corpus), data=data_spec(zoo_corpus))
     config = small_config(zoo_corpus, tmp_path)
     config.generator.prior.width = 32
     sentences: list[str] = []

@@ -27,7 +27,7 @@ def test_impossible_values_are_refused(override: str) -> None:
 
 
 def test_a_saved_config_loads_unchanged(tmp_path: Path) -> None:
-    config = load_config(TrainConfig, None, ["generator.functional.num_steps=0", "seed=4"])
+    config = load_config(TrainConfig, None, ["generator.task_loss.num_steps=0", "seed=4"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(TrainConfig, tmp_path / "config.yaml") == config
 

@@ -8,11 +8,11 @@ import torch
 from raywgen.corpus import Corpus
 from raywgen.tasks import SAMConfig
 from raywgen.training.data import (
-    BatchOrder,
+    BatchPlan,
     LayoutRows,
     collect_rows,
     data_spec,
-    measure_references,
+    measure_normalizers,
     policy_names,
 )
 from raywgen.zoo import ZooConfig
@@ -24,8 +24,8 @@ def rows_of(corpus: Corpus) -> list[LayoutRows]:
     return collect_rows(corpus.blocks(["train"]), corpus)
 
 
-def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> BatchOrder:
-    return BatchOrder(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
+def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> BatchPlan:
+    return BatchPlan(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
 
 
 def test_parts_of_all_workers_are_the_whole_batch(zoo_corpus: Corpus) -> None:
@@ -107,14 +107,14 @@ def test_every_network_of_every_step_is_shown_samples_of_its_own(zoo_corpus: Cor
 
 
 def test_references_normalise_training_networks_to_unit_scale(zoo_corpus: Corpus) -> None:
-    for layout_id, (layout, reference) in measure_references(zoo_corpus).items():
+    for layout_id, (layout, normalizer) in measure_normalizers(zoo_corpus).items():
         base = zoo_corpus.base_values(layout_id)
         assert base is not None
-        assert torch.equal(reference.base_D, base)
+        assert torch.equal(normalizer.base_D, base)
         values = zoo_corpus.values(zoo_corpus.select(layout_id=layout_id, split="train"))
         start = 0
         for spec in layout.generated:
-            piece = reference.normalise(values)[:, start : start + spec.num_values]
+            piece = normalizer.normalise(values)[:, start : start + spec.num_values]
             # A tensor behind dead units never moves; the others to what float32 sums of some thousand values give.
             moved = float(not torch.equal(values[:, start], base[start].expand(len(values))) or bool(piece.any()))
             torch.testing.assert_close(piece.std(unbiased=False), torch.tensor(moved), rtol=1e-4, atol=0)

@@ -33,7 +33,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def prior_stage() -> Stage:
     generator = igpg()
-    return PriorStage(generator.prior, generator.tokenizer, generator.references)
+    return PriorStage(generator.prior, generator.tokenizer, generator.normalizers)
 
 
 def steps(engine: Engine, first: int, last: int) -> list[float]:
@@ -101,7 +101,7 @@ def test_a_run_goes_on_under_another_engine(
     steps(engine, 0, NUM_STEPS)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = after(second)
-    resumed.set_moments(engine.moments())
+    resumed.set_optimizer_state(engine.moments())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
     assert_equal_parameters(undisturbed, second)
 
@@ -144,7 +144,7 @@ def test_descent_has_no_moments_and_goes_on_without_them() -> None:
     assert engine.moments() == {}
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = LocalEngine(second)
-    resumed.set_moments(engine.moments())
+    resumed.set_optimizer_state(engine.moments())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == expected
     for mine, theirs in zip(undisturbed.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -160,7 +160,7 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     assert engine.moments() == {}
     second.load_state_dict(copy.deepcopy(sharded.state_dict()))
     resumed = DeepSpeedEngine(second, zero_stage, 1)
-    resumed.set_moments(engine.moments())
+    resumed.set_optimizer_state(engine.moments())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_parameters(alone, second)
 
@@ -201,12 +201,12 @@ def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.M
         torch.testing.assert_close(three[name], value, rtol=1e-6, atol=0)
 
 
-def functional_stage() -> Stage:
+def task_loss_stage() -> Stage:
     """What also writes networks, with a cache."""
     return igpg().stages()[-1]
 
 
-@pytest.mark.parametrize("build", [prior_stage, functional_stage])
+@pytest.mark.parametrize("build", [prior_stage, task_loss_stage])
 def test_bf16_trains_as_fp32_does_but_for_rounding(build: Callable[[], Stage]) -> None:
     plain = build()
     half = copy.deepcopy(plain)

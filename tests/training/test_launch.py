@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator
-from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import CheckpointWarning
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=3, num_codes=16, width=16),
         prior=PriorConfig(num_steps=40, batch_size=8, width=16, num_layers=1, num_heads=2),
-        functional=FunctionalConfig(num_steps=4, batch_size=8),
+        task_loss=TaskLossConfig(num_steps=4, batch_size=8),
     )
     settings: dict[str, Any] = {"log_every": 1, "checkpoint_every": 10, "validate_every": 20, "num_workers": 2}
     settings |= changes
@@ -96,7 +96,7 @@ def test_reptile_over_two_workers_gives_the_weights_of_one(zero_stage: int, zoo_
         run = config(zoo_corpus, out, **settings)
         launch([replace(run, method="mcdi", generator=mcdi)])
         weights[num_workers] = load_file(out / "generator" / "generator.safetensors")
-    start = build_generator("mcdi", mcdi, measure_references(zoo_corpus), data_spec(zoo_corpus), seed=0).state_dict()
+    start = build_generator("mcdi", mcdi, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), seed=0).state_dict()
     moved = 0.0
     for name, alone in weights[0].items():
         # Float32 sums in another order, over 12 steps.
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_ray_or_without_where_the_other_stopped(
     assert names == ["02-000000000", "02-000000002"]
     with (out / "checkpoints" / names[-1] / "state.safetensors").open("r+b") as state:
         state.truncate(1000)
-    with pytest.warns(CheckpointWarning, match="passed over.*training goes on from step 0 of stage 'functional'"):
+    with pytest.warns(CheckpointWarning, match="passed over.*training goes on from step 0 of stage 'task_loss'"):
         launch([config(zoo_corpus, Path("b"), num_workers=then)])
     assert_same_run(losses(out), alone)
     assert (out / "metrics.jsonl").read_text().splitlines()[:44] == before[:44]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
 from raywgen.generators import StageConfig
-from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
 from raywgen.training.checkpoints import Progress, RunCheckpoints
@@ -26,7 +26,7 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=6, batch_size=8, num_levels=3, num_codes=16, width=16),
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
-        functional=FunctionalConfig(num_steps=6, batch_size=8),
+        task_loss=TaskLossConfig(num_steps=6, batch_size=8),
     )
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(_SETTINGS | changes))
 
@@ -91,9 +91,9 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
 def test_every_stage_is_logged_validated_and_kept(zoo_corpus: Corpus, tmp_path: Path) -> None:
     launch([small_config(zoo_corpus, tmp_path)])
     rows = read_metrics(tmp_path)
-    assert [row["stage"] for row in rows if row["step"] == 0] == ["tokenizer", "prior", "functional"]
+    assert [row["stage"] for row in rows if row["step"] == 0] == ["tokenizer", "prior", "task_loss"]
     assert all("val_loss" in row for row in rows if row["step"] in (0, 3, 5))
-    assert {path.name for path in (tmp_path / "stages").iterdir()} == {"tokenizer", "prior", "functional"}
+    assert {path.name for path in (tmp_path / "stages").iterdir()} == {"tokenizer", "prior", "task_loss"}
     prior = load_file(tmp_path / "stages" / "prior" / "generator.safetensors")
     final = load_file(tmp_path / "generator" / "generator.safetensors")
     changed = {name.split(".")[1] for name, tensor in prior.items() if not torch.equal(tensor, final[name])}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
-from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
-from raywgen.training.data import BatchOrder, RunRows, data_spec, measure_references
+from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.loop import EngineFactory
 from raywgen.training.runs import Launch, train_all
@@ -44,7 +44,7 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=NUM_STEPS, batch_size=BATCH, num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(num_steps=0, width=16, num_layers=1, num_heads=2),
-        functional=FunctionalConfig(num_steps=0),
+        task_loss=TaskLossConfig(num_steps=0),
     )
     settings: dict[str, Any] = {"log_every": 1, "validate_every": 2, "num_workers": 0}
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(settings | changes))
@@ -71,7 +71,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Tensor, float]
 
 
 def train(told: TrainConfig, corpus: Corpus, worker: OneOf | None = None) -> None:
-    launch = Launch(configs=[told], facts=[{}], references=measure_references(corpus), data=data_spec(corpus))
+    launch = Launch(configs=[told], facts=[{}], normalizers=measure_normalizers(corpus), data=data_spec(corpus))
     train_all(launch, worker or OneOf(), lambda sentence: None)
 
 
@@ -106,7 +106,7 @@ def test_a_worker_trains_on_its_own_part_of_every_batch(
 ) -> None:
     told = config(zoo_corpus, tmp_path)
     train(told, zoo_corpus, OneOf(rank=1, num_workers=2))
-    order = BatchOrder(
+    order = BatchPlan(
         RunRows.read(zoo_corpus).train,
         seed=told.seed,
         num_condition_samples=told.num_condition_samples,

@@ -26,14 +26,14 @@ _STAGE: dict[str, Any] = {"num_steps": 4, "batch_size": 8}
 _IGPG = {
     "tokenizer": _STAGE | {"num_levels": 3, "num_codes": 16, "width": 16},
     "prior": _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1},
-    "functional": _STAGE,
+    "task_loss": _STAGE,
 }
 _SMALL = _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "igpg": ("igpg", _IGPG),
     "igpg_scale_tokens": ("igpg", _IGPG | {"tokenizer": _IGPG["tokenizer"] | {"scales": "filter"}}),
     "igpg_windows": ("igpg", _IGPG | {"prior": _IGPG["prior"] | {"window": 8}}),
-    "mcdi": ("mcdi", {"denoiser": _SMALL, "functional": _STAGE, "diffusion": {"num_targets": 2}}),
+    "mcdi": ("mcdi", {"denoiser": _SMALL, "task_loss": _STAGE, "diffusion": {"num_targets": 2}}),
     "mcdi_latents": (
         "mcdi",
         {
@@ -46,8 +46,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "lohp",
         {"path": {"num_steps": 4, "length": 2, "sampling_steps": 2}, "policy": _SMALL | {"replay_size": 2}},
     ),
-    "direct": ("direct", {"network": _SMALL | {"num_steps": 0}, "regression": _STAGE, "functional": _STAGE}),
-    "hypernetwork": ("hypernetwork", {"width": 16, "functional": _STAGE}),
+    "direct": ("direct", {"network": _SMALL | {"num_steps": 0}, "regression": _STAGE, "task_loss": _STAGE}),
+    "hypernetwork": ("hypernetwork", {"width": 16, "task_loss": _STAGE}),
 }
 
 

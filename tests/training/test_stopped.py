@@ -27,7 +27,7 @@ def slow_config(corpus: Corpus, out: Path, num_workers: int) -> TrainConfig:
     config.generator.tokenizer.num_steps = 4
     config.generator.prior.num_steps = 400
     config.generator.prior.dropout = 0.0  # Each worker draws its own.
-    config.generator.functional.num_steps = 0
+    config.generator.task_loss.num_steps = 0
     return config
 
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator, load_bundle
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.data import (
-    BatchOrder,
+    BatchPlan,
     LayoutRows,
     TrajectoryError,
     collect_rows,
     data_spec,
-    measure_references,
+    measure_normalizers,
     trajectory_rows,
 )
 from raywgen.training.engine import LocalEngine
@@ -110,7 +110,7 @@ def test_the_start_alone_is_no_trajectory() -> None:
         trajectory_rows(rows_of({"run/a": [0]}), 1)
 
 
-def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int) -> BatchOrder:
+def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int) -> BatchPlan:
     rows = collect_rows(corpus.blocks(["train"]), corpus)
     settings: dict[str, Any] = {
         "num_condition_samples": 5,
@@ -118,7 +118,7 @@ def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int
         "shot": 2,
         "num_targets": 2,
     } | changes
-    return BatchOrder(rows, seed=3, rank=rank, num_workers=num_workers, **settings)
+    return BatchPlan(rows, seed=3, rank=rank, num_workers=num_workers, **settings)
 
 
 def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corpus: Corpus) -> None:
@@ -180,13 +180,13 @@ def meta_config(**denoiser: Any) -> McDiConfig:
     return McDiConfig(
         diffusion=DiffusionConfig(num_targets=2),
         denoiser=DenoiserConfig(**(small | outer | denoiser)),
-        functional=FunctionalConfig(num_steps=0),
+        task_loss=TaskLossConfig(num_steps=0),
     )
 
 
 def generator_for(corpus: Corpus, **denoiser: Any) -> McDi:
     settings = meta_config(**denoiser)
-    built = build_generator("mcdi", settings, measure_references(corpus), data_spec(corpus), seed=0)
+    built = build_generator("mcdi", settings, measure_normalizers(corpus), data_spec(corpus), seed=0)
     assert isinstance(built, McDi)
     return built
 

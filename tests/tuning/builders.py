@@ -9,7 +9,7 @@ from raywgen.corpus import Corpus
 from raywgen.tuning import TrialRow, TuneConfig, TuneResult
 from raywgen.tuning.results import Score
 
-RATE, WIDTH = "train.generator.functional.learning_rate", "train.generator.width"
+RATE, WIDTH = "train.generator.task_loss.learning_rate", "train.generator.width"
 SPACE: dict[str, Any] = {
     RATE: {"loguniform": [1e-4, 1e-2]},
     WIDTH: {"choice": [8, 16]},
@@ -24,8 +24,8 @@ def tune_config(corpus: Corpus, out: Path, **changes: Any) -> TuneConfig:
         "train.checkpoint_every": 2,
         "train.log_every": 1,
         "train.num_query_samples": 16,
-        "train.generator.functional.num_steps": 24,
-        "train.generator.functional.batch_size": 4,
+        "train.generator.task_loss.num_steps": 24,
+        "train.generator.task_loss.batch_size": 4,
     }
     told: dict[str, Any] = {
         "corpus": corpus.location,

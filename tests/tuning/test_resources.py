@@ -6,7 +6,7 @@ import pytest
 
 from raywgen.config import ConfigError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import Nodes
+from raywgen.training.resource_check import Nodes
 from raywgen.tuning.resources import Node, check_resources, nodes_to_come, trials_at_once
 
 CLUSTERS = [

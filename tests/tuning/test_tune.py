@@ -24,7 +24,7 @@ from tests.conftest import TINY_ZOO
 from tests.tuning.builders import RATE, SPACE, WIDTH, tune_config
 
 pytestmark = pytest.mark.slow
-STEPS = "train.generator.functional.num_steps"
+STEPS = "train.generator.task_loss.num_steps"
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert [row["step"] for row in read_metrics(run)] == list(range(whole.rows[1].steps))
 
     best = load_config(TrainConfig, tmp_path / "whole" / "best.yaml")
-    assert best.generator.functional.learning_rate == whole.best.knobs[RATE]
+    assert best.generator.task_loss.learning_rate == whole.best.knobs[RATE]
     assert best.generator.width == whole.best.knobs[WIDTH]
     assert best.corpus == zoo_corpus.location
     launch([best])
@@ -98,7 +98,7 @@ def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers:
         "train.num_workers": num_workers,
         "train.num_query_samples": 16,
         STEPS: 4,
-        "train.generator.functional.batch_size": 4,
+        "train.generator.task_loss.batch_size": 4,
     }
     save_config(TINY_ZOO, tmp_path / "zoo.yaml")
     told = TuneConfig(

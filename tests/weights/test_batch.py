@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raywgen.weights import Condition, Layout, WeightReference
+from raywgen.weights import Condition, Layout, Normalizer
 
 
 def test_a_condition_repeats_network_by_network() -> None:
@@ -33,15 +33,15 @@ def test_normalised_weights_have_unit_scale_per_tensor_and_come_back(shared_star
     spread_D = torch.cat([torch.full((24,), 0.2), torch.full((4,), 30.0)])
     offset_ND = spread_D * torch.randn(50, layout.num_values, generator=generator)
     values_ND = base_D + offset_ND if shared_start else offset_ND
-    reference = WeightReference.measure(layout, values_ND, base_D if shared_start else None)
-    normalised_ND = reference.normalise(values_ND)
+    normalizer = Normalizer.measure(layout, values_ND, base_D if shared_start else None)
+    normalised_ND = normalizer.normalise(values_ND)
     for part in (normalised_ND[:, :24], normalised_ND[:, 24:]):
         assert part.std(unbiased=False).item() == pytest.approx(1.0, abs=1e-5)
     # One float32 subtraction and addition around values up to about 100.
-    assert torch.allclose(reference.denormalise(normalised_ND), values_ND, atol=1e-4)
+    assert torch.allclose(normalizer.denormalise(normalised_ND), values_ND, atol=1e-4)
 
 
 def test_a_tensor_that_never_varies_stays_finite() -> None:
     layout = Layout.from_state_dict({"a": torch.zeros(3)})
-    reference = WeightReference.measure(layout, torch.ones(5, 3), None)
-    assert bool(torch.isfinite(reference.normalise(torch.ones(2, 3))).all())
+    normalizer = Normalizer.measure(layout, torch.ones(5, 3), None)
+    assert bool(torch.isfinite(normalizer.normalise(torch.ones(2, 3))).all())

@@ -19,7 +19,7 @@ from raywgen.evaluation.report import write_report
 from raywgen.evaluation.tables import print_evaluation
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generation.write import GenerateConfig, generate
-from raywgen.generators.igpg import FunctionalConfig, IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.zoo.describe import describe_corpus
@@ -53,18 +53,18 @@ def told(corpus: Corpus, *parts: str) -> Corpus:
     return describe_corpus(corpus.location, str(path), num_condition_samples=8)
 
 
-def run(corpus: Corpus, functional_steps: int) -> TrainConfig:
+def run(corpus: Corpus, task_loss_steps: int) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=8, width=8),
         prior=PriorConfig(num_steps=4, batch_size=8, width=16, num_layers=1, num_heads=2),
-        functional=FunctionalConfig(num_steps=functional_steps, batch_size=4),
+        task_loss=TaskLossConfig(num_steps=task_loss_steps, batch_size=4),
     )
-    out = str(Path(corpus.location).parent / f"run-{functional_steps}")
+    out = str(Path(corpus.location).parent / f"run-{task_loss_steps}")
     return TrainConfig(generator=igpg, corpus=corpus.location, out=out, num_workers=0, log_every=1)
 
 
 def test_weights_alone_train_what_needs_no_task_and_refuse_the_rest_before_it_begins(brought: Corpus) -> None:
-    with pytest.raises(ConfigError, match=r"holds weights alone, and stage 'functional'.*corpus describe"):
+    with pytest.raises(ConfigError, match=r"holds weights alone, and stage 'task_loss'.*corpus describe"):
         launch([run(brought, 2)])
     assert not Path(run(brought, 2).out).exists()
     launch([run(brought, 0)])
@@ -102,7 +102,7 @@ def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None
     for row, state in corpus.checkpoints():
         assert all(torch.equal(tensor, before[row["checkpoint_id"]][name]) for name, tensor in state.items())
     launch([run(corpus, 2)])
-    assert {row["stage"] for row in read_metrics(run(corpus, 2).out)} == {"tokenizer", "prior", "functional"}
+    assert {row["stage"] for row in read_metrics(run(corpus, 2).out)} == {"tokenizer", "prior", "task_loss"}
 
 
 @pytest.mark.parametrize("heldout", [0.0, 0.25])

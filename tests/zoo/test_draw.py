@@ -13,8 +13,8 @@ from raywgen.tasks import TaskError, build_task
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer, ZooTasks
 from raywgen.zoo.draw import draw_tasks
+from raywgen.zoo.execution import Timed, choose_ways
 from raywgen.zoo.plan import plan_zoo
-from raywgen.zoo.ways import Timed, choose_ways
 from tests.conftest import make_zoo
 
 COUNTS: dict[str, Any] = {"num_seen_tasks": 5, "num_validation_tasks": 2, "num_unseen_tasks": 3}

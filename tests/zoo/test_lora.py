@@ -12,9 +12,9 @@ from raywgen.corpus import Corpus
 from raywgen.tasks import TaskError, balanced_accuracy, build_network, build_task
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooTasks
+from raywgen.zoo.execution import choose_ways
 from raywgen.zoo.plan import plan_zoo
 from raywgen.zoo.replay import replay
-from raywgen.zoo.ways import choose_ways
 from tests.conftest import make_zoo
 
 BASE = {"name": "mlp", "widths": [64, 16, 10]}

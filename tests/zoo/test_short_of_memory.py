@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raywgen.zoo.units import OnShare, WorkersLostError, over_ray
+from raywgen.zoo.task_pool import OnShare, WorkersLostError, over_ray
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from raywgen.corpus import Corpus, CorpusError
-from raywgen.zoo import train_zoo, units
-from raywgen.zoo.units import over_ray
+from raywgen.zoo import task_pool, train_zoo
+from raywgen.zoo.task_pool import over_ray
 from tests.conftest import TINY_ZOO
 
 
@@ -47,7 +47,7 @@ def test_parallel_tasks_write_what_one_process_writes(
 
 
 def test_progress_is_told_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "_SECONDS_BETWEEN_SHARES", 0.0)
+    monkeypatch.setattr(task_pool, "_SECONDS_BETWEEN_SHARES", 0.0)
     config = dataclasses.replace(TINY_ZOO, networks=[[64, 6, 2]], num_steps=20, checkpoint_steps=[20])
     told: list[tuple[int, int]] = []
     train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)), distributed=False)

@@ -1,7 +1,7 @@
 """Weights straight from the support set, by the network that Mc-Di denoises with: the baseline without diffusion.
 
 Two stages, either of which may be switched off: **regression** to the stored weights by mean squared error, and the
-**functional** stage, by the task's own loss. With the second alone it is a hypernetwork (Ha et al. 2017). It has the
+**task-loss** stage, by the task's own loss. With the second alone it is a hypernetwork (Ha et al. 2017). It has the
 denoiser's size, condition and data, so that what it lacks against Mc-Di is the chain alone.
 
 Shape legend: B networks, D values.
@@ -20,7 +20,7 @@ from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
 from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.generators.task_loss import task_loss
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 
 @dataclass(kw_only=True)
@@ -30,12 +30,12 @@ class DirectConfig:
     Attributes:
         network: The map's kind and sizes, as of Mc-Di's denoiser.
         regression: Towards the stored weights.
-        functional: By the task's loss.
+        task_loss: By the task's loss.
     """
 
     network: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(num_steps=0))
     regression: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, batch_size=64))
-    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
+    task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
 
 
 class Direct(SupportSetGenerator):
@@ -43,12 +43,12 @@ class Direct(SupportSetGenerator):
 
     method = "direct"
 
-    def __init__(self, config: DirectConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(config.network, references, data)
+    def __init__(self, config: DirectConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(config.network, normalizers, data)
         self.config: DirectConfig = config
         # Ends of trajectories, as Mc-Di's last targets are, and no states before them.
         self.num_targets = 1
-        self.map = build_denoiser(config.network, self.references, data)
+        self.map = build_denoiser(config.network, self.normalizers, data)
 
     @property
     def network(self) -> Denoiser:
@@ -58,8 +58,8 @@ class Direct(SupportSetGenerator):
     def stages(self) -> list[Stage]:
         """Those that are switched on."""
         stages: list[Stage] = [
-            RegressionStage(self.config, self.map, self.references),
-            FunctionalStage(self.config, self.map, self.references),
+            RegressionStage(self.config, self.map, self.normalizers),
+            TaskLossStage(self.config, self.map, self.normalizers),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 
@@ -71,21 +71,21 @@ class Direct(SupportSetGenerator):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
     ) -> Generated:
         """The same network for the same support set, whatever the temperature."""
         normalised_BD = self.map.decode(_states(self.map, condition, layout), condition, layout)
-        return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
+        return Generated(values_BD=self.normalizer(layout, normalizer).denormalise(normalised_BD), log_prob_B=None)
 
 
 class _DirectStage(Stage):
     """What both stages train, and by which settings."""
 
-    def __init__(self, config: DirectConfig, network: Denoiser, references: ReferenceTable) -> None:
+    def __init__(self, config: DirectConfig, network: Denoiser, normalizers: NormalizerTable) -> None:
         super().__init__()
         self._config = config
         self.map = network
-        self.references = references
+        self.normalizers = normalizers
 
 
 class RegressionStage(_DirectStage):
@@ -105,21 +105,21 @@ class RegressionStage(_DirectStage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The squared distance per value."""
         written_BD = _states(self.map, batch.condition, batch.layout)
-        stored_BD = self.references[batch.layout.id][1].normalise(batch.values_BD)
+        stored_BD = self.normalizers[batch.layout.id][1].normalise(batch.values_BD)
         states_B1D = self.map.encode(stored_BD.unsqueeze(1), batch.condition, batch.layout)
         loss = (written_BD - states_B1D.squeeze(1)).square().mean()
         return StageLoss(loss=loss, metrics={})
 
 
-class FunctionalStage(_DirectStage):
+class TaskLossStage(_DirectStage):
     """The task's loss of the written networks on query samples."""
 
-    name = "functional"
+    name = "task_loss"
 
     @property
     def config(self) -> StageConfig:
         """Of this stage alone."""
-        return self._config.functional
+        return self._config.task_loss
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the map what samples look like, unless the stage before has."""
@@ -130,7 +130,7 @@ class FunctionalStage(_DirectStage):
         """Class-balanced cross-entropy."""
         states_BD = _states(self.map, batch.condition, batch.layout)
         written_BD = self.map.decode(states_BD, batch.condition, batch.layout)
-        loss_B, accuracy_B = task_loss(self.references[batch.layout.id][1].denormalise(written_BD), batch)
+        loss_B, accuracy_B = task_loss(self.normalizers[batch.layout.id][1].denormalise(written_BD), batch)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
 
 

@@ -18,7 +18,7 @@ from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, 
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features
 
 _CHUNK_LENGTH = 16
@@ -31,12 +31,12 @@ class HypernetworkConfig:
     Attributes:
         width: H.
         statistics: Of batch normalisation in the networks whose loss is taken: `stored` or `batch`, as IGPG's.
-        functional: Its only stage.
+        task_loss: Its only stage.
     """
 
     width: int = 128
     statistics: str = "stored"
-    functional: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, learning_rate=1e-3))
+    task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, learning_rate=1e-3))
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
@@ -47,8 +47,8 @@ class Hypernetwork(Generator):
 
     method = "hypernetwork"
 
-    def __init__(self, config: HypernetworkConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(references, data)
+    def __init__(self, config: HypernetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(normalizers, data)
         self.config: HypernetworkConfig = config
         H = config.width
         self.condition = ConditionEncoder(
@@ -63,14 +63,14 @@ class Hypernetwork(Generator):
 
     def stages(self) -> list[Stage]:
         """The task's loss alone, unless it is switched off."""
-        return [HypernetworkStage(self)] if self.config.functional.num_steps > 0 else []
+        return [HypernetworkStage(self)] if self.config.task_loss.num_steps > 0 else []
 
-    def values(self, condition: Condition, layout: Layout, reference: WeightReference) -> Tensor:
+    def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Flat vectors `(B, D)`, differentiable."""
         places_MG = place_features(layout, _CHUNK_LENGTH)
         tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, places_MG)
         chunks_BMK = self.body(self.told(tokens_BTH, self.place(places_MG)))
-        return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
+        return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
     @torch.no_grad()
     def generate(
@@ -80,17 +80,17 @@ class Hypernetwork(Generator):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
     ) -> Generated:
         """The same network for the same condition, whatever the temperature."""
-        values_BD = self.values(condition, layout, self.reference(layout, reference))
+        values_BD = self.values(condition, layout, self.normalizer(layout, normalizer))
         return Generated(values_BD=values_BD, log_prob_B=None)
 
 
 class HypernetworkStage(Stage):
     """Minimises the task's loss of the written networks on query samples."""
 
-    name = "functional"
+    name = "task_loss"
 
     def __init__(self, generator: Hypernetwork) -> None:
         super().__init__()
@@ -99,10 +99,10 @@ class HypernetworkStage(Stage):
     @property
     def config(self) -> StageConfig:
         """Of its only stage."""
-        return self.generator.config.functional
+        return self.generator.config.task_loss
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy on the query samples."""
-        values_BD = self.generator.values(batch.condition, batch.layout, self.generator.reference(batch.layout))
+        values_BD = self.generator.values(batch.condition, batch.layout, self.generator.normalizer(batch.layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.generator.config.statistics)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

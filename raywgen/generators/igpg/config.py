@@ -36,8 +36,8 @@ class TokenizerConfig(StageConfig):
             paper) or `transformer` (chunks of a block see each other).
         coder_layers: Residual blocks of `conv`, layers of `transformer`.
         context: Chunks of a block, of `transformer`; tokens of a chunk follow from its whole block.
-        functional: Weight of `output_loss`, the KL from the outputs of a network to those of its reconstruction on the
-            task's samples; 0 switches it off.
+        output_loss_weight: Weight of `output_loss`, the KL from the outputs of a network to those of its
+            reconstruction on the task's samples; 0 switches it off.
         window: Most chunks of a network that a step of its training sees; of longer ones a random window of whole
             blocks. 0 for whole networks. What is encoded later does not depend on it.
         scales: Where the scales of weights come from: `reference` (one a tensor, measured over the corpus and kept
@@ -60,25 +60,25 @@ class TokenizerConfig(StageConfig):
     coder: str = "mlp"
     coder_layers: int = 1
     context: int = 32
-    functional: float = 0.0
+    output_loss_weight: float = 0.0
     window: int = 0
     scales: str = "reference"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         check_coder(self.coder, self.width, self.coder_layers, self.context)
-        if self.functional < 0:
-            raise ValueError(f"functional={self.functional}: give a weight of at least 0")
+        if self.output_loss_weight < 0:
+            raise ValueError(f"output_loss_weight={self.output_loss_weight}: give a weight of at least 0")
         if self.chunk_length < 1 or self.num_levels < 1 or self.num_codes < 2:
             raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
         if self.quantiser not in QUANTISERS:
             raise ValueError(one_of("quantiser", self.quantiser, QUANTISERS))
         if self.scales not in SCALES:
             raise ValueError(one_of("scales", self.scales, SCALES))
-        if self.window < 0 or (self.window and self.functional > 0):
+        if self.window < 0 or (self.window and self.output_loss_weight > 0):
             raise ValueError(
                 f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "
-                "functional=0"
+                "output_loss_weight=0"
             )
         if self.codes_scales and self.coder == "transformer":
             raise ValueError(
@@ -215,7 +215,7 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
-class FunctionalConfig(StageConfig):
+class TaskLossConfig(StageConfig):
     """Training through soft tokens by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
@@ -250,8 +250,8 @@ class FunctionalConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class IGPGConfig:
-    """All of IGPG: tokeniser, prior, functional stage."""
+    """All of IGPG: tokeniser, prior, task-loss stage."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    functional: FunctionalConfig = field(default_factory=FunctionalConfig)
+    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)

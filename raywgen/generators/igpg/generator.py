@@ -23,7 +23,7 @@ from torch import Tensor
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.stages import FunctionalStage, PriorStage, functional_chunks
+from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, task_loss_chunks
 from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.nn.coders import PerceptronCoder
@@ -31,9 +31,9 @@ from raywgen.weights import (
     Condition,
     KeyedNoise,
     Layout,
-    ReferenceTable,
-    WeightReference,
-    layout_reference,
+    Normalizer,
+    NormalizerTable,
+    layout_normalizer,
     shares_start,
 )
 
@@ -47,8 +47,8 @@ class IGPG(Generator):
     method = "igpg"
     takes_sampling = True
 
-    def __init__(self, config: IGPGConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(references, data)
+    def __init__(self, config: IGPGConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(normalizers, data)
         self.config: IGPGConfig = config
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
@@ -64,16 +64,16 @@ class IGPG(Generator):
         )
         self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
         # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
-        is_spread = config.functional.num_steps > 0 and config.functional.spread > 0
+        is_spread = config.task_loss.num_steps > 0 and config.task_loss.spread > 0
         self.variation = PerceptronCoder(sizes.chunk_length, num_places, sizes.width) if is_spread else None
 
     def stages(self) -> list[Stage]:
-        """Tokeniser, prior, and the functional stage unless it is switched off."""
+        """Tokeniser, prior, and the task-loss stage unless it is switched off."""
         stages: list[Stage] = [
-            TokenizerStage(self.tokenizer, self.references),
-            PriorStage(self.prior, self.tokenizer, self.references),
-            FunctionalStage(
-                self.config.functional, self.prior, self.correction, self.variation, self.tokenizer, self.references
+            TokenizerStage(self.tokenizer, self.normalizers),
+            PriorStage(self.prior, self.tokenizer, self.normalizers),
+            TaskLossStage(
+                self.config.task_loss, self.prior, self.correction, self.variation, self.tokenizer, self.normalizers
             ),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
@@ -91,7 +91,7 @@ class IGPG(Generator):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
         sampling: SamplingConfig | None = None,
     ) -> Generated:
         """Writes tokens, then decodes the expected code along them (or the tokens themselves).
@@ -110,12 +110,12 @@ class IGPG(Generator):
         rollout = self.prior.rollout(condition, table, rvq, noise, temperature, sampling)
         if rollout.expected_BMK is not None:
             drawn_BMK = rvq.decode(rollout.codes_BML)
-            chunks_BMK = functional_chunks(
+            chunks_BMK = task_loss_chunks(
                 self.tokenizer, self.correction, self.variation, rollout.expected_BMK, drawn_BMK, places_MG, mask_MK
             )
         else:
             chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG, mask_MK)
-        values_BD = self.tokenizer.values(chunks_BMK, layout, self.reference(layout, reference))
+        values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, normalizer))
         log_prob_N = rollout.log_prob_BM.sum(dim=1)
         return Generated(
             values_BD=values_BD.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else values_BD,
@@ -135,26 +135,26 @@ class IGPG(Generator):
         """Encodes to tokens and decodes again."""
         places_MG, mask_MK = self.tokenizer.places(layout), self.tokenizer.mask(layout)
         chunks_BMK = self.tokenizer.decode(self.tokens(values_BD, layout), places_MG, mask_MK)
-        return self.tokenizer.values(chunks_BMK, layout, self.reference(layout))
+        return self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout))
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """The codes int64 `(B, M, L)` of given weights."""
-        chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.reference(layout))
+        chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.normalizer(layout))
         return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout), self.tokenizer.mask(layout))
 
-    def reference(self, layout: Layout, given: WeightReference | None = None) -> WeightReference:
+    def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """As every generator's; where scales are tokens and no base is shared, an unknown layout says all itself."""
         if self.config.tokenizer.codes_scales and given is None and not self.knows(layout) and not self._shares_start:
-            return layout_reference(layout)
-        return super().reference(layout, given)
+            return layout_normalizer(layout)
+        return super().normalizer(layout, given)
 
-    def guessed_reference(self, layout: Layout, start_D: Tensor) -> WeightReference:
+    def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
         """Where scales are tokens there is nothing to guess: the layout's own units, about a base if one is shared."""
         if not self.config.tokenizer.codes_scales:
-            return super().guessed_reference(layout, start_D)
-        return layout_reference(layout, start_D if self._shares_start else None)
+            return super().estimate_normalizer(layout, start_D)
+        return layout_normalizer(layout, start_D if self._shares_start else None)
 
     @property
     def _shares_start(self) -> bool:
-        return any(shares_start(layout, reference) for layout, reference in self.references.values())
+        return any(shares_start(layout, normalizer) for layout, normalizer in self.normalizers.values())

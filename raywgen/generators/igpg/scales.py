@@ -1,7 +1,7 @@
 """Scales and means of a network's tensors as numbers of about unit size, in leading chunks of its token sequence.
 
 The sequence of a layout is chunks of means, chunks of scales, chunks of values. What each number stands for, and its
-unit, follow from the layout alone (`layout_reference`), so that nothing else has to be known to decode, but a base
+unit, follow from the layout alone (`layout_normalizer`), so that nothing else has to be known to decode, but a base
 where networks share one. Numbers of like tensors stand side by side, so that a chunk's ends tell what lies between.
 
 **Closed loop.** Scales are measured about what the code keeps of the means, and values are divided by what it keeps of
@@ -23,7 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from raywgen.weights import Layout, WeightReference, layout_reference, shares_start
+from raywgen.weights import Layout, Normalizer, layout_normalizer, shares_start
 from raywgen.weights.chunks import (
     chunk_mask,
     from_chunks,
@@ -130,9 +130,9 @@ def num_scaled_place_features() -> int:
     return num_place_features() + _NUM_FLAGS
 
 
-def unit_reference(layout: Layout, reference: WeightReference) -> WeightReference:
+def unit_reference(layout: Layout, normalizer: Normalizer) -> Normalizer:
     """The layout's own units about a base that networks share; where they share none, about what the layout says."""
-    return layout_reference(layout, reference.base_D if shares_start(layout, reference) else None)
+    return layout_normalizer(layout, normalizer.base_D if shares_start(layout, normalizer) else None)
 
 
 def _flagged(places_MG: Tensor, flag: int | None) -> Tensor:

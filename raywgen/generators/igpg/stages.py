@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.igpg.chunk_table import ChunkTable
-from raywgen.generators.igpg.config import FunctionalConfig, PriorConfig, SamplingConfig
+from raywgen.generators.igpg.config import PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ from raywgen.generators.igpg.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.task_loss import task_loss
 from raywgen.nn.coders import Coder
-from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
+from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
 # Apart from that of the rollout, which the same samples draw from.
 _LIKELIHOOD_STREAM = 1
@@ -28,7 +28,7 @@ _LEAST_VARIANCE = 1e-8
 
 
 def token_nll(
-    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, references: ReferenceTable, noise: KeyedNoise
+    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, normalizers: NormalizerTable, noise: KeyedNoise
 ) -> Tensor:
     """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2), mean over a batch's networks.
 
@@ -39,7 +39,7 @@ def token_nll(
     """
     config, rvq = prior.config, tokenizer.quantiser
     table = tokenizer.table(batch.layout)
-    seen = _seen_tokens(prior, tokenizer, batch, references, table, noise)
+    seen = _seen_tokens(prior, tokenizer, batch, normalizers, table, noise)
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
@@ -113,12 +113,12 @@ def _seen_tokens(
     prior: Prior,
     tokenizer: Tokenizer,
     batch: WeightBatch,
-    references: ReferenceTable,
+    normalizers: NormalizerTable,
     table: ChunkTable,
     noise: KeyedNoise,
 ) -> _Seen:
     """What is seen of each network; little more than that is encoded."""
-    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, references[batch.layout.id][1])
+    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizers[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
     if 0 < window < M:
@@ -167,11 +167,11 @@ class PriorStage(Stage):
 
     name = "prior"
 
-    def __init__(self, prior: Prior, tokenizer: Tokenizer, references: ReferenceTable) -> None:
+    def __init__(self, prior: Prior, tokenizer: Tokenizer, normalizers: NormalizerTable) -> None:
         super().__init__()
         self.prior = prior
         self._frozen = (tokenizer,)
-        self.references = references
+        self.normalizers = normalizers
 
     @property
     def config(self) -> PriorConfig:
@@ -186,11 +186,11 @@ class PriorStage(Stage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""
         (tokenizer,) = self._frozen
-        nll = token_nll(self.prior, tokenizer, batch, self.references, noise)
+        nll = token_nll(self.prior, tokenizer, batch, self.normalizers, noise)
         return StageLoss(loss=nll, metrics={"nll": nll.detach()})
 
 
-def functional_chunks(
+def task_loss_chunks(
     tokenizer: Tokenizer,
     correction: Coder,
     variation: Coder | None,
@@ -199,7 +199,7 @@ def functional_chunks(
     places_MG: Tensor,
     mask_MK: Tensor,
 ) -> Tensor:
-    """Normalised chunks `(B, M, K)` that the functional stage trains and generation writes.
+    """Normalised chunks `(B, M, K)` that the task-loss stage trains and generation writes.
 
     Args:
         tokenizer: Decodes the expected code.
@@ -217,7 +217,7 @@ def functional_chunks(
     return chunks_BMK + variation(drawn_BMK - expected_BMK, places_MG)
 
 
-class FunctionalStage(Stage):
+class TaskLossStage(Stage):
     """Trains the prior, a correction of what is decoded, and its variation, by what the decoded networks do.
 
     The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
@@ -231,16 +231,16 @@ class FunctionalStage(Stage):
     apart.
     """
 
-    name = "functional"
+    name = "task_loss"
 
     def __init__(
         self,
-        config: FunctionalConfig,
+        config: TaskLossConfig,
         prior: Prior,
         correction: Coder,
         variation: Coder | None,
         tokenizer: Tokenizer,
-        references: ReferenceTable,
+        normalizers: NormalizerTable,
     ) -> None:
         super().__init__()
         self._config = config
@@ -248,10 +248,10 @@ class FunctionalStage(Stage):
         self.correction = correction
         self.variation = variation
         self._frozen = (tokenizer,)
-        self.references = references
+        self.normalizers = normalizers
 
     @property
-    def config(self) -> FunctionalConfig:
+    def config(self) -> TaskLossConfig:
         """Of this stage alone."""
         return self._config
 
@@ -269,14 +269,14 @@ class FunctionalStage(Stage):
         hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, table, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, forced_XL=table.forced_ML)
         drawn_BMK, mask_MK = rvq.decode(rollout.codes_BML), tokenizer.mask(layout)
-        chunks_BMK = functional_chunks(
+        chunks_BMK = task_loss_chunks(
             tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK
         )
-        reference = self.references[layout.id][1]
-        values_BD = tokenizer.values(chunks_BMK, layout, reference)
+        normalizer = self.normalizers[layout.id][1]
+        values_BD = tokenizer.values(chunks_BMK, layout, normalizer)
         loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.config.statistics)
-        normalised_BD = reference.normalise(values_BD)
-        corpus_BD = reference.normalise(batch.values_BD)
+        normalised_BD = normalizer.normalise(values_BD)
+        corpus_BD = normalizer.normalise(batch.values_BD)
         distance = (normalised_BD - corpus_BD).square().mean()
         loss = loss_B.mean() + self.config.anchor * distance
         metrics = {
@@ -293,7 +293,7 @@ class FunctionalStage(Stage):
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
             part_noise = noise.split(torch.ones(1, dtype=torch.int64), _LIKELIHOOD_STREAM).first(len(part.values_BD))
-            nll = token_nll(self.prior, tokenizer, part, self.references, part_noise)
+            nll = token_nll(self.prior, tokenizer, part, self.normalizers, part_noise)
             metrics["nll"] = nll.detach()
             loss = loss + self.config.likelihood * nll
         return StageLoss(loss=loss, metrics=metrics)

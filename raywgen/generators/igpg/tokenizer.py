@@ -37,7 +37,7 @@ from raywgen.nn.quantisers import (
     GumbelQuantiser,
     ResidualQuantiser,
 )
-from raywgen.weights import KeyedNoise, Layout, WeightBatch, WeightReference
+from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
 from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
 
 # A thousand for each of 256 codes; more make k-means of large networks take minutes, and no better.
@@ -89,7 +89,7 @@ class Tokenizer(nn.Module):
         """Whole networks' normalised chunks `(B, M, K)` of tokens."""
         return self.decode_latents(self.quantiser.decode(codes_BML), places_MG, mask_MK)
 
-    def chunks(self, values_BD: Tensor, layout: Layout, reference: WeightReference, *, by_code: bool = True) -> Tensor:
+    def chunks(self, values_BD: Tensor, layout: Layout, normalizer: Normalizer, *, by_code: bool = True) -> Tensor:
         """Flat vectors to normalised chunks `(B, M, K)`.
 
         Args:
@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
         """
         scaled = self.scaled(layout)
         if scaled is None:
-            return to_chunks(reference.normalise(values_BD), self.config.chunk_length)
+            return to_chunks(normalizer.normalise(values_BD), self.config.chunk_length)
 
         @torch.no_grad()
         def kept(chunks_BMK: Tensor, part: slice) -> Tensor:
@@ -111,14 +111,14 @@ class Tokenizer(nn.Module):
             places_MG, mask_MK = self.places(layout)[part], self.mask(layout)[part]
             return self.decode(self.encode(chunks_BMK, places_MG, mask_MK), places_MG, mask_MK)
 
-        return scaled.encode(unit_reference(layout, reference).normalise(values_BD), kept)
+        return scaled.encode(unit_reference(layout, normalizer).normalise(values_BD), kept)
 
-    def values(self, chunks_BMK: Tensor, layout: Layout, reference: WeightReference) -> Tensor:
+    def values(self, chunks_BMK: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Normalised chunks to flat vectors `(B, D)`."""
         scaled = self.scaled(layout)
         if scaled is None:
-            return reference.denormalise(from_chunks(chunks_BMK, layout.num_values))
-        return unit_reference(layout, reference).denormalise(scaled.decode(chunks_BMK))
+            return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
+        return unit_reference(layout, normalizer).denormalise(scaled.decode(chunks_BMK))
 
     def scaled(self, layout: Layout) -> ScaledChunks | None:
         """A layout's chunks with the scales among them; None where scales are not coded."""
@@ -244,10 +244,10 @@ class TokenizerStage(Stage):
 
     name = "tokenizer"
 
-    def __init__(self, tokenizer: Tokenizer, references: dict[str, tuple[Layout, WeightReference]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, normalizers: dict[str, tuple[Layout, Normalizer]]) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.references = references
+        self.normalizers = normalizers
 
     @property
     def config(self) -> TokenizerConfig:
@@ -257,7 +257,7 @@ class TokenizerStage(Stage):
     @property
     def needs_tasks(self) -> bool:
         """Only to compare outputs."""
-        return self.config.functional > 0
+        return self.config.output_loss_weight > 0
 
     @torch.no_grad()
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
@@ -265,7 +265,7 @@ class TokenizerStage(Stage):
         tokenizer = self.tokenizer
         vectors, masks = [], []
         for batch in batches:
-            if self.config.functional > 0:
+            if self.config.output_loss_weight > 0:
                 check_module(batch.module, batch.layout)
             seen = self._seen(batch, KeyedNoise(seed, batch.sample_index_B, 0), by_code=False)
             latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.places_MG, seen.mask_MK)
@@ -300,11 +300,11 @@ class TokenizerStage(Stage):
             "commitment": quantised.loss.detach(),
             "snr_db": snr_db(chunks_BMK, decoded_BMK.detach(), values_MK),
         }
-        if self.config.functional > 0:
-            reference = self.references[batch.layout.id][1]
-            mismatch = output_loss(tokenizer.values(decoded_BMK, batch.layout, reference), batch).mean()
+        if self.config.output_loss_weight > 0:
+            normalizer = self.normalizers[batch.layout.id][1]
+            mismatch = output_loss(tokenizer.values(decoded_BMK, batch.layout, normalizer), batch).mean()
             metrics["output_loss"] = mismatch.detach()
-            loss = loss + self.config.functional * mismatch
+            loss = loss + self.config.output_loss_weight * mismatch
         return StageLoss(loss=loss, metrics=metrics)
 
     def after_step(self, all_reduce: AllReduce) -> None:
@@ -314,7 +314,7 @@ class TokenizerStage(Stage):
     def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
         """Whole networks, or where they are longer than `window` the blocks of chunks of a random one of each."""
         tokenizer, layout = self.tokenizer, batch.layout
-        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.references[layout.id][1], by_code=by_code)
+        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
         mask_MK = tokenizer.mask(layout)
         values_MK = mask_MK.clone()
         values_MK[: tokenizer.num_leading(layout)] = 0

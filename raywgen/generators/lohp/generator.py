@@ -29,7 +29,7 @@ from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.generators.mcdi.denoisers import Denoiser
 from raywgen.generators.support_set import SupportSetGenerator
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
 
 
 class LoHp(SupportSetGenerator):
@@ -38,11 +38,11 @@ class LoHp(SupportSetGenerator):
     method = "lohp"
     takes_policy = True
 
-    def __init__(self, config: LoHpConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(config.policy, references, data)
+    def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(config.policy, normalizers, data)
         self.config: LoHpConfig = config
         self.num_targets = config.path.num_targets
-        self.policy = Policy(config, self.references, data)
+        self.policy = Policy(config, self.normalizers, data)
 
     @property
     def network(self) -> Denoiser:
@@ -51,7 +51,7 @@ class LoHp(SupportSetGenerator):
 
     def stages(self) -> list[Stage]:
         """Policy learning alone: preparation is the zoo's."""
-        stage = PolicyStage(self.config, self.policy, self.references)
+        stage = PolicyStage(self.config, self.policy, self.normalizers)
         return [stage] if stage.config.num_steps > 0 else []
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class LoHp(SupportSetGenerator):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
     ) -> Generated:
         """Follows the policy; the temperature scales the spread of its steps."""
         path, net = self.config.path, self.policy.forward_net
@@ -77,5 +77,5 @@ class LoHp(SupportSetGenerator):
                 x_BD = x_BD + (ends_BD - start_BD) / each
                 if temperature > 0:
                     x_BD = x_BD + temperature * path.noise / each**0.5 * noise.normal(x_BD.shape[1])
-        values_BD = self.reference(layout, reference).denormalise(net.decode(x_BD, condition, layout))
+        values_BD = self.normalizer(layout, normalizer).denormalise(net.decode(x_BD, condition, layout))
         return Generated(values_BD=values_BD, log_prob_B=None)

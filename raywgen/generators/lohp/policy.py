@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp.config import LoHpConfig
 from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
-from raywgen.weights import Condition, Layout, ReferenceTable
+from raywgen.weights import Condition, Layout, NormalizerTable
 
 
 class Told(NamedTuple):
@@ -46,13 +46,13 @@ class Policy(nn.Module):
         data: What support sets look like, and the optimisers whose behaviour can be asked for.
     """
 
-    def __init__(self, config: LoHpConfig, references: ReferenceTable, data: DataSpec) -> None:
+    def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
         self.path, self.names = config.path, data.policies
-        self.forward_net = build_denoiser(config.policy, references, data)
-        self.flow_net = build_denoiser(config.policy, references, data)
+        self.forward_net = build_denoiser(config.policy, normalizers, data)
+        self.flow_net = build_denoiser(config.policy, normalizers, data)
         is_learned = config.policy.backward == "learned"
-        self.backward_net = build_denoiser(config.policy, references, data) if is_learned else None
+        self.backward_net = build_denoiser(config.policy, normalizers, data) if is_learned else None
         width = self.forward_net.num_told()
         self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)

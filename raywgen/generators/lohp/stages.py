@@ -27,7 +27,7 @@ from raywgen.generators.lohp.policy import Policy, Told
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.generators.mcdi.stages import normalised_targets
 from raywgen.generators.task_loss import task_loss
-from raywgen.weights import KeyedNoise, ReferenceTable, WeightBatch
+from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
 
 class PolicyStage(Stage):
@@ -35,11 +35,11 @@ class PolicyStage(Stage):
 
     name = "policy"
 
-    def __init__(self, config: LoHpConfig, policy: Policy, references: ReferenceTable) -> None:
+    def __init__(self, config: LoHpConfig, policy: Policy, normalizers: NormalizerTable) -> None:
         super().__init__()
         self._config = config
         self.policy = policy
-        self.references = references
+        self.normalizers = normalizers
         self._replay = ReplayBuffer(config.policy.replay_size)
 
     @property
@@ -180,7 +180,7 @@ class PolicyStage(Stage):
         if self.config.task_reward > 0:
             layout, net = rollout.batch.layout, self.policy.forward_net
             normalised_BD = net.decode(ends_BkD[:, -1], rollout.batch.condition, layout)
-            loss_B, _ = task_loss(self.references[layout.id][1].denormalise(normalised_BD), rollout.batch)
+            loss_B, _ = task_loss(self.normalizers[layout.id][1].denormalise(normalised_BD), rollout.batch)
             reward[:, -1] -= self.config.task_reward * loss_B.unsqueeze(1) / reward.shape[-1]
         return reward
 
@@ -193,4 +193,6 @@ class PolicyStage(Stage):
         return batch.sample_index_B % self.config.batch_size
 
     def _targets(self, batch: WeightBatch) -> Tensor:
-        return self.policy.forward_net.encode(normalised_targets(batch, self.references), batch.condition, batch.layout)
+        return self.policy.forward_net.encode(
+            normalised_targets(batch, self.normalizers), batch.condition, batch.layout
+        )

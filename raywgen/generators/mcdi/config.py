@@ -122,7 +122,7 @@ class DenoiserConfig(NetworkConfig, StageConfig):
 
 
 @dataclass(kw_only=True)
-class FunctionalConfig(StageConfig):
+class TaskLossConfig(StageConfig):
     """A few steps through a short sampler by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
@@ -145,17 +145,17 @@ class McDiConfig:
     Attributes:
         diffusion: The chain.
         denoiser: Meta-learned.
-        functional: By the task's loss.
+        task_loss: By the task's loss.
         tokenizer: Trained first, where `denoiser.kind` is `latents`; its `chunk_length` is what a latent stands for.
     """
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    functional: FunctionalConfig = field(default_factory=FunctionalConfig)
+    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
 
     def __post_init__(self) -> None:
         if self.tokenizer.codes_scales:
             raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give reference")
-        if self.functional.num_steps > 0:
-            self.diffusion.chain().steps(self.functional.sampling_steps)
+        if self.task_loss.num_steps > 0:
+            self.diffusion.chain().steps(self.task_loss.sampling_steps)

@@ -17,7 +17,7 @@ from raywgen.generators.igpg.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi.config import NetworkConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, HeadFrame
-from raywgen.weights import Condition, Layout, ReferenceTable, WeightBatch, WeightReference
+from raywgen.weights import Condition, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
@@ -199,7 +199,7 @@ class LatentWeights(ChunkWeights):
 
 
 def build_denoiser(
-    config: NetworkConfig, references: ReferenceTable, data: DataSpec, tokenizer: Tokenizer | None = None
+    config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec, tokenizer: Tokenizer | None = None
 ) -> Denoiser:
     """The denoiser that suits the layouts.
 
@@ -213,8 +213,8 @@ def build_denoiser(
         ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; it is `flat`, but there are
             several layouts; or it is `latents`, but there is no tokeniser.
     """
-    layouts = [layout for layout, _ in references.values()]
-    kind = _kind(config, references, data)
+    layouts = [layout for layout, _ in normalizers.values()]
+    kind = _kind(config, normalizers, data)
     strange = _no_head(layouts, data)
     if kind == "head" and strange is not None:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in strange.generated[:4])
@@ -235,9 +235,9 @@ def build_denoiser(
     return ChunkWeights(config, data)
 
 
-def _kind(config: NetworkConfig, references: ReferenceTable, data: DataSpec) -> str:
+def _kind(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> str:
     """`config.kind`, or what suits the layouts where that is `auto`."""
-    layouts = [layout for layout, _ in references.values()]
+    layouts = [layout for layout, _ in normalizers.values()]
     if config.kind != "auto":
         return config.kind
     if _no_head(layouts, data) is None:
@@ -255,18 +255,18 @@ def is_head(layout: Layout, num_features: int) -> bool:
     return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == num_features and shapes[1] == shapes[0][:1]
 
 
-def suited_references(config: NetworkConfig, references: ReferenceTable, data: DataSpec) -> ReferenceTable:
+def suited_references(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> NormalizerTable:
     """References in whose units a head's bias counts for as much as its weights do.
 
     On features of unit size a weight's error reaches a logit F times, a bias's once; measured by its own small spread a
     bias would drown the weights in any loss.
     """
-    if _kind(config, references, data) != "head":
-        return references
-    return {name: (layout, _with_bias_scale(layout, known)) for name, (layout, known) in references.items()}
+    if _kind(config, normalizers, data) != "head":
+        return normalizers
+    return {name: (layout, _with_bias_scale(layout, known)) for name, (layout, known) in normalizers.items()}
 
 
-def _with_bias_scale(layout: Layout, known: WeightReference) -> WeightReference:
+def _with_bias_scale(layout: Layout, known: Normalizer) -> Normalizer:
     C, num_features = layout.generated[0].shape
     weight_scale = known.scale_D[: C * num_features]
     return replace(known, scale_D=torch.cat([weight_scale, weight_scale[:C] * num_features**0.5]))

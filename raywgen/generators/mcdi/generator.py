@@ -20,7 +20,7 @@ Where the paper is silent, or this differs, and why (effects: README, and `jobs/
 - The task embedding is made of the support set by the denoiser itself, on features of a frozen encoder where the corpus
   was made on such, in place of a ResNet-101.
 - Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer=sgd` is the paper's own.
-- The functional stage is not of the paper; it is off by default and reported apart.
+- The task-loss stage is not of the paper; it is off by default and reported apart.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.generators.mcdi.denoisers import Denoiser, LatentWeights, build_denoiser
-from raywgen.generators.mcdi.stages import DenoiserStage, FunctionalStage, run_sampler
+from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage, run_sampler
 from raywgen.generators.support_set import SupportSetGenerator
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
 
 
 class McDi(SupportSetGenerator):
@@ -42,12 +42,12 @@ class McDi(SupportSetGenerator):
 
     method = "mcdi"
 
-    def __init__(self, config: McDiConfig, references: ReferenceTable, data: DataSpec) -> None:
-        super().__init__(config.denoiser, references, data)
+    def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(config.denoiser, normalizers, data)
         self.config: McDiConfig = config
         self.num_targets = config.diffusion.num_targets
         self.tokenizer = Tokenizer(config.tokenizer) if config.denoiser.kind == "latents" else None
-        self.denoiser = build_denoiser(config.denoiser, self.references, data, self.tokenizer)
+        self.denoiser = build_denoiser(config.denoiser, self.normalizers, data, self.tokenizer)
 
     @property
     def network(self) -> Denoiser:
@@ -55,11 +55,11 @@ class McDi(SupportSetGenerator):
         return self.denoiser
 
     def stages(self) -> list[Stage]:
-        """The tokeniser where latents are denoised, the denoiser, and the functional stage where it is switched on."""
+        """The tokeniser where latents are denoised, the denoiser, and the task-loss stage where it is switched on."""
         stages: list[Stage] = [
-            *([TokenizerStage(self.tokenizer, self.references)] if self.tokenizer is not None else []),
-            DenoiserStage(self.config, self.denoiser, self.references),
-            FunctionalStage(self.config, self.denoiser, self.references),
+            *([TokenizerStage(self.tokenizer, self.normalizers)] if self.tokenizer is not None else []),
+            DenoiserStage(self.config, self.denoiser, self.normalizers),
+            TaskLossStage(self.config, self.denoiser, self.normalizers),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 
@@ -71,7 +71,7 @@ class McDi(SupportSetGenerator):
         noise: KeyedNoise,
         *,
         temperature: float = 1.0,
-        reference: WeightReference | None = None,
+        normalizer: Normalizer | None = None,
     ) -> Generated:
         """Walks from noise to weights, all noise scaled by the temperature; the instruction is not used."""
         told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
@@ -81,13 +81,13 @@ class McDi(SupportSetGenerator):
             self.denoiser, told, layout, start_BD, diffusion, diffusion.sampling_steps, noise, temperature
         )
         normalised_BD = self.denoiser.decode(states_BD, condition, layout)
-        return Generated(values_BD=self.reference(layout, reference).denormalise(normalised_BD), log_prob_B=None)
+        return Generated(values_BD=self.normalizer(layout, normalizer).denormalise(normalised_BD), log_prob_B=None)
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """To latents and back, where these are denoised."""
         if not isinstance(self.denoiser, LatentWeights):
             return values_BD
-        reference = self.reference(layout)
-        states_B1Z = self.denoiser.latents(reference.normalise(values_BD).unsqueeze(1), layout)
-        return reference.denormalise(self.denoiser.weights(states_B1Z.squeeze(1), layout))
+        normalizer = self.normalizer(layout)
+        states_B1Z = self.denoiser.latents(normalizer.normalise(values_BD).unsqueeze(1), layout)
+        return normalizer.denormalise(self.denoiser.weights(states_B1Z.squeeze(1), layout))

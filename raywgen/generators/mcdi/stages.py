@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig, McDiConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, TaskLossConfig
 from raywgen.generators.mcdi.denoisers import Denoiser
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
 from raywgen.generators.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.task_loss import task_loss
-from raywgen.weights import Condition, KeyedNoise, Layout, ReferenceTable, WeightBatch
+from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
 
 
 class Draws(NamedTuple):
@@ -97,18 +97,18 @@ def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, 
 class _McDiStage(Stage):
     """What both stages train, and by which settings."""
 
-    def __init__(self, config: McDiConfig, denoiser: Denoiser, references: ReferenceTable) -> None:
+    def __init__(self, config: McDiConfig, denoiser: Denoiser, normalizers: NormalizerTable) -> None:
         super().__init__()
         self._config = config
         self.denoiser = denoiser
-        self.references = references
+        self.normalizers = normalizers
 
     def _measure(self, batches: Iterable[WeightBatch]) -> None:
         self.denoiser.begin(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
 
     def _targets(self, batch: WeightBatch) -> Tensor:
         """The batch's local targets as states, `(B, k, Z)`."""
-        return self.denoiser.encode(normalised_targets(batch, self.references), batch.condition, batch.layout)
+        return self.denoiser.encode(normalised_targets(batch, self.normalizers), batch.condition, batch.layout)
 
 
 class DenoiserStage(_McDiStage):
@@ -157,15 +157,15 @@ class DenoiserStage(_McDiStage):
         return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
 
 
-class FunctionalStage(_McDiStage):
+class TaskLossStage(_McDiStage):
     """A few steps through a short sampler by the task's own loss on support and query samples."""
 
-    name = "functional"
+    name = "task_loss"
 
     @property
-    def config(self) -> FunctionalConfig:
+    def config(self) -> TaskLossConfig:
         """Of this stage alone."""
-        return self._config.functional
+        return self._config.task_loss
 
     def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like, unless the stage before has."""
@@ -180,7 +180,7 @@ class FunctionalStage(_McDiStage):
         states_BD = run_sampler(
             self.denoiser, told, layout, start_BD, self._config.diffusion, self.config.sampling_steps, noise
         )
-        values_BD = self.references[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
+        values_BD = self.normalizers[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
         (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
 
@@ -224,10 +224,10 @@ def run_sampler(
     )
 
 
-def normalised_targets(batch: WeightBatch, references: ReferenceTable) -> Tensor:
+def normalised_targets(batch: WeightBatch, normalizers: NormalizerTable) -> Tensor:
     """The batch's local targets in generator units, `(B, k, D)`."""
     assert batch.targets_BkD is not None, "the data of Mc-Di holds local targets"
-    return references[batch.layout.id][1].normalise(batch.targets_BkD)
+    return normalizers[batch.layout.id][1].normalise(batch.targets_BkD)
 
 
 def _joined(support: Condition, query: Condition) -> Condition:

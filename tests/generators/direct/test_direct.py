@@ -7,16 +7,16 @@ from raywgen.generators.direct import Direct, DirectConfig, RegressionStage
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise
-from tests.builders import DATA, SMALL, layout_of, references, weight_batch
+from tests.builders import DATA, SMALL, layout_of, normalizers, weight_batch
 
 NETWORK = DenoiserConfig(width=32, num_heads=2, num_layers=1, num_steps=0)
 OFF = StageConfig(num_steps=0)
 ON = StageConfig(num_steps=60, weight_decay=0.0, warmup_steps=1)
 
 
-def direct(regression: StageConfig = ON, functional: StageConfig = OFF) -> Direct:
+def direct(regression: StageConfig = ON, task_loss: StageConfig = OFF) -> Direct:
     torch.manual_seed(0)
-    return Direct(DirectConfig(network=NETWORK, regression=regression, functional=functional), references(SMALL), DATA)
+    return Direct(DirectConfig(network=NETWORK, regression=regression, task_loss=task_loss), normalizers(SMALL), DATA)
 
 
 def trained(generator: Direct, rate: float, num_steps: int) -> list[dict[str, torch.Tensor]]:
@@ -28,8 +28,8 @@ def trained(generator: Direct, rate: float, num_steps: int) -> list[dict[str, to
 
 
 def test_only_stages_that_are_switched_on_are_trained() -> None:
-    assert [stage.name for stage in direct(ON, ON).stages()] == ["regression", "functional"]
-    assert [stage.name for stage in direct(OFF, ON).stages()] == ["functional"]
+    assert [stage.name for stage in direct(ON, ON).stages()] == ["regression", "task_loss"]
+    assert [stage.name for stage in direct(OFF, ON).stages()] == ["task_loss"]
 
 
 def test_regression_is_the_mean_squared_error_in_units_of_the_scale() -> None:
@@ -39,7 +39,7 @@ def test_regression_is_the_mean_squared_error_in_units_of_the_scale() -> None:
     noise = KeyedNoise(0, batch.sample_index_B)
     loss = stage(batch, noise).loss
     written_BD = generator.generate(batch.condition, batch.layout, noise).values_BD
-    scale_D = generator.references[batch.layout.id][1].scale_D
+    scale_D = generator.normalizers[batch.layout.id][1].scale_D
     expected = ((written_BD - batch.values_BD) / scale_D).square().mean()
     torch.testing.assert_close(loss, expected)
 
@@ -49,7 +49,7 @@ def test_regression_comes_near_the_stored_weights() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_the_functional_stage_raises_accuracy_on_the_task() -> None:
+def test_the_task_loss_stage_raises_accuracy_on_the_task() -> None:
     rows = trained(direct(OFF, ON), 3e-3, 60)
     assert float(rows[-1]["accuracy"]) > max(0.75, float(rows[0]["accuracy"]))
 

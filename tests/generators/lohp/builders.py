@@ -8,13 +8,13 @@ import torch
 
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
-from raywgen.weights import ReferenceTable
-from tests.builders import NUM_FEATURES, SMALL, references
+from raywgen.weights import NormalizerTable
+from tests.builders import NUM_FEATURES, SMALL, normalizers
 from tests.generators.mcdi.builders import NUM_CLASSES, head_references
 
 POLICIES = ("adam", "sgd-sam0.05")
 DATA = DataSpec(num_features=NUM_FEATURES, max_classes=NUM_CLASSES, policies=POLICIES)
-TABLES = {"head": head_references, "flat": lambda: references(SMALL), "chunks": lambda: references(SMALL)}
+TABLES = {"head": head_references, "flat": lambda: normalizers(SMALL), "chunks": lambda: normalizers(SMALL)}
 
 
 def config(*, path: dict[str, Any] | None = None, policy: dict[str, Any] | None = None) -> LoHpConfig:
@@ -33,7 +33,7 @@ def config(*, path: dict[str, Any] | None = None, policy: dict[str, Any] | None 
 
 
 def lohp(
-    settings: LoHpConfig | None = None, table: ReferenceTable | None = None, seed: int = 0, data: DataSpec = DATA
+    settings: LoHpConfig | None = None, table: NormalizerTable | None = None, seed: int = 0, data: DataSpec = DATA
 ) -> LoHp:
     """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
     with torch.random.fork_rng():

@@ -12,7 +12,7 @@ import torch
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.registry import METHODS
-from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, part_of, references
+from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, normalizers, part_of
 from tests.generators.lohp.builders import POLICIES, config, lohp
 from tests.generators.mcdi.builders import HEAD, support_and_query
 
@@ -23,7 +23,7 @@ each_kind = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 
 @each_kind
 def test_four_networks_at_once_are_two_and_two(table: tuple[tuple[int, ...], ...]) -> None:
-    generator, layout = lohp(table=references(*table)), layout_of(table[-1])
+    generator, layout = lohp(table=normalizers(*table)), layout_of(table[-1])
     told = support_and_query(4, 3, seed=0)[0]
     together = generator.generate(told, layout, noise_for(4)).values_BD
     assert together.shape == (4, layout.num_values)
@@ -42,7 +42,7 @@ def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> Non
     generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
     many = support_and_query(500, 3, seed=0)[0]
     drawn = generator.generate(many, layout, noise_for(500), temperature=0.5).values_BD
-    normalised = generator.references[layout.id][1].normalise(drawn)
+    normalised = generator.normalizers[layout.id][1].normalise(drawn)
     states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
     # 10,500 values; half of the path's noise of 0.5.
     assert float(states.mean()) == pytest.approx(3.0, abs=0.01)
@@ -55,7 +55,7 @@ def test_where_sub_trajectories_end_and_spread_does_not_depend_on_their_steps(sa
     generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
     layout, many = layout_of(HEAD), support_and_query(500, 3, seed=0)[0]
     drawn = generator.generate(many, layout, noise_for(500)).values_BD
-    normalised = generator.references[layout.id][1].normalise(drawn)
+    normalised = generator.normalizers[layout.id][1].normalise(drawn)
     states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
     # 10,500 values of spread 0.5. Two steps and more towards an end leave part of what the first ones drew before it.
     assert float(states.mean()) == pytest.approx(3.0, abs=0.02)
@@ -80,7 +80,7 @@ def test_the_policy_is_asked_as_often_as_told_at_even_steps(sampling_steps: int)
 def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
     tmp_path: Path, table: tuple[tuple[int, ...], ...]
 ) -> None:
-    generator = lohp(config(policy={"backward": "learned"}), table=references(*table))
+    generator = lohp(config(policy={"backward": "learned"}), table=normalizers(*table))
     torch.nn.init.normal_(generator.policy.names_net)
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
     told = replace(told, policies=(*POLICIES, ""))

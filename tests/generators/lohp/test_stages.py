@@ -54,8 +54,8 @@ def learn(stage: PolicyStage, kind: str, num_steps: int = 60, rate: float = 2e-2
 def written_distance(generator: LoHp, batch: WeightBatch) -> float:
     """Of written networks from the stored ones, in units of the reference."""
     written = generator.generate(batch.condition, batch.layout, noise_for(len(batch.values_BD)), temperature=0.0)
-    reference = generator.references[batch.layout.id][1]
-    return float((reference.normalise(written.values_BD) - reference.normalise(batch.values_BD)).square().mean())
+    normalizer = generator.normalizers[batch.layout.id][1]
+    return float((normalizer.normalise(written.values_BD) - normalizer.normalise(batch.values_BD)).square().mean())
 
 
 class Known(nn.Module):
@@ -250,8 +250,8 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
         batch = head_batch(num, step)
         assert batch.targets_BkD is not None
         shift_B = torch.arange(num) % 2
-        reference = generator.references[batch.layout.id][1]
-        moved = batch.targets_BkD + shift_B.view(-1, 1, 1) * reference.scale_D
+        normalizer = generator.normalizers[batch.layout.id][1]
+        moved = batch.targets_BkD + shift_B.view(-1, 1, 1) * normalizer.scale_D
         names = tuple(POLICIES[int(number)] for number in shift_B)
         return replace(
             batch, targets_BkD=moved, values_BD=moved[:, -1], condition=replace(batch.condition, policies=names)
@@ -264,9 +264,9 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
         engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-2)
     stage.eval()
     told, held = support_and_query(32, 3, seed=9)[0], head_batch(32, 9)
-    reference = generator.references[held.layout.id][1]
+    normalizer = generator.normalizers[held.layout.id][1]
     written = [
-        reference.normalise(
+        normalizer.normalise(
             generator.generate(
                 replace(told, policies=(name,) * 32), held.layout, noise_for(32), temperature=0.0
             ).values_BD

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, FunctionalConfig
-from raywgen.weights import Condition, ReferenceTable, WeightBatch, WeightReference
-from tests.builders import NUM_FEATURES, SMALL, layout_of, network, references, weight_batch
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
+from raywgen.weights import Condition, Normalizer, NormalizerTable, WeightBatch
+from tests.builders import NUM_FEATURES, SMALL, layout_of, network, normalizers, weight_batch
 
 NUM_CLASSES = 3
 HEAD = (NUM_FEATURES, NUM_CLASSES)
@@ -27,7 +27,7 @@ def config(
     *,
     diffusion: dict[str, Any] | None = None,
     denoiser: dict[str, Any] | None = None,
-    functional: dict[str, Any] | None = None,
+    task_loss: dict[str, Any] | None = None,
 ) -> McDiConfig:
     """Six steps with three local targets, a denoiser of width 16."""
     short: dict[str, Any] = {"num_steps": 6, "sampling_steps": 6}
@@ -39,15 +39,15 @@ def config(
         "chunk_length": 8,
         "warmup_steps": 0,
     }
-    composed: dict[str, Any] = {"warmup_steps": 0} | (functional or {})
+    composed: dict[str, Any] = {"warmup_steps": 0} | (task_loss or {})
     return McDiConfig(
         diffusion=DiffusionConfig(**(short | (diffusion or {}))),
         denoiser=DenoiserConfig(**(small | (denoiser or {}))),
-        functional=FunctionalConfig(**composed),
+        task_loss=TaskLossConfig(**composed),
     )
 
 
-def mcdi(settings: McDiConfig | None = None, table: ReferenceTable | None = None, seed: int = 0) -> McDi:
+def mcdi(settings: McDiConfig | None = None, table: NormalizerTable | None = None, seed: int = 0) -> McDi:
     """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -99,12 +99,12 @@ def head_batch(num: int = 16, seed: int = 0, num_targets: int = 3, widths: Seque
 def chunk_batch(num: int = 16, seed: int = 0, num_targets: int = 3) -> WeightBatch:
     """Whole networks around the common start of `tests.builders`; trajectories lead straight from there."""
     batch = weight_batch(SMALL, num, seed)
-    base_D = references()[batch.layout.id][1].base_D
+    base_D = normalizers()[batch.layout.id][1].base_D
     shares_k1 = torch.arange(1, num_targets + 1).unsqueeze(1) / num_targets
     targets_BkD = base_D + (batch.values_BD - base_D).unsqueeze(1) * shares_k1
     return replace(batch, targets_BkD=targets_BkD, sample_index_B=batch.sample_index_B + 1000 * seed)
 
 
-def head_references() -> ReferenceTable:
+def head_references() -> NormalizerTable:
     layout = layout_of(HEAD)
-    return {layout.id: (layout, WeightReference.measure(layout, head_batch(64, seed=99).values_BD, None))}
+    return {layout.id: (layout, Normalizer.measure(layout, head_batch(64, seed=99).values_BD, None))}

@@ -25,7 +25,7 @@ from raywgen.generators.mcdi.denoisers import (
     suited_references,
     to_rows,
 )
-from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, references
+from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, normalizers
 from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,16 +88,16 @@ def test_a_linear_layer_without_bias_is_no_head() -> None:
     ],
 )
 def test_the_kind_follows_from_the_layouts(kind: str, widths: list[tuple[int, ...]], wanted: type[Denoiser]) -> None:
-    assert type(build_denoiser(config(denoiser={"kind": kind}).denoiser, references(*widths), DATA)) is wanted
+    assert type(build_denoiser(config(denoiser={"kind": kind}).denoiser, normalizers(*widths), DATA)) is wanted
 
 
 def test_a_head_denoiser_of_other_networks_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"kind=head.*0\.weight \[4, 6\].*6 values.*kind=chunks"):
-        build_denoiser(config(denoiser={"kind": "head"}).denoiser, references(HEAD, SMALL), DATA)
+        build_denoiser(config(denoiser={"kind": "head"}).denoiser, normalizers(HEAD, SMALL), DATA)
     with pytest.raises(ValueError, match="kind=flat: the corpus has 2 layouts; give kind=chunks"):
-        build_denoiser(config(denoiser={"kind": "flat"}).denoiser, references(HEAD, SMALL), DATA)
+        build_denoiser(config(denoiser={"kind": "flat"}).denoiser, normalizers(HEAD, SMALL), DATA)
     with pytest.raises(ValueError, match="kind=chunks"):
-        build_denoiser(DenoiserConfig(kind="head"), references(HEAD), DataSpec(num_features=5, max_classes=2))
+        build_denoiser(DenoiserConfig(kind="head"), normalizers(HEAD), DataSpec(num_features=5, max_classes=2))
 
 
 @pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
@@ -200,7 +200,7 @@ def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told:
 
 
 @pytest.mark.parametrize(
-    ("diffusion", "functional", "told"),
+    ("diffusion", "task_loss", "told"),
     [
         ({"targets": "tw"}, {}, "consistent, naive"),
         ({"schedule": "sqrt"}, {}, "cosine, linear"),
@@ -212,18 +212,18 @@ def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told:
         ({}, {"num_steps": 1, "sampling_steps": 7}, "sampling_steps=7"),
     ],
 )
-def test_settings_that_make_no_chain_are_named(diffusion: dict, functional: dict, told: str) -> None:
+def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        config(diffusion=diffusion, functional=functional)
+        config(diffusion=diffusion, task_loss=task_loss)
 
 
 def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:
     """On features of unit size a weight's error reaches a logit once a feature, a bias's once: the root of F apart."""
     known = head_references()
-    ((layout, reference),) = known.values()
+    ((layout, normalizer),) = known.values()
     ((_, suited),) = suited_references(config().denoiser, known, DATA).values()
     num_classes, num_features = layout.generated[0].shape
     weights = num_classes * num_features
-    assert torch.equal(suited.scale_D[:weights], reference.scale_D[:weights])
-    wanted = reference.scale_D[0] * num_features**0.5
+    assert torch.equal(suited.scale_D[:weights], normalizer.scale_D[:weights])
+    wanted = normalizer.scale_D[0] * num_features**0.5
     torch.testing.assert_close(suited.scale_D[weights:], wanted.expand(num_classes))

@@ -12,8 +12,8 @@ import torch
 from raywgen.generators.bundle import build_generator, load_bundle, save_bundle
 from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.registry import METHODS
-from raywgen.weights import WeightReference
-from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, part_of, references
+from raywgen.weights import Normalizer
+from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, normalizers, part_of
 from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ def with_sampler(sampler: str) -> McDi:
 
 @pytest.mark.parametrize(("widths", "table"), [(widths, table) for table in TABLES.values() for widths in table])
 def test_generates_every_known_layout(widths: tuple[int, ...], table: tuple[tuple[int, ...], ...]) -> None:
-    generator, layout = mcdi(table=references(*table)), layout_of(widths)
+    generator, layout = mcdi(table=normalizers(*table)), layout_of(widths)
     written = generator.generate(support_and_query(4, 3, seed=0)[0], layout, noise_for(4))
     assert written.values_BD.shape == (4, layout.num_values)
     assert written.values_BD.dtype == torch.float32
@@ -53,7 +53,7 @@ def test_temperature_zero_is_deterministic_and_one_is_not(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @each_kind
 def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[int, ...], ...]) -> None:
-    generator = mcdi(config(diffusion={"sampler": sampler}), table=references(*table))
+    generator = mcdi(config(diffusion={"sampler": sampler}), table=normalizers(*table))
     layout, told = layout_of(table[0]), support_and_query(4, 3, seed=0)[0]
     together = generator.generate(told, layout, noise_for(4))
     for part in (slice(0, 2), slice(2, 4)):
@@ -64,7 +64,7 @@ def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[
 
 @each_kind
 def test_the_support_set_reaches_the_weights(table: tuple[tuple[int, ...], ...]) -> None:
-    generator, layout = mcdi(table=references(*table)), layout_of(table[0])
+    generator, layout = mcdi(table=normalizers(*table)), layout_of(table[0])
     told = [support_and_query(2, 3, seed)[0] for seed in (0, 1)]
     written = [generator.generate(each, layout, noise_for(2)).values_BD for each in told]
     assert not torch.allclose(written[0], written[1], atol=1e-4)
@@ -73,9 +73,9 @@ def test_the_support_set_reaches_the_weights(table: tuple[tuple[int, ...], ...])
 def test_written_weights_are_in_units_of_the_reference() -> None:
     generator, layout, told = mcdi(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
     plain = generator.generate(told, layout, noise_for(3)).values_BD
-    known = generator.references[layout.id][1]
-    other = WeightReference(base_D=known.base_D + 5.0, scale_D=2.0 * known.scale_D)
-    generator.references[layout.id] = (layout, other)
+    known = generator.normalizers[layout.id][1]
+    other = Normalizer(base_D=known.base_D + 5.0, scale_D=2.0 * known.scale_D)
+    generator.normalizers[layout.id] = (layout, other)
     moved = generator.generate(told, layout, noise_for(3)).values_BD
     torch.testing.assert_close(moved, 2.0 * plain + 5.0, rtol=1e-5, atol=1e-5)
 
@@ -84,13 +84,13 @@ def test_written_weights_are_in_units_of_the_reference() -> None:
 def test_a_head_with_other_classes_takes_the_scale_of_the_known_one(num_classes: int) -> None:
     generator, layout = mcdi(), layout_of((NUM_FEATURES, num_classes))
     assert generator.knows(layout)
-    known = generator.references[layout_of(HEAD).id][1]
-    reference = generator.reference(layout)
+    known = generator.normalizers[layout_of(HEAD).id][1]
+    normalizer = generator.normalizer(layout)
     num_weights = num_classes * NUM_FEATURES
     scales = torch.cat([known.scale_D[:1].expand(num_weights), known.scale_D[-1:].expand(num_classes)])
-    torch.testing.assert_close(reference.scale_D, scales, rtol=1e-6, atol=0)
+    torch.testing.assert_close(normalizer.scale_D, scales, rtol=1e-6, atol=0)
     bases = torch.cat([known.base_D[:1].expand(num_weights), known.base_D[-1:].expand(num_classes)])
-    torch.testing.assert_close(reference.base_D, bases, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(normalizer.base_D, bases, rtol=1e-5, atol=1e-7)
     told = support_and_query(3, num_classes, seed=0)[0]
     written = generator.generate(told, layout, noise_for(3))
     assert written.values_BD.shape == (3, layout.num_values)
@@ -99,17 +99,17 @@ def test_a_head_with_other_classes_takes_the_scale_of_the_known_one(num_classes:
 
 def test_the_known_layout_takes_its_own_reference() -> None:
     generator, layout = mcdi(), layout_of(HEAD)
-    assert generator.reference(layout) is generator.references[layout.id][1]
+    assert generator.normalizer(layout) is generator.normalizers[layout.id][1]
 
 
 def test_other_unknown_layouts_need_a_reference() -> None:
     layout, told = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
-    generator = mcdi(config(denoiser={"kind": "chunks"}), table=references(SMALL))
+    generator = mcdi(config(denoiser={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)
     with pytest.raises(AssertionError, match="no reference"):
         generator.generate(told, layout, noise_for(2))
-    given = WeightReference(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
-    written = generator.generate(told, layout, noise_for(2), reference=given)
+    given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
+    written = generator.generate(told, layout, noise_for(2), normalizer=given)
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 
 
@@ -123,7 +123,7 @@ def test_only_a_denoiser_of_heads_knows_heads_with_other_classes(kind: str) -> N
 
 @each_kind
 def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tuple[int, ...], ...]) -> None:
-    generator = mcdi(config(diffusion={"num_targets": 2, "sampler": "stochastic"}), table=references(*table))
+    generator = mcdi(config(diffusion={"num_targets": 2, "sampler": "stochastic"}), table=normalizers(*table))
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
     generator.denoiser.begin([head_batch(4)], predicts_weights=True)
     save_bundle(generator, tmp_path, {"seed": 3})
@@ -144,11 +144,11 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
 
 @pytest.mark.parametrize(
     ("on", "names"),
-    [((True, True), ["denoiser", "functional"]), ((True, False), ["denoiser"]), ((False, True), ["functional"])],
+    [((True, True), ["denoiser", "task_loss"]), ((True, False), ["denoiser"]), ((False, True), ["task_loss"])],
 )
 def test_stages_are_in_order_and_switched_off_by_no_steps(on: tuple[bool, bool], names: list[str]) -> None:
     steps: list[dict[str, Any]] = [{"num_steps": int(is_on)} for is_on in on]
-    generator = mcdi(config(denoiser=steps[0], functional=steps[1]))
+    generator = mcdi(config(denoiser=steps[0], task_loss=steps[1]))
     assert [stage.name for stage in generator.stages()] == names
     trained = {id(parameter) for parameter in generator.denoiser.parameters()}
     assert all({id(parameter) for parameter in stage.parameters()} == trained for stage in generator.stages())

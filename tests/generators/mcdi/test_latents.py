@@ -17,18 +17,18 @@ from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.generators.mcdi.denoisers import LatentWeights, build_denoiser
-from raywgen.generators.mcdi.stages import DenoiserStage, FunctionalStage
+from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage
 from raywgen.weights.chunks import to_chunks
-from tests.builders import DEEP, SMALL, layout_of, noise_for, references, train
+from tests.builders import DEEP, SMALL, layout_of, noise_for, normalizers, train
 from tests.generators.mcdi.builders import DATA, chunk_batch, config, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = TokenizerConfig(chunk_length=12, num_levels=2, num_codes=8, width=16, num_steps=5, warmup_steps=0)
 
 
-def generator_of(functional: dict | None = None, *, is_trained: bool = True) -> McDi:
-    settings = replace(config(denoiser={"kind": "latents"}, functional=functional), tokenizer=TOKENIZER)
-    generator = mcdi(settings, table=references(SMALL, DEEP))
+def generator_of(task_loss: dict | None = None, *, is_trained: bool = True) -> McDi:
+    settings = replace(config(denoiser={"kind": "latents"}, task_loss=task_loss), tokenizer=TOKENIZER)
+    generator = mcdi(settings, table=normalizers(SMALL, DEEP))
     assert generator.tokenizer is not None
     if is_trained:
         # The tokeniser begins at the identity, where a mistake in its use would not show.
@@ -40,13 +40,13 @@ def generator_of(functional: dict | None = None, *, is_trained: bool = True) -> 
 
 def test_states_are_the_latents_of_every_target() -> None:
     generator, batch = generator_of(), chunk_batch(4)
-    (layout, reference), tokenizer = generator.references[batch.layout.id], generator.tokenizer
+    (layout, normalizer), tokenizer = generator.normalizers[batch.layout.id], generator.tokenizer
     assert isinstance(generator.denoiser, LatentWeights)
     assert tokenizer is not None
     assert batch.targets_BkD is not None
-    states = generator.denoiser.encode(reference.normalise(batch.targets_BkD), batch.condition, layout)
+    states = generator.denoiser.encode(normalizer.normalise(batch.targets_BkD), batch.condition, layout)
     for i in range(batch.targets_BkD.shape[1]):
-        chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], layout, reference)
+        chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], layout, normalizer)
         wanted_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(layout))
         torch.testing.assert_close(to_chunks(states[:, i], 12), wanted_BMK)
     assert states.shape[-1] == generator.denoiser.num_states(layout) == 48  # 38 values in 4 chunks of 12
@@ -63,7 +63,7 @@ def test_an_untrained_tokeniser_changes_nothing() -> None:
 def test_the_tokeniser_is_trained_first_and_by_no_later_stage() -> None:
     generator = generator_of({"num_steps": 1})
     stages = generator.stages()
-    assert [type(stage) for stage in stages] == [TokenizerStage, DenoiserStage, FunctionalStage]
+    assert [type(stage) for stage in stages] == [TokenizerStage, DenoiserStage, TaskLossStage]
     assert generator.tokenizer is not None
     of_tokenizer = {id(parameter) for parameter in generator.tokenizer.parameters()}
     assert {id(parameter) for parameter in stages[0].parameters()} == of_tokenizer
@@ -105,6 +105,6 @@ def test_a_bundle_writes_bit_equal_networks(tmp_path: Path) -> None:
 
 def test_latents_need_a_tokeniser() -> None:
     with pytest.raises(ValueError, match="kind=latents: only mcdi has a tokeniser"):
-        build_denoiser(DenoiserConfig(kind="latents"), references(SMALL), DATA)
-    denoiser = build_denoiser(DenoiserConfig(kind="latents"), references(SMALL), DATA, Tokenizer(TOKENIZER))
+        build_denoiser(DenoiserConfig(kind="latents"), normalizers(SMALL), DATA)
+    denoiser = build_denoiser(DenoiserConfig(kind="latents"), normalizers(SMALL), DATA, Tokenizer(TOKENIZER))
     assert isinstance(denoiser, LatentWeights)

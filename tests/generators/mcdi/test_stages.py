@@ -23,7 +23,7 @@ from raywgen.generators.mcdi.local_consistency import noised
 from raywgen.generators.mcdi.stages import (
     DenoiserStage,
     Draws,
-    FunctionalStage,
+    TaskLossStage,
     consistency_loss,
     draw,
     normalised_targets,
@@ -33,7 +33,7 @@ from raywgen.generators.task_loss import task_loss
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
-from tests.builders import SMALL, layout_of, noise_for, references
+from tests.builders import SMALL, layout_of, noise_for, normalizers
 from tests.generators.mcdi.builders import chunk_batch, config, head_batch, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,16 +47,16 @@ VARIANTS = {
 
 
 def denoiser_stage(generator: McDi) -> DenoiserStage:
-    return DenoiserStage(generator.config, generator.denoiser, generator.references)
+    return DenoiserStage(generator.config, generator.denoiser, generator.normalizers)
 
 
-def functional_stage(generator: McDi) -> FunctionalStage:
-    return FunctionalStage(generator.config, generator.denoiser, generator.references)
+def task_loss_stage(generator: McDi) -> TaskLossStage:
+    return TaskLossStage(generator.config, generator.denoiser, generator.normalizers)
 
 
 def generator_of(kind: str, denoiser: dict[str, Any] | None = None, **parts: Any) -> McDi:
     settings = config(denoiser={"kind": kind} | (denoiser or {}), **parts)
-    return mcdi(settings, table=None if kind == "head" else references(SMALL))
+    return mcdi(settings, table=None if kind == "head" else normalizers(SMALL))
 
 
 def batch_of(kind: str, num: int = 8) -> WeightBatch:
@@ -178,7 +178,7 @@ def test_both_ways_of_training_learn_whole_networks(meta: str, kind: str) -> Non
 def plain_loops(stage: DenoiserStage, batch: WeightBatch, noise: KeyedNoise) -> list[dict[str, Tensor]]:
     """phi_i of the paper's inner loop, network by network, by torch's own descent."""
     settings, diffusion = stage.config, stage._config.diffusion
-    normalised_BkD = normalised_targets(batch, stage.references)
+    normalised_BkD = normalised_targets(batch, stage.normalizers)
     targets_BkD = stage.denoiser.encode(normalised_BkD, batch.condition, batch.layout)
     steps = draw(targets_BkD, diffusion, noise, settings.num_draws, settings.inner_steps)
     adapted = []
@@ -276,20 +276,20 @@ def test_beginning_measures_the_support_sets_of_all_batches() -> None:
 
 def test_targets_are_taken_in_units_of_the_reference() -> None:
     generator, batch = mcdi(), head_batch(4)
-    reference = generator.references[batch.layout.id][1]
+    normalizer = generator.normalizers[batch.layout.id][1]
     assert batch.targets_BkD is not None
-    found_BkD = normalised_targets(batch, generator.references)
-    torch.testing.assert_close(found_BkD[:, 1], (batch.targets_BkD[:, 1] - reference.base_D) / reference.scale_D)
+    found_BkD = normalised_targets(batch, generator.normalizers)
+    torch.testing.assert_close(found_BkD[:, 1], (batch.targets_BkD[:, 1] - normalizer.base_D) / normalizer.scale_D)
 
 
 @pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
-def test_the_functional_stage_raises_the_accuracy_of_what_is_written(kind: str) -> None:
+def test_the_task_loss_stage_raises_the_accuracy_of_what_is_written(kind: str) -> None:
     short = {"num_steps": 60, "sampling_steps": 2, "consistency": 0.01, "batch_size": 32}
-    generator = generator_of(kind, functional=short)
+    generator = generator_of(kind, task_loss=short)
     # Whole networks of `chunk_batch` follow from nothing; they learn the task that all share alone.
     one = chunk_batch(1, seed=0)
     drawn = head_batch if kind == "head" else lambda num, seed: _repeated(one, num, seed)
-    stage, held = functional_stage(generator), drawn(64, 77)
+    stage, held = task_loss_stage(generator), drawn(64, 77)
     before = judged(stage, held, "accuracy")
     learn(stage, lambda step: drawn(16, step), num_steps=40, rate=1e-2)
     # Chance is a third, or a half.
@@ -310,11 +310,11 @@ def _repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
     )
 
 
-def test_the_functional_loss_is_that_of_the_networks_which_generate_writes() -> None:
+def test_the_task_loss_loss_is_that_of_the_networks_which_generate_writes() -> None:
     settings = {"sampling_steps": 2}
-    generator = mcdi(config(diffusion=settings, functional=settings | {"num_steps": 1, "consistency": 0.0}))
+    generator = mcdi(config(diffusion=settings, task_loss=settings | {"num_steps": 1, "consistency": 0.0}))
     batch = head_batch(8)
-    result = functional_stage(generator)(batch, noise_for(8))
+    result = task_loss_stage(generator)(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8))
     samples_BSF = torch.cat([batch.condition.samples_BSF, batch.query.samples_BSF], dim=1)
     labels_BS = torch.cat([batch.condition.labels_BS, batch.query.labels_BS], dim=1)
@@ -323,9 +323,9 @@ def test_the_functional_loss_is_that_of_the_networks_which_generate_writes() -> 
     torch.testing.assert_close(result.metrics["accuracy"], balanced_accuracy(logits_BSC, labels_BS).mean())
 
 
-def test_consistency_is_added_to_the_functional_loss_with_its_weight() -> None:
+def test_consistency_is_added_to_the_task_loss_with_its_weight() -> None:
     results = [
-        functional_stage(mcdi(config(functional={"num_steps": 1, "consistency": weight})))(head_batch(8), noise_for(8))
+        task_loss_stage(mcdi(config(task_loss={"num_steps": 1, "consistency": weight})))(head_batch(8), noise_for(8))
         for weight in (0.0, 0.3)
     ]
     added = 0.3 * results[1].metrics["consistency"]
@@ -335,9 +335,9 @@ def test_consistency_is_added_to_the_functional_loss_with_its_weight() -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
-def test_the_functional_loss_reaches_every_parameter_of_the_denoiser(kind: str) -> None:
-    generator = generator_of(kind, functional={"num_steps": 1, "consistency": 0.0})
-    functional_stage(generator)(batch_of(kind), noise_for(8)).loss.backward()
+def test_the_task_loss_loss_reaches_every_parameter_of_the_denoiser(kind: str) -> None:
+    generator = generator_of(kind, task_loss={"num_steps": 1, "consistency": 0.0})
+    task_loss_stage(generator)(batch_of(kind), noise_for(8)).loss.backward()
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.abs().sum() > 0), name
@@ -381,8 +381,8 @@ def test_a_denoiser_that_has_learned_one_head_writes_it() -> None:
     one = head_batch(1, seed=5)
     learn(denoiser_stage(generator), lambda step: _repeated(one, 16, step), num_steps=150, rate=1e-2)
     written = generator.generate(one.condition, layout_of((6, 3)), noise_for(1))
-    reference = generator.references[one.layout.id][1]
-    wanted, found = reference.normalise(one.values_BD), reference.normalise(written.values_BD)
+    normalizer = generator.normalizers[one.layout.id][1]
+    wanted, found = normalizer.normalise(one.values_BD), normalizer.normalise(written.values_BD)
     # The last step predicts the end alone; what is left is the net's own error.
     assert float((found - wanted).square().mean()) < 0.02 * float(wanted.square().mean())
 

@@ -24,8 +24,8 @@ from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import UNITS
 from raywgen.files import write_text
-from raywgen.generation.asked import NO_TASK
-from raywgen.generation.blocks import Block, Job, Written, blank_network
+from raywgen.generation.plan import Block, Job, Written, blank_network
+from raywgen.generation.request import NO_TASK
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.weights import StateDict, save_state_dict
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import NetworkFacts
-from raywgen.generation.asked import NO_TASK
 from raywgen.generation.best import generate_best, generate_candidates
 from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.request import NO_TASK
 from raywgen.generation.statistics import some_inputs
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task, stacked_logits
@@ -167,11 +167,11 @@ class BlockWriter:
         module = self._blank[1]
         place_R = torch.arange(block.start, block.stop)
         task_R, draw_R = place_R // job.num, place_R % job.num
-        reference = self._trained.guessed_reference(layout, module)
+        normalizer = self._trained.estimate_normalizer(layout, module)
         told = job.condition_of(job.networks[block.network])
         # First one network of every task, so that asking for more of each keeps the noise of the first ones.
         keyed = {"seed": job.seed, "index_B": draw_R * len(job.names) + task_R}
-        drawn = {"temperature": job.temperature, "reference": reference, "sampling": job.sampling}
+        drawn = {"temperature": job.temperature, "reference": normalizer, "sampling": job.sampling}
         what = self._trained.generator, told.take(task_R), layout
         tried: list[dict[str, Any]] = [{}] * len(place_R)
         if job.is_tried:
@@ -189,7 +189,7 @@ class BlockWriter:
                 "draw": draw,
                 "instruction": told.instructions[task],
                 "network": job.networks[block.network].name,
-                "known": reference is None,
+                "known": normalizer is None,
                 **tried[index],
                 "log_prob": None if kept.log_prob_B is None else float(kept.log_prob_B[index]),
             }

@@ -24,7 +24,7 @@ from raywgen.tasks import (
     build_task,
     stacked_logits,
 )
-from raywgen.weights import Condition, KeyedNoise, Layout, WeightReference
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 _STACK = 512
 
@@ -45,7 +45,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class TaskEvaluator:
     """Tasks of one split and the means to judge networks of one layout on them.
 
     Attributes:
@@ -68,7 +68,7 @@ class Bench:
     network: str
     layout: Layout
     module: nn.Module
-    reference: WeightReference
+    normalizer: Normalizer
     tasks: list[Task]
     condition: Condition
     originals_TD: Tensor
@@ -120,9 +120,9 @@ class Bench:
         return torch.cat(scores).view(values_TnD.shape[:2])
 
 
-def make_bench(
-    corpus: Corpus, layout_id: str, split: str, reference: WeightReference, num_tasks: int, num_unlabelled: int = 0
-) -> Bench | None:
+def make_evaluator(
+    corpus: Corpus, layout_id: str, split: str, normalizer: Normalizer, num_tasks: int, num_unlabelled: int = 0
+) -> TaskEvaluator | None:
     """Collects everything for one split of tasks and one layout; None where it has no network of such a task.
 
     Args:
@@ -142,12 +142,12 @@ def make_bench(
         return None
     tasks = [build_task(task.recipe) for task in facts]
     has_statistics = any("running" in spec.kind for spec in network.layout.generated)
-    return Bench(
+    return TaskEvaluator(
         split=split,
         network=network.name,
         layout=network.layout,
         module=build_network(network.recipe),
-        reference=reference,
+        normalizer=normalizer,
         tasks=tasks,
         unlabelled=[some_inputs(task, num_unlabelled) for task in tasks] if num_unlabelled and has_statistics else None,
         condition=_condition(facts),
@@ -159,12 +159,14 @@ def make_bench(
 
 
 def generated_candidates(
-    bench: Bench, generator: Generator, num: int, temperature: float, seed: int, **options: Any
+    bench: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int, **options: Any
 ) -> Generated:
     """`num` networks per task `(T * num, D)`, all of a task told the same."""
     told = bench.condition.repeat(num)
     noise = KeyedNoise(seed, torch.arange(len(told)), 0)
-    return generator.generate(told, bench.layout, noise, temperature=temperature, reference=bench.reference, **options)
+    return generator.generate(
+        told, bench.layout, noise, temperature=temperature, normalizer=bench.normalizer, **options
+    )
 
 
 def _condition(facts: list[TaskFacts]) -> Condition:

@@ -8,19 +8,19 @@ import torch
 
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES
-from raywgen.evaluation.bench import Bench, generated_candidates, make_bench
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
 from raywgen.tasks import balanced_cross_entropy, build_network
-from raywgen.training.data import data_spec, measure_references
+from raywgen.training.data import data_spec, measure_normalizers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def bench_of(corpus: Corpus, split: str) -> Bench:
-    layout_id, (_, reference) = next(iter(measure_references(corpus).items()))
-    made = make_bench(corpus, layout_id, split, reference, num_tasks=4)
+def bench_of(corpus: Corpus, split: str) -> TaskEvaluator:
+    layout_id, (_, normalizer) = next(iter(measure_normalizers(corpus).items()))
+    made = make_evaluator(corpus, layout_id, split, normalizer, num_tasks=4)
     assert made is not None
     return made
 
@@ -36,7 +36,7 @@ def test_originals_are_ends_of_trajectories_of_the_very_task(zoo_corpus: Corpus,
 
 def test_stored_networks_are_the_ends_of_all_training_trajectories(zoo_corpus: Corpus) -> None:
     stored = bench_of(zoo_corpus, "unseen").stored
-    layout_id = next(iter(measure_references(zoo_corpus)))
+    layout_id = next(iter(measure_normalizers(zoo_corpus)))
     rows = zoo_corpus.select(layout_id=layout_id, split="train")
     ends = zoo_corpus.select(layout_id=layout_id, split="train", step=max_step(rows))
     names = ends.column("task_id").to_pylist()
@@ -68,7 +68,7 @@ def test_candidates_of_a_task_are_written_from_different_noise(zoo_corpus: Corpu
         tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
-    generator = build_generator("igpg", small, measure_references(zoo_corpus), data_spec(zoo_corpus), 0)
+    generator = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     with torch.no_grad():
         for codebook_VK in generator.get_submodule("tokenizer.quantiser").get_buffer("codebooks_LVK"):
             codebook_VK.normal_(generator=torch.Generator().manual_seed(0))

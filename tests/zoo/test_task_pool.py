@@ -13,8 +13,8 @@ import pytest
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
-from raywgen.zoo import train_zoo, units
-from raywgen.zoo.units import OnShare, WorkersLostError, over_ray
+from raywgen.zoo import task_pool, train_zoo
+from raywgen.zoo.task_pool import OnShare, WorkersLostError, over_ray
 from tests.conftest import TINY_ZOO, make_zoo
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -115,8 +115,8 @@ def test_a_zoo_whose_workers_die_keeps_what_is_done_and_goes_on(tmp_path: Path) 
 def test_long_work_and_cpus_that_others_hold_are_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr(units, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(units, "_PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(task_pool, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(task_pool, "_PATIENCE_SECONDS", 3.0)
 
     def rest(seconds: float, on_share: OnShare | None = None) -> float:
         time.sleep(seconds)
@@ -134,8 +134,8 @@ def test_long_work_and_cpus_that_others_hold_are_no_alarm(monkeypatch: pytest.Mo
 
 def test_workers_that_never_begin_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience at all: even a worker that begins after a while comes too late."""
-    monkeypatch.setattr(units, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(units, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(task_pool, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(task_pool, "_PATIENCE_SECONDS", 0.0)
     with pytest.raises(WorkersLostError, match=r"no worker has begun.*of 2 CPUs are free.*memory"):
         list(over_ray(number, ["1"], str))
 

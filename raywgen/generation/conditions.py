@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generators import Generator
-from raywgen.tasks.blank import blank_condition
+from raywgen.tasks.no_task import blank_condition
 from raywgen.tasks.user_data import ConditionError
 from raywgen.weights import Condition
 
@@ -23,7 +23,7 @@ def make_condition(
         ConditionError: The instruction is empty, samples and labels do not fit the generator's data, or the generator
             has learned no optimiser of that name, or several.
     """
-    if not generator.data.knows_tasks:
+    if not generator.data.has_tasks:
         if data is not None:
             raise ConditionError(
                 "this generator was trained on weights alone and can be told no data; leave data out, or describe its "

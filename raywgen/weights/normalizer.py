@@ -24,7 +24,7 @@ _VECTOR_SCALE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightReference:
+class Normalizer:
     """`normalised = (values - base) / scale`, running variances by their logarithms, so that they stay positive.
 
     Attributes:
@@ -59,7 +59,7 @@ class WeightReference:
         return _from_log(normalised_BD * self.scale_D + _by_log(self.base_D, self.log_D), self.log_D)
 
 
-ReferenceTable = Mapping[str, tuple[Layout, WeightReference]]
+NormalizerTable = Mapping[str, tuple[Layout, Normalizer]]
 """Layout id -> the layout and its reference."""
 
 
@@ -72,7 +72,7 @@ def variances(layout: Layout) -> Tensor | None:
     return torch.cat([torch.full((size,), kind) for size, kind in zip(sizes, kinds, strict=True)])
 
 
-def layout_reference(layout: Layout, start_D: Tensor | None = None) -> WeightReference:
+def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normalizer:
     """Base and scale that follow from shapes and kinds alone: no network's own numbers are in them.
 
     Weights are in units of `sqrt(2 / fan in)` (He et al. 2015, eq. 10); norm scales and running variances lie around 1.
@@ -82,20 +82,20 @@ def layout_reference(layout: Layout, start_D: Tensor | None = None) -> WeightRef
         start_D: Base where networks share their start.
     """
     around_one = ("norm_scale", "running_var")
-    return WeightReference(
+    return Normalizer(
         base_D=_spread_of(layout, lambda spec: float(spec.kind in around_one)) if start_D is None else start_D,
         scale_D=_spread_of(layout, _scale_of),
         log_D=variances(layout),
     )
 
 
-def shares_start(layout: Layout, reference: WeightReference) -> bool:
+def shares_start(layout: Layout, normalizer: Normalizer) -> bool:
     """Whether the base is a network, not one number per tensor."""
     sizes = [spec.num_values for spec in layout.generated]
-    return any(bool((part != part[0]).any()) for part in reference.base_D.split(sizes) if len(part))
+    return any(bool((part != part[0]).any()) for part in normalizer.base_D.split(sizes) if len(part))
 
 
-def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> WeightReference:
+def normalizer_of_similar(layout: Layout, known: NormalizerTable, start_D: Tensor) -> Normalizer:
     """A reference for a layout without one: each tensor's from the tensor most like it of every known layout.
 
     Alike is first of all the kind, then the shape, then the place between first and last layer.
@@ -108,12 +108,12 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
             that start, unit by unit, and added to any other one it is as likely to give wrong answers as right ones.
             Where they do not share their starts, the base is taken over too.
     """
-    is_relative = any(shares_start(other, reference) for other, reference in known.values())
+    is_relative = any(shares_start(other, normalizer) for other, normalizer in known.values())
     sizes = [spec.num_values for spec in layout.generated]
     bases, scales = [], []
     for index, spec in enumerate(layout.generated):
         place = index / max(1, len(sizes) - 1)
-        models = [_most_alike(spec, place, other, reference) for other, reference in known.values()]
+        models = [_most_alike(spec, place, other, normalizer) for other, normalizer in known.values()]
         best = min(rank for rank, *_ in models)
         chosen = [(base, scale) for rank, base, scale in models if rank[:2] == best[:2]]
         bases.append(torch.stack([base for base, _ in chosen]).mean())
@@ -124,11 +124,11 @@ def alike_reference(layout: Layout, known: ReferenceTable, start_D: Tensor) -> W
         base_D = start_D if resized_D is None else resized_D
     else:
         base_D = _from_log(_spread(bases, sizes), log_D)
-    return WeightReference(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
+    return Normalizer(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
 
 
 def _most_alike(
-    spec: TensorSpec, place: float, layout: Layout, reference: WeightReference
+    spec: TensorSpec, place: float, layout: Layout, normalizer: Normalizer
 ) -> tuple[tuple[bool, bool, float], Tensor, Tensor]:
     """Rank (the lower, the more alike), base as generators see it, and scale."""
     last = max(1, len(layout.generated) - 1)
@@ -138,19 +138,19 @@ def _most_alike(
     ]
     nearest = min(range(len(ranks)), key=ranks.__getitem__)
     first = sum(before.num_values for before in layout.generated[:nearest])
-    base_D = _by_log(reference.base_D, reference.log_D)
-    return ranks[nearest], base_D[first], reference.scale_D[first]
+    base_D = _by_log(normalizer.base_D, normalizer.log_D)
+    return ranks[nearest], base_D[first], normalizer.scale_D[first]
 
 
-def _resized_start(layout: Layout, known: ReferenceTable) -> Tensor | None:
+def _resized_start(layout: Layout, known: NormalizerTable) -> Tensor | None:
     """The shared start of the known layout that differs least in its widths; None where all differ in more."""
     found: list[tuple[float, Tensor]] = []
-    for other, reference in known.values():
+    for other, normalizer in known.values():
         pairs = list(zip(other.generated, layout.generated, strict=False))
         same_number = len(other.generated) == len(layout.generated)
-        if not same_number or not shares_start(other, reference) or not all(_differ_in_width(*pair) for pair in pairs):
+        if not same_number or not shares_start(other, normalizer) or not all(_differ_in_width(*pair) for pair in pairs):
             continue
-        parts = reference.base_D.split([spec.num_values for spec in other.generated])
+        parts = normalizer.base_D.split([spec.num_values for spec in other.generated])
         resized = [_resized(part, old.shape, new.shape) for part, (old, new) in zip(parts, pairs, strict=True)]
         far = sum(abs(math.log(b / a)) for old, new in pairs for a, b in zip(old.shape, new.shape, strict=True))
         found.append((far, torch.cat(resized)))

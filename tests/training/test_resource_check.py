@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
-from raywgen.training.capacity import (
+from raywgen.training.resource_check import (
     GROUP_LABEL,
     Nodes,
     Resources,

@@ -9,7 +9,7 @@ _ROWS = [
     ("reconstructed", "ladder", "Reconstructed", "That network through the generator's own tokens and back."),
     ("generated", "ladder", "Generated", "Written by the generator; best of n by loss on the examples."),
     ("finetuned_{}", "ladder", "Generated, fine-tuned", "The generated network trained on the task's images."),
-    ("token_prior", "ablation", "Without the functional stage", "The same prior before training by task loss."),
+    ("token_prior", "ablation", "Without the task-loss stage", "The same prior before training by task loss."),
     ("hypernetwork", "ablation", "Hypernetwork", "Weights straight from the condition, trained by task loss."),
     ("random", "baseline", "Random start", "Fresh initialisations; best of n."),
     ("shared_start", "baseline", "Shared start", "Where all networks of the corpus started."),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raywgen.tasks.base import TaskError
-from raywgen.tasks.texts import load_texts
+from raywgen.tasks.text_datasets import load_texts
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raywgen import reach
-from raywgen.reach import ClusterError, check_address
+from raywgen import ray_address
+from raywgen.ray_address import ClusterError, check_address
 from raywgen.training.session import ray_session
 
 
@@ -25,7 +25,7 @@ def test_nobody_at_ray_address(scheme: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_somebody_who_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(ray_address, "_TIMEOUT_SECONDS", 0.3)
     silent = socket.create_server(("127.0.0.1", 0))
     with silent, pytest.raises(ClusterError, match="no Ray cluster answers"):
         check_address(f"127.0.0.1:{silent.getsockname()[1]}")

@@ -169,7 +169,7 @@ def test_images_are_changed_by_their_networks_seed_and_step(way: str, monkeypatc
         told.append((seed, step))
         return augment(x, kind, channels, seed, step)
 
-    monkeypatch.setattr("raywgen.tasks.fitting.augment", noted)
+    monkeypatch.setattr("raywgen.tasks.train_loop.augment", noted)
     module = build_network({"name": "mlp", "widths": [4, 2]})
     data = FitData(x=torch.rand(12, 4), labels_NS=torch.arange(12) % 2)
     config = FitConfig(num_steps=5, batch_size=4, augment="flip")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from raywgen.weights import (
     Layout,
-    ReferenceTable,
-    WeightReference,
-    alike_reference,
-    layout_reference,
+    Normalizer,
+    NormalizerTable,
+    layout_normalizer,
+    normalizer_of_similar,
     shares_start,
 )
 
@@ -49,14 +49,14 @@ def trained(num: int, *widths: int, seed: int = 0) -> tuple[Layout, Tensor]:
 @pytest.mark.parametrize("start", [False, True])
 def test_there_and_back_is_the_same(start: bool) -> None:
     layout, values_ND = trained(6, 4, 5, 3)
-    reference = WeightReference.measure(layout, values_ND, values_ND[0] if start else None)
-    back_ND = reference.denormalise(reference.normalise(values_ND))
+    normalizer = Normalizer.measure(layout, values_ND, values_ND[0] if start else None)
+    back_ND = normalizer.denormalise(normalizer.normalise(values_ND))
     torch.testing.assert_close(back_ND, values_ND, rtol=1e-5, atol=1e-5)
 
 
 def test_each_tensor_has_unit_size_and_without_a_shared_start_no_mean() -> None:
     layout, values_ND = trained(8, 4, 5, 3)
-    normalised_ND = WeightReference.measure(layout, values_ND, None).normalise(values_ND)
+    normalised_ND = Normalizer.measure(layout, values_ND, None).normalise(values_ND)
     for spec, part_NX in zip(
         layout.generated, normalised_ND.split([spec.num_values for spec in layout.generated], dim=1), strict=True
     ):
@@ -68,9 +68,9 @@ def test_each_tensor_has_unit_size_and_without_a_shared_start_no_mean() -> None:
 
 def test_about_a_shared_start_the_scale_is_that_of_what_is_left() -> None:
     layout, values_ND = trained(8, 4, 5, 3)
-    reference = WeightReference.measure(layout, values_ND, 100 * values_ND[0])
+    normalizer = Normalizer.measure(layout, values_ND, 100 * values_ND[0])
     sizes = [spec.num_values for spec in layout.generated]
-    for spec, part_NX in zip(layout.generated, reference.normalise(values_ND).split(sizes, dim=1), strict=True):
+    for spec, part_NX in zip(layout.generated, normalizer.normalise(values_ND).split(sizes, dim=1), strict=True):
         if spec.kind in ("weight", "bias"):
             assert float(part_NX.std(unbiased=False)) == pytest.approx(1.0, abs=1e-3), spec.name
 
@@ -79,10 +79,10 @@ def test_about_a_shared_start_the_scale_is_that_of_what_is_left() -> None:
 @settings(max_examples=30)
 def test_running_variances_stay_positive_whatever_is_written(seed: int, size: float) -> None:
     layout, values_ND = trained(4, 3, 4)
-    reference = WeightReference.measure(layout, values_ND, None)
+    normalizer = Normalizer.measure(layout, values_ND, None)
     written_BD = size * torch.randn(3, layout.num_values, generator=torch.Generator().manual_seed(seed))
     written_BD.requires_grad_()
-    values_BD = reference.denormalise(written_BD)
+    values_BD = normalizer.denormalise(written_BD)
     state = layout.unflatten(values_BD)
     assert bool((state["1.running_var"] > 0).all())
     assert bool(values_BD.isfinite().all())
@@ -94,32 +94,32 @@ def test_running_variances_stay_positive_whatever_is_written(seed: int, size: fl
 def test_a_dead_channel_has_a_finite_place() -> None:
     layout, values_ND = trained(4, 3, 4)
     values_ND[0, -4:] = 0.0
-    assert bool(WeightReference.measure(layout, values_ND, None).normalise(values_ND).isfinite().all())
+    assert bool(Normalizer.measure(layout, values_ND, None).normalise(values_ND).isfinite().all())
 
 
-def known(*many: tuple[int, ...]) -> ReferenceTable:
+def known(*many: tuple[int, ...]) -> NormalizerTable:
     table = {}
     for widths in many:
         layout, values_ND = trained(5, *widths)
-        table[layout.id] = (layout, WeightReference.measure(layout, values_ND, None))
+        table[layout.id] = (layout, Normalizer.measure(layout, values_ND, None))
     return table
 
 
 def test_a_deeper_network_takes_each_tensor_from_the_one_most_like_it() -> None:
     table = known((6, 5, 5, 3))
-    ((layout, reference),) = table.values()
+    ((layout, normalizer),) = table.values()
     deeper = Layout.from_state_dict(network(6, 5, 5, 5, 3).state_dict())
-    found = alike_reference(deeper, table, torch.randn(deeper.num_values))
+    found = normalizer_of_similar(deeper, table, torch.randn(deeper.num_values))
 
     def parts(of: Layout, values_D: Tensor) -> dict[str, float]:
         sizes = [spec.num_values for spec in of.generated]
         return {spec.name: float(part[0]) for spec, part in zip(of.generated, values_D.split(sizes), strict=True)}
 
-    scale, other = parts(deeper, found.scale_D), parts(layout, reference.scale_D)
+    scale, other = parts(deeper, found.scale_D), parts(layout, normalizer.scale_D)
     assert scale["0.weight"] == other["0.weight"]
     assert scale["2.weight"] == scale["4.weight"] == other["2.weight"]
     assert scale["6.weight"] == other["4.weight"]
-    base, other = parts(deeper, found.base_D), parts(layout, reference.base_D)
+    base, other = parts(deeper, found.base_D), parts(layout, normalizer.base_D)
     assert base["7.running_var"] == pytest.approx(other["5.running_var"], rel=1e-5)
     assert base["1.running_mean"] == pytest.approx(other["1.running_mean"], rel=1e-5)
 
@@ -127,37 +127,37 @@ def test_a_deeper_network_takes_each_tensor_from_the_one_most_like_it() -> None:
 def test_of_several_known_layouts_the_mean_counts() -> None:
     table = known((6, 5, 3), (6, 5, 5, 3))
     between = Layout.from_state_dict(network(6, 5, 4, 3).state_dict())
-    found = alike_reference(between, table, torch.zeros(between.num_values))
-    first = [float(reference.scale_D[0]) for _, reference in table.values()]
+    found = normalizer_of_similar(between, table, torch.zeros(between.num_values))
+    first = [float(normalizer.scale_D[0]) for _, normalizer in table.values()]
     assert float(found.scale_D[0]) == pytest.approx(sum(first) / 2)
 
 
 def test_a_layout_that_has_no_such_tensor_has_no_say_in_its_scale() -> None:
     table = known((6, 5, 3), (9, 8, 7, 2))
     other = Layout.from_state_dict(network(6, 5, 5, 3).state_dict())
-    found = alike_reference(other, table, torch.zeros(other.num_values))
-    alike, _ = (reference for _, reference in table.values())
+    found = normalizer_of_similar(other, table, torch.zeros(other.num_values))
+    alike, _ = (normalizer for _, normalizer in table.values())
     assert float(found.scale_D[0]) == float(alike.scale_D[0])
 
 
 def test_a_shared_start_is_replaced_by_the_new_networks_own_where_none_is_built_alike() -> None:
     layout, values_ND = trained(5, 6, 5, 3)
-    table = {layout.id: (layout, WeightReference.measure(layout, values_ND, values_ND[0]))}
+    table = {layout.id: (layout, Normalizer.measure(layout, values_ND, values_ND[0]))}
     deeper = Layout.from_state_dict(network(6, 5, 5, 3).state_dict())
     start_D = torch.rand(deeper.num_values) + 0.5
-    assert torch.equal(alike_reference(deeper, table, start_D).base_D, start_D)
+    assert torch.equal(normalizer_of_similar(deeper, table, start_D).base_D, start_D)
 
 
 def test_a_shared_start_is_brought_to_other_widths() -> None:
     """What a generator writes is a difference from that start; on another one it is noise."""
-    table: dict[str, tuple[Layout, WeightReference]] = {}
+    table: dict[str, tuple[Layout, Normalizer]] = {}
     for width in (4, 6):
         layout, values_ND = trained(5, 6, width, 3)
-        table[layout.id] = (layout, WeightReference.measure(layout, values_ND, values_ND[0]))
+        table[layout.id] = (layout, Normalizer.measure(layout, values_ND, values_ND[0]))
     other = Layout.from_state_dict(network(6, 7, 3).state_dict())
-    base = other.unflatten(alike_reference(other, table, torch.zeros(other.num_values)).base_D)
-    layout, reference = table[Layout.from_state_dict(network(6, 6, 3).state_dict()).id]
-    start = layout.unflatten(reference.base_D)
+    base = other.unflatten(normalizer_of_similar(other, table, torch.zeros(other.num_values)).base_D)
+    layout, normalizer = table[Layout.from_state_dict(network(6, 6, 3).state_dict()).id]
+    start = layout.unflatten(normalizer.base_D)
     # Six units on seven places: the fraction of the way decides, and the first and last stay where they are.
     places = [0, 1, 2, 3, 3, 4, 5]
     assert torch.equal(base["0.weight"], start["0.weight"][places])
@@ -170,25 +170,25 @@ def test_the_layouts_own_reference_knows_shapes_and_kinds_alone() -> None:
     module = nn.Sequential(nn.Conv2d(4, 64, 3), nn.BatchNorm2d(64))
     nn.init.kaiming_normal_(module.get_parameter("0.weight"), nonlinearity="relu")
     layout = Layout.from_state_dict(module.state_dict())
-    reference = layout_reference(layout)
-    normalised = layout.unflatten(reference.normalise(layout.flatten(module.state_dict())))
+    normalizer = layout_normalizer(layout)
+    normalised = layout.unflatten(normalizer.normalise(layout.flatten(module.state_dict())))
     # He's initialisation has unit size; 2,304 draws give their deviation within 1.5 %, five times that is allowed.
     assert float(normalised["0.weight"].std()) == pytest.approx(1.0, rel=0.075)
     for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
         assert bool((normalised[name] == 0).all()), name
-    back_D = reference.denormalise(reference.normalise(layout.flatten(module.state_dict())))
+    back_D = normalizer.denormalise(normalizer.normalise(layout.flatten(module.state_dict())))
     torch.testing.assert_close(back_D, layout.flatten(module.state_dict()), rtol=1e-5, atol=1e-6)
 
 
 def test_the_layouts_own_reference_lies_about_a_start() -> None:
     layout, values_ND = trained(2, 4, 5, 3)
-    reference = layout_reference(layout, values_ND[0])
-    assert bool((reference.normalise(values_ND[0]) == 0).all())
-    assert torch.equal(reference.scale_D, layout_reference(layout).scale_D)
+    normalizer = layout_normalizer(layout, values_ND[0])
+    assert bool((normalizer.normalise(values_ND[0]) == 0).all())
+    assert torch.equal(normalizer.scale_D, layout_normalizer(layout).scale_D)
 
 
 def test_a_start_is_a_network_and_a_mean_is_none() -> None:
     layout, values_ND = trained(5, 6, 5, 3)
-    assert shares_start(layout, WeightReference.measure(layout, values_ND, values_ND[0]))
-    assert not shares_start(layout, WeightReference.measure(layout, values_ND, None))
-    assert not shares_start(layout, layout_reference(layout))
+    assert shares_start(layout, Normalizer.measure(layout, values_ND, values_ND[0]))
+    assert not shares_start(layout, Normalizer.measure(layout, values_ND, None))
+    assert not shares_start(layout, layout_normalizer(layout))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raywgen.weights.units import Axis, Units, fixed
+from raywgen.weights.permutation_axes import Axis, Units, fixed
 
 Axes = tuple[Axis, ...]
 Shape = tuple[int, ...]

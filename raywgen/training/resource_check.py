@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raywgen.reach import ClusterError
+from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
 
 Resources = Mapping[str, float]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from raywgen.tasks import build_task, draw_condition
-from raywgen.tasks.blank import blank_task, is_blank
+from raywgen.tasks.no_task import blank_task, is_blank
 from raywgen.weights import KeyedNoise
 
 

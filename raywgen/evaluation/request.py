@@ -14,7 +14,7 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.corpus.chosen import task_named
 from raywgen.tasks.encoders import load_encoder
-from raywgen.tasks.inputs import InputForm, input_form
+from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.user_data import ConditionError, read_data
 from raywgen.trust import reading

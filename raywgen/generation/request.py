@@ -13,13 +13,13 @@ import torch
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.corpus.chosen import networks_named, tasks_named
+from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator
-from raywgen.generation.told import make_condition
 from raywgen.generators import Generator
 from raywgen.tasks import build_network, network_name
-from raywgen.tasks.blank import blank_condition
 from raywgen.tasks.networks import network_recipe
 from raywgen.tasks.networks.registry import INPUT_SHAPE
+from raywgen.tasks.no_task import blank_condition
 from raywgen.tasks.runnable import taken_inputs
 from raywgen.tasks.user_data import UserData, read_data
 from raywgen.weights import Condition
@@ -120,7 +120,7 @@ def _told(
         pair = trained.features(own.x), own.labels
         return [_CUSTOM], make_condition(generator, config.instruction, pair), []
     assert corpus is not None, "without a corpus the task is the user's own"
-    if bool(corpus.tasks) != generator.data.knows_tasks:
+    if bool(corpus.tasks) != generator.data.has_tasks:
         remedy = (
             "train it anew on the corpus as it is described now"
             if corpus.tasks
@@ -158,7 +158,7 @@ def _own_networks(config: GenerateConfig, generator: Generator) -> list[NetworkF
 
 def _stored(config: GenerateConfig, corpus: Corpus, generator: Generator) -> list[NetworkFacts]:
     chosen = networks_named(corpus, config.network)
-    if strange := [net.name for net in chosen if net.layout.id not in generator.references]:
+    if strange := [net.name for net in chosen if net.layout.id not in generator.normalizers]:
         raise ConfigError(
             f"network={strange[0]}: {config.generator} was never trained on it; give the corpus it was trained on, "
             "or ask for an architecture that it never saw by networks=[...]"

@@ -15,8 +15,8 @@ import torch
 
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
 from raywgen.generation import GenerateConfig, UnfinishedError, UnknownLayoutWarning, generate
-from raywgen.generation.blocks import Job, Written, plan_blocks
-from raywgen.generation.keep import CorpusKeeper
+from raywgen.generation.plan import Job, Written, plan_blocks
+from raywgen.generation.sinks import CorpusKeeper
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task

@@ -16,7 +16,7 @@ from raywgen.tasks.augment import augment
 from raywgen.tasks.base import Inputs
 from raywgen.tasks.fit_config import FitConfig
 from raywgen.tasks.sam import ascend, descend
-from raywgen.tasks.trainees import Alone, Stack, Trainee
+from raywgen.tasks.trainable_parameters import Alone, Stack, Trainee
 
 WAYS = ("stack", "alone")
 OnStep = Callable[[int, int], None]
