@@ -226,7 +226,7 @@ class TrainedGenerator:
         pair = None if told is None else (self.features(told.x), told.labels)
         condition = make_condition(self.generator, instruction, pair)
         normalizer = self.estimate_normalizer(layout, network)
-        drawn = {"temperature": temperature, "seed": seed, "reference": normalizer, "sampling": sampling}
+        drawn = {"temperature": temperature, "seed": seed, "normalizer": normalizer, "sampling": sampling}
         inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
         on_samples, num = None, 1
         if told is None:

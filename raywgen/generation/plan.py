@@ -171,7 +171,7 @@ class BlockWriter:
         told = job.condition_of(job.networks[block.network])
         # First one network of every task, so that asking for more of each keeps the noise of the first ones.
         keyed = {"seed": job.seed, "index_B": draw_R * len(job.names) + task_R}
-        drawn = {"temperature": job.temperature, "reference": normalizer, "sampling": job.sampling}
+        drawn = {"temperature": job.temperature, "normalizer": normalizer, "sampling": job.sampling}
         what = self._trained.generator, told.take(task_R), layout
         tried: list[dict[str, Any]] = [{}] * len(place_R)
         if job.is_tried:

@@ -132,7 +132,7 @@ def test_it_alone_moves_encoder_and_decoder() -> None:
 
 def with_output_loss(weight: float) -> IGPGConfig:
     config = igpg_config()
-    return replace(config, tokenizer=replace(config.tokenizer, task_loss=weight))
+    return replace(config, tokenizer=replace(config.tokenizer, output_loss_weight=weight))
 
 
 @pytest.mark.parametrize(

@@ -175,5 +175,5 @@ def test_unknown_coders_are_refused_by_the_config() -> None:
         replace(igpg_config().tokenizer, coder="vit")
     with pytest.raises(ValueError, match="coder=transformer: scales are coded before"):
         replace(igpg_config().tokenizer, coder="transformer", scales="tensor")
-    with pytest.raises(ValueError, match="task_loss=-1"):
-        replace(igpg_config().tokenizer, task_loss=-1.0)
+    with pytest.raises(ValueError, match="output_loss_weight=-1"):
+        replace(igpg_config().tokenizer, output_loss_weight=-1.0)
