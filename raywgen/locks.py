@@ -1,9 +1,8 @@
-"""Locks on folders. The kernel frees a lock when its holder ends, so that nobody ever waits for the dead."""
+"""Locks on folders. They are flock-based: the kernel releases them when the holder dies."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shlex
@@ -11,10 +10,11 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 """Name of the lock file in a folder that one process at a time may write to."""
@@ -31,63 +31,54 @@ class InUseError(ValueError):
 def only_one(folder: str | Path) -> Iterator[None]:
     """Holds a folder for this process, and refuses it where another one holds it.
 
-    The folder is made where there is none. A URI of an object store is not locked, as there is nothing to lock.
+    The folder is created if it is missing. An object store (a URI) has no locks, so its folders are not locked.
 
     Raises:
         InUseError: Another process holds the folder; the message names its host, process id, command and start.
-        OSError: The folder cannot be made or written to.
+        OSError: The folder cannot be created or written to.
     """
     if "://" in str(folder):
         yield
         return
-    with _opened(Path(folder) / LOCK) as file:
-        if not _take(file, folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            raise InUseError(
-                f"{folder} is in use: {_holder(file)} works on it; wait until it has ended, or give another out"
-            )
-        _write(file, json.dumps(_this_process()))
+    with _held(Path(folder) / LOCK, folder, timeout=0) as descriptor:
+        _write(descriptor, json.dumps(_this_process()))
         try:
             yield
         finally:
-            _write(file, "")
+            _write(descriptor, "")
 
 
 @contextmanager
 def waiting(path: Path) -> Iterator[None]:
     """Waits until nobody else holds the lock file, and holds it."""
-    with _opened(path) as file:
-        _take(file, path, fcntl.LOCK_EX)
+    with _held(path, path, timeout=-1):
         yield
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
+def _held(path: Path, name: object, timeout: float) -> Iterator[int | None]:
+    """Holds a lock file and yields its descriptor, or None, with a warning, if the file system has no locks."""
+    descriptors: list[int] = []
+    lock = FileLock(path, timeout=timeout, fallback_to_soft=False, on_acquired=descriptors.append)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A link in a folder of somebody else's could lead to any file, which would be emptied.
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        file = os.fdopen(descriptor, "a+", encoding="utf-8")
-    except OSError as error:
-        reason = f"{error.strerror or error}; check the folder and its permissions and run the same command again"
-        raise OSError(error.errno, reason, str(path.parent)) from error
-    with file:
-        yield file
-
-
-def _take(file: IO[str], name: object, how: int) -> bool:
-    """Whether the lock is held now; it counts as held, with a warning, where the file system knows no locks."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
+        lock.acquire()
+    except Timeout as error:
+        raise InUseError(
+            f"{name} is in use: {_holder(path)} works on it; wait until it has ended, or give another out"
+        ) from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
-            raise
+            reason = f"{error.strerror or error}; check the folder and its permissions and run the same command again"
+            raise OSError(error.errno, reason, str(path.parent)) from error
         warnings.warn(
-            f"the file system of {name} knows no locks ({error.strerror}); let one process alone work there",
+            f"the file system of {name} does not support locks ({error.strerror}); let only one process work there",
             stacklevel=4,
         )
-    return True
+    try:
+        yield descriptors[-1] if descriptors else None
+    finally:
+        lock.release()
 
 
 def _this_process() -> dict[str, str | int]:
@@ -97,21 +88,18 @@ def _this_process() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "command": shown, "since": since}
 
 
-def _holder(file: IO[str]) -> str:
-    """The holder in words; it may have taken the lock a moment ago and not have said yet who it is."""
-    file.seek(0)
+def _holder(path: Path) -> str:
+    """Describes the holder, which may have taken the lock a moment ago and not have written who it is yet."""
     try:
-        told = json.loads(file.read())
-        return f"`{told['command']}` (process {told['pid']} on {told['host']}, since {told['since']})"
-    except (ValueError, KeyError, TypeError):
+        row = json.loads(path.read_text("utf-8"))
+        return f"`{row['command']}` (process {row['pid']} on {row['host']}, since {row['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
-def _write(file: IO[str], text: str) -> None:
-    """Who holds a lock helps a message only, so a full disk is no reason to stop."""
-    try:
-        file.truncate(0)
-        file.write(text)
-        file.flush()
-    except OSError:
-        return
+def _write(descriptor: int | None, text: str) -> None:
+    # The text serves a message only, so a full disk is no reason to stop.
+    if descriptor is not None:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -43,11 +44,11 @@ def refusal(folder: Path) -> str:
 def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     with another_process(folder) as holder:
-        for _ in range(2):  # Whoever asks does not wipe away what the holder said of itself.
-            told = refusal(folder)
+        for _ in range(2):  # A process that is refused does not overwrite what the holder wrote about itself.
+            message = refusal(folder)
             process = f"(process {holder.pid} on {os.uname().nodename}, since 20"
-            assert told.startswith(f"{folder} is in use: `-c {folder}` {process}")
-            assert told.endswith("wait until it has ended, or give another out")
+            assert message.startswith(f"{folder} is in use: `-c {folder}` {process}")
+            assert message.endswith("wait until it has ended, or give another out")
         with only_one(tmp_path / "runs" / "b"):
             pass
 
@@ -97,3 +98,19 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -
     with pytest.raises(OSError, match="check the folder and its permissions") as refused:
         only_one(tmp_path / "file").__enter__()
     assert refused.value.filename == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):  # The first one leaves nothing behind that would stop the second.
+        with (
+            pytest.warns(UserWarning, match=f"the file system of {tmp_path} does not support locks"),
+            only_one(tmp_path),
+        ):
+            assert (tmp_path / LOCK).read_text() == ""
