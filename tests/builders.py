@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators import DataSpec, Stage
+from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
-from raywgen.generators.igpg.config import PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.igpg.config import PriorConfig, TaskLossConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
-from raywgen.generators.igpg.tokenizer import TokenizerStage
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch

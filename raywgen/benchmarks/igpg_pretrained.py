@@ -30,7 +30,8 @@ from raywgen.evaluation.novelty import error_overlap
 from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
 from raywgen.generators.codec.report import round_to_nearest, snr_db
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
 from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter

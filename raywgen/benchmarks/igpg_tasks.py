@@ -27,10 +27,10 @@ from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import StageConfig
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.config import CHUNKS
-from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.training.loop import STAGES
 from raywgen.training.session import ray_session
 from raywgen.weights import Condition, KeyedNoise
@@ -95,7 +95,7 @@ class Config(TrainingConfig):
     def generators(self) -> Chosen:
         """The rows that are trained on networks from a shared start."""
         stage = StageConfig(num_steps=self.steps, batch_size=32, weight_decay=0.0)
-        network = DenoiserConfig(num_steps=0)
+        network = NetworkConfig()
         return {
             "igpg": ("igpg", self.igpg),
             "regression": ("direct", DirectConfig(network=network, regression=stage, task_loss=_OFF)),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from raywgen.benchmarks.recipes import SeededConfig, folder_of
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import Generator, StageConfig
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
@@ -102,7 +103,8 @@ def mcdi_variants(config: McDiConfig, task_loss: TaskLossConfig) -> Chosen:
         num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
     )
     by_task = replace(stage, learning_rate=_HYPERNETWORK_RATE)
-    off, network = StageConfig(num_steps=0), replace(steps, num_steps=0)
+    off = StageConfig(num_steps=0)
+    network = NetworkConfig(**{sizes.name: getattr(steps, sizes.name) for sizes in fields(NetworkConfig)})
 
     def changed(**diffusion: Any) -> tuple[str, McDiConfig]:
         return "mcdi", replace(config, diffusion=replace(config.diffusion, **diffusion))

@@ -19,7 +19,7 @@ from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, UnknownLayoutError, adapt_weights
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
-from raywgen.generators.mcdi.denoisers import is_head
+from raywgen.generators.common.denoisers import is_head
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing
 from raywgen.tasks.user_data import ConditionError, read_data

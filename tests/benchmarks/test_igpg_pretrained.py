@@ -15,7 +15,8 @@ from raywgen.benchmarks.pretrained_networks import Images, Pretrained, Pretraine
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
 from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus, verify_corpus
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.tasks.networks import CifarResNet, build_network
 from raywgen.weights import save_state_dict
 

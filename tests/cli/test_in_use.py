@@ -13,7 +13,8 @@ from raywgen.evaluation.evaluate import evaluate
 from raywgen.evaluation.finetune import FinetuneConfig, finetune
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.bundle import build_generator, save_bundle
-from raywgen.generators.igpg import IGPGConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.locks import LOCK, InUseError, only_one
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 from raywgen.training import TrainConfig, launch

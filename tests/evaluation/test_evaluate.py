@@ -13,7 +13,8 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.generators.bundle import BundleError
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.training import TrainConfig, launch
 
 SMALL_IGPG = IGPGConfig(

@@ -12,7 +12,8 @@ from raywgen.corpus import Corpus
 from raywgen.evaluation.finetune import FinetuneConfig, finetune
 from raywgen.generation import generate_best, load
 from raywgen.generators.bundle import build_generator, save_bundle
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import Condition, LayoutMismatchError, load_state_dict, save_state_dict

@@ -24,7 +24,8 @@ from raywgen.evaluation.select import SelectConfig, measure_trust, select
 from raywgen.evaluation.task_features import TaskFeatures, landmarks
 from raywgen.generation import ConditionError
 from raywgen.generators.bundle import build_generator, save_bundle
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.training.data import data_spec, measure_normalizers
 
 NAMES = ["a", "b", "c"]

@@ -11,7 +11,8 @@ from raywgen.evaluation.baselines import BASELINES
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.generators.bundle import build_generator
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.tasks import balanced_cross_entropy, build_network
 from raywgen.training.data import data_spec, measure_normalizers
 

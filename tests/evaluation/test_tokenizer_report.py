@@ -22,8 +22,9 @@ from raywgen.evaluation.tables import print_tokenizer
 from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
 from raywgen.evaluation.tokenizer_report import report_run, tokenizer_report
 from raywgen.generators.bundle import load_bundle
+from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch

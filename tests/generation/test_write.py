@@ -14,7 +14,8 @@ from raywgen.config import ConfigError, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarning, generate
 from raywgen.generators.bundle import BundleError, build_generator, save_bundle
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
 from raywgen.tasks.standing import Standing, standing
 from raywgen.training.data import data_spec, measure_normalizers

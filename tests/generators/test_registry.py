@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from raywgen.generators import METHODS, Generator, StageConfig, UnknownMethodError, method
-from raywgen.generators.igpg.config import PriorConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg.config import PriorConfig
 from tests.builders import DATA, normalizers
 
 

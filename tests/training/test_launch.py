@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
 from raywgen.training import TrainConfig, launch, read_metrics

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
 from raywgen.generators import StageConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
 from raywgen.training.checkpoints import Progress, RunCheckpoints

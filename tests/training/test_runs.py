@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers

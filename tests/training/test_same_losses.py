@@ -28,7 +28,8 @@ _IGPG = {
     "prior": _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1},
     "task_loss": _STAGE,
 }
-_SMALL = _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2}
+_SIZES: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2}
+_SMALL = _STAGE | _SIZES
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "igpg": ("igpg", _IGPG),
     "igpg_scale_tokens": ("igpg", _IGPG | {"tokenizer": _IGPG["tokenizer"] | {"scales": "filter"}}),
@@ -46,7 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "lohp",
         {"path": {"num_steps": 4, "length": 2, "sampling_steps": 2}, "policy": _SMALL | {"replay_size": 2}},
     ),
-    "direct": ("direct", {"network": _SMALL | {"num_steps": 0}, "regression": _STAGE, "task_loss": _STAGE}),
+    "direct": ("direct", {"network": _SIZES, "regression": _STAGE, "task_loss": _STAGE}),
     "hypernetwork": ("hypernetwork", {"width": 16, "task_loss": _STAGE}),
 }
 

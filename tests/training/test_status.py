@@ -8,7 +8,8 @@ import pytest
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.runlog import METRICS
 from raywgen.training.status import run_status

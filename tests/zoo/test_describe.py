@@ -19,7 +19,8 @@ from raywgen.evaluation.report import write_report
 from raywgen.evaluation.tables import print_evaluation
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generation.write import GenerateConfig, generate
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.zoo.describe import describe_corpus

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.denoisers import Denoiser, build_denoiser
+from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import DataSpec, Generated, Stage, StageConfig, StageLoss
-from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
-from raywgen.generators.support_set import SupportSetGenerator
-from raywgen.generators.task_loss import task_loss
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 
@@ -33,7 +33,7 @@ class DirectConfig:
         task_loss: By the task's loss.
     """
 
-    network: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(num_steps=0))
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     regression: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, batch_size=64))
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
-from raywgen.generators.task_loss import task_loss
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch

@@ -1,6 +1,7 @@
 """IGPG: weights to tokens by a VQ-VAE, tokens from a causal transformer that is told task, data and layout."""
 
-from raywgen.generators.igpg.config import IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig, TokenizerConfig
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg.config import IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.generator import IGPG
 
 __all__ = ["IGPG", "IGPGConfig", "PriorConfig", "SamplingConfig", "TaskLossConfig", "TokenizerConfig"]

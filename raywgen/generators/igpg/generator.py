@@ -20,11 +20,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, task_loss_chunks
-from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (

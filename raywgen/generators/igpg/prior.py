@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.igpg.chunk_table import NUM_OWN, ChunkTable, LeadingChunks
+from raywgen.generators.common.tokenizer.chunk_table import NUM_OWN, ChunkTable, LeadingChunks
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead

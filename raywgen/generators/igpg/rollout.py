@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.chunk_table import ChunkTable, OwnNumbers
+from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, OwnNumbers
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.tokenizer import Tokenizer
+from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
+from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.tokenizer import Tokenizer
-from raywgen.generators.igpg.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.generators.task_loss import task_loss
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 

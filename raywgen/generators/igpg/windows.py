@@ -11,9 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.chunk_table import LeadingChunks
+from raywgen.generators.common.tokenizer.chunk_table import LeadingChunks
 from raywgen.generators.igpg.config import SamplingConfig
-from raywgen.weights import KeyedNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +90,3 @@ def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Win
         return [[window] for window in plan]
     num = max(1, max_rows // batch)
     return [plan[first : first + num] for first in range(0, len(plan), num)]
-
-
-def random_windows(noise: KeyedNoise, num_chunks: int, window: int) -> Tensor:
-    """Chunk indices int64 `(B, W)` of one random window per network.
-
-    Windows that would stick out are moved inside, so that chunks near an end, which fewer windows could hold,
-    are seen no less often than those in the middle.
-    """
-    start_B = noise.integers(num_chunks + window - 1) - (window - 1)
-    start_B = start_B.clamp(0, num_chunks - window)
-    return start_B.unsqueeze(1) + torch.arange(window, device=start_B.device)
-
-
-def covering_blocks(index_BW: Tensor, block: int, num_chunks: int) -> Tensor:
-    """Chunk indices int64 `(B, X)` of the blocks that each window touches, and as many for all.
-
-    Args:
-        index_BW: Consecutive chunks of each network.
-        block: Chunks of a block; blocks lie side by side from chunk 0 on.
-        num_chunks: Of the network; indices from there on are padding of its last block.
-    """
-    num_blocks = -(-num_chunks // block)
-    num_touched = min(num_blocks, (index_BW.shape[1] + block - 2) // block + 1)
-    first_B = (index_BW[:, 0] // block).clamp(max=num_blocks - num_touched)
-    return first_B.unsqueeze(1) * block + torch.arange(num_touched * block, device=index_BW.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import StageConfig
-from raywgen.generators.mcdi.config import NetworkConfig
 from raywgen.names import one_of
 
 OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import torch
 
+from raywgen.generators.common.denoisers import Denoiser
+from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.lohp.config import LoHpConfig
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
-from raywgen.generators.mcdi.denoisers import Denoiser
-from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
 
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp.config import LoHpConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, build_denoiser
 from raywgen.weights import Condition, Layout, NormalizerTable
 
 

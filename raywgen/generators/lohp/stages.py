@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.targets import normalised_targets
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import AllReduce, Stage, StageLoss
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
@@ -25,8 +27,6 @@ from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
 from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.policy import Policy, Told
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
-from raywgen.generators.mcdi.stages import normalised_targets
-from raywgen.generators.task_loss import task_loss
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
 

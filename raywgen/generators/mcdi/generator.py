@@ -28,12 +28,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
+from raywgen.generators.common.denoisers import Denoiser, LatentWeights, build_denoiser
+from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.mcdi.config import McDiConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, LatentWeights, build_denoiser
 from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage, run_sampler
-from raywgen.generators.support_set import SupportSetGenerator
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
 
 

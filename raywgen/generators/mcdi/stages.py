@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from raywgen.generators.common.denoisers import Denoiser
+from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
+from raywgen.generators.common.targets import normalised_targets
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import Stage, StageLoss
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, TaskLossConfig
-from raywgen.generators.mcdi.denoisers import Denoiser
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
-from raywgen.generators.reptile import adapt, pseudo_gradient_loss
-from raywgen.generators.task_loss import task_loss
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
 
 
@@ -222,12 +223,6 @@ def run_sampler(
         noise=noise,
         temperature=temperature,
     )
-
-
-def normalised_targets(batch: WeightBatch, normalizers: NormalizerTable) -> Tensor:
-    """The batch's local targets in generator units, `(B, k, D)`."""
-    assert batch.targets_BkD is not None, "the data of Mc-Di holds local targets"
-    return normalizers[batch.layout.id][1].normalise(batch.targets_BkD)
 
 
 def _joined(support: Condition, query: Condition) -> Condition:

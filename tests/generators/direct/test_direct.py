@@ -3,13 +3,13 @@ from __future__ import annotations
 import torch
 
 from raywgen.generators import StageConfig
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import Direct, DirectConfig, RegressionStage
-from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise
 from tests.builders import DATA, SMALL, layout_of, normalizers, weight_batch
 
-NETWORK = DenoiserConfig(width=32, num_heads=2, num_layers=1, num_steps=0)
+NETWORK = NetworkConfig(width=32, num_heads=2, num_layers=1)
 OFF = StageConfig(num_steps=0)
 ON = StageConfig(num_steps=60, weight_decay=0.0, warmup_steps=1)
 

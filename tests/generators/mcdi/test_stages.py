@@ -17,19 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raywgen.generators import Stage
+from raywgen.generators.common.targets import normalised_targets
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.config import DiffusionConfig
 from raywgen.generators.mcdi.local_consistency import noised
-from raywgen.generators.mcdi.stages import (
-    DenoiserStage,
-    Draws,
-    TaskLossStage,
-    consistency_loss,
-    draw,
-    normalised_targets,
-    run_sampler,
-)
-from raywgen.generators.task_loss import task_loss
+from raywgen.generators.mcdi.stages import DenoiserStage, Draws, TaskLossStage, consistency_loss, draw, run_sampler
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch

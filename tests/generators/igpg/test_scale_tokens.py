@@ -16,10 +16,11 @@ from torch import Tensor
 
 from raywgen.generation import TrainedGenerator, UnknownLayoutWarning
 from raywgen.generators.bundle import load_bundle, save_bundle
-from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig, TokenizerConfig
+from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
 from raywgen.generators.mcdi.config import McDiConfig
-from raywgen.generators.task_loss import task_loss
 from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
 from raywgen.weights.chunks import chunk_mask, num_place_features, place_features, to_chunks
 from tests.builders import (

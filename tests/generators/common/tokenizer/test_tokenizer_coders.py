@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.bundle import load_bundle, save_bundle
+from raywgen.generators.common.tokenizer.windows import covering_blocks, random_windows
 from raywgen.generators.igpg import IGPG
 from raywgen.generators.igpg.stages import _seen_tokens
-from raywgen.generators.igpg.windows import covering_blocks, random_windows
 from raywgen.nn.coders import CODERS
 from tests.builders import (
     DEEP,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.rollout import Rollout
 from raywgen.generators.igpg.stages import token_nll
-from raywgen.generators.igpg.windows import random_windows
 from raywgen.weights import WeightBatch
 from tests.builders import (
     condition,

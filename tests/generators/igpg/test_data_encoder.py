@@ -28,7 +28,7 @@ from raywgen.training import TrainConfig, launch
 from raywgen.trust import trusting
 from tests.builders import condition, igpg, igpg_config, layout_of, noise_for, normalizers, train, weight_batch
 
-HERE = "tests.generators.test_data_encoder"
+HERE = "tests.generators.igpg.test_data_encoder"
 NETWORK = {"name": "conv4", "in_channels": 1, "width": 4, "image_size": 16}
 
 

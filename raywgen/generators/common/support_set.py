@@ -7,9 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_references
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec, Generator
-from raywgen.generators.mcdi.config import NetworkConfig
-from raywgen.generators.mcdi.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_references
 from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
+from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.windows import Window, plan_windows, random_windows, side_by_side
+from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.weights.chunks import num_place_features

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raywgen.generators.reptile import adapt, pseudo_gradient_loss
+from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.generators.igpg.chunk_table import ChunkTable
+from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.rollout import Rollout

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raywgen.generators.igpg import TokenizerConfig
-from raywgen.generators.igpg.scales import scaled_chunks
-from raywgen.generators.igpg.tokenizer import Tokenizer, masked_reconstruction_loss
+from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig
+from raywgen.generators.common.tokenizer.scales import scaled_chunks
+from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
 from raywgen.weights import Layout, layout_normalizer
 from raywgen.weights.chunks import place_features
 from raywgen.weights.groups import groups_of

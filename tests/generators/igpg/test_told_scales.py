@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.tokenizer.chunk_table import LeadingChunks
+from raywgen.generators.common.tokenizer.scales import scaled_chunks
+from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.chunk_table import LeadingChunks
-from raywgen.generators.igpg.scales import scaled_chunks
 from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
-from raywgen.generators.igpg.windows import plan_parts, random_windows
+from raywgen.generators.igpg.windows import plan_parts
 from raywgen.weights import Normalizer, layout_normalizer
 from raywgen.weights.groups import groups_of
 from tests.builders import (

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator
-from raywgen.generators.igpg import IGPG, IGPGConfig, TokenizerConfig
-from raywgen.generators.igpg.tokenizer import TokenizerStage
-from raywgen.generators.output_loss import RebuildError, check_module, output_loss
+from raywgen.generators.common.output_loss import RebuildError, check_module, output_loss
+from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
+from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.training.data import BatchPlan, collect_rows, data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import Layout, WeightBatch

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import SamplingConfig, TaskLossConfig
 from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, spread_loss, token_nll
-from raywgen.generators.task_loss import task_loss
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Layout, Normalizer, WeightBatch

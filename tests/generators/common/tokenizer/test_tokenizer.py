@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TokenizerConfig
-from raywgen.generators.igpg.tokenizer import additive_quantiser, masked_reconstruction_loss
-from raywgen.generators.igpg.windows import random_windows
+from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
+from raywgen.generators.common.tokenizer.tokenizer import additive_quantiser
+from raywgen.generators.common.tokenizer.windows import random_windows
+from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.training.engine import LocalEngine

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from raywgen.generators.bundle import load_bundle, save_bundle
-from raywgen.generators.igpg.config import TokenizerConfig
-from raywgen.generators.igpg.tokenizer import Tokenizer, TokenizerStage
+from raywgen.generators.common.denoisers import LatentWeights, build_denoiser
+from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig, TokenizerStage
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.denoisers import LatentWeights, build_denoiser
 from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage
 from raywgen.weights.chunks import to_chunks
 from tests.builders import DEEP, SMALL, layout_of, noise_for, normalizers, train

@@ -11,9 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.generators.interface import DataSpec
-from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.denoisers import (
+from raywgen.generators.common.denoisers import (
     ChunkWeights,
     Denoiser,
     FlatWeights,
@@ -25,6 +23,8 @@ from raywgen.generators.mcdi.denoisers import (
     suited_references,
     to_rows,
 )
+from raywgen.generators.interface import DataSpec
+from raywgen.generators.mcdi.config import DenoiserConfig
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, normalizers
 from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, support_and_query
 

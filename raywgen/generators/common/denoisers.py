@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.igpg.tokenizer import Tokenizer
+from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
-from raywgen.generators.mcdi.config import NetworkConfig
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, HeadFrame
 from raywgen.weights import Condition, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks

@@ -1,0 +1,39 @@
+"""Kind and sizes of a network that reads support sets and writes weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raywgen.names import one_of
+
+KINDS = ("auto", "head", "flat", "chunks", "latents")
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """A network from states and support sets to weights.
+
+    Attributes:
+        kind: `head` (equivariant to the order of classes), `flat` (one small layout, all values at once), `chunks`
+            (any layouts), `latents` (of a tokeniser's chunks, for large ones), or `auto`: `head` where every layout is
+            one linear layer on the task's samples, `flat` where there is one of at most 16,384 values.
+        width: H.
+        num_layers: Blocks.
+        num_heads: Attention heads of `chunks`; twice as many must divide `width`.
+        chunk_length: K of `chunks`.
+    """
+
+    kind: str = "auto"
+    width: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    chunk_length: int = 32
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(one_of("kind", self.kind, KINDS))
+        counts = ("num_layers", "chunk_length", "num_heads", "width")
+        if min(getattr(self, name) for name in counts) < 1:
+            raise ValueError(f"{', '.join(counts)}: at least 1")
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")

@@ -1,0 +1,16 @@
+"""Local targets: the states of trajectories that a stage is trained on.
+
+Shape letters beyond the legend in `raywgen.weights`: k local targets.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raywgen.weights import NormalizerTable, WeightBatch
+
+
+def normalised_targets(batch: WeightBatch, normalizers: NormalizerTable) -> Tensor:
+    """The batch's local targets in generator units, `(B, k, D)`."""
+    assert batch.targets_BkD is not None, "the data holds no local targets"
+    return normalizers[batch.layout.id][1].normalise(batch.targets_BkD)

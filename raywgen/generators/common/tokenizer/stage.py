@@ -1,0 +1,150 @@
+"""The stage that trains the tokeniser (IGPG, section 3, stage 1).
+
+Shape letters beyond the legend in `raywgen.weights`: M chunks, G place features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raywgen.generators.common.output_loss import check_module, output_loss
+from raywgen.generators.common.tokenizer.config import TokenizerConfig
+from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
+from raywgen.generators.common.tokenizer.windows import random_windows
+from raywgen.generators.interface import Stage, StageLoss
+from raywgen.nn.quantisers import AllReduce
+from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
+
+# A thousand for each of 256 codes; more make k-means of large networks take minutes, and no better.
+_MOST_INITIAL_VECTORS = 1 << 18
+
+
+def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    """`||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ).
+
+    The mask is that of all networks, or one of each, `(B, M, K)`.
+    """
+    error = (chunks_BMK - decoded_BMK).square() * mask_MK
+    return error.sum() / _num_real(chunks_BMK, mask_MK)
+
+
+def snr_db(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    """Signal to noise over real values, in decibels."""
+    power = (chunks_BMK.square() * mask_MK).sum() / _num_real(chunks_BMK, mask_MK)
+    return 10 * torch.log10(power / masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK))
+
+
+def _num_real(chunks_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    return (mask_MK.sum() * (len(chunks_BMK) if mask_MK.dim() == 2 else 1)).clamp(min=1)
+
+
+class _Seen(NamedTuple):
+    """What a step sees of each network: all of it, or a window.
+
+    Attributes:
+        chunks_BMK: Normalised.
+        places_MG: The same of all networks, or `(B, M, G)`.
+        mask_MK: Which values are real, likewise.
+        values_MK: Which of them are weights, likewise; the others are scales.
+    """
+
+    chunks_BMK: Tensor
+    places_MG: Tensor
+    mask_MK: Tensor
+    values_MK: Tensor
+
+
+class TokenizerStage(Stage):
+    """Trains the VQ-VAE on reconstruction and commitment."""
+
+    name = "tokenizer"
+
+    def __init__(self, tokenizer: Tokenizer, normalizers: dict[str, tuple[Layout, Normalizer]]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.normalizers = normalizers
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """Of the tokeniser."""
+        return self.tokenizer.config
+
+    @property
+    def needs_tasks(self) -> bool:
+        """Only to compare outputs."""
+        return self.config.output_loss_weight > 0
+
+    @torch.no_grad()
+    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Fits the quantiser to chunks of the first batches, by k-means where it has codebooks."""
+        tokenizer = self.tokenizer
+        vectors, masks = [], []
+        for batch in batches:
+            if self.config.output_loss_weight > 0:
+                check_module(batch.module, batch.layout)
+            seen = self._seen(batch, KeyedNoise(seed, batch.sample_index_B, 0), by_code=False)
+            latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.places_MG, seen.mask_MK)
+            vectors.append(latents_BMK.flatten(0, 1))
+            masks.append(seen.mask_MK.expand_as(latents_BMK).flatten(0, 1))
+        generator = torch.Generator().manual_seed(seed)
+        vectors_NK, masks_NK = torch.cat(vectors), torch.cat(masks)
+        if len(vectors_NK) > _MOST_INITIAL_VECTORS:
+            chosen_N = torch.randperm(len(vectors_NK), generator=generator)[:_MOST_INITIAL_VECTORS]
+            vectors_NK, masks_NK = vectors_NK[chosen_N], masks_NK[chosen_N]
+        tokenizer.quantiser.initialise(vectors_NK, 10, generator, masks_NK)
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """Masked reconstruction plus, weighted, the quantiser's own loss and that on outputs; straight through it.
+
+        That is `||z - sg[z_q]||^2`, mean over real values, for codebooks of moving averages, which minimise the third
+        term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
+        """
+        tokenizer = self.tokenizer
+        chunks_BMK, places_MG, mask_MK, values_MK = self._seen(batch, noise, by_code=not self.training)
+        latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
+        quantised = tokenizer.quantiser(
+            latents_BMK.flatten(0, 1),
+            mask_MK.expand_as(latents_BMK).flatten(0, 1),
+            lambda *shape: noise.gumbel(latents_BMK.shape[1], *shape).flatten(0, 1),
+        )
+        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
+        reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
+        loss = reconstruction + self.config.commitment * quantised.loss
+        metrics = {
+            "reconstruction": reconstruction.detach(),
+            "commitment": quantised.loss.detach(),
+            "snr_db": snr_db(chunks_BMK, decoded_BMK.detach(), values_MK),
+        }
+        if self.config.output_loss_weight > 0:
+            normalizer = self.normalizers[batch.layout.id][1]
+            mismatch = output_loss(tokenizer.values(decoded_BMK, batch.layout, normalizer), batch).mean()
+            metrics["output_loss"] = mismatch.detach()
+            loss = loss + self.config.output_loss_weight * mismatch
+        return StageLoss(loss=loss, metrics=metrics)
+
+    def after_step(self, all_reduce: AllReduce) -> None:
+        """Moves the codebooks by the statistics of all workers."""
+        self.tokenizer.quantiser.update(all_reduce)
+
+    def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
+        """Whole networks, or where they are longer than `window` the blocks of chunks of a random one of each."""
+        tokenizer, layout = self.tokenizer, batch.layout
+        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
+        mask_MK = tokenizer.mask(layout)
+        values_MK = mask_MK.clone()
+        values_MK[: tokenizer.num_leading(layout)] = 0
+        whole = _Seen(chunks_BMK, tokenizer.places(layout), mask_MK, values_MK)
+        num_chunks, block = len(mask_MK), tokenizer.encoder.context
+        if not 0 < self.config.window < num_chunks:
+            return whole
+        blocks_BN = random_windows(noise, -(-num_chunks // block), max(1, self.config.window // block))
+        index_BW = (blocks_BN.unsqueeze(2) * block + torch.arange(block, device=blocks_BN.device)).flatten(1)
+        rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
+        # The last block may be shorter than others; what fills it up is padding.
+        chunks, *others = (F.pad(part, (0, 0, 0, -num_chunks % block)) for part in whole)
+        return _Seen(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))
