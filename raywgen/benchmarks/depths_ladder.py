@@ -203,7 +203,7 @@ class DepthLadder:
             epochs=1,
             learning_rates=rates,
             fit=replace(fit, schedule="constant"),
-            way="alone",
+            execution="sequential",
             seed=self._seed,
         )
         tuned = fine_tune(self._module, self.layout, starts, [self._task] * num, told)
@@ -214,4 +214,4 @@ class DepthLadder:
         return values_ND[torch.arange(self._num) % len(values_ND)]
 
     def _logits(self, values_ND: Tensor, x_SF: Tensor) -> Tensor:
-        return network_logits(self._module, self.layout.unflatten(values_ND), x_SF, "alone")
+        return network_logits(self._module, self.layout.unflatten(values_ND), x_SF, "sequential")

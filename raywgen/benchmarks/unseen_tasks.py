@@ -137,7 +137,13 @@ def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: S
             learning_rate=rate, num_steps=max(steps), batch_size=tasks.condition.labels_BS.shape[1], loss="balanced"
         )
         recorded = fit(
-            tasks.module, start, data, config, order_seeds=range(num), record_steps=sorted(steps), way="alone"
+            tasks.module,
+            start,
+            data,
+            config,
+            order_seeds=range(num),
+            record_steps=sorted(steps),
+            execution="sequential",
         )
         for one in recorded:
             points[rate, one.step] = tasks.points(_flat(tasks, one))
@@ -179,7 +185,7 @@ def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfi
     task = tasks.tasks[index]
     start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), 1))
     data = FitData.joined([task.train_inputs], task.train_y_S)
-    recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, way="alone")
+    recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, execution="sequential")
     return [_flat(tasks, one)[0] for one in recorded]
 
 

@@ -23,7 +23,7 @@ from raywgen.zoo.plan import initial_state
 
 _AGREE = 1e-4
 _CHECKED_STEPS = 20
-_WAYS = ("stack", "alone")
+_EXECUTIONS = ("stacked", "sequential")
 
 
 @dataclass(kw_only=True)
@@ -67,14 +67,17 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     figures: dict[str, float] = {}
     conditions: dict[str, Any] = {"cores": os.cpu_count(), "num_steps": config.num_steps, "rounds": config.rounds}
     for name, case in _cases(config).items():
-        gaps = {way: _gap(case, way) for way in _WAYS}
+        gaps = {execution: _gap(case, execution) for execution in _EXECUTIONS}
         assert max(gaps.values()) < _AGREE, f"{name}: weights differ from the plain loop's by {gaps}"
-        seconds = {way: _seconds(lambda way=way, case=case: _ours(case, way, 4)) for way in _WAYS}
-        way = min(seconds, key=lambda way: seconds[way])
+        seconds = {
+            execution: _seconds(lambda execution=execution, case=case: _ours(case, execution, 4))
+            for execution in _EXECUTIONS
+        }
+        execution = min(seconds, key=lambda execution: seconds[execution])
         pairs = [
             (
                 _seconds(lambda case=case: _plain(case, config.num_steps)),
-                _seconds(lambda case=case, way=way: _ours(case, way, config.num_steps)),
+                _seconds(lambda case=case, execution=execution: _ours(case, execution, config.num_steps)),
             )
             for _ in range(config.rounds)
         ]
@@ -82,7 +85,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
         figures[f"speedup_{name}"] = round(median(ratios), 3)
         per_step = 1e3 / case.num / config.num_steps
         conditions[name] = {
-            "way": way,
+            "execution": execution,
             "networks": case.num,
             "plain_ms": round(median(plain for plain, _ in pairs) * per_step, 3),
             "ours_ms": round(median(ours for _, ours in pairs) * per_step, 3),
@@ -126,7 +129,7 @@ def _start(case: _Case) -> Recorded:
     return Recorded(step=0, state_N={name: torch.stack([state[name] for state in states]) for name in states[0]})
 
 
-def _ours(case: _Case, way: str, num_steps: int) -> dict[str, Tensor]:
+def _ours(case: _Case, execution: str, num_steps: int) -> dict[str, Tensor]:
     (end,) = fit(
         build_network(case.network),
         _start(case),
@@ -134,7 +137,7 @@ def _ours(case: _Case, way: str, num_steps: int) -> dict[str, Tensor]:
         case.config(num_steps),
         order_seeds=range(case.num),
         record_steps=[num_steps],
-        way=way,
+        execution=execution,
     )
     return end.state_N
 
@@ -179,9 +182,9 @@ def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, 
     optimizer.step()
 
 
-def _gap(case: _Case, way: str) -> float:
+def _gap(case: _Case, execution: str) -> float:
     """Largest distance of a network from the plain loop's, over its norm."""
-    ours, plain = _ours(case, way, _CHECKED_STEPS), _plain(case, _CHECKED_STEPS)
+    ours, plain = _ours(case, execution, _CHECKED_STEPS), _plain(case, _CHECKED_STEPS)
     apart = sum((ours[name] - tensor).flatten(1).square().sum(dim=1) for name, tensor in plain.items())
     size = sum(tensor.flatten(1).square().sum(dim=1) for tensor in plain.values())
     assert isinstance(apart, Tensor)
@@ -205,11 +208,11 @@ class _Actor:
             network=case.network, num=config.networks_per_actor, data=case.data, batch_size=case.batch_size
         )
         self._num_steps = config.num_steps
-        _ours(self._case, "alone", 4)
+        _ours(self._case, "sequential", 4)
 
     def work(self) -> float:
         """Seconds."""
-        return _seconds(lambda: _ours(self._case, "alone", self._num_steps))
+        return _seconds(lambda: _ours(self._case, "sequential", self._num_steps))
 
 
 def _efficiency(config: Config) -> float:

@@ -176,7 +176,7 @@ class Ladder:
         return self._ends_RD[order_R[torch.arange(self._config.num_networks) % len(order_R)]]
 
     def _logits(self, values_ND: Tensor) -> Tensor:
-        return network_logits(self._module, self._layout.unflatten(values_ND), self._task.test_x_SF, "alone")
+        return network_logits(self._module, self._layout.unflatten(values_ND), self._task.test_x_SF, "sequential")
 
     def _points(self, values_ND: Tensor) -> float:
         return 100 * float(balanced_accuracy(self._logits(values_ND), self._task.test_y_S).mean())
@@ -190,7 +190,7 @@ class Ladder:
             epoch_samples=config.epoch_images,
             learning_rates=[config.learning_rate],
             fit=FitConfig(loss="plain"),
-            way="alone",
+            execution="sequential",
             seed=self._seed,
         )
         starts = {"finetuned": generated_ND[:num], "random_finetuned": random_ND[:num]}

@@ -98,7 +98,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
         "num_steps": base.num_steps,
         "limit": base.tasks.limit,
         "rho": config.rho,
-        "ways": told,
+        "executions": told,
         "eigenvalue_std": {name: round(float(values.std()), 3) for name, values in sharp.items()},
         "cores": os.cpu_count(),
     }

@@ -39,7 +39,7 @@ class FineTuningConfig:
             there is nothing to choose.
         validation: Share of the training samples that chooses.
         fit: Optimiser, loss and batch size; its learning rate and number of steps follow from the above.
-        way: `stack` trains networks at once, `alone` one after another in channels-last.
+        execution: `stacked` trains all networks at once, `sequential` one after another in channels-last.
         seed: Of data orders and of what is held out.
     """
 
@@ -48,7 +48,7 @@ class FineTuningConfig:
     learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     validation: float = 0.2
     fit: FitConfig = field(default_factory=FitConfig)
-    way: str = "stack"
+    execution: str = "stacked"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,8 +58,8 @@ class FineTuningConfig:
             raise ValueError(f"epoch_samples={self.epoch_samples}: give a number of samples, or 0 for all")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation={self.validation}: must lie between 0 and 1")
-        if self.way not in ("stack", "alone"):
-            raise ValueError(f"way={self.way}: give stack or alone")
+        if self.execution not in ("stacked", "sequential"):
+            raise ValueError(f"execution={self.execution}: give stacked or sequential")
         if self.fit.schedule != "constant":
             raise ValueError(f"fit.schedule={self.fit.schedule}: epochs are compared at a constant rate; leave it out")
 
@@ -187,7 +187,7 @@ class _Trainer:
                 replace(self._config.fit, learning_rate=rate, num_steps=epoch * steps, batch_size=batch_size),
                 order_seeds=seeds,
                 record_steps=[epoch * steps],
-                way=self._config.way,
+                execution=self._config.execution,
                 keep_optimizer=True,
             )
             curve.append(self._accuracy(state, judge))
@@ -196,7 +196,7 @@ class _Trainer:
         return torch.stack(curve, dim=1), torch.cat(flat, dim=1)
 
     def _accuracy(self, state: Recorded, data: FitData) -> Tensor:
-        logits_NSC = network_logits(self._module.eval(), state.state_N, data.x, self._config.way, data.rows_NS)
+        logits_NSC = network_logits(self._module.eval(), state.state_N, data.x, self._config.execution, data.rows_NS)
         return balanced_accuracy(logits_NSC, data.labels_NS)
 
     def _tell(self, num: int) -> None:

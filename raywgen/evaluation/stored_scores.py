@@ -83,7 +83,7 @@ def stored_scores(
         state_N = network.layout.unpack(corpus.packed(facts.slice(first, at_once)))
         state_N = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_N.items()}
         try:
-            logits_NSC = network_logits(module, state_N, samples_SF, "stack")
+            logits_NSC = network_logits(module, state_N, samples_SF, "stacked")
         except RuntimeError as error:
             raise MisfitError(
                 f"'{network.name}' does not take samples of {samples_SF.shape[1]} values: {error}"

@@ -18,7 +18,7 @@ from raywgen.tasks.fit_config import FitConfig
 from raywgen.tasks.sam import ascend, descend
 from raywgen.tasks.trainable_parameters import Alone, Stack, Trainee
 
-WAYS = ("stack", "alone")
+EXECUTIONS = ("stacked", "sequential")
 OnStep = Callable[[int, int], None]
 """Called with steps done and steps to do, summed over networks."""
 
@@ -105,7 +105,7 @@ def fit(
     *,
     order_seeds: Sequence[int],
     record_steps: Sequence[int],
-    way: str = "stack",
+    execution: str = "stacked",
     keep_optimizer: bool = False,
     on_step: OnStep | None = None,
 ) -> list[Recorded]:
@@ -121,7 +121,7 @@ def fit(
         order_seeds: N seeds of data order (a fresh permutation each epoch, whose last incomplete batch is left out)
             and of augmentation.
         record_steps: Steps to record, from the start's to `num_steps`.
-        way: `stack`: all at once; `alone`: one after another, images in channels-last.
+        execution: `stacked` trains all networks at once, `sequential` one after another with images in channels-last.
         keep_optimizer: Record the optimiser's tensors too.
         on_step: Called after every step with the steps done so far and those of the whole call, each counted once for
             every network that takes it.
@@ -132,7 +132,7 @@ def fit(
     num = len(order_seeds)
     assert all(len(tensor) == num for tensor in start.state_N.values()), "one start and one order seed a network"
     assert all(start.step <= step <= config.num_steps for step in record_steps), "record_steps lie out of the run"
-    assert way in WAYS, way
+    assert execution in EXECUTIONS, execution
     steps_each = config.num_steps - start.step
 
     def count(first: int, at_once: int) -> Callable[[int], None]:
@@ -140,7 +140,7 @@ def fit(
         total = num * steps_each
         return lambda step: on_step(first * steps_each + at_once * (step - start.step), total) if on_step else None
 
-    if way == "stack":
+    if execution == "stacked":
         trainee = Stack(module, start.state_N)
         recorded = _run(trainee, start, data, config, order_seeds, record_steps, keep_optimizer, count(0, num))
         return [recorded[step] for step in record_steps]

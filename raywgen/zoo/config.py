@@ -13,7 +13,7 @@ from raywgen.tasks.networks import network_recipe
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
 KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains", "texts")
 STARTS = ("shared", "own", "branched")
-WAYS = ("auto", "stack", "alone")
+EXECUTIONS = ("auto", "stacked", "sequential")
 
 
 @dataclass(kw_only=True)
@@ -124,8 +124,8 @@ class ZooConfig:
         learning_rate: Of Adam, where no `optimizers` are given.
         augment: `flip`, `shift-K`, or both joined by `+`.
         loss: `balanced` or `plain`.
-        way: `stack` trains networks at once, `alone` one after another in channels-last, `auto` measures which is
-            faster here.
+        execution: `stacked` trains networks at once, `sequential` one after another in channels-last, `auto` measures
+            which is faster here.
         num_condition_samples: Labelled training samples that a task shows to a generator.
         stack_size: Networks of one Ray task.
         seed: Of tasks, starts, data orders and condition samples.
@@ -151,7 +151,7 @@ class ZooConfig:
     learning_rate: float = 3e-3
     augment: str = ""
     loss: str = "balanced"
-    way: str = "stack"
+    execution: str = "stacked"
     num_condition_samples: int = 64
     stack_size: int = 240
     seed: int = 0
@@ -166,7 +166,7 @@ class ZooConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_seen_tasks + self.num_validation_tasks + self.num_unseen_tasks == 0:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
-        for name, known in (("start", STARTS), ("way", WAYS)):
+        for name, known in (("start", STARTS), ("execution", EXECUTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(one_of(name, getattr(self, name), known))
         if (self.start == "branched") != (self.branch_steps > 0):

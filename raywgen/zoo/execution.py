@@ -1,6 +1,6 @@
 """Chooses how networks are trained here: at once as a stack, or one after another.
 
-Shape legend: N networks of a stack.
+Shape letters beyond the legend in `raywgen.weights`: N networks of a stack.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit, network_name, repeat_state
+from raywgen.tasks.train_loop import EXECUTIONS
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.draw import draw_tasks, placed_networks
 from raywgen.zoo.plan import initial_state
@@ -23,70 +24,73 @@ _PAIRS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """CPU milliseconds per network and step of both ways, in the order in which the pairs were run.
+class ExecutionTimes:
+    """CPU milliseconds per network and step of both executions; entry i of both was measured in the i-th pair.
 
     Attributes:
-        stack: All networks at once.
-        alone: One network after another.
+        stacked: All networks at once.
+        sequential: One network after another.
     """
 
-    stack: tuple[float, ...]
-    alone: tuple[float, ...]
+    stacked: tuple[float, ...]
+    sequential: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """Median over the pairs of what `alone` takes over what `stack` takes."""
-        return median(alone / stack for stack, alone in zip(self.stack, self.alone, strict=True))
+        """The median over the pairs of sequential time by stacked time."""
+        return median(one / other for one, other in zip(self.sequential, self.stacked, strict=True))
 
     @property
-    def way(self) -> str:
-        """The one that takes less."""
-        return "stack" if self.ratio > 1 else "alone"
+    def faster(self) -> str:
+        """The execution that takes less time."""
+        return "stacked" if self.ratio > 1 else "sequential"
 
 
-def choose_ways(config: ZooConfig, on_choice: Callable[[str], None] | None = None) -> dict[str, str]:
-    """Network name -> `stack` or `alone`, whichever takes less CPU time for a few steps of a few networks.
+def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None = None) -> dict[str, str]:
+    """Measures for each network whether `stacked` or `sequential` takes less CPU time for a few steps of a few copies.
 
-    CPU time and not wall time, for on a busy machine wall time says who was interrupted; and pairs in alternating
-    order, so that a change of the processor's speed meets both.
+    CPU time is compared and not wall time, which on a busy machine says who was interrupted. The order within a pair
+    alternates, so that a change of the processor's speed meets both executions.
 
     Args:
         config: The recipe.
         on_choice: Receives a sentence for each network.
+
+    Returns:
+        The execution of each network by its name.
     """
     recipes = [recipe for drawn in draw_tasks(config).values() for recipe in drawn]
     task = build_task(recipes[0])
     data = FitData.joined([task.train_inputs], task.train_y_S, config.tasks.channels or 1)
     one = replace(config.fits()[0], num_steps=_STEPS)
     num = max(1, min(_MOST_NETWORKS, config.stack_size, len(recipes) * config.seeds_per_task))
-    ways: dict[str, str] = {}
+    executions: dict[str, str] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for recipe in placed_networks(config):
-            timed = _timed(recipe, data, one, num)
+            times = _measure(recipe, data, one, num)
             name = network_name(recipe)
-            ways[name] = timed.way
+            executions[name] = times.faster
             if on_choice is not None:
                 on_choice(
-                    f"{name}: {timed.way} (CPU time a network and step: stack {median(timed.stack):.2f} ms, "
-                    f"alone {median(timed.alone):.2f} ms)"
+                    f"{name}: {times.faster} (CPU time a network and step: stacked {median(times.stacked):.2f} ms, "
+                    f"sequential {median(times.sequential):.2f} ms)"
                 )
     finally:
         torch.set_num_threads(threads)
-    return ways
+    return executions
 
 
-def _timed(recipe: Mapping[str, object], data: FitData, config: FitConfig, num: int) -> Timed:
-    """Both ways over alternating pairs, after one pair that warms up."""
+def _measure(recipe: Mapping[str, object], data: FitData, config: FitConfig, num: int) -> ExecutionTimes:
+    """Times both executions in pairs of alternating order, after one pair that warms up."""
     start = Recorded(step=0, state_N=repeat_state(initial_state(dict(recipe), 0), num))
     module = build_network(recipe)
-    milliseconds: dict[str, list[float]] = {"stack": [], "alone": []}
+    milliseconds: dict[str, list[float]] = {name: [] for name in EXECUTIONS}
     for pair in range(_PAIRS + 1):
-        for way in ("stack", "alone") if pair % 2 else ("alone", "stack"):
+        for execution in EXECUTIONS if pair % 2 else reversed(EXECUTIONS):
             begin = time.thread_time()
-            fit(module, start, data, config, order_seeds=range(num), record_steps=[], way=way)
+            fit(module, start, data, config, order_seeds=range(num), record_steps=[], execution=execution)
             if pair > 0:
-                milliseconds[way].append(1e3 * (time.thread_time() - begin) / num / _STEPS)
-    return Timed(stack=tuple(milliseconds["stack"]), alone=tuple(milliseconds["alone"]))
+                milliseconds[execution].append(1e3 * (time.thread_time() - begin) / num / _STEPS)
+    return ExecutionTimes(**{name: tuple(times) for name, times in milliseconds.items()})

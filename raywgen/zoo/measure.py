@@ -22,7 +22,7 @@ def measure(
     state_N: dict[str, Tensor],
     train: FitData,
     test: FitData,
-    way: str,
+    execution: str,
 ) -> tuple[Tensor, Tensor]:
     """Balanced training loss `(N,)` (on at most 2,048 samples) and balanced test accuracy `(N,)`.
 
@@ -31,20 +31,20 @@ def measure(
         state_N: A stacked `state_dict`.
         train: Samples of the N networks.
         test: Likewise.
-        way: As it was trained.
+        execution: As the networks were trained.
     """
     first = train.first(_MAX_TRAIN_SAMPLES)
-    loss_N = balanced_cross_entropy(network_logits(module, state_N, first.x, way, first.rows_NS), first.labels_NS)
-    return loss_N, balanced_accuracy(network_logits(module, state_N, test.x, way, test.rows_NS), test.labels_NS)
+    loss_N = balanced_cross_entropy(network_logits(module, state_N, first.x, execution, first.rows_NS), first.labels_NS)
+    return loss_N, balanced_accuracy(network_logits(module, state_N, test.x, execution, test.rows_NS), test.labels_NS)
 
 
 @torch.no_grad()
 def network_logits(
-    module: nn.Module, state_N: dict[str, Tensor], x: Tensor, way: str, rows_NS: Tensor | None = None
+    module: nn.Module, state_N: dict[str, Tensor], x: Tensor, execution: str, rows_NS: Tensor | None = None
 ) -> Tensor:
     """Outputs `(N, S, C)`, some samples at a time; arguments as `measure`, `x` and `rows_NS` as `FitData`."""
     num = len(next(iter(state_N.values())))
-    if way == "stack":
+    if execution == "stacked":
         size = max(1, _VALUES_AT_ONCE // (num * x.shape[-1]))
         return torch.cat([stacked_logits(module, state_N, part) for part in _parts(x, rows_NS, size)], dim=1)
     size = max(1, _VALUES_AT_ONCE // (8 * x.shape[-1]))

@@ -82,7 +82,7 @@ class Stack:
     start: Start
     jobs: tuple[Job, ...]
     fit: FitConfig
-    way: str
+    execution: str
     channels: int = 1
 
 
@@ -95,12 +95,12 @@ class Plan:
     tasks: list[TaskFacts]
 
 
-def plan_zoo(config: ZooConfig, ways: Mapping[str, str] | None = None) -> Plan:
+def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> Plan:
     """Draws tasks, starts and data orders by the config's seed.
 
     Args:
         config: The recipe.
-        ways: Network name -> `stack` or `alone`, where `config.way` is `auto`.
+        executions: Network name -> `stacked` or `sequential`, where `config.execution` is `auto`.
 
     Raises:
         TaskError: More tasks are asked for than there are, or a network does not take their samples.
@@ -114,7 +114,7 @@ def plan_zoo(config: ZooConfig, ways: Mapping[str, str] | None = None) -> Plan:
         stack
         for start in starts
         for one in config.fits()
-        for stack in _stacks(start, jobs, config, one, (ways or {}).get(start.network.name, config.way))
+        for stack in _stacks(start, jobs, config, one, (executions or {}).get(start.network.name, config.execution))
     ]
     return Plan(
         starts=starts,
@@ -188,7 +188,7 @@ def _jobs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[str, list[Job
     return jobs
 
 
-def _stacks(start: Start, jobs: dict[str, list[Job]], config: ZooConfig, one: FitConfig, way: str) -> list[Stack]:
+def _stacks(start: Start, jobs: dict[str, list[Job]], config: ZooConfig, one: FitConfig, execution: str) -> list[Stack]:
     told = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
     stacks = []
     for split, of_split in jobs.items():
@@ -198,7 +198,7 @@ def _stacks(start: Start, jobs: dict[str, list[Job]], config: ZooConfig, one: Fi
                 part = tuple(group[first : first + config.stack_size])
                 name = f"{told}-{split}-{number:03d}"
                 channels = config.tasks.channels or 1
-                stacks.append(Stack(name=name, start=start, jobs=part, fit=one, way=way, channels=channels))
+                stacks.append(Stack(name=name, start=start, jobs=part, fit=one, execution=execution, channels=channels))
                 number += 1
     return stacks
 

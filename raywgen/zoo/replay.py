@@ -60,7 +60,7 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
         stack.fit,
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=[later for later in config.checkpoint_steps if later >= step],
-        way=stack.way,
+        execution=stack.execution,
     )
     return Replayed(states=_of(recorded, index))
 
@@ -75,7 +75,7 @@ def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, Stack, int]:
     if rows.num_rows == 0 or "stack" not in rows.column_names:
         raise CorpusError(f"{corpus.location} holds no trajectory '{trajectory_id}'; see its facts")
     name = rows.column("stack")[0].as_py()
-    for stack in plan_zoo(loaded, recipe.get("ways")).stacks:
+    for stack in plan_zoo(loaded, recipe.get("executions")).stacks:
         for index, job in enumerate(stack.jobs):
             if stack.name == name and trajectory_id_of(stack, index, build_task(job.task_recipe).id) == trajectory_id:
                 return loaded, stack, index

@@ -79,7 +79,7 @@ def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: On
         stack.fit,
         order_seeds=[job.order_seed for job in stack.jobs],
         record_steps=config.checkpoint_steps,
-        way=stack.way,
+        execution=stack.execution,
         keep_optimizer=config.keep_optimizer,
         on_step=on_step,
     )
@@ -185,7 +185,7 @@ def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple
     module = build_network(stack.start.network.recipe).eval()
     test_y_NS = torch.stack([task.test_y_S for task in tasks])
     train, test = training_data(tasks), FitData.joined([task.test_inputs for task in tasks], test_y_NS)
-    pairs = [measure(module, record.state_N, train, test, stack.way) for record in recorded]
+    pairs = [measure(module, record.state_N, train, test, stack.execution) for record in recorded]
     return torch.stack([loss for loss, _ in pairs]), torch.stack([accuracy for _, accuracy in pairs])
 
 
@@ -220,7 +220,7 @@ def _facts(
         "batch_size": one.batch_size,
         "num_steps": one.num_steps,
         "loss": one.loss,
-        "way": stack.way,
+        "execution": stack.execution,
         "stack": stack.name,
     }
     return CheckpointFacts(

@@ -19,7 +19,7 @@ from raywgen.stops import keeping
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.execution import choose_ways
+from raywgen.zoo.execution import choose_executions
 from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
 from raywgen.zoo.task_pool import OnNews, OnShare, over_ray, paced
@@ -44,7 +44,8 @@ def train_zoo(
         config: The recipe.
         root: Where the corpus goes, a path or URI that all nodes reach.
         on_progress: Told every few seconds and of every stack that is done.
-        on_news: Told in words how networks are trained, where `config.way` is `auto`, and of workers that were lost.
+        on_news: Called with sentences: the execution of each network where `config.execution` is `auto`, and workers
+            that were lost.
         distributed: Over Ray tasks; false trains in this process.
 
     Raises:
@@ -66,11 +67,11 @@ def _train(
     config: ZooConfig, root: str, on_progress: Progress | None, on_news: OnNews | None, distributed: bool
 ) -> Corpus:
     storage = Storage.at(root)
-    ways = _ways(config, storage, on_news)
-    plan = plan_zoo(config, ways)
+    executions = _executions(config, storage, on_news)
+    plan = plan_zoo(config, executions)
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
     trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, on_news, distributed)
-    corpus = _commit(plan, config, root, ways, starts, trained)
+    corpus = _commit(plan, config, root, executions, starts, trained)
     storage.delete(UNITS)
     return corpus
 
@@ -84,8 +85,8 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
     return corpus
 
 
-def _ways(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, str]:
-    """Network name -> way; measured once, as an interrupted zoo must go on the same way."""
+def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, str]:
+    """Returns the execution of each network by name; it is measured once, as an interrupted zoo must go on alike."""
     kept = _read_state(storage, _PLAN) if storage.size(_PLAN) is not None else {}
     # As JSON has it: tuples become lists.
     recipe = json.loads(json.dumps(config.recipe()))
@@ -95,10 +96,10 @@ def _ways(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[s
             f"{storage.name} holds an unfinished zoo of another recipe; give another folder, or delete this one"
         )
     if kept:
-        return kept["ways"]
-    ways = choose_ways(config, on_news) if config.way == "auto" else {}
-    storage.write(_PLAN, sealed_json({"zoo": recipe, "ways": ways}).encode())
-    return ways
+        return kept["executions"]
+    executions = choose_executions(config, on_news) if config.execution == "auto" else {}
+    storage.write(_PLAN, sealed_json({"zoo": recipe, "executions": executions}).encode())
+    return executions
 
 
 def _train_all(
@@ -149,7 +150,12 @@ def train_unit(stack: Stack, on_share: OnShare, config: ZooConfig, root: str) ->
 
 
 def _commit(
-    plan: Plan, config: ZooConfig, root: str, ways: dict[str, str], starts: list[Shard], trained: list[TrainedStack]
+    plan: Plan,
+    config: ZooConfig,
+    root: str,
+    executions: dict[str, str],
+    starts: list[Shard],
+    trained: list[TrainedStack],
 ) -> Corpus:
     shards = starts + [stack.shard for stack in trained if stack.shard is not None]
     shards += [stack.optimizer_shard for stack in trained if stack.optimizer_shard is not None]
@@ -169,7 +175,12 @@ def _commit(
         shards=shards,
         tasks=plan.tasks,
         networks=networks,
-        recipe={"zoo": config.recipe(), "stack_size": config.stack_size, "ways": ways, "num_diverged": len(lost)},
+        recipe={
+            "zoo": config.recipe(),
+            "stack_size": config.stack_size,
+            "executions": executions,
+            "num_diverged": len(lost),
+        },
         quarantine=[{"checkpoint_id": name, "file": "", "reason": "diverged: not finite"} for name in lost],
         statistics=statistics,
     )

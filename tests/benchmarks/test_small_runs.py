@@ -131,7 +131,7 @@ def test_whole_network(tmp_path: Path) -> None:
 def test_igpg_zoo(tmp_path: Path) -> None:
     data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet", f"out={tmp_path}"]
     zoo = (
-        "zoo=[seeds_per_task=5,num_steps=12,'checkpoint_steps=[8,12]',way=alone,stack_size=5,"
+        "zoo=[seeds_per_task=5,num_steps=12,'checkpoint_steps=[8,12]',execution=sequential,stack_size=5,"
         "tasks.limit=400,tasks.test_limit=50]"
     )
     stages = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))

@@ -30,8 +30,8 @@ def fresh(network: NetworkFacts, seed: int, num: int = 2) -> Tensor:
         return network.layout.flatten(build_network(network.recipe).state_dict()).expand(num, -1)
 
 
-def config(epochs: int = 2, rates: tuple[float, ...] = (1e-3, 1e-2), way: str = "stack") -> FineTuningConfig:
-    return FineTuningConfig(epochs=epochs, learning_rates=list(rates), way=way)
+def config(epochs: int = 2, rates: tuple[float, ...] = (1e-3, 1e-2), execution: str = "stacked") -> FineTuningConfig:
+    return FineTuningConfig(epochs=epochs, learning_rates=list(rates), execution=execution)
 
 
 def test_equal_starts_give_equal_curves_and_weights(network: NetworkFacts, tasks: list[Task]) -> None:
@@ -122,7 +122,7 @@ def test_epochs_to_is_the_first_epoch_that_reaches() -> None:
 def test_one_after_another_gives_what_a_stack_gives(network: NetworkFacts, tasks: list[Task]) -> None:
     module, starts = build_network(network.recipe), {"a": fresh(network, 0)}
     (stack,) = fine_tune(module, network.layout, starts, tasks, config(1)).values()
-    (alone,) = fine_tune(module, network.layout, starts, tasks, config(1, way="alone")).values()
+    (alone,) = fine_tune(module, network.layout, starts, tasks, config(1, execution="sequential")).values()
     torch.testing.assert_close(stack.values_TD, alone.values_TD, atol=1e-4, rtol=1e-3)
 
 

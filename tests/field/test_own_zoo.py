@@ -23,15 +23,15 @@ CONFIG = ZooConfig(
     num_steps=80,
     checkpoint_steps=[80],
     num_condition_samples=8,
-    way="stack",
+    execution="stacked",
 )
 
 
-@pytest.fixture(scope="module", params=["stack", "alone"])
+@pytest.fixture(scope="module", params=["stacked", "sequential"])
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     root = str(tmp_path_factory.mktemp(request.param) / "zoo")
     with trusting("tests"):
-        return train_zoo(replace(CONFIG, way=request.param), root, distributed=False)
+        return train_zoo(replace(CONFIG, execution=request.param), root, distributed=False)
 
 
 def test_each_network_is_stored_as_what_was_measured(zoo: Corpus) -> None:
@@ -52,10 +52,12 @@ def test_each_network_is_stored_as_what_was_measured(zoo: Corpus) -> None:
 
 def test_both_ways_train_the_same(tmp_path: Path) -> None:
     values = []
-    for way in ("stack", "alone"):
+    for execution in ("stacked", "sequential"):
         with trusting("tests"):
             corpus = train_zoo(
-                replace(CONFIG, way=way, num_steps=5, checkpoint_steps=[5]), str(tmp_path / way), distributed=False
+                replace(CONFIG, execution=execution, num_steps=5, checkpoint_steps=[5]),
+                str(tmp_path / execution),
+                distributed=False,
             )
         values.append(corpus.values(corpus.facts.sort_by("checkpoint_id")))
     torch.testing.assert_close(values[0], values[1], rtol=1e-3, atol=1e-4)

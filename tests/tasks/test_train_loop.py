@@ -86,17 +86,17 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_n_networks_are_as_many_single_loops(name: str, shared: bool, way: str) -> None:
+def test_n_networks_are_as_many_single_loops(name: str, shared: bool, execution: str) -> None:
     module, x_SF, labels_NS = problem(3)
     x_NSF = torch.stack([x_SF, x_SF + 0.5, -x_SF])
     config = copy.copy(CONFIGS[name])
     config.num_steps, config.batch_size = 20, 16 if shared else NUM_SAMPLES
     seeds = [5, 6, 5]
     data = FitData(x=x_SF if shared else x_NSF, labels_NS=labels_NS)
-    (end,) = fit(module, from_start(module, 3), data, config, order_seeds=seeds, record_steps=[20], way=way)
+    (end,) = fit(module, from_start(module, 3), data, config, order_seeds=seeds, record_steps=[20], execution=execution)
     for index, seed in enumerate(seeds):
         alone = plain_loop(module, x_SF if shared else x_NSF[index], labels_NS[index], seed, config)
         for key, tensor in alone.items():
@@ -104,9 +104,9 @@ def test_n_networks_are_as_many_single_loops(name: str, shared: bool, way: str) 
             torch.testing.assert_close(end.state_N[key][index], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("sharing", ["one part", "parts", "whole", "two data sets"])
-def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, way: str) -> None:
+def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, execution: str) -> None:
     module, x_SF, _ = problem(3)
     generator = torch.Generator().manual_seed(1)
     parts = [Inputs(x_SF, torch.randperm(NUM_SAMPLES, generator=generator)[:30]) for _ in range(3)]
@@ -122,14 +122,16 @@ def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, way: st
     copies = FitData(x=torch.stack([one[:] for one in inputs]), labels_NS=labels_NS)
     config = FitConfig(num_steps=9, batch_size=8, learning_rate=0.01)
     ends = [
-        fit(module, from_start(module, 3), data, config, order_seeds=[1, 2, 3], record_steps=[9], way=way)[0]
+        fit(module, from_start(module, 3), data, config, order_seeds=[1, 2, 3], record_steps=[9], execution=execution)[
+            0
+        ]
         for data in (joined, copies)
     ]
     assert all(torch.equal(tensor, ends[1].state_N[name]) for name, tensor in ends[0].state_N.items())
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
-def test_sam_leaves_running_statistics_to_the_first_pass(way: str) -> None:
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
+def test_sam_leaves_running_statistics_to_the_first_pass(execution: str) -> None:
     torch.manual_seed(0)
     # A bias before the norm has no gradient but rounding, which Adam would blow up.
     module = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3))
@@ -137,7 +139,7 @@ def test_sam_leaves_running_statistics_to_the_first_pass(way: str) -> None:
     config = FitConfig(learning_rate=0.01, num_steps=7, batch_size=16, sam=SAMConfig(rho=0.3))
     (end,) = fit(
         module, from_start(module, 2), FitData(x=x_SF, labels_NS=labels_NS), config,
-        order_seeds=[1, 2], record_steps=[7], way=way,
+        order_seeds=[1, 2], record_steps=[7], execution=execution,
     )  # fmt: skip
     assert end.state_N["1.num_batches_tracked"].tolist() == [7, 7]
     for index, seed in enumerate([1, 2]):
@@ -145,7 +147,7 @@ def test_sam_leaves_running_statistics_to_the_first_pass(way: str) -> None:
             torch.testing.assert_close(end.state_N[key][index], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_with_convolutions_trains_the_same_both_ways() -> None:
+def test_a_network_with_convolutions_trains_the_same_by_both_executions() -> None:
     torch.manual_seed(0)
     module = build_network({"name": "tiny-cnn"})
     x_SF, labels_S = torch.rand(40, 784), torch.arange(40) % 10
@@ -153,16 +155,16 @@ def test_a_network_with_convolutions_trains_the_same_both_ways() -> None:
     ends = [
         fit(
             module, from_start(module, 2), FitData(x=x_SF, labels_NS=labels_S), config,
-            order_seeds=[0, 9], record_steps=[20], way=way,
+            order_seeds=[0, 9], record_steps=[20], execution=execution,
         )[0]
-        for way in ("stack", "alone")
+        for execution in ("stacked", "sequential")
     ]  # fmt: skip
     for key, tensor in ends[0].state_N.items():
         torch.testing.assert_close(ends[1].state_N[key], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
-def test_images_are_changed_by_their_networks_seed_and_step(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
+def test_images_are_changed_by_their_networks_seed_and_step(execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
 
     def noted(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor:
@@ -173,7 +175,7 @@ def test_images_are_changed_by_their_networks_seed_and_step(way: str, monkeypatc
     module = build_network({"name": "mlp", "widths": [4, 2]})
     data = FitData(x=torch.rand(12, 4), labels_NS=torch.arange(12) % 2)
     config = FitConfig(num_steps=5, batch_size=4, augment="flip")
-    fit(module, from_start(module, 2), data, config, order_seeds=[7, 9], record_steps=[5], way=way)
+    fit(module, from_start(module, 2), data, config, order_seeds=[7, 9], record_steps=[5], execution=execution)
     assert sorted(told) == [(seed, step) for seed in (7, 9) for step in range(1, 6)]
 
 
@@ -193,19 +195,19 @@ def test_records_the_asked_steps_in_the_asked_order() -> None:
         assert not late.state_N[name].requires_grad
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, way: str) -> None:
+def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, execution: str) -> None:
     module, x_SF, labels_NS = problem(2)
     config = copy.copy(CONFIGS[name])
     config.num_steps, config.batch_size = 12, 16
     data = FitData(x=x_SF, labels_NS=labels_NS)
     middle, end = fit(
         module, from_start(module, 2), data, config,
-        order_seeds=[3, 4], record_steps=[7, 12], way=way, keep_optimizer=True,
+        order_seeds=[3, 4], record_steps=[7, 12], execution=execution, keep_optimizer=True,
     )  # fmt: skip
     (again,) = fit(
-        module, middle, data, config, order_seeds=[3, 4], record_steps=[12], way=way, keep_optimizer=True
+        module, middle, data, config, order_seeds=[3, 4], record_steps=[12], execution=execution, keep_optimizer=True
     )  # fmt: skip
     for found, wanted in ((again.state_N, end.state_N), (again.optimizer_N, end.optimizer_N)):
         assert found.keys() == wanted.keys()
@@ -213,13 +215,21 @@ def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, way: str) -> None:
         assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
-def test_neither_the_start_nor_the_module_is_changed(way: str) -> None:
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
+def test_neither_the_start_nor_the_module_is_changed(execution: str) -> None:
     module, x_SF, labels_NS = problem(2)
     start = from_start(module, 2)
     before = [tensor.clone() for tensor in (*start.state_N.values(), *module.state_dict().values())]
     config = FitConfig(num_steps=2, batch_size=16, learning_rate=0.1)
-    fit(module, start, FitData(x=x_SF, labels_NS=labels_NS), config, order_seeds=[0, 0], record_steps=[2], way=way)
+    fit(
+        module,
+        start,
+        FitData(x=x_SF, labels_NS=labels_NS),
+        config,
+        order_seeds=[0, 0],
+        record_steps=[2],
+        execution=execution,
+    )
     for old, new in zip(before, (*start.state_N.values(), *module.state_dict().values()), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
 

@@ -13,7 +13,7 @@ from raywgen.tasks import TaskError, build_task
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer, ZooTasks
 from raywgen.zoo.draw import draw_tasks
-from raywgen.zoo.execution import Timed, choose_ways
+from raywgen.zoo.execution import ExecutionTimes, choose_executions
 from raywgen.zoo.plan import plan_zoo
 from tests.conftest import make_zoo
 
@@ -113,7 +113,7 @@ def test_wrong_settings_are_named() -> None:
         (lambda: ZooTasks(kind="domains", domains=["plain", "invert"], num_unseen_domains=2), "give 1 to 1"),
         (lambda: ZooConfig(start="warm"), "start=warm: give one of shared, own, branched"),
         (lambda: ZooConfig(start="branched"), "give both or neither"),
-        (lambda: ZooConfig(way="fast"), "way=fast"),
+        (lambda: ZooConfig(execution="fast"), "execution=fast"),
         (lambda: ZooConfig(optimizers=[ZooOptimizer(), ZooOptimizer()]), "adam, adam are not all different"),
         (lambda: ZooConfig(optimizers=[ZooOptimizer(optimizer="lion")]), "optimizer=lion"),
     ):
@@ -135,20 +135,20 @@ def test_overrides_reach_every_nested_setting() -> None:
     assert [one.label for one in config.fits()] == ["sgd-m0.9-asam0.05"]
 
 
-def test_a_way_is_chosen_by_measurement_and_told() -> None:
+def test_an_execution_is_chosen_by_measurement_and_reported() -> None:
     told: list[str] = []
-    ways = choose_ways(zoo("images"), told.append)
-    assert ways.keys() == {"mlp-64-8-10"}
-    assert set(ways.values()) <= {"stack", "alone"}
+    executions = choose_executions(zoo("images"), told.append)
+    assert executions.keys() == {"mlp-64-8-10"}
+    assert set(executions.values()) <= {"stacked", "sequential"}
     assert told[0].startswith("mlp-64-8-10: ")
     assert "CPU time a network and step: stack" in told[0]
 
 
-def test_the_way_is_that_of_the_median_pair() -> None:
+def test_the_execution_is_that_of_the_median_pair() -> None:
     """One pair that was interrupted, and a machine that slows down midway, change nothing."""
-    assert Timed(stack=(1.0, 1.0, 9.0), alone=(2.0, 2.0, 2.0)).way == "stack"
-    assert Timed(stack=(1.0, 4.0, 4.0), alone=(0.9, 3.6, 3.6)).way == "alone"
-    assert Timed(stack=(1.0, 4.0, 4.0), alone=(0.9, 3.6, 3.6)).ratio == pytest.approx(0.9)
+    assert ExecutionTimes(stacked=(1.0, 1.0, 9.0), sequential=(2.0, 2.0, 2.0)).faster == "stacked"
+    assert ExecutionTimes(stacked=(1.0, 4.0, 4.0), sequential=(0.9, 3.6, 3.6)).faster == "sequential"
+    assert ExecutionTimes(stacked=(1.0, 4.0, 4.0), sequential=(0.9, 3.6, 3.6)).ratio == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_the_way_is_that_of_the_median_pair() -> None:
     ],
     ids=lambda tasks: tasks.kind,
 )
-@pytest.mark.parametrize("way", ["stack", "alone"])
-def test_every_kind_of_task_trains_into_a_corpus(tasks: ZooTasks, way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
+def test_every_kind_of_task_trains_into_a_corpus(tasks: ZooTasks, execution: str, tmp_path: Path) -> None:
     config = ZooConfig(
         tasks=tasks,
         networks=[{"name": "mlp", "widths": [64, 16, 10]}],
@@ -171,7 +171,7 @@ def test_every_kind_of_task_trains_into_a_corpus(tasks: ZooTasks, way: str, tmp_
         seeds_per_task=2,
         num_steps=150,
         checkpoint_steps=[0, 150],
-        way=way,
+        execution=execution,
         stack_size=4,
         batch_size=10,
     )

@@ -12,7 +12,7 @@ from raywgen.corpus import Corpus
 from raywgen.tasks import TaskError, balanced_accuracy, build_network, build_task
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooTasks
-from raywgen.zoo.execution import choose_ways
+from raywgen.zoo.execution import choose_executions
 from raywgen.zoo.plan import plan_zoo
 from raywgen.zoo.replay import replay
 from tests.conftest import make_zoo
@@ -77,9 +77,9 @@ def test_an_adapter_is_trained_again_bit_for_bit(adapters: Corpus, monkeypatch: 
     assert all(torch.equal(tensor, stored[name]) for name, tensor in again.items())
 
 
-def test_ways_are_told_by_the_names_of_the_plan(adapters: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executions_are_told_by_the_names_of_the_plan(adapters: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(adapters.location).parent)
-    assert list(choose_ways(config())) == [start.network.name for start in plan_zoo(config()).starts]
+    assert list(choose_executions(config())) == [start.network.name for start in plan_zoo(config()).starts]
 
 
 def test_a_missing_base_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

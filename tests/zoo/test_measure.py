@@ -11,9 +11,9 @@ from raywgen.zoo.measure import measure
 NUM, NUM_SAMPLES = 3, 2500
 
 
-@pytest.mark.parametrize("way", ["stack", "alone"])
+@pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_networks_are_judged_the_same_on_parts_as_on_copies(way: str, shared: bool) -> None:
+def test_networks_are_judged_the_same_on_parts_as_on_copies(execution: str, shared: bool) -> None:
     """More samples than training loss is measured on, and than go through a stack at once."""
     generator = torch.Generator().manual_seed(0)
     module = build_network({"name": "mlp", "widths": [784, 4, 3]}).eval()
@@ -28,8 +28,8 @@ def test_networks_are_judged_the_same_on_parts_as_on_copies(way: str, shared: bo
     assert joined.x is x_XF
     x = inputs[0][:] if shared else torch.stack([one[:] for one in inputs])
     copies = FitData(x=x, labels_NS=labels_NS)
-    loss_N, accuracy_N = measure(module, state_N, joined, joined, way)
-    wanted_N, wanted_accuracy_N = measure(module, state_N, copies, copies, way)
+    loss_N, accuracy_N = measure(module, state_N, joined, joined, execution)
+    wanted_N, wanted_accuracy_N = measure(module, state_N, copies, copies, execution)
     assert torch.equal(loss_N, wanted_N)
     assert torch.equal(accuracy_N, wanted_accuracy_N)
     assert len(set(loss_N.tolist())) == NUM

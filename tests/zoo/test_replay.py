@@ -42,7 +42,7 @@ ZOOS = {
         tasks=ZooTasks(kind="class-subsets", limit=200),
         networks=[{"name": "cifar-resnet", "depth": 8, "widths": [2, 3, 4], "in_channels": 1, "num_classes": 3}],
         num_seen_tasks=2,
-        way="alone",
+        execution="sequential",
         augment="flip+shift-1",
         optimizers=[ZooOptimizer(optimizer="adamw", schedule="cosine", sam=SAMConfig(rho=0.05))],
         keep_optimizer=True,

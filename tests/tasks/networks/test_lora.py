@@ -206,8 +206,8 @@ def test_both_ways_of_fitting_agree(case: str, recipe_of: Callable[[str], dict[s
     start = Recorded(step=0, state_N=repeat_state(build_network(recipe).state_dict(), 2))
     config = FitConfig(num_steps=6, batch_size=8, optimizer="sgd", learning_rate=0.05)
     (stack,), (alone,) = (
-        fit(build_network(recipe), start, data, config, order_seeds=[3, 4], record_steps=[6], way=way)
-        for way in ("stack", "alone")
+        fit(build_network(recipe), start, data, config, order_seeds=[3, 4], record_steps=[6], execution=execution)
+        for execution in ("stacked", "sequential")
     )
     for name, tensor in stack.state_N.items():
         torch.testing.assert_close(tensor, alone.state_N[name], rtol=1e-3, atol=1e-5)
