@@ -198,11 +198,11 @@ def export(
 def filter_(path: Path_, target: Out, query: Query = None) -> None:
     """Copy the checkpoints that satisfy all terms into a new corpus; shards without one are never read."""
     from raywgen.corpus import Corpus
-    from raywgen.corpus.derive import Part, write_corpus
+    from raywgen.corpus.derive import Selection, write_corpus
 
     corpus = Corpus.open(path)
     with Reporter().step("filter", f"checkpoints into {target}") as bar:
-        part = Part(corpus=corpus, facts=corpus.query(query or []))
+        part = Selection(corpus=corpus, facts=corpus.query(query or []))
         print_info(write_corpus(target, [part], {"filter": query or []}, bar.update).info())
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.derive import Part, Progress, refuse_existing, write_corpus
+from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, write_corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.trust import entry_point
 from raywgen.weights import Layout, LayoutMismatchError, StateDict
@@ -91,8 +91,8 @@ def align(
     corpus: Corpus,
     build: Build,
     config: AlignConfig | None = None,
-    on_match: Progress | None = None,
-    on_progress: Progress | None = None,
+    on_match: OnCheckpoint | None = None,
+    on_progress: OnCheckpoint | None = None,
 ) -> Corpus:
     """Writes a corpus in which every network's hidden units are in the order that lies closest to a reference.
 
@@ -134,7 +134,7 @@ def align(
         moved = (symmetry.permute(state, order) for state, order in zip(states, orders, strict=True))
         return torch.stack([form.pack(_renamed(state, network, form)) for state in moved])
 
-    part = Part(corpus=corpus, facts=_told(corpus.facts, aligned), change=change)
+    part = Selection(corpus=corpus, facts=_with_alignment(corpus.facts, aligned), change=change)
     return write_corpus(root, [part], {"align": list(chosen.values()), "seed": config.seed}, on_progress)
 
 
@@ -143,7 +143,7 @@ def summary(aligned: Corpus) -> list[tuple[str, int, float, float]]:
     ends = pa.concat_tables(_ends(aligned).values())
     names = ("aligned_to", "unaligned_distance", "aligned_distance")
     rows = list(zip(*(ends.column(name).to_pylist() for name in names), strict=True))
-    told = []
+    summaries = []
     for reference in dict.fromkeys(row[0] for row in rows):
         # The reference's own distance is none.
         own = aligned.select(checkpoint_id=reference).column("trajectory_id")[0].as_py()
@@ -153,8 +153,8 @@ def summary(aligned: Corpus) -> list[tuple[str, int, float, float]]:
             if row[0] == reference and trajectory != own
         ]
         before, after = (sum(column) / len(found) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
-        told.append((reference, len(found), before, after))
-    return told
+        summaries.append((reference, len(found), before, after))
+    return summaries
 
 
 def _check_starts(corpus: Corpus) -> None:
@@ -300,7 +300,7 @@ def _keys(facts: pa.Table) -> list[Key]:
     return list(zip(*columns, strict=True))
 
 
-def _told(facts: pa.Table, aligned: Mapping[Key, Aligned]) -> pa.Table:
+def _with_alignment(facts: pa.Table, aligned: Mapping[Key, Aligned]) -> pa.Table:
     """Facts with those of the alignment; an earlier one's are replaced."""
     rows = [aligned[key].facts() for key in _keys(facts)]
     facts = facts.drop_columns([name for name in _COLUMNS if name in facts.column_names])

@@ -18,17 +18,17 @@ from raywgen.corpus.fact_types import one_type_each
 from raywgen.corpus.facts import NetworkFacts
 from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.facts_join import FactsReport, join_facts
-from raywgen.corpus.ingest import Unit, UnitDone, ingest_unit, journal, plan_units, read_journal
+from raywgen.corpus.ingest import IngestItem, IngestResult, ingest_item, journal, plan_items, read_journal
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.network_names import network_names
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
-from raywgen.corpus.writing import UNITS, remove_unused_shards, writing
+from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
 from raywgen.weights import Layout
 
-Progress = Callable[[int, int, str], None]
+OnBytes = Callable[[int, int, str], None]
 """Called with bytes read, bytes of all files, and a line of counts."""
 _SHOWN_PROBLEMS = 20
 
@@ -67,7 +67,7 @@ class BuildConfig:
 
 
 def build_corpus(
-    config: BuildConfig, on_progress: Progress | None = None, on_notice: Callable[[str], None] | None = None
+    config: BuildConfig, on_progress: OnBytes | None = None, on_notice: Callable[[str], None] | None = None
 ) -> Corpus:
     """Ingests all sources and commits them; goes on where an earlier call with the same sources stopped.
 
@@ -87,22 +87,22 @@ def build_corpus(
     checkpoints, report = _with_facts(found.checkpoints, config, on_notice)
     if config.select:
         checkpoints = [replace(checkpoint, select=tuple(config.select)) for checkpoint in checkpoints]
-    units = plan_units(checkpoints, config.constants)
+    items = plan_items(checkpoints, config.constants)
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]
-    told = [[unit.name for unit in units], aside]
-    recipe: dict[str, Any] = {"ingest": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+    content = [[item.name for item in items], aside]
+    recipe: dict[str, Any] = {"ingest": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
     with writing(config.out):
         if storage.size(MANIFEST) is not None:  # Whoever held the folder a moment ago may have finished it.
             return _existing(config, recipe)
-        _work_off(units, config, storage, on_progress)
+        _ingest_remaining(items, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
         recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
         recipe |= {"facts_report": report.to_json()}
-        corpus = _commit(units, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
-        storage.delete(UNITS)
+        corpus = _commit(items, config, storage, recipe, [Corpus.open(location) for location in stored], aside)
+        storage.delete(JOURNALS)
         remove_unused_shards(corpus)
     return corpus
 
@@ -143,15 +143,17 @@ def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:
     return corpus
 
 
-def _work_off(units: list[Unit], config: BuildConfig, storage: Storage, on_progress: Progress | None) -> None:
-    kept = set(storage.list(UNITS))
-    left = [unit for unit in units if journal(unit.name).rpartition("/")[2] not in kept]
+def _ingest_remaining(
+    items: list[IngestItem], config: BuildConfig, storage: Storage, on_progress: OnBytes | None
+) -> None:
+    kept = set(storage.list(JOURNALS))
+    remaining = [item for item in items if journal(item.name).rpartition("/")[2] not in kept]
     # The largest first, so that none of them is left to run alone at the end.
-    left.sort(key=lambda unit: -unit.num_bytes)
-    total = sum(unit.num_bytes for unit in units)
-    done = total - sum(unit.num_bytes for unit in left)
+    remaining.sort(key=lambda item: -item.num_bytes)
+    total = sum(item.num_bytes for item in items)
+    done = total - sum(item.num_bytes for item in remaining)
     checkpoints = quarantined = 0
-    for row in _over_ray(left, absolute(config.out)) if config.distributed else _here(left, config.out):
+    for row in _over_ray(remaining, absolute(config.out)) if config.distributed else _in_process(remaining, config.out):
         done += row["num_bytes"]
         checkpoints += row["checkpoints"]
         quarantined += row["quarantined"]
@@ -159,45 +161,45 @@ def _work_off(units: list[Unit], config: BuildConfig, storage: Storage, on_progr
             on_progress(done, total, f"{checkpoints} checkpoints, {quarantined} refused")
 
 
-def _here(units: list[Unit], root: str) -> Iterator[dict[str, Any]]:
-    for unit in units:
-        yield ingest_unit(unit, root)
+def _in_process(items: list[IngestItem], root: str) -> Iterator[dict[str, Any]]:
+    for item in items:
+        yield ingest_item(item, root)
 
 
-def _over_ray(units: list[Unit], root: str) -> Iterator[dict[str, Any]]:
-    if not units:
+def _over_ray(items: list[IngestItem], root: str) -> Iterator[dict[str, Any]]:
+    if not items:
         return
     import ray.data
 
-    work = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    work = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
     yield from work.map(partial(_ingest_row, root=root), num_cpus=1).iter_rows()
 
 
 def _ingest_row(row: dict[str, Any], root: str) -> dict[str, Any]:
-    return ingest_unit(row["unit"], root)
+    return ingest_item(row["item"], root)
 
 
 def _commit(
-    units: list[Unit],
+    items: list[IngestItem],
     config: BuildConfig,
     storage: Storage,
     recipe: dict[str, Any],
     parts: list[Corpus],
     aside: list[dict[str, str]],
 ) -> Corpus:
-    done = [read_journal(storage, unit.name) for unit in units]
-    quarantine = sorted([*aside, *(row for unit in done for row in unit.quarantine)], key=itemgetter("checkpoint_id"))
+    done = [read_journal(storage, item.name) for item in items]
+    quarantine = sorted([*aside, *(row for item in done for row in item.quarantine)], key=itemgetter("checkpoint_id"))
     refused = _refused(quarantine, config)
-    shards = [shard for unit in done for shard in unit.shards]
+    shards = [shard for item in done for shard in item.shards]
     if not shards:
         first = (refused or quarantine)[0]
         raise CorpusError(f"none of the {len(quarantine)} checkpoints can be used, first: {in_one_line(first)}")
     networks = _networks(done, {key: network for part in parts for key, network in part.networks.items()})
     of_id = {network.layout.id: network.layout for network in networks}
     statistics: dict[str, LayoutStatistics] = {}
-    for unit in done:
-        for form_id, sums in unit.statistics.items():
-            form = unit.layouts[form_id]
+    for item in done:
+        for form_id, sums in item.statistics.items():
+            form = item.layouts[form_id]
             named = sums.named_as(form, of_id[form.id])
             statistics[form.id] = statistics[form.id] + named if form.id in statistics else named
     return commit_corpus(
@@ -208,7 +210,7 @@ def _commit(
         recipe=recipe,
         quarantine=quarantine,
         statistics=statistics,
-        forms={form_id: form for unit in done for form_id, form in unit.layouts.items()},
+        forms={form_id: form for item in done for form_id, form in item.layouts.items()},
     )
 
 
@@ -223,22 +225,22 @@ def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict
     return refused
 
 
-def _networks(done: list[UnitDone], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
+def _networks(done: list[IngestResult], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
     """One per layout: as a corpus among the sources knows it, else named by facts, folder, file or hash."""
-    told: dict[str, str] = {}
+    named: dict[str, str] = {}
     rows: dict[str, list[tuple[str, str]]] = {}
-    layouts = _layouts([layout for unit in done for layout in unit.layouts.values()], known)
-    for unit in done:
-        for shard in unit.shards:
+    layouts = _layouts([layout for item in done for layout in item.layouts.values()], known)
+    for item in done:
+        for shard in item.shards:
             for row in shard.facts:
                 rows.setdefault(shard.layout_id, []).append((row["checkpoint_id"], row["source"]))
                 if row["architecture"]:
-                    told.setdefault(shard.layout_id, row["architecture"])
-    told = network_names(rows) | told
+                    named.setdefault(shard.layout_id, row["architecture"])
+    named = network_names(rows) | named
     names: dict[str, str] = {}
     taken: set[str] = set()
     for layout_id in sorted(layouts, key=lambda layout_id: (layout_id not in known, layout_id)):
-        default = told.get(layout_id, f"layout-{layout_id[:6]}")
+        default = named.get(layout_id, f"layout-{layout_id[:6]}")
         name = known[layout_id].name if layout_id in known else default
         names[layout_id] = f"{name}-{layout_id[:6]}" if name in taken else name
         taken.add(names[layout_id])

@@ -116,7 +116,7 @@ class Checksums:
         facts = self._facts.select(["shard", "row", self._name])
         facts = facts.sort_by([("shard", "ascending"), ("row", "ascending")])
         found, start = {}, 0
-        for told in pc.value_counts(facts.column("shard")).to_pylist():
-            found[told["values"]] = facts.slice(start, told["counts"])
-            start += told["counts"]
+        for count in pc.value_counts(facts.column("shard")).to_pylist():
+            found[count["values"]] = facts.slice(start, count["counts"])
+            start += count["counts"]
         return found

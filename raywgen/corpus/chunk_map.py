@@ -26,27 +26,27 @@ class ChunkMap:
         word_C: Where each starts in the packed form, in words of 4 bytes; -1 where it is not a run of float32.
     """
 
-    length_C: np.ndarray
-    word_C: np.ndarray
+    length_W: np.ndarray
+    word_W: np.ndarray
 
     @property
     def num_chunks(self) -> int:
         """C."""
-        return len(self.length_C)
+        return len(self.length_W)
 
 
 @lru_cache(maxsize=256)
 def chunk_map(layout: Layout, chunk_length: int) -> ChunkMap:
     """The chunks of a layout's flat vector, each `chunk_length` values but the last."""
     num = -(-layout.num_values // chunk_length)
-    start_C = np.arange(num, dtype=np.int64) * chunk_length
-    length_C = np.minimum(chunk_length, layout.num_values - start_C)
+    start_W = np.arange(num, dtype=np.int64) * chunk_length
+    length_W = np.minimum(chunk_length, layout.num_values - start_W)
     values, words, ends = _runs(layout)
     if not len(values):
-        return ChunkMap(length_C, np.full(num, -1, dtype=np.int64))
-    run_C = np.maximum(np.searchsorted(values, start_C, side="right") - 1, 0)
-    inside = (start_C >= values[run_C]) & (start_C + length_C <= ends[run_C])
-    return ChunkMap(length_C, np.where(inside, words[run_C] + start_C - values[run_C], -1))
+        return ChunkMap(length_W, np.full(num, -1, dtype=np.int64))
+    run_W = np.maximum(np.searchsorted(values, start_W, side="right") - 1, 0)
+    inside = (start_W >= values[run_W]) & (start_W + length_W <= ends[run_W])
+    return ChunkMap(length_W, np.where(inside, words[run_W] + start_W - values[run_W], -1))
 
 
 def _runs(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -144,7 +144,7 @@ class ChunkStream(BatchStream[ChunkBatch]):
         layout = self._layouts[self._shard_N[checkpoint_B[0]]]
         chunks = self._maps[self._shard_N[checkpoint_B[0]]]
         view = self._corpus.view(self._paths[self._shard_N[checkpoint_B[0]]], layout)
-        row_B, word_B, length_B = self._row_N[checkpoint_B], chunks.word_C[chunk_B], chunks.length_C[chunk_B]
+        row_B, word_B, length_B = self._row_N[checkpoint_B], chunks.word_W[chunk_B], chunks.length_W[chunk_B]
         plain_B = (word_B >= 0) & (length_B == self._K)
         if plain_B.all():
             view.copy_words(row_B, word_B, out_BK)

@@ -97,9 +97,9 @@ def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for index, row in enumerate(corpus.facts.to_pylist()):
-        told = {name: value for name, value in row.items() if value is not None}
-        told |= {name: values[index] for name, values in columns.items()}
-        complete = {name: told.get(name) for name in CHECKPOINT_SCHEMA.names} | told
+        known = {name: value for name, value in row.items() if value is not None}
+        known |= {name: values[index] for name, values in columns.items()}
+        complete = {name: known.get(name) for name in CHECKPOINT_SCHEMA.names} | known
         rows.setdefault(row["shard"], []).append(complete)
     return [replace(shard, facts=rows[shard.path], form_id=corpus.form(shard.path).form_id) for shard in corpus.shards]
 

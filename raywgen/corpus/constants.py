@@ -35,16 +35,16 @@ def find_constants(
         statistics: Theirs; tensors that cannot hold a mask by their sums are not looked into.
         patterns: Names of tensors, with `*` and `?` as in file names.
     """
-    told = {spec.name for spec in layout.generated if any(fnmatchcase(spec.name, pattern) for pattern in patterns)}
+    named = {spec.name for spec in layout.generated if any(fnmatchcase(spec.name, pattern) for pattern in patterns)}
     doubtful = [
         spec
         for spec in layout.generated
-        if spec.name not in told and may_be_mask(spec.name) and not statistics.sums[spec.name][2] < _LEAST_SQUARE
+        if spec.name not in named and may_be_mask(spec.name) and not statistics.sums[spec.name][2] < _LEAST_SQUARE
     ]
     if not doubtful:
-        return told
+        return named
     state = layout.unpack(packed_NP)
-    return told | {spec.name for spec in doubtful if not spec.torch_dtype.is_complex and _is_fixed(state[spec.name])}
+    return named | {spec.name for spec in doubtful if not spec.torch_dtype.is_complex and _is_fixed(state[spec.name])}
 
 
 def with_nan(layout: Layout, packed_NP: Tensor, names: Iterable[str]) -> dict[int, str]:

@@ -87,12 +87,12 @@ class Corpus:
         if snapshot and corpus.snapshot != snapshot:
             raise rebuilt(storage)
         try:
-            corpus._look_through()
+            corpus._check_files()
         except (DamagedFileError, MissingFileError) as error:
             raise cause(error, storage, manifest) from error
         return corpus
 
-    def _look_through(self) -> None:
+    def _check_files(self) -> None:
         """Sizes and facts."""
         storage = self.storage
         for shard in self.shards:

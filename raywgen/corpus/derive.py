@@ -31,12 +31,12 @@ from raywgen.weights import Layout
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
 _SIDES = ("train", "heldout")
-Progress = Callable[[int, int], None]
+OnCheckpoint = Callable[[int, int], None]
 """Called with the checkpoints written and their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Selection:
     """What to take of one corpus: rows of its facts, changed where they shall be.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
 
 
 def write_corpus(
-    root: str, parts: Sequence[Part], recipe: dict[str, Any], on_progress: Progress | None = None
+    root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None = None
 ) -> Corpus:
     """Copies checkpoints into a new corpus, bit for bit where a part does not change them; the old ones stay.
 
@@ -77,7 +77,7 @@ def write_corpus(
 
 
 def _write_corpus(
-    root: str, parts: Sequence[Part], recipe: dict[str, Any], on_progress: Progress | None, shards: list[Shard]
+    root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None, shards: list[Shard]
 ) -> Corpus:
     """Puts each shard that it has written into `shards`."""
     total = sum(part.facts.num_rows for part in parts)
@@ -145,7 +145,7 @@ def split(
     by: str = "trajectory_id",
     heldout: float = 0.1,
     seed: int = 0,
-    on_progress: Progress | None = None,
+    on_progress: OnCheckpoint | None = None,
 ) -> Corpus:
     """Holds out whole groups: a trajectory, task or architecture is never on both sides.
 
@@ -177,10 +177,10 @@ def split(
         for group, split in zip(groups, splits, strict=True)
     ]
     facts = replace_columns(corpus.facts, split=sides)
-    return write_corpus(root, [Part(corpus=corpus, facts=facts)], {"split": by, "seed": seed}, on_progress)
+    return write_corpus(root, [Selection(corpus=corpus, facts=facts)], {"split": by, "seed": seed}, on_progress)
 
 
-def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: Progress | None = None) -> Corpus:
+def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheckpoint | None = None) -> Corpus:
     """Keeps the first of checkpoints with equal content, or nearer than a share of their norm.
 
     Args:
@@ -200,7 +200,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: Progres
     kept = sorted(first.values())
     if near > 0:
         kept = [index for layout_id in corpus.networks for index in _apart(corpus, layout_id, kept, near)]
-    part = Part(corpus=corpus, facts=facts.take(sorted(kept)))
+    part = Selection(corpus=corpus, facts=facts.take(sorted(kept)))
     return write_corpus(root, [part], {"dedupe": near}, on_progress)
 
 
@@ -255,7 +255,7 @@ def _packed_values(corpus: Corpus, layout: Layout, facts: pa.Table) -> list[byte
     return digests
 
 
-def _groups(part: Part) -> Iterator[pa.Table]:
+def _groups(part: Selection) -> Iterator[pa.Table]:
     """Rows of one form and one split, as many as a shard holds, in the order of the old shards."""
     facts = part.facts
     forms = [part.corpus.form(shard) for shard in facts.column("shard").to_pylist()]

@@ -57,9 +57,9 @@ def _describe(
     recipes = by_network_name(corpus, recipes)
     named = _named_tasks(corpus, tasks)
     if lost := [task.task_id for task in tasks if task.task_id not in named]:
-        told = ", ".join(sorted({name for name in named if name})) or "none"
+        names = ", ".join(sorted({name for name in named if name})) or "none"
         raise CorpusError(
-            f"{corpus.location}: no checkpoint is of task '{lost[0]}' (its facts name {told}); name it there by a "
+            f"{corpus.location}: no checkpoint is of task '{lost[0]}' (its facts name {names}); name it there by a "
             "column `task_id` of `raywgen corpus build --facts`"
         )
     networks = {
@@ -93,25 +93,25 @@ def by_network_name(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]]) ->
         CorpusError: There is no such network, or one is named twice.
     """
     found: dict[str, Mapping[str, Any]] = {}
-    for told, recipe in recipes.items():
-        name = _network_of(corpus, told)
+    for key, recipe in recipes.items():
+        name = _network_of(corpus, key)
         if name in found:
-            raise CorpusError(f"'{told}' names network '{name}' of {corpus.location} again; keep one recipe for it")
+            raise CorpusError(f"'{key}' names network '{name}' of {corpus.location} again; keep one recipe for it")
         found[name] = recipe
     return found
 
 
-def _network_of(corpus: Corpus, told: str) -> str:
+def _network_of(corpus: Corpus, name_or_id: str) -> str:
     names = [network.name for network in corpus.networks.values()]
-    if told in names:
-        return told
-    start = told.removeprefix(_BY_ID)
+    if name_or_id in names:
+        return name_or_id
+    start = name_or_id.removeprefix(_BY_ID)
     matches = [net.name for key, net in corpus.networks.items() if len(start) >= _ID_SIGNS and key.startswith(start)]
     if len(matches) == 1:
         return matches[0]
-    near = nearest(told, names)
+    near = nearest(name_or_id, names)
     shown = ", ".join(f"'{name}'" for name in names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
-    raise CorpusError(f"{corpus.location} holds no network '{told}'; did you mean '{near}'? It holds {shown}")
+    raise CorpusError(f"{corpus.location} holds no network '{name_or_id}'; did you mean '{near}'? It holds {shown}")
 
 
 def template(corpus: Corpus) -> str:

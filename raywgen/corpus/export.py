@@ -118,8 +118,8 @@ def _file(facts: Mapping[str, Any], out: Path) -> _File:
     if long := [part for part in path.relative_to(out).parts if len(part.encode()) > _NAME_BYTES]:
         raise CorpusError(f"checkpoint '{checkpoint_id}': '{long[0][:40]}...' is too long for a file name; rename it")
     kept = json.loads(facts.get(FILE_METADATA) or "{}")
-    told = {name: value for name, value in facts.items() if value is not None and name not in _KEPT_APART}
-    metadata = kept | {f"{_OURS}{name}": str(value) for name, value in told.items()}
+    known = {name: value for name, value in facts.items() if value is not None and name not in _KEPT_APART}
+    metadata = kept | {f"{_OURS}{name}": str(value) for name, value in known.items()}
     beside = {path.parent / name: text for name, text in configs.items()} if stem in _LOADED_AS.values() else {}
     return _File(path, metadata, beside)
 

@@ -123,8 +123,8 @@ def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
         if name != _PATH and name not in KNOWN_TYPES:
             numbers = numbers_of_text([cell for cell in cells if cell is not None])
             if numbers is not None:
-                left = iter(numbers)
-                columns[name] = [None if cell is None else next(left) for cell in cells]
+                values = iter(numbers)
+                columns[name] = [None if cell is None else next(values) for cell in cells]
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return [_row(path, number, row) for number, row in enumerate(rows, 2)]
 
@@ -191,8 +191,8 @@ def _check_columns(path: str, names: list[str]) -> None:
 
 
 def _no_path(where: str, names: list[str]) -> str:
-    told = ", ".join(names[:8]) or "none"
-    return f"{where} has no column 'path' (it has {told}); name by it the checkpoints, for instance resnet20/*"
+    known = ", ".join(names[:8]) or "none"
+    return f"{where} has no column 'path' (it has {known}); name by it the checkpoints, for instance resnet20/*"
 
 
 def _row(path: str, number: int, row: dict[str, Any]) -> FactsRow:

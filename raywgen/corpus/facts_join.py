@@ -80,12 +80,12 @@ def join_facts(
         else:
             exact.append((row, found))
     report.num_used = len(exact) + len(patterns)
-    told = _Told(checkpoints, report)
-    told.add(patterns, by_pattern=True)
-    told.add(exact, by_pattern=False)
+    by_checkpoint = _JoinedFacts(checkpoints, report)
+    by_checkpoint.add(patterns, by_pattern=True)
+    by_checkpoint.add(exact, by_pattern=False)
     joined = [
         replace(checkpoint, facts=checkpoint.facts | facts)
-        for checkpoint, facts in zip(checkpoints, told.facts, strict=True)
+        for checkpoint, facts in zip(checkpoints, by_checkpoint.facts, strict=True)
     ]
     return joined, report
 
@@ -94,7 +94,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
 
 
-class _Told:
+class _JoinedFacts:
     """Facts by checkpoint as they add up, with the row that each comes from."""
 
     def __init__(self, checkpoints: Sequence[SourceCheckpoint], report: FactsReport) -> None:
@@ -107,16 +107,16 @@ class _Told:
         for row, found in rows:
             for index in found:
                 for name, value in row.facts.items():
-                    self._tell(index, name, value, (row.number, len(found), by_pattern))
+                    self._add(index, name, value, (row.number, len(found), by_pattern))
 
-    def _tell(self, index: int, name: str, value: Any, source: tuple[int, int, bool]) -> None:
-        before, told = self._from[index].get(name), self.facts[index].get(name)
-        if before is not None and told != value and not (told != told and value != value):
+    def _add(self, index: int, name: str, value: Any, source: tuple[int, int, bool]) -> None:
+        before, earlier = self._from[index].get(name), self.facts[index].get(name)
+        if before is not None and earlier != value and not (earlier != earlier and value != value):
             number, num_found, by_pattern = before
             # A narrower pattern may correct a wider one before it, and a name any pattern.
             if by_pattern == source[2] and (not by_pattern or num_found <= source[1]):
                 self._report.problems.append(
-                    f"rows {number} and {source[0]} say {name}={told} and {name}={value} of "
+                    f"rows {number} and {source[0]} say {name}={earlier} and {name}={value} of "
                     f"'{self._checkpoints[index].name}'; the later one counts"
                 )
         self.facts[index][name] = value

@@ -30,7 +30,7 @@ from raywgen.corpus.source_tree import local_file, open_remote
 from raywgen.corpus.sources import SourceCheckpoint
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
-from raywgen.corpus.writing import UNITS
+from raywgen.corpus.writing import JOURNALS
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
 from raywgen.weights.errors import NotWeightsError
@@ -38,8 +38,8 @@ from raywgen.weights.packed import PackedCheckpoint, pack
 from raywgen.weights.reader import ReadNetworks, WeightsReader
 
 _UNKNOWN = float("nan")
-_UNIT_CHECKPOINTS = 2_000
-_UNIT_BYTES = 256 << 20
+_ITEM_CHECKPOINTS = 2_000
+_ITEM_BYTES = 256 << 20
 _PEEK_BYTES = 64 << 20
 _T = TypeVar("_T")
 _DEFAULTS: dict[str, Any] = {
@@ -57,11 +57,11 @@ _DEFAULTS: dict[str, Any] = {
     "licence": "unknown",
     "architecture": "",
 }
-_UNTOLD: dict[str, Any] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
+_DEFAULT_FACTS: dict[str, Any] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
+class IngestItem:
     """Checkpoints that one task ingests.
 
     Attributes:
@@ -81,7 +81,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnitDone:
+class IngestResult:
     """What a unit left.
 
     Attributes:
@@ -106,7 +106,7 @@ class UnitDone:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> UnitDone:
+    def from_json(cls, content: dict[str, Any]) -> IngestResult:
         """Inverse of `to_json`."""
         return cls(
             shards=[Shard(**row) for row in content["shards"]],
@@ -116,52 +116,54 @@ class UnitDone:
         )
 
 
-def plan_units(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str] = ()) -> list[Unit]:
+def plan_items(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str] = ()) -> list[IngestItem]:
     """Cuts a list into units; the same list gives the same units."""
-    units: list[Unit] = []
+    items: list[IngestItem] = []
     part: list[SourceCheckpoint] = []
     size = 0
     for checkpoint in checkpoints:
-        if part and (len(part) == _UNIT_CHECKPOINTS or size + checkpoint.num_bytes > _UNIT_BYTES):
-            units.append(_unit(part, constants))
+        if part and (len(part) == _ITEM_CHECKPOINTS or size + checkpoint.num_bytes > _ITEM_BYTES):
+            items.append(_item(part, constants))
             part, size = [], 0
         part.append(checkpoint)
         size += checkpoint.num_bytes
-    return [*units, _unit(part, constants)] if part else units
+    return [*items, _item(part, constants)] if part else items
 
 
-def _unit(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> Unit:
+def _item(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> IngestItem:
     # Facts and the time of change belong to the name: with others it is other work.
     rows = [[c.name, c.files, c.num_bytes, c.changed, c.select, c.facts] for c in checkpoints]
-    told = json.dumps(rows, sort_keys=True, default=str)
-    told += json.dumps(list(constants)) if constants else ""
-    return Unit(
-        name=hashlib.sha256(told.encode()).hexdigest()[:16], checkpoints=tuple(checkpoints), constants=tuple(constants)
+    content = json.dumps(rows, sort_keys=True, default=str)
+    content += json.dumps(list(constants)) if constants else ""
+    return IngestItem(
+        name=hashlib.sha256(content.encode()).hexdigest()[:16],
+        checkpoints=tuple(checkpoints),
+        constants=tuple(constants),
     )
 
 
-def journal(unit_name: str) -> str:
+def journal(item_name: str) -> str:
     """Path of a unit's journal in the corpus."""
-    return f"{UNITS}/{unit_name}.json"
+    return f"{JOURNALS}/{item_name}.json"
 
 
-def read_journal(storage: Storage, unit_name: str) -> UnitDone:
+def read_journal(storage: Storage, item_name: str) -> IngestResult:
     """What a unit left.
 
     Raises:
         CorpusError: The journal is damaged.
     """
     try:
-        return UnitDone.from_json(unseal(storage.read(journal(unit_name))))
+        return IngestResult.from_json(unseal(storage.read(journal(item_name))))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, CorpusError):
             raise
         raise CorpusError(
-            f"{storage.name}/{journal(unit_name)} is damaged; delete it and run the same command"
+            f"{storage.name}/{journal(item_name)} is damaged; delete it and run the same command"
         ) from error
 
 
-def ingest_unit(unit: Unit, root: str) -> dict[str, Any]:
+def ingest_item(item: IngestItem, root: str) -> dict[str, Any]:
     """Reads a unit's files, writes its shards, then its journal.
 
     Returns:
@@ -172,24 +174,24 @@ def ingest_unit(unit: Unit, root: str) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     storage = Storage.at(root)
-    done = _Work(unit, root).run()
-    storage.write(journal(unit.name), sealed_json(done.to_json()).encode())
+    done = _Ingest(item, root).run()
+    storage.write(journal(item.name), sealed_json(done.to_json()).encode())
     kept = sum(len(shard.facts) for shard in done.shards)
-    return {"checkpoints": kept, "quarantined": len(done.quarantine), "num_bytes": unit.num_bytes}
+    return {"checkpoints": kept, "quarantined": len(done.quarantine), "num_bytes": item.num_bytes}
 
 
-class _Work:
+class _Ingest:
     """One unit being done: checkpoints wait, by layout and split, until their shard is full."""
 
-    def __init__(self, unit: Unit, root: str) -> None:
-        self._unit = unit
+    def __init__(self, item: IngestItem, root: str) -> None:
+        self._item = item
         self._root = root
         self._waiting: dict[tuple[str, str], list[tuple[SourceCheckpoint, PackedCheckpoint]]] = {}
-        self._done = UnitDone(shards=[], layouts={}, quarantine=[], statistics={})
+        self._done = IngestResult(shards=[], layouts={}, quarantine=[], statistics={})
 
-    def run(self) -> UnitDone:
+    def run(self) -> IngestResult:
         reader = _Reader()
-        for checkpoint in self._unit.checkpoints:
+        for checkpoint in self._item.checkpoints:
             try:
                 found = reader.read(checkpoint)
             except NotWeightsError as error:
@@ -228,7 +230,7 @@ class _Work:
         layout = rows[0][1].layout
         packed_NP = _stack([packed.packed_P for _, packed in rows])
         statistics = LayoutStatistics.measure(layout, packed_NP)
-        if constants := find_constants(layout, packed_NP, statistics, self._unit.constants):
+        if constants := find_constants(layout, packed_NP, statistics, self._item.constants):
             layout = layout.with_constants(constants)
             statistics = LayoutStatistics.measure(layout, packed_NP)
         if bad := with_nan(layout, packed_NP, constants) | statistics.non_finite(layout, packed_NP):
@@ -240,7 +242,7 @@ class _Work:
             rows, packed_NP = [rows[index] for index in kept], packed_NP[kept]
             statistics = LayoutStatistics.measure(layout, packed_NP)
         facts = [_facts(checkpoint, packed) for checkpoint, packed in rows]
-        name = f"{self._unit.name}-{len(self._done.shards):03d}"
+        name = f"{self._item.name}-{len(self._done.shards):03d}"
         self._done.shards.append(write_shard(self._root, name, layout, facts, packed_NP, is_finite=True))
         earlier = self._done.layouts.get(layout.form_id, layout)
         marked = {spec.name for spec in earlier.tensors if spec.is_constant}
@@ -327,8 +329,8 @@ def _with_metadata(checkpoint: SourceCheckpoint, metadata: Mapping[str, str]) ->
 
 
 def _facts(checkpoint: SourceCheckpoint, packed: PackedCheckpoint) -> CheckpointFacts:
-    told = {"trajectory_id": checkpoint.name, "source": checkpoint.files[0]} | checkpoint.facts
-    known: dict[str, Any] = _UNTOLD | {name: value for name, value in told.items() if name in _UNTOLD}
+    given = {"trajectory_id": checkpoint.name, "source": checkpoint.files[0]} | checkpoint.facts
+    known: dict[str, Any] = _DEFAULT_FACTS | {name: value for name, value in given.items() if name in _DEFAULT_FACTS}
     known |= {"checkpoint_id": checkpoint.name, "layout_id": packed.layout.id, "key_prefix": packed.prefix}
-    more = {name: value for name, value in told.items() if name not in _UNTOLD}
+    more = {name: value for name, value in given.items() if name not in _DEFAULT_FACTS}
     return CheckpointFacts(**known, more=more)

@@ -63,11 +63,11 @@ class Contents:
         shards = [Shard(**row) for row in manifest["shards"]]
         _check_names(storage, [shard.path for shard in shards], [shard.sha256 for shard in shards])
         _check_names(storage, list(manifest["files"].values()))
-        told = [with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
+        networks_read = [with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
         # The first of several networks of one layout, at the place of the last.
-        first = {network.layout.id: network for network in reversed(told)}
-        networks = {network.layout.id: first[network.layout.id] for network in told}
-        forms = {network.layout.form_id: network.layout for network in told}
+        first = {network.layout.id: network for network in reversed(networks_read)}
+        networks = {network.layout.id: first[network.layout.id] for network in networks_read}
+        forms = {network.layout.form_id: network.layout for network in networks_read}
         forms |= {key: Layout.from_json(rows) for key, rows in manifest.get("forms", {}).items()}
         if changed := [key for key, form in forms.items() if form.form_id != key or form.id not in networks]:
             raise KeyError(f"the form {changed[0]}")
@@ -93,7 +93,7 @@ def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any
         inside(name)
         if storage.is_local:
             check_stays(storage.root, name)
-    if wrong := [told for told in checksums if not isinstance(told, str) or not re.fullmatch("[0-9a-f]{64}", told)]:
+    if wrong := [each for each in checksums if not isinstance(each, str) or not re.fullmatch("[0-9a-f]{64}", each)]:
         raise UnusableFileError(f"{wrong[0]!r} is no checksum")
 
 

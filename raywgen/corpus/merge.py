@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.derive import Part, Progress, refuse_existing, replace_columns, write_corpus
+from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, replace_columns, write_corpus
 from raywgen.corpus.errors import CorpusError, UnknownFactError
 from raywgen.corpus.fact_types import as_text as to_text
 from raywgen.corpus.fact_types import one_type_each
@@ -19,7 +19,7 @@ _IDS = ("checkpoint_id", "trajectory_id", "base_id")
 
 
 def merge(
-    root: str, corpora: Sequence[Corpus], on_progress: Progress | None = None, *, as_text: Collection[str] = ()
+    root: str, corpora: Sequence[Corpus], on_progress: OnCheckpoint | None = None, *, as_text: Collection[str] = ()
 ) -> Corpus:
     """All checkpoints of all corpora; where two hold one id, the later one's ids get its number in front.
 
@@ -49,7 +49,7 @@ def merge(
             prefix = next(free)
             renamed = {name: _numbered(prefix, facts.column(name).to_pylist()) for name in _IDS}
         seen.update(name for name in renamed["checkpoint_id"] if name is not None)
-        parts.append(Part(corpus=corpus, facts=replace_columns(facts, stored_id=facts, **renamed)))
+        parts.append(Selection(corpus=corpus, facts=replace_columns(facts, stored_id=facts, **renamed)))
     return write_corpus(root, parts, {"merge": len(parts)}, on_progress)
 
 

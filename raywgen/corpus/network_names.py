@@ -35,9 +35,9 @@ def network_names(checkpoints: Mapping[str, Sequence[tuple[str, str]]]) -> dict[
     counts = Counter((rank, name) for names in candidates.values() for rank, name in enumerate(names))
     chosen = {}
     for layout_id, names in candidates.items():
-        told = [(rank, name) for rank, name in enumerate(names) if name]
-        if told:
-            chosen[layout_id] = next((name for rank, name in told if counts[rank, name] == 1), told[0][1])
+        ranked = [(rank, name) for rank, name in enumerate(names) if name]
+        if ranked:
+            chosen[layout_id] = next((name for rank, name in ranked if counts[rank, name] == 1), ranked[0][1])
     return chosen
 
 

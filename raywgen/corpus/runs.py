@@ -46,7 +46,7 @@ _RUN_FACT = "trajectory_id"
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ParsedName:
     """A name without what varies within a run.
 
     Attributes:
@@ -73,7 +73,7 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     Args:
         checkpoints: With all other facts.
     """
-    places = {index: _place(one) for index, one in enumerate(checkpoints) if one.stored_id is None}
+    places = {index: _parse(one) for index, one in enumerate(checkpoints) if one.stored_id is None}
     runs: dict[tuple[str, str], list[int]] = {}
     for index, place in places.items():
         if place.step is not None:
@@ -83,10 +83,12 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     _add_ends(runs, places)
     runs |= _single_with_ends(single, runs, places)
     joined = list(checkpoints)
-    told = {index: str(one.facts[_RUN_FACT]) for index, one in enumerate(checkpoints) if _RUN_FACT in one.facts}
-    taken = {checkpoint.name for checkpoint in checkpoints} | set(told.values())
+    trajectory_of = {
+        index: str(one.facts[_RUN_FACT]) for index, one in enumerate(checkpoints) if _RUN_FACT in one.facts
+    }
+    taken = {checkpoint.name for checkpoint in checkpoints} | set(trajectory_of.values())
     for (folder, _), found in sorted(runs.items()):
-        names = {told[index] for index in found if index in told}
+        names = {trajectory_of[index] for index in found if index in trajectory_of}
         if len(names) == 1:
             name = names.pop()
         else:
@@ -109,7 +111,7 @@ def without_progress(name: str) -> str:
     return _tidy(_END.sub("", _RUN.sub("", _VERSION.sub("", _METRIC.sub("", rest)))))
 
 
-def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _Place]) -> None:
+def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _ParsedName]) -> None:
     """Adds what lies beside the steps of a run: its best, last or final checkpoint, or one of the run's own name."""
     in_folder: dict[str, list[tuple[str, str]]] = {}
     for key in runs:
@@ -125,15 +127,17 @@ def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _Place])
 
 
 def _single_with_ends(
-    single: Mapping[tuple[str, str], list[int]], runs: Mapping[tuple[str, str], list[int]], places: dict[int, _Place]
+    single: Mapping[tuple[str, str], list[int]],
+    runs: Mapping[tuple[str, str], list[int]],
+    places: dict[int, _ParsedName],
 ) -> dict[tuple[str, str], list[int]]:
     """Runs of which one step is kept, beside its best, last or final one; trainers do so where they keep the best."""
     known = {folder for folder, _ in runs}
-    left = {key: list(found) for key, found in single.items() if key[0] not in known}
-    names = {key[0]: key[1] for key in left}
+    remaining = {key: list(found) for key, found in single.items() if key[0] not in known}
+    names = {key[0]: key[1] for key in remaining}
     near = {index: place for index, place in places.items() if place.name in ("", names.get(place.folder, ""))}
-    _add_ends(left, near)
-    return {key: found for key, found in left.items() if len(found) > 1}
+    _add_ends(remaining, near)
+    return {key: found for key, found in remaining.items() if len(found) > 1}
 
 
 def _unused(wanted: str, taken: Collection[str]) -> str:
@@ -154,7 +158,7 @@ class _Folders:
     ends: bool
 
 
-def _place(checkpoint: SourceCheckpoint) -> _Place:
+def _parse(checkpoint: SourceCheckpoint) -> _ParsedName:
     above, _, last = checkpoint.name.rpartition("/")
     is_of_hub = str(checkpoint.facts.get("source", "")).startswith(_HUB)
     file = location_parts(checkpoint.files[0])[0]
@@ -170,7 +174,7 @@ def _place(checkpoint: SourceCheckpoint) -> _Place:
     stripped = _tidy(_END.sub("", rest))
     name = "" if _SAYS_NOTHING.fullmatch(stripped) else stripped
     kept = folders.kept
-    return _Place(
+    return _ParsedName(
         folder="/".join([folders.root, *kept]),
         name=name,
         shown="/".join([*kept, name] if name else kept),

@@ -77,7 +77,7 @@ class SourceCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCheckpoints:
     """What sources hold.
 
     Attributes:
@@ -99,7 +99,7 @@ class _Other:
 _Entry = SourceCheckpoint | SetAside | _Other
 
 
-def find_checkpoints(sources: list[str]) -> Found:
+def find_checkpoints(sources: list[str]) -> FoundCheckpoints:
     """All checkpoints of all sources; the same file counts once.
 
     Raises:
@@ -119,7 +119,7 @@ def find_checkpoints(sources: list[str]) -> Found:
         aside += rows
         others += counts
     found, doubles = _once(found)
-    return Found(_named_apart(found), aside + doubles, dict(sorted(others.items())))
+    return FoundCheckpoints(_named_apart(found), aside + doubles, dict(sorted(others.items())))
 
 
 def _what_it_holds(rows: list[SetAside], counts: Counter[str]) -> str:
@@ -250,8 +250,8 @@ def _of_folder(tree: SourceTree, folder: PurePosixPath, wanted: set[PurePosixPat
         if step and inside in tree.sizes and (wanted is None or inside in wanted):
             run = folder if folder.name else PurePosixPath(PurePosixPath(tree.full(folder)).name)
             number = int(step.group(1))
-            told = facts | metrics.get(number, {}) | {"trajectory_id": str(run), "step": number}
-            yield replace(_single(tree, inside, told, weights_suffix(inside.name)), name=f"{run}/step-{number}")
+            step_facts = facts | metrics.get(number, {}) | {"trajectory_id": str(run), "step": number}
+            yield replace(_single(tree, inside, step_facts, weights_suffix(inside.name)), name=f"{run}/step-{number}")
         else:
             yield from _of_folder(tree, child, wanted)
 

@@ -66,11 +66,11 @@ class TrajectoryStream(BatchStream[TrajectoryBatch]):
             )
         self.layout = corpus.layout(layouts.pop())
         self._corpus = corpus
-        self._row_WA = cut_windows(self.facts, num_targets, length, corpus.location)
+        self._row_MA = cut_windows(self.facts, num_targets, length, corpus.location)
         self._step_N = self.facts.column("step").to_numpy()
-        values = self.layout.num_values * self._row_WA.shape[1]
+        values = self.layout.num_values * self._row_MA.shape[1]
         order = EpochOrder(
-            len(self._row_WA),
+            len(self._row_MA),
             batch_size,
             block_size=max(1, _BLOCK_VALUES // max(1, values)),
             blocks_per_window=_BLOCKS_PER_WINDOW,
@@ -80,7 +80,7 @@ class TrajectoryStream(BatchStream[TrajectoryBatch]):
 
     def read(self, cursor: Cursor) -> TrajectoryBatch:
         """This worker's part of a batch."""
-        row_BA = self._row_WA[self.items(cursor)]
+        row_BA = self._row_MA[self.items(cursor)]
         # Windows of one trajectory overlap: each state is read once.
         rows, place = np.unique(row_BA, return_inverse=True)
         values_BAD = torch.empty(*row_BA.shape, self.layout.num_values)

@@ -49,18 +49,18 @@ def cut_windows(facts: pa.Table, num_targets: int | None, length: int | None, lo
         raise CorpusError(f"num_targets={num_targets}, length={length}: both must be at least 1, or None")
     step_N = facts.column("step").to_numpy()
     windows = []
-    for row_S in _trajectories(facts):
-        row_S = row_S[step_N[row_S] >= 0]
-        if not len(row_S):
+    for row_A in _trajectories(facts):
+        row_A = row_A[step_N[row_A] >= 0]
+        if not len(row_A):
             continue
         if num_targets is not None:
-            kept = _evenly(step_N[row_S], num_targets)
+            kept = _evenly(step_N[row_A], num_targets)
             if kept is None:
                 continue
-            row_S = row_S[kept]
-        width = len(row_S) if length is None else length + 1
-        if 2 <= width <= len(row_S):
-            windows.append(np.lib.stride_tricks.sliding_window_view(row_S, width))
+            row_A = row_A[kept]
+        width = len(row_A) if length is None else length + 1
+        if 2 <= width <= len(row_A):
+            windows.append(np.lib.stride_tricks.sliding_window_view(row_A, width))
     if not windows:
         raise CorpusError(
             f"{location} holds no trajectory with enough states for num_targets={num_targets}, length={length}; record "
@@ -80,8 +80,8 @@ def _trajectories(facts: pa.Table) -> list[np.ndarray]:
     return np.split(np.arange(len(codes)), np.flatnonzero(np.diff(codes)) + 1)
 
 
-def _evenly(step_S: np.ndarray, num_targets: int) -> np.ndarray | None:
+def _evenly(step_A: np.ndarray, num_targets: int) -> np.ndarray | None:
     """The k + 1 states nearest to even spacing, both ends among them; None where they would not differ."""
-    wanted = np.linspace(step_S[0], step_S[-1], num_targets + 1)
-    nearest = np.abs(step_S[None, :] - wanted[:, None]).argmin(axis=1)
+    wanted = np.linspace(step_A[0], step_A[-1], num_targets + 1)
+    nearest = np.abs(step_A[None, :] - wanted[:, None]).argmin(axis=1)
     return nearest if len(np.unique(nearest)) == num_targets + 1 else None

@@ -95,8 +95,8 @@ def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
 
 def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatistics]:
     """Of what is kept; measured again only where a layout has lost a shard."""
-    left = {shard.path for shard in kept}
-    touched = {shard.layout_id for shard in corpus.shards if shard.path not in left}
+    kept_paths = {shard.path for shard in kept}
+    touched = {shard.layout_id for shard in corpus.shards if shard.path not in kept_paths}
     known = {key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()}
     found = {layout_id: sums for layout_id, sums in known.items() if layout_id not in touched}
     for shard in kept:

@@ -11,7 +11,7 @@ from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.shards import WEIGHTS
 from raywgen.locks import only_one
 
-UNITS = "units"
+JOURNALS = "units"
 """Folder of the journals of what is done, while a corpus is being written."""
 # As `Storage` and `in_one_step` name a file that is not complete, by the process that writes it.
 _PARTIAL = re.compile(r".+\.\d+\.partial|\..+\.(arrow|json|md|parquet|safetensors|yaml)\.\d+")
@@ -27,7 +27,7 @@ def writing(root: str | Path) -> Iterator[None]:
     """
     with only_one(root):
         if "://" not in str(root):
-            for folder in (Path(root), Path(root) / WEIGHTS, Path(root) / UNITS):
+            for folder in (Path(root), Path(root) / WEIGHTS, Path(root) / JOURNALS):
                 remove_leftovers(folder)
         yield
 

@@ -22,7 +22,7 @@ from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, TaskFact
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
-from raywgen.corpus.writing import UNITS
+from raywgen.corpus.writing import JOURNALS
 from raywgen.files import write_text
 from raywgen.generation.plan import Block, Job, Written, blank_network
 from raywgen.generation.request import NO_TASK
@@ -61,11 +61,11 @@ class Keeper(ABC):
         Raises:
             UnfinishedError: One with other settings was interrupted.
         """
-        kept = set(self._storage.list(UNITS))
+        kept = set(self._storage.list(JOURNALS))
         if strange := [name for name in kept if not name.startswith(f"{self._digest}-")]:
             raise UnfinishedError(
                 f"{self.out} holds {len(strange)} blocks of a run with other settings that was interrupted; give those "
-                f"settings to go on, another folder, or delete {self.out}/{UNITS} to start anew"
+                f"settings to go on, another folder, or delete {self.out}/{JOURNALS} to start anew"
             )
         return [
             block for block in blocks if self._journal(block).rpartition("/")[2] not in kept or not self._is_done(block)
@@ -95,11 +95,11 @@ class Keeper(ABC):
             CorpusError, WeightsError: The folder cannot be written, or nothing in it is finite.
         """
         rows = self._finish([unseal(self._storage.read(self._journal(block))) for block in blocks], config)
-        self._storage.delete(UNITS)
+        self._storage.delete(JOURNALS)
         return rows
 
     def _journal(self, block: Block) -> str:
-        return f"{UNITS}/{self._digest}-{block.index:06d}.json"
+        return f"{JOURNALS}/{self._digest}-{block.index:06d}.json"
 
     def _state(self, block: Block, values_D: torch.Tensor) -> StateDict:
         """The `state_dict` of a flat vector; what no generator writes is that of a fresh or of a stored network."""

@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raywgen.weights.layout import Layout
-from raywgen.weights.symmetry import Place, Symmetry, UnitGroup
+from raywgen.weights.symmetry import Symmetry, UnitGroup, UnitPlace
 from raywgen.weights.tensors import StateDict
 
 _SILENT = ("running_mean", "running_var", "counter")
@@ -33,7 +33,7 @@ _LEAST = 1e-300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matched:
+class MatchedOrders:
     """How networks are to be reordered.
 
     Attributes:
@@ -51,7 +51,9 @@ class Matched:
         return [order_NU[index] for order_NU in self.orders]
 
 
-def match_weights(symmetry: Symmetry, reference: Mapping[str, Tensor], states: StateDict, seed: int = 0) -> Matched:
+def match_weights(
+    symmetry: Symmetry, reference: Mapping[str, Tensor], states: StateDict, seed: int = 0
+) -> MatchedOrders:
     """Matches many networks at once with one reference.
 
     Args:
@@ -65,7 +67,7 @@ def match_weights(symmetry: Symmetry, reference: Mapping[str, Tensor], states: S
     states = {name: states[name].detach().float() for name in voiced}
     ends = []
     for is_settled_first in (False, True):
-        search = _Search(symmetry, reference, states)
+        search = _Matching(symmetry, reference, states)
         if is_settled_first:
             search.settle()
         search.descend(seed)
@@ -74,10 +76,10 @@ def match_weights(symmetry: Symmetry, reference: Mapping[str, Tensor], states: S
     better_N = other.product() > kept.product() + _GAIN * _square(reference)
     orders = [torch.where(better_N[:, None], b, a) for a, b in zip(kept.orders, other.orders, strict=True)]
     apart = [torch.where(better_N, other.distance(), kept.distance()), _distance(reference, states)]
-    return Matched(orders=orders, matched_N=apart[0], distance_N=apart[1])
+    return MatchedOrders(orders=orders, matched_N=apart[0], distance_N=apart[1])
 
 
-class _Search:
+class _Matching:
     """Networks on their way to the reference."""
 
     def __init__(self, symmetry: Symmetry, reference: StateDict, states: StateDict) -> None:
@@ -92,13 +94,13 @@ class _Search:
 
     def settle(self) -> None:
         """Matches each group once, always the one that is best told by what is settled; gains are not asked for."""
-        left = list(range(len(self._groups)))
-        while left:
-            told = {index: self._settled(index, left) for index in left}
-            index = max(left, key=lambda index: self._share(index, told[index]))
-            order_NU = self._assign(told[index] or self._groups[index].places)
+        remaining = list(range(len(self._groups)))
+        while remaining:
+            settled = {index: self._settled(index, remaining) for index in remaining}
+            index = max(remaining, key=lambda index: self._share(index, settled[index]))
+            order_NU = self._assign(settled[index] or self._groups[index].places)
             self._take(index, order_NU, torch.ones(self._num, dtype=torch.bool))
-            left.remove(index)
+            remaining.remove(index)
 
     def descend(self, seed: int) -> None:
         """Algorithm 1: groups in random order, until no assignment gains in any network."""
@@ -134,7 +136,7 @@ class _Search:
         self._states |= _reordered(self._states, self._groups[index], order_NU)
         self.orders[index] = self.orders[index].gather(1, order_NU)
 
-    def _assign(self, places: Sequence[Place]) -> Tensor:
+    def _assign(self, places: Sequence[UnitPlace]) -> Tensor:
         """The linear assignment that maximises the similarity of units, `(N, U)`."""
         num_units = len(places[0].index_UM)
         similar_NUU = torch.zeros(self._num, num_units, num_units, dtype=torch.float64)
@@ -145,22 +147,22 @@ class _Search:
             [torch.from_numpy(linear_sum_assignment(one.numpy(), maximize=True)[1]) for one in similar_NUU]
         )
 
-    def _settled(self, index: int, left: Sequence[int]) -> list[Place]:
+    def _settled(self, index: int, remaining: Sequence[int]) -> list[UnitPlace]:
         """Axes of a group whose tensors have no other axis that is still to be matched."""
-        waiting = [(place.tensor, place.axis) for other in left for place in self._groups[other].places]
+        waiting = [(place.tensor, place.axis) for other in remaining for place in self._groups[other].places]
         return [
             place for place in self._groups[index].places if sum(tensor == place.tensor for tensor, _ in waiting) == 1
         ]
 
-    def _share(self, index: int, told: Sequence[Place]) -> float:
+    def _share(self, index: int, settled: Sequence[UnitPlace]) -> float:
         values = [
             sum(self._reference[place.tensor].numel() for place in places)
-            for places in (told, self._groups[index].places)
+            for places in (settled, self._groups[index].places)
         ]
         return values[0] / values[1]
 
 
-def _rows(states: Tensor, place: Place) -> Tensor:
+def _rows(states: Tensor, place: UnitPlace) -> Tensor:
     """What networks hold of each unit on one axis, `(N, U, K)`."""
     moved = states.movedim(place.axis + 1, 1)[:, place.index_UM]
     return moved.reshape(len(states), len(place.index_UM), -1)
@@ -171,9 +173,9 @@ def _reordered(states: StateDict, group: UnitGroup, order_NU: Tensor) -> StateDi
     found: StateDict = {}
     for place in group.places:
         tensor = found.get(place.tensor, states[place.tensor])
-        index_NS = torch.arange(tensor.shape[place.axis + 1]).repeat(len(tensor), 1)
-        index_NS[:, place.index_UM] = place.index_UM[order_NU]
-        rows = [one.index_select(place.axis, index_S) for one, index_S in zip(tensor, index_NS, strict=True)]
+        index_NX = torch.arange(tensor.shape[place.axis + 1]).repeat(len(tensor), 1)
+        index_NX[:, place.index_UM] = place.index_UM[order_NU]
+        rows = [one.index_select(place.axis, index_X) for one, index_X in zip(tensor, index_NX, strict=True)]
         found[place.tensor] = torch.stack(rows)
     return found
 

@@ -29,9 +29,9 @@ def to_chunks(values_BD: Tensor, chunk_length: int) -> Tensor:
     return padded.unflatten(-1, (padded.shape[-1] // chunk_length, chunk_length))
 
 
-def from_chunks(chunks_BMK: Tensor, num_values: int) -> Tensor:
+def from_chunks(chunks_BWK: Tensor, num_values: int) -> Tensor:
     """Joins chunks `(B, M, K)` to flat vectors `(B, D)`, dropping the padding."""
-    return chunks_BMK.flatten(-2)[..., :num_values]
+    return chunks_BWK.flatten(-2)[..., :num_values]
 
 
 def chunk_mask(layout: Layout, chunk_length: int) -> Tensor:
@@ -57,9 +57,9 @@ def place_features(layout: Layout, chunk_length: int) -> Tensor:
     return span_features(layout, first, last)
 
 
-def span_features(layout: Layout, first_M: Tensor, last_M: Tensor) -> Tensor:
+def span_features(layout: Layout, first_W: Tensor, last_W: Tensor) -> Tensor:
     """Features `(M, G)` of spans, given the places of their first and last value in the flat vector, int64 `(M,)`."""
-    return torch.cat([_value_features(layout, first_M), _value_features(layout, last_M)], dim=1)
+    return torch.cat([_value_features(layout, first_W), _value_features(layout, last_W)], dim=1)
 
 
 def _num_value_features() -> int:

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from raywgen.files import in_one_step, remedy
+from raywgen.weights.copy_plan import SAFETENSORS_DTYPES
 from raywgen.weights.errors import WeightsError
-from raywgen.weights.plans import SAFETENSORS_DTYPES
 from raywgen.weights.reader import WeightsReader
 from raywgen.weights.safetensors_writer import write_safetensors
 from raywgen.weights.tensors import StateDict, find_ties

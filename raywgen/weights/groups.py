@@ -48,10 +48,10 @@ class Groups:
         """Each group's number at each of its values, `(B, D)`."""
         return numbers_BG.repeat_interleave(self._num_values_G.to(numbers_BG.device), dim=1)
 
-    def means_over_values(self, means_BV: Tensor) -> Tensor:
+    def means_over_values(self, means_BM: Tensor) -> Tensor:
         """Likewise of means; zero where a group has none, `(B, D)`."""
-        padded = torch.nn.functional.pad(means_BV, (0, 1))
-        return self.over_values(padded[:, self._mean_place_G.to(means_BV.device)])
+        padded = torch.nn.functional.pad(means_BM, (0, 1))
+        return self.over_values(padded[:, self._mean_place_G.to(means_BM.device)])
 
     @cached_property
     def _num_values_G(self) -> Tensor:

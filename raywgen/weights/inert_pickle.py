@@ -53,7 +53,7 @@ class NotPlainError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class TorchStorage:
     """A storage by the name of its entry in the archive."""
 
     key: str
@@ -70,7 +70,7 @@ class Storage:
 class TensorReference:
     """A tensor in a storage; `offset` and `stride` count values, and no stride means a contiguous tensor."""
 
-    storage: Storage
+    storage: TorchStorage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...] | None = None
@@ -183,7 +183,7 @@ def _rebuild_tensor(
     for length in reversed(shape):
         contiguous.insert(0, step)
         step *= max(length, 1)
-    if not isinstance(storage, Storage) or min(offset, *shape, *stride, 0) < 0:
+    if not isinstance(storage, TorchStorage) or min(offset, *shape, *stride, 0) < 0:
         raise NotPlainError("a tensor of no storage or at no place")
     # A stride along a length of one or none says nothing.
     differs = any(a != b for a, b, length in zip(stride, contiguous, shape, strict=True) if length > 1)
@@ -201,12 +201,12 @@ def _rebuild_tensor(
 def _rebuild_of_dtype(
     storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, marks: Any = None
 ) -> TensorReference:
-    if not isinstance(storage, Storage) or not isinstance(dtype, _Dtype):
+    if not isinstance(storage, TorchStorage) or not isinstance(dtype, _Dtype):
         raise NotPlainError("a tensor of no storage")
     size = getattr(torch, dtype.name).itemsize
     if storage.dtype != "uint8" or storage.num_values % size:
         raise NotPlainError("a storage of another dtype")
-    typed = Storage(storage.key, dtype.name, storage.num_values // size)
+    typed = TorchStorage(storage.key, dtype.name, storage.num_values // size)
     return _rebuild_tensor(typed, offset, shape, stride, grad, hooks, marks)
 
 
@@ -240,7 +240,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
         self.calls: list[str] = []
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, TorchStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name; nothing is imported."""
@@ -248,14 +248,14 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
         known = _KNOWN.get((module, name))
         return _Global(f"{module}.{name}", self.calls) if known is None else known
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> TorchStorage:
         """A storage by torch's reference to it."""
         kind, dtype, key, _, num_values, *view = pid
         if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or (view and view != [None]):
             raise NotPlainError("a storage of another kind")
         if type(num_values) is not int:
             raise NotPlainError("a storage without a size")
-        found = Storage(key, dtype, num_values)
+        found = TorchStorage(key, dtype, num_values)
         self.storages.setdefault(key, found)
         return found
 

@@ -62,7 +62,7 @@ def choose_networks(content: Any, leaf: type | tuple[type, ...], source: str, se
         NotWeightsError: The file holds something else, such as an optimizer's state.
         WeightsError: There is no network, or several and it is not said which.
     """
-    search = _Search(leaf, content if isinstance(content, Mapping) else {})
+    search = _NetworkSearch(leaf, content if isinstance(content, Mapping) else {})
     search.look(content, ())
     found = search.networks
     if not found:
@@ -85,7 +85,7 @@ def choose_networks(content: Any, leaf: type | tuple[type, ...], source: str, se
     )
 
 
-class _Search:
+class _NetworkSearch:
     """Goes through nested mappings and lists and gathers networks, and what else explains that there is none."""
 
     def __init__(self, leaf: type | tuple[type, ...], top: Mapping[Any, Any]) -> None:
@@ -158,8 +158,8 @@ class _Search:
                 f"{source} holds pickled code or objects ({where}an object of class {name}), which are never executed; "
                 "save the state_dict alone, best as .safetensors"
             )
-        told = f"{source} holds no state_dict ({_description(content)}); {_REMEDY}"
-        return WeightsError(told) if self.has_floats else NotWeightsError(told)
+        message = f"{source} holds no state_dict ({_description(content)}); {_REMEDY}"
+        return WeightsError(message) if self.has_floats else NotWeightsError(message)
 
 
 def _description(content: Any) -> str:

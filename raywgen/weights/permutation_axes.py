@@ -62,7 +62,7 @@ def fixed(size: int) -> Axis:
     return Axis(size, (np.full(size, FIXED),))
 
 
-class Units:
+class HiddenUnits:
     """All units of a network."""
 
     def __init__(self) -> None:
@@ -183,19 +183,21 @@ class Units:
 
     def refold(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
         """Axes of other sizes over the same places in the same order, as reshaping makes them."""
-        left = [labels for axis in axes for labels in self.labels(axis)] if len(axes) > 1 else self._split(axes, sizes)
+        remaining = (
+            [labels for axis in axes for labels in self.labels(axis)] if len(axes) > 1 else self._split(axes, sizes)
+        )
         found: list[Axis] = []
         for size in sizes:
             taken, filled = [], 1
-            while left is not None and filled < size:
-                labels, wanted = left.pop(0), size // filled
+            while remaining is not None and filled < size:
+                labels, wanted = remaining.pop(0), size // filled
                 if len(labels) > wanted and (labels == FIXED).all() and len(labels) % wanted == 0:
-                    left.insert(0, labels[: len(labels) // wanted])
+                    remaining.insert(0, labels[: len(labels) // wanted])
                     labels = labels[:wanted]
                 taken.append(labels)
                 filled *= len(labels)
-                left = left if size % filled == 0 else None
-            if left is None:
+                remaining = remaining if size % filled == 0 else None
+            if remaining is None:
                 for axis in axes:
                     self.freeze(axis)
                 return [fixed(size) for size in sizes]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raywgen.weights.permutation_axes import Axis, Units, fixed
+from raywgen.weights.permutation_axes import Axis, HiddenUnits, fixed
 
 Axes = tuple[Axis, ...]
 Shape = tuple[int, ...]
@@ -27,7 +27,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def pointwise(units: Units, shape: Shape, *args: Any, **named: Any) -> Axes:
+def pointwise(units: HiddenUnits, shape: Shape, *args: Any, **named: Any) -> Axes:
     """Place by place, with broadcasting."""
     result = [Axis(1) if size == 1 else None for size in shape]
     for axes in filter(_is_tensor, (*args, *named.values())):
@@ -45,41 +45,41 @@ def _is_tensor(value: Any) -> bool:
 @_rule(
     "clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh_copy", "lift_fresh", "_softmax", "_log_softmax"
 )
-def _unchanged(units: Units, shape: Shape, x: Axes, *_: Any, **__: Any) -> Axes:
+def _unchanged(units: HiddenUnits, shape: Shape, x: Axes, *_: Any, **__: Any) -> Axes:
     return x
 
 
 @_rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
-def _constant(units: Units, shape: Shape, *_: Any, **__: Any) -> Axes:
+def _constant(units: HiddenUnits, shape: Shape, *_: Any, **__: Any) -> Axes:
     return tuple(units.all_equal(size) for size in shape)
 
 
 @_rule("mm")
-def _mm(units: Units, shape: Shape, a: Axes, b: Axes) -> Axes:
+def _mm(units: HiddenUnits, shape: Shape, a: Axes, b: Axes) -> Axes:
     units.same(a[1], b[0])
     return a[0], b[1]
 
 
 @_rule("mv")
-def _mv(units: Units, shape: Shape, a: Axes, b: Axes) -> Axes:
+def _mv(units: HiddenUnits, shape: Shape, a: Axes, b: Axes) -> Axes:
     units.same(a[1], b[0])
     return (a[0],)
 
 
 @_rule("addmm")
-def _addmm(units: Units, shape: Shape, bias: Axes, a: Axes, b: Axes, **_: Any) -> Axes:
+def _addmm(units: HiddenUnits, shape: Shape, bias: Axes, a: Axes, b: Axes, **_: Any) -> Axes:
     return pointwise(units, shape, _mm(units, shape, a, b), bias)
 
 
 @_rule("bmm")
-def _bmm(units: Units, shape: Shape, a: Axes, b: Axes) -> Axes:
+def _bmm(units: HiddenUnits, shape: Shape, a: Axes, b: Axes) -> Axes:
     units.same(a[2], b[1])
     return units.same(a[0], b[0]), a[1], b[2]
 
 
 @_rule("convolution")
 def _convolution(
-    units: Units,
+    units: HiddenUnits,
     shape: Shape,
     x: Axes,
     weight: Axes,
@@ -114,7 +114,7 @@ def _convolution(
     "miopen_batch_norm",
     "batch_norm",
 )
-def _batch_norm(units: Units, shape: Shape, x: Axes, *args: Any, **_: Any) -> tuple[Axes, ...]:
+def _batch_norm(units: HiddenUnits, shape: Shape, x: Axes, *args: Any, **_: Any) -> tuple[Axes, ...]:
     channels = x[1]
     for axes in filter(_is_tensor, args):
         channels = units.same(channels, axes[0])
@@ -123,7 +123,7 @@ def _batch_norm(units: Units, shape: Shape, x: Axes, *args: Any, **_: Any) -> tu
 
 @_rule("native_layer_norm")
 def _layer_norm(
-    units: Units, shape: Shape, x: Axes, sizes: Sequence[int], weight: Axes | None, bias: Axes | None, eps: float
+    units: HiddenUnits, shape: Shape, x: Axes, sizes: Sequence[int], weight: Axes | None, bias: Axes | None, eps: float
 ) -> tuple[Axes, ...]:
     scaled = pointwise(units, shape, x, *(axes for axes in (weight, bias) if axes is not None))
     rest = (*x[: -len(sizes)], *(Axis(1) for _ in sizes))
@@ -132,7 +132,7 @@ def _layer_norm(
 
 @_rule("native_group_norm")
 def _group_norm(
-    units: Units,
+    units: HiddenUnits,
     shape: Shape,
     x: Axes,
     weight: Axes | None,
@@ -160,13 +160,13 @@ def _group_norm(
     "upsample_bilinear2d",
     "upsample_bicubic2d",
 )
-def _pool(units: Units, shape: Shape, x: Axes, *_: Any, **__: Any) -> Axes:
+def _pool(units: HiddenUnits, shape: Shape, x: Axes, *_: Any, **__: Any) -> Axes:
     _freeze(units, x[-2:])
     return *x[:-2], *map(fixed, shape[-2:])
 
 
 @_rule("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "any", "all", "var_mean")
-def _reduce(units: Units, shape: Shape, x: Axes, dims: Any = None, *_: Any, **__: Any) -> Axes:
+def _reduce(units: HiddenUnits, shape: Shape, x: Axes, dims: Any = None, *_: Any, **__: Any) -> Axes:
     """What is summed over all units does not ask for their order."""
     if dims is None or isinstance(dims, bool) or dims == []:
         dims = range(len(x))
@@ -177,14 +177,14 @@ def _reduce(units: Units, shape: Shape, x: Axes, dims: Any = None, *_: Any, **__
 
 
 @_rule("view", "reshape", "_unsafe_view", "_reshape_alias")
-def _view(units: Units, shape: Shape, x: Axes, *_: Any) -> Axes:
-    left, result = [axis for axis in x if axis.size != 1], []
+def _view(units: HiddenUnits, shape: Shape, x: Axes, *_: Any) -> Axes:
+    remaining, result = [axis for axis in x if axis.size != 1], []
     sizes = [size for size in shape if size != 1]
     while sizes:
-        old, new = [left.pop(0)], [sizes.pop(0)]
+        old, new = [remaining.pop(0)], [sizes.pop(0)]
         while (have := math.prod(axis.size for axis in old)) != (want := math.prod(new)):
             if have < want:
-                old.append(left.pop(0))
+                old.append(remaining.pop(0))
             else:
                 new.append(sizes.pop(0))
         result += old if len(old) == len(new) == 1 else units.refold(old, new)
@@ -192,36 +192,42 @@ def _view(units: Units, shape: Shape, x: Axes, *_: Any) -> Axes:
 
 
 @_rule("t")
-def _t(units: Units, shape: Shape, x: Axes) -> Axes:
+def _t(units: HiddenUnits, shape: Shape, x: Axes) -> Axes:
     return x[::-1]
 
 
 @_rule("permute")
-def _permute(units: Units, shape: Shape, x: Axes, dims: Sequence[int]) -> Axes:
+def _permute(units: HiddenUnits, shape: Shape, x: Axes, dims: Sequence[int]) -> Axes:
     return tuple(x[dim] for dim in dims)
 
 
 @_rule("transpose")
-def _transpose(units: Units, shape: Shape, x: Axes, one: int, other: int) -> Axes:
+def _transpose(units: HiddenUnits, shape: Shape, x: Axes, one: int, other: int) -> Axes:
     axes = list(x)
     axes[one], axes[other] = axes[other], axes[one]
     return tuple(axes)
 
 
 @_rule("unsqueeze", "squeeze", "expand")
-def _ones(units: Units, shape: Shape, x: Axes, *args: Any, **_: Any) -> Axes:
+def _ones(units: HiddenUnits, shape: Shape, x: Axes, *args: Any, **_: Any) -> Axes:
     """Axes of size 1 come, go or grow; the others stay in order."""
-    left = [axis for axis in x if axis.size != 1]
-    kept = shape if len([size for size in shape if size != 1]) == len(left) else None
+    remaining = [axis for axis in x if axis.size != 1]
+    kept = shape if len([size for size in shape if size != 1]) == len(remaining) else None
     if kept is not None:
-        return tuple(Axis(1) if size == 1 else left.pop(0) for size in shape)
+        return tuple(Axis(1) if size == 1 else remaining.pop(0) for size in shape)
     old = [Axis(1)] * (len(shape) - len(x)) + list(x)
     return tuple(axis if axis.size == size else fixed(size) for axis, size in zip(old, shape, strict=True))
 
 
 @_rule("slice")
 def _slice(
-    units: Units, shape: Shape, x: Axes, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    units: HiddenUnits,
+    shape: Shape,
+    x: Axes,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Axes:
     axes = list(x)
     axes[dim] = units.cut(axes[dim], slice(start, end, step))
@@ -229,7 +235,7 @@ def _slice(
 
 
 @_rule("select")
-def _select(units: Units, shape: Shape, x: Axes, dim: int, index: int) -> Axes:
+def _select(units: HiddenUnits, shape: Shape, x: Axes, dim: int, index: int) -> Axes:
     index %= x[dim].size
     units.cut(x[dim], slice(index, index + 1))
     axes = list(x)
@@ -238,7 +244,7 @@ def _select(units: Units, shape: Shape, x: Axes, dim: int, index: int) -> Axes:
 
 
 @_rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
-def _split(units: Units, shape: Shape, x: Axes, sizes: int | Sequence[int], dim: int = 0) -> tuple[Axes, ...]:
+def _split(units: HiddenUnits, shape: Shape, x: Axes, sizes: int | Sequence[int], dim: int = 0) -> tuple[Axes, ...]:
     if isinstance(sizes, int):
         sizes = [min(sizes, x[dim].size - start) for start in range(0, x[dim].size, sizes)]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -246,12 +252,12 @@ def _split(units: Units, shape: Shape, x: Axes, sizes: int | Sequence[int], dim:
 
 
 @_rule("unbind")
-def _unbind(units: Units, shape: Shape, x: Axes, dim: int = 0) -> tuple[Axes, ...]:
+def _unbind(units: HiddenUnits, shape: Shape, x: Axes, dim: int = 0) -> tuple[Axes, ...]:
     return tuple(_select(units, shape, x, dim, index) for index in range(x[dim].size))
 
 
 @_rule("cat")
-def _cat(units: Units, shape: Shape, parts: Sequence[Axes], dim: int = 0) -> Axes:
+def _cat(units: HiddenUnits, shape: Shape, parts: Sequence[Axes], dim: int = 0) -> Axes:
     dim %= len(shape)
     joined = units.join([part[dim] for part in parts])
     others = [part[:dim] + part[dim + 1 :] for part in parts]
@@ -260,7 +266,7 @@ def _cat(units: Units, shape: Shape, parts: Sequence[Axes], dim: int = 0) -> Axe
 
 
 @_rule("constant_pad_nd")
-def _pad(units: Units, shape: Shape, x: Axes, widths: Sequence[int], *_: Any) -> Axes:
+def _pad(units: HiddenUnits, shape: Shape, x: Axes, widths: Sequence[int], *_: Any) -> Axes:
     axes = list(x)
     for place in range(len(widths) // 2):
         before, after = widths[2 * place : 2 * place + 2]
@@ -270,12 +276,12 @@ def _pad(units: Units, shape: Shape, x: Axes, widths: Sequence[int], *_: Any) ->
 
 
 @_rule("embedding")
-def _embedding(units: Units, shape: Shape, weight: Axes, index: Axes, *_: Any) -> Axes:
+def _embedding(units: HiddenUnits, shape: Shape, weight: Axes, index: Axes, *_: Any) -> Axes:
     units.freeze(weight[0])
     return *freeze_all(units, shape[:-1], index), weight[1]
 
 
-def freeze_all(units: Units, shape: Shape, *args: Any, **named: Any) -> Axes:
+def freeze_all(units: HiddenUnits, shape: Shape, *args: Any, **named: Any) -> Axes:
     """The rule of an operation that is not known: no unit of its inputs moves."""
     for value in (*args, *named.values()):
         if _is_tensor(value):
@@ -285,6 +291,6 @@ def freeze_all(units: Units, shape: Shape, *args: Any, **named: Any) -> Axes:
     return tuple(fixed(size) for size in shape)
 
 
-def _freeze(units: Units, axes: Sequence[Axis]) -> None:
+def _freeze(units: HiddenUnits, axes: Sequence[Axis]) -> None:
     for axis in axes:
         units.freeze(axis)

@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from raywgen.inputs import UnusableFileError, check_expansion, open_regular
+from raywgen.weights.copy_plan import CopyPlan, archive_plan, safetensors_plan
 from raywgen.weights.errors import NotWeightsError, UnsafeFileError, WeightsError
 from raywgen.weights.inert_pickle import (
     Array,
     NotPlainError,
     Opaque,
     Pickled,
-    Storage,
     TensorReference,
+    TorchStorage,
     described_call,
     parse_pickle,
 )
@@ -50,7 +51,6 @@ from raywgen.weights.kinds import (
 from raywgen.weights.nested import choose_networks
 from raywgen.weights.packed import PackedCheckpoint, pack, written_bytes
 from raywgen.weights.parts import check_whole
-from raywgen.weights.plans import Plan, archive_plan, safetensors_plan
 from raywgen.weights.torch_archive import TorchArchive, check_entries
 from raywgen.weights.torch_legacy import LegacyArchive
 
@@ -69,10 +69,10 @@ class ReadNetworks:
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
+class _TorchContents:
     """The wanted networks of a torch file: a plan where its tensors are contiguous, else what stands for them."""
 
-    networks: tuple[tuple[str | None, Plan | Mapping[str, TensorReference | Array]], ...]
+    networks: tuple[tuple[str | None, CopyPlan | Mapping[str, TensorReference | Array]], ...]
     others: tuple[str, ...]
 
 
@@ -88,7 +88,7 @@ class WeightsReader:
     """
 
     def __init__(self, select: Sequence[str] = ()) -> None:
-        self._plans: OrderedDict[tuple[str, bytes], Plan | _Contents] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, bytes], CopyPlan | _TorchContents] = OrderedDict()
         self._select = tuple(select)
 
     def read(self, path: str | Path) -> PackedCheckpoint:
@@ -156,8 +156,8 @@ class WeightsReader:
             known = self._plan("archive", content)
             if known is None:
                 known = self._contents(parse_pickle(content), source)
-                self._keep("archive", content, known)
-            assert isinstance(known, _Contents), "archives have contents"
+                self._cache("archive", content, known)
+            assert isinstance(known, _TorchContents), "archives have contents"
         elif head.startswith(LEGACY):
             archive = LegacyArchive(file, source)
             known = self._contents(archive.pickled, source)
@@ -177,14 +177,14 @@ class WeightsReader:
             if file.read(len(ZIP)) == ZIP:
                 self._contents(parse_pickle(TorchArchive(file, source).pickle_bytes()), source)
 
-    def _contents(self, pickled: Pickled, source: str) -> _Contents:
+    def _contents(self, pickled: Pickled, source: str) -> _TorchContents:
         content, calls = pickled.content, pickled.calls
         if isinstance(content, Opaque) and not pickled.has_storages and content.name not in calls:
             raise NotWeightsError(f"{source} holds no tensors, but an object of class {content.name}; {_ALONE}")
         if calls:
             raise _CallsError(described_call(content, calls))
         choice = choose_networks(content, (TensorReference, Array), source, self._select)
-        networks: list[tuple[str | None, Plan | Mapping[str, TensorReference | Array]]] = []
+        networks: list[tuple[str | None, CopyPlan | Mapping[str, TensorReference | Array]]] = []
         for key, network in choice.networks:
             check_whole(network.state, network.beside, source)
             plain = [
@@ -192,21 +192,21 @@ class WeightsReader:
             ]
             is_plain = len(plain) == len(network.state)
             networks.append((key, archive_plan(network.state, source) if is_plain else network.state))
-        return _Contents(tuple(networks), choice.others)
+        return _TorchContents(tuple(networks), choice.others)
 
     def _take(
         self,
         archive: TorchArchive | LegacyArchive | None,
-        wanted: Plan | Mapping[str, TensorReference | Array],
+        wanted: CopyPlan | Mapping[str, TensorReference | Array],
         size: int,
         source: str,
     ) -> PackedCheckpoint:
-        if isinstance(wanted, Plan):
+        if isinstance(wanted, CopyPlan):
             assert archive is not None, "a plan is of storages"
             return _copy(archive, wanted, size, source)
         references = [value for value in wanted.values() if isinstance(value, TensorReference)]
         check_expansion(sum(reference.byte_range[1] for reference in references), size, source)
-        storages: dict[Storage, Tensor] = {}
+        storages: dict[TorchStorage, Tensor] = {}
         for storage in {reference.storage for reference in references}:
             assert archive is not None, "references are of storages"
             archive.check_storage(storage.key, storage.num_bytes)
@@ -235,9 +235,9 @@ class WeightsReader:
         if len(header) != length or not header:
             raise WeightsError(f"{path} is truncated or no safetensors file; fetch it again")
         plan = self._plan("safetensors", header)
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, CopyPlan):
             plan = safetensors_plan(header, path)
-            self._keep("safetensors", header, plan)
+            self._cache("safetensors", header, plan)
         size = plan.entries[""]
         if file_bytes != 8 + length + size:
             raise WeightsError(f"{path} does not have the {8 + length + size} bytes its header says; fetch it again")
@@ -261,19 +261,19 @@ class WeightsReader:
                 raise WeightsError(f"{path} was cut short while it was read; fetch it again")
         return PackedCheckpoint(plan.layout, packed_P, plan.prefix, plan.metadata)
 
-    def _plan(self, kind: str, content: bytes) -> Plan | _Contents | None:
+    def _plan(self, kind: str, content: bytes) -> CopyPlan | _TorchContents | None:
         plan = self._plans.get((kind, content))
         if plan is not None:
             self._plans.move_to_end((kind, content))
         return plan
 
-    def _keep(self, kind: str, content: bytes, plan: Plan | _Contents) -> None:
+    def _cache(self, kind: str, content: bytes, plan: CopyPlan | _TorchContents) -> None:
         self._plans[kind, content] = plan
         if len(self._plans) > _MAX_PLANS:
             self._plans.popitem(last=False)
 
 
-def _copy(archive: TorchArchive | LegacyArchive, plan: Plan, size: int, source: str) -> PackedCheckpoint:
+def _copy(archive: TorchArchive | LegacyArchive, plan: CopyPlan, size: int, source: str) -> PackedCheckpoint:
     for key, num_bytes in plan.entries.items():
         archive.check_storage(key, num_bytes)
     check_expansion(plan.layout.num_bytes, size, source)
@@ -292,7 +292,7 @@ def _copy(archive: TorchArchive | LegacyArchive, plan: Plan, size: int, source: 
     return PackedCheckpoint(plan.layout, packed_P, plan.prefix)
 
 
-def _tensor(value: TensorReference | Array, storages: Mapping[Storage, Tensor]) -> Tensor:
+def _tensor(value: TensorReference | Array, storages: Mapping[TorchStorage, Tensor]) -> Tensor:
     if isinstance(value, Array):
         return torch.from_numpy(value.values)
     flat = storages[value.storage]

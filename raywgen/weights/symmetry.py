@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from raywgen.weights.errors import WeightsError
-from raywgen.weights.permutation_axes import Axis, Units, places_of
+from raywgen.weights.permutation_axes import Axis, HiddenUnits, places_of
 from raywgen.weights.permutation_rules import RULES, Axes, freeze_all, pointwise
 from raywgen.weights.tensors import StateDict
 
@@ -37,7 +37,7 @@ class SymmetryError(WeightsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class UnitPlace:
     """Where the units of a group lie in a tensor: on which axis, and where on it, int64 `(U, M)`."""
 
     tensor: str
@@ -55,7 +55,7 @@ class UnitGroup:
     """
 
     num_units: int
-    places: tuple[Place, ...]
+    places: tuple[UnitPlace, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
     """
     names = _names_by_tensor(module)
     graph, leaves = _traced(module, [known[0] for known in names], inputs)
-    units = Units()
+    units = HiddenUnits()
     blocked = _follow(graph, units, leaves)
     groups = _groups(units, leaves, {known[0]: known for known in names})
     return Symmetry(tuple(groups), tuple(dict.fromkeys(blocked)))
@@ -183,7 +183,7 @@ def _traced(
     return traced.graph, {name: tuple(map(Axis, tensor.shape)) for name, tensor in state.items()}
 
 
-def _follow(graph: torch.fx.Graph, units: Units, leaves: Mapping[str, Axes]) -> list[str]:
+def _follow(graph: torch.fx.Graph, units: HiddenUnits, leaves: Mapping[str, Axes]) -> list[str]:
     """Carries units through all operations; returns those without a rule through which a unit would have gone."""
     known: dict[torch.fx.Node, Any] = {}
     blocked: list[str] = []
@@ -202,7 +202,7 @@ def _follow(graph: torch.fx.Graph, units: Units, leaves: Mapping[str, Axes]) -> 
     return blocked
 
 
-def _apply(node: torch.fx.Node, units: Units, known: Mapping[torch.fx.Node, Any], blocked: list[str]) -> Any:
+def _apply(node: torch.fx.Node, units: HiddenUnits, known: Mapping[torch.fx.Node, Any], blocked: list[str]) -> Any:
     args, named = torch.fx.map_arg((node.args, node.kwargs), lambda value: known[value])
     operation: Any = node.target
     name = operation.overloadpacket.__name__
@@ -238,7 +238,7 @@ Seat = tuple[str, int, int, tuple]
 """Tensor, axis, factor of the axis, and which of its tied units a set has there."""
 
 
-def _groups(units: Units, leaves: Mapping[str, Axes], names: Mapping[str, list[str]]) -> list[UnitGroup]:
+def _groups(units: HiddenUnits, leaves: Mapping[str, Axes], names: Mapping[str, list[str]]) -> list[UnitGroup]:
     """Sets of tied units that nothing told apart, as groups."""
     labels_of = {(name, dim): units.labels(axis) for name, axes in leaves.items() for dim, axis in enumerate(axes)}
     members = units.members()
@@ -277,7 +277,7 @@ def _group(
     return UnitGroup(
         len(seats),
         tuple(
-            Place(alias, dim, torch.from_numpy(np.concatenate(parts, axis=1)))
+            UnitPlace(alias, dim, torch.from_numpy(np.concatenate(parts, axis=1)))
             for (name, dim), parts in columns.items()
             for alias in names[name]
         ),

@@ -13,7 +13,7 @@ from raywgen.corpus.ingest import journal
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
-from raywgen.corpus.writing import UNITS, writing
+from raywgen.corpus.writing import JOURNALS, writing
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
 from raywgen.trust import entry_point
@@ -26,7 +26,7 @@ from raywgen.zoo.task_pool import OnNews, OnShare, over_ray, paced
 
 Progress = Callable[[int, int], None]
 """Called with the optimiser steps taken so far and those to take, summed over all networks."""
-_PLAN = f"{UNITS}/zoo.json"
+_PLAN = f"{JOURNALS}/zoo.json"
 
 
 @entry_point
@@ -72,7 +72,7 @@ def _train(
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
     trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, on_news, distributed)
     corpus = _commit(plan, config, root, executions, starts, trained)
-    storage.delete(UNITS)
+    storage.delete(JOURNALS)
     return corpus
 
 
@@ -112,7 +112,7 @@ def _train_all(
     distributed: bool,
 ) -> list[TrainedStack]:
     """Trains the stacks that are left; the result is in the order of `stacks`."""
-    kept = set(storage.list(UNITS))
+    kept = set(storage.list(JOURNALS))
     trained = {
         index: _from_json(_read_state(storage, journal(stack.name)))
         for index, stack in enumerate(stacks)

@@ -19,7 +19,7 @@ from raywgen.corpus import (
     verify_corpus,
 )
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.corpus.derive import Part, dedupe, split, write_corpus
+from raywgen.corpus.derive import Selection, dedupe, split, write_corpus
 from raywgen.corpus.describe import describe
 from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.merge import merge
@@ -79,7 +79,7 @@ def assert_copied(derived: Corpus, source: Corpus, ids: list[str]) -> None:
 def test_a_filtered_corpus_holds_what_the_query_selects_bit_for_bit(source: Corpus, tmp_path: Path) -> None:
     selected = source.query(["depth>=4", "group=g1"])
     told: list[tuple[int, int]] = []
-    part = Part(corpus=source, facts=selected)
+    part = Selection(corpus=source, facts=selected)
     derived = write_corpus(str(tmp_path / "c"), [part], {"filter": []}, lambda done, all_: told.append((done, all_)))
     assert_copied(derived, source, [f"run-{run}/{step}" for run in (5, 7, 9) for step in range(3)])
     assert derived.query(["depth=7"]).num_rows == 3
@@ -88,7 +88,7 @@ def test_a_filtered_corpus_holds_what_the_query_selects_bit_for_bit(source: Corp
 
 
 def test_a_filtered_corpus_knows_the_moments_of_what_it_holds(source: Corpus, tmp_path: Path) -> None:
-    derived = write_corpus(str(tmp_path / "c"), [Part(corpus=source, facts=source.query(["depth<4"]))], {})
+    derived = write_corpus(str(tmp_path / "c"), [Selection(corpus=source, facts=source.query(["depth<4"]))], {})
     for layout_id in derived.networks:
         values = torch.stack(
             [
@@ -109,7 +109,7 @@ def test_the_source_is_left_as_it_was(source: Corpus, tmp_path: Path) -> None:
 
 
 def test_a_corpus_is_never_overwritten(source: Corpus, tmp_path: Path) -> None:
-    part = Part(corpus=source, facts=source.query(["depth=1"]))
+    part = Selection(corpus=source, facts=source.query(["depth=1"]))
     for root in (source.location, write_corpus(str(tmp_path / "c"), [part], {}).location):
         with pytest.raises(CorpusError, match="already holds a corpus; give another folder"):
             write_corpus(root, [part], {})
@@ -118,7 +118,7 @@ def test_a_corpus_is_never_overwritten(source: Corpus, tmp_path: Path) -> None:
 
 def test_nothing_selected_is_refused(source: Corpus, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no checkpoint is selected; see `raywgen corpus info`"):
-        write_corpus(str(tmp_path / "c"), [Part(corpus=source, facts=source.query(["depth>99"]))], {})
+        write_corpus(str(tmp_path / "c"), [Selection(corpus=source, facts=source.query(["depth>99"]))], {})
     assert not (tmp_path / "c").exists()
 
 
@@ -220,7 +220,7 @@ def test_ids_that_clash_get_the_number_of_their_corpus_and_read_back(tmp_path: P
 
 def test_tasks_and_bases_go_along(tmp_path: Path) -> None:
     corpus, states = builders.small_corpus(tmp_path / "zoo")
-    derived = write_corpus(str(tmp_path / "c"), [Part(corpus=corpus, facts=corpus.query(["split!=train"]))], {})
+    derived = write_corpus(str(tmp_path / "c"), [Selection(corpus=corpus, facts=corpus.query(["split!=train"]))], {})
     assert list(derived.tasks) == ["task/1"]
     assert torch.equal(derived.tasks["task/1"].samples_SF, corpus.tasks["task/1"].samples_SF)
     assert {shard.num_rows for shard in derived.shards} == {1, 4}, "one split a shard"

@@ -76,7 +76,7 @@ def content(corpus: Corpus) -> dict[str, tuple[str, str]]:
 def small_units() -> None:
     import raywgen.corpus.ingest as ingest
 
-    ingest._UNIT_CHECKPOINTS = 3
+    ingest._ITEM_CHECKPOINTS = 3
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.corpus.derive import Part, write_corpus
+from raywgen.corpus.derive import Selection, write_corpus
 from raywgen.corpus.verify import repair_corpus
 from raywgen.weights import StateDict
 from tests.corpus.builders import assert_same_bits, network
@@ -144,7 +144,7 @@ def test_moments_after_a_repair_are_those_of_what_is_left(root: Path, tmp_path: 
     rows = unsplit.facts
     sides = ["heldout" if name == "b/2" else "train" for name in rows.column("checkpoint_id").to_pylist()]
     column = rows.schema.get_field_index("split")
-    part = Part(corpus=unsplit, facts=rows.set_column(column, "split", [sides]))
+    part = Selection(corpus=unsplit, facts=rows.set_column(column, "split", [sides]))
     before = write_corpus(str(tmp_path / "split"), [part], {})
     target = Path(before.location)
     for path in [shard_of(target, "b/1"), shard_of(target, "c/1")]:

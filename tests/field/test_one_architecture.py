@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.corpus.derive import Part, dedupe, split, write_corpus
+from raywgen.corpus.derive import Selection, dedupe, split, write_corpus
 from raywgen.corpus.export import export
 from raywgen.corpus.merge import merge
 from raywgen.corpus.verify import verify_corpus
@@ -147,7 +147,7 @@ def test_derived_corpora_keep_every_form(corpus: Corpus, tmp_path: Path, derive:
     elif derive == "split":
         derived = split(out, corpus, heldout=0.2)
     else:
-        derived = write_corpus(out, [Part(corpus=corpus, facts=corpus.facts)], {})
+        derived = write_corpus(out, [Selection(corpus=corpus, facts=corpus.facts)], {})
     assert not verify_corpus(out)
     for name in corpus.facts.column("checkpoint_id").to_pylist():
         assert_same_bits(derived.state_dict(name), corpus.state_dict(name))

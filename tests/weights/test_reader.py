@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raywgen.weights import StateDict, UnsafeFileError, WeightsError
-from raywgen.weights import plans as plans_module
+from raywgen.weights import StateDict, UnsafeFileError, WeightsError, copy_plan
 from raywgen.weights import reader as reader_module
 from raywgen.weights.packed import PackedCheckpoint, pack
 from raywgen.weights.reader import WeightsReader, load_pickled
@@ -210,13 +209,13 @@ def test_files_of_one_layout_share_its_plan_and_keep_their_own_values(tmp_path: 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_plan_is_made_once_for_many_files(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    make_plan = plans_module._make_plan
+    make_plan = copy_plan._copy_plan
 
     def counting(*arguments: Any) -> Any:
         made.append(arguments)
         return make_plan(*arguments)
 
-    monkeypatch.setattr(plans_module, "_make_plan", counting)
+    monkeypatch.setattr(copy_plan, "_copy_plan", counting)
     reader = WeightsReader()
     for index in range(10):
         path = save({"a": torch.full((3,), float(index))}, tmp_path / f"{index}{suffix}")

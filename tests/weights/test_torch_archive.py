@@ -17,7 +17,7 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 
 from raywgen.weights import UnsafeFileError, WeightsError
-from raywgen.weights.inert_pickle import NotPlainError, Opaque, Storage, TensorReference, parse_pickle
+from raywgen.weights.inert_pickle import NotPlainError, Opaque, TensorReference, TorchStorage, parse_pickle
 from raywgen.weights.packed import PackedCheckpoint
 from raywgen.weights.reader import WeightsReader
 from raywgen.weights.torch_archive import TorchArchive
@@ -332,7 +332,7 @@ def test_big_endian_values_are_turned_around(tmp_path: Path) -> None:
 
 
 def test_a_reference_counts_its_bytes() -> None:
-    reference = TensorReference(Storage("0", "float64", 100), 3, (2, 5))
+    reference = TensorReference(TorchStorage("0", "float64", 100), 3, (2, 5))
     assert reference.byte_range == (24, 80)
     assert reference.dtype == torch.float64
     assert reference.storage.num_bytes == 800

@@ -47,7 +47,7 @@ SAFETENSORS_DTYPES = frozenset(_DTYPES.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class CopyRange:
     """Copies `num_bytes` from byte `source` of an entry to byte `target` of the packed form."""
 
     entry: str
@@ -59,7 +59,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CopyPlan:
     """What the files of one architecture have in common.
 
     Attributes:
@@ -73,13 +73,13 @@ class Plan:
 
     layout: Layout
     prefix: str
-    copies: tuple[Copy, ...]
+    copies: tuple[CopyRange, ...]
     entries: dict[str, int]
     doubles: tuple[tuple[str, int, int, int], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def safetensors_plan(header: bytes, path: str) -> Plan:
+def safetensors_plan(header: bytes, path: str) -> CopyPlan:
     """Understands the header of the safetensors file at a path.
 
     Raises:
@@ -100,11 +100,11 @@ def safetensors_plan(header: bytes, path: str) -> Plan:
     tensors = {name: (_DTYPES[dtype], _stored_shape(dtype, shape)) for name, dtype, shape, _ in rows}
     starts = {name: offsets[0] for name, _, _, offsets in rows}
     size = max(offsets[1] for *_, offsets in rows)
-    ties = _told_ties(metadata, tensors)
+    ties = _ties_in_metadata(metadata, tensors)
     doubles = [(name, starts[name], starts[owner]) for name, owner in ties.items() if name in starts]
     tensors |= {name: tensors[owner] for name, owner in ties.items()}
     starts |= {name: starts[owner] for name, owner in ties.items()}
-    plan = _make_plan(tensors, [("", starts[name]) for name in tensors], {"": size}, path, ties)
+    plan = _copy_plan(tensors, [("", starts[name]) for name in tensors], {"": size}, path, ties)
     num_bytes = {name: math.prod(shape) * getattr(torch, dtype).itemsize for name, (dtype, shape) in tensors.items()}
     sized = tuple((*double, num_bytes[double[0]]) for double in doubles)
     return replace(plan, doubles=sized, metadata=metadata)
@@ -115,7 +115,7 @@ def _stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape
 
 
-def _told_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+def _ties_in_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
     """Ties as safetensors' `save_model` tells them: the metadata hold the name of the tensor that stands for another.
 
     The other one may lie in the file too.
@@ -130,7 +130,7 @@ def _told_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[
     }
 
 
-def archive_plan(state: Mapping[str, TensorReference], source: str) -> Plan:
+def archive_plan(state: Mapping[str, TensorReference], source: str) -> CopyPlan:
     """Understands the contiguous tensors of a torch file.
 
     Raises:
@@ -146,16 +146,16 @@ def archive_plan(state: Mapping[str, TensorReference], source: str) -> Plan:
     owners = {name: first.setdefault(reference, name) for name, reference in state.items() if reference.byte_range[1]}
     ties = {name: owner for name, owner in owners.items() if name != owner}
     entries = {key: storage.num_bytes for key, storage in storages.items()}
-    return _make_plan(tensors, sources, entries, source, ties)
+    return _copy_plan(tensors, sources, entries, source, ties)
 
 
-def _make_plan(
+def _copy_plan(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     sources: list[tuple[str, int]],
     entries: dict[str, int],
     file: str,
     ties: Mapping[str, str],
-) -> Plan:
+) -> CopyPlan:
     # A length of 0 lets any other through: no bytes are missing.
     if huge := [name for name, (_, shape) in tensors.items() if math.prod(max(length, 1) for length in shape) >= 2**63]:
         raise WeightsError(f"{file}: tensor '{huge[0]}' is larger than any tensor can be; fetch it again")
@@ -172,21 +172,21 @@ def _make_plan(
         for name, (full, (dtype, shape)) in zip(names, tensors.items(), strict=True)
     )
     layout = Layout(specs)
-    return Plan(layout, prefix, _copies(layout, sources, entries), entries)
+    return CopyPlan(layout, prefix, _copies(layout, sources, entries), entries)
 
 
-def _copies(layout: Layout, sources: Sequence[tuple[str, int]], entries: Mapping[str, int]) -> tuple[Copy, ...]:
+def _copies(layout: Layout, sources: Sequence[tuple[str, int]], entries: Mapping[str, int]) -> tuple[CopyRange, ...]:
     """What to copy for a layout whose tensors begin at these places of entries; neighbours are copied together."""
-    copies: list[Copy] = []
+    copies: list[CopyRange] = []
     for (entry, source), target, spec in zip(sources, layout.byte_offsets, layout.tensors, strict=False):
         if not spec.num_bytes:
             continue
         last = copies[-1] if copies else None
         adjoins = last is not None and (last.entry, last.source + last.num_bytes) == (entry, source)
         if last is not None and adjoins and last.target + last.num_bytes == target:
-            copies[-1] = Copy(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
+            copies[-1] = CopyRange(entry, last.source, last.target, last.num_bytes + spec.num_bytes)
         else:
-            copies.append(Copy(entry, source, target, spec.num_bytes))
+            copies.append(CopyRange(entry, source, target, spec.num_bytes))
     wanted = Counter(copy.entry for copy in copies)
     return tuple(
         replace(copy, is_whole=wanted[copy.entry] == 1 and copy.num_bytes == entries[copy.entry]) for copy in copies
