@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.files import write_text
 from raywgen.inputs import UnusableFileError, read_yaml_text
-from raywgen.names import nearest
+from raywgen.names import nearest, one_of
 
 ConfigT = TypeVar("ConfigT")
 _SHIPPED = Path(__file__).parents[1] / "configs"
@@ -140,8 +140,10 @@ def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
             return None
         (hint,) = (part for part in parts if part is not type(None))
         return _typed(hint, value, source, key)
-    if origin is typing.Literal and value in parts:
-        return value
+    if origin is typing.Literal:
+        if any(type(value) is type(part) and value == part for part in parts):
+            return value
+        raise ConfigError(f"{source}: {one_of(key, value, parts)}")
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(_typed(parts[0], entry, source, key) for entry in value)
     if origin is dict and isinstance(value, Mapping):
@@ -200,9 +202,28 @@ def save_config(config: Any, path: str | Path) -> None:
 
 
 def _explain(error: OmegaConfBaseException, source: str, key: str) -> str:
+    name = getattr(error, "full_key", None) or key
+    known = choices(_hint_of(error))
+    if known and error.value is not None:
+        return f"{source}: {one_of(name, error.value, known)}"
     # For an element of a list OmegaConf knows neither the key nor the value, and leaves its placeholders.
     reason = str(error).splitlines()[0].replace(" '$VALUE' of type '$VALUE_TYPE'", "")
-    return f"{source}: {getattr(error, 'full_key', None) or key}: {reason}"
+    return f"{source}: {name}: {reason}"
+
+
+def _hint_of(error: OmegaConfBaseException) -> Any:
+    """Returns the type of the field or list element that OmegaConf refuses a value for; None where there is no type."""
+    group = getattr(error, "object_type", None)
+    if dataclasses.is_dataclass(group):
+        return typing.get_type_hints(group).get(str(error.key))
+    return getattr(error, "ref_type", None)
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """Returns the values that a `Literal` names, also one within a list or beside None; empty for other types."""
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    return next((found for part in typing.get_args(hint) if (found := choices(part))), ())
 
 
 def load_yaml(path: str | Path) -> Any:

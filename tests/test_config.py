@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.benchmarks.demo import DemoConfig
-from raywgen.config import ConfigError, describe, load_config, save_config, to_yaml
+from raywgen.config import ConfigError, describe, load_config, save_config, stored_config, to_yaml
+
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass
@@ -20,6 +22,10 @@ class Optimiser:
     num_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.95)
     name: str = "adam"
+    schedule: Schedule = "cosine"
+    zero_stage: Literal[0, 1, 2] = 1
+    metrics: list[Literal["loss", "accuracy"]] = field(default_factory=list)
+    fallback: Schedule | None = None
 
 
 @dataclass
@@ -68,6 +74,11 @@ def test_defaults_then_file_then_overrides(tmp_path: Path) -> None:
         ("note=", Run(note="")),
         ("optimiser.name=", Run(optimiser=Optimiser(name=""))),
         ("resume=true", Run(resume=True)),
+        ("optimiser.schedule=linear", Run(optimiser=Optimiser(schedule="linear"))),
+        ("optimiser.zero_stage=2", Run(optimiser=Optimiser(zero_stage=2))),
+        ("optimiser.metrics=[accuracy,loss]", Run(optimiser=Optimiser(metrics=["accuracy", "loss"]))),
+        ("optimiser.fallback=linear", Run(optimiser=Optimiser(fallback="linear"))),
+        ("optimiser.fallback=null", Run(optimiser=Optimiser(fallback=None))),
     ],
 )
 def test_override_syntax(override: str, expected: Run) -> None:
@@ -96,6 +107,18 @@ def test_numbers_read_alike_from_file_and_command_line(tmp_path: Path) -> None:
         ("=3", r"'=3' is not an override"),
         ("note=[a", r"cannot read the overrides \['note=\[a'\]"),
         ("note=${nowhere}", r"note: Interpolation key 'nowhere' not found"),
+        (
+            "optimiser.schedule=linar",
+            r"^the command line: optimiser\.schedule=linar: give one of cosine, linear, constant; "
+            r"did you mean 'linear'\?$",
+        ),
+        ("optimiser.schedule=", r"optimiser\.schedule=: give one of cosine, linear, constant; did you mean"),
+        ("optimiser.schedule=null", r"optimiser\.schedule: .*'None'"),
+        ("optimiser.schedule=[linear]", r"optimiser\.schedule=\['linear'\]: give one of cosine, linear, constant"),
+        ("optimiser.zero_stage=3", r"optimiser\.zero_stage=3: give one of 0, 1, 2; did you mean"),
+        ("optimiser.zero_stage=true", r"optimiser\.zero_stage=True: give one of 0, 1, 2"),
+        ("optimiser.metrics=[los]", r"optimiser\.metrics\[0\]=los: give one of loss, accuracy; did you mean 'loss'\?"),
+        ("optimiser.fallback=x", r"optimiser\.fallback=x: give one of cosine, linear, constant"),
         ("seed=-1", r"seed must be at least 0, not -1"),
     ],
 )
@@ -132,6 +155,15 @@ def test_unreadable_and_missing_files_are_named(tmp_path: Path) -> None:
         load_config(Run, path)
 
 
+@pytest.mark.parametrize("value", ["linar", None, 1, ["linear"], {"a": 1}])
+def test_a_stored_choice_is_one_of_the_known(value: object) -> None:
+    assert stored_config(Run, {"optimiser": {"schedule": "linear"}}, "run") == Run(
+        optimiser=Optimiser(schedule="linear")
+    )
+    with pytest.raises(ConfigError, match=r"^run: optimiser: schedule=.*: give one of cosine, linear, constant; did"):
+        stored_config(Run, {"optimiser": {"schedule": value}}, "run")
+
+
 def test_a_value_without_default_must_be_given() -> None:
     with pytest.raises(ConfigError, match="path"):
         load_config(NeedsPath)
@@ -152,6 +184,10 @@ configs = st.builds(
         num_steps=st.integers(-(2**40), 2**40),
         betas=st.tuples(st.floats(0, 1), st.floats(0, 1)),
         name=texts,
+        schedule=st.sampled_from(get_args(Schedule)),
+        zero_stage=st.sampled_from((0, 1, 2)),
+        metrics=st.lists(st.sampled_from(("loss", "accuracy")), max_size=3),
+        fallback=st.none() | st.sampled_from(get_args(Schedule)),
     ),
     networks=st.lists(st.lists(st.integers(1, 999), max_size=4), max_size=3),
     recipe=st.dictionaries(
