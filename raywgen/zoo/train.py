@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from raywgen.actor_pool import OnNews, OnShare, paced
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
 from raywgen.corpus.ingest import journal
 from raywgen.corpus.manifest import MANIFEST
@@ -22,7 +23,7 @@ from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.execution import choose_executions
 from raywgen.zoo.plan import Plan, Stack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
-from raywgen.zoo.task_pool import OnNews, OnShare, over_ray, paced
+from raywgen.zoo.task_pool import run_over_ray
 
 Progress = Callable[[int, int], None]
 """Called with the optimiser steps taken so far and those to take, summed over all networks."""
@@ -52,7 +53,7 @@ def train_zoo(
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
         InUseError: Another process works on `root`.
-        WorkersLostError: Workers die again and again, or do not start; the same command goes on with what is left.
+        ActorsLostError: Workers die again and again, or do not start; the same command goes on with what is left.
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
@@ -130,7 +131,7 @@ def _train_all(
     units = [stacks[index] for index in left]
     work = partial(train_unit, config=config, root=root)
     if distributed:
-        results = over_ray(
+        results = run_over_ray(
             work, units, lambda unit: unit.name, on_news, lambda place, share: report(left[place], share)
         )
     else:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from raywgen.zoo.task_pool import OnShare, WorkersLostError, over_ray
+from raywgen.actor_pool import ActorsLostError, OnShare
+from raywgen.zoo.task_pool import run_over_ray
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,6 @@ def test_units_killed_for_memory_are_given_up() -> None:
         time.sleep(seconds)
 
     told: list[str] = []
-    with pytest.raises(WorkersLostError, match=r"given up: each of its 4 workers was killed, as its node ran out of"):
-        list(over_ray(rest, [60.0, 61.0, 62.0], str, told.append))
+    with pytest.raises(ActorsLostError, match=r"given up: each of its 4 workers was killed, as its node ran out of"):
+        list(run_over_ray(rest, [60.0, 61.0, 62.0], str, told.append))
     assert any("ran out of memory; tried again" in line for line in told)

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from raywgen import actor_pool
+from raywgen.actor_pool import ActorsLostError, OnShare
 from raywgen.corpus import Corpus
-from raywgen.zoo import task_pool, train_zoo
-from raywgen.zoo.task_pool import OnShare, WorkersLostError, over_ray
+from raywgen.zoo import train_zoo
+from raywgen.zoo.task_pool import run_over_ray
 from tests.conftest import TINY_ZOO, make_zoo
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -66,7 +68,7 @@ def number(text: str, on_share: OnShare) -> float:
 
 def test_units_whose_workers_died_are_done_by_others(tmp_path: Path) -> None:
     told: list[str] = []
-    done = dict(over_ray(dying(tmp_path, {1: 3, 4: 1}), range(6), str, told.append))
+    done = dict(run_over_ray(dying(tmp_path, {1: 3, 4: 1}), range(6), str, told.append))
     assert done == {place: place**2 for place in range(6)}
     assert [line.split(" was ")[0] for line in told].count("the worker of 1") == 3
     assert sum("the worker of" in line for line in told) == 4
@@ -74,17 +76,15 @@ def test_units_whose_workers_died_are_done_by_others(tmp_path: Path) -> None:
 
 def test_a_unit_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
     done = []
-    with pytest.raises(
-        WorkersLostError, match=r"^2 was given up: each of its 4 workers was lost.*memory.*same command"
-    ):
-        done.extend(over_ray(dying(tmp_path, {2: 99}), range(6), str))
+    with pytest.raises(ActorsLostError, match=r"^2 was given up: each of its 4 workers was lost.*memory.*same command"):
+        done.extend(run_over_ray(dying(tmp_path, {2: 99}), range(6), str))
     assert sorted(done) == [(place, place**2) for place in range(6) if place != 2]
     assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_zoo_whose_workers_die_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    mortal = {"name": "tests.zoo.test_units:Mortal", "mark": str(mark), "driver": os.getpid()}
+    mortal = {"name": "tests.zoo.test_task_pool:Mortal", "mark": str(mark), "driver": os.getpid()}
     # One stack of each architecture.
     config = dataclasses.replace(
         TINY_ZOO,
@@ -98,7 +98,7 @@ def test_a_zoo_whose_workers_die_keeps_what_is_done_and_goes_on(tmp_path: Path) 
     )
     mark.touch()
     told: list[tuple[int, int]] = []
-    with pytest.raises(WorkersLostError, match="smaller stack_size"):
+    with pytest.raises(ActorsLostError, match="smaller stack_size"):
         train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)))
     # Three of six networks, in steps; what the others' workers had begun counts for nothing once they are dead.
     assert told[-1] == (3 * 20, 6 * 20)
@@ -115,8 +115,8 @@ def test_a_zoo_whose_workers_die_keeps_what_is_done_and_goes_on(tmp_path: Path) 
 def test_long_work_and_cpus_that_others_hold_are_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr(task_pool, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(task_pool, "_PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(actor_pool, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(actor_pool, "_PATIENCE_SECONDS", 3.0)
 
     def rest(seconds: float, on_share: OnShare | None = None) -> float:
         time.sleep(seconds)
@@ -127,19 +127,19 @@ def test_long_work_and_cpus_that_others_hold_are_no_alarm(monkeypatch: pytest.Mo
     while ray.available_resources().get("CPU", 0.0) > 0:
         time.sleep(0.05)
     told: list[str] = []
-    assert list(over_ray(rest, [6.0], str, told.append)) == [(0, 6.0)]
+    assert list(run_over_ray(rest, [6.0], str, told.append)) == [(0, 6.0)]
     assert told == ["waiting for a worker: the cluster has 2 CPUs, 0 of them free"]
     ray.get(held)
 
 
 def test_workers_that_never_begin_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience at all: even a worker that begins after a while comes too late."""
-    monkeypatch.setattr(task_pool, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(task_pool, "_PATIENCE_SECONDS", 0.0)
-    with pytest.raises(WorkersLostError, match=r"no worker has begun.*of 2 CPUs are free.*memory"):
-        list(over_ray(number, ["1"], str))
+    monkeypatch.setattr(actor_pool, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(actor_pool, "_PATIENCE_SECONDS", 0.0)
+    with pytest.raises(ActorsLostError, match=r"no worker has begun.*of 2 CPUs are free.*memory"):
+        list(run_over_ray(number, ["1"], str))
 
 
 def test_errors_of_the_work_itself_are_raised_as_they_are() -> None:
     with pytest.raises(ValueError, match="could not convert"):
-        list(over_ray(number, ["1", "x"], str))
+        list(run_over_ray(number, ["1", "x"], str))

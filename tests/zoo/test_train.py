@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from raywgen import actor_pool
 from raywgen.corpus import Corpus, CorpusError
-from raywgen.zoo import task_pool, train_zoo
-from raywgen.zoo.task_pool import over_ray
+from raywgen.zoo import train_zoo
+from raywgen.zoo.task_pool import run_over_ray
 from tests.conftest import TINY_ZOO
 
 
@@ -47,7 +48,7 @@ def test_parallel_tasks_write_what_one_process_writes(
 
 
 def test_progress_is_told_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_pool, "_SECONDS_BETWEEN_SHARES", 0.0)
+    monkeypatch.setattr(actor_pool, "_SECONDS_BETWEEN_SHARES", 0.0)
     config = dataclasses.replace(TINY_ZOO, networks=[[64, 6, 2]], num_steps=20, checkpoint_steps=[20])
     told: list[tuple[int, int]] = []
     train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)), distributed=False)
@@ -69,7 +70,7 @@ def test_a_share_reaches_the_driver_while_its_unit_is_under_way() -> None:
         return unit
 
     shares: list[tuple[int, float]] = []
-    assert list(over_ray(work, [7], str, None, lambda *share: shares.append(share))) == [(0, 7)]
+    assert list(run_over_ray(work, [7], str, None, lambda *share: shares.append(share))) == [(0, 7)]
     assert shares[0] == (0, 0.0)
     assert any(share > 0 for _, share in shares)
 
