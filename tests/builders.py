@@ -18,9 +18,9 @@ from raywgen.generators import DataSpec, Stage
 from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
-from raywgen.generators.igpg.config import PriorConfig, TaskLossConfig
+from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
@@ -90,10 +90,15 @@ def weight_batch(widths: Sequence[int] = SMALL, num: int = 8, seed: int = 0) -> 
 
 
 def igpg_config() -> IGPGConfig:
+    def rate(peak: float) -> OptimizerConfig:
+        return OptimizerConfig(learning_rate=peak, warmup_steps=0)
+
     return IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=5, chunk_length=8, num_levels=2, num_codes=8, width=16, warmup_steps=0),
-        prior=PriorConfig(num_steps=5, width=16, num_layers=2, num_heads=2, dropout=0.0, warmup_steps=0),
-        task_loss=TaskLossConfig(num_steps=5, warmup_steps=0),
+        tokenizer=TokenizerConfig(
+            num_steps=5, chunk_length=8, num_levels=2, num_codes=8, width=16, optimizer=rate(2e-3)
+        ),
+        prior=PriorConfig(num_steps=5, width=16, num_layers=2, num_heads=2, dropout=0.0, optimizer=rate(3e-3)),
+        task_loss=IGPGTaskLossConfig(num_steps=5, optimizer=rate(1e-3)),
     )
 
 

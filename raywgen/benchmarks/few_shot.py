@@ -36,10 +36,10 @@ from raywgen.evaluation.few_shot import (
     time_alternating,
 )
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
-from raywgen.generators import Generator
+from raywgen.generators import Generator, OptimizerConfig
 from raywgen.generators.lohp import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
@@ -56,6 +56,10 @@ REPTILE = ReptileConfig(
 _PERCENT = 100.0
 _STEPS = (1, 2, 3, 5, 10, 20, 50)
 _EPISODES_OF_A_BATCH = 100
+
+
+def _optimizer() -> OptimizerConfig:
+    return OptimizerConfig(learning_rate=1e-4, weight_decay=0.0)
 
 
 @dataclass(kw_only=True)
@@ -99,12 +103,12 @@ class Config(TrainingConfig):
     mcdi: McDiConfig = field(
         default_factory=lambda: McDiConfig(
             diffusion=DiffusionConfig(sampling_steps=4),
-            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, learning_rate=1e-4),
+            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, optimizer=_optimizer()),
         )
     )
-    task_loss: TaskLossConfig = field(default_factory=lambda: TaskLossConfig(num_steps=200, sampling_steps=4))
+    task_loss: McDiTaskLossConfig = field(default_factory=lambda: McDiTaskLossConfig(num_steps=200, sampling_steps=4))
     lohp: LoHpConfig = field(
-        default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128, learning_rate=1e-4))
+        default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128, optimizer=_optimizer()))
     )
     reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
     reptile_episodes: int = 1000

@@ -25,7 +25,7 @@ from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generation.best import sampling_options
-from raywgen.generators import Generator, StageConfig
+from raywgen.generators import Generator, OptimizerConfig, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.progress import Reporter
@@ -74,7 +74,8 @@ class Config(SeededConfig):
     finetune_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])
     hypernetwork: HypernetworkConfig = field(
         default_factory=lambda: HypernetworkConfig(
-            statistics="batch", task_loss=StageConfig(num_steps=500, batch_size=2, learning_rate=3e-3)
+            statistics="batch",
+            task_loss=StageConfig(num_steps=500, batch_size=2, optimizer=OptimizerConfig(learning_rate=3e-3)),
         )
     )
     zoo: list[str] = field(default_factory=list)

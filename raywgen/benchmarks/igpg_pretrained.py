@@ -28,10 +28,11 @@ from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus
 from raywgen.evaluation.novelty import error_overlap
 from raywgen.evaluation.tokenizer_report import tokenizer_report
+from raywgen.generators import OptimizerConfig
 from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
 from raywgen.generators.codec.report import round_to_nearest, snr_db
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
 from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter
@@ -71,10 +72,10 @@ def _igpg() -> IGPGConfig:
             num_steps=1, batch_size=4, chunk_length=64, num_levels=12, num_codes=256, window=1024
         ),
         prior=PriorConfig(
-            num_steps=1800, batch_size=4, learning_rate=4e-3, width=256, num_layers=2, window=256, weight_decay=0.0,
-            independent_share=1.0,
+            num_steps=1800, batch_size=4, width=256, num_layers=2, window=256, independent_share=1.0,
+            optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=0.0),
         ),
-        task_loss=TaskLossConfig(num_steps=0),
+        task_loss=IGPGTaskLossConfig(num_steps=0),
     )  # fmt: skip
 
 

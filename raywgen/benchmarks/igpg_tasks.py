@@ -26,10 +26,9 @@ from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generators import StageConfig
-from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.direct import DirectConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.config import CHUNKS
 from raywgen.training.loop import STAGES
 from raywgen.training.session import ray_session
@@ -70,7 +69,7 @@ class Config(TrainingConfig):
         default_factory=lambda: IGPGConfig(
             prior=PriorConfig(independent_share=0.25),
             # As many networks as the hypernetwork sees.
-            task_loss=TaskLossConfig(num_steps=800, batch_size=32, learning_rate=3e-3),
+            task_loss=IGPGTaskLossConfig(num_steps=800, batch_size=32, optimizer=OptimizerConfig(learning_rate=3e-3)),
         )
     )
     steps: int = 800
@@ -94,12 +93,11 @@ class Config(TrainingConfig):
 
     def generators(self) -> Chosen:
         """The rows that are trained on networks from a shared start."""
-        stage = StageConfig(num_steps=self.steps, batch_size=32, weight_decay=0.0)
-        network = NetworkConfig()
+        stage = StageConfig(num_steps=self.steps, batch_size=32, optimizer=OptimizerConfig(weight_decay=0.0))
         return {
             "igpg": ("igpg", self.igpg),
-            "regression": ("direct", DirectConfig(network=network, regression=stage, task_loss=_OFF)),
-            "hypernetwork": ("direct", DirectConfig(network=network, regression=_OFF, task_loss=stage)),
+            "regression": ("direct", DirectConfig(regression=stage, task_loss=_OFF)),
+            "hypernetwork": ("direct", DirectConfig(regression=_OFF, task_loss=stage)),
         }
 
 

@@ -26,7 +26,7 @@ from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.generation import generate_best, load
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.windows import plan_windows
 from raywgen.tasks import build_network
 from raywgen.training.session import ray_session
@@ -63,7 +63,7 @@ class Config(TrainingConfig):
     igpg: IGPGConfig = field(
         default_factory=lambda: IGPGConfig(
             prior=PriorConfig(num_steps=300, window=16, independent_share=0.25),
-            task_loss=TaskLossConfig(num_steps=0),
+            task_loss=IGPGTaskLossConfig(num_steps=0),
         )
     )
     shot: int = 32

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raywgen.benchmarks.recipes import SeededConfig, folder_of
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generators import Generator, StageConfig
-from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators import Generator, OptimizerConfig, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import TaskLossConfig
+from raywgen.generators.mcdi.config import McDiTaskLossConfig
 from raywgen.names import one_of
 from raywgen.nn.precision import check_precision, resolved
 from raywgen.progress import Reporter
@@ -96,15 +95,13 @@ def trained_runs(
     return {name: run.out for name, run in runs.items()}
 
 
-def mcdi_variants(config: McDiConfig, task_loss: TaskLossConfig) -> Chosen:
+def mcdi_variants(config: McDiConfig, task_loss: McDiTaskLossConfig) -> Chosen:
     """Mc-Di, the methods that its paper compares with, and the same network without a chain, trained equally long."""
-    steps = config.denoiser
-    stage = StageConfig(
-        num_steps=steps.num_steps, batch_size=steps.batch_size, learning_rate=steps.learning_rate, weight_decay=0.0
-    )
-    by_task = replace(stage, learning_rate=_HYPERNETWORK_RATE)
+    steps, network = config.denoiser, config.network
+    optimizer = OptimizerConfig(learning_rate=steps.optimizer.learning_rate, weight_decay=0.0)
+    stage = StageConfig(num_steps=steps.num_steps, batch_size=steps.batch_size, optimizer=optimizer)
+    by_task = replace(stage, optimizer=replace(optimizer, learning_rate=_HYPERNETWORK_RATE))
     off = StageConfig(num_steps=0)
-    network = NetworkConfig(**{sizes.name: getattr(steps, sizes.name) for sizes in fields(NetworkConfig)})
 
     def changed(**diffusion: Any) -> tuple[str, McDiConfig]:
         return "mcdi", replace(config, diffusion=replace(config.diffusion, **diffusion))
@@ -135,7 +132,7 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
 
 
 def chosen_variants(
-    generator: str, methods: Sequence[str], mcdi: McDiConfig, task_loss: TaskLossConfig, lohp: LoHpConfig
+    generator: str, methods: Sequence[str], mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig
 ) -> Chosen:
     """The table of Mc-Di that a benchmark trains, with the rows of Lo-Hp before it where that is measured.
 

@@ -35,7 +35,7 @@ _SHORT = {
     "train.log_every": 5,
     "train.generator.policy.num_steps": 120,
     "train.generator.policy.batch_size": 16,
-    "train.generator.policy.width": 128,
+    "train.generator.network.width": 128,
 }
 
 

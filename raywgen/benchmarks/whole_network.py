@@ -29,7 +29,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, TaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, McDiTaskLossConfig
 from raywgen.training.session import ray_session
 from raywgen.weights import KeyedNoise
 from raywgen.zoo import ZooConfig
@@ -65,8 +65,8 @@ class Config(TrainingConfig):
     zoo: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
-    task_loss: TaskLossConfig = field(
-        default_factory=lambda: TaskLossConfig(num_steps=100, batch_size=16, sampling_steps=4)
+    task_loss: McDiTaskLossConfig = field(
+        default_factory=lambda: McDiTaskLossConfig(num_steps=100, batch_size=16, sampling_steps=4)
     )
     lohp: LoHpConfig = field(
         default_factory=lambda: LoHpConfig(

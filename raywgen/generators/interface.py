@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -26,34 +26,47 @@ OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass(kw_only=True)
-class StageConfig:
-    """How one stage is optimised: with linear warm-up and cosine decay.
+class OptimizerConfig:
+    """How a stage turns gradients into steps: linear warm-up to a peak rate, then cosine decay.
 
     Attributes:
-        num_steps: Optimiser steps; 0 switches the stage off.
-        batch_size: Networks of a step, over all workers.
+        kind: `adamw`, or `sgd` for plain gradient descent.
         learning_rate: Peak rate.
-        weight_decay: Decoupled weight decay.
+        weight_decay: Decoupled weight decay; part of the gradient where `kind` is `sgd`.
         warmup_steps: Steps of linear warm-up.
         grad_clip: Largest global norm of the gradient.
-        optimizer: `adamw`, or `sgd` for plain descent.
     """
 
-    num_steps: int = 200
-    batch_size: int = 32
+    kind: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 20
     grad_clip: float = 1.0
-    optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise ValueError(one_of("kind", self.kind, OPTIMIZERS))
+        if self.learning_rate <= 0 or self.grad_clip <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """Length of a training stage, the size of its batches, and its optimiser.
+
+    Attributes:
+        num_steps: Optimiser steps; 0 switches the stage off.
+        batch_size: Networks of a step, over all workers.
+        optimizer: Settings of the optimiser.
+    """
+
+    num_steps: int = 200
+    batch_size: int = 32
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.batch_size < 1:
             raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
-        if self.learning_rate <= 0 or self.grad_clip <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(one_of("optimizer", self.optimizer, OPTIMIZERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ class Progress:
         if (self.stage, self.step) == (0, 0):
             return
         _compare(self.part("model."), generator.state_dict(), "generator")
-        if self.step and stages[self.stage].config.optimizer == "adamw":
+        if self.step and stages[self.stage].config.optimizer.kind == "adamw":
             wanted = {
                 f"{name}|{key}": parameter
                 for name, parameter in stages[self.stage].named_parameters()

@@ -23,8 +23,8 @@ _STEP = "step"
 
 
 def _optimizer(stage: Stage) -> torch.optim.Optimizer:
-    config = stage.config
-    if config.optimizer == "sgd":
+    config = stage.config.optimizer
+    if config.kind == "sgd":
         return torch.optim.SGD(stage.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
         stage.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay
@@ -122,7 +122,7 @@ class LocalEngine(Engine):
             group["lr"] = learning_rate
         self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.grad_clip)
+        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.optimizer.grad_clip)
         self._optimizer.step()
 
 
@@ -152,7 +152,7 @@ class DeepSpeedEngine(Engine):
             config={
                 "train_micro_batch_size_per_gpu": max(1, stage.config.batch_size // num_workers),
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": stage.config.grad_clip,
+                "gradient_clipping": stage.config.optimizer.grad_clip,
                 "zero_optimization": {"stage": zero_stage},
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {
@@ -228,7 +228,7 @@ class DeepSpeedEngine(Engine):
 
 
 def _has_moments(stage: Stage) -> bool:
-    return stage.config.optimizer == "adamw"
+    return stage.config.optimizer.kind == "adamw"
 
 
 def _torch_moments(stage: Stage, adam: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -172,9 +172,9 @@ def _progress(run: Run, generator: Generator, stage: Stage, engine: Engine, inde
 
 def learning_rate(config: StageConfig, step: int) -> float:
     """Linear warm-up, then half a cosine down to a twentieth of the peak."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    warmup = min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, config.num_steps)))
-    return config.learning_rate * warmup * (0.05 + 0.95 * cosine)
+    return config.optimizer.learning_rate * warmup * (0.05 + 0.95 * cosine)
 
 
 def _model(generator: Generator) -> dict[str, Tensor]:
@@ -201,5 +201,5 @@ def _check_finite(scalars: dict[str, Tensor], stage: Stage, step: int, config: T
     if not math.isfinite(float(scalars["loss"])):
         raise DivergedError(
             f"{config.out}: the loss of stage '{stage.name}' is {float(scalars['loss'])} at step {step}; lower "
-            f"generator.{stage.name}.learning_rate (now {stage.config.learning_rate})"
+            f"generator.{stage.name}.optimizer.learning_rate (now {stage.config.optimizer.learning_rate})"
         )

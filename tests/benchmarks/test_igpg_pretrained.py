@@ -16,7 +16,8 @@ from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, wr
 from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus, verify_corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
+from raywgen.generators.interface import OptimizerConfig
 from raywgen.tasks.networks import CifarResNet, build_network
 from raywgen.weights import save_state_dict
 
@@ -40,8 +41,15 @@ def written(root: Path, network: Pretrained, corpus: Corpus, num_steps: int) -> 
     """By an IGPG trained for so long, or one kept from before."""
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=1, batch_size=4, chunk_length=8, num_levels=2, num_codes=8, width=8),
-        prior=PriorConfig(num_steps=num_steps, batch_size=8, width=32, num_layers=1, window=16, learning_rate=1e-2),
-        task_loss=TaskLossConfig(num_steps=0),
+        prior=PriorConfig(
+            num_steps=num_steps,
+            batch_size=8,
+            width=32,
+            num_layers=1,
+            window=16,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+        ),
+        task_loss=IGPGTaskLossConfig(num_steps=0),
     )
     config = TrainingConfig(num_workers=0)
     generator = trained_generators(config, str(root / "kept"), corpus, {"igpg": ("igpg", igpg)}, shot=0, seed=0)["igpg"]

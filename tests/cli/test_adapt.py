@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from raywgen.cli import app
 from raywgen.generators.bundle import save_bundle
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig
 from tests.builders import DATA, SMALL, network, normalizers
 
 
 def test_a_task_is_adapted_to_and_milliseconds_are_printed(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = McDiConfig(denoiser=DenoiserConfig(width=32, num_heads=2, num_layers=1))
+    config = McDiConfig(network=NetworkConfig(width=32, num_heads=2, num_layers=1))
     save_bundle(McDi(config, normalizers(SMALL), DATA).eval(), tmp_path / "generator", {})
     np.savez(tmp_path / "s.npz", x=np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), y=np.arange(8) % 2)
     out = tmp_path / "adapted.safetensors"

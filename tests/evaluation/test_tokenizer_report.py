@@ -24,7 +24,7 @@ from raywgen.evaluation.tokenizer_report import report_run, tokenizer_report
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.interface import StageConfig
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch
@@ -36,7 +36,7 @@ IGPG_CONFIG = IGPGConfig(
         num_steps=10, batch_size=8, num_levels=NUM_LEVELS, num_codes=NUM_CODES, chunk_length=LENGTH, width=16
     ),
     prior=PriorConfig(num_steps=1, batch_size=8, width=16, num_layers=1, num_heads=2),
-    task_loss=TaskLossConfig(num_steps=0),
+    task_loss=IGPGTaskLossConfig(num_steps=0),
 )
 
 

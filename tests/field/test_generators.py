@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.bundle import build_generator, load_bundle, save_bundle
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.interface import Generator, StageConfig
+from raywgen.generators.interface import Generator, OptimizerConfig, StageConfig
 from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, McDiConfig
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
@@ -26,12 +27,13 @@ from tests.builders import DATA, NUM_FEATURES, condition, igpg_config, train
 pytestmark = pytest.mark.usefixtures("one_thread")
 INF = float("inf")
 NUM = 6
-SMALL: dict[str, Any] = {"width": 16, "num_layers": 1, "num_steps": 2, "warmup_steps": 0}
+SMALL = NetworkConfig(width=16, num_layers=1)
+OPTIMIZER = OptimizerConfig(weight_decay=0.0, warmup_steps=0)
 METHODS: dict[str, Callable[[], Any]] = {
     "igpg": igpg_config,
     "hypernetwork": lambda: HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=2)),
-    "mcdi": lambda: McDiConfig(denoiser=DenoiserConfig(**SMALL)),
-    "lohp": lambda: LoHpConfig(policy=PolicyConfig(**SMALL)),
+    "mcdi": lambda: McDiConfig(network=SMALL, denoiser=DenoiserConfig(num_steps=2, optimizer=OPTIMIZER)),
+    "lohp": lambda: LoHpConfig(network=SMALL, policy=PolicyConfig(num_steps=2, optimizer=OPTIMIZER)),
     "direct": lambda: DirectConfig(regression=StageConfig(num_steps=2), task_loss=StageConfig(num_steps=2)),
 }
 

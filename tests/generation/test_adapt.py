@@ -16,16 +16,16 @@ from raywgen.generation import AdaptConfig, ConditionError, UnknownLayoutError, 
 from raywgen.generation.adapt import read_support
 from raywgen.generators import DataSpec
 from raywgen.generators.bundle import ENCODER, save_bundle
-from raywgen.generators.lohp import LoHp, LoHpConfig, PolicyConfig
+from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.lohp import LoHp, LoHpConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig
 from raywgen.tasks import build_network
 from raywgen.tasks.encoders import EncoderCard, save_encoder
 from raywgen.weights import Layout, Normalizer
 from tests.builders import DATA, SMALL, network, normalizers
 
 SIZE, FEATURES, WAY = 16, 8, 3
-CONFIG = McDiConfig(denoiser=DenoiserConfig(width=32, num_heads=2, num_layers=1))
+CONFIG = McDiConfig(network=NetworkConfig(width=32, num_heads=2, num_layers=1))
 
 
 def head(num_classes: int = WAY) -> nn.Module:
@@ -140,7 +140,9 @@ def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -
     layout = Layout.from_state_dict(head().state_dict())
     known = Normalizer(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
     data = DataSpec(num_features=FEATURES, max_classes=WAY, policies=("adam", "adam-sam0.05", "sgd"))
-    generator = LoHp(LoHpConfig(policy=PolicyConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data).eval()
+    generator = LoHp(
+        LoHpConfig(network=NetworkConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data
+    ).eval()
     torch.nn.init.normal_(generator.policy.names_net)
     save_bundle(generator, tmp_path, {})
     trained = raywgen.load(tmp_path)

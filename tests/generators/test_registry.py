@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from raywgen.generators import METHODS, Generator, StageConfig, UnknownMethodError, method
+from raywgen.generators import METHODS, Generator, OptimizerConfig, StageConfig, UnknownMethodError, method
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg.config import PriorConfig
 from tests.builders import DATA, normalizers
@@ -36,13 +37,14 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
     [
         (StageConfig, {"num_steps": -1}, "num_steps=-1"),
         (StageConfig, {"batch_size": 0}, "batch_size=0"),
-        (StageConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
-        (StageConfig, {"grad_clip": 0.0}, "grad_clip=0.0"),
+        (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
+        (OptimizerConfig, {"grad_clip": 0.0}, "grad_clip=0.0"),
+        (OptimizerConfig, {"kind": "lion"}, "adamw, sgd"),
         (TokenizerConfig, {"num_codes": 1}, "num_codes"),
         (TokenizerConfig, {"num_steps": -1}, "num_steps=-1"),
         (PriorConfig, {"width": 12}, "width=12"),
     ],
 )
-def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, float], told: str) -> None:
+def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         schema(**setting)

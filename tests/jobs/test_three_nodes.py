@@ -55,7 +55,7 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     assert str(corpus) in json.dumps(card)
 
     search = shared / "tune"
-    rate = "train.generator.tokenizer.learning_rate"
+    rate = "train.generator.tokenizer.optimizer.learning_rate"
     fixed = {f"train.{key}": int(value) for key, value in (setting.split("=") for setting in SMALL)}
     asked = {"corpus": str(corpus), "train": "igpg", "out": str(search), "num_trials": 2}
     asked |= {"fixed": fixed | {"train.num_workers": 0}, "space": {rate: {"loguniform": [1e-3, 1e-2]}}}
@@ -65,7 +65,7 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     trials = [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
     assert len(trials) == 2
     best = load_config(TrainConfig, search / "best.yaml")
-    assert 1e-3 <= best.generator.tokenizer.learning_rate <= 1e-2
+    assert 1e-3 <= best.generator.tokenizer.optimizer.learning_rate <= 1e-2
 
     written = shared / "written"
     told = [f"generator={trained}", f"corpus={corpus}", "tasks=unseen", "best_of=2", "num=3", f"out={written}"]

@@ -59,13 +59,15 @@ def test_a_step_is_that_of_plain_torch() -> None:
     stage = prior_stage()
     expected = copy.deepcopy(stage)
     steps(LocalEngine(stage), 0, NUM_STEPS)
-    adam = torch.optim.AdamW(expected.parameters(), betas=(0.9, 0.99), weight_decay=expected.config.weight_decay)
+    adam = torch.optim.AdamW(
+        expected.parameters(), betas=(0.9, 0.99), weight_decay=expected.config.optimizer.weight_decay
+    )
     for step in range(NUM_STEPS):
         batch = weight_batch(seed=step)
         adam.param_groups[0]["lr"] = 1e-2 / (step + 1)
         adam.zero_grad()
         expected.train()(batch, KeyedNoise(0, batch.sample_index_B)).loss.backward()
-        torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.optimizer.grad_clip)
         adam.step()
     for mine, theirs in zip(stage.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -118,14 +120,14 @@ def test_moments_that_are_lost_are_noticed() -> None:
 
 def descent_stage(weight_decay: float = 0.1) -> Stage:
     stage = prior_stage()
-    stage.config.optimizer = "sgd"
-    stage.config.weight_decay = weight_decay
+    stage.config.optimizer.kind = "sgd"
+    stage.config.optimizer.weight_decay = weight_decay
     return stage
 
 
 def test_descent_takes_exactly_the_rate_times_the_gradient() -> None:
     stage = descent_stage()
-    stage.config.grad_clip = 1e9
+    stage.config.optimizer.grad_clip = 1e9
     before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
     steps(LocalEngine(stage), 0, 1)
     for name, parameter in stage.named_parameters():
@@ -167,7 +169,7 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
 
 def test_a_gradient_is_clipped_to_the_norm_of_the_config() -> None:
     stage = prior_stage()
-    stage.config.grad_clip = 1e-9
+    stage.config.optimizer.grad_clip = 1e-9
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     batch = weight_batch()
     engine = LocalEngine(stage)

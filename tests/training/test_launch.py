@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
+from raywgen.generators import OptimizerConfig
 from raywgen.generators.bundle import build_generator
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
 from raywgen.training import TrainConfig, launch, read_metrics
@@ -41,7 +43,7 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=3, num_codes=16, width=16),
         prior=PriorConfig(num_steps=40, batch_size=8, width=16, num_layers=1, num_heads=2),
-        task_loss=TaskLossConfig(num_steps=4, batch_size=8),
+        task_loss=IGPGTaskLossConfig(num_steps=4, batch_size=8),
     )
     settings: dict[str, Any] = {"log_every": 1, "checkpoint_every": 10, "validate_every": 20, "num_workers": 2}
     settings |= changes
@@ -79,16 +81,11 @@ def test_two_workers_train_what_one_process_trains(
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_reptile_over_two_workers_gives_the_weights_of_one(zero_stage: int, zoo_corpus: Corpus, tmp_path: Path) -> None:
     """Each worker adapts to its own half of the meta-batch; the outer step is the mean over both."""
-    outer: dict[str, Any] = {
-        "optimizer": "sgd",
-        "learning_rate": 0.5,
-        "grad_clip": 100.0,
-        "inner_rate": 0.05,
-        "warmup_steps": 0,
-    }
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.5, grad_clip=100.0, weight_decay=0.0, warmup_steps=0)
     mcdi = McDiConfig(
         diffusion=DiffusionConfig(num_targets=2),
-        denoiser=DenoiserConfig(num_steps=12, batch_size=8, width=16, num_layers=1, num_heads=2, **outer),
+        network=NetworkConfig(width=16, num_layers=1, num_heads=2),
+        denoiser=DenoiserConfig(num_steps=12, batch_size=8, inner_rate=0.05, optimizer=optimizer),
     )
     weights = {}
     for num_workers in (0, 2):

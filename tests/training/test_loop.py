@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from raywgen.corpus import Corpus
-from raywgen.generators import StageConfig
+from raywgen.generators import OptimizerConfig, StageConfig
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
 from raywgen.training.checkpoints import Progress, RunCheckpoints
@@ -27,7 +28,7 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=6, batch_size=8, num_levels=3, num_codes=16, width=16),
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
-        task_loss=TaskLossConfig(num_steps=6, batch_size=8),
+        task_loss=IGPGTaskLossConfig(num_steps=6, batch_size=8),
     )
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(_SETTINGS | changes))
 
@@ -35,7 +36,8 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
 def lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
     lohp = LoHpConfig(
         path=PathConfig(num_steps=4, length=2, sampling_steps=2),
-        policy=PolicyConfig(num_steps=18, batch_size=8, width=16, num_layers=1, num_heads=2, replay_size=3),
+        network=NetworkConfig(width=16, num_layers=1, num_heads=2),
+        policy=PolicyConfig(num_steps=18, batch_size=8, replay_size=3),
     )
     settings = _SETTINGS | {"method": "lohp", "shot": 2}
     return TrainConfig(generator=lohp, corpus=corpus.location, out=str(out), **settings)
@@ -48,7 +50,7 @@ def losses(out: Path) -> dict[tuple[str, int], float]:
 
 
 def test_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
-    config = StageConfig(num_steps=100, learning_rate=2.0, warmup_steps=10)
+    config = StageConfig(num_steps=100, optimizer=OptimizerConfig(learning_rate=2.0, warmup_steps=10))
     assert learning_rate(config, 0) == pytest.approx(0.2)
     assert learning_rate(config, 50) == pytest.approx(2.0 * (0.05 + 0.95 * 0.5))
     assert learning_rate(config, 99) == pytest.approx(2.0 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.99))))
@@ -103,8 +105,8 @@ def test_every_stage_is_logged_validated_and_kept(zoo_corpus: Corpus, tmp_path: 
 
 def test_divergence_names_the_setting_to_lower(zoo_corpus: Corpus, tmp_path: Path) -> None:
     config = small_config(zoo_corpus, tmp_path)
-    config.generator.tokenizer.learning_rate = 1e30
-    with pytest.raises(DivergedError, match=r"generator\.tokenizer\.learning_rate"):
+    config.generator.tokenizer.optimizer.learning_rate = 1e30
+    with pytest.raises(DivergedError, match=r"generator\.tokenizer\.optimizer\.learning_rate"):
         launch([config])
 
 

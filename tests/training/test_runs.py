@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.corpus import Corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers
@@ -45,7 +45,7 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=NUM_STEPS, batch_size=BATCH, num_levels=2, num_codes=8, width=16),
         prior=PriorConfig(num_steps=0, width=16, num_layers=1, num_heads=2),
-        task_loss=TaskLossConfig(num_steps=0),
+        task_loss=IGPGTaskLossConfig(num_steps=0),
     )
     settings: dict[str, Any] = {"log_every": 1, "validate_every": 2, "num_workers": 0}
     return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(settings | changes))

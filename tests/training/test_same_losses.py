@@ -28,26 +28,30 @@ _IGPG = {
     "prior": _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1},
     "task_loss": _STAGE,
 }
-_SIZES: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2}
-_SMALL = _STAGE | _SIZES
+_NETWORK = {"width": 16, "num_layers": 1, "num_heads": 2}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "igpg": ("igpg", _IGPG),
     "igpg_scale_tokens": ("igpg", _IGPG | {"tokenizer": _IGPG["tokenizer"] | {"scales": "filter"}}),
     "igpg_windows": ("igpg", _IGPG | {"prior": _IGPG["prior"] | {"window": 8}}),
-    "mcdi": ("mcdi", {"denoiser": _SMALL, "task_loss": _STAGE, "diffusion": {"num_targets": 2}}),
+    "mcdi": ("mcdi", {"network": _NETWORK, "denoiser": _STAGE, "task_loss": _STAGE, "diffusion": {"num_targets": 2}}),
     "mcdi_latents": (
         "mcdi",
         {
-            "denoiser": _SMALL | {"kind": "latents"},
+            "network": _NETWORK | {"kind": "latents"},
+            "denoiser": _STAGE,
             "tokenizer": _STAGE | {"chunk_length": 32, "num_levels": 2, "num_codes": 16, "width": 16},
             "diffusion": {"num_targets": 2, "sampler": "stochastic", "sampling_steps": 5},
         },
     ),
     "lohp": (
         "lohp",
-        {"path": {"num_steps": 4, "length": 2, "sampling_steps": 2}, "policy": _SMALL | {"replay_size": 2}},
+        {
+            "path": {"num_steps": 4, "length": 2, "sampling_steps": 2},
+            "network": _NETWORK,
+            "policy": _STAGE | {"replay_size": 2},
+        },
     ),
-    "direct": ("direct", {"network": _SIZES, "regression": _STAGE, "task_loss": _STAGE}),
+    "direct": ("direct", {"network": _NETWORK, "regression": _STAGE, "task_loss": _STAGE}),
     "hypernetwork": ("hypernetwork", {"width": 16, "task_loss": _STAGE}),
 }
 

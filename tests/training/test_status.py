@@ -9,7 +9,7 @@ import pytest
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.runlog import METRICS
 from raywgen.training.status import run_status
@@ -20,7 +20,7 @@ def finished(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=16, width=16),
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2),
-        task_loss=TaskLossConfig(num_steps=0),
+        task_loss=IGPGTaskLossConfig(num_steps=0),
     )
     out = tmp_path_factory.mktemp("run") / "igpg"
     launch([TrainConfig(generator=igpg, corpus=zoo_corpus.location, out=str(out), num_workers=0, log_every=1)])

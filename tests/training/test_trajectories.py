@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raywgen.corpus import Corpus
+from raywgen.generators import OptimizerConfig
 from raywgen.generators.bundle import build_generator, load_bundle
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.data import (
     BatchPlan,
@@ -168,19 +170,13 @@ def test_no_shot_draws_conditions_at_random(zoo_corpus: Corpus) -> None:
 
 
 def meta_config(**denoiser: Any) -> McDiConfig:
-    small: dict[str, Any] = {
-        "num_steps": 6,
-        "batch_size": 8,
-        "width": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "warmup_steps": 0,
-    }
-    outer: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.5, "grad_clip": 100.0, "inner_rate": 0.05}
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.5, grad_clip=100.0, weight_decay=0.0, warmup_steps=0)
+    outer: dict[str, Any] = {"num_steps": 6, "batch_size": 8, "optimizer": optimizer, "inner_rate": 0.05}
     return McDiConfig(
         diffusion=DiffusionConfig(num_targets=2),
-        denoiser=DenoiserConfig(**(small | outer | denoiser)),
-        task_loss=TaskLossConfig(num_steps=0),
+        network=NetworkConfig(width=16, num_layers=1, num_heads=2),
+        denoiser=DenoiserConfig(**(outer | denoiser)),
+        task_loss=McDiTaskLossConfig(num_steps=0),
     )
 
 

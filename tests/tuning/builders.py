@@ -9,7 +9,7 @@ from raywgen.corpus import Corpus
 from raywgen.tuning import TrialRow, TuneConfig, TuneResult
 from raywgen.tuning.results import Score
 
-RATE, WIDTH = "train.generator.task_loss.learning_rate", "train.generator.width"
+RATE, WIDTH = "train.generator.task_loss.optimizer.learning_rate", "train.generator.width"
 SPACE: dict[str, Any] = {
     RATE: {"loguniform": [1e-4, 1e-2]},
     WIDTH: {"choice": [8, 16]},

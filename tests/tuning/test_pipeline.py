@@ -21,21 +21,21 @@ def config(**changes: Any) -> TuneConfig:
 def test_knobs_and_fixed_values_reach_the_configs() -> None:
     fixed = {
         "zoo.optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}],
-        "train": {"generator": {"policy": {"width": 32}}},
+        "train": {"generator": {"network": {"width": 32}}},
     }
     space = {"zoo.optimizers.1.sam.rho": {"choice": [0.0, 0.1]}, "train.generator.policy.mix": {"uniform": [0, 1]}}
     pipeline = Pipeline(config(fixed=fixed, space=space))
     plan = pipeline.plan({"zoo.optimizers.1.sam.rho": 0.1, "train.generator.policy.mix": 0.25})
     assert plan.zoo is not None
     assert [one.sam.rho for one in plan.zoo.optimizers] == [0.0, 0.1]
-    assert (plan.train.generator.policy.mix, plan.train.generator.policy.width) == (0.25, 32)
+    assert (plan.train.generator.policy.mix, plan.train.generator.network.width) == (0.25, 32)
     assert pipeline.base.train.generator.policy.mix == 0.5
     assert pipeline.turns_zoo
 
 
 def test_a_trial_takes_nothing_over_from_the_one_before() -> None:
     """A knob that does not exist beside the values of a trial keeps the base's value."""
-    mix, width = "train.generator.policy.mix", "train.generator.policy.width"
+    mix, width = "train.generator.policy.mix", "train.generator.network.width"
     pipeline = Pipeline(config(space={mix: {"uniform": [0, 1]}, width: {"choice": [16, 32]}}))
     base = pipeline.base.train.generator.policy.mix
     assert pipeline.plan({mix: 0.25, width: 16}).train.generator.policy.mix == 0.25 != base
@@ -77,8 +77,8 @@ def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
             {"space": {"train.generator.path.length": {"choice": [4, 5]}}},
             "the space allows train.generator.path.length=5, which cannot be: ",
         ),
-        ({"space": {"train.generator.policy.learning_rate": {"uniform": [-1, 1]}}}, "must be above 0"),
-        ({"space": {"train.generator.policy.width": {"choice": [32, "wide"]}}}, "width=wide, which cannot be"),
+        ({"space": {"train.generator.policy.optimizer.learning_rate": {"uniform": [-1, 1]}}}, "must be above 0"),
+        ({"space": {"train.generator.network.width": {"choice": [32, "wide"]}}}, "width=wide, which cannot be"),
         # Each of both is right by itself.
         (
             {
@@ -112,10 +112,13 @@ def test_shipped_searches_allow_nothing_that_cannot_be(method: str) -> None:
     ("method", "wanted"),
     [
         ("lohp", {"path.length", "policy.lam", "policy.mix", "sam.rho"}),
-        ("mcdi", {"diffusion.num_targets", "diffusion.num_steps", "denoiser.inner_rate", "denoiser.learning_rate"}),
+        (
+            "mcdi",
+            {"diffusion.num_targets", "diffusion.num_steps", "denoiser.inner_rate", "denoiser.optimizer.learning_rate"},
+        ),
         ("mcdi", {"sam.rho"}),
-        ("igpg", {"chunk_length", "num_codes", "num_levels", "tokenizer.width", "tokenizer.learning_rate"}),
-        ("igpg", {"prior.width", "prior.learning_rate"}),
+        ("igpg", {"chunk_length", "num_codes", "num_levels", "tokenizer.width", "tokenizer.optimizer.learning_rate"}),
+        ("igpg", {"prior.width", "prior.optimizer.learning_rate"}),
     ],
 )
 def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: set[str]) -> None:

@@ -40,17 +40,20 @@ def test_a_population_turns_rates_of_its_last_stage_alone(zoo_corpus: Corpus, tm
     told = tune_config(zoo_corpus, tmp_path, space={WIDTH: {"choice": [8, 16]}})
     with pytest.raises(ConfigError, match=f"cannot turn {WIDTH} while a run goes on"):
         check_knobs(Pipeline(told))
-    rates = {f"train.generator.{stage}.learning_rate": {"loguniform": [1e-4, 1e-2]} for stage in ("prior", "task_loss")}
+    rates = {
+        f"train.generator.{stage}.optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]}
+        for stage in ("prior", "task_loss")
+    }
     told = tune_config(zoo_corpus, tmp_path, space=rates)
     told.train, told.fixed = "igpg", {"train.num_workers": 0}
     pipeline = Pipeline(told)
     check_knobs(pipeline)
     with pytest.raises(
-        ConfigError, match=r"turn train.generator.prior.learning_rate: stage 'prior' is over.*'task_loss'"
+        ConfigError, match=r"turn train.generator.prior.optimizer.learning_rate: stage 'prior' is over.*'task_loss'"
     ):
         check_stage(pipeline, pipeline.base)
     told.fixed = {"train.num_workers": 0, "train.generator.task_loss.num_steps": 0}
-    del told.space["train.generator.prior.learning_rate"]
+    del told.space["train.generator.prior.optimizer.learning_rate"]
     with pytest.raises(ConfigError, match=r"stage 'task_loss' is over, or off.*'prior'"):
         check_stage(Pipeline(told), Pipeline(told).base)
 

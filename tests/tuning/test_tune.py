@@ -79,7 +79,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert [row["step"] for row in read_metrics(run)] == list(range(whole.rows[1].steps))
 
     best = load_config(TrainConfig, tmp_path / "whole" / "best.yaml")
-    assert best.generator.task_loss.learning_rate == whole.best.knobs[RATE]
+    assert best.generator.task_loss.optimizer.learning_rate == whole.best.knobs[RATE]
     assert best.generator.width == whole.best.knobs[WIDTH]
     assert best.corpus == zoo_corpus.location
     launch([best])

@@ -20,7 +20,7 @@ from raywgen.evaluation.tables import print_evaluation
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generation.write import GenerateConfig, generate
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg import IGPGConfig, PriorConfig, TaskLossConfig
+from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.zoo.describe import describe_corpus
@@ -58,7 +58,7 @@ def run(corpus: Corpus, task_loss_steps: int) -> TrainConfig:
     igpg = IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=8, width=8),
         prior=PriorConfig(num_steps=4, batch_size=8, width=16, num_layers=1, num_heads=2),
-        task_loss=TaskLossConfig(num_steps=task_loss_steps, batch_size=4),
+        task_loss=IGPGTaskLossConfig(num_steps=task_loss_steps, batch_size=4),
     )
     out = str(Path(corpus.location).parent / f"run-{task_loss_steps}")
     return TrainConfig(generator=igpg, corpus=corpus.location, out=out, num_workers=0, log_every=1)

@@ -28,9 +28,9 @@ class DirectConfig:
     """Size and training.
 
     Attributes:
-        network: The map's kind and sizes, as of Mc-Di's denoiser.
-        regression: Towards the stored weights.
-        task_loss: By the task's loss.
+        network: Kind and sizes of the map, as of Mc-Di's denoiser.
+        regression: The stage that trains it towards the stored weights.
+        task_loss: The stage that trains it by the task's loss.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -59,7 +59,7 @@ class Direct(SupportSetGenerator):
         """Those that are switched on."""
         stages: list[Stage] = [
             RegressionStage(self.config, self.map, self.normalizers),
-            TaskLossStage(self.config, self.map, self.normalizers),
+            DirectTaskLossStage(self.config, self.map, self.normalizers),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 
@@ -111,7 +111,7 @@ class RegressionStage(_DirectStage):
         return StageLoss(loss=loss, metrics={})
 
 
-class TaskLossStage(_DirectStage):
+class DirectTaskLossStage(_DirectStage):
     """The task's loss of the written networks on query samples."""
 
     name = "task_loss"

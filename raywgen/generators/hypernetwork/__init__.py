@@ -36,7 +36,7 @@ class HypernetworkConfig:
 
     width: int = 128
     statistics: str = "stored"
-    task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000, learning_rate=1e-3))
+    task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000))
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)

@@ -1,7 +1,7 @@
 """IGPG: weights to tokens by a VQ-VAE, tokens from a causal transformer that is told task, data and layout."""
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.igpg.config import IGPGConfig, PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg.config import IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
 
-__all__ = ["IGPG", "IGPGConfig", "PriorConfig", "SamplingConfig", "TaskLossConfig", "TokenizerConfig"]
+__all__ = ["IGPG", "IGPGConfig", "IGPGTaskLossConfig", "PriorConfig", "SamplingConfig", "TokenizerConfig"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.names import one_of
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.text_encoders import check_text_encoder
@@ -36,7 +36,7 @@ class PriorConfig(StageConfig):
 
     num_steps: int = 250
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-3))
     width: int = 128
     num_layers: int = 3
     num_heads: int = 4
@@ -117,7 +117,7 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
-class TaskLossConfig(StageConfig):
+class IGPGTaskLossConfig(StageConfig):
     """Training through soft tokens by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
@@ -156,4 +156,4 @@ class IGPGConfig:
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)
+    task_loss: IGPGTaskLossConfig = field(default_factory=IGPGTaskLossConfig)

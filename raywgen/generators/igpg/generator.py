@@ -24,7 +24,7 @@ from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, task_loss_chunks
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_loss_chunks
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (
@@ -72,7 +72,7 @@ class IGPG(Generator):
         stages: list[Stage] = [
             TokenizerStage(self.tokenizer, self.normalizers),
             PriorStage(self.prior, self.tokenizer, self.normalizers),
-            TaskLossStage(
+            IGPGTaskLossStage(
                 self.config.task_loss, self.prior, self.correction, self.variation, self.tokenizer, self.normalizers
             ),
         ]

@@ -14,7 +14,7 @@ from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
-from raywgen.generators.igpg.config import PriorConfig, SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.interface import Stage, StageLoss
@@ -217,7 +217,7 @@ def task_loss_chunks(
     return chunks_BMK + variation(drawn_BMK - expected_BMK, places_MG)
 
 
-class TaskLossStage(Stage):
+class IGPGTaskLossStage(Stage):
     """Trains the prior, a correction of what is decoded, and its variation, by what the decoded networks do.
 
     The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
@@ -235,7 +235,7 @@ class TaskLossStage(Stage):
 
     def __init__(
         self,
-        config: TaskLossConfig,
+        config: IGPGTaskLossConfig,
         prior: Prior,
         correction: Coder,
         variation: Coder | None,
@@ -251,7 +251,7 @@ class TaskLossStage(Stage):
         self.normalizers = normalizers
 
     @property
-    def config(self) -> TaskLossConfig:
+    def config(self) -> IGPGTaskLossConfig:
         """Of this stage alone."""
         return self._config
 

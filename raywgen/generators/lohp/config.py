@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.names import one_of
 
 OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")
@@ -54,8 +54,8 @@ class PathConfig:
 
 
 @dataclass(kw_only=True)
-class PolicyConfig(NetworkConfig, StageConfig):
-    """Forward policy, backward policy and flow, and the balance that they are trained for.
+class PolicyConfig(StageConfig):
+    """The balance that forward policy, backward policy and flow are trained for.
 
     Attributes:
         objective: `sub_trajectory` balance (SubTB), `trajectory` or `detailed` balance, or `cloning` of stored steps.
@@ -72,8 +72,7 @@ class PolicyConfig(NetworkConfig, StageConfig):
 
     num_steps: int = 600
     batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
     objective: str = "sub_trajectory"
     lam: float = 0.9
     mix: float = 0.5
@@ -86,8 +85,7 @@ class PolicyConfig(NetworkConfig, StageConfig):
     task_reward: float = 0.0
 
     def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        NetworkConfig.__post_init__(self)
+        super().__post_init__()
         for name, known in (
             ("objective", OBJECTIVES),
             ("hybrid", HYBRIDS),
@@ -107,9 +105,11 @@ class LoHpConfig:
     """All of Lo-Hp.
 
     Attributes:
-        path: Of states.
-        policy: Its networks and training.
+        path: The path of states.
+        network: Kind and sizes of the networks of policy and flow.
+        policy: The stage that trains them.
     """
 
     path: PathConfig = field(default_factory=PathConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

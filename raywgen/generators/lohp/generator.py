@@ -39,7 +39,7 @@ class LoHp(SupportSetGenerator):
     takes_policy = True
 
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(config.policy, normalizers, data)
+        super().__init__(config.network, normalizers, data)
         self.config: LoHpConfig = config
         self.num_targets = config.path.num_targets
         self.policy = Policy(config, self.normalizers, data)

@@ -49,10 +49,10 @@ class Policy(nn.Module):
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
         self.path, self.names = config.path, data.policies
-        self.forward_net = build_denoiser(config.policy, normalizers, data)
-        self.flow_net = build_denoiser(config.policy, normalizers, data)
+        self.forward_net = build_denoiser(config.network, normalizers, data)
+        self.flow_net = build_denoiser(config.network, normalizers, data)
         is_learned = config.policy.backward == "learned"
-        self.backward_net = build_denoiser(config.policy, normalizers, data) if is_learned else None
+        self.backward_net = build_denoiser(config.network, normalizers, data) if is_learned else None
         width = self.forward_net.num_told()
         self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)

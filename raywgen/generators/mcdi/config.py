@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
 from raywgen.generators.mcdi.samplers import SAMPLERS
 from raywgen.generators.mcdi.schedule import Schedule
@@ -63,8 +63,8 @@ class DiffusionConfig:
 
 
 @dataclass(kw_only=True)
-class DenoiserConfig(NetworkConfig, StageConfig):
-    """The denoiser and how it is meta-trained.
+class DenoiserConfig(StageConfig):
+    """How the denoiser is meta-trained.
 
     Attributes:
         meta: `reptile`, or `joint` for ordinary training on all tasks at once.
@@ -75,16 +75,14 @@ class DenoiserConfig(NetworkConfig, StageConfig):
 
     num_steps: int = 1000
     batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
     meta: str = "reptile"
     inner_rate: float = 0.005
     inner_steps: int = 3
     num_draws: int = 2
 
     def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        NetworkConfig.__post_init__(self)
+        super().__post_init__()
         if self.meta not in META:
             raise ValueError(one_of("meta", self.meta, META))
         if min(self.inner_steps, self.num_draws) < 1 or self.inner_rate <= 0:
@@ -92,7 +90,7 @@ class DenoiserConfig(NetworkConfig, StageConfig):
 
 
 @dataclass(kw_only=True)
-class TaskLossConfig(StageConfig):
+class McDiTaskLossConfig(StageConfig):
     """A few steps through a short sampler by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
@@ -102,8 +100,7 @@ class TaskLossConfig(StageConfig):
 
     num_steps: int = 0
     batch_size: int = 64
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4, weight_decay=0.0))
     sampling_steps: int = 2
     consistency: float = 0.1
 
@@ -114,14 +111,16 @@ class McDiConfig:
 
     Attributes:
         diffusion: The chain.
-        denoiser: Meta-learned.
-        task_loss: By the task's loss.
-        tokenizer: Trained first, where `denoiser.kind` is `latents`; its `chunk_length` is what a latent stands for.
+        network: Kind and sizes of the denoiser.
+        denoiser: The stage that trains it on local targets.
+        task_loss: The stage that trains it by the task's loss.
+        tokenizer: Trained first, where `network.kind` is `latents`; its `chunk_length` is what a latent stands for.
     """
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)
+    task_loss: McDiTaskLossConfig = field(default_factory=McDiTaskLossConfig)
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ Where the paper is silent, or this differs, and why (effects: README, and `jobs/
   once; any others chunk by chunk, or as the latents of a tokeniser.
 - The task embedding is made of the support set by the denoiser itself, on features of a frozen encoder where the corpus
   was made on such, in place of a ResNet-101.
-- Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer=sgd` is the paper's own.
+- Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer.kind=sgd` is the paper's own.
 - The task-loss stage is not of the paper; it is off by default and reported apart.
 """
 
@@ -33,7 +33,7 @@ from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, Stage
 from raywgen.generators.mcdi.config import McDiConfig
-from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage, run_sampler
+from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, run_sampler
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
 
 
@@ -43,11 +43,11 @@ class McDi(SupportSetGenerator):
     method = "mcdi"
 
     def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(config.denoiser, normalizers, data)
+        super().__init__(config.network, normalizers, data)
         self.config: McDiConfig = config
         self.num_targets = config.diffusion.num_targets
-        self.tokenizer = Tokenizer(config.tokenizer) if config.denoiser.kind == "latents" else None
-        self.denoiser = build_denoiser(config.denoiser, self.normalizers, data, self.tokenizer)
+        self.tokenizer = Tokenizer(config.tokenizer) if config.network.kind == "latents" else None
+        self.denoiser = build_denoiser(config.network, self.normalizers, data, self.tokenizer)
 
     @property
     def network(self) -> Denoiser:
@@ -59,7 +59,7 @@ class McDi(SupportSetGenerator):
         stages: list[Stage] = [
             *([TokenizerStage(self.tokenizer, self.normalizers)] if self.tokenizer is not None else []),
             DenoiserStage(self.config, self.denoiser, self.normalizers),
-            TaskLossStage(self.config, self.denoiser, self.normalizers),
+            McDiTaskLossStage(self.config, self.denoiser, self.normalizers),
         ]
         return [stage for stage in stages if stage.config.num_steps > 0]
 

@@ -18,7 +18,7 @@ from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import Stage, StageLoss
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, TaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
@@ -158,13 +158,13 @@ class DenoiserStage(_McDiStage):
         return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
 
 
-class TaskLossStage(_McDiStage):
+class McDiTaskLossStage(_McDiStage):
     """A few steps through a short sampler by the task's own loss on support and query samples."""
 
     name = "task_loss"
 
     @property
-    def config(self) -> TaskLossConfig:
+    def config(self) -> McDiTaskLossConfig:
         """Of this stage alone."""
         return self._config.task_loss
 

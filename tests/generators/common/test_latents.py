@@ -11,22 +11,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from raywgen.generators import OptimizerConfig
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.denoisers import LatentWeights, build_denoiser
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig, TokenizerStage
 from raywgen.generators.mcdi import McDi
-from raywgen.generators.mcdi.config import DenoiserConfig
-from raywgen.generators.mcdi.stages import DenoiserStage, TaskLossStage
+from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage
 from raywgen.weights.chunks import to_chunks
 from tests.builders import DEEP, SMALL, layout_of, noise_for, normalizers, train
 from tests.generators.mcdi.builders import DATA, chunk_batch, config, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TOKENIZER = TokenizerConfig(chunk_length=12, num_levels=2, num_codes=8, width=16, num_steps=5, warmup_steps=0)
+TOKENIZER = TokenizerConfig(
+    chunk_length=12,
+    num_levels=2,
+    num_codes=8,
+    width=16,
+    num_steps=5,
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=0),
+)
 
 
 def generator_of(task_loss: dict | None = None, *, is_trained: bool = True) -> McDi:
-    settings = replace(config(denoiser={"kind": "latents"}, task_loss=task_loss), tokenizer=TOKENIZER)
+    settings = replace(config(network={"kind": "latents"}, task_loss=task_loss), tokenizer=TOKENIZER)
     generator = mcdi(settings, table=normalizers(SMALL, DEEP))
     assert generator.tokenizer is not None
     if is_trained:
@@ -62,7 +70,7 @@ def test_an_untrained_tokeniser_changes_nothing() -> None:
 def test_the_tokeniser_is_trained_first_and_by_no_later_stage() -> None:
     generator = generator_of({"num_steps": 1})
     stages = generator.stages()
-    assert [type(stage) for stage in stages] == [TokenizerStage, DenoiserStage, TaskLossStage]
+    assert [type(stage) for stage in stages] == [TokenizerStage, DenoiserStage, McDiTaskLossStage]
     assert generator.tokenizer is not None
     of_tokenizer = {id(parameter) for parameter in generator.tokenizer.parameters()}
     assert {id(parameter) for parameter in stages[0].parameters()} == of_tokenizer
@@ -104,6 +112,6 @@ def test_a_bundle_writes_bit_equal_networks(tmp_path: Path) -> None:
 
 def test_latents_need_a_tokeniser() -> None:
     with pytest.raises(ValueError, match="kind=latents: only mcdi has a tokeniser"):
-        build_denoiser(DenoiserConfig(kind="latents"), normalizers(SMALL), DATA)
-    denoiser = build_denoiser(DenoiserConfig(kind="latents"), normalizers(SMALL), DATA, Tokenizer(TOKENIZER))
+        build_denoiser(NetworkConfig(kind="latents"), normalizers(SMALL), DATA)
+    denoiser = build_denoiser(NetworkConfig(kind="latents"), normalizers(SMALL), DATA, Tokenizer(TOKENIZER))
     assert isinstance(denoiser, LatentWeights)

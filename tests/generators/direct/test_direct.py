@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from raywgen.generators import StageConfig
+from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import Direct, DirectConfig, RegressionStage
 from raywgen.training.engine import LocalEngine
@@ -11,7 +11,7 @@ from tests.builders import DATA, SMALL, layout_of, normalizers, weight_batch
 
 NETWORK = NetworkConfig(width=32, num_heads=2, num_layers=1)
 OFF = StageConfig(num_steps=0)
-ON = StageConfig(num_steps=60, weight_decay=0.0, warmup_steps=1)
+ON = StageConfig(num_steps=60, optimizer=OptimizerConfig(weight_decay=0.0, warmup_steps=1))
 
 
 def direct(regression: StageConfig = ON, task_loss: StageConfig = OFF) -> Direct:

@@ -13,7 +13,7 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, dropped_parts, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, dropped_parts, token_nll
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import DEEP, SMALL, igpg, igpg_config, layout_of, noise_for, train, values_of, weight_batch
 
@@ -142,7 +142,7 @@ def test_the_task_loss_stage_judges_what_generate_writes(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch()
     config = generator.config.task_loss
     parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
-    stage = TaskLossStage(config, *parts).eval()
+    stage = IGPGTaskLossStage(config, *parts).eval()
     result = stage(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=config.temperature)
     scale_D = generator.normalizers[batch.layout.id][1].scale_D

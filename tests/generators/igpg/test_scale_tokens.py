@@ -19,7 +19,7 @@ from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
 from raywgen.weights.chunks import chunk_mask, num_place_features, place_features, to_chunks
@@ -165,7 +165,7 @@ def test_every_stage_learns() -> None:
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     losses = train(PriorStage(generator.prior, generator.tokenizer, generator.normalizers), batches)
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
-    task_loss = TaskLossStage(
+    task_loss = IGPGTaskLossStage(
         igpg_config().task_loss,
         generator.prior,
         generator.correction,
@@ -212,7 +212,7 @@ def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_task_loss_stage_trains_what_writes_scales(mode: str) -> None:
     generator, batch = shaken(igpg(config_of(mode), own_starts())), weight_batch()
-    stage = TaskLossStage(
+    stage = IGPGTaskLossStage(
         dataclasses.replace(igpg_config().task_loss, likelihood=0.0, anchor=0.0),
         generator.prior,
         generator.correction,

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.igpg.config import SamplingConfig, TaskLossConfig
+from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
-from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, spread_loss, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, spread_loss, token_nll
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Layout, Normalizer, WeightBatch
@@ -36,10 +36,10 @@ def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
     return [weight_batch((SMALL, DEEP)[step % 2], num, seed=step) for step in range(num_steps)]
 
 
-def task_loss_stage(generator: IGPG, **settings: Any) -> TaskLossStage:
-    config = TaskLossConfig(**settings)
+def task_loss_stage(generator: IGPG, **settings: Any) -> IGPGTaskLossStage:
+    config = IGPGTaskLossConfig(**settings)
     parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
-    return TaskLossStage(config, *parts)
+    return IGPGTaskLossStage(config, *parts)
 
 
 def test_tokenizer_stage_lowers_its_loss() -> None:
@@ -300,7 +300,7 @@ def test_task_loss_stage_teaches_networks_with_batch_normalisation(statistics: s
 @pytest.mark.parametrize("wrong", ["windows", "statistics"])
 def test_unknown_ways_of_the_task_loss_stage_are_named(wrong: str) -> None:
     with pytest.raises(ValueError, match=f"{wrong}=none: give one of"):
-        TaskLossConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
+        IGPGTaskLossConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("float64")

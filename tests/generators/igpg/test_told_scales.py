@@ -16,7 +16,7 @@ from raywgen.generators.common.tokenizer.chunk_table import LeadingChunks
 from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.stages import PriorStage, TaskLossStage, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
 from raywgen.generators.igpg.windows import plan_parts
 from raywgen.weights import Normalizer, layout_normalizer
 from raywgen.weights.groups import groups_of
@@ -212,7 +212,7 @@ def test_stages_train_it() -> None:
     losses = train(stage, [weight_batch(WIDE, 16, seed=step) for step in range(30)])
     assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
     parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
-    task_loss = TaskLossStage(generator.config.task_loss, *parts)
+    task_loss = IGPGTaskLossStage(generator.config.task_loss, *parts)
     for each in (stage, task_loss):
         assert generator.prior.scales is not None
         generator.prior.scales.weight.grad = None

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from raywgen.generators.interface import DataSpec
+from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.interface import DataSpec, OptimizerConfig
 from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
 from raywgen.weights import NormalizerTable
 from tests.builders import NUM_FEATURES, SMALL, normalizers
@@ -17,19 +18,22 @@ DATA = DataSpec(num_features=NUM_FEATURES, max_classes=NUM_CLASSES, policies=POL
 TABLES = {"head": head_references, "flat": lambda: normalizers(SMALL), "chunks": lambda: normalizers(SMALL)}
 
 
-def config(*, path: dict[str, Any] | None = None, policy: dict[str, Any] | None = None) -> LoHpConfig:
+def config(
+    *,
+    path: dict[str, Any] | None = None,
+    network: dict[str, Any] | None = None,
+    policy: dict[str, Any] | None = None,
+) -> LoHpConfig:
     """Six steps in three sub-trajectories, networks of width 16."""
     short: dict[str, Any] = {"num_steps": 6, "length": 2, "sampling_steps": 3, "noise": 0.5}
-    small: dict[str, Any] = {
-        "num_steps": 5,
-        "batch_size": 8,
-        "width": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "chunk_length": 8,
-        "warmup_steps": 0,
-    }
-    return LoHpConfig(path=PathConfig(**(short | (path or {}))), policy=PolicyConfig(**(small | (policy or {}))))
+    small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
+    optimizer = OptimizerConfig(weight_decay=0.0, warmup_steps=0)
+    steps: dict[str, Any] = {"num_steps": 5, "batch_size": 8, "optimizer": optimizer}
+    return LoHpConfig(
+        path=PathConfig(**(short | (path or {}))),
+        network=NetworkConfig(**(small | (network or {}))),
+        policy=PolicyConfig(**(steps | (policy or {}))),
+    )
 
 
 def lohp(

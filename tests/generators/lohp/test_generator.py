@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raywgen.generators.bundle import load_bundle, save_bundle
+from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.registry import METHODS
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, normalizers, part_of
@@ -122,7 +123,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
         (lambda: PolicyConfig(objective="subtb"), "objective=subtb: give one of"),
         (lambda: PolicyConfig(mix=1.5), "mix lies between 0 and 1"),
         (lambda: PolicyConfig(exploration=-1), "must be at least 0"),
-        (lambda: PolicyConfig(kind="dense"), "kind=dense: give one of"),
+        (lambda: NetworkConfig(kind="dense"), "kind=dense: give one of"),
     ],
 )
 def test_settings_that_make_no_policy_are_named(make: Any, told: str) -> None:

@@ -27,8 +27,8 @@ from tests.generators.mcdi.builders import chunk_batch, head_batch, support_and_
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def generator_of(kind: str = "head", path: dict[str, Any] | None = None, **policy: Any) -> LoHp:
-    return lohp(config(path=path, policy={"kind": kind} | policy), table=TABLES[kind]())
+def generator_of(kind: str = "head", path: dict[str, Any] | None = None, width: int = 16, **policy: Any) -> LoHp:
+    return lohp(config(path=path, network={"kind": kind, "width": width}, policy=policy), table=TABLES[kind]())
 
 
 def stage_of(generator: LoHp) -> PolicyStage:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.generators.interface import DataSpec
+from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.interface import DataSpec, OptimizerConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, TaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.weights import Condition, Normalizer, NormalizerTable, WeightBatch
 from tests.builders import NUM_FEATURES, SMALL, layout_of, network, normalizers, weight_batch
 
@@ -26,24 +27,21 @@ DATA = DataSpec(num_features=NUM_FEATURES, max_classes=NUM_CLASSES)
 def config(
     *,
     diffusion: dict[str, Any] | None = None,
+    network: dict[str, Any] | None = None,
     denoiser: dict[str, Any] | None = None,
     task_loss: dict[str, Any] | None = None,
 ) -> McDiConfig:
     """Six steps with three local targets, a denoiser of width 16."""
     short: dict[str, Any] = {"num_steps": 6, "sampling_steps": 6}
-    small: dict[str, Any] = {
-        "num_steps": 5,
-        "width": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "chunk_length": 8,
-        "warmup_steps": 0,
-    }
-    composed: dict[str, Any] = {"warmup_steps": 0} | (task_loss or {})
+    small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
+    steps: dict[str, Any] = {"num_steps": 5, "optimizer": OptimizerConfig(weight_decay=0.0, warmup_steps=0)}
+    optimizer = OptimizerConfig(learning_rate=3e-4, weight_decay=0.0, warmup_steps=0)
+    composed: dict[str, Any] = {"optimizer": optimizer} | (task_loss or {})
     return McDiConfig(
         diffusion=DiffusionConfig(**(short | (diffusion or {}))),
-        denoiser=DenoiserConfig(**(small | (denoiser or {}))),
-        task_loss=TaskLossConfig(**composed),
+        network=NetworkConfig(**(small | (network or {}))),
+        denoiser=DenoiserConfig(**(steps | (denoiser or {}))),
+        task_loss=McDiTaskLossConfig(**composed),
     )
 
 

@@ -104,7 +104,7 @@ def test_the_known_layout_takes_its_own_reference() -> None:
 
 def test_other_unknown_layouts_need_a_reference() -> None:
     layout, told = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
-    generator = mcdi(config(denoiser={"kind": "chunks"}), table=normalizers(SMALL))
+    generator = mcdi(config(network={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)
     with pytest.raises(AssertionError, match="no reference"):
         generator.generate(told, layout, noise_for(2))
@@ -115,7 +115,7 @@ def test_other_unknown_layouts_need_a_reference() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "chunks"])
 def test_only_a_denoiser_of_heads_knows_heads_with_other_classes(kind: str) -> None:
-    generator = mcdi(config(denoiser={"kind": kind}))
+    generator = mcdi(config(network={"kind": kind}))
     assert generator.knows(layout_of(HEAD))
     assert not generator.knows(layout_of((NUM_FEATURES, 2)))
     assert not mcdi().knows(layout_of(SMALL))

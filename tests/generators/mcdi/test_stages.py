@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raywgen.generators import Stage
+from raywgen.generators import OptimizerConfig, Stage
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.config import DiffusionConfig
 from raywgen.generators.mcdi.local_consistency import noised
-from raywgen.generators.mcdi.stages import DenoiserStage, Draws, TaskLossStage, consistency_loss, draw, run_sampler
+from raywgen.generators.mcdi.stages import DenoiserStage, Draws, McDiTaskLossStage, consistency_loss, draw, run_sampler
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -43,12 +43,12 @@ def denoiser_stage(generator: McDi) -> DenoiserStage:
     return DenoiserStage(generator.config, generator.denoiser, generator.normalizers)
 
 
-def task_loss_stage(generator: McDi) -> TaskLossStage:
-    return TaskLossStage(generator.config, generator.denoiser, generator.normalizers)
+def task_loss_stage(generator: McDi) -> McDiTaskLossStage:
+    return McDiTaskLossStage(generator.config, generator.denoiser, generator.normalizers)
 
 
-def generator_of(kind: str, denoiser: dict[str, Any] | None = None, **parts: Any) -> McDi:
-    settings = config(denoiser={"kind": kind} | (denoiser or {}), **parts)
+def generator_of(kind: str, denoiser: dict[str, Any] | None = None, width: int = 16, **parts: Any) -> McDi:
+    settings = config(network={"kind": kind, "width": width}, denoiser=denoiser, **parts)
     return mcdi(settings, table=None if kind == "head" else normalizers(SMALL))
 
 
@@ -149,7 +149,7 @@ def test_the_prediction_that_a_variant_asks_for_has_no_loss(variant: str) -> Non
 
 @pytest.mark.parametrize(("meta", "variant"), [("reptile", "consistent"), *(("joint", each) for each in VARIANTS)])
 def test_both_ways_of_training_learn_heads_from_support_means(meta: str, variant: str) -> None:
-    generator = mcdi(config(diffusion=VARIANTS[variant], denoiser={"meta": meta, "width": 32}))
+    generator = mcdi(config(diffusion=VARIANTS[variant], network={"width": 32}, denoiser={"meta": meta}))
     stage, held = denoiser_stage(generator), head_batch(128, seed=77, num_targets=generator.num_targets)
     stage.begin([held], seed=0)
     before = judged(stage, held, "consistency")
@@ -160,7 +160,7 @@ def test_both_ways_of_training_learn_heads_from_support_means(meta: str, variant
 
 @pytest.mark.parametrize(("meta", "kind"), [("reptile", "flat"), ("joint", "flat"), ("joint", "chunks")])
 def test_both_ways_of_training_learn_whole_networks(meta: str, kind: str) -> None:
-    generator = generator_of(kind, {"meta": meta, "width": 32, "chunk_length": 16})
+    generator = generator_of(kind, {"meta": meta}, width=32)
     stage, held = denoiser_stage(generator), chunk_batch(32, seed=77)
     before = judged(stage, held, "consistency")
     learn(stage, lambda step: chunk_batch(8, step), num_steps=40, rate=2e-2)
@@ -191,7 +191,8 @@ def plain_loops(stage: DenoiserStage, batch: WeightBatch, noise: KeyedNoise) -> 
 @pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
 def test_one_step_of_descent_is_the_outer_loop_of_reptile(kind: str) -> None:
     zeta = 0.8
-    outer = {"optimizer": "sgd", "grad_clip": 1e9, "inner_rate": 0.05}
+    optimizer = OptimizerConfig(kind="sgd", grad_clip=1e9, weight_decay=0.0, warmup_steps=0)
+    outer = {"optimizer": optimizer, "inner_rate": 0.05}
     generator, batch = generator_of(kind, outer), batch_of(kind, 4)
     stage = denoiser_stage(generator)
     start = {name: parameter.detach().clone() for name, parameter in stage.denoiser.named_parameters()}
@@ -370,7 +371,7 @@ def test_the_sampler_is_differentiable_by_finite_differences(sampler: str, param
 
 def test_a_denoiser_that_has_learned_one_head_writes_it() -> None:
     """End to end: noise, schedule, loss, sampler and units belong together."""
-    generator = mcdi(config(denoiser={"meta": "joint", "width": 32}))
+    generator = mcdi(config(network={"width": 32}, denoiser={"meta": "joint"}))
     one = head_batch(1, seed=5)
     learn(denoiser_stage(generator), lambda step: _repeated(one, 16, step), num_steps=150, rate=1e-2)
     written = generator.generate(one.condition, layout_of((6, 3)), noise_for(1))

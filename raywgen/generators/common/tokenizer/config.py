@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.names import one_of
 from raywgen.nn.coders import check_coder
 
@@ -43,7 +43,7 @@ class TokenizerConfig(StageConfig):
 
     num_steps: int = 150
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     chunk_length: int = 16
     quantiser: str = "residual"
     num_levels: int = 8
