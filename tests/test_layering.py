@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_a_room_imports_only_from_floors_below_it() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kept, 0 broken" in done.stdout
+    assert re.search(r"[4-9] kept, 0 broken", done.stdout)
 
 
 @pytest.mark.parametrize("room", ["weights", "nn", "tasks", "generators"])
