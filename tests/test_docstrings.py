@@ -51,7 +51,6 @@ ALLOWED = {
     "raywgen/tasks/networks": 3,
     "raywgen/training": 40,
     "raywgen/tuning": 36,
-    "raywgen/weights": 47,
     "raywgen/zoo": 13,
 }
 """Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""

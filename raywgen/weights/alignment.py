@@ -7,11 +7,12 @@ their distance, by solving one linear assignment after another until none gains.
 Where the paper is silent or raywgen departs from it: the descent starts twice, from the order that the networks have
 and from one that is settled layer by layer from the input (each group of units is matched by the axes whose neighbours
 are settled already), and the better end is kept. So a network never ends farther from the reference than it began, and
-one that is the reference in another order is found exactly. An assignment counts only if it gains on all tensors that
-it touches: where both axes of a tensor are of one group, the linear problem is an approximation. Running statistics
-move along with their units but have no say.
+a network that is the reference in another order is found exactly. An assignment counts only if it gains on all tensors
+that it touches: where both axes of a tensor are of one group, the linear problem is an approximation. Running
+statistics move along with their units but have no say.
 
-Shape legend: N networks, U units of a group, M places a unit takes on an axis, K values of a unit.
+Shape letters beyond the legend in `raywgen.weights`: U units of a group, M places that a unit takes on an axis. Here K
+is the number of values of a unit.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ _LEAST = 1e-300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedOrders:
-    """How networks are to be reordered.
+    """The orders that bring networks closest to a reference.
 
     Attributes:
-        orders: For each group of the symmetry the unit that comes to each place, int64 `(N, U)`.
-        distance_N: To the reference over its norm, as the networks were; running statistics left out.
-        matched_N: The same after reordering; never above `distance_N` but for rounding.
+        orders: For each group of the symmetry, the unit that moves to each place, int64 `(N, U)`.
+        distance_N: Distance to the reference before reordering, divided by the norm of the reference, without running
+            statistics.
+        matched_N: The same distance after reordering; never above `distance_N`, except for rounding.
     """
 
     orders: list[Tensor]
@@ -47,7 +49,7 @@ class MatchedOrders:
     matched_N: Tensor
 
     def of(self, index: int) -> list[Tensor]:
-        """The permutations of one network, as `Symmetry.permute` takes them."""
+        """Returns the permutations of one network, as `Symmetry.permute` takes them."""
         return [order_NU[index] for order_NU in self.orders]
 
 
@@ -57,10 +59,10 @@ def match_weights(
     """Matches many networks at once with one reference.
 
     Args:
-        symmetry: Of their architecture.
-        reference: Its tensors.
-        states: Those of the networks, each with a first dimension N.
-        seed: Of the order in which groups are visited.
+        symmetry: Symmetry of their architecture.
+        reference: Tensors of the reference.
+        states: Tensors of the networks, each with a first dimension N.
+        seed: Seed of the order in which groups are visited.
     """
     voiced = [spec.name for spec in Layout.from_state_dict(reference).tensors if spec.kind not in _SILENT]
     reference = {name: reference[name].detach().float() for name in voiced}
@@ -80,7 +82,7 @@ def match_weights(
 
 
 class _Matching:
-    """Networks on their way to the reference."""
+    """Networks that are being reordered, and the orders found so far."""
 
     def __init__(self, symmetry: Symmetry, reference: StateDict, states: StateDict) -> None:
         self._groups = [
@@ -93,7 +95,7 @@ class _Matching:
         self.orders = [torch.arange(group.num_units).repeat(self._num, 1) for group in self._groups]
 
     def settle(self) -> None:
-        """Matches each group once, always the one that is best told by what is settled; gains are not asked for."""
+        """Matches each group once, whether it gains or not: next the one whose axes are settled for the most part."""
         remaining = list(range(len(self._groups)))
         while remaining:
             settled = {index: self._settled(index, remaining) for index in remaining}
@@ -103,7 +105,7 @@ class _Matching:
             remaining.remove(index)
 
     def descend(self, seed: int) -> None:
-        """Algorithm 1: groups in random order, until no assignment gains in any network."""
+        """Runs algorithm 1: matches groups in random order until no assignment gains in any network."""
         generator = torch.Generator().manual_seed(seed)
         gained = True
         while gained:
@@ -112,11 +114,11 @@ class _Matching:
                 gained |= self._improve(index)
 
     def product(self) -> Tensor:
-        """Inner product of each network with the reference, `(N,)`."""
+        """Returns the inner product of each network with the reference, `(N,)`."""
         return _product(self._reference, self._states)
 
     def distance(self) -> Tensor:
-        """As `Matched` has it."""
+        """Returns the distance of each network to the reference, as `MatchedOrders` defines it."""
         return _distance(self._reference, self._states)
 
     def _improve(self, index: int) -> bool:
@@ -137,7 +139,7 @@ class _Matching:
         self.orders[index] = self.orders[index].gather(1, order_NU)
 
     def _assign(self, places: Sequence[UnitPlace]) -> Tensor:
-        """The linear assignment that maximises the similarity of units, `(N, U)`."""
+        """Solves the linear assignment that maximises the similarity of units, `(N, U)`."""
         num_units = len(places[0].index_UM)
         similar_NUU = torch.zeros(self._num, num_units, num_units, dtype=torch.float64)
         for place in places:
@@ -148,7 +150,7 @@ class _Matching:
         )
 
     def _settled(self, index: int, remaining: Sequence[int]) -> list[UnitPlace]:
-        """Axes of a group whose tensors have no other axis that is still to be matched."""
+        """Returns the axes of a group whose tensors have no other axis that is still to be matched."""
         waiting = [(place.tensor, place.axis) for other in remaining for place in self._groups[other].places]
         return [
             place for place in self._groups[index].places if sum(tensor == place.tensor for tensor, _ in waiting) == 1
@@ -163,13 +165,13 @@ class _Matching:
 
 
 def _rows(states: Tensor, place: UnitPlace) -> Tensor:
-    """What networks hold of each unit on one axis, `(N, U, K)`."""
+    """Collects the values of each unit on one axis, `(N, U, K)`."""
     moved = states.movedim(place.axis + 1, 1)[:, place.index_UM]
     return moved.reshape(len(states), len(place.index_UM), -1)
 
 
 def _reordered(states: StateDict, group: UnitGroup, order_NU: Tensor) -> StateDict:
-    """The tensors of a group with its units in other orders, one for each network."""
+    """Reorders the units of a group in all its tensors, with an order of its own for each network."""
     found: StateDict = {}
     for place in group.places:
         tensor = found.get(place.tensor, states[place.tensor])

@@ -1,7 +1,4 @@
-"""What passes between floors: conditions, and weights with what is known of them.
-
-Shape legend: B networks of a batch, D values of the flat vector, S labelled samples, F features of a sample.
-"""
+"""Batches of weights and the conditions that a generator is given for them."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from raywgen.weights.layout import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What a generator is told about B networks, beside the layout to fill.
+    """The condition that a generator is given for B networks, beside the layout to fill.
 
     Attributes:
         instructions: B texts.
         samples_BSF: Inputs of labelled samples of the task's data, float32, flattened to F features.
-        labels_BS: Their labels, int64.
-        policies: Optimisers whose behaviour is wanted, B names; empty for any.
+        labels_BS: Labels of these samples, int64.
+        policies: Names of the B optimisers to imitate; empty for any.
     """
 
     instructions: tuple[str, ...]
@@ -34,11 +31,11 @@ class Condition:
         return len(self.instructions)
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Copies the condition to another device."""
         return replace(self, samples_BSF=self.samples_BSF.to(device), labels_BS=self.labels_BS.to(device))
 
     def first(self, num: int) -> Self:
-        """The first `num` networks' conditions."""
+        """Returns the conditions of the first `num` networks."""
         return replace(
             self,
             instructions=self.instructions[:num],
@@ -48,7 +45,7 @@ class Condition:
         )
 
     def take(self, index_N: Tensor) -> Self:
-        """Conditions at these places, in this order, as often as they are named."""
+        """Selects conditions by index, in this order; an index may occur several times."""
         places = index_N.tolist()
         return replace(
             self,
@@ -59,7 +56,7 @@ class Condition:
         )
 
     def repeat(self, num: int) -> Self:
-        """Every network's condition `num` times in a row: `(B * num, ...)`."""
+        """Repeats each network's condition `num` times in a row: `(B * num, ...)`."""
         return replace(
             self,
             instructions=tuple(text for text in self.instructions for _ in range(num)),
@@ -75,13 +72,13 @@ class WeightBatch:
 
     Attributes:
         values_BD: Flat vectors, float32.
-        layout: How they fill a `state_dict`.
-        module: A network of this layout, to run generated weights through; its own values are not used.
-        condition: What the generator is told; its samples are drawn from training data.
-        query: Further labelled samples of the same tasks, for losses on what a network does.
+        layout: Layout of the checkpoints.
+        module: A network of this layout that generated weights are run through; its own values are not used.
+        condition: The condition of the generator; its samples are drawn from training data.
+        query: Further labelled samples of the same tasks, for losses on the outputs of networks.
         sample_index_B: Global index of each sample in the run, int64; keys its noise.
-        targets_BkD: k states of each network's trajectory at even spacing, the last one `values_BD`; None unless the
-            generator asks for them.
+        targets_BkD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
+            the generator needs them.
     """
 
     values_BD: Tensor
@@ -93,7 +90,7 @@ class WeightBatch:
     targets_BkD: Tensor | None = None
 
     def first(self, num: int) -> Self:
-        """The first `num` networks of the batch."""
+        """Returns the first `num` networks of the batch."""
         return replace(
             self,
             values_BD=self.values_BD[:num],

@@ -1,4 +1,4 @@
-"""Where a machine keeps what it can make again: one folder for all processes of a user."""
+"""The cache folder of a machine: all processes of a user share one, and what is in it can be recomputed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = "RAYWGEN_CACHE"
-"""The environment variable that names another folder than the one for temporary files."""
+"""The environment variable that names the cache folder."""
 
 
 def cache_folder() -> Path:
-    """The folder that `RAYWGEN_CACHE` names, else `raywgen-UID` beside temporary files; it need not be there yet.
+    """Returns the folder that `RAYWGEN_CACHE` names, else `raywgen-UID` in the folder of temporary files.
+
+    The folder need not exist yet.
 
     Raises:
-        OSError: Another user made the folder beside temporary files, where anybody may, and could change what is in it.
+        OSError: Another user created the folder among the temporary files, and could change its content.
     """
     if named := os.environ.get(FOLDER):
         return Path(named)
@@ -33,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def load_bytes_array(name: str) -> np.ndarray | None:
-    """A cached uint8 array, memory-mapped copy-on-write; None where there is none, or a damaged one."""
+    """Maps a cached uint8 array into memory, copy-on-write; returns None if it is missing or damaged."""
     try:
         array = np.load(cache_folder() / name, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -45,8 +47,8 @@ def store_bytes_array(name: str, shape: tuple[int, ...], blocks: Iterable[np.nda
     """Writes uint8 blocks one after another as one `.npy` file, whole or not at all, and maps it.
 
     Args:
-        name: Of the file in `cache_folder()`.
-        shape: Of the whole array, in C order.
+        name: Name of the file in `cache_folder()`.
+        shape: Shape of the whole array, in C order.
         blocks: Uint8 arrays that fill it.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The flat vector as fixed-length windows, and what is known of the place each window fills.
+"""Cuts the flat vector into chunks of fixed length, and computes features of each chunk's position.
 
-Shape legend: B networks, D values, M chunks of a layout, K values of a chunk, G place features.
+Here W counts the chunks of a whole layout. Shape letter beyond the legend in `raywgen.weights`: G position features.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ _NUM_FREQUENCIES = 6
 
 
 def num_chunks(layout: Layout, chunk_length: int) -> int:
-    """M, the number of chunks that cover a layout; the last one may be padded."""
+    """Returns W, the number of chunks that cover a layout; the last one may be padded."""
     return -(-layout.num_values // chunk_length)
 
 
 def to_chunks(values_BD: Tensor, chunk_length: int) -> Tensor:
-    """Cuts flat vectors `(B, D)` into chunks `(B, M, K)`, zero-padded at the end."""
+    """Cuts flat vectors `(B, D)` into chunks `(B, W, K)`, zero-padded at the end."""
     padding = -values_BD.shape[-1] % chunk_length
     padded = torch.nn.functional.pad(values_BD, (0, padding))
     return padded.unflatten(-1, (padded.shape[-1] // chunk_length, chunk_length))
 
 
 def from_chunks(chunks_BWK: Tensor, num_values: int) -> Tensor:
-    """Joins chunks `(B, M, K)` to flat vectors `(B, D)`, dropping the padding."""
+    """Joins chunks `(B, W, K)` to flat vectors `(B, D)`, dropping the padding."""
     return chunks_BWK.flatten(-2)[..., :num_values]
 
 
 def chunk_mask(layout: Layout, chunk_length: int) -> Tensor:
-    """Float32 `(M, K)`: 1 where a chunk holds a value, 0 where it is padding."""
+    """Returns float32 `(W, K)`: 1 where a chunk holds a value, 0 where it is padding."""
     return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
 
 
 def num_place_features() -> int:
-    """G, the length of a row of `place_features`."""
+    """Returns G, the length of a row of `place_features`."""
     return 2 * _num_value_features()
 
 
 @lru_cache(maxsize=256)
 def place_features(layout: Layout, chunk_length: int) -> Tensor:
-    """What is known of each chunk's place before it is written, float32 `(M, G)`.
+    """Returns features of each chunk's position in the network, float32 `(W, G)`.
 
-    Describes the chunk's first and last value: kind of tensor, depth in the network, shape, and row, column
-    and position in the whole network as sines and cosines. It is a function of the layout alone, so that a
-    layout never seen in training has one too. Treat the result as read-only: it is shared between calls.
+    They describe the chunk's first and last value: kind of tensor, depth in the network, shape, and row, column and
+    position in the whole network as sines and cosines. They follow from the layout alone, so layouts that were never
+    seen in training have them too. Treat the result as read-only: it is shared between calls.
     """
     first = torch.arange(num_chunks(layout, chunk_length)) * chunk_length
     last = (first + chunk_length - 1).clamp(max=layout.num_values - 1)
@@ -58,7 +58,7 @@ def place_features(layout: Layout, chunk_length: int) -> Tensor:
 
 
 def span_features(layout: Layout, first_W: Tensor, last_W: Tensor) -> Tensor:
-    """Features `(M, G)` of spans, given the places of their first and last value in the flat vector, int64 `(M,)`."""
+    """Returns features `(W, G)` of spans, given the positions of their first and last value, int64 `(W,)`."""
     return torch.cat([_value_features(layout, first_W), _value_features(layout, last_W)], dim=1)
 
 
@@ -67,7 +67,7 @@ def _num_value_features() -> int:
 
 
 def _value_features(layout: Layout, position_N: Tensor) -> Tensor:
-    """Features `(N, features)` of the values at N positions of the flat vector."""
+    """Returns features `(N, G / 2)` of the values at N positions of the flat vector."""
     counts = torch.tensor([spec.num_values for spec in layout.generated])
     ends = counts.cumsum(0)
     tensor_N = torch.searchsorted(ends, position_N, right=True)
@@ -82,7 +82,7 @@ def _value_features(layout: Layout, position_N: Tensor) -> Tensor:
 
 
 def _tensor_facts(layout: Layout, index: int) -> Tensor:
-    """What all values of one tensor share: kind, place among the tensors, shape, number of tensors."""
+    """Returns the features that all values of a tensor share: kind, index, shape, number of tensors."""
     spec = layout.generated[index]
     num_rows, num_columns = _matrix_shape(spec)
     kind = torch.nn.functional.one_hot(torch.tensor(KINDS.index(spec.kind)), len(KINDS)).float()

@@ -1,4 +1,4 @@
-"""What to copy from a weights file to its packed form, as the header of the file tells it."""
+"""Plans which bytes to copy from a weights file to the packed form, from the header of the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _DTYPES = {
 
 
 SAFETENSORS_DTYPES = frozenset(_DTYPES.values())
-"""What a safetensors file can hold, as torch names it."""
+"""The dtypes that a safetensors file can hold, by their names in torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,20 @@ class CopyRange:
     target: int
     num_bytes: int
     is_whole: bool = False
-    """It is all that is wanted of its entry, and all that the entry holds."""
+    """Whether it copies the whole entry, and nothing else copies from that entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyPlan:
-    """What the files of one architecture have in common.
+    """The plan that all files of one architecture share.
 
     Attributes:
-        layout: Its names come without `prefix`.
-        prefix: What a wrapper had put before every name.
-        copies: What to copy, in the order of the packed form.
-        entries: Bytes of each entry.
-        doubles: Tensors that are told to be tied and lie in the file all the same: name, both places, and bytes.
-        metadata: What the header of a safetensors file says besides.
+        layout: Layout of the network; its names do not have the `prefix`.
+        prefix: The prefix that a wrapper had put before every name.
+        copies: Byte ranges to copy, in the order of the packed form.
+        entries: Number of bytes of each entry.
+        doubles: Tensors that the metadata tie to another, but that the file stores too: name, both starts, bytes.
+        metadata: Metadata in the header of a safetensors file.
     """
 
     layout: Layout
@@ -80,7 +80,7 @@ class CopyPlan:
 
 
 def safetensors_plan(header: bytes, path: str) -> CopyPlan:
-    """Understands the header of the safetensors file at a path.
+    """Plans the copies of a safetensors file from its header.
 
     Raises:
         WeightsError: It is damaged, or holds no tensor or an unknown dtype.
@@ -111,14 +111,14 @@ def safetensors_plan(header: bytes, path: str) -> CopyPlan:
 
 
 def _stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch, which counts a byte with two values of 4 bits as one."""
+    """Returns the shape in torch, which counts a byte with two 4-bit values as one element."""
     return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape
 
 
 def _ties_in_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Ties as safetensors' `save_model` tells them: the metadata hold the name of the tensor that stands for another.
+    """Reads ties from metadata as safetensors' `save_model` writes them: the name of a tensor -> that of its owner.
 
-    The other one may lie in the file too.
+    The tied tensor may be stored in the file too.
     """
     return {
         name: owner
@@ -131,7 +131,7 @@ def _ties_in_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -
 
 
 def archive_plan(state: Mapping[str, TensorReference], source: str) -> CopyPlan:
-    """Understands the contiguous tensors of a torch file.
+    """Plans the copies of a torch file from references to its contiguous tensors.
 
     Raises:
         NotPlainError: A storage has two dtypes.
@@ -156,7 +156,7 @@ def _copy_plan(
     file: str,
     ties: Mapping[str, str],
 ) -> CopyPlan:
-    # A length of 0 lets any other through: no bytes are missing.
+    # A length of 0 counts as 1, because it would hide any other length.
     if huge := [name for name, (_, shape) in tensors.items() if math.prod(max(length, 1) for length in shape) >= 2**63]:
         raise WeightsError(f"{file}: tensor '{huge[0]}' is larger than any tensor can be; fetch it again")
     prefix, names = split_prefix(list(tensors))
@@ -176,7 +176,7 @@ def _copy_plan(
 
 
 def _copies(layout: Layout, sources: Sequence[tuple[str, int]], entries: Mapping[str, int]) -> tuple[CopyRange, ...]:
-    """What to copy for a layout whose tensors begin at these places of entries; neighbours are copied together."""
+    """Plans the copies for a layout whose tensors begin at these offsets of entries; neighbours are copied together."""
     copies: list[CopyRange] = []
     for (entry, source), target, spec in zip(sources, layout.byte_offsets, layout.tensors, strict=False):
         if not spec.num_bytes:

@@ -1,4 +1,4 @@
-"""Weights in and out of files. Pickled code is never executed."""
+"""Reads and writes files of weights. Pickled code is never executed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
     """Writes `.safetensors` in one step: a reader sees the whole file or none.
 
     Raises:
-        WeightsError: The disk is full, the folder cannot be written, or safetensors have no such dtype; nothing is left
-            behind.
+        WeightsError: The disk is full, the folder cannot be written, or safetensors have no such dtype; no partial file
+            remains.
     """
     path = Path(path)
     for name, tensor in state_dict.items():
@@ -42,8 +42,8 @@ def save_state_dict(state_dict: Mapping[str, Tensor], path: str | Path, metadata
             raise WeightsError(f"cannot write {path}: safetensors hold no {dtype} (tensor '{name}'); convert it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and the metadata say
-        # that they are tied, as those of safetensors' `save_model` do.
+        # Tied weights share memory, which safetensors refuses: each name gets a copy of its own, and the metadata
+        # record the ties as safetensors' `save_model` does.
         metadata = metadata | find_ties(state_dict)
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()}
         with in_one_step(path) as partial:

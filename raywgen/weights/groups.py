@@ -1,6 +1,6 @@
-"""Which values of the flat vector share a scale: those of a tensor, or of a filter; and means and sizes of them.
+"""Groups of values that share a scale (a tensor or a filter each), with their means and sizes.
 
-Shape legend: B networks, D values, G groups, V groups that have a mean.
+Shape letters beyond the legend in `raywgen.weights`: G groups, M groups that have a mean, R groups of a tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from raywgen.weights.layout import Layout
 from raywgen.weights.tensors import KINDS
 
-# A row of fewer values shares its tensor's scale: a number for so few would cost more than it tells.
+# A row of fewer values shares its tensor's scale: a number for so few would cost more than it helps.
 _LEAST_FILTER = 16
 
 
@@ -23,8 +23,8 @@ class Groups:
     """Consecutive groups that cover the flat vector.
 
     Attributes:
-        rows: Of each tensor with any values, in order: groups it is cut into, and values of each of them.
-        firsts: First value of each group.
+        rows: For each non-empty tensor, in order, its number of groups and the number of values of each group.
+        firsts: Position of the first value of each group.
         kinds: Index in `KINDS` of each group's tensor.
         with_mean: The groups that have a mean: vectors, such as biases and the parts of BatchNorm. Matrices and filters
             lie around zero.
@@ -36,20 +36,20 @@ class Groups:
     with_mean: tuple[int, ...]
 
     def means(self, values_BD: Tensor) -> Tensor:
-        """Of the groups that have one, `(B, V)`."""
+        """Returns the means of the groups that have one, `(B, M)`."""
         means_BG = torch.cat([part_BRX.mean(dim=-1) for part_BRX in self._parts(values_BD)], dim=1)
         return means_BG[:, list(self.with_mean)]
 
     def sizes(self, values_BD: Tensor) -> Tensor:
-        """Roots of mean squares, `(B, G)`."""
+        """Returns the root of the mean square of each group, `(B, G)`."""
         return torch.cat([part_BRX.square().mean(dim=-1).sqrt() for part_BRX in self._parts(values_BD)], dim=1)
 
     def over_values(self, numbers_BG: Tensor) -> Tensor:
-        """Each group's number at each of its values, `(B, D)`."""
+        """Spreads each group's number over its values, `(B, D)`."""
         return numbers_BG.repeat_interleave(self._num_values_G.to(numbers_BG.device), dim=1)
 
     def means_over_values(self, means_BM: Tensor) -> Tensor:
-        """Likewise of means; zero where a group has none, `(B, D)`."""
+        """Spreads means over values, `(B, D)`; zero where a group has none."""
         padded = torch.nn.functional.pad(means_BM, (0, 1))
         return self.over_values(padded[:, self._mean_place_G.to(means_BM.device)])
 
@@ -59,7 +59,7 @@ class Groups:
 
     @cached_property
     def _mean_place_G(self) -> Tensor:
-        """Which mean is a group's; V for none."""
+        """Index of each group's mean; M where it has none."""
         place_G = torch.full((len(self.firsts),), len(self.with_mean))
         place_G[list(self.with_mean)] = torch.arange(len(self.with_mean))
         return place_G
@@ -71,10 +71,10 @@ class Groups:
 
 @lru_cache(maxsize=256)
 def groups_of(layout: Layout, per: str) -> Groups:
-    """The groups of a layout, which follow from its shapes alone.
+    """Returns the groups of a layout, which follow from its shapes alone.
 
     Args:
-        layout: Of the networks.
+        layout: Layout of the networks.
         per: `tensor`, or `filter` for each row of a matrix's or convolution's first dimension.
     """
     rows, firsts, kinds, with_mean = [], [], [], []

@@ -1,7 +1,7 @@
-"""Reads pickles without running anything: tensors become references, everything else inert stand-ins.
+"""Reads pickles without running anything: tensors become references, everything else becomes an inert placeholder.
 
-Nothing that a pickle names is ever imported or called. What torch writes for a `state_dict` is understood; objects
-of other classes are kept as `Opaque`, and a call of any function that is not known is recorded and not made.
+Nothing that a pickle names is ever imported or called. Everything that torch writes for a `state_dict` is understood;
+objects of other classes become `Opaque`, and calls of unknown functions are recorded instead of made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# Calls by which harmless values are pickled; none is made.
+# Harmless values are pickled as calls of these; they are not recorded, and not made either.
 _DATA_MODULES = ("numpy", "pathlib", "datetime", "collections", "decimal", "fractions", "uuid", "copyreg", "argparse")
 _DATA_BUILTINS = (
     "set",
@@ -49,12 +49,12 @@ _MAX_PLACES = 100_000
 
 
 class NotPlainError(Exception):
-    """The file is no plain archive of strided tensors; `torch.load` may know more."""
+    """The file is no plain archive of strided tensors; `torch.load` may be able to read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchStorage:
-    """A storage by the name of its entry in the archive."""
+    """A storage, referred to by the name of its entry in the archive."""
 
     key: str
     dtype: str
@@ -62,7 +62,7 @@ class TorchStorage:
 
     @property
     def num_bytes(self) -> int:
-        """Of its values."""
+        """Number of bytes of its values."""
         return self.num_values * getattr(torch, self.dtype).itemsize
 
 
@@ -77,7 +77,7 @@ class TensorReference:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As torch names it."""
+        """The dtype as an object of torch."""
         return getattr(torch, self.storage.dtype)
 
     @property
@@ -92,7 +92,7 @@ class TensorReference:
 
 @dataclass(slots=True, eq=False)
 class Opaque:
-    """An object of a class that is not looked up; `entries` are what was put into it as into a mapping or list."""
+    """An object of a class that is not looked up; `entries` holds what a mapping or list of that class would hold."""
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -103,13 +103,13 @@ class Opaque:
         self.entries[key] = value
 
     def append(self, value: Any) -> None:
-        """Takes a value as a list or a set does."""
+        """Adds a value, as `list.append` and `set.add` do."""
         self.entries[len(self.entries)] = value
 
     add = append
 
     def extend(self, values: Any) -> None:
-        """Takes values as a list or a set does."""
+        """Adds values, as `list.extend` and `set.update` do."""
         for value in values:
             self.append(value)
 
@@ -123,10 +123,10 @@ class Array(Opaque):
 
     @property
     def values(self) -> np.ndarray:
-        """A copy of its values.
+        """A copy of the array's values.
 
         Raises:
-            NotPlainError: It is damaged, or holds something else than numbers.
+            NotPlainError: The array is damaged, or does not hold numbers.
         """
         try:
             _, shape, kind, is_fortran, values = self.state
@@ -140,12 +140,12 @@ class Array(Opaque):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the array."""
         return self.values.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """As torch names it."""
+        """The dtype as an object of torch."""
         return torch.from_numpy(self.values[:0] if self.values.ndim else self.values).dtype
 
 
@@ -185,7 +185,7 @@ def _rebuild_tensor(
         step *= max(length, 1)
     if not isinstance(storage, TorchStorage) or min(offset, *shape, *stride, 0) < 0:
         raise NotPlainError("a tensor of no storage or at no place")
-    # A stride along a length of one or none says nothing.
+    # The stride of a dimension of length 0 or 1 has no meaning.
     differs = any(a != b for a, b, length in zip(stride, contiguous, shape, strict=True) if length > 1)
     if differs and 0 not in shape:
         last = offset + sum((length - 1) * jump for length, jump in zip(shape, stride, strict=True))
@@ -228,13 +228,13 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-# The pure-Python reader: the C one sizes its memo by a number in the file, which may ask for all memory.
+# The pure-Python unpickler: the C one sizes its memo by a number in the file, which may exceed the memory.
 class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
-    """Reads one pickle.
+    """Unpickler that imports and calls nothing.
 
     Attributes:
-        calls: Names of functions that it asks to call and that are not known.
-        storages: All that it names, by key.
+        calls: Names of the unknown functions that the pickle asks to call.
+        storages: All storages that the pickle names, by key.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -243,13 +243,13 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
         self.storages: dict[str, TorchStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name; nothing is imported."""
+        """Returns the placeholder for a name; nothing is imported."""
         module = _OLD_MODULES.get(module, module)
         known = _KNOWN.get((module, name))
         return _Global(f"{module}.{name}", self.calls) if known is None else known
 
     def persistent_load(self, pid: Any) -> TorchStorage:
-        """A storage by torch's reference to it."""
+        """Returns the storage that torch's persistent id describes."""
         kind, dtype, key, _, num_values, *view = pid
         if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or (view and view != [None]):
             raise NotPlainError("a storage of another kind")
@@ -260,7 +260,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
         return found
 
     def load_build(self: Any) -> None:
-        """Drops the attributes (`_metadata`) of a `state_dict`; those of anything else could undo its checks."""
+        """Drops the attributes (`_metadata`) of a `state_dict`; attributes of anything else could undo its checks."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Opaque):
             self.stack[-1].state = state
@@ -268,12 +268,12 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
             raise NotPlainError("attributes")
 
     def load_newobj(self: Any) -> None:
-        """An object of a class that is not looked up."""
+        """Creates a placeholder for an object of a class that is not looked up."""
         self.stack.pop()
         self._push_object(self.stack.pop())
 
     def load_newobj_ex(self: Any) -> None:
-        """The same, with named arguments."""
+        """Does the same with named arguments."""
         self.stack.pop()
         self.load_newobj()
 
@@ -295,12 +295,12 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """What a pickle holds.
+    """The content of a pickle.
 
     Attributes:
         content: The saved object with a `TensorReference` in each tensor's place.
-        calls: Names of unknown functions that it asks to call.
-        has_storages: It names any tensor's values.
+        calls: Names of the unknown functions that it asks to call.
+        has_storages: Whether it refers to the values of any tensor.
     """
 
     content: Any
@@ -312,7 +312,7 @@ def parse_pickle(data: bytes) -> Pickled:
     """Reads a whole pickle.
 
     Raises:
-        NotPlainError: It is damaged, or its tensors are of a kind that is not understood.
+        NotPlainError: The pickle is damaged, or its tensors are of an unknown kind.
     """
     reader = InertUnpickler(io.BytesIO(data))
     content = load_inert(reader)
@@ -320,7 +320,7 @@ def parse_pickle(data: bytes) -> Pickled:
 
 
 def load_inert(reader: InertUnpickler) -> Any:
-    """The next object of a stream; raises `NotPlainError` as `parse_pickle` does."""
+    """Reads the next object of a stream; raises `NotPlainError` as `parse_pickle` does."""
     try:
         return reader.load()
     except NotPlainError:
@@ -330,7 +330,7 @@ def load_inert(reader: InertUnpickler) -> Any:
 
 
 def described_call(content: Any, calls: list[str]) -> str:
-    """Which call a pickle asks for, and under which key, in words."""
+    """Describes the first unknown call of a pickle, and the key under which it stands."""
     waiting: list[tuple[str, Any]] = [("", content)]
     for key, value in waiting:
         if isinstance(value, Opaque) and value.name in calls:

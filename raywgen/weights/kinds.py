@@ -1,4 +1,4 @@
-"""Tells what a file is by its first bytes, whatever its name."""
+"""Recognises the format of a file by its first bytes, whatever its name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _CONVERT = "convert it to .safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What a file is that is not read.
+    """The format of a file that is not read as weights.
 
     Attributes:
-        what: For the message, with a remedy.
-        is_broken: It stands in a weights file's place (a failed download), or is a network that can be saved anew.
+        what: A phrase for the message, with the remedy.
+        is_broken: Whether the file should have been weights (a failed download), or is a network to be saved again.
     """
 
     what: str
@@ -61,7 +61,7 @@ _TORCH_SCRIPT = Foreign(
 
 
 def weights_suffix(name: str) -> str:
-    """The part of a file's name that says that it holds weights, as it is written; empty where there is none."""
+    """Returns the suffix of a file name by which it holds weights, as it is spelled; empty if there is none."""
     lower = name.lower()
     for suffix in SUFFIXES:  # None of them ends in another one.
         if lower.endswith(suffix):
@@ -75,12 +75,12 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def is_pickle(head: bytes) -> bool:
-    """Whether it begins as a pickle does, torch's or another."""
+    """Whether a file begins as a pickle does, torch's or another."""
     return _PICKLE.match(head) is not None
 
 
 def foreign(head: bytes, name: str) -> Foreign | None:
-    """What a file is by its first bytes, or by its name where a format has no sign; None where that is not known."""
+    """Recognises a foreign format by the first bytes, or by the name if it has no signature; None if unknown."""
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return Foreign("is a web page or XML text, not the file: the download failed; fetch it again", is_broken=True)
@@ -93,7 +93,7 @@ def foreign(head: bytes, name: str) -> Foreign | None:
 
 
 def foreign_archive(file: Any) -> Foreign | None:
-    """What an open file in zip format is, where it is not torch's; None for torch's and for a damaged one."""
+    """Recognises the format of an open zip file; None if torch wrote it, or if it is damaged."""
     try:
         names = zipfile.ZipFile(file).namelist()
     except Exception:  # damage makes zipfile raise nearly anything

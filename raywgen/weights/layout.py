@@ -1,10 +1,8 @@
-"""How one architecture's `state_dict` lies in a flat vector, and in bytes.
+"""Layouts: the order in which the tensors of a `state_dict` lie in a flat vector, and in bytes.
 
-An architecture is known by the names, shapes and kinds of its tensors. The same architecture comes in many forms: in
+An architecture is identified by names, shapes and kinds of its tensors. The same architecture comes in many forms: in
 other orders, dtypes, inside wrappers, with tied tensors under one name or two. A `Layout` is one form; all forms of an
 architecture have one `id`, and `arranged_like` gives them one flat vector.
-
-Shape legend: N networks, D values of the flat vector, P bytes of the packed form.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ class Layout:
     multiple of 8; it is what a corpus stores, so that dtypes and counters come back bit for bit.
 
     Attributes:
-        tensors: In the order of the flat vector.
-        packing: Places in `tensors` in the order of the packed form and of a `state_dict`; None where it is the same.
+        tensors: The tensors, in the order of the flat vector.
+        packing: Indices into `tensors` in the order of the packed form and of a `state_dict`; None if it is the same.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -47,7 +45,7 @@ class Layout:
         """Reads names, shapes, dtypes, kinds, ties and masks from a `state_dict`.
 
         Raises:
-            WeightsError: It is empty, or an entry is no tensor.
+            WeightsError: It is empty, or an entry is not a tensor.
         """
         if not state_dict:
             raise WeightsError("the state_dict is empty; give one with at least one tensor")
@@ -72,16 +70,16 @@ class Layout:
 
     @classmethod
     def from_json(cls, rows: list[dict[str, Any]]) -> Self:
-        """Inverse of `to_json`."""
+        """Reads what `to_json` wrote."""
         return cls(tuple(TensorSpec(**{**row, "shape": tuple(row["shape"])}) for row in rows))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One JSON object per tensor, in the order of the packed form."""
+        """Returns one JSON object per tensor, in the order of the packed form."""
         return [spec.to_json() for _, spec in self.packed_order]
 
     @cached_property
     def id(self) -> str:
-        """Names the architecture: it depends on names without wrappers, shapes and kinds, in any order and dtype."""
+        """Identifies the architecture: depends on names without wrappers, shapes and kinds, not on order and dtypes."""
         rows = sorted(
             (name, spec.shape, spec.kind)
             for name, spec in zip(self.plain_names, self.tensors, strict=True)
@@ -91,23 +89,23 @@ class Layout:
 
     @cached_property
     def form_id(self) -> str:
-        """Names this form of the architecture: its order, dtypes and full names too."""
+        """Identifies this form of the architecture: depends on order, dtypes and full names too."""
         rows = [replace(spec, is_constant=False).to_json() for _, spec in self.packed_order]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
     def plain_names(self) -> tuple[str, ...]:
-        """The tensors' names without wrappers, by which forms of an architecture find each other."""
+        """The tensors' names without wrappers, which all forms of an architecture share."""
         return tuple(plain_names([spec.name for spec in self.tensors]))
 
     @property
     def packed_order(self) -> list[tuple[int, TensorSpec]]:
-        """Places in `tensors` and the tensors there, in the order of the packed form."""
+        """Indices into `tensors`, and the tensors, in the order of the packed form."""
         places = range(len(self.tensors)) if self.packing is None else self.packing
         return [(place, self.tensors[place]) for place in places]
 
     def arranged_like(self, known: Layout) -> Layout:
-        """This form with the flat vector, and the constants, of another form of the same architecture."""
+        """Returns this form with the flat vector, and the constants, of another form of the same architecture."""
         assert known.id == self.id, "forms of one architecture"
         place_of = {name: place for place, name in enumerate(self.plain_names)}
         constant = {name for name, spec in zip(known.plain_names, known.tensors, strict=True) if spec.is_constant}
@@ -121,7 +119,7 @@ class Layout:
         return Layout(tensors, None if packing == tuple(range(len(packing))) else packing)
 
     def has_order_of(self, known: Layout) -> bool:
-        """Whether flat vectors of another form of the architecture mean the same."""
+        """Whether flat vectors of another form of the architecture have the same order."""
         ours, theirs = (
             [name for name, spec in zip(layout.plain_names, layout.tensors, strict=True) if spec.is_generated]
             for layout in (self, known)
@@ -129,18 +127,18 @@ class Layout:
         return ours == theirs
 
     def names_in(self, other: Layout) -> dict[str, str]:
-        """The name of each tensor in another form of the same architecture, where it has it."""
+        """Maps the name of each tensor to its name in another form of the architecture, if it is there."""
         theirs = dict(zip(other.plain_names, (spec.name for spec in other.tensors), strict=True))
         own = zip(self.plain_names, self.tensors, strict=True)
         return {spec.name: theirs[plain] for plain, spec in own if plain in theirs}
 
     def with_constants(self, names: Collection[str]) -> Layout:
-        """The same form where these tensors, and those that were, are constants."""
+        """Marks further tensors as constants."""
         marked = (replace(spec, is_constant=spec.is_constant or spec.name in names) for spec in self.tensors)
         return replace(self, tensors=tuple(marked))
 
     def rooted_at(self, names: Collection[str]) -> Layout:
-        """The same form where each set of tied tensors has the first of these plain names for its own tensor."""
+        """Returns the form in which the first of these plain names owns the values of each set of tied tensors."""
         plain = dict(zip((spec.name for spec in self.tensors), self.plain_names, strict=True))
         root = {spec.tied_to or spec.name: spec.tied_to or spec.name for spec in self.tensors}
         for spec in reversed(self.tensors):
@@ -152,7 +150,7 @@ class Layout:
         )
 
     def unwrapped(self) -> Layout:
-        """The same architecture in the order of its flat vector, under names without what only wrappers put there."""
+        """Returns the same architecture in the order of its flat vector, under names without wrappers."""
         names = [spec.name for spec in self.tensors]
         new = dict(zip(names, without_wrappers(names), strict=True))
         return Layout(
@@ -166,7 +164,7 @@ class Layout:
 
     @cached_property
     def dtype(self) -> str:
-        """Of the generated tensors; `mixed` where they differ, `none` where there are none."""
+        """The dtype of the generated tensors: `mixed` if they differ, `none` if there are none."""
         dtypes = {spec.dtype for spec in self.generated}
         return "none" if not dtypes else dtypes.pop() if len(dtypes) == 1 else "mixed"
 
@@ -177,7 +175,7 @@ class Layout:
 
     @cached_property
     def byte_offsets(self) -> tuple[int, ...]:
-        """Start of each tensor in the packed form, and as a last entry its length P."""
+        """The start of each tensor in the packed form, followed by its length P."""
         offsets = [0] * (len(self.tensors) + 1)
         end = 0
         for place, spec in self.packed_order:
@@ -224,18 +222,18 @@ class Layout:
                 )
 
     def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
-        """The flat vector, float32 `(D,)`."""
+        """Returns the flat vector, float32 `(D,)`."""
         parts = [real_values(state_dict[spec.name].detach()).reshape(-1).to(torch.float32) for spec in self.generated]
         return torch.cat(parts) if parts else torch.empty(0)
 
     def unflatten(self, values_D: Tensor, counters: Mapping[str, Tensor] | None = None) -> StateDict:
-        """The `state_dict` of a flat vector, in this layout's dtypes and the order of its packed form.
+        """Returns the `state_dict` of a flat vector, in this layout's dtypes and the order of its packed form.
 
-        Tensors that are tied are one tensor.
+        Tied names share one tensor.
 
         Args:
             values_D: Float tensor `(D,)`, or `(N, D)` for N networks stacked along a new first dimension.
-            counters: Where the tensors that no generator writes come from; zeros where absent.
+            counters: The tensors that no generator writes; missing ones are filled with zeros.
 
         Raises:
             LayoutMismatchError: The vector has another length.
@@ -263,7 +261,7 @@ class Layout:
         return {spec.name: own[spec.tied_to or spec.name] for _, spec in self.packed_order}
 
     def pack(self, state_dict: Mapping[str, Tensor]) -> Tensor:
-        """The packed form, uint8 `(P,)`; call `check` first."""
+        """Returns the packed form, uint8 `(P,)`; call `check` first."""
         packed = torch.zeros(self.num_bytes, dtype=torch.uint8)
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
             if spec.num_bytes:
@@ -271,7 +269,7 @@ class Layout:
         return packed
 
     def unpack(self, packed_P: Tensor) -> StateDict:
-        """The `state_dict` of a packed form `(P,)` or `(N, P)`, bit for bit; views where memory allows."""
+        """Returns the `state_dict` of a packed form `(P,)` or `(N, P)`, bit for bit; as views if alignment allows."""
         own: StateDict = {}
         batch = packed_P.shape[:-1]
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
@@ -281,7 +279,7 @@ class Layout:
         return {spec.name: own[spec.tied_to or spec.name] for _, spec in self.packed_order}
 
     def values(self, packed_NP: Tensor) -> Tensor:
-        """Flat vectors `(N, D)` of packed forms `(N, P)`: a view where all tensors are float32 without gaps."""
+        """Returns flat vectors `(N, D)` of packed forms `(N, P)`: a view if all tensors are float32 without gaps."""
         whole = all(spec.dtype == "float32" and spec.is_generated for spec in self.tensors)
         if whole and self.packing is None and self.num_bytes == 4 * self.num_values:
             return _view(packed_NP, torch.float32)
@@ -291,7 +289,7 @@ class Layout:
         return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
     def slice_values(self, packed_P: Tensor, start: int, length: int) -> Tensor:
-        """Part of the flat vector of one packed form, float32 `(length,)`, without reading the rest."""
+        """Reads a part of the flat vector of one packed form, float32 `(length,)`, without reading the rest."""
         parts = []
         value = 0
         for spec, byte in zip(self.tensors, self.byte_offsets, strict=False):

@@ -1,7 +1,4 @@
-"""Tensors that hold infinities by design, such as causal masks, told apart from weights that diverged.
-
-Shape legend: N networks, X values of a tensor.
-"""
+"""Distinguishes tensors that hold infinities by design, such as causal masks, from weights that diverged."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ _LEARNED = ("running_mean", "running_var")
 
 
 def may_be_mask(name: str) -> bool:
-    """Whether a tensor of this name may hold a mask; what common layers call a parameter may not."""
+    """Whether a tensor of this name may hold a mask; the parameter names of common layers are excluded."""
     leaf = name.rpartition(".")[2]
     return leaf != "bias" and "weight" not in leaf and leaf not in _LEARNED
 
 
 def masks(values_NX: Tensor) -> Tensor:
-    """Which networks' tensors are masks, bool `(N,)`.
+    """Returns in which networks a tensor is a mask, bool `(N,)`.
 
     A mask holds one value of at most -1e4, and beside it at most zeros, or at most ones.
 
     Args:
-        values_NX: Real values of one tensor in N networks, float32 or float64.
+        values_NX: Real values of the tensor in N networks, float32 or float64.
     """
     if not values_NX.shape[1]:
         return torch.zeros(len(values_NX), dtype=torch.bool)
@@ -37,6 +34,6 @@ def masks(values_NX: Tensor) -> Tensor:
 
 
 def alike(values_NX: Tensor) -> bool:
-    """Whether several networks hold the same several values, without NaN: a table that nobody trained."""
+    """Whether all of several networks hold equal values without NaN, as a table that is not trained does."""
     num, length = values_NX.shape
     return num > 1 and length > 1 and bool((values_NX == values_NX[:1]).all())

@@ -1,4 +1,4 @@
-"""Names of tensors without what wrappers put into them.
+"""Removes what wrappers add to the names of tensors.
 
 `DataParallel` and `DistributedDataParallel` put `module.` before a name, `torch.compile` `_orig_mod.`, FSDP and
 activation checkpointing their own segments, wherever the wrapped part lies; Lightning keeps the network as `model`.
@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What a wrapper around the whole network puts before every name."""
+"""Prefixes that a wrapper around the whole network puts before every name."""
 # No network has a part of its own under such a name.
 _SEGMENTS = frozenset(
     {"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_module"}
 )
-# A network may have parts of its own under these names, so that they are left out only where names are compared.
+# A network may have parts of its own under these names, so they are removed only to compare names.
 _WRAPPED = "module"
 _LIGHTNING = "model."
 
 
 def without_wrappers(names: Sequence[str]) -> list[str]:
-    """Names without the segments that only wrappers have; as they are, where two would become one."""
+    """Removes the segments that only wrappers use; returns names unchanged if two would become equal."""
     return _distinct([_without(name, _SEGMENTS) for name in names], names)
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
-    """Names by which networks are compared: without all wrappers, also those whose names a network may use itself."""
+    """Returns names for comparing networks: all wrappers are removed, even where a network may use the name itself."""
     names = without_wrappers(names)
     names = _distinct([_without(name, {_WRAPPED}) for name in names], names)
     while names and all(name.startswith(_LIGHTNING) and name != _LIGHTNING for name in names):

@@ -15,7 +15,7 @@ from raywgen.weights.names import PREFIXES
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params")
 _MAX_DEPTH = 8
 _MAX_PLACES = 100_000
-# Beside networks, trainers keep these in the same file; they hold tensors and no network.
+# Trainers save these in the same file; they hold tensors, but no network.
 _NO_NETWORK = re.compile(r"optim|sched|scaler|rng|random|hyper_?param|hparam|config|^args$|callback|loops|metric", re.I)
 _MOMENTS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "exp_inf"),
@@ -26,7 +26,7 @@ _REMEDY = "save module.state_dict() alone"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A mapping from names to tensors, the keys that lead to it, and all that the file holds at its top."""
+    """A mapping from names to tensors, the keys that lead to it, and the top level of the file."""
 
     path: tuple[str, ...]
     state: dict[str, Any]
@@ -34,33 +34,33 @@ class Network:
 
     @property
     def key(self) -> str:
-        """What `--select` takes."""
+        """The key by which `--select` chooses the network."""
         return ".".join(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The networks of a file that are wanted, each by its key where there are several, and the keys of the others."""
+    """The selected networks of a file, each with its key if there are several, and the keys of the others."""
 
     networks: tuple[tuple[str | None, Network], ...]
     others: tuple[str, ...] = ()
 
 
 def choose_networks(content: Any, leaf: type | tuple[type, ...], source: str, select: Sequence[str] = ()) -> Choice:
-    """The networks in what a file holds that are wanted.
+    """Selects the wanted networks from the content of a file.
 
-    A single one is taken wherever it lies; of several the one under the names that trainers use, or those whose keys
-    match.
+    A single network is taken wherever it lies. Of several, the one under a name that trainers use is taken, or those
+    whose keys match `select`.
 
     Args:
-        content: What was loaded.
-        leaf: What stands for a tensor.
+        content: The loaded object.
+        leaf: The class that represents a tensor.
         source: The file, for the message.
-        select: Keys or patterns; they count where there are several networks.
+        select: Keys or patterns, used if there are several networks.
 
     Raises:
         NotWeightsError: The file holds something else, such as an optimizer's state.
-        WeightsError: There is no network, or several and it is not said which.
+        WeightsError: There is no network, or there are several and none is selected.
     """
     search = _NetworkSearch(leaf, content if isinstance(content, Mapping) else {})
     search.look(content, ())
@@ -86,7 +86,7 @@ def choose_networks(content: Any, leaf: type | tuple[type, ...], source: str, se
 
 
 class _NetworkSearch:
-    """Goes through nested mappings and lists and gathers networks, and what else explains that there is none."""
+    """Searches nested mappings and lists for networks, and remembers what explains that there is none."""
 
     def __init__(self, leaf: type | tuple[type, ...], top: Mapping[Any, Any]) -> None:
         self.networks: list[Network] = []
@@ -109,7 +109,7 @@ class _NetworkSearch:
         if not isinstance(place, Mapping) or not place or len(path) > _MAX_DEPTH or self._places > _MAX_PLACES:
             self.has_floats |= isinstance(place, self._leaf) and _is_floating(place)
             return
-        # By item, not by method: a pickle may hang an `items` of its own on an OrderedDict.
+        # By item, not by method: a pickle may set an `items` of its own on an OrderedDict.
         tensors = {name: place[name] for name in place if isinstance(place[name], self._leaf)}
         rest = {name: place[name] for name in place if name not in tensors}
         self.has_floats |= any(map(_is_floating, tensors.values()))
@@ -123,7 +123,7 @@ class _NetworkSearch:
     def _is_network(self, tensors: dict[Any, Any], rest: dict[Any, Any], path: tuple[str, ...]) -> bool:
         if not all(isinstance(name, str) for name in tensors):
             return False
-        # Numbers and words among the tensors (`epoch`) are left out; anything else may be weights in another form.
+        # Numbers and texts among the tensors (`epoch`) are dropped; anything else may be weights in another form.
         if any(value is not None and not isinstance(value, int | float | str) for value in rest.values()):
             return False
         if (not rest and not path) or (not rest and all(key in _WRAPPERS for key in path)):
@@ -146,7 +146,7 @@ class _NetworkSearch:
             self._mixed = f"entry '{'.'.join((*path, str(name)))}' among its tensors is {what}"
 
     def error(self, content: Any, source: str) -> WeightsError:
-        """Why there is no network."""
+        """Returns the error that explains why there is no network."""
         if self.has_moments:
             return NotWeightsError(f"{source} holds no state_dict (it is an optimizer's state); {_REMEDY}")
         if self._mixed and self.has_floats:
@@ -185,7 +185,7 @@ def _is_matrix(tensor: Any) -> bool:
 
 
 def split_prefix(names: list[str]) -> tuple[str, list[str]]:
-    """The prefix that a wrapper (DataParallel, torch.compile) put before every name, and the names without it."""
+    """Splits off the prefix that a wrapper (DataParallel, torch.compile) put before every name."""
     taken = ""
     while found := next((p for p in PREFIXES if names and all(n.startswith(p) and n != p for n in names)), None):
         taken += found

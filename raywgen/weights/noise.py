@@ -32,12 +32,12 @@ class KeyedNoise:
         self._num_draws = 0
 
     def split(self, index_N: Tensor, stream: int = 0) -> KeyedNoise:
-        """Noise of `B * N` rows, N for every sample side by side; part 0 of a sample draws what the sample would.
+        """Returns noise of `B * N` rows, N adjacent rows for every sample; part 0 draws the noise of the sample itself.
 
-        What a part draws depends on its index and stream alone, not on which other parts are drawn beside it.
+        The noise of a part depends on its index and stream alone, not on the other parts.
 
         Args:
-            index_N: Which parts, int64, from 0.
+            index_N: Indices of the parts, int64, from 0.
             stream: Separates ways of splitting the same samples.
         """
         parts = copy(self)
@@ -47,29 +47,29 @@ class KeyedNoise:
         return parts
 
     def first(self, num: int) -> KeyedNoise:
-        """The noise of the first `num` samples."""
+        """Returns the noise of the first `num` samples."""
         rows = copy(self)
         rows._key_B = self._key_B[:num]
         return rows
 
     def uniform(self, *shape: int) -> Tensor:
-        """Float32 `(B, *shape)` in the open interval (0, 1)."""
+        """Draws float32 `(B, *shape)` from the open interval (0, 1)."""
         return (self._bits(shape).float() + 0.5).mul_(2.0**-_NUM_BITS).clamp_(max=1.0 - 2.0**-_NUM_BITS)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal float32 `(B, *shape)`."""
+        """Draws standard normal float32 `(B, *shape)`."""
         return torch.erfinv(self.uniform(*shape).mul_(2).sub_(1)).mul_(math.sqrt(2.0))
 
     def gumbel(self, *shape: int) -> Tensor:
-        """Standard Gumbel float32 `(B, *shape)`."""
+        """Draws standard Gumbel float32 `(B, *shape)`."""
         return -torch.log(-torch.log(self.uniform(*shape)))
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """Int64 `(B, *shape)` in `[0, high)`, for `high` up to 2**24."""
+        """Draws int64 `(B, *shape)` from `[0, high)`, for `high` up to 2**24."""
         return (self._bits(shape) * high) >> _NUM_BITS
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
-        """Int64 `(B, *shape)` in `[0, 2**24)`."""
+        """Draws int64 `(B, *shape)` from `[0, 2**24)`."""
         self._num_draws += 1
         count = math.prod(shape)
         index = torch.arange(count, dtype=torch.int64, device=self._key_B.device)

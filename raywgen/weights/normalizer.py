@@ -1,7 +1,4 @@
-"""Where the weights of a layout lie, so that generators see values of about unit size.
-
-Shape legend: N networks, B networks, D values.
-"""
+"""Normalisers: base and scale of each tensor, by which weights become values of about unit size."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ class Normalizer:
     """`normalised = (values - base) / scale`, running variances by their logarithms, so that they stay positive.
 
     Attributes:
-        base_D: The shared start of the layout's networks; of those that start each on their own, each tensor's mean.
-        scale_D: Standard deviation of what is left, one number per tensor, spread over its values.
-        log_D: Where logarithms are taken; None for nowhere.
+        base_D: The shared start of the layout's networks; the mean of each tensor if there is no shared start.
+        scale_D: Standard deviation of the difference to the base, one number per tensor, repeated for its values.
+        log_D: Whether the logarithm of a value is taken, bool; None for no value.
     """
 
     base_D: Tensor
@@ -51,20 +48,20 @@ class Normalizer:
         return cls(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
 
     def normalise(self, values_BD: Tensor) -> Tensor:
-        """Weights to generator units."""
+        """Converts weights to normalised values."""
         return (_by_log(values_BD, self.log_D) - _by_log(self.base_D, self.log_D)) / self.scale_D
 
     def denormalise(self, normalised_BD: Tensor) -> Tensor:
-        """Generator units to weights."""
+        """Converts normalised values to weights."""
         return _from_log(normalised_BD * self.scale_D + _by_log(self.base_D, self.log_D), self.log_D)
 
 
 NormalizerTable = Mapping[str, tuple[Layout, Normalizer]]
-"""Layout id -> the layout and its reference."""
+"""Layout id -> the layout and its normaliser."""
 
 
 def variances(layout: Layout) -> Tensor | None:
-    """Where a layout holds running variances, bool `(D,)`; None where it holds none."""
+    """Returns which values are running variances, bool `(D,)`; None if the layout has none."""
     kinds = [spec.kind == "running_var" for spec in layout.generated]
     if not any(kinds):
         return None
@@ -73,13 +70,13 @@ def variances(layout: Layout) -> Tensor | None:
 
 
 def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normalizer:
-    """Base and scale that follow from shapes and kinds alone: no network's own numbers are in them.
+    """Returns base and scale that follow from shapes and kinds alone, not from the values of any network.
 
     Weights are in units of `sqrt(2 / fan in)` (He et al. 2015, eq. 10); norm scales and running variances lie around 1.
 
     Args:
-        layout: Of the networks.
-        start_D: Base where networks share their start.
+        layout: Layout of the networks.
+        start_D: The base if networks share their start.
     """
     around_one = ("norm_scale", "running_var")
     return Normalizer(
@@ -90,23 +87,23 @@ def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normaliz
 
 
 def shares_start(layout: Layout, normalizer: Normalizer) -> bool:
-    """Whether the base is a network, not one number per tensor."""
+    """Whether the base of a normaliser is a network, instead of one number per tensor."""
     sizes = [spec.num_values for spec in layout.generated]
     return any(bool((part != part[0]).any()) for part in normalizer.base_D.split(sizes) if len(part))
 
 
 def normalizer_of_similar(layout: Layout, known: NormalizerTable, start_D: Tensor) -> Normalizer:
-    """A reference for a layout without one: each tensor's from the tensor most like it of every known layout.
+    """Estimates a normaliser for a new layout: each tensor takes that of the most similar tensor of every known layout.
 
-    Alike is first of all the kind, then the shape, then the place between first and last layer.
+    Tensors are compared by kind first, then by shape, then by their relative depth in the network.
 
     Args:
-        layout: Which has no reference.
-        known: Some that have.
-        start_D: Base where the known networks share their starts and none of them is built alike but for its widths.
-            Where one is, its start is the base, brought to these widths: what a generator writes is a difference from
-            that start, unit by unit, and added to any other one it is as likely to give wrong answers as right ones.
-            Where they do not share their starts, the base is taken over too.
+        layout: The layout without a normaliser.
+        known: Normalisers of other layouts.
+        start_D: The base if the known networks share their starts and each differs from this one in more than its
+            widths. If one differs in its widths alone, the base is its start, resized to these widths: a generator
+            writes differences from that start, unit by unit, which are meaningless relative to another start. If they
+            do not share their starts, the base is estimated as the scale is.
     """
     is_relative = any(shares_start(other, normalizer) for other, normalizer in known.values())
     sizes = [spec.num_values for spec in layout.generated]
@@ -130,7 +127,7 @@ def normalizer_of_similar(layout: Layout, known: NormalizerTable, start_D: Tenso
 def _most_alike(
     spec: TensorSpec, place: float, layout: Layout, normalizer: Normalizer
 ) -> tuple[tuple[bool, bool, float], Tensor, Tensor]:
-    """Rank (the lower, the more alike), base as generators see it, and scale."""
+    """Returns rank (lower is more similar), base as generators see it, and scale of the most similar tensor."""
     last = max(1, len(layout.generated) - 1)
     ranks = [
         (other.kind != spec.kind, other.shape != spec.shape, abs(index / last - place))
@@ -143,7 +140,7 @@ def _most_alike(
 
 
 def _resized_start(layout: Layout, known: NormalizerTable) -> Tensor | None:
-    """The shared start of the known layout that differs least in its widths; None where all differ in more."""
+    """Resizes the shared start of the known layout whose widths differ least; None if all differ in more."""
     found: list[tuple[float, Tensor]] = []
     for other, normalizer in known.values():
         pairs = list(zip(other.generated, layout.generated, strict=False))
@@ -158,13 +155,13 @@ def _resized_start(layout: Layout, known: NormalizerTable) -> Tensor | None:
 
 
 def _differ_in_width(old: TensorSpec, new: TensorSpec) -> bool:
-    """Whether two tensors are alike but for their rows and columns."""
+    """Whether two tensors differ in their rows and columns alone."""
     same_rank = len(old.shape) == len(new.shape) and 0 not in (*old.shape, *new.shape)
     return old.kind == new.kind and same_rank and old.shape[2:] == new.shape[2:]
 
 
 def _resized(values_X: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """Rows and columns at the same fractions of the way, for by these a generator knows its places."""
+    """Takes rows and columns at the same relative positions, which is how a generator encodes positions."""
     values = values_X.view(old)
     for dim, (a, b) in enumerate(zip(old, new, strict=True)):
         if a != b:
@@ -189,7 +186,7 @@ def _from_log(values: Tensor, log_D: Tensor | None) -> Tensor:
 
 
 def _spread(numbers: list[Tensor], sizes: list[int]) -> Tensor:
-    """One number per tensor, over its values."""
+    """Repeats one number per tensor for each of its values."""
     return torch.cat([number.expand(size) for number, size in zip(numbers, sizes, strict=True)])
 
 

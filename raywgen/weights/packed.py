@@ -1,7 +1,4 @@
-"""One checkpoint in the packed form of its layout.
-
-Shape legend: P bytes of the packed form.
-"""
+"""One checkpoint in the packed form of its layout."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ class PackedCheckpoint:
     """One checkpoint as bytes.
 
     Attributes:
-        layout: Its names come without `prefix`.
-        packed_P: uint8.
-        prefix: What a wrapper had put before every name.
-        metadata: Of the file, where its format keeps any.
+        layout: Layout of the checkpoint; its names do not have the `prefix`.
+        packed_P: The packed form, uint8.
+        prefix: The prefix that a wrapper had put before every name.
+        metadata: Metadata of the file, if its format has any.
     """
 
     layout: Layout
@@ -36,7 +33,7 @@ class PackedCheckpoint:
 
 
 def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
-    """A `state_dict` in memory, its prefix split off.
+    """Packs a `state_dict` and splits off the prefix of its names.
 
     Raises:
         WeightsError: A tensor is not dense.
@@ -53,7 +50,7 @@ def pack(state_dict: Mapping[str, Tensor], source: str) -> PackedCheckpoint:
 
 
 def written_bytes(tensor: Tensor) -> int:
-    """Bytes of all its values, written out."""
+    """Returns the number of bytes that all values of a tensor take when written out."""
     return tensor.numel() * tensor.element_size() if _is_dense(tensor) else 0
 
 
@@ -62,5 +59,5 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Its values in order: a single value with a stride of its own counts as contiguous, yet has no view as bytes."""
+    """Copies the values in order: torch calls a single value of any stride contiguous, yet cannot view its bytes."""
     return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Tells a part of a network from a whole one by what a file holds."""
+"""Recognises files that hold only a part of a network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def check_whole(state: Mapping[str, Any], beside: Mapping[Any, Any], source: str
     """Refuses a part of a network.
 
     Args:
-        state: Tensors, or what stands for them, by name.
-        beside: All that the file holds at its top.
+        state: Tensors, or references to them, by name.
+        beside: The top level of the file.
         source: The file, for the message.
 
     Raises:
-        WeightsError: It is a part, or placeholders without values.
+        WeightsError: The tensors are a part of a network, or placeholders without values.
     """
     floating = [name for name, tensor in state.items() if tensor.dtype.is_floating_point]
     # A nested tensor has no shape, and is refused later.
@@ -39,7 +39,7 @@ def check_whole(state: Mapping[str, Any], beside: Mapping[Any, Any], source: str
         raise WeightsError(
             f"{source}: tensor '{flat[0]}' is a flat shard of FSDP, a part of a network; save a full state_dict"
         )
-    # By item, not by method: a pickle may hang a `get` of its own on an OrderedDict.
+    # By item, not by method: a pickle may set a `get` of its own on an OrderedDict.
     ranks = beside["mp_world_size"] if "mp_world_size" in beside else 1  # noqa: SIM401
     if isinstance(ranks, int) and ranks > 1:
         raise WeightsError(

@@ -1,12 +1,12 @@
 """Labels that say which hidden units lie along an axis of a tensor, and which of them move together.
 
 An axis is a product of factors, the slowest first, as flattening makes it: channels, height, width. A factor is an
-array of labels: a unit's number, `FIXED` where the place itself means something (a pixel, a class), or a number below
-`FIXED` where the value is one constant for all places that bear it (the zeros that padding adds).
+array of labels: the number of a unit, `FIXED` where the position has a meaning of its own (a pixel, a class), or a
+number below `FIXED` where all positions with that label hold one constant (the zeros that padding adds).
 
-Two units that are added, or that meet in a contraction, are tied: whoever moves one moves the other. Whatever treats
-the units of an axis differently leaves a mark on those it takes. In the end two sets of tied units may be exchanged if
-their units were born on the same axes, bear the same marks and lie on the same axes: then nothing told them apart.
+Two units that are added, or that meet in a contraction, are tied: they move together. An operation that treats the
+units of an axis differently marks those it takes. In the end two sets of tied units may be exchanged if their units
+were created on the same axes, have the same marks and lie on the same axes: then no operation distinguishes them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 FIXED = -1
 Key = tuple[int, tuple[int, ...]]
-"""Where a unit was born, and its marks."""
+"""Number of the axis on which a unit was created, and its marks."""
 
 
 class Axis:
     """One axis of a tensor, shared by all tensors that have it.
 
     Attributes:
-        size: Places along it.
+        size: Number of positions along it.
     """
 
     def __init__(self, size: int, factors: tuple[np.ndarray, ...] | None = None) -> None:
@@ -34,36 +34,36 @@ class Axis:
         self._same: Axis | None = None
 
     def root(self) -> Axis:
-        """The axis that this one was found to be."""
+        """Returns the axis that this one turned out to be."""
         return self if self._same is None else self._same.root()
 
     @property
     def factors(self) -> tuple[np.ndarray, ...] | None:
-        """Its labels; None while nothing is known of it but its size."""
+        """Labels of the axis; None while only its size is known."""
         return self.root()._factors
 
     @property
     def is_fixed(self) -> bool:
-        """Whether no place of it holds a unit."""
+        """Whether no position of the axis holds a unit."""
         return self.factors is not None and all((labels == FIXED).all() for labels in self.factors)
 
     def become(self, other: Axis) -> None:
-        """From now on this axis, of which nothing is known, is that one."""
+        """Identifies this axis, whose labels are unknown, with another one."""
         if self.root() is not other.root():
             self.root()._same = other.root()
 
     def label(self, factors: tuple[np.ndarray, ...]) -> None:
-        """Says what lies along an axis of which nothing was known."""
+        """Sets the labels of an axis whose labels were unknown."""
         self.root()._factors = factors
 
 
 def fixed(size: int) -> Axis:
-    """An axis whose places mean something themselves."""
+    """Creates an axis whose positions have a meaning of their own."""
     return Axis(size, (np.full(size, FIXED),))
 
 
 class HiddenUnits:
-    """All units of a network."""
+    """The hidden units of a network, with their ties and marks."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
@@ -76,7 +76,7 @@ class HiddenUnits:
         self._last_constant = FIXED
 
     def born(self, size: int) -> np.ndarray:
-        """Labels of new units on one axis."""
+        """Creates units on one axis and returns their labels."""
         first = len(self._parent)
         self._parent += range(first, first + size)
         self._birth += [self._num_births] * size
@@ -85,7 +85,7 @@ class HiddenUnits:
         return np.arange(first, first + size)
 
     def all_equal(self, size: int) -> Axis:
-        """An axis along which all values are equal."""
+        """Creates an axis along which all values are equal."""
         return Axis(size, (np.full(size, self._constant()),))
 
     def _constant(self) -> int:
@@ -93,14 +93,14 @@ class HiddenUnits:
         return self._last_constant
 
     def find(self, unit: int) -> int:
-        """The unit that stands for all that are tied to this one."""
+        """Returns the unit that represents all units tied to this one."""
         while self._parent[unit] != unit:
             self._parent[unit] = self._parent[self._parent[unit]]
             unit = self._parent[unit]
         return unit
 
     def members(self) -> dict[int, list[int]]:
-        """Sets of tied units that may move, by the unit that stands for them."""
+        """Returns the sets of tied units that may move, by the unit that represents them."""
         frozen = {self.find(unit) for unit in self._frozen}
         found: dict[int, list[int]] = {}
         for unit in range(len(self._parent)):
@@ -109,18 +109,18 @@ class HiddenUnits:
         return found
 
     def key(self, unit: int) -> Key:
-        """What tells a unit from others that are tied to it."""
+        """Returns the key that distinguishes a unit from the others tied to it."""
         return self._birth[unit], tuple(sorted(self._marks[unit]))
 
     def labels(self, axis: Axis) -> tuple[np.ndarray, ...]:
-        """Factors of an axis; new units lie along one of which nothing is known."""
+        """Returns the factors of an axis; creates units along it if its labels are unknown."""
         if axis.factors is None:
             axis.label((self.born(axis.size),))
         assert axis.factors is not None
         return axis.factors
 
     def freeze(self, axis: Axis) -> Axis:
-        """Whatever lies along an axis stays where it is."""
+        """Fixes the units along an axis in place."""
         if axis.factors is None:
             axis.label((np.full(axis.size, FIXED),))
         for labels in axis.factors or ():
@@ -128,7 +128,7 @@ class HiddenUnits:
         return fixed(axis.size)
 
     def same(self, one: Axis, other: Axis) -> Axis:
-        """Ties the units of two axes of one size, place by place."""
+        """Ties the units of two axes of one size, position by position."""
         if one.root() is other.root():
             return one
         if one.factors is None or other.factors is None:
@@ -136,7 +136,7 @@ class HiddenUnits:
             if known.factors is None:
                 unknown.become(known)
                 return known
-            # What was a constant may differ from place to place once it meets a tensor of the network's own.
+            # A constant may differ from position to position once it is combined with a tensor of the network.
             unknown.label(tuple(self._filled(labels) for labels in known.factors))
         mine, others = self.labels(one), self.labels(other)
         if [len(labels) for labels in mine] != [len(labels) for labels in others]:
@@ -145,7 +145,7 @@ class HiddenUnits:
         return Axis(one.size, tuple(self._tie(a, b) for a, b in zip(mine, others, strict=True)))
 
     def cut(self, axis: Axis, places: slice) -> Axis:
-        """A part of an axis; the units on it are told from the others from here on."""
+        """Takes a part of an axis, and marks its units, which are treated differently from now on."""
         size = len(range(*places.indices(axis.size)))
         if size == axis.size and (places.step or 1) == 1:
             return axis
@@ -163,7 +163,7 @@ class HiddenUnits:
         return Axis(size, (taken,))
 
     def join(self, axes: Sequence[Axis]) -> Axis:
-        """Axes one after another."""
+        """Concatenates axes into one."""
         size = sum(axis.size for axis in axes)
         if any(len(self.labels(axis)) > 1 for axis in axes):
             for axis in axes:
@@ -173,7 +173,7 @@ class HiddenUnits:
         return Axis(size, (np.concatenate(parts),))
 
     def pad(self, axis: Axis, before: int, after: int) -> Axis:
-        """Places with one constant before and after an axis."""
+        """Adds positions with one constant before and after an axis."""
         size = axis.size + before + after
         if min(before, after) < 0 or len(self.labels(axis)) != 1 or axis.is_fixed:
             self.freeze(axis)
@@ -182,7 +182,7 @@ class HiddenUnits:
         return Axis(size, (np.pad(self.labels(axis)[0], (before, after), constant_values=constant),))
 
     def refold(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
-        """Axes of other sizes over the same places in the same order, as reshaping makes them."""
+        """Returns axes of other sizes over the same positions in the same order, as reshaping creates them."""
         remaining = (
             [labels for axis in axes for labels in self.labels(axis)] if len(axes) > 1 else self._split(axes, sizes)
         )
@@ -205,7 +205,7 @@ class HiddenUnits:
         return found
 
     def _split(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[np.ndarray] | None:
-        """Factors of a single axis; None where nothing is known of it and it would have to fall into several."""
+        """Returns the factors of a single axis; None if its labels are unknown and it is to be split into several."""
         (axis,) = axes
         return None if axis.factors is None and len(sizes) > 1 else list(self.labels(axis))
 
@@ -237,7 +237,7 @@ class HiddenUnits:
 
 
 def places_of(factors: Sequence[np.ndarray], which: int, place: int) -> np.ndarray:
-    """Places on an axis whose index in factor `which` is `place`, in order, int64."""
+    """Returns the positions on an axis whose index in factor `which` is `place`, in order, int64."""
     sizes = [len(labels) for labels in factors]
     outer, inner = math.prod(sizes[:which]), math.prod(sizes[which + 1 :])
     return (np.arange(outer)[:, None] * sizes[which] * inner + place * inner + np.arange(inner)).reshape(-1)

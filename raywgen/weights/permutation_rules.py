@@ -1,7 +1,7 @@
-"""How each operation of a traced network carries hidden units from its inputs to its outputs.
+"""Rules by which the operations of a traced network carry hidden units from their inputs to their outputs.
 
-A rule takes the units and the arguments of an ATen operation, every tensor as its axes, and gives the axes of the
-result. An operation without a rule leaves the units of all its inputs where they are, which is always exact.
+A rule takes the units and the arguments of an ATen operation, with each tensor given by its axes, and returns the axes
+of the result. An operation without a rule fixes the units of all its inputs in place, which is always exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raywgen.weights.permutation_axes import Axis, HiddenUnits, fixed
 Axes = tuple[Axis, ...]
 Shape = tuple[int, ...]
 Rule = Callable[..., Any]
-"""`rule(units, shape, *arguments, **named)`; `shape` of the first result."""
+"""`rule(units, shape, *arguments, **named)`, in which `shape` is that of the first result."""
 RULES: dict[str, Rule] = {}
 
 
@@ -28,7 +28,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def pointwise(units: HiddenUnits, shape: Shape, *args: Any, **named: Any) -> Axes:
-    """Place by place, with broadcasting."""
+    """Ties units position by position, with broadcasting."""
     result = [Axis(1) if size == 1 else None for size in shape]
     for axes in filter(_is_tensor, (*args, *named.values())):
         for place, axis in enumerate(axes, start=len(shape) - len(axes)):
@@ -167,7 +167,7 @@ def _pool(units: HiddenUnits, shape: Shape, x: Axes, *_: Any, **__: Any) -> Axes
 
 @_rule("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "any", "all", "var_mean")
 def _reduce(units: HiddenUnits, shape: Shape, x: Axes, dims: Any = None, *_: Any, **__: Any) -> Axes:
-    """What is summed over all units does not ask for their order."""
+    """Reduces axes: a sum over units does not depend on their order."""
     if dims is None or isinstance(dims, bool) or dims == []:
         dims = range(len(x))
     gone = {dim % len(x) for dim in ([dims] if isinstance(dims, int) else dims)}
@@ -210,7 +210,7 @@ def _transpose(units: HiddenUnits, shape: Shape, x: Axes, one: int, other: int) 
 
 @_rule("unsqueeze", "squeeze", "expand")
 def _ones(units: HiddenUnits, shape: Shape, x: Axes, *args: Any, **_: Any) -> Axes:
-    """Axes of size 1 come, go or grow; the others stay in order."""
+    """Adds, removes or expands axes of size 1; the others stay in order."""
     remaining = [axis for axis in x if axis.size != 1]
     kept = shape if len([size for size in shape if size != 1]) == len(remaining) else None
     if kept is not None:
@@ -282,7 +282,7 @@ def _embedding(units: HiddenUnits, shape: Shape, weight: Axes, index: Axes, *_: 
 
 
 def freeze_all(units: HiddenUnits, shape: Shape, *args: Any, **named: Any) -> Axes:
-    """The rule of an operation that is not known: no unit of its inputs moves."""
+    """Applies to operations without a rule: fixes the units of all inputs in place."""
     for value in (*args, *named.values()):
         if _is_tensor(value):
             _freeze(units, value)

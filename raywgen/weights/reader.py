@@ -1,10 +1,8 @@
 """Reads weights files into the packed form of their layout, thousands a second where they share a layout.
 
-What describes a checkpoint (the header of a safetensors file, the pickle of a torch file) is the same, byte for
-byte, for every checkpoint of an architecture. It is checked and understood once; of every further file only the
-values are copied.
-
-Shape legend: P bytes of the packed form.
+The description of a checkpoint (the header of a safetensors file, the pickle of a torch file) is the same, byte for
+byte, for every checkpoint of an architecture. It is checked and parsed once; from every further file only the values
+are copied.
 """
 
 from __future__ import annotations
@@ -62,7 +60,7 @@ _MAPPED_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class ReadNetworks:
-    """What a file gave: networks, each by its key where there are several, and the keys of those not taken."""
+    """The networks read from a file, each with its key if there are several, and the keys of those not taken."""
 
     networks: tuple[tuple[str | None, PackedCheckpoint], ...]
     others: tuple[str, ...] = ()
@@ -70,18 +68,18 @@ class ReadNetworks:
 
 @dataclass(frozen=True, slots=True)
 class _TorchContents:
-    """The wanted networks of a torch file: a plan where its tensors are contiguous, else what stands for them."""
+    """The selected networks of a torch file: a plan if the tensors are contiguous, else references to them."""
 
     networks: tuple[tuple[str | None, CopyPlan | Mapping[str, TensorReference | Array]], ...]
     others: tuple[str, ...]
 
 
 class _CallsError(NotPlainError):
-    """A pickle asks to call unknown functions; the message names one and where it stands."""
+    """A pickle asks to call unknown functions; the message names one and its key."""
 
 
 class WeightsReader:
-    """Reads weights files; keeps what it understood of their headers.
+    """Reads weights files, and caches the plans made from their headers.
 
     Args:
         select: Keys or patterns of the networks to take from files that hold several.
@@ -92,11 +90,11 @@ class WeightsReader:
         self._select = tuple(select)
 
     def read(self, path: str | Path) -> PackedCheckpoint:
-        """The only network of a file.
+        """Reads the only network of a file.
 
         Raises:
-            WeightsError: It is missing, truncated, damaged, or holds no network or several.
-            UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
+            WeightsError: The file is missing, truncated, damaged, or holds no network or several.
+            UnsafeFileError: The file is a pickle that asks for more than tensors; it is not executed.
         """
         found = list(self.read_all(path).networks)
         if len(found) > 1:
@@ -104,12 +102,12 @@ class WeightsReader:
         return found[0][1]
 
     def read_all(self, path: str | Path) -> ReadNetworks:
-        """All wanted networks of a file.
+        """Reads all selected networks of a file.
 
         Raises:
-            NotWeightsError: It is sound and holds no network.
-            WeightsError: It is missing, truncated, damaged, or it is not said which of several networks is wanted.
-            UnsafeFileError: It is a pickle that asks for more than tensors; it is not executed.
+            NotWeightsError: The file is sound and holds no network.
+            WeightsError: The file is missing, truncated, damaged, or holds several networks of which none is selected.
+            UnsafeFileError: The file is a pickle that asks for more than tensors; it is not executed.
         """
         source = str(path)
         try:
@@ -168,12 +166,12 @@ class WeightsReader:
         return ReadNetworks(tuple(found), known.others)
 
     def peek(self, file: Any, source: str) -> None:
-        """Looks at the description of an open file's tensors alone; for what is long and lies far away.
+        """Checks only the description of an open file's tensors, because a large remote file is slow to read.
 
         Raises:
-            WeightsError: As `read_all`, where the description tells.
+            WeightsError: The description shows that `read_all` would raise it.
         """
-        with suppress(NotPlainError):  # Then it must be read.
+        with suppress(NotPlainError):  # Only reading the file can tell.
             if file.read(len(ZIP)) == ZIP:
                 self._contents(parse_pickle(TorchArchive(file, source).pickle_bytes()), source)
 
@@ -217,7 +215,7 @@ class WeightsReader:
         return pack({name: _tensor(value, storages) for name, value in wanted.items()}, source)
 
     def _read_by_torch(self, size: int, source: str, why: NotPlainError) -> ReadNetworks:
-        """By torch's own safe reader, which knows more kinds of tensors and fewer other values."""
+        """Reads a file by torch's own safe loader, which supports more kinds of tensors and fewer other values."""
         content = load_pickled(source, str(why) if isinstance(why, _CallsError) else "")
         choice = choose_networks(content, Tensor, source, self._select)
         for _, network in choice.networks:
@@ -248,7 +246,7 @@ class WeightsReader:
                     "out of the metadata, or write the file anew"
                 )
         if plan.layout.num_bytes == size >= _MAPPED_BYTES and len(plan.copies) == 1:
-            # It lies in the file as it is packed. Private, so that it may be written to and the file stays as it is.
+            # The file holds the packed form as it is. The map is private, so writing to it does not change the file.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             packed_P = np.frombuffer(mapped, dtype=np.uint8, count=size, offset=8 + length)
             return PackedCheckpoint(plan.layout, packed_P, plan.prefix, plan.metadata)
@@ -303,15 +301,15 @@ def _tensor(value: TensorReference | Array, storages: Mapping[TorchStorage, Tens
 
 
 def load_pickled(path: str | Path, why: str = "") -> Any:
-    """What any torch file holds, by torch's own safe reader.
+    """Loads any torch file by torch's own safe loader.
 
     Args:
         path: The file.
-        why: What it asks for that is not given, where that is known.
+        why: The reason for which it is unsafe, if it is known.
 
     Raises:
-        UnsafeFileError: It asks for more than tensors.
-        WeightsError: It is damaged.
+        UnsafeFileError: The file asks for more than tensors.
+        WeightsError: The file is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,9 +1,7 @@
 """Random rotations that make heavy-tailed values Gaussian, keyed so that nothing has to be stored.
 
-Signs drawn from a key, then a Walsh-Hadamard transform: orthogonal, so that squared errors stay what they are (Tseng et
-al. 2024, "QuIP#", section 3, incoherence processing).
-
-Shape legend: N rows, K values of a row.
+A rotation multiplies by random signs and applies a Walsh-Hadamard transform. It is orthogonal, so squared errors do not
+change (Tseng et al. 2024, "QuIP#", section 3, incoherence processing). Here K is the number of values of a row.
 """
 
 from __future__ import annotations
@@ -18,26 +16,26 @@ from raywgen.weights.noise import KeyedNoise
 
 
 def rotate(rows_NK: Tensor, key: int) -> Tensor:
-    """Every row with signs of its own, then transformed, `(N, K)`.
+    """Rotates rows `(N, K)`, each with signs of its own.
 
     Args:
         rows_NK: Float32; K is a power of two.
-        key: Of the signs; equal keys give equal rotations.
+        key: Key of the signs; equal keys give equal rotations.
 
     Raises:
-        WeightsError: K is no power of two.
+        WeightsError: K is not a power of two.
     """
     return (rows_NK * _signs(rows_NK, key)) @ hadamard(rows_NK.shape[1]).to(rows_NK.device)
 
 
 def rotate_back(rows_NK: Tensor, key: int) -> Tensor:
-    """Inverse of `rotate`."""
+    """Reverts `rotate` with the same key."""
     return (rows_NK @ hadamard(rows_NK.shape[1]).to(rows_NK.device)) * _signs(rows_NK, key)
 
 
 @lru_cache(maxsize=8)
 def hadamard(size: int) -> Tensor:
-    """The symmetric orthogonal Walsh-Hadamard matrix, float32 `(size, size)`; treat it as read-only."""
+    """Returns the symmetric orthogonal Walsh-Hadamard matrix, float32 `(size, size)`; treat it as read-only."""
     if size < 1 or size & (size - 1):
         raise WeightsError(f"rows of {size} values cannot be rotated; give a power of two")
     matrix = torch.ones(1, 1)

@@ -1,8 +1,8 @@
 """The one place that writes safetensors: equal tensors and metadata give equal bytes, whichever process writes them.
 
 The library keeps metadata in a hash map whose order changes from process to process, and sorts tensors by dtype and
-name. So its header is put in order afterwards: the metadata by key, the tensors as they were given, which is how an
-architecture gets its order back from a file. Where the tensors lie stays as the library has it.
+name. So the header is sorted afterwards: the metadata by key, and the tensors as they were given, so that a file keeps
+the order of its architecture. The offsets of the tensors stay as the library wrote them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
     """Writes a file in place; the caller gives it its final name.
 
     Args:
-        tensors: Contiguous, and none of them shares memory with another.
-        path: Of the file.
-        metadata: Goes to the header, sorted by key; `format: pt`, for which loaders ask, is added where it is missing.
+        tensors: Contiguous tensors, none of which shares memory with another.
+        path: Path of the file.
+        metadata: Metadata for the header; `format: pt`, which loaders require, is added if it is missing.
 
     Raises:
-        SafetensorError, OSError: It cannot be written.
+        SafetensorError, OSError: The file cannot be written.
     """
     library.save_file(dict(tensors), path, _FORMAT | dict(metadata))
     with Path(path).open("r+b") as file:
@@ -43,7 +43,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
 
 
 def is_writable(dtype: torch.dtype) -> bool:
-    """Whether safetensors can hold such values."""
+    """Whether safetensors can hold values of a dtype."""
     try:
         library.save({"x": torch.empty(0, dtype=dtype)})
     except (SafetensorError, KeyError, ValueError):
@@ -52,7 +52,7 @@ def is_writable(dtype: torch.dtype) -> bool:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file; empty where it is another kind of file or damaged."""
+    """Reads the metadata in the header of a safetensors file; empty if the file is damaged or of another kind."""
     with Path(path).open("rb") as file:
         start = file.read(_LENGTH.size + 1)
         if len(start) <= _LENGTH.size or start[-1:] != b"{":
@@ -71,7 +71,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of the file that `write_safetensors` writes."""
+    """Returns the content of the file that `write_safetensors` writes."""
     content = library.save(dict(tensors), _FORMAT | dict(metadata))
     (length,) = _LENGTH.unpack_from(content)
     end = _LENGTH.size + length
@@ -79,7 +79,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _in_order(header: bytes, names: Iterable[str]) -> bytes:
-    """The same header, as long, with its metadata sorted and its tensors in the order of their names."""
+    """Sorts the metadata of a header, and puts its tensors in the order of `names`; its length does not change."""
     content = json.loads(header)
     metadata = {_METADATA: dict(sorted(content[_METADATA].items()))} if _METADATA in content else {}
     content = metadata | {name: content[name] for name in names}

@@ -1,11 +1,11 @@
-"""Which hidden units of a network may be exchanged without changing what it computes.
+"""Finds the hidden units of a network that may be exchanged without changing its function.
 
-The module is traced once, with no values, to a graph of ATen operations; `raywgen.weights.permutation_axes`
-follows its units through it. So residual sums, batch norm and flattening need nothing from the module's author. What
-a unit cannot be followed through (attention's heads, grouped convolutions, an operation without a rule)
-leaves it where it is.
+The module is traced once, without values, to a graph of ATen operations, through which
+`raywgen.weights.permutation_axes` follows its units. So residual sums, batch norm and flattening need nothing from the
+module's author. A unit that meets an operation through which it cannot be followed (attention heads, grouped
+convolutions, an operation without a rule) stays in place.
 
-Shape legend: U units of a group, M places that a unit takes on an axis, N networks.
+Shape letters beyond the legend in `raywgen.weights`: U units of a group, M places that a unit takes on an axis.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SymmetryError(WeightsError):
 
 @dataclass(frozen=True, slots=True)
 class UnitPlace:
-    """Where the units of a group lie in a tensor: on which axis, and where on it, int64 `(U, M)`."""
+    """The axis of a tensor on which the units of a group lie, and their positions on it, int64 `(U, M)`."""
 
     tensor: str
     axis: int
@@ -50,8 +50,8 @@ class UnitGroup:
     """Units that may be exchanged with one another.
 
     Attributes:
-        num_units: U.
-        places: Every axis that must be reordered with them.
+        num_units: Number of units, U.
+        places: Every axis that must be reordered together with them.
     """
 
     num_units: int
@@ -60,10 +60,10 @@ class UnitGroup:
 
 @dataclass(frozen=True, slots=True)
 class Symmetry:
-    """All exchanges of hidden units that leave a network's function as it is.
+    """All exchanges of hidden units that do not change a network's function.
 
     Attributes:
-        groups: From the first layer to the last.
+        groups: Groups of units, from the first layer to the last.
         blocked_by: Operations without a rule, whose inputs and outputs keep their order.
     """
 
@@ -72,15 +72,15 @@ class Symmetry:
 
     @property
     def num_units(self) -> int:
-        """Hidden units that may move."""
+        """Number of hidden units that may move."""
         return sum(group.num_units for group in self.groups)
 
     def permute(self, state: Mapping[str, Tensor], permutations: Sequence[Tensor]) -> StateDict:
-        """The same function with its units in another order; tensors that hold none of them are not copied.
+        """Reorders the units of a network, which keeps its function; tensors without such units are not copied.
 
         Args:
-            state: Of one network.
-            permutations: For each group the unit that comes to each place, int64 `(U,)`.
+            state: Tensors of one network.
+            permutations: For each group, the unit that moves to each place, int64 `(U,)`.
         """
         permuted = dict(state)
         for group, order_U in zip(self.groups, permutations, strict=True):
@@ -94,7 +94,7 @@ class Symmetry:
         return permuted
 
     def identity(self) -> list[Tensor]:
-        """The permutations that leave every unit where it is."""
+        """Returns the permutations that leave every unit in place."""
         return [torch.arange(group.num_units) for group in self.groups]
 
 
@@ -102,11 +102,11 @@ def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
     """Follows the hidden units of any module, in eval mode.
 
     Args:
-        module: Left as it is.
-        inputs: What its `forward` takes; only shapes and dtypes count. Their batch may be of any size.
+        module: The module; it is not changed.
+        inputs: Arguments of its `forward`; only shapes and dtypes count, and the batch may be of any size.
 
     Raises:
-        SymmetryError: The module cannot be traced, for instance as its control flow asks for values.
+        SymmetryError: The module cannot be traced, for instance because its control flow depends on values.
     """
     names = _names_by_tensor(module)
     graph, leaves = _traced(module, [known[0] for known in names], inputs)
@@ -118,13 +118,13 @@ def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
 
 @torch.no_grad()
 def check_symmetry(module: nn.Module, symmetry: Symmetry, *inputs: Tensor, seed: int = 0) -> float:
-    """Reorders all units at random and compares what the module gives.
+    """Reorders all units at random and compares the outputs of the module.
 
     Returns:
-        The largest difference of an output, over the largest output.
+        The largest difference of an output, divided by the largest output.
 
     Raises:
-        SymmetryError: It is not rounding alone.
+        SymmetryError: The difference is larger than rounding explains.
     """
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(group.num_units, generator=generator) for group in symmetry.groups]
@@ -150,7 +150,7 @@ def _outputs(module: nn.Module, state: StateDict, inputs: Sequence[Tensor]) -> l
 
 
 def _names_by_tensor(module: nn.Module) -> list[list[str]]:
-    """Names of the `state_dict`, those of one tied tensor together."""
+    """Groups the names of the `state_dict` by tensor: tied names stand together."""
     names: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
@@ -160,7 +160,7 @@ def _names_by_tensor(module: nn.Module) -> list[list[str]]:
 def _traced(
     module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]
 ) -> tuple[torch.fx.Graph, dict[str, Axes]]:
-    """The graph, its placeholders in the order of names, and for each of these axes of which nothing is known yet."""
+    """Returns the graph, with placeholders in the order of names, and the axes of each name, without labels yet."""
     every = module.state_dict()
     state = {name: every[name].detach() for name in names}
     device = next(iter(state.values())).device if state else torch.device("cpu")
@@ -184,7 +184,7 @@ def _traced(
 
 
 def _follow(graph: torch.fx.Graph, units: HiddenUnits, leaves: Mapping[str, Axes]) -> list[str]:
-    """Carries units through all operations; returns those without a rule through which a unit would have gone."""
+    """Carries units through all operations; returns the operations without a rule that stopped a unit."""
     known: dict[torch.fx.Node, Any] = {}
     blocked: list[str] = []
     weights = iter(leaves.values())
@@ -235,11 +235,11 @@ def _attribute(graph: torch.fx.Graph, name: str) -> Any:
 
 
 Seat = tuple[str, int, int, tuple]
-"""Tensor, axis, factor of the axis, and which of its tied units a set has there."""
+"""Tensor, axis, factor of the axis, and the key of the unit that a set of tied units has there."""
 
 
 def _groups(units: HiddenUnits, leaves: Mapping[str, Axes], names: Mapping[str, list[str]]) -> list[UnitGroup]:
-    """Sets of tied units that nothing told apart, as groups."""
+    """Groups the sets of tied units that no operation distinguishes."""
     labels_of = {(name, dim): units.labels(axis) for name, axes in leaves.items() for dim, axis in enumerate(axes)}
     members = units.members()
     seats: dict[int, dict[Seat, int]] = {root: {} for root in members}
@@ -250,7 +250,7 @@ def _groups(units: HiddenUnits, leaves: Mapping[str, Axes], names: Mapping[str, 
                 if unit < 0 or (root := units.find(unit)) not in members:
                     continue
                 seat = (name, dim, factor, units.key(unit))
-                # Two units of a set that cannot be told apart: which goes where would be a guess.
+                # Two units of a set that cannot be distinguished: which of them goes where would be a guess.
                 if seat in seats[root]:
                     shared.add(root)
                 seats[root][seat] = place

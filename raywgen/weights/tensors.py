@@ -1,4 +1,4 @@
-"""What a layout knows of one tensor, and how its values count."""
+"""The entries of a layout: name, shape, dtype and kind of each tensor."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ class TensorSpec:
     """One tensor of a layout.
 
     Attributes:
-        name: Its key.
-        shape: Its shape.
-        dtype: Its dtype as torch names it, such as `float32`.
+        name: Key in the `state_dict`.
+        shape: Shape of the tensor.
+        dtype: Name of the dtype in torch, such as `float32`.
         kind: One of `KINDS`.
-        tied_to: Name of the tensor that is this very one under another name; empty for a tensor of its own.
-        is_constant: The architecture fixes its values (a causal mask, for instance): they are copied, not generated.
+        tied_to: Name under which the same tensor is stored; empty for a tensor with values of its own.
+        is_constant: Whether the architecture fixes its values (a causal mask, for instance), so that they are copied
+            instead of generated.
     """
 
     name: str
@@ -53,29 +54,29 @@ class TensorSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
+        """The dtype as an object of torch."""
         return getattr(torch, self.dtype)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the tensor takes of the packed form, without alignment; a tied one takes none."""
+        """Number of bytes in the packed form, without alignment; 0 for a tied tensor."""
         return 0 if self.tied_to else math.prod(self.shape) * self.torch_dtype.itemsize
 
     @property
     def is_generated(self) -> bool:
         """Whether a generator writes this tensor.
 
-        Integer and bool tensors (counters), constants, and formats that torch cannot compute with are only kept.
+        Integer and bool tensors (counters), constants, and formats that torch cannot compute with are only stored.
         """
         return not self.tied_to and not self.is_constant and _is_computed(self.torch_dtype)
 
     @property
     def real_shape(self) -> tuple[int, ...]:
-        """The shape of its real values: complex ones have a last dimension of two."""
+        """Shape of the real values: complex tensors have a last dimension of two."""
         return (*self.shape, 2) if self.torch_dtype.is_complex else self.shape
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object."""
+        """Returns the entry as a JSON object."""
         row: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "kind": self.kind}
         if self.tied_to:
             row["tied_to"] = self.tied_to
@@ -83,7 +84,7 @@ class TensorSpec:
 
 
 def kind_of(name: str, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a tensor is, by its name and those beside it; one of `KINDS`."""
+    """Returns the kind of a tensor, one of `KINDS`, by its name and the shapes of its neighbours."""
     if not dtype.is_floating_point and not dtype.is_complex:
         return "counter"
     prefix, _, leaf = name.rpartition(".")
@@ -98,18 +99,18 @@ def kind_of(name: str, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]
 
 
 def real_values(tensor: Tensor) -> Tensor:
-    """The real values of a tensor: complex ones as pairs along a new last dimension."""
+    """Returns the real values of a tensor: complex ones as pairs along a new last dimension."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def find_ties(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names whose tensor is that of an earlier name: all of the same place in memory, in the same shape."""
+    """Finds names that share memory and shape with an earlier name; returns that name for each."""
     first: dict[tuple[Any, ...], str] = {}
     ties = {}
     for name, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():
             continue
-        # A storage has an identity where it has no memory, too, as on the device "meta".
+        # A storage has an identity even without memory, as on the device "meta".
         place = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if (owner := first.setdefault(place, name)) != name:
             ties[name] = owner
@@ -117,7 +118,7 @@ def find_ties(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def is_mask(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor holds a mask by its name and values; none on the device "meta", which has no values."""
+    """Whether a tensor is a mask, by its name and values; never on the device "meta", which has no values."""
     if not tensor.is_floating_point() or tensor.is_meta or not may_be_mask(name) or not _is_computed(tensor.dtype):
         return False
     values_X = tensor.detach().reshape(-1)
@@ -125,5 +126,5 @@ def is_mask(name: str, tensor: Tensor) -> bool:
 
 
 def _is_computed(dtype: torch.dtype) -> bool:
-    # Two values of 4 bits in a byte: torch stores them, and converts them to nothing.
+    # Two 4-bit values in a byte: torch stores them, and cannot convert them.
     return (dtype.is_floating_point or dtype.is_complex) and dtype != torch.float4_e2m1fn_x2

@@ -1,7 +1,7 @@
-"""A torch file in zip format: its pickle and its storages, read without torch.
+"""Reads the pickle and the storages of a torch file in zip format, without torch.
 
 `torch.load(weights_only=True)` interprets the pickle anew for every file. Checkpoints of one architecture hold the
-same pickle byte for byte and differ in storages alone, so it is interpreted once (see `inert_pickle`), and the
+same pickle byte for byte and differ only in their storages, so it is interpreted once (see `inert_pickle`), and the
 storages are copied straight from the archive.
 """
 
@@ -26,7 +26,7 @@ class TorchArchive:
     """An open torch file in zip format.
 
     Raises:
-        NotPlainError: It is not in zip format, or compressed.
+        NotPlainError: The file is not in zip format, or is compressed.
     """
 
     def __init__(self, file: BinaryIO, source: str) -> None:
@@ -47,7 +47,7 @@ class TorchArchive:
         self._entries = {entry.filename.removeprefix(root): entry for entry in entries}
 
     def pickle_bytes(self) -> bytes:
-        """`data.pkl`."""
+        """Reads the content of `data.pkl`."""
         content = bytearray(self._size_of("data.pkl"))
         self.read_into("data.pkl", memoryview(content))
         if "byteorder" in self._entries:
@@ -58,10 +58,10 @@ class TorchArchive:
         return bytes(content)
 
     def check_storage(self, key: str, num_bytes: int) -> None:
-        """Refuses a storage of another size, before memory is asked for.
+        """Refuses a storage of another size, before memory is allocated.
 
         Raises:
-            WeightsError: The archive does not hold it in full.
+            WeightsError: The archive does not hold the whole storage.
         """
         name = f"data/{key}"
         if name not in self._entries or self._size_of(name) != num_bytes:
@@ -70,10 +70,10 @@ class TorchArchive:
             )
 
     def read_storage(self, key: str, out: memoryview) -> None:
-        """Copies a storage.
+        """Copies the values of a storage.
 
         Raises:
-            WeightsError: Its checksum is another.
+            WeightsError: Its checksum is wrong.
         """
         self.read_into(f"data/{key}", out)
 
@@ -102,7 +102,7 @@ def check_entries(file: BinaryIO, source: str) -> None:
     """Compares every entry of a file in zip format with its checksum, as `torch.load` does not.
 
     Raises:
-        WeightsError: One differs, or the file begins as a zip file and is none.
+        WeightsError: A checksum differs, or the file begins as a zip file and is none.
     """
     file.seek(0)
     if file.read(len(_LOCAL_HEADER)) != _LOCAL_HEADER:

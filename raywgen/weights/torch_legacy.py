@@ -1,4 +1,4 @@
-"""What a torch file of the format before zip archives says of its tensors, read without running anything."""
+"""Reads torch files of the format before zip archives, without running anything."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _PROTOCOL = 1001
 
 
 class LegacyArchive:
-    """An open file: three short pickles, the saved object, the storages' keys, then each storage with its length.
+    """An open file, which holds three short pickles, the saved object, the keys, and each storage with its length.
 
     Attributes:
         pickled: The saved object.
 
     Raises:
-        NotPlainError: It is damaged, or of an order of bytes or a kind that is not understood.
+        NotPlainError: The file is damaged, or its byte order or format is unknown.
     """
 
     def __init__(self, file: BinaryIO, source: str) -> None:
@@ -50,7 +50,7 @@ class LegacyArchive:
         """Refuses a storage of another size.
 
         Raises:
-            WeightsError: The file does not hold it in full.
+            WeightsError: The file does not hold the whole storage.
         """
         if self._places.get(key, (0, -1))[1] != num_bytes:
             raise WeightsError(
@@ -58,7 +58,7 @@ class LegacyArchive:
             )
 
     def read_storage(self, key: str, out: memoryview) -> None:
-        """Copies a storage."""
+        """Copies the values of a storage."""
         self._file.seek(self._places[key][0])
         if self._file.readinto(out) != len(out):  # pyright: ignore[reportAttributeAccessIssue]
             raise WeightsError(f"{self._source} was cut short while it was read; fetch it again")
