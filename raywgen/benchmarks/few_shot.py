@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raywgen.benchmarks.few_shot_config import Config
 from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
 from raywgen.benchmarks.recipes import over_seeds
-from raywgen.benchmarks.trained import HEADLINES, Chosen, TrainingConfig, chosen_variants
+from raywgen.benchmarks.trained import HEADLINES
 from raywgen.evaluation.few_shot import (
     Learner,
     Timing,
@@ -35,97 +35,13 @@ from raywgen.evaluation.few_shot import (
     prototype_logits,
     time_alternating,
 )
-from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
-from raywgen.generators import Generator, OptimizerConfig
-from raywgen.generators.lohp import LoHpConfig, PolicyConfig
-from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
+from raywgen.generators import Generator
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
-# Chosen on validation episodes of Omniglot among some 16. It stays near the encoder's own values: the further
-# meta-training moved it, the fewer steps a task needed and the lower it ended.
-REPTILE = ReptileConfig(
-    head_learning_rate=0.03,
-    meta_rate=0.01,
-    num_meta_steps=100,
-    symmetric_head=True,
-    augment="shift-2",
-    bf16=True,
-)
 _PERCENT = 100.0
 _STEPS = (1, 2, 3, 5, 10, 20, 50)
 _EPISODES_OF_A_BATCH = 100
-
-
-def _optimizer() -> OptimizerConfig:
-    return OptimizerConfig(learning_rate=1e-4, weight_decay=0.0)
-
-
-@dataclass(kw_only=True)
-class Config(TrainingConfig):
-    """What is trained and compared.
-
-    Attributes:
-        generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
-        data: Images of meta-training.
-        test_data: Images of the same form with the classes to test on; without it groups of `data` are held out.
-        group: Column whose groups stay in one split of the classes; empty to split class by class.
-        way: Classes of an episode.
-        shot: Support images of each.
-        num_query: Query images of each.
-        num_episodes: To test on.
-        num_validation: Episodes of validation classes, to choose settings by.
-        encoder_episodes: To train the encoder on.
-        encoder_way: Classes of each of them.
-        num_tasks: Of meta-training.
-        methods: Rows of generators; all by default.
-        mcdi: Mc-Di.
-        task_loss: Its task-loss stage, in the row of its own.
-        lohp: Lo-Hp.
-        reptile: How Reptile is meta-trained; it begins at the encoder.
-        reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
-    """
-
-    generator: str = "mcdi"
-    data: str = ""
-    test_data: str = ""
-    group: str = "alphabet"
-    way: int = 5
-    shot: int = 1
-    num_query: int = 15
-    num_episodes: int = 1000
-    num_validation: int = 400
-    encoder_episodes: int = 1800
-    encoder_way: int = 60
-    num_tasks: int = 4000
-    methods: list[str] = field(default_factory=list)
-    mcdi: McDiConfig = field(
-        default_factory=lambda: McDiConfig(
-            diffusion=DiffusionConfig(sampling_steps=4),
-            denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, optimizer=_optimizer()),
-        )
-    )
-    task_loss: McDiTaskLossConfig = field(default_factory=lambda: McDiTaskLossConfig(num_steps=200, sampling_steps=4))
-    lohp: LoHpConfig = field(
-        default_factory=lambda: LoHpConfig(policy=PolicyConfig(num_steps=300, batch_size=128, optimizer=_optimizer()))
-    )
-    reptile: ReptileConfig = field(default_factory=lambda: REPTILE)
-    reptile_episodes: int = 1000
-    out: str = "runs/benchmarks/few-shot"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.variants()
-        for name in ("way", "shot", "num_query", "num_episodes", "num_validation", "num_tasks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not self.data:
-            raise ValueError("data is empty: name the images, for instance data=omniglot-background.parquet")
-
-    def variants(self) -> Chosen:
-        """The generators to train."""
-        return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
 
 
 def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:

@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from raywgen.benchmarks.few_shot_config import Config
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.benchmarks.trained import Chosen, trained_generators, trained_zoo
 from raywgen.config import load_config
@@ -30,9 +30,6 @@ from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.training.session import ray_session
 from raywgen.weights import Layout, load_state_dict, save_state_dict
 from raywgen.zoo import ZooConfig
-
-if TYPE_CHECKING:
-    from raywgen.benchmarks.few_shot import Config
 
 _RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "omniglot-heads.yaml"
 _SIZE, _CHANNELS = 28, 1

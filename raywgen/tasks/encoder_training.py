@@ -28,10 +28,10 @@ from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
 from raywgen.tasks.episodes import EpisodeSampler
 from raywgen.tasks.features import encode, feature_data, turned_classes
+from raywgen.tasks.image_classes import class_subset
 from raywgen.tasks.image_tasks import classes_of, images_of
 from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.tasks.networks import build_network
-from raywgen.tasks.subsets import class_subset
 from raywgen.trust import entry_point
 
 OnProgress = Callable[[int, int, str], None]

@@ -1,29 +1,25 @@
-"""Tasks on labelled images: all classes or some, seen in a domain, or a few-shot episode.
-
-Shape legend: S samples, F features of a sample.
-"""
+"""Tasks on labelled images: all classes or some, seen in a domain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.tasks.base import Inputs, Task, TaskError
 from raywgen.tasks.domains import apply_domain
-from raywgen.tasks.episodes import Episode, EpisodeSampler, class_groups, split_classes
+from raywgen.tasks.episodes import class_groups, split_classes
+from raywgen.tasks.image_classes import class_rows
 from raywgen.tasks.images import ImageData, channel_statistics, load_digits_images, load_images
-from raywgen.tasks.subsets import balanced_rows, class_rows
+from raywgen.tasks.subsets import balanced_rows
 
 DIGITS = "digits"
 _TEST_SHARE = 0.2
 _BLOCK = 4096
 _SPLIT_SEED = 0
-_PLAIN = ("domain", "plain")
 
 
 def image_task(
@@ -79,81 +75,6 @@ def image_task(
         test_inputs=test_inputs,
         test_y_S=test_y_S,
         num_classes=len(names),
-    )
-
-
-def episode_task(
-    path: str,
-    index: int,
-    split: str = "train",
-    way: int = 5,
-    shot: int = 1,
-    num_query: int = 15,
-    group: str = "",
-    rotations: bool = False,
-    seed: int = 0,
-    size: int | None = None,
-    channels: int | None = None,
-    domain: str = "plain",
-) -> Task:
-    """A few-shot episode: trained on the support set, judged on the query set.
-
-    Args:
-        path: What `load_images` takes, or `digits`.
-        index: Of the episode.
-        split: `train`, `validation` or `test`: classes of the three are disjoint; or `all`.
-        way: Classes.
-        shot: Support images of each.
-        num_query: Query images of each.
-        group: Column whose groups stay in one split, such as `alphabet`.
-        rotations: Turned classes are classes of their own.
-        seed: Of the split of classes and of all episodes.
-        size: Images are scaled to `size x size`.
-        channels: 1 or 3; as they are stored by default.
-        domain: Under which images are seen, as `apply_domain` takes it.
-
-    Raises:
-        TaskError: Classes or images do not suffice, or there is no such domain.
-    """
-    sampler = _sampler(path, split, way, shot, num_query, group, rotations, seed, size, channels, domain)
-    episode: Episode = sampler.episode(index)
-    recipe: dict[str, Any] = {
-        "name": "episode", "path": path, "index": index, "split": split, "way": way, "shot": shot,
-        "num_query": num_query, "group": group, "rotations": rotations, "seed": seed, "size": size,
-        "channels": channels, "domain": domain,
-    }  # fmt: skip
-    return task_of_episode(
-        recipe,
-        episode,
-        images_of(path, size, channels, None).name,
-        lambda x_SCHW: _inputs(x_SCHW, "plain", input_statistics(path, size, channels)),
-    )
-
-
-def task_of_episode(
-    recipe: Mapping[str, Any], episode: Episode, data_name: str, as_inputs: Callable[[Tensor], Tensor]
-) -> Task:
-    """The task that a recipe's episode is.
-
-    Args:
-        recipe: Of the task; what is empty is left out, as is the plain domain.
-        episode: Its images.
-        data_name: Of the data set, for the task's id.
-        as_inputs: From pixels to inputs `(S, F)`.
-    """
-    way, domain = recipe["way"], recipe["domain"]
-    is_plain = domain == "plain"
-    seen = "" if is_plain else f", seen under {domain}"
-    return Task(
-        id=f"{data_name}/{way}-way-{recipe['shot']}-shot/{'' if is_plain else f'{domain}/'}{recipe['split']}-"
-        f"{recipe['index']}",
-        instruction=f"Which of these {way} classes is in the image{seen}?",
-        recipe={key: value for key, value in recipe.items() if value not in (None, "") and (key, value) != _PLAIN},
-        train_inputs=Inputs(as_inputs(episode.support_x)),
-        train_y_S=episode.support_y,
-        test_inputs=Inputs(as_inputs(episode.query_x)),
-        test_y_S=episode.query_y,
-        num_classes=way,
     )
 
 
@@ -250,7 +171,7 @@ def _split_inputs(
     """Inputs of `_split` in a domain, once per process: what all tasks of these images are parts of."""
     own = input_statistics(path, size, channels) if statistics is None else pixel_statistics(*statistics)
     train, test = _split(path, test_path, size, channels, limit, test_limit)
-    return Inputs(_inputs(train.x_SCHW, domain, own)), Inputs(_inputs(test.x_SCHW, domain, own))
+    return Inputs(network_inputs(train.x_SCHW, domain, own)), Inputs(network_inputs(test.x_SCHW, domain, own))
 
 
 def _of_classes(inputs: Inputs, data: ImageData, classes: Sequence[int] | None) -> tuple[Inputs, Tensor]:
@@ -279,7 +200,7 @@ def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tenso
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
-def _inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> Tensor:
+def network_inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> Tensor:
     """Pixels as a network sees them, float32 `(S, F)`.
 
     Normalised by the statistics of the whole data set, so that all its tasks and domains share them.
@@ -292,22 +213,3 @@ def _inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> T
     for into_SF, pixels_SCHW in zip(x_SF.split(_BLOCK), x_SCHW.split(_BLOCK), strict=True):
         into_SF.copy_(((apply_domain(pixels_SCHW.float() / 255, domain) - mean) / std).flatten(1))
     return x_SF
-
-
-@lru_cache(maxsize=16)
-def _sampler(
-    path: str,
-    split: str,
-    way: int,
-    shot: int,
-    num_query: int,
-    group: str,
-    rotations: bool,
-    seed: int,
-    size: int | None,
-    channels: int | None,
-    domain: str,
-) -> EpisodeSampler:
-    data = images_in(path, domain, size, channels)
-    classes = classes_of(data, split, group, seed)
-    return EpisodeSampler(data, classes, way=way, shot=shot, num_query=num_query, seed=seed, rotations=rotations)

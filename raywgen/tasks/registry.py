@@ -1,4 +1,4 @@
-"""Tasks by recipe: a JSON-like dict that any process can rebuild a task from."""
+"""Builds tasks from recipes: JSON-like dicts from which any process can build the same task."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ from typing import Any
 from raywgen.names import nearest
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.digits import digits_subset
+from raywgen.tasks.episode_tasks import EpisodeSpec, episode_task
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
-from raywgen.tasks.image_tasks import episode_task, image_task
+from raywgen.tasks.image_tasks import image_task
 from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.tasks.text_tasks import text_task
 from raywgen.trust import check_recipe, reading
 
 INSTRUCTION = "instruction"
+
+
+def _episode(index: int, **spec: Any) -> Task:
+    return episode_task(EpisodeSpec(**spec), index)
+
+
+def _feature_episode(encoder: str, index: int, **spec: Any) -> Task:
+    return feature_episode_task(encoder, EpisodeSpec(**spec), index)
+
+
+def _encoded(encoder: str, task: Mapping[str, Any]) -> Task:
+    return encoded_task(encoder, build_task(task))
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "digits-subset": digits_subset,
     "images": image_task,
-    "episode": episode_task,
+    "episode": _episode,
     "texts": text_task,
-    "feature-episode": feature_episode_task,
-    "encoded": encoded_task,
+    "feature-episode": _feature_episode,
+    "encoded": _encoded,
     BLANK: blank_task,
 }
 
@@ -32,7 +47,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 def build_task(recipe: Mapping[str, Any]) -> Task:
     """Builds `{"name": NAME, **arguments}`; equal recipes share one task per process.
 
-    Of any task `instruction` says in other words what its networks do.
+    Every recipe may hold an `instruction`, which replaces the task's own words for what its networks do.
 
     Raises:
         TaskError: The name is unknown (the nearest is named) or the arguments are refused.
@@ -50,9 +65,9 @@ def _build(recipe: str) -> Task:
     if name not in TASKS:
         near = nearest(name, TASKS)
         raise TaskError(f"unknown task '{name}'; did you mean '{near}'?")
-    told = {INSTRUCTION: str(arguments.pop(INSTRUCTION))} if INSTRUCTION in arguments else {}
+    changes = {INSTRUCTION: str(arguments.pop(INSTRUCTION))} if INSTRUCTION in arguments else {}
     try:
         task = TASKS[name](**arguments)
     except TypeError as error:
         raise TaskError(f"task '{name}' does not take {arguments}: {error}") from error
-    return replace(task, **told, recipe=task.recipe | told)
+    return replace(task, **changes, recipe=task.recipe | changes)

@@ -1,62 +1,13 @@
-"""Parts of labelled images: some of their classes as a task of its own, or a few images of each class.
-
-Shape legend: S samples.
-"""
+"""Draws sets of classes, and rows with equally many of each class."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from raywgen.tasks.base import TaskError
-
-if TYPE_CHECKING:
-    from raywgen.tasks.images import ImageData
-
-
-def class_rows(data: ImageData, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Rows of the images of these classes alone, in their order, and their labels: class `classes[i]` becomes class i.
-
-    Raises:
-        TaskError: A class is not of the data, is given twice or has no images, or none is given.
-    """
-    chosen = [int(number) for number in classes]
-    num_classes = len(data.class_names)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(num_classes)):
-        raise TaskError(f"classes={chosen}: give different classes from 0 to {num_classes - 1} of '{data.name}'")
-    new_label = torch.full((num_classes,), -1, dtype=torch.int64)
-    new_label[chosen] = torch.arange(len(chosen))
-    y_S = new_label[data.y_S]
-    rows_S = torch.nonzero(y_S >= 0).squeeze(1)
-    counts = torch.bincount(y_S[rows_S], minlength=len(chosen)).tolist()
-    if 0 in counts:
-        missing = data.class_names[chosen[counts.index(0)]]
-        raise TaskError(f"class '{missing}' of '{data.name}' has no images; leave it out, or load without limit=")
-    return rows_S, y_S[rows_S]
-
-
-def class_subset(data: ImageData, classes: Sequence[int]) -> ImageData:
-    """The images of the rows that `class_rows` gives, copied; classes by their new numbers.
-
-    Raises:
-        TaskError: As `class_rows`.
-    """
-    rows_S, y_S = class_rows(data, classes)
-    return dataclasses.replace(
-        data,
-        name=f"{data.name}/{'-'.join(map(str, classes))}",
-        x_SCHW=data.x_SCHW[rows_S],
-        y_S=y_S,
-        class_names=tuple(data.class_names[number] for number in classes),
-        columns={name: tuple(values[row] for row in rows_S.tolist()) for name, values in data.columns.items()},
-    )
 
 
 def draw_subsets(num_classes: int, size: int, num: int, seed: int) -> list[tuple[int, ...]]:

@@ -12,9 +12,9 @@ from raywgen.tasks import TaskError, build_network, build_task, encoder_training
 from raywgen.tasks.encoder_training import EncoderConfig, prototype_accuracy, prototype_logits, train_encoder
 from raywgen.tasks.encoders import EncoderError, encoder_fingerprint, read_card
 from raywgen.tasks.features import feature_data
+from raywgen.tasks.image_classes import class_subset
 from raywgen.tasks.image_tasks import classes_of, images_of
 from raywgen.tasks.images import ImageData, normalise
-from raywgen.tasks.subsets import class_subset
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 OMNIGLOT = SHARED / "omniglot-background.parquet"

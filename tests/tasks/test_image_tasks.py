@@ -9,7 +9,7 @@ from PIL import Image
 
 from raywgen.tasks import TaskError, build_task
 from raywgen.tasks.domains import apply_domain
-from raywgen.tasks.image_tasks import _inputs
+from raywgen.tasks.image_tasks import network_inputs
 from raywgen.tasks.images import load_digits_images
 from raywgen.tasks.preprocessing import input_form
 
@@ -111,7 +111,7 @@ def test_inputs_made_in_blocks_are_those_made_at_once() -> None:
     mean, std = torch.full((1, 1, 1), 0.3), torch.full((1, 1, 1), 0.4)
     for domain in ("plain", "rotate-30", "contrast-0.5", "scale-0.75"):
         at_once_SCHW = (apply_domain(many_SCHW.float() / 255, domain) - mean) / std
-        assert torch.equal(_inputs(many_SCHW, domain, (mean, std)), at_once_SCHW.flatten(1))
+        assert torch.equal(network_inputs(many_SCHW, domain, (mean, std)), at_once_SCHW.flatten(1))
 
 
 def test_episodes_of_different_splits_share_no_class() -> None:

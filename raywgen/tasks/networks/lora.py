@@ -16,9 +16,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -111,35 +111,33 @@ class LoRANetwork(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def lora(
-    base: Mapping[str, Any],
-    rank: int,
-    weights: str,
-    targets: Sequence[str],
-    alpha: float | None = None,
-    train_head: Sequence[str] = (),
-) -> LoRANetwork:
-    """A `LoRANetwork` over a pretrained network of any recipe.
+def load_base(base: nn.Module, path: str, name: str) -> None:
+    """Loads a network's weights from a file, in the network's own dtypes.
+
+    Batch counters that the file does not hold stay as they are; pickled code in the file is never executed.
 
     Args:
-        base: What `build_network` takes.
-        rank: As `LoRANetwork` takes it.
-        weights: The base's own, a `.safetensors` or torch file; pickled code in it is never executed.
-        targets: As `LoRANetwork` takes it.
-        alpha: Likewise.
-        train_head: Likewise.
+        base: The network to fill.
+        path: A `.safetensors` or torch file.
+        name: The network's name, for messages.
 
     Raises:
-        TaskError: As `LoRANetwork`; or the base cannot be built, or the file is missing, unsafe or another network's.
+        TaskError: The file is missing or unsafe, or holds another network's weights.
     """
-    # The registry itself names this builder.
-    from raywgen.tasks.networks.registry import build_network, network_name
-
-    if not isinstance(base, Mapping):
-        raise TaskError(f"base={base}: give the recipe of a network, for instance {{name: cifar-resnet, depth: 20}}")
-    module = build_network(base)
-    _load(module, weights, network_name(base))
-    return LoRANetwork(module, rank, targets, alpha, train_head)
+    own = base.state_dict()
+    layout = Layout.from_state_dict(own)
+    try:
+        packed = WeightsReader().read(path)
+        names = packed.layout.names_in(layout)
+        state = packed.layout.unpack(torch.from_numpy(packed.packed_P))
+        state = {names.get(key, key): tensor for key, tensor in state.items()}
+        state = {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}
+        counters = {spec.name: own[spec.name] for spec in layout.tensors if not spec.is_generated}
+        layout.check(counters | state, path)
+    except WeightsError as error:
+        raise TaskError(f"these are no weights of the base '{name}': {error}") from error
+    if not any(tensor.is_meta for tensor in own.values()):
+        base.load_state_dict(counters | state)
 
 
 def adapted_weight(frozen: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
@@ -215,21 +213,3 @@ def _found(key: str, patterns: Sequence[str], names: Sequence[str]) -> list[str]
     if key == "targets" and not found:
         raise TaskError("targets is empty; name the weights to adapt, for instance [linear]")
     return [name for name in names if name in found]
-
-
-def _load(base: nn.Module, path: str, name: str) -> None:
-    """Fills a network from a file, in its own dtypes; counters that the file does not hold stay as they are."""
-    own = base.state_dict()
-    layout = Layout.from_state_dict(own)
-    try:
-        packed = WeightsReader().read(path)
-        names = packed.layout.names_in(layout)
-        state = packed.layout.unpack(torch.from_numpy(packed.packed_P))
-        state = {names.get(key, key): tensor for key, tensor in state.items()}
-        state = {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}
-        counters = {spec.name: own[spec.name] for spec in layout.tensors if not spec.is_generated}
-        layout.check(counters | state, path)
-    except WeightsError as error:
-        raise TaskError(f"these are no weights of the base '{name}': {error}") from error
-    if not any(tensor.is_meta for tensor in own.values()):
-        base.load_state_dict(counters | state)

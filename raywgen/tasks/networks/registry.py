@@ -19,7 +19,7 @@ from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.tasks.networks.head import Head
-from raywgen.tasks.networks.lora import lora
+from raywgen.tasks.networks.lora import LoRANetwork, load_base
 from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
@@ -27,6 +27,36 @@ from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
 from raywgen.trust import StoredRecipe, check_recipe, import_class, reading
 
 INPUT_SHAPE = "input_shape"
+
+
+def lora(
+    base: Mapping[str, Any],
+    rank: int,
+    weights: str,
+    targets: Sequence[str],
+    alpha: float | None = None,
+    train_head: Sequence[str] = (),
+) -> LoRANetwork:
+    """Builds adapters over a pretrained network of any recipe.
+
+    Args:
+        base: Recipe of the pretrained network, as `build_network` takes it.
+        rank: Rank of the adapters.
+        weights: File of the base's weights, as `load_base` takes it.
+        targets: Weights to adapt, as `LoRANetwork` takes them.
+        alpha: Scale of the adapters, as `LoRANetwork` takes it.
+        train_head: Parameters that are trained whole, as `LoRANetwork` takes them.
+
+    Raises:
+        TaskError: The base cannot be built or its weights cannot be loaded, or `LoRANetwork` refuses the rest.
+    """
+    if not isinstance(base, Mapping):
+        raise TaskError(f"base={base}: give the recipe of a network, for instance {{name: cifar-resnet, depth: 20}}")
+    module = build_network(base)
+    load_base(module, weights, network_name(base))
+    return LoRANetwork(module, rank, targets, alpha, train_head)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "tiny-cnn": tiny_cnn,
