@@ -8,6 +8,7 @@ from raywgen.generators.interface import (
     Stage,
     StageConfig,
     StageLoss,
+    StageNeeds,
 )
 from raywgen.generators.registry import METHODS, Method, UnknownMethodError, method
 
@@ -21,6 +22,7 @@ __all__ = [
     "Stage",
     "StageConfig",
     "StageLoss",
+    "StageNeeds",
     "UnknownMethodError",
     "method",
 ]

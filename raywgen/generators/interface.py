@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -77,26 +79,54 @@ class StageLoss:
     metrics: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageNeeds:
+    """What the batches of a stage must hold.
+
+    Attributes:
+        tasks: Samples of tasks, and modules to run; weights alone do not suffice.
+        num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
+        whole_networks: All values of each network; windows of them do not suffice.
+    """
+
+    tasks: bool = True
+    num_targets: int = 0
+    whole_networks: bool = True
+
+    def __or__(self, other: StageNeeds) -> StageNeeds:
+        """What batches for both stages must hold."""
+        return StageNeeds(
+            tasks=self.tasks or other.tasks,
+            num_targets=max(self.num_targets, other.num_targets),
+            whole_networks=self.whole_networks or other.whole_networks,
+        )
+
+
 class Stage(nn.Module, ABC):
     """One training stage. Its parameters are what it trains; the parts it only uses are kept unregistered.
 
-    A trainer calls `begin` once, then for every step `forward`, backward, the optimiser and `after_step`.
+    A trainer calls `setup` once, then for every step `forward`, backward, the optimiser and `after_step`.
+
+    Attributes:
+        name: The stage's name, and the key of its settings in the method's config.
+        is_optional: Whether the generator is of use without it, so that `num_steps=0` may leave it out.
     """
 
     name: ClassVar[str]
+    is_optional: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def config(self) -> StageConfig:
-        """How it is optimised."""
+        """The stage's length, batch size and optimiser."""
 
     @property
-    def needs_tasks(self) -> bool:
-        """Whether it looks at samples of tasks or runs networks; weights alone do not suffice then."""
-        return True
+    @abstractmethod
+    def needs(self) -> StageNeeds:
+        """What the stage's batches must hold."""
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Data-dependent initialisation; called with equal batches on every worker."""
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Initialises from data; called with equal batches on every worker."""
 
     @abstractmethod
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
@@ -164,8 +194,6 @@ class Generator(nn.Module, ABC):
 
     method: ClassVar[str]
     config: Any
-    num_targets: int = 0
-    """Local targets of each trajectory that its batches must hold; 0 takes every checkpoint on its own."""
     takes_policy: ClassVar[bool] = False
     """Whether it can be asked to behave like an optimiser of its corpus."""
     takes_sampling: ClassVar[bool] = False
@@ -177,8 +205,18 @@ class Generator(nn.Module, ABC):
         self.data = data
 
     @abstractmethod
+    def all_stages(self) -> list[Stage]:
+        """Every training stage, in order, also those that `num_steps=0` leaves out."""
+
     def stages(self) -> list[Stage]:
-        """The training stages, in order; those switched off are left out."""
+        """The stages that are trained, in order."""
+        return [stage for stage in self.all_stages() if stage.config.num_steps > 0]
+
+    @property
+    def needs(self) -> StageNeeds:
+        """What batches must hold that serve all its stages."""
+        nothing = StageNeeds(tasks=False, whole_networks=False)
+        return reduce(or_, (stage.needs for stage in self.stages()), nothing)
 
     @abstractmethod
     def generate(

@@ -166,9 +166,12 @@ def _refuse_misfit(config: TrainConfig) -> None:
 def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, normalizers: NormalizerTable, data: DataSpec) -> None:
     """Before anything is trained that could not be trained to the end."""
     for config in configs:
-        for stage in build_generator(config.method, config.generator, normalizers, data, config.seed).stages():
-            if stage.needs_tasks:
-                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if stage.name == "task_loss" else ""
+        stages = build_generator(config.method, config.generator, normalizers, data, config.seed).stages()
+        is_useful_without = any(not stage.needs.tasks for stage in stages)
+        for stage in stages:
+            if stage.needs.tasks:
+                is_left_out = stage.is_optional and is_useful_without
+                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if is_left_out else ""
                 raise ConfigError(
                     f"{corpus.location} holds weights alone, and stage '{stage.name}' of {config.method} needs to know "
                     f"what networks do and how they are built: {off}say so by `raywgen corpus describe`"

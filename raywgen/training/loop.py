@@ -127,7 +127,7 @@ def _train_stage(
     config = stage.config
     if progress.step == 0:
         initial = (run.order.whole_batch(step, config.batch_size) for step in range(_NUM_INITIAL_BATCHES))
-        stage.begin(initial, run.config.seed)
+        stage.setup(initial, run.config.seed)
     engine = run.engine(stage)
     if moments := progress.part("optimizer."):
         engine.set_optimizer_state(moments)

@@ -113,7 +113,7 @@ def train_all(launch: Launch, worker: Worker, told: Callable[[str], None]) -> No
         )
         if is_done(config):
             continue
-        order, validation = _orders(config, build().num_targets, rows, worker)
+        order, validation = _orders(config, build().needs.num_targets, rows, worker)
         run = Run(
             config=config,
             build=build,

@@ -9,7 +9,6 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
-from raywgen.generators import StageConfig
 from raywgen.generators.bundle import build_generator
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.tuning.config import TuneConfig
@@ -45,11 +44,10 @@ def check_stage(pipeline: Pipeline, plan: Plan) -> None:
     generator = build_generator(
         train.method, train.generator, measure_normalizers(corpus), data_spec(corpus), train.seed
     )
-    *earlier, last = [stage.name for stage in generator.stages()]
+    last = generator.stages()[-1].name
     for knob in pipeline.knobs:
         group = knob.key.removeprefix(_GENERATOR).split(".")[0]
-        is_stage = isinstance(getattr(train.generator, group, None), StageConfig)
-        if group in earlier or (is_stage and group != last):
+        if group != last and group in {stage.name for stage in generator.all_stages()}:
             raise ConfigError(
                 f"scheduler=pbt cannot turn {knob.key}: stage '{group}' is over, or off, when trials are compared; "
                 f"turn knobs of '{last}', or use scheduler=asha"

@@ -72,7 +72,7 @@ def trained(method: str) -> Generator:
     values_BD = torch.stack([layout.flatten(state) for state in files])
     known = {layout.id: (layout, Normalizer.measure(layout, values_BD, None))}
     generator = build_generator(method, METHODS[method](), known, DATA, seed=0)
-    k = max(generator.num_targets, 1)
+    k = max(generator.needs.num_targets, 1)
     module = strange(0)
     batch = WeightBatch(
         values_BD=values_BD,
@@ -81,10 +81,12 @@ def trained(method: str) -> Generator:
         condition=replace(condition(NUM), policies=("",) * NUM),
         query=condition(NUM, seed=1),
         sample_index_B=torch.arange(NUM),
-        targets_BkD=values_BD.unsqueeze(1) * torch.linspace(0.5, 1, k).view(1, k, 1) if generator.num_targets else None,
+        targets_BkD=values_BD.unsqueeze(1) * torch.linspace(0.5, 1, k).view(1, k, 1)
+        if generator.needs.num_targets
+        else None,
     )
     for stage in generator.stages():
-        stage.begin([batch], 0)
+        stage.setup([batch], 0)
         assert all(loss == loss for loss in train(stage, [batch, batch]))
     return generator.eval()
 

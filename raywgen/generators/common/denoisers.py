@@ -39,7 +39,7 @@ class Denoiser(nn.Module, ABC):
     def num_told(self) -> int:
         """Last dimension of what `tell` gives."""
 
-    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
+    def setup(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
         """Takes what it must know of support sets from some batches, before training.
 
         Args:
@@ -74,7 +74,7 @@ class HeadWeights(Denoiser):
         super().__init__()
         self.net = HeadDenoiser(data.num_features, config.width, config.num_layers)
 
-    def begin(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
+    def setup(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
         """The usual spread of features; predicted weights begin at the head of nearest class means."""
         self.net.measure(torch.cat([self._frame(batch.condition, batch.layout).spread_B for batch in batches]))
         if predicts_weights:

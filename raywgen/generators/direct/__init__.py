@@ -19,7 +19,7 @@ from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import DataSpec, Generated, Stage, StageConfig, StageLoss
+from raywgen.generators.interface import DataSpec, Generated, Stage, StageConfig, StageLoss, StageNeeds
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 
@@ -46,8 +46,6 @@ class Direct(SupportSetGenerator):
     def __init__(self, config: DirectConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
         self.config: DirectConfig = config
-        # Ends of trajectories, as Mc-Di's last targets are, and no states before them.
-        self.num_targets = 1
         self.map = build_denoiser(config.network, self.normalizers, data)
 
     @property
@@ -55,13 +53,12 @@ class Direct(SupportSetGenerator):
         """The map."""
         return self.map
 
-    def stages(self) -> list[Stage]:
-        """Those that are switched on."""
-        stages: list[Stage] = [
+    def all_stages(self) -> list[Stage]:
+        """Regression, and the task-loss stage."""
+        return [
             RegressionStage(self.config, self.map, self.normalizers),
             DirectTaskLossStage(self.config, self.map, self.normalizers),
         ]
-        return [stage for stage in stages if stage.config.num_steps > 0]
 
     @torch.no_grad()
     def generate(
@@ -87,20 +84,26 @@ class _DirectStage(Stage):
         self.map = network
         self.normalizers = normalizers
 
+    @property
+    def needs(self) -> StageNeeds:
+        """The ends of trajectories, as Mc-Di's last targets are, and no states before them."""
+        return StageNeeds(num_targets=1)
+
 
 class RegressionStage(_DirectStage):
     """Mean squared error to the stored weights, in units of each tensor's scale."""
 
     name = "regression"
+    is_optional = True
 
     @property
     def config(self) -> StageConfig:
         """Of this stage alone."""
         return self._config.regression
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the map what samples look like."""
-        self.map.begin(batches, predicts_weights=True)
+        self.map.setup(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The squared distance per value."""
@@ -115,16 +118,17 @@ class DirectTaskLossStage(_DirectStage):
     """The task's loss of the written networks on query samples."""
 
     name = "task_loss"
+    is_optional = True
 
     @property
     def config(self) -> StageConfig:
         """Of this stage alone."""
         return self._config.task_loss
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the map what samples look like, unless the stage before has."""
         if self._config.regression.num_steps == 0:
-            self.map.begin(batches, predicts_weights=True)
+            self.map.setup(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy."""

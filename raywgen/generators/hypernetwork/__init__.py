@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss
+from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss, StageNeeds
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
@@ -61,9 +61,9 @@ class Hypernetwork(Generator):
         self.place = PlaceEncoder(num_place_features(), H)
         self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
 
-    def stages(self) -> list[Stage]:
-        """The task's loss alone, unless it is switched off."""
-        return [HypernetworkStage(self)] if self.config.task_loss.num_steps > 0 else []
+    def all_stages(self) -> list[Stage]:
+        """The task-loss stage alone."""
+        return [HypernetworkStage(self)]
 
     def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Flat vectors `(B, D)`, differentiable."""
@@ -100,6 +100,11 @@ class HypernetworkStage(Stage):
     def config(self) -> StageConfig:
         """Of its only stage."""
         return self.generator.config.task_loss
+
+    @property
+    def needs(self) -> StageNeeds:
+        """Tasks, and whole networks to run."""
+        return StageNeeds()
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Class-balanced cross-entropy on the query samples."""

@@ -67,16 +67,15 @@ class IGPG(Generator):
         is_spread = config.task_loss.num_steps > 0 and config.task_loss.spread > 0
         self.variation = PerceptronCoder(sizes.chunk_length, num_places, sizes.width) if is_spread else None
 
-    def stages(self) -> list[Stage]:
-        """Tokeniser, prior, and the task-loss stage unless it is switched off."""
-        stages: list[Stage] = [
+    def all_stages(self) -> list[Stage]:
+        """Tokeniser, prior, and the task-loss stage."""
+        return [
             TokenizerStage(self.tokenizer, self.normalizers),
             PriorStage(self.prior, self.tokenizer, self.normalizers),
             IGPGTaskLossStage(
                 self.config.task_loss, self.prior, self.correction, self.variation, self.tokenizer, self.normalizers
             ),
         ]
-        return [stage for stage in stages if stage.config.num_steps > 0]
 
     def encoders(self) -> dict[str, str]:
         """That of the samples, if any."""

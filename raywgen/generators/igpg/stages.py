@@ -17,7 +17,7 @@ from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
@@ -179,9 +179,9 @@ class PriorStage(Stage):
         return self.prior.config
 
     @property
-    def needs_tasks(self) -> bool:
-        """Tokens are learned whatever is known of tasks."""
-        return False
+    def needs(self) -> StageNeeds:
+        """Tokens are learned without tasks, of windows where the prior sees windows."""
+        return StageNeeds(tasks=False, whole_networks=self.config.window == 0)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""
@@ -232,6 +232,7 @@ class IGPGTaskLossStage(Stage):
     """
 
     name = "task_loss"
+    is_optional = True
 
     def __init__(
         self,
@@ -254,6 +255,11 @@ class IGPGTaskLossStage(Stage):
     def config(self) -> IGPGTaskLossConfig:
         """Of this stage alone."""
         return self._config
+
+    @property
+    def needs(self) -> StageNeeds:
+        """Tasks, and whole networks to run."""
+        return StageNeeds()
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss on the query samples, plus the weighted distance and token likelihood."""

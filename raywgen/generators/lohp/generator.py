@@ -41,7 +41,6 @@ class LoHp(SupportSetGenerator):
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
         self.config: LoHpConfig = config
-        self.num_targets = config.path.num_targets
         self.policy = Policy(config, self.normalizers, data)
 
     @property
@@ -49,10 +48,9 @@ class LoHp(SupportSetGenerator):
         """That of the forward policy."""
         return self.policy.forward_net
 
-    def stages(self) -> list[Stage]:
+    def all_stages(self) -> list[Stage]:
         """Policy learning alone: preparation is the zoo's."""
-        stage = PolicyStage(self.config, self.policy, self.normalizers)
-        return [stage] if stage.config.num_steps > 0 else []
+        return [PolicyStage(self.config, self.policy, self.normalizers)]
 
     @torch.no_grad()
     def generate(

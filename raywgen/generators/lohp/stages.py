@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import AllReduce, Stage, StageLoss
+from raywgen.generators.interface import AllReduce, Stage, StageLoss, StageNeeds
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
     draw_stored,
@@ -47,13 +47,18 @@ class PolicyStage(Stage):
         """Of the policy."""
         return self._config.policy
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    @property
+    def needs(self) -> StageNeeds:
+        """Tasks, and the local targets of trajectories of whole networks."""
+        return StageNeeds(num_targets=self._config.path.num_targets)
+
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the networks what samples look like; policy and flow may begin at weights that are known to be good."""
         seen = list(batches)
         for net in (self.policy.forward_net, self.policy.flow_net):
-            net.begin(seen, predicts_weights=True)
+            net.setup(seen, predicts_weights=True)
         if self.policy.backward_net is not None:
-            self.policy.backward_net.begin(seen, predicts_weights=False)
+            self.policy.backward_net.setup(seen, predicts_weights=False)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The balance of this batch's paths, and of a past batch's where some are kept."""

@@ -45,7 +45,6 @@ class McDi(SupportSetGenerator):
     def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
         self.config: McDiConfig = config
-        self.num_targets = config.diffusion.num_targets
         self.tokenizer = Tokenizer(config.tokenizer) if config.network.kind == "latents" else None
         self.denoiser = build_denoiser(config.network, self.normalizers, data, self.tokenizer)
 
@@ -54,14 +53,13 @@ class McDi(SupportSetGenerator):
         """The denoiser."""
         return self.denoiser
 
-    def stages(self) -> list[Stage]:
-        """The tokeniser where latents are denoised, the denoiser, and the task-loss stage where it is switched on."""
-        stages: list[Stage] = [
+    def all_stages(self) -> list[Stage]:
+        """The tokeniser where latents are denoised, the denoiser, and the task-loss stage."""
+        return [
             *([TokenizerStage(self.tokenizer, self.normalizers)] if self.tokenizer is not None else []),
             DenoiserStage(self.config, self.denoiser, self.normalizers),
             McDiTaskLossStage(self.config, self.denoiser, self.normalizers),
         ]
-        return [stage for stage in stages if stage.config.num_steps > 0]
 
     @torch.no_grad()
     def generate(

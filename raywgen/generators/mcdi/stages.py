@@ -17,7 +17,7 @@ from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
@@ -104,8 +104,13 @@ class _McDiStage(Stage):
         self.denoiser = denoiser
         self.normalizers = normalizers
 
+    @property
+    def needs(self) -> StageNeeds:
+        """Tasks, and the local targets of trajectories of whole networks."""
+        return StageNeeds(num_targets=self._config.diffusion.num_targets)
+
     def _measure(self, batches: Iterable[WeightBatch]) -> None:
-        self.denoiser.begin(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
+        self.denoiser.setup(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
 
     def _targets(self, batch: WeightBatch) -> Tensor:
         """The batch's local targets as states, `(B, k, Z)`."""
@@ -116,13 +121,14 @@ class DenoiserStage(_McDiStage):
     """Minimises the local consistency loss, by Reptile over (task, local target) or on all of them jointly."""
 
     name = "denoiser"
+    is_optional = True
 
     @property
     def config(self) -> DenoiserConfig:
         """Of this stage alone."""
         return self._config.denoiser
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like."""
         self._measure(batches)
 
@@ -162,13 +168,14 @@ class McDiTaskLossStage(_McDiStage):
     """A few steps through a short sampler by the task's own loss on support and query samples."""
 
     name = "task_loss"
+    is_optional = True
 
     @property
     def config(self) -> McDiTaskLossConfig:
         """Of this stage alone."""
         return self._config.task_loss
 
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the denoiser what samples look like, unless the stage before has."""
         if self._config.denoiser.num_steps == 0:
             self._measure(batches)

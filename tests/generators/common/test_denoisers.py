@@ -129,7 +129,7 @@ def test_the_usual_spread_of_support_sets_is_kept_with_the_weights() -> None:
     denoiser, again = built("head"), built("head")
     before = copy.deepcopy(denoiser.state_dict())
     batches = [head_batch(4, seed) for seed in range(3)]
-    denoiser.begin(iter(batches), predicts_weights=False)
+    denoiser.setup(iter(batches), predicts_weights=False)
     changed = {name for name, tensor in denoiser.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"net.spread"}
     again.load_state_dict(denoiser.state_dict())
@@ -143,7 +143,7 @@ def test_the_usual_spread_of_support_sets_is_kept_with_the_weights() -> None:
 def test_predicted_heads_begin_at_nearest_class_means(num_classes: int) -> None:
     denoiser, layout = built("head"), layout_of((NUM_FEATURES, num_classes))
     assert isinstance(denoiser, HeadWeights)
-    denoiser.begin([head_batch(4)], predicts_weights=True)
+    denoiser.setup([head_batch(4)], predicts_weights=True)
     generator = torch.Generator().manual_seed(0)
     # Features far from those it has begun with.
     support, _ = support_and_query(4, num_classes, seed=0)
@@ -169,7 +169,7 @@ def test_predicted_heads_begin_at_nearest_class_means(num_classes: int) -> None:
 def test_predicted_noise_does_not_begin_at_a_head() -> None:
     denoiser = built("head")
     before = copy.deepcopy(denoiser.state_dict())
-    denoiser.begin([head_batch(4)], predicts_weights=False)
+    denoiser.setup([head_batch(4)], predicts_weights=False)
     assert all(torch.equal(p.detach(), before[name]) for name, p in denoiser.named_parameters())
 
 
@@ -177,7 +177,7 @@ def test_predicted_noise_does_not_begin_at_a_head() -> None:
 def test_denoisers_of_whole_networks_need_no_beginning(kind: str) -> None:
     denoiser = built(kind)
     before = copy.deepcopy(denoiser.state_dict())
-    denoiser.begin([head_batch(4)], predicts_weights=True)
+    denoiser.setup([head_batch(4)], predicts_weights=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in denoiser.state_dict().items())
 
 

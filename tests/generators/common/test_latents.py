@@ -84,9 +84,9 @@ def test_both_ways_of_training_learn_latents(meta: str) -> None:
     generator.config.denoiser.meta = meta
     tokenizer_stage, stage = generator.stages()
     batches = [chunk_batch(8, step) for step in range(40)]
-    tokenizer_stage.begin(batches[:4], 0)
+    tokenizer_stage.setup(batches[:4], 0)
     train(tokenizer_stage, batches[:5])
-    stage.begin(batches[:1], 0)
+    stage.setup(batches[:1], 0)
     held = chunk_batch(32, seed=77)
 
     @torch.no_grad()

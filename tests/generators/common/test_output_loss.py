@@ -149,9 +149,9 @@ def with_output_loss(weight: float) -> IGPGConfig:
 def test_networks_that_cannot_be_rebuilt_are_refused_before_the_first_step(module: nn.Module, named: str) -> None:
     batch = replace(weight_batch(), module=module)
     with pytest.raises(RebuildError, match=rf"tensor '.*{named}.*tokenizer\.output_loss_weight=0"):
-        tokenizer_stage(igpg(with_output_loss(0.1))).begin([batch], 0)
+        tokenizer_stage(igpg(with_output_loss(0.1))).setup([batch], 0)
     # Without the loss no network is run.
-    tokenizer_stage(igpg()).begin([batch], 0)
+    tokenizer_stage(igpg()).setup([batch], 0)
     check_module(network(), layout_of())
 
 
@@ -166,7 +166,7 @@ def test_it_lowers_the_mismatch_of_real_networks_it_was_not_trained_on(zoo_corpu
         generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), normalizers, data, 0)
         assert isinstance(generator, IGPG)
         stage = TokenizerStage(generator.tokenizer, generator.normalizers)
-        stage.begin([order.whole_batch(step, 16) for step in range(4)], 0)
+        stage.setup([order.whole_batch(step, 16) for step in range(4)], 0)
         engine = LocalEngine(stage)
         for step in range(80):
             engine.train_step(order.batch(step, 16), noise_for(16, seed=step), 2e-3)

@@ -22,7 +22,7 @@ def direct(regression: StageConfig = ON, task_loss: StageConfig = OFF) -> Direct
 def trained(generator: Direct, rate: float, num_steps: int) -> list[dict[str, torch.Tensor]]:
     (stage,) = generator.stages()
     batch = weight_batch(SMALL)
-    stage.begin([batch], 0)
+    stage.setup([batch], 0)
     engine = LocalEngine(stage)
     return [engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), rate) for _ in range(num_steps)]
 

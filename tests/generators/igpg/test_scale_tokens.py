@@ -147,7 +147,7 @@ def test_reconstruction_is_close(mode: str) -> None:
 def test_codebooks_begin_with_values_of_unit_size(mode: str) -> None:
     torch.manual_seed(0)
     generator = IGPG(config_of(mode), own_starts(), igpg().data)
-    tokenizer_stage(generator).begin([weight_batch(SMALL, 16)], 0)
+    tokenizer_stage(generator).setup([weight_batch(SMALL, 16)], 0)
     layout = layout_of()
     chunks_BMK = generator.tokenizer.chunks(values_of()[:16], layout, generator.normalizer(layout), by_code=False)
     first = generator.tokenizer.num_leading(layout)
@@ -160,7 +160,7 @@ def test_every_stage_learns() -> None:
     generator = igpg(config_of("filter", num_levels=4, num_codes=64), normalizers(SMALL, WIDE))
     batches = [weight_batch((SMALL, WIDE)[step % 2], 16, seed=step) for step in range(40)]
     stage = tokenizer_stage(generator)
-    stage.begin(batches[:2], 0)
+    stage.setup(batches[:2], 0)
     losses = train(stage, batches * 2)
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     losses = train(PriorStage(generator.prior, generator.tokenizer, generator.normalizers), batches)

@@ -45,7 +45,7 @@ def task_loss_stage(generator: IGPG, **settings: Any) -> IGPGTaskLossStage:
 def test_tokenizer_stage_lowers_its_loss() -> None:
     generator = igpg()
     stage = tokenizer_stage(generator)
-    stage.begin(batches(2), seed=0)
+    stage.setup(batches(2), seed=0)
     # At first the encoder runs ahead of the codebooks' moving averages, and the loss rises.
     losses = train(stage, batches(600))
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])

@@ -89,7 +89,7 @@ def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, LoHp)
     assert loaded.data.policies == POLICIES
-    assert loaded.num_targets == 3
+    assert loaded.needs.num_targets == 3
     before, after = (each.generate(told, layout, noise_for(3)).values_BD for each in (generator, loaded))
     assert torch.equal(before, after)
 

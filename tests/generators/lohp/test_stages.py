@@ -43,7 +43,7 @@ def batch_of(kind: str, num: int = 8, seed: int = 0) -> WeightBatch:
 
 
 def learn(stage: PolicyStage, kind: str, num_steps: int = 60, rate: float = 2e-2) -> None:
-    stage.begin([batch_of(kind, seed=step) for step in range(2)], seed=0)
+    stage.setup([batch_of(kind, seed=step) for step in range(2)], seed=0)
     engine = LocalEngine(stage)
     for step in range(num_steps):
         batch = batch_of(kind, 16, seed=step)
@@ -165,7 +165,7 @@ def test_the_mix_is_the_share_of_stored_paths(mix: float) -> None:
 def test_every_way_of_training_brings_what_is_written_towards_the_networks(kind: str, policy: dict) -> None:
     generator = generator_of(kind, width=32, **policy)
     stage, held = stage_of(generator), batch_of(kind, 32, seed=77)
-    stage.begin([batch_of(kind, seed=step) for step in range(2)], seed=0)
+    stage.setup([batch_of(kind, seed=step) for step in range(2)], seed=0)
     before = written_distance(generator, held)
     learn(stage, kind)
     # Whole networks follow from nothing that is shown: all that can be learned is where they lie.
@@ -203,7 +203,7 @@ def test_a_learned_backward_policy_begins_at_the_bridge() -> None:
         stage = stage_of(generator_of(backward=backward))
         for net in (stage.policy.forward_net, stage.policy.flow_net):
             net.predict = Known(stage._targets(batch) + 0.2, 2).predict  # pyright: ignore[reportAttributeAccessIssue]
-        stage.begin([batch], seed=0)
+        stage.setup([batch], seed=0)
         loss = stage.train()(batch, noise_for(8)).loss
         losses[backward] = float(loss.detach())
         if stage.policy.backward_net is not None:
@@ -257,7 +257,7 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
             batch, targets_BkD=moved, values_BD=moved[:, -1], condition=replace(batch.condition, policies=names)
         )
 
-    stage.begin([named(0)], seed=0)
+    stage.setup([named(0)], seed=0)
     engine = LocalEngine(stage)
     for step in range(150):
         batch = named(step)
@@ -323,7 +323,7 @@ def test_replayed_rollouts_of_two_workers_come_back_on_one_or_two() -> None:
 
 def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> None:
     stage = stage_of(generator_of(objective="cloning"))
-    stage.begin([batch_of("head")], seed=0)
+    stage.setup([batch_of("head")], seed=0)
     engine = LocalEngine(stage)
     for step in range(3):
         batch = batch_of("head", seed=step)

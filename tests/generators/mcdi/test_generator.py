@@ -125,12 +125,12 @@ def test_only_a_denoiser_of_heads_knows_heads_with_other_classes(kind: str) -> N
 def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tuple[int, ...], ...]) -> None:
     generator = mcdi(config(diffusion={"num_targets": 2, "sampler": "stochastic"}), table=normalizers(*table))
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
-    generator.denoiser.begin([head_batch(4)], predicts_weights=True)
+    generator.denoiser.setup([head_batch(4)], predicts_weights=True)
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, McDi)
     assert loaded.config == generator.config
-    assert loaded.num_targets == 2
+    assert loaded.needs.num_targets == 2
     before, after = (each.generate(told, layout, noise_for(3)) for each in (generator, loaded))
     assert torch.equal(before.values_BD, after.values_BD)
 
@@ -139,7 +139,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
     assert METHODS["mcdi"].config is McDiConfig
     generator = build_generator("mcdi", config(), head_references(), DATA, seed=0)
     assert isinstance(generator, McDi)
-    assert generator.num_targets == 3
+    assert generator.needs.num_targets == 3
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def batch_of(kind: str, num: int = 8) -> WeightBatch:
 
 
 def learn(stage: Stage, batches: Callable[[int], WeightBatch], num_steps: int, rate: float) -> None:
-    stage.begin([batches(step) for step in range(2)], seed=0)
+    stage.setup([batches(step) for step in range(2)], seed=0)
     engine = LocalEngine(stage)
     for step in range(num_steps):
         batch = batches(step)
@@ -150,10 +150,10 @@ def test_the_prediction_that_a_variant_asks_for_has_no_loss(variant: str) -> Non
 @pytest.mark.parametrize(("meta", "variant"), [("reptile", "consistent"), *(("joint", each) for each in VARIANTS)])
 def test_both_ways_of_training_learn_heads_from_support_means(meta: str, variant: str) -> None:
     generator = mcdi(config(diffusion=VARIANTS[variant], network={"width": 32}, denoiser={"meta": meta}))
-    stage, held = denoiser_stage(generator), head_batch(128, seed=77, num_targets=generator.num_targets)
-    stage.begin([held], seed=0)
+    stage, held = denoiser_stage(generator), head_batch(128, seed=77, num_targets=generator.needs.num_targets)
+    stage.setup([held], seed=0)
     before = judged(stage, held, "consistency")
-    learn(stage, lambda step: head_batch(16, step, generator.num_targets), num_steps=40, rate=2e-2)
+    learn(stage, lambda step: head_batch(16, step, generator.needs.num_targets), num_steps=40, rate=2e-2)
     # Naive local targets contradict each other, which leaves most.
     assert judged(stage, held, "consistency") < 0.25 * before
 
@@ -262,7 +262,7 @@ def test_a_batch_without_local_targets_or_with_others_is_refused() -> None:
 def test_beginning_measures_the_support_sets_of_all_batches() -> None:
     generator = mcdi()
     batches = [head_batch(4, seed) for seed in range(3)]
-    denoiser_stage(generator).begin(iter(batches), seed=0)
+    denoiser_stage(generator).setup(iter(batches), seed=0)
     sets = torch.cat([batch.condition.samples_BSF for batch in batches])
     spread_B = (sets - sets.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2)).sqrt()
     torch.testing.assert_close(generator.state_dict()["denoiser.net.spread"], spread_B.mean())

@@ -16,7 +16,7 @@ from raywgen.generators.common.output_loss import check_module, output_loss
 from raywgen.generators.common.tokenizer.config import TokenizerConfig
 from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.windows import random_windows
-from raywgen.generators.interface import Stage, StageLoss
+from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
 
@@ -75,12 +75,12 @@ class TokenizerStage(Stage):
         return self.tokenizer.config
 
     @property
-    def needs_tasks(self) -> bool:
-        """Only to compare outputs."""
-        return self.config.output_loss_weight > 0
+    def needs(self) -> StageNeeds:
+        """Tasks only where outputs are compared, and windows where it is trained on windows."""
+        return StageNeeds(tasks=self.config.output_loss_weight > 0, whole_networks=self.config.window == 0)
 
     @torch.no_grad()
-    def begin(self, batches: Iterable[WeightBatch], seed: int) -> None:
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Fits the quantiser to chunks of the first batches, by k-means where it has codebooks."""
         tokenizer = self.tokenizer
         vectors, masks = [], []

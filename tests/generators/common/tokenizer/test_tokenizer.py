@@ -163,7 +163,7 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
         torch.manual_seed(0)
         generator = IGPG(config, normalizers(), DATA)
     stage = tokenizer_stage(generator)
-    stage.begin([weight_batch(SMALL, 16)], 0)
+    stage.setup([weight_batch(SMALL, 16)], 0)
     engine, batch = LocalEngine(stage), weight_batch(SMALL, 16)
     before = float(engine.evaluate(batch, noise_for(16))["reconstruction"])
     for step in range(30):
@@ -198,7 +198,7 @@ def test_begin_depends_on_its_seed_alone() -> None:
     codebooks = []
     for seed in (3, 3, 4):
         generator = igpg()
-        tokenizer_stage(generator).begin([weight_batch(SMALL, 16)], seed)
+        tokenizer_stage(generator).setup([weight_batch(SMALL, 16)], seed)
         codebooks.append(generator.tokenizer.quantiser.codebooks_LVK)
     assert torch.equal(codebooks[0], codebooks[1])
     assert not torch.equal(codebooks[0], codebooks[2])
@@ -236,6 +236,6 @@ def test_windows_train_the_tokeniser() -> None:
     sizes = replace(igpg_config().tokenizer, window=2)
     generator = igpg(replace(igpg_config(), tokenizer=sizes))
     stage = tokenizer_stage(generator)
-    stage.begin([weight_batch(), weight_batch(DEEP)], 0)
+    stage.setup([weight_batch(), weight_batch(DEEP)], 0)
     losses = train(stage, [weight_batch(SMALL, 32)] * 60, 1e-2)
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

@@ -153,7 +153,7 @@ def test_training_lowers_the_loss(coder: str) -> None:
     generator = generator_of(coder, is_trained=False)
     stage = tokenizer_stage(generator)
     batches = [weight_batch((SMALL, DEEP)[step % 2], 16) for step in range(150)]
-    stage.begin(batches[:2], seed=0)
+    stage.setup(batches[:2], seed=0)
     losses = train(stage, batches)
     # These networks lie in three directions, which a trained coder finds and k-means does not.
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
