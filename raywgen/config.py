@@ -8,7 +8,7 @@ import io
 import re
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from raywgen.files import write_text
 from raywgen.inputs import UnusableFileError, read_yaml_text
 from raywgen.names import nearest, one_of
+from raywgen.renamed_keys import new_name
 
 ConfigT = TypeVar("ConfigT")
 _SHIPPED = Path(__file__).parents[1] / "configs"
@@ -50,33 +51,60 @@ def merge_config(
     """Merges nested mappings, later ones over earlier ones; each comes with a name for messages.
 
     Args:
-        schema: As of `load_config`.
+        schema: A dataclass type, as for `load_config`. A field whose `metadata` has a function `"group"` is a group of
+            keys whose dataclass that function returns, given the values of all other fields.
         given: Names and mappings.
-        base: What they are merged over; the defaults by default.
+        base: The config they are merged over; the defaults if None.
 
     Raises:
-        ConfigError: As `load_config`.
+        ConfigError: A key is unknown, or a value has the wrong type or is refused by the schema.
     """
     node = OmegaConf.structured(schema if base is None else base)
+    open_groups = _open_groups(schema)
     for source, content in given:
         _check_keys(schema, content, source)
-        for key, value in content.items():
-            try:
-                node = OmegaConf.merge(node, {key: value})
-            except OmegaConfBaseException as error:
-                raise ConfigError(_explain(error, source, key)) from error
+        node = _merge(node, {key: value for key, value in content.items() if key not in open_groups}, source)
     name = next((source for source, content in given if content), "config")
-    told = [content["out"] for _, content in given if "out" in content]
-    if told and not str(told[-1] or "").strip():
+    outs = [content["out"] for _, content in given if "out" in content]
+    if outs and not str(outs[-1] or "").strip():
         _check_out(schema)
     try:
+        for key, choose in open_groups.items():
+            group = choose(node)
+            if OmegaConf.get_type(node, key) is not group:
+                node[key] = group
+            for source, content in given:
+                if content.get(key) is not None:
+                    _check_group(group, content[key], source, key)
+                    node = _merge(node, {key: content[key]}, source)
         config = OmegaConf.to_object(node)
+    except ConfigError:
+        raise
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, name, "a value")) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
     assert isinstance(config, schema)
     return config
+
+
+def _merge(node: Any, content: dict[str, Any], source: str) -> Any:
+    for key, value in content.items():
+        try:
+            node = OmegaConf.merge(node, {key: value})
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error, source, key)) from error
+    return node
+
+
+def _defaults(schema: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(schema)}
+
+
+def _open_groups(schema: type[Any]) -> dict[str, Callable[[Mapping[str, Any]], type[Any]]]:
+    """Returns the fields whose dataclass depends on the values of other fields, each with its function for it."""
+    fields = dataclasses.fields(schema)
+    return {field.name: field.metadata["group"] for field in fields if "group" in field.metadata}
 
 
 def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str) -> ConfigT:
@@ -94,9 +122,11 @@ def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str
         raise ConfigError(f"{source}: holds no group of keys")
     _check_keys(schema, dict(content), source)
     hints = typing.get_type_hints(schema)
-    values = {key: _typed(hints[key], value, source, key) for key, value in content.items()}
     try:
-        return schema(**values)
+        for key, choose in _open_groups(schema).items():
+            if content.get(key) is not None:
+                hints[key] = choose(_defaults(schema) | dict(content))
+        return schema(**{key: _typed(hints[key], value, source, key) for key, value in content.items()})
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -290,20 +320,48 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in parsed.items()}
 
 
-def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str = "") -> None:
+def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str = "", root: _Root | None = None) -> None:
+    root = root or _Root(schema, prefix)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in content.items():
         if key not in fields:
+            renamed = new_name([*_leaves(f"{prefix}{key}", value), f"{prefix}{key}"], root.has)
+            if renamed:
+                raise ConfigError(f"unknown key '{renamed[0]}' in {source}; it is called '{renamed[1]}' now")
             near = nearest(key, fields)
             raise ConfigError(
                 f"unknown key '{prefix}{key}' in {source}; did you mean '{prefix}{near}'? "
                 f"(known here: {', '.join(sorted(fields))})"
             )
         if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise ConfigError(f"'{prefix}{key}' in {source} holds a group of keys, not {value!r}")
-            _check_keys(hints[key], value, source, prefix=f"{prefix}{key}.")
+            _check_group(hints[key], value, source, f"{prefix}{key}", root)
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    if not isinstance(value, dict):
+        return [key]
+    return [leaf for name, entry in value.items() for leaf in _leaves(f"{key}.{name}", entry)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Root:
+    """A config, and what its keys begin with."""
+
+    schema: type[Any]
+    prefix: str
+
+    def has(self, key: str) -> bool:
+        hint: Any = self.schema
+        for name in key.removeprefix(self.prefix).split("."):
+            hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+        return hint is not None
+
+
+def _check_group(schema: Any, value: Any, source: str, key: str, root: _Root | None = None) -> None:
+    if not isinstance(value, dict):
+        raise ConfigError(f"'{key}' in {source} holds a group of keys, not {value!r}")
+    _check_keys(schema, value, source, f"{key}.", root)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, merge_config, one_line, read_yaml, stored_config
+from raywgen.config import ConfigError, one_line, read_stored_config
 from raywgen.generators import UnknownMethodError, method
 from raywgen.nn.precision import check_precision
+
+
+def _generator_config(settings: Mapping[str, Any]) -> type[Any]:
+    """Returns the class of the settings below `generator`, which depends on the method."""
+    try:
+        return method(str(settings["method"])).config
+    except UnknownMethodError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(kw_only=True)
@@ -39,7 +48,7 @@ class TrainConfig:
     """
 
     method: str = "igpg"
-    generator: Any = None
+    generator: Any = field(default=None, metadata={"group": _generator_config})
     corpus: str = "runs/zoo/corpus"
     out: str = "runs/igpg"
     num_workers: int = 2
@@ -71,24 +80,11 @@ class TrainConfig:
             raise ValueError(f"grace_seconds={self.grace_seconds}: must be above 0")
         if self.shot < 0:
             raise ValueError(f"shot={self.shot}: must be at least 0")
-        try:
-            schema = method(self.method).config
-        except UnknownMethodError as error:
-            raise ValueError(str(error)) from error
+        schema = _generator_config({"method": self.method})
+        if self.generator is None:
+            self.generator = schema()
         if not isinstance(self.generator, schema):
-            self.generator = _generator_config(schema, self.generator)
-
-
-def _generator_config(schema: type[Any], given: Any) -> Any:
-    """Checks a plain mapping against the method's own schema."""
-    if given is None:
-        return schema()
-    if not isinstance(given, dict):
-        raise ValueError(f"generator: holds a group of keys, not {given!r}")
-    try:
-        return merge_config(schema, [("the command line", given)])
-    except ConfigError as error:
-        raise ValueError(f"generator: {error}") from error
+            raise ValueError(f"generator: method={self.method} takes a {schema.__name__}, not {self.generator!r}")
 
 
 def read_train_config(path: str | Path) -> TrainConfig:
@@ -98,11 +94,8 @@ def read_train_config(path: str | Path) -> TrainConfig:
         ConfigError: The file is missing, or holds no config of a run; the message names the remedy.
     """
     try:
-        content = read_yaml(path)
-        schema = method(str(content.get("method", TrainConfig.method))).config
-        generator = stored_config(schema, content.get("generator") or {}, f"{path}: generator")
-        return stored_config(TrainConfig, content | {"generator": generator}, str(path))
-    except (ConfigError, UnknownMethodError) as error:
+        return read_stored_config(TrainConfig, path)
+    except ConfigError as error:
         reason = one_line(error)
         raise ConfigError(
             f"{path} is damaged ({reason}); delete it and train with the settings of before: the run goes on"

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from raywgen.config import ConfigError, load_config, merge_config, shipped_config
 from raywgen.generators import METHODS
 from raywgen.names import nearest
+from raywgen.renamed_keys import new_name
 from raywgen.training import TrainConfig
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_values
@@ -133,6 +134,14 @@ def _tree(config: Any) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
+def _has(tree: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
+
+
 def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
     """Sets a dotted key that is there already."""
     part, *names = key.split(".")
@@ -147,7 +156,10 @@ def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
         if name not in known:
             before = ".".join([part, *names[:depth], ""])
             hint = "it is empty"
-            if known:
+            longer = [".".join([part, *names[:end]]) for end in range(len(names), depth, -1)]
+            if renamed := new_name(longer, lambda name: _has(trees, name)):
+                hint = f"it is called '{renamed[1]}' now"
+            elif known:
                 hint = f"did you mean '{before}{nearest(name, known)}'? (known here: {', '.join(sorted(known))})"
             raise ConfigError(f"unknown key '{key}' in {source}; {hint}")
         index: Any = int(name) if isinstance(place, list) else name

@@ -14,7 +14,7 @@ def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
     config = load_config(TrainConfig, None, ["generator.prior.num_layers=2"])
     assert isinstance(config.generator, IGPGConfig)
     assert config.generator.prior.num_layers == 2
-    with pytest.raises(ConfigError, match="did you mean 'prior'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'generator\.prior'"):
         load_config(TrainConfig, None, ["generator.priour.num_layers=2"])
     with pytest.raises(ConfigError, match="did you mean 'igpg'"):
         load_config(TrainConfig, None, ["method=igp"])
