@@ -23,18 +23,17 @@ from raywgen.benchmarks.pretrained_networks import (
     read_images,
 )
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
+from raywgen.benchmarks.rates import rate_report, round_to_nearest, snr_db
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus
+from raywgen.corpus.compression import CodecConfig, NetworkCodec
 from raywgen.evaluation.novelty import error_overlap
 from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.generators import OptimizerConfig
-from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, rate_report
-from raywgen.generators.codec.report import round_to_nearest, snr_db
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
-from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
 from raywgen.progress import Bar, Reporter
 from raywgen.training.session import ray_session
 from raywgen.weights import StateDict
@@ -42,16 +41,13 @@ from raywgen.weights import StateDict
 _BESIDE = ("beside_reconstructed", "reconstructed_stored", "reconstructed_reestimated", "round_to_nearest")
 
 
-def _codec() -> AllocatedConfig:
-    trellis = QuantiserConfig(kind="trellis", trellis=TrellisConfig(state_bits=12))
-    # 8 bits for the small tensors nearly doubled the divergence of a ResNet-20's answers.
-    return AllocatedConfig(quantiser=trellis, small_bits=10)
+def _codec() -> CodecConfig:
+    return CodecConfig(state_bits=12)
 
 
-def _low_bits() -> AllocatedConfig:
-    trellis = QuantiserConfig(kind="trellis", trellis=TrellisConfig(state_bits=12))
+def _low_bits() -> CodecConfig:
     # At 2 bits a grid of 8 for the small tensors would take a twentieth of all bits.
-    return AllocatedConfig(quantiser=trellis, bits_per_value=2.0, small_bits=4, alike="values")
+    return CodecConfig(state_bits=12, bits_per_value=2.0, small_bits=4, count_equally="values")
 
 
 def _beside(folder: str, setting: str, name: str) -> str:
@@ -112,8 +108,8 @@ class Config(TrainingConfig):
     num_images: int = 0
     num_beside: int = 1000
     num_unlabelled: int = 500
-    codec: AllocatedConfig = field(default_factory=_codec)
-    low_bits: AllocatedConfig = field(default_factory=_low_bits)
+    codec: CodecConfig = field(default_factory=_codec)
+    low_bits: CodecConfig = field(default_factory=_low_bits)
     generator: IGPGConfig = field(default_factory=_igpg)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(chunks="independent"))
     temperature: float = 0.0
@@ -211,7 +207,7 @@ def _coded(
     config: Config, network: Pretrained, data: _Data, bar: Bar, index: int, num_networks: int
 ) -> dict[str, float]:
     """Rates and accuracies of one network; statistics are stored, matched to the coded weights unless said else."""
-    codec, original = AllocatedCodec(config.codec), network.module()
+    codec, original = NetworkCodec(config.codec), network.module()
     bar.named(index, num_networks, f"{network.name}: encode")
     first = codec.encode(network.state)
     stored = codec.decode(first)
@@ -238,13 +234,13 @@ def _coded(
         "values_per_token": rate.values_per_token,
         "snr_db": rate.snr_db,
         "round_to_nearest_snr_db": rounded_snr_db,
-        "codebook_values": float(codec.num_codebook_values),
-        "decoder_values": float(rate.decoder_values),
+        "codebook_values": float(rate.codebook_values),
+        "decoder_values": 0.0,
     }
 
 
 def _rounded(
-    network: Pretrained, codec: AllocatedCodec, stored: StateDict, bits_per_value: float
+    network: Pretrained, codec: NetworkCodec, stored: StateDict, bits_per_value: float
 ) -> tuple[StateDict, float]:
     """Large tensors rounded to as many levels as their code has bits, with the better of two steps."""
     layout, large = network.layout, codec.large_tensors(network.layout)
@@ -272,9 +268,9 @@ def _most_and_means(each: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _at_low_bits(config: AllocatedConfig, heldout: list[Pretrained]) -> dict[str, float]:
+def _at_low_bits(config: CodecConfig, heldout: list[Pretrained]) -> dict[str, float]:
     """Signal to noise of held-out networks at few bits, the worst of them against the bound."""
-    codec = AllocatedCodec(config)
+    codec = NetworkCodec(config)
     reports = [rate_report(codec, codec.encode(network.state), network.state) for network in heldout]
     return {
         "snr_gap_db": max(report.snr_gap_db for report in reports),

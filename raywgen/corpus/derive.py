@@ -93,14 +93,14 @@ def _write_corpus(
     statistics: dict[str, LayoutStatistics] = {}
     done = 0
     for part in parts:
-        for group in _groups(part):
+        for group in groups_of_shards(part.corpus, part.facts):
             layout = part.corpus.form(group.column("shard")[0].as_py())
             packed_NP = part.corpus.packed(group)
             if part.change is not None:
                 packed_NP = part.change(group, packed_NP)
             name = hashlib.sha256(f"{len(shards)}/{group.column('checkpoint_id')[0]}".encode()).hexdigest()[:12]
             shards.append(
-                write_shard(root, f"{len(shards):06d}-{name}", layout, _facts(group), packed_NP, is_finite=True)
+                write_shard(root, f"{len(shards):06d}-{name}", layout, new_facts(group), packed_NP, is_finite=True)
             )
             forms[layout.form_id] = layout
             sums = LayoutStatistics.measure(layout, packed_NP).named_as(layout, networks[layout.id].layout)
@@ -255,10 +255,9 @@ def _packed_values(corpus: Corpus, layout: Layout, facts: pa.Table) -> list[byte
     return digests
 
 
-def _groups(part: Selection) -> Iterator[pa.Table]:
-    """Rows of one form and one split, as many as a shard holds, in the order of the old shards."""
-    facts = part.facts
-    forms = [part.corpus.form(shard) for shard in facts.column("shard").to_pylist()]
+def groups_of_shards(corpus: Corpus, facts: pa.Table) -> Iterator[pa.Table]:
+    """Yields rows of one form and one split, as many as a shard holds, in the order of the old shards."""
+    forms = [corpus.form(shard) for shard in facts.column("shard").to_pylist()]
     keys = zip([form.form_id for form in forms], facts.column("split").to_pylist(), strict=True)
     places: dict[tuple[str, str], list[int]] = {}
     for index, key in enumerate(keys):
@@ -270,8 +269,8 @@ def _groups(part: Selection) -> Iterator[pa.Table]:
             yield facts.take(rows[start : start + per_shard])
 
 
-def _facts(group: pa.Table) -> list[CheckpointFacts]:
-    """Facts as a new corpus has them; columns beyond the known ones are the user's own."""
+def new_facts(group: pa.Table) -> list[CheckpointFacts]:
+    """Returns facts as a new corpus has them; columns beyond the known ones are the user's own."""
     ours = {*CHECKPOINT_SCHEMA.names, "stored_id"}
     rows = []
     for row in group.to_pylist():

@@ -19,7 +19,6 @@ from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
 from raywgen.files import write_text
 from raywgen.generators.bundle import load_bundle
-from raywgen.generators.codec.report import DB_PER_BIT, code_use
 from raywgen.generators.igpg import IGPG
 from raywgen.inputs import read_json
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
@@ -28,6 +27,8 @@ from raywgen.training.launch import CONFIG
 from raywgen.training.loop import BUNDLE
 from raywgen.trust import check_address, reading
 from raywgen.weights import Layout, Normalizer
+
+DB_PER_BIT = 20 * math.log10(2)
 
 TOKENIZER = "tokenizer.json"
 _VALUES_OF_A_SPLIT = 1 << 25
@@ -197,3 +198,14 @@ def _num_reference_values(layout: Layout, normalizer: Normalizer) -> int:
     """A tensor's scale is one number, and so is its base where networks share no start."""
     parts = normalizer.base_D.split([spec.num_values for spec in layout.generated])
     return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)
+
+
+def code_use(codes_NL: Tensor, num_codes: int) -> tuple[float, float]:
+    """Returns the part of the codes that occur, and their perplexity; means over the L places."""
+    used, perplexity = [], []
+    for codes_N in codes_NL.t():
+        counts_V = torch.unique(codes_N, return_counts=True)[1].double()
+        share_V = counts_V / counts_V.sum()
+        used.append(len(counts_V) / num_codes)
+        perplexity.append(float(torch.exp(-(share_V * share_V.log()).sum())))
+    return sum(used) / max(1, len(used)), sum(perplexity) / max(1, len(perplexity))

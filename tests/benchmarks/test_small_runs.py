@@ -163,7 +163,7 @@ def test_igpg_pretrained(tmp_path: Path) -> None:
         f"data={SHARED}/cifar10-test.parquet",
         f"test_data={SHARED}/cifar10-test.parquet",
     ]
-    trellis = ["codec.quantiser.trellis.state_bits=6", "low_bits.quantiser.trellis.state_bits=6"]
+    trellis = ["codec.state_bits=6", "low_bits.state_bits=6"]
     few = ["num_images=200", "num_beside=50", "num_unlabelled=50"]
     steps = ["generator.tokenizer.num_steps=2", "generator.prior.num_steps=2"]
     tiny = ["generator.prior.width=16", "generator.prior.num_heads=2", "generator.prior.num_layers=1"]

@@ -10,7 +10,6 @@ from raywgen.nn.quantisers.base import Quantiser
 from raywgen.nn.quantisers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantiser
 from raywgen.nn.quantisers.gumbel import GumbelConfig, GumbelQuantiser
 from raywgen.nn.quantisers.residual import ResidualConfig, ResidualQuantiser
-from raywgen.nn.quantisers.trellis import TrellisConfig, TrellisQuantiser
 
 
 @dataclass(kw_only=True)
@@ -18,18 +17,16 @@ class QuantiserConfig:
     """Which quantiser, and the settings of each.
 
     Attributes:
-        kind: `residual` (with one level: plain vector quantisation), `gumbel`, `finite_scalar` or `trellis`.
+        kind: `residual` (with one level: plain vector quantisation), `gumbel` or `finite_scalar`.
         residual: Used where `kind=residual`.
         gumbel: Used where `kind=gumbel`.
         finite_scalar: Used where `kind=finite_scalar`.
-        trellis: Used where `kind=trellis`.
     """
 
     kind: str = "residual"
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     gumbel: GumbelConfig = field(default_factory=GumbelConfig)
     finite_scalar: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
-    trellis: TrellisConfig = field(default_factory=TrellisConfig)
 
     def __post_init__(self) -> None:
         if self.kind not in QUANTISERS:
@@ -40,7 +37,6 @@ QUANTISERS: dict[str, Callable[[QuantiserConfig, int], Quantiser]] = {
     "residual": lambda config, width: ResidualQuantiser.from_config(config.residual, width),
     "gumbel": lambda config, width: GumbelQuantiser(config.gumbel, width),
     "finite_scalar": lambda config, width: FiniteScalarQuantiser(config.finite_scalar, width),
-    "trellis": lambda config, width: TrellisQuantiser(config.trellis, width),
 }
 
 

@@ -8,7 +8,7 @@ The table holds the quantiles of a Gaussian. QTIP puts them in random order; her
 choose are spread over the whole range, as Ungerboeck's rules spread the branches of a trellis. On a unit Gaussian at 2
 bits and 2^12 states that takes the gap to the rate-distortion bound from 0.72 to 0.53 dB. The variance is a little
 above the `1 - 2^(-2k)` of an optimal reproduction, for the sake of the tails. No training is needed, and centroids
-gained nothing more; `initialise` and `update` can still move the table to data that are no Gaussian.
+gained nothing more.
 
 Shape legend: N sequences, K values of a sequence, L tokens of a sequence, Q states (2^S), P their prefixes (2^(S-k)),
 A symbols (2^k).
@@ -21,8 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raywgen.nn.quantisers.base import AllReduce, Quantiser
-
 _WIDENING = 1.1
 _COSTS_IN_CACHE = 1 << 18
 _COSTS_IN_MEMORY = 1 << 24
@@ -30,22 +28,20 @@ _COSTS_IN_MEMORY = 1 << 24
 
 @dataclass(kw_only=True)
 class TrellisConfig:
-    """Trellis-coded quantisation.
+    """Sizes of a trellis.
 
     Attributes:
         bits: k, bits of a value.
         state_bits: S. On a Gaussian at 2 bits 8, 10 and 12 leave 0.93, 0.70 and 0.53 dB to the rate-distortion bound,
             and encoding takes two to four times as long with every step; at 4 bits 10 leaves 1.0 dB and 12 no less.
         values_per_token: Values whose bits make one token of `bits * values_per_token` bits.
-        seed: Of the table's order.
-        decay: Weight of the past when `update` moves the table.
+        seed: Seed of the table's order.
     """
 
     bits: int = 4
     state_bits: int = 10
     values_per_token: int = 2
     seed: int = 0
-    decay: float = 0.98
 
     def __post_init__(self) -> None:
         if self.bits < 1 or self.state_bits < self.bits or self.state_bits > 20:
@@ -56,69 +52,51 @@ class TrellisConfig:
             )
 
 
-class TrellisQuantiser(Quantiser):
-    """One code bit stream per vector.
+class TrellisQuantiser:
+    """Writes one stream of bits per vector.
 
     Args:
         config: Sizes.
         width: K; a multiple of `values_per_token`, with `width * bits >= state_bits`.
     """
 
-    table_Q: Tensor
-    counts_Q: Tensor
-    sums_Q: Tensor
-    new_counts_Q: Tensor
-    new_sums_Q: Tensor
-
     def __init__(self, config: TrellisConfig, width: int) -> None:
-        super().__init__(width)
         if width % config.values_per_token or width * config.bits < config.state_bits:
             raise ValueError(
                 f"width={width}: give a multiple of values_per_token={config.values_per_token} "
                 f"that holds at least state_bits={config.state_bits} bits"
             )
         self.config = config
-        num_states = 1 << config.state_bits
-        self.register_buffer("table_Q", gaussian_table(config))
-        self.register_buffer("counts_Q", torch.ones(num_states))
-        self.register_buffer("sums_Q", self.table_Q.clone())
-        self.register_buffer("new_counts_Q", torch.zeros(num_states), persistent=False)
-        self.register_buffer("new_sums_Q", torch.zeros(num_states), persistent=False)
+        self.width = width
+        self.table_Q = gaussian_table(config)
 
     @property
     def num_tokens(self) -> int:
-        """L."""
+        """Number of tokens of a vector, L."""
         return self.width // self.config.values_per_token
 
     @property
-    def num_codes(self) -> int:
-        """V."""
-        return 1 << (self.config.bits * self.config.values_per_token)
-
-    @property
-    def num_codebook_values(self) -> int:
-        """2^S; none would have to be stored as long as the table is the Gaussian one."""
-        return self.table_Q.numel()
+    def bits_per_token(self) -> int:
+        """Bits of a token; every token is below two to this power."""
+        return self.config.bits * self.config.values_per_token
 
     @torch.no_grad()
-    def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-        """Tokens int64 `(N, L)` of the best tail-biting path, as QTIP finds it (section 3.2, algorithm 4).
+    def encode(self, vectors_NK: Tensor) -> Tensor:
+        """Returns tokens int64 `(N, L)` of the best tail-biting path, as QTIP finds it (section 3.2, algorithm 4).
 
         The path through the sequence turned by half gives the state where the ends meet; the second search starts
         and ends there.
         """
-        mask_NK = torch.ones_like(vectors_NK) if mask_NK is None else mask_NK
         rows = _rows_of_a_pass(self.width, self.config)
-        parts = zip(vectors_NK.float().split(rows), mask_NK.float().split(rows), strict=True)
-        symbols_NK = torch.cat([self._best_symbols(part_NK, real_NK) for part_NK, real_NK in parts])
+        symbols_NK = torch.cat([self._best_symbols(part_NK) for part_NK in vectors_NK.float().split(rows)])
         return _join(symbols_NK, self.config.bits, self.config.values_per_token)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """Reconstructions `(N, K)`; leading dimensions may be any."""
+        """Returns reconstructions `(N, K)`; leading dimensions may be any."""
         return self.table_Q[self.states(codes_NL)]
 
     def states(self, codes_NL: Tensor) -> Tensor:
-        """The state of every value, int64 `(..., K)`: a window of the bits that end at it."""
+        """Returns the state of every value, int64 `(..., K)`: a window of the bits that end at it."""
         bits, state_bits = self.config.bits, self.config.state_bits
         symbols_NK = _split(codes_NL, bits, self.config.values_per_token)
         state_NK = symbols_NK
@@ -126,61 +104,21 @@ class TrellisQuantiser(Quantiser):
             state_NK = state_NK | (symbols_NK.roll(back, dims=-1) << (bits * back))
         return state_NK & ((1 << state_bits) - 1)
 
-    @torch.no_grad()
-    def initialise(
-        self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
-    ) -> None:
-        """The Gaussian table with the data's mean and deviation, moved `num_iterations` times to the centroids."""
-        value_X = vectors_NK.float().flatten() if mask_NK is None else vectors_NK.float()[mask_NK > 0]
-        self.table_Q.copy_(gaussian_table(self.config).to(value_X.device) * value_X.std() + value_X.mean())
-        for _ in range(num_iterations):
-            self.collect(vectors_NK, self.encode(vectors_NK, mask_NK), mask_NK)
-            # A state seen less than once keeps part of where it was.
-            self.table_Q.copy_((self.new_sums_Q + self.table_Q) / (self.new_counts_Q + 1))
-            self._forget()
-        self.counts_Q.fill_(1.0)
-        self.sums_Q.copy_(self.table_Q)
-
-    @torch.no_grad()
-    def collect(self, vectors_NK: Tensor, codes_NL: Tensor, mask_NK: Tensor | None = None) -> None:
-        """Adds a step's assignments to the statistics."""
-        state_X = self.states(codes_NL).flatten()
-        value_X = vectors_NK.detach().float().flatten()
-        weight_X = torch.ones_like(value_X) if mask_NK is None else mask_NK.float().flatten()
-        self.new_counts_Q.index_add_(0, state_X, weight_X)
-        self.new_sums_Q.index_add_(0, state_X, value_X * weight_X)
-
-    @torch.no_grad()
-    def update(self, all_reduce: AllReduce) -> None:
-        """Moves the table by the collected statistics of all workers, then forgets them."""
-        counts_Q, sums_Q = all_reduce(self.new_counts_Q), all_reduce(self.new_sums_Q)
-        # Counts are normalised so that the decay does not depend on the batch size.
-        scale = counts_Q.sum().clamp(min=1.0) / len(counts_Q)
-        self.counts_Q.lerp_(counts_Q / scale, 1 - self.config.decay)
-        self.sums_Q.lerp_(sums_Q / scale, 1 - self.config.decay)
-        self.table_Q.copy_(self.sums_Q / self.counts_Q.clamp(min=1e-4))
-        self._forget()
-
-    def _forget(self) -> None:
-        self.new_counts_Q.zero_()
-        self.new_sums_Q.zero_()
-
-    def _best_symbols(self, values_NK: Tensor, mask_NK: Tensor) -> Tensor:
+    def _best_symbols(self, values_NK: Tensor) -> Tensor:
         bits, state_bits = self.config.bits, self.config.state_bits
         half = self.width // 2
-        turned_NK = viterbi(values_NK.roll(half, 1), mask_NK.roll(half, 1), self.table_Q, bits)
+        turned_NK = viterbi(values_NK.roll(half, 1), self.table_Q, bits)
         # In the turned sequence the value before the first stands at half - 1: its prefix is where the ends meet.
         overlap_N = turned_NK[:, half - 1] & ((1 << (state_bits - bits)) - 1)
-        states_NK = viterbi(values_NK, mask_NK, self.table_Q, bits, overlap_N)
+        states_NK = viterbi(values_NK, self.table_Q, bits, overlap_N)
         return states_NK & ((1 << bits) - 1)
 
 
-def viterbi(values_NK: Tensor, mask_NK: Tensor, table_Q: Tensor, bits: int, overlap_N: Tensor | None = None) -> Tensor:
-    """States int64 `(N, K)` of the path with the least squared error over real values.
+def viterbi(values_NK: Tensor, table_Q: Tensor, bits: int, overlap_N: Tensor | None = None) -> Tensor:
+    """Returns the states int64 `(N, K)` of the path with the least squared error.
 
     Args:
         values_NK: Sequences, float32.
-        mask_NK: 1 for a real value, 0 for padding, which may become anything.
         table_Q: Reconstruction of each state.
         bits: k.
         overlap_N: The S - k bits that precede the first symbol and end the last state; None leaves both free.
@@ -190,7 +128,7 @@ def viterbi(values_NK: Tensor, mask_NK: Tensor, table_Q: Tensor, bits: int, over
     num_prefixes = num_states // num_symbols
     # (value - table)^2 without the value's own square, which is the same on every path: one small product a step.
     terms_Q2 = torch.stack([table_Q.square(), -2 * table_Q], dim=1)
-    values_K2N = torch.stack([mask_NK, mask_NK * values_NK]).permute(2, 0, 1).contiguous()
+    values_K2N = torch.stack([torch.ones_like(values_NK), values_NK]).permute(2, 0, 1).contiguous()
     # The least cost of a path to each prefix before a step: all that is needed to find the way back.
     best_KPN = values_NK.new_zeros(length, num_prefixes, num_sequences)
     if overlap_N is not None:

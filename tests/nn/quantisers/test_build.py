@@ -25,7 +25,6 @@ from raywgen.nn.quantisers import (
     Quantiser,
     QuantiserConfig,
     ResidualConfig,
-    TrellisConfig,
     build_quantiser,
 )
 from raywgen.weights import KeyedNoise
@@ -41,7 +40,6 @@ def built(kind: str, beam: int = 3) -> Quantiser:
         residual=ResidualConfig(num_levels=2, num_codes=8, decay=0.8, beam=beam, revive_below=0.3),
         gumbel=GumbelConfig(num_tokens=2, num_codes=8),
         finite_scalar=FiniteScalarConfig(num_levels=5),
-        trellis=TrellisConfig(bits=2, state_bits=5, decay=0.8),
     )
     quantiser = build_quantiser(config, K)
     quantiser.initialise(vectors(), 3, torch.Generator().manual_seed(0))
@@ -145,7 +143,7 @@ def _worker(rank: int, folder: str) -> None:
         dist.all_reduce(tensor)
         return tensor
 
-    states = {kind: trained(kind, slice(rank, None, 2), all_reduce) for kind in ("residual", "trellis")}
+    states = {kind: trained(kind, slice(rank, None, 2), all_reduce) for kind in ("residual",)}
     torch.save(states, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -164,8 +162,8 @@ def test_two_real_processes_hold_bit_equal_state(tmp_path: Path) -> None:
 
 def test_a_config_names_its_kind_or_says_what_there_is(tmp_path: Path) -> None:
     path = tmp_path / "quantiser.yaml"
-    path.write_text("kind: trellis\ntrellis: {bits: 2, state_bits: 6}\n")
+    path.write_text("kind: gumbel\ngumbel: {num_tokens: 4, num_codes: 256}\n")
     quantiser = build_quantiser(load_config(QuantiserConfig, path), 16)
     assert quantiser.bits_per_vector == 32
-    with pytest.raises(ValueError, match="residual, gumbel, finite_scalar, trellis"):
+    with pytest.raises(ValueError, match="residual, gumbel, finite_scalar"):
         QuantiserConfig(kind="vq")

@@ -47,13 +47,11 @@ def test_viterbi_finds_the_best_path_by_brute_force(
 ) -> None:
     table_Q = torch.randn(1 << state_bits, generator=torch.Generator().manual_seed(3))
     values_NK = gaussian(6, length)
-    mask_NK = torch.ones_like(values_NK)
-    mask_NK[2:, 1] = 0.0
     num_prefixes = 1 << (state_bits - bits)
     overlap = None if overlap is None else overlap % num_prefixes
     start_N = None if overlap is None else torch.full((6,), overlap)
-    states_NK = viterbi(values_NK, mask_NK, table_Q, bits, start_N)
-    found_N = ((table_Q[states_NK] - values_NK).square() * mask_NK).double().sum(1)
+    states_NK = viterbi(values_NK, table_Q, bits, start_N)
+    found_N = (table_Q[states_NK] - values_NK).square().double().sum(1)
     paths = []
     for prefix in range(num_prefixes) if overlap is None else [overlap]:
         for symbols in itertools.product(range(1 << bits), repeat=length):
@@ -63,7 +61,7 @@ def test_viterbi_finds_the_best_path_by_brute_force(
                 low = path[-1] % num_prefixes
             if overlap is None or low == overlap:
                 paths.append(path)
-    errors_NX = (table_Q[torch.tensor(paths)] - values_NK.unsqueeze(1)).square() * mask_NK.unsqueeze(1)
+    errors_NX = (table_Q[torch.tensor(paths)] - values_NK.unsqueeze(1)).square()
     torch.testing.assert_close(found_N, errors_NX.double().sum(2).min(dim=1).values, rtol=1e-5, atol=1e-5)
     followers = states_NK[:, 1:] >> bits
     assert torch.equal(followers, states_NK[:, :-1] % num_prefixes)
@@ -78,7 +76,9 @@ def test_states_are_windows_of_the_token_bits(data: st.DataObject, sizes: tuple[
     bits, state_bits, width, values_per_token = sizes
     trellis = quantiser(bits, state_bits, width, values_per_token)
     tokens = data.draw(
-        st.lists(st.integers(0, trellis.num_codes - 1), min_size=trellis.num_tokens, max_size=trellis.num_tokens)
+        st.lists(
+            st.integers(0, (1 << trellis.bits_per_token) - 1), min_size=trellis.num_tokens, max_size=trellis.num_tokens
+        )
     )
     text = "".join(format(token, f"0{bits * values_per_token}b") for token in tokens)
     symbols = [int(text[i : i + bits], 2) for i in range(0, len(text), bits)]
@@ -105,8 +105,7 @@ def test_codes_are_tokens_of_the_bits_that_were_paid_for() -> None:
     codes_NL = trellis.encode(gaussian(5, 16))
     assert codes_NL.dtype == torch.int64
     assert codes_NL.shape == (5, trellis.num_tokens) == (5, 4)
-    assert trellis.num_codes == 256
-    assert trellis.bits_per_vector == 16 * 2
+    assert trellis.bits_per_token == 8
     assert 0 <= int(codes_NL.min()) <= int(codes_NL.max()) < 256
 
 
@@ -147,35 +146,6 @@ def test_equal_seeds_give_equal_tables_and_others_do_not() -> None:
     tables = [gaussian_table(TrellisConfig(seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
-
-
-def test_initialise_follows_data_that_are_no_gaussian() -> None:
-    trellis = quantiser(2, 6, 32)
-    uniform_NK = torch.rand(200, 32, generator=torch.Generator().manual_seed(0)) * 2 + 3
-    before = (trellis.decode(trellis.encode(uniform_NK)) - uniform_NK).square().mean()
-    trellis.initialise(uniform_NK, 8, torch.Generator())
-    after = (trellis.decode(trellis.encode(uniform_NK)) - uniform_NK).square().mean()
-    # The best scalar quantiser of 4 levels leaves (2 / 4)^2 / 12 on this source.
-    assert float(after) < 0.25 / 12 < float(before)
-
-
-@pytest.mark.parametrize("is_masked", [False, True])
-def test_update_is_the_moving_average_by_hand(is_masked: bool) -> None:
-    trellis = quantiser(1, 3, 8)
-    vectors_NK = gaussian(40, 8)
-    mask_NK = torch.ones_like(vectors_NK)
-    mask_NK[:7, 5:] = 0 if is_masked else 1
-    codes_NL = trellis.encode(vectors_NK)
-    counts_Q, sums_Q = trellis.counts_Q.double(), trellis.sums_Q.double()
-    trellis.collect(vectors_NK, codes_NL, mask_NK if is_masked else None)
-    trellis.update(lambda tensor: tensor)
-    member_XQ = torch.nn.functional.one_hot(trellis.states(codes_NL).flatten(), 8).double()
-    member_XQ = member_XQ * mask_NK.double().flatten().unsqueeze(1)
-    scale = float(mask_NK.sum()) / 8
-    counts_Q = 0.98 * counts_Q + 0.02 * member_XQ.sum(0) / scale
-    sums_Q = 0.98 * sums_Q + 0.02 * (member_XQ.t() @ vectors_NK.double().flatten()) / scale
-    torch.testing.assert_close(trellis.table_Q.double(), sums_Q / counts_Q, rtol=1e-5, atol=1e-6)
-    assert float(trellis.new_counts_Q.abs().sum() + trellis.new_sums_Q.abs().sum()) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from raywgen.generators.codec import AllocatedCodec, AllocatedConfig, BudgetError, CodecConfig, NetworkCodec
-from raywgen.generators.codec.report import rate_report, snr_db
-from raywgen.nn.quantisers import QuantiserConfig, TrellisConfig
+from raywgen.benchmarks.rates import rate_report, snr_db
+from raywgen.corpus.compression import BudgetError, CodecConfig, NetworkCodec
+from raywgen.evaluation.tokenizer_report import DB_PER_BIT
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
-from raywgen.weights import Layout, StateDict
+from raywgen.weights import Layout, NonFiniteWeightsError, StateDict
 
-TRELLIS = QuantiserConfig(kind="trellis", trellis=TrellisConfig(bits=3, state_bits=6))
 LARGE = "layer3.0.conv2.weight"
 
 
@@ -31,23 +30,25 @@ def network(spread: float = 0.0) -> StateDict:
     return state
 
 
-def codec(**options: Any) -> AllocatedCodec:
-    told: dict[str, Any] = {"quantiser": TRELLIS, "vector_length": 64, "small": 200, "alike": "values", **options}
-    return AllocatedCodec(AllocatedConfig(**told))
+def codec(**options: Any) -> NetworkCodec:
+    settings = {"state_bits": 6, "vector_length": 64, "min_values": 200, "small_bits": 8, "count_equally": "values"}
+    return NetworkCodec(CodecConfig(**(settings | options)))
 
 
 @pytest.mark.parametrize("budget", [3.0, 4.25, 6.0])
-@pytest.mark.parametrize("alike", ["values", "tensors"])
-def test_the_budget_is_kept_and_used(budget: float, alike: str) -> None:
-    made, state = codec(bits_per_value=budget, alike=alike), network(0.3)
+@pytest.mark.parametrize("count_equally", ["values", "tensors"])
+def test_the_budget_is_kept_and_used(budget: float, count_equally: str) -> None:
+    made, state = codec(bits_per_value=budget, count_equally=count_equally), network(0.3)
     coded = made.encode(state)
     rate = rate_report(made, coded, state)
     # Half a vector of each of some five widths is padding, 64 * 12 bits of 6 thousand values, or a width more or less.
     assert budget - 0.15 < rate.bits_per_value <= budget
-    CifarResNet(8, widths=(4, 8, 16)).load_state_dict(made.decode(coded))
-    if alike == "values":
+    decoded = made.decode(coded)
+    CifarResNet(8, widths=(4, 8, 16)).load_state_dict(decoded)
+    if count_equally == "values":
         # 2^6 states leave 1.2 dB to the bound (more at more bits), scales of filters this small cost 1 dB.
-        assert rate.large_snr_gap_db < 3.5
+        gap_db = DB_PER_BIT * rate.large_bits_per_value - snr_db(made.large_tensors(coded.layout), state, decoded)
+        assert gap_db < 3.5
 
 
 def test_every_bit_is_counted() -> None:
@@ -61,7 +62,7 @@ def test_every_bit_is_counted() -> None:
     vectors = {k: math.ceil(int(sizes[widths == k].sum()) / 64) for k in range(1, 9)}
     assert sum(vectors.values()) == len(coded.codes_NL)
     assert bits["codes"] == sum(64 * k * num for k, num in vectors.items())
-    assert bits["scales"] == 8 * sum(s.shape[0] for s in large) == 8 * len(coded.scales_G)
+    assert bits["rows"] == 8 * sum(s.shape[0] for s in large) == 8 * len(coded.rows_G)
     assert bits["columns"] == 4 * sum(s.shape[1] for s in large) == 4 * len(coded.columns_I)
     assert bits["small_tensors"] == 8 * sum(s.num_values for s in small) + 32 * len(small)
     assert bits["threshold"] == 16
@@ -84,25 +85,23 @@ def test_decoding_is_a_function_of_the_code_alone() -> None:
 def test_uneven_scales_are_worth_bits() -> None:
     """Scales with logs of variance s^2 = 2 * 0.5^2 let allocation gain up to 20 log10(e) s^2 = 4.3 dB."""
     state = network(0.5)
-    even = NetworkCodec(CodecConfig(quantiser=TRELLIS, vector_length=64, small=200))
-    flat = rate_report(even, even.encode(state), state)
-    made = codec(bits_per_value=flat.bits_per_value)
-    allocated = rate_report(made, made.encode(state), state)
-    assert allocated.bits_per_value <= flat.bits_per_value
+    made = codec(bits_per_value=4.0)
+    allocated, even = (rate_report(made, made.encode(each), each) for each in (state, network()))
+    assert allocated.bits_per_value == pytest.approx(even.bits_per_value, abs=0.15)
     # Columns of scales cost some of it: a third of the bound is asked for.
-    assert allocated.snr_db > flat.snr_db + 1.4
+    assert allocated.snr_db > even.snr_db + 1.4
 
 
 def test_small_tensors_get_more_bits_where_tensors_count_alike() -> None:
     state = network(0.3)
     layout = Layout.from_state_dict(state)
     gains = {}
-    for alike in ("values", "tensors"):
-        made = codec(alike=alike, bits_per_value=4.0)
+    for count_equally in ("values", "tensors"):
+        made = codec(count_equally=count_equally, bits_per_value=4.0)
         decoded = made.decode(made.encode(state))
         large = made.large_tensors(layout)
         first, last = (min(large, key=lambda s: s.num_values), max(large, key=lambda s: s.num_values))
-        gains[alike] = snr_db([first], state, decoded) - snr_db([last], state, decoded)
+        gains[count_equally] = snr_db([first], state, decoded) - snr_db([last], state, decoded)
     # 8 times fewer values ask for 1.5 bits more, 9 dB; whole bits and few filters leave some of it.
     assert gains["tensors"] > gains["values"] + 5
 
@@ -115,10 +114,32 @@ def test_a_dead_filter_stays_dead() -> None:
     assert float(decoded[LARGE][3].abs().max()) < 1e-5
 
 
-def test_a_budget_below_the_scales_is_refused() -> None:
+def test_running_variances_stay_positive_at_the_fewest_bits() -> None:
+    decoded = codec(small_bits=2).decode(codec(small_bits=2).encode(network()))
+    for name, tensor in decoded.items():
+        if name.endswith("running_var"):
+            assert float(tensor.min()) > 0, name
+
+
+def test_other_statistics_change_nothing_else() -> None:
+    made, state = codec(), network()
+    coded = made.encode(state)
+    other = {name: tensor + 0.5 if "running" in name else tensor for name, tensor in state.items()}
+    before, after = made.decode(coded), made.decode(made.with_statistics(coded, other))
+    for name, tensor in after.items():
+        if "running_mean" in name:
+            torch.testing.assert_close(tensor, state[name] + 0.5, rtol=0, atol=0.02)
+        elif "running_var" not in name:
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(BudgetError, match="small_bits"):
         codec(bits_per_value=0.1).encode(network())
-    with pytest.raises(ValueError, match="alike"):
-        codec(alike="layers")
-    with pytest.raises(ValueError, match="rotate"):
-        codec(rotate=False)
+    state = network()
+    state["linear.bias"][0] = torch.nan
+    with pytest.raises(NonFiniteWeightsError, match=r"linear\.bias"):
+        codec().encode(state)
+    for wrong in ({"vector_length": 100}, {"small_bits": 1}, {"bits_per_value": 0.0}, {"state_bits": 17}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            codec(**wrong)

@@ -1,6 +1,6 @@
 """Numbers beside the tokens: scales of a few bits on a logarithmic grid, and small tensors on an even one.
 
-Shape legend: X values of a tensor, G scales.
+Shape letters beyond the legend in `raywgen.weights`: X values of a tensor, G row scales, I column scales.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 SCALE_BITS = 8
+COLUMN_BITS = 4
 END_BITS = 32
 _STEPS_OF_AN_OCTAVE = 8
 _SMALLEST_OCTAVE = -24
+_STEPS_OF_A_COLUMN_OCTAVE = 4
+_SMALLEST_COLUMN_OCTAVE = -3
 _SMALLEST_VARIANCE = 1e-12
 
 
@@ -28,7 +31,7 @@ def decode_scales(tokens_G: Tensor) -> Tensor:
 
 
 def encode_even(values_X: Tensor, bits: int, is_variance: bool) -> tuple[Tensor, Tensor]:
-    """A small tensor on an even grid between its ends; variances on a logarithmic one, so that they stay positive.
+    """Writes a small tensor on an even grid between its ends; variances on a logarithmic one, so they stay positive.
 
     Returns:
         Codes int64 `(X,)` in `[0, 2^bits)`, and middle and reach of the grid, bfloat16 `(2,)`.
@@ -47,3 +50,14 @@ def decode_even(codes_X: Tensor, ends_2: Tensor, bits: int, is_variance: bool) -
     middle, reach = ends_2.float()
     value_X = middle + reach * (codes_X.float() * (2 / ((1 << bits) - 1)) - 1)
     return value_X.exp() if is_variance else value_X
+
+
+def encode_columns(scales_I: Tensor) -> Tensor:
+    """Tokens int64 `(I,)` in `[0, 16)`: quarters of an octave from 1/8 on."""
+    octave_I = scales_I.clamp(min=2.0**-60).log2() - _SMALLEST_COLUMN_OCTAVE
+    return torch.round(octave_I * _STEPS_OF_A_COLUMN_OCTAVE).long().clamp(0, (1 << COLUMN_BITS) - 1)
+
+
+def decode_columns(tokens_I: Tensor) -> Tensor:
+    """Column scales float32 `(I,)`, always positive."""
+    return torch.exp2(tokens_I.double() / _STEPS_OF_A_COLUMN_OCTAVE + _SMALLEST_COLUMN_OCTAVE).float()

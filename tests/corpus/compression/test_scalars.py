@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raywgen.generators.codec.scalars import decode_even, decode_scales, encode_even, encode_scales
+from raywgen.corpus.compression.scalars import decode_even, decode_scales, encode_even, encode_scales
 
 FINITE = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 
