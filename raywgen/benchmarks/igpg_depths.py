@@ -31,7 +31,7 @@ from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.progress import Reporter
 from raywgen.tasks import build_task
 from raywgen.training import TrainConfig, launch
-from raywgen.training.loop import STAGES
+from raywgen.training.run_folder import STAGES
 from raywgen.training.session import ray_session
 from raywgen.weights import normalizer_of_similar
 from raywgen.zoo import ZooConfig

@@ -30,7 +30,7 @@ from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.config import CHUNKS
-from raywgen.training.loop import STAGES
+from raywgen.training.run_folder import STAGES
 from raywgen.training.session import ray_session
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.zoo import ZooConfig

@@ -28,7 +28,7 @@ from raywgen.names import one_of
 from raywgen.progress import Reporter
 from raywgen.tasks import build_network
 from raywgen.training import TrainConfig, launch
-from raywgen.training.loop import STAGES
+from raywgen.training.run_folder import STAGES
 from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import STARTS

@@ -145,7 +145,7 @@ def _run_lines(folder: str | None) -> list[str]:
     if not folder or not Path(folder).is_dir():
         return []
     # Not before: they bring torch, for which no look at a job should wait.
-    from raywgen.training.launch import CONFIG
+    from raywgen.training.run_folder import CONFIG
     from raywgen.training.status import run_status
 
     return run_status(folder).lines() if (Path(folder) / CONFIG).is_file() else []

@@ -11,7 +11,7 @@ from raywgen.generators import METHODS
 from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.early import check_settings
-from raywgen.training.resource_check import GROUP_LABEL, Resources, check_bundle, check_run, most_nodes
+from raywgen.training.resource_check import GROUP_LABEL, Resources, check_request, check_run, most_nodes
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -53,7 +53,7 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
         if config.num_workers > 0:
             check_run(config, nodes)
     else:
-        check_bundle({"CPU": 1.0}, f"jobs/{job}.py", nodes)
+        check_request({"CPU": 1.0}, f"jobs/{job}.py", nodes)
     _check_storage(arguments, [labels for _, labels in alive])
 
 

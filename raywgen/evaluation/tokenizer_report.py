@@ -23,8 +23,7 @@ from raywgen.generators.igpg import IGPG
 from raywgen.inputs import read_json
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
-from raywgen.training.launch import CONFIG
-from raywgen.training.loop import BUNDLE
+from raywgen.training.run_folder import BUNDLE, CONFIG
 from raywgen.trust import check_address, reading
 from raywgen.weights import Layout, Normalizer
 

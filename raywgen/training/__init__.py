@@ -1,9 +1,21 @@
-"""Training generators: launch, worker loop, engines, checkpoints, metrics."""
+"""Trains generators. Begin with `raywgen.training.trainer`: one run from its first step to its last."""
 
 from raywgen.training.config import TrainConfig
 from raywgen.training.launch import launch
-from raywgen.training.loop import BUNDLE, DivergedError, pause_folder
+from raywgen.training.run_folder import BUNDLE, snapshot_folder
 from raywgen.training.runlog import read_metrics
+from raywgen.training.stages_file import StageRecord, read_stages
+from raywgen.training.trainer import DivergedError
 from raywgen.training.workers import TrainingError
 
-__all__ = ["BUNDLE", "DivergedError", "TrainConfig", "TrainingError", "launch", "pause_folder", "read_metrics"]
+__all__ = [
+    "BUNDLE",
+    "DivergedError",
+    "StageRecord",
+    "TrainConfig",
+    "TrainingError",
+    "launch",
+    "read_metrics",
+    "read_stages",
+    "snapshot_folder",
+]

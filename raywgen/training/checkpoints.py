@@ -36,7 +36,7 @@ class CheckpointWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class TrainState:
     """How far a run is, and all it needs to go on.
 
     Attributes:
@@ -59,7 +59,7 @@ class Progress:
         write_text(Path(folder) / PROGRESS, json.dumps(content | {"sha256": _digest(content, state)}))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Progress:
+    def load(cls, folder: str | Path) -> TrainState:
         """Reads what `save` wrote.
 
         Raises:
@@ -111,7 +111,7 @@ class Progress:
             _compare(found, wanted, "optimiser")
 
 
-class RunCheckpoints:
+class CheckpointManager:
     """The checkpoints of a run folder: the newest one, and the one before.
 
     Args:
@@ -121,7 +121,7 @@ class RunCheckpoints:
     def __init__(self, out: str | Path) -> None:
         self._folder = Path(out) / CHECKPOINTS
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainState) -> None:
         """Writes beside and then names it: wherever this is killed, a whole checkpoint is there."""
         fresh, target = self._folder / _FRESH, self._folder / _name(progress)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -138,7 +138,7 @@ class RunCheckpoints:
         for name in [name for name in names if name <= target.name][:-_NUM_KEPT]:
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
-    def newest(self, check: Callable[[Progress], None]) -> tuple[Progress | None, list[str]]:
+    def newest(self, check: Callable[[TrainState], None]) -> tuple[TrainState | None, list[str]]:
         """The newest checkpoint that can be used, if there is one, and in words which were passed over and why.
 
         Args:
@@ -148,7 +148,7 @@ class RunCheckpoints:
         for name in reversed(self._names()):
             folder = self._folder / name
             try:
-                progress = Progress.load(folder)
+                progress = TrainState.load(folder)
                 check(progress)
             except CheckpointError as error:
                 passed_over.append(f"checkpoint {folder} is passed over: {error}")
@@ -168,7 +168,7 @@ class RunCheckpoints:
         return sorted(path.name for path in self._folder.glob("[0-9]*-[0-9]*") if path.is_dir())
 
 
-def _name(progress: Progress) -> str:
+def _name(progress: TrainState) -> str:
     """Names sort as their checkpoints follow one another."""
     return f"{progress.stage:02d}-{progress.step:09d}"
 

@@ -1,7 +1,7 @@
-"""Who takes an optimiser step: this process alone, or DeepSpeed over all workers. Both train the same stage.
+"""Engines, which take the optimiser steps: plain torch in this process, or DeepSpeed over all workers.
 
-`moments` gives the optimiser's state by parameter name in full, whatever the sharding, so that a checkpoint can
-be resumed by another number of workers, another ZeRO stage, or without DeepSpeed at all.
+Both train the same stage. `optimizer_state` gives the optimiser's state by parameter name in full, whatever the
+sharding, so that a checkpoint can be resumed by another number of workers, another ZeRO stage, or without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def _optimizer(stage: Stage) -> torch.optim.Optimizer:
 
 
 class Engine(ABC):
-    """Steps one stage."""
+    """Takes the optimiser steps of one stage."""
 
     stage: Stage
 
     def train_step(self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float) -> dict[str, Tensor]:
-        """One optimiser step on this worker's part of a batch; returns metrics averaged over all workers."""
+        """Takes one optimiser step on this worker's part of a batch; returns metrics averaged over all workers."""
         self.stage.train()
         result = self._forward(batch, noise)
         self._step(result.loss, learning_rate)
@@ -46,7 +46,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def evaluate(self, batch: WeightBatch, noise: KeyedNoise) -> dict[str, Tensor]:
-        """Metrics of a batch without learning from it, averaged over all workers."""
+        """Returns metrics of a batch, averaged over all workers, and learns nothing from it."""
         self.stage.eval()
         return self._mean(self._forward(batch, noise))
 
@@ -55,16 +55,16 @@ class Engine(ABC):
         """Sums over all workers, in place."""
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one worker at least; every worker must call it and is told the same."""
+        """Whether the flag is set on any worker; every worker must call it and gets the same answer."""
         return flag
 
     @abstractmethod
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state by parameter name, in full, on the CPU; every worker must call it."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Returns the optimiser's state by parameter name, in full, on the CPU; every worker must call it."""
 
     @abstractmethod
-    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
-        """Takes back what `moments` gave, in whatever sharding this engine has."""
+    def set_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `optimizer_state` returned, in whatever sharding this engine has."""
 
     @abstractmethod
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss: ...
@@ -84,11 +84,11 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """One process, plain torch.
+    """Trains in one process with plain torch.
 
     Args:
-        stage: What to train.
-        precision: As `raywgen.nn.precision` takes it.
+        stage: The stage to train.
+        precision: One of the names in `raywgen.nn.precision`.
     """
 
     def __init__(self, stage: Stage, precision: str = "fp32") -> None:
@@ -102,16 +102,16 @@ class LocalEngine(Engine):
         return 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Nothing to add."""
+        """Returns the tensor: there is no other worker."""
         return tensor
 
-    def moments(self) -> dict[str, Tensor]:
-        """As torch keeps them."""
-        return _torch_moments(self.stage, self._optimizer)
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Returns the state of torch's optimiser."""
+        return _torch_state(self.stage, self._optimizer)
 
-    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
-        """Into torch's optimiser."""
-        _set_torch_moments(self.stage, self._optimizer, moments)
+    def set_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Loads the state into torch's optimiser."""
+        _set_torch_state(self.stage, self._optimizer, state)
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         with autocast(self._precision, self._device_type):
@@ -127,13 +127,13 @@ class LocalEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """All Ray Train workers, by DeepSpeed ZeRO 0, 1 or 2.
+    """Trains on all Ray Train workers with DeepSpeed ZeRO 0, 1 or 2.
 
     Args:
-        stage: What to train.
-        zero_stage: What is sharded.
-        num_workers: Of the process group that Ray Train made.
-        precision: As `raywgen.nn.precision` takes it; parameters, gradients and moments are float32 in either.
+        stage: The stage to train.
+        zero_stage: 0 shards nothing, 1 the optimiser state, 2 gradients too.
+        num_workers: Size of the process group that Ray Train made.
+        precision: One of the names in `raywgen.nn.precision`; parameters, gradients and optimiser state stay float32.
     """
 
     def __init__(self, stage: Stage, zero_stage: int, num_workers: int, precision: str = "fp32") -> None:
@@ -170,19 +170,19 @@ class DeepSpeedEngine(Engine):
         return self._workers
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """By the process group's own backend."""
+        """Sums with the process group's own backend."""
         torch.distributed.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """By a sum over all workers."""
+        """Sums the flags of all workers."""
         device = next(self.stage.parameters()).device
         return bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
-    def moments(self) -> dict[str, Tensor]:
-        """Gathered from all workers' shards."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Gathers all workers' shards."""
         if self._zero_stage == 0 or not _has_moments(self.stage):
-            return _torch_moments(self.stage, self._optimizer)
+            return _torch_state(self.stage, self._optimizer)
         from deepspeed.utils import safe_get_full_optimizer_state
 
         full: dict[str, Tensor] = {}
@@ -193,10 +193,10 @@ class DeepSpeedEngine(Engine):
                 full[f"{name}|{key}"] = moment.detach().cpu().clone()
         return full | {_STEP: next(self._steps()).detach().cpu().clone()}
 
-    def set_optimizer_state(self, moments: dict[str, Tensor]) -> None:
-        """Each worker takes its own shard."""
+    def set_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Gives each worker its own shard."""
         if self._zero_stage == 0 or not _has_moments(self.stage):
-            _set_torch_moments(self.stage, self._optimizer, moments)
+            _set_torch_state(self.stage, self._optimizer, state)
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -208,9 +208,9 @@ class DeepSpeedEngine(Engine):
         self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.stage.named_parameters():
             for key in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}|{key}"], key)
+                safe_set_full_optimizer_state(parameter, state[f"{name}|{key}"], key)
         for step in self._steps():
-            step.copy_(moments[_STEP])
+            step.copy_(state[_STEP])
 
     def _steps(self) -> Iterator[Tensor]:
         for state in self._optimizer.state.values():
@@ -231,24 +231,24 @@ def _has_moments(stage: Stage) -> bool:
     return stage.config.optimizer.kind == "adamw"
 
 
-def _torch_moments(stage: Stage, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
-    moments: dict[str, Tensor] = {}
+def _torch_state(stage: Stage, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
+    full: dict[str, Tensor] = {}
     if not _has_moments(stage):
-        return moments
+        return full
     for name, parameter in stage.named_parameters():
         state = adam.state[parameter]
         for key in _MOMENTS:
             value = state.get(key, torch.zeros_like(parameter))
-            moments[f"{name}|{key}"] = value.detach().cpu().clone()
+            full[f"{name}|{key}"] = value.detach().cpu().clone()
         # A parameter that no loss has reached yet has no state, and would set the others back.
         if _STEP in state:
-            moments[_STEP] = torch.as_tensor(state[_STEP]).detach().cpu().clone()
-    return {_STEP: torch.zeros(()), **moments}
+            full[_STEP] = torch.as_tensor(state[_STEP]).detach().cpu().clone()
+    return {_STEP: torch.zeros(()), **full}
 
 
-def _set_torch_moments(stage: Stage, adam: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+def _set_torch_state(stage: Stage, adam: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     if not _has_moments(stage):
         return
     for name, parameter in stage.named_parameters():
-        state = {key: moments[f"{name}|{key}"].to(parameter.device).clone() for key in _MOMENTS}
-        adam.state[parameter] = {**state, _STEP: moments[_STEP].clone()}
+        moments = {key: state[f"{name}|{key}"].to(parameter.device).clone() for key in _MOMENTS}
+        adam.state[parameter] = {**moments, _STEP: state[_STEP].clone()}

@@ -1,7 +1,7 @@
-"""Launches runs: in this process, or on Ray Train workers with DeepSpeed.
+"""Launches runs: checks them, locks their folders, and starts the workers that train them.
 
-One launch may hold several runs, one after another on the same workers: starting workers costs more than
-training a small generator. The same call made again goes on where the last one stopped.
+One launch may hold several runs, which the same workers train one after another: starting Ray Train workers takes 17 to
+40 seconds, more than training a small generator. The same call made again goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -18,44 +18,46 @@ import torch
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
-from raywgen.generators import DataSpec
-from raywgen.generators.bundle import ENCODER, build_generator
+from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
-from raywgen.training.checkpoints import RunCheckpoints
+from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import TrainConfig, flatten, read_train_config
 from raywgen.training.data import data_digest, data_spec, has_tasks, measure_normalizers
-from raywgen.training.loop import BUNDLE
-from raywgen.training.resource_check import check_run, connected_nodes, worker_bundles
-from raywgen.training.runlog import read_metrics
-from raywgen.training.runs import Launch, is_done, restore, warn
+from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
+from raywgen.training.run_folder import BUNDLE, CONFIG, is_done, snapshot_folder, warn
+from raywgen.training.runlog import Row, read_metrics
+from raywgen.training.stages_file import write_stages
+from raywgen.training.trainer import RunSpec, resumed_state
 from raywgen.training.workers import train_here, train_on_ray
 from raywgen.trust import entry_point
-from raywgen.weights import NormalizerTable
 
-OnProgress = Callable[[str, str, int, int, dict[str, Any]], None]
+OnProgress = Callable[[str, str, int, int, Row], None]
 """Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
 
-
-CONFIG = "config.yaml"
 _POLL_SECONDS = 0.5
 _MOST_NAMED = 3
 
 
 @entry_point
 def launch(
-    configs: Sequence[TrainConfig], on_progress: OnProgress | None = None, *, until: float = 1.0, start: str = ""
+    configs: Sequence[TrainConfig],
+    on_progress: OnProgress | None = None,
+    *,
+    stop_at: float = 1.0,
+    init_from: str = "",
 ) -> None:
     """Trains generators one after another; those already trained are left as they are.
 
     Args:
         configs: Runs that share a corpus and workers.
-        on_progress: Told of every new row of the metric logs.
-        until: Share of the last stage's steps after which a run pauses: its generator then lies in `pause_folder`, and
-            the same call with a larger share goes on there.
-        start: Pause of another run, from which one without a checkpoint of its own begins.
+        on_progress: Called with every new row of the metric logs.
+        stop_at: Share of the last stage's steps after which training stops. `snapshot_folder` then holds the generator
+            and a copy of the checkpoint, and the same call with a larger share goes on there.
+        init_from: Folder of a checkpoint, such as another run's `snapshot_folder`, from which a run begins that has no
+            checkpoint of its own.
 
     Raises:
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
@@ -66,73 +68,89 @@ def launch(
         Stopped: A signal came, and what could be kept is kept.
     """
     _check(configs)
-    left = [config for config in configs if not is_done(config)]
-    if not left:
+    unfinished = [config for config in configs if not is_done(config.out)]
+    if not unfinished:
         return
-    _refuse_misfit(left[0])
-    corpus = Corpus.open(left[0].corpus)
-    normalizers, data = measure_normalizers(corpus), data_spec(corpus)
-    if not has_tasks(corpus):
-        _refuse_tasks(left, corpus, normalizers, data)
+    _check_room(unfinished[0])
+    corpus = Corpus.open(unfinished[0].corpus)
+    specs = _run_specs(unfinished, corpus, stop_at, init_from)
+    _check_tasks(specs, corpus)
     with ExitStack() as stack:
-        for config in left:
+        for config in unfinished:
             stack.enter_context(only_one(config.out))
-        _check(left)  # Whoever held a folder a moment ago may have begun another run there.
-        inputs = _inputs(corpus)
-        for config in left:
+        _check(unfinished)  # Whoever held a folder a moment ago may have begun another run there.
+        inputs = common_input_form(corpus)
+        for spec in specs:
+            config = spec.config
             save_config(config, Path(config.out) / CONFIG)
+            write_stages(spec.build().stages(), config.out)
             if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
                 copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
-        facts = [_facts(config, inputs) for config in left]
-        told = Launch(
-            configs=left,
-            facts=facts,
+        with _MetricsMonitor(specs, on_progress):
+            _train(specs, corpus)
+        if stop_at < 1:
+            for spec in specs:
+                _save_snapshot(spec)
+
+
+def _run_specs(configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float, init_from: str) -> list[RunSpec]:
+    normalizers, data, inputs = measure_normalizers(corpus), data_spec(corpus), common_input_form(corpus)
+    return [
+        RunSpec(
+            config=config,
+            metadata=_metadata(config, inputs),
             normalizers=normalizers,
             data=data,
-            until=until,
-            start=start,
             snapshot=corpus.snapshot,
+            stop_at=stop_at,
+            init_from=init_from,
         )
-        with _Watcher(left, on_progress, normalizers, data):
-            _train(told, corpus)
+        for config in configs
+    ]
 
 
-def _train(told: Launch, corpus: Corpus) -> None:
+def _train(specs: list[RunSpec], corpus: Corpus) -> None:
     """Trains until all runs are done, or a signal asks to stop.
 
     Raises:
         Stopped: A signal came; the newest checkpoint says where the same call goes on.
     """
-    with stop_signals(told.configs[0].grace_seconds) as stop:
+    with stop_signals(specs[0].config.grace_seconds) as stop:
         try:
-            if told.configs[0].num_workers == 0:
-                train_here(told, stop)
+            if specs[0].config.num_workers == 0:
+                train_here(specs, stop)
             else:
-                _look_at_checkpoints(told, corpus)
-                train_on_ray(told, stop)
-            if stop.number is not None and not all(is_done(config) for config in told.configs):
+                digest = data_digest(corpus)
+                for spec in specs:  # Warns here, before any worker starts, of checkpoints that workers will skip.
+                    resumed_state(spec, spec.build(), digest, warn)
+                train_on_ray(specs, stop)
+            if stop.number is not None and not all(is_done(spec.config.out) for spec in specs):
                 raise Stopped(stop.number)
         except Stopped as stopped:
-            stopped.kept = _kept(told)
+            stopped.kept = _kept(specs)
             raise
 
 
-def _look_at_checkpoints(told: Launch, corpus: Corpus) -> None:
-    """Says here, before any worker starts, which checkpoints workers will pass over."""
-    digest = data_digest(corpus)
-    for config in told.configs:
-        restore(config, told.build(config), digest, told.start, warn)
+def _save_snapshot(spec: RunSpec) -> None:
+    """Copies the newest checkpoint to `snapshot_folder`, with its generator as a bundle beside it."""
+    generator, folder = spec.build(), snapshot_folder(spec.config.out, spec.stop_at)
+    state, _ = CheckpointManager(spec.config.out).newest(lambda found: found.check(generator))
+    assert state is not None, f"{spec.config.out} was trained and holds no checkpoint"
+    generator.load_state_dict(state.part("model."))
+    save_bundle(generator, folder, spec.metadata)
+    state.save(folder)
 
 
-def _kept(told: Launch) -> str:
-    for config in told.configs:
-        if not is_done(config):
-            position = RunCheckpoints(config.out).position()
+def _kept(specs: list[RunSpec]) -> str:
+    for spec in specs:
+        out = spec.config.out
+        if not is_done(out):
+            position = CheckpointManager(out).position()
             if position is None:
-                return f"{config.out} has no checkpoint yet; the same command begins again"
-            names = [*(stage.name for stage in told.build(config).stages()), "all"]
+                return f"{out} has no checkpoint yet; the same command begins again"
+            names = [*(stage.name for stage in spec.build().stages()), "all"]
             where = f"step {position[1]} of stage '{names[position[0]]}'"
-            return f"{config.out} keeps a checkpoint at {where}; the same command goes on from there"
+            return f"{out} keeps a checkpoint at {where}; the same command goes on from there"
     return "all generators are trained"
 
 
@@ -154,32 +172,34 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                 )
 
 
-def _refuse_misfit(config: TrainConfig) -> None:
+def _check_room(config: TrainConfig) -> None:
     if config.num_workers == 0:
         return
     import ray
 
     if ray.is_initialized():
-        check_run(config, connected_nodes(worker_bundles(config)))
+        check_run(config, connected_nodes(worker_requests(config)))
 
 
-def _refuse_tasks(configs: Sequence[TrainConfig], corpus: Corpus, normalizers: NormalizerTable, data: DataSpec) -> None:
-    """Before anything is trained that could not be trained to the end."""
-    for config in configs:
-        stages = build_generator(config.method, config.generator, normalizers, data, config.seed).stages()
+def _check_tasks(specs: list[RunSpec], corpus: Corpus) -> None:
+    """Refuses stages that need tasks where the corpus has none, before anything is trained."""
+    if has_tasks(corpus):
+        return
+    for spec in specs:
+        stages = spec.build().stages()
         is_useful_without = any(not stage.needs.tasks for stage in stages)
         for stage in stages:
             if stage.needs.tasks:
                 is_left_out = stage.is_optional and is_useful_without
                 off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if is_left_out else ""
                 raise ConfigError(
-                    f"{corpus.location} holds weights alone, and stage '{stage.name}' of {config.method} needs to know "
-                    f"what networks do and how they are built: {off}say so by `raywgen corpus describe`"
+                    f"{corpus.location} holds weights alone, and stage '{stage.name}' of {spec.config.method} needs to "
+                    f"know what networks do and how they are built: {off}say so by `raywgen corpus describe`"
                 )
 
 
 def _differences(config: TrainConfig) -> list[str]:
-    """In which keys the run of the folder is another one, as `key: there ..., here ...`."""
+    """The keys in which the run of the folder is another one, as `key is ... there and ... here`."""
     path = Path(config.out) / CONFIG
     if not path.is_file():
         return []
@@ -189,24 +209,25 @@ def _differences(config: TrainConfig) -> list[str]:
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run goes on: all but where it lies, who trains, and how often something is kept.
+    """The settings that may not change when a run goes on.
 
-    Checkpoints fit any workers. Whether the corpus still holds the same is seen by their digest.
+    The place of the run, its workers, and how often it saves and logs may change. The content of the corpus is compared
+    by its digest.
     """
-    where = {"out": "", "num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
-    told = replace(config, **where, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus))
-    return dict(flatten(asdict(told)))
+    free = {"out": "", "num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
+    fixed = replace(config, **free, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus))
+    return dict(flatten(asdict(fixed)))
 
 
-def _facts(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
-    told = {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
-    return told if inputs is None else told | {"inputs": asdict(inputs)}
+def _metadata(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
+    metadata = {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+    return metadata if inputs is None else metadata | {"inputs": asdict(inputs)}
 
 
-def _inputs(corpus: Corpus) -> InputForm | None:
-    """How the corpus' tasks make samples of images; None where they differ in that, or are no images.
+def common_input_form(corpus: Corpus) -> InputForm | None:
+    """How the corpus' tasks make samples of images; None if they differ in that, or are no images.
 
-    Where tasks are of several data sets, each with pixels of its own mean, the first one's statistics stand for all.
+    If tasks are of several data sets, each with pixels of its own mean, the first one's statistics stand for all.
     """
     forms = list(dict.fromkeys(input_form(task.recipe) for task in corpus.tasks.values()))
     if not forms:
@@ -215,25 +236,14 @@ def _inputs(corpus: Corpus) -> InputForm | None:
     return forms[0] if len(alike) == 1 else None
 
 
-class _Watcher:
-    """Tells the caller of new rows in the runs' metric logs while workers write them."""
+class _MetricsMonitor:
+    """Reports new rows of the runs' metric logs to the caller while workers write them."""
 
-    def __init__(
-        self,
-        configs: Sequence[TrainConfig],
-        on_progress: OnProgress | None,
-        normalizers: NormalizerTable,
-        data: DataSpec,
-    ) -> None:
-        self._configs = configs
+    def __init__(self, specs: Sequence[RunSpec], on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
-        self._seen: dict[str, int] = {config.out: len(read_metrics(config.out)) for config in configs}
-        self._steps = {
-            config.out: {
-                stage.name: stage.config.num_steps
-                for stage in build_generator(config.method, config.generator, normalizers, data, 0).stages()
-            }
-            for config in configs
+        self._num_seen = {spec.config.out: len(read_metrics(spec.config.out)) for spec in specs}
+        self._num_steps = {
+            spec.config.out: {stage.name: stage.config.num_steps for stage in spec.build().stages()} for spec in specs
         }
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -246,17 +256,16 @@ class _Watcher:
         self._stop.set()
         if self._on_progress is not None:
             self._thread.join()
-            self._tell()
+            self._report(self._on_progress)
 
     def _watch(self) -> None:
-        while not self._stop.wait(_POLL_SECONDS):
-            self._tell()
-
-    def _tell(self) -> None:
         assert self._on_progress is not None
-        for config in self._configs:
-            rows = read_metrics(config.out)
-            for row in rows[self._seen[config.out] :]:
-                total = self._steps[config.out][row["stage"]]
-                self._on_progress(config.out, row["stage"], row["step"] + 1, total, row)
-            self._seen[config.out] = len(rows)
+        while not self._stop.wait(_POLL_SECONDS):
+            self._report(self._on_progress)
+
+    def _report(self, on_progress: OnProgress) -> None:
+        for out, num_seen in list(self._num_seen.items()):
+            rows = read_metrics(out)
+            for row in rows[num_seen:]:
+                on_progress(out, row["stage"], row["step"] + 1, self._num_steps[out][row["stage"]], row)
+            self._num_seen[out] = len(rows)

@@ -37,23 +37,23 @@ class Nodes:
     most: Sequence[Resources] | None
 
 
-def worker_bundles(config: TrainConfig) -> list[Resources]:
+def worker_requests(config: TrainConfig) -> list[Resources]:
     """What a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
     worker = {"GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
     return [*[worker] * config.num_workers, {"CPU": 1.0}]
 
 
-def misfit(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
+def first_unplaceable(requests: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
     """The first bundle that finds no room, largest first, each on one node; None where all do."""
     free = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.values()), reverse=True):
+    for request in sorted(requests, key=lambda request: sorted(request.values()), reverse=True):
         for node in free:
-            if all(node.get(name, 0.0) >= amount for name, amount in bundle.items()):
-                for name, amount in bundle.items():
+            if all(node.get(name, 0.0) >= amount for name, amount in request.items()):
+                for name, amount in request.items():
                     node[name] -= amount
                 break
         else:
-            return bundle
+            return request
     return None
 
 
@@ -64,9 +64,9 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
         ClusterError: The cluster is too small and cannot grow enough.
     """
     room = nodes.alive if nodes.most is None else nodes.most
-    if misfit(worker_bundles(config), nodes.alive) is None or nodes.most is None:
+    if first_unplaceable(worker_requests(config), nodes.alive) is None or nodes.most is None:
         return
-    if misfit(worker_bundles(config), room) is None:
+    if first_unplaceable(worker_requests(config), room) is None:
         return
     kind = "GPU" if config.use_gpu else "CPU"
     fitting = _most_workers(config, room)
@@ -77,14 +77,14 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
     )
 
 
-def check_bundle(bundle: Resources, what: str, nodes: Nodes) -> None:
+def check_request(request: Resources, what: str, nodes: Nodes) -> None:
     """Refuses what no single node could ever hold.
 
     Raises:
         ClusterError: No node, there or to come, is large enough.
     """
-    if nodes.most is not None and misfit([bundle], nodes.most) is not None:
-        asked = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    if nodes.most is not None and first_unplaceable([request], nodes.most) is not None:
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in request.items())
         raise ClusterError(f"{what} asks for {asked} on one node, but the cluster has {describe(nodes.most)}")
 
 
@@ -102,7 +102,7 @@ def describe(nodes: Sequence[Resources]) -> str:
     return f"{has} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
 
 
-def connected_nodes(bundles: Sequence[Resources]) -> Nodes:
+def connected_nodes(requests: Sequence[Resources]) -> Nodes:
     """Those of the cluster that this process is connected to.
 
     Args:
@@ -112,7 +112,7 @@ def connected_nodes(bundles: Sequence[Resources]) -> Nodes:
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     resources = [node["Resources"] for node in alive]
-    if misfit(bundles, resources) is None:
+    if first_unplaceable(requests, resources) is None:
         return Nodes(alive=resources, most=resources)
     return most_nodes([(node["Resources"], node.get("Labels") or {}) for node in alive], _reports)
 
@@ -165,8 +165,8 @@ def _only_looks_on(mapping: Mapping[str, str]) -> bool:
 
 
 def _most_workers(config: TrainConfig, room: Sequence[Resources]) -> int:
-    worker, reader = worker_bundles(config)[0], worker_bundles(config)[-1]
+    worker, reader = worker_requests(config)[0], worker_requests(config)[-1]
     fitting = 0
-    while fitting < config.num_workers and misfit([*[worker] * (fitting + 1), reader], room) is None:
+    while fitting < config.num_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
         fitting += 1
     return fitting

@@ -1,29 +1,32 @@
-"""What a run writes down as it goes: a JSONL metric log and TensorBoard scalars."""
+"""The metrics of a run: a JSONL log, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raywgen.files import write_text
 from raywgen.inputs import MAX_JSON_BYTES, parse_json, read_regular
 
+Row = dict[str, Any]
+"""One row of the log: `stage`, `step`, `time` in seconds since the run began, and the metrics of the step."""
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
 class RunLog:
-    """Appends scalars to a run folder; one worker holds one.
+    """Appends metrics to the log of a run folder; only one worker may hold it.
 
     Args:
         folder: The run folder.
-        resumed: Stage name -> first step that will be written again; later rows of it are dropped, and so are
+        resumed: Stage name -> first step that will be written again. Its rows from there on are dropped, and so are
             all rows of stages that are not named.
     """
 
-    def __init__(self, folder: str | Path, resumed: dict[str, int]) -> None:
+    def __init__(self, folder: str | Path, resumed: Mapping[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = Path(folder) / METRICS
@@ -35,7 +38,7 @@ class RunLog:
         self._writer = SummaryWriter(str(Path(folder) / TENSORBOARD))
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
-        """One row: all scalars of a step."""
+        """Appends one row with all scalars of a step."""
         elapsed = round(self._offset + time.monotonic() - self._begin, 3)
         with self._path.open("a") as log:
             log.write(json.dumps({"stage": stage, "step": step, "time": elapsed, **scalars}) + "\n")
@@ -47,12 +50,12 @@ class RunLog:
         self._writer.close()
 
 
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a run folder's metric log; what is no row, as where a kill has cut one off, is skipped."""
+def read_metrics(folder: str | Path) -> list[Row]:
+    """Reads all rows of a run folder's metric log; skips damaged ones, such as one that a kill has cut off."""
     path = Path(folder) / METRICS
     if not path.is_file():
         return []
-    rows = []
+    rows: list[Row] = []
     for line in read_regular(path, MAX_JSON_BYTES).decode(errors="replace").splitlines():
         try:
             row = parse_json(line)

@@ -1,15 +1,14 @@
-"""Who trains: this process alone, or Ray Train workers with DeepSpeed."""
+"""Starts the workers of a launch: this process alone, or Ray Train workers with DeepSpeed."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,9 +18,12 @@ from raywgen.stops import Stop
 from raywgen.training.agreement import check_agreement
 from raywgen.training.config import TrainConfig
 from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
-from raywgen.training.loop import EngineFactory
-from raywgen.training.runs import Launch, train_all, warn
+from raywgen.training.run_folder import warn
+from raywgen.training.trainer import RunSpec, train_runs
 from raywgen.trust import trusted, trusting
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 _RAY = "ray_train"
 _STOP = ".stop"
@@ -32,23 +34,55 @@ class TrainingError(RuntimeError):
     """Workers failed more often than `max_failures` allows; the message holds the first one's reason."""
 
 
-class _Alone:
-    """This process."""
+class LocalContext:
+    """This process, which trains alone.
+
+    Args:
+        stop: Tells whether to stop.
+    """
 
     rank, num_workers = 0, 1
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
-    def engine(self, config: TrainConfig) -> EngineFactory:
-        return partial(LocalEngine, precision=config.precision)
+    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+        """Plain torch."""
+        return LocalEngine(stage, config.precision)
 
-    def agree(self, parts: Mapping[str, str]) -> None:
-        """There is nobody to disagree with."""
+    def check_agreement(self, parts: Mapping[str, str]) -> None:
+        """Does nothing: there is no other worker."""
+
+
+class RayContext:
+    """One worker of Ray Train.
+
+    Args:
+        out: Run folder in which the launching process asks to stop.
+    """
+
+    def __init__(self, out: str) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.stop = _StopFile(Path(out) / _STOP)
+        self._device = ray.train.torch.get_device()
+        if self._device.type == "cpu":
+            torch.set_num_threads(1)
+
+    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+        """DeepSpeed ZeRO over all workers."""
+        return DeepSpeedEngine(stage, config.zero_stage, self.num_workers, config.precision)
+
+    def check_agreement(self, parts: Mapping[str, str]) -> None:
+        """Compares with all other workers."""
+        check_agreement(parts, self._device)
 
 
 class _StopFile:
-    """Asks workers on all nodes to stop by a file in the run folder, which all of them reach."""
+    """A file in the run folder, which workers on all nodes reach: as soon as it is there they stop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,38 +99,12 @@ class _StopFile:
         return nullcontext()
 
 
-class _OnRay:
-    """A worker of Ray Train."""
-
-    def __init__(self, out: str) -> None:
-        import ray.train
-        import ray.train.torch
-
-        context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.stop = _StopFile(Path(out) / _STOP)
-        self._device = ray.train.torch.get_device()
-        if self._device.type == "cpu":
-            torch.set_num_threads(1)
-
-    def engine(self, config: TrainConfig) -> EngineFactory:
-        settings = {"zero_stage": config.zero_stage, "num_workers": self.num_workers, "precision": config.precision}
-        return partial(_deepspeed, **settings)
-
-    def agree(self, parts: Mapping[str, str]) -> None:
-        check_agreement(parts, self._device)
-
-
-def _deepspeed(stage: Stage, zero_stage: int, num_workers: int, precision: str) -> Engine:
-    return DeepSpeedEngine(stage, zero_stage, num_workers, precision)
-
-
-def train_here(launch: Launch, stop: Stop) -> None:
+def train_here(specs: list[RunSpec], stop: Stop) -> None:
     """Trains in this process."""
-    train_all(launch, _Alone(stop), warn)
+    train_runs(specs, LocalContext(stop), warn)
 
 
-def train_on_ray(launch: Launch, stop: Stop) -> None:
+def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     """Trains on workers of the Ray cluster that this process is connected to.
 
     Raises:
@@ -105,12 +113,10 @@ def train_on_ray(launch: Launch, stop: Stop) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    first = launch.configs[0]
-    start = absolute(launch.start) if launch.start else ""
-    placed = replace(launch, configs=_placed(launch.configs), start=start)
+    first = specs[0].config
     trainer = TorchTrainer(
         worker_loop,
-        train_loop_config={"launch": placed, "trust": trusted()},
+        train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
         torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
         run_config=ray.train.RunConfig(
@@ -130,8 +136,16 @@ def train_on_ray(launch: Launch, stop: Stop) -> None:
         ) from error
 
 
-def _fit(trainer: Any, flag: Path, stop: Stop) -> None:
-    """Runs a trainer while this process looks for signals, and hands on a wish to stop by a file."""
+def worker_loop(arguments: dict[str, Any]) -> None:
+    """The training loop of every Ray Train worker. Ray pickles an importable function by its name."""
+    specs: list[RunSpec] = arguments["specs"]
+    with trusting(*arguments["trust"]):
+        # The launching process has already warned of checkpoints that are skipped.
+        train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+
+
+def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> None:
+    """Runs a trainer while this process waits for signals, and passes a request to stop on by a file."""
     flag.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
         trainer.fit()
@@ -144,7 +158,7 @@ def _fit(trainer: Any, flag: Path, stop: Stop) -> None:
         except BaseException as error:
             failures.append(error)
 
-    # In a thread of its own, as Ray takes over Ctrl-C in the main one and would end without a checkpoint.
+    # The trainer runs in a thread of its own: in the main thread Ray takes over Ctrl-C and ends without a checkpoint.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     try:
@@ -159,14 +173,7 @@ def _fit(trainer: Any, flag: Path, stop: Stop) -> None:
         raise failures[0]
 
 
-def _placed(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
-    """With paths that mean the same in a worker, which Ray Train starts in a folder of its own."""
-    return [replace(config, corpus=absolute(config.corpus), out=absolute(config.out)) for config in configs]
-
-
-def worker_loop(told: dict[str, Any]) -> None:
-    """What runs on every Ray Train worker; importable, so that it is not pickled by value."""
-    launch: Launch = told["launch"]
-    # The process that launched has told the user of checkpoints that are passed over.
-    with trusting(*told["trust"]):
-        train_all(launch, _OnRay(launch.configs[0].out), lambda sentence: None)
+def _with_absolute_paths(spec: RunSpec) -> RunSpec:
+    """The run with paths that mean the same in a worker, which Ray Train starts in a folder of its own."""
+    config = replace(spec.config, corpus=absolute(spec.config.corpus), out=absolute(spec.config.out))
+    return replace(spec, config=config, init_from=absolute(spec.init_from) if spec.init_from else "")

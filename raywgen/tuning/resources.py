@@ -30,7 +30,7 @@ def cpus_of_trial(num_workers: int, use_gpu: bool) -> int:
 
 def cluster_nodes(train: TrainConfig) -> list[Node]:
     """The nodes of the Ray session, and where one trial finds no room on them, those that its autoscaler may add."""
-    return nodes_to_come(train, connected_nodes(_bundles(train)))
+    return nodes_to_come(train, connected_nodes(_requests(train)))
 
 
 def nodes_to_come(train: TrainConfig, told: Nodes) -> list[Node]:
@@ -43,7 +43,7 @@ def nodes_to_come(train: TrainConfig, told: Nodes) -> list[Node]:
     return nodes
 
 
-def _bundles(train: TrainConfig) -> list[Resources]:
+def _requests(train: TrainConfig) -> list[Resources]:
     """What one trial asks for, in single units."""
     gpus = train.num_workers if train.use_gpu else 0
     return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, train.use_gpu), *[{"GPU": 1.0}] * gpus]

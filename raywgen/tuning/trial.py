@@ -18,7 +18,16 @@ import torch
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.locks import waiting
-from raywgen.training import BUNDLE, DivergedError, TrainConfig, TrainingError, launch, pause_folder, read_metrics
+from raywgen.training import (
+    BUNDLE,
+    DivergedError,
+    TrainConfig,
+    TrainingError,
+    launch,
+    read_metrics,
+    read_stages,
+    snapshot_folder,
+)
 from raywgen.trust import trusting
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.objective import check_corpus, judge
@@ -130,9 +139,9 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
     try:
         plan = plan_of(state, pipeline, settings)
         corpus = prepare(plan, distributed=plan.train.num_workers > 0)
-        launch([plan.train], until=share, start=state.start)
+        launch([plan.train], stop_at=share, init_from=state.start)
         steps = steps_taken(plan.train, share)
-        bundle = pause_folder(plan.train.out, share) if share < 1 else Path(plan.train.out) / BUNDLE
+        bundle = snapshot_folder(plan.train.out, share) if share < 1 else Path(plan.train.out) / BUNDLE
         score = judge(bundle, corpus, plan.train.shot, settings.objective)
     except (DivergedError, TrainingError, ValueError) as error:
         state, score = replace(state, failed=str(error)), 0.0
@@ -144,8 +153,8 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
 
 def steps_taken(train: TrainConfig, share: float) -> int:
     """Optimiser steps of a run up to a share of its last stage, by its metric log."""
-    names = list(dict.fromkeys(row["stage"] for row in read_metrics(train.out)))
-    steps = [getattr(train.generator, name).num_steps for name in names]
+    logged = {row["stage"] for row in read_metrics(train.out)}
+    steps = [stage.num_steps for stage in read_stages(train.out) if stage.name in logged]
     return sum(steps[:-1]) + math.ceil(share * steps[-1]) if steps else 0
 
 
@@ -156,7 +165,7 @@ def _report_with_pause(tune: Any, result: dict[str, Any], state: TrialState, set
         "trial": state.trial,
         "rung": result["rung"],
         "scores": [asdict(score) for score in state.scores],
-        "folder": str(pause_folder(run_folder(settings, state), share)),
+        "folder": str(snapshot_folder(run_folder(settings, state), share)),
     }
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / _PAUSE).write_text(json.dumps(pause))

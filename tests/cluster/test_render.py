@@ -11,7 +11,7 @@ from raywgen.cluster.settings import RenderConfig
 from raywgen.config import ConfigError, load_config
 from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
-from raywgen.training.resource_check import misfit, worker_bundles
+from raywgen.training.resource_check import first_unplaceable, worker_requests
 from tests.cluster.test_manifests import refusals
 
 
@@ -27,7 +27,7 @@ def test_the_elastic_range_holds_the_runs_workers() -> None:
         spec = rendered(run, cpus=cpus, max_nodes=fewest)["raycluster.yaml"]["spec"]
         (group, *_) = spec["workerGroupSpecs"]
         nodes = [{"CPU": float(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])}] * fewest
-        assert misfit(worker_bundles(run), nodes) is None
+        assert first_unplaceable(worker_requests(run), nodes) is None
         with pytest.raises(ClusterError, match=r"or add nodes by cluster\.max_nodes"):
             render(run, RenderConfig(cpus=cpus, min_nodes=0, max_nodes=fewest - 1, max_gpu_nodes=0))
 

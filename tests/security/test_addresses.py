@@ -22,7 +22,7 @@ from raywgen.sealed import sealed_json, unseal
 from raywgen.tasks import build_task
 from raywgen.tasks.preprocessing import input_form
 from raywgen.training import TrainConfig, launch
-from raywgen.training.launch import CONFIG
+from raywgen.training.run_folder import CONFIG
 from raywgen.training.status import run_status
 from raywgen.trust import UntrustedError, trusting
 from raywgen.zoo import ZooConfig, train_zoo

@@ -38,7 +38,7 @@ from raywgen.tasks.text_datasets import open_tables
 from raywgen.tasks.user_data import read_data
 from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig
-from raywgen.training.checkpoints import CheckpointError, Progress
+from raywgen.training.checkpoints import CheckpointError, TrainState
 from raywgen.weights import Layout, WeightsError, load_state_dict
 from raywgen.zoo.describe import describe_corpus
 
@@ -121,7 +121,7 @@ def test_encoders_checkpoints_and_logs_are_regular_files(special: Callable[[str]
             shutil.copy(folder / "whole" / "encoder.json", folder)
         assert isinstance(soon(partial(load_encoder, str(folder))), EncoderError)
     progress = special("checkpoint/progress.json")
-    assert isinstance(soon(lambda: Progress.load(progress.parent)), CheckpointError)
+    assert isinstance(soon(lambda: TrainState.load(progress.parent)), CheckpointError)
     log = special("run/stage/metrics.jsonl")
     (log.parents[1] / "evaluation").mkdir()
     content = {"schema_version": 1, "layouts": [], "rungs": [], "ladder": []}

@@ -16,15 +16,23 @@ from safetensors.torch import load_file, save_file
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
-from raywgen.training import launch, read_metrics
-from raywgen.training.checkpoints import PROGRESS, STATE, CheckpointError, CheckpointWarning, Progress, RunCheckpoints
+from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.checkpoints import (
+    PROGRESS,
+    STATE,
+    CheckpointError,
+    CheckpointManager,
+    CheckpointWarning,
+    TrainState,
+)
 from raywgen.training.data import data_digest, data_spec, measure_normalizers
-from raywgen.training.runs import Launch, restore, warn
+from raywgen.training.run_folder import warn
+from raywgen.training.trainer import RunSpec, resumed_state
 from tests.conftest import TINY_ZOO, make_zoo
-from tests.training.test_loop import losses, small_config
+from tests.training.test_resume import losses, small_config
 
 
-def taken(progress: Progress) -> None:
+def taken(state: TrainState) -> None:
     """Any checkpoint will do."""
 
 
@@ -34,15 +42,15 @@ class _InterruptedError(Exception):
 
 def test_progress_round_trip(tmp_path: Path) -> None:
     tensors = {"model.a": torch.randn(3), "optimizer.step": torch.tensor(4.0)}
-    progress = Progress(stage=2, step=3, corpus="abc", tensors=tensors)
-    RunCheckpoints(tmp_path / "kept").save(progress)
-    again, passed_over = RunCheckpoints(tmp_path / "kept").newest(taken)
+    state = TrainState(stage=2, step=3, corpus="abc", tensors=tensors)
+    CheckpointManager(tmp_path / "kept").save(state)
+    again, passed_over = CheckpointManager(tmp_path / "kept").newest(taken)
     assert again is not None
     assert (again.stage, again.step, again.corpus, passed_over) == (2, 3, "abc", [])
     assert torch.equal(again.part("model.")["a"], tensors["model.a"])
     assert set(again.part("optimizer.")) == {"step"}
-    assert RunCheckpoints(tmp_path / "kept").position() == (2, 3)
-    assert RunCheckpoints(tmp_path / "none").newest(taken) == (None, [])
+    assert CheckpointManager(tmp_path / "kept").position() == (2, 3)
+    assert CheckpointManager(tmp_path / "none").newest(taken) == (None, [])
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -50,8 +58,8 @@ def test_a_save_killed_anywhere_leaves_it_or_the_one_before(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at its n-th act on the disk, where a removal has removed all but one file."""
-    checkpoints = RunCheckpoints(tmp_path)
-    checkpoints.save(Progress(step=1, tensors={"model.a": torch.ones(1)}))
+    checkpoints = CheckpointManager(tmp_path)
+    checkpoints.save(TrainState(step=1, tensors={"model.a": torch.ones(1)}))
     acts = 0
 
     def killed() -> bool:
@@ -77,7 +85,7 @@ def test_a_save_killed_anywhere_leaves_it_or_the_one_before(
         with monkeypatch.context() as patch, suppress(_InterruptedError):
             patch.setattr(shutil, "rmtree", remove)
             patch.setattr(Path, "rename", rename)
-            checkpoints.save(Progress(step=step, tensors={"model.a": torch.full((1,), step)}))
+            checkpoints.save(TrainState(step=step, tensors={"model.a": torch.full((1,), step)}))
         again, _ = checkpoints.newest(taken)
         assert again is not None
         assert again.step == step or (number < 3 and again.step <= kept)
@@ -95,16 +103,16 @@ def flip(content: bytearray) -> bytearray:
 
 
 def change_step(content: bytearray) -> bytearray:
-    told = json.loads(content)
-    return bytearray(json.dumps(told | {"step": told["step"] + 1}).encode())
+    record = json.loads(content)
+    return bytearray(json.dumps(record | {"step": record["step"] + 1}).encode())
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """A checkpoint with right digests whose content does not fit."""
-    found = Progress.load(folder)
+    found = TrainState.load(folder)
     tensors = dict(found.tensors)
     change(tensors)
-    Progress(stage=found.stage, step=found.step, corpus=found.corpus, tensors=tensors).save(folder)
+    TrainState(stage=found.stage, step=found.step, corpus=found.corpus, tensors=tensors).save(folder)
 
 
 def spoil_values(folder: Path) -> None:
@@ -151,15 +159,15 @@ def interrupted(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) ->
     """A whole run, and one that ended after step 4 of its second stage."""
     root = tmp_path_factory.mktemp("runs")
     launch([small_config(zoo_corpus, root / "whole")])
-    save = RunCheckpoints.save
+    save = CheckpointManager.save
 
-    def save_then_stop(self: RunCheckpoints, progress: Progress) -> None:
-        save(self, progress)
-        if (progress.stage, progress.step) == (1, 4):
+    def save_then_stop(self: CheckpointManager, state: TrainState) -> None:
+        save(self, state)
+        if (state.stage, state.step) == (1, 4):
             raise _InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunCheckpoints, "save", save_then_stop)
+        patch.setattr(CheckpointManager, "save", save_then_stop)
         with pytest.raises(_InterruptedError):
             launch([small_config(zoo_corpus, root / "broken")])
     assert [path.name for path in sorted((root / "broken" / "checkpoints").iterdir())] == [
@@ -175,35 +183,38 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(interrupted[1], out)
-    hurt, told = DAMAGES[kind]
+    hurt, reason = DAMAGES[kind]
     newest = out / "checkpoints" / "01-000000004"
     hurt(newest)
     with pytest.warns(CheckpointWarning) as warned:
-        progress = restored(out, zoo_corpus)
-    assert (progress.stage, progress.step) == (1, 2)
+        state = restored(out, zoo_corpus)
+    assert (state.stage, state.step) == (1, 2)
     (sentence,) = (str(one.message) for one in warned)
     assert sentence.startswith(f"checkpoint {newest} is passed over: ")
-    assert told in sentence
+    assert reason in sentence
     assert sentence.endswith("; training goes on from step 2 of stage 'prior'")
     assert "\n" not in sentence
 
 
-def restored(out: Path, corpus: Corpus) -> Progress:
-    told = Launch(configs=[], facts=[], normalizers=measure_normalizers(corpus), data=data_spec(corpus))
-    config = small_config(corpus, out)
-    return restore(config, told.build(config), data_digest(corpus), "", warn)
+def restored(out: Path, corpus: Corpus) -> TrainState:
+    spec = run_spec(small_config(corpus, out), corpus)
+    return resumed_state(spec, spec.build(), data_digest(corpus), warn)
+
+
+def run_spec(config: TrainConfig, corpus: Corpus) -> RunSpec:
+    return RunSpec(config=config, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
 
 
 def test_a_checkpoint_of_another_generator_is_passed_over(
     interrupted: tuple[Path, Path], zoo_corpus: Corpus, tmp_path: Path
 ) -> None:
     shutil.copytree(interrupted[1] / "checkpoints", tmp_path / "checkpoints")
-    told = Launch(configs=[], facts=[], normalizers=measure_normalizers(zoo_corpus), data=data_spec(zoo_corpus))
     config = small_config(zoo_corpus, tmp_path)
     config.generator.prior.width = 32
+    spec = run_spec(config, zoo_corpus)
     sentences: list[str] = []
-    progress = restore(config, told.build(config), data_digest(zoo_corpus), "", sentences.append)
-    assert (progress.stage, progress.step, progress.tensors) == (0, 0, {})
+    state = resumed_state(spec, spec.build(), data_digest(zoo_corpus), sentences.append)
+    assert (state.stage, state.step, state.tensors) == (0, 0, {})
     assert len(sentences) == 2
     assert all("has the shape" in sentence and "goes on from its beginning" in sentence for sentence in sentences)
 
@@ -273,9 +284,11 @@ def test_a_damaged_config_of_a_run_is_named_with_the_remedy(
         launch([small_config(zoo_corpus, tmp_path / "run")])
 
 
-def test_a_damaged_pause_is_named_with_the_remedy(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"pause/progress.json is missing; train the run that paused in .* again"):
-        launch([small_config(zoo_corpus, tmp_path / "run")], start=str(tmp_path / "pause"))
+def test_a_damaged_snapshot_is_named_with_the_remedy(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"snapshot/progress.json is missing; train the run that stopped in .* again"
+    ):
+        launch([small_config(zoo_corpus, tmp_path / "run")], init_from=str(tmp_path / "snapshot"))
 
 
 @pytest.mark.parametrize("name", ["generator.json", "generator.safetensors"])

@@ -80,7 +80,7 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     local, engine = LocalEngine(alone), DeepSpeedEngine(sharded, zero_stage, 1)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
     assert_equal_parameters(alone, sharded)
-    mine, theirs = engine.moments(), local.moments()
+    mine, theirs = engine.optimizer_state(), local.optimizer_state()
     assert mine.keys() == theirs.keys()
     for name, moment in theirs.items():
         torch.testing.assert_close(mine[name], moment, rtol=1e-3, atol=1e-8)
@@ -103,7 +103,7 @@ def test_a_run_goes_on_under_another_engine(
     steps(engine, 0, NUM_STEPS)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = after(second)
-    resumed.set_optimizer_state(engine.moments())
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
     assert_equal_parameters(undisturbed, second)
 
@@ -143,10 +143,10 @@ def test_descent_has_no_moments_and_goes_on_without_them() -> None:
     expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
     engine = LocalEngine(first)
     steps(engine, 0, NUM_STEPS)
-    assert engine.moments() == {}
+    assert engine.optimizer_state() == {}
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = LocalEngine(second)
-    resumed.set_optimizer_state(engine.moments())
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == expected
     for mine, theirs in zip(undisturbed.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -159,10 +159,10 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     expected = steps(LocalEngine(alone), 0, 2 * NUM_STEPS)
     engine = DeepSpeedEngine(sharded, zero_stage, 1)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
-    assert engine.moments() == {}
+    assert engine.optimizer_state() == {}
     second.load_state_dict(copy.deepcopy(sharded.state_dict()))
     resumed = DeepSpeedEngine(second, zero_stage, 1)
-    resumed.set_optimizer_state(engine.moments())
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_parameters(alone, second)
 

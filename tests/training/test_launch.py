@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_ray_or_without_where_the_other_stopped(
     alone: dict[tuple[str, int], float],
 ) -> None:
     """Also moved, by a relative path, and with its newest checkpoint broken; rows of before stay as they were."""
-    launch([config(zoo_corpus, tmp_path / "a", num_workers=first)], until=0.5)
+    launch([config(zoo_corpus, tmp_path / "a", num_workers=first)], stop_at=0.5)
     out = tmp_path / "b"
     (tmp_path / "a").rename(out)
     before = (out / "metrics.jsonl").read_text().splitlines()

@@ -11,13 +11,13 @@ from raywgen.training.resource_check import (
     GROUP_LABEL,
     Nodes,
     Resources,
-    check_bundle,
+    check_request,
     check_run,
     describe,
-    misfit,
+    first_unplaceable,
     most_nodes,
     read_group,
-    worker_bundles,
+    worker_requests,
     write_group,
 )
 
@@ -26,13 +26,13 @@ def fixed(*nodes: Resources) -> Nodes:
     return Nodes(alive=nodes, most=nodes)
 
 
-def fits_somehow(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
+def fits_somehow(requests: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
     """By trying every way to place them."""
-    names = sorted({name for bundle in bundles for name in bundle})
-    for places in itertools.product(range(len(nodes)), repeat=len(bundles)):
+    names = sorted({name for request in requests for name in request})
+    for places in itertools.product(range(len(nodes)), repeat=len(requests)):
         used = [dict.fromkeys(names, 0.0) for _ in nodes]
-        for bundle, place in zip(bundles, places, strict=True):
-            for name, amount in bundle.items():
+        for request, place in zip(requests, places, strict=True):
+            for name, amount in request.items():
                 used[place][name] += amount
         if all(used[i][name] <= node.get(name, 0.0) for i, node in enumerate(nodes) for name in names):
             return True
@@ -45,9 +45,9 @@ def test_workers_fit_where_some_placing_of_them_does(use_gpu: bool) -> None:
     answers = []
     for nodes in itertools.combinations_with_replacement(kinds, 3):
         for num_workers in (1, 2, 3):
-            bundles = worker_bundles(TrainConfig(num_workers=num_workers, use_gpu=use_gpu))
-            answers.append(misfit(bundles, nodes) is None)
-            assert answers[-1] == fits_somehow(bundles, nodes), (nodes, num_workers)
+            requests = worker_requests(TrainConfig(num_workers=num_workers, use_gpu=use_gpu))
+            answers.append(first_unplaceable(requests, nodes) is None)
+            assert answers[-1] == fits_somehow(requests, nodes), (nodes, num_workers)
     assert any(answers)
     assert not all(answers)
 
@@ -74,8 +74,8 @@ def test_what_an_autoscaler_may_add_counts() -> None:
     with pytest.raises(ClusterError, match="give num_workers=7"):
         check_run(TrainConfig(num_workers=8), nodes)
     with pytest.raises(ClusterError, match="a trial asks for 8 CPU on one node"):
-        check_bundle({"CPU": 8.0}, "a trial", nodes)
-    check_bundle({"CPU": 4.0}, "a trial", nodes)
+        check_request({"CPU": 8.0}, "a trial", nodes)
+    check_request({"CPU": 4.0}, "a trial", nodes)
 
 
 def test_without_a_word_of_limits_nothing_is_refused_but_on_fixed_clusters() -> None:

@@ -15,7 +15,7 @@ import pytest
 from raywgen.config import save_config
 from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, launch, read_metrics
-from tests.training.test_loop import losses, small_config
+from tests.training.test_resume import losses, small_config
 
 # Another number of threads rounds otherwise, and losses are compared to the last bit.
 pytestmark = pytest.mark.usefixtures("one_thread")

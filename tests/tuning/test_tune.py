@@ -17,7 +17,7 @@ import pytest
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, launch, read_metrics
-from raywgen.training.checkpoints import RunCheckpoints
+from raywgen.training.checkpoints import CheckpointManager
 from raywgen.tuning import TuneConfig, TuneResult, tune
 from raywgen.tuning.results import TrialState
 from tests.conftest import TINY_ZOO
@@ -63,7 +63,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert process.poll() is None, "over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    position = RunCheckpoints(run).position()
+    position = CheckpointManager(run).position()
     assert position is not None
     kept = position[1]
     before = [row for row in read_metrics(run) if row["step"] < kept]

@@ -328,7 +328,7 @@ def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> N
     for step in range(3):
         batch = batch_of("head", seed=step)
         engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
-    assert float(engine.moments()["step"]) == 3
+    assert float(engine.optimizer_state()["step"]) == 3
 
 
 def test_a_replayed_rollout_may_be_any_of_those_kept_and_follows_from_the_step() -> None:

@@ -15,10 +15,10 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
-from raywgen.training import DivergedError, TrainConfig, launch, pause_folder, read_metrics
-from raywgen.training.checkpoints import Progress, RunCheckpoints
+from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
+from raywgen.training.checkpoints import CheckpointManager, TrainState
 from raywgen.training.engine import LocalEngine
-from raywgen.training.loop import learning_rate
+from raywgen.training.schedule import learning_rate
 from raywgen.weights import KeyedNoise
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
@@ -70,9 +70,9 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
 ) -> None:
     launch([of(zoo_corpus, tmp_path / "whole")])
     saved = 0
-    save = RunCheckpoints.save
+    save = CheckpointManager.save
 
-    def save_then_stop(self: RunCheckpoints, progress: Progress) -> None:
+    def save_then_stop(self: CheckpointManager, progress: TrainState) -> None:
         nonlocal saved
         save(self, progress)
         saved += 1
@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
             raise _InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunCheckpoints, "save", save_then_stop)
+        patch.setattr(CheckpointManager, "save", save_then_stop)
         with pytest.raises(_InterruptedError):
             launch([of(zoo_corpus, tmp_path / "broken")])
     assert not (tmp_path / "broken" / "generator").exists()
@@ -153,12 +153,12 @@ def test_a_run_that_pauses_ends_bit_equal_to_one_that_does_not(
     launch([of(zoo_corpus, tmp_path / "whole")])
     paused = of(zoo_corpus, tmp_path / "paused")
     for until in (0.25, 0.5, 0.5):
-        launch([paused], until=until)
-        folder = pause_folder(paused.out, until)
+        launch([paused], stop_at=until)
+        folder = snapshot_folder(paused.out, until)
         assert (folder / "generator.json").is_file()
         assert not (tmp_path / "paused" / "generator").exists()
     other = of(zoo_corpus, tmp_path / "other")
-    launch([other], start=str(pause_folder(paused.out, 0.25)))
+    launch([other], init_from=str(snapshot_folder(paused.out, 0.25)))
     launch([paused])
     whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
     for out in (paused.out, other.out):

@@ -1,10 +1,9 @@
-"""What a worker does of a launch: which networks it trains on, and which it is validated on."""
+"""One worker's training: which networks it trains on, and which it is validated on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
+from raywgen.generators import Stage
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers
-from raywgen.training.engine import LocalEngine
-from raywgen.training.loop import EngineFactory
-from raywgen.training.runs import Launch, train_all
+from raywgen.training.engine import Engine, LocalEngine
+from raywgen.training.trainer import RunSpec, train_runs
 
 NUM_STEPS, BATCH = 3, 8
 
@@ -33,10 +32,10 @@ class OneOf:
     num_workers: int = 1
     stop: Stop = field(default_factory=Stop)
 
-    def engine(self, config: TrainConfig) -> EngineFactory:
-        return partial(LocalEngine, precision=config.precision)
+    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+        return LocalEngine(stage, config.precision)
 
-    def agree(self, parts: Mapping[str, str]) -> None:
+    def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
 
 
@@ -71,9 +70,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Tensor, float]
     return found
 
 
-def train(told: TrainConfig, corpus: Corpus, worker: OneOf | None = None) -> None:
-    launch = Launch(configs=[told], facts=[{}], normalizers=measure_normalizers(corpus), data=data_spec(corpus))
-    train_all(launch, worker or OneOf(), lambda sentence: None)
+def train(run: TrainConfig, corpus: Corpus, worker: OneOf | None = None) -> None:
+    spec = RunSpec(config=run, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
+    train_runs([spec], worker or OneOf(), lambda sentence: None)
 
 
 def rows_in(values: list[Tensor]) -> set[tuple[float, ...]]:
@@ -96,22 +95,22 @@ def test_a_validation_counts_every_architecture_alike(
     zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
 ) -> None:
     train(config(zoo_corpus, tmp_path), zoo_corpus)
-    told = [row["val_loss"] for row in read_metrics(tmp_path) if "val_loss" in row]
+    validated = [row["val_loss"] for row in read_metrics(tmp_path) if "val_loss" in row]
     losses = [loss for _, loss in seen["evaluate"]]
-    assert len(losses) == 2 * len(told)
-    assert told == pytest.approx([(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)])
+    assert len(losses) == 2 * len(validated)
+    assert validated == pytest.approx([(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)])
 
 
 def test_a_worker_trains_on_its_own_part_of_every_batch(
     zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
 ) -> None:
-    told = config(zoo_corpus, tmp_path)
-    train(told, zoo_corpus, OneOf(rank=1, num_workers=2))
+    run = config(zoo_corpus, tmp_path)
+    train(run, zoo_corpus, OneOf(rank=1, num_workers=2))
     order = BatchPlan(
         RunRows.read(zoo_corpus).train,
-        seed=told.seed,
-        num_condition_samples=told.num_condition_samples,
-        num_query_samples=told.num_query_samples,
+        seed=run.seed,
+        num_condition_samples=run.num_condition_samples,
+        num_query_samples=run.num_query_samples,
     )
     for step, (values_BD, _) in enumerate(seen["train_step"]):
         assert torch.equal(values_BD, order.batch(step, BATCH).values_BD[1::2])

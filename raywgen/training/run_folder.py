@@ -1,0 +1,40 @@
+"""The files of a run folder, and whether its run is done."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from raywgen.generators.bundle import BundleError, check_bundle
+from raywgen.training.checkpoints import CheckpointWarning
+
+CONFIG = "config.yaml"
+BUNDLE = "generator"
+"""The trained generator; a run that has it is done."""
+STAGES = "stages"
+"""The generator after each stage, one bundle each."""
+SNAPSHOTS = "snapshots"
+
+
+def snapshot_folder(out: str | Path, stop_at: float) -> Path:
+    """The folder in which `launch(..., stop_at=...)` leaves the generator and a copy of its checkpoint."""
+    return Path(out) / SNAPSHOTS / f"{stop_at:g}"
+
+
+def is_done(out: str | Path) -> bool:
+    """Whether a run's generator is there and whole; a damaged one is written again."""
+    folder = Path(out) / BUNDLE
+    if not (folder / "generator.json").exists():
+        return False
+    try:
+        check_bundle(folder)
+    except BundleError as error:
+        reason = str(error).partition(";")[0]
+        warn(f"{reason}; training goes on from the newest checkpoint, and the generator is written again")
+        return False
+    return True
+
+
+def warn(message: str) -> None:
+    """Warns the user of a checkpoint or generator that is skipped."""
+    warnings.warn(message, CheckpointWarning, stacklevel=2)

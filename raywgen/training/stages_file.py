@@ -1,0 +1,78 @@
+"""`stages.json`: the training stages of a run, which the run writes when it begins.
+
+Whoever needs to know them (status, tuning) reads this file, and no attribute of the method's config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raywgen.config import ConfigError
+from raywgen.files import write_text
+from raywgen.generators import Stage
+from raywgen.inputs import read_json
+
+STAGES_FILE = "stages.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """One training stage of a run.
+
+    Attributes:
+        name: Name of the stage, as in the metric log.
+        num_steps: Optimiser steps.
+        batch_size: Networks of a step, over all workers.
+        optimizer: Its optimiser settings by name.
+        is_optional: Whether `num_steps=0` leaves it out.
+        config_key: Dotted key of its settings in the run's config, such as `generator.prior`.
+    """
+
+    name: str
+    num_steps: int
+    batch_size: int
+    optimizer: dict[str, Any]
+    is_optional: bool
+    config_key: str
+
+
+def stage_records(stages: Sequence[Stage]) -> list[StageRecord]:
+    """Describes the stages of a generator, in order."""
+    return [
+        StageRecord(
+            name=stage.name,
+            num_steps=stage.config.num_steps,
+            batch_size=stage.config.batch_size,
+            optimizer=asdict(stage.config.optimizer),
+            is_optional=stage.is_optional,
+            config_key=f"generator.{stage.name}",
+        )
+        for stage in stages
+    ]
+
+
+def write_stages(stages: Sequence[Stage], out: str | Path) -> None:
+    """Writes `stages.json` into a run folder."""
+    records = [asdict(record) for record in stage_records(stages)]
+    write_text(Path(out) / STAGES_FILE, json.dumps({"stages": records}, indent=1) + "\n")
+
+
+def read_stages(out: str | Path) -> list[StageRecord]:
+    """The stages of a run, in order.
+
+    Raises:
+        ConfigError: The file is missing or damaged; the message names the remedy.
+    """
+    path = Path(out) / STAGES_FILE
+    try:
+        records = [StageRecord(**record) for record in read_json(path)["stages"]]
+        if not all(isinstance(record.name, str) and isinstance(record.num_steps, int) for record in records):
+            raise TypeError("a value of another type")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+        raise ConfigError(f"{path} is {reason}; give the command that began this run again, which writes it") from error
+    return records

@@ -1,0 +1,373 @@
+"""Trains one run: build, resume, step, validate, save. Read this file first.
+
+`Trainer.train` walks through the stages of a generator. Each worker process has a `Trainer` of its own: in step t every
+worker takes its part of global batch t, and the engine averages the gradients. Worker 0 alone writes files.
+
+    launch.py     checks a run, locks its folder, starts the workers
+    workers.py    what a worker is: this process, or one of Ray Train's
+    data.py       which networks and samples make batch t
+    engine.py     forward, backward and the optimiser: plain torch, or DeepSpeed
+    checkpoints.py, runlog.py, run_folder.py    the files of a run
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raywgen.config import ConfigError, to_yaml
+from raywgen.corpus import Corpus
+from raywgen.generators import DataSpec, Generator, Stage
+from raywgen.generators.bundle import build_generator, save_bundle
+from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
+from raywgen.training.config import TrainConfig
+from raywgen.training.data import STAGE_STREAM, BatchPlan, RunRows, data_digest
+from raywgen.training.engine import Engine
+from raywgen.training.run_folder import BUNDLE, STAGES, is_done
+from raywgen.training.runlog import RunLog
+from raywgen.training.schedule import learning_rate
+from raywgen.weights import KeyedNoise, NormalizerTable
+
+_NUM_SETUP_BATCHES = 16
+_VALIDATION_BATCH = 64
+_VALIDATION_SEED = 5
+
+Warn = Callable[[str], None]
+"""Takes a sentence about a checkpoint that is skipped."""
+
+
+class DivergedError(RuntimeError):
+    """Training gave a loss that is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One run, as the launching process sends it to every worker.
+
+    Attributes:
+        config: The run's config.
+        metadata: Facts for the cards of its bundles.
+        normalizers: Base and scale of every layout of the corpus.
+        data: Features and classes of the corpus' tasks.
+        snapshot: Version of the corpus at launch; empty for the newest.
+        stop_at: Share of the last stage's steps after which training stops with an ordinary checkpoint.
+        init_from: Folder of a checkpoint from which a run begins that has none of its own.
+    """
+
+    config: TrainConfig
+    metadata: dict[str, Any]
+    normalizers: NormalizerTable
+    data: DataSpec
+    snapshot: str = ""
+    stop_at: float = 1.0
+    init_from: str = ""
+
+    def build(self) -> Generator:
+        """A fresh generator; the same on every worker."""
+        config = self.config
+        return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
+
+
+class StopRequest(Protocol):
+    """The source of requests to stop a run before its end, such as signals."""
+
+    def asked(self) -> bool:
+        """Whether this worker shall stop; one worker's yes counts for all."""
+        ...
+
+    def awaited(self) -> AbstractContextManager[None]:
+        """Wraps the training steps, after each of which `asked` is called."""
+        ...
+
+
+class WorkerContext(Protocol):
+    """The process that trains, one of `num_workers`.
+
+    Attributes:
+        rank: Its number; 0 writes the files.
+        num_workers: Size of the group.
+    """
+
+    rank: int
+    num_workers: int
+
+    @property
+    def stop(self) -> StopRequest:
+        """Tells whether to stop."""
+        ...
+
+    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+        """The engine that takes the steps of a stage."""
+        ...
+
+    def check_agreement(self, parts: Mapping[str, str]) -> None:
+        """Raises on all workers if one of them holds something else."""
+        ...
+
+
+def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
+    """Trains runs on one corpus, one after another; ends early if it is asked to stop.
+
+    Raises:
+        ConfigError: A run was begun with other checkpoints than its corpus holds now.
+        WorkersDisagreeError: Workers hold different data, settings or versions.
+    """
+    corpus = Corpus.open(specs[0].config.corpus, specs[0].snapshot)
+    rows, digest = RunRows.read(corpus), data_digest(corpus)
+    for spec in specs:
+        trainer = Trainer(spec, rows, digest, worker)
+        trainer.resume(warn)
+        if not trainer.train():
+            return
+
+
+class Trainer:
+    """Trains one run on one worker.
+
+    Args:
+        spec: The run.
+        rows: The networks of its corpus.
+        digest: Digest of the corpus, see `data_digest`.
+        worker: This process.
+
+    Attributes:
+        state: Where training stands; `resume` and every checkpoint replace it.
+    """
+
+    def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: WorkerContext) -> None:
+        self.spec, self.config, self.worker = spec, spec.config, worker
+        self.is_first = worker.rank == 0
+        self.generator = spec.build()
+        self.stage_names = [stage.name for stage in self.generator.stages()]
+        self.state = TrainState(corpus=digest)
+        self.checkpoints = CheckpointManager(self.config.out)
+        self._rows = rows
+
+    # Resume
+
+    def resume(self, warn: Warn) -> None:
+        """Loads the newest usable checkpoint, and checks that all workers found the same run."""
+        self.state = resumed_state(self.spec, self.generator, self.state.corpus, warn)
+        self.worker.check_agreement(
+            {
+                "corpus": self.state.corpus,
+                "order of checkpoints": self._rows.digest(),
+                "config": to_yaml(self.config),
+                "version of raywgen or torch": json.dumps(versions()),
+                "checkpoint to go on from": json.dumps(
+                    [self.config.out, is_done(self.config.out), self.state.stage, self.state.step]
+                ),
+            }
+        )
+        if model := self.state.part("model."):
+            self.generator.load_state_dict(model)
+
+    # Train
+
+    def train(self) -> bool:
+        """Trains all stages that are left, and writes a bundle after each.
+
+        Returns:
+            False if training was asked to stop, or reached `stop_at`, and a checkpoint of where it stands is kept.
+        """
+        if is_done(self.config.out):
+            return True
+        self.batches, self.validation = self._batch_plans()
+        self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
+        is_finished = True
+        for index in range(self.state.stage, len(self.stage_names)):
+            is_finished = self._train_stage(index)
+            if not is_finished:
+                break
+            self._end_stage(index)
+        if self.log is not None:
+            self.log.close()
+        if is_finished:
+            self._save_bundle(BUNDLE)
+        return is_finished
+
+    def _train_stage(self, index: int) -> bool:
+        """Takes the steps of a stage that are left; returns False if it was asked to stop before the last one."""
+        stage = self.generator.stages()[index]
+        engine = self._start_stage(stage)
+        num_steps = stage.config.num_steps
+        stop_step = self._stop_step(index, num_steps)
+        with self.worker.stop.awaited():
+            for step in range(self.state.step, stop_step):
+                metrics = self._train_step(engine, index, step)
+                is_last = step + 1 == num_steps
+                if is_last or step % self.config.log_every == 0:
+                    self._write_row(engine, index, step, metrics)
+                # The last step is always followed by the checkpoint after the stage.
+                must_stop = engine.any(self.worker.stop.asked()) and step + 1 < stop_step
+                is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step or must_stop
+                if is_due and not is_last:
+                    self._save(self._capture(engine, index, step + 1))
+                if must_stop:
+                    return False
+        return stop_step == num_steps
+
+    def _start_stage(self, stage: Stage) -> Engine:
+        """Prepares a stage at its beginning, or as its checkpoint left it."""
+        batch_size = stage.config.batch_size
+        if self.state.step == 0:
+            initial = (self.batches.whole_batch(step, batch_size) for step in range(_NUM_SETUP_BATCHES))
+            stage.setup(initial, self.config.seed)
+        engine = self.worker.engine(stage, self.config)
+        if optimizer_state := self.state.part("optimizer."):
+            engine.set_optimizer_state(optimizer_state)
+        stage.set_state(self.state.part("stage."), lambda step: self.batches.batch(step, batch_size))
+        return engine
+
+    def _train_step(self, engine: Engine, index: int, step: int) -> dict[str, Tensor]:
+        """Takes one optimiser step and returns its metrics, averaged over all workers."""
+        stage = engine.stage
+        batch = self.batches.batch(step, stage.config.batch_size)
+        noise = KeyedNoise(self.config.seed, batch.sample_index_B, STAGE_STREAM + index)
+        # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
+        torch.manual_seed(hash((self.config.seed, index, step, self.worker.rank)) % 2**63)
+        metrics = engine.train_step(batch, noise, learning_rate(stage.config, step))
+        if not math.isfinite(float(metrics["loss"])):
+            raise DivergedError(
+                f"{self.config.out}: the loss of stage '{stage.name}' is {float(metrics['loss'])} at step {step}; "
+                f"lower generator.{stage.name}.optimizer.learning_rate (now {stage.config.optimizer.learning_rate})"
+            )
+        return metrics
+
+    def _stop_step(self, index: int, num_steps: int) -> int:
+        """Where this launch stops in a stage: at its end, or in the last stage at `stop_at`."""
+        is_last = index + 1 == len(self.stage_names)
+        return math.ceil(self.spec.stop_at * num_steps) if is_last else num_steps
+
+    # Validate and log
+
+    def _write_row(self, engine: Engine, index: int, step: int, metrics: dict[str, Tensor]) -> None:
+        """Logs metrics, with those of a validation when one is due; every worker must call it."""
+        stage = engine.stage
+        row = {name: float(value) for name, value in metrics.items()}
+        row["learning_rate"] = learning_rate(stage.config, step)
+        is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
+        if self.validation is not None and is_due:
+            row |= self._validate(engine, index, self.validation)
+        if self.log is not None:
+            self.log.write(stage.name, step, row)
+
+    def _validate(self, engine: Engine, index: int, plan: BatchPlan) -> dict[str, float]:
+        """Mean metrics over one batch of each layout, of tasks that are never trained on."""
+        sums: dict[str, float] = {}
+        for turn in range(plan.num_layouts):
+            batch = plan.batch(turn, _VALIDATION_BATCH)
+            noise = KeyedNoise(self.config.seed + 1, batch.sample_index_B, STAGE_STREAM + index)
+            for name, value in engine.evaluate(batch, noise).items():
+                sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
+        return sums
+
+    # Save
+
+    def _capture(self, engine: Engine, index: int, step: int) -> TrainState:
+        """All that is needed to go on; every worker must call it."""
+        tensors = _model_tensors(self.generator)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
+        tensors |= {f"stage.{name}": tensor.cpu() for name, tensor in engine.stage.state(engine.all_reduce).items()}
+        return TrainState(stage=index, step=step, corpus=self.state.corpus, tensors=tensors)
+
+    def _save(self, state: TrainState) -> None:
+        self.state = state
+        if self.is_first:
+            self.checkpoints.save(state)
+
+    def _end_stage(self, index: int) -> None:
+        """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
+        weights = self.generator.state_dict()
+        self.generator = self.spec.build()
+        self.generator.load_state_dict(weights)
+        self._save_bundle(f"{STAGES}/{self.stage_names[index]}")
+        tensors = _model_tensors(self.generator)
+        self._save(TrainState(stage=index + 1, corpus=self.state.corpus, tensors=tensors))
+
+    def _save_bundle(self, name: str) -> None:
+        if self.is_first:
+            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata)
+
+    # Build
+
+    def _batch_plans(self) -> tuple[BatchPlan, BatchPlan | None]:
+        """The batches to train on, and those to validate on if the corpus has networks for that."""
+
+        def plan(rows: list[Any], seed: int) -> BatchPlan:
+            return BatchPlan(
+                rows,
+                seed=seed,
+                num_condition_samples=self.config.num_condition_samples,
+                num_query_samples=self.config.num_query_samples,
+                shot=self.config.shot,
+                num_targets=self.generator.needs.num_targets,
+                rank=self.worker.rank,
+                num_workers=self.worker.num_workers,
+            )
+
+        train = plan(self._rows.train, self.config.seed)
+        return train, plan(self._rows.held, self.config.seed + _VALIDATION_SEED) if self._rows.held else None
+
+    def _rows_to_keep(self) -> dict[str, float]:
+        """Stage name -> first step that will be logged again."""
+        kept: dict[str, float] = dict.fromkeys(self.stage_names[: self.state.stage], math.inf)
+        if self.state.stage < len(self.stage_names):
+            kept[self.stage_names[self.state.stage]] = self.state.step
+        return kept
+
+
+def resumed_state(spec: RunSpec, generator: Generator, digest: str, warn: Warn) -> TrainState:
+    """The state from which a run goes on: its newest usable checkpoint, else `init_from`, else the beginning.
+
+    Args:
+        spec: The run.
+        generator: A fresh generator of the run.
+        digest: Digest of the corpus, see `data_digest`.
+        warn: Called for each checkpoint that is skipped.
+
+    Raises:
+        ConfigError: The corpus holds other checkpoints than it did when the run was begun.
+        CheckpointError: `init_from` cannot be used.
+    """
+    config = spec.config
+    state, skipped = CheckpointManager(config.out).newest(lambda found: found.check(generator))
+    if state is not None and state.corpus != digest:
+        raise ConfigError(
+            f"{config.out} was begun with other checkpoints than {config.corpus} holds now, so it cannot go on with "
+            "them; restore the corpus, or give another out"
+        )
+    if state is None and spec.init_from:
+        try:
+            state = replace(TrainState.load(spec.init_from), corpus=digest)
+            state.check(generator)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; train the run that stopped in {spec.init_from} again") from error
+    state = state or TrainState(corpus=digest)
+    names = [*(stage.name for stage in generator.stages()), "none: all are trained"]
+    where = f"step {state.step} of stage '{names[state.stage]}'" if state.tensors else "its beginning"
+    for sentence in skipped:
+        warn(f"{sentence}; training goes on from {where}")
+    return state
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides the values of a step."""
+    try:
+        own = version("raywgen")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {"raywgen": own, "torch": torch.__version__}
+
+
+def _model_tensors(generator: Generator) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor.detach().cpu().clone() for name, tensor in generator.state_dict().items()}
