@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raywgen.config import merge_config
 from raywgen.corpus import Corpus
 from raywgen.generation import GenerateConfig, generate
 from raywgen.training import TrainConfig, launch, read_metrics
@@ -65,7 +66,8 @@ def numbers(name: str, corpus: Corpus, folder: Path) -> dict[str, Any]:
     method, settings = RUNS[name]
     out = str(folder / name)
     settings = {"method": method, "generator": settings, "log_every": 1, "validate_every": 2, "num_workers": 0}
-    launch([TrainConfig(**settings, corpus=corpus.location, out=out, num_condition_samples=16, num_query_samples=16)])
+    settings |= {"corpus": corpus.location, "out": out, "num_condition_samples": 16, "num_query_samples": 16}
+    launch([merge_config(TrainConfig, [(name, settings)])])
     rows = read_metrics(out)
     generate(
         GenerateConfig(generator=out, corpus=corpus.location, out=f"{out}/networks", limit=2, best_of=2, temperature=1)
