@@ -12,6 +12,7 @@ RENAMED = {
     "generator.functional": "generator.task_loss",
     "generator.tokenizer.functional": "generator.tokenizer.output_loss_weight",
     "way": "execution",
+    "block": "batch_size",
 }
 
 

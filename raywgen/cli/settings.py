@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from typer.core import TyperCommand
 from raywgen.config import describe, given_once, shipped_config, shipped_configs
 from raywgen.progress import plain
 from raywgen.trust import trusting
+
+if TYPE_CHECKING:
+    from raywgen.generation import NetworkRow
 
 out = Console(emoji=False)
 SCHEMAS = {
@@ -99,26 +102,26 @@ def print_info(info: dict[str, Any]) -> None:
     out.print(table)
 
 
-def print_networks(rows: list[dict[str, Any]]) -> None:
+def print_networks(rows: list[NetworkRow]) -> None:
     """Written networks as a table: each, or where there are several for a task and architecture, their means.
 
     Of networks that were run on nothing it has their log-probabilities.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[NetworkRow]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["task"]), []).append(row)
+        groups.setdefault((row.network, row.task), []).append(row)
     several = len(groups) < len(rows)
-    is_tried = any("example_loss" in row for row in rows)
+    is_tried = any(row.example_loss is not None for row in rows)
     judged_by = ("task", "loss", "accuracy", "chance", "test accuracy")
     told = judged_by if is_tried else ("log-probability, nats",)
     caption = "Loss and accuracy on the labelled samples, balanced over the classes, in points." if is_tried else None
     table = Table("network", *told, "networks" if several else "kept as", caption=caption, caption_justify="left")
     table.columns[0].no_wrap = True
     for (network, task), members in groups.items():
-        kept = Path(members[0]["path"]).name if "path" in members[0] else members[0]["checkpoint_id"]
+        kept = Path(members[0].path).name or members[0].checkpoint_id
         last = f"{len(members):,}" if several else kept
         log_probs, losses, *shares = (
-            [row[name] for row in members if row.get(name) is not None]
+            [value for row in members if (value := getattr(row, name)) is not None]
             for name in ("log_prob", "example_loss", "example_accuracy", "chance", "test_accuracy")
         )
         on_examples, chance, test = ([100 * share for share in part] for part in shares)

@@ -1,14 +1,16 @@
 """Putting a trained generator to use: fill modules, keep the best of n, write files."""
 
-from raywgen.generation.actors import ActorsLostError, NoResourcesError
+from raywgen.actor_pool import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
+from raywgen.generation.config import GenerateConfig
 from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning
+from raywgen.generation.generate import generate
 from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.loading import load
+from raywgen.generation.plan import NetworkRow
 from raywgen.generation.sinks import UnfinishedError
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generation.write import GenerateConfig, generate
 from raywgen.tasks.user_data import ConditionError
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "ConditionError",
     "Filled",
     "GenerateConfig",
+    "NetworkRow",
     "NoResourcesError",
     "SamplingError",
     "TrainedGenerator",

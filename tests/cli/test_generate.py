@@ -4,7 +4,7 @@ from pathlib import Path
 
 from raywgen.corpus import Corpus
 from tests.cli.test_use import told
-from tests.generation.test_write import bundle
+from tests.generation.test_generate import bundle
 
 __all__ = ["bundle"]
 

@@ -16,7 +16,7 @@ from raywgen.corpus import Corpus
 from raywgen.tasks import TaskError, build_network, network_name
 from raywgen.trust import beside as beside_folder
 from raywgen.trust import trusting
-from tests.generation.test_write import bundle
+from tests.generation.test_generate import bundle
 
 __all__ = ["bundle"]
 CODE = """

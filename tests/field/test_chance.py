@@ -21,7 +21,7 @@ from raywgen.tasks.standing import BETTER, DOUBTFUL
 from raywgen.weights import load_state_dict
 from tests.builders import condition, hypernetwork, igpg, layout_of, network
 from tests.cli.test_use import told as shown_by
-from tests.generation.test_write import bundle
+from tests.generation.test_generate import bundle
 
 __all__ = ["bundle"]
 ASK = "Is feature 0 above zero?"
@@ -92,14 +92,15 @@ def test_generate_says_of_each_network_what_it_does_on_the_samples(
     counts = torch.bincount(task.labels_S)
     for row in rows:
         module = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 2))
-        module.load_state_dict(load_state_dict(row["path"]))
+        module.load_state_dict(load_state_dict(row.path))
         right = (module(task.samples_SF).argmax(1) == task.labels_S).float()
         recall = torch.stack([right[task.labels_S == label].mean() for label in (0, 1)])
-        assert row["example_accuracy"] == pytest.approx(float(recall.mean()))
-        assert (row["chance"], row["majority"]) == (0.5, pytest.approx(float(counts.max() / counts.sum())))
-        assert math.isfinite(row["example_loss"])
-    assert any(row["against_chance"] in DOUBTFUL for row in rows)
-    assert json.loads((tmp_path / "out" / "networks.json").read_text()) == rows
+        assert row.example_accuracy == pytest.approx(float(recall.mean()))
+        assert (row.chance, row.majority) == (0.5, pytest.approx(float(counts.max() / counts.sum())))
+        assert row.example_loss is not None
+        assert math.isfinite(row.example_loss)
+    assert any(row.against_chance in DOUBTFUL for row in rows)
+    assert json.loads((tmp_path / "out" / "networks.json").read_text()) == [row.to_json() for row in rows]
 
 
 class Picture(nn.Module):
@@ -124,10 +125,10 @@ def test_samples_of_a_file_reach_a_convolution_in_their_own_shape(
     networks = [{"name": f"{__name__}:Picture", "width": 3}]
     (row,) = generate(config(bundle, zoo_corpus, tmp_path / "out", networks=networks, **mine))
     module = Picture(3)
-    module.load_state_dict(load_state_dict(row["path"]))
+    module.load_state_dict(load_state_dict(row.path))
     right = (module(task.samples_SF.view(-1, 1, 8, 8)).argmax(1) == task.labels_S).float()
     recall = torch.stack([right[task.labels_S == label].mean() for label in (0, 1)])
-    assert row["example_accuracy"] == pytest.approx(float(recall.mean()))
+    assert row.example_accuracy == pytest.approx(float(recall.mean()))
     with pytest.raises(ValueError, match=r"mlp-5-2 does not run on samples of shape \[64\]"):
         generate(config(bundle, zoo_corpus, tmp_path / "none", networks=[[5, 2]], **mine))
 
@@ -138,7 +139,7 @@ def test_a_corpus_of_generated_networks_keeps_all_of_it(zoo_corpus: Corpus, bund
         rows = generate(settings)
     with pytest.warns(ChanceWarning):
         assert generate(settings) == rows
-    assert {"example_accuracy", "chance", "majority", "against_chance"} <= set(rows[0])
+    assert {"example_accuracy", "chance", "majority", "against_chance"} <= set(rows[0].to_json())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

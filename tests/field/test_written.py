@@ -62,7 +62,7 @@ def test_networks_are_written_with_what_no_generator_writes(corpus: Corpus, tmp_
         rows = generate(told)
         written = Corpus.open(tmp_path / into) if into == "corpus" else None
         for row in rows:
-            state = load_state_dict(row["path"]) if written is None else written.state_dict(row["checkpoint_id"])
+            state = load_state_dict(row.path) if written is None else written.state_dict(row.checkpoint_id)
             assert set(state) == set(net(0))
             assert torch.equal(state["attn.mask"], MASK)
             assert torch.equal(state["places"], torch.arange(20))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +14,60 @@ import numpy as np
 import pytest
 import torch
 
+from raywgen.config import ConfigError, load_config
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
 from raywgen.generation import GenerateConfig, UnfinishedError, UnknownLayoutWarning, generate
-from raywgen.generation.plan import Job, Written, plan_blocks
-from raywgen.generation.sinks import CorpusKeeper
+from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkResult, work_items
+from raywgen.generation.request import ResolvedRequest
+from raywgen.generation.sinks import CorpusSink
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import SamplingConfig
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.weights import load_state_dict
 from tests.builders import condition, layout_of
-from tests.generation.test_write import WithNorm, bundle, config
+from tests.generation.test_generate import WithNorm, bundle, config
 
 __all__ = ["bundle"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETTINGS: dict[str, Any] = {"num": 5, "block": 8, "limit": 2}
+SETTINGS: dict[str, Any] = {"num": 5, "batch_size": 8, "limit": 2}
 
 
-def job_of(corpus: Corpus, **changes: Any) -> Job:
-    told: dict[str, Any] = {
-        "generator": "none", "networks": list(corpus.networks.values()), "names": ["a", "b", "c"],
-        "condition": condition(3), "recipes": [], "num": 1, "best_of": 2, "temperature": 1.0, "seed": 0,
-        "sampling": SamplingConfig(), "threads": 1,
+def request_of(corpus: Corpus, names: Sequence[str] = ("a", "b", "c"), **changes: Any) -> ResolvedRequest:
+    task = next(iter(corpus.tasks.values()))
+    arguments: dict[str, Any] = {
+        "networks": list(corpus.networks.values()),
+        "tasks": [dataclasses.replace(task, task_id=name) for name in names],
+        "condition": condition(3), "best_of": 2, "is_tried": True,
     }  # fmt: skip
-    return Job(**(told | changes))
+    return ResolvedRequest(**(arguments | changes))
+
+
+def plan_of(request: ResolvedRequest, num: int = 1, batch_size: int = 1000, generator: str = "none") -> GenerationPlan:
+    items = work_items(request, num, batch_size)
+    return GenerationPlan(
+        request=request, generator=generator, num=num, temperature=1.0, seed=0, sampling=SamplingConfig(), threads=1,
+        num_unlabelled=0, items=items,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("num", "best_of", "most"), [(1, 8, 256), (1, 3, 4), (7, 2, 8), (5, 8, 3), (1000, 8, 256)])
-def test_blocks_hold_every_network_once_in_nearly_equal_parts(
+def test_work_items_hold_every_network_once_in_nearly_equal_parts(
     zoo_corpus: Corpus, num: int, best_of: int, most: int
 ) -> None:
-    blocks = plan_blocks(job_of(zoo_corpus, num=num, best_of=best_of), most)
-    assert [block.index for block in blocks] == list(range(len(blocks)))
+    items = work_items(request_of(zoo_corpus, best_of=best_of), num, most)
+    assert [item.index for item in items] == list(range(len(items)))
     for number in range(2):
-        of_one = [block for block in blocks if block.network == number]
-        assert [place for block in of_one for place in range(block.start, block.stop)] == list(range(3 * num))
-        sizes = {block.stop - block.start for block in of_one}
+        of_one = [item for item in items if item.network == number]
+        assert [place for item in of_one for place in range(item.start, item.stop)] == list(range(3 * num))
+        sizes = {item.num_networks for item in of_one}
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) * best_of <= max(most, best_of)
 
 
-def test_what_one_batch_held_before_there_were_blocks_is_one_block(zoo_corpus: Corpus) -> None:
+def test_what_one_batch_holds_by_default_is_one_work_item(zoo_corpus: Corpus) -> None:
     # The default of 24 tasks and 8 candidates.
-    told = job_of(zoo_corpus, names=[str(place) for place in range(24)], best_of=8)
-    assert len(plan_blocks(told, GenerateConfig().block)) == len(zoo_corpus.networks)
+    request = request_of(zoo_corpus, [str(place) for place in range(24)], best_of=8)
+    assert len(work_items(request, 1, GenerateConfig().batch_size)) == len(zoo_corpus.networks)
 
 
 def test_a_corpus_holds_what_files_hold(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -65,19 +77,19 @@ def test_a_corpus_holds_what_files_hold(zoo_corpus: Corpus, bundle: str, tmp_pat
     rows = generate(settings, lambda *step: told.append(step))
     assert told[0] == (0, 20)
     assert told[-1] == (20, 20)
-    assert len({row["path"] for row in files}) == 2 * 2 * 5
-    assert [row["draw"] for row in files] == [0, 1, 2, 3, 4] * 4, "task after task"
+    assert len({row.path for row in files}) == 2 * 2 * 5
+    assert [row.draw for row in files] == [0, 1, 2, 3, 4] * 4, "task after task"
     corpus = Corpus.open(tmp_path / "corpus")
     assert not verify_corpus(corpus.location)
     facts = corpus.facts.to_pylist()
-    assert [row["checkpoint_id"] for row in rows] == [fact["checkpoint_id"] for fact in facts]
+    assert [row.checkpoint_id for row in rows] == [fact["checkpoint_id"] for fact in facts]
     for file, row, fact in zip(files, rows, facts, strict=True):
-        assert {**row, "path": file["path"]} == {**file, "checkpoint_id": row["checkpoint_id"]}
+        assert dataclasses.replace(row, path=file.path) == dataclasses.replace(file, checkpoint_id=row.checkpoint_id)
         state = corpus.state_dict(fact["checkpoint_id"])
-        assert all(torch.equal(tensor, state[name]) for name, tensor in load_state_dict(file["path"]).items())
-        assert (fact["task_id"], fact["architecture"], fact["split"]) == (file["task"], file["network"], "unseen")
-        assert (fact["example_loss"], fact["log_prob"]) == (file["example_loss"], file["log_prob"])
-    assert set(corpus.tasks) == {row["task"] for row in rows}
+        assert all(torch.equal(tensor, state[name]) for name, tensor in load_state_dict(file.path).items())
+        assert (fact["task_id"], fact["architecture"], fact["split"]) == (file.task, file.network, "unseen")
+        assert (fact["example_loss"], fact["log_prob"]) == (file.example_loss, file.log_prob)
+    assert set(corpus.tasks) == {row.task for row in rows}
     assert corpus.query(["example_loss<1e9", "draw=3"]).num_rows == 4
     layout = corpus.layout(facts[0]["layout_id"])
     name = layout.generated[0].name
@@ -106,10 +118,10 @@ def test_facts_are_what_a_network_does(zoo_corpus: Corpus, bundle: str, tmp_path
 def test_the_first_draws_stay_when_more_are_asked_for(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     one = generate(config(zoo_corpus, bundle, tmp_path / "one", limit=3))
     more = generate(config(zoo_corpus, bundle, tmp_path / "more", limit=3, num=4))
-    first = [row for row in more if row["draw"] == 0]
+    first = [row for row in more if row.draw == 0]
     for row, other in zip(one, first, strict=True):
-        assert (row["task"], row["network"]) == (other["task"], other["network"])
-        states = [load_state_dict(told["path"]) for told in (row, other)]
+        assert (row.task, row.network) == (other.task, other.network)
+        states = [load_state_dict(told.path) for told in (row, other)]
         # Other batch sizes round differently.
         torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)
 
@@ -121,12 +133,12 @@ def test_an_interrupted_run_goes_on(zoo_corpus: Corpus, bundle: str, tmp_path: P
         with pytest.raises(KeyboardInterrupt):
             generate(settings, stopping_after(6))
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / into).rglob("[!.]*") if path.is_file()}
-        with pytest.raises(UnfinishedError, match=r"2 blocks of a run with other settings.*delete .*units"):
+        with pytest.raises(UnfinishedError, match=r"2 work items of a run with other settings.*delete .*units"):
             generate(dataclasses.replace(settings, seed=1))
         told: list[tuple[int, int]] = []
         rows = generate(settings, lambda *step, told=told: told.append(step))
-        assert told[0] == (6, 20), "two blocks of three or four networks were there"
-        assert [row | {"path": ""} for row in rows] == [row | {"path": ""} for row in whole]
+        assert told[0] == (6, 20), "two work items of three or four networks were there"
+        assert without_paths(rows) == without_paths(whole)
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path.exists())
         assert not (tmp_path / into / "units").exists()
         assert same_weights(tmp_path / into, tmp_path / "whole" / into)
@@ -150,6 +162,10 @@ def test_what_was_damaged_since_is_written_again(zoo_corpus: Corpus, bundle: str
     assert told[0][0] < 12
     assert told[-1][0] == 20
     assert same_weights(tmp_path / "out", tmp_path / "whole")
+
+
+def without_paths(rows: list[NetworkRow]) -> list[NetworkRow]:
+    return [dataclasses.replace(row, path="") for row in rows]
 
 
 def stopping_after(most: int) -> Any:
@@ -199,11 +215,11 @@ def test_a_task_and_architectures_of_ones_own_make_a_corpus_too(
     task = next(iter(zoo_corpus.tasks.values()))
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=task.labels_S.numpy())
     settings = config(zoo_corpus, bundle, tmp_path / "out", into="corpus", num=3)
-    told = {"name": "tests.generation.test_write:WithNorm", "width": 5}
+    told = {"name": "tests.generation.test_generate:WithNorm", "width": 5}
     settings = dataclasses.replace(settings, instruction="Is it?", data=str(tmp_path / "mine.npz"), networks=[told])
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(settings)
-    assert all("test_accuracy" not in row and not row["known"] for row in rows)
+    assert all(row.test_accuracy is None and not row.known for row in rows)
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=1 - task.labels_S.numpy())
     with pytest.raises(CorpusError, match="another recipe"):
         generate(settings)  # The same samples with other labels are another task.
@@ -215,37 +231,37 @@ def test_a_task_and_architectures_of_ones_own_make_a_corpus_too(
         assert math.isnan(facts["test_accuracy"])
 
 
+def rows_for(request: ResolvedRequest, network: str) -> list[NetworkRow]:
+    facts: dict[str, Any] = {"draw": 0, "instruction": "", "known": True, "example_loss": 1.0, "log_prob": None}
+    return [NetworkRow(task=name, network=network, **facts) for name in request.task_ids]
+
+
 def test_networks_that_are_not_finite_are_set_aside(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    job = job_of(zoo_corpus)
-    blocks = plan_blocks(job, 1000)
-    tasks = [dataclasses.replace(next(iter(zoo_corpus.tasks.values())), task_id=name) for name in job.names]
-    keeper = CorpusKeeper(str(tmp_path), job, {}, tasks, "a test")
-    for block, lost in zip(blocks, (1, 3), strict=True):
-        values_RD = torch.zeros(3, job.networks[block.network].layout.num_values)
+    request = request_of(zoo_corpus)
+    plan = plan_of(request)
+    sink = CorpusSink(GenerateConfig(out=str(tmp_path), into="corpus"), plan, {})
+    for item, lost in zip(plan.items, (1, 3), strict=True):
+        network = request.networks[item.network]
+        values_RD = torch.zeros(3, network.layout.num_values)
         values_RD[:lost, 4] = torch.nan
-        facts = {"draw": 0, "instruction": "", "known": True, "example_loss": 1.0, "log_prob": None}
-        rows = [{"task": name, "network": job.networks[block.network].name, **facts} for name in job.names]
-        keeper.keep(Written(block=block, values_RD=values_RD, rows=rows))
-    rows = keeper.finish(blocks, {})
-    assert [row["task"] for row in rows] == ["b", "c"]
-    assert all(row["log_prob"] is None for row in rows)
+        sink.write(WorkResult(item=item, values_RD=values_RD, rows=rows_for(request, network.name)))
+    rows = sink.finish()
+    assert [row.task for row in rows] == ["b", "c"]
+    assert all(row.log_prob is None for row in rows)
     corpus = Corpus.open(tmp_path)
     assert corpus.quarantine.num_rows == 4
     assert set(corpus.quarantine.column("reason").to_pylist()) == {"generated values are not finite"}
 
 
 def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    job = job_of(
-        zoo_corpus, networks=[dataclasses.replace(next(iter(zoo_corpus.networks.values())), layout=layout_of())]
-    )
-    (block,) = plan_blocks(job, 1000)
-    tasks = [dataclasses.replace(next(iter(zoo_corpus.tasks.values())), task_id=name) for name in job.names]
-    keeper = CorpusKeeper(str(tmp_path), job, {}, tasks, "a test")
-    facts = {"draw": 0, "instruction": "", "known": True, "example_loss": 1.0, "log_prob": None}
-    rows = [{"task": name, "network": "n", **facts} for name in job.names]
-    keeper.keep(Written(block=block, values_RD=torch.full((3, layout_of().num_values), torch.inf), rows=rows))
+    network = dataclasses.replace(next(iter(zoo_corpus.networks.values())), layout=layout_of())
+    request = request_of(zoo_corpus, networks=[network])
+    plan = plan_of(request)
+    sink = CorpusSink(GenerateConfig(out=str(tmp_path), into="corpus"), plan, {})
+    values_RD = torch.full((3, layout_of().num_values), torch.inf)
+    sink.write(WorkResult(item=plan.items[0], values_RD=values_RD, rows=rows_for(request, network.name)))
     with pytest.raises(CorpusError, match="no generated network is finite"):
-        keeper.finish([block], {})
+        sink.finish()
 
 
 @pytest.mark.parametrize(
@@ -253,8 +269,6 @@ def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) ->
     [
         ({"num": 0}, "num=0"),
         ({"num": 2, "temperature": 0.0}, "num=2 at temperature=0"),
-        ({"where": "there"}, "here, ray"),
-        ({"into": "zip"}, "files, corpus"),
         ({"out": "s3://bucket/networks"}, "into=corpus"),
         ({"threads": 0}, "threads=0"),
         ({"start_timeout": 0.0}, "start_timeout=0"),
@@ -263,3 +277,9 @@ def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) ->
 def test_settings_are_checked(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         GenerateConfig(**settings)
+
+
+@pytest.mark.parametrize(("setting", "told"), [("where=there", "here, ray"), ("into=zip", "files, corpus")])
+def test_choices_are_named(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(GenerateConfig, None, [setting])

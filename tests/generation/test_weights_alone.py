@@ -41,8 +41,8 @@ def config(corpus: Corpus, trained: str, out: Path, **changes: Any) -> GenerateC
 
 def test_each_architecture_is_written_told_what_training_told(brought: Corpus, trained: str, tmp_path: Path) -> None:
     rows = generate(config(brought, trained, tmp_path / "out", num=3, seed=2))
-    assert [(row["network"], row["draw"]) for row in rows] == [(n, d) for n in ("deep", "narrow") for d in range(3)]
-    assert json.loads((tmp_path / "out" / "networks.json").read_text()) == rows
+    assert [(row.network, row.draw) for row in rows] == [(n, d) for n in ("deep", "narrow") for d in range(3)]
+    assert json.loads((tmp_path / "out" / "networks.json").read_text()) == [row.to_json() for row in rows]
     generator = raywgen.load(trained).generator
     for layout_id, network in brought.networks.items():
         recipe = task_recipe(brought, None, layout_id)
@@ -55,18 +55,18 @@ def test_each_architecture_is_written_told_what_training_told(brought: Corpus, t
             labels_BS=task.train_y_S.expand(3, 8),
         )
         written = generator.generate(condition, network.layout, KeyedNoise(2, torch.arange(3)), temperature=0.5)
-        of_one = [row for row in rows if row["network"] == network.name]
+        of_one = [row for row in rows if row.network == network.name]
         assert written.log_prob_B is not None
-        assert [row["log_prob"] for row in of_one] == pytest.approx(written.log_prob_B.tolist(), rel=1e-5)
+        assert [row.log_prob for row in of_one] == pytest.approx(written.log_prob_B.tolist(), rel=1e-5)
         for row, values_D in zip(of_one, written.values_BD, strict=True):
-            state = load_state_dict(row["path"])
+            state = load_state_dict(row.path)
             network.layout.check(state)
             torch.testing.assert_close(network.layout.flatten(state), values_D, rtol=1e-4, atol=1e-5)
-            assert row["instruction"] == network.name
-            assert not {"example_loss", "test_accuracy"} & set(row)
-            with safe_open(row["path"], "pt") as file:
-                assert float(file.metadata()["log_prob"]) == row["log_prob"]
-    assert {Path(row["path"]).stem for row in rows} == {f"{n}_{d}" for n in ("narrow", "deep") for d in range(3)}
+            assert row.instruction == network.name
+            assert (row.example_loss, row.test_accuracy) == (None, None)
+            with safe_open(row.path, "pt") as file:
+                assert float(file.metadata()["log_prob"]) == row.log_prob
+    assert {Path(row.path).stem for row in rows} == {f"{n}_{d}" for n in ("narrow", "deep") for d in range(3)}
 
 
 def test_a_corpus_of_them_can_be_trained_on_again(brought: Corpus, trained: str, tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_a_corpus_of_them_can_be_trained_on_again(brought: Corpus, trained: str,
     corpus = Corpus.open(tmp_path / "again")
     assert not verify_corpus(corpus.location)
     assert not corpus.tasks
-    assert [row["checkpoint_id"] for row in rows] == ["deep/0", "deep/1", "narrow/0", "narrow/1"]
+    assert [row.checkpoint_id for row in rows] == ["deep/0", "deep/1", "narrow/0", "narrow/1"]
     for file, row in zip(files, rows, strict=True):
-        assert {**row, "path": file["path"]} == {**file, "checkpoint_id": row["checkpoint_id"]}
-        state = corpus.state_dict(row["checkpoint_id"])
-        assert all(torch.equal(tensor, state[name]) for name, tensor in load_state_dict(file["path"]).items())
+        assert dataclasses.replace(row, path=file.path) == dataclasses.replace(file, checkpoint_id=row.checkpoint_id)
+        state = corpus.state_dict(row.checkpoint_id)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in load_state_dict(file.path).items())
     launch([dataclasses.replace(run(corpus, 0), out=str(tmp_path / "run"))])
 
 
@@ -130,7 +130,7 @@ def test_a_module_is_filled_without_data(trained: str) -> None:
 def test_an_architecture_of_ones_own_is_filled_with_a_warning(brought: Corpus, trained: str, tmp_path: Path) -> None:
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(config(brought, trained, tmp_path / "out", networks=[[64, 9, 2], [64, 6, 2]]))
-    told_of = [(row["known"], row["instruction"]) for row in rows]
+    told_of = [(row.known, row.instruction) for row in rows]
     assert told_of == [(False, "mlp-64-9-2"), (True, "mlp-64-6-2")]
 
 
@@ -152,8 +152,8 @@ def test_tasks_without_recipes_are_told_but_not_tried(brought: Corpus, tmp_path:
     launch([run(corpus, 0)])
     settings = {"tasks": "seen", "network": "narrow"}
     (row,) = generate(config(corpus, run(corpus, 0).out, tmp_path / "out", **settings))
-    assert (row["task"], row["instruction"]) == ("digits", "Is it 1 or 4 or 7?")
-    assert "example_loss" not in row
+    assert (row.task, row.instruction) == ("digits", "Is it 1 or 4 or 7?")
+    assert row.example_loss is None
     with pytest.raises(ConfigError, match="best_of=2: nothing says how to build narrow"):
         generate(config(corpus, run(corpus, 0).out, tmp_path / "more", best_of=2, **settings))
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from raywgen.cli import app, settings
 from raywgen.cli.settings import out, print_networks
 from raywgen.corpus import Corpus
+from raywgen.generation import NetworkRow
 from raywgen.progress import Reporter, plain
 from tests.security.hostile import change_json
 
@@ -38,7 +39,10 @@ def test_a_text_from_elsewhere_is_shown_as_it_is() -> None:
 
 def test_names_of_networks_and_tasks_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "out", console())
-    row = {"network": HOSTILE, "task": HOSTILE, "example_loss": 1.0, "test_accuracy": 1.0, "path": HOSTILE}
+    row = NetworkRow(
+        network=HOSTILE, task=HOSTILE, draw=0, instruction="", known=True, log_prob=None, example_loss=1.0,
+        test_accuracy=1.0, path=HOSTILE,
+    )  # fmt: skip
     print_networks([row])
     assert said(settings.out).count("[link=http://e.vil]") == 2
     assert "\x1b]0;" not in said(settings.out)

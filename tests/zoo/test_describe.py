@@ -18,7 +18,7 @@ from raywgen.evaluation.evaluate import EvaluationError, evaluate
 from raywgen.evaluation.report import write_report
 from raywgen.evaluation.tables import print_evaluation
 from raywgen.evaluation.tokenizer_report import report_run
-from raywgen.generation.write import GenerateConfig, generate
+from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.tasks import TaskError
@@ -134,8 +134,8 @@ def test_described_networks_are_written_again(brought: Corpus, tmp_path: Path) -
         generator=run(corpus, 0).out, corpus=corpus.location, tasks="digits", out=str(tmp_path / "written"), best_of=2
     )
     rows = generate(config)
-    assert sorted(row["network"] for row in rows) == ["deep", "narrow"]
-    assert all(0 <= row["test_accuracy"] <= 1 and Path(row["path"]).is_file() for row in rows)
+    assert sorted(row.network for row in rows) == ["deep", "narrow"]
+    assert all(0 <= (row.test_accuracy or 0) <= 1 and Path(row.path).is_file() for row in rows)
 
 
 def test_weights_alone_cannot_be_judged(brought: Corpus) -> None:

@@ -1,4 +1,4 @@
-"""Blocks over a real Ray session: the same networks to the last bit, whoever dies on the way."""
+"""Work items run over a real Ray session: the same networks to the last bit, whoever dies on the way."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.generation import ActorsLostError, NoResourcesError, generate
-from raywgen.generation.actors import write_over_ray
-from raywgen.generation.plan import plan_blocks
+from raywgen.generation.executor import run_over_ray
 from raywgen.generators.bundle import BundleError
 from raywgen.tasks import build_network
 from raywgen.weights import Layout
-from tests.generation.test_sinks import SETTINGS, job_of, same_weights, stopping_after
-from tests.generation.test_write import bundle, config
+from tests.builders import condition
+from tests.generation.test_generate import bundle, config
+from tests.generation.test_sinks import SETTINGS, plan_of, request_of, same_weights, stopping_after, without_paths
 
 __all__ = ["bundle"]
 pytestmark = [
@@ -71,10 +70,6 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-def without_paths(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"path": ""} for row in rows]
-
-
 @pytest.mark.parametrize("num_actors", [1, 2])
 @pytest.mark.parametrize("into", ["files", "corpus"])
 def test_actors_write_what_one_process_writes(
@@ -90,7 +85,7 @@ def test_actors_write_what_one_process_writes(
 
 
 def test_what_a_dead_actor_was_given_is_written_again(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
-    mortal = {"name": "tests.generation.test_actors:Mortal", "mark": str(tmp_path / "mark"), "driver": os.getpid()}
+    mortal = {"name": "tests.generation.test_executor:Mortal", "mark": str(tmp_path / "mark"), "driver": os.getpid()}
     settings = config(zoo_corpus, bundle, tmp_path / "ray", networks=[mortal], where="ray", num_actors=2, **SETTINGS)
     rows = generate(settings)
     assert (tmp_path / "mark").exists(), "an actor must have died"
@@ -99,15 +94,15 @@ def test_what_a_dead_actor_was_given_is_written_again(zoo_corpus: Corpus, bundle
     assert same_weights(tmp_path / "ray", tmp_path / "here")
 
 
-def test_a_block_that_kills_every_actor_is_given_up(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+def test_an_item_that_kills_every_actor_is_given_up(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     deadly = {
-        "name": "tests.generation.test_actors:Mortal",
+        "name": "tests.generation.test_executor:Mortal",
         "mark": str(tmp_path / "mark"),
         "driver": os.getpid(),
         "is_deadly": True,
     }
     settings = config(zoo_corpus, bundle, tmp_path / "out", networks=[deadly], where="ray", num_actors=1, limit=1)
-    with pytest.raises(ActorsLostError, match=r"3 actors died at block 0.*lower block"):
+    with pytest.raises(ActorsLostError, match=r"work item 0 was given up: each of its 4 workers.*lower batch_size"):
         generate(settings)
 
 
@@ -123,24 +118,21 @@ def test_an_interrupted_run_goes_on_elsewhere(zoo_corpus: Corpus, bundle: str, t
     assert same_weights(tmp_path / "ray", tmp_path / "here")
 
 
-def test_a_bounded_number_of_blocks_is_under_way(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
-    recipe = {"name": "tests.generation.test_actors:Logged", "log": str(tmp_path / "log")}
+def test_a_bounded_number_of_items_is_under_way(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
+    recipe = {"name": "tests.generation.test_executor:Logged", "log": str(tmp_path / "log")}
     network = NetworkFacts(
         name="logged", recipe=recipe, layout=Layout.from_state_dict(build_network(recipe).state_dict())
     )
-    tasks = list(zoo_corpus.tasks.values())[:1]
-    told = job_of(zoo_corpus, generator=bundle, networks=[network], names=["a"], num=12, best_of=1)
-    asked = dataclasses.replace(
-        told.condition.first(1), samples_BSF=tasks[0].samples_SF[None], labels_BS=tasks[0].labels_S[None]
-    )
-    job = dataclasses.replace(told, condition=asked, trust=("tests",))
-    blocks = plan_blocks(job, 1)
-    written = write_over_ray(blocks, job, 1, 60.0)
-    first = next(written)
+    tasks = [dataclasses.replace(next(iter(zoo_corpus.tasks.values())), recipe={})]
+    given = dataclasses.replace(condition(1), samples_BSF=tasks[0].samples_SF[None], labels_BS=tasks[0].labels_S[None])
+    request = request_of(zoo_corpus, networks=[network], tasks=tasks, condition=given, best_of=1)
+    plan = plan_of(request, num=12, batch_size=1, generator=bundle)
+    results = run_over_ray(plan, plan.items, 1, 60.0)
+    first = next(results)
     time.sleep(2)  # Far longer than the other eleven would take.
     num_run = len((tmp_path / "log").read_text().splitlines())
     assert 1 <= num_run <= 2, "the one that was taken, and the one that waited behind it"
-    assert sorted(each.block.index for each in (first, *written)) == list(range(12))
+    assert sorted(each.item.index for each in (first, *results)) == list(range(12))
 
 
 def test_a_full_cluster_is_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -157,6 +149,6 @@ def test_more_actors_than_there_is_room_for_do_not_stop_the_others(
 
 
 def test_what_is_wrong_on_a_node_reaches_the_user_as_it_is(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    job = job_of(zoo_corpus, generator=str(tmp_path))
+    plan = plan_of(request_of(zoo_corpus), generator=str(tmp_path))
     with pytest.raises(BundleError, match="where every node reaches it"):
-        next(write_over_ray(plan_blocks(job, 8), job, 1, 60.0))
+        next(run_over_ray(plan, plan.items, 1, 60.0))

@@ -53,8 +53,8 @@ def test_every_unseen_task_gets_a_file_per_architecture(zoo_corpus: Corpus, bund
     rows = generate(config(zoo_corpus, bundle, tmp_path), lambda *step: told.append(step))
     unseen = {task.task_id for task in zoo_corpus.tasks.values() if task.split == "unseen"}
     names = {network.name for network in zoo_corpus.networks.values()}
-    assert {(row["task"], row["network"]) for row in rows} == {(task, name) for task in unseen for name in names}
-    assert json.loads((tmp_path / "networks.json").read_text()) == rows
+    assert {(row.task, row.network) for row in rows} == {(task, name) for task in unseen for name in names}
+    assert json.loads((tmp_path / "networks.json").read_text()) == [row.to_json() for row in rows]
     assert load_config(GenerateConfig, tmp_path / "config.yaml").best_of == 2
     assert told[0] == (0, 8)
     assert told[-1] == (8, 8)
@@ -63,13 +63,13 @@ def test_every_unseen_task_gets_a_file_per_architecture(zoo_corpus: Corpus, bund
 def test_a_file_loads_strictly_and_scores_what_its_row_says(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     recipes = {network.name: network.recipe for network in zoo_corpus.networks.values()}
     for row in generate(config(zoo_corpus, bundle, tmp_path, limit=2)):
-        module: nn.Module = build_network(recipes[row["network"]])
-        module.load_state_dict(load_state_dict(row["path"]), strict=True)
-        task = build_task(zoo_corpus.tasks[row["task"]].recipe)
+        module: nn.Module = build_network(recipes[row.network])
+        module.load_state_dict(load_state_dict(row.path), strict=True)
+        task = build_task(zoo_corpus.tasks[row.task].recipe)
         accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
-        assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
-        with safe_open(row["path"], "pt") as file:
-            assert file.metadata()["instruction"] == zoo_corpus.tasks[row["task"]].instruction
+        assert row.test_accuracy == pytest.approx(float(accuracy), abs=1e-6)
+        with safe_open(row.path, "pt") as file:
+            assert file.metadata()["instruction"] == zoo_corpus.tasks[row.task].instruction
 
 
 def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
@@ -82,7 +82,7 @@ def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
         told.append(best_of)
         return standing(logits_SC, labels_S, best_of)
 
-    monkeypatch.setattr("raywgen.generation.plan.standing", noted)
+    monkeypatch.setattr("raywgen.generation.worker.standing", noted)
     generate(config(zoo_corpus, bundle, tmp_path, limit=1))
     assert told == [2, 2]
 
@@ -91,7 +91,7 @@ def test_one_task_by_its_id_and_one_architecture(zoo_corpus: Corpus, bundle: str
     task = next(iter(zoo_corpus.tasks))
     name = next(iter(zoo_corpus.networks.values())).name
     (row,) = generate(config(zoo_corpus, bundle, tmp_path, tasks=task, network=name))
-    assert (row["task"], row["network"]) == (task, name)
+    assert (row.task, row.network) == (task, name)
 
 
 def test_a_task_of_the_users_own(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -99,41 +99,41 @@ def test_a_task_of_the_users_own(zoo_corpus: Corpus, bundle: str, tmp_path: Path
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.view(-1, 8, 8).numpy(), y=task.labels_S.numpy())
     mine = {"instruction": "Is the digit one of 0 or 6?", "data": str(tmp_path / "mine.npz")}
     rows = generate(config(zoo_corpus, bundle, tmp_path / "out", **mine))
-    assert [row["task"] for row in rows] == ["custom", "custom"]
-    assert all("test_accuracy" not in row for row in rows)
-    assert all(Path(row["path"]).is_file() for row in rows)
+    assert [row.task for row in rows] == ["custom", "custom"]
+    assert all(row.test_accuracy is None for row in rows)
+    assert all(Path(row.path).is_file() for row in rows)
 
 
 def test_architectures_that_no_generator_saw_are_filled_with_a_warning(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path
 ) -> None:
-    told = {"networks": [[64, 3, 2], {"name": "tests.generation.test_write:WithNorm", "width": 5}, [64, 6, 2]]}
+    told = {"networks": [[64, 3, 2], {"name": "tests.generation.test_generate:WithNorm", "width": 5}, [64, 6, 2]]}
     with pytest.warns(UnknownLayoutWarning, match="never trained on") as warned:
         rows = generate(config(zoo_corpus, bundle, tmp_path, limit=2, **told))
     assert sum(one.category is UnknownLayoutWarning for one in warned) == 2
-    assert [row["known"] for row in rows] == [False] * 4 + [True] * 2
+    assert [row.known for row in rows] == [False] * 4 + [True] * 2
     for row in rows[2:4]:
         module = WithNorm(5).eval()
-        module.load_state_dict(load_state_dict(row["path"]), strict=True)
-        task = build_task(zoo_corpus.tasks[row["task"]].recipe)
+        module.load_state_dict(load_state_dict(row.path), strict=True)
+        task = build_task(zoo_corpus.tasks[row.task].recipe)
         accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
-        assert row["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+        assert row.test_accuracy == pytest.approx(float(accuracy), abs=1e-6)
 
 
 def test_statistics_are_estimated_anew_for_each_network_on_its_own_task(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path
 ) -> None:
-    networks = [{"name": "tests.generation.test_write:WithNorm", "width": 5}]
+    networks = [{"name": "tests.generation.test_generate:WithNorm", "width": 5}]
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(
-            config(zoo_corpus, bundle, tmp_path / "anew", networks=networks, num=2, block=6, num_unlabelled=10**6)
+            config(zoo_corpus, bundle, tmp_path / "anew", networks=networks, num=2, batch_size=6, num_unlabelled=10**6)
         )
-    tasks = {row["task"]: build_task(zoo_corpus.tasks[row["task"]].recipe) for row in rows}
+    tasks = {row.task: build_task(zoo_corpus.tasks[row.task].recipe) for row in rows}
     assert len(tasks) == 4
     for row in rows:
         module = WithNorm(5)
-        module.load_state_dict(load_state_dict(row["path"]), strict=True)
-        hidden_SH = module[0](tasks[row["task"]].train_x_SF)
+        module.load_state_dict(load_state_dict(row.path), strict=True)
+        hidden_SH = module[0](tasks[row.task].train_x_SF)
         norm = module[1]
         assert isinstance(norm, nn.BatchNorm1d)
         torch.testing.assert_close(norm.running_mean, hidden_SH.mean(dim=0), rtol=1e-3, atol=1e-4)
@@ -156,10 +156,10 @@ def test_a_task_and_an_architecture_of_ones_own_need_no_corpus(zoo_corpus: Corpu
     )
     with pytest.warns(UnknownLayoutWarning):
         (first,) = generate(settings)
-    before = load_state_dict(first["path"])
+    before = load_state_dict(first.path)
     with pytest.warns(UnknownLayoutWarning):
         (second,) = generate(settings)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in load_state_dict(second["path"]).items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_state_dict(second.path).items())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive at all"])

@@ -1,0 +1,92 @@
+"""What networks to generate, how many, where, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raywgen.generators.igpg import SamplingConfig
+
+Where = Literal["here", "ray"]
+Into = Literal["files", "corpus"]
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Which networks to generate.
+
+    Attributes:
+        generator: Run folder or bundle.
+        corpus: Names tasks and architectures.
+        tasks: A task id, or a split: `seen`, `validation`, `unseen`. A corpus of weights alone has no tasks: each
+            network's name is the generator's condition, and nothing is judged.
+        network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
+        networks: Architectures of your own in their place, each the widths of a ReLU perceptron, a registry name, or a
+            mapping with `name` (of the registry or `package.module:Class`) and arguments. One that the generator was
+            never trained on is filled all the same, with a warning; it is run once on the samples first.
+        instruction: A task of your own in words, in place of `tasks`; needs `data`.
+        data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`, a Parquet file of labelled
+            images or with columns of numbers and `y`, or a folder of class folders with images.
+        out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
+        into: `files`, or `corpus`: Arrow shards with the facts of each network.
+        num: Networks kept for each task and architecture.
+        best_of: Candidates of each; the lowest loss on the labelled samples wins. By default 8, or 1 where there is
+            nothing to try networks on.
+        temperature: 0 generates the same network every time.
+        limit: Most tasks to generate for.
+        seed: Keys the noise.
+        where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit
+            on processors of one kind.
+        batch_size: Candidates generated and scored at once; bounds the memory. An architecture of millions of values
+            has smaller batches.
+        threads: Threads of a process that generates, and CPUs of an actor. More are worth it for large networks, and
+            round differently.
+        num_actors: Actors of `ray`; 0 for one for each free core.
+        start_timeout: Seconds to wait for a first actor where the cluster is full.
+        num_unlabelled: Training samples of each task from which statistics of batch normalisation are estimated anew,
+            for every candidate before the choice; 0 leaves them as they were generated.
+        sampling: How tokens are drawn, for a generator of tokens.
+    """
+
+    generator: str = "runs/igpg"
+    corpus: str = "runs/zoo/corpus"
+    tasks: str = "unseen"
+    network: str = ""
+    networks: list[Any] = field(default_factory=list)
+    instruction: str = ""
+    data: str = ""
+    out: str = "runs/igpg/networks"
+    into: Into = "files"
+    num: int = 1
+    best_of: int | None = None
+    temperature: float = 0.5
+    limit: int = 24
+    seed: int = 0
+    where: Where = "here"
+    batch_size: int = 256
+    threads: int = 1
+    num_actors: int = 0
+    start_timeout: float = 120.0
+    num_unlabelled: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if min(1 if self.best_of is None else self.best_of, self.limit) < 1 or self.temperature < 0:
+            raise ValueError("best_of and limit must be at least 1, temperature at least 0")
+        if min(self.num, self.batch_size, self.threads) < 1 or self.num_actors < 0 or self.start_timeout <= 0:
+            raise ValueError(
+                f"num={self.num}, batch_size={self.batch_size} and threads={self.threads} must be at least 1, "
+                f"num_actors={self.num_actors} at least 0, start_timeout={self.start_timeout} above 0"
+            )
+        if self.num_unlabelled < 0 or self.num_unlabelled == 1:
+            raise ValueError(
+                f"num_unlabelled={self.num_unlabelled}: statistics need at least 2 samples; 0 estimates none"
+            )
+        if self.num > 1 and self.temperature == 0:
+            raise ValueError(f"num={self.num} at temperature=0: all would be one; give a temperature above 0, or num=1")
+        if self.into == "files" and "://" in self.out:
+            raise ValueError(f"out={self.out}: files go to a local folder; give one, or into=corpus")
+        if bool(self.instruction) != bool(self.data):
+            raise ValueError("instruction and data belong together: give both, or neither")
+        if self.network and self.networks:
+            raise ValueError("network names one of the corpus, networks are your own: give one of them")

@@ -1,0 +1,122 @@
+"""Generates networks for tasks of a corpus, for a task of the user's own, or for none, as files or a corpus.
+
+Request, plan, executor, sink: each takes what the one before it returns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from statistics import fmean
+
+from raywgen.corpus import Corpus
+from raywgen.corpus.writing import writing
+from raywgen.generation.best import sampling_options
+from raywgen.generation.config import GenerateConfig
+from raywgen.generation.executor import execute
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.judge import ChanceWarning, remedies
+from raywgen.generation.loading import load
+from raywgen.generation.plan import GenerationPlan, NetworkRow, make_plan
+from raywgen.generation.request import ResolvedRequest, resolve_request
+from raywgen.generation.sinks import Sink, make_sink
+from raywgen.stops import keeping
+from raywgen.tasks.standing import DOUBTFUL
+from raywgen.trust import entry_point
+
+OnProgress = Callable[[int, int], None]
+"""Called with the networks kept so far and their number."""
+
+
+@entry_point
+def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> list[NetworkRow]:
+    """Writes `num` networks for each task and architecture, as files or as a corpus; interrupted, it goes on.
+
+    Files have `networks.json` and the whole config beside them; those of an earlier run that ended are written anew. A
+    corpus of the same settings that is there already is reused.
+
+    Args:
+        config: Which, where and how.
+        on_progress: Called with networks kept so far and their number.
+
+    Returns:
+        One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
+        log-probability; where it was tried loss and accuracy on the examples, chance, the share of the most frequent
+        class and what can be said against chance; and test accuracy where the task has a test.
+
+    Raises:
+        ConfigError: No such task or architecture, or nothing is known of them that a setting needs.
+        ConditionError: Instruction or data do not fit the generator.
+        TaskError: An architecture of `networks` cannot be built.
+        SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
+        BundleError, CorpusError, WeightsError: A file cannot be read or written.
+        UnfinishedError: `out` holds part of a run with other settings.
+        InUseError: Another process works on `out`.
+        NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
+
+    Warns:
+        UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
+        ChanceWarning: Networks answer their labelled samples no better than chance.
+    """
+    # A task and an architecture of the user's own need no corpus.
+    corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
+    trained = load(config.generator)
+    if corpus is not None:
+        corpus.arrange(trained.generator.layouts)
+    sampling_options(trained.generator, config.sampling)
+    request = resolve_request(config, corpus, trained)
+    plan = make_plan(config, request)
+    sink = make_sink(config, plan)
+    kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")
+    with kept, writing(config.out):
+        existing = sink.existing()
+        rows = _run(config, plan, trained, sink, on_progress) if existing is None else existing
+    if existing is None:
+        _warn_of_unknown(request, rows, trained)
+    _warn_of_chance(request, rows, trained)
+    return rows
+
+
+def _run(
+    config: GenerateConfig,
+    plan: GenerationPlan,
+    trained: TrainedGenerator,
+    sink: Sink,
+    on_progress: OnProgress | None,
+) -> list[NetworkRow]:
+    """Does the work items that are pending and writes each result as it comes."""
+    pending = sink.pending()
+    total = sum(item.num_networks for item in plan.items)
+    done = total - sum(item.num_networks for item in pending)
+    if on_progress is not None:
+        on_progress(done, total)
+    for result in execute(config, plan, pending, trained):
+        sink.write(result)
+        done += result.item.num_networks
+        if on_progress is not None:
+            on_progress(done, total)
+    return sink.finish()
+
+
+def _warn_of_unknown(request: ResolvedRequest, rows: list[NetworkRow], trained: TrainedGenerator) -> None:
+    for network in request.networks:
+        row = next((row for row in rows if row.network == network.name), None)
+        if row is not None and not row.known:
+            trained.warn(network.layout)
+
+
+def _warn_of_chance(request: ResolvedRequest, rows: list[NetworkRow], trained: TrainedGenerator) -> None:
+    for network in request.networks:
+        tried = [row for row in rows if row.network == network.name and row.against_chance]
+        doubtful = [row for row in tried if row.against_chance in DOUBTFUL]
+        if not doubtful:
+            continue
+        accuracy = fmean(row.example_accuracy or 0.0 for row in doubtful)
+        chance = fmean(row.chance or 0.0 for row in doubtful)
+        remedy = remedies(trained.generator, request.best_of, is_known=doubtful[0].known)
+        warnings.warn(
+            f"{network.name}: {len(doubtful)} of {len(tried)} networks answer the labelled samples no better than "
+            f"chance (accuracy {accuracy:.2f}, chance {chance:.2f}, means over them); for better ones {remedy}",
+            ChanceWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,116 @@
+"""Does work items: generates candidates, keeps the best of them, and scores these.
+
+Shape letters beyond the legend in `raywgen.weights`: R networks of a work item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.generation.best import generate_best, generate_candidates
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
+from raywgen.generation.statistics import some_inputs
+from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
+from raywgen.tasks.standing import standing
+from raywgen.weights import Layout
+
+
+class Worker:
+    """Does the work items of one plan by its generator."""
+
+    def __init__(self, plan: GenerationPlan, trained: TrainedGenerator) -> None:
+        self._plan = plan
+        self._trained = trained
+        self._fresh: tuple[int, nn.Module] | None = None
+
+    def run(self, item: WorkItem) -> WorkResult:
+        """Generates the best of n for each network of an item, and scores it on test samples where there are any.
+
+        Raises:
+            SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
+        """
+        plan, request = self._plan, self._plan.request
+        network = request.networks[item.network]
+        module = self._module(item.network)
+        number_R = torch.arange(item.start, item.stop)
+        task_R, draw_R = number_R // plan.num, number_R % plan.num
+        normalizer = self._trained.estimate_normalizer(network.layout, module)
+        condition = request.condition_for(network).take(task_R)
+        # First one network of every task, so that asking for more of each keeps the noise of the first ones.
+        keys = {"seed": plan.seed, "index_B": draw_R * len(request.task_ids) + task_R}
+        kwargs = {"temperature": plan.temperature, "normalizer": normalizer, "sampling": plan.sampling, **keys}
+        rows = [
+            NetworkRow(
+                task=request.task_ids[task],
+                draw=draw,
+                instruction=instruction,
+                network=network.name,
+                known=normalizer is None,
+                log_prob=None,
+            )
+            for task, draw, instruction in zip(task_R.tolist(), draw_R.tolist(), condition.instructions, strict=True)
+        ]
+        arguments = self._trained.generator, condition, network.layout
+        if request.is_tried:
+            unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if plan.num_unlabelled else None
+            kept = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
+            rows = [
+                replace(row, **_scores(logits_SC, labels_S, request.best_of, float(loss)))
+                for row, logits_SC, labels_S, loss in zip(
+                    rows, kept.logits_BSC, condition.labels_BS, kept.loss_B, strict=True
+                )
+            ]
+            accuracies = self._test_accuracies(kept.values_BD, task_R, network.layout, module)
+            rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
+        else:
+            kept = generate_candidates(*arguments, **kwargs)
+        if kept.log_prob_B is not None:
+            rows = [replace(row, log_prob=value) for row, value in zip(rows, kept.log_prob_B.tolist(), strict=True)]
+        return WorkResult(item=item, values_RD=kept.values_BD, rows=rows)
+
+    def _module(self, index: int) -> nn.Module:
+        if self._fresh is None or self._fresh[0] != index:
+            self._fresh = index, fresh_module(self._plan.request.networks[index], self._plan.seed)
+        return self._fresh[1]
+
+    def _unlabelled(self, index: int) -> Tensor:
+        """Returns inputs of a task; for one of the user's own those of the labelled samples."""
+        task = self._plan.request.tasks[index]
+        if not task.recipe:
+            return task.samples_SF
+        return some_inputs(build_task(task.recipe), self._plan.num_unlabelled, self._plan.seed)
+
+    @torch.no_grad()
+    def _test_accuracies(
+        self, values_RD: Tensor, task_R: Tensor, layout: Layout, module: nn.Module
+    ) -> Iterator[float | None]:
+        """Yields the balanced test accuracy of each network, or None; tasks are in order, so one is built at a time."""
+        indices = task_R.tolist()
+        for index, rows in groupby(range(len(indices)), key=indices.__getitem__):
+            recipe = self._plan.request.tasks[index].recipe
+            if not recipe:
+                yield from (None for _ in rows)
+                continue
+            task = build_task(recipe)
+            test_x_SF = task.test_x_SF
+            for row in rows:
+                logits = stacked_logits(module, layout.unflatten(values_RD[row : row + 1]), test_x_SF)
+                yield float(balanced_accuracy(logits, task.test_y_S))
+
+
+def _scores(logits_SC: Tensor, labels_S: Tensor, best_of: int, loss: float) -> dict[str, Any]:
+    found = standing(logits_SC, labels_S, best_of)
+    return {
+        "example_loss": loss,
+        "example_accuracy": found.accuracy,
+        "chance": found.chance,
+        "majority": found.majority,
+        "against_chance": found.verdict,
+    }
