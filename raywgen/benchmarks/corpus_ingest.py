@@ -32,7 +32,7 @@ _RESNET_101_VALUES = 44_549_160
 
 
 @dataclass(kw_only=True)
-class Config:
+class CorpusIngestConfig:
     """What is ingested.
 
     Attributes:
@@ -50,7 +50,7 @@ class Config:
     folder: str = ""
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: CorpusIngestConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Makes the files, then alternates ingest and plain loop."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-ingest-"))
     large, pt, safe = folder / "large", folder / "pt", folder / "safetensors"
@@ -134,7 +134,7 @@ def _plain_loop(source: Path, out: Path) -> float:
     return time.monotonic() - begin
 
 
-def _make_large(folder: Path, config: Config) -> None:
+def _make_large(folder: Path, config: CorpusIngestConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = _vit_l()
     save_file(state, folder / "vit_l.safetensors")

@@ -37,7 +37,7 @@ _STEP_SECONDS = 0.05
 
 
 @dataclass(kw_only=True)
-class Config:
+class CorpusStreamConfig:
     """What is streamed.
 
     Attributes:
@@ -63,7 +63,7 @@ class Config:
     folder: str = ""
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Makes a corpus, then lets the three readers take turns."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-stream-"))
     corpus = _make_corpus(folder, config)
@@ -111,7 +111,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return {name: round(value, 4) for name, value in figures.items()}, conditions
 
 
-def _start(config: Config, corpus: Corpus) -> list[Any]:
+def _start(config: CorpusStreamConfig, corpus: Corpus) -> list[Any]:
     """An actor for each worker."""
     actor: Any = ray.remote(num_cpus=0)(_Reader)
     return [actor.remote(asdict(config), corpus.location, rank) for rank in range(config.num_workers)]
@@ -126,7 +126,7 @@ class _Reader:
 
     def __init__(self, config: dict[str, Any], location: str, rank: int) -> None:
         torch.set_num_threads(1)
-        self._config = Config(**config)
+        self._config = CorpusStreamConfig(**config)
         self._corpus = Corpus.open(location)
         self._rank = rank
 
@@ -272,7 +272,7 @@ def _open_arrays(corpus: Corpus, num_values: int) -> list[np.ndarray]:
     return arrays
 
 
-def _make_corpus(folder: Path, config: Config) -> Corpus:
+def _make_corpus(folder: Path, config: CorpusStreamConfig) -> Corpus:
     state = {"weight": torch.empty(config.num_values)}
     layout = Layout.from_state_dict(state)
     shards = []

@@ -34,7 +34,7 @@ FIGURES = (
 
 
 @dataclass(kw_only=True)
-class Config:
+class DemoFiguresConfig:
     """The demo over some seeds.
 
     Attributes:
@@ -52,7 +52,7 @@ class Config:
             raise ValueError(f"seeds={self.seeds}: must be at least 1")
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: DemoFiguresConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Runs the demo from nothing for every seed."""
     first = config.demo.seed
     results = []

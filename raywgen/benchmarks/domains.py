@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.leave_one_out import leave_out
 
 
 @dataclass(kw_only=True)
-class Config(few_shot.Config):
+class DomainsConfig(FewShotConfig):
     """As of `few-shot`; test classes are unseen too.
 
     Attributes:
@@ -27,6 +27,6 @@ class Config(few_shot.Config):
             raise ValueError(f"domains={self.domains}: give `plain` first, then at least one to leave out")
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: DomainsConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Leaves each domain but the first out in turn."""
     return leave_out(config, config.domains)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.few_shot_config import Config
-from raywgen.benchmarks.few_shot_parts import Parts, Setting, Side, build_parts
+from raywgen.benchmarks.few_shot_config import FewShotConfig
+from raywgen.benchmarks.few_shot_parts import Parts, Side, TaskSource, build_parts
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import HEADLINES
 from raywgen.evaluation.few_shot import (
@@ -44,12 +44,12 @@ _STEPS = (1, 2, 3, 5, 10, 20, 50)
 _EPISODES_OF_A_BATCH = 100
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: FewShotConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains encoder, heads, generators and Reptile for every seed, then compares them on the test episodes."""
     root = config.root()
     rows, conditions = [], []
     for seed in config.all_seeds:
-        parts = build_parts(config, root, seed, Setting(test_path=config.test_data))
+        parts = build_parts(config, root, seed, TaskSource(test_path=config.test_data))
         scores, told = scores_of(config, parts)
         figures, intervals = summarised(scores, HEADLINES[config.generator], ("prototypes",))
         told |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
@@ -61,7 +61,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return means, config.conditions(spreads) | common
 
 
-def scores_of(config: Config, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def scores_of(config: FewShotConfig, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Accuracy `(B,)` of each method on the test episodes, and the settings that were chosen for the rivals."""
     validation, test = parts.validation.features, parts.test.features
     chosen = head_accuracies(*support_of(validation), *query_of(validation), config.way, num_steps=_STEPS)
@@ -125,7 +125,7 @@ def generated_heads(
     return state["weight"], state["bias"]
 
 
-def _reptile(config: Config, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
+def _reptile(config: FewShotConfig, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     """Accuracy on the test episodes at the fewest steps within 0.3 points of the best on validation episodes."""
     learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
@@ -141,7 +141,7 @@ def _reptile(config: Config, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     return scores[:, 0], {"steps": fewest, "validation": [round(v, 4) for v in judged.mean(dim=0).tolist()]}
 
 
-def _latency(config: Config, parts: Parts, told: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+def _latency(config: FewShotConfig, parts: Parts, told: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """Milliseconds per task from support images to weights, one thread; encoding them counts and is shown apart."""
     pixels = parts.test.pixels.episode(0)
     x_SF = parts.test.prepare(pixels.support_x).flatten(1)

@@ -28,7 +28,7 @@ def _optimizer() -> OptimizerConfig:
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class FewShotConfig(TrainingConfig):
     """What is trained and compared.
 
     Attributes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raywgen.benchmarks.few_shot_config import Config
+from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.benchmarks.trained import Chosen, trained_generators, trained_zoo
 from raywgen.config import load_config
@@ -37,7 +37,7 @@ _VALIDATION_SEED, _TEST_SEED = 101, 202
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class TaskSource:
     """Where tasks come from; by default all from the plain data.
 
     Attributes:
@@ -100,12 +100,12 @@ class Parts:
     test: Side
 
 
-def build_parts(config: Config, root: str, seed: int, setting: Setting) -> Parts:
+def build_parts(config: FewShotConfig, root: str, seed: int, source: TaskSource) -> Parts:
     """Trains what is not kept from an earlier run of the same recipe."""
     encoder_folder, encoder_accuracy = trained_encoder(config, root, seed)
     encoder = load_encoder(encoder_folder)
     with ray_session():
-        corpus = trained_zoo(root, heads_zoo(config, seed, encoder_folder, setting))
+        corpus = trained_zoo(root, heads_zoo(config, seed, encoder_folder, source))
         generators = heads_generators(config, root, seed, corpus, config.variants())
     (facts,) = corpus.networks.values()
     network = Conv4(num_classes=config.way, in_channels=_CHANNELS, image_size=_SIZE)
@@ -119,27 +119,27 @@ def build_parts(config: Config, root: str, seed: int, setting: Setting) -> Parts
         reptile=ReptileState.of(network),
         network=network,
         validation=validation_side(config, encoder, seed),
-        test=test_side(config, encoder, seed, setting),
+        test=test_side(config, encoder, seed, source),
     )
-    return replace(parts, reptile=_reptile(config, root, parts, setting)) if config.reptile_episodes else parts
+    return replace(parts, reptile=_reptile(config, root, parts, source)) if config.reptile_episodes else parts
 
 
-def validation_side(config: Config, encoder: FrozenEncoder, seed: int) -> Side:
+def validation_side(config: FewShotConfig, encoder: FrozenEncoder, seed: int) -> Side:
     """Episodes of validation classes of the data, as it is."""
     classes = classes_of(images_of(config.data, _SIZE, _CHANNELS, None), "validation", config.group, seed)
     return _side(config, encoder, (config.data, "plain"), classes, _VALIDATION_SEED, config.num_validation)
 
 
-def test_side(config: Config, encoder: FrozenEncoder, seed: int, setting: Setting) -> Side:
-    """Episodes of what a setting tests on; the same rows of images whatever the domain."""
-    path = setting.test_path or config.data
-    split, group = ("all", "") if setting.test_path else ("test", config.group)
+def test_side(config: FewShotConfig, encoder: FrozenEncoder, seed: int, source: TaskSource) -> Side:
+    """Episodes of what a task source tests on; the same rows of images whatever the domain."""
+    path = source.test_path or config.data
+    split, group = ("all", "") if source.test_path else ("test", config.group)
     classes = classes_of(images_of(path, _SIZE, _CHANNELS, None), split, group, seed)
-    return _side(config, encoder, (path, setting.test_domain), classes, _TEST_SEED, config.num_episodes)
+    return _side(config, encoder, (path, source.test_domain), classes, _TEST_SEED, config.num_episodes)
 
 
 def _side(
-    config: Config, encoder: FrozenEncoder, source: tuple[str, str], classes: Sequence[int], seed: int, num: int
+    config: FewShotConfig, encoder: FrozenEncoder, source: tuple[str, str], classes: Sequence[int], seed: int, num: int
 ) -> Side:
     path, domain = source
     images = images_in(path, domain, _SIZE, _CHANNELS)
@@ -152,7 +152,7 @@ def _side(
     return Side(features=episodes(features).batch(0, num), pixels=episodes(images), statistics=statistics)
 
 
-def trained_encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
+def trained_encoder(config: FewShotConfig, root: str, seed: int) -> tuple[str, float]:
     """Folder of the frozen encoder, and its accuracy on validation episodes."""
     recipe = EncoderConfig(
         path=config.data,
@@ -170,7 +170,7 @@ def trained_encoder(config: Config, root: str, seed: int) -> tuple[str, float]:
     return recipe.out, float(card.facts["validation_accuracy"])
 
 
-def heads_zoo(config: Config, seed: int, encoder: str, setting: Setting) -> ZooConfig:
+def heads_zoo(config: FewShotConfig, seed: int, encoder: str, source: TaskSource) -> ZooConfig:
     """The recipe of the heads that generators are trained on."""
     return load_config(
         ZooConfig,
@@ -181,7 +181,7 @@ def heads_zoo(config: Config, seed: int, encoder: str, setting: Setting) -> ZooC
             f"tasks.group={config.group}",
             f"tasks.way={config.way}",
             f"networks=[{{name: head, num_features: 64, num_classes: {config.way}}}]",
-            f"tasks.domains=[{','.join(json.dumps(domain) for domain in setting.domains)}]",
+            f"tasks.domains=[{','.join(json.dumps(domain) for domain in source.domains)}]",
             f"num_seen_tasks={config.num_tasks}",
             f"num_validation_tasks={max(4, config.num_tasks // 40)}",
             "num_unseen_tasks=0",
@@ -190,7 +190,9 @@ def heads_zoo(config: Config, seed: int, encoder: str, setting: Setting) -> ZooC
     )
 
 
-def heads_generators(config: Config, root: str, seed: int, corpus: Corpus, chosen: Chosen) -> dict[str, Generator]:
+def heads_generators(
+    config: FewShotConfig, root: str, seed: int, corpus: Corpus, chosen: Chosen
+) -> dict[str, Generator]:
     """Generators of heads, told `shot` images of each class."""
     return trained_generators(
         config,
@@ -203,15 +205,15 @@ def heads_generators(config: Config, root: str, seed: int, corpus: Corpus, chose
     )
 
 
-def _reptile(config: Config, root: str, parts: Parts, setting: Setting) -> ReptileState:
+def _reptile(config: FewShotConfig, root: str, parts: Parts, source: TaskSource) -> ReptileState:
     """Meta-trained on the classes and domains that heads were trained on, from the encoder's own values."""
     recipe = dataclasses.asdict(config.reptile) | {"encoder": parts.encoder.fingerprint, "way": config.way}
-    recipe |= {"known": setting.domains[:-1]}
+    recipe |= {"known": source.domains[:-1]}
     path = Path(folder_of(root, "reptile", recipe)) / "state.safetensors"
     if path.is_file():
         return ReptileState.from_tensors(load_state_dict(path))
     warm_start(parts.network, parts.encoder.module.state_dict())
-    data, classes = _known_images(config, parts.seed, setting)
+    data, classes = _known_images(config, parts.seed, source)
     sampler = EpisodeSampler(
         data, classes, way=config.way, shot=config.reptile.train_shots, num_query=1, seed=parts.seed, rotations=True
     )
@@ -230,10 +232,10 @@ def _reptile(config: Config, root: str, parts: Parts, setting: Setting) -> Repti
     return state
 
 
-def _known_images(config: Config, seed: int, setting: Setting) -> tuple[ImageData, list[int]]:
+def _known_images(config: FewShotConfig, seed: int, source: TaskSource) -> tuple[ImageData, list[int]]:
     """The images of all known domains as one data set, and its classes to meta-train on."""
     images, labels, names, classes = [], [], [], []
-    for told in setting.domains[:-1] or ("plain",):
+    for told in source.domains[:-1] or ("plain",):
         path, _, domain = told.rpartition("::")
         data = images_in(path or config.data, domain, _SIZE, _CHANNELS)
         chosen = classes_of(data, "all" if path else "train", "" if path else config.group, seed)

@@ -45,7 +45,7 @@ _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class IGPGDepthsConfig(SeededConfig):
     """What is trained and judged.
 
     Attributes:
@@ -96,7 +96,7 @@ class Config(SeededConfig):
             )
 
 
-def zoo_recipe(config: Config, seed: int) -> ZooConfig:
+def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
     """The zoo of seen depths."""
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     told = [f"{key}={value}" for key, value in given.items() if value]
@@ -104,7 +104,7 @@ def zoo_recipe(config: Config, seed: int) -> ZooConfig:
     return load_config(ZooConfig, _CONFIGS / "zoo" / "resnet-depths.yaml", overrides)
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generator for every seed, then judges what is written at each depth."""
     root = config.root()
     rows, told = [], {}
@@ -125,7 +125,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, config.conditions(spreads) | told
 
 
-def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     zoo = zoo_recipe(config, seed)
     unseen = [at_depth(zoo.networks[0], depth) for depth in (config.between, config.beyond)]
     with ray_session():
@@ -165,7 +165,7 @@ def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], d
     return figures, conditions
 
 
-def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
+def _trained(config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
     """The runs of IGPG and of the hypernetwork."""
     make = partial(load_config, TrainConfig, _CONFIGS / "igpg" / "resnet-depths.yaml")
     told = [f"corpus={corpus.location}", f"seed={seed}"]
@@ -188,7 +188,7 @@ def _igpg(folder: str) -> IGPG:
 class _Rows:
     """All rows of a depth."""
 
-    config: Config
+    config: IGPGDepthsConfig
     zoo: ZooConfig
     run: TrainConfig
     stored: Mapping[int, Stored]

@@ -76,7 +76,7 @@ def _igpg() -> IGPGConfig:
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class IGPGPretrainedConfig(TrainingConfig):
     """What is coded, learned and judged.
 
     Attributes:
@@ -136,7 +136,7 @@ class _Data:
     train: Images
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: IGPGPretrainedConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Codes and judges every network, trains IGPG on those that are not held out, and lets it write them."""
     root = config.root()
     networks, heldout = chosen_networks(config.dir, config.heldout)
@@ -168,7 +168,7 @@ def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[P
 
 
 def _one_seed(
-    config: Config, root: str, networks: list[Pretrained], heldout: list[Pretrained], seed: int
+    config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], heldout: list[Pretrained], seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     as_told = (config.mean, config.std)
     data = _Data(
@@ -204,7 +204,7 @@ def _one_seed(
 
 
 def _coded(
-    config: Config, network: Pretrained, data: _Data, bar: Bar, index: int, num_networks: int
+    config: IGPGPretrainedConfig, network: Pretrained, data: _Data, bar: Bar, index: int, num_networks: int
 ) -> dict[str, float]:
     """Rates and accuracies of one network; statistics are stored, matched to the coded weights unless said else."""
     codec, original = NetworkCodec(config.codec), network.module()
@@ -283,7 +283,7 @@ def _at_low_bits(config: CodecConfig, heldout: list[Pretrained]) -> dict[str, fl
 
 
 def _generated(
-    config: Config, root: str, networks: list[Pretrained], data: _Data, seed: int, reporter: Reporter
+    config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], data: _Data, seed: int, reporter: Reporter
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What IGPG writes and what its own tokens keep, judged; and what is known of each network that it wrote."""
     generator, corpus = _trained(config, root, networks, seed)
@@ -297,7 +297,7 @@ def _generated(
     return figures | _igpg_sizes(generator, corpus), told
 
 
-def _trained(config: Config, root: str, networks: list[Pretrained], seed: int) -> tuple[IGPG, Corpus]:
+def _trained(config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], seed: int) -> tuple[IGPG, Corpus]:
     task = _task(config)
     with ray_session() if config.num_workers else nullcontext():
         corpus = pretrained_corpus(root, networks, task)
@@ -307,7 +307,7 @@ def _trained(config: Config, root: str, networks: list[Pretrained], seed: int) -
     return generator, corpus
 
 
-def _task(config: Config) -> dict[str, Any]:
+def _task(config: IGPGPretrainedConfig) -> dict[str, Any]:
     """What all networks do, on the images by which they are judged."""
     paths = {"path": str(Path(config.data).absolute()), "test_path": str(Path(config.test_data).absolute())}
     limits = {"limit": config.num_unlabelled} | ({"test_limit": config.num_beside} if config.num_beside else {})

@@ -41,7 +41,7 @@ _OFF = StageConfig(num_steps=0)
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class IGPGTasksConfig(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -101,7 +101,7 @@ class Config(TrainingConfig):
         }
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: IGPGTasksConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generators for every seed, then compares them on the unseen tasks."""
     root = config.root()
     rows = []
@@ -118,7 +118,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, config.conditions(spreads) | told
 
 
-def zoo_of(config: Config, kind: str, start: str, seed: int) -> ZooConfig:
+def zoo_of(config: IGPGTasksConfig, kind: str, start: str, seed: int) -> ZooConfig:
     """The recipe of the zoo for one kind of tasks."""
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     told = [f"{key}={value}" for key, value in given.items() if value]
@@ -126,13 +126,15 @@ def zoo_of(config: Config, kind: str, start: str, seed: int) -> ZooConfig:
     return load_config(ZooConfig, _ZOOS / KINDS[kind], [*told, *own, f"start={start}", f"seed={seed}"])
 
 
-def _trained(config: Config, root: str, kind: str, start: str, seed: int, chosen: Chosen) -> tuple[Corpus, dict]:
+def _trained(
+    config: IGPGTasksConfig, root: str, kind: str, start: str, seed: int, chosen: Chosen
+) -> tuple[Corpus, dict]:
     with ray_session():
         corpus = trained_zoo(root, zoo_of(config, kind, start, seed))
         return corpus, trained_runs(config, root, corpus, chosen, shot=config.shot, seed=seed)
 
 
-def _ladder(config: Config, root: str, kind: str, seed: int) -> dict[str, float]:
+def _ladder(config: IGPGTasksConfig, root: str, kind: str, seed: int) -> dict[str, float]:
     """Accuracy of generated networks and of their rivals, in points."""
     corpus, runs = _trained(config, root, kind, "shared", seed, config.generators())
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
@@ -158,7 +160,7 @@ def _ladder(config: Config, root: str, kind: str, seed: int) -> dict[str, float]
     return figures
 
 
-def _coherence(config: Config, root: str, start: str, seed: int) -> dict[str, float]:
+def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dict[str, float]:
     """Accuracy of the same prior's networks by how their chunks were drawn, in points."""
     plain = replace(config.igpg, task_loss=replace(config.igpg.task_loss, num_steps=0))
     corpus, runs = _trained(config, root, "subsets", start, seed, {f"prior_{start}": ("igpg", plain)})
@@ -181,7 +183,7 @@ def _igpg(folder: str) -> IGPG:
     return generator
 
 
-def _candidates(config: Config, unseen: UnseenTasks, generate: Callable[..., Any], seed: int) -> Tensor:
+def _candidates(config: IGPGTasksConfig, unseen: UnseenTasks, generate: Callable[..., Any], seed: int) -> Tensor:
     """`best_of` networks for each task, `(T, n, D)`."""
     told: Condition = unseen.condition.repeat(config.best_of)
     noise = KeyedNoise(seed, torch.arange(len(told)), 0)

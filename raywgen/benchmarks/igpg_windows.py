@@ -44,7 +44,7 @@ _MILLISECONDS = 1e3
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class IGPGWindowsConfig(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -107,7 +107,7 @@ class Config(TrainingConfig):
         }
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: IGPGWindowsConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracy and likelihood for every seed, then time, by the first seed's priors."""
     root = config.root()
     rows, ratios, first = [], {}, {}
@@ -126,7 +126,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures | first, config.conditions(spreads) | conditions
 
 
-def _trained(config: Config, root: str, seed: int) -> tuple[UnseenTasks, dict[str, IGPG]]:
+def _trained(config: IGPGWindowsConfig, root: str, seed: int) -> tuple[UnseenTasks, dict[str, IGPG]]:
     # Without workers all of it runs in this process, and needs no Ray.
     over_ray = config.num_workers > 0
     with ray_session() if over_ray else nullcontext():
@@ -174,7 +174,7 @@ def modes_of(priors: dict[str, IGPG]) -> Iterator[tuple[str, IGPG, int, Sampling
         yield name, priors["windows"], priors["windows"].prior.config.window, sampling
 
 
-def qualities(config: Config, unseen: UnseenTasks, priors: dict[str, IGPG], seed: int) -> dict[str, float]:
+def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, IGPG], seed: int) -> dict[str, float]:
     """Accuracy on unseen tasks in points, and nats a token of networks that were trained on them.
 
     Decoded from the expected code, as by default, and from the tokens drawn, which shows more of what a mode forgets:
@@ -206,7 +206,7 @@ def qualities(config: Config, unseen: UnseenTasks, priors: dict[str, IGPG], seed
 
 
 def times(
-    config: Config, unseen: UnseenTasks, priors: dict[str, IGPG]
+    config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, IGPG]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Milliseconds a network, and how many times as fast as the whole at once: medians over rounds, with quartiles."""
     figures: dict[str, float] = {}
@@ -240,6 +240,6 @@ def _seconds(generator: IGPG, unseen: UnseenTasks, batch: int, sampling: Samplin
     return time.perf_counter() - begin
 
 
-def _num_windows(config: Config) -> dict[str, int]:
+def _num_windows(config: IGPGWindowsConfig) -> dict[str, int]:
     window = config.igpg.prior.window
     return {name: len(plan_windows(config.num_chunks, window, sampling)) for name, sampling in MODES.items()}

@@ -51,7 +51,7 @@ _PUBLISHED = {
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class IGPGZooConfig(SeededConfig):
     """What is trained and judged.
 
     Attributes:
@@ -87,7 +87,7 @@ class Config(SeededConfig):
             raise ValueError(f"starts={self.starts}: give some of {', '.join(STARTS)}, each once")
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: IGPGZooConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generators for every seed and start, then puts them on the ladder."""
     root = config.root()
     rows, conditions = [], {}
@@ -108,7 +108,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, conditions | config.conditions(spreads) | told | {"each_seed": rows}
 
 
-def zoo_recipe(config: Config, start: str, seed: int) -> ZooConfig:
+def zoo_recipe(config: IGPGZooConfig, start: str, seed: int) -> ZooConfig:
     """The zoo of one kind of start.
 
     Raises:
@@ -127,7 +127,7 @@ def zoo_recipe(config: Config, start: str, seed: int) -> ZooConfig:
     return zoo
 
 
-def _one_start(config: Config, root: str, start: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _one_start(config: IGPGZooConfig, root: str, start: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     with ray_session():
         corpus = _held_out(config, root, trained_zoo(root, zoo_recipe(config, start, seed)), seed)
         if start == "own" and config.align:
@@ -139,7 +139,7 @@ def _one_start(config: Config, root: str, start: str, seed: int) -> tuple[dict[s
     return figures, ladder.conditions() | {"aligned": start == "own" and config.align}
 
 
-def _held_out(config: Config, root: str, zoo: Corpus, seed: int) -> Corpus:
+def _held_out(config: IGPGZooConfig, root: str, zoo: Corpus, seed: int) -> Corpus:
     recipe = {"of": zoo.location, "heldout": config.heldout, "seed": seed}
     folder = folder_of(root, "split", recipe)
     return _kept(folder) or split(folder, zoo, by="trajectory_id", heldout=config.heldout, seed=seed)
@@ -157,7 +157,7 @@ def _kept(folder: str) -> Corpus | None:
     return None if Storage.at(folder).size(MANIFEST) is None else Corpus.open(folder)
 
 
-def _trained(config: Config, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:
+def _trained(config: IGPGZooConfig, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:
     """IGPG after all of its stages, and after its prior."""
     base = _CONFIGS / "igpg" / f"{config.recipe}.yaml"
     make = partial(load_config, TrainConfig, base)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks import few_shot
 from raywgen.benchmarks.encoder_worth import encoder_rows
 from raywgen.benchmarks.few_shot import query_of, scores_of, summarised, support_of
-from raywgen.benchmarks.few_shot_parts import Parts, Setting, build_parts, test_side
+from raywgen.benchmarks.few_shot_config import FewShotConfig
+from raywgen.benchmarks.few_shot_parts import Parts, TaskSource, build_parts, test_side
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import HEADLINES
 from raywgen.corpus import Corpus
@@ -32,7 +32,7 @@ _EPISODES_OF_A_BATCH = 50
 _RIVALS = ("prototypes", "average", "nearest", "no_adaptation")
 
 
-def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
+def leave_out(config: FewShotConfig, domains: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
     """Every domain but the first is left out in turn, for every seed.
 
     Args:
@@ -52,10 +52,10 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
     for seed in config.all_seeds:
         row: dict[str, float] = {}
         for left_out in domains[1:]:
-            setting = setting_of(domains, left_out)
-            parts = build_parts(config, root, seed, setting)
+            source = task_source(domains, left_out)
+            parts = build_parts(config, root, seed, source)
             scores, told = scores_of(config, parts)
-            scores |= _rivals(config, parts, setting) | encoder_rows(parts, config.num_episodes, config.way)
+            scores |= _rivals(config, parts, source) | encoder_rows(parts, config.num_episodes, config.way)
             figures, intervals = summarised(scores, HEADLINES[config.generator], _RIVALS)
             row |= {f"{name}/{short_name(left_out)}": value for name, value in figures.items()}
             conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)
@@ -65,11 +65,11 @@ def leave_out(config: few_shot.Config, domains: list[str]) -> tuple[dict[str, fl
     return means, config.conditions(spreads) | common | {"each": conditions}
 
 
-def setting_of(domains: list[str], left_out: str) -> Setting:
+def task_source(domains: list[str], left_out: str) -> TaskSource:
     """Meta-training on all but one, which comes last."""
     path, _, domain = left_out.rpartition("::")
     known = [told for told in domains if told != left_out]
-    return Setting(domains=(*known, left_out), test_path=path, test_domain=domain)
+    return TaskSource(domains=(*known, left_out), test_path=path, test_domain=domain)
 
 
 def short_name(domain: str) -> str:
@@ -87,7 +87,7 @@ def _with_means(row: dict[str, float]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in of_method.items()} | row
 
 
-def _rivals(config: few_shot.Config, parts: Parts, setting: Setting) -> dict[str, Tensor]:
+def _rivals(config: FewShotConfig, parts: Parts, source: TaskSource) -> dict[str, Tensor]:
     """Accuracy `(B,)` of what needs no generator."""
     test, layout = parts.test.features, parts.layout
     stored_ND = parts.corpus.values(parts.corpus.query(["split=train", f"step={_last_step(parts.corpus)}"]))
@@ -96,19 +96,19 @@ def _rivals(config: few_shot.Config, parts: Parts, setting: Setting) -> dict[str
     return {
         "average": nearest_head_accuracy(mean["weight"], mean["bias"], test),
         "nearest": nearest_head_accuracy(heads["weight"], heads["bias"], test),
-        "no_adaptation": _unadapted(config, parts, setting),
+        "no_adaptation": _unadapted(config, parts, source),
     }
 
 
-def _unadapted(config: few_shot.Config, parts: Parts, setting: Setting) -> Tensor:
+def _unadapted(config: FewShotConfig, parts: Parts, source: TaskSource) -> Tensor:
     """What was made for the plain images of the same classes; for other data, the head that training starts from."""
     test = parts.test.features
-    if setting.test_path:
+    if source.test_path:
         base_D = parts.corpus.base_values(parts.layout.id)
         assert base_D is not None, "the heads of the recipe share their start"
         head = parts.layout.unflatten(base_D.unsqueeze(0))
         return nearest_head_accuracy(head["weight"], head["bias"], test)
-    plain = test_side(config, parts.encoder, parts.seed, Setting()).features
+    plain = test_side(config, parts.encoder, parts.seed, TaskSource()).features
     return accuracy(prototype_logits(*support_of(plain), query_of(test)[0], config.way), test.query_y)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from raywgen.benchmarks import few_shot
 from raywgen.benchmarks.few_shot import generated_accuracy
-from raywgen.benchmarks.few_shot_parts import Setting, heads_generators, heads_zoo, trained_encoder, validation_side
+from raywgen.benchmarks.few_shot_config import FewShotConfig
+from raywgen.benchmarks.few_shot_parts import TaskSource, heads_generators, heads_zoo, trained_encoder, validation_side
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.generators.lohp import LoHpConfig, PathConfig
@@ -31,7 +31,7 @@ Key = tuple[int, float, float]
 
 
 @dataclass(kw_only=True)
-class Config(few_shot.Config):
+class LoHpAblationConfig(FewShotConfig):
     """As of `few-shot`, whose settings of test episodes and of other methods have no effect; and what is varied.
 
     Attributes:
@@ -57,8 +57,8 @@ class Config(few_shot.Config):
         return replace(self.lohp, path=path, policy=replace(self.lohp.policy, mix=mix))
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
-    """Trains a zoo for every radius and a policy for every setting, for every seed; writes the heat maps."""
+def measure(config: LoHpAblationConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains a zoo for every radius and a policy for every source, for every seed; writes the heat maps."""
     root = config.root()
     rows = [_one_seed(config, root, seed) for seed in config.all_seeds]
     means, spreads = over_seeds([{_name(key): value for key, value in row.items()} for row in rows])
@@ -68,14 +68,14 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return means, config.conditions(spreads) | told
 
 
-def _one_seed(config: Config, root: str, seed: int) -> dict[Key, float]:
+def _one_seed(config: LoHpAblationConfig, root: str, seed: int) -> dict[Key, float]:
     encoder, _ = trained_encoder(config, root, seed)
     side = validation_side(config, load_encoder(encoder), seed).features
     found: dict[Key, float] = {}
     steps = _checkpoint_steps(config)
     with ray_session():
         for radius in config.radii:
-            plain = heads_zoo(config, seed, encoder, Setting())
+            plain = heads_zoo(config, seed, encoder, TaskSource())
             optimizers = [replace(one, sam=SAMConfig(rho=radius)) for one in plain.optimizers]
             zoo = replace(plain, optimizers=optimizers, num_steps=steps[-1], checkpoint_steps=steps)
             corpus = trained_zoo(root, zoo)
@@ -89,7 +89,7 @@ def _one_seed(config: Config, root: str, seed: int) -> dict[Key, float]:
     return found
 
 
-def _checkpoint_steps(config: Config) -> list[int]:
+def _checkpoint_steps(config: LoHpAblationConfig) -> list[int]:
     """Five optimiser steps for each of the path's, so that every length finds its local targets."""
     return [5 * step for step in range(config.lohp.path.num_steps + 1)]
 

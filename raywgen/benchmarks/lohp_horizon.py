@@ -33,7 +33,7 @@ _SHORT, _SHORT_WIDTH, _SHORT_BATCH, _SHORT_RATE = 10, 48, 128, 0.01
 
 
 @dataclass(kw_only=True)
-class Config:
+class LoHpHorizonConfig:
     """What is compared, and where.
 
     Attributes:
@@ -89,7 +89,7 @@ class Config:
         return range(self.seed + self.seeds, self.seed + self.seeds + self.validation_seeds)
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: LoHpHorizonConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Chooses learning rates, then counts steps and compares gradients for every seed."""
     # Networks this small lose more by threads than they win.
     before = torch.get_num_threads()
@@ -130,7 +130,7 @@ def gradient_variances(model: Balance, trainings: list[Training], num_batches: i
     return [float(each.var(dim=0).sum() / each.mean(dim=0).square().sum()) for each in stacked]
 
 
-def _one_seed(config: Config, rates: dict[str, float], seed: int) -> tuple[dict[str, int], dict[str, float]]:
+def _one_seed(config: LoHpHorizonConfig, rates: dict[str, float], seed: int) -> tuple[dict[str, int], dict[str, float]]:
     steps = {f"steps_{objective}": _steps(config, objective, rates[objective], seed) for objective in OBJECTIVES}
     steps |= {f"steps_{source}": steps_from(mix, seed, config.max_steps) for source, mix in _SOURCES.items()}
     variances: dict[str, list[float]] = {objective: [] for objective in _COMPARED}
@@ -163,7 +163,7 @@ def steps_from(mix: float, seed: int, max_steps: int) -> int:
     return steps_until(model, training, is_good, every=10)
 
 
-def _best_rate(config: Config, objective: str) -> float:
+def _best_rate(config: LoHpHorizonConfig, objective: str) -> float:
     """That which needs the fewest steps; the smallest of several."""
     return min(
         sorted(config.learning_rates),
@@ -171,7 +171,7 @@ def _best_rate(config: Config, objective: str) -> float:
     )
 
 
-def _steps(config: Config, objective: str, rate: float, seed: int) -> int:
+def _steps(config: LoHpHorizonConfig, objective: str, rate: float, seed: int) -> int:
     def is_good(found: Errors) -> bool:
         return found.energy < config.good_energy and found.log_z < config.good_log_z
 
@@ -179,12 +179,12 @@ def _steps(config: Config, objective: str, rate: float, seed: int) -> int:
     return steps_until(_untrained(config, seed), training, is_good, every=config.every, num_samples=config.num_samples)
 
 
-def _untrained(config: Config, seed: int) -> Balance:
+def _untrained(config: LoHpHorizonConfig, seed: int) -> Balance:
     mixture = Mixture(mode=tuple(config.mode), weight=config.weight, std=config.std)
     return Balance(mixture, config.length, config.width, seed)
 
 
-def _training(config: Config, objective: str, rate: float, seed: int) -> Training:
+def _training(config: LoHpHorizonConfig, objective: str, rate: float, seed: int) -> Training:
     return Training(
         objective=objective,
         lam=config.lam,

@@ -25,7 +25,7 @@ _SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20)
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class McDiAblationConfig(TrainingConfig):
     """What is varied, and from where.
 
     Attributes:
@@ -48,7 +48,7 @@ class Config(TrainingConfig):
     out: str = "runs/benchmarks/whole-network"
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: McDiAblationConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains every variant for every seed and judges it on the unseen tasks."""
     root = config.root()
     rows = []
@@ -59,7 +59,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, config.conditions(spreads) | {"default": dataclasses.asdict(config.mcdi)}
 
 
-def variants(config: Config) -> dict[str, McDiConfig]:
+def variants(config: McDiAblationConfig) -> dict[str, McDiConfig]:
     """One change at a time, by the name of its figure."""
     mcdi = config.mcdi
 
@@ -86,7 +86,7 @@ def variants(config: Config) -> dict[str, McDiConfig]:
     }
 
 
-def _one_seed(config: Config, root: str, seed: int) -> dict[str, float]:
+def _one_seed(config: McDiAblationConfig, root: str, seed: int) -> dict[str, float]:
     plain = subsets_zoo(config.data, config.test_data, config.zoo, seed)
     sam = replace(plain, optimizers=[ZooOptimizer(learning_rate=plain.learning_rate, sam=SAMConfig(rho=config.rho))])
     figures = _judged(config, root, seed, plain, variants(config))
@@ -95,7 +95,13 @@ def _one_seed(config: Config, root: str, seed: int) -> dict[str, float]:
 
 
 def _judged(
-    config: Config, root: str, seed: int, zoo: ZooConfig, chosen: dict[str, McDiConfig], *, samplers: bool = True
+    config: McDiAblationConfig,
+    root: str,
+    seed: int,
+    zoo: ZooConfig,
+    chosen: dict[str, McDiConfig],
+    *,
+    samplers: bool = True,
 ) -> dict[str, float]:
     corpus = trained_zoo(root, zoo)
     generators = trained_generators(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -36,14 +37,11 @@ BENCHMARKS = {
 }
 
 
-class Benchmark(Protocol):
-    """A benchmark module: its config, and what measures."""
+Measure = Callable[[Any], tuple[dict[str, float], dict[str, Any]]]
+"""`measure(config)` of a benchmark's module: figures by name, and the conditions under which they were taken.
 
-    Config: type[Any]
-
-    def measure(self, config: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """Figures by name, and the conditions they were taken under."""
-        ...
+The annotation of `config` names the benchmark's own dataclass of settings.
+"""
 
 
 class UnknownBenchmarkError(ValueError):
@@ -63,10 +61,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
         raise UnknownBenchmarkError(
             f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
         )
-    module: Any = importlib.import_module(BENCHMARKS[name])
-    config = load_config(module.Config, None, arguments[1:])
+    measure: Measure = importlib.import_module(BENCHMARKS[name]).measure
+    config = load_config(get_type_hints(measure)["config"], None, arguments[1:])
     with trusting(*named_in(config)):
-        figures, conditions = module.measure(config)
+        figures, conditions = measure(config)
     return {"benchmark": name, "figures": figures, "conditions": conditions}
 
 

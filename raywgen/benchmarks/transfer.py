@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raywgen.benchmarks import few_shot
+from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.ink import with_ink_of
 from raywgen.benchmarks.leave_one_out import leave_out
 from raywgen.tasks.image_tasks import images_of
 
 
 @dataclass(kw_only=True)
-class Config(few_shot.Config):
+class TransferConfig(FewShotConfig):
     """As of `few-shot`; `data` is always known.
 
     Attributes:
@@ -32,7 +32,7 @@ class Config(few_shot.Config):
             raise ValueError("held_out is empty: name data to leave out, for instance held_out=[mnist.parquet]")
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: TransferConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Leaves each held-out data set out in turn."""
     paths = config.held_out
     if config.match_ink:

@@ -40,7 +40,7 @@ _SHORT = {
 
 
 @dataclass(kw_only=True)
-class Config(SeededConfig):
+class TuneBenchmarkConfig(SeededConfig):
     """What is compared.
 
     Attributes:
@@ -75,7 +75,7 @@ class Config(SeededConfig):
         return told
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: TuneBenchmarkConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Both searches for every seed, and the interrupted one."""
     root = config.root()
     with ray_session(spare=0):
@@ -114,7 +114,7 @@ def _best(result: TuneResult) -> float:
     return round(_PERCENT * result.best.score, 3)
 
 
-def _resumed_equal(config: Config, root: str) -> bool:
+def _resumed_equal(config: TuneBenchmarkConfig, root: str) -> bool:
     """Whether both end with the same trials, values, scores and steps.
 
     Raises:

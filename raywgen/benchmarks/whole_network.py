@@ -42,7 +42,7 @@ JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
 
 @dataclass(kw_only=True)
-class Config(TrainingConfig):
+class WholeNetworkConfig(TrainingConfig):
     """What is trained and compared.
 
     Attributes:
@@ -89,7 +89,7 @@ class Config(TrainingConfig):
         return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: WholeNetworkConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains a zoo and all generators for every seed, then compares them on the unseen tasks."""
     root = config.root()
     rows, conditions = [], {}
@@ -107,7 +107,7 @@ def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> Z
     return load_config(ZooConfig, _RECIPE, [*told, *overrides, f"seed={seed}"])
 
 
-def _one_seed(config: Config, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     with ray_session():
         corpus = trained_zoo(root, subsets_zoo(config.data, config.test_data, config.zoo, seed))
         generators = trained_generators(

@@ -27,7 +27,7 @@ _EXECUTIONS = ("stacked", "sequential")
 
 
 @dataclass(kw_only=True)
-class Config:
+class ZooFitConfig:
     """What is fitted.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Case:
         )
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: ZooFitConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Compares weights, then lets both sides take turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -97,7 +97,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return figures, conditions
 
 
-def _cases(config: Config) -> dict[str, _Case]:
+def _cases(config: ZooFitConfig) -> dict[str, _Case]:
     digits = build_task({"name": "images", "path": "digits"})
     flat = FitData(x=digits.train_x_SF, labels_NS=digits.train_y_S)
     mlp = {"name": "mlp", "widths": [64, 32, 10]}
@@ -201,7 +201,7 @@ def _seconds(work: Callable[[], object]) -> float:
 class _Actor:
     """Fits tiny CNNs on a thread of its own."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ZooFitConfig) -> None:
         torch.set_num_threads(1)
         case = _cases(config)["cnn"]
         self._case = _Case(
@@ -215,7 +215,7 @@ class _Actor:
         return _seconds(lambda: _ours(self._case, "sequential", self._num_steps))
 
 
-def _efficiency(config: Config) -> float:
+def _efficiency(config: ZooFitConfig) -> float:
     """Networks a second of two actors over twice those of one."""
     import ray
 

@@ -29,7 +29,7 @@ _RECIPES = Path(__file__).parents[2] / "configs" / "zoo"
 
 
 @dataclass(kw_only=True)
-class Config:
+class ZooQualityConfig:
     """What is trained.
 
     Attributes:
@@ -57,7 +57,7 @@ class Config:
     folder: str = ""
 
 
-def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(config: ZooQualityConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains both zoos, then looks at their last checkpoints."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-zoo-"))
     base = _zoo(config)
@@ -105,7 +105,7 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, Any]]:
     return {name: round(float(value), 4) for name, value in figures.items()}, conditions
 
 
-def _zoo(config: Config) -> ZooConfig:
+def _zoo(config: ZooQualityConfig) -> ZooConfig:
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     overrides = [f"{key}={value}" for key, value in given.items() if value]
     if config.num_steps:
@@ -122,7 +122,7 @@ def _accuracies(corpus: Corpus) -> np.ndarray:
     return np.array([row["test_accuracy"] for row in rows])
 
 
-def _sharpness(corpora: dict[str, Corpus], config: Config) -> list[tuple[float, float]]:
+def _sharpness(corpora: dict[str, Corpus], config: ZooQualityConfig) -> list[tuple[float, float]]:
     """Eigenvalues of each network trained plainly and with SAM, over Ray tasks."""
     import ray
 
@@ -139,7 +139,7 @@ def _sharpness(corpora: dict[str, Corpus], config: Config) -> list[tuple[float, 
     return list(zip(values["plain"], values["sam"], strict=True))
 
 
-def _eigenvalues(location: str, checkpoint_ids: list[str], config: Config) -> list[float]:
+def _eigenvalues(location: str, checkpoint_ids: list[str], config: ZooQualityConfig) -> list[float]:
     torch.set_num_threads(1)
     corpus = Corpus.open(location)
     values = []

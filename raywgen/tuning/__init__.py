@@ -1,4 +1,4 @@
-"""Searches over any keys of a whole pipeline: prepare a corpus, train a generator on it, judge what it writes."""
+"""Hyperparameter search over any keys of a whole pipeline: prepare a corpus, train a generator, judge its networks."""
 
 from raywgen.tuning.config import ObjectiveConfig, TuneConfig
 from raywgen.tuning.driver import tune

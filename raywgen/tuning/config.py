@@ -1,4 +1,4 @@
-"""What a search is: a pipeline, the knobs of it that are turned, and how much may be spent."""
+"""The config of a search: a pipeline, the knobs of it that are searched over, and the budget."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SCHEDULERS = ("asha", "pbt", "none")
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    """How a trial's generator is judged: mean balanced accuracy of the networks that it writes for validation tasks.
+    """The judgement of a trial's generator: mean balanced accuracy of the networks it generates for validation tasks.
 
-    Unseen tasks are not looked at: they stay for the final report. Every trial gets the same budget.
+    Unseen tasks are kept for the final report. Every trial gets the same budget.
 
     Attributes:
-        num_tasks: Validation tasks, at most, of each architecture.
-        best_of: Networks written for each; the one with the lowest loss on the labelled examples counts.
-        temperature: Of generation.
-        seed: Of the noise and, with `train.shot`, of the labelled examples.
+        num_tasks: Maximum number of validation tasks of each architecture.
+        best_of: Networks generated for each task; the one with the lowest loss on the labelled examples counts.
+        temperature: Sampling temperature of generation.
+        seed: Seed of the noise and, with `train.shot`, of the labelled examples.
     """
 
     num_tasks: int = 16
@@ -39,27 +39,28 @@ class ObjectiveConfig:
 class TuneConfig:
     """A search over keys of a pipeline.
 
-    Keys are those of `raywgen zoo train` and `raywgen train`, after `zoo.` and `train.`; an entry of a list is named by
-    its place, as in `zoo.optimizers.0.sam.rho`.
+    Keys are those of `raywgen zoo train` and `raywgen train`, prefixed by `zoo.` and `train.`; an entry of a list is
+    named by its index, as in `zoo.optimizers.0.sam.rho`.
 
     Attributes:
         zoo: The corpus' recipe: a YAML file or the name of a shipped one. Corpora of one recipe are made once.
-        corpus: A corpus that is there already, in place of a recipe.
+        corpus: An existing corpus, in place of a recipe.
         train: The training config: a YAML file or a method's name.
-        fixed: Other values of keys, the same in every trial, such as `{train.num_workers: 0}`.
+        fixed: Values of other keys, the same in every trial, such as `{train.num_workers: 0}`.
         space: Knobs by key: `{choice: [a, b]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}` or `{int: [low,
-            high]}`; with `when: {OTHER_KEY: value}` (or a list of values) it exists only where that knob has it.
+            high]}`; with `when: {OTHER_KEY: value}` (or a list of values) it exists only where that knob has that
+            value.
         search: `optuna` (TPE) or `random`.
-        scheduler: `asha` stops weak trials at each rung, `pbt` lets them go on from better ones with other rates,
-            `none` trains all to the end.
-        num_trials: In all; of `pbt` the population.
-        max_steps: No trial begins after so many optimiser steps of all trials together; 0 for no bound.
+        scheduler: `asha` stops weak trials at each rung, `pbt` lets them continue from better ones with other rates,
+            `none` trains all of them to the end.
+        num_trials: Number of trials; with `pbt` the size of the population.
+        max_steps: Budget of optimiser steps of all trials together, after which no trial begins; 0 for no bound.
         max_concurrent: Trials at once; 0 for as many as fit.
         rungs: Shares of the last stage's steps at which a trial is judged, ascending, the last one 1.
-        reduction: Of the trials that reach a rung, `asha` lets one in so many go on.
+        reduction: `asha` lets one in so many of the trials that reach a rung go on.
         objective: How a trial is judged.
-        seed: Of the search.
-        out: Where all goes; all nodes must reach it.
+        seed: Seed of the search.
+        out: Folder of the search; all nodes must reach it.
     """
 
     zoo: str = ""
@@ -95,7 +96,7 @@ class TuneConfig:
             )
 
     def check_source(self) -> None:
-        """There is exactly one place that networks come from.
+        """Checks that exactly one source of networks is given.
 
         Raises:
             ConfigError: Neither or both of `zoo` and `corpus` are given.

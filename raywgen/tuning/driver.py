@@ -1,4 +1,4 @@
-"""Runs a search on Ray Tune, and goes on with one that was interrupted."""
+"""Runs a search on Ray Tune, and resumes one that was interrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raywgen.config import ConfigError, read_stored_config, save_config, to_yaml
 from raywgen.locks import only_one
@@ -37,7 +37,10 @@ from raywgen.tuning.results import (
 from raywgen.tuning.search import COMPLETE, SUGGEST, RecordedASHA, RecordedSearch, SearchLog, population
 from raywgen.tuning.space import Values
 from raywgen.tuning.tensorboard import write_tensorboard
-from raywgen.tuning.trial import plan_of, prepare, run_trial, settings_everywhere
+from raywgen.tuning.trial import prepare, run_trial, settings_everywhere, trial_configs
+
+if TYPE_CHECKING:
+    from ray.tune import Tuner
 
 CONFIG, BEST, BEST_ZOO = "config.yaml", "best.yaml", "best-zoo.yaml"
 _RAY = "ray"
@@ -48,17 +51,17 @@ _MOST_FAILURES = 2
 def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     """Searches, and leaves the best config, a table, a report and TensorBoard's files in `config.out`.
 
-    The same call made again goes on where the last one stopped; with more trials it goes on beyond its end.
+    The same call made again resumes where the last one stopped; with a larger `num_trials` it extends the search.
 
     Args:
         config: The search.
-        reporter: Says what is going on.
+        reporter: Prints progress.
 
     Raises:
         ConfigError: Something is wrong with the config, or the cluster can never run a trial; nothing has begun.
         CorpusError: The corpus cannot be read or made.
         TuneError: No trial could be judged.
-        InUseError: Another process searches in this folder.
+        InUseError: Another process is searching in this folder.
     """
     reporter = reporter or Reporter()
     pipeline = Pipeline(config)
@@ -66,7 +69,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     settings = settings_everywhere(config)
     if config.scheduler == "pbt":
         check_knobs(pipeline)
-    # Ray Tune would take Ctrl-C for the end of the search.
+    # Without this Ray Tune would treat Ctrl-C as the end of the search.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     kept = keeping(f"{config.out} keeps all trials and their checkpoints; the same command goes on with the search")
     with kept, trusting(*named_in(pipeline.base)), only_one(settings.out):
@@ -74,7 +77,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         workers = pipeline.base.train.num_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
             return _finish(pipeline, config)
-        # A machine that can train can tune: the trial that waits for its workers, and their data, count beyond its own.
+        # A machine that can train can tune: the waiting trial and its data tasks get logical CPUs beyond the real ones.
         with ray_session(2 if workers else 0, dashboard=workers > 0):
             at_once = check_resources(cluster_nodes(pipeline.base.train), pipeline.base.train, config.max_concurrent)
             if config.scheduler == "pbt":
@@ -92,11 +95,11 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
 
 
 def _keep_config(config: TuneConfig) -> None:
-    """Refuses another search's folder; how many trials and how many at once may change."""
+    """Saves the config, and refuses the folder of another search; the numbers of trials may change."""
     kept = Path(config.out) / CONFIG
 
-    def identity(told: TuneConfig) -> str:
-        return to_yaml(replace(told, num_trials=8, max_steps=0, max_concurrent=0))
+    def identity(search: TuneConfig) -> str:
+        return to_yaml(replace(search, num_trials=8, max_steps=0, max_concurrent=0))
 
     if kept.is_file() and identity(read_stored_config(TuneConfig, kept)) != identity(config):
         raise ConfigError(f"{config.out} holds another search ({kept}); give another `out`, or delete the folder")
@@ -104,24 +107,24 @@ def _keep_config(config: TuneConfig) -> None:
 
 
 def _prepare_first(pipeline: Pipeline, settings: TuneConfig, reporter: Reporter) -> None:
-    """A corpus that all trials share is made over the whole cluster, before any of them holds a part of it."""
+    """Makes a corpus that all trials share over the whole cluster, before trials occupy parts of it."""
     if pipeline.turns_zoo:
         return
-    plan = plan_of(TrialState(trial="", knobs={}), pipeline, settings)
-    if plan.zoo is None:
-        prepare(plan, distributed=False)
+    configs = trial_configs(TrialState(trial="", knobs={}), pipeline, settings)
+    if configs.zoo is None:
+        prepare(configs, distributed=False)
     else:
-        with reporter.step("zoo", f"train networks into {plan.zoo.out}") as bar:
-            prepare(plan, distributed=True, on_progress=bar.update)
+        with reporter.step("zoo", f"train networks into {configs.zoo.out}") as bar:
+            prepare(configs, distributed=True, on_progress=bar.update)
     if settings.scheduler == "pbt":
-        check_stage(pipeline, plan)
+        check_stage(pipeline, configs)
 
 
 def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> None:
-    """To the end of the search; where Ray Tune itself breaks for want of memory, it goes on, as after any interruption.
+    """Runs the search to its end, and resumes it where Ray Tune itself fails because memory ran out.
 
     Raises:
-        TuneError: It broke too often.
+        TuneError: It failed too often.
     """
     from ray.exceptions import OutOfMemoryError
 
@@ -137,13 +140,13 @@ def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTabl
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
     raise TuneError(
-        f"{settings.out}: trials were stopped {1 + _MOST_FAILURES} times since the memory of their node ran out; set "
+        f"{settings.out}: trials were stopped {1 + _MOST_FAILURES} times because the memory of their node ran out; set "
         f"max_concurrent below {at_once}, or make the trials smaller, and give the same command again"
     )
 
 
-def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> Any:
-    """Ray's, for what is left of the search; None where nothing is."""
+def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTable) -> Tuner | None:
+    """Builds Ray's tuner for the rest of the search; None where nothing is left."""
     from ray import tune as ray_tune
 
     log = SearchLog(settings.out)
@@ -151,12 +154,12 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
     space: dict[str, Any] | None = None
     most: int | None = at_once
     if settings.scheduler == "pbt":
-        left = _left_of(population(settings, pipeline.knobs, log), settings)
-        if not left:
+        members = _unfinished(population(settings, pipeline.knobs, log), settings)
+        if not members:
             return None
-        values = {knob.key: ray_tune.sample_from(partial(_member_value, left, knob.key)) for knob in pipeline.knobs}
-        most = None  # All members must be there to be compared; those that find no CPU wait their turn.
-        space = {"trial": ray_tune.grid_search(list(left)), "is_told": True, "knobs": values}
+        values = {knob.key: ray_tune.sample_from(partial(_member_value, members, knob.key)) for knob in pipeline.knobs}
+        most = None  # All members must exist to be compared; those that find no CPU wait their turn.
+        space = {"trial": ray_tune.grid_search(list(members)), "skip_reported": True, "knobs": values}
         search = {"scheduler": make_scheduler(settings, pipeline.knobs), "num_samples": 1}
     else:
         search = {"search_alg": RecordedSearch(settings, pipeline.knobs, log), "num_samples": -1}
@@ -181,8 +184,8 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
     )
 
 
-def _left_of(members: dict[str, Values], settings: TuneConfig) -> dict[str, Values]:
-    """Members of a population that are not at their end."""
+def _unfinished(members: dict[str, Values], settings: TuneConfig) -> dict[str, Values]:
+    """Returns the members of a population that have not reached the last rung."""
     rungs = len(settings.rungs)
     states = {name: TrialState.load(trial_folder(settings.out, name)) for name in members}
     return {
@@ -198,15 +201,15 @@ def _member_value(members: dict[str, Values], key: str, spec: Any) -> Any:
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Without Ray's own tables and loggers, trials in the folder that the search was started in, Ctrl-C its end."""
-    told = {
+    """Switches off Ray's own tables, loggers, change of folder and handling of Ctrl-C."""
+    changed = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -222,7 +225,7 @@ def _quiet_tune() -> Iterator[None]:
 
 
 def rows_of(settings: TuneConfig) -> list[TrialRow]:
-    """Every trial that has begun."""
+    """Returns a row for every trial that has begun."""
     log = SearchLog(settings.out)
     over, rows = set(log.names(COMPLETE)), []
     for event in log.events:
@@ -237,10 +240,10 @@ def _finish(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
     rows = rows_of(config)
     write_table(rows, config.out)
     result = TuneResult(out=config.out, rows=tuple(rows), best=best_row(rows), num_rungs=len(config.rungs))
-    plan = plan_of(TrialState(trial=result.best.trial, knobs=result.best.knobs), pipeline, config)
-    save_config(replace(plan.train, out=f"{config.out}/best"), Path(config.out) / BEST)
-    if plan.zoo is not None:
-        save_config(plan.zoo, Path(config.out) / BEST_ZOO)
+    configs = trial_configs(TrialState(trial=result.best.trial, knobs=result.best.knobs), pipeline, config)
+    save_config(replace(configs.train, out=f"{config.out}/best"), Path(config.out) / BEST)
+    if configs.zoo is not None:
+        save_config(configs.zoo, Path(config.out) / BEST_ZOO)
     write_tensorboard(rows, config.out)
     write_report(result, config, pipeline.knobs)
     return result

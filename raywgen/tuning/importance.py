@@ -1,4 +1,4 @@
-"""How much of the spread of scores each knob explains: functional ANOVA of a random forest, by Optuna."""
+"""Importance of knobs: the share of the variance of scores that each explains (functional ANOVA, by Optuna)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FEWEST = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """Shares of the knobs that every trial has.
+    """Importance of the knobs that every trial has.
 
     Attributes:
-        shares: By key, the largest first; they add up to 1.
-        rung: Whose scores they are of: the last one that all trials reached, so that all are trained equally long.
+        shares: Share of the variance by key, the largest first; they add up to 1.
+        rung: The rung of the scores: the last one that all trials reached, so that all are trained equally long.
         num_trials: Trials with a score there.
     """
 
@@ -32,7 +32,7 @@ class Importance:
 
 
 def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | None:
-    """Of the trials that could be judged; None where they are too few or all alike."""
+    """Estimates the importance from the trials that were judged; None where they are too few or all score alike."""
     judged = [row for row in rows if row.score is not None]
     everywhere = [knob for knob in knobs if not knob.when]
     if len(judged) < _FEWEST or not everywhere:
@@ -53,7 +53,7 @@ def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | 
 
 
 def distribution(knob: Knob) -> BaseDistribution:
-    """As Optuna has it; a choice is of places."""
+    """Returns Optuna's distribution of a knob; a choice is one of the indices of its values."""
     if knob.kind == "choice":
         return CategoricalDistribution(list(range(len(knob.choices))))
     if knob.kind == "int":

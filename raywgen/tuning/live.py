@@ -1,4 +1,4 @@
-"""The table of a search under way: in a terminal it is drawn anew as trials go on, elsewhere each rung is a line."""
+"""The table of a running search: in a terminal it is redrawn as trials progress, elsewhere each rung is a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -19,13 +20,13 @@ from raywgen.tuning.results import TrialRow, TrialState, best_row, row_of, trial
 from raywgen.tuning.trial import run_folder
 
 _MOST_ROWS = 24
-_POINTS = 100.0
+_PERCENT = 100.0
 _ANY_WIDTH = 10_000
 _COLUMNS = ("trial", "rung", "accuracy", "status")
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last parts of dotted keys, as many as tell them apart."""
+    """Shortens dotted keys to as many of their last parts as distinguish them."""
     names: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")
@@ -38,20 +39,22 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A knob's value in few signs."""
+    """Formats a knob's value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def trials_table(
     rows: Sequence[TrialRow], num_rungs: int, console: Console, now: Mapping[str, str] | None = None
 ) -> Table:
-    """Trials with their values and scores; where a column for each knob would not fit, all values in one.
+    """Returns a table of trials with their values and scores.
+
+    All values share one column where the console is too narrow for a column of each knob.
 
     Args:
-        rows: In the order to show them.
-        num_rungs: Of a whole trial.
-        console: Where the table goes.
-        now: What trials under way are at.
+        rows: Trials in the order to show them.
+        num_rungs: Rungs of a whole trial.
+        console: Console that will show the table.
+        now: Progress of running trials by name, shown in place of their status.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row.knobs))
     names = short_names(keys)
@@ -59,26 +62,26 @@ def trials_table(
     narrow = Table(*_COLUMNS, "values")
     best = best_row(rows) if any(row.score is not None for row in rows) else None
     for row in rows:
-        score = "-" if row.score is None else f"{_POINTS * row.score:.1f}"
+        score = "-" if row.score is None else f"{_PERCENT * row.score:.1f}"
         style = "bold green" if row is best else ""
         status = (now or {}).get(row.trial, row.status)
         rung = f"{row.scores[-1].rung if row.scores else 0}/{num_rungs}"
-        told = (row.trial, rung, score, plain(status))
+        cells = (row.trial, rung, score, plain(status))
         values = {key: plain(shown(row.knobs[key])) for key in keys if key in row.knobs}
-        wide.add_row(*told, *(values.get(key, "") for key in keys), style=style)
+        wide.add_row(*cells, *(values.get(key, "") for key in keys), style=style)
         joined = ", ".join(f"{plain(names[key])}={value}" for key, value in values.items())
-        narrow.add_row(*told, joined, style=style)
-    # A measure is cut at the console's own width, unless it is told of a wider one.
+        narrow.add_row(*cells, joined, style=style)
+    # Rich cuts a measurement at the console's own width unless its options give a larger one.
     needed = console.measure(wide, options=console.options.update(width=_ANY_WIDTH)).maximum
     return wide if needed <= console.width else narrow
 
 
 class LiveTable(Callback):
-    """Shown by Ray Tune's own events.
+    """A table that follows Ray Tune's events.
 
     Args:
         settings: The search.
-        console: Where to.
+        console: Console to print to.
     """
 
     def __init__(self, settings: TuneConfig, console: Console) -> None:
@@ -87,22 +90,22 @@ class LiveTable(Callback):
         self._over: set[str] = set()
         self._running: set[str] = set()
         self._names: list[str] = []
-        self._told: set[tuple[str, int, int]] = set()
+        self._printed: set[tuple[str, int, int]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy for its own way of restoring, which is not ours."""
+        """Returns nothing to pickle: Ray would keep a copy for its own way of resuming, which is not used."""
         return {}
 
     @contextmanager
     def shown(self, known: Mapping[str, bool]) -> Iterator[None]:
-        """While a search runs.
+        """Shows the table while a search runs.
 
         Args:
             known: Trials of an earlier process, and whether they are over.
         """
         self._names, self._over = list(known), {name for name, is_over in known.items() if is_over}
         for row in self._rows():
-            self._told |= {(row.trial, 0, score.rung) for score in row.scores}
+            self._printed |= {(row.trial, 0, score.rung) for score in row.scores}
         if not self._console.is_terminal:
             yield
             return
@@ -110,26 +113,26 @@ class LiveTable(Callback):
             self._live = live
             yield
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has a process."""
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Adds a trial whose process has started."""
         name = trial.config["trial"]
         self._running.add(name)
         if name not in self._names:
             self._names.append(name)
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A rung is reached."""
+        """Prints the rung that a trial has reached."""
         if self._live is None:
-            self._tell(trial.config["trial"])
+            self._print_rung(trial.config["trial"])
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial is over."""
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Marks a trial as over."""
         self._end(trial.config["trial"])
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died too often."""
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Marks a trial as over whose process died too often."""
         self._end(trial.config["trial"])
 
     def _end(self, name: str) -> None:
@@ -142,17 +145,17 @@ class LiveTable(Callback):
                     f"  trial {name}: {row.status} {row.reason}".rstrip(), highlight=False, markup=False
                 )
 
-    def _tell(self, name: str) -> None:
+    def _print_rung(self, name: str) -> None:
         state = TrialState.load(trial_folder(self._settings.out, name))
         if state is None or not state.scores or state.failed:
             return
         score = state.scores[-1]
-        if (key := (name, state.generation, score.rung)) in self._told:
+        if (key := (name, state.generation, score.rung)) in self._printed:
             return
-        self._told.add(key)
+        self._printed.add(key)
         short = short_names(list(state.knobs))
         values = ", ".join(f"{short[knob]}={shown(value)}" for knob, value in state.knobs.items())
-        reached = f"{_POINTS * score.score:.1f} at rung {score.rung} of {len(self._settings.rungs)}"
+        reached = f"{_PERCENT * score.score:.1f} at rung {score.rung} of {len(self._settings.rungs)}"
         self._console.print(f"  trial {name}: {reached} ({values})", highlight=False, markup=False, soft_wrap=True)
 
     def _rows(self, names: Sequence[str] | None = None) -> list[TrialRow]:
@@ -179,7 +182,7 @@ class LiveTable(Callback):
 
 
 def final_rows(rows: Sequence[TrialRow], most: int = 8) -> list[TrialRow]:
-    """The furthest and best first."""
+    """Returns the trials that were judged, those of the highest rung and score first."""
     judged = [row for row in rows if row.score is not None]
     ordered = sorted(judged, key=lambda row: (-row.scores[-1].rung, -row.scores[-1].score))
     return ordered[:most]

@@ -1,6 +1,6 @@
-"""What a trial is worth: accuracy of the networks that its generator writes for tasks that it never saw.
+"""The objective of a search: accuracy of the networks that a trial's generator writes for tasks that it never saw.
 
-Shape legend: T tasks, n candidates of a task, D values.
+Shape letters beyond the legend in `raywgen.weights`: T tasks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CONDITION_STREAM = 3_000
 
 
 def check_corpus(corpus: Corpus) -> None:
-    """There are tasks to choose by.
+    """Checks that a corpus has validation tasks.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: It has none.
     """
     if not any(task.split == _SPLIT for task in corpus.tasks.values()):
         raise ConfigError(
@@ -37,12 +37,12 @@ def check_corpus(corpus: Corpus) -> None:
 
 @torch.no_grad()
 def judge(bundle: str | Path, corpus: Corpus, shot: int, config: ObjectiveConfig) -> float:
-    """Mean balanced accuracy over validation tasks, then over architectures.
+    """Returns the balanced accuracy, averaged over validation tasks and then over architectures.
 
     Args:
-        bundle: Of the generator.
-        corpus: That it was trained on.
-        shot: Labelled examples of each class that it is told, as in its training; 0 for those that the corpus keeps.
+        bundle: Folder of the generator.
+        corpus: Corpus that it was trained on.
+        shot: Labelled examples of each class in a condition, as in training; 0 for those that the corpus keeps.
         config: The budget.
     """
     generator = load_bundle(bundle).eval()
@@ -62,7 +62,7 @@ def _accuracy(bench: TaskEvaluator, generator: Generator, shot: int, config: Obj
     written = generated_candidates(bench, generator, config.best_of, config.temperature, config.seed)
     chosen_TD = bench.choose(written.values_BD.view(len(bench.tasks), config.best_of, -1))
     scores = []
-    # One by one, because tasks may have test sets of different sizes.
+    # Tasks may have test sets of different sizes, so they are evaluated one by one.
     for values_D, task in zip(chosen_TD, bench.tasks, strict=True):
         state = bench.layout.unflatten(values_D.unsqueeze(0))
         scores.append(balanced_accuracy(stacked_logits(bench.module, state, task.test_x_SF), task.test_y_S))

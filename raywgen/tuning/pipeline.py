@@ -1,4 +1,4 @@
-"""From values of knobs to the configs of one trial; all that can be wrong with them is said before a search begins."""
+"""Turns values of knobs into the configs of one trial, and checks the whole space before a search begins."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from raywgen.zoo import ZooConfig
 
 PARTS = ("zoo", "train")
 _NUM_DRAWS = 32
-# Where a trial lies and on what it trains is the search's own business; and so is what is asked of the cluster.
+# The search itself sets a trial's folder and corpus, and all trials need the same resources of the cluster.
 _NOT_FOR_KNOBS = ("zoo.out", "train.out", "train.corpus", "train.method", "train.num_workers", "train.use_gpu")
 Tree = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One trial's configs; `zoo` is None where the corpus is there already."""
+class TrialConfigs:
+    """The configs of one trial; `zoo` is None where the corpus is given."""
 
     zoo: ZooConfig | None
     train: TrainConfig
 
     @property
     def corpus_name(self) -> str:
-        """The same for the same recipe alone."""
+        """Name of the corpus' folder: a hash of its recipe."""
         assert self.zoo is not None
-        told = json.dumps(self.zoo.recipe(), sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        recipe = json.dumps(self.zoo.recipe(), sort_keys=True, default=str)
+        return hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
 class Pipeline:
-    """The base configs and the knobs.
+    """The base configs of a search and its knobs.
 
     Args:
         config: The search.
@@ -65,15 +65,17 @@ class Pipeline:
             _assign(self._trees, key, value, "fixed")
         zoo = merge_config(ZooConfig, [("zoo", self._trees["zoo"])]) if config.zoo else None
         train = merge_config(TrainConfig, [("train", self._trees["train"])])
-        self.base = Plan(zoo=zoo, train=dataclasses.replace(train, corpus=config.corpus) if config.corpus else train)
-        # Entries of lists get their defaults, so that every key of theirs can be named.
+        self.base = TrialConfigs(
+            zoo=zoo, train=dataclasses.replace(train, corpus=config.corpus) if config.corpus else train
+        )
+        # Entries of lists get their defaults here, so that a knob can name any of their keys.
         self._trees = {part: _tree(base) for part, base in (("zoo", zoo), ("train", self.base.train)) if base}
 
-    def plan(self, values: Values) -> Plan:
-        """The configs of a trial.
+    def configs(self, values: Values) -> TrialConfigs:
+        """Returns the configs of a trial with these values.
 
         Raises:
-            ConfigError: The values make none together.
+            ConfigError: The values contradict each other.
         """
         trees = copy.deepcopy(self._trees)
         for key, value in values.items():
@@ -86,18 +88,18 @@ class Pipeline:
         zoo = self.base.zoo
         if zoo is not None and changed["zoo"]:
             zoo = merge_config(ZooConfig, [("zoo", changed["zoo"])], zoo)
-        return Plan(zoo=zoo, train=merge_config(TrainConfig, [("train", changed["train"])], self.base.train))
+        return TrialConfigs(zoo=zoo, train=merge_config(TrainConfig, [("train", changed["train"])], self.base.train))
 
     @property
     def turns_zoo(self) -> bool:
-        """Whether trials differ in their corpora."""
+        """Whether the corpora of trials differ."""
         return any(knob.key.startswith("zoo.") for knob in self.knobs)
 
     def check(self) -> None:
-        """Tries every corner of every knob, then draws of all together.
+        """Tries the extreme values of every knob, then random draws of all knobs together.
 
         Raises:
-            ConfigError: The space allows what cannot be.
+            ConfigError: The space allows values that no config accepts.
         """
         for knob in self.knobs:
             if knob.key in _NOT_FOR_KNOBS:
@@ -110,22 +112,24 @@ class Pipeline:
             self._try(drawn, ", ".join(f"{key}={value}" for key, value in drawn.items()))
 
     def _beside(self, knob: Knob) -> Values:
-        """Values of other knobs for which this one exists; the others stay at the base."""
+        """Returns values of other knobs for which this one exists; all others keep the base's value."""
         known = {other.key: other for other in self.knobs}
         needed: Values = {}
         for key, values in knob.when.items():
             needed |= self._beside(known[key]) | {key: values[0]}
         return needed
 
-    def _try(self, values: Values, told: str) -> None:
+    def _try(self, values: Values, description: str) -> None:
         try:
-            self.plan(values)
+            self.configs(values)
         except ConfigError as error:
-            raise ConfigError(f"the space allows {told}, which cannot be: {error}") from error
+            raise ConfigError(f"the space allows {description}, which cannot be: {error}") from error
 
 
-def _base_train(told: str) -> TrainConfig:
-    return TrainConfig(method=told) if told in METHODS else load_config(TrainConfig, told)
+def _base_train(method_or_file: str) -> TrainConfig:
+    if method_or_file in METHODS:
+        return TrainConfig(method=method_or_file)
+    return load_config(TrainConfig, method_or_file)
 
 
 def _tree(config: Any) -> Tree:
@@ -143,11 +147,11 @@ def _has(tree: Any, key: str) -> bool:
 
 
 def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
-    """Sets a dotted key that is there already."""
+    """Sets the value of a dotted key, which must exist."""
     part, *names = key.split(".")
     if part not in trees or not names:
         if part == "zoo":
-            raise ConfigError(f"{source}: {key} is of a recipe, and the corpus is given; give zoo in its place")
+            raise ConfigError(f"{source}: {key} is a key of a recipe, but a corpus is given; give zoo in its place")
         near = nearest(part, PARTS)
         raise ConfigError(f"unknown key '{key}' in {source}; keys begin with zoo. or train., did you mean '{near}.'?")
     place: Any = trees[part]

@@ -1,4 +1,9 @@
-"""The plots of a search's report, in the style of the evaluation's."""
+"""The plots of a search's report, in the style of the evaluation's.
+
+`optuna.visualization.matplotlib` has plots of the same names. They count trials where these count optimiser steps (a
+trial that ASHA stops costs a fraction of a whole one), do not mark stopped trials, and set the style of
+pyplot for the whole process; so these stay.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,13 @@ from raywgen.evaluation.plots import ACCENT, INK, LINE, MUTED, NARROW, PAPER, ne
 from raywgen.tuning.results import TrialRow
 from raywgen.tuning.space import Knob
 
-_POINTS = 100.0
-_MOST_SIGNS = 9
+_PERCENT = 100.0
+_MOST_CHARACTERS = 9
 _MARGIN = 0.08
 
 
 def best_so_far(rows: Sequence[TrialRow], num_rungs: int) -> list[tuple[float, float]]:
-    """Optimiser steps spent, and the best score at the last rung until then, trial by trial."""
+    """Returns, trial by trial, the optimiser steps spent so far and the best score at the last rung so far."""
     curve, spent, best = [], 0, None
     for row in rows:
         spent += row.steps
@@ -33,7 +38,7 @@ def best_so_far(rows: Sequence[TrialRow], num_rungs: int) -> list[tuple[float, f
 
 
 def curve_plot(rows: Sequence[TrialRow], num_rungs: int, title: str) -> Markup:
-    """Every trial as a dot, filled where it went to the end; the best so far as a line."""
+    """Draws every trial as a dot, filled where it reached the last rung, and the best so far as a line."""
 
     def draw(width: int) -> Figure:
         narrow = width == NARROW
@@ -43,11 +48,11 @@ def curve_plot(rows: Sequence[TrialRow], num_rungs: int, title: str) -> Markup:
             spent += row.steps
             if row.score is not None:
                 whole = row.status == "done"
-                axes.plot(spent, _POINTS * row.score, color=MUTED, **_dot(whole, MUTED))
+                axes.plot(spent, _PERCENT * row.score, color=MUTED, **_dot(whole, MUTED))
         curve = best_so_far(rows, num_rungs)
         if curve:
             steps, scores = zip(*curve, strict=True)
-            axes.step(steps, [_POINTS * score for score in scores], where="post", color=ACCENT, linewidth=2)
+            axes.step(steps, [_PERCENT * score for score in scores], where="post", color=ACCENT, linewidth=2)
         axes.set(xlabel="optimiser steps of all trials so far", ylabel="accuracy, points")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -59,7 +64,7 @@ def curve_plot(rows: Sequence[TrialRow], num_rungs: int, title: str) -> Markup:
 
 
 def slice_plot(rows: Sequence[TrialRow], knob: Knob, best: str, title: str) -> Markup:
-    """Scores over the values of one knob; the best trial in colour."""
+    """Draws scores over the values of one knob, with the best trial in colour."""
     figure, axes = new_axes(400, 220, left=48, right=16, bottom=46, top=10)
     for row in rows:
         if row.score is None or knob.key not in row.knobs:
@@ -67,7 +72,7 @@ def slice_plot(rows: Sequence[TrialRow], knob: Knob, best: str, title: str) -> M
         value = row.knobs[knob.key]
         place = knob.choices.index(value) if knob.kind == "choice" else value
         colour = ACCENT if row.trial == best else INK
-        axes.plot(place, _POINTS * row.score, color=colour, zorder=3, **_dot(row.status == "done", colour))
+        axes.plot(place, _PERCENT * row.score, color=colour, zorder=3, **_dot(row.status == "done", colour))
     _scale(axes, knob)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -76,7 +81,7 @@ def slice_plot(rows: Sequence[TrialRow], knob: Knob, best: str, title: str) -> M
 
 
 def importance_plot(shares: Sequence[tuple[str, float]], title: str) -> Markup:
-    """One bar for each knob."""
+    """Draws one bar for each knob."""
 
     def draw(width: int) -> Figure:
         narrow = width == NARROW
@@ -89,7 +94,7 @@ def importance_plot(shares: Sequence[tuple[str, float]], title: str) -> Markup:
             middle = place + 0.2 if narrow else place
             axes.barh(middle, 1, height=0.26 if narrow else 0.4, color=LINE)
             axes.barh(middle, share, height=0.26 if narrow else 0.4, color=ACCENT)
-            axes.text(1.015, middle, f"{_POINTS * share:.0f} %", va="center", color=INK)
+            axes.text(1.015, middle, f"{_PERCENT * share:.0f} %", va="center", color=INK)
             where = (0, place - 0.22, "left") if narrow else (-0.02, place, "right")
             axes.text(where[0], where[1], name, va="center", ha=where[2], color=INK)
         return figure
@@ -128,5 +133,5 @@ def _scale(axes: Axes, knob: Knob) -> None:
 
 
 def _short(value: object) -> str:
-    told = str(value)
-    return told if len(told) <= _MOST_SIGNS else f"{told[: _MOST_SIGNS - 1]}…"
+    text = str(value)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"

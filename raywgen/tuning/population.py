@@ -1,4 +1,4 @@
-"""Population-based training: weak trials go on from the weights of strong ones, with other rates."""
+"""Population-based training: weak trials continue from the weights of strong ones, with other rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.tuning.config import TuneConfig
-from raywgen.tuning.pipeline import Pipeline, Plan
+from raywgen.tuning.pipeline import Pipeline, TrialConfigs
 from raywgen.tuning.space import Knob
 
 _GENERATOR = "train.generator."
@@ -20,10 +20,10 @@ _REAL = ("uniform", "loguniform")
 
 
 def check_knobs(pipeline: Pipeline) -> None:
-    """Only what may change while a run goes on: real numbers of the generator, which no shape depends on.
+    """Checks that every knob may change during a run: a real number of the generator that no shape depends on.
 
     Raises:
-        ConfigError: A knob may not.
+        ConfigError: A knob may not change.
     """
     for knob in pipeline.knobs:
         if not knob.key.startswith(_GENERATOR) or knob.kind not in _REAL or knob.when:
@@ -33,14 +33,14 @@ def check_knobs(pipeline: Pipeline) -> None:
             )
 
 
-def check_stage(pipeline: Pipeline, plan: Plan) -> None:
-    """Rungs lie in the last stage, so that a knob of an earlier one would be turned when it is over.
+def check_stage(pipeline: Pipeline, configs: TrialConfigs) -> None:
+    """Checks that all knobs belong to the last stage, where the rungs lie; an earlier stage is over by then.
 
     Raises:
-        ConfigError: A knob is of an earlier stage.
+        ConfigError: A knob belongs to an earlier stage.
     """
-    corpus = Corpus.open(plan.train.corpus)
-    train = plan.train
+    corpus = Corpus.open(configs.train.corpus)
+    train = configs.train
     generator = build_generator(
         train.method, train.generator, measure_normalizers(corpus), data_spec(corpus), train.seed
     )
@@ -55,7 +55,7 @@ def check_stage(pipeline: Pipeline, plan: Plan) -> None:
 
 
 class Population(PopulationBasedTraining):
-    """Ray's, whose members keep their names when they take over all else of another one's config."""
+    """Ray's scheduler, but a member keeps its name when it takes over the config of a better one."""
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
@@ -63,7 +63,7 @@ class Population(PopulationBasedTraining):
 
 
 def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
-    """Members take turns where each is one process; with workers they do not.
+    """Checks that all members fit at once where each trains on workers; single processes take turns.
 
     Raises:
         ConfigError: Not all of them fit.
@@ -76,12 +76,15 @@ def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
 
 
 def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> Population:
-    """Compares all members at every rung, where they wait for each other; values stay within the space."""
+    """Returns a scheduler that compares all members at every rung, where they wait for each other.
+
+    Values that it changes stay within the space.
+    """
     domains = {knob.key: _domain(knob) for knob in knobs}
 
-    def explore(told: dict[str, Any]) -> dict[str, Any]:
-        values = {knob.key: min(max(told["knobs"][knob.key], knob.low), knob.high) for knob in knobs}
-        return {**told, "knobs": values}
+    def explore(trial_config: dict[str, Any]) -> dict[str, Any]:
+        values = {knob.key: min(max(trial_config["knobs"][knob.key], knob.low), knob.high) for knob in knobs}
+        return {**trial_config, "knobs": values}
 
     return Population(
         time_attr="rung",

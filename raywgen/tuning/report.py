@@ -1,4 +1,4 @@
-"""A search as one self-contained HTML page."""
+"""The report of a search: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from raywgen.tuning.results import TABLE, TuneResult
 from raywgen.tuning.space import Knob
 
 REPORT = "report.html"
-_POINTS = 100.0
+_PERCENT = 100.0
 
 
 def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> Path:
-    """Writes `report.html` into the search's folder: best so far, importance, a slice for each knob, all trials."""
+    """Writes `report.html` into the search's folder: best so far, importance, a plot of each knob, all trials."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("raywgen.tuning", "."), PackageLoader("raywgen.evaluation", ".")]),
         autoescape=True,
@@ -38,7 +38,7 @@ def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) 
 
 
 def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> dict[str, Any]:
-    """Everything the template names."""
+    """Returns the values of all variables of the template."""
     best, rows = result.best, result.rows
     names = short_names([knob.key for knob in knobs])
     weight = importance(rows, knobs)
@@ -49,7 +49,7 @@ def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> d
         "run": Path(result.out).resolve().name,
         "written": datetime.now().astimezone(),
         "best": best,
-        "best_points": _POINTS * best.score,
+        "best_points": _PERCENT * best.score,
         "best_knobs": {names[key]: shown(value) for key, value in best.knobs.items()},
         "config": config,
         "config_yaml": to_yaml(config),
@@ -77,7 +77,7 @@ def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> d
         "rows": [
             {
                 "row": row,
-                "points": None if row.score is None else _POINTS * row.score,
+                "points": None if row.score is None else _PERCENT * row.score,
                 "cells": [shown(row.knobs[key]) if key in row.knobs else "" for key in names],
             }
             for row in ordered

@@ -1,8 +1,8 @@
-"""What one trial asks of a cluster, and how many of them never wait for each other.
+"""The resources that one trial needs of a cluster, and how many trials can run without waiting for each other.
 
-A trial holds one CPU itself. While it trains on workers these hold one CPU each, or one GPU, and Ray Data's tasks,
-which feed them, must find one more CPU free. Nothing is taken back from a trial that waits, so only so many may begin
-as could all train at once.
+A trial holds one CPU itself. While it trains on workers these hold one CPU or one GPU each, and Ray Data's tasks,
+which feed them, need one more free CPU. Ray takes nothing back from a waiting trial, so no more trials may begin than
+could all train at once.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from raywgen.training.resource_check import Nodes, Resources, connected_nodes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What a node has in all, in whole units."""
+    """The CPUs and GPUs that a node has, in whole units."""
 
     cpus: int
     gpus: int = 0
 
 
 def cpus_of_trial(num_workers: int, use_gpu: bool) -> int:
-    """Logical CPUs: the trial itself, and with workers one for their data and, without GPUs, one for each."""
+    """Returns a trial's logical CPUs: its own, and with workers one for their data and, without GPUs, one for each."""
     return 1 if num_workers == 0 else 2 if use_gpu else 2 + num_workers
 
 
 def cluster_nodes(train: TrainConfig) -> list[Node]:
-    """The nodes of the Ray session, and where one trial finds no room on them, those that its autoscaler may add."""
+    """Returns the nodes of the Ray session and, where no trial fits on them, those that its autoscaler may add."""
     return nodes_to_come(train, connected_nodes(_requests(train)))
 
 
-def nodes_to_come(train: TrainConfig, told: Nodes) -> list[Node]:
-    """All nodes that there can be. Where nobody knows how many may be added, they are taken to hold one trial."""
-    known = told.alive if told.most is None else told.most
+def nodes_to_come(train: TrainConfig, cluster: Nodes) -> list[Node]:
+    """Returns all nodes that the cluster can have; an unknown number to be added counts as room for one trial."""
+    known = cluster.alive if cluster.most is None else cluster.most
     nodes = [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in known]
-    if told.most is None and trials_at_once(nodes, train.num_workers, train.use_gpu) == 0:
+    if cluster.most is None and trials_at_once(nodes, train.num_workers, train.use_gpu) == 0:
         cpus = cpus_of_trial(train.num_workers, train.use_gpu)
         nodes.append(Node(cpus=cpus, gpus=train.num_workers if train.use_gpu else 0))
     return nodes
 
 
 def _requests(train: TrainConfig) -> list[Resources]:
-    """What one trial asks for, in single units."""
+    """Returns the resources of one trial in single units."""
     gpus = train.num_workers if train.use_gpu else 0
     return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, train.use_gpu), *[{"GPU": 1.0}] * gpus]
 
 
 def trials_at_once(nodes: Sequence[Node], num_workers: int, use_gpu: bool) -> int:
-    """The most trials that all can train at once, wherever Ray puts them; 0 where not even one can.
+    """Returns the most trials that can all train at once, wherever Ray places them; 0 where not even one can.
 
-    Everything is asked for in single units, so that no unit is lost between nodes.
+    Everything is requested in single units, so that no unit is lost between nodes.
     """
     fit = sum(node.cpus for node in nodes) // cpus_of_trial(num_workers, use_gpu)
     if num_workers and use_gpu:
@@ -60,16 +60,16 @@ def trials_at_once(nodes: Sequence[Node], num_workers: int, use_gpu: bool) -> in
     return fit
 
 
-def check_resources(nodes: Sequence[Node], train: TrainConfig, asked: int) -> int:
-    """Trials to run at once.
+def check_resources(nodes: Sequence[Node], train: TrainConfig, requested: int) -> int:
+    """Returns the number of trials to run at once.
 
     Args:
-        nodes: Of the cluster.
-        train: Of a trial.
-        asked: At most so many; 0 for as many as fit.
+        nodes: Nodes of the cluster.
+        train: Training config of a trial.
+        requested: Maximum that the user has set; 0 for as many as fit.
 
     Raises:
-        ConfigError: Not even one fits, or fewer than asked for; nothing has begun, and nothing would ever wait.
+        ConfigError: Not even one trial fits, or fewer than requested.
     """
     workers, use_gpu = train.num_workers, train.use_gpu
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -82,6 +82,8 @@ def check_resources(nodes: Sequence[Node], train: TrainConfig, asked: int) -> in
         remedy = "set train.use_gpu=false, or a lower train.num_workers" if gpus < workers and use_gpu else ""
         remedy = remedy or "set a lower train.num_workers, or 0 for one process,"
         raise ConfigError(f"{needs}, and {has}; {remedy} in `fixed`")
-    if asked > fit:
-        raise ConfigError(f"max_concurrent={asked}: {needs}, and {has}: at most {fit} at once; 0 takes as many as fit")
-    return asked or fit
+    if requested > fit:
+        raise ConfigError(
+            f"max_concurrent={requested}: {needs}, and {has}: at most {fit} at once; 0 takes as many as fit"
+        )
+    return requested or fit

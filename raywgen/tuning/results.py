@@ -1,4 +1,4 @@
-"""What a trial leaves in its folder, and the table of all of them."""
+"""The state that a trial keeps in its folder, and the table of all trials."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _STATE = "trial.json"
 
 
 class TuneError(RuntimeError):
-    """A search that found nothing; the message holds the first trial's reason."""
+    """A search found nothing; the message holds the first trial's reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """What a trial reached at one rung.
+class RungScore:
+    """The score of a trial at one rung.
 
     Attributes:
-        rung: From 1 on.
-        score: The objective, in [0, 1]; 0 of a trial that failed.
-        steps: Optimiser steps up to there, of all stages.
-        seconds: Of preparing, training and judging up to there.
+        rung: Number of the rung, from 1 on.
+        score: The objective, in [0, 1]; 0 where the trial failed.
+        steps: Optimiser steps of all stages up to there.
+        seconds: Time of preparing, training and judging up to there.
     """
 
     rung: int
@@ -42,40 +42,40 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialState:
-    """All that a trial has to know to go on.
+    """All that a trial needs to resume.
 
     Attributes:
         trial: Its name, `000` on.
-        knobs: Its values now.
-        scores: Rung by rung.
-        generation: How often it went on from another trial.
-        start: Pause of another trial's run that this generation began from.
+        knobs: Its current values.
+        scores: Its scores, rung by rung.
+        generation: How often it has continued from another trial.
+        start: Checkpoint of another trial's run that this generation began from.
         failed: Why it cannot be trained; empty otherwise.
     """
 
     trial: str
     knobs: Values
-    scores: tuple[Score, ...] = ()
+    scores: tuple[RungScore, ...] = ()
     generation: int = 0
     start: str = ""
     failed: str = ""
 
-    def at(self, rung: int) -> Score | None:
-        """The score of a rung, where it was reached; of a trial that failed that of its end."""
+    def at(self, rung: int) -> RungScore | None:
+        """Returns the score of a rung, None where it was not reached; a failed trial's last score counts for all."""
         found = next((score for score in self.scores if score.rung == rung), None)
         return self.scores[-1] if found is None and self.failed and self.scores else found
 
-    def with_score(self, score: Score) -> Self:
-        """One more."""
+    def with_score(self, score: RungScore) -> Self:
+        """Returns a state with one more score."""
         return replace(self, scores=(*self.scores, score))
 
     def save(self, folder: Path) -> None:
-        """In one step."""
+        """Writes the state atomically."""
         write_text(folder / _STATE, sealed_json(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """What `save` wrote; None where there is none.
+        """Reads what `save` wrote; None where there is nothing.
 
         Raises:
             ConfigError: The file is damaged.
@@ -89,7 +89,7 @@ class TrialState:
             raise ConfigError(
                 f"{path} is damaged ({error}); delete it and run the same command, which scores this trial again"
             ) from error
-        return cls(**{**content, "scores": tuple(Score(**score) for score in content["scores"])})
+        return cls(**{**content, "scores": tuple(RungScore(**score) for score in content["scores"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,42 +98,42 @@ class TrialRow:
 
     Attributes:
         trial: Its name.
-        status: `done` (to the last rung), `stopped` (by the scheduler), `failed`, or `unfinished`.
-        scores: Rung by rung.
-        knobs: Values of those that exist.
+        status: `done` (reached the last rung), `stopped` (by the scheduler), `failed`, or `unfinished`.
+        scores: Its scores, rung by rung.
+        knobs: Values of the knobs that exist in it.
         reason: Why it failed.
     """
 
     trial: str
     status: str
-    scores: tuple[Score, ...]
+    scores: tuple[RungScore, ...]
     knobs: Values = field(default_factory=dict)
     reason: str = ""
 
     @property
     def score(self) -> float | None:
-        """At the last rung that it reached; None where there is none, or where it failed."""
+        """Score at the last rung that it reached; None where there is none, or where it failed."""
         return self.scores[-1].score if self.scores and self.status != "failed" else None
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that it took."""
+        """Number of optimiser steps that it took."""
         return self.scores[-1].steps if self.scores else 0
 
     def score_at(self, rung: int) -> float | None:
-        """At one rung."""
+        """Returns the score at one rung."""
         return next((score.score for score in self.scores if score.rung == rung), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         out: Its folder.
-        rows: In the order in which trials began.
-        best: The best of those that went furthest.
-        num_rungs: Of a whole trial.
+        rows: Trials in the order in which they began.
+        best: The best of the trials that went furthest.
+        num_rungs: Rungs of a whole trial.
     """
 
     out: str
@@ -143,17 +143,17 @@ class TuneResult:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all trials."""
+        """Number of optimiser steps of all trials."""
         return sum(row.steps for row in self.rows)
 
 
 def trial_folder(out: str, trial: str) -> Path:
-    """Where one lies."""
+    """Returns the folder of a trial."""
     return Path(out) / TRIALS / trial
 
 
 def row_of(state: TrialState, num_rungs: int, is_over: bool) -> TrialRow:
-    """Of a trial whose search says whether it is over."""
+    """Returns the row of a trial; `is_over` says whether its search has ended it."""
     reached = state.scores[-1].rung if state.scores else 0
     if state.failed:
         status = "failed"
@@ -166,7 +166,7 @@ def row_of(state: TrialState, num_rungs: int, is_over: bool) -> TrialRow:
 
 
 def best_row(rows: Sequence[TrialRow]) -> TrialRow:
-    """The highest score at the highest rung that any trial reached; the first of equals.
+    """Returns the trial with the highest score at the highest rung that any reached; the first of equals.
 
     Raises:
         TuneError: No trial has a score.
@@ -180,5 +180,5 @@ def best_row(rows: Sequence[TrialRow]) -> TrialRow:
 
 
 def write_table(rows: Sequence[TrialRow], out: str) -> None:
-    """One line of JSON for each trial."""
+    """Writes one line of JSON for each trial."""
     write_text(Path(out) / TABLE, "".join(json.dumps(asdict(row)) + "\n" for row in rows))

@@ -1,9 +1,14 @@
-"""The search itself, written down event by event: begun again, it is led through all it knew, and then goes on.
+"""The search, logged event by event: a resumed one replays its log and then continues.
 
-Ray Tune's own snapshots come every few seconds, so what is restored from them depends on when a search was killed. Here
-every suggestion and every result is a line of `search.jsonl`. A new process gives the lines in their order to a fresh
-sampler of the same seed and to a fresh scheduler: both then stand where they stood, to the last bit, and trials that
-were under way are begun again under their old names, where they find their own checkpoints.
+Sampler and scheduler are Optuna's and Ray Tune's own. Every suggestion and every result is a line of `search.jsonl`. A
+new process feeds the lines in their order to a fresh sampler of the same seed and to a fresh scheduler: both are then
+in the state that they were in, to the last bit, and trials that were running begin again under their old names, where
+they find their own checkpoints.
+
+Neither library can resume so. Ray Tune's snapshots come every few seconds, so the restored state depends on the moment
+at which a search was killed. Optuna's journal storage keeps trials but not the state of the sampler's random numbers,
+so that a resumed search draws other values than an undisturbed one; it does not give back the order of results across
+trials, by which ASHA decides; and it has no checksums, so that a damaged number is taken as it is.
 """
 
 from __future__ import annotations
@@ -33,12 +38,12 @@ from raywgen.tuning.trial import rung_time
 LOG = "search.jsonl"
 SUGGEST, REPORT, COMPLETE = "suggest", "report", "complete"
 Event = dict[str, Any]
-# Searches of networks have few trials: Optuna's own 10 would be most of them.
+# A search has few trials here: Optuna's default of 10 random ones would be most of them.
 _NUM_RANDOM = 5
 
 
 class SearchLog:
-    """Events in the order in which they came; a line that a kill cut off is none.
+    """Events in the order in which they came; a last line that a kill cut off is dropped.
 
     Args:
         out: Folder of the search.
@@ -64,18 +69,18 @@ class SearchLog:
             ) from error
 
     def write(self, event: Event) -> None:
-        """At once, so that no later event can be known while this one is not."""
+        """Appends an event to the file at once, so that no later event can be kept while this one is lost."""
         self.events.append(event)
         with self._path.open("a") as file:
             file.write(sealed_json(event) + "\n")
 
     def names(self, kind: str) -> list[str]:
-        """Trials of which there is such an event, in order."""
+        """Returns the trials that have an event of this kind, in order."""
         return list(dict.fromkeys(event["trial"] for event in self.events if event["event"] == kind))
 
 
 def make_sampler(config: TuneConfig) -> BaseSampler:
-    """Of the seed; TPE begins with a few random trials, as it must know something first."""
+    """Returns Optuna's sampler with the search's seed; TPE begins with a few random trials."""
     if config.search == "random":
         return RandomSampler(seed=config.seed)
     with warnings.catch_warnings():
@@ -84,7 +89,7 @@ def make_sampler(config: TuneConfig) -> BaseSampler:
 
 
 class Suggestions:
-    """Optuna behind Ray's adapter, by names of trials.
+    """Optuna's sampler behind Ray's adapter; trials are known by their names.
 
     Args:
         config: The search.
@@ -105,29 +110,29 @@ class Suggestions:
         )
 
     def suggest(self, trial: str) -> Values:
-        """The next values; as JSON has them, so that those of a replayed search are the same."""
+        """Returns the next values as JSON keeps them, so that those of a replayed search are equal."""
         with warnings.catch_warnings():
-            # The first draw imports much, and Ray takes that for training.
+            # The first draw imports many modules, and Ray warns that training belongs elsewhere.
             warnings.filterwarnings("ignore", message="Define-by-run", category=UserWarning)
             suggested = self._inner.suggest(trial)
         assert suggested is not None
         return json.loads(json.dumps(suggested["knobs"]))
 
     def report(self, trial: str, rung: int, score: float) -> None:
-        """What a trial reached on its way."""
+        """Records an intermediate score of a trial."""
         self._inner.on_trial_result(trial, {"score": score, "training_iteration": rung})
 
     def complete(self, trial: str, score: float | None) -> None:
-        """What it ended with; None where it died."""
+        """Records the final score of a trial; None where it died."""
         self._inner.on_trial_complete(trial, None if score is None else {"score": score}, error=score is None)
 
 
 @dataclass
 class Replay:
-    """What a search knew when it was interrupted.
+    """The results that a search had when it was interrupted.
 
     Attributes:
-        known: Trial and rung of every report.
+        known: Trial and rung of every result.
         steps: Optimiser steps of each trial.
     """
 
@@ -135,14 +140,14 @@ class Replay:
     steps: dict[str, int] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """One more event."""
+        """Adds one more event."""
         if event["event"] == REPORT or (event["event"] == COMPLETE and event["score"] is not None):
             self.known.add((event["trial"], event["rung"]))
             self.steps[event["trial"]] = event["steps"]
 
 
 class RecordedSearch(Searcher):
-    """Ray's searcher: trials that were under way first, then new ones until the budget is spent.
+    """A searcher of Ray Tune: it suggests interrupted trials first, then new ones until the budget is spent.
 
     Args:
         config: The search.
@@ -150,7 +155,7 @@ class RecordedSearch(Searcher):
         log: Its events so far.
 
     Raises:
-        ConfigError: The log is of another search.
+        ConfigError: The log belongs to another search.
     """
 
     def __init__(self, config: TuneConfig, knobs: tuple[Knob, ...], log: SearchLog) -> None:
@@ -160,12 +165,12 @@ class RecordedSearch(Searcher):
         self._replay = Replay()
         self._knobs: dict[str, Values] = {}
         for event in log.events:
-            self._again(event)
+            self._replay_event(event)
         over = set(log.names(COMPLETE))
         self._waiting = [name for name in log.names(SUGGEST) if name not in over]
         self._names: dict[str, str] = {}
 
-    def _again(self, event: Event) -> None:
+    def _replay_event(self, event: Event) -> None:
         name = event["trial"]
         if event["event"] == SUGGEST:
             self._knobs[name] = self._inner.suggest(name)
@@ -181,7 +186,7 @@ class RecordedSearch(Searcher):
         self._replay.take(event)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, or that there is none."""
+        """Returns the config of the next trial, or `Searcher.FINISHED`."""
         spent = sum(self._replay.steps.values())
         if self._waiting:
             name = self._waiting.pop(0)
@@ -195,7 +200,7 @@ class RecordedSearch(Searcher):
         return {"trial": name, "knobs": self._knobs[name]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A rung that the trial may go on from."""
+        """Records the score at a rung from which the trial may continue."""
         name, rung = self._names[trial_id], result["rung"]
         if (name, rung) in self._replay.known:
             return
@@ -203,7 +208,7 @@ class RecordedSearch(Searcher):
         self._write(REPORT, name, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Its end."""
+        """Records the end of a trial."""
         name = self._names[trial_id]
         score = None if error or not result or "score" not in result else result["score"]
         self._inner.complete(name, score)
@@ -215,14 +220,14 @@ class RecordedSearch(Searcher):
         self._replay.take(self._log.events[-1])
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the log is all there is."""
+        """Does nothing: the log holds the whole state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the log is all there is."""
+        """Does nothing: the log holds the whole state."""
 
 
 class RecordedASHA(ASHAScheduler):
-    """ASHA that knows what it knew: milestones are the rungs, and a rung told again gets the same answer.
+    """ASHA in the state of an interrupted search: milestones are the rungs; a repeated result gets its old answer.
 
     Args:
         config: The search.
@@ -250,32 +255,32 @@ class RecordedASHA(ASHAScheduler):
                     self.on_trial_complete(None, trial, result)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial begins, or begins again."""
+        """Adds a trial, or one that begins again."""
         super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether it may go on."""
+        """Decides whether a trial continues."""
         key = (_named(trial).trial_id, result["rung"])
         if key not in self._answers:
             self._answers[key] = super().on_trial_result(tune_controller, _named(trial), result)
         return self._answers[key]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """It ends."""
+        """Notes that a trial has ended."""
         super().on_trial_complete(tune_controller, _named(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """It was never begun."""
+        """Notes that a trial was removed before it began."""
         super().on_trial_remove(tune_controller, _named(trial))
 
 
 def _named(trial: Any) -> Any:
-    """Ray draws ids anew in every process; names last."""
+    """Returns a stand-in whose id is the trial's name, since Ray draws new ids in every process."""
     return SimpleNamespace(trial_id=trial.config["trial"])
 
 
 def population(config: TuneConfig, knobs: tuple[Knob, ...], log: SearchLog) -> dict[str, Values]:
-    """Members of PBT with the values that they have now."""
+    """Returns the members of a population with their current values."""
     inner = Suggestions(config, knobs)
     members = {}
     for index in range(config.num_trials):

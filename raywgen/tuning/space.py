@@ -1,4 +1,4 @@
-"""The search space as YAML has it, and its meaning: knobs, drawn one after another.
+"""The search space: its form in YAML, and drawing one knob after another.
 
 A knob with `when` exists only where another knob has one of the values named there; otherwise its key keeps its value.
 """
@@ -29,11 +29,11 @@ class Knob:
     """One key that is searched over.
 
     Attributes:
-        key: Dotted.
+        key: Dotted key.
         kind: One of `KINDS`.
-        choices: Of a choice, in order.
-        low: Of the others, included.
-        high: Included.
+        choices: Values of a choice, in order.
+        low: Lowest value of the other kinds, inclusive.
+        high: Highest value, inclusive.
         when: Key of another knob -> its values for which this one exists; all must hold.
     """
 
@@ -45,18 +45,18 @@ class Knob:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def exists(self, drawn: Values) -> bool:
-        """Whether it does beside these values."""
+        """Whether the knob exists beside these values of other knobs."""
         return all(key in drawn and drawn[key] in values for key, values in self.when.items())
 
     def corners(self) -> tuple[Any, ...]:
-        """Values to try a config with: all choices, or both ends."""
+        """Returns the extreme values: all choices, or both ends."""
         if self.kind == "choice":
             return self.choices
         return (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
 
 
 def flatten(tree: Mapping[Any, Any], is_leaf: Callable[[Any], bool], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and nested mappings alike become dotted keys."""
+    """Turns nested mappings into dotted keys; keys that are dotted already may be among them."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -65,15 +65,15 @@ def flatten(tree: Mapping[Any, Any], is_leaf: Callable[[Any], bool], prefix: str
 
 
 def parse_space(tree: Mapping[str, Any]) -> tuple[Knob, ...]:
-    """Reads a space; a knob comes after those that it depends on.
+    """Reads a space and orders its knobs so that each comes after those that it depends on.
 
     Raises:
-        ConfigError: A knob is no knob, or depends on none or on itself; the message names it.
+        ConfigError: A knob is malformed, or depends on an unknown knob or on itself; the message names it.
     """
     found = flatten(tree, lambda value: not isinstance(value, dict) or not value or bool(set(KINDS) & set(value)))
     if not found:
         raise ConfigError("space is empty: name a knob, for instance {train.seed: {int: [0, 9]}}")
-    left = {key: _knob(key, told) for key, told in found.items()}
+    left = {key: _knob(key, value) for key, value in found.items()}
     for knob in left.values():
         for key, values in knob.when.items():
             _check_when(knob.key, left, key, values)
@@ -87,15 +87,15 @@ def parse_space(tree: Mapping[str, Any]) -> tuple[Knob, ...]:
     return tuple(ordered.values())
 
 
-def _knob(key: str, told: Any) -> Knob:
+def _knob(key: str, spec: Any) -> Knob:
     hint = "write it as {choice: [a, b]}, {uniform: [low, high]}, {loguniform: [low, high]} or {int: [low, high]}"
-    kinds = [kind for kind in KINDS if isinstance(told, dict) and kind in told]
+    kinds = [kind for kind in KINDS if isinstance(spec, dict) and kind in spec]
     if len(kinds) != 1:
-        raise ConfigError(f"space: {key} is {told!r}; {hint}")
-    if unknown := set(told) - {*kinds, _WHEN}:
+        raise ConfigError(f"space: {key} is {spec!r}; {hint}")
+    if unknown := set(spec) - {*kinds, _WHEN}:
         raise ConfigError(f"space: {key} has {', '.join(sorted(map(str, unknown)))}; {hint}, and `when` beside it")
-    (kind,), values = kinds, told[kinds[0]]
-    when = _conditions(key, told.get(_WHEN) or {})
+    (kind,), values = kinds, spec[kinds[0]]
+    when = _conditions(key, spec.get(_WHEN) or {})
     if not isinstance(values, list | tuple):
         raise ConfigError(f"space: {key}: {kind} takes a list, not {values!r}; {hint}")
     if kind == "choice":
@@ -112,10 +112,10 @@ def _knob(key: str, told: Any) -> Knob:
     return Knob(key=key, kind=kind, low=low, high=high, when=when)
 
 
-def _conditions(key: str, told: Any) -> dict[str, tuple[Any, ...]]:
-    if not isinstance(told, dict):
-        raise ConfigError(f"space: {key}: `when` takes OTHER_KEY: value, not {told!r}")
-    flat = flatten(told, lambda value: not isinstance(value, dict))
+def _conditions(key: str, when: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(when, dict):
+        raise ConfigError(f"space: {key}: `when` takes OTHER_KEY: value, not {when!r}")
+    flat = flatten(when, lambda value: not isinstance(value, dict))
     return {other: tuple(value) if isinstance(value, list) else (value,) for other, value in flat.items()}
 
 
@@ -130,7 +130,7 @@ def _check_when(key: str, knobs: Mapping[str, Knob], other: str, values: tuple[A
 
 
 def draw(knobs: tuple[Knob, ...], suggest: Callable[[Knob], Any]) -> Values:
-    """One value for each knob that exists beside those before it."""
+    """Draws one value for each knob that exists beside the values before it."""
     drawn: Values = {}
     for knob in knobs:
         if knob.exists(drawn):
@@ -139,7 +139,7 @@ def draw(knobs: tuple[Knob, ...], suggest: Callable[[Knob], Any]) -> Values:
 
 
 def random_values(knobs: tuple[Knob, ...], rng: np.random.Generator) -> Values:
-    """Uniform, each knob on its own scale."""
+    """Draws uniformly, each knob on its own scale."""
 
     def suggest(knob: Knob) -> Any:
         if knob.kind == "choice":
@@ -155,7 +155,7 @@ def random_values(knobs: tuple[Knob, ...], rng: np.random.Generator) -> Values:
 
 
 def optuna_values(knobs: tuple[Knob, ...], trial: optuna.Trial) -> Values:
-    """As Optuna's sampler has it. A choice is of places, since its values may be lists."""
+    """Draws by Optuna's sampler. A choice is drawn as an index, since its values may be lists."""
 
     def suggest(knob: Knob) -> Any:
         if knob.kind == "choice":

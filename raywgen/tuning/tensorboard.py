@@ -1,4 +1,4 @@
-"""Trials in TensorBoard: the score at each rung, and the table of hyperparameters."""
+"""TensorBoard files of trials: the score at each rung, and the table of hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _METRIC = "score"
 
 
 def write_tensorboard(rows: Sequence[TrialRow], out: str) -> None:
-    """Writes what is not there yet: a trial that has gone further than its file says is written anew."""
+    """Writes the trials that have no file yet, and rewrites those that have gone further since."""
     from torch.utils.tensorboard import SummaryWriter
 
     for row in rows:
@@ -30,6 +30,6 @@ def write_tensorboard(rows: Sequence[TrialRow], out: str) -> None:
         with SummaryWriter(str(folder)) as writer:
             for score in row.scores:
                 writer.add_scalar(_METRIC, score.score, score.steps)
-            # The name of the run: without one it would lie in a folder of its own, named by the clock.
+            # Without a name of the run TensorBoard would make another folder, named by the clock.
             writer.add_hparams(knobs, {f"hparam/{_METRIC}": row.score}, run_name=".")
         reached.touch()

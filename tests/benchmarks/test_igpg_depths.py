@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, StretchError, at_depth, num_blocks, stretched
-from raywgen.benchmarks.igpg_depths import Config, zoo_recipe
+from raywgen.benchmarks.igpg_depths import IGPGDepthsConfig, zoo_recipe
 from raywgen.benchmarks.run import run
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
@@ -139,7 +139,7 @@ def test_diversity_is_in_units_of_the_originals_own() -> None:
 
 
 def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
-    zoo = zoo_recipe(Config(data="a.parquet", zoo=["num_steps=500"]), 3)
+    zoo = zoo_recipe(IGPGDepthsConfig(data="a.parquet", zoo=["num_steps=500"]), 3)
     assert [network["depth"] for network in zoo.networks] == [8, 14, 26, 32]
     assert (zoo.seed, zoo.start, zoo.tasks.path, zoo.num_steps) == (3, "own", "a.parquet", 500)
     assert min(zoo.checkpoint_steps) > 0
@@ -150,7 +150,7 @@ def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
 )
 def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)  # pyright: ignore[reportArgumentType]
+        IGPGDepthsConfig(**wrong)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

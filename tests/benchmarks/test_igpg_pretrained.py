@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raywgen.benchmarks.igpg_pretrained import Config, chosen_networks
+from raywgen.benchmarks.igpg_pretrained import IGPGPretrainedConfig, chosen_networks
 from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedError, find_networks, points
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
 from raywgen.benchmarks.trained import TrainingConfig, trained_generators
@@ -102,15 +102,15 @@ def test_images_are_found_beside_the_networks_or_asked_for(tmp_path: Path) -> No
     networks = tmp_path / "networks"
     networks.mkdir()
     with pytest.raises(ValueError, match="dir=PATH"):
-        Config()
+        IGPGPretrainedConfig()
     with pytest.raises(ValueError, match="give data=PATH"):
-        Config(dir=str(networks))
+        IGPGPretrainedConfig(dir=str(networks))
     (tmp_path / "cifar10-train.parquet").touch()
     (networks / "cifar10-test.parquet").touch()
-    config = Config(dir=str(networks))
+    config = IGPGPretrainedConfig(dir=str(networks))
     assert config.data == str(tmp_path / "cifar10-train.parquet")
     assert config.test_data == str(networks / "cifar10-test.parquet")
-    assert Config(dir=str(networks), data="mine", test_data="too").data == "mine"
+    assert IGPGPretrainedConfig(dir=str(networks), data="mine", test_data="too").data == "mine"
 
 
 def test_points_count_correct_images() -> None:

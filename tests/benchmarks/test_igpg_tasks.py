@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raywgen.benchmarks.igpg_tasks import Config, chosen_points, zoo_of
+from raywgen.benchmarks.igpg_tasks import IGPGTasksConfig, chosen_points, zoo_of
 from raywgen.benchmarks.unseen_tasks import UnseenTasks
 from raywgen.generators.igpg import IGPGConfig
 from tests.benchmarks.test_unseen_tasks import unseen
@@ -33,7 +33,7 @@ def test_each_task_takes_its_candidate_with_the_lowest_loss_on_its_examples(unse
 
 @pytest.mark.parametrize(("kind", "start"), [("subsets", "shared"), ("subsets", "own"), ("domains", "shared")])
 def test_the_zoo_has_the_start_and_the_data_that_were_asked_for(kind: str, start: str) -> None:
-    config = Config(data="a.parquet", zoo=["num_seen_tasks=7"])
+    config = IGPGTasksConfig(data="a.parquet", zoo=["num_seen_tasks=7"])
     zoo = zoo_of(config, kind, start, 3)
     assert (zoo.start, zoo.seed, zoo.tasks.path) == (start, 3, "a.parquet")
     assert zoo.tasks.kind == ("class-subsets" if kind == "subsets" else "domains")
@@ -52,4 +52,4 @@ def test_the_zoo_has_the_start_and_the_data_that_were_asked_for(kind: str, start
 )
 def test_settings_that_measure_nothing_are_named(settings: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Config(**settings)
+        IGPGTasksConfig(**settings)

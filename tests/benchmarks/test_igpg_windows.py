@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raywgen.benchmarks import igpg_windows
-from raywgen.benchmarks.igpg_windows import MODES, Config, check_equal, modes_of, qualities, window_of
+from raywgen.benchmarks.igpg_windows import MODES, IGPGWindowsConfig, check_equal, modes_of, qualities, window_of
 from raywgen.benchmarks.run import run
 from raywgen.benchmarks.unseen_tasks import UnseenTasks
 from raywgen.generators import DataSpec
@@ -36,7 +36,7 @@ def windowed(unseen: UnseenTasks, window: int) -> IGPG:
 
 
 def test_both_priors_see_equally_many_chunks() -> None:
-    config = Config()
+    config = IGPGWindowsConfig()
     (_, whole), (_, windows) = config.generators().values()
     assert (whole.prior.window, windows.prior.window) == (0, 16)
     assert whole.prior.batch_size * config.num_chunks == pytest.approx(windows.prior.batch_size * 16, rel=0.05)
@@ -70,7 +70,7 @@ def test_every_mode_is_asked_for_as_its_name_says(unseen: UnseenTasks) -> None:
 def test_equal_priors_give_equal_figures(unseen: UnseenTasks) -> None:
     """Windows of all chunks in every mode but one: the same networks, and the same likelihood."""
     generator = windowed(unseen, 0)
-    figures = qualities(Config(best_of=2), unseen, {"whole": generator, "windows": generator}, 0)
+    figures = qualities(IGPGWindowsConfig(best_of=2), unseen, {"whole": generator, "windows": generator}, 0)
     for name in ("beyond_window", "sequential_0.25", "sequential_0.5", "parallel"):
         assert figures[name] == figures["whole"]
         assert figures[f"tokens_{name}"] == figures["tokens_whole"]
@@ -92,7 +92,7 @@ def test_equal_priors_give_equal_figures(unseen: UnseenTasks) -> None:
 )
 def test_settings_that_measure_nothing_are_named(settings: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Config(**settings)
+        IGPGWindowsConfig(**settings)
 
 
 @pytest.mark.slow

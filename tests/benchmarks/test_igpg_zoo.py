@@ -13,7 +13,7 @@ from raywgen.benchmarks.equal_accuracy import (
     noisy,
     spread,
 )
-from raywgen.benchmarks.igpg_zoo import Config, zoo_recipe
+from raywgen.benchmarks.igpg_zoo import IGPGZooConfig, zoo_recipe
 from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.benchmarks.zoo_ladder import LadderConfig
 from raywgen.evaluation.novelty import distances
@@ -108,17 +108,17 @@ def test_a_stored_network_in_another_order_is_no_new_one() -> None:
 
 def test_recipes_are_the_shipped_ones_with_each_kind_of_start() -> None:
     assert BENCHMARKS["igpg-zoo"] == "raywgen.benchmarks.igpg_zoo"
-    own = zoo_recipe(Config(data="a", test_data="b"), "own", 4)
+    own = zoo_recipe(IGPGZooConfig(data="a", test_data="b"), "own", 4)
     assert (own.seeds_per_task, own.start, own.seed, own.tasks.path, own.tasks.test_path) == (100, "own", 4, "a", "b")
-    rgb = Config(recipe="tiny-cifar10", zoo=["seeds_per_task=7"])
+    rgb = IGPGZooConfig(recipe="tiny-cifar10", zoo=["seeds_per_task=7"])
     branched = zoo_recipe(rgb, "branched", 0)
     assert (branched.branch_steps, branched.seeds_per_task, branched.num_steps) == (200, 7, 2340)
-    assert zoo_recipe(Config(recipe="tiny-cifar10"), "shared", 0).seeds_per_task == 64
+    assert zoo_recipe(IGPGZooConfig(recipe="tiny-cifar10"), "shared", 0).seeds_per_task == 64
 
 
 def test_zoos_of_several_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match="1 architectures, 2 tasks"):
-        zoo_recipe(Config(zoo=["num_unseen_tasks=1"]), "own", 0)
+        zoo_recipe(IGPGZooConfig(zoo=["num_unseen_tasks=1"]), "own", 0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_zoos_of_several_tasks_are_refused() -> None:
 )
 def test_wrong_settings_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)  # pyright: ignore[reportArgumentType]
+        IGPGZooConfig(**wrong)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from raywgen.benchmarks.domains import Config as DomainsConfig
-from raywgen.benchmarks.few_shot_parts import Setting
-from raywgen.benchmarks.leave_one_out import leave_out, nearest_head_accuracy, setting_of, short_name
-from raywgen.benchmarks.transfer import Config as TransferConfig
+from raywgen.benchmarks.domains import DomainsConfig
+from raywgen.benchmarks.few_shot_parts import TaskSource
+from raywgen.benchmarks.leave_one_out import leave_out, nearest_head_accuracy, short_name, task_source
+from raywgen.benchmarks.transfer import TransferConfig
 from raywgen.tasks.episodes import Episode
 
 
@@ -41,10 +41,10 @@ def test_the_nearest_head_is_that_of_the_lowest_loss_on_the_support_set() -> Non
 
 def test_what_is_left_out_comes_last_and_is_tested_on() -> None:
     told = ["plain", "invert", "a/b.parquet::plain"]
-    assert setting_of(told, "invert") == Setting(
+    assert task_source(told, "invert") == TaskSource(
         domains=("plain", "a/b.parquet::plain", "invert"), test_path="", test_domain="invert"
     )
-    assert setting_of(told, "a/b.parquet::plain") == Setting(
+    assert task_source(told, "a/b.parquet::plain") == TaskSource(
         domains=("plain", "invert", "a/b.parquet::plain"), test_path="a/b.parquet", test_domain="plain"
     )
     assert [short_name(name) for name in ("invert", "a/b.parquet::plain", "b.parquet::invert")] == [

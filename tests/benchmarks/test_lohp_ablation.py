@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raywgen.benchmarks.lohp_ablation import Config, draw_heat_maps
+from raywgen.benchmarks.lohp_ablation import LoHpAblationConfig, draw_heat_maps
 
 
 def test_the_heat_maps_tell_every_value(tmp_path: Path) -> None:
@@ -24,4 +24,4 @@ def test_the_heat_maps_tell_every_value(tmp_path: Path) -> None:
 
 def test_lengths_must_divide_the_path() -> None:
     with pytest.raises(ValueError, match="length=5: must divide num_steps=12"):
-        Config(data="digits", lengths=[5])
+        LoHpAblationConfig(data="digits", lengths=[5])

@@ -7,7 +7,7 @@ from typing import Any
 
 from raywgen.corpus import Corpus
 from raywgen.tuning import TrialRow, TuneConfig, TuneResult
-from raywgen.tuning.results import Score
+from raywgen.tuning.results import RungScore
 
 RATE, WIDTH = "train.generator.task_loss.optimizer.learning_rate", "train.generator.width"
 SPACE: dict[str, Any] = {
@@ -27,7 +27,7 @@ def tune_config(corpus: Corpus, out: Path, **changes: Any) -> TuneConfig:
         "train.generator.task_loss.num_steps": 24,
         "train.generator.task_loss.batch_size": 4,
     }
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "corpus": corpus.location,
         "train": "hypernetwork",
         "fixed": fixed | changes.pop("fixed", {}),
@@ -36,14 +36,14 @@ def tune_config(corpus: Corpus, out: Path, **changes: Any) -> TuneConfig:
         "max_concurrent": 1,
         "out": str(out),
     }
-    config = TuneConfig(**(told | changes))
+    config = TuneConfig(**(settings | changes))
     config.objective.num_tasks, config.objective.best_of = 3, 1
     return config
 
 
 def row(trial: str, scores: list[float], status: str = "stopped", **knobs: Any) -> TrialRow:
     """A trial of rungs of 10 steps each."""
-    kept = tuple(Score(rung=i, score=score, steps=10 * i, seconds=1.0 * i) for i, score in enumerate(scores, 1))
+    kept = tuple(RungScore(rung=i, score=score, steps=10 * i, seconds=1.0 * i) for i, score in enumerate(scores, 1))
     return TrialRow(trial=trial, status=status, scores=kept, knobs=knobs)
 
 

@@ -35,8 +35,8 @@ def test_the_state_of_a_trial(tmp_path: Path) -> None:
         else:
             assert found == state, content
     assert len(refusals) > 20
-    for told in refusals:
-        assert re.search(rf"{path} is damaged .*; delete it and run the same command", told)
+    for message in refusals:
+        assert re.search(rf"{path} is damaged .*; delete it and run the same command", message)
 
 
 def test_the_log_of_a_search(tmp_path: Path) -> None:
@@ -56,5 +56,5 @@ def test_the_log_of_a_search(tmp_path: Path) -> None:
             assert found == log.events[: len(found)]
             assert len(found) == content.count(b"\n")
     assert len(refusals) > 20
-    for told in refusals:
-        assert re.search(rf"{LOG}, line \d, is damaged .*; restore the file from a copy, or give another out", told)
+    for message in refusals:
+        assert re.search(rf"{LOG}, line \d, is damaged .*; restore the file from a copy, or give another out", message)

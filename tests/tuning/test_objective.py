@@ -18,8 +18,10 @@ from raywgen.weights import Condition, KeyedNoise
 def bundle(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     # Trained until it is above chance: at chance every split of tasks has the same score, and no test tells them apart.
-    told = {"width": 16, "task_loss": {"num_steps": 150, "batch_size": 8, "optimizer": {"learning_rate": 3e-3}}}
-    config = TrainConfig(method="hypernetwork", generator=told, corpus=zoo_corpus.location, out=str(out), num_workers=0)
+    generator = {"width": 16, "task_loss": {"num_steps": 150, "batch_size": 8, "optimizer": {"learning_rate": 3e-3}}}
+    config = TrainConfig(
+        method="hypernetwork", generator=generator, corpus=zoo_corpus.location, out=str(out), num_workers=0
+    )
     launch([config])
     return out / "generator"
 

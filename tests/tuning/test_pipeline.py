@@ -25,10 +25,10 @@ def test_knobs_and_fixed_values_reach_the_configs() -> None:
     }
     space = {"zoo.optimizers.1.sam.rho": {"choice": [0.0, 0.1]}, "train.generator.policy.mix": {"uniform": [0, 1]}}
     pipeline = Pipeline(config(fixed=fixed, space=space))
-    plan = pipeline.plan({"zoo.optimizers.1.sam.rho": 0.1, "train.generator.policy.mix": 0.25})
-    assert plan.zoo is not None
-    assert [one.sam.rho for one in plan.zoo.optimizers] == [0.0, 0.1]
-    assert (plan.train.generator.policy.mix, plan.train.generator.network.width) == (0.25, 32)
+    configs = pipeline.configs({"zoo.optimizers.1.sam.rho": 0.1, "train.generator.policy.mix": 0.25})
+    assert configs.zoo is not None
+    assert [one.sam.rho for one in configs.zoo.optimizers] == [0.0, 0.1]
+    assert (configs.train.generator.policy.mix, configs.train.generator.network.width) == (0.25, 32)
     assert pipeline.base.train.generator.policy.mix == 0.5
     assert pipeline.turns_zoo
 
@@ -38,25 +38,27 @@ def test_a_trial_takes_nothing_over_from_the_one_before() -> None:
     mix, width = "train.generator.policy.mix", "train.generator.network.width"
     pipeline = Pipeline(config(space={mix: {"uniform": [0, 1]}, width: {"choice": [16, 32]}}))
     base = pipeline.base.train.generator.policy.mix
-    assert pipeline.plan({mix: 0.25, width: 16}).train.generator.policy.mix == 0.25 != base
-    assert pipeline.plan({width: 32}).train.generator.policy.mix == base
+    assert pipeline.configs({mix: 0.25, width: 16}).train.generator.policy.mix == 0.25 != base
+    assert pipeline.configs({width: 32}).train.generator.policy.mix == base
 
 
 def test_one_recipe_has_one_corpus() -> None:
     pipeline = Pipeline(config(space={"zoo.learning_rate": {"choice": [1e-3, 2e-3]}} | SEED))
-    plans = [pipeline.plan({"zoo.learning_rate": rate, "train.seed": seed}) for rate in (1e-3, 2e-3) for seed in (0, 1)]
-    names = [plan.corpus_name for plan in plans]
+    all_configs = [
+        pipeline.configs({"zoo.learning_rate": rate, "train.seed": seed}) for rate in (1e-3, 2e-3) for seed in (0, 1)
+    ]
+    names = [configs.corpus_name for configs in all_configs]
     assert names[0] == names[1] != names[2] == names[3]
 
 
 def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
     save_config(TrainConfig(method="mcdi", shot=3), tmp_path / "mine.yaml")
-    plan = Pipeline(config(train=str(tmp_path / "mine.yaml"))).plan({"train.seed": 2})
-    assert (plan.train.method, plan.train.shot, plan.train.seed) == ("mcdi", 3, 2)
+    configs = Pipeline(config(train=str(tmp_path / "mine.yaml"))).configs({"train.seed": 2})
+    assert (configs.train.method, configs.train.shot, configs.train.seed) == ("mcdi", 3, 2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"zoo": ""}, "give either zoo"),
         ({"corpus": "runs/corpus"}, "give either zoo"),
@@ -71,7 +73,7 @@ def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
         ({"space": {"train.seed.more": {"int": [0, 1]}}}, "train.seed is a value"),
         ({"fixed": {"zoo.num_seen": 3}}, "unknown key 'zoo.num_seen' in fixed; did you mean 'zoo.num_s"),
         ({"fixed": {"train.out": "here"}}, "train.out is chosen by the search"),
-        ({"zoo": "", "corpus": "c", "space": {"zoo.seed": {"int": [0, 1]}}}, "zoo.seed is of a recipe"),
+        ({"zoo": "", "corpus": "c", "space": {"zoo.seed": {"int": [0, 1]}}}, "zoo.seed is a key of a recipe"),
         ({"space": {"train.num_workers": {"int": [0, 4]}}}, "train.num_workers is no knob"),
         (
             {"space": {"train.generator.path.length": {"choice": [4, 5]}}},
@@ -92,10 +94,10 @@ def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_begins(changes: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_is_said_before_anything_begins(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Pipeline(config(**changes)).check()
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -127,7 +129,7 @@ def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: se
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"search": "grid"}, "search=grid: give one of optuna, random"),
         ({"scheduler": "hyperband"}, "scheduler=hyperband: give one of asha, pbt, none"),
@@ -139,6 +141,6 @@ def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: se
         ({"scheduler": "pbt", "num_trials": 4, "max_concurrent": 2}, "as many of them at once as fit"),
     ],
 )
-def test_settings_are_checked(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told.replace("(", r"\(")):
+def test_settings_are_checked(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected.replace("(", r"\(")):
         TuneConfig(**changes)

@@ -63,9 +63,9 @@ def test_a_trial_that_is_over_before_its_end_was_stopped_or_has_failed() -> None
 def test_the_table_of_trials_shows_every_value_at_any_width(width: int) -> None:
     table = trials_table(ROWS, 3, Console(width=width))
     assert [column.header for column in table.columns][4:] == (["values"] if width == 40 else ["a", "b", "c"])
-    told = "\n".join(str(cell) for column in table.columns for cell in column.cells)
-    assert "a longer value" in told
-    assert "0.001" in told
+    text = "\n".join(str(cell) for column in table.columns for cell in column.cells)
+    assert "a longer value" in text
+    assert "0.001" in text
 
 
 def test_importance_finds_the_knob_that_matters() -> None:
@@ -133,8 +133,8 @@ def test_tensorboard_has_hyperparameters_and_curves(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard" / "002"))
     events.Reload()
     read = plugin_data_pb2.HParamsPluginData.FromString  # pyright: ignore[reportAttributeAccessIssue]
-    told = [read(content) for content in events.PluginTagToContent("hparams").values()]
-    started = next(one for one in told if one.HasField("session_start_info")).session_start_info.hparams
+    contents = [read(content) for content in events.PluginTagToContent("hparams").values()]
+    started = next(one for one in contents if one.HasField("session_start_info")).session_start_info.hparams
     assert (started["train.a"].number_value, started["train.b"].string_value) == (0.2, "x")
     assert [(point.step, round(point.value, 3)) for point in events.Scalars("score")] == [
         (10, 0.6),

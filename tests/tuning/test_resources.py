@@ -10,8 +10,8 @@ from raywgen.training.resource_check import Nodes
 from raywgen.tuning.resources import Node, check_resources, nodes_to_come, trials_at_once
 
 CLUSTERS = [
-    [Node(cpus=cpus, gpus=gpus) for cpus, gpus in told]
-    for told in [[(1, 0)], [(2, 0)], [(5, 0)], [(1, 0), (4, 0)], [(3, 1), (0, 0)], [(4, 4)], [(1, 2), (3, 0), (2, 2)]]
+    [Node(cpus=cpus, gpus=gpus) for cpus, gpus in sizes]
+    for sizes in [[(1, 0)], [(2, 0)], [(5, 0)], [(1, 0), (4, 0)], [(3, 1), (0, 0)], [(4, 4)], [(1, 2), (3, 0), (2, 2)]]
 ]
 
 
@@ -49,9 +49,9 @@ def test_what_no_cluster_has_is_one_line_that_names_the_key() -> None:
     nodes = [Node(cpus=2), Node(cpus=1)]
     with pytest.raises(ConfigError) as caught:
         check_resources(nodes, train(num_workers=8), 0)
-    told = str(caught.value)
-    assert "a trial of train.num_workers=8 needs 10 CPUs" in told
-    assert "this cluster has 3 CPUs and 0 GPUs on 2 nodes; set a lower train.num_workers" in told
+    message = str(caught.value)
+    assert "a trial of train.num_workers=8 needs 10 CPUs" in message
+    assert "this cluster has 3 CPUs and 0 GPUs on 2 nodes; set a lower train.num_workers" in message
     with pytest.raises(ConfigError, match=r"needs 2 CPUs and 1 GPUs.*set train.use_gpu=false"):
         check_resources(nodes, train(num_workers=1, use_gpu=True), 0)
     with pytest.raises(ConfigError, match=r"max_concurrent=2: .* at most 1 at once"):
@@ -74,7 +74,7 @@ def test_what_an_autoscaler_may_add_counts() -> None:
 
 @pytest.mark.parametrize("use_gpu", [False, True])
 def test_where_nobody_knows_what_may_be_added_one_trial_begins(use_gpu: bool) -> None:
-    told = train(num_workers=3, use_gpu=use_gpu)
-    assert check_resources(nodes_to_come(told, Nodes(alive=[{"CPU": 1.0}], most=None)), told, 0) == 1
+    config = train(num_workers=3, use_gpu=use_gpu)
+    assert check_resources(nodes_to_come(config, Nodes(alive=[{"CPU": 1.0}], most=None)), config, 0) == 1
     large = Nodes(alive=[{"CPU": 10.0, "GPU": 6.0}], most=None)
-    assert check_resources(nodes_to_come(told, large), told, 0) == 2
+    assert check_resources(nodes_to_come(config, large), config, 0) == 2

@@ -26,9 +26,9 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-def drive(told: TuneConfig, most_events: int | None = None) -> list[dict[str, Any]]:
+def drive(settings: TuneConfig, most_events: int | None = None) -> list[dict[str, Any]]:
     """One trial at a time as Ray does it, with the result of a closed form; killed after some events."""
-    log = SearchLog(told.out)
+    log = SearchLog(settings.out)
     write = log.write
 
     def write_or_die(event: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def drive(told: TuneConfig, most_events: int | None = None) -> list[dict[str, An
         write(event)
 
     log.write = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
-    search, scheduler = RecordedSearch(told, SPACE, log), RecordedASHA(told, log)
+    search, scheduler = RecordedSearch(settings, SPACE, log), RecordedASHA(settings, log)
     for index in range(100):
         suggested = search.suggest(f"ray-{index}")
         if suggested == Searcher.FINISHED:
@@ -47,13 +47,13 @@ def drive(told: TuneConfig, most_events: int | None = None) -> list[dict[str, An
         values = suggested["knobs"]
         for rung in range(1, 4):
             score = 1 - (values["train.x"] - 0.3) ** 2 - values["train.seed"] / 1000 + rung / 100
-            result = {"score": score, "rung": rung, "time": rung_time(rung, told), "steps": 10 * rung}
+            result = {"score": score, "rung": rung, "time": rung_time(rung, settings), "steps": 10 * rung}
             if scheduler.on_trial_result(None, trial, result) == "STOP":
                 scheduler.on_trial_complete(None, trial, result)
                 search.on_trial_complete(f"ray-{index}", result)
                 break
             search.on_trial_result(f"ray-{index}", result)
-    return SearchLog(told.out).events
+    return SearchLog(settings.out).events
 
 
 @pytest.mark.parametrize("search", ["optuna", "random"])

@@ -112,7 +112,7 @@ def test_a_choice_may_be_of_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "expected"),
     [
         ({}, "space is empty"),
         ({"a": 3}, "a is 3; write it as"),
@@ -132,8 +132,8 @@ def test_a_choice_may_be_of_lists() -> None:
         ({"a": {"int": [0, 1], "when": {"b": 1}}, "b": {"int": [0, 1], "when": {"a": 1}}}, "a, b wait for each other"),
     ],
 )
-def test_what_is_no_space_is_refused(tree: dict[str, Any], told: str) -> None:
+def test_what_is_no_space_is_refused(tree: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_space(tree)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)

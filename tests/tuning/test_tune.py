@@ -52,10 +52,10 @@ def command(config: TuneConfig, path: Path) -> list[str]:
 
 def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpus, tmp_path: Path) -> None:
     fixed = {STEPS: 300}
-    told = tune_config(zoo_corpus, tmp_path / "whole", fixed=fixed, num_trials=3)
+    config = tune_config(zoo_corpus, tmp_path / "whole", fixed=fixed, num_trials=3)
     with ray_of(1):
-        whole = tune(told)
-    broken = replace(told, out=str(tmp_path / "broken"))
+        whole = tune(config)
+    broken = replace(config, out=str(tmp_path / "broken"))
     process = subprocess.Popen(command(broken, tmp_path / "broken.yaml"), stdout=subprocess.DEVNULL)
     run = tmp_path / "broken" / "trials" / "001" / "run-0"
     while len(read_metrics(run)) < 20 and process.poll() is None:
@@ -85,7 +85,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     launch([best])
     assert (tmp_path / "whole" / "best" / "generator" / "generator.json").is_file()
     with pytest.raises(ConfigError, match="holds another search"):
-        tune(replace(told, seed=1))
+        tune(replace(config, seed=1))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -101,7 +101,7 @@ def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers:
         "train.generator.task_loss.batch_size": 4,
     }
     save_config(TINY_ZOO, tmp_path / "zoo.yaml")
-    told = TuneConfig(
+    config = TuneConfig(
         zoo=str(tmp_path / "zoo.yaml"),
         train="hypernetwork",
         fixed=fixed,
@@ -111,17 +111,17 @@ def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers:
         out=str(tmp_path / "out"),
     )
     with ray_of(1 + num_workers), pytest.raises(ConfigError, match=f"needs {2 + num_workers} CPUs"):
-        tune(told)
+        tune(config)
     assert not (tmp_path / "out" / "trials").exists()
     with ray_of(2 + num_workers):
-        result = tune(told)
+        result = tune(config)
     assert {row.status for row in result.rows} <= {"done", "stopped"}
     recipes = {row.knobs["zoo.learning_rate"] for row in result.rows}
     assert len([path for path in (tmp_path / "out" / "corpora").iterdir() if path.is_dir()]) == len(recipes)
 
 
 def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    told = tune_config(
+    config = tune_config(
         zoo_corpus,
         tmp_path,
         scheduler="pbt",
@@ -130,7 +130,7 @@ def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus,
         max_concurrent=0,
     )
     with ray_of(2):
-        result = tune(told)
+        result = tune(config)
     assert [row.status for row in result.rows] == ["done"] * 4
     states = [TrialState.load(tmp_path / "trials" / row.trial) for row in result.rows]
     moved = [state for state in states if state is not None and state.generation > 0]
@@ -140,4 +140,4 @@ def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus,
         assert (Path(state.start) / "progress.json").is_file()
         assert 1e-5 <= state.knobs[RATE] <= 1e-1
     with ray_of(1):
-        assert facts(tune(told)) == facts(result)
+        assert facts(tune(config)) == facts(result)
