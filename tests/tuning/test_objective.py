@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
+from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.bundle import load_bundle
+from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.tasks import build_task
 from raywgen.training import TrainConfig, launch
 from raywgen.tuning import ObjectiveConfig
@@ -18,7 +20,8 @@ from raywgen.weights import Condition, KeyedNoise
 def bundle(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     # Trained until it is above chance: at chance every split of tasks has the same score, and no test tells them apart.
-    generator = {"width": 16, "task_loss": {"num_steps": 150, "batch_size": 8, "optimizer": {"learning_rate": 3e-3}}}
+    task_loss = StageConfig(num_steps=150, batch_size=8, optimizer=OptimizerConfig(learning_rate=3e-3))
+    generator = HypernetworkConfig(width=16, task_loss=task_loss)
     config = TrainConfig(
         method="hypernetwork", generator=generator, corpus=zoo_corpus.location, out=str(out), num_workers=0
     )
