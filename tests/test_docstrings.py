@@ -49,7 +49,6 @@ ALLOWED = {
     "raywgen/tasks": 33,
     "raywgen/tasks/networks": 3,
     "raywgen/training": 40,
-    "raywgen/zoo": 13,
 }
 """Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""
 

@@ -1,4 +1,4 @@
-"""What a zoo holds and how its networks are trained."""
+"""Settings of a zoo: its tasks and networks, and how these are trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXECUTIONS = ("auto", "stacked", "sequential")
 
 @dataclass(kw_only=True)
 class ZooTasks:
-    """What networks are trained for.
+    """The tasks that networks are trained for.
 
     Attributes:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
@@ -38,8 +38,8 @@ class ZooTasks:
         domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
             Episodes take turns in them, those of unseen tasks in the last ones alone; other data gives all its classes,
             and none of the validation tasks.
-        num_unseen_domains: How many of the domains, the last ones, are those of unseen tasks.
-        num_features: Of a sentence, as a hashed bag of words.
+        num_unseen_domains: Number of domains, the last ones, that only unseen tasks have.
+        num_features: Features of a sentence, a hashed bag of words.
         encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.
     """
@@ -76,15 +76,15 @@ class ZooTasks:
 
 @dataclass(kw_only=True)
 class ZooOptimizer:
-    """One of several ways of optimising.
+    """One of several optimisers that each train all networks.
 
     Attributes:
         optimizer: `adam`, `adamw` or `sgd`.
-        learning_rate: At the first step.
-        momentum: Of `sgd`.
-        weight_decay: Decoupled for `adamw`.
+        learning_rate: Rate at the first step.
+        momentum: Momentum of `sgd`.
+        weight_decay: Weight decay; decoupled for `adamw`.
         schedule: `constant` or `cosine`.
-        sam: Sharpness-aware minimisation.
+        sam: Settings of sharpness-aware minimisation.
     """
 
     optimizer: str = "adam"
@@ -105,7 +105,7 @@ class ZooConfig:
     third as far from each other as two tasks do.
 
     Attributes:
-        tasks: What networks are trained for.
+        tasks: Tasks that networks are trained for.
         networks: Each the widths of a ReLU perceptron, a registry name, or a mapping with `name` (of the registry or
             `package.module:Class`) and arguments.
         num_seen_tasks: Tasks whose networks a generator is trained on.
@@ -115,20 +115,20 @@ class ZooConfig:
             seen task is its held-out trajectory, where there are several.
         start: `shared` by all networks of an architecture, `own` (drawn by each one's seed), or `branched` (a shared
             start trained for `branch_steps` on the first seen task).
-        branch_steps: Of a branched start.
+        branch_steps: Steps that a branched start is trained for.
         optimizers: Each trains all networks; without any, Adam at `learning_rate`.
         num_steps: Optimiser steps of each network.
         checkpoint_steps: Steps whose weights are kept, ascending; 0 is the start.
         keep_optimizer: Keep the optimiser's tensors beside each checkpoint, so that training can go on from it.
-        batch_size: Samples of a step.
-        learning_rate: Of Adam, where no `optimizers` are given.
+        batch_size: Samples in a step.
+        learning_rate: Rate of Adam, where no `optimizers` are given.
         augment: `flip`, `shift-K`, or both joined by `+`.
         loss: `balanced` or `plain`.
         execution: `stacked` trains networks at once, `sequential` one after another in channels-last, `auto` measures
             which is faster here.
-        num_condition_samples: Labelled training samples that a task shows to a generator.
-        stack_size: Networks of one Ray task.
-        seed: Of tasks, starts, data orders and condition samples.
+        num_condition_samples: Labelled training samples of a task that are kept as the condition of a generator.
+        stack_size: Networks that one worker trains at a time.
+        seed: Seed of tasks, starts, data orders and condition samples.
         out: Where the corpus goes: a path or URI that all nodes reach.
 
     Raises:
@@ -182,7 +182,11 @@ class ZooConfig:
             raise ValueError(f"optimizers: {', '.join(labels)} are not all different; change an optimizer or sam.rho")
 
     def fits(self) -> list[FitConfig]:
-        """One per optimiser; refuses unknown settings."""
+        """Returns the training settings of each optimiser.
+
+        Raises:
+            ValueError: A setting is not one that training knows.
+        """
         chosen = self.optimizers or [ZooOptimizer(learning_rate=self.learning_rate)]
         return [
             FitConfig(
@@ -196,11 +200,11 @@ class ZooConfig:
         ]
 
     def network_recipes(self) -> list[dict[str, Any]]:
-        """What `build_network` takes."""
+        """Returns the networks in the form that `build_network` takes."""
         return [network_recipe(network) for network in self.networks]
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the networks: all but where they are stored and how many are trained at once."""
+        """Returns what decides the networks: all but where they are stored and how many are trained at once."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_OF_THE_RECIPE}
 
     def _check_networks(self) -> None:

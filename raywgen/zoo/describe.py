@@ -1,4 +1,4 @@
-"""Reads what people say of networks that they bring along: what they do, and how they are built.
+"""Reads a user's description of imported networks: what they do, and how they are built.
 
 tasks:
   cifar10: {name: images, path: cifar10-train.parquet, test_path: cifar10-test.parquet}
@@ -31,7 +31,7 @@ _SPLITS = ("seen", "validation", "unseen")
 
 
 def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64, seed: int = 0) -> Corpus:
-    """Adds what a YAML file says to a corpus in place.
+    """Adds the descriptions of a YAML file to a corpus in place.
 
     Args:
         location: The corpus.
@@ -39,7 +39,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
             `build_task` and maybe `instruction` and `split`; and `networks`, by the names that `raywgen corpus info`
             lists, each what `network_recipe` takes.
         num_condition_samples: Labelled samples of each task that are kept for conditioning.
-        seed: Of these.
+        seed: Seed of their draw.
 
     Raises:
         ConfigError: The file cannot be read, or holds something else.
@@ -48,7 +48,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
     """
     content = _read(Path(path))
     corpus = Corpus.open(location)
-    recipes = by_network_name(corpus, {str(name): network_recipe(told) for name, told in content["networks"].items()})
+    recipes = by_network_name(corpus, {str(name): network_recipe(entry) for name, entry in content["networks"].items()})
     with trusting(*named_in(content)):
         built = {
             network.name: _built(network.name, recipes[network.name], network.layout)
@@ -56,7 +56,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
             if network.name in recipes
         }
         tasks = [
-            _task(str(task_id), told, path, num_condition_samples, seed) for task_id, told in content["tasks"].items()
+            _task(str(task_id), entry, path, num_condition_samples, seed) for task_id, entry in content["tasks"].items()
         ]
     return describe(location, tasks, recipes, built)
 
@@ -78,10 +78,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _built(name: str, recipe: Mapping[str, Any], stored: Layout) -> Layout:
-    """The layout of what a recipe builds: its names and dtypes, with the flat vector of the corpus.
+    """Returns the layout of what a recipe builds: its names and dtypes, with the flat vector of the corpus.
 
     Raises:
-        TaskError: It is another architecture than the corpus holds.
+        TaskError: The recipe builds another architecture than the corpus holds.
     """
     with torch.device("meta"):
         built = Layout.from_state_dict(build_network(recipe).state_dict())
@@ -104,10 +104,10 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _task(task_id: str, told: Any, path: str, num_condition_samples: int, seed: int) -> TaskFacts:
-    if not isinstance(told, dict):
+def _task(task_id: str, entry: Any, path: str, num_condition_samples: int, seed: int) -> TaskFacts:
+    if not isinstance(entry, dict):
         raise ConfigError(f"{path}: task '{task_id}' is no recipe; write for instance {{name: images, path: ...}}")
-    recipe = {str(key): value for key, value in told.items()}
+    recipe = {str(key): value for key, value in entry.items()}
     split = str(recipe.pop(_SPLIT, _SPLITS[0]))
     if split not in _SPLITS:
         raise ConfigError(f"{path}: split={split} of task '{task_id}': give one of {', '.join(_SPLITS)}")

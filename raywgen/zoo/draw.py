@@ -1,4 +1,4 @@
-"""Which tasks a zoo's networks are trained for."""
+"""Draws the tasks that a zoo's networks are trained for."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Recipes = dict[str, list[dict[str, Any]]]
 
 
 def draw_tasks(config: ZooConfig) -> Recipes:
-    """Recipes of tasks by split: `seen`, `validation`, `unseen`.
+    """Draws the recipes of tasks by split: `seen`, `validation`, `unseen`.
 
     Raises:
-        TaskError: More tasks are asked for than there are.
+        TaskError: The config wants more tasks than there are.
     """
     recipes = _DRAW[config.tasks.kind](config)
     if not config.tasks.encoder:
         return recipes
-    encoder = _placed_encoder(config.tasks.encoder)
+    encoder = _absolute_encoder(config.tasks.encoder)
     return {split: [_seen_through(encoder, recipe) for recipe in drawn] for split, drawn in recipes.items()}
 
 
-def placed_networks(config: ZooConfig) -> list[dict[str, Any]]:
-    """What `build_network` takes, on any node."""
-    return [_placed_network(recipe) for recipe in config.network_recipes()]
+def network_recipes(config: ZooConfig) -> list[dict[str, Any]]:
+    """Returns recipes of the networks that mean the same on any node."""
+    return [_absolute_network(recipe) for recipe in config.network_recipes()]
 
 
 def _digits_subsets(config: ZooConfig) -> Recipes:
@@ -61,9 +61,9 @@ def _class_subsets(config: ZooConfig) -> Recipes:
 
 def _episodes(config: ZooConfig) -> Recipes:
     names = ("way", "shot", "num_query", "group", "rotations", "path", "size", "channels")
-    told = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
-    told["path"] = _placed(config.tasks.path)
-    known, new = _parted_domains(config) if config.tasks.domains else ([("", "plain")], [("", "plain")])
+    shared = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
+    shared["path"] = _absolute(config.tasks.path)
+    known, new = _split_domains(config) if config.tasks.domains else ([("", "plain")], [("", "plain")])
     # Other data has no classes apart for validation.
     own = [(path, domain) for path, domain in known if not path] or [("", "plain")]
     drawn: Recipes = {}
@@ -77,12 +77,12 @@ def _episodes(config: ZooConfig) -> Recipes:
             path, domain = domains[index % len(domains)]
             # Classes of other data cannot be those of a split of this data.
             other = {"path": path, "group": "", "split": "all"} if path else {}
-            drawn[split].append(told | {"split": classes, "index": index, "domain": domain} | other)
+            drawn[split].append(shared | {"split": classes, "index": index, "domain": domain} | other)
     return drawn
 
 
 def _domains(config: ZooConfig) -> Recipes:
-    known, new = _parted_domains(config)
+    known, new = _split_domains(config)
 
     def recipe(path: str, domain: str) -> dict[str, Any]:
         other = {"path": path, "test_path": ""} if path else {}
@@ -91,34 +91,34 @@ def _domains(config: ZooConfig) -> Recipes:
     return {"seen": [recipe(*one) for one in known], "validation": [], "unseen": [recipe(*one) for one in new]}
 
 
-def _parted_domains(config: ZooConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Path and domain of each known and each new `DOMAIN`, or `PATH::DOMAIN` for a domain that is other data."""
+def _split_domains(config: ZooConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Returns path and domain of each known and of each new domain; `PATH::DOMAIN` is a domain of other data."""
     if len(set(config.tasks.domains)) < len(config.tasks.domains):
         raise TaskError(f"tasks.domains={config.tasks.domains}: a domain is named twice; name each once")
-    parts = (told.rpartition("::") for told in config.tasks.domains)
-    told = [(_placed(path), domain) for path, _, domain in parts]
-    num_known = len(told) - config.tasks.num_unseen_domains
-    return told[:num_known], told[num_known:]
+    parts = (name.rpartition("::") for name in config.tasks.domains)
+    domains = [(_absolute(path), domain) for path, _, domain in parts]
+    num_known = len(domains) - config.tasks.num_unseen_domains
+    return domains[:num_known], domains[num_known:]
 
 
 def _image_recipe(config: ZooConfig) -> dict[str, Any]:
     names = ("path", "test_path", "size", "channels", "limit", "test_limit")
-    told = {"name": "images"} | {name: getattr(config.tasks, name) for name in names}
-    return told | {name: _placed(told[name]) for name in ("path", "test_path")}
+    recipe = {"name": "images"} | {name: getattr(config.tasks, name) for name in names}
+    return recipe | {name: _absolute(recipe[name]) for name in ("path", "test_path")}
 
 
 def _texts(config: ZooConfig) -> Recipes:
-    told = {"name": "texts", "path": _placed(config.tasks.path), "num_features": config.tasks.num_features}
-    return {"seen": [told], "validation": [], "unseen": []}
+    recipe = {"name": "texts", "path": _absolute(config.tasks.path), "num_features": config.tasks.num_features}
+    return {"seen": [recipe], "validation": [], "unseen": []}
 
 
-def _placed(path: str) -> str:
-    """Means the same to a worker, and to whoever reads the recipe later."""
+def _absolute(path: str) -> str:
+    """Returns a path that means the same to a worker, and to whoever reads the recipe later."""
     return path if path in ("", DIGITS) else absolute(path)
 
 
-def _placed_encoder(told: str) -> str:
-    return _placed(told) if encoder_kind(told) == "folder" else told
+def _absolute_encoder(encoder: str) -> str:
+    return _absolute(encoder) if encoder_kind(encoder) == "folder" else encoder
 
 
 def _seen_through(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +127,10 @@ def _seen_through(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
     return {"name": "encoded", "encoder": encoder, "task": recipe}
 
 
-def _placed_network(recipe: dict[str, Any]) -> dict[str, Any]:
-    """An adapter names the file of the weights that it adapts."""
+def _absolute_network(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Makes the path in an adapter's recipe absolute, which names the weights that it adapts."""
     is_adapter = recipe["name"] == "lora" and recipe.get("weights")
-    return recipe | {"weights": _placed(recipe["weights"])} if is_adapter else recipe
+    return recipe | {"weights": _absolute(recipe["weights"])} if is_adapter else recipe
 
 
 _DRAW = {

@@ -15,7 +15,7 @@ import torch
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit, network_name, repeat_state
 from raywgen.tasks.train_loop import EXECUTIONS
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.draw import draw_tasks, placed_networks
+from raywgen.zoo.draw import draw_tasks, network_recipes
 from raywgen.zoo.plan import initial_state
 
 _MOST_NETWORKS = 16
@@ -59,7 +59,7 @@ def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None
     Returns:
         The execution of each network by its name.
     """
-    recipes = [recipe for drawn in draw_tasks(config).values() for recipe in drawn]
+    recipes = [recipe for of_split in draw_tasks(config).values() for recipe in of_split]
     task = build_task(recipes[0])
     data = FitData.joined([task.train_inputs], task.train_y_S, config.tasks.channels or 1)
     one = replace(config.fits()[0], num_steps=_STEPS)
@@ -68,7 +68,7 @@ def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for recipe in placed_networks(config):
+        for recipe in network_recipes(config):
             times = _measure(recipe, data, one, num)
             name = network_name(recipe)
             executions[name] = times.faster

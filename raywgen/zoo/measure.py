@@ -1,6 +1,6 @@
-"""What trained networks are worth: loss on training samples, accuracy on test samples.
+"""Measures trained networks: loss on training samples, accuracy on test samples.
 
-Shape legend: N networks, S samples, F features, C classes.
+Shape letters beyond the legend in `raywgen.weights`: N networks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def measure(
     test: FitData,
     execution: str,
 ) -> tuple[Tensor, Tensor]:
-    """Balanced training loss `(N,)` (on at most 2,048 samples) and balanced test accuracy `(N,)`.
+    """Returns balanced training loss `(N,)`, on at most 2,048 samples, and balanced test accuracy `(N,)`.
 
     Args:
         module: Any network of the architecture, in eval mode.
         state_N: A stacked `state_dict`.
-        train: Samples of the N networks.
-        test: Likewise.
+        train: Training samples of the N networks.
+        test: Test samples of the N networks.
         execution: As the networks were trained.
     """
     first = train.first(_MAX_TRAIN_SAMPLES)
@@ -42,7 +42,7 @@ def measure(
 def network_logits(
     module: nn.Module, state_N: dict[str, Tensor], x: Tensor, execution: str, rows_NS: Tensor | None = None
 ) -> Tensor:
-    """Outputs `(N, S, C)`, some samples at a time; arguments as `measure`, `x` and `rows_NS` as `FitData`."""
+    """Returns outputs `(N, S, C)`, computed some samples at a time; `x` and `rows_NS` are those of `FitData`."""
     num = len(next(iter(state_N.values())))
     if execution == "stacked":
         size = max(1, _VALUES_AT_ONCE // (num * x.shape[-1]))
@@ -58,7 +58,7 @@ def network_logits(
 
 
 def _parts(x: Tensor, rows_NS: Tensor | None, size: int) -> Iterable[Tensor]:
-    """Inputs of `size` samples at a time: `(S, F)` where all networks share them, else `(N, S, F)`."""
+    """Yields inputs of `size` samples: `(S, F)` where all networks share them, else `(N, S, F)`."""
     if rows_NS is None:
         return x.split(size, dim=-2)
     rows = rows_NS[0] if len(rows_NS) == 1 else rows_NS

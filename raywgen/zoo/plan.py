@@ -1,4 +1,4 @@
-"""Which networks a zoo trains, in stacks of one architecture, optimiser and split."""
+"""Plans which networks a zoo trains, in stacks of one architecture, optimiser and split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raywgen.tasks import (
 )
 from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.draw import draw_tasks, placed_networks
+from raywgen.zoo.draw import draw_tasks, network_recipes
 
 # A seen task's last trajectory is kept from training; its name says so.
 _HELD_OUT = {"seen": "heldout"}
@@ -35,12 +35,13 @@ _SHARED_VALUES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """An architecture with the start of its networks.
+    """An architecture and the initial weights of its networks.
 
     Attributes:
-        network: Name, recipe, layout.
-        state: The shared or branched start; a start of one's own is drawn like it, by a seed of one's own.
-        seed: Of the start.
+        network: Name, recipe and layout.
+        state: The shared or branched start; where each network has its own start, it is drawn like this one by its own
+            seed.
+        seed: Seed of the start.
         kind: `shared`, `own` or `branched`.
     """
 
@@ -51,20 +52,20 @@ class Start:
 
     @property
     def checkpoint_id(self) -> str:
-        """Of the start, in the corpus."""
+        """The checkpoint id of the start in the corpus."""
         return f"{self.network.name}/start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One network to train.
+class TrajectorySpec:
+    """One trajectory to train.
 
     Attributes:
-        task_recipe: What it learns.
-        split: Of its checkpoints.
+        task_recipe: Task that the network learns.
+        split: Split of its checkpoints.
         trajectory: Its number among the task's trajectories.
-        order_seed: Of its data order.
-        start_seed: Of its start.
+        order_seed: Seed of its data order.
+        start_seed: Seed of its start.
     """
 
     task_recipe: dict[str, Any]
@@ -76,26 +77,26 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Networks that one Ray task trains, and the name of the shard it writes."""
+    """Trajectories that one worker trains together, and the name of the shard that it writes."""
 
     name: str
     start: Start
-    jobs: tuple[Job, ...]
+    trajectories: tuple[TrajectorySpec, ...]
     fit: FitConfig
     execution: str
     channels: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A whole zoo, before any training."""
+class ZooPlan:
+    """All starts, stacks and tasks of a zoo, before any training."""
 
     starts: list[Start]
     stacks: list[Stack]
     tasks: list[TaskFacts]
 
 
-def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> Plan:
+def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> ZooPlan:
     """Draws tasks, starts and data orders by the config's seed.
 
     Args:
@@ -103,32 +104,34 @@ def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> 
         executions: Network name -> `stacked` or `sequential`, where `config.execution` is `auto`.
 
     Raises:
-        TaskError: More tasks are asked for than there are, or a network does not take their samples.
+        TaskError: The config wants more tasks than there are, or a network does not take their samples.
     """
     recipes = draw_tasks(config)
-    tasks = {split: [build_task(recipe) for recipe in drawn] for split, drawn in recipes.items()}
-    every = [task for drawn in tasks.values() for task in drawn]
-    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(placed_networks(config))]
-    jobs = _jobs(config, tasks)
+    tasks = {split: [build_task(recipe) for recipe in of_split] for split, of_split in recipes.items()}
+    every = [task for of_split in tasks.values() for task in of_split]
+    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(network_recipes(config))]
+    trajectories = _trajectory_specs(config, tasks)
     stacks = [
         stack
         for start in starts
         for one in config.fits()
-        for stack in _stacks(start, jobs, config, one, (executions or {}).get(start.network.name, config.execution))
+        for stack in _stacks(
+            start, trajectories, config, one, (executions or {}).get(start.network.name, config.execution)
+        )
     ]
-    return Plan(
+    return ZooPlan(
         starts=starts,
         stacks=stacks,
         tasks=[
             task_facts(task.id, task, split, config.num_condition_samples, config.seed)
-            for split, drawn in tasks.items()
-            for task in drawn
+            for split, of_split in tasks.items()
+            for task in of_split
         ],
     )
 
 
 def initial_state(recipe: Mapping[str, Any], seed: int) -> StateDict:
-    """What a network of this recipe holds when it is made under a seed."""
+    """Builds a network under a seed and returns its `state_dict`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network(recipe).state_dict()
@@ -150,7 +153,7 @@ def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -
 
 
 def _try(recipe: dict[str, Any], state: StateDict, task: Task) -> None:
-    """Runs two samples through a network, so that a misfit is told before anything is trained."""
+    """Runs two samples through a network, so that a misfit is reported before anything is trained."""
     module = build_network(recipe).eval()
     module.load_state_dict(state)
     try:
@@ -168,62 +171,66 @@ def _try(recipe: dict[str, Any], state: StateDict, task: Task) -> None:
         )
 
 
-def _jobs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[str, list[Job]]:
-    """Jobs by the split of their checkpoints."""
-    jobs: dict[str, list[Job]] = {}
+def _trajectory_specs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[str, list[TrajectorySpec]]:
+    """Returns the trajectories by the split of their checkpoints."""
+    trajectories: dict[str, list[TrajectorySpec]] = {}
     for task_split, of_split in tasks.items():
         for task in of_split:
             for trajectory in range(config.seeds_per_task):
                 last = trajectory == config.seeds_per_task - 1 > 0
                 split = (_HELD_OUT if last else _SEEN).get(task_split, task_split)
                 order_seed = zlib.crc32(f"{config.seed}/{task.id}/{trajectory}".encode())
-                job = Job(
+                spec = TrajectorySpec(
                     task_recipe=task.recipe,
                     split=split,
                     trajectory=trajectory,
                     order_seed=order_seed,
                     start_seed=zlib.crc32(f"start/{config.seed}/{task.id}/{trajectory}".encode()),
                 )
-                jobs.setdefault(split, []).append(job)
-    return jobs
+                trajectories.setdefault(split, []).append(spec)
+    return trajectories
 
 
-def _stacks(start: Start, jobs: dict[str, list[Job]], config: ZooConfig, one: FitConfig, execution: str) -> list[Stack]:
-    told = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
+def _stacks(
+    start: Start, trajectories: dict[str, list[TrajectorySpec]], config: ZooConfig, one: FitConfig, execution: str
+) -> list[Stack]:
+    prefix = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
     stacks = []
-    for split, of_split in jobs.items():
+    for split, of_split in trajectories.items():
         number = 0
         for group in _groups(of_split):
             for first in range(0, len(group), config.stack_size):
                 part = tuple(group[first : first + config.stack_size])
-                name = f"{told}-{split}-{number:03d}"
+                name = f"{prefix}-{split}-{number:03d}"
                 channels = config.tasks.channels or 1
-                stacks.append(Stack(name=name, start=start, jobs=part, fit=one, execution=execution, channels=channels))
+                stacks.append(
+                    Stack(name=name, start=start, trajectories=part, fit=one, execution=execution, channels=channels)
+                )
                 number += 1
     return stacks
 
 
-def _groups(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs whose samples can lie in one tensor: the same ones, or equally many small ones."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
-        task = build_task(job.task_recipe)
+def _groups(trajectories: list[TrajectorySpec]) -> list[list[TrajectorySpec]]:
+    """Groups trajectories whose samples can lie in one tensor: the same ones, or equally many small ones."""
+    groups: dict[object, list[TrajectorySpec]] = {}
+    for spec in trajectories:
+        task = build_task(spec.task_recipe)
         sizes = len(task.train_inputs), len(task.test_inputs), task.train_inputs.num_features
         small = max(sizes[:2]) * sizes[2] <= _SHARED_VALUES
         key = sizes if small else task.train_inputs
-        groups.setdefault(key, []).append(job)
+        groups.setdefault(key, []).append(spec)
     return list(groups.values())
 
 
 def task_facts(task_id: str, task: Task, split: str, num_samples: int, seed: int) -> TaskFacts:
-    """A task as a corpus keeps it, with some of its labelled samples for conditioning.
+    """Describes a task as a corpus keeps it, with some of its labelled samples for conditioning.
 
     Args:
         task_id: Unique in the corpus.
         task: The task.
         split: `seen`, `validation` or `unseen`.
-        num_samples: Drawn with replacement from its training samples.
-        seed: Of the draw.
+        num_samples: Number of training samples that are drawn, with replacement.
+        seed: Seed of the draw.
     """
     noise = KeyedNoise(seed, torch.tensor([zlib.crc32(task_id.encode())]))
     shown = draw_condition([task], num_samples, noise)

@@ -18,7 +18,7 @@ from raywgen.zoo.stacks import fit_networks, training_data, trajectory_id_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """A trajectory's weights by step."""
+    """The weights of a trajectory by step."""
 
     states: dict[int, StateDict]
 
@@ -32,7 +32,7 @@ def replay(corpus: Corpus, trajectory_id: str) -> Replayed:
         CorpusError: The corpus is no zoo, or does not hold the trajectory.
     """
     config, stack, index = _find(corpus, trajectory_id)
-    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     recorded = fit_networks(stack, config, tasks)
     return Replayed(states=_of(recorded, index))
 
@@ -41,10 +41,10 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
     """Trains the stack of a trajectory on from a stored step, by its stored optimiser tensors.
 
     Raises:
-        CorpusError: As `replay`, or the optimiser's tensors were not kept.
+        CorpusError: The corpus is no zoo, does not hold the trajectory, or has no optimiser tensors.
     """
     config, stack, index = _find(corpus, trajectory_id)
-    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     ids = [f"{trajectory_id_of(stack, n, task.id)}/step-{step}" for n, task in enumerate(tasks)]
     if step and corpus.select(checkpoint_id=f"{ids[0]}/optimizer").num_rows == 0:
         raise CorpusError(
@@ -58,7 +58,7 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
         start,
         training_data(tasks, stack.channels),
         stack.fit,
-        order_seeds=[job.order_seed for job in stack.jobs],
+        order_seeds=[spec.order_seed for spec in stack.trajectories],
         record_steps=[later for later in config.checkpoint_steps if later >= step],
         execution=stack.execution,
     )
@@ -76,8 +76,8 @@ def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, Stack, int]:
         raise CorpusError(f"{corpus.location} holds no trajectory '{trajectory_id}'; see its facts")
     name = rows.column("stack")[0].as_py()
     for stack in plan_zoo(loaded, recipe.get("executions")).stacks:
-        for index, job in enumerate(stack.jobs):
-            if stack.name == name and trajectory_id_of(stack, index, build_task(job.task_recipe).id) == trajectory_id:
+        for index, spec in enumerate(stack.trajectories):
+            if stack.name == name and trajectory_id_of(stack, index, build_task(spec.task_recipe).id) == trajectory_id:
                 return loaded, stack, index
     raise CorpusError(f"{corpus.location}: '{trajectory_id}' lies in no stack of the recipe")
 

@@ -1,6 +1,6 @@
-"""Trains one stack of a zoo and writes what came of it as a shard.
+"""Trains one stack of a zoo and writes its checkpoints as a shard.
 
-Shape legend: N networks of a stack, K recorded steps, S samples, F features, P packed bytes.
+Shape letters beyond the legend in `raywgen.weights`: N networks of a stack, K recorded steps, P packed bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _DIGITS = ("raywgen zoo on scikit-learn's digits", "CC-BY-4.0")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedStack:
-    """What a stack leaves.
+    """The shards and facts of a trained stack.
 
     Attributes:
-        shard: Its checkpoints; None where no network is left.
+        shard: Checkpoints; None where no network is left.
         optimizer_shard: The optimiser's tensors beside them, where they are kept.
-        optimizer_layout: Of these.
-        statistics: Of the shard.
+        optimizer_layout: Layout of the optimiser's tensors.
+        statistics: Statistics of the shard.
         diverged: Trajectories that were dropped whole, as weights or loss of a recorded step are not finite.
     """
 
@@ -41,34 +41,29 @@ class TrainedStack:
     statistics: LayoutStatistics | None = None
     diverged: tuple[str, ...] = field(default=())
 
-    @property
-    def num_diverged(self) -> int:
-        """How many."""
-        return len(self.diverged)
-
 
 def train_stack(stack: Stack, config: ZooConfig, root: str, on_step: OnStep | None = None) -> TrainedStack:
     """Trains all networks of a stack on this process' one thread and writes their shard.
 
     Args:
-        stack: What is trained.
+        stack: The stack to train.
         config: The recipe.
         root: Folder of the corpus.
-        on_step: Called after every step, as by `fit`.
+        on_step: Called after every step, like that of `fit`.
 
     Raises:
         CorpusError: The shard cannot be written.
     """
     torch.set_num_threads(1)
-    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     return write_stack(stack, config, tasks, fit_networks(stack, config, tasks, on_step), root)
 
 
 def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: OnStep | None = None) -> list[Recorded]:
-    """The networks of a stack at every step of `config.checkpoint_steps`."""
+    """Trains the networks of a stack and returns them at every step of `config.checkpoint_steps`."""
     recipe = stack.start.network.recipe
     if stack.start.kind == "own":
-        states = [initial_state(recipe, job.start_seed) for job in stack.jobs]
+        states = [initial_state(recipe, spec.start_seed) for spec in stack.trajectories]
         begin = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     else:
         begin = repeat_state(stack.start.state, len(tasks))
@@ -77,7 +72,7 @@ def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: On
         Recorded(step=0, state_N=begin),
         training_data(tasks, stack.channels),
         stack.fit,
-        order_seeds=[job.order_seed for job in stack.jobs],
+        order_seeds=[spec.order_seed for spec in stack.trajectories],
         record_steps=config.checkpoint_steps,
         execution=stack.execution,
         keep_optimizer=config.keep_optimizer,
@@ -91,11 +86,11 @@ def write_stack(
     """Measures trained networks and writes those that did not diverge.
 
     Args:
-        stack: N jobs.
-        config: Its K `checkpoint_steps` are the steps of the records.
+        stack: N trajectories.
+        config: The recipe; its K `checkpoint_steps` are the steps of the records.
         tasks: N tasks.
         recorded: K records.
-        root: Of the corpus.
+        root: Folder of the corpus.
     """
     loss_KN, accuracy_KN = _measure(stack, tasks, recorded)
     layout = stack.start.network.layout
@@ -156,7 +151,7 @@ def write_start(start: Start, root: str) -> Shard:
 def _write_optimizer(
     stack: Stack, kept: list[tuple[CheckpointFacts, dict[str, Tensor]]], root: str
 ) -> tuple[Shard | None, Layout | None]:
-    """Optimiser tensors as checkpoints of a layout of their own, of the split "optimizer"."""
+    """Writes optimiser tensors as checkpoints of a layout of their own, in the split "optimizer"."""
     if not kept:
         return None, None
     layout = Layout.from_state_dict(kept[0][1])
@@ -175,13 +170,13 @@ def _write_optimizer(
 
 
 def training_data(tasks: list[Task], channels: int = 1) -> FitData:
-    """What N networks learn, one a task."""
+    """Returns the training samples of N networks, one task each."""
     labels_NS = torch.stack([task.train_y_S for task in tasks])
     return FitData.joined([task.train_inputs for task in tasks], labels_NS, channels)
 
 
 def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:
-    """Balanced training loss and balanced test accuracy, `(K, N)` each."""
+    """Returns balanced training loss and balanced test accuracy, `(K, N)` each."""
     module = build_network(stack.start.network.recipe).eval()
     test_y_NS = torch.stack([task.test_y_S for task in tasks])
     train, test = training_data(tasks), FitData.joined([task.test_inputs for task in tasks], test_y_NS)
@@ -190,13 +185,12 @@ def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple
 
 
 def trajectory_id_of(stack: Stack, n: int, task_id: str) -> str:
-    """The id of the n-th network's trajectory."""
-    job = stack.jobs[n]
-    return f"{_told(stack)}/{task_id}/{job.trajectory}"
+    """Returns the trajectory id of the n-th network."""
+    return f"{_prefix(stack)}/{task_id}/{stack.trajectories[n].trajectory}"
 
 
-def _told(stack: Stack) -> str:
-    """Architecture, and the optimiser where a zoo has several."""
+def _prefix(stack: Stack) -> str:
+    """Returns the name of the architecture, with the optimiser where a zoo has several."""
     name = stack.start.network.name
     return f"{name}-{stack.fit.label}" if stack.name.startswith(f"{name}-{stack.fit.label}-") else name
 
@@ -204,10 +198,10 @@ def _told(stack: Stack) -> str:
 def _facts(
     stack: Stack, n: int, task_id: str, step: int, loss: float, accuracy: float, config: ZooConfig
 ) -> CheckpointFacts:
-    job, start, one = stack.jobs[n], stack.start, stack.fit
+    spec, start, one = stack.trajectories[n], stack.start, stack.fit
     trajectory_id = trajectory_id_of(stack, n, task_id)
     own = start.kind == "own"
-    seen = job.task_recipe.get("task", job.task_recipe)
+    seen = spec.task_recipe.get("task", spec.task_recipe)
     on_digits = seen["name"] == "digits-subset"
     source, licence = _DIGITS if on_digits else (f"raywgen zoo on {seen['path']}", "unknown")
     more: dict[str, Any] = {
@@ -230,11 +224,11 @@ def _facts(
         task_id=task_id,
         layout_id=start.network.layout.id,
         step=step,
-        split=job.split,
+        split=spec.split,
         start=start.kind,
         base_id=None if own else start.checkpoint_id,
-        start_seed=job.start_seed if own else start.seed,
-        order_seed=job.order_seed,
+        start_seed=spec.start_seed if own else start.seed,
+        order_seed=spec.order_seed,
         optimizer=one.optimizer,
         learning_rate=one.learning_rate,
         train_loss=loss,

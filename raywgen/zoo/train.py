@@ -21,11 +21,11 @@ from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.execution import choose_executions
-from raywgen.zoo.plan import Plan, Stack, plan_zoo
+from raywgen.zoo.plan import Stack, ZooPlan, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
 from raywgen.zoo.task_pool import run_over_ray
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the optimiser steps taken so far and those to take, summed over all networks."""
 _PLAN = f"{JOURNALS}/zoo.json"
 
@@ -34,7 +34,7 @@ _PLAN = f"{JOURNALS}/zoo.json"
 def train_zoo(
     config: ZooConfig,
     root: str,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     on_news: OnNews | None = None,
     *,
     distributed: bool = True,
@@ -43,11 +43,11 @@ def train_zoo(
 
     Args:
         config: The recipe.
-        root: Where the corpus goes, a path or URI that all nodes reach.
-        on_progress: Told every few seconds and of every stack that is done.
+        root: Folder of the corpus, a path or URI that all nodes reach.
+        on_progress: Called every few seconds and after every stack.
         on_news: Called with sentences: the execution of each network where `config.execution` is `auto`, and workers
             that were lost.
-        distributed: Over Ray tasks; false trains in this process.
+        distributed: Whether to train over Ray actors; else training runs in this process.
 
     Raises:
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
@@ -65,7 +65,7 @@ def train_zoo(
 
 
 def _train(
-    config: ZooConfig, root: str, on_progress: Progress | None, on_news: OnNews | None, distributed: bool
+    config: ZooConfig, root: str, on_progress: OnProgress | None, on_news: OnNews | None, distributed: bool
 ) -> Corpus:
     storage = Storage.at(root)
     executions = _executions(config, storage, on_news)
@@ -108,50 +108,50 @@ def _train_all(
     config: ZooConfig,
     root: str,
     storage: Storage,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     on_news: OnNews | None,
     distributed: bool,
 ) -> list[TrainedStack]:
-    """Trains the stacks that are left; the result is in the order of `stacks`."""
-    kept = set(storage.list(JOURNALS))
+    """Trains the stacks that are pending and returns all results in the order of `stacks`."""
+    journals = set(storage.list(JOURNALS))
     trained = {
         index: _from_json(_read_state(storage, journal(stack.name)))
         for index, stack in enumerate(stacks)
-        if f"{stack.name}.json" in kept
+        if f"{stack.name}.json" in journals
     }
-    left = [index for index in range(len(stacks)) if index not in trained]
+    pending = [index for index in range(len(stacks)) if index not in trained]
     shares = {index: float(index in trained) for index in range(len(stacks))}
 
     def report(index: int, share: float) -> None:
         shares[index] = share
         if on_progress is not None:
-            steps = [len(stack.jobs) * config.num_steps for stack in stacks]
+            steps = [len(stack.trajectories) * config.num_steps for stack in stacks]
             on_progress(round(sum(steps[place] * shares[place] for place in shares)), sum(steps))
 
-    units = [stacks[index] for index in left]
-    work = partial(train_unit, config=config, root=root)
+    items = [stacks[index] for index in pending]
+    work = partial(train_and_record, config=config, root=root)
     if distributed:
         results = run_over_ray(
-            work, units, lambda unit: unit.name, on_news, lambda place, share: report(left[place], share)
+            work, items, lambda stack: stack.name, on_news, lambda item, share: report(pending[item], share)
         )
     else:
-        here = (work(unit, paced(partial(report, index))) for index, unit in zip(left, units, strict=True))
+        here = (work(stack, paced(partial(report, index))) for index, stack in zip(pending, items, strict=True))
         results = enumerate(here)
-    for place, result in results:
-        trained[left[place]] = result
-        report(left[place], 1.0)
+    for item, result in results:
+        trained[pending[item]] = result
+        report(pending[item], 1.0)
     return [trained[index] for index in range(len(stacks))]
 
 
-def train_unit(stack: Stack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
-    """Trains a stack, then writes down in one step that it is done."""
+def train_and_record(stack: Stack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
+    """Trains a stack, then writes its journal in one step."""
     trained = train_stack(stack, config, root, lambda done, total: on_share(done / total))
     Storage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
     return trained
 
 
 def _commit(
-    plan: Plan,
+    plan: ZooPlan,
     config: ZooConfig,
     root: str,
     executions: dict[str, str],

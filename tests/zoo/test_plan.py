@@ -9,7 +9,7 @@ import torch
 from raywgen.tasks import TaskError, build_network
 from raywgen.tasks.digits import digit_images
 from raywgen.zoo import ZooConfig
-from raywgen.zoo.plan import Plan, plan_zoo
+from raywgen.zoo.plan import ZooPlan, plan_zoo
 
 SMALL: dict[str, Any] = {
     "num_seen_tasks": 20,
@@ -21,11 +21,11 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def plan() -> ZooPlan:
     return plan_zoo(ZooConfig(**SMALL))
 
 
-def digits_of(plan: Plan, *splits: str) -> set[frozenset[int]]:
+def digits_of(plan: ZooPlan, *splits: str) -> set[frozenset[int]]:
     return {frozenset(task.recipe["labels"]) for task in plan.tasks if task.split in splits}
 
 
@@ -46,13 +46,13 @@ def test_the_complement_of_a_held_out_task_is_asked_nowhere_else() -> None:
     assert {everything - digits for digits in digits_of(plan, "validation")}.isdisjoint(digits_of(plan, "seen"))
 
 
-def test_tasks_are_split_whole_and_a_trajectory_of_each_seen_task_is_held_out(plan: Plan) -> None:
+def test_tasks_are_split_whole_and_a_trajectory_of_each_seen_task_is_held_out(plan: ZooPlan) -> None:
     task_split = {task.recipe["name"] + str(task.recipe["labels"]): task.split for task in plan.tasks}
     splits: dict[str, dict[int, str]] = {}
     for stack in plan.stacks:
-        for job in stack.jobs:
-            name = job.task_recipe["name"] + str(job.task_recipe["labels"])
-            splits.setdefault(name, {})[job.trajectory] = job.split
+        for spec in stack.trajectories:
+            name = spec.task_recipe["name"] + str(spec.task_recipe["labels"])
+            splits.setdefault(name, {})[spec.trajectory] = spec.split
     assert splits.keys() == task_split.keys()
     for name, by_trajectory in splits.items():
         if task_split[name] == "seen":
@@ -61,29 +61,29 @@ def test_tasks_are_split_whole_and_a_trajectory_of_each_seen_task_is_held_out(pl
             assert set(by_trajectory.values()) == {task_split[name]}
 
 
-def test_every_network_is_planned_once_per_architecture(plan: Plan) -> None:
+def test_every_network_is_planned_once_per_architecture(plan: ZooPlan) -> None:
     for start in plan.starts:
-        jobs = [
-            (str(job.task_recipe), job.trajectory)
+        trajectories = [
+            (str(spec.task_recipe), spec.trajectory)
             for stack in plan.stacks
             if stack.start is start
-            for job in stack.jobs
+            for spec in stack.trajectories
         ]
-        assert len(jobs) == len(set(jobs)) == 30 * 3
+        assert len(trajectories) == len(set(trajectories)) == 30 * 3
 
 
-def test_stacks_hold_one_split_and_at_most_their_size(plan: Plan) -> None:
+def test_stacks_hold_one_split_and_at_most_their_size(plan: ZooPlan) -> None:
     assert len({stack.name for stack in plan.stacks}) == len(plan.stacks)
     for stack in plan.stacks:
-        assert 1 <= len(stack.jobs) <= 16
-        assert len({job.split for job in stack.jobs}) == 1
+        assert 1 <= len(stack.trajectories) <= 16
+        assert len({spec.split for spec in stack.trajectories}) == 1
 
 
-def test_data_orders_differ_between_trajectories_and_are_shared_by_architectures(plan: Plan) -> None:
+def test_data_orders_differ_between_trajectories_and_are_shared_by_architectures(plan: ZooPlan) -> None:
     orders: dict[tuple[str, int], set[int]] = {}
     for stack in plan.stacks:
-        for job in stack.jobs:
-            orders.setdefault((str(job.task_recipe), job.trajectory), set()).add(job.order_seed)
+        for spec in stack.trajectories:
+            orders.setdefault((str(spec.task_recipe), spec.trajectory), set()).add(spec.order_seed)
     assert all(len(seeds) == 1 for seeds in orders.values())
     assert len({seed for seeds in orders.values() for seed in seeds}) == len(orders)
 
@@ -91,7 +91,9 @@ def test_data_orders_differ_between_trajectories_and_are_shared_by_architectures
 def test_networks_of_their_own_start_have_a_seed_for_each_trajectory() -> None:
     def seeds(**changes: Any) -> dict[tuple[str, int], int]:
         stacks = plan_zoo(ZooConfig(**SMALL, start="own", **changes)).stacks
-        return {(str(job.task_recipe), job.trajectory): job.start_seed for stack in stacks for job in stack.jobs}
+        return {
+            (str(spec.task_recipe), spec.trajectory): spec.start_seed for stack in stacks for spec in stack.trajectories
+        }
 
     first, other = seeds(), seeds(seed=1)
     assert len(set(first.values())) == len(first) == 30 * 3
@@ -100,7 +102,7 @@ def test_networks_of_their_own_start_have_a_seed_for_each_trajectory() -> None:
 
 def test_the_plan_depends_on_the_seed_alone() -> None:
     first, again, other = (plan_zoo(ZooConfig(**SMALL, seed=seed)) for seed in (0, 0, 1))
-    assert [stack.jobs for stack in first.stacks] == [stack.jobs for stack in again.stacks]
+    assert [stack.trajectories for stack in first.stacks] == [stack.trajectories for stack in again.stacks]
     for one, two in zip(first.starts, again.starts, strict=True):
         assert all(torch.equal(tensor, two.state[name]) for name, tensor in one.state.items())
     assert digits_of(first, "unseen") != digits_of(other, "unseen")
@@ -110,15 +112,15 @@ def test_the_plan_depends_on_the_seed_alone() -> None:
 def test_stacking_does_not_change_what_is_planned() -> None:
     config = ZooConfig(**SMALL)
     other = plan_zoo(dataclasses.replace(config, stack_size=7))
-    jobs = {job for stack in plan_zoo(config).stacks for job in _hashable(stack.jobs)}
-    assert jobs == {job for stack in other.stacks for job in _hashable(stack.jobs)}
+    trajectories = {spec for stack in plan_zoo(config).stacks for spec in _hashable(stack.trajectories)}
+    assert trajectories == {spec for stack in other.stacks for spec in _hashable(stack.trajectories)}
 
 
-def _hashable(jobs: Any) -> list[tuple[str, str, int, int]]:
-    return [(str(job.task_recipe), job.split, job.trajectory, job.order_seed) for job in jobs]
+def _hashable(trajectories: Any) -> list[tuple[str, str, int, int]]:
+    return [(str(spec.task_recipe), spec.split, spec.trajectory, spec.order_seed) for spec in trajectories]
 
 
-def test_a_start_is_what_its_network_holds(plan: Plan) -> None:
+def test_a_start_is_what_its_network_holds(plan: ZooPlan) -> None:
     for start in plan.starts:
         build_network(start.network.recipe).load_state_dict(start.state, strict=True)
 

@@ -64,8 +64,8 @@ def test_a_stack_gives_the_same_bits_twice(tmp_path: Path) -> None:
 
 def test_diverged_networks_are_dropped_whole_and_counted(tmp_path: Path) -> None:
     plan = plan_zoo(TINY_ZOO)
-    stack = next(stack for stack in plan.stacks if len(stack.jobs) >= 4)
-    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    stack = next(stack for stack in plan.stacks if len(stack.trajectories) >= 4)
+    tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     states = [
         {name: tensor.repeat(len(tasks), *[1] * tensor.dim()).clone() for name, tensor in stack.start.state.items()}
         for _ in TINY_ZOO.checkpoint_steps
@@ -74,7 +74,7 @@ def test_diverged_networks_are_dropped_whole_and_counted(tmp_path: Path) -> None
     states[0][first][1] = torch.nan  # An early checkpoint alone, the last one being sane.
     states[1][first][3] = torch.inf
     left = write_stack(stack, TINY_ZOO, tasks, recorded(states), str(tmp_path))
-    assert left.num_diverged == 2
+    assert len(left.diverged) == 2
     assert left.shard is not None
     corpus = commit_corpus(
         str(tmp_path), shards=[left.shard], tasks=plan.tasks, networks=[stack.start.network], recipe={}
@@ -86,9 +86,9 @@ def test_diverged_networks_are_dropped_whole_and_counted(tmp_path: Path) -> None
 
 def test_a_stack_that_diverged_altogether_leaves_no_shard(tmp_path: Path) -> None:
     stack = plan_zoo(TINY_ZOO).stacks[0]
-    tasks = [build_task(job.task_recipe) for job in stack.jobs]
+    tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     nothing = {name: torch.full((len(tasks), *tensor.shape), torch.nan) for name, tensor in stack.start.state.items()}
     left = write_stack(stack, TINY_ZOO, tasks, recorded([nothing, nothing]), str(tmp_path))
     assert left.shard is None
-    assert left.num_diverged == len(stack.jobs)
+    assert len(left.diverged) == len(stack.trajectories)
     assert not any(tmp_path.iterdir())
