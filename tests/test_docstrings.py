@@ -27,7 +27,6 @@ Full sentences seldom begin so in a docstring ("In training, ..."); these are sa
 
 ALLOWED = {
     "raywgen": 14,
-    "raywgen/benchmarks": 69,
     "raywgen/cli": 4,
     "raywgen/cluster": 9,
     "raywgen/corpus": 66,

@@ -1,4 +1,4 @@
-"""Ingest against a plain loop that loads, hashes and writes the same tensors in one process.
+"""Ingest beside a plain loop that loads, hashes and writes the same tensors in one process.
 
 Large files: one checkpoint of the size of ViT-L, as `.safetensors` and as `.pt`, and some of the size of ResNet-101.
 Small files: many of one architecture in both forms. `data=PATH` adds real checkpoints. Both sides sync to disk, and
@@ -33,14 +33,14 @@ _RESNET_101_VALUES = 44_549_160
 
 @dataclass(kw_only=True)
 class CorpusIngestConfig:
-    """What is ingested.
+    """The files to ingest.
 
     Attributes:
         num_medium: Files of 44.5 M values beside the two large ones.
         num_small: Files of 2,190 values in each of both forms.
         rounds: Pairs of runs; figures are medians.
         data: A folder with real checkpoints to ingest as well.
-        folder: Where files and corpora are made; a temporary one without it.
+        folder: Folder of files and corpora; a temporary one by default.
     """
 
     num_medium: int = 10
@@ -87,7 +87,7 @@ def measure(config: CorpusIngestConfig) -> tuple[dict[str, float], dict[str, Any
 
 
 def _ingest(source: Path, out: Path, *, distributed: bool) -> float:
-    """Seconds of one ingest from nothing; what it stored is compared with the files."""
+    """Measures one ingest from nothing in seconds, and compares what it stored with the files."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
     begin = time.monotonic()
@@ -113,7 +113,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 def _plain_loop(source: Path, out: Path) -> float:
-    """Seconds of the loop that anybody would write."""
+    """Measures in seconds the loop that anybody would write."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     os.sync()

@@ -38,18 +38,18 @@ _STEP_SECONDS = 0.05
 
 @dataclass(kw_only=True)
 class CorpusStreamConfig:
-    """What is streamed.
+    """The corpus to stream, and how it is measured.
 
     Attributes:
-        num_checkpoints: Of the corpus.
-        num_values: Of a checkpoint, float32.
-        chunk_length: K.
+        num_checkpoints: Checkpoints of the corpus.
+        num_values: Values of a checkpoint, float32.
+        chunk_length: Values of a chunk (K).
         batch_size: Chunks of a batch over all workers.
         num_workers: Actors that read at once.
-        num_batches: Of a measurement.
+        num_batches: Batches of a measurement.
         rounds: Alternations; figures are medians.
-        num_steps: Of the training loop whose waiting is measured.
-        folder: Where the corpus is made; a temporary one without it.
+        num_steps: Steps of the training loop whose waiting is measured.
+        folder: Folder of the corpus; a temporary one by default.
     """
 
     num_checkpoints: int = 64
@@ -112,7 +112,7 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
 
 
 def _start(config: CorpusStreamConfig, corpus: Corpus) -> list[Any]:
-    """An actor for each worker."""
+    """Starts an actor for each worker."""
     actor: Any = ray.remote(num_cpus=0)(_Reader)
     return [actor.remote(asdict(config), corpus.location, rank) for rank in range(config.num_workers)]
 
@@ -122,7 +122,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 class _Reader:
-    """One worker."""
+    """One worker, an actor that reads its share of each batch."""
 
     def __init__(self, config: dict[str, Any], location: str, rank: int) -> None:
         torch.set_num_threads(1)
@@ -131,7 +131,7 @@ class _Reader:
         self._rank = rank
 
     def ready(self) -> bool:
-        """Whether it is up."""
+        """Whether the actor has started."""
         return True
 
     def equal(self) -> bool:
@@ -144,21 +144,21 @@ class _Reader:
         return True
 
     def steady(self, name: str) -> float:
-        """Gigabytes a second once it runs."""
+        """Measures gigabytes a second after a warm-up."""
         source = self._source(name)
         for _ in range(5):
             next(source)
         return self._rate(source, self._config.num_batches)
 
     def first_epoch(self, name: str) -> float:
-        """Gigabytes a second over an epoch, its beginning included."""
+        """Measures gigabytes a second over an epoch, its beginning included."""
         begin = time.monotonic()
         source = self._source(name)
         done = sum(next(source).numel() for _ in range(self._stream().num_batches))
         return done * 4 / 1e9 / (time.monotonic() - begin)
 
     def exposed_wait(self) -> float:
-        """Share of a training loop's time that it waits for batches."""
+        """Measures the share of a training loop's time spent waiting for batches."""
         source = self._source("stream")
         next(source)
         waited = 0.0
@@ -171,7 +171,7 @@ class _Reader:
         return waited / (time.monotonic() - begin)
 
     def epoch_under_limit(self) -> tuple[float, float]:
-        """Peak of anonymous memory and the limit on private memory, GiB, over an epoch."""
+        """Measures the peak of anonymous memory over an epoch; returns it and the limit on private memory, in GiB."""
         held = _status("VmData")
         limit = held + _GIB
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -209,7 +209,7 @@ class _Reader:
         return makers[name]()
 
     def _plan(self) -> Iterator[list[tuple[int, int, int]]]:
-        """The chunks of each batch: row of the facts, first value, length. As the stream draws them."""
+        """Yields the chunks of each batch of the stream: row of the facts, first value, length."""
         stream, cursor = self._stream(prefetch=0), None
         while True:
             cursor = stream.cursor if cursor is None else cursor
@@ -220,7 +220,7 @@ class _Reader:
             yield list(zip(checkpoint_B.tolist(), starts.tolist(), lengths.tolist(), strict=True))
 
     def _pyarrow(self) -> Iterator[Tensor]:
-        """Raw Arrow: memory-mapped shards, each chunk copied into one batch that is used again."""
+        """Reads by raw Arrow: memory-mapped shards, each chunk copied into one reused batch."""
         arrays = _open_arrays(self._corpus, self._config.num_values)
         rows = -(-self._config.batch_size // self._config.num_workers)
         out_BK = np.zeros((rows, self._config.chunk_length), dtype=np.float32)
@@ -231,7 +231,7 @@ class _Reader:
             yield torch.from_numpy(out_BK[: len(places)])
 
     def _dataloader(self) -> Iterator[Tensor]:
-        """torch's loader over the same shards: one chunk an item, default collation."""
+        """Reads by torch's loader over the same shards: one chunk an item, default collation."""
         items = _Chunks(_open_arrays(self._corpus, self._config.num_values), self._config.chunk_length)
         yield from DataLoader(items, batch_sampler=_PlanSampler(self._plan()))
 
@@ -262,7 +262,7 @@ class _PlanSampler:
 
 
 def _open_arrays(corpus: Corpus, num_values: int) -> list[np.ndarray]:
-    """Each checkpoint's values where they lie, in the order of the stream's facts."""
+    """Returns each checkpoint's values as a view of its shard, in the order of the stream's facts."""
     facts = corpus.facts.sort_by([("shard", "ascending"), ("row", "ascending")])
     arrays = []
     for path in facts.column("shard").to_pylist():
@@ -315,4 +315,4 @@ def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this kernel does not tell {name}; the benchmark needs Linux")
+    raise RuntimeError(f"this kernel does not report {name}; the benchmark needs Linux")

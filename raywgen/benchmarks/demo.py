@@ -27,7 +27,7 @@ _SECONDS_PER_MINUTE = 60.0
 
 @dataclass(kw_only=True)
 class DemoConfig:
-    """All of the demo.
+    """All settings of the demo.
 
     Attributes:
         out: Run folder.
@@ -37,8 +37,8 @@ class DemoConfig:
         num_workers: Ray Train workers; 0 trains in this process.
         zero_stage: DeepSpeed ZeRO stage.
         best_of: Candidates per network, for the generator and every baseline.
-        temperature: Of generation.
-        seed: Of everything.
+        temperature: Sampling temperature of generation.
+        seed: Seed of everything.
     """
 
     out: str = "runs/demo"

@@ -1,4 +1,4 @@
-"""The demo's figures: ladder and baselines in points, means over tasks and architectures."""
+"""The demo's figures: ladder and baselines in percent, means over tasks and architectures."""
 
 from __future__ import annotations
 

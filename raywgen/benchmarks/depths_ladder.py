@@ -1,4 +1,4 @@
-"""What networks of one depth are worth, written or otherwise come by: equally many of each kind, the same choice.
+"""Accuracy of networks of one depth by where they come from: equally many of each kind, chosen in the same way.
 
 Shape legend: N networks of a row, P of them chosen, n candidates of each choice, D values, S samples.
 """
@@ -35,7 +35,7 @@ _FIRST_SAMPLE = 1 << 20
 
 
 class StretchError(ValueError):
-    """A network that cannot be brought to a depth; the message says why."""
+    """A network cannot be brought to a depth; the message says why."""
 
 
 def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
@@ -45,8 +45,8 @@ def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
 
     Args:
         values_ND: Flat vectors of `layout`.
-        layout: Whose tensors of stage s and block b are named `layer{s}.{b}.*`.
-        wanted: Likewise, of another depth.
+        layout: Layout of the networks; tensors of stage s and block b are named `layer{s}.{b}.*`.
+        wanted: Layout of the other depth, with the same names.
 
     Raises:
         StretchError: There is no block to repeat.
@@ -69,13 +69,13 @@ def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
 
 
 def num_blocks(layout: Layout) -> int:
-    """Residual blocks of each stage."""
+    """Returns the number of residual blocks of each stage."""
     found = [_BLOCK.fullmatch(spec.name) for spec in layout.tensors]
     return 1 + max(int(match[2]) for match in found if match is not None)
 
 
 def at_depth(recipe: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """The recipe of a network like another one, of a depth of its own."""
+    """Returns the recipe of a network like another one, but of another depth."""
     return {**recipe, "depth": depth}
 
 
@@ -99,17 +99,17 @@ def stored_networks(corpus: Corpus) -> dict[int, Stored]:
 
 
 class DepthLadder:
-    """Rows of one depth.
+    """The rows of one depth.
 
     Args:
-        task: Of all networks.
+        task: Task of all networks.
         originals: Networks of this depth, trained as the zoo's were.
-        recipe: Of a network of this depth.
-        best_of: Candidates of each choice, made by the loss on the labelled samples that the generator is told.
-        num_chosen: Choices, whose mean a figure is.
+        recipe: Recipe of a network of this depth.
+        best_of: Candidates of each choice, made by the loss on the labelled samples of the condition.
+        num_chosen: Number of choices; a figure is their mean.
         num_condition_samples: Labelled training samples of each choice.
         num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
 
     def __init__(
@@ -136,81 +136,84 @@ class DepthLadder:
 
     @property
     def condition(self) -> Condition:
-        """What the generator is told for all candidates, N rows."""
+        """Condition of all candidates, N rows."""
         return self._told.repeat(self._best_of)
 
     @property
     def noise(self) -> KeyedNoise:
-        """For all candidates."""
+        """Keyed noise of all candidates."""
         return KeyedNoise(self._seed, _FIRST_SAMPLE + torch.arange(self._num), _NOISE_STREAM)
 
     def start(self) -> Tensor:
-        """A fresh network `(D,)`."""
+        """Returns a fresh network `(D,)`."""
         return self.random()[0]
 
     def original(self) -> Tensor:
-        """Trained networks, `(N, D)`."""
+        """Returns trained networks, `(N, D)`."""
         return self._repeated(self._originals.values_ND)
 
     def random(self) -> Tensor:
-        """Networks before any training, `(N, D)`."""
+        """Returns networks before any training, `(N, D)`."""
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             fresh = [self.layout.flatten(build_network(self._recipe).state_dict()) for _ in range(self._num)]
         return torch.stack(fresh)
 
     def resized(self, stored: Stored) -> Tensor:
-        """Stored networks of another depth brought to this one, `(N, D)`."""
+        """Brings stored networks of another depth to this one, `(N, D)`."""
         return self._repeated(stretched(stored.values_ND, stored.layout, self.layout))
 
     def average(self, stored: Mapping[int, Stored]) -> Tensor:
-        """The mean `(1, D)` of all stored networks that can be brought to this depth."""
+        """Returns the mean `(1, D)` of all stored networks that can be brought to this depth."""
         can = [one for one in stored.values() if num_blocks(one.layout) > 1 or num_blocks(self.layout) == 1]
         return torch.cat([stretched(one.values_ND, one.layout, self.layout) for one in can]).mean(dim=0, keepdim=True)
 
     def with_new_statistics(self, values_ND: Tensor) -> Tensor:
-        """Running statistics of batch normalisation estimated anew from unlabelled training samples."""
+        """Estimates running statistics of batch normalisation anew from unlabelled training samples."""
         return with_new_statistics(self._module, self.layout, values_ND, self._unlabelled_SF)
 
     def chosen(self, values_ND: Tensor) -> Tensor:
-        """The best of every n by the loss on the labelled samples, `(P, D)`; one network alone is nobody's choice."""
+        """Chooses the best of every n by the loss on the labelled samples, `(P, D)`; a single network stays."""
         if len(values_ND) == 1:
             return values_ND
-        told = self.condition
+        condition = self.condition
         losses = []
-        for values_D, x_SF, labels_S in zip(values_ND, told.samples_BSF, told.labels_BS, strict=True):
+        for values_D, x_SF, labels_S in zip(values_ND, condition.samples_BSF, condition.labels_BS, strict=True):
             losses.append(balanced_cross_entropy(self._logits(values_D[None], x_SF), labels_S))
         loss_Pn = torch.cat(losses).view(-1, self._best_of)
-        # argmin would take a NaN for the smallest of all.
+        # argmin would treat a NaN as the smallest loss.
         index_P = loss_Pn.masked_fill(loss_Pn.isnan(), torch.inf).argmin(dim=1)
         return values_ND[index_P + torch.arange(len(loss_Pn)) * self._best_of]
 
-    def points(self, values_ND: Tensor) -> float:
-        """Mean accuracy on the test samples."""
+    def percent(self, values_ND: Tensor) -> float:
+        """Returns the mean accuracy on the test samples in percent."""
         logits = self._logits(values_ND, self._task.test_x_SF)
         return 100 * float(balanced_accuracy(logits, self._task.test_y_S).mean())
 
     def diversity(self, values_ND: Tensor) -> float:
-        """Mean distance of two networks in units of that of two trained ones."""
+        """Returns the mean distance of two networks, divided by that of two trained ones."""
         originals_ND = self._originals.values_ND
         normalizer = Normalizer.measure(self.layout, originals_ND, None)
         return spread(values_ND, normalizer) / max(spread(originals_ND, normalizer), 1e-12)
 
     def fine_tuned(self, starts: Mapping[str, Tensor], fit: FitConfig, rates: list[float]) -> dict[str, float]:
-        """Points after one epoch from each start `(P, D)`, whose rate is chosen on part of the training samples."""
+        """Returns the accuracy in percent after one epoch from each start `(P, D)`.
+
+        The learning rate of each start is chosen on part of the training samples.
+        """
         (num,) = {len(start_PD) for start_PD in starts.values()}
-        told = FineTuningConfig(
+        tuning = FineTuningConfig(
             epochs=1,
             learning_rates=rates,
             fit=replace(fit, schedule="constant"),
             execution="sequential",
             seed=self._seed,
         )
-        tuned = fine_tune(self._module, self.layout, starts, [self._task] * num, told)
+        tuned = fine_tune(self._module, self.layout, starts, [self._task] * num, tuning)
         return {name: 100 * float(one.accuracy_TE[:, 1].mean()) for name, one in tuned.items()}
 
     def _repeated(self, values_ND: Tensor) -> Tensor:
-        """As many as there are candidates; over and over where there are fewer."""
+        """Repeats networks until there are as many as candidates."""
         return values_ND[torch.arange(self._num) % len(values_ND)]
 
     def _logits(self, values_ND: Tensor, x_SF: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Heads for images seen as never before: meta-trained in some domains, told a few images in another one."""
+"""Heads for images of an unseen domain: meta-trained in some domains, given a few images in another one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from raywgen.benchmarks.leave_one_out import leave_out
 
 @dataclass(kw_only=True)
 class DomainsConfig(FewShotConfig):
-    """As of `few-shot`; test classes are unseen too.
+    """Settings of `few-shot` and the domains; test classes are unseen too.
 
     Attributes:
-        domains: The first is always known, for the encoder is trained in it; each of the others is left out in turn.
+        domains: The first is always known, because the encoder is trained in it; each other is left out in turn.
     """
 
     domains: list[str] = field(default_factory=lambda: ["plain", "invert", "rotate-45", "contrast-0.25", "scale-0.6"])

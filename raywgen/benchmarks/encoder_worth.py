@@ -1,6 +1,6 @@
-"""What a few-shot encoder is worth: raw pixels, and ridge heads on the last two blocks of it and of an untrained one.
+"""Baselines for a few-shot encoder: raw pixels, and ridge heads on the last two blocks of it and of an untrained one.
 
-A comparison of heads on one encoder's features says nothing of whether these features help. These rows do: the same
+A comparison of heads on one encoder's features does not show whether these features help. These rows do: the same
 episodes without any encoder, with one that was never trained, and with features that the encoder has but its last block
 loses.
 
@@ -21,7 +21,7 @@ _EPISODES_OF_A_BATCH = 50
 
 @torch.no_grad()
 def encoder_rows(parts: Parts, num_episodes: int, num_classes: int) -> dict[str, Tensor]:
-    """Accuracy `(B,)` on the test episodes of what needs less than the encoder's features, or more.
+    """Measures accuracy `(B,)` on the test episodes with less than the encoder's features, or with more.
 
     Returns:
         `raw_pixels`, nearest class means of the standardised pixels; `untrained_ridge`, a ridge head on the last two

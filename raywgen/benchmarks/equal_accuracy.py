@@ -1,7 +1,7 @@
-"""How far from every stored network one can get without learning anything, at the accuracy that a generator reaches.
+"""Novelty that needs no learning: the distance of noisy and averaged stored networks at a generator's accuracy.
 
-Noise on stored networks and averages of them are novel too, and noise more so the more of it there is. A generator has
-learned something where it lies farther from the stored networks than these do when they are as accurate as it is.
+Noisy copies of stored networks are novel too, the more noise the more so, and so are averages. A generator has learned
+something where its networks lie farther from the stored ones than these baselines do at equal accuracy.
 
 Shape legend: N networks, D values, R stored networks, G groups of stored networks.
 """
@@ -22,11 +22,11 @@ from raywgen.weights.symmetry import Symmetry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reached:
-    """What networks of one kind come to, means over them.
+    """Mean accuracy and novelty of networks of one kind.
 
     Attributes:
-        accuracy: In points.
-        distance: To the nearest stored network.
+        accuracy: Accuracy in percent.
+        distance: Distance to the nearest stored network.
     """
 
     accuracy: float
@@ -36,15 +36,15 @@ class Reached:
 def nearest_distance(
     values_ND: Tensor, stored_RD: Tensor, normalizer: Normalizer, layout: Layout, symmetry: Symmetry | None = None
 ) -> Tensor:
-    """Of each network the distance `(N,)` to the nearest stored one.
+    """Returns the distance `(N,)` of each network to the nearest stored one.
 
     Args:
         values_ND: Flat vectors.
-        stored_RD: Likewise.
-        reference: Gives the units.
-        layout: Of both.
+        stored_RD: Flat vectors of the stored networks.
+        normalizer: Scales that are the units of distance.
+        layout: Layout of both.
         symmetry: Where given, the stored networks' hidden units are first brought into the order that lies closest to
-            each network, so that a stored one with its units in another order is no new one.
+            each network, so that a mere change of order does not count as novel.
     """
     nearest_N = distances(values_ND, stored_RD, normalizer).amin(dim=1)
     if symmetry is None:
@@ -61,12 +61,12 @@ def nearest_distance(
             ]
         )
         matched.append(distances(values_D.unsqueeze(0), moved_RD, normalizer).amin())
-    # Matching maximises an inner product of raw weights, so that in these units it may end farther.
+    # Matching maximises an inner product of raw weights, so in these units it may increase the distance.
     return torch.minimum(nearest_N, torch.stack(matched))
 
 
 def spread(values_ND: Tensor, normalizer: Normalizer) -> float:
-    """Mean distance between two different networks of a set; 0 for one alone."""
+    """Returns the mean distance between two different networks of a set; 0 for one alone."""
     num = len(values_ND)
     if num < 2:
         return 0.0
@@ -74,20 +74,20 @@ def spread(values_ND: Tensor, normalizer: Normalizer) -> float:
 
 
 def noisy(copies_ND: Tensor, level: float, normalizer: Normalizer, seed: int) -> Tensor:
-    """Networks plus Gaussian noise of `level` standard deviations of each tensor; the same draw at every level."""
+    """Adds Gaussian noise of `level` standard deviations of each tensor, the same draw at every level."""
     draw_ND = torch.randn(copies_ND.shape, generator=torch.Generator().manual_seed(seed))
     return normalizer.denormalise(normalizer.normalise(copies_ND) + level * draw_ND)
 
 
 def averages(stored_RD: Tensor, groups: Sequence[str] | None, k: int, num: int, seed: int) -> Tensor | None:
-    """Means of k different stored networks, `(num, D)`.
+    """Returns means of k different stored networks, `(num, D)`.
 
     Args:
-        stored_RD: Of which they are drawn.
+        stored_RD: Networks to draw from.
         groups: Name of the group of each, to draw each mean within one group; None draws from all.
-        k: Networks of a mean.
-        num: Means.
-        seed: Of the draw.
+        k: Number of networks of a mean.
+        num: Number of means.
+        seed: Seed of the draw.
 
     Returns:
         The means; None where no group holds k.
@@ -108,14 +108,14 @@ def averages(stored_RD: Tensor, groups: Sequence[str] | None, k: int, num: int, 
 
 
 def farthest_on_curve(accuracy: float, curve: Sequence[Reached]) -> float:
-    """The largest distance at which a curve, straight between its points, is still that accurate.
+    """Returns the largest distance at which a curve, linear between its points, still has an accuracy.
 
     Args:
-        accuracy: Wanted, in points.
-        curve: In order of distance, from the stored networks themselves on.
+        accuracy: Wanted accuracy in percent.
+        curve: Points in order of distance, beginning with the stored networks themselves.
 
     Returns:
-        0 where no point is so accurate; the last point's distance where it still is.
+        0 where no point is accurate enough; the last point's distance where it still is.
     """
     for index in range(len(curve) - 1, -1, -1):
         here = curve[index]
@@ -130,7 +130,7 @@ def farthest_on_curve(accuracy: float, curve: Sequence[Reached]) -> float:
 
 
 def farthest_of(accuracy: float, points: Iterable[Reached]) -> float:
-    """The largest distance among those that are so accurate; 0 where none is."""
+    """Returns the largest distance among the points that are accurate enough; 0 where none is."""
     return max((point.distance for point in points if point.accuracy >= accuracy), default=0.0)
 
 
@@ -141,5 +141,5 @@ def noise_curve(
     seed: int,
     reached: Callable[[Tensor], Reached],
 ) -> list[Reached]:
-    """Copies of stored networks with more and more noise, from none on."""
+    """Measures copies of stored networks at rising levels of noise, beginning with none."""
     return [reached(noisy(copies_ND, level, normalizer, seed)) for level in (0.0, *sorted(levels))]

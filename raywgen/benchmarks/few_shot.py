@@ -1,6 +1,6 @@
 """Heads for classes never seen, from a few images: Mc-Di and its ablations beside what needs no generator.
 
-All on one frozen encoder and the same episodes. Settings of the rivals (rate and steps of the fitted head, steps of
+All use one frozen encoder and the same episodes. Settings of the baselines (rate and steps of the fitted head, steps of
 Reptile) are chosen on validation classes.
 
 Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
@@ -50,22 +50,22 @@ def measure(config: FewShotConfig) -> tuple[dict[str, float], dict[str, Any]]:
     rows, conditions = [], []
     for seed in config.all_seeds:
         parts = build_parts(config, root, seed, TaskSource(test_path=config.test_data))
-        scores, told = scores_of(config, parts)
+        scores, chosen = scores_of(config, parts)
         figures, intervals = summarised(scores, HEADLINES[config.generator], ("prototypes",))
-        told |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
-        times, told_times = _latency(config, parts, told)
+        chosen |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
+        times, latency = _latency(config, parts, chosen)
         rows.append(figures | times)
-        conditions.append(told | told_times)
+        conditions.append(chosen | latency)
     means, spreads = over_seeds(rows)
     common = {"way": config.way, "shot": config.shot, "episodes": config.num_episodes, "each_seed": conditions}
     return means, config.conditions(spreads) | common
 
 
 def scores_of(config: FewShotConfig, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Accuracy `(B,)` of each method on the test episodes, and the settings that were chosen for the rivals."""
+    """Returns the accuracy `(B,)` of each method on the test episodes, and the settings chosen for the baselines."""
     validation, test = parts.validation.features, parts.test.features
-    chosen = head_accuracies(*support_of(validation), *query_of(validation), config.way, num_steps=_STEPS)
-    rate, steps = max(chosen, key=lambda key: float(chosen[key].mean()))
+    judged = head_accuracies(*support_of(validation), *query_of(validation), config.way, num_steps=_STEPS)
+    rate, steps = max(judged, key=lambda key: float(judged[key].mean()))
     scores: dict[str, Tensor] = {
         name: generated_accuracy(generator, parts.layout, test, parts.seed)
         for name, generator in parts.generators.items()
@@ -73,22 +73,22 @@ def scores_of(config: FewShotConfig, parts: Parts) -> tuple[dict[str, Tensor], d
     scores["prototypes"] = accuracy(prototype_logits(*support_of(test), query_of(test)[0], config.way), test.query_y)
     heads = fit_heads(*support_of(test), config.way, learning_rate=rate, num_steps=[steps])
     scores["gradient_head"] = accuracy(head_logits(*heads[steps], query_of(test)[0]), test.query_y)
-    told: dict[str, Any] = {"gradient_head": {"rate": rate, "steps": steps}}
+    chosen: dict[str, Any] = {"gradient_head": {"rate": rate, "steps": steps}}
     if config.reptile_episodes:
         with one_thread():
-            scores["reptile"], told["reptile"] = _reptile(config, parts)
-    return scores, told
+            scores["reptile"], chosen["reptile"] = _reptile(config, parts)
+    return scores, chosen
 
 
 def summarised(
     scores: Mapping[str, Tensor], names: Sequence[str], over: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means in points, and by how much some are above others; half widths of 95 % intervals of both.
+    """Returns mean accuracies in percent, differences between methods, and half widths of 95 % intervals of both.
 
     Args:
         scores: Accuracy `(B,)` of each method.
-        names: Those that are compared; the differences of the first one are `over_OTHER`.
-        over: With whom.
+        names: Methods that are compared; the differences of the first one are called `over_OTHER`.
+        over: Methods that they are compared with.
     """
     figures = {name: _PERCENT * float(score.mean()) for name, score in scores.items()}
     intervals = {name: round(_PERCENT * estimate(score).half_width, 3) for name, score in scores.items()}
@@ -103,7 +103,7 @@ def summarised(
 
 @torch.no_grad()
 def generated_accuracy(generator: Generator, layout: Layout, episodes: Episode, seed: int) -> Tensor:
-    """Accuracy `(B,)` of one generated head per episode."""
+    """Returns the accuracy `(B,)` of one generated head per episode."""
     scores = []
     for first in range(0, len(episodes.support_y), _EPISODES_OF_A_BATCH):
         rows = slice(first, first + _EPISODES_OF_A_BATCH)
@@ -117,7 +117,7 @@ def generated_accuracy(generator: Generator, layout: Layout, episodes: Episode, 
 def generated_heads(
     generator: Generator, layout: Layout, support_BSE: Tensor, labels_BS: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Weight `(B, C, E)` and bias `(B, C)`, from one start of the chain each, without noise in it."""
+    """Generates weight `(B, C, E)` and bias `(B, C)` of one head per episode at temperature 0."""
     B = len(support_BSE)
     condition = Condition(instructions=("",) * B, samples_BSF=support_BSE, labels_BS=labels_BS)
     noise = KeyedNoise(seed, torch.arange(B, device=support_BSE.device), 0)
@@ -126,7 +126,7 @@ def generated_heads(
 
 
 def _reptile(config: FewShotConfig, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
-    """Accuracy on the test episodes at the fewest steps within 0.3 points of the best on validation episodes."""
+    """Measures Reptile on the test episodes, at the fewest steps within 0.3 points of the best on validation."""
     learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
 
@@ -141,11 +141,11 @@ def _reptile(config: FewShotConfig, parts: Parts) -> tuple[Tensor, dict[str, Any
     return scores[:, 0], {"steps": fewest, "validation": [round(v, 4) for v in judged.mean(dim=0).tolist()]}
 
 
-def _latency(config: FewShotConfig, parts: Parts, told: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Milliseconds per task from support images to weights, one thread; encoding them counts and is shown apart."""
+def _latency(config: FewShotConfig, parts: Parts, chosen: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measures milliseconds per task from support images to weights on one thread; encoding is also shown apart."""
     pixels = parts.test.pixels.episode(0)
     x_SF = parts.test.prepare(pixels.support_x).flatten(1)
-    labels_S, rate, steps = pixels.support_y, told["gradient_head"]["rate"], told["gradient_head"]["steps"]
+    labels_S, rate, steps = pixels.support_y, chosen["gradient_head"]["rate"], chosen["gradient_head"]["steps"]
     encode: Callable[[], Tensor] = lambda: parts.encoder(x_SF)  # noqa: E731
     calls: dict[str, Callable[[], object]] = {
         "encode": encode,
@@ -156,7 +156,7 @@ def _latency(config: FewShotConfig, parts: Parts, told: dict[str, Any]) -> tuple
             generator, parts.layout, encode().unsqueeze(0), labels_S.unsqueeze(0), 0
         )
     if config.reptile_episodes:
-        learner, reptile_steps = Learner(parts.network, config.reptile), told["reptile"]["steps"]
+        learner, reptile_steps = Learner(parts.network, config.reptile), chosen["reptile"]["steps"]
         support_x = parts.test.prepare(pixels.support_x).to(memory_format=torch.channels_last)
         calls["reptile"] = lambda: learner.adapt(parts.reptile, support_x, labels_S, reptile_steps)
     times = time_alternating(calls)
@@ -195,10 +195,10 @@ def _medians(prefix: str, times: dict[str, Timing]) -> dict[str, float]:
 
 
 def support_of(episodes: Episode) -> tuple[Tensor, Tensor]:
-    """Features `(B, S, E)` and labels `(B, S)` to learn from."""
+    """Returns features `(B, S, E)` and labels `(B, S)` of the support sets."""
     return episodes.support_x.flatten(2), episodes.support_y
 
 
 def query_of(episodes: Episode) -> tuple[Tensor, Tensor]:
-    """Features `(B, Q, E)` and labels `(B, Q)` to be judged on."""
+    """Returns features `(B, Q, E)` and labels `(B, Q)` of the query sets."""
     return episodes.query_x.flatten(2), episodes.query_y

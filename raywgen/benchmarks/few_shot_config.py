@@ -29,7 +29,7 @@ def _optimizer() -> OptimizerConfig:
 
 @dataclass(kw_only=True)
 class FewShotConfig(TrainingConfig):
-    """What is trained and compared.
+    """The methods to train and compare, and their episodes.
 
     Attributes:
         generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
@@ -37,18 +37,18 @@ class FewShotConfig(TrainingConfig):
         test_data: Images of the same form with the classes to test on; without it groups of `data` are held out.
         group: Column whose groups stay in one split of the classes; empty to split class by class.
         way: Classes of an episode.
-        shot: Support images of each.
-        num_query: Query images of each.
-        num_episodes: To test on.
-        num_validation: Episodes of validation classes, to choose settings by.
-        encoder_episodes: To train the encoder on.
-        encoder_way: Classes of each of them.
-        num_tasks: Of meta-training.
+        shot: Support images of each class.
+        num_query: Query images of each class.
+        num_episodes: Test episodes.
+        num_validation: Episodes of validation classes, for the choice of settings.
+        encoder_episodes: Episodes that train the encoder.
+        encoder_way: Classes of each of these episodes.
+        num_tasks: Tasks of meta-training.
         methods: Rows of generators; all by default.
-        mcdi: Mc-Di.
-        task_loss: Its task-loss stage, in the row of its own.
-        lohp: Lo-Hp.
-        reptile: How Reptile is meta-trained; it begins at the encoder.
+        mcdi: Settings of Mc-Di.
+        task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
+        lohp: Settings of Lo-Hp.
+        reptile: Meta-training of Reptile, which begins at the encoder.
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
     """
 
@@ -89,5 +89,5 @@ class FewShotConfig(TrainingConfig):
             raise ValueError("data is empty: name the images, for instance data=omniglot-background.parquet")
 
     def variants(self) -> Chosen:
-        """The generators to train."""
+        """Returns the generators to train."""
         return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)

@@ -1,4 +1,4 @@
-"""What the few-shot benchmark trains before it compares: encoder, heads, generators, Reptile."""
+"""Training for the few-shot benchmark: encoder, heads, generators, Reptile."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _VALIDATION_SEED, _TEST_SEED = 101, 202
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSource:
-    """Where tasks come from; by default all from the plain data.
+    """The source of tasks; by default all come from the plain data.
 
     Attributes:
-        domains: That meta-training tasks take turns in, then the unseen one, as a zoo's `tasks.domains`.
-        test_path: Images to test on, all of their classes; without it unseen classes of the data.
-        test_domain: That test episodes are seen in.
+        domains: Domains that meta-training tasks alternate between, then the unseen one, as a zoo's `tasks.domains`.
+        test_path: Images to test on, with all of their classes; by default unseen classes of the data.
+        test_domain: Domain of the test episodes.
     """
 
     domains: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """Episodes to choose settings by, or to test on.
+    """The episodes for the choice of settings, or for the test.
 
     Attributes:
         features: B episodes through the encoder.
@@ -66,26 +66,26 @@ class Side:
     statistics: Statistics
 
     def prepare(self, x_SCHW: Tensor) -> Tensor:
-        """Pixels uint8 to the floats that networks take."""
+        """Turns uint8 pixels into the floats that networks take."""
         mean, std = self.statistics
         return normalise(x_SCHW, mean=mean, std=std)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """All that is compared, for one seed.
+    """The trained parts that are compared, for one seed.
 
     Attributes:
-        seed: Of everything.
-        encoder: Frozen.
-        encoder_accuracy: Its own, on validation episodes.
+        seed: Seed of everything.
+        encoder: The frozen encoder.
+        encoder_accuracy: Its accuracy on validation episodes.
         corpus: The heads that generators are trained on.
-        generators: By the names of their figures.
-        layout: Of the heads.
+        generators: Generators by the names of their figures.
+        layout: Layout of the heads.
         reptile: The meta-learned start of the whole network.
         network: A network of its architecture.
-        validation: Of classes that settings are chosen on.
-        test: Of classes never seen.
+        validation: Episodes of validation classes, on which settings are chosen.
+        test: Episodes of unseen classes.
     """
 
     seed: int
@@ -101,7 +101,7 @@ class Parts:
 
 
 def build_parts(config: FewShotConfig, root: str, seed: int, source: TaskSource) -> Parts:
-    """Trains what is not kept from an earlier run of the same recipe."""
+    """Trains the parts that no earlier run of the same recipe has kept."""
     encoder_folder, encoder_accuracy = trained_encoder(config, root, seed)
     encoder = load_encoder(encoder_folder)
     with ray_session():
@@ -125,13 +125,13 @@ def build_parts(config: FewShotConfig, root: str, seed: int, source: TaskSource)
 
 
 def validation_side(config: FewShotConfig, encoder: FrozenEncoder, seed: int) -> Side:
-    """Episodes of validation classes of the data, as it is."""
+    """Returns the episodes of validation classes of the plain data."""
     classes = classes_of(images_of(config.data, _SIZE, _CHANNELS, None), "validation", config.group, seed)
     return _side(config, encoder, (config.data, "plain"), classes, _VALIDATION_SEED, config.num_validation)
 
 
 def test_side(config: FewShotConfig, encoder: FrozenEncoder, seed: int, source: TaskSource) -> Side:
-    """Episodes of what a task source tests on; the same rows of images whatever the domain."""
+    """Returns the test episodes of a task source, the same rows of images whatever the domain."""
     path = source.test_path or config.data
     split, group = ("all", "") if source.test_path else ("test", config.group)
     classes = classes_of(images_of(path, _SIZE, _CHANNELS, None), split, group, seed)
@@ -153,7 +153,7 @@ def _side(
 
 
 def trained_encoder(config: FewShotConfig, root: str, seed: int) -> tuple[str, float]:
-    """Folder of the frozen encoder, and its accuracy on validation episodes."""
+    """Returns the folder of the frozen encoder, and its accuracy on validation episodes."""
     recipe = EncoderConfig(
         path=config.data,
         size=_SIZE,
@@ -171,7 +171,7 @@ def trained_encoder(config: FewShotConfig, root: str, seed: int) -> tuple[str, f
 
 
 def heads_zoo(config: FewShotConfig, seed: int, encoder: str, source: TaskSource) -> ZooConfig:
-    """The recipe of the heads that generators are trained on."""
+    """Returns the recipe of the heads that generators are trained on."""
     return load_config(
         ZooConfig,
         _RECIPE,
@@ -193,7 +193,7 @@ def heads_zoo(config: FewShotConfig, seed: int, encoder: str, source: TaskSource
 def heads_generators(
     config: FewShotConfig, root: str, seed: int, corpus: Corpus, chosen: Chosen
 ) -> dict[str, Generator]:
-    """Generators of heads, told `shot` images of each class."""
+    """Trains generators of heads, whose conditions have `shot` images of each class."""
     return trained_generators(
         config,
         root,
@@ -206,7 +206,7 @@ def heads_generators(
 
 
 def _reptile(config: FewShotConfig, root: str, parts: Parts, source: TaskSource) -> ReptileState:
-    """Meta-trained on the classes and domains that heads were trained on, from the encoder's own values."""
+    """Meta-trains Reptile on the classes and domains of the heads, from the encoder's own values."""
     recipe = dataclasses.asdict(config.reptile) | {"encoder": parts.encoder.fingerprint, "way": config.way}
     recipe |= {"known": source.domains[:-1]}
     path = Path(folder_of(root, "reptile", recipe)) / "state.safetensors"
@@ -233,16 +233,16 @@ def _reptile(config: FewShotConfig, root: str, parts: Parts, source: TaskSource)
 
 
 def _known_images(config: FewShotConfig, seed: int, source: TaskSource) -> tuple[ImageData, list[int]]:
-    """The images of all known domains as one data set, and its classes to meta-train on."""
+    """Returns the images of all known domains as one data set, and its classes for meta-training."""
     images, labels, names, classes = [], [], [], []
-    for told in source.domains[:-1] or ("plain",):
-        path, _, domain = told.rpartition("::")
+    for domain_name in source.domains[:-1] or ("plain",):
+        path, _, domain = domain_name.rpartition("::")
         data = images_in(path or config.data, domain, _SIZE, _CHANNELS)
         chosen = classes_of(data, "all" if path else "train", "" if path else config.group, seed)
         classes += [len(names) + number for number in chosen]
         images.append(data.x_SCHW)
         labels.append(data.y_S + len(names))
-        names += [f"{told}/{name}" for name in data.class_names]
+        names += [f"{domain_name}/{name}" for name in data.class_names]
     joined = ImageData(
         name="known", x_SCHW=torch.cat(images), y_S=torch.cat(labels), class_names=tuple(names), source=config.data
     )

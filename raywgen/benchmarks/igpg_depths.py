@@ -1,11 +1,11 @@
-"""Depths never seen: IGPG, trained on CIFAR-style ResNets of several depths, writes one between them and one beyond.
+"""Unseen depths: IGPG, trained on CIFAR-style ResNets of several depths, writes one between them and one beyond.
 
-All networks are of one task and start each on their own. A network of an unseen depth is judged beside networks of that
-depth that were trained as the zoo's were, beside stored ones of the depths next to it whose blocks are repeated or left
-out, beside those of a hypernetwork trained by the task's loss alone, and beside fresh ones. Every figure is the mean
-over the same number of choices among equally many candidates, made by the loss on the labelled samples that the
-generator is told. Statistics of batch normalisation are estimated anew from unlabelled training samples, for all but
-trained networks; as they were written they are a figure of their own.
+All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
+that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks are repeated or
+left out, with those of a hypernetwork trained by the task's loss alone, and with fresh ones. Every figure is the mean
+over the same number of choices among equally many candidates, made by the loss on the labelled samples of the
+condition. Statistics of batch normalisation are estimated anew from unlabelled training samples for all but trained
+networks; networks with the statistics that were written are a row of their own.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
 
 @dataclass(kw_only=True)
 class IGPGDepthsConfig(SeededConfig):
-    """What is trained and judged.
+    """The depths, and the training runs of the zoo and the generators.
 
     Attributes:
         data: Training images, in place of scikit-learn's digits.
-        test_data: Test images, likewise; without it a fifth of the others is held out.
+        test_data: Test images; by default a fifth of the training images is held out.
         seen: A depth of the zoo.
         between: A depth between those of the zoo.
         beyond: A depth above them.
         best_of: Candidates of each choice.
-        num_chosen: Choices, over which figures are means.
+        num_chosen: Number of choices; figures are means over them.
         num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
-        finetune_rates: Of one epoch of fine-tuning; the best on held-out training samples is taken for each start.
-        hypernetwork: Its training, on networks told as IGPG's are.
+        finetune_rates: Learning rates of one epoch of fine-tuning; each start gets the best on held-out samples.
+        hypernetwork: Training of the hypernetwork, with the same conditions as IGPG's.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
@@ -97,22 +97,22 @@ class IGPGDepthsConfig(SeededConfig):
 
 
 def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
-    """The zoo of seen depths."""
+    """Returns the zoo's recipe for the seen depths."""
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
-    told = [f"{key}={value}" for key, value in given.items() if value]
-    overrides = [*_ZOO, *told, *config.zoo, f"seed={seed}"]
+    data_keys = [f"{key}={value}" for key, value in given.items() if value]
+    overrides = [*_ZOO, *data_keys, *config.zoo, f"seed={seed}"]
     return load_config(ZooConfig, _CONFIGS / "zoo" / "resnet-depths.yaml", overrides)
 
 
 def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains zoos and generator for every seed, then judges what is written at each depth."""
     root = config.root()
-    rows, told = [], {}
+    rows, conditions = [], {}
     for seed in config.all_seeds:
-        figures, told = _one_seed(config, root, seed)
+        figures, conditions = _one_seed(config, root, seed)
         rows.append(figures)
     figures, spreads = over_seeds(rows)
-    told |= {
+    conditions |= {
         "published": _PUBLISHED,
         "depths": {"seen": config.seen, "between": config.between, "beyond": config.beyond},
         "best_of": config.best_of,
@@ -122,7 +122,7 @@ def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]
         "igpg": config.igpg,
         "each_seed": rows,
     }
-    return figures, config.conditions(spreads) | told
+    return figures, config.conditions(spreads) | conditions
 
 
 def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -166,11 +166,11 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
 
 
 def _trained(config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
-    """The runs of IGPG and of the hypernetwork."""
+    """Trains IGPG and the hypernetwork, and returns their runs."""
     make = partial(load_config, TrainConfig, _CONFIGS / "igpg" / "resnet-depths.yaml")
-    told = [f"corpus={corpus.location}", f"seed={seed}"]
-    out = folder_of(root, "igpg", asdict(make([*config.igpg, *told])))
-    run = make([*config.igpg, *told, f"out={out}"])
+    run_settings = [f"corpus={corpus.location}", f"seed={seed}"]
+    out = folder_of(root, "igpg", asdict(make([*config.igpg, *run_settings])))
+    run = make([*config.igpg, *run_settings, f"out={out}"])
     other = replace(run, method="hypernetwork", generator=config.hypernetwork, out="")
     other = replace(other, out=folder_of(root, "hypernetwork", asdict(other)))
     with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then the hypernetwork") as bar:
@@ -186,7 +186,7 @@ def _igpg(folder: str) -> IGPG:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """All rows of a depth."""
+    """The generators and stored networks behind all rows of a depth."""
 
     config: IGPGDepthsConfig
     zoo: ZooConfig
@@ -197,7 +197,7 @@ class _Rows:
     hypernetwork: Generator
 
     def of(self, ladder: DepthLadder) -> dict[str, float]:
-        """Points of each row, before and after an epoch of fine-tuning; and how different networks are."""
+        """Returns the accuracy of each row, before and after an epoch of fine-tuning, and the diversity of networks."""
         written_ND = self._written(self.generator, ladder)
         new = ladder.with_new_statistics
         rows = {"original": ladder.original(), "generated": new(written_ND), "generated_stored": written_ND}
@@ -207,7 +207,7 @@ class _Rows:
             rows |= {name: new(values_ND) for name, values_ND in self._resized(ladder).items()}
             rows["average"] = new(ladder.average(self.stored))
         chosen = {name: ladder.chosen(values_ND) for name, values_ND in rows.items()}
-        figures = {name: ladder.points(values_PD) for name, values_PD in chosen.items()}
+        figures = {name: ladder.percent(values_PD) for name, values_PD in chosen.items()}
         starts = {"finetuned_1": chosen["generated"], "random_finetuned_1": chosen["random"]}
         if ladder.depth not in self.stored:
             nearest = max(("stretched", "cut"), key=lambda name: figures.get(name, 0.0))
@@ -217,7 +217,7 @@ class _Rows:
         return figures | {"diversity": ladder.diversity(written_ND)}
 
     def _resized(self, ladder: DepthLadder) -> dict[str, Tensor]:
-        """Of the nearest depth below, which has blocks to repeat, and of the nearest one above."""
+        """Resizes networks of the nearest depth below, which has blocks to repeat, and of the nearest one above."""
         below = [one for one in self.stored.values() if one.depth < ladder.depth and num_blocks(one.layout) > 1]
         above = [one for one in self.stored.values() if one.depth > ladder.depth]
         rows = {"stretched": ladder.resized(below[-1])} if below else {}

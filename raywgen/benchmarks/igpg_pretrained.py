@@ -1,8 +1,8 @@
-"""Published networks: coded within a budget of bits, and written again by an IGPG trained on them.
+"""Published networks: compressed within a budget of bits, and written again by an IGPG trained on them.
 
-The code needs no training, so that every network is one it never saw; `heldout` is also unknown to IGPG, which is
-trained on a corpus of the others. With one network per condition a generator that succeeds has only retrieved:
-`agreement` and `novelty` say how far it did.
+The codec needs no training, so every network is new to it; the networks of `heldout` are new to IGPG too, which is
+trained on a corpus of the others. With one network per condition a generator that succeeds has only retrieved it:
+`agreement` and `novelty` measure how far it did.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raywgen.benchmarks.pretrained_networks import (
     PretrainedError,
     correct,
     find_networks,
-    points,
+    percent,
     read_images,
 )
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
@@ -61,8 +61,8 @@ def _beside(folder: str, setting: str, name: str) -> str:
 
 
 def _igpg() -> IGPGConfig:
-    # Chunks that are told their place alone: of a network that is learned by heart one wrong chunk otherwise makes all
-    # later ones wrong, and none of it would work. Longer chunks are fewer, so that each is seen more often.
+    # Each chunk is conditioned on its position alone: in a memorised network one wrong chunk would otherwise make all
+    # later ones wrong. Longer chunks are fewer, so each is seen more often.
     return IGPGConfig(
         tokenizer=TokenizerConfig(
             num_steps=1, batch_size=4, chunk_length=64, num_levels=12, num_codes=256, window=1024
@@ -77,7 +77,7 @@ def _igpg() -> IGPGConfig:
 
 @dataclass(kw_only=True)
 class IGPGPretrainedConfig(TrainingConfig):
-    """What is coded, learned and judged.
+    """The networks, the codec and the generator.
 
     Attributes:
         dir: Folder of the networks, or one file.
@@ -137,7 +137,7 @@ class _Data:
 
 
 def measure(config: IGPGPretrainedConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Codes and judges every network, trains IGPG on those that are not held out, and lets it write them."""
+    """Compresses and judges every network, trains IGPG on those that are not held out, and lets it write them."""
     root = config.root()
     networks, heldout = chosen_networks(config.dir, config.heldout)
     rows, conditions = [], {}
@@ -149,7 +149,7 @@ def measure(config: IGPGPretrainedConfig) -> tuple[dict[str, float], dict[str, A
 
 
 def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[Pretrained]]:
-    """Networks to learn, and networks held out: those of `heldout`, or the last of the folder.
+    """Returns the networks to learn and those held out, which are the ones of `heldout` or the last of the folder.
 
     Raises:
         PretrainedError: There are none, one is on both sides, or the only one of a folder would be left out.
@@ -182,8 +182,8 @@ def _one_seed(
         for index, network in enumerate([*networks, *heldout]):
             row = _coded(config, network, data, bar, index, len(networks) + len(heldout))
             each[network.name] = row
-            told = ", ".join(f"{name} {row[name]:.2f}" for name in ("original", "reconstructed", "bits_per_value"))
-            reporter.console.print(f"  {network.name}: {told}", highlight=False)
+            summary = ", ".join(f"{name} {row[name]:.2f}" for name in ("original", "reconstructed", "bits_per_value"))
+            reporter.console.print(f"  {network.name}: {summary}", highlight=False)
     names, heldout_names = ([network.name for network in part] for part in (networks, heldout))
     figures = _means(each, names, "") | _means(each, heldout_names, "heldout_")
     figures["largest_loss"] = max(row["original"] - row["reconstructed"] for row in each.values())
@@ -228,8 +228,8 @@ def _coded(
         "original": 100 * float(right_S.double().mean()),
         "reconstructed": 100 * float(right_again_S.double().mean()),
         "equally_right": 100 * float((right_S == right_again_S).double().mean()),
-        "beside_original": points(original, data.beside),
-        **{name: points(network.module(state), data.beside) for name, state in beside.items()},
+        "beside_original": percent(original, data.beside),
+        **{name: percent(network.module(state), data.beside) for name, state in beside.items()},
         "bits_per_value": sum(codec.bits(coded).values()) / coded.layout.num_values,
         "values_per_token": rate.values_per_token,
         "snr_db": rate.snr_db,
@@ -254,7 +254,7 @@ def _rounded(
 
 
 def _means(each: dict[str, dict[str, float]], names: list[str], prefix: str) -> dict[str, float]:
-    """Accuracies over some networks."""
+    """Averages accuracies over some networks."""
     figures = ("original", "reconstructed", "beside_original", *_BESIDE)
     return {f"{prefix}{figure}": mean(each[name][figure] for name in names) for figure in figures}
 
@@ -285,16 +285,16 @@ def _at_low_bits(config: CodecConfig, heldout: list[Pretrained]) -> dict[str, fl
 def _generated(
     config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], data: _Data, seed: int, reporter: Reporter
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """What IGPG writes and what its own tokens keep, judged; and what is known of each network that it wrote."""
+    """Judges what IGPG writes and what its tokens keep; returns the means, and the figures of each network."""
     generator, corpus = _trained(config, root, networks, seed)
-    told = {}
+    each = {}
     with reporter.step("write", "write networks again") as bar:
         for index, network in enumerate(networks):
             bar.named(index, len(networks), network.name)
             written = written_again(generator, corpus, network, config.sampling, config.temperature, seed)
-            told[network.name] = _judged(network, written, data) | written.told
-    figures = {name: mean(row[name] for row in told.values()) for name in told[networks[0].name]}
-    return figures | _igpg_sizes(generator, corpus), told
+            each[network.name] = _judged(network, written, data) | written.figures
+    figures = {name: mean(row[name] for row in each.values()) for name in each[networks[0].name]}
+    return figures | _igpg_sizes(generator, corpus), each
 
 
 def _trained(config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], seed: int) -> tuple[IGPG, Corpus]:
@@ -308,7 +308,7 @@ def _trained(config: IGPGPretrainedConfig, root: str, networks: list[Pretrained]
 
 
 def _task(config: IGPGPretrainedConfig) -> dict[str, Any]:
-    """What all networks do, on the images by which they are judged."""
+    """Returns the recipe of the networks' common task, on the images by which they are judged."""
     paths = {"path": str(Path(config.data).absolute()), "test_path": str(Path(config.test_data).absolute())}
     limits = {"limit": config.num_unlabelled} | ({"test_limit": config.num_beside} if config.num_beside else {})
     return {"name": "images", **paths, **limits, "channels": len(config.mean), "mean": config.mean, "std": config.std}
@@ -331,13 +331,13 @@ def _igpg_sizes(generator: IGPG, corpus: Corpus) -> dict[str, float]:
 
 
 def _judged(network: Pretrained, written: Written, data: _Data) -> dict[str, float]:
-    """Points with statistics as they were written and estimated anew; and overlap of the errors with the network's."""
+    """Returns accuracy with written and with re-estimated statistics, and overlap of errors with the network's."""
     row = {}
     for name, values_D in (("generated", written.values_D), ("igpg_reconstructed", written.reconstructed_D)):
         state = network.layout.unflatten(values_D)
         new = state | reestimate_statistics(network.module(state), data.train.x_SCHW)
         wrong_S = ~correct(network.module(new), data.beside)
-        row[f"{name}_stored"] = points(network.module(state), data.beside)
+        row[f"{name}_stored"] = percent(network.module(state), data.beside)
         row[f"{name}_reestimated"] = 100 * float((~wrong_S).double().mean())
         overlap_1 = error_overlap(wrong_S.unsqueeze(0), ~correct(network.module(), data.beside).unsqueeze(0))
         row[f"{name}_error_overlap"] = float(overlap_1)

@@ -1,11 +1,11 @@
-"""IGPG for tasks held out whole: whole small networks, beside what needs no tokens, and what coherence is worth.
+"""IGPG on held-out tasks: small networks beside baselines without tokens, and the effect of coherence between chunks.
 
-Tasks are sets of five of MNIST's digits and, apart, domains of its images: turned, scaled, pale, inverted. All are told
-the same labelled examples, and choose among equally many candidates by their loss on these.
+Tasks are sets of five of MNIST's digits and, separately, domains of its images: rotated, scaled, pale, inverted. All
+methods get the same labelled examples, and choose among equally many candidates by their loss on these.
 
-Coherence, the paper's central claim: networks of the prior before any task-loss stage, decoded from their tokens,
-drawn chunk after chunk (`coherent`), chunk by chunk without sight of each other (`independent`), and chunk after chunk
-but told another task (`mismatched`), from a shared start and from starts of their own.
+Coherence is the paper's central claim. Networks of the prior before any task-loss stage are decoded from their tokens,
+drawn chunk after chunk (`coherent`), each chunk without sight of the others (`independent`), and chunk after chunk with
+the condition of another task (`mismatched`), from a shared start and from starts of their own.
 
 Shape legend: T tasks, n candidates, D values.
 """
@@ -42,21 +42,21 @@ _OFF = StageConfig(num_steps=0)
 
 @dataclass(kw_only=True)
 class IGPGTasksConfig(TrainingConfig):
-    """What is trained and compared.
+    """The tasks and the generators to compare.
 
     Attributes:
         data: Training images, in place of the recipes' MNIST.
         test_data: Test images, likewise.
-        kinds: Of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`;
+        kinds: Kinds of tasks: `subsets`, whose figures begin with `unseen_`, and `domains`, with `domain_`;
             none for coherence alone.
-        starts: Of the networks by which coherence is measured: `shared`, `own`.
+        starts: Starts of the networks for which coherence is measured: `shared`, `own`.
         zoo: Overrides of the zoo of subsets, such as `["num_seen_tasks=400"]`.
         domains_zoo: Overrides of the zoo of domains.
         igpg: The generator; part of its networks train with every chunk on its own, for `independent`.
-        steps: Of regression and hypernetwork.
-        shot: Labelled examples of each class that everyone is told.
+        steps: Training steps of regression and hypernetwork.
+        shot: Labelled examples of each class in every condition.
         best_of: Candidates per task.
-        temperature: Of the tokens.
+        temperature: Sampling temperature of the tokens.
     """
 
     data: str = ""
@@ -92,7 +92,7 @@ class IGPGTasksConfig(TrainingConfig):
             raise ValueError("igpg.prior.independent_share: coherence is measured with a share between 0 and 1")
 
     def generators(self) -> Chosen:
-        """The rows that are trained on networks from a shared start."""
+        """Returns the rows that are trained on networks from a shared start."""
         stage = StageConfig(num_steps=self.steps, batch_size=32, optimizer=OptimizerConfig(weight_decay=0.0))
         return {
             "igpg": ("igpg", self.igpg),
@@ -114,16 +114,16 @@ def measure(config: IGPGTasksConfig) -> tuple[dict[str, float], dict[str, Any]]:
             row |= {f"{start}_{name}": value for name, value in _coherence(config, root, start, seed).items()}
         rows.append(row)
     figures, spreads = over_seeds(rows)
-    told = {"each_seed": rows, "best_of": config.best_of, "shot": config.shot}
-    return figures, config.conditions(spreads) | told
+    conditions = {"each_seed": rows, "best_of": config.best_of, "shot": config.shot}
+    return figures, config.conditions(spreads) | conditions
 
 
 def zoo_of(config: IGPGTasksConfig, kind: str, start: str, seed: int) -> ZooConfig:
-    """The recipe of the zoo for one kind of tasks."""
+    """Returns the recipe of the zoo for one kind of tasks."""
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
-    told = [f"{key}={value}" for key, value in given.items() if value]
+    data_keys = [f"{key}={value}" for key, value in given.items() if value]
     own = config.zoo if kind == "subsets" else config.domains_zoo
-    return load_config(ZooConfig, _ZOOS / KINDS[kind], [*told, *own, f"start={start}", f"seed={seed}"])
+    return load_config(ZooConfig, _ZOOS / KINDS[kind], [*data_keys, *own, f"start={start}", f"seed={seed}"])
 
 
 def _trained(
@@ -135,33 +135,33 @@ def _trained(
 
 
 def _ladder(config: IGPGTasksConfig, root: str, kind: str, seed: int) -> dict[str, float]:
-    """Accuracy of generated networks and of their rivals, in points."""
+    """Measures the accuracy of generated networks and of the baselines, in percent."""
     corpus, runs = _trained(config, root, kind, "shared", seed, config.generators())
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
     last = max(corpus.facts.column("step").to_pylist())
     stored_ND = corpus.values(corpus.query(["split=train", f"step={last}"]))
     igpg = _igpg(runs["igpg"])
-    told = {
+    generators = {
         "generated": igpg,
         "token_prior": _igpg(f"{runs['igpg']}/{STAGES}/prior"),
         "regression": load(runs["regression"]).generator,
         "hypernetwork": load(runs["hypernetwork"]).generator,
     }
-    figures = {"original": unseen.points(unseen.originals_TD)}
-    figures["reconstructed"] = unseen.points(igpg.reconstruct(unseen.originals_TD, unseen.layout))
-    for name, generator in told.items():
-        figures[name] = chosen_points(unseen, _candidates(config, unseen, generator.generate, seed))
-    figures["nearest"] = unseen.points(stored_ND[unseen.best_of(stored_ND)])
-    figures["average"] = unseen.points(stored_ND.mean(dim=0).expand(len(unseen.tasks), -1))
+    figures = {"original": unseen.percent(unseen.originals_TD)}
+    figures["reconstructed"] = unseen.percent(igpg.reconstruct(unseen.originals_TD, unseen.layout))
+    for name, generator in generators.items():
+        figures[name] = chosen_percent(unseen, _candidates(config, unseen, generator.generate, seed))
+    figures["nearest"] = unseen.percent(stored_ND[unseen.best_of(stored_ND)])
+    figures["average"] = unseen.percent(stored_ND.mean(dim=0).expand(len(unseen.tasks), -1))
     draws = torch.randn(
         len(unseen.tasks), config.best_of, stored_ND.shape[1], generator=torch.Generator().manual_seed(seed)
     )
-    figures["gaussian"] = chosen_points(unseen, stored_ND.mean(dim=0) + stored_ND.std(dim=0) * draws)
+    figures["gaussian"] = chosen_percent(unseen, stored_ND.mean(dim=0) + stored_ND.std(dim=0) * draws)
     return figures
 
 
 def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dict[str, float]:
-    """Accuracy of the same prior's networks by how their chunks were drawn, in points."""
+    """Measures the accuracy of one prior's networks by how their chunks were drawn, in percent."""
     plain = replace(config.igpg, task_loss=replace(config.igpg.task_loss, num_steps=0))
     corpus, runs = _trained(config, root, "subsets", start, seed, {f"prior_{start}": ("igpg", plain)})
     unseen, generator = unseen_tasks(corpus, "unseen", config.shot, seed), _igpg(runs[f"prior_{start}"])
@@ -169,10 +169,10 @@ def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dic
     def drawn(chunks: str) -> float:
         sampling = SamplingConfig(chunks=chunks, decoding="tokens")
 
-        def generate(*told: Any, **settings: Any) -> Any:
-            return generator.generate(*told, sampling=sampling, **settings)
+        def generate(*arguments: Any, **settings: Any) -> Any:
+            return generator.generate(*arguments, sampling=sampling, **settings)
 
-        return unseen.points(_candidates(replace(config, best_of=1), unseen, generate, seed)[:, 0])
+        return unseen.percent(_candidates(replace(config, best_of=1), unseen, generate, seed)[:, 0])
 
     return {chunks: drawn(chunks) for chunks in CHUNKS}
 
@@ -184,14 +184,14 @@ def _igpg(folder: str) -> IGPG:
 
 
 def _candidates(config: IGPGTasksConfig, unseen: UnseenTasks, generate: Callable[..., Any], seed: int) -> Tensor:
-    """`best_of` networks for each task, `(T, n, D)`."""
-    told: Condition = unseen.condition.repeat(config.best_of)
-    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
-    written = generate(told, unseen.layout, noise, temperature=config.temperature).values_BD
+    """Generates `best_of` networks for each task, `(T, n, D)`."""
+    condition: Condition = unseen.condition.repeat(config.best_of)
+    noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
+    written = generate(condition, unseen.layout, noise, temperature=config.temperature).values_BD
     return written.view(len(unseen.tasks), config.best_of, -1)
 
 
-def chosen_points(unseen: UnseenTasks, values_TnD: Tensor) -> float:
-    """Accuracy in points of each task's candidate with the lowest loss on its examples."""
+def chosen_percent(unseen: UnseenTasks, values_TnD: Tensor) -> float:
+    """Returns the mean accuracy, in percent, of each task's candidate with the lowest loss on its examples."""
     losses_Tn = torch.stack([unseen.example_loss(index, values_nD) for index, values_nD in enumerate(values_TnD)])
-    return unseen.points(values_TnD[torch.arange(len(values_TnD)), losses_Tn.argmin(dim=1)])
+    return unseen.percent(values_TnD[torch.arange(len(values_TnD)), losses_Tn.argmin(dim=1)])

@@ -1,9 +1,9 @@
-"""What each way of writing a network longer than the prior's window costs, in accuracy and in time.
+"""Accuracy and time of each way to write a network that is longer than the prior's window.
 
-One zoo of small networks from a shared start, on which the prior alone, without a task-loss stage, writes networks
-that work. Two priors that have seen equally many tokens: one is trained on whole networks, one on random windows of a
-fraction of them. The first writes whole networks at once; the second writes the same tasks in every mode, and whole
-networks, longer than anything it was trained on. A quarter of either's networks trains with every chunk on its own.
+On a zoo of small networks from a shared start the prior alone, without a task-loss stage, writes networks that work.
+Two priors see equally many tokens: one is trained on whole networks, one on random windows of a fraction of them. The
+first writes whole networks at once; the second writes the same tasks in every mode, and whole networks, longer than
+anything it was trained on. Each trains a quarter of its networks with every chunk on its own.
 
 Before anything is timed, windows that hold all chunks must give the whole network's tokens, bit for bit.
 
@@ -45,13 +45,13 @@ _MILLISECONDS = 1e3
 
 @dataclass(kw_only=True)
 class IGPGWindowsConfig(TrainingConfig):
-    """What is trained and compared.
+    """The priors to train and compare.
 
     Attributes:
         num_workers: As elsewhere, but 0 trains the zoo in this process too.
         zoo: Of one architecture, from a shared start.
         igpg: The generator; its prior's window is that of the second prior alone.
-        shot: Labelled examples of each class that all are told.
+        shot: Labelled examples of each class in every condition.
         best_of: Candidates per task.
         temperature: Of the tokens.
         batches: Networks written at once, where time is measured.
@@ -92,13 +92,13 @@ class IGPGWindowsConfig(TrainingConfig):
 
     @property
     def num_chunks(self) -> int:
-        """M."""
+        """Number of chunks of a network, M."""
         (recipe,) = self.zoo.network_recipes()
         num_values = Layout.from_state_dict(build_network(recipe).state_dict()).num_values
         return -(-num_values // self.igpg.tokenizer.chunk_length)
 
     def generators(self) -> dict[str, tuple[str, IGPGConfig]]:
-        """Both priors; that on windows has as many more of them in a batch as they are shorter."""
+        """Returns both priors; the one on windows has as many more of them in a batch as they are shorter."""
         prior = self.igpg.prior
         larger = prior.batch_size * self.num_chunks // prior.window
         return {
@@ -108,7 +108,7 @@ class IGPGWindowsConfig(TrainingConfig):
 
 
 def measure(config: IGPGWindowsConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Accuracy and likelihood for every seed, then time, by the first seed's priors."""
+    """Measures accuracy and likelihood for every seed, then time with the first seed's priors."""
     root = config.root()
     rows, ratios, first = [], {}, {}
     for seed in config.all_seeds:
@@ -142,7 +142,7 @@ def _trained(config: IGPGWindowsConfig, root: str, seed: int) -> tuple[UnseenTas
 
 @contextmanager
 def window_of(generator: IGPG, window: int) -> Iterator[None]:
-    """Another window for a while."""
+    """Gives the prior another window for a while."""
     before, generator.prior.config.window = generator.prior.config.window, window
     try:
         yield
@@ -151,7 +151,7 @@ def window_of(generator: IGPG, window: int) -> Iterator[None]:
 
 
 def check_equal(generator: IGPG, unseen: UnseenTasks) -> None:
-    """Windows that hold all chunks write what is written at once."""
+    """Checks that windows that hold all chunks write the same network as without windows."""
     num_chunks = len(generator.tokenizer.places(unseen.layout))
     noise = KeyedNoise(0, torch.arange(len(unseen.tasks)))
     whole = generator.generate(unseen.condition, unseen.layout, noise.first(len(unseen.tasks)))
@@ -167,7 +167,7 @@ def check_equal(generator: IGPG, unseen: UnseenTasks) -> None:
 
 
 def modes_of(priors: dict[str, IGPG]) -> Iterator[tuple[str, IGPG, int, SamplingConfig]]:
-    """Name, prior, its window, and how it draws."""
+    """Yields the name of each mode, its prior, window and sampling."""
     yield WHOLE, priors["whole"], 0, SamplingConfig()
     yield BEYOND, priors["windows"], 0, SamplingConfig()
     for name, sampling in MODES.items():
@@ -180,8 +180,8 @@ def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, 
     Decoded from the expected code, as by default, and from the tokens drawn, which shows more of what a mode forgets:
     expected codes of independent chunks are the same for every candidate.
     """
-    figures = {"original": unseen.points(unseen.originals_TD)}
-    figures["reconstructed"] = unseen.points(priors["whole"].reconstruct(unseen.originals_TD, unseen.layout))
+    figures = {"original": unseen.percent(unseen.originals_TD)}
+    figures["reconstructed"] = unseen.percent(priors["whole"].reconstruct(unseen.originals_TD, unseen.layout))
     num_tokens = config.num_chunks * config.igpg.tokenizer.num_levels
     for name, generator, window, sampling in modes_of(priors):
         with window_of(generator, window):
@@ -196,7 +196,7 @@ def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, 
                     seed=seed,
                     sampling=replace(sampling, decoding=decoding),
                 )
-                figures[f"{decoded}{name}"] = unseen.points(best.values_BD)
+                figures[f"{decoded}{name}"] = unseen.percent(best.values_BD)
             log_prob_T = generator.log_prob(unseen.originals_TD, unseen.condition, unseen.layout, sampling)
         figures[f"nats_{name}"] = -float(log_prob_T.mean()) / num_tokens
     for decoded in ("", "tokens_"):

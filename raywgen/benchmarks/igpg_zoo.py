@@ -1,8 +1,8 @@
 """Whole networks of a zoo of one task, written by IGPG: the ladder and novelty for each kind of start.
 
-Zoos are held out by trajectory, and nobody gets a best of several networks. Networks that start each on their own are
-the hard case: their weights have no common meaning place by place, so that averages, Gaussians and a plain token
-prior are at chance. From a branched start a Gaussian is nearly perfect, so that nothing is claimed there.
+Zoos are split by trajectory, and no row is a best of several networks. Networks with own starts are the hard case:
+their weights have no common meaning position by position, so averages, Gaussians and a plain token prior are at chance.
+From a branched start a Gaussian is nearly perfect, so nothing is claimed there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PUBLISHED = {
 
 @dataclass(kw_only=True)
 class IGPGZooConfig(SeededConfig):
-    """What is trained and judged.
+    """The zoos and the training runs.
 
     Attributes:
         recipe: `tiny-mnist` or `tiny-cifar10`, of `configs/zoo` and `configs/igpg`.
@@ -60,11 +60,11 @@ class IGPGZooConfig(SeededConfig):
         test_data: Test images, likewise.
         starts: Kinds of start: `own`, `shared`, `branched`.
         branch_steps: Steps that the networks of a branched zoo have in common.
-        heldout: Share of the trajectories that no generator sees.
+        heldout: Share of the trajectories that are held out from training.
         align: Bring networks of own starts into one order of hidden units first. The task-loss stage needs none.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=20]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
-        ladder: How networks are written and judged.
+        ladder: Settings of generation and of the ladder.
     """
 
     recipe: str = "tiny-mnist"
@@ -98,26 +98,26 @@ def measure(config: IGPGZooConfig) -> tuple[dict[str, float], dict[str, Any]]:
             row |= {f"{start}_{name}": value for name, value in figures.items()}
         rows.append(row)
     figures, spreads = over_seeds(rows)
-    told = {
+    common = {
         "recipe": config.recipe,
         "published_epoch_0": _PUBLISHED[config.recipe],
         "best_of": 1,
         "zoo": config.zoo,
         "igpg": config.igpg,
     }
-    return figures, conditions | config.conditions(spreads) | told | {"each_seed": rows}
+    return figures, conditions | config.conditions(spreads) | common | {"each_seed": rows}
 
 
 def zoo_recipe(config: IGPGZooConfig, start: str, seed: int) -> ZooConfig:
-    """The zoo of one kind of start.
+    """Returns the zoo's recipe for one kind of start.
 
     Raises:
         ValueError: Overrides ask for several architectures or tasks.
     """
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
-    told = [f"{key}={value}" for key, value in given.items() if value]
+    data_keys = [f"{key}={value}" for key, value in given.items() if value]
     branch = [f"branch_steps={config.branch_steps}"] if start == "branched" else []
-    overrides = [*_SIZES[config.recipe], *told, f"start={start}", *branch, *config.zoo, f"seed={seed}"]
+    overrides = [*_SIZES[config.recipe], *data_keys, f"start={start}", *branch, *config.zoo, f"seed={seed}"]
     zoo = load_config(ZooConfig, _CONFIGS / "zoo" / f"{config.recipe}.yaml", overrides)
     num_tasks = zoo.num_seen_tasks + zoo.num_validation_tasks + zoo.num_unseen_tasks
     if (len(zoo.networks), zoo.num_seen_tasks, num_tasks) != (1, 1, 1):
@@ -158,13 +158,13 @@ def _kept(folder: str) -> Corpus | None:
 
 
 def _trained(config: IGPGZooConfig, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:
-    """IGPG after all of its stages, and after its prior."""
+    """Trains IGPG and returns it after all of its stages and after its prior."""
     base = _CONFIGS / "igpg" / f"{config.recipe}.yaml"
     make = partial(load_config, TrainConfig, base)
-    told = [f"corpus={corpus.location}", f"seed={seed}"]
-    recipe = asdict(make([*config.igpg, *told]))
+    run_settings = [f"corpus={corpus.location}", f"seed={seed}"]
+    recipe = asdict(make([*config.igpg, *run_settings]))
     out = folder_of(root, "igpg", recipe)
-    run = make([*config.igpg, *told, f"out={out}"])
+    run = make([*config.igpg, *run_settings, f"out={out}"])
     with Reporter().step("train", "tokeniser, prior, task-loss stage") as bar:
         launch([run], bar.training)
     return load(out).generator.eval(), load_bundle(Path(out) / STAGES / "prior").eval()

@@ -1,7 +1,7 @@
 """Data sets of drawings whose ink has the same brightness: dark ink on white paper is not light ink on black.
 
-An encoder of one kind sees the other as something it never met, and a comparison of methods on its features then
-measures that difference more than the methods.
+An encoder trained on one kind has never met the other, and a comparison of methods on its features then measures that
+difference more than the methods.
 
 Shape legend: S samples, C channels, H height, W width.
 """
@@ -27,9 +27,9 @@ _LEAST_SHARE = 0.25
 
 
 def paper(x_SCHW: Tensor) -> str | None:
-    """`black` or `white` where a quarter of all pixels is so and twice as many as are the opposite, else None.
+    """Returns `black` or `white` where a quarter of all pixels are and half as many are opposite at most, else None.
 
-    A photograph has no paper.
+    A photograph, for instance, has no paper.
 
     Args:
         x_SCHW: Pixels, uint8.
@@ -42,7 +42,7 @@ def paper(x_SCHW: Tensor) -> str | None:
 
 
 def with_ink_of(reference: ImageData, path: str, folder: str | Path) -> str:
-    """A data set whose paper is that of another one.
+    """Returns the path of images with the same paper as another data set, inverted where necessary.
 
     Args:
         reference: The data whose paper counts.
@@ -66,7 +66,7 @@ def with_ink_of(reference: ImageData, path: str, folder: str | Path) -> str:
 
 
 def _table(data: ImageData) -> pa.Table:
-    """Inverted images, PNG, with their labels and the names of their classes."""
+    """Returns a table of inverted images, as PNG, with their labels and the names of their classes."""
     rows = [{"bytes": _png(255 - x_CHW), "path": f"{row}.png"} for row, x_CHW in enumerate(data.x_SCHW)]
     features = {"label": {"names": list(data.class_names), "_type": "ClassLabel"}}
     table = pa.table(

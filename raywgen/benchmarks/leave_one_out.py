@@ -1,11 +1,11 @@
-"""Heads for data never seen in meta-training: each of several domains or data sets is left out in turn.
+"""Heads for data that meta-training never saw: each of several domains or data sets is left out in turn.
 
-The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the rivals of the
-few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored heads,
-the stored head nearest to a task by its loss on the support set, and no adaptation: the head that was made for the
-plain images of the same classes, or, for other data, the untrained head. Class means of the raw pixels, and ridge heads
-on the last two blocks of the encoder and of an untrained one, show what the encoder's last features are worth. All data
-is standardised by its own pixels' mean and deviation, for all rows alike.
+The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the baselines of
+the few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored
+heads; the stored head with the lowest loss on the support set; and no adaptation, which is the head made for the plain
+images of the same classes or, for other data, the untrained head. Class means of the raw pixels, and ridge heads on the
+last two blocks of the encoder and of an untrained one, show what the encoder's last features are worth. All data are
+standardised by the mean and deviation of their own pixels, for all rows alike.
 
 Shape legend: B episodes, S support samples, Q query samples, E features, C classes, N stored heads.
 """
@@ -29,11 +29,11 @@ from raywgen.evaluation.few_shot import accuracy, head_logits, prototype_logits
 from raywgen.tasks.episodes import Episode
 
 _EPISODES_OF_A_BATCH = 50
-_RIVALS = ("prototypes", "average", "nearest", "no_adaptation")
+_BASELINES = ("prototypes", "average", "nearest", "no_adaptation")
 
 
 def leave_out(config: FewShotConfig, domains: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Every domain but the first is left out in turn, for every seed.
+    """Leaves every domain but the first out in turn, for every seed.
 
     Args:
         config: What is trained and compared.
@@ -54,11 +54,11 @@ def leave_out(config: FewShotConfig, domains: list[str]) -> tuple[dict[str, floa
         for left_out in domains[1:]:
             source = task_source(domains, left_out)
             parts = build_parts(config, root, seed, source)
-            scores, told = scores_of(config, parts)
-            scores |= _rivals(config, parts, source) | encoder_rows(parts, config.num_episodes, config.way)
-            figures, intervals = summarised(scores, HEADLINES[config.generator], _RIVALS)
+            scores, chosen = scores_of(config, parts)
+            scores |= _baselines(config, parts, source) | encoder_rows(parts, config.num_episodes, config.way)
+            figures, intervals = summarised(scores, HEADLINES[config.generator], _BASELINES)
             row |= {f"{name}/{short_name(left_out)}": value for name, value in figures.items()}
-            conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | told)
+            conditions.append({"seed": seed, "left_out": left_out, "half_width_95": intervals} | chosen)
         rows.append(_with_means(row))
     means, spreads = over_seeds(rows)
     common = {"way": config.way, "shot": config.shot, "episodes": config.num_episodes, "domains": domains}
@@ -66,29 +66,29 @@ def leave_out(config: FewShotConfig, domains: list[str]) -> tuple[dict[str, floa
 
 
 def task_source(domains: list[str], left_out: str) -> TaskSource:
-    """Meta-training on all but one, which comes last."""
+    """Returns a task source that meta-trains on all domains but one, which comes last."""
     path, _, domain = left_out.rpartition("::")
-    known = [told for told in domains if told != left_out]
+    known = [domain for domain in domains if domain != left_out]
     return TaskSource(domains=(*known, left_out), test_path=path, test_domain=domain)
 
 
 def short_name(domain: str) -> str:
-    """`PATH::DOMAIN` without folders, and without the plain domain."""
+    """Shortens `PATH::DOMAIN` by its folders, and by the plain domain."""
     path, _, seen = domain.rpartition("::")
     name = PurePosixPath(path).stem
     return seen if not path else name if seen == "plain" else f"{name}-{seen}"
 
 
 def _with_means(row: dict[str, float]) -> dict[str, float]:
-    """Figures of each left-out domain after their means over all of them."""
+    """Puts means over all left-out domains before the figures of each."""
     of_method: dict[str, list[float]] = {}
     for name, value in row.items():
         of_method.setdefault(name.partition("/")[0], []).append(value)
     return {name: sum(values) / len(values) for name, values in of_method.items()} | row
 
 
-def _rivals(config: FewShotConfig, parts: Parts, source: TaskSource) -> dict[str, Tensor]:
-    """Accuracy `(B,)` of what needs no generator."""
+def _baselines(config: FewShotConfig, parts: Parts, source: TaskSource) -> dict[str, Tensor]:
+    """Returns the accuracy `(B,)` of each baseline that needs no generator."""
     test, layout = parts.test.features, parts.layout
     stored_ND = parts.corpus.values(parts.corpus.query(["split=train", f"step={_last_step(parts.corpus)}"]))
     heads = layout.unflatten(stored_ND)
@@ -101,7 +101,7 @@ def _rivals(config: FewShotConfig, parts: Parts, source: TaskSource) -> dict[str
 
 
 def _unadapted(config: FewShotConfig, parts: Parts, source: TaskSource) -> Tensor:
-    """What was made for the plain images of the same classes; for other data, the head that training starts from."""
+    """Measures heads made for the plain images of the same classes; for other data, the start of training."""
     test = parts.test.features
     if source.test_path:
         base_D = parts.corpus.base_values(parts.layout.id)
@@ -114,7 +114,7 @@ def _unadapted(config: FewShotConfig, parts: Parts, source: TaskSource) -> Tenso
 
 @torch.no_grad()
 def nearest_head_accuracy(weight_NCE: Tensor, bias_NC: Tensor, episodes: Episode) -> Tensor:
-    """Accuracy `(B,)` of that of N heads which has the lowest loss on each episode's support set."""
+    """Chooses, of N heads, the one with the lowest loss on each episode's support set; returns its accuracy `(B,)`."""
     scores = []
     for first in range(0, len(episodes.support_y), _EPISODES_OF_A_BATCH):
         rows = slice(first, first + _EPISODES_OF_A_BATCH)

@@ -1,6 +1,6 @@
-"""Lo-Hp's sub-trajectory length x SAM radius x mix of stored and rolled paths, on few-shot heads; with heat maps.
+"""Ablation of Lo-Hp on few-shot heads: sub-trajectory length x SAM radius x share of stored paths, with heat maps.
 
-Judged on the episodes of validation classes, on which settings may be chosen.
+Accuracy is that on episodes of validation classes, on which settings may be chosen.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Key = tuple[int, float, float]
 
 @dataclass(kw_only=True)
 class LoHpAblationConfig(FewShotConfig):
-    """As of `few-shot`, whose settings of test episodes and of other methods have no effect; and what is varied.
+    """Settings of `few-shot`, of which those of test episodes and of other methods have no effect, and the variations.
 
     Attributes:
-        lengths: Of sub-trajectories, each a divisor of the steps of the path.
-        radii: Of SAM in the zoo; 0 is without.
+        lengths: Lengths of sub-trajectories, each a divisor of the steps of the path.
+        radii: Radii of SAM in the zoo; 0 trains without it.
         mixes: Shares of stored paths.
     """
 
@@ -51,7 +51,7 @@ class LoHpAblationConfig(FewShotConfig):
             self.changed(length, mix)
 
     def changed(self, length: int, mix: float) -> LoHpConfig:
-        """Lo-Hp with these, and one evaluation for each sub-trajectory."""
+        """Returns Lo-Hp with this length and mix, and one evaluation for each sub-trajectory."""
         steps = self.lohp.path.num_steps
         path = PathConfig(num_steps=steps, length=length, noise=self.lohp.path.noise, sampling_steps=steps // length)
         return replace(self.lohp, path=path, policy=replace(self.lohp.policy, mix=mix))
@@ -64,8 +64,8 @@ def measure(config: LoHpAblationConfig) -> tuple[dict[str, float], dict[str, Any
     means, spreads = over_seeds([{_name(key): value for key, value in row.items()} for row in rows])
     path = Path(root) / _HEAT_MAP
     draw_heat_maps({key: means[_name(key)] for key in rows[0]}, path)
-    told = {"heat_map": str(path), "episodes": config.num_validation}
-    return means, config.conditions(spreads) | told
+    conditions = {"heat_map": str(path), "episodes": config.num_validation}
+    return means, config.conditions(spreads) | conditions
 
 
 def _one_seed(config: LoHpAblationConfig, root: str, seed: int) -> dict[Key, float]:
@@ -90,7 +90,7 @@ def _one_seed(config: LoHpAblationConfig, root: str, seed: int) -> dict[Key, flo
 
 
 def _checkpoint_steps(config: LoHpAblationConfig) -> list[int]:
-    """Five optimiser steps for each of the path's, so that every length finds its local targets."""
+    """Returns five optimiser steps for each step of the path, so that every length finds its local targets."""
     return [5 * step for step in range(config.lohp.path.num_steps + 1)]
 
 
@@ -100,7 +100,7 @@ def _name(key: Key) -> str:
 
 
 def draw_heat_maps(values: Mapping[Key, float], path: Path) -> None:
-    """One map of lengths by mixes for each radius, all on one scale."""
+    """Draws one map of lengths by mixes for each radius, all on one scale."""
     lengths, radii, mixes = (sorted({key[place] for key in values}) for place in range(3))
     figure = Figure(figsize=(3.2 * len(radii) + 0.8, 3.0), layout="constrained")
     FigureCanvasSVG(figure)

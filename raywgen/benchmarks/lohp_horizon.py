@@ -1,12 +1,12 @@
 """Sub-trajectory, trajectory and detailed balance over a long horizon, on a problem with known answers.
 
-All begin with the same networks and walk their own paths (on-policy). Each takes the learning rate of a short list that
-was best on seeds of its own. Figures:
+All begin with the same networks and roll out their own paths (on-policy). Each uses the learning rate of a short list
+that was best on seeds reserved for this choice. Figures:
 
 - `steps_*`: gradient steps until samples of the policy and log Z are good, at most `max_steps`.
 - `gradient_variance_*`: of the policy's gradient, summed over its parameters and divided by the squared norm of its
   mean, over fresh batches. Both objectives see the same parameters and batches. The mean is that of finitely many
-  batches, whose own noise bounds the figure by their number: the larger one is told too small, if at all.
+  batches, whose own noise bounds the figure by their number: if anything, the larger figure is underestimated.
   `_at_N` is after N gradient steps of sub-trajectory balance; without it, the mean over those points.
 - `steps_on_policy`, `steps_off_policy`, `steps_hybrid`: gradient steps of sub-trajectory balance on a short path and a
   milder mixture, from its own paths, from those of the mixture's samples, and from half of each.
@@ -34,26 +34,26 @@ _SHORT, _SHORT_WIDTH, _SHORT_BATCH, _SHORT_RATE = 10, 48, 128, 0.01
 
 @dataclass(kw_only=True)
 class LoHpHorizonConfig:
-    """What is compared, and where.
+    """The objectives to compare, and the problem.
 
     Attributes:
         length: Steps of a path (T).
         mode: Where one mode lies; the other is opposite.
-        weight: Of the first mode.
-        std: Of a mode.
+        weight: Weight of the first mode.
+        std: Standard deviation of a mode.
         lam: Geometric weight of a longer window in sub-trajectory balance.
-        width: Of all networks.
+        width: Width of all networks.
         batch_size: Paths of a gradient step.
         exploration: Extra spread of rollouts at first, as a share of the policy's own.
-        learning_rates: To choose from, for each objective.
-        validation_seeds: How many seeds choose.
-        seeds: How many other seeds count; figures are means over them.
-        seed: The first one.
+        learning_rates: Learning rates to choose from, for each objective.
+        validation_seeds: Number of seeds for this choice.
+        seeds: Number of other seeds; figures are means over them.
+        seed: The first of these.
         max_steps: Gradient steps after which training ends anyway.
-        every: Gradient steps between two looks at the errors.
-        num_samples: Paths of a look.
-        good_energy: Energy distance to the mixture that is good enough.
-        good_log_z: Error of log Z that is, too.
+        every: Gradient steps between two measurements of the errors.
+        num_samples: Paths of a measurement.
+        good_energy: Energy distance to the mixture below which a model is good.
+        good_log_z: Error of log Z below which a model is good.
         gradient_points: Gradient steps of sub-trajectory balance after which gradients are compared.
         gradient_batches: Batches of each comparison.
     """
@@ -80,18 +80,18 @@ class LoHpHorizonConfig:
 
     @property
     def counted(self) -> range:
-        """Seeds whose figures count."""
+        """Seeds over which figures are averaged."""
         return range(self.seed, self.seed + self.seeds)
 
     @property
     def choosing(self) -> range:
-        """Seeds that choose learning rates."""
+        """Seeds by which learning rates are chosen."""
         return range(self.seed + self.seeds, self.seed + self.seeds + self.validation_seeds)
 
 
 def measure(config: LoHpHorizonConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Chooses learning rates, then counts steps and compares gradients for every seed."""
-    # Networks this small lose more by threads than they win.
+    # Threads cost such small networks more than they gain.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,19 +105,19 @@ def measure(config: LoHpHorizonConfig) -> tuple[dict[str, float], dict[str, Any]
     for at in ("", *(f"_at_{step}" for step in config.gradient_points)):
         ours, other = (figures[f"gradient_variance_{objective}{at}"] for objective in _COMPARED)
         figures[f"gradient_variance_ratio{at}"] = other / ours
-    told = {"learning_rates": rates, "spread_over_seeds": spreads, "config": dataclasses.asdict(config)}
+    conditions = {"learning_rates": rates, "spread_over_seeds": spreads, "config": dataclasses.asdict(config)}
     capped = {name: sum(steps[name] == config.max_steps for steps, _ in rows) for name in rows[0][0]}
-    return figures, told | {"never_good": capped, "cores": os.cpu_count(), "torch": torch.__version__}
+    return figures, conditions | {"never_good": capped, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
 def gradient_variances(model: Balance, trainings: list[Training], num_batches: int, seed: int) -> list[float]:
-    """Variance of the policy's gradient by the squared norm of its mean, for each objective at the same batches.
+    """Returns the variance of the policy's gradient over the squared norm of its mean, for each objective.
 
     Args:
-        model: Whose policy is differentiated, and walks the batches.
-        trainings: Objectives; of equal batch size.
-        num_batches: Batches.
-        seed: Of the batches.
+        model: Model whose policy rolls out the batches and is differentiated.
+        trainings: The objectives, with equal batch sizes; all see the same batches.
+        num_batches: Number of batches.
+        seed: Seed of the batches.
     """
     generator = torch.Generator().manual_seed(seed)
     gradients: list[list[Tensor]] = [[] for _ in trainings]
@@ -147,12 +147,12 @@ def _one_seed(config: LoHpHorizonConfig, rates: dict[str, float], seed: int) -> 
 
 
 def steps_from(mix: float, seed: int, max_steps: int) -> int:
-    """Gradient steps until log Z is known to 0.1 and the weight of a mode to 0.05.
+    """Counts gradient steps until log Z is known to 0.1 and the weight of a mode to 0.05.
 
     Args:
         mix: Share of off-policy paths.
-        seed: Of everything.
-        max_steps: After which training ends anyway.
+        seed: Seed of everything.
+        max_steps: Gradient steps after which training ends anyway.
     """
 
     def is_good(found: Errors) -> bool:
@@ -164,7 +164,7 @@ def steps_from(mix: float, seed: int, max_steps: int) -> int:
 
 
 def _best_rate(config: LoHpHorizonConfig, objective: str) -> float:
-    """That which needs the fewest steps; the smallest of several."""
+    """Returns the learning rate that needs the fewest steps, the smallest of equals."""
     return min(
         sorted(config.learning_rates),
         key=lambda rate: sum(_steps(config, objective, rate, seed) for seed in config.choosing),

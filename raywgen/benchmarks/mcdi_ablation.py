@@ -1,4 +1,4 @@
-"""What each part of Mc-Di is worth, on whole networks for tasks never seen: one change at a time from the default.
+"""Ablation of Mc-Di on whole networks for unseen tasks: one change at a time from the default.
 
 Targets and their spans, k, T, weighting, parameterisation, sampler, kind of denoiser, Reptile or joint training, SAM in
 the zoo.
@@ -26,16 +26,16 @@ _SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20)
 
 @dataclass(kw_only=True)
 class McDiAblationConfig(TrainingConfig):
-    """What is varied, and from where.
+    """The default that is varied, and its data.
 
     Attributes:
         data: Training images, in place of the recipe's MNIST.
         test_data: Test images, likewise.
         zoo: Overrides of the zoo's recipe.
-        mcdi: The default that one thing at a time is changed of.
+        mcdi: The default; each variant changes one setting of it.
         reptile_steps: Outer steps of Reptile; each costs about as much as ten joint ones.
         rho: SAM's radius in the zoo of that row.
-        shot: Labelled examples of each class that everyone is told.
+        shot: Labelled examples of each class in every condition.
     """
 
     data: str = ""
@@ -60,7 +60,7 @@ def measure(config: McDiAblationConfig) -> tuple[dict[str, float], dict[str, Any
 
 
 def variants(config: McDiAblationConfig) -> dict[str, McDiConfig]:
-    """One change at a time, by the name of its figure."""
+    """Returns the variants, each with one change, by the name of its figure."""
     mcdi = config.mcdi
 
     def changed(**diffusion: Any) -> McDiConfig:
@@ -113,16 +113,16 @@ def _judged(
         seed=seed,
     )
     unseen = unseen_tasks(corpus, "unseen", config.shot, seed)
-    figures = {name: unseen.points(write_each(one, unseen, 0.0, seed)[0]) for name, one in generators.items()}
+    figures = {name: unseen.percent(write_each(one, unseen, 0.0, seed)[0]) for name, one in generators.items()}
     return figures | _samplers(generators["default"], unseen, seed) if samplers else figures
 
 
 def _samplers(generator: Generator, unseen: UnseenTasks, seed: int) -> dict[str, float]:
-    """The same denoiser, sampled otherwise."""
+    """Measures the same denoiser with other samplers."""
     assert isinstance(generator, McDi)
     kept, figures = generator.config.diffusion, {}
     for sampler, steps in _SAMPLERS:
         generator.config.diffusion = replace(kept, sampler=sampler, sampling_steps=min(steps, kept.num_steps))
         # The stochastic sampler without temperature would be the mean one.
-        figures[f"sampler_{sampler}_{steps}"] = unseen.points(write_each(generator, unseen, 1.0, seed)[0])
+        figures[f"sampler_{sampler}_{steps}"] = unseen.percent(write_each(generator, unseen, 1.0, seed)[0])
     return figures

@@ -25,16 +25,16 @@ _IMAGES_OF_A_PASS = 250
 
 
 class PretrainedError(ValueError):
-    """There are no networks at a path, or they are of another family."""
+    """There are no networks at a path, or they belong to another family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """One network.
+    """One published network.
 
     Attributes:
-        file: Where it lies.
-        depth: Of the ResNet.
+        file: Its file.
+        depth: Depth of the ResNet.
         state: Its `state_dict`.
     """
 
@@ -44,22 +44,22 @@ class Pretrained:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file, without the ending."""
         return self.file.stem
 
     @property
     def layout(self) -> Layout:
-        """Of the `state_dict`."""
+        """Layout of its `state_dict`."""
         return Layout.from_state_dict(self.state)
 
     @property
     def values_D(self) -> Tensor:
-        """Its flat vector."""
+        """Flat vector of its weights."""
         return self.layout.flatten(self.state)
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What `build_network` takes."""
+        """Recipe that `build_network` takes."""
         return {
             "name": "cifar-resnet",
             "depth": self.depth,
@@ -69,17 +69,17 @@ class Pretrained:
         }
 
     def module(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The network, with its own weights or other ones."""
+        """Builds the network, with its own weights or other ones."""
         module = build_network(self.recipe)
         given = dict(self.state if state is None else state)
-        # Old checkpoints have no counters of batches, and inference does not ask for them.
+        # Old checkpoints have no counters of batches, and inference does not use them.
         counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
         module.load_state_dict({**counters, **given})
         return module.eval()
 
 
 def find_networks(path: str) -> list[Pretrained]:
-    """The network of a file, or all of a folder in the order of their names.
+    """Reads the network of a file, or all of a folder in the order of their names.
 
     Raises:
         PretrainedError: There is none, or one is no ResNet for CIFAR with parameter-free shortcuts.
@@ -110,14 +110,14 @@ def _read(file: Path) -> Pretrained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Images as the networks take them, and their classes."""
+    """The images as networks take them, and their classes."""
 
     x_SCHW: Tensor
     y_S: Tensor
 
 
 def read_images(path: str, num: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> Images:
-    """`num` images, as equally many of each class as there are, in their stored order; all of them for 0.
+    """Reads `num` images in their stored order, balanced over classes as far as possible; all of them for 0.
 
     Raises:
         TaskError: Data are missing or damaged.
@@ -128,11 +128,11 @@ def read_images(path: str, num: int, mean: Sequence[float], std: Sequence[float]
 
 @torch.inference_mode()
 def correct(module: nn.Module, images: Images) -> Tensor:
-    """Whether each image is classified correctly, bool `(S,)`."""
+    """Returns whether each image is classified correctly, bool `(S,)`."""
     parts = zip(images.x_SCHW.split(_IMAGES_OF_A_PASS), images.y_S.split(_IMAGES_OF_A_PASS), strict=True)
     return torch.cat([module(x_SCHW).argmax(dim=1) == y_S for x_SCHW, y_S in parts])
 
 
-def points(module: nn.Module, images: Images) -> float:
-    """Accuracy in points."""
+def percent(module: nn.Module, images: Images) -> float:
+    """Returns the accuracy in percent."""
     return 100 * float(correct(module, images).double().mean())

@@ -1,7 +1,7 @@
 """Published networks as a corpus, one IGPG trained on it as on any other, and each network written again.
 
-Each network has a task of its own, which differs from the others' in what is said of the network alone. So there is one
-network for a condition, and a generator that succeeds has retrieved it: `agreement` and `novelty` say how far it did.
+Each network has a task of its own, which differs from the others' in the description of the network alone. So there is
+one network per condition, and a generator that succeeds has retrieved it: `agreement` and `novelty` measure how far.
 
 Shape legend: D values of a network, R stored networks of its layout.
 """
@@ -30,29 +30,29 @@ from raywgen.zoo.describe import describe_corpus
 
 
 def pretrained_corpus(root: str, networks: Sequence[Pretrained], task: Mapping[str, Any]) -> Corpus:
-    """What `raywgen corpus build` and `raywgen corpus describe` make of networks, kept under a hash of its recipe.
+    """Builds and describes a corpus of networks, which is kept under a hash of its recipe.
 
     Args:
-        root: Of all parts.
+        root: Folder of all kept parts.
         networks: Their files; each one's name is that of its task.
         task: Recipe of what all of them do, with paths that any process can read.
     """
-    told = {network.name: dict(task) | {"instruction": instruction(network, task)} for network in networks}
+    tasks = {network.name: dict(task) | {"instruction": instruction(network, task)} for network in networks}
     sums = {str(network.file): float(network.values_D.double().square().sum()) for network in networks}
-    folder = folder_of(root, "corpus", {"tasks": told, "networks": sums})
+    folder = folder_of(root, "corpus", {"tasks": tasks, "networks": sums})
     facts = Path(f"{folder}-facts.json")
     facts.parent.mkdir(parents=True, exist_ok=True)
     facts.write_text(json.dumps([_facts(network) for network in networks]))
     files = [str(network.file.absolute()) for network in networks]
     corpus = build_corpus(BuildConfig(out=folder, sources=files, facts=str(facts), distributed=False))
     recipes = {corpus.networks[network.layout.id].name: network.recipe for network in networks}
-    said = Path(f"{folder}-networks.yaml")
-    said.write_text(yaml.safe_dump({"tasks": told, "networks": recipes}))
-    return describe_corpus(corpus.location, str(said))
+    descriptions = Path(f"{folder}-networks.yaml")
+    descriptions.write_text(yaml.safe_dump({"tasks": tasks, "networks": recipes}))
+    return describe_corpus(corpus.location, str(descriptions))
 
 
 def instruction(network: Pretrained, task: Mapping[str, Any]) -> str:
-    """Name, architecture and data of a network in words."""
+    """Says name, architecture and data of a network in words."""
     question = build_task(task).instruction
     return f"{network.name}, a ResNet of depth {network.depth} with {network.layout.num_values} values: {question}"
 
@@ -69,21 +69,21 @@ class Written:
     Attributes:
         values_D: Flat vector.
         reconstructed_D: The stored network through the generator's own tokens.
-        told: By name of figure: the share of tokens drawn that are the stored network's; its distance to the nearest
+        figures: By name: the share of tokens drawn that are the stored network's; its distance to the nearest
             stored network of its layout, root mean square in standard deviations of each tensor, 0 of a copy; and the
             mean negative log-probability of the stored network's tokens, in nats.
     """
 
     values_D: Tensor
     reconstructed_D: Tensor
-    told: dict[str, float]
+    figures: dict[str, float]
 
 
 @torch.no_grad()
 def written_again(
     generator: IGPG, corpus: Corpus, network: Pretrained, sampling: SamplingConfig, temperature: float, seed: int
 ) -> Written:
-    """Writes a network of the corpus, told its facts and labelled images; nothing of its weights is seen."""
+    """Writes a network of the corpus from its instruction and labelled images, without sight of its weights."""
     layout, task = network.layout, corpus.tasks[network.name]
     condition = Condition(
         instructions=(task.instruction,),
@@ -93,7 +93,7 @@ def written_again(
     tokenizer, noise = generator.tokenizer, KeyedNoise(seed, torch.arange(1))
     table = tokenizer.table(layout)
     made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
-    # Not those that the written weights would be encoded to: decoding and encoding again changes many.
+    # The drawn tokens, because encoding the written weights again changes many of them.
     rollout = generator.prior.rollout(
         condition,
         table,
@@ -110,7 +110,7 @@ def written_again(
     return Written(
         values_D=made.values_BD[0],
         reconstructed_D=generator.reconstruct(stored_1D, layout)[0],
-        told={
+        figures={
             "generated_agreement": float((rollout.codes_BML == tokens_1ML).double().mean()),
             "generated_novelty": float(apart_1R.min()),
             "generated_nats_per_token": -float(log_prob_1) / (table.num_real_tokens or tokens_1ML.numel()),

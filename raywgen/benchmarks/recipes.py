@@ -1,4 +1,4 @@
-"""What benchmarks share: trained parts kept under a hash of their recipe and of the code, and tables over seeds."""
+"""Shared by benchmarks: trained parts kept under a hash of their recipe and of the code, and tables over seeds."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ import torch
 
 import raywgen
 
-# What decides a trained part; the rooms above only launch and judge it.
-_ROOMS = ("weights", "nn", "tasks", "generators", "corpus", "zoo", "training")
+# The packages that decide a trained part; those above only launch and judge it.
+_PACKAGES = ("weights", "nn", "tasks", "generators", "corpus", "zoo", "training")
 
 
 @cache
-def code_version(rooms: Sequence[str] = _ROOMS) -> str:
-    """Hash of the source of these rooms; by default of those that decide what is trained."""
+def code_version(packages: Sequence[str] = _PACKAGES) -> str:
+    """Returns a hash of the source of these packages, by default of those that decide what is trained."""
     root = Path(raywgen.__file__).parent
     digest = hashlib.sha256()
-    for room in rooms:
-        for path in sorted((root / room).rglob("*.py")):
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 @dataclass(kw_only=True)
 class SeededConfig:
-    """What benchmarks share that train parts for several seeds.
+    """Base of the settings of benchmarks that train parts for several seeds.
 
     Attributes:
         seeds: How many seeds in a row; figures are means over them.
-        seed: The first one.
-        out: Where trained parts are kept.
-        fresh: Use nothing that is kept.
+        seed: The first seed.
+        out: Folder in which trained parts are kept.
+        fresh: Ignore the parts that are kept.
     """
 
     seeds: int = 1
@@ -54,33 +54,33 @@ class SeededConfig:
 
     @property
     def all_seeds(self) -> range:
-        """Each in turn."""
+        """All seeds in turn."""
         return range(self.seed, self.seed + self.seeds)
 
     def root(self) -> str:
-        """Where parts are kept; a folder of their own where nothing kept may be used."""
+        """Returns the folder of kept parts, a new one where none that is kept may be used."""
         return tempfile.mkdtemp(prefix="raywgen-benchmark-") if self.fresh else self.out
 
     def conditions(self, spreads: Mapping[str, float]) -> dict[str, Any]:
-        """Of figures that are means over seeds."""
-        told = {"seeds": self.seeds, "spread_over_seeds": dict(spreads)}
-        return told | {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        """Returns the conditions of figures that are means over seeds."""
+        conditions = {"seeds": self.seeds, "spread_over_seeds": dict(spreads)}
+        return conditions | {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def folder_of(root: str | Path, name: str, recipe: Mapping[str, Any]) -> str:
-    """Where a part of this recipe lies; the same recipe and code find it again.
+    """Returns the folder of a part with this recipe; the same recipe and code find it again.
 
     Args:
-        root: Of all parts.
-        name: Of the part, for people.
-        recipe: All that decides it.
+        root: Folder of all parts.
+        name: Readable name of the part.
+        recipe: Everything that decides the part.
     """
-    told = json.dumps([name, code_version(), dict(recipe)], sort_keys=True, default=str)
-    return str(Path(root) / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
+    key = json.dumps([name, code_version(), dict(recipe)], sort_keys=True, default=str)
+    return str(Path(root) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and spread of every figure."""
+    """Returns mean and spread of every figure."""
     means = {name: round(mean(row[name] for row in rows), 4) for name in rows[0]}
     spreads = {name: round(pstdev([row[name] for row in rows]), 4) for name in rows[0]}
     return means, spreads

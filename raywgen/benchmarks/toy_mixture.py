@@ -45,9 +45,9 @@ class Mixture:
     """Two modes, at `mode` and `-mode`.
 
     Attributes:
-        mode: Where the first lies.
-        weight: Of the first.
-        std: Of each mode and coordinate.
+        mode: Position of the first mode.
+        weight: Weight of the first mode.
+        std: Standard deviation of each mode and coordinate.
     """
 
     mode: tuple[float, ...] = (1.0, 0.6)
@@ -56,32 +56,32 @@ class Mixture:
 
     @property
     def mean(self) -> Tensor:
-        """Of all of it, `(D,)`."""
+        """Mean of the mixture, `(D,)`."""
         return (2 * self.weight - 1) * torch.tensor(self.mode)
 
     @property
     def covariance(self) -> Tensor:
-        """Of all of it, `(D, D)`."""
+        """Covariance of the mixture, `(D, D)`."""
         mode_D = torch.tensor(self.mode)
         between = 4 * self.weight * (1 - self.weight)
         return self.std**2 * torch.eye(len(mode_D)) + between * torch.outer(mode_D, mode_D)
 
     def log_reward(self, x: Tensor) -> Tensor:
-        """`log 3 + log density`, `(...)`."""
+        """Returns `log 3 + log density`, `(...)`."""
         return LOG_Z + self._joint(x).logsumexp(dim=-1)
 
     def weight_of(self, x: Tensor) -> float:
-        """Mean probability of the first mode given x; `weight`, were x drawn from the mixture."""
+        """Returns the mean probability of the first mode given x; `weight` if x was drawn from the mixture."""
         return float(self._joint(x).softmax(dim=-1)[..., 0].mean())
 
     def sample(self, num: int, generator: torch.Generator, weight: float | None = None) -> Tensor:
-        """`(N, D)`, with another weight of the first mode if told."""
+        """Draws samples `(N, D)`, with another weight of the first mode if one is given."""
         is_first_N1 = torch.rand(num, 1, generator=generator) < (self.weight if weight is None else weight)
         noise_ND = torch.randn(num, len(self.mode), generator=generator)
         return torch.where(is_first_N1, 1.0, -1.0) * torch.tensor(self.mode) + self.std * noise_ND
 
     def _joint(self, x: Tensor) -> Tensor:
-        """Log density of mode and place, `(..., K)`."""
+        """Returns the joint log density of mode and position, `(..., K)`."""
         mode_D = torch.tensor(self.mode)
         mean_KD = torch.stack([mode_D, -mode_D])
         log_prob = forward_log_prob(x.unsqueeze(-2), mean_KD, torch.zeros(()), self.std).sum(dim=-1)
@@ -89,12 +89,12 @@ class Mixture:
 
 
 class Balance(nn.Module):
-    """Policy, flow and normaliser.
+    """The model: policy, flow and normaliser.
 
     Attributes:
-        mixture: What is rewarded.
-        length: L.
-        sigma: Spread of one step.
+        mixture: The rewarded distribution.
+        length: Steps of a path, L.
+        sigma: Standard deviation of one step.
     """
 
     def __init__(self, mixture: Mixture, length: int, width: int, seed: int) -> None:
@@ -108,16 +108,16 @@ class Balance(nn.Module):
         self.log_z = nn.Parameter(torch.zeros(()))
 
     def drift(self, x: Tensor, n: Tensor) -> Tensor:
-        """Mean step from states `(..., D)`; n broadcasts to `(..., 1)`."""
-        return self.policy(self._told(x, n)) / self.length
+        """Returns the mean step from states `(..., D)`; n broadcasts to `(..., 1)`."""
+        return self.policy(self._inputs(x, n)) / self.length
 
     @torch.no_grad()
     def roll_out(self, num: int, generator: torch.Generator, exploration: float = 0.0) -> Tensor:
-        """Paths of the policy, `(N, L + 1, D)`.
+        """Samples paths of the policy, `(N, L + 1, D)`.
 
         Args:
-            num: N.
-            generator: Of their noise.
+            num: Number of paths, N.
+            generator: Generator of their noise.
             exploration: Extra spread of each step, as a share of the policy's own.
         """
         noise_LND = torch.randn(self.length, num, len(self.mixture.mode), generator=generator)
@@ -129,13 +129,13 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def bridges(self, num: int, generator: torch.Generator, weight: float | None = None) -> Tensor:
-        """Paths of the backward policy from samples of the mixture, `(N, L + 1, D)`; see `Mixture.sample`."""
+        """Samples paths of the backward policy from samples of the mixture, `(N, L + 1, D)`; see `Mixture.sample`."""
         end_ND = self.mixture.sample(num, generator, weight)
         noise_NLD = torch.randn(num, self.length - 1, end_ND.shape[-1], generator=generator)
         return sample_bridge(torch.zeros_like(end_ND), end_ND, self.length, self.sigma, noise_NLD)
 
     def potentials(self, states_BLD: Tensor) -> Tensor:
-        """`(B, L + 1)`."""
+        """Returns the potentials of paths, `(B, L + 1)`."""
         x_BLD, next_BLD, start_B1D = states_BLD[:, :-1], states_BLD[:, 1:], states_BLD[:, :1]
         n_L1 = torch.arange(self.length).unsqueeze(-1)
         log_forward = forward_log_prob(next_BLD, x_BLD, self.drift(x_BLD, n_L1), self.sigma)
@@ -148,12 +148,12 @@ class Balance(nn.Module):
         return potentials(torch.cat(log_flow, dim=1), log_forward.sum(dim=-1), log_backward.sum(dim=-1))
 
     def _log_flow(self, x_BLD: Tensor, n_L1: Tensor) -> Tensor:
-        """Of the states between the first and the last."""
+        """Returns the log flow of the states between the first and the last."""
         zero = torch.zeros(())
         motion_BL = forward_log_prob(x_BLD, zero, zero, self.sigma * n_L1.sqrt()).sum(dim=-1)
-        return self.log_z + motion_BL + self.flow(self._told(x_BLD, n_L1)).squeeze(-1)
+        return self.log_z + motion_BL + self.flow(self._inputs(x_BLD, n_L1)).squeeze(-1)
 
-    def _told(self, x: Tensor, n: Tensor) -> Tensor:
+    def _inputs(self, x: Tensor, n: Tensor) -> Tensor:
         return torch.cat([x, (n / self.length).expand(*x.shape[:-1], 1)], dim=-1)
 
 
@@ -166,19 +166,19 @@ def _mlp(inputs: int, width: int, outputs: int) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a `Balance` is trained.
+    """Settings of the training of a `Balance`.
 
     Attributes:
         objective: `sub_trajectory`, `trajectory` or `detailed`.
         lam: Geometric weight of a longer window in sub-trajectory balance.
         mix: Share of off-policy paths.
-        off_policy_weight: Of the first mode among the ends of off-policy paths; as in the mixture by default.
+        off_policy_weight: Weight of the first mode among ends of off-policy paths; as in the mixture by default.
         num_steps: Gradient steps.
         batch_size: Paths of each.
-        learning_rate: Of the networks, by Adam.
+        learning_rate: Learning rate of the networks, by Adam.
         decay: Let the rate fall to zero, linearly.
         exploration: Extra spread of rollouts at first, as a share of the policy's own; gone half way through.
-        seed: Of all paths.
+        seed: Seed of all paths.
     """
 
     objective: str = "sub_trajectory"
@@ -193,7 +193,7 @@ class Training:
     seed: int = 0
 
     def loss(self, g: Tensor) -> Tensor:
-        """Of the potentials of some paths."""
+        """Returns the loss at the potentials of some paths."""
         match self.objective:
             case "detailed":
                 return detailed_balance_loss(g)
@@ -235,11 +235,11 @@ def _hybrid(model: Balance, training: Training, generator: torch.Generator, expl
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """How far a model is from the known answers.
+    """The errors of a model against the known answers.
 
     Attributes:
-        log_z: Of the learned `log Z`, absolute.
-        weight: Of the share of the first mode among samples, absolute.
+        log_z: Absolute error of the learned `log Z`.
+        weight: Absolute error of the share of the first mode among samples.
         energy: Energy distance of samples to the mixture, estimated without bias; may fall below zero.
     """
 
@@ -249,7 +249,7 @@ class Errors:
 
 
 def errors(model: Balance, num_samples: int, seed: int) -> Errors:
-    """Of the model, with as many paths of its policy."""
+    """Measures the errors of a model with `num_samples` paths of its policy."""
     generator = torch.Generator().manual_seed(seed)
     samples_ND = model.roll_out(num_samples, generator)[:, -1]
     return Errors(
@@ -260,7 +260,7 @@ def errors(model: Balance, num_samples: int, seed: int) -> Errors:
 
 
 def energy_distance(x_ND: Tensor, y_ND: Tensor) -> float:
-    """`2 E|x - y| - E|x - x'| - E|y - y'|`, without bias; as many samples of both."""
+    """Estimates `2 E|x - y| - E|x - x'| - E|y - y'|` without bias, from equally many samples of both."""
     N = len(x_ND)
     within = (torch.cdist(x_ND, x_ND).sum() + torch.cdist(y_ND, y_ND).sum()) / (N * (N - 1))
     return float(2 * torch.cdist(x_ND, y_ND).mean() - within)
@@ -269,14 +269,14 @@ def energy_distance(x_ND: Tensor, y_ND: Tensor) -> float:
 def steps_until(
     model: Balance, training: Training, is_good: Callable[[Errors], bool], *, every: int, num_samples: int = 1000
 ) -> int:
-    """Gradient steps until a model is good and stays so for `_LOOKS` looks; all there are if it never does.
+    """Counts gradient steps until a model is good for `_LOOKS` measurements in a row; all steps if it never is.
 
     Args:
-        model: Trained in place.
-        training: How.
-        is_good: Whether errors are small enough.
-        every: Steps between looks.
-        num_samples: Paths of a look.
+        model: Model that is trained in place.
+        training: Settings of the training.
+        is_good: Says whether errors are small enough.
+        every: Steps between measurements.
+        num_samples: Paths of a measurement.
     """
     good = 0
     for step in train(model, training):
@@ -288,6 +288,6 @@ def steps_until(
 
 
 def snapshots(model: Balance, training: Training, steps: tuple[int, ...]) -> list[Balance]:
-    """The model before training and after as many steps each, copied."""
+    """Returns copies of the model after these numbers of steps; 0 is before training."""
     copies = [copy.deepcopy(model)] if 0 in steps else []
     return copies + [copy.deepcopy(model) for step in train(model, training) if step in steps]

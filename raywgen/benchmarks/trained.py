@@ -1,4 +1,4 @@
-"""What benchmarks train before they compare: a zoo, and generators on it; both kept under a hash of their recipe."""
+"""Training for benchmarks: a zoo, and generators on it; both are kept under a hash of their recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADLINES = {"mcdi": ("mcdi", "mcdi_task_loss"), "lohp": ("lohp", "mcdi")}
 
 @dataclass(kw_only=True)
 class TrainingConfig(SeededConfig):
-    """What benchmarks share that train generators.
+    """Base of the settings of benchmarks that train generators.
 
     Attributes:
         num_workers: Ray Train workers; 0 trains in this process.
@@ -47,12 +47,12 @@ class TrainingConfig(SeededConfig):
         check_precision(self.precision)
 
     def conditions(self, spreads: Mapping[str, float]) -> dict[str, Any]:
-        """With the precision."""
+        """Returns the conditions of the figures, with the precision."""
         return super().conditions(spreads) | {"precision": self.precision}
 
 
 def trained_zoo(root: str, zoo: ZooConfig, *, distributed: bool = True) -> Corpus:
-    """The corpus of a recipe, trained over Ray tasks or in this process."""
+    """Trains the corpus of a recipe over Ray tasks or in this process."""
     folder = folder_of(root, "zoo", zoo.recipe())
     with Reporter().step("zoo", f"train networks into {folder}") as bar:
         return train_zoo(zoo, folder, bar.update, distributed=distributed)
@@ -61,7 +61,7 @@ def trained_zoo(root: str, zoo: ZooConfig, *, distributed: bool = True) -> Corpu
 def trained_generators(
     config: TrainingConfig, root: str, corpus: Corpus, chosen: Chosen, **settings: int
 ) -> dict[str, Generator]:
-    """What `trained_runs` trains, loaded."""
+    """Trains generators by `trained_runs` and loads them."""
     runs = trained_runs(config, root, corpus, chosen, **settings)
     return {name: load(folder).generator for name, folder in runs.items()}
 
@@ -76,14 +76,19 @@ def trained_runs(
     seed: int,
     num_query_samples: int = 128,
 ) -> dict[str, str]:
-    """Run folders of all of them on one corpus, told `shot` examples of each class."""
+    """Trains generators on one corpus, with `shot` examples of each class in a condition; returns their run folders."""
     runs = {}
     for name, (method, generator) in chosen.items():
-        told: dict[str, Any] = {"method": method, "shot": shot, "num_query_samples": num_query_samples, "seed": seed}
-        told |= {"precision": resolved(config.precision)}
-        recipe = {"corpus": corpus.location, **told, "generator": dataclasses.asdict(generator)}
+        settings: dict[str, Any] = {
+            "method": method,
+            "shot": shot,
+            "num_query_samples": num_query_samples,
+            "seed": seed,
+        }
+        settings |= {"precision": resolved(config.precision)}
+        recipe = {"corpus": corpus.location, **settings, "generator": dataclasses.asdict(generator)}
         runs[name] = TrainConfig(
-            **told,
+            **settings,
             generator=generator,
             corpus=corpus.location,
             out=folder_of(root, name, recipe),
@@ -96,7 +101,7 @@ def trained_runs(
 
 
 def mcdi_variants(config: McDiConfig, task_loss: McDiTaskLossConfig) -> Chosen:
-    """Mc-Di, the methods that its paper compares with, and the same network without a chain, trained equally long."""
+    """Returns Mc-Di, its paper's baselines, and the same network without a chain, trained equally long."""
     steps, network = config.denoiser, config.network
     optimizer = OptimizerConfig(learning_rate=steps.optimizer.learning_rate, weight_decay=0.0)
     stage = StageConfig(num_steps=steps.num_steps, batch_size=steps.batch_size, optimizer=optimizer)
@@ -118,7 +123,7 @@ def mcdi_variants(config: McDiConfig, task_loss: McDiTaskLossConfig) -> Chosen:
 
 
 def lohp_variants(config: LoHpConfig) -> Chosen:
-    """Lo-Hp, the halves of its hybrid alone, and the same policy fitted to stored steps alone."""
+    """Returns Lo-Hp, the halves of its hybrid alone, and the same policy fitted to stored steps alone."""
 
     def changed(**policy: Any) -> tuple[str, LoHpConfig]:
         return "lohp", replace(config, policy=replace(config.policy, **policy))
@@ -134,14 +139,14 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
 def chosen_variants(
     generator: str, methods: Sequence[str], mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig
 ) -> Chosen:
-    """The table of Mc-Di that a benchmark trains, with the rows of Lo-Hp before it where that is measured.
+    """Returns the rows of Mc-Di that a benchmark trains, after those of Lo-Hp where that is measured.
 
     Args:
         generator: `mcdi` or `lohp`.
         methods: Some of the rows; all where it is empty.
-        mcdi: Mc-Di.
-        task_loss: Its task-loss stage, in the row of its own.
-        lohp: Lo-Hp.
+        mcdi: Settings of Mc-Di.
+        task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
+        lohp: Settings of Lo-Hp.
 
     Raises:
         ValueError: There is no such generator or row, or those that the figures are about are not among them.
@@ -152,4 +157,4 @@ def chosen_variants(
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):
         raise ValueError(f"methods={list(methods)}: give {', '.join(needed)} and others of {', '.join(every)}")
-    return {name: told for name, told in every.items() if not methods or name in methods}
+    return {name: one for name, one in every.items() if not methods or name in methods}

@@ -1,4 +1,4 @@
-"""Heads for data sets never seen: meta-trained on some data sets, told a few images of another one."""
+"""Heads for unseen data sets: meta-trained on some data sets, given a few images of another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raywgen.tasks.image_tasks import images_of
 
 @dataclass(kw_only=True)
 class TransferConfig(FewShotConfig):
-    """As of `few-shot`; `data` is always known.
+    """Settings of `few-shot` and the held-out data sets; `data` is always known.
 
     Attributes:
         held_out: Images of further data sets, each left out in turn while the others are known.

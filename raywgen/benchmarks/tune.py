@@ -41,12 +41,12 @@ _SHORT = {
 
 @dataclass(kw_only=True)
 class TuneBenchmarkConfig(SeededConfig):
-    """What is compared.
+    """The search to compare.
 
     Attributes:
         config: A shipped search, or a YAML file.
         fixed: Values of keys beside its own; by default a short training.
-        num_trials: Of random search; the shipped one gets the steps that these take.
+        num_trials: Trials of random search; the shipped one gets the steps that these take.
         num_interrupted: Trials of the search that is interrupted, and of the same one undisturbed.
     """
 
@@ -62,25 +62,27 @@ class TuneBenchmarkConfig(SeededConfig):
             raise ValueError("num_trials must be at least 1, num_interrupted at least 2")
 
     def settings(self, root: str, name: str, **changes: Any) -> TuneConfig:
-        """A search of the benchmark, on corpora that all of them share."""
+        """Returns a search of the benchmark, on corpora that all its searches share."""
         shipped = load_config(TuneConfig, shipped_config("tune", self.config))
-        told = replace(shipped, fixed={**shipped.fixed, **self.fixed}, max_concurrent=1, **changes)
+        search_config = replace(shipped, fixed={**shipped.fixed, **self.fixed}, max_concurrent=1, **changes)
         judged_by = code_version(("evaluation", "tuning"))
-        told = replace(told, out=folder_of(root, name, {**vars(told), "judged_by": judged_by}))
+        search_config = replace(
+            search_config, out=folder_of(root, name, {**vars(search_config), "judged_by": judged_by})
+        )
         shared = Path(root) / CORPORA
         shared.mkdir(parents=True, exist_ok=True)
-        Path(told.out).mkdir(parents=True, exist_ok=True)
-        if not (link := Path(told.out) / CORPORA).exists():
+        Path(search_config.out).mkdir(parents=True, exist_ok=True)
+        if not (link := Path(search_config.out) / CORPORA).exists():
             link.symlink_to(shared.absolute())
-        return told
+        return search_config
 
 
 def measure(config: TuneBenchmarkConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Both searches for every seed, and the interrupted one."""
+    """Runs both searches for every seed, and the interrupted one."""
     root = config.root()
     with ray_session(spare=0):
         equal = _resumed_equal(config, root)
-        rows, told = [], []
+        rows, each_seed = [], []
         for seed in config.all_seeds:
             random = search(
                 config.settings(
@@ -95,7 +97,7 @@ def measure(config: TuneBenchmarkConfig) -> tuple[dict[str, float], dict[str, An
                 Reporter(),
             )
             rows.append({"best_found": _best(found), "best_random": _best(random)})
-            told.append(
+            each_seed.append(
                 {
                     "seed": seed,
                     "trials_found": len(found.rows),
@@ -106,7 +108,7 @@ def measure(config: TuneBenchmarkConfig) -> tuple[dict[str, float], dict[str, An
                 | rows[-1]
             )
     means, spreads = over_seeds(rows)
-    return means | {"resumed_equal": float(equal)}, config.conditions(spreads) | {"each_seed": told}
+    return means | {"resumed_equal": float(equal)}, config.conditions(spreads) | {"each_seed": each_seed}
 
 
 def _best(result: TuneResult) -> float:
@@ -115,14 +117,14 @@ def _best(result: TuneResult) -> float:
 
 
 def _resumed_equal(config: TuneBenchmarkConfig, root: str) -> bool:
-    """Whether both end with the same trials, values, scores and steps.
+    """Checks that both end with the same trials, values, scores and steps.
 
     Raises:
         AssertionError: They do not.
     """
-    told = {"num_trials": config.num_interrupted, "seed": config.seed}
-    undisturbed = search(config.settings(root, "undisturbed", **told), Reporter())
-    settings = config.settings(root, "interrupted", **told)
+    changes = {"num_trials": config.num_interrupted, "seed": config.seed}
+    undisturbed = search(config.settings(root, "undisturbed", **changes), Reporter())
+    settings = config.settings(root, "interrupted", **changes)
     was_killed = _kill_in_a_trial(settings)
     interrupted = search(settings, Reporter())
     assert was_killed, f"{settings.out}: over before it could be killed"

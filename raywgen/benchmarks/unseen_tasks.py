@@ -1,6 +1,6 @@
-"""Tasks that nothing was trained on, what is told of them, and gradient training on them to compare with.
+"""Tasks that nothing was trained on, their conditions, and gradient training on them as a baseline.
 
-Shape legend: T tasks, D values, N stored networks, S labelled examples, F features.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, N stored networks.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _NUM_TIMED_TASKS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnseenTasks:
-    """Tasks of one split with the labelled examples that everyone is told.
+    """The tasks of one split with the labelled examples that all methods are given.
 
     Attributes:
-        layout: Of the networks.
-        module: One of them.
-        tasks: T tasks with equally many test samples or not.
+        layout: Layout of the networks.
+        module: One of the networks.
+        tasks: T tasks, whose test sets may differ in size.
         condition: The examples, T sets.
         originals_TD: Networks trained on each task itself.
     """
@@ -57,7 +57,7 @@ class UnseenTasks:
     originals_TD: Tensor
 
     def condition_of(self, index: int) -> Condition:
-        """Of one task."""
+        """Returns the condition of one task."""
         rows = slice(index, index + 1)
         return Condition(
             instructions=self.condition.instructions[rows],
@@ -67,7 +67,7 @@ class UnseenTasks:
 
     @torch.no_grad()
     def accuracy(self, values_TD: Tensor) -> Tensor:
-        """Balanced accuracy `(T,)` on the test samples, in [0, 1]."""
+        """Returns the balanced accuracy `(T,)` on the test samples, in [0, 1]."""
         state = self.layout.unflatten(values_TD)
         scores = []
         for index, task in enumerate(self.tasks):
@@ -75,18 +75,18 @@ class UnseenTasks:
             scores.append(balanced_accuracy(stacked_logits(self.module, own, task.test_x_SF), task.test_y_S))
         return torch.cat(scores)
 
-    def points(self, values_TD: Tensor) -> float:
-        """Mean accuracy over tasks, in points."""
+    def percent(self, values_TD: Tensor) -> float:
+        """Returns the mean accuracy over tasks in percent."""
         return _PERCENT * float(self.accuracy(values_TD).mean())
 
     @torch.no_grad()
     def best_of(self, stored_ND: Tensor) -> Tensor:
-        """Of N networks the one with the lowest loss on each task's examples, int64 `(T,)`."""
+        """Returns the index, among N networks, of the lowest loss on each task's examples, int64 `(T,)`."""
         return torch.stack([self.example_loss(index, stored_ND) for index in range(len(self.tasks))]).argmin(dim=1)
 
     @torch.no_grad()
     def example_loss(self, index: int, values_ND: Tensor) -> Tensor:
-        """Balanced loss `(N,)` of N networks on one task's examples."""
+        """Returns the balanced loss `(N,)` of N networks on one task's examples."""
         x_SF, y_S = self.condition.samples_BSF[index], self.condition.labels_BS[index]
         losses = [
             balanced_cross_entropy(stacked_logits(self.module, self.layout.unflatten(part_ND), x_SF), y_S)
@@ -96,7 +96,7 @@ class UnseenTasks:
 
 
 def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTasks:
-    """The tasks of a split of a corpus with one layout."""
+    """Builds the tasks of a split of a corpus with one layout."""
     (layout_id,) = corpus.networks
     network = corpus.networks[layout_id]
     facts = [task for task in corpus.tasks.values() if task.split == split]
@@ -117,21 +117,21 @@ def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """Mean accuracy in points after some steps at some rates."""
+    """Mean accuracy in percent by learning rate and number of steps."""
 
-    points: dict[tuple[float, int], float]
+    percent: dict[tuple[float, int], float]
 
     def best(self) -> tuple[float, int]:
-        """Rate and steps of the highest."""
-        return max(self.points, key=lambda key: self.points[key])
+        """Returns rate and steps of the highest accuracy."""
+        return max(self.percent, key=lambda key: self.percent[key])
 
 
 def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: Sequence[int]) -> Fitted:
-    """Gradient training by Adam from a start on the labelled examples alone, all of them in each step."""
+    """Trains by Adam from a start on the labelled examples alone, all of them in each step."""
     num = len(tasks.tasks)
     data = FitData(x=tasks.condition.samples_BSF, labels_NS=tasks.condition.labels_BS)
     start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), num))
-    points = {}
+    percent = {}
     for rate in rates:
         config = FitConfig(
             learning_rate=rate, num_steps=max(steps), batch_size=tasks.condition.labels_BS.shape[1], loss="balanced"
@@ -146,13 +146,13 @@ def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: S
             execution="sequential",
         )
         for one in recorded:
-            points[rate, one.step] = tasks.points(_flat(tasks, one))
-    return Fitted(points=points)
+            percent[rate, one.step] = tasks.percent(_flat(tasks, one))
+    return Fitted(percent=percent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullyTrained:
-    """What gradient training on all training samples of a task needs to reach a level; infinite where it does not."""
+    """The cost of reaching an accuracy by gradient training on all of a task's samples; infinite if never reached."""
 
     rate: float
     steps: float
@@ -160,20 +160,20 @@ class FullyTrained:
 
 
 def fully_trained(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], written_TD: Tensor) -> FullyTrained:
-    """The fewest steps, over rates, after which the mean accuracy is that of written networks, and their time.
+    """Finds the fewest steps, over rates, after which the mean accuracy is that of written networks, and their time.
 
-    Measured on the first tasks. Time is that of the steps alone, without any look at accuracy between them.
+    It is measured on the first tasks. The time is that of the steps alone, without evaluation between them.
     """
     best = FullyTrained(rate=rates[0], steps=float("inf"), milliseconds=float("inf"))
     record = list(range(_EVERY, _MOST_STEPS + 1, _EVERY))
     chosen = tasks.tasks[:_NUM_TIMED_TASKS]
     few = replace(tasks, tasks=chosen, originals_TD=tasks.originals_TD[: len(chosen)])
-    goal = few.points(written_TD[: len(chosen)])
+    goal = few.percent(written_TD[: len(chosen)])
     for rate in rates:
         config = FitConfig(learning_rate=rate, num_steps=_MOST_STEPS, batch_size=64, loss="plain")
         runs = [_fit_alone(few, index, start_D, config, record) for index in range(len(chosen))]
         for place, step in enumerate(record):
-            level = few.points(torch.stack([run[place] for run in runs]))
+            level = few.percent(torch.stack([run[place] for run in runs]))
             if level >= goal and step < best.steps:
                 per_step = _milliseconds_per_step(few, start_D, config)
                 best = FullyTrained(rate=rate, steps=step, milliseconds=step * per_step)
@@ -190,7 +190,7 @@ def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfi
 
 
 def _flat(tasks: UnseenTasks, recorded: Recorded) -> Tensor:
-    """Flat vectors `(N, D)` of recorded networks."""
+    """Returns flat vectors `(N, D)` of recorded networks."""
     num = len(next(iter(recorded.state_N.values())))
     states = [{name: tensor[n] for name, tensor in recorded.state_N.items()} for n in range(num)]
     return torch.stack([tasks.layout.flatten(state) for state in states])

@@ -1,7 +1,7 @@
-"""All values of a small network for tasks never seen: Mc-Di, its ablations, and what needs no diffusion.
+"""All values of a small network for unseen tasks: Mc-Di, its ablations, and baselines without diffusion.
 
 Tasks are class subsets of an image data set; anchors along the trajectories differ, as the networks train from one
-shared start. Every generator is told the same labelled examples, and writes one network per task.
+shared start. Every generator gets the same labelled examples, and writes one network per task.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
 @dataclass(kw_only=True)
 class WholeNetworkConfig(TrainingConfig):
-    """What is trained and compared.
+    """The zoo and the methods to train and compare.
 
     Attributes:
         generator: `mcdi`, or `lohp` for its rows beside those of Mc-Di.
@@ -51,12 +51,12 @@ class WholeNetworkConfig(TrainingConfig):
         test_data: Test images, likewise.
         zoo: Overrides of the zoo's recipe, such as `["num_seen_tasks=400"]`.
         methods: Rows of generators; all by default.
-        mcdi: Mc-Di.
-        task_loss: Its task-loss stage, in the row of its own.
-        lohp: Lo-Hp.
-        shot: Labelled examples of each class that everyone is told.
-        rates: Of gradient training; the best on the validation tasks is taken.
-        temperature: Of generation.
+        mcdi: Settings of Mc-Di.
+        task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
+        lohp: Settings of Lo-Hp.
+        shot: Labelled examples of each class in every condition.
+        rates: Learning rates of gradient training, from which the best on the validation tasks is chosen.
+        temperature: Sampling temperature of generation.
     """
 
     generator: str = "mcdi"
@@ -85,7 +85,7 @@ class WholeNetworkConfig(TrainingConfig):
             raise ValueError(f"shot={self.shot}: must be at least 1")
 
     def variants(self) -> Chosen:
-        """The generators to train."""
+        """Returns the generators to train."""
         return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
 
 
@@ -101,10 +101,10 @@ def measure(config: WholeNetworkConfig) -> tuple[dict[str, float], dict[str, Any
 
 
 def subsets_zoo(data: str, test_data: str, overrides: list[str], seed: int) -> ZooConfig:
-    """The recipe of the zoo that generators are trained on."""
+    """Returns the recipe of the zoo that generators are trained on."""
     given = {"tasks.path": data, "tasks.test_path": test_data}
-    told = [f"{key}={value}" for key, value in given.items() if value]
-    return load_config(ZooConfig, _RECIPE, [*told, *overrides, f"seed={seed}"])
+    data_keys = [f"{key}={value}" for key, value in given.items() if value]
+    return load_config(ZooConfig, _RECIPE, [*data_keys, *overrides, f"seed={seed}"])
 
 
 def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -125,17 +125,17 @@ def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[st
     written_TD: dict[str, Tensor] = {}
     for name, generator in generators.items():
         written_TD[name], figures[f"ms_{name}"] = write_each(generator, unseen, config.temperature, seed)
-        figures[name] = unseen.points(written_TD[name])
+        figures[name] = unseen.percent(written_TD[name])
     stored_ND = corpus.values(corpus.query(["split=train", f"step={_last_step(corpus)}"]))
     start_D = corpus.base_values(layout_id)
     assert start_D is not None, "the recipe's networks share their start"
     num = len(unseen.tasks)
-    figures["random"] = unseen.points(start_D.expand(num, -1))
-    figures["average"] = unseen.points(stored_ND.mean(dim=0).expand(num, -1))
-    figures["nearest"] = unseen.points(stored_ND[unseen.best_of(stored_ND)])
-    figures["trained"] = unseen.points(unseen.originals_TD)
+    figures["random"] = unseen.percent(start_D.expand(num, -1))
+    figures["average"] = unseen.percent(stored_ND.mean(dim=0).expand(num, -1))
+    figures["nearest"] = unseen.percent(stored_ND[unseen.best_of(stored_ND)])
+    figures["trained"] = unseen.percent(unseen.originals_TD)
     rate, steps = fitted(validation, start_D, config.rates, _STEPS).best()
-    figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).points[rate, steps]
+    figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).percent[rate, steps]
     for name in HEADLINES[config.generator]:
         full = fully_trained(unseen, start_D, config.rates, written_TD[name])
         suffix = "" if name == config.generator else f"_{name}"
@@ -152,7 +152,7 @@ def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[st
 
 
 def write_each(generator: Generator, unseen: UnseenTasks, temperature: float, seed: int) -> tuple[Tensor, float]:
-    """One network per task, each written alone, and the median milliseconds of one."""
+    """Generates one network per task, each alone; returns them and the median milliseconds of one."""
     written, seconds = [], []
     for index in range(-1, len(unseen.tasks)):  # The first one is warm-up.
         condition = unseen.condition_of(max(0, index))

@@ -1,4 +1,4 @@
-"""Fitting many networks, against the loop that anybody would write: one network after another, plain PyTorch.
+"""Fitting many networks, beside the loop that anybody would write: one network after another, in plain PyTorch.
 
 Same batches, one thread each; weights are compared after 20 steps before a time counts.
 
@@ -28,13 +28,13 @@ _EXECUTIONS = ("stacked", "sequential")
 
 @dataclass(kw_only=True)
 class ZooFitConfig:
-    """What is fitted.
+    """The networks to fit, and how fitting is measured.
 
     Attributes:
-        num_steps: Of a measurement.
+        num_steps: Steps of a measurement.
         rounds: Alternating pairs; figures are medians of ratios.
         num_cnns: Networks of 2,464 values.
-        data: A Parquet file with 28 x 28 images for them; scikit-learn's digits, enlarged, without it.
+        data: A Parquet file with 28 x 28 images for them; by default scikit-learn's digits, enlarged.
         networks_per_actor: Networks of 2,464 values that an actor fits.
     """
 
@@ -54,14 +54,14 @@ class _Case:
     sam: SAMConfig = field(default_factory=SAMConfig)
 
     def config(self, num_steps: int) -> FitConfig:
-        """As both sides fit."""
+        """Returns the config by which both sides fit."""
         return FitConfig(
             learning_rate=1e-3, num_steps=num_steps, batch_size=self.batch_size, loss="plain", sam=self.sam
         )
 
 
 def measure(config: ZooFitConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Compares weights, then lets both sides take turns."""
+    """Compares weights, then measures both sides in turn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
@@ -143,7 +143,7 @@ def _ours(case: _Case, execution: str, num_steps: int) -> dict[str, Tensor]:
 
 
 def _plain(case: _Case, num_steps: int) -> dict[str, Tensor]:
-    """The loop that anybody would write."""
+    """Fits by the loop that anybody would write."""
     start = _start(case)
     x_SF, labels_S = case.data.x, case.data.labels_NS
     ends = []
@@ -183,7 +183,7 @@ def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, 
 
 
 def _gap(case: _Case, execution: str) -> float:
-    """Largest distance of a network from the plain loop's, over its norm."""
+    """Returns the largest distance of a network from the plain loop's, over its norm."""
     ours, plain = _ours(case, execution, _CHECKED_STEPS), _plain(case, _CHECKED_STEPS)
     apart = sum((ours[name] - tensor).flatten(1).square().sum(dim=1) for name, tensor in plain.items())
     size = sum(tensor.flatten(1).square().sum(dim=1) for tensor in plain.values())
@@ -211,12 +211,12 @@ class _Actor:
         _ours(self._case, "sequential", 4)
 
     def work(self) -> float:
-        """Seconds."""
+        """Fits and returns the seconds it took."""
         return _seconds(lambda: _ours(self._case, "sequential", self._num_steps))
 
 
 def _efficiency(config: ZooFitConfig) -> float:
-    """Networks a second of two actors over twice those of one."""
+    """Returns the networks per second of two actors, over twice those of one."""
     import ray
 
     with ray_session():

@@ -1,7 +1,7 @@
-"""The ladder of one zoo of one task: what held-out, written and baseline networks are worth on test images.
+"""The ladder of one zoo of one task: accuracy of held-out, written and baseline networks on test images.
 
-Every row holds equally many networks, none of them chosen, and is their mean. Novelty is measured to all checkpoints
-that the generator was trained on; where networks start on their own, up to the order of their hidden units.
+Every row is the mean of equally many networks, none of which was chosen. Novelty is measured against all checkpoints
+that the generator was trained on; where networks have own starts, up to the order of their hidden units.
 
 Shape legend: N networks of a row, D values, R stored networks, S training checkpoints, I test images.
 """
@@ -43,18 +43,18 @@ _FIRST_SAMPLE = 1 << 20
 
 @dataclass(kw_only=True)
 class LadderConfig:
-    """How networks are written and judged.
+    """Settings of generation and of the ladder.
 
     Attributes:
-        num_networks: Of each row; of held-out ones as many as there are.
-        temperature: Of generation.
-        num_condition_samples: Labelled training images that each network's generator is told, drawn for each anew.
-        finetuned: Networks that are trained on, of the generated and of random ones; 0 for none.
-        finetune_epochs: Rungs of fine-tuning.
+        num_networks: Networks of each row; the row of held-out ones has all of them.
+        temperature: Sampling temperature of generation.
+        num_condition_samples: Labelled training images in each network's condition, drawn anew for each.
+        finetuned: Networks that are fine-tuned, of the generated and of random ones; 0 for none.
+        finetune_epochs: Epochs of fine-tuning after which accuracy is measured.
         epoch_images: Images of an epoch.
-        learning_rate: Of fine-tuning; the zoo's by default.
-        noise: Of the row `noise`, in standard deviations of each tensor.
-        noise_levels: Where the noise that is as accurate as generated networks is looked for.
+        learning_rate: Learning rate of fine-tuning; the zoo's by default.
+        noise: Noise of the row `noise`, in standard deviations of each tensor.
+        noise_levels: Levels among which the noise that is as accurate as generated networks is searched.
         averaged: Numbers of stored networks that are averaged.
     """
 
@@ -88,12 +88,12 @@ class LadderConfig:
 
 
 class Ladder:
-    """A corpus of one architecture and one task, split by trajectory.
+    """The ladder of a corpus of one architecture and one task, split by trajectory.
 
     Args:
         corpus: The zoo.
-        config: How its networks are judged.
-        seed: Of all draws.
+        config: Settings of the ladder.
+        seed: Seed of all draws.
     """
 
     def __init__(self, corpus: Corpus, config: LadderConfig, seed: int) -> None:
@@ -117,7 +117,7 @@ class Ladder:
         self._heldout_ND = corpus.values(held)[sorted(held_ends.values())]
 
     def conditions(self) -> dict[str, Any]:
-        """How much there was of everything."""
+        """Returns the sizes of everything that was measured."""
         return {
             "values": self._layout.num_values,
             "training_networks": len(self._ends_RD),
@@ -129,13 +129,13 @@ class Ladder:
         }
 
     def figures(self, generator: Generator, token_prior: Generator, on_progress: OnProgress) -> dict[str, float]:
-        """Accuracy in points, distances in standard deviations of each tensor."""
+        """Measures accuracy in percent, and distances in standard deviations of each tensor."""
         rows = {"original": self._heldout_ND, "reconstructed": generator.reconstruct(self._heldout_ND, self._layout)}
         rows |= {"generated": self._written(generator), "token_prior": self._written(token_prior)} | self._baselines()
         figures = {}
         for index, (name, values_ND) in enumerate(rows.items()):
             on_progress(index, len(rows) + 3, name)
-            figures[name] = self._points(values_ND)
+            figures[name] = self._percent(values_ND)
         figures["ratio"] = figures["generated"] / figures["original"]
         on_progress(len(rows), len(rows) + 3, "fine-tuning")
         figures |= self._finetuned(rows["generated"], rows["random"])
@@ -148,13 +148,13 @@ class Ladder:
 
     def _written(self, generator: Generator) -> Tensor:
         index_N = _FIRST_SAMPLE + torch.arange(self._config.num_networks)
-        told = draw_condition(
+        condition = draw_condition(
             [self._task] * len(index_N),
             self._config.num_condition_samples,
             KeyedNoise(self._seed, index_N, _CONDITION_STREAM),
         )
         noise = KeyedNoise(self._seed, index_N, _NOISE_STREAM)
-        return generator.generate(told, self._layout, noise, temperature=self._config.temperature).values_BD
+        return generator.generate(condition, self._layout, noise, temperature=self._config.temperature).values_BD
 
     def _baselines(self) -> dict[str, Tensor]:
         num, normalizer = self._config.num_networks, self._normalizer
@@ -171,21 +171,21 @@ class Ladder:
         }
 
     def _copies(self) -> Tensor:
-        """Stored networks to add noise to, `(N, D)`."""
+        """Returns stored networks to add noise to, `(N, D)`."""
         order_R = torch.randperm(len(self._ends_RD), generator=torch.Generator().manual_seed(self._seed))
         return self._ends_RD[order_R[torch.arange(self._config.num_networks) % len(order_R)]]
 
     def _logits(self, values_ND: Tensor) -> Tensor:
         return network_logits(self._module, self._layout.unflatten(values_ND), self._task.test_x_SF, "sequential")
 
-    def _points(self, values_ND: Tensor) -> float:
+    def _percent(self, values_ND: Tensor) -> float:
         return 100 * float(balanced_accuracy(self._logits(values_ND), self._task.test_y_S).mean())
 
     def _finetuned(self, generated_ND: Tensor, random_ND: Tensor) -> dict[str, float]:
         num, config = self._config.finetuned, self._config
         if not num:
             return {}
-        told = FineTuningConfig(
+        tuning = FineTuningConfig(
             epochs=max(config.finetune_epochs),
             epoch_samples=config.epoch_images,
             learning_rates=[config.learning_rate],
@@ -194,7 +194,7 @@ class Ladder:
             seed=self._seed,
         )
         starts = {"finetuned": generated_ND[:num], "random_finetuned": random_ND[:num]}
-        tuned = fine_tune(self._module, self._layout, starts, [self._task] * num, told)
+        tuned = fine_tune(self._module, self._layout, starts, [self._task] * num, tuning)
         return {
             f"{name}_{epochs}": 100 * float(one.accuracy_TE[:, epochs].mean())
             for name, one in tuned.items()
@@ -202,7 +202,7 @@ class Ladder:
         }
 
     def _novelty(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """Distance to the nearest stored network, errors in common with it, and distance among one another."""
+        """Measures the distance to the nearest stored network, errors in common, and the distance among one another."""
         figures = {}
         for name, prefix in (("generated", ""), ("original", "original_")):
             values_ND = rows[name]
@@ -213,9 +213,10 @@ class Ladder:
         return figures
 
     def _overlap(self, values_ND: Tensor) -> float:
-        """Errors in common over errors of either, with the stored network for which that is most; mean over networks.
+        """Returns the mean over networks of the largest overlap of errors with a stored network.
 
-        Of all ends of trajectories and not of the nearest alone, as likeness in behaviour knows no order of units.
+        The overlap is the errors in common over the errors of either. All ends of trajectories are compared and not the
+        nearest alone, because similarity in behaviour does not depend on the order of units.
         """
         wrong_NI = self._logits(values_ND).argmax(dim=-1) != self._task.test_y_S
         stored_RI = self._logits(self._ends_RD).argmax(dim=-1) != self._task.test_y_S
@@ -223,7 +224,7 @@ class Ladder:
         return float(torch.stack(most).mean())
 
     def _at_equal_accuracy(self, accuracy: float) -> dict[str, float]:
-        """How novel noise and averages are that are as accurate as the generated networks."""
+        """Measures the novelty of noise and averages that are as accurate as the generated networks."""
         config, num = self._config, self._config.num_networks
         curve = noise_curve(self._copies(), config.noise_levels, self._normalizer, self._seed, self._reached)
         means = [
@@ -237,6 +238,6 @@ class Ladder:
         }
 
     def _reached(self, values_ND: Tensor) -> Reached:
-        """Without matching: noise and averages may look the more novel."""
+        """Measures accuracy and novelty without matching of units, which favours noise and averages."""
         near_N = nearest_distance(values_ND, self._stored_SD, self._normalizer, self._layout)
-        return Reached(accuracy=self._points(values_ND), distance=float(near_N.mean()))
+        return Reached(accuracy=self._percent(values_ND), distance=float(near_N.mean()))

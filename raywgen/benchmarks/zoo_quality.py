@@ -1,7 +1,7 @@
-"""How good a recipe's networks are, and what sharpness-aware minimisation changes.
+"""Quality of a recipe's networks, and the effect of sharpness-aware minimisation (SAM).
 
-Networks of different starts and data orders; the first of them are trained again with SAM, from the same starts in the
-same order. Sharpness is the largest eigenvalue of the Hessian of the training loss at the last step.
+Networks differ in start and data order; the first of them are trained again with SAM, from the same starts in the same
+order. Sharpness is the largest eigenvalue of the Hessian of the training loss at the last step.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _RECIPES = Path(__file__).parents[2] / "configs" / "zoo"
 
 @dataclass(kw_only=True)
 class ZooQualityConfig:
-    """What is trained.
+    """The recipe to train, and how sharpness is measured.
 
     Attributes:
         recipe: A shipped recipe of `configs/zoo`.
         data: Training images, in place of the recipe's.
         test_data: Test images, likewise.
-        num_networks: Of different seeds.
-        num_sam: How many of them are trained with SAM as well.
+        num_networks: Number of networks, with different seeds.
+        num_sam: Number of those that are also trained with SAM.
         rho: SAM's radius.
-        num_steps: Optimiser steps; the recipe's without it.
+        num_steps: Optimiser steps; 0 for the recipe's.
         num_sharpness_samples: Training samples of the Hessian.
         num_iterations: Hessian-vector products.
-        folder: Where the zoos go; a temporary one without it. What is there is reused.
+        folder: Folder of the zoos, which are reused if they exist; a temporary one by default.
     """
 
     recipe: str = "tiny-mnist"
@@ -58,18 +58,18 @@ class ZooQualityConfig:
 
 
 def measure(config: ZooQualityConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Trains both zoos, then looks at their last checkpoints."""
+    """Trains both zoos, then measures their last checkpoints."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-zoo-"))
     base = _zoo(config)
     plain_zoo = replace(base, seeds_per_task=config.num_networks)
     sam = ZooOptimizer(learning_rate=base.learning_rate, sam=SAMConfig(rho=config.rho))
     sam_zoo = replace(base, seeds_per_task=config.num_sam, optimizers=[sam])
-    told: list[str] = []
+    executions: list[str] = []
     with ray_session():
         corpora = {}
         for name, zoo in (("plain", plain_zoo), ("sam", sam_zoo)):
             with Reporter().step(name, f"{zoo.seeds_per_task} networks by {config.recipe}") as bar:
-                corpora[name] = train_zoo(zoo, str(folder / name), bar.update, told.append)
+                corpora[name] = train_zoo(zoo, str(folder / name), bar.update, executions.append)
         accuracy = {name: _accuracies(corpus) for name, corpus in corpora.items()}
         pairs = _sharpness(corpora, config)
     num_values = max(network.layout.num_values for network in corpora["plain"].networks.values())
@@ -98,7 +98,7 @@ def measure(config: ZooQualityConfig) -> tuple[dict[str, float], dict[str, Any]]
         "num_steps": base.num_steps,
         "limit": base.tasks.limit,
         "rho": config.rho,
-        "executions": told,
+        "executions": executions,
         "eigenvalue_std": {name: round(float(values.std()), 3) for name, values in sharp.items()},
         "cores": os.cpu_count(),
     }
@@ -116,14 +116,14 @@ def _zoo(config: ZooQualityConfig) -> ZooConfig:
 
 
 def _accuracies(corpus: Corpus) -> np.ndarray:
-    """Of every network, by its number."""
+    """Returns the accuracy of every network, in the order of their numbers."""
     rows = [row for row in corpus.facts.to_pylist() if row["split"] != "base"]
     rows.sort(key=lambda row: int(row["trajectory_id"].rpartition("/")[2]))
     return np.array([row["test_accuracy"] for row in rows])
 
 
 def _sharpness(corpora: dict[str, Corpus], config: ZooQualityConfig) -> list[tuple[float, float]]:
-    """Eigenvalues of each network trained plainly and with SAM, over Ray tasks."""
+    """Returns the eigenvalues of each network trained plainly and with SAM, computed by Ray tasks."""
     import ray
 
     remote: Any = ray.remote(num_cpus=1)(_eigenvalues)

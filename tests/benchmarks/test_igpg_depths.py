@@ -84,24 +84,24 @@ def test_stages_of_one_block_cannot_be_stretched() -> None:
 
 def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> DepthLadder:
     task = build_task({"name": "images", "path": "digits"})
-    told: dict[str, Any] = {"num_condition_samples": 16, "num_unlabelled": 40, "seed": 0}
+    settings: dict[str, Any] = {"num_condition_samples": 16, "num_unlabelled": 40, "seed": 0}
     stored = Stored(14, layout_of(14), values_ND)
-    return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **told)
+    return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **settings)
 
 
 def test_of_every_n_the_lowest_loss_on_what_is_told_is_chosen() -> None:
     values_4D = torch.stack([network(14, seed) for seed in range(4)])
     judged = ladder(values_4D)
-    told = judged.condition
+    condition = judged.condition
     losses = [
-        float(balanced_cross_entropy(logits(values_4D[n], 14, told.samples_BSF[n])[None], told.labels_BS[n]))
+        float(balanced_cross_entropy(logits(values_4D[n], 14, condition.samples_BSF[n])[None], condition.labels_BS[n]))
         for n in range(4)
     ]
     expected = [0 if losses[0] < losses[1] else 1, 2 if losses[2] < losses[3] else 3]
     assert torch.equal(judged.chosen(values_4D), values_4D[expected])
-    # Candidates of one choice are told the same samples, those of another others.
-    assert torch.equal(told.samples_BSF[0], told.samples_BSF[1])
-    assert not torch.equal(told.samples_BSF[1], told.samples_BSF[2])
+    # Candidates of one choice have the same samples; other choices have others.
+    assert torch.equal(condition.samples_BSF[0], condition.samples_BSF[1])
+    assert not torch.equal(condition.samples_BSF[1], condition.samples_BSF[2])
 
 
 def test_networks_that_are_no_numbers_are_not_chosen() -> None:
@@ -113,7 +113,7 @@ def test_points_are_the_mean_balanced_accuracy_on_test_samples() -> None:
     values_2D = torch.stack([network(14, 0), network(14, 1)])
     task = build_task({"name": "images", "path": "digits"})
     each = [balanced_accuracy(logits(one, 14, task.test_x_SF)[None], task.test_y_S) for one in values_2D]
-    assert ladder(values_2D).points(values_2D) == pytest.approx(100 * float(torch.cat(each).mean()), rel=1e-5)
+    assert ladder(values_2D).percent(values_2D) == pytest.approx(100 * float(torch.cat(each).mean()), rel=1e-5)
 
 
 def test_new_statistics_are_those_of_unlabelled_training_samples_and_nothing_else_changes() -> None:

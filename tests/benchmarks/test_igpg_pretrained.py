@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.benchmarks.igpg_pretrained import IGPGPretrainedConfig, chosen_networks
-from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedError, find_networks, points
+from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedError, find_networks, percent
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
 from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus, verify_corpus
@@ -118,7 +118,7 @@ def test_points_count_correct_images() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.one_hot(torch.full((len(x),), 3), 10).float()
 
-    assert points(Third(), images(600)) == pytest.approx(10.0)
+    assert percent(Third(), images(600)) == pytest.approx(10.0)
 
 
 def test_networks_are_a_corpus_that_says_what_each_is(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_a_network_is_learned_by_heart_and_written_without_being_seen(tmp_path: 
     corpus = pretrained_corpus(str(tmp_path / "kept"), [network], TASK)
     before, after = (written(tmp_path, network, corpus, num_steps) for num_steps in (1, 300))
     # Two levels of 8 codes: a uniform guess costs log 8 = 2.08 nats.
-    assert after.told["generated_nats_per_token"] < before.told["generated_nats_per_token"] - 1.5
-    assert before.told["generated_agreement"] < 0.5
-    assert after.told["generated_agreement"] == 1
+    assert after.figures["generated_nats_per_token"] < before.figures["generated_nats_per_token"] - 1.5
+    assert before.figures["generated_agreement"] < 0.5
+    assert after.figures["generated_agreement"] == 1
     # So small a network is learned to the last token; what is written is then what the tokens hold.
     assert torch.equal(after.values_D, after.reconstructed_D)
-    assert after.told["generated_novelty"] < before.told["generated_novelty"]
+    assert after.figures["generated_novelty"] < before.figures["generated_novelty"]
     other = replace(network, state={name: torch.zeros_like(value) for name, value in network.state.items()})
     assert torch.equal(written(tmp_path, other, corpus, 300).values_D, after.values_D)

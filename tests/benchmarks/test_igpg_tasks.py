@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raywgen.benchmarks.igpg_tasks import IGPGTasksConfig, chosen_points, zoo_of
+from raywgen.benchmarks.igpg_tasks import IGPGTasksConfig, chosen_percent, zoo_of
 from raywgen.benchmarks.unseen_tasks import UnseenTasks
 from raywgen.generators.igpg import IGPGConfig
 from tests.benchmarks.test_unseen_tasks import unseen
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_each_task_takes_its_candidate_with_the_lowest_loss_on_its_examples(unseen: UnseenTasks) -> None:
     values_TnD = torch.randn(2, 6, unseen.layout.num_values, generator=torch.Generator().manual_seed(0))
-    points = []
+    percent = []
     for index, task in enumerate(unseen.tasks):
         losses = []
         for values_D in values_TnD[index]:
@@ -27,8 +27,8 @@ def test_each_task_takes_its_candidate_with_the_lowest_loss_on_its_examples(unse
             )
         unseen.module.load_state_dict(unseen.layout.unflatten(values_TnD[index, losses.index(min(losses))]))
         right_S = unseen.module(task.test_x_SF).argmax(dim=1) == task.test_y_S
-        points.append(torch.stack([right_S[task.test_y_S == c].float().mean() for c in range(3)]).mean())
-    assert chosen_points(unseen, values_TnD) == pytest.approx(100 * float(torch.stack(points).mean()), abs=1e-3)
+        percent.append(torch.stack([right_S[task.test_y_S == c].float().mean() for c in range(3)]).mean())
+    assert chosen_percent(unseen, values_TnD) == pytest.approx(100 * float(torch.stack(percent).mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "start"), [("subsets", "shared"), ("subsets", "own"), ("domains", "shared")])
@@ -41,7 +41,7 @@ def test_the_zoo_has_the_start_and_the_data_that_were_asked_for(kind: str, start
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"kinds": ["sets"]}, "subsets, domains"),
         ({"starts": ["branched"]}, "shared, own"),
@@ -50,6 +50,6 @@ def test_the_zoo_has_the_start_and_the_data_that_were_asked_for(kind: str, start
         ({"igpg": IGPGConfig()}, "independent_share"),
     ],
 )
-def test_settings_that_measure_nothing_are_named(settings: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_measure_nothing_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         IGPGTasksConfig(**settings)

@@ -57,11 +57,11 @@ def test_windows_that_hold_all_chunks_pass_and_others_are_caught(
 
 def test_every_mode_is_asked_for_as_its_name_says(unseen: UnseenTasks) -> None:
     priors = {"whole": windowed(unseen, 0), "windows": windowed(unseen, 2)}
-    told = {name: (generator, window) for name, generator, window, _ in modes_of(priors)}
-    assert told.keys() == {"whole", "beyond_window", *MODES}
-    assert told["whole"] == (priors["whole"], 0)
-    assert told["beyond_window"] == (priors["windows"], 0)
-    assert all(told[name] == (priors["windows"], 2) for name in MODES)
+    modes = {name: (generator, window) for name, generator, window, _ in modes_of(priors)}
+    assert modes.keys() == {"whole", "beyond_window", *MODES}
+    assert modes["whole"] == (priors["whole"], 0)
+    assert modes["beyond_window"] == (priors["windows"], 0)
+    assert all(modes[name] == (priors["windows"], 2) for name in MODES)
     with window_of(priors["windows"], 5):
         assert priors["windows"].prior.config.window == 5
     assert priors["windows"].prior.config.window == 2
@@ -80,7 +80,7 @@ def test_equal_priors_give_equal_figures(unseen: UnseenTasks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"rounds": 1}, "rounds=1"),
         ({"batches": [0]}, "batches"),
@@ -90,8 +90,8 @@ def test_equal_priors_give_equal_figures(unseen: UnseenTasks) -> None:
         ({"igpg": IGPGConfig()}, "window=0"),
     ],
 )
-def test_settings_that_measure_nothing_are_named(settings: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_measure_nothing_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         IGPGWindowsConfig(**settings)
 
 

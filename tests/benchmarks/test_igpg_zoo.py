@@ -29,7 +29,7 @@ def normalizer(num_values: int, scale: float = SCALE) -> Normalizer:
     return Normalizer(base_D=torch.full((num_values,), 3.0), scale_D=torch.full((num_values,), scale))
 
 
-def points(*pairs: tuple[float, float]) -> list[Reached]:
+def percent(*pairs: tuple[float, float]) -> list[Reached]:
     return [Reached(distance=distance, accuracy=accuracy) for distance, accuracy in pairs]
 
 
@@ -45,7 +45,7 @@ def test_spread_is_the_mean_over_pairs() -> None:
 
 
 def test_accuracy_is_met_between_two_points_of_a_curve() -> None:
-    curve = points((0, 95), (0.2, 90), (0.4, 50))
+    curve = percent((0, 95), (0.2, 90), (0.4, 50))
     assert farthest_on_curve(90, curve) == pytest.approx(0.2)
     assert farthest_on_curve(70, curve) == pytest.approx(0.3)
     assert farthest_on_curve(40, curve) == pytest.approx(0.4)
@@ -53,11 +53,11 @@ def test_accuracy_is_met_between_two_points_of_a_curve() -> None:
 
 
 def test_of_a_curve_that_rises_again_the_last_crossing_counts() -> None:
-    assert farthest_on_curve(80, points((0, 90), (0.1, 70), (0.2, 85), (0.3, 75))) == pytest.approx(0.25)
+    assert farthest_on_curve(80, percent((0, 90), (0.1, 70), (0.2, 85), (0.3, 75))) == pytest.approx(0.25)
 
 
 def test_only_averages_that_are_accurate_enough_count() -> None:
-    averaged = points((0.1, 95), (0.5, 80), (0.9, 10))
+    averaged = percent((0.1, 95), (0.5, 80), (0.9, 10))
     assert farthest_of(80, averaged) == 0.5
     assert farthest_of(81, averaged) == 0.1
     assert farthest_of(96, averaged) == 0

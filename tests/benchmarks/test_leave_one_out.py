@@ -40,11 +40,11 @@ def test_the_nearest_head_is_that_of_the_lowest_loss_on_the_support_set() -> Non
 
 
 def test_what_is_left_out_comes_last_and_is_tested_on() -> None:
-    told = ["plain", "invert", "a/b.parquet::plain"]
-    assert task_source(told, "invert") == TaskSource(
+    domains = ["plain", "invert", "a/b.parquet::plain"]
+    assert task_source(domains, "invert") == TaskSource(
         domains=("plain", "a/b.parquet::plain", "invert"), test_path="", test_domain="invert"
     )
-    assert task_source(told, "a/b.parquet::plain") == TaskSource(
+    assert task_source(domains, "a/b.parquet::plain") == TaskSource(
         domains=("plain", "invert", "a/b.parquet::plain"), test_path="a/b.parquet", test_domain="plain"
     )
     assert [short_name(name) for name in ("invert", "a/b.parquet::plain", "b.parquet::invert")] == [

@@ -18,8 +18,8 @@ def test_the_heat_maps_tell_every_value(tmp_path: Path) -> None:
     text = (tmp_path / "new" / "maps.svg").read_text()
     for value in values.values():
         assert f"<!-- {value:.1f} -->" in text
-    for told in ("SAM radius 0.1", "share of stored paths", "sub-trajectory length"):
-        assert told in text
+    for label in ("SAM radius 0.1", "share of stored paths", "sub-trajectory length"):
+        assert label in text
 
 
 def test_lengths_must_divide_the_path() -> None:

@@ -56,12 +56,12 @@ FEW_SHOT = [
 
 def test_few_shot(tmp_path: Path) -> None:
     result = run(["few-shot", *FEW_SHOT, "methods=[mcdi,mcdi_task_loss,regression]", f"out={tmp_path}"])
-    figures, (told,) = result["figures"], result["conditions"]["each_seed"]
+    figures, (conditions,) = result["figures"], result["conditions"]["each_seed"]
     for name in ("mcdi", "mcdi_task_loss", "regression", "reptile", "prototypes", "gradient_head"):
         assert 0 <= figures[name] <= 100
         assert figures[f"ms_{name}"] > 0 if name != "prototypes" else f"ms_{name}" not in figures
     assert figures["over_prototypes"] == pytest.approx(figures["mcdi"] - figures["prototypes"], abs=1e-3)
-    assert told["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
+    assert conditions["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
 
 
 def test_lohp_stands_in_the_table_of_mcdi(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_igpg_zoo(tmp_path: Path) -> None:
     few = ["heldout=0.4", "branch_steps=4", "align=true", "ladder.noise_levels=[0.1,0.5]"]
     result = run(["igpg-zoo", *data, zoo, f"igpg=[{stages},{sizes}]", *ladder, *few])
     figures = result["figures"]
-    rungs = ("original", "reconstructed", "generated", "token_prior", "finetuned_1", "finetuned_2", "random", "average")
+    rows = ("original", "reconstructed", "generated", "token_prior", "finetuned_1", "finetuned_2", "random", "average")
     for start in ("own", "shared", "branched"):
-        for name in (*rungs, "gaussian", "noise", "random_finetuned_2"):
+        for name in (*rows, "gaussian", "noise", "random_finetuned_2"):
             assert 0 <= figures[f"{start}_{name}"] <= 100
         assert figures[f"{start}_ratio"] == pytest.approx(
             figures[f"{start}_generated"] / figures[f"{start}_original"], abs=1e-3

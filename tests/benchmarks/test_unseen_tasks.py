@@ -30,14 +30,14 @@ def test_fitting_is_that_of_each_task_alone_on_its_examples(unseen: UnseenTasks)
     begin = Recorded(step=0, state_N=repeat_state(unseen.layout.unflatten(start_D), 1))
     scores = []
     for index in range(2):
-        told = unseen.condition_of(index)
-        data = FitData(x=told.samples_BSF[0], labels_NS=told.labels_BS[0])
+        condition = unseen.condition_of(index)
+        data = FitData(x=condition.samples_BSF[0], labels_NS=condition.labels_BS[0])
         (end,) = fit(unseen.module, begin, data, config, order_seeds=[index], record_steps=[20])
         values_D = unseen.layout.flatten({name: tensor[0] for name, tensor in end.state_N.items()})
         scores.append(float(unseen.accuracy(values_D.expand(2, -1))[index]))
     # An accuracy moves in steps of a test image, so this is equality.
-    assert found.points[1e-2, 20] == pytest.approx(50 * sum(scores), abs=1e-3)
-    assert found.best() == max(found.points, key=lambda key: found.points[key])
+    assert found.percent[1e-2, 20] == pytest.approx(50 * sum(scores), abs=1e-3)
+    assert found.best() == max(found.percent, key=lambda key: found.percent[key])
 
 
 def test_the_stored_network_with_the_lowest_loss_on_the_examples_is_the_best(unseen: UnseenTasks) -> None:
