@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
+
+from raywgen.compat import request_cluster_id
 
 _TIMEOUT_SECONDS = 5.0
 _TOKEN_HELP = (
@@ -89,16 +90,10 @@ def unreachable(address: str, reason: str) -> ClusterError:
 
 
 def _check_head(address: str) -> None:
-    """Asks the head node for the cluster's id: the cheapest call that needs the token."""
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    messages: Any = gcs_service_pb2
-    channel = init_grpc_channel(address)
     try:
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        stub.GetClusterId(messages.GetClusterIdRequest(), timeout=_TIMEOUT_SECONDS)
+        request_cluster_id(address, _TIMEOUT_SECONDS)
     except grpc.RpcError as error:
         # Every error of a call that was made is a call too; only the base class does not say so.
         code = error.code() if isinstance(error, grpc.Call) else None
@@ -106,5 +101,3 @@ def _check_head(address: str) -> None:
             raise refused_token(address) from error
         reason = "nobody listens there" if code == grpc.StatusCode.UNAVAILABLE else "no answer within 5 s"
         raise unreachable(address, reason) from error
-    finally:
-        channel.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raywgen.cluster.secrets import PATTERNS, is_secret_variable, looks_secret_by_name, secret_in
-from raywgen.cluster.working_dir import matcher, uploaded_files
+from raywgen.cluster.working_dir import uploaded_files
+from raywgen.compat import ignore_matcher
 from raywgen.ray_address import ClusterError
 
 _LOOKED_AT_BYTES = 8 << 20
@@ -53,7 +54,7 @@ def check_outgoing(
     allowed = {_relative(name, root) for name in send}
     _check_allowed(allowed, set(would_go) | set(variables) | told, root)
 
-    is_kept = matcher(root, PATTERNS)
+    is_kept = ignore_matcher(root, PATTERNS)
     left_out = sorted(name for name in would_go if is_kept(root / name) and name not in allowed)
     found = {name: what for name in sorted({*would_go} - {*left_out} - allowed) if (what := _secret_of(root, name))}
     found |= {
@@ -103,10 +104,10 @@ def _relative(name: str, root: Path) -> str:
 
 def _secret_of(root: Path, name: str) -> str | None:
     path = root / name
-    if matcher(root, PATTERNS)(Path(root, name.lower())):
+    if ignore_matcher(root, PATTERNS)(Path(root, name.lower())):
         return "its name is one under which secrets are kept"
     real = path.resolve()
-    if real != root.resolve() / name and matcher(Path("/"), PATTERNS)(real):
+    if real != root.resolve() / name and ignore_matcher(Path("/"), PATTERNS)(real):
         return f"a link to {real}"
     if looks_secret_by_name(name):
         return "its name says so"

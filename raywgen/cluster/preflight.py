@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raywgen.compat import dashboard_node_types
 from raywgen.config import check_file_or_name, given_once, load_config
 from raywgen.generators import METHODS
 from raywgen.ray_address import ClusterError
@@ -46,7 +47,7 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
     alive = _alive(client)
     if not alive:
         raise ClusterError(f"the cluster at {client.get_address()} has no node yet; try again once it has")
-    nodes = most_nodes(alive, lambda: iter([_report(client)]))
+    nodes = most_nodes(alive, lambda: iter([dashboard_node_types(client)]))
     if job == "train":
         config = train_config(arguments, working_dir)
         check_settings(config)
@@ -62,13 +63,6 @@ def _alive(client: JobSubmissionClient) -> list[tuple[Resources, Mapping[str, st
 
     nodes: list[Any] = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
     return [(node.resources_total, node.labels or {}) for node in nodes]
-
-
-def _report(client: JobSubmissionClient) -> Mapping[str, str] | None:
-    """What Ray's monitor last said of node types; None where there is no such report, as with KubeRay's autoscaler."""
-    response = client._do_request("GET", "/api/cluster_status")
-    status: dict[str, Any] = response.json().get("data", {}).get("clusterStatus") or {}
-    return (status.get("autoscalerReport") or {}).get("nodeTypeMapping")
 
 
 def _check_storage(arguments: Sequence[str], labels: Sequence[Mapping[str, str]]) -> None:

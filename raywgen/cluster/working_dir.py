@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from raywgen.compat import packed_paths
 from raywgen.ray_address import ClusterError
 
 MAX_MIB = 100
@@ -26,27 +25,8 @@ def uploaded_files(folder: str | Path, excludes: Sequence[str] = ()) -> dict[str
         folder: The working directory.
         excludes: Patterns of the runtime environment, which hold beside those of ignore files.
     """
-    from ray._private import ray_constants
-    from ray._private.runtime_env.packaging import _dir_travel
-
     root = Path(folder).absolute()
-    found: dict[str, int] = {}
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            found[str(path.relative_to(root))] = path.stat().st_size
-
-    ignores = [matcher(root, [*ray_constants.get_runtime_env_default_excludes(), *excludes])]
-    include_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(root, ignores, note, include_gitignore=include_gitignore, logger=logging.getLogger("raywgen.quiet"))
-    return found
-
-
-def matcher(folder: str | Path, patterns: Sequence[str]) -> Callable[[Path], bool]:
-    """Tells whether patterns, written as in `.gitignore`, name a path in a folder; it is Ray's own function."""
-    from ray._private.runtime_env.packaging import _get_excludes
-
-    return _get_excludes(Path(folder), list(patterns))
+    return {str(path.relative_to(root)): path.stat().st_size for path in packed_paths(root, excludes) if path.is_file()}
 
 
 def check_working_dir(folder: str | Path, max_mib: float = MAX_MIB, excludes: Sequence[str] = ()) -> int:

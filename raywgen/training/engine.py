@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raywgen.compat import link_optimizer_state, skip_shared_memory_collectives
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import autocast, resolved
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -139,8 +140,7 @@ class DeepSpeedEngine(Engine):
     def __init__(self, stage: Stage, zero_stage: int, num_workers: int, precision: str = "fp32") -> None:
         import deepspeed
 
-        # Its shared-memory collectives serve inference only, and would compile for a minute at start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        skip_shared_memory_collectives()
         self.stage = stage
         self._zero_stage = zero_stage
         self._workers = num_workers
@@ -205,7 +205,7 @@ class DeepSpeedEngine(Engine):
             for shard in group["params"]:
                 self._optimizer.state[shard] = {key: torch.zeros_like(shard) for key in _MOMENTS}
                 self._optimizer.state[shard][_STEP] = torch.tensor(0.0)
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        link_optimizer_state(self._engine)
         for name, parameter in self.stage.named_parameters():
             for key in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[f"{name}|{key}"], key)

@@ -6,12 +6,11 @@ the tasks that read the corpus never start.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from raywgen.compat import autoscaler_node_types
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
 
@@ -117,7 +116,9 @@ def connected_nodes(requests: Sequence[Resources]) -> Nodes:
     return most_nodes([(node["Resources"], node.get("Labels") or {}) for node in alive], _reports)
 
 
-def most_nodes(alive: Sequence[tuple[Resources, Mapping[str, str]]], reports: Any) -> Nodes:
+def most_nodes(
+    alive: Sequence[tuple[Resources, Mapping[str, str]]], reports: Callable[[], Iterator[Mapping[str, str] | None]]
+) -> Nodes:
     """What a cluster may grow to: by its head node's labels, else nothing where Ray's monitor only looks on.
 
     Args:
@@ -148,14 +149,10 @@ def read_group(value: str) -> tuple[int, Resources]:
 
 
 def _reports() -> Iterator[Mapping[str, str] | None]:
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
+    """Yields what the monitor of the connected cluster reports of node types, until it should have reported."""
     deadline = time.monotonic() + _REPORT_SECONDS  # The monitor writes every five seconds.
     while time.monotonic() < deadline:
-        told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-        report = json.loads(told).get("autoscaler_report") if told else None
-        yield report["node_type_mapping"] if report else None
+        yield autoscaler_node_types()
         time.sleep(0.5)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
+from raywgen.compat import population_based_training
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator
@@ -54,14 +55,6 @@ def check_stage(pipeline: Pipeline, configs: TrialConfigs) -> None:
             )
 
 
-class Population(PopulationBasedTraining):
-    """Ray's scheduler, but a member keeps its name when it takes over the config of a better one."""
-
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        config, operations = super()._get_new_config(trial, trial_to_clone)
-        return {**config, "trial": trial.config["trial"]}, operations
-
-
 def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
     """Checks that all members fit at once where each trains on workers; single processes take turns.
 
@@ -75,7 +68,7 @@ def check_places(config: TuneConfig, num_workers: int, at_once: int) -> None:
         )
 
 
-def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> Population:
+def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> PopulationBasedTraining:
     """Returns a scheduler that compares all members at every rung, where they wait for each other.
 
     Values that it changes stay within the space.
@@ -86,7 +79,8 @@ def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> Population:
         values = {knob.key: min(max(trial_config["knobs"][knob.key], knob.low), knob.high) for knob in knobs}
         return {**trial_config, "knobs": values}
 
-    return Population(
+    return population_based_training(
+        keep="trial",
         time_attr="rung",
         metric="score",
         mode="max",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
-from ray._private import ray_constants
-from ray._private.runtime_env.packaging import create_package
 
 from raywgen.cluster.working_dir import check_working_dir, uploaded_files
 from raywgen.ray_address import ClusterError
+from tests.packing import packed
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -51,15 +49,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / name).open("wb") as file:
             file.truncate(size)
     return folder
-
-
-def packed(folder: Path, target: Path) -> set[str]:
-    """As `ray job submit --working-dir` packs it."""
-    create_package(
-        str(folder), target, include_gitignore=True, excludes=ray_constants.get_runtime_env_default_excludes()
-    )
-    with zipfile.ZipFile(target) as package:
-        return {name for name in package.namelist() if not name.endswith("/")}
 
 
 def test_a_clone_in_use_stays_small(clone: Path, tmp_path: Path) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._private import ray_constants
-from ray._private.runtime_env.packaging import create_package
 
-from raywgen.cluster.outgoing import Outgoing, check_outgoing
+from raywgen.cluster.outgoing import check_outgoing
 from raywgen.cluster.secrets import PATTERNS, is_secret_variable, secret_in
 from raywgen.ray_address import ClusterError
+from tests.packing import packed
 
 ROOT = Path(__file__).parents[2]
 # Written in parts, so that no scanner takes this file for a leak.
@@ -85,20 +83,12 @@ def check(folder: Path, *send: str, environment: dict[str, Any] | None = None, a
     return check_outgoing(folder, environment or {}, arguments or [], send)
 
 
-def packed(folder: Path, outgoing: Outgoing, target: Path) -> set[str]:
-    """As `ray job submit` packs it with these excludes."""
-    excludes = [*ray_constants.get_runtime_env_default_excludes(), *outgoing.excludes]
-    create_package(str(folder), target, include_gitignore=True, excludes=excludes)
-    with zipfile.ZipFile(target) as package:
-        return {name for name in package.namelist() if not name.endswith("/")}
-
-
 def test_known_names_stay_here_in_any_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in KEPT:
         write(folder / name, "secret")
     outgoing = check(folder)
     assert outgoing.left_out == sorted(KEPT)
-    assert packed(folder, outgoing, tmp_path_factory.mktemp("package") / "package.zip") == CODE.keys()
+    assert packed(folder, tmp_path_factory.mktemp("package") / "package.zip", outgoing.excludes) == CODE.keys()
 
 
 def test_a_file_that_is_named_goes_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -106,7 +96,7 @@ def test_a_file_that_is_named_goes_alone(folder: Path, tmp_path_factory: pytest.
         write(folder / name, "secret")
     outgoing = check(folder, ".aws/config", "odd [1]!.pem", str(folder / ".env"))
     assert outgoing.left_out == [".aws/credentials", "odd 1!.pem"]
-    sent = packed(folder, outgoing, tmp_path_factory.mktemp("package") / "package.zip")
+    sent = packed(folder, tmp_path_factory.mktemp("package") / "package.zip", outgoing.excludes)
     assert sent == {*CODE, ".env", ".aws/config", "odd [1]!.pem"}
 
 

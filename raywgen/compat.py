@@ -1,0 +1,136 @@
+"""The private parts of Ray and DeepSpeed that raywgen uses, one small function each.
+
+Neither library promises to keep them, so pyproject.toml bounds both versions from above, and tests/test_compat.py calls
+every function here on the installed ones. Nothing else in raywgen may use a private part of either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import PopulationBasedTraining
+
+# Ray
+
+
+def autoscaler_node_types() -> Mapping[str, str] | None:
+    """Returns the type of each node as the monitor of the connected cluster last reported it; None before a report.
+
+    The public state API has nodes, but not whether an autoscaler may add some.
+    """
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = json.loads(status).get("autoscaler_report") if status else None
+    return report["node_type_mapping"] if report else None
+
+
+def dashboard_node_types(client: JobSubmissionClient) -> Mapping[str, str] | None:
+    """Returns the same report as `autoscaler_node_types` through a cluster's dashboard.
+
+    None if there is no such report, as with KubeRay's autoscaler. The job client has no public way to another address
+    of the dashboard, and it is what holds the token and the cookies.
+    """
+    response = client._do_request("GET", "/api/cluster_status")
+    status: dict[str, Any] = response.json().get("data", {}).get("clusterStatus") or {}
+    return (status.get("autoscalerReport") or {}).get("nodeTypeMapping")
+
+
+def request_cluster_id(address: str, timeout: float) -> None:
+    """Asks a head node for its cluster's id: the cheapest call that needs the token.
+
+    `ray.init` would retry a wrong address or token for minutes, and end without a reason.
+
+    Args:
+        address: Host and port of the head node.
+        timeout: Seconds to wait for the answer.
+
+    Raises:
+        grpc.RpcError: Nobody answers, or the token is refused.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    messages: Any = gcs_service_pb2
+    channel = init_grpc_channel(address)
+    try:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        stub.GetClusterId(messages.GetClusterIdRequest(), timeout=timeout)
+    finally:
+        channel.close()
+
+
+def packed_paths(folder: Path, excludes: Sequence[str]) -> list[Path]:
+    """Returns all paths that Ray packs of a working directory, by its own ignore rules.
+
+    The size must be known before the upload begins, and only Ray knows its rules.
+
+    Args:
+        folder: The working directory, absolute.
+        excludes: Patterns of the runtime environment, which hold beside those of ignore files.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    found: list[Path] = []
+    ignores = [ignore_matcher(folder, [*ray_constants.get_runtime_env_default_excludes(), *excludes])]
+    include_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    quiet = logging.getLogger("raywgen.quiet")
+    _dir_travel(folder, ignores, found.append, include_gitignore=include_gitignore, logger=quiet)
+    return found
+
+
+def ignore_matcher(folder: Path, patterns: Sequence[str]) -> Callable[[Path], bool]:
+    """Returns Ray's own function that tells whether patterns, written as in `.gitignore`, match a path in a folder."""
+    from ray._private.runtime_env.packaging import _get_excludes
+
+    return _get_excludes(folder, list(patterns))
+
+
+def population_based_training(keep: str, **settings: Any) -> PopulationBasedTraining:
+    """Returns Ray Tune's scheduler, whose members keep one key of their config when they take over another's.
+
+    Tune decides the new config in a private method; its `custom_explore_fn` does not see the member's own config.
+
+    Args:
+        keep: The key, such as the member's name.
+        settings: Arguments of `PopulationBasedTraining`.
+    """
+    from ray.tune.schedulers import PopulationBasedTraining
+
+    class Population(PopulationBasedTraining):
+        def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+            config, operations = super()._get_new_config(trial, trial_to_clone)
+            return {**config, keep: trial.config[keep]}, operations
+
+    return Population(**settings)
+
+
+# DeepSpeed
+
+
+def skip_shared_memory_collectives() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory collectives, which serve inference only and take a minute."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def link_optimizer_state(engine: object) -> None:
+    """Links each parameter to its shards of the optimiser's state, so that `safe_set_full_optimizer_state` finds them.
+
+    DeepSpeed does so in its first step only, but a resumed run sets the state before that.
+
+    Args:
+        engine: A `DeepSpeedEngine` of ZeRO stage 1 or 2 whose optimiser holds a state for every shard.
+    """
+    cast("Any", engine).optimizer._lazy_init_hp_params_optimizer_state()
