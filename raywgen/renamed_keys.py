@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterable
 
 RENAMED = {
     "generator.functional": "generator.task_loss",
+    "generator.tokenizer.beam": "generator.tokenizer.quantiser.beam",
+    "generator.tokenizer.codebook_decay": "generator.tokenizer.quantiser.decay",
     "generator.tokenizer.functional": "generator.tokenizer.output_loss_weight",
+    "generator.tokenizer.num_codes": "generator.tokenizer.quantiser.num_codes",
+    "generator.tokenizer.num_levels": "generator.tokenizer.quantiser.num_levels",
+    "generator.tokenizer.revive_below": "generator.tokenizer.quantiser.revive_below",
     "way": "execution",
     "block": "batch_size",
 }

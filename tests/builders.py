@@ -21,6 +21,7 @@ from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
@@ -95,7 +96,11 @@ def igpg_config() -> IGPGConfig:
 
     return IGPGConfig(
         tokenizer=TokenizerConfig(
-            num_steps=5, chunk_length=8, num_levels=2, num_codes=8, width=16, optimizer=rate(2e-3)
+            num_steps=5,
+            chunk_length=8,
+            quantiser=QuantiserConfig(num_levels=2, num_codes=8),
+            width=16,
+            optimizer=rate(2e-3),
         ),
         prior=PriorConfig(num_steps=5, width=16, num_layers=2, num_heads=2, dropout=0.0, optimizer=rate(3e-3)),
         task_loss=IGPGTaskLossConfig(num_steps=5, optimizer=rate(1e-3)),

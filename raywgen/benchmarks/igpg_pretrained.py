@@ -34,6 +34,7 @@ from raywgen.generators import OptimizerConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.progress import Bar, Reporter
 from raywgen.training.session import ray_session
 from raywgen.weights import StateDict
@@ -65,7 +66,7 @@ def _igpg() -> IGPGConfig:
     # later ones wrong. Longer chunks are fewer, so each is seen more often.
     return IGPGConfig(
         tokenizer=TokenizerConfig(
-            num_steps=1, batch_size=4, chunk_length=64, num_levels=12, num_codes=256, window=1024
+            num_steps=1, batch_size=4, chunk_length=64, window=1024, quantiser=QuantiserConfig(num_levels=12)
         ),
         prior=PriorConfig(
             num_steps=1800, batch_size=4, width=256, num_layers=2, window=256, independent_share=1.0,

@@ -182,7 +182,7 @@ def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, 
     """
     figures = {"original": unseen.percent(unseen.originals_TD)}
     figures["reconstructed"] = unseen.percent(priors["whole"].reconstruct(unseen.originals_TD, unseen.layout))
-    num_tokens = config.num_chunks * config.igpg.tokenizer.num_levels
+    num_tokens = config.num_chunks * config.igpg.tokenizer.quantiser.num_levels
     for name, generator, window, sampling in modes_of(priors):
         with window_of(generator, window):
             for decoded, decoding in (("", "expected"), ("tokens_", "tokens")):

@@ -90,7 +90,7 @@ def tokenizer_report(
             reports.append(_split_report(split, parts, generator, has_accuracy=not no_accuracy))
     return TokenizerReport(
         coder=tokenizer.config.coder,
-        quantiser=tokenizer.config.quantiser,
+        quantiser=tokenizer.config.quantiser.kind,
         num_levels=tokenizer.quantiser.num_tokens,
         num_codes=tokenizer.quantiser.num_codes,
         codebook_values=tokenizer.quantiser.num_codebook_values,

@@ -18,6 +18,7 @@ from raywgen.corpus import Corpus, verify_corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.interface import OptimizerConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks.networks import CifarResNet, build_network
 from raywgen.weights import save_state_dict
 
@@ -40,7 +41,9 @@ def images(num: int = 20) -> Images:
 def written(root: Path, network: Pretrained, corpus: Corpus, num_steps: int) -> Written:
     """By an IGPG trained for so long, or one kept from before."""
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=1, batch_size=4, chunk_length=8, num_levels=2, num_codes=8, width=8),
+        tokenizer=TokenizerConfig(
+            num_steps=1, batch_size=4, chunk_length=8, quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=8
+        ),
         prior=PriorConfig(
             num_steps=num_steps,
             batch_size=8,

@@ -16,6 +16,7 @@ from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.locks import LOCK, InUseError, only_one
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 from raywgen.training import TrainConfig, launch
 from raywgen.training.data import data_spec, measure_normalizers
@@ -25,7 +26,7 @@ from tests.conftest import TINY_ZOO, make_zoo
 @pytest.mark.parametrize("command", ["train", "zoo train", "encoder train", "generate", "evaluate", "finetune"])
 def test_a_folder_in_use_is_refused(command: str, zoo_corpus: Corpus, tmp_path: Path) -> None:
     out, corpus = str(tmp_path / "out"), zoo_corpus.location
-    tiny = IGPGConfig(tokenizer=TokenizerConfig(num_levels=2, num_codes=4, width=8))
+    tiny = IGPGConfig(tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=4), width=8))
     run = str(tmp_path / "run")
     generator = build_generator("igpg", tiny, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     save_bundle(generator, f"{run}/generator", {})

@@ -10,7 +10,14 @@ from raywgen.corpus import Corpus
 
 
 def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    sizes = ["num_steps=3", "batch_size=8", "num_levels=2", "num_codes=8", "width=16", "coder=transformer"]
+    sizes = [
+        "num_steps=3",
+        "batch_size=8",
+        "quantiser.num_levels=2",
+        "quantiser.num_codes=8",
+        "width=16",
+        "coder=transformer",
+    ]
     command = ["train", "igpg", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}", "num_workers=0"]
     command += [f"generator.tokenizer.{size}" for size in sizes]
     command += ["generator.prior.num_steps=0", "generator.task_loss.num_steps=0"]

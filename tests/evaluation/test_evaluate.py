@@ -15,10 +15,13 @@ from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.generators.bundle import BundleError
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch
 
 SMALL_IGPG = IGPGConfig(
-    tokenizer=TokenizerConfig(num_steps=10, batch_size=8, num_levels=3, num_codes=16, width=16),
+    tokenizer=TokenizerConfig(
+        num_steps=10, batch_size=8, quantiser=QuantiserConfig(num_levels=3, num_codes=16), width=16
+    ),
     prior=PriorConfig(num_steps=5, batch_size=8, width=16, num_layers=1, num_heads=2),
     task_loss=IGPGTaskLossConfig(num_steps=5, batch_size=8),
 )

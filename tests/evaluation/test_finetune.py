@@ -14,6 +14,7 @@ from raywgen.generation import generate_best, load
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import Condition, LayoutMismatchError, load_state_dict, save_state_dict
@@ -29,7 +30,7 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> FinetuneConfig:
 
 def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path: Path) -> None:
     small = IGPGConfig(
-        tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+        tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
     bundle = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
@@ -58,7 +59,7 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
 def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpus: Corpus, tmp_path: Path) -> None:
     """What a rate of nearly 0 leaves as it was is the candidate with the lowest loss on the task's labelled samples."""
     small = IGPGConfig(
-        tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+        tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
     generator = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)

@@ -26,6 +26,7 @@ from raywgen.generation import ConditionError
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training.data import data_spec, measure_normalizers
 
 NAMES = ["a", "b", "c"]
@@ -201,7 +202,7 @@ def test_results_are_means_over_the_ends_of_trajectories(zoo_corpus: Corpus) -> 
 
 def test_a_generator_ranks_architectures_that_no_network_is_stored_of(zoo_corpus: Corpus, tmp_path: Path) -> None:
     config = IGPGConfig(
-        tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+        tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
     save_bundle(

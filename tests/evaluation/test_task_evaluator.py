@@ -13,6 +13,7 @@ from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidate
 from raywgen.generators.bundle import build_generator
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import balanced_cross_entropy, build_network
 from raywgen.training.data import data_spec, measure_normalizers
 
@@ -66,7 +67,7 @@ def test_the_loss_on_the_examples_is_that_of_each_candidate_on_its_own_task(zoo_
 def test_candidates_of_a_task_are_written_from_different_noise(zoo_corpus: Corpus) -> None:
     bench = bench_of(zoo_corpus, "unseen")
     small = IGPGConfig(
-        tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+        tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
     )
     generator = build_generator("igpg", small, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)

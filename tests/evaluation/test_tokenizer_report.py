@@ -27,6 +27,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.interface import StageConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch
 
@@ -34,7 +35,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NUM_LEVELS, NUM_CODES, LENGTH = 3, 16, 16
 IGPG_CONFIG = IGPGConfig(
     tokenizer=TokenizerConfig(
-        num_steps=10, batch_size=8, num_levels=NUM_LEVELS, num_codes=NUM_CODES, chunk_length=LENGTH, width=16
+        num_steps=10,
+        batch_size=8,
+        quantiser=QuantiserConfig(num_levels=NUM_LEVELS, num_codes=NUM_CODES),
+        chunk_length=LENGTH,
+        width=16,
     ),
     prior=PriorConfig(num_steps=1, batch_size=8, width=16, num_layers=1, num_heads=2),
     task_loss=IGPGTaskLossConfig(num_steps=0),

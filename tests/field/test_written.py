@@ -19,7 +19,7 @@ from tests.field.builders import build, save
 pytestmark = pytest.mark.usefixtures("one_thread")
 MASK = torch.full((4, 4), -torch.inf).triu(1)
 SMALL = [
-    "tokenizer={chunk_length: 8, num_levels: 2, num_codes: 8, num_steps: 4, batch_size: 4, width: 16}",
+    "tokenizer={chunk_length: 8, quantiser: {num_levels: 2, num_codes: 8}, num_steps: 4, batch_size: 4, width: 16}",
     "prior={width: 16, num_layers: 1, num_heads: 2, num_steps: 4, batch_size: 4}",
     "task_loss.num_steps=0",
 ]

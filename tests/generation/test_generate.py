@@ -16,6 +16,7 @@ from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarn
 from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
 from raywgen.tasks.standing import Standing, standing
 from raywgen.training.data import data_spec, measure_normalizers
@@ -23,7 +24,7 @@ from raywgen.weights import load_state_dict
 from tests.builders import normalizers
 
 CONFIG = IGPGConfig(
-    tokenizer=TokenizerConfig(num_levels=2, num_codes=8, width=16),
+    tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
     prior=PriorConfig(width=16, num_layers=1, num_heads=2),
 )
 

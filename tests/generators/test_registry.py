@@ -10,6 +10,7 @@ import pytest
 from raywgen.generators import METHODS, Generator, OptimizerConfig, StageConfig, UnknownMethodError, method
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg.config import PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from tests.builders import DATA, normalizers
 
 
@@ -40,7 +41,7 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
         (OptimizerConfig, {"grad_clip": 0.0}, "grad_clip=0.0"),
         (OptimizerConfig, {"kind": "lion"}, "adamw, sgd"),
-        (TokenizerConfig, {"num_codes": 1}, "num_codes"),
+        (QuantiserConfig, {"num_codes": 1}, "num_codes"),
         (TokenizerConfig, {"num_steps": -1}, "num_steps=-1"),
         (PriorConfig, {"width": 12}, "width=12"),
     ],

@@ -49,9 +49,13 @@ def test_a_network_is_not_built_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
         build_network(StoredRecipe.of({"name": "mlp", "widths": [2] * 100}, "corpus"))
 
 
-@pytest.mark.parametrize("path", [("prior", "width"), ("tokenizer", "num_codes")])
-def test_a_bundle_builds_no_generator_beyond_what_it_stores(bundle: Path, path: tuple[str, str]) -> None:
-    change_json(bundle / "generator.json", lambda told: told["config"][path[0]].update({path[1]: 1 << 40}))
+def _at(group: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    return _at(group[path[0]], path[1:]) if path else group
+
+
+@pytest.mark.parametrize("path", [("prior", "width"), ("tokenizer", "quantiser", "num_codes")])
+def test_a_bundle_builds_no_generator_beyond_what_it_stores(bundle: Path, path: tuple[str, ...]) -> None:
+    change_json(bundle / "generator.json", lambda told: _at(told["config"], path[:-1]).update({path[-1]: 1 << 40}))
     with pytest.raises(BundleError, match="it would hold more than 1,073,741,824 values"):
         raywgen.load(bundle)
 

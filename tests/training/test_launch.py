@@ -23,6 +23,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.data import data_spec, measure_normalizers
@@ -41,7 +42,9 @@ def ray_cluster() -> Iterator[None]:
 
 def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=3, num_codes=16, width=16),
+        tokenizer=TokenizerConfig(
+            num_steps=4, batch_size=8, quantiser=QuantiserConfig(num_levels=3, num_codes=16), width=16
+        ),
         prior=PriorConfig(num_steps=40, batch_size=8, width=16, num_layers=1, num_heads=2),
         task_loss=IGPGTaskLossConfig(num_steps=4, batch_size=8),
     )

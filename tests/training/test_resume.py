@@ -15,6 +15,7 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
 from raywgen.training.checkpoints import CheckpointManager, TrainState
 from raywgen.training.engine import LocalEngine
@@ -26,7 +27,9 @@ _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_ev
 
 def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=6, batch_size=8, num_levels=3, num_codes=16, width=16),
+        tokenizer=TokenizerConfig(
+            num_steps=6, batch_size=8, quantiser=QuantiserConfig(num_levels=3, num_codes=16), width=16
+        ),
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2, dropout=0.1),
         task_loss=IGPGTaskLossConfig(num_steps=6, batch_size=8),
     )

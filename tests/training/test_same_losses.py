@@ -25,7 +25,7 @@ from tests.conftest import TINY_ZOO, make_zoo
 _NUMBERS = Path(__file__).parent / "same_losses.json"
 _STAGE: dict[str, Any] = {"num_steps": 4, "batch_size": 8}
 _IGPG = {
-    "tokenizer": _STAGE | {"num_levels": 3, "num_codes": 16, "width": 16},
+    "tokenizer": _STAGE | {"quantiser": {"num_levels": 3, "num_codes": 16}, "width": 16},
     "prior": _STAGE | {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1},
     "task_loss": _STAGE,
 }
@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "network": _NETWORK | {"kind": "latents"},
             "denoiser": _STAGE,
-            "tokenizer": _STAGE | {"chunk_length": 32, "num_levels": 2, "num_codes": 16, "width": 16},
+            "tokenizer": _STAGE | {"chunk_length": 32, "quantiser": {"num_levels": 2, "num_codes": 16}, "width": 16},
             "diffusion": {"num_targets": 2, "sampler": "stochastic", "sampling_steps": 5},
         },
     ),

@@ -10,6 +10,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.runlog import METRICS
 from raywgen.training.status import run_status
@@ -18,7 +19,9 @@ from raywgen.training.status import run_status
 @pytest.fixture(scope="module")
 def finished(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=16, width=16),
+        tokenizer=TokenizerConfig(
+            num_steps=4, batch_size=8, quantiser=QuantiserConfig(num_levels=2, num_codes=16), width=16
+        ),
         prior=PriorConfig(num_steps=6, batch_size=8, width=16, num_layers=1, num_heads=2),
         task_loss=IGPGTaskLossConfig(num_steps=0),
     )

@@ -15,6 +15,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers
@@ -42,7 +43,9 @@ class OneOf:
 def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
     """A run of one short stage."""
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=NUM_STEPS, batch_size=BATCH, num_levels=2, num_codes=8, width=16),
+        tokenizer=TokenizerConfig(
+            num_steps=NUM_STEPS, batch_size=BATCH, quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16
+        ),
         prior=PriorConfig(num_steps=0, width=16, num_layers=1, num_heads=2),
         task_loss=IGPGTaskLossConfig(num_steps=0),
     )

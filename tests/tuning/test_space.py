@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from raywgen.config import ConfigError
 from raywgen.tuning.space import Knob, optuna_values, parse_space, random_values
 
-QUANTISER = "train.generator.tokenizer.quantiser"
+QUANTISER = "train.generator.tokenizer.quantiser.kind"
 CONDITIONAL: dict[str, Any] = {
-    "train.generator.tokenizer.beam": {"choice": [1, 2], "when": {QUANTISER: "residual"}},
+    "train.generator.tokenizer.quantiser.beam": {"choice": [1, 2], "when": {QUANTISER: "residual"}},
     QUANTISER: {"choice": ["residual", "gumbel"]},
-    "train.seed": {"int": [0, 3], "when": {"train.generator.tokenizer.beam": [1, 2]}},
+    "train.seed": {"int": [0, 3], "when": {"train.generator.tokenizer.quantiser.beam": [1, 2]}},
 }
 
 
@@ -49,13 +49,13 @@ def test_what_is_drawn_lies_in_its_range(tree: dict[str, Any], seed: int) -> Non
 
 def test_a_conditional_knob_exists_where_its_condition_holds_and_only_there() -> None:
     space = parse_space(CONDITIONAL)
-    assert [knob.key for knob in space] == [QUANTISER, "train.generator.tokenizer.beam", "train.seed"]
+    assert [knob.key for knob in space] == [QUANTISER, "train.generator.tokenizer.quantiser.beam", "train.seed"]
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(50):
         drawn = random_values(space, rng)
         has = drawn[QUANTISER] == "residual"
-        assert ("train.generator.tokenizer.beam" in drawn) == ("train.seed" in drawn) == has
+        assert ("train.generator.tokenizer.quantiser.beam" in drawn) == ("train.seed" in drawn) == has
         seen.add(has)
     assert seen == {True, False}
 
@@ -98,9 +98,9 @@ def test_each_knob_is_even_on_its_own_scale() -> None:
 
 
 def test_dotted_keys_and_nested_ones_are_the_same() -> None:
-    nested = {"train": {"generator": {"tokenizer": {"quantiser": {"choice": ["residual", "gumbel"]}}}}}
+    nested = {"train": {"generator": {"tokenizer": {"quantiser": {"kind": {"choice": ["residual", "gumbel"]}}}}}}
     assert parse_space(nested) == parse_space({QUANTISER: {"choice": ["residual", "gumbel"]}})
-    when = {"train": {"generator": {"tokenizer": {"quantiser": "residual"}}}}
+    when = {"train": {"generator": {"tokenizer": {"quantiser": {"kind": "residual"}}}}}
     both = nested | {"zoo": {"seed": {"int": [0, 1], "when": when}}}
     assert parse_space(both)[1].when == {QUANTISER: ("residual",)}
 

@@ -21,6 +21,7 @@ from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import TaskError
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.zoo.describe import describe_corpus
@@ -56,7 +57,9 @@ def told(corpus: Corpus, *parts: str) -> Corpus:
 
 def run(corpus: Corpus, task_loss_steps: int) -> TrainConfig:
     igpg = IGPGConfig(
-        tokenizer=TokenizerConfig(num_steps=4, batch_size=8, num_levels=2, num_codes=8, width=8),
+        tokenizer=TokenizerConfig(
+            num_steps=4, batch_size=8, quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=8
+        ),
         prior=PriorConfig(num_steps=4, batch_size=8, width=16, num_layers=1, num_heads=2),
         task_loss=IGPGTaskLossConfig(num_steps=task_loss_steps, batch_size=4),
     )

@@ -55,8 +55,8 @@ class IGPG(Generator):
         num_places = self.tokenizer.num_place_features
         self.prior = Prior(
             config.prior,
-            sizes.num_levels,
-            sizes.num_codes,
+            sizes.quantiser.num_levels,
+            sizes.quantiser.num_codes,
             sizes.chunk_length,
             data,
             num_places,

@@ -1,25 +1,25 @@
 """Quantisers behind one call signature: vectors to tokens and back; one file each."""
 
 from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser
-from raywgen.nn.quantisers.build import QUANTISERS, QuantiserConfig, build_quantiser
-from raywgen.nn.quantisers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantiser
-from raywgen.nn.quantisers.gumbel import GumbelConfig, GumbelQuantiser
+from raywgen.nn.quantisers.build import AdditiveQuantiser, build_quantiser
+from raywgen.nn.quantisers.config import QuantiserConfig, QuantiserKind
+from raywgen.nn.quantisers.finite_scalar import FiniteScalarQuantiser
+from raywgen.nn.quantisers.gumbel import Annealing, GumbelQuantiser
 from raywgen.nn.quantisers.kmeans import nearest_code
-from raywgen.nn.quantisers.residual import ResidualConfig, ResidualQuantiser
+from raywgen.nn.quantisers.residual import ResidualQuantiser
 from raywgen.nn.quantisers.trellis import TrellisConfig, TrellisQuantiser
 
 __all__ = [
-    "QUANTISERS",
+    "AdditiveQuantiser",
     "AllReduce",
-    "FiniteScalarConfig",
+    "Annealing",
     "FiniteScalarQuantiser",
     "Gumbel",
-    "GumbelConfig",
     "GumbelQuantiser",
     "Quantised",
     "Quantiser",
     "QuantiserConfig",
-    "ResidualConfig",
+    "QuantiserKind",
     "ResidualQuantiser",
     "TrellisConfig",
     "TrellisQuantiser",

@@ -1,49 +1,35 @@
-"""A quantiser from its config."""
+"""Builds a quantiser from its config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from raywgen.nn.quantisers.config import QuantiserConfig
+from raywgen.nn.quantisers.finite_scalar import FiniteScalarQuantiser
+from raywgen.nn.quantisers.gumbel import Annealing, GumbelQuantiser
+from raywgen.nn.quantisers.residual import ResidualQuantiser
 
-from raywgen.names import one_of
-from raywgen.nn.quantisers.base import Quantiser
-from raywgen.nn.quantisers.finite_scalar import FiniteScalarConfig, FiniteScalarQuantiser
-from raywgen.nn.quantisers.gumbel import GumbelConfig, GumbelQuantiser
-from raywgen.nn.quantisers.residual import ResidualConfig, ResidualQuantiser
+AdditiveQuantiser = ResidualQuantiser | GumbelQuantiser | FiniteScalarQuantiser
+"""A quantiser in which the code vectors of a vector's tokens add up to it."""
 
 
-@dataclass(kw_only=True)
-class QuantiserConfig:
-    """Which quantiser, and the settings of each.
+def build_quantiser(config: QuantiserConfig, width: int, num_steps: int = 1) -> AdditiveQuantiser:
+    """Returns the quantiser of a config, for vectors of `width` values.
 
-    Attributes:
-        kind: `residual` (with one level: plain vector quantisation), `gumbel` or `finite_scalar`.
-        residual: Used where `kind=residual`.
-        gumbel: Used where `kind=gumbel`.
-        finite_scalar: Used where `kind=finite_scalar`.
+    Args:
+        config: Its kind and sizes.
+        width: K.
+        num_steps: Optimiser steps of its training, over which temperatures fall.
     """
-
-    kind: str = "residual"
-    residual: ResidualConfig = field(default_factory=ResidualConfig)
-    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
-    finite_scalar: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
-
-    def __post_init__(self) -> None:
-        if self.kind not in QUANTISERS:
-            raise ValueError(one_of("kind", self.kind, QUANTISERS))
-
-
-QUANTISERS: dict[str, Callable[[QuantiserConfig, int], Quantiser]] = {
-    "residual": lambda config, width: ResidualQuantiser.from_config(config.residual, width),
-    "gumbel": lambda config, width: GumbelQuantiser(config.gumbel, width),
-    "finite_scalar": lambda config, width: FiniteScalarQuantiser(config.finite_scalar, width),
-}
-
-
-def build_quantiser(config: QuantiserConfig, width: int) -> Quantiser:
-    """The quantiser of a config, for vectors of `width` values.
-
-    Raises:
-        ValueError: The sizes do not fit each other; the message says which.
-    """
-    return QUANTISERS[config.kind](config, width)
+    match config.kind:
+        case "gumbel":
+            return GumbelQuantiser(config.num_levels, config.num_codes, width, Annealing(steps=max(1, num_steps)))
+        case "finite_scalar":
+            return FiniteScalarQuantiser(config.levels_of_a_value(width), width // config.num_levels, width)
+        case "residual":
+            return ResidualQuantiser(
+                config.num_levels,
+                config.num_codes,
+                width,
+                config.decay,
+                beam=config.beam,
+                revive_below=config.revive_below,
+            )

@@ -12,7 +12,7 @@ Shape legend: N vectors, K values of a vector, L tokens of a vector, V levels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,59 +21,35 @@ from raywgen.nn.quantisers.base import Gumbel, Quantised, Quantiser, real_parts
 from raywgen.nn.quantisers.gumbel import summands
 
 
-@dataclass(kw_only=True)
-class FiniteScalarConfig:
-    """Finite scalar quantisation.
-
-    Attributes:
-        num_levels: Levels of a value; a value costs `log2(num_levels)` bits.
-        values_per_token: Values whose levels make one of `num_levels ** values_per_token` codes.
-    """
-
-    num_levels: int = 16
-    values_per_token: int = 2
-
-    def __post_init__(self) -> None:
-        if (
-            not 2 <= self.num_levels <= 4096
-            or self.values_per_token < 1
-            or self.num_levels**self.values_per_token > 1 << 24
-        ):
-            raise ValueError(
-                f"num_levels={self.num_levels}, values_per_token={self.values_per_token}: give 2 to 4096 levels, "
-                "and tokens of at most 2**24 codes"
-            )
-
-
 class FiniteScalarQuantiser(Quantiser):
     """Every value on its own.
 
     Args:
-        config: Sizes.
+        num_points: Levels of a value; a value costs `log2(num_points)` bits.
+        values_per_token: Values whose levels make one of `num_points ** values_per_token` codes.
         width: K, a multiple of `values_per_token`.
     """
 
     gain: Tensor
     points_V: Tensor
 
-    def __init__(self, config: FiniteScalarConfig, width: int) -> None:
+    def __init__(self, num_points: int, values_per_token: int, width: int) -> None:
         super().__init__(width)
-        if width % config.values_per_token:
-            raise ValueError(f"values_per_token={config.values_per_token} must divide the vectors' {width} values")
-        self.config = config
-        gain, points_V = gaussian_levels(config.num_levels)
+        assert width % values_per_token == 0, f"{values_per_token} values per token do not divide {width}"
+        self.num_points, self.values_per_token = num_points, values_per_token
+        gain, points_V = gaussian_levels(num_points)
         self.register_buffer("gain", torch.tensor(gain))
         self.register_buffer("points_V", points_V.float())
 
     @property
     def num_tokens(self) -> int:
         """L."""
-        return self.width // self.config.values_per_token
+        return self.width // self.values_per_token
 
     @property
     def num_codes(self) -> int:
         """V."""
-        return self.config.num_levels**self.config.values_per_token
+        return self.num_points**self.values_per_token
 
     @property
     def num_levels(self) -> int:
@@ -100,7 +76,7 @@ class FiniteScalarQuantiser(Quantiser):
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Tokens int64 `(N, L)`."""
         real_NK = vectors_NK if mask_NK is None else vectors_NK * mask_NK
-        grouped = self._levels(real_NK.float()).unflatten(-1, (-1, self.config.values_per_token))
+        grouped = self._levels(real_NK.float()).unflatten(-1, (-1, self.values_per_token))
         return (grouped * self._place_values(grouped.device)).sum(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
@@ -110,7 +86,7 @@ class FiniteScalarQuantiser(Quantiser):
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Reconstructions `(N, K)`; leading dimensions may be any."""
         places = self._place_values(codes_NL.device)
-        return self.points_V[(codes_NL.unsqueeze(-1) // places) % self.config.num_levels].flatten(-2)
+        return self.points_V[(codes_NL.unsqueeze(-1) // places) % self.num_points].flatten(-2)
 
     @torch.no_grad()
     def initialise(
@@ -118,22 +94,22 @@ class FiniteScalarQuantiser(Quantiser):
     ) -> None:
         """Fits g to the values' scale and the points to the means of their cells; there is nothing to iterate."""
         value_X = vectors_NK.float().flatten() if mask_NK is None else vectors_NK.float()[mask_NK > 0]
-        gain, points_V = gaussian_levels(self.config.num_levels)
+        gain, points_V = gaussian_levels(self.num_points)
         deviation = value_X.square().mean().sqrt().clamp(min=1e-12)
         self.gain.copy_(gain * deviation)
         level_X = self._levels(value_X)
-        counts_V = torch.bincount(level_X, minlength=self.config.num_levels)
+        counts_V = torch.bincount(level_X, minlength=self.num_points)
         sums_V = torch.zeros_like(self.points_V).index_add_(0, level_X, value_X)
         gaussian_V = points_V.to(self.points_V) * deviation
         self.points_V.copy_(torch.where(counts_V > 0, sums_V / counts_V.clamp(min=1), gaussian_V))
 
     def _levels(self, values: Tensor) -> Tensor:
-        half = (self.config.num_levels - 1) / 2
+        half = (self.num_points - 1) / 2
         return torch.round(half * (torch.tanh(values / self.gain) + 1)).to(torch.int64)
 
     def _place_values(self, device: torch.device) -> Tensor:
-        exponent = torch.arange(self.config.values_per_token, device=device)
-        return self.config.num_levels**exponent
+        exponent = torch.arange(self.values_per_token, device=device)
+        return self.num_points**exponent
 
 
 def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:

@@ -23,66 +23,56 @@ from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser, 
 from raywgen.nn.quantisers.kmeans import kmeans, nearest_code, whole_vectors
 
 
-@dataclass(kw_only=True)
-class GumbelConfig:
-    """Gumbel-softmax quantisation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annealing:
+    """The temperature's way down: a cosine in each cycle.
 
     Attributes:
-        num_tokens: L, parts of a vector, each with a token of its own; must divide K.
-        num_codes: V.
-        start_temperature: tau at the start of each cycle.
-        end_temperature: tau at the end of each cycle, and ever after the last.
-        anneal_steps: Optimiser steps of all cycles together.
-        num_cycles: Cosine falls from start to end.
-        kl_weight: Weight of the KL to the uniform prior within the quantiser's loss.
+        start: tau at the start of each cycle.
+        end: tau at the end of each cycle, and ever after the last.
+        steps: Optimiser steps of all cycles together.
+        num_cycles: Number of cosine falls from start to end.
     """
 
-    num_tokens: int = 4
-    num_codes: int = 1024
-    start_temperature: float = 1.0
-    end_temperature: float = 1e-4
-    anneal_steps: int = 1000
+    start: float = 1.0
+    end: float = 1e-4
+    steps: int = 1000
     num_cycles: int = 1
-    kl_weight: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.num_codes < 2:
-            raise ValueError(f"num_tokens={self.num_tokens}, num_codes={self.num_codes}: give at least 1 and 2")
-        if not 0 < self.end_temperature <= self.start_temperature:
-            raise ValueError(f"temperatures {self.start_temperature} to {self.end_temperature}: give 0 < end <= start")
-        if self.anneal_steps < 1 or self.num_cycles < 1:
-            raise ValueError(f"anneal_steps={self.anneal_steps}, num_cycles={self.num_cycles}: give at least 1")
 
 
 class GumbelQuantiser(Quantiser):
     """One of V code vectors for each of a vector's L parts, drawn while training.
 
     Args:
-        config: Sizes and temperatures.
+        num_tokens: L, parts of a vector, each with a token of its own.
+        num_codes: V.
         width: K, a multiple of L.
+        annealing: The temperature's way down.
+        kl_weight: Weight of the KL to the uniform prior within the quantiser's loss.
     """
 
     num_updates: Tensor
 
-    def __init__(self, config: GumbelConfig, width: int) -> None:
+    def __init__(
+        self, num_tokens: int, num_codes: int, width: int, annealing: Annealing, kl_weight: float = 1e-3
+    ) -> None:
         super().__init__(width)
-        if width % config.num_tokens:
-            raise ValueError(f"num_tokens={config.num_tokens} must divide the vectors' {width} values")
-        self.config = config
-        part_width = width // config.num_tokens
-        self.logits_of = nn.Linear(part_width, config.num_codes)
-        self.codebook_VJ = nn.Parameter(torch.randn(config.num_codes, part_width))
+        assert width % num_tokens == 0, f"{num_tokens} tokens do not divide {width} values"
+        self._num_tokens, self.annealing, self.kl_weight = num_tokens, annealing, kl_weight
+        part_width = width // num_tokens
+        self.logits_of = nn.Linear(part_width, num_codes)
+        self.codebook_VJ = nn.Parameter(torch.randn(num_codes, part_width))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     @property
     def num_tokens(self) -> int:
         """L."""
-        return self.config.num_tokens
+        return self._num_tokens
 
     @property
     def num_codes(self) -> int:
         """V."""
-        return self.config.num_codes
+        return len(self.codebook_VJ)
 
     @property
     def num_levels(self) -> int:
@@ -102,13 +92,13 @@ class GumbelQuantiser(Quantiser):
     @property
     def temperature(self) -> float:
         """tau of the next step."""
-        return annealed_temperature(self.config, int(self.num_updates))
+        return annealed_temperature(self.annealing, int(self.num_updates))
 
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
         """Draws codes while training (which asks for noise), takes the likeliest ones otherwise."""
         logits_NLV = self._logits(vectors_NK, mask_NK)
         is_real_NL = None if mask_NK is None else self.real_tokens(mask_NK).to(logits_NLV.dtype)
-        loss = self.config.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
+        loss = self.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
         if not self.training:
             codes_NL = logits_NLV.argmax(dim=-1)
             return Quantised(vectors_NK=self.decode(codes_NL), codes_NL=codes_NL, loss=loss)
@@ -160,7 +150,7 @@ class GumbelQuantiser(Quantiser):
         return self.logits_of(self._parts(vectors_NK if mask_NK is None else vectors_NK * mask_NK))
 
     def _parts(self, vectors_NK: Tensor) -> Tensor:
-        return vectors_NK.unflatten(-1, (self.config.num_tokens, -1))
+        return vectors_NK.unflatten(-1, (self._num_tokens, -1))
 
 
 def summands(codebook_VJ: Tensor, num_parts: int) -> Tensor:
@@ -182,10 +172,9 @@ def kl_to_uniform(logits_NLV: Tensor) -> Tensor:
     return (log_q_NLV.exp() * (log_q_NLV + math.log(logits_NLV.shape[-1]))).sum(dim=-1)
 
 
-def annealed_temperature(config: GumbelConfig, step: int) -> float:
-    """tau after `step` optimiser steps: a cosine from start to end in every cycle."""
-    start, end = config.start_temperature, config.end_temperature
-    if step >= config.anneal_steps:
-        return end
-    phase = (step * config.num_cycles / config.anneal_steps) % 1.0
-    return end + (start - end) * (1 + math.cos(math.pi * phase)) / 2
+def annealed_temperature(annealing: Annealing, step: int) -> float:
+    """Returns tau after `step` optimiser steps: a cosine from start to end in every cycle."""
+    if step >= annealing.steps:
+        return annealing.end
+    phase = (step * annealing.num_cycles / annealing.steps) % 1.0
+    return annealing.end + (annealing.start - annealing.end) * (1 + math.cos(math.pi * phase)) / 2

@@ -8,8 +8,6 @@ Shape legend: N vectors, L levels, V codes of a level, K values of a vector, W p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -18,35 +16,6 @@ from raywgen.nn.quantisers.kmeans import code_gain, kmeans, nearest_code, whole_
 
 _SCORES_OF_A_PASS = 1 << 22
 _HASH = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-
-
-@dataclass(kw_only=True)
-class ResidualConfig:
-    """Residual vector quantisation.
-
-    Attributes:
-        num_levels: L; 1 is plain vector quantisation.
-        num_codes: V; bits per value are `num_levels * log2(num_codes) / K`.
-        decay: Weight of the past in the codebooks' moving averages.
-        beam: W, partial sums that encoding keeps; 1 is greedy.
-        revive_below: A code whose share of the vectors falls below this part of the mean share is put on a vector of
-            the batch; 0 lets codes die.
-    """
-
-    num_levels: int = 2
-    num_codes: int = 256
-    decay: float = 0.98
-    beam: int = 8
-    revive_below: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.num_levels < 1 or self.num_codes < 2 or self.beam < 1:
-            raise ValueError(
-                f"num_levels={self.num_levels}, num_codes={self.num_codes}, beam={self.beam}: "
-                "give at least 1 level, 2 codes and a beam of 1"
-            )
-        if not 0 <= self.revive_below < 1:
-            raise ValueError(f"revive_below={self.revive_below}: give a share of the mean use, from 0 to below 1")
 
 
 class ResidualQuantiser(Quantiser):
@@ -89,18 +58,6 @@ class ResidualQuantiser(Quantiser):
         self.register_buffer("new_counts_LV", torch.zeros(shape[:2]), persistent=False)
         self.register_buffer("new_sums_LVK", torch.zeros(shape), persistent=False)
         self.register_buffer("candidates_LVK", torch.zeros(shape if revive_below > 0 else (0,)), persistent=False)
-
-    @classmethod
-    def from_config(cls, config: ResidualConfig, width: int) -> ResidualQuantiser:
-        """The quantiser of a config, for vectors of K values."""
-        return cls(
-            config.num_levels,
-            config.num_codes,
-            width,
-            config.decay,
-            beam=config.beam,
-            revive_below=config.revive_below,
-        )
 
     @property
     def num_levels(self) -> int:

@@ -18,6 +18,7 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig, TokenizerStage
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights.chunks import to_chunks
 from tests.builders import DEEP, SMALL, layout_of, noise_for, normalizers, train
 from tests.generators.mcdi.builders import DATA, chunk_batch, config, mcdi, support_and_query
@@ -25,8 +26,7 @@ from tests.generators.mcdi.builders import DATA, chunk_batch, config, mcdi, supp
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = TokenizerConfig(
     chunk_length=12,
-    num_levels=2,
-    num_codes=8,
+    quantiser=QuantiserConfig(num_levels=2, num_codes=8),
     width=16,
     num_steps=5,
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=0),

@@ -17,6 +17,7 @@ from raywgen.generators.bundle import build_generator
 from raywgen.generators.common.output_loss import RebuildError, check_module, output_loss
 from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
 from raywgen.generators.igpg import IGPG, IGPGConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training.data import BatchPlan, collect_rows, data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import Layout, WeightBatch
@@ -162,7 +163,9 @@ def test_it_lowers_the_mismatch_of_real_networks_it_was_not_trained_on(zoo_corpu
     judged = [unseen.batch(turn, 32) for turn in range(2)]
     mismatch = {}
     for weight in (0.0, 1.0):
-        tokenizer = TokenizerConfig(num_levels=2, num_codes=16, width=32, output_loss_weight=weight)
+        tokenizer = TokenizerConfig(
+            quantiser=QuantiserConfig(num_levels=2, num_codes=16), width=32, output_loss_weight=weight
+        )
         generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), normalizers, data, 0)
         assert isinstance(generator, IGPG)
         stage = TokenizerStage(generator.tokenizer, generator.normalizers)

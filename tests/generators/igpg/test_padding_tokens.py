@@ -16,6 +16,7 @@ from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.rollout import Rollout
 from raywgen.generators.igpg.stages import token_nll
+from raywgen.nn.quantisers import QuantiserConfig, QuantiserKind
 from raywgen.weights import WeightBatch
 from tests.builders import (
     condition,
@@ -43,10 +44,12 @@ WAYS: dict[str, tuple[int, SamplingConfig]] = {
 }
 
 
-def generator_of(quantiser: str, scales: str = "reference", window: int = 0, **settings: Any) -> IGPG:
+def generator_of(quantiser: QuantiserKind, scales: str = "reference", window: int = 0, **settings: Any) -> IGPG:
     config = igpg_config()
     config.tokenizer = dataclasses.replace(
-        config.tokenizer, quantiser=quantiser, num_codes=CODERS.get(quantiser, 8), num_levels=4, scales=scales
+        config.tokenizer,
+        quantiser=QuantiserConfig(kind=quantiser, num_codes=CODERS.get(quantiser, 8), num_levels=4),
+        scales=scales,
     )
     config.prior = dataclasses.replace(config.prior, window=window, condition_dropout=0.1, **settings)
     built = igpg(config, normalizers(WIDE))
@@ -76,7 +79,7 @@ def rollout(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0)
 @pytest.mark.parametrize("scales", ["reference", "tensor", "filter"])
 @pytest.mark.parametrize("way", WAYS)
 def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likely(
-    quantiser: str, scales: str, way: str
+    quantiser: QuantiserKind, scales: str, way: str
 ) -> None:
     window, sampling = WAYS[way]
     generator = generator_of(quantiser, scales, window)
@@ -103,7 +106,7 @@ def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likel
 
 @pytest.mark.parametrize("quantiser", CODERS)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_expected_code_of_padding_is_its_code(quantiser: str, way: str) -> None:
+def test_the_expected_code_of_padding_is_its_code(quantiser: QuantiserKind, way: str) -> None:
     window, sampling = WAYS[way]
     generator = generator_of(quantiser, "filter", window)
     written = rollout(generator, sampling)
@@ -116,7 +119,7 @@ def test_the_expected_code_of_padding_is_its_code(quantiser: str, way: str) -> N
 
 @pytest.mark.parametrize("quantiser", CODERS)
 @pytest.mark.parametrize(("window", "share"), [(0, 0.0), (5, 0.0), (0, 1.0), (5, 0.5)])
-def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: str, window: int, share: float) -> None:
+def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserKind, window: int, share: float) -> None:
     # Windows are told no scales where these are no tokens.
     generator = generator_of(quantiser, "reference" if window else "filter", window, independent_share=share)
     tokenizer, prior, batch = generator.tokenizer, generator.prior, weight_batch(WIDE)
@@ -161,7 +164,7 @@ def test_two_workers_halves_have_the_loss_of_the_whole_whatever_padding_their_wi
 
 
 @pytest.mark.parametrize("quantiser", CODERS)
-def test_what_stands_in_the_padding_changes_nothing(quantiser: str) -> None:
+def test_what_stands_in_the_padding_changes_nothing(quantiser: QuantiserKind) -> None:
     generator, layout = generator_of(quantiser), layout_of(WIDE)
     tokenizer = generator.tokenizer
     chunks_BMK = tokenizer.chunks(values_of(WIDE)[:NUM], layout, generator.normalizer(layout))
@@ -186,7 +189,7 @@ def test_half_precision_takes_the_same_code_for_padding() -> None:
 
 
 @pytest.mark.parametrize("quantiser", CODERS)
-def test_stages_train_with_padding(quantiser: str) -> None:
+def test_stages_train_with_padding(quantiser: QuantiserKind) -> None:
     generator, batch = generator_of(quantiser, "filter", 5), weight_batch(WIDE)
     for stage in generator.stages()[1:]:
         stage.train()

@@ -21,6 +21,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
 from raywgen.generators.mcdi.config import McDiConfig
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
 from raywgen.weights.chunks import chunk_mask, num_place_features, place_features, to_chunks
 from tests.builders import (
@@ -157,7 +158,9 @@ def test_codebooks_begin_with_values_of_unit_size(mode: str) -> None:
 
 
 def test_every_stage_learns() -> None:
-    generator = igpg(config_of("filter", num_levels=4, num_codes=64), normalizers(SMALL, WIDE))
+    generator = igpg(
+        config_of("filter", quantiser=QuantiserConfig(num_levels=4, num_codes=64)), normalizers(SMALL, WIDE)
+    )
     batches = [weight_batch((SMALL, WIDE)[step % 2], 16, seed=step) for step in range(40)]
     stage = tokenizer_stage(generator)
     stage.setup(batches[:2], 0)
@@ -279,7 +282,10 @@ def test_evaluation_of_the_stage_is_of_values_alone() -> None:
 
 
 def test_moving_codebooks_keep_the_loop_closed() -> None:
-    generator, batch = igpg(config_of("filter", num_levels=1)), weight_batch(num=16)
+    generator, batch = (
+        igpg(config_of("filter", quantiser=QuantiserConfig(num_levels=1, num_codes=8))),
+        weight_batch(num=16),
+    )
     stage = tokenizer_stage(generator)
     layout, normalizer = batch.layout, generator.normalizer(batch.layout)
     before_BMK = generator.tokenizer.chunks(batch.values_BD, layout, normalizer)

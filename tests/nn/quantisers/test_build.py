@@ -6,7 +6,9 @@ Shape legend: N vectors, K values, L tokens, V codes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,32 +18,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raywgen.config import load_config
+from raywgen.config import ConfigError, load_config
 from raywgen.nn.quantisers import (
-    QUANTISERS,
     AllReduce,
-    FiniteScalarConfig,
-    GumbelConfig,
     Quantiser,
     QuantiserConfig,
-    ResidualConfig,
     build_quantiser,
 )
 from raywgen.weights import KeyedNoise
 
 K = 8
-KINDS = sorted(QUANTISERS)
+CONFIGS: dict[str, Callable[[int], QuantiserConfig]] = {
+    "residual": lambda beam: QuantiserConfig(num_levels=2, num_codes=8, decay=0.8, beam=beam, revive_below=0.3),
+    "gumbel": lambda _: QuantiserConfig(kind="gumbel", num_levels=2, num_codes=8),
+    "finite_scalar": lambda _: QuantiserConfig(kind="finite_scalar", num_levels=4, num_codes=25),
+}
+KINDS = sorted(CONFIGS)
 
 
 def built(kind: str, beam: int = 3) -> Quantiser:
     torch.manual_seed(0)
-    config = QuantiserConfig(
-        kind=kind,
-        residual=ResidualConfig(num_levels=2, num_codes=8, decay=0.8, beam=beam, revive_below=0.3),
-        gumbel=GumbelConfig(num_tokens=2, num_codes=8),
-        finite_scalar=FiniteScalarConfig(num_levels=5),
-    )
-    quantiser = build_quantiser(config, K)
+    quantiser = build_quantiser(CONFIGS[kind](beam), K)
     quantiser.initialise(vectors(), 3, torch.Generator().manual_seed(0))
     return quantiser
 
@@ -162,8 +159,26 @@ def test_two_real_processes_hold_bit_equal_state(tmp_path: Path) -> None:
 
 def test_a_config_names_its_kind_or_says_what_there_is(tmp_path: Path) -> None:
     path = tmp_path / "quantiser.yaml"
-    path.write_text("kind: gumbel\ngumbel: {num_tokens: 4, num_codes: 256}\n")
-    quantiser = build_quantiser(load_config(QuantiserConfig, path), 16)
-    assert quantiser.bits_per_vector == 32
-    with pytest.raises(ValueError, match="residual, gumbel, finite_scalar"):
-        QuantiserConfig(kind="vq")
+    path.write_text("{kind: gumbel, num_levels: 4, num_codes: 256}\n")
+    assert build_quantiser(load_config(QuantiserConfig, path), 16).bits_per_vector == 32
+    path.write_text("{kind: vq}\n")
+    with pytest.raises(ConfigError, match="residual, gumbel, finite_scalar"):
+        load_config(QuantiserConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"num_levels": 0}, "num_levels=0"),
+        ({"num_codes": 1}, "num_codes=1"),
+        ({"beam": 0}, "beam=0"),
+        ({"revive_below": 1.0}, "revive_below=1.0"),
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"kind": "gumbel", "num_levels": 3}, "must divide chunk_length=16"),
+        ({"kind": "finite_scalar", "num_codes": 200}, "such as 196"),
+        ({"kind": "finite_scalar", "num_codes": 1 << 26}, "at most 16777216 codes"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        QuantiserConfig(**settings).check_width(16, "chunk_length")

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.nn.quantisers import FiniteScalarConfig, FiniteScalarQuantiser
+from raywgen.nn.quantisers import FiniteScalarQuantiser
 from raywgen.nn.quantisers.finite_scalar import gaussian_levels
 
 
 def quantiser(num_levels: int, values_per_token: int = 2, width: int = 4) -> FiniteScalarQuantiser:
-    return FiniteScalarQuantiser(FiniteScalarConfig(num_levels=num_levels, values_per_token=values_per_token), width)
+    return FiniteScalarQuantiser(num_levels, values_per_token, width)
 
 
 @given(num_levels=st.integers(2, 40), data=st.data())
@@ -74,9 +74,3 @@ def test_points_follow_data_that_are_no_gaussian() -> None:
 
 def test_it_asks_for_no_loss_of_its_own() -> None:
     assert float(quantiser(4).train()(torch.randn(5, 4)).loss) == 0.0
-
-
-@pytest.mark.parametrize(("change", "width"), [({"num_levels": 1}, 4), ({"values_per_token": 30}, 30), ({}, 5)])
-def test_sizes_that_do_not_fit_are_refused_by_name(change: dict[str, int], width: int) -> None:
-    with pytest.raises(ValueError, match="values_per_token"):
-        FiniteScalarQuantiser(FiniteScalarConfig(**change), width)

@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.nn.quantisers import GumbelConfig, GumbelQuantiser
+from raywgen.nn.quantisers import Annealing, GumbelQuantiser
 from raywgen.nn.quantisers.gumbel import annealed_temperature, kl_to_uniform, straight_through_sample
 from raywgen.nn.quantisers.kmeans import nearest_code
 from raywgen.weights import KeyedNoise
 
-CONFIG = GumbelConfig(num_tokens=2, num_codes=6, anneal_steps=10)
-
 
 def quantiser(width: int = 8) -> GumbelQuantiser:
     torch.manual_seed(0)
-    return GumbelQuantiser(CONFIG, width)
+    return GumbelQuantiser(2, 6, width, Annealing(steps=10))
 
 
 def vectors(num: int = 300, width: int = 8) -> Tensor:
@@ -71,8 +69,8 @@ def test_limits_in_temperature(temperature: float, share: float) -> None:
 
 
 def test_temperature_falls_as_a_cosine_in_every_cycle() -> None:
-    config = GumbelConfig(start_temperature=1.0, end_temperature=0.1, anneal_steps=8, num_cycles=2)
-    found = [annealed_temperature(config, step) for step in (0, 2, 4, 6, 8, 100)]
+    annealing = Annealing(start=1.0, end=0.1, steps=8, num_cycles=2)
+    found = [annealed_temperature(annealing, step) for step in (0, 2, 4, 6, 8, 100)]
     assert found == pytest.approx([1.0, 0.55, 1.0, 0.55, 0.1, 0.1])
 
 
@@ -123,24 +121,5 @@ def test_padded_parts_have_no_say_in_the_loss() -> None:
     garbage_NK = torch.where(mask_NK > 0, vectors_NK, torch.tensor(1e3))
     assert torch.equal(gumbel(vectors_NK, mask_NK).loss, gumbel(garbage_NK, mask_NK).loss)
     parts = kl_to_uniform(gumbel.logits_of(vectors_NK.view(10, 2, 4)))
-    expected = CONFIG.kl_weight * torch.cat([parts[:5].flatten(), parts[5:, 0]]).mean()
+    expected = gumbel.kl_weight * torch.cat([parts[:5].flatten(), parts[5:, 0]]).mean()
     torch.testing.assert_close(gumbel(vectors_NK, mask_NK).loss, expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"num_tokens": 0}, "num_tokens"),
-        ({"end_temperature": 2.0}, "end <= start"),
-        ({"end_temperature": 0.0}, "0 < end"),
-        ({"anneal_steps": 0}, "anneal_steps"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_by_name(change: dict[str, float], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        GumbelConfig(**change)  # pyright: ignore[reportArgumentType]
-
-
-def test_parts_must_divide_a_vector() -> None:
-    with pytest.raises(ValueError, match="num_tokens=2 must divide"):
-        GumbelQuantiser(CONFIG, 7)

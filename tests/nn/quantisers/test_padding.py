@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from raywgen.nn.quantisers import (
-    FiniteScalarConfig,
+    Annealing,
     FiniteScalarQuantiser,
-    GumbelConfig,
     GumbelQuantiser,
     Quantiser,
     ResidualQuantiser,
@@ -24,8 +23,8 @@ WIDTH, NUM = 12, 60
 def quantisers() -> dict[str, Quantiser]:
     torch.manual_seed(0)
     return {
-        "gumbel": GumbelQuantiser(GumbelConfig(num_tokens=4, num_codes=6), WIDTH),
-        "finite_scalar": FiniteScalarQuantiser(FiniteScalarConfig(num_levels=3, values_per_token=3), WIDTH),
+        "gumbel": GumbelQuantiser(4, 6, WIDTH, Annealing()),
+        "finite_scalar": FiniteScalarQuantiser(3, 3, WIDTH),
         "residual": ResidualQuantiser(4, 6, WIDTH),
     }
 

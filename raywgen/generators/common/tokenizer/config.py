@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.names import one_of
 from raywgen.nn.coders import check_coder
+from raywgen.nn.quantisers import QuantiserConfig
 
-QUANTISERS = ("residual", "gumbel", "finite_scalar")
 SCALES = ("reference", "tensor", "filter")
 
 
@@ -18,16 +18,9 @@ class TokenizerConfig(StageConfig):
 
     Attributes:
         chunk_length: K, values of a chunk, one position of the prior.
-        quantiser: `residual` (each token codes what those before it left over; one level is plain vector
-            quantisation), `gumbel` (the paper's; each token codes its part of a chunk) or `finite_scalar` (likewise,
-            without codebooks).
-        num_levels: L, tokens of a chunk.
-        num_codes: V, codes of a token; bits per value = L * log2(V) / K.
+        quantiser: The quantiser of chunks.
         width: Hidden width of encoder and decoder.
         commitment: Weight of the commitment loss (gamma of the paper's objective).
-        codebook_decay: Weight of the past in the codebooks' moving averages, of `residual`.
-        beam: Partial sums that encoding keeps, of `residual`; 1 is greedy.
-        revive_below: A code used less than this share of the mean is put on a vector of the batch, of `residual`.
         coder: Encoder and decoder: `mlp` (each chunk on its own), `conv` (each chunk folded into an image, as in the
             paper) or `transformer` (chunks of a block see each other).
         coder_layers: Residual blocks of `conv`, layers of `transformer`.
@@ -45,14 +38,9 @@ class TokenizerConfig(StageConfig):
     batch_size: int = 64
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     chunk_length: int = 16
-    quantiser: str = "residual"
-    num_levels: int = 8
-    num_codes: int = 256
+    quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
     width: int = 128
     commitment: float = 0.25
-    codebook_decay: float = 0.98
-    beam: int = 1
-    revive_below: float = 0.0
     coder: str = "mlp"
     coder_layers: int = 1
     context: int = 32
@@ -65,10 +53,8 @@ class TokenizerConfig(StageConfig):
         check_coder(self.coder, self.width, self.coder_layers, self.context)
         if self.output_loss_weight < 0:
             raise ValueError(f"output_loss_weight={self.output_loss_weight}: give a weight of at least 0")
-        if self.chunk_length < 1 or self.num_levels < 1 or self.num_codes < 2:
-            raise ValueError("chunk_length and num_levels must be at least 1, num_codes at least 2")
-        if self.quantiser not in QUANTISERS:
-            raise ValueError(one_of("quantiser", self.quantiser, QUANTISERS))
+        if self.chunk_length < 1:
+            raise ValueError(f"chunk_length={self.chunk_length}: give at least 1")
         if self.scales not in SCALES:
             raise ValueError(one_of("scales", self.scales, SCALES))
         if self.window < 0 or (self.window and self.output_loss_weight > 0):
@@ -81,27 +67,9 @@ class TokenizerConfig(StageConfig):
                 "coder=transformer: scales are coded before the chunks that it would see beside them; give coder=mlp "
                 "or conv, or scales=reference"
             )
-        if self.beam < 1 or not 0 <= self.revive_below < 1:
-            raise ValueError(f"beam={self.beam}, revive_below={self.revive_below}: give at least 1, and 0 to below 1")
-        if self.quantiser != "residual" and self.chunk_length % self.num_levels:
-            raise ValueError(f"num_levels={self.num_levels}: must divide chunk_length={self.chunk_length}")
-        if self.quantiser == "finite_scalar" and self.scalar_levels**self.values_per_token != self.num_codes:
-            raise ValueError(
-                f"num_codes={self.num_codes}: {self.values_per_token} values a token ask for a whole number to the "
-                f"power of {self.values_per_token}, such as {self.scalar_levels**self.values_per_token}"
-            )
+        self.quantiser.check_width(self.chunk_length, "chunk_length")
 
     @property
     def codes_scales(self) -> bool:
         """Whether scales travel as tokens."""
         return self.scales != "reference"
-
-    @property
-    def values_per_token(self) -> int:
-        """Of a part of a chunk with a token of its own."""
-        return self.chunk_length // self.num_levels
-
-    @property
-    def scalar_levels(self) -> int:
-        """Levels of one value, of `finite_scalar`."""
-        return max(2, round(self.num_codes ** (1 / self.values_per_token)))

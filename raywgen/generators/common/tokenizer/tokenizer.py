@@ -30,13 +30,7 @@ from raywgen.generators.common.tokenizer.scales import (
 )
 from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
-from raywgen.nn.quantisers import (
-    FiniteScalarConfig,
-    FiniteScalarQuantiser,
-    GumbelConfig,
-    GumbelQuantiser,
-    ResidualQuantiser,
-)
+from raywgen.nn.quantisers import build_quantiser
 from raywgen.weights import Layout, Normalizer
 from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
 
@@ -48,7 +42,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = self._coder()
-        self.quantiser = additive_quantiser(config)
+        self.quantiser = build_quantiser(config.quantiser, config.chunk_length, config.num_steps)
         self.decoder = self._coder()
 
     def latents(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
@@ -177,25 +171,3 @@ class Tokenizer(nn.Module):
             num_layers=sizes.coder_layers,
             context=sizes.context,
         )
-
-
-def additive_quantiser(config: TokenizerConfig) -> ResidualQuantiser | GumbelQuantiser | FiniteScalarQuantiser:
-    """The quantiser of a config; in each of them the code vectors of a chunk's tokens add up to it."""
-    match config.quantiser:
-        case "gumbel":
-            gumbel = GumbelConfig(
-                num_tokens=config.num_levels, num_codes=config.num_codes, anneal_steps=max(1, config.num_steps)
-            )
-            return GumbelQuantiser(gumbel, config.chunk_length)
-        case "finite_scalar":
-            scalar = FiniteScalarConfig(num_levels=config.scalar_levels, values_per_token=config.values_per_token)
-            return FiniteScalarQuantiser(scalar, config.chunk_length)
-        case _:
-            return ResidualQuantiser(
-                config.num_levels,
-                config.num_codes,
-                config.chunk_length,
-                config.codebook_decay,
-                beam=config.beam,
-                revive_below=config.revive_below,
-            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig
 from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, layout_normalizer
 from raywgen.weights.chunks import place_features
 from raywgen.weights.groups import groups_of
@@ -42,7 +43,9 @@ def drawn(num: int, seed: int, spread: float = 2.0) -> Tensor:
 @torch.no_grad()
 def tokenizer_of(mode: str) -> Tokenizer:
     """With k-means codebooks of drawn networks."""
-    tokenizer = Tokenizer(TokenizerConfig(chunk_length=8, num_levels=2, num_codes=16, width=16, scales=mode)).eval()
+    tokenizer = Tokenizer(
+        TokenizerConfig(chunk_length=8, quantiser=QuantiserConfig(num_levels=2, num_codes=16), width=16, scales=mode)
+    ).eval()
     normalizer = layout_normalizer(CONVOLUTIONAL)
     chunks_BMK = tokenizer.chunks(normalizer.denormalise(drawn(40, 1)), CONVOLUTIONAL, normalizer, by_code=False)
     tokenizer.quantiser.initialise(chunks_BMK.flatten(0, 1), 5, torch.Generator().manual_seed(0))
@@ -107,7 +110,9 @@ def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: str) -> Non
 @given(seed=st.integers(0, 9999), mode=st.sampled_from(MODES), size=st.floats(0.1, 1e6))
 @settings(max_examples=40)
 def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: str, size: float) -> None:
-    tokenizer = Tokenizer(TokenizerConfig(chunk_length=8, num_levels=2, num_codes=8, width=8, scales=mode))
+    tokenizer = Tokenizer(
+        TokenizerConfig(chunk_length=8, quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=8, scales=mode)
+    )
     shape = (2, *tokenizer.mask(CONVOLUTIONAL).shape)
     chunks_BMK = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     chunks_BMK.requires_grad_()

@@ -13,11 +13,10 @@ import torch
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
-from raywgen.generators.common.tokenizer.tokenizer import additive_quantiser
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig
 from raywgen.nn.coders import PerceptronCoder
-from raywgen.nn.quantisers import ResidualQuantiser
+from raywgen.nn.quantisers import QuantiserConfig, ResidualQuantiser, build_quantiser
 from raywgen.training.engine import LocalEngine
 from raywgen.weights.chunks import chunk_mask
 from tests.builders import (
@@ -137,16 +136,16 @@ def test_codebooks_move_in_training_and_stay_in_evaluation() -> None:
 
 
 KINDS = {
-    "residual": {"num_levels": 3, "num_codes": 16, "beam": 4, "revive_below": 0.05},
-    "gumbel": {"num_levels": 4, "num_codes": 32},
-    "finite_scalar": {"num_levels": 4, "num_codes": 64},
+    "residual": QuantiserConfig(num_levels=3, num_codes=16, beam=4, revive_below=0.05),
+    "gumbel": QuantiserConfig(kind="gumbel", num_levels=4, num_codes=32),
+    "finite_scalar": QuantiserConfig(kind="finite_scalar", num_levels=4, num_codes=64),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_quantisers_code_vectors_add_up_to_what_it_decodes(kind: str) -> None:
-    config = TokenizerConfig(chunk_length=8, quantiser=kind, **KINDS[kind])
-    quantiser = additive_quantiser(config)
+    config = KINDS[kind]
+    quantiser = build_quantiser(config, 8)
     quantiser.initialise(torch.randn(500, 8), 5, torch.Generator().manual_seed(0))
     codes_NL = quantiser.encode(torch.randn(20, 8))
     assert codes_NL.shape == (20, config.num_levels)
@@ -157,7 +156,7 @@ def test_every_quantisers_code_vectors_add_up_to_what_it_decodes(kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
-    tokenizer = TokenizerConfig(chunk_length=8, quantiser=kind, width=16, num_steps=30, **KINDS[kind])
+    tokenizer = TokenizerConfig(chunk_length=8, quantiser=KINDS[kind], width=16, num_steps=30)
     config = IGPGConfig(tokenizer=tokenizer, prior=PriorConfig(width=16, num_layers=1, num_heads=2))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -183,15 +182,14 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"quantiser": "trellis"}, "residual, gumbel, finite_scalar"),
-        ({"quantiser": "gumbel", "num_levels": 3}, "must divide chunk_length=16"),
-        ({"quantiser": "finite_scalar", "num_codes": 200}, "such as 196"),
+        ({"kind": "gumbel", "num_levels": 3}, "must divide chunk_length=16"),
+        ({"kind": "finite_scalar", "num_codes": 200}, "such as 196"),
         ({"beam": 0}, "beam=0"),
     ],
 )
 def test_sizes_that_make_no_tokeniser_are_named(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        TokenizerConfig(**settings)
+        TokenizerConfig(quantiser=QuantiserConfig(**settings))
 
 
 def test_begin_depends_on_its_seed_alone() -> None:
