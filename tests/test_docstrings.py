@@ -32,7 +32,7 @@ ALLOWED = {
     "raywgen/corpus": 66,
     "raywgen/evaluation": 33,
     "raywgen/evaluation/few_shot": 6,
-    "raywgen/generation": 17,
+    "raywgen/generation": 4,
     "raywgen/generators": 12,
     "raywgen/generators/common": 20,
     "raywgen/generators/common/tokenizer": 20,

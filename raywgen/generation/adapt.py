@@ -1,7 +1,4 @@
-"""A new task's labelled examples in, weights out.
-
-Shape legend: S samples, C channels, H height, W width, F features, D values.
-"""
+"""Generates weights for a new task from its labelled examples."""
 
 from __future__ import annotations
 
@@ -38,10 +35,10 @@ class AdaptConfig:
         support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
             folders, an `.npz` file with arrays `x` (samples first) and `y`, or a Parquet file with such columns.
         out: The `.safetensors` file to write; a `.json` beside it says what it is.
-        policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
+        policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
             generator that has learned several.
-        temperature: Of the noise that generation starts from; 0 writes the same network every time.
-        seed: Of the noise.
+        temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
+        seed: Keys the noise.
     """
 
     generator: str = "runs/mcdi"
@@ -60,16 +57,16 @@ class AdaptConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
-    """What was written.
+    """Facts about the generated weights.
 
     Attributes:
-        path: The file.
-        num_values: Values in it.
+        path: The file that holds them.
+        num_values: Number of values in it.
         classes: Names of the outputs, in order.
-        num_examples: Labelled examples that were seen.
-        encode_ms: Milliseconds of the encoder on them; 0 without one.
+        num_examples: Number of labelled examples.
+        encode_ms: Milliseconds that the encoder took; 0 without one.
         generate_ms: Milliseconds of generation alone.
-        on_examples: What the network does on the examples, beside chance; None where nothing says how it is built.
+        on_examples: How the network does on the examples, beside chance; None where nothing says how to build it.
     """
 
     path: str
@@ -83,9 +80,9 @@ class Adapted:
 
 @entry_point
 def adapt(config: AdaptConfig) -> Adapted:
-    """Writes a `state_dict` for a new task.
+    """Generates a `state_dict` for a new task and writes it to a file.
 
-    A generator of heads takes any number of classes; one of whole networks those of its architecture.
+    A generator of heads takes any number of classes, a generator of whole networks those of its architecture.
 
     Raises:
         BundleError, EncoderError: The generator cannot be read.
@@ -101,7 +98,7 @@ def adapt(config: AdaptConfig) -> Adapted:
     layout = support_layout(trained, len(classes))
     recipe = _head_recipe(trained, len(classes))
 
-    def write() -> tuple[Tensor, float, float]:
+    def generate() -> tuple[Tensor, float, float]:
         begin = time.perf_counter()
         features_SF = trained.features(samples)
         encoded = time.perf_counter()
@@ -112,8 +109,8 @@ def adapt(config: AdaptConfig) -> Adapted:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Products this small are faster on one, above all on a busy machine.
     try:
-        write()  # The first time sets up what later ones reuse, and a process that serves tasks pays for that once.
-        values_D, encode_seconds, generate_seconds = write()
+        generate()  # The first time sets up what later ones reuse, and a process that serves tasks pays for that once.
+        values_D, encode_seconds, generate_seconds = generate()
     finally:
         torch.set_num_threads(threads)
     on_examples = None
@@ -144,7 +141,7 @@ def adapt(config: AdaptConfig) -> Adapted:
 
 
 def read_support(path: str, trained: TrainedGenerator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Samples `(S, ...)`, labels int64 `(S,)` from 0, and the classes' names.
+    """Reads samples `(S, ...)`, labels int64 `(S,)` from 0, and the classes' names.
 
     Raises:
         TaskError, ConditionError: They cannot be read, or a class has no example.
@@ -157,10 +154,10 @@ def read_support(path: str, trained: TrainedGenerator) -> tuple[Tensor, Tensor, 
 
 
 def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
-    """The layout to fill: a head of that many classes, or the one architecture that the generator knows.
+    """Returns the layout to fill: a head of that many classes, or the one architecture that the generator knows.
 
     Raises:
-        UnknownLayoutError: It knows several.
+        UnknownLayoutError: The generator knows several.
     """
     generator = trained.generator
     if (recipe := _head_recipe(trained, num_classes)) is not None:
@@ -175,7 +172,7 @@ def support_layout(trained: TrainedGenerator, num_classes: int) -> Layout:
 
 
 def _head_recipe(trained: TrainedGenerator, num_classes: int) -> dict[str, Any] | None:
-    """Of a head of that many classes; None where the generator writes whole networks."""
+    """Returns the recipe of a head of that many classes; None where the generator writes whole networks."""
     generator = trained.generator
     first, _ = next(iter(generator.normalizers.values()))
     if not is_head(first, generator.data.num_features):

@@ -1,7 +1,4 @@
-"""What a written network is worth on a user's samples, and what to do where that is no better than chance.
-
-Shape legend: S samples, F features, D values.
-"""
+"""Judges generated networks on a user's samples, and says what to do where they are no better than chance."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ from raywgen.weights import Layout
 
 
 class ChanceWarning(UserWarning):
-    """A written network answers the labelled samples no better than chance."""
+    """A generated network answers the labelled samples no better than chance."""
 
 
 @torch.no_grad()
 def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tensor, labels_S: Tensor) -> Standing:
-    """What one written network does on labelled samples.
+    """Runs one generated network on labelled samples and compares it with chance.
 
     Args:
-        module: In eval mode; takes flat samples.
-        layout: Of the network.
+        module: A module in eval mode that takes flat samples.
+        layout: Layout of the network.
         values_D: Its flat vector.
         samples_SF: Inputs.
         labels_S: Their classes.
@@ -36,27 +33,27 @@ def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tenso
 
 
 def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapted: bool = False) -> str:
-    """What a user can do about a network that is no better than chance.
+    """Returns what a user can do about a network that is no better than chance.
 
     Args:
-        generator: Which wrote it.
-        best_of: Networks that it was chosen from; None where that cannot be set.
+        generator: The generator that wrote it.
+        best_of: Number of candidates that it was chosen from; None where that cannot be set.
         is_known: Whether the generator was trained on its layout.
-        adapted: Whether it was written from examples alone.
+        adapted: Whether it was generated from examples alone.
     """
-    told = []
+    advice = []
     if not is_known:
         sizes = sorted({layout.num_values for layout, _ in generator.normalizers.values()})
-        told.append(
+        advice.append(
             "fill an architecture that the generator was trained on "
             f"(of {', '.join(f'{size:,}' for size in sizes[:4])}{' ...' if len(sizes) > 4 else ''} values)"
         )
     if best_of is not None:
-        told.append(f"draw more networks (best_of={4 * best_of}, or another seed)")
+        advice.append(f"draw more networks (best_of={4 * best_of}, or another seed)")
     if adapted:
-        told.append("give more examples of each class")
-    told.append("train the network on from here on samples of yours, as `raywgen finetune` does")
-    return "; ".join(told)
+        advice.append("give more examples of each class")
+    advice.append("train the network on from here on samples of yours, as `raywgen finetune` does")
+    return "; ".join(advice)
 
 
 def warn_of_chance(name: str, on_samples: Standing, remedy: str, *, stacklevel: int = 2) -> None:

@@ -18,31 +18,31 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
     Args:
         path: The folder.
         trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
-            `("mynets", "hf:openai/clip-vit-base-patch32")`. What it names beyond these is not touched.
+            `("mynets", "hf:openai/clip-vit-base-patch32")`. Nothing else that it names is imported or fetched.
 
     Raises:
-        BundleError: There is none, or it is damaged.
-        EncoderError: It works on features of an encoder that is not there.
-        UntrustedError: It names an encoder that is not to be trusted.
+        BundleError: There is no bundle, or it is damaged.
+        EncoderError: The generator works on features of an encoder that is not there.
+        UntrustedError: The bundle names an encoder that is not to be trusted.
     """
     folder = bundle_folder(path)
     with trusting(*trust):
         generator = load_bundle(folder)
-        told = bundle_facts(folder).get("inputs")
-        inputs = InputForm(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])}) if told else None
-        kept = folder / ENCODER
+        form = bundle_facts(folder).get("inputs")
+        inputs = InputForm(**{**form, "mean": tuple(form["mean"]), "std": tuple(form["std"])}) if form else None
+        stored = folder / ENCODER
         encoder = None
         if inputs is not None and inputs.encoder:
             with reading(str(folder), str(folder)):
-                encoder = load_encoder(str(kept) if kept.is_dir() else inputs.encoder)
+                encoder = load_encoder(str(stored) if stored.is_dir() else inputs.encoder)
     return TrainedGenerator(generator, inputs, encoder)
 
 
 def bundle_folder(path: str | Path) -> Path:
-    """Where the bundle of a run folder lies; a bundle's own folder is one already.
+    """Returns the bundle's folder within a run folder; a bundle's own folder is returned as it is.
 
     Raises:
-        BundleError: There is none.
+        BundleError: There is no bundle.
     """
     if not str(path).strip():
         raise BundleError("the generator is empty; give the run folder of `raywgen train`, such as runs/igpg")

@@ -1,7 +1,4 @@
-"""Resolves what a user asks for: tasks, if any is known, and architectures.
-
-Shape letters beyond the legend in `raywgen.weights`: none.
-"""
+"""Resolves a request: finds the tasks, if any is known, and the architectures that the settings name."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ _LEAST_FEATURES = 2  # A blank condition has one sample of one value.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRequest:
-    """The networks that are asked for: each architecture for each task.
+    """The networks that are wanted: each architecture for each task.
 
     Attributes:
         networks: Architectures.
@@ -90,7 +87,7 @@ def resolve_request(config: GenerateConfig, corpus: Corpus | None, trained: Trai
     if unknown and ((config.best_of or 1) > 1 or config.num_unlabelled):
         wrong = f"num_unlabelled={config.num_unlabelled}" if config.num_unlabelled else f"best_of={config.best_of}"
         raise ConfigError(
-            f"{wrong}: {unknown}, so networks are written, but cannot be run on anything; leave it out, or describe "
+            f"{wrong}: {unknown}, so networks are generated, but cannot be run on anything; leave it out, or describe "
             f"{config.corpus} by `raywgen corpus describe` and train anew"
         )
     return ResolvedRequest(

@@ -1,7 +1,8 @@
-"""Where generated networks go, work item by work item, so that an interrupted run goes on: files, or a corpus.
+"""Sinks keep generated networks as files or as a corpus, one work item after another.
 
-The networks of an item are written first, then in one step its journal. Items with a journal are not done again; when
-all have one, the folder gets its index, or the corpus its manifest, and the journals go.
+The networks of an item are written first, then in one step its journal. So an interrupted run goes on: items with a
+journal are not done again. When all have one, the folder gets its index, or the corpus its manifest, and the journals
+are deleted.
 
 Shape letters beyond the legend in `raywgen.weights`: N networks, P packed bytes.
 """

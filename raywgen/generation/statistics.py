@@ -1,6 +1,6 @@
-"""Written networks with running statistics of their own.
+"""Estimates the running statistics of generated networks anew.
 
-Shape legend: N networks, D values, S samples, F features.
+Shape letters beyond the legend in `raywgen.weights`: N networks.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ _STREAM = 4_000
 
 
 def some_inputs(task: Task, num: int, seed: int = 0) -> Tensor:
-    """Training inputs `(S, F)` of a task, drawn without replacement; all of them where there are no more."""
+    """Draws training inputs `(S, F)` of a task without replacement; all of them where there are no more."""
     noise = KeyedNoise(seed, torch.zeros(1, dtype=torch.int64), _STREAM)
     return task.train_inputs[noise.uniform(len(task.train_inputs))[0].argsort(stable=True)[:num]]
 
 
 def with_new_statistics(module: nn.Module, layout: Layout, values_ND: Tensor, unlabelled_SF: Tensor) -> Tensor:
-    """Networks whose statistics of batch normalisation are those of their activations on unlabelled samples, `(N, D)`.
+    """Replaces the running statistics of batch normalisation by those of activations on unlabelled samples.
 
-    A generator that learned by the statistics of batches writes running ones that mean nothing.
+    A generator that was trained with the statistics of batches generates running ones that mean nothing.
 
     Args:
-        module: Of the layout; its own values are not used.
-        layout: Of the networks.
+        module: A module of the layout; its own values are not used.
+        layout: Layout of the networks.
         values_ND: Flat vectors.
         unlabelled_SF: Inputs of the task, the more the better.
+
+    Returns:
+        The flat vectors `(N, D)` with new statistics.
     """
     module = copy.deepcopy(module)
     rows = []
