@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from raywgen.config import ConfigError, save_config, to_yaml
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import evaluate
 from raywgen.evaluation.report import write_report
+from raywgen.evaluation.results import EVALUATION, Evaluation
 from raywgen.files import write_text
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.hypernetwork import HypernetworkConfig
@@ -52,7 +52,7 @@ class DemoConfig:
     seed: int = 0
 
 
-def run_demo(config: DemoConfig, reporter: Reporter) -> dict[str, Any]:
+def run_demo(config: DemoConfig, reporter: Reporter) -> Evaluation:
     """Runs every step that is not done yet and returns the evaluation.
 
     Raises:
@@ -93,12 +93,15 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> dict[str, Any]:
             ),
             bar.named,
         )
-    result["minutes"] = round((time.monotonic() - begin) / _SECONDS_PER_MINUTE, 2)
-    result["paths"] = {name: str(Path(path).relative_to(out)) for name, path in paths.items()}
-    write_text(Path(paths["evaluation"]) / "evaluation.json", json.dumps(result, indent=1))
+    result = replace(
+        result,
+        minutes=round((time.monotonic() - begin) / _SECONDS_PER_MINUTE, 2),
+        paths={name: str(Path(path).relative_to(out)) for name, path in paths.items()},
+    )
+    write_text(Path(paths["evaluation"]) / EVALUATION, json.dumps(result.to_json(), indent=1))
     with reporter.step("report", "draw the report"):
         write_report(out)
-    write_text(out / RUN, json.dumps(result["paths"], indent=1))
+    write_text(out / RUN, json.dumps(result.paths, indent=1))
     return result
 
 

@@ -63,16 +63,16 @@ def measure(config: DemoFiguresConfig) -> tuple[dict[str, float], dict[str, Any]
         results.append(run_demo(config.demo, Reporter()))
     if not config.out:
         shutil.rmtree(folder)
-    rows = [{**result["figures"], "minutes": result["minutes"]} for result in results]
+    rows = [{**result.figures, "minutes": result.minutes} for result in results]
     figures = {name: round(mean(row[name] for row in rows), 3) for name in FIGURES}
     conditions = {
         "seeds": config.seeds,
         "spread_over_seeds": {name: round(pstdev([row[name] for row in rows]), 3) for name in FIGURES},
-        "num_test_images": results[0]["num_test_images"],
-        "best_of": results[0]["best_of"],
-        "num_samples": results[0]["num_samples"],
-        "claims_held": all(claim["holds"] for result in results for claim in result["claims"]),
-        "verdicts": [result["novelty"]["verdict"] for result in results],
+        "num_test_images": results[0].num_test_images,
+        "best_of": results[0].best_of,
+        "num_samples": results[0].num_samples,
+        "claims_held": all(claim.holds for result in results for claim in result.claims),
+        "verdicts": [result.novelty.verdict for result in results if result.novelty],
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }

@@ -317,7 +317,7 @@ def _task(config: IGPGPretrainedConfig) -> dict[str, Any]:
 
 def _igpg_sizes(generator: IGPG, corpus: Corpus) -> dict[str, float]:
     """Rate of IGPG's tokens, and how many numbers it holds beside them."""
-    report = tokenizer_report(generator, corpus)
+    report = tokenizer_report(generator, generator.weight_code(), corpus)
     num_values = sum(corpus.layout(layout_id).num_values for layout_id in corpus.facts.column("layout_id").to_pylist())
     return {
         "igpg_bits_per_value": report.splits[0].bits_per_value,

@@ -86,7 +86,7 @@ def demo(overrides: Overrides = None) -> None:
     result = run_demo(config, Reporter())
     print_evaluation(result, out)
     out.print(f"\n[bold]{config.out}[/bold] holds everything:")
-    for name, path in result["paths"].items():
+    for name, path in result.paths.items():
         out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
 
 

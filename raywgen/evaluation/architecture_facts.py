@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.request import Asked
+from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.stored_scores import trained_ends
 from raywgen.evaluation.task_features import TaskFeatures
 
@@ -35,7 +35,7 @@ class Results:
         accuracy_TA: Mean test accuracy of the ends of trajectories; NaN where there is none.
     """
 
-    tasks: list[Asked]
+    tasks: list[TaskRequest]
     splits: list[str]
     names: list[str]
     accuracy_TA: np.ndarray
@@ -87,7 +87,7 @@ def collect_results(corpus: Corpus, names: Sequence[str], leave_out: str | None 
     nothing = [math.nan]
     return Results(
         tasks=[
-            Asked(instruction=t.instruction, samples_SF=t.samples_SF, labels_S=t.labels_S, task_id=t.task_id)
+            TaskRequest(instruction=t.instruction, samples_SF=t.samples_SF, labels_S=t.labels_S, task_id=t.task_id)
             for t in chosen
         ],
         splits=[task.split for task in chosen],
@@ -96,7 +96,7 @@ def collect_results(corpus: Corpus, names: Sequence[str], leave_out: str | None 
     )
 
 
-def predict(known: Results, tasks: Sequence[Asked], like: Asked) -> tuple[np.ndarray, np.ndarray]:
+def predict(known: Results, tasks: Sequence[TaskRequest], like: TaskRequest) -> tuple[np.ndarray, np.ndarray]:
     """Predicted accuracy, and the architectures' means, `(T, A)` each, fitted to `known` alone.
 
     Args:

@@ -19,75 +19,77 @@ from raywgen.tasks import FitConfig, FitData, Recorded, build_network, fit
 _WORD = re.compile(r"\w+")
 
 
-def random_start(bench: TaskEvaluator, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
+def random_start(evaluator: TaskEvaluator, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
     """Fresh initialisations `(T, n, D)`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + 1)
-        fresh = [bench.layout.flatten(build_network(recipe).state_dict()) for _ in range(config.best_of)]
-    return torch.stack(fresh).expand(len(bench.tasks), -1, -1)
+        fresh = [evaluator.layout.flatten(build_network(recipe).state_dict()) for _ in range(config.best_of)]
+    return torch.stack(fresh).expand(len(evaluator.tasks), -1, -1)
 
 
-def shared_start(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def shared_start(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The start that all networks of the layout share, `(T, 1, D)`."""
-    return bench.normalizer.base_D.expand(len(bench.tasks), 1, -1)
+    return evaluator.normalizer.base_D.expand(len(evaluator.tasks), 1, -1)
 
 
-def average(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def average(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The mean of all stored networks, `(T, 1, D)`."""
-    return bench.stored.values_RD.mean(dim=0).expand(len(bench.tasks), 1, -1)
+    return evaluator.stored.values_RD.mean(dim=0).expand(len(evaluator.tasks), 1, -1)
 
 
-def gaussian(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def gaussian(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
-    seen_RD = bench.normalizer.normalise(bench.stored.values_RD)
+    seen_RD = evaluator.normalizer.normalise(evaluator.stored.values_RD)
     # Of a single network it is that network.
     std_D = seen_RD.std(dim=0, correction=min(1, len(seen_RD) - 1))
-    return bench.normalizer.denormalise(seen_RD.mean(dim=0) + std_D * _normal(bench, config, 2))
+    return evaluator.normalizer.denormalise(seen_RD.mean(dim=0) + std_D * _normal(evaluator, config, 2))
 
 
-def nearest_by_condition(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def nearest_by_condition(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The n stored networks whose instructions share most words with the task's, `(T, n, D)`."""
-    stored = [_words(text) for text in bench.stored.instructions]
+    stored = [_words(text) for text in evaluator.stored.instructions]
     picks = []
-    for text in bench.condition.instructions:
+    for text in evaluator.condition.instructions:
         wanted = _words(text)
         similarity_R = torch.tensor([len(wanted & words) / len(wanted | words) for words in stored])
         picks.append(similarity_R.argsort(descending=True, stable=True)[: config.best_of])
-    return bench.stored.values_RD[torch.stack(picks)]
+    return evaluator.stored.values_RD[torch.stack(picks)]
 
 
-def nearest_by_loss(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def nearest_by_loss(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The n stored networks with the lowest loss on the task's examples, `(T, n, D)`.
 
     All R stored networks are tried, which is more than the generator's n candidates.
     """
-    everyone = bench.stored.values_RD
+    everyone = evaluator.stored.values_RD
     losses = []
-    for index in range(len(bench.tasks)):
-        one = _only(bench, index)
+    for index in range(len(evaluator.tasks)):
+        one = _only(evaluator, index)
         losses.append(one.example_loss(everyone.unsqueeze(0))[0])
     best_Tn = torch.stack(losses).argsort(dim=1)[:, : config.best_of]
     return everyone[best_Tn]
 
 
-def average_of_best(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def average_of_best(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The mean of the n stored networks that fit the examples best, `(T, 1, D)`."""
-    return nearest_by_loss(bench, config).mean(dim=1, keepdim=True)
+    return nearest_by_loss(evaluator, config).mean(dim=1, keepdim=True)
 
 
-def stored_plus_noise(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def stored_plus_noise(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The stored network that fits the examples best, plus noise, `(T, n, D)`."""
-    best_T1D = nearest_by_loss(bench, config)[:, :1]
-    return bench.normalizer.denormalise(bench.normalizer.normalise(best_T1D) + config.noise * _normal(bench, config, 3))
+    best_T1D = nearest_by_loss(evaluator, config)[:, :1]
+    return evaluator.normalizer.denormalise(
+        evaluator.normalizer.normalise(best_T1D) + config.noise * _normal(evaluator, config, 3)
+    )
 
 
-def gradient(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
+def gradient(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
-    T, n = len(bench.tasks), config.best_of
-    told = bench.condition.repeat(n)
+    T, n = len(evaluator.tasks), config.best_of
+    told = evaluator.condition.repeat(n)
     (end,) = fit(
-        bench.module,
-        Recorded(step=0, state_N=bench.layout.unflatten(bench.normalizer.base_D.expand(T * n, -1))),
+        evaluator.module,
+        Recorded(step=0, state_N=evaluator.layout.unflatten(evaluator.normalizer.base_D.expand(T * n, -1))),
         FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
         FitConfig(
             num_steps=config.gradient_steps,
@@ -97,7 +99,7 @@ def gradient(bench: TaskEvaluator, config: EvaluateConfig) -> Tensor:
         order_seeds=[config.seed + index for index in range(T * n)],
         record_steps=[config.gradient_steps],
     )
-    return _flat(bench, end.state_N).view(T, n, -1)
+    return _flat(evaluator, end.state_N).view(T, n, -1)
 
 
 BASELINES: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
@@ -115,25 +117,25 @@ OF_A_SHARED_START: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] 
 """Of networks that start each on their own there is no such start."""
 
 
-def _flat(bench: TaskEvaluator, state: dict[str, Tensor]) -> Tensor:
-    return torch.cat([state[spec.name].flatten(1) for spec in bench.layout.generated], dim=1)
+def _flat(evaluator: TaskEvaluator, state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([state[spec.name].flatten(1) for spec in evaluator.layout.generated], dim=1)
 
 
-def _normal(bench: TaskEvaluator, config: EvaluateConfig, stream: int) -> Tensor:
+def _normal(evaluator: TaskEvaluator, config: EvaluateConfig, stream: int) -> Tensor:
     generator = torch.Generator().manual_seed(config.seed * 10 + stream)
-    return torch.randn(len(bench.tasks), config.best_of, bench.layout.num_values, generator=generator)
+    return torch.randn(len(evaluator.tasks), config.best_of, evaluator.layout.num_values, generator=generator)
 
 
 def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
 
 
-def _only(bench: TaskEvaluator, index: int) -> TaskEvaluator:
-    told = bench.condition
+def _only(evaluator: TaskEvaluator, index: int) -> TaskEvaluator:
+    told = evaluator.condition
     one = replace(
         told,
         instructions=told.instructions[index : index + 1],
         samples_BSF=told.samples_BSF[index : index + 1],
         labels_BS=told.labels_BS[index : index + 1],
     )
-    return replace(bench, tasks=bench.tasks[index : index + 1], condition=one)
+    return replace(evaluator, tasks=evaluator.tasks[index : index + 1], condition=one)

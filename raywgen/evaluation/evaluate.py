@@ -1,6 +1,6 @@
 """Puts a generator, its ablations and all baselines on one table, and says what came out.
 
-Shape legend: T tasks, n candidates of a task, D values.
+Shape legend: T tasks, n candidates of a task.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,24 @@ from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
-from raywgen.evaluation.novelty import median_distance, points, verdict
-from raywgen.evaluation.rows import rungs
+from raywgen.evaluation.novelty import median_distance, novelty_rows, verdict
+from raywgen.evaluation.results import EVALUATION, Cell, Claim, Codebook, Evaluation, Novelty, NoveltyRow
+from raywgen.evaluation.rows import ladder_rows
 from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.evaluation.tokenizer_report import tokenizer_report
 from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
-from raywgen.generators.igpg import IGPG
+from raywgen.generators.reporting import WeightCode
 from raywgen.locks import only_one
 from raywgen.tasks import build_task
 from raywgen.training.data import has_tasks
+from raywgen.training.run_folder import STAGES
 from raywgen.trust import entry_point
 
-EVALUATION = "evaluation.json"
 SPLITS = ("seen", "unseen")
-_PRIOR = "stages/prior"
-_POINTS = 100.0
+_PERCENT = 100.0
+OnProgress = Callable[[int, int, str], None]
 
 
 class EvaluationError(ValueError):
@@ -44,20 +44,20 @@ class EvaluationError(ValueError):
 
 
 @entry_point
-def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None) -> Evaluation:
     """Measures the whole ladder and writes `evaluation.json`.
 
     Args:
         config: Generator, corpus and budget.
-        on_progress: Called with benches done, their number, and a name.
+        on_progress: Called with the number of evaluators done, their number, and the name of the next.
 
     Returns:
-        What was written: rows of the ladder, novelty, figures in points, claims.
+        The content of the file.
 
     Raises:
         BundleError: The generator cannot be read.
         CorpusError: The corpus cannot be read.
-        EvaluationError: The corpus has a layout that the generator was not trained on, or only weights are known.
+        EvaluationError: The corpus has a layout that the generator was not trained on, or holds weights alone.
         InUseError: Another process works on `out`.
     """
     corpus = Corpus.open(config.corpus)
@@ -68,37 +68,34 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[int, int, str], None
 
 
 def _evaluate(
-    config: EvaluateConfig,
-    corpus: Corpus,
-    generator: Generator,
-    on_progress: Callable[[int, int, str], None] | None,
-) -> dict[str, Any]:
-    rivals = _rivals(config)
-    rows: list[dict[str, Any]] = []
-    novelty: list[dict[str, Any]] = []
-    benches = _benches(config, corpus, generator)
-    for done, (layout_id, bench) in enumerate(benches):
+    config: EvaluateConfig, corpus: Corpus, generator: Generator, on_progress: OnProgress | None
+) -> Evaluation:
+    others = _other_generators(config, generator)
+    cells: list[Cell] = []
+    novelty: list[NoveltyRow] = []
+    evaluators = _evaluators(config, corpus, generator)
+    for done, (layout_id, evaluator) in enumerate(evaluators):
         if on_progress is not None:
-            on_progress(done, len(benches), f"{bench.split} tasks, {bench.network}")
-        networks = _networks(bench, config, generator, rivals, corpus.networks[layout_id].recipe)
-        accuracy = {rung: bench.accuracy(values_TD) for rung, values_TD in networks.items()}
-        accuracy |= _finetuned(bench, config, networks)
-        rows += [_row(bench, rung, accuracy_T) for rung, accuracy_T in accuracy.items()]
+            on_progress(done, len(evaluators), f"{evaluator.split} tasks, {evaluator.network}")
+        networks = _networks(evaluator, config, generator, others, corpus.networks[layout_id].recipe)
+        accuracy = {row: evaluator.accuracy(values_TD) for row, values_TD in networks.items()}
+        accuracy |= _finetuned(evaluator, config, networks)
+        cells += [_cell(evaluator, row, accuracy_T) for row, accuracy_T in accuracy.items()]
         # Originals that were stored lie at no distance from themselves.
-        for rung in ("generated", *(() if bench.is_shown else ("original",)), "noise"):
-            novelty += points(bench, rung, networks[rung], accuracy[rung])
+        for row in ("generated", *(() if evaluator.is_shown else ("original",)), "noise"):
+            novelty += novelty_rows(evaluator, row, networks[row], accuracy[row])
     if on_progress is not None:
-        on_progress(len(benches), len(benches), "done")
-    result = _result(config, corpus, generator, rows, novelty)
+        on_progress(len(evaluators), len(evaluators), "done")
+    result = _result(config, corpus, generator, cells, novelty)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    write_text(out / EVALUATION, json.dumps(result, indent=1))
+    write_text(out / EVALUATION, json.dumps(result.to_json(), indent=1))
     return result
 
 
-def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> list[tuple[str, TaskEvaluator]]:
-    """One for each split of tasks and layout that there is, with the layout's id."""
+def _evaluators(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> list[tuple[str, TaskEvaluator]]:
+    """Returns an evaluator for each split of tasks and layout that the corpus has, with the layout's id."""
     if not has_tasks(corpus):
         raise EvaluationError(
             f"{config.corpus} holds weights alone; say what its networks do and how they are built by `raywgen corpus "
@@ -110,7 +107,7 @@ def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> li
                 f"{config.generator} was not trained on layout {network.name} of {config.corpus}; evaluate it on its "
                 "own corpus"
             )
-    benches = [
+    evaluators = [
         (
             layout_id,
             make_evaluator(
@@ -120,50 +117,53 @@ def _benches(config: EvaluateConfig, corpus: Corpus, generator: Generator) -> li
         for split in SPLITS
         for layout_id in corpus.networks
     ]
-    return [(layout_id, bench) for layout_id, bench in benches if bench is not None]
+    return [(layout_id, evaluator) for layout_id, evaluator in evaluators if evaluator is not None]
 
 
-def _rivals(config: EvaluateConfig) -> dict[str, Generator]:
-    rivals: dict[str, Generator] = {}
-    if (Path(config.generator) / _PRIOR).is_dir():
-        rivals["token_prior"] = load_bundle(Path(config.generator) / _PRIOR)
+def _other_generators(config: EvaluateConfig, generator: Generator) -> dict[str, Generator]:
+    """Returns the generators of further rows: earlier stages of the generator itself, and the hypernetwork."""
+    others: dict[str, Generator] = {}
+    for ablation in generator.ablations:
+        folder = Path(config.generator) / STAGES / ablation.stage
+        if folder.is_dir():
+            others[ablation.row] = load_bundle(folder)
     if config.hypernetwork:
-        rivals["hypernetwork"] = load_bundle(Path(config.hypernetwork) / "generator")
-    return rivals
+        others["hypernetwork"] = load_bundle(Path(config.hypernetwork) / "generator")
+    return others
 
 
 def _networks(
-    bench: TaskEvaluator,
+    evaluator: TaskEvaluator,
     config: EvaluateConfig,
     generator: Generator,
-    rivals: dict[str, Generator],
+    others: dict[str, Generator],
     recipe: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """The chosen network of each task on every rung, `(T, D)` each."""
+    """Returns the chosen network of each task for every row, `(T, D)` each."""
     networks = {
-        "original": bench.originals_TD,
-        "reconstructed": generator.reconstruct(bench.originals_TD, bench.layout),
-        "generated": bench.choose(_written(bench, generator, config)),
-        "random": bench.choose(random_start(bench, config, recipe)),
+        "original": evaluator.originals_TD,
+        "reconstructed": generator.reconstruct(evaluator.originals_TD, evaluator.layout),
+        "generated": evaluator.choose(_written(evaluator, generator, config)),
+        "random": evaluator.choose(random_start(evaluator, config, recipe)),
     }
-    for name, rival in rivals.items():
-        networks[name] = bench.choose(_written(bench, rival, config))
-    for name, baseline in (BASELINES | (OF_A_SHARED_START if bench.has_start else {})).items():
-        networks[name] = bench.choose(baseline(bench, config))
+    for name, other in others.items():
+        networks[name] = evaluator.choose(_written(evaluator, other, config))
+    for name, baseline in (BASELINES | (OF_A_SHARED_START if evaluator.has_start else {})).items():
+        networks[name] = evaluator.choose(baseline(evaluator, config))
     return networks
 
 
-def _finetuned(bench: TaskEvaluator, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Accuracy `(T,)` on every rung of fine-tuning, from each start alike."""
+def _finetuned(evaluator: TaskEvaluator, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the accuracy `(T,)` of every row of fine-tuning; all starts are trained alike."""
     starts = {
         "finetuned": networks["generated"],
         "nearest_finetuned": networks["nearest_loss"],
         "random_finetuned": networks["random"],
-    } | ({"start_finetuned": networks["shared_start"]} if bench.has_start else {})
+    } | ({"start_finetuned": networks["shared_start"]} if evaluator.has_start else {})
     settings = FineTuningConfig(
         epochs=max(config.finetune_epochs), learning_rates=config.finetune_learning_rates, seed=config.seed
     )
-    tuned = fine_tune(bench.module, bench.layout, starts, bench.tasks, settings)
+    tuned = fine_tune(evaluator.module, evaluator.layout, starts, evaluator.tasks, settings)
     return {
         f"{name}_{epochs}": one.accuracy_TE[:, epochs]
         for epochs in config.finetune_epochs
@@ -171,63 +171,58 @@ def _finetuned(bench: TaskEvaluator, config: EvaluateConfig, networks: dict[str,
     }
 
 
-def _written(bench: TaskEvaluator, generator: Generator, config: EvaluateConfig) -> Tensor:
-    written = generated_candidates(bench, generator, config.best_of, config.temperature, config.seed)
-    return written.values_BD.view(len(bench.tasks), config.best_of, -1)
+def _written(evaluator: TaskEvaluator, generator: Generator, config: EvaluateConfig) -> Tensor:
+    written = generated_candidates(evaluator, generator, config.best_of, config.temperature, config.seed)
+    return written.values_BD.view(len(evaluator.tasks), config.best_of, -1)
 
 
-def _row(bench: TaskEvaluator, rung: str, accuracy_T: Tensor) -> dict[str, Any]:
+def _cell(evaluator: TaskEvaluator, row: str, accuracy_T: Tensor) -> Cell:
     count = len(accuracy_T)
-    spread = float(accuracy_T.std()) if count > 1 else 0.0
-    return {
-        "split": bench.split,
-        "layout": bench.network,
-        "rung": rung,
-        "accuracy": float(accuracy_T.mean()),
-        "ci95": 1.96 * spread / math.sqrt(count),
-        "num_networks": count,
-    }
+    deviation = float(accuracy_T.std()) if count > 1 else 0.0
+    return Cell(
+        split=evaluator.split,
+        layout=evaluator.network,
+        row=row,
+        accuracy=float(accuracy_T.mean()),
+        ci95=1.96 * deviation / math.sqrt(count),
+        num_networks=count,
+    )
 
 
 def _result(
-    config: EvaluateConfig,
-    corpus: Corpus,
-    generator: Generator,
-    rows: list[dict[str, Any]],
-    novelty: list[dict[str, Any]],
-) -> dict[str, Any]:
-    figures = _figures(rows, novelty)
+    config: EvaluateConfig, corpus: Corpus, generator: Generator, cells: list[Cell], novelty: list[NoveltyRow]
+) -> Evaluation:
+    figures = _figures(cells, novelty)
     word, sentence = verdict(novelty, figures)
-    task = next(iter(corpus.tasks.values()))
-    return {
-        "schema_version": 1,
-        "num_test_images": len(build_task(task.recipe).test_y_S),
-        "best_of": config.best_of,
-        "num_samples": len(task.labels_S),
-        "layouts": [network.name for network in corpus.networks.values()],
-        "rungs": rungs(config.finetune_epochs, {row["rung"] for row in rows}),
-        "ladder": rows,
-        "novelty": {
-            "points": novelty,
-            "reference_distance": median_distance(novelty, "original"),
-            "verdict": word,
-            "verdict_text": sentence,
-        },
-        "codebook": _codebook(generator, corpus),
-        "tokenizer": asdict(tokenizer_report(generator, corpus)) if isinstance(generator, IGPG) else None,
-        "figures": figures,
-        "claims": _claims(figures),
-    }
+    task, code = next(iter(corpus.tasks.values())), generator.weight_code()
+    return Evaluation(
+        num_test_images=len(build_task(task.recipe).test_y_S),
+        best_of=config.best_of,
+        num_samples=len(task.labels_S),
+        layouts=tuple(network.name for network in corpus.networks.values()),
+        rows=ladder_rows(config.finetune_epochs, {cell.row for cell in cells}, generator.ablations),
+        ladder=tuple(cells),
+        novelty=Novelty(
+            rows=tuple(novelty),
+            reference_distance=median_distance(novelty, "original"),
+            verdict=word,
+            verdict_text=sentence,
+        ),
+        codebook=None if code is None else _codebook(code, corpus),
+        tokenizer=None if code is None else tokenizer_report(generator, code, corpus),
+        figures=figures,
+        claims=_claims(figures),
+    )
 
 
-def _figures(rows: list[dict[str, Any]], novelty: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over tasks and architectures, in points; retrieval counts with its better kind."""
+def _figures(cells: list[Cell], novelty: list[NoveltyRow]) -> dict[str, float]:
+    """Returns means over tasks and architectures in percent; retrieval counts with its better kind."""
     figures: dict[str, float] = {}
-    splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
+    splits = [split for split in SPLITS if any(cell.split == split for cell in cells)]
     for split in splits:
-        for rung in dict.fromkeys(row["rung"] for row in rows if row["split"] == split):
-            of_rung = [row["accuracy"] for row in rows if (row["split"], row["rung"]) == (split, rung)]
-            figures[f"{split}_{rung}"] = _POINTS * sum(of_rung) / len(of_rung)
+        for row in dict.fromkeys(cell.row for cell in cells if cell.split == split):
+            accuracies = [cell.accuracy for cell in cells if (cell.split, cell.row) == (split, row)]
+            figures[f"{split}_{row}"] = _PERCENT * sum(accuracies) / len(accuracies)
         figures[f"{split}_nearest"] = max(figures[f"{split}_nearest_condition"], figures[f"{split}_nearest_loss"])
     figures["random"] = sum(figures[f"{split}_random"] for split in splits) / len(splits)
     if original := median_distance(novelty, "original"):
@@ -235,37 +230,34 @@ def _figures(rows: list[dict[str, Any]], novelty: list[dict[str, Any]]) -> dict[
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def _claims(figures: dict[str, float]) -> list[dict[str, Any]]:
-    """What the demo sets out to show, each held or not; of a corpus that has less, what can be said of it."""
+def _claims(figures: dict[str, float]) -> tuple[Claim, ...]:
+    """Checks what the demo sets out to show; a claim about a figure that was not measured is left out."""
     claims = [
         ("seen_reconstructed", "seen_original", ">=", 1.0, -1.0),
         ("seen_generated", "seen_original", ">=", 0.95, 0.0),
     ]
-    rivals = ("nearest", "average", "gaussian", "gradient")
-    claims += [("unseen_generated", f"unseen_{rival}", ">", 1.0, 0.0) for rival in rivals]
+    baselines = ("nearest", "average", "gaussian", "gradient")
+    claims += [("unseen_generated", f"unseen_{baseline}", ">", 1.0, 0.0) for baseline in baselines]
     claims += [("unseen_generated", "unseen_original", ">=", 0.9, 0.0)]
-    rows = []
+    checked = []
     for name, other, sign, factor, offset in claims:
         if name not in figures or other not in figures:
             continue
         bound = factor * figures[other] + offset
-        told = (f"{factor:g} * " if factor != 1 else "") + other + (f" - {-offset:.1f}" if offset else "")
+        right_side = (f"{factor:g} * " if factor != 1 else "") + other + (f" - {-offset:.1f}" if offset else "")
         holds = figures[name] > bound if sign == ">" else figures[name] >= bound
-        rows.append({"text": f"{name} {sign} {told}", "holds": holds})
-    return rows
+        checked.append(Claim(text=f"{name} {sign} {right_side}", holds=holds))
+    return tuple(checked)
 
 
 @torch.no_grad()
-def _codebook(generator: Generator, corpus: Corpus) -> dict[str, Any] | None:
-    """How often each code of each level is used on networks that the tokeniser never saw, where some were held out."""
-    if not isinstance(generator, IGPG):
-        return None
-    quantiser = generator.tokenizer.quantiser
-    usage_LV = torch.zeros(quantiser.num_levels, quantiser.num_codes, dtype=torch.int64)
+def _codebook(code: WeightCode, corpus: Corpus) -> Codebook:
+    """Counts the uses of each code of each level on held-out networks; on training networks where none is held out."""
+    usage_LV = torch.zeros(code.num_levels, code.num_codes, dtype=torch.int64)
     for layout_id, network in corpus.networks.items():
         rows = corpus.select(layout_id=layout_id, split="heldout")
         values_ND = corpus.values(rows if rows.num_rows else corpus.select(layout_id=layout_id, split="train"))
-        codes_NL = generator.tokens(values_ND, network.layout).flatten(0, 1)
-        for level in range(quantiser.num_levels):
-            usage_LV[level] += torch.bincount(codes_NL[:, level], minlength=quantiser.num_codes)
-    return {"levels": quantiser.num_levels, "codes": quantiser.num_codes, "usage": usage_LV.tolist()}
+        codes_NL = code.encode(values_ND, network.layout).flatten(0, 1)
+        for level in range(code.num_levels):
+            usage_LV[level] += torch.bincount(codes_NL[:, level], minlength=code.num_codes)
+    return Codebook(codes=code.num_codes, usage=tuple(map(tuple, usage_LV.tolist())))

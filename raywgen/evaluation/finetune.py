@@ -18,7 +18,7 @@ from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.corpus.chosen import networks_named, tasks_named
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, fine_tune
-from raywgen.evaluation.request import Asked
+from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.retrieve import nearest
 from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
@@ -223,7 +223,7 @@ class _Starts:
         where = ["split=train", f"layout_id={self._network.layout.id}"]
         chosen = []
         for task in self._facts:
-            asked = Asked(instruction=task.instruction, samples_SF=task.samples_SF, labels_S=task.labels_S)
+            asked = TaskRequest(instruction=task.instruction, samples_SF=task.samples_SF, labels_S=task.labels_S)
             (best,) = nearest(self._corpus, asked, where=where, by="loss", top=1).networks
             chosen.append(self._corpus.values(self._corpus.select(checkpoint_id=best.checkpoint_id))[0])
         return torch.stack(chosen)

@@ -1,21 +1,21 @@
-"""How far generated networks are from every network they were learned from, in weights and in behaviour.
+"""Measures how far generated networks are from every network of the training corpus, in weights and in behaviour.
 
 "As good as the pretrained one" is also what a copy would be. A network's distance is measured to the nearest
 stored network, relative to the scale of each tensor; its behaviour by the overlap (intersection over union) of
 its errors with that network's. Both are set beside the same measures of networks that were honestly trained on
 the task and never shown to the generator.
 
-Shape legend: T networks, D values, R stored networks, I test images.
+Shape legend: T networks, R stored networks, I test images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from raywgen.evaluation.results import NoveltyRow
 from raywgen.evaluation.task_evaluator import TaskEvaluator
 from raywgen.weights import Normalizer
 
@@ -36,45 +36,45 @@ class Nearness:
     overlap_T: Tensor
 
 
-def nearness(bench: TaskEvaluator, values_TD: Tensor) -> Nearness:
-    """Distance to, and error overlap with, the nearest stored network."""
-    distance_TR = distances(values_TD, bench.stored.values_RD, bench.normalizer)
+def nearness(evaluator: TaskEvaluator, values_TD: Tensor) -> Nearness:
+    """Returns distance to, and error overlap with, the nearest stored network."""
+    distance_TR = distances(values_TD, evaluator.stored.values_RD, evaluator.normalizer)
     distance_T, nearest_T = distance_TR.min(dim=1)
-    overlap_T = error_overlap(bench.errors(values_TD), bench.errors(bench.stored.values_RD[nearest_T]))
+    overlap_T = error_overlap(evaluator.errors(values_TD), evaluator.errors(evaluator.stored.values_RD[nearest_T]))
     return Nearness(distance_T=distance_T, overlap_T=overlap_T)
 
 
 def distances(values_TD: Tensor, stored_RD: Tensor, normalizer: Normalizer) -> Tensor:
-    """Root mean square differences `(T, R)`, in standard deviations of each tensor over the corpus."""
+    """Returns root mean square differences `(T, R)`, in standard deviations of each tensor over the corpus."""
     apart_TR = torch.cdist(normalizer.normalise(values_TD), normalizer.normalise(stored_RD))
     return apart_TR / values_TD.shape[1] ** 0.5
 
 
 def error_overlap(wrong_TI: Tensor, other_TI: Tensor) -> Tensor:
-    """Intersection over union of two sets of errors, `(T,)`; 0 where both are empty."""
+    """Returns the intersection over union of two sets of errors, `(T,)`; 0 where both are empty."""
     union_T = (wrong_TI | other_TI).sum(dim=1)
     return (wrong_TI & other_TI).sum(dim=1) / union_T.clamp(min=1)
 
 
-def points(bench: TaskEvaluator, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> list[dict[str, Any]]:
-    """One row per network for the report."""
-    near = nearness(bench, values_TD)
+def novelty_rows(evaluator: TaskEvaluator, kind: str, values_TD: Tensor, accuracy_T: Tensor) -> list[NoveltyRow]:
+    """Returns one row per network for the report."""
+    near = nearness(evaluator, values_TD)
     return [
-        {
-            "kind": kind,
-            "split": bench.split,
-            "layout": bench.network,
-            "task": task.id,
-            "weight_distance": round(float(near.distance_T[index]), 5),
-            "error_overlap": round(float(near.overlap_T[index]), 5),
-            "accuracy": round(float(accuracy_T[index]), 5),
-        }
-        for index, task in enumerate(bench.tasks)
+        NoveltyRow(
+            kind=kind,
+            split=evaluator.split,
+            layout=evaluator.network,
+            task=task.id,
+            weight_distance=round(float(near.distance_T[index]), 5),
+            error_overlap=round(float(near.overlap_T[index]), 5),
+            accuracy=round(float(accuracy_T[index]), 5),
+        )
+        for index, task in enumerate(evaluator.tasks)
     ]
 
 
-def verdict(rows: list[dict[str, Any]], figures: dict[str, float]) -> tuple[str, str]:
-    """A word and a sentence on the generated networks of unseen tasks; where there are none, of seen ones.
+def verdict(rows: list[NoveltyRow], figures: dict[str, float]) -> tuple[str, str]:
+    """Returns a word and a sentence on the generated networks of unseen tasks; where there are none, of seen ones.
 
     `replica`: nearer to a stored network than a tenth of the distance at which honest networks lie.
     `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
@@ -83,12 +83,12 @@ def verdict(rows: list[dict[str, Any]], figures: dict[str, float]) -> tuple[str,
     """
     split = judged_split(rows)
     honest, generated = median_distance(rows, "original"), median_distance(rows, "generated")
-    rivals = {name: figures[f"{split}_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
-    best = max(rivals, key=lambda name: rivals[name])
-    lead = figures[f"{split}_generated"] - rivals[best]
+    baselines = {name: figures[f"{split}_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
+    best = max(baselines, key=lambda name: baselines[name])
+    lead = figures[f"{split}_generated"] - baselines[best]
     scores = (
-        f"score {abs(lead):.1f} points {'above' if lead > 0 else 'below'} the best of retrieval, average, noise and "
-        f"Gaussian ({best})"
+        f"score {abs(lead):.1f} percentage points {'above' if lead > 0 else 'below'} the best of retrieval, average, "
+        f"noise and Gaussian ({best})"
     )
     if not honest:
         word = "replica" if generated < _REPLICA else "unjudged"
@@ -105,13 +105,13 @@ def verdict(rows: list[dict[str, Any]], figures: dict[str, float]) -> tuple[str,
     )
 
 
-def judged_split(rows: list[dict[str, Any]]) -> str:
-    """`unseen` where there are such tasks, else `seen`."""
-    return "unseen" if any(row["split"] == "unseen" for row in rows) else "seen"
+def judged_split(rows: list[NoveltyRow]) -> str:
+    """Returns `unseen` where there are such tasks, else `seen`."""
+    return "unseen" if any(row.split == "unseen" for row in rows) else "seen"
 
 
-def median_distance(rows: list[dict[str, Any]], kind: str) -> float:
-    """Median weight distance of the judged split's networks of one kind; 0 where there are none."""
+def median_distance(rows: list[NoveltyRow], kind: str) -> float:
+    """Returns the median weight distance of the judged split's networks of one kind; 0 where there are none."""
     split = judged_split(rows)
-    chosen = [row["weight_distance"] for row in rows if row["kind"] == kind and row["split"] == split]
+    chosen = [row.weight_distance for row in rows if row.kind == kind and row.split == split]
     return float(torch.tensor(chosen).median()) if chosen else 0.0

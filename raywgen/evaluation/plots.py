@@ -22,7 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from raywgen.evaluation.report_inputs import NoveltyPoint
+from raywgen.evaluation.results import NoveltyRow
 
 Series = Sequence[tuple[float, float]]
 
@@ -55,7 +55,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LadderRow:
-    """One rung of the ladder plot: its points (accuracy and half interval in points, marker) and their mean."""
+    """One row of the ladder plot: accuracies in percent with half intervals and markers, and their mean."""
 
     label: str
     group: str
@@ -65,7 +65,7 @@ class LadderRow:
 
 
 def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original: float | None, title: str) -> Markup:
-    """Accuracy with confidence intervals, one row per rung; a dashed line marks the networks trained on the task."""
+    """Accuracy with confidence intervals, one row a line; a dashed line marks the networks trained on the task."""
 
     def draw(width: int) -> Figure:
         narrow = width == NARROW
@@ -73,7 +73,7 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
         positions = _positions(rows)
         height = pitch * (positions[-1] + 1) + 58
         figure, axes = new_axes(width, height, left=left, right=right, bottom=48, top=10)
-        axes.set(xlim=limits, ylim=(positions[-1] + 0.5, -0.5), yticks=[], xlabel="balanced accuracy, points")
+        axes.set(xlim=limits, ylim=(positions[-1] + 0.5, -0.5), yticks=[], xlabel="balanced accuracy, %")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MultipleLocator(_tick_step(limits)))
         if original is not None:
@@ -143,7 +143,7 @@ _NOVELTY_LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def novelty_plot(points: Sequence[NoveltyPoint], reference_distance: float, furthest: float, title: str) -> Markup:
+def novelty_plot(points: Sequence[NoveltyRow], reference_distance: float, furthest: float, title: str) -> Markup:
     """Distance to the nearest stored network against overlap of errors with it; a copy lies at the upper left."""
 
     def draw(width: int) -> Figure:

@@ -21,19 +21,8 @@ from raywgen.evaluation.plots import (
     novelty_plot,
     sparkline,
 )
-from raywgen.evaluation.report_inputs import (
-    GROUPS,
-    SPLITS,
-    Cell,
-    Codebook,
-    Evaluation,
-    NoveltyPoint,
-    ReportError,
-    Rung,
-    StageLog,
-    read_evaluation,
-    read_metrics,
-)
+from raywgen.evaluation.report_inputs import ReportError, StageLog, read_evaluation, read_metrics
+from raywgen.evaluation.results import EVALUATION, GROUPS, SPLITS, Cell, Codebook, Evaluation, NoveltyRow, Row
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.files import write_text
 from raywgen.inputs import MAX_YAML_BYTES, read_regular
@@ -57,7 +46,7 @@ def write_report(run_dir: str | Path) -> Path:
         ReportError: `evaluation.json` is missing or damaged.
     """
     root = Path(run_dir)
-    evaluation = read_evaluation(root / "evaluation" / "evaluation.json")
+    evaluation = read_evaluation(root / "evaluation" / EVALUATION)
     environment = Environment(
         loader=PackageLoader("raywgen.evaluation", "."),
         autoescape=True,
@@ -90,8 +79,8 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
         "signs": [(sign, layout) for layout, (_, sign) in markers.items()],
         "groups": _table(evaluation),
         "splits": [split for split in SPLITS if _has(evaluation, split)],
-        "num_networks": sorted({cell.num_networks for cell in evaluation.cells}),
-        "novelty": [_novelty(evaluation, split) for split in SPLITS if _points(evaluation, split)],
+        "num_networks": sorted({cell.num_networks for cell in evaluation.ladder}),
+        "novelty": [_novelty(evaluation, split) for split in SPLITS if _novelty_rows(evaluation, split)],
         "stages": [_stage(log) for log in logs],
         "num_unreadable": num_unreadable,
         "tokenizer_title": _tokenizer_finding(evaluation.tokenizer) if evaluation.tokenizer else "",
@@ -116,17 +105,17 @@ def _markers(evaluation: Evaluation) -> dict[str, tuple[str, str]]:
 
 
 def _has(evaluation: Evaluation, split: str) -> bool:
-    return any(cell.split == split for cell in evaluation.cells)
+    return any(cell.split == split for cell in evaluation.ladder)
 
 
-def _cells(evaluation: Evaluation, split: str, rung: str) -> list[Cell]:
+def _cells(evaluation: Evaluation, split: str, row: str) -> list[Cell]:
     """One per layout, in the order of the layouts."""
-    chosen = [cell for cell in evaluation.cells if (cell.split, cell.rung) == (split, rung)]
+    chosen = [cell for cell in evaluation.ladder if (cell.split, cell.row) == (split, row)]
     return sorted(chosen, key=lambda cell: evaluation.layouts.index(cell.layout))
 
 
 def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
-    """Mean over layouts and half its 95 % interval, in points.
+    """Mean over layouts and half its 95 % interval, in percent.
 
     The layouts are measured on the same tasks, so their errors may go together: the mean of their intervals holds
     however strongly they do.
@@ -136,16 +125,16 @@ def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
     return 100 * fmean(cell.accuracy for cell in cells), 100 * fmean(cell.ci95 for cell in cells)
 
 
-def _best_baseline(evaluation: Evaluation, split: str, prefix: str = "") -> Rung | None:
+def _best_baseline(evaluation: Evaluation, split: str, prefix: str = "") -> Row | None:
     """The most accurate of the baselines whose name starts so."""
     means = {
-        rung: mean[0]
-        for rung in evaluation.rungs
-        if rung.group == "baseline"
-        and rung.name.startswith(prefix)
-        and (mean := _mean(_cells(evaluation, split, rung.name)))
+        row: mean[0]
+        for row in evaluation.rows
+        if row.group == "baseline"
+        and row.name.startswith(prefix)
+        and (mean := _mean(_cells(evaluation, split, row.name)))
     }
-    return max(means, key=lambda rung: means[rung], default=None)
+    return max(means, key=lambda row: means[row], default=None)
 
 
 def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
@@ -153,7 +142,7 @@ def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
     difference = generated[0] - other[0]
     if abs(difference) <= math.hypot(generated[1], other[1]):
         return "level with it"
-    return f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'} it"
+    return f"{abs(difference):.1f} percentage points {'above' if difference > 0 else 'below'} it"
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -162,19 +151,19 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     generated = _mean(_cells(evaluation, split, "generated"))
     budget = f"best of {evaluation.best_of}" if evaluation.best_of else ""
     cards = [_card(f"Generated, {split}", generated, budget, accent=True)]
-    rungs = {rung.name: rung for rung in evaluation.rungs}
-    rivals = {
-        f"Trained, {split}": rungs.get("original"),
+    rows = {row.name: row for row in evaluation.rows}
+    compared = {
+        f"Trained, {split}": rows.get("original"),
         f"Best stored, {split}": _best_baseline(evaluation, split, prefix=_RETRIEVAL),
         f"Best baseline, {split}": _best_baseline(evaluation, split),
     }
-    if rivals[f"Best stored, {split}"] == rivals[f"Best baseline, {split}"]:
-        del rivals[f"Best stored, {split}"]
-    for title, rung in rivals.items():
-        mean = _mean(_cells(evaluation, split, rung.name)) if rung else None
-        if rung and mean:
+    if compared[f"Best stored, {split}"] == compared[f"Best baseline, {split}"]:
+        del compared[f"Best stored, {split}"]
+    for title, row in compared.items():
+        mean = _mean(_cells(evaluation, split, row.name)) if row else None
+        if row and mean:
             stands = f"; generated is {_compare(generated, mean)}" if generated else ""
-            cards.append(_card(title, mean, rung.label + stands))
+            cards.append(_card(title, mean, row.label + stands))
     if split != "seen":
         cards.append(_card("Generated, seen", _mean(_cells(evaluation, "seen", "generated")), budget, accent=True))
     return [card for card in cards if card]
@@ -187,19 +176,19 @@ def _card(title: str, mean: tuple[float, float] | None, note: str, accent: bool 
 def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     rows = [
         LadderRow(
-            label=rung.label,
-            group=rung.group,
-            is_generated=rung.name == "generated",
+            label=row.label,
+            group=row.group,
+            is_generated=row.name == "generated",
             dots=tuple((100 * cell.accuracy, 100 * cell.ci95, markers[cell.layout][0]) for cell in cells),
             mean=100 * fmean(cell.accuracy for cell in cells),
         )
         for group in GROUPS
-        for rung in evaluation.rungs
-        if rung.group == group and (cells := _cells(evaluation, split, rung.name))
+        for row in evaluation.rows
+        if row.group == group and (cells := _cells(evaluation, split, row.name))
     ]
     original = _mean(_cells(evaluation, split, "original"))
     title = _ladder_finding(evaluation, split)
-    lowest = min(cell.accuracy - cell.ci95 for cell in evaluation.cells)
+    lowest = min(cell.accuracy - cell.ci95 for cell in evaluation.ladder)
     limits = (max(0.0, 5 * math.floor(20 * lowest - 0.2)), 100.0)
     return {"title": title, "plot": ladder_plot(rows, limits, original[0] if original else None, title)}
 
@@ -224,43 +213,43 @@ def _lower(label: str) -> str:
 
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rungs by group, each with its cells by (split, layout)."""
-    cells = {(cell.rung, cell.split, cell.layout): cell for cell in evaluation.cells}
+    cells = {(cell.row, cell.split, cell.layout): cell for cell in evaluation.ladder}
     groups = [
         {
             "title": _GROUP_TITLES[group],
-            "rungs": [
+            "rows": [
                 {
-                    "rung": rung,
+                    "row": row,
                     "cells": [
-                        cells.get((rung.name, split, layout))
+                        cells.get((row.name, split, layout))
                         for split in SPLITS
                         if _has(evaluation, split)
                         for layout in evaluation.layouts
                     ],
                 }
-                for rung in evaluation.rungs
-                if rung.group == group
+                for row in evaluation.rows
+                if row.group == group
             ],
         }
         for group in GROUPS
     ]
-    return [group for group in groups if group["rungs"]]
+    return [group for group in groups if group["rows"]]
 
 
-def _points(evaluation: Evaluation, split: str) -> list[NoveltyPoint]:
-    return [point for point in evaluation.novelty.points if point.split == split] if evaluation.novelty else []
+def _novelty_rows(evaluation: Evaluation, split: str) -> list[NoveltyRow]:
+    return [point for point in evaluation.novelty.rows if point.split == split] if evaluation.novelty else []
 
 
 def _novelty(evaluation: Evaluation, split: str) -> dict[str, Any]:
     assert evaluation.novelty is not None
     reference_distance = evaluation.novelty.reference_distance
     # One axis for both splits, so that they can be compared.
-    furthest = max([reference_distance, *(point.weight_distance for point in evaluation.novelty.points)])
-    points = _points(evaluation, split)
-    labels = {rung.name: rung.label for rung in evaluation.rungs}
+    furthest = max([reference_distance, *(point.weight_distance for point in evaluation.novelty.rows)])
+    networks = _novelty_rows(evaluation, split)
+    labels = {row.name: row.label for row in evaluation.rows}
     medians = {}
     for kind, sign in NOVELTY_SIGNS.items():
-        chosen = [point for point in points if point.kind == kind]
+        chosen = [point for point in networks if point.kind == kind]
         if chosen:
             medians[kind] = {
                 "sign": sign,
@@ -276,7 +265,7 @@ def _novelty(evaluation: Evaluation, split: str) -> dict[str, Any]:
             f"reference distance from the nearest stored network; their errors overlap by "
             f"{100 * generated['overlap']:.0f} %"
         )
-    return {"title": title, "plot": novelty_plot(points, reference_distance, furthest, title), "medians": medians}
+    return {"title": title, "plot": novelty_plot(networks, reference_distance, furthest, title), "medians": medians}
 
 
 def _stage(log: StageLog) -> dict[str, Any]:
@@ -322,7 +311,7 @@ def _tokenizer_finding(report: TokenizerReport) -> str:
     if row.original_accuracy is None or row.reconstructed_accuracy is None:
         return text
     lost = 100 * (row.original_accuracy - row.reconstructed_accuracy)
-    return f"{text}, and {'lose' if lost >= 0 else 'gain'} {abs(lost):.1f} points of accuracy"
+    return f"{text}, and {'lose' if lost >= 0 else 'gain'} {abs(lost):.1f} percentage points of accuracy"
 
 
 def _codebook(codebook: Codebook) -> dict[str, Any]:
@@ -348,7 +337,7 @@ def _codebook(codebook: Codebook) -> dict[str, Any]:
 def _paths(root: Path, evaluation: Evaluation, others: Sequence[Path]) -> list[tuple[str, str]]:
     """What lies where: the evaluation's own list, then the files this page was made from."""
     rows = [(name.replace("_", " "), path) for name, path in evaluation.paths.items()]
-    rows.append(("evaluation", "evaluation/evaluation.json"))
+    rows.append(("evaluation", f"evaluation/{EVALUATION}"))
     rows += [
         ("config" if path.suffix == ".yaml" else "metrics", str(path.relative_to(root)))
         for path in others

@@ -21,7 +21,7 @@ from raywgen.trust import reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class TaskRequest:
     """One task, as far as it is told.
 
     Attributes:
@@ -37,7 +37,7 @@ class Asked:
     task_id: str | None = None
 
 
-def read_asked(corpus: Corpus, *, task: str, instruction: str, data: str, num_samples: int) -> Asked:
+def read_task_request(corpus: Corpus, *, task: str, instruction: str, data: str, num_samples: int) -> TaskRequest:
     """Reads what a command's settings name.
 
     Args:
@@ -57,10 +57,12 @@ def read_asked(corpus: Corpus, *, task: str, instruction: str, data: str, num_sa
         )
     if not task:
         samples_SF, labels_S = read_samples(corpus, data) if data else (None, None)
-        asked = Asked(instruction=instruction, samples_SF=samples_SF, labels_S=labels_S)
+        asked = TaskRequest(instruction=instruction, samples_SF=samples_SF, labels_S=labels_S)
     else:
         facts = task_named(corpus, task)
-        asked = Asked(instruction=facts.instruction, samples_SF=facts.samples_SF, labels_S=facts.labels_S, task_id=task)
+        asked = TaskRequest(
+            instruction=facts.instruction, samples_SF=facts.samples_SF, labels_S=facts.labels_S, task_id=task
+        )
     return _at_most(asked, num_samples)
 
 
@@ -90,13 +92,13 @@ def _form(corpus: Corpus) -> InputForm | None:
     return None if task is None else input_form(task.recipe)
 
 
-def _at_most(asked: Asked, num_samples: int) -> Asked:
+def _at_most(asked: TaskRequest, num_samples: int) -> TaskRequest:
     if asked.samples_SF is None or len(asked.samples_SF) <= num_samples:
         return asked
     unlabelled = np.zeros(len(asked.samples_SF), dtype=np.int64)
     labels = unlabelled if asked.labels_S is None else asked.labels_S.numpy()
     rows = torch.from_numpy(balanced_rows(labels, num_samples, seed=0))
-    return Asked(
+    return TaskRequest(
         instruction=asked.instruction,
         samples_SF=asked.samples_SF[rows],
         labels_S=None if asked.labels_S is None else asked.labels_S[rows],

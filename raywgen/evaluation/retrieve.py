@@ -15,7 +15,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.request import Asked, read_asked
+from raywgen.evaluation.request import TaskRequest, read_task_request
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
 from raywgen.evaluation.task_similarity import data_likeness, text_likeness
 from raywgen.files import write_text
@@ -127,7 +127,7 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
     """
     corpus = Corpus.open(config.corpus)
     told = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_asked(corpus, **told, num_samples=config.num_samples)
+    asked = read_task_request(corpus, **told, num_samples=config.num_samples)
     found = nearest(corpus, asked, where=config.where, by=config.by, top=config.top, on_progress=on_progress)
     if config.out:
         best = found.networks[0]
@@ -139,7 +139,7 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
 
 def nearest(
     corpus: Corpus,
-    asked: Asked,
+    asked: TaskRequest,
     *,
     where: list[str] | None = None,
     by: str = "auto",
@@ -172,7 +172,7 @@ def nearest(
 
 
 def _scores(
-    corpus: Corpus, facts: pa.Table, asked: Asked, on_progress: Callable[[int, int, str], None] | None
+    corpus: Corpus, facts: pa.Table, asked: TaskRequest, on_progress: Callable[[int, int, str], None] | None
 ) -> tuple[dict[str, tuple[float, float]], list[str]]:
     """Checkpoint id -> loss and accuracy on the labelled samples; and what could not be run."""
     scores: dict[str, tuple[float, float]] = {}
@@ -198,7 +198,9 @@ def _scores(
     return scores, left_out
 
 
-def _networks(corpus: Corpus, facts: pa.Table, asked: Asked, scores: dict[str, tuple[float, float]]) -> list[Found]:
+def _networks(
+    corpus: Corpus, facts: pa.Table, asked: TaskRequest, scores: dict[str, tuple[float, float]]
+) -> list[Found]:
     """All networks that were tried, with all that is known of them."""
     text_of, data_of = _likenesses(corpus, asked)
     names = ("checkpoint_id", "layout_id", "task_id", "test_accuracy")
@@ -223,7 +225,7 @@ def _networks(corpus: Corpus, facts: pa.Table, asked: Asked, scores: dict[str, t
     return networks
 
 
-def _likenesses(corpus: Corpus, asked: Asked) -> tuple[dict[str | None, float], dict[str | None, float]]:
+def _likenesses(corpus: Corpus, asked: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
     """Task id -> likeness of the instruction, and of the samples."""
     tasks = list(corpus.tasks.values())
     text: dict[str | None, float] = {}

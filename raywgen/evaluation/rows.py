@@ -1,15 +1,19 @@
-"""The rows of the ladder, with a sentence on each for people."""
+"""The rows of the ladder, each with a sentence that explains it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-_ROWS = [
+from raywgen.evaluation.results import Row
+from raywgen.generators.reporting import Ablation
+
+_LADDER = [
     ("original", "ladder", "Trained on the task", "A network trained on this very task; no generator saw it."),
-    ("reconstructed", "ladder", "Reconstructed", "That network through the generator's own tokens and back."),
+    ("reconstructed", "ladder", "Reconstructed", "That network through the generator's own code and back."),
     ("generated", "ladder", "Generated", "Written by the generator; best of n by loss on the examples."),
     ("finetuned_{}", "ladder", "Generated, fine-tuned", "The generated network trained on the task's images."),
-    ("token_prior", "ablation", "Without the task-loss stage", "The same prior before training by task loss."),
+]
+_OTHERS = [
     ("hypernetwork", "ablation", "Hypernetwork", "Weights straight from the condition, trained by task loss."),
     ("random", "baseline", "Random start", "Fresh initialisations; best of n."),
     ("shared_start", "baseline", "Shared start", "Where all networks of the corpus started."),
@@ -26,12 +30,18 @@ _ROWS = [
 ]
 
 
-def rungs(finetune_epochs: list[int], present: set[str]) -> list[dict[str, Any]]:
-    """Name, group, label and help of every row that was measured, in reading order."""
+def ladder_rows(finetune_epochs: list[int], present: set[str], ablations: Sequence[Ablation]) -> tuple[Row, ...]:
+    """Returns the rows that were measured, in reading order.
+
+    Args:
+        finetune_epochs: The fine-tuning lengths that were measured.
+        present: Names of the rows that were measured.
+        ablations: Rows that the generator's own method adds.
+    """
+    own = [(one.row, "ablation", one.label, one.help) for one in ablations]
     table = []
-    for name, group, label, text in _ROWS:
+    for name, group, label, text in (*_LADDER, *own, *_OTHERS):
         for epochs in finetune_epochs if "{}" in name else [None]:
             suffix = "" if epochs is None else f", {epochs} epoch{'s' if epochs > 1 else ''}"
-            row = {"name": name.format(epochs), "group": group, "label": label + suffix, "help": text}
-            table.append(row)
-    return [row for row in table if row["name"] in present]
+            table.append(Row(name=name.format(epochs), group=group, label=label + suffix, help=text))
+    return tuple(row for row in table if row.name in present)

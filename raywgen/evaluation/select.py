@@ -36,7 +36,7 @@ from raywgen.evaluation.architecture_facts import (
     predict,
     trust_of,
 )
-from raywgen.evaluation.request import Asked, read_asked
+from raywgen.evaluation.request import TaskRequest, read_task_request
 from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
 from raywgen.generation.conditions import make_condition
@@ -144,7 +144,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
     """
     corpus = Corpus.open(config.corpus)
     told = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_asked(corpus, **told, num_samples=config.num_samples)
+    asked = read_task_request(corpus, **told, num_samples=config.num_samples)
     recipes = _recipes(config, corpus)
     known = [name for name in recipes if name in {network.name for network in corpus.networks.values()}]
     results = collect_results(corpus, known, leave_out=asked.task_id)
@@ -177,7 +177,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
 
 
 def measure_trust(
-    like: Asked, results: Results, writer: _Writer | None, config: SelectConfig
+    like: TaskRequest, results: Results, writer: _Writer | None, config: SelectConfig
 ) -> tuple[list[Trust], str]:
     """Every answer against the truth on tasks left out, and how these were left out."""
     results = complete(results)
@@ -206,7 +206,7 @@ def measure_trust(
 
 
 def _candidates(
-    asked: Asked, corpus: Corpus, recipes: dict[str, dict[str, Any]], results: Results, writer: _Writer | None
+    asked: TaskRequest, corpus: Corpus, recipes: dict[str, dict[str, Any]], results: Results, writer: _Writer | None
 ) -> list[Candidate]:
     num_values = {network.name: network.layout.num_values for network in corpus.networks.values()}
     mean: dict[str, float] = {}
@@ -265,7 +265,7 @@ class _Writer:
         self._config, self._recipes, self._on_progress = config, recipes, on_progress
         self._trained: TrainedGenerator = load(config.generator)
 
-    def scores(self, tasks: Sequence[Asked], names: Sequence[str]) -> np.ndarray:
+    def scores(self, tasks: Sequence[TaskRequest], names: Sequence[str]) -> np.ndarray:
         """Minus the loss of the best of n, nats, `(T, A)`."""
         columns = []
         for done, name in enumerate(names):
@@ -274,7 +274,7 @@ class _Writer:
             columns.append(torch.stack([self._score(task, self._recipes[name]) for task in tasks]))
         return torch.stack(columns, dim=1).double().numpy()
 
-    def _score(self, task: Asked, recipe: dict[str, Any]) -> Tensor:
+    def _score(self, task: TaskRequest, recipe: dict[str, Any]) -> Tensor:
         assert task.samples_SF is not None
         assert task.labels_S is not None
         with torch.random.fork_rng():

@@ -1,51 +1,50 @@
-"""An evaluation as tables for a terminal."""
+"""Prints an evaluation as tables in a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from raywgen.evaluation.results import Evaluation
 from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
 from raywgen.progress import plain
 
 
-def print_evaluation(result: dict[str, Any], console: Console) -> None:
-    """Prints ladder, claims and verdict; accuracies in points with half-widths of 95 % intervals over tasks."""
-    accuracy = {(row["split"], row["layout"], row["rung"]): row for row in result["ladder"]}
-    measured = {(split, layout) for split, layout, _ in accuracy}
-    every = [(split, layout) for split in ("seen", "unseen") for layout in result["layouts"]]
+def print_evaluation(result: Evaluation, console: Console) -> None:
+    """Prints ladder, claims and verdict; accuracies in percent with half-widths of 95 % intervals over tasks."""
+    cells = {(cell.split, cell.layout, cell.row): cell for cell in result.ladder}
+    measured = {(split, layout) for split, layout, _ in cells}
+    every = [(split, layout) for split in ("seen", "unseen") for layout in result.layouts]
     columns = [column for column in every if column in measured]
-    count = max(row["num_networks"] for row in result["ladder"])
+    count = max(cell.num_networks for cell in result.ladder)
     table = Table(
         "",
         *(plain(f"{split}\n{layout}") for split, layout in columns),
-        title=f"Balanced accuracy on {result['num_test_images']} test images that nothing was trained on, "
-        f"{count} tasks a column, best of {result['best_of']} by loss on {result['num_samples']} examples",
+        title=f"Balanced accuracy in % on {result.num_test_images} test images that nothing was trained on, "
+        f"{count} tasks a column, best of {result.best_of} by loss on {result.num_samples} examples",
     )
     group = "ladder"
-    for rung in result["rungs"]:
-        if rung["group"] != group:
+    for row in result.rows:
+        if row.group != group:
             table.add_section()
-            group = rung["group"]
-        cells = [accuracy.get((split, layout, rung["name"])) for split, layout in columns]
-        style = "bold green" if rung["name"] == "generated" else None
+            group = row.group
+        shown = [cells.get((split, layout, row.name)) for split, layout in columns]
         table.add_row(
-            plain(rung["label"]),
-            *("-" if row is None else f"{100 * row['accuracy']:.1f} ±{100 * row['ci95']:.1f}" for row in cells),
-            style=style,
+            plain(row.label),
+            *("-" if cell is None else f"{100 * cell.accuracy:.1f} ±{100 * cell.ci95:.1f}" for cell in shown),
+            style="bold green" if row.name == "generated" else None,
         )
     console.print(table)
-    if result["tokenizer"] is not None:
-        print_tokenizer(TokenizerReport.from_json(result["tokenizer"]), console)
-    for claim in result["claims"]:
-        console.print(f"  {'[green]holds[/green]' if claim['holds'] else '[red]fails[/red]'}  {plain(claim['text'])}")
-    novelty = result["novelty"]
-    console.print(
-        f"\nverdict: [bold]{plain(novelty['verdict'])}[/bold]. {plain(novelty['verdict_text'])}", highlight=False
-    )
+    if result.tokenizer is not None:
+        print_tokenizer(result.tokenizer, console)
+    for claim in result.claims:
+        console.print(f"  {'[green]holds[/green]' if claim.holds else '[red]fails[/red]'}  {plain(claim.text)}")
+    if (novelty := result.novelty) is not None:
+        console.print(
+            f"\nverdict: [bold]{plain(novelty.verdict)}[/bold]. {plain(novelty.verdict_text)}", highlight=False
+        )
 
 
 def print_tokenizer(report: TokenizerReport, console: Console) -> None:
@@ -58,8 +57,8 @@ def print_tokenizer(report: TokenizerReport, console: Console) -> None:
         f"{report.decoder_values:,} in the decoder, {report.reference_values:,} in references",
         title_justify="left",
     )
-    for label, told in _TOKENIZER_ROWS.items():
-        table.add_row(label, *(told(split) for split in report.splits))
+    for label, text_of in _TOKENIZER_ROWS.items():
+        table.add_row(label, *(text_of(split) for split in report.splits))
     console.print(table)
     if report.no_accuracy:
         console.print(f"  no accuracy: {plain(report.no_accuracy)}", highlight=False)

@@ -159,13 +159,13 @@ def make_evaluator(
 
 
 def generated_candidates(
-    bench: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int, **options: Any
+    evaluator: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int, **options: Any
 ) -> Generated:
     """`num` networks per task `(T * num, D)`, all of a task told the same."""
-    told = bench.condition.repeat(num)
+    told = evaluator.condition.repeat(num)
     noise = KeyedNoise(seed, torch.arange(len(told)), 0)
     return generator.generate(
-        told, bench.layout, noise, temperature=temperature, normalizer=bench.normalizer, **options
+        told, evaluator.layout, noise, temperature=temperature, normalizer=evaluator.normalizer, **options
     )
 
 

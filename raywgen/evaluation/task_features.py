@@ -23,7 +23,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from raywgen.evaluation.request import Asked
+from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.task_similarity import word_vectors
 
 _RIDGE = 1e-2
@@ -36,26 +36,26 @@ class TaskFeatures:
         like: What is known of the task that will be asked about; only that is used of all others.
     """
 
-    def __init__(self, like: Asked) -> None:
+    def __init__(self, like: TaskRequest) -> None:
         self._has_text = bool(like.instruction)
         self._has_data = like.samples_SF is not None
         self._has_labels = like.labels_S is not None
         self._words = word_vectors()
         self._scales: list[StandardScaler] = []
 
-    def fit(self, tasks: Sequence[Asked]) -> Self:
+    def fit(self, tasks: Sequence[TaskRequest]) -> Self:
         """Takes word weights and scales from these tasks."""
         if self._has_text:
             self._words.fit([task.instruction for task in tasks])
         self._scales = [StandardScaler().fit(group_TE) for group_TE in self._groups(tasks)]
         return self
 
-    def transform(self, tasks: Sequence[Asked]) -> np.ndarray:
+    def transform(self, tasks: Sequence[TaskRequest]) -> np.ndarray:
         """Float64 `(T, E)`; over the tasks of `fit` every number has mean 0 and every group a variance of at most 1."""
         groups = zip(self._scales, self._groups(tasks), strict=True)
         return np.concatenate([scale.transform(raw_TE) / raw_TE.shape[1] ** 0.5 for scale, raw_TE in groups], axis=1)
 
-    def _groups(self, tasks: Sequence[Asked]) -> list[np.ndarray]:
+    def _groups(self, tasks: Sequence[TaskRequest]) -> list[np.ndarray]:
         groups = []
         if self._has_text:
             groups.append(np.asarray(self._words.transform([task.instruction for task in tasks]).todense()))
@@ -65,7 +65,7 @@ class TaskFeatures:
             groups.append(np.stack([landmarks(*_labelled(task)) for task in tasks]))
         return groups
 
-    def _statistics(self, task: Asked) -> np.ndarray:
+    def _statistics(self, task: TaskRequest) -> np.ndarray:
         assert task.samples_SF is not None, "a task of the corpus shows samples"
         row = [task.samples_SF.mean(dim=0), task.samples_SF.std(dim=0, unbiased=False)]
         if self._has_labels:
@@ -122,7 +122,7 @@ def _class_means(samples_SF: Tensor, labels_S: Tensor) -> Tensor:
     return (member_SC / member_SC.sum(dim=0)).T @ samples_SF
 
 
-def _labelled(task: Asked) -> tuple[Tensor, Tensor]:
+def _labelled(task: TaskRequest) -> tuple[Tensor, Tensor]:
     assert task.samples_SF is not None, "a task of the corpus shows labelled samples"
     assert task.labels_S is not None, "a task of the corpus shows labelled samples"
     return task.samples_SF, task.labels_S

@@ -1,6 +1,6 @@
-"""What a run's tokeniser costs and keeps, on networks that it was trained on and on others.
+"""Measures what a run's tokeniser costs and keeps, on networks that it was trained on and on others.
 
-Shape legend: N networks, D values, X chunks of all networks, L levels, S samples.
+Shape legend: N networks, X chunks of all networks, P networks of a pass.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
 from raywgen.files import write_text
+from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
-from raywgen.generators.igpg import IGPG
+from raywgen.generators.reporting import WeightCode
 from raywgen.inputs import read_json
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.run_folder import BUNDLE, CONFIG
 from raywgen.trust import check_address, reading
-from raywgen.weights import Layout, Normalizer
+from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 DB_PER_BIT = 20 * math.log10(2)
 
@@ -50,51 +51,52 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     if path.is_file():
         return TokenizerReport.from_json(read_json(path))
     generator = load_bundle(root / BUNDLE)
-    if not isinstance(generator, IGPG):
+    code = generator.weight_code()
+    if code is None:
         return None
     location = read_train_config(root / CONFIG).corpus
     with reading(str(root / CONFIG)):
         check_address(location, "corpus")
     corpus = Corpus.open(location)
-    report = tokenizer_report(generator, corpus)
+    report = tokenizer_report(generator, code, corpus)
     write_text(path, json.dumps(asdict(report), indent=1))
     return report
 
 
 @torch.no_grad()
 def tokenizer_report(
-    generator: IGPG, corpus: Corpus, *, num_networks: int = 256, num_samples: int = 1000
+    generator: Generator, code: WeightCode, corpus: Corpus, *, num_networks: int = 256, num_samples: int = 1000
 ) -> TokenizerReport:
-    """Measures a tokeniser on a corpus.
+    """Measures a generator's tokeniser on a corpus.
 
     Args:
-        generator: Whose.
-        corpus: With layouts that it knows; others are left out.
-        num_networks: Of each split, at most, evenly spread over layouts and checkpoints; fewer where they are large,
-            but one of each layout.
-        num_samples: Test samples of each task, at most.
+        generator: The generator with the tokeniser.
+        code: The code that the tokeniser gives.
+        corpus: The corpus; layouts that the generator does not know are left out.
+        num_networks: Most networks of each split, evenly spread over layouts and checkpoints; fewer where they are
+            large, but one of each layout.
+        num_samples: Most test samples of each task.
     """
     corpus.arrange(generator.layouts)
-    tokenizer = generator.tokenizer
     no_accuracy, reports = "", []
     for split in SPLITS:
         parts = []
         for rows, network in _chosen(generator, corpus, split, num_networks):
-            part = _Part(generator, network, corpus.values(rows))
+            part = _Part(generator, code, network, corpus.values(rows))
             try:
                 part.judge(_tasks(rows, corpus), num_samples)
             except (ValueError, KeyError, OSError) as error:
                 no_accuracy = no_accuracy or f"{network.name}: {error}"
             parts.append(part)
         if parts:
-            reports.append(_split_report(split, parts, generator, has_accuracy=not no_accuracy))
+            reports.append(_split_report(split, parts, generator.normalizers, code, has_accuracy=not no_accuracy))
     return TokenizerReport(
-        coder=tokenizer.config.coder,
-        quantiser=tokenizer.config.quantiser.kind,
-        num_levels=tokenizer.quantiser.num_tokens,
-        num_codes=tokenizer.quantiser.num_codes,
-        codebook_values=tokenizer.quantiser.num_codebook_values,
-        decoder_values=sum(parameter.numel() for parameter in tokenizer.decoder.parameters()),
+        coder=code.coder,
+        quantiser=code.quantiser,
+        num_levels=code.num_levels,
+        num_codes=code.num_codes,
+        codebook_values=code.num_codebook_values,
+        decoder_values=code.num_decoder_values,
         reference_values=sum(_num_reference_values(*known) for known in generator.normalizers.values()),
         no_accuracy=no_accuracy,
         splits=tuple(reports),
@@ -102,26 +104,30 @@ def tokenizer_report(
 
 
 class _Part:
-    """Networks of one layout: their tokens, what is kept of them, and what they do."""
+    """Networks of one layout with their tokens, their reconstructions and the accuracy of both."""
 
-    def __init__(self, generator: IGPG, network: NetworkFacts, values_ND: Tensor) -> None:
+    def __init__(self, generator: Generator, code: WeightCode, network: NetworkFacts, values_ND: Tensor) -> None:
         self.network = network
         self.values_ND = values_ND
         rows = max(1, _VALUES_OF_A_PASS // network.layout.num_values)
         layout, passes = network.layout, values_ND.split(rows)
-        self.codes_XL = torch.cat([generator.tokens(part_ND, layout).flatten(0, 1) for part_ND in passes])
-        self.is_real_XL = generator.tokenizer.real_tokens(layout).repeat(len(values_ND), 1)
+        self.codes_XL = torch.cat([code.encode(part_ND, layout).flatten(0, 1) for part_ND in passes])
+        self.is_real_XL = code.real_tokens(layout).repeat(len(values_ND), 1)
         self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
         self.accuracies_N2 = torch.zeros(0, 2)
 
     def power(self, normalizer: Normalizer) -> tuple[float, float]:
-        """Sums of squares of signal and noise, in units of each tensor's scale."""
+        """Returns the sums of squares of signal and noise, in units of each tensor's scale."""
         signal_ND = normalizer.normalise(self.values_ND)
         noise_ND = normalizer.normalise(self.decoded_ND) - signal_ND
         return float(signal_ND.double().square().sum()), float(noise_ND.double().square().sum())
 
     def judge(self, tasks: list[Task], num_samples: int) -> None:
-        """Accuracy of every network and of its reconstruction."""
+        """Measures the accuracy of every network and of its reconstruction.
+
+        Raises:
+            ValueError: The corpus does not say how the network is built.
+        """
         if not self.network.recipe:
             raise ValueError("the corpus has no recipe of this network")
         module = build_network(self.network.recipe).eval()
@@ -145,8 +151,10 @@ class _Part:
         return torch.cat(found)
 
 
-def _chosen(generator: IGPG, corpus: Corpus, split: str, num_networks: int) -> Iterator[tuple[pa.Table, NetworkFacts]]:
-    """Facts of some networks of every layout."""
+def _chosen(
+    generator: Generator, corpus: Corpus, split: str, num_networks: int
+) -> Iterator[tuple[pa.Table, NetworkFacts]]:
+    """Yields facts of some networks of every layout."""
     splits = set(corpus.facts.column("split").to_pylist()) - {"base"}
     wanted = [name for name in sorted(splits) if (name == "train") == (split == SPLITS[0])]
     known = {name: network for name, network in corpus.networks.items() if name in generator.normalizers}
@@ -165,19 +173,20 @@ def _tasks(rows: pa.Table, corpus: Corpus) -> list[Task]:
     return [build_task(corpus.tasks[name].recipe) for name in names]
 
 
-def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accuracy: bool) -> SplitReport:
-    quantiser = generator.tokenizer.quantiser
+def _split_report(
+    split: str, parts: list[_Part], normalizers: NormalizerTable, code: WeightCode, *, has_accuracy: bool
+) -> SplitReport:
     num_values = sum(part.values_ND.numel() for part in parts)
     codes_XL, is_real_XL = (
         torch.cat(each) for each in zip(*((part.codes_XL, part.is_real_XL) for part in parts), strict=True)
     )
     num_tokens = int(is_real_XL.sum())
-    bits = num_tokens * math.log2(quantiser.num_codes) / num_values
-    powers = [part.power(generator.normalizers[part.network.layout.id][1]) for part in parts]
+    bits = num_tokens * math.log2(code.num_codes) / num_values
+    powers = [part.power(normalizers[part.network.layout.id][1]) for part in parts]
     signal, noise = (max(sum(each), 1e-30) for each in zip(*powers, strict=True))
     snr = 10 * math.log10(signal / noise)
     columns = zip(codes_XL.t(), is_real_XL.t(), strict=True)
-    use = [code_use(codes_X[is_real_X].unsqueeze(1), quantiser.num_codes) for codes_X, is_real_X in columns]
+    use = [code_use(codes_X[is_real_X].unsqueeze(1), code.num_codes) for codes_X, is_real_X in columns]
     accuracy_2 = torch.cat([part.accuracies_N2 for part in parts]).mean(dim=0)
     return SplitReport(
         split=split,
@@ -194,7 +203,7 @@ def _split_report(split: str, parts: list[_Part], generator: IGPG, *, has_accura
 
 
 def _num_reference_values(layout: Layout, normalizer: Normalizer) -> int:
-    """A tensor's scale is one number, and so is its base where networks share no start."""
+    """Counts the numbers of a normaliser: each tensor has one scale, and one base where networks share no start."""
     parts = normalizer.base_D.split([spec.num_values for spec in layout.generated])
     return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)
 

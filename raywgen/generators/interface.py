@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.names import one_of
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import (
@@ -198,6 +199,8 @@ class Generator(nn.Module, ABC):
     """Whether it can be asked to behave like an optimiser of its corpus."""
     takes_sampling: ClassVar[bool] = False
     """Whether `generate` takes `sampling` too: settings of how tokens are drawn."""
+    ablations: ClassVar[tuple[Ablation, ...]] = ()
+    """Rows that evaluation shows beside the finished generator: the generator as it was after earlier stages."""
 
     def __init__(self, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
@@ -241,6 +244,10 @@ class Generator(nn.Module, ABC):
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """What the generator's own code keeps of given weights, `(B, D)`; the weights where it has no code."""
         return values_BD
+
+    def weight_code(self) -> WeightCode | None:
+        """Returns the discrete code that the generator stores weights in, for reports; None where it has none."""
+        return None
 
     def encoders(self) -> dict[str, str]:
         """Frozen encoders that it works with, as `load_encoder` takes them, by their key in its config."""

@@ -49,21 +49,21 @@ def judge(bundle: str | Path, corpus: Corpus, shot: int, config: ObjectiveConfig
     means = []
     for layout_id in corpus.networks:
         normalizer = generator.normalizers[layout_id][1]
-        bench = make_evaluator(corpus, layout_id, _SPLIT, normalizer, config.num_tasks)
-        if bench is not None:
-            means.append(_accuracy(bench, generator, shot, config))
+        evaluator = make_evaluator(corpus, layout_id, _SPLIT, normalizer, config.num_tasks)
+        if evaluator is not None:
+            means.append(_accuracy(evaluator, generator, shot, config))
     return sum(means) / len(means)
 
 
-def _accuracy(bench: TaskEvaluator, generator: Generator, shot: int, config: ObjectiveConfig) -> float:
+def _accuracy(evaluator: TaskEvaluator, generator: Generator, shot: int, config: ObjectiveConfig) -> float:
     if shot:
-        noise = KeyedNoise(config.seed, torch.arange(len(bench.tasks)), _CONDITION_STREAM)
-        bench = replace(bench, condition=draw_few_shot(bench.tasks, shot, 1, noise)[0])
-    written = generated_candidates(bench, generator, config.best_of, config.temperature, config.seed)
-    chosen_TD = bench.choose(written.values_BD.view(len(bench.tasks), config.best_of, -1))
+        noise = KeyedNoise(config.seed, torch.arange(len(evaluator.tasks)), _CONDITION_STREAM)
+        evaluator = replace(evaluator, condition=draw_few_shot(evaluator.tasks, shot, 1, noise)[0])
+    written = generated_candidates(evaluator, generator, config.best_of, config.temperature, config.seed)
+    chosen_TD = evaluator.choose(written.values_BD.view(len(evaluator.tasks), config.best_of, -1))
     scores = []
-    # Tasks may have test sets of different sizes, so they are evaluated one by one.
-    for values_D, task in zip(chosen_TD, bench.tasks, strict=True):
-        state = bench.layout.unflatten(values_D.unsqueeze(0))
-        scores.append(balanced_accuracy(stacked_logits(bench.module, state, task.test_x_SF), task.test_y_S))
+    # One by one, because tasks may have test sets of different sizes.
+    for values_D, task in zip(chosen_TD, evaluator.tasks, strict=True):
+        state = evaluator.layout.unflatten(values_D.unsqueeze(0))
+        scores.append(balanced_accuracy(stacked_logits(evaluator.module, state, task.test_x_SF), task.test_y_S))
     return float(torch.cat(scores).mean())

@@ -19,7 +19,7 @@ CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
 
 
 @pytest.fixture(scope="module")
-def bench(zoo_corpus: Corpus) -> TaskEvaluator:
+def evaluator(zoo_corpus: Corpus) -> TaskEvaluator:
     layout_id, (_, normalizer) = next(iter(measure_normalizers(zoo_corpus).items()))
     made = make_evaluator(zoo_corpus, layout_id, "unseen", normalizer, num_tasks=4)
     assert made is not None
@@ -30,39 +30,39 @@ EVERY = BASELINES | OF_A_SHARED_START
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_baseline_keeps_the_budget_and_repeats(name: str, bench: TaskEvaluator) -> None:
-    values_TnD = EVERY[name](bench, CONFIG)
-    assert values_TnD.shape[0] == len(bench.tasks)
+def test_every_baseline_keeps_the_budget_and_repeats(name: str, evaluator: TaskEvaluator) -> None:
+    values_TnD = EVERY[name](evaluator, CONFIG)
+    assert values_TnD.shape[0] == len(evaluator.tasks)
     assert 1 <= values_TnD.shape[1] <= CONFIG.best_of
-    assert values_TnD.shape[2] == bench.layout.num_values
+    assert values_TnD.shape[2] == evaluator.layout.num_values
     assert bool(values_TnD.isfinite().all())
-    assert torch.equal(values_TnD, EVERY[name](bench, CONFIG))
+    assert torch.equal(values_TnD, EVERY[name](evaluator, CONFIG))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "nearest_condition", "nearest_loss", "noise", "gradient"])
 def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generator(
-    name: str, bench: TaskEvaluator
+    name: str, evaluator: TaskEvaluator
 ) -> None:
-    values_TnD = EVERY[name](bench, CONFIG)
+    values_TnD = EVERY[name](evaluator, CONFIG)
     assert values_TnD.shape[1] == CONFIG.best_of
     for values_nD in values_TnD:
         assert len(values_nD.unique(dim=0)) == CONFIG.best_of
 
 
-def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(bench: TaskEvaluator) -> None:
-    best_TD = bench.normalizer.normalise(BASELINES["nearest_loss"](bench, CONFIG)[:, 0])
-    noisy_TnD = bench.normalizer.normalise(BASELINES["noise"](bench, replace(CONFIG, noise=0.3)))
+def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(evaluator: TaskEvaluator) -> None:
+    best_TD = evaluator.normalizer.normalise(BASELINES["nearest_loss"](evaluator, CONFIG)[:, 0])
+    noisy_TnD = evaluator.normalizer.normalise(BASELINES["noise"](evaluator, replace(CONFIG, noise=0.3)))
     offset_TnD = noisy_TnD - best_TD.unsqueeze(1)
     # Some thousand normal numbers: their deviation is known to 2 %.
     assert float(offset_TnD.std()) == pytest.approx(0.3, rel=0.1)
     assert float(offset_TnD.mean()) == pytest.approx(0.0, abs=0.03)
 
 
-def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: TaskEvaluator) -> None:
-    told, count = bench.condition.repeat(CONFIG.best_of), len(bench.tasks) * CONFIG.best_of
+def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(evaluator: TaskEvaluator) -> None:
+    told, count = evaluator.condition.repeat(CONFIG.best_of), len(evaluator.tasks) * CONFIG.best_of
     (end,) = fit(
-        bench.module,
-        Recorded(step=0, state_N=bench.layout.unflatten(bench.normalizer.base_D.expand(count, -1))),
+        evaluator.module,
+        Recorded(step=0, state_N=evaluator.layout.unflatten(evaluator.normalizer.base_D.expand(count, -1))),
         FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
         FitConfig(
             num_steps=CONFIG.gradient_steps,
@@ -72,16 +72,16 @@ def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(bench: TaskE
         order_seeds=list(range(count)),
         record_steps=[CONFIG.gradient_steps],
     )
-    fitted_TnD = OF_A_SHARED_START["gradient"](bench, CONFIG)
+    fitted_TnD = OF_A_SHARED_START["gradient"](evaluator, CONFIG)
     for row, value_D in enumerate(fitted_TnD.flatten(0, 1)):
         state = {name: tensor[row] for name, tensor in end.state_N.items()}
-        torch.testing.assert_close(value_D, bench.layout.flatten(state), rtol=0, atol=1e-6)
+        torch.testing.assert_close(value_D, evaluator.layout.flatten(state), rtol=0, atol=1e-6)
 
 
-def test_retrieval_gives_stored_networks(bench: TaskEvaluator) -> None:
+def test_retrieval_gives_stored_networks(evaluator: TaskEvaluator) -> None:
     for name in ("nearest_condition", "nearest_loss"):
-        for value_D in BASELINES[name](bench, CONFIG).flatten(0, 1):
-            assert bool((bench.stored.values_RD == value_D).all(dim=1).any())
+        for value_D in BASELINES[name](evaluator, CONFIG).flatten(0, 1):
+            assert bool((evaluator.stored.values_RD == value_D).all(dim=1).any())
 
 
 def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corpus: Corpus) -> None:
@@ -94,17 +94,17 @@ def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corp
         assert seen.stored.task_ids[row] == task.id
 
 
-def test_retrieval_by_loss_is_the_lowest_loss_of_all(bench: TaskEvaluator) -> None:
-    chosen_TD = BASELINES["nearest_loss"](bench, CONFIG)[:, 0]
-    everyone = bench.stored.values_RD.expand(len(bench.tasks), -1, -1)
-    lowest_T = bench.example_loss(everyone).min(dim=1).values
-    torch.testing.assert_close(bench.example_loss(chosen_TD.unsqueeze(1))[:, 0], lowest_T)
+def test_retrieval_by_loss_is_the_lowest_loss_of_all(evaluator: TaskEvaluator) -> None:
+    chosen_TD = BASELINES["nearest_loss"](evaluator, CONFIG)[:, 0]
+    everyone = evaluator.stored.values_RD.expand(len(evaluator.tasks), -1, -1)
+    lowest_T = evaluator.example_loss(everyone).min(dim=1).values
+    torch.testing.assert_close(evaluator.example_loss(chosen_TD.unsqueeze(1))[:, 0], lowest_T)
 
 
-def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(bench: TaskEvaluator) -> None:
+def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(evaluator: TaskEvaluator) -> None:
     config = replace(CONFIG, best_of=400)
-    drawn_RD = bench.normalizer.normalise(BASELINES["gaussian"](bench, config).flatten(0, 1))
-    stored_RD = bench.normalizer.normalise(bench.stored.values_RD)
+    drawn_RD = evaluator.normalizer.normalise(BASELINES["gaussian"](evaluator, config).flatten(0, 1))
+    stored_RD = evaluator.normalizer.normalise(evaluator.stored.values_RD)
     std_D = stored_RD.std(dim=0)
     moves_D = std_D > 1e-6
     num = len(drawn_RD)
@@ -114,33 +114,33 @@ def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(benc
     assert float(off_D.abs().max()) < 5 / num**0.5
 
 
-def test_gradient_lowers_the_loss_on_the_examples(bench: TaskEvaluator) -> None:
-    before_T = bench.example_loss(OF_A_SHARED_START["shared_start"](bench, CONFIG))[:, 0]
-    after_T = bench.example_loss(OF_A_SHARED_START["gradient"](bench, CONFIG)).min(dim=1).values
+def test_gradient_lowers_the_loss_on_the_examples(evaluator: TaskEvaluator) -> None:
+    before_T = evaluator.example_loss(OF_A_SHARED_START["shared_start"](evaluator, CONFIG))[:, 0]
+    after_T = evaluator.example_loss(OF_A_SHARED_START["gradient"](evaluator, CONFIG)).min(dim=1).values
     assert bool((after_T < before_T).all())
 
 
-def test_choose_takes_the_lowest_loss(bench: TaskEvaluator) -> None:
-    values_TnD = BASELINES["gaussian"](bench, CONFIG)
-    chosen_TD = bench.choose(values_TnD)
+def test_choose_takes_the_lowest_loss(evaluator: TaskEvaluator) -> None:
+    values_TnD = BASELINES["gaussian"](evaluator, CONFIG)
+    chosen_TD = evaluator.choose(values_TnD)
     torch.testing.assert_close(
-        bench.example_loss(chosen_TD.unsqueeze(1))[:, 0], bench.example_loss(values_TnD).min(dim=1).values
+        evaluator.example_loss(chosen_TD.unsqueeze(1))[:, 0], evaluator.example_loss(values_TnD).min(dim=1).values
     )
 
 
-def test_random_starts_differ_from_each_other(bench: TaskEvaluator, zoo_corpus: Corpus) -> None:
-    recipe = zoo_corpus.networks[bench.layout.id].recipe
-    fresh_TnD = random_start(bench, CONFIG, recipe)
+def test_random_starts_differ_from_each_other(evaluator: TaskEvaluator, zoo_corpus: Corpus) -> None:
+    recipe = zoo_corpus.networks[evaluator.layout.id].recipe
+    fresh_TnD = random_start(evaluator, CONFIG, recipe)
     assert fresh_TnD.shape[1] == CONFIG.best_of
     assert len(fresh_TnD[0].unique(dim=0)) == CONFIG.best_of
 
 
-def test_accuracy_equals_a_plain_modules_own(bench: TaskEvaluator, zoo_corpus: Corpus) -> None:
-    network = zoo_corpus.networks[bench.layout.id]
-    accuracy_T = bench.accuracy(bench.originals_TD)
-    for index, task in enumerate(bench.tasks):
+def test_accuracy_equals_a_plain_modules_own(evaluator: TaskEvaluator, zoo_corpus: Corpus) -> None:
+    network = zoo_corpus.networks[evaluator.layout.id]
+    accuracy_T = evaluator.accuracy(evaluator.originals_TD)
+    for index, task in enumerate(evaluator.tasks):
         module = build_network(network.recipe)
-        module.load_state_dict(bench.layout.unflatten(bench.originals_TD[index]), strict=True)
+        module.load_state_dict(evaluator.layout.unflatten(evaluator.originals_TD[index]), strict=True)
         right_S = module(task.test_x_SF).argmax(dim=1) == task.test_y_S
         recall = [float(right_S[task.test_y_S == label].float().mean()) for label in (0, 1)]
         assert float(accuracy_T[index]) == pytest.approx(sum(recall) / 2, abs=1e-5)
@@ -155,14 +155,14 @@ def test_originals_of_seen_tasks_were_never_streamed_to_a_generator(zoo_corpus: 
     assert all(build_task(task.recipe).id in seen.stored.task_ids for task in seen.tasks)
 
 
-def test_candidates_may_be_judged_by_statistics_of_the_tasks_own_inputs(bench: TaskEvaluator) -> None:
+def test_candidates_may_be_judged_by_statistics_of_the_tasks_own_inputs(evaluator: TaskEvaluator) -> None:
     module = nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
     layout = Layout.from_state_dict(module.state_dict())
     plain_D = layout.flatten(module.state_dict())
     values_TnD = plain_D + 0.1 * torch.rand(4, 2, len(plain_D), generator=torch.Generator().manual_seed(0))
-    inputs = [some_inputs(task, 100) for task in bench.tasks]
+    inputs = [some_inputs(task, 100) for task in evaluator.tasks]
     assert all(x_SF.shape == (100, 64) and len(x_SF.unique(dim=0)) > 95 for x_SF in inputs)
-    normed = replace(bench, module=module, layout=layout, unlabelled=inputs)
+    normed = replace(evaluator, module=module, layout=layout, unlabelled=inputs)
     chosen_TD = normed.choose(values_TnD)
     for value_D, x_SF in zip(chosen_TD, inputs, strict=True):
         state = layout.unflatten(value_D, counters=module.state_dict())

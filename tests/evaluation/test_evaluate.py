@@ -3,14 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from raywgen.corpus import Corpus
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import EvaluationError, evaluate
+from raywgen.evaluation.results import Evaluation
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.generators.bundle import BundleError
 from raywgen.generators.common.tokenizer import TokenizerConfig
@@ -35,57 +36,59 @@ def run(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(run: Path, zoo_corpus: Corpus) -> dict[str, Any]:
+def result(run: Path, zoo_corpus: Corpus) -> Evaluation:
     config = EvaluateConfig(
         generator=str(run), corpus=zoo_corpus.location, out=str(run / "evaluation"), best_of=2, num_tasks=3
     )
     return evaluate(config)
 
 
-def test_every_rung_is_measured_for_every_split_and_architecture(result: dict[str, Any]) -> None:
+def test_every_row_is_measured_for_every_split_and_architecture(result: Evaluation) -> None:
     expected = {"original", "reconstructed", "generated", "finetuned_1", "finetuned_5", "token_prior", "random"}
     expected |= {"shared_start", "average", "gaussian", "nearest_condition", "nearest_loss", "average_best"}
     expected |= {"noise", "gradient", "start_finetuned_1", "start_finetuned_5"}
     expected |= {"nearest_finetuned_1", "nearest_finetuned_5", "random_finetuned_1", "random_finetuned_5"}
-    assert {rung["name"] for rung in result["rungs"]} == expected
-    assert len(result["ladder"]) == len(expected) * 2 * len(result["layouts"])
-    assert all(0 <= row["accuracy"] <= 1 and row["num_networks"] == 3 for row in result["ladder"])
-    assert result["num_test_images"] == 597
+    assert {row.name for row in result.rows} == expected
+    assert len(result.ladder) == len(expected) * 2 * len(result.layouts)
+    assert all(0 <= row.accuracy <= 1 and row.num_networks == 3 for row in result.ladder)
+    assert result.num_test_images == 597
 
 
-def test_figures_are_means_in_points(result: dict[str, Any]) -> None:
+def test_figures_are_means_in_percent(result: Evaluation) -> None:
     for split in ("seen", "unseen"):
-        rows = [row["accuracy"] for row in result["ladder"] if (row["split"], row["rung"]) == (split, "gradient")]
-        assert result["figures"][f"{split}_gradient"] == pytest.approx(100 * sum(rows) / len(rows), abs=1e-3)
-    figures = result["figures"]
+        rows = [row.accuracy for row in result.ladder if (row.split, row.row) == (split, "gradient")]
+        assert result.figures[f"{split}_gradient"] == pytest.approx(100 * sum(rows) / len(rows), abs=1e-3)
+    figures = result.figures
     assert figures["unseen_nearest"] == max(figures["unseen_nearest_condition"], figures["unseen_nearest_loss"])
 
 
-def test_intervals_are_of_95_percent_over_the_tasks(result: dict[str, Any]) -> None:
-    judged = [row for row in result["ladder"] if row["rung"] in ("generated", "original", "noise")]
+def test_intervals_are_of_95_percent_over_the_tasks(result: Evaluation) -> None:
+    assert result.novelty is not None
+    judged = [row for row in result.ladder if row.row in ("generated", "original", "noise")]
     for row in judged:
         of_row = [
-            point["accuracy"]
-            for point in result["novelty"]["points"]
-            if (point["kind"], point["split"], point["layout"]) == (row["rung"], row["split"], row["layout"])
+            network.accuracy
+            for network in result.novelty.rows
+            if (network.kind, network.split, network.layout) == (row.row, row.split, row.layout)
         ]
-        assert row["accuracy"] == pytest.approx(statistics.fmean(of_row), abs=1e-4)
-        assert row["ci95"] == pytest.approx(1.96 * statistics.stdev(of_row) / len(of_row) ** 0.5, abs=1e-4)
+        assert row.accuracy == pytest.approx(statistics.fmean(of_row), abs=1e-4)
+        assert row.ci95 == pytest.approx(1.96 * statistics.stdev(of_row) / len(of_row) ** 0.5, abs=1e-4)
     # Networks at chance are all alike and would show no width.
-    assert max(row["ci95"] for row in judged) > 0.005
+    assert max(row.ci95 for row in judged) > 0.005
 
 
-def test_claims_say_what_the_figures_say(result: dict[str, Any]) -> None:
-    figures = result["figures"]
-    held = {claim["text"]: claim["holds"] for claim in result["claims"]}
+def test_claims_say_what_the_figures_say(result: Evaluation) -> None:
+    figures = result.figures
+    held = {claim.text: claim.holds for claim in result.claims}
     assert held["unseen_generated > unseen_nearest"] == (figures["unseen_generated"] > figures["unseen_nearest"])
     assert held["seen_reconstructed >= seen_original - 1.0"] == (
         figures["seen_reconstructed"] >= figures["seen_original"] - 1.0
     )
 
 
-def test_codebook_use_counts_every_heldout_token(result: dict[str, Any], zoo_corpus: Corpus) -> None:
-    per_level = [sum(counts) for counts in result["codebook"]["usage"]]
+def test_codebook_use_counts_every_heldout_token(result: Evaluation, zoo_corpus: Corpus) -> None:
+    assert result.codebook is not None
+    per_level = [sum(counts) for counts in result.codebook.usage]
     num_chunks = sum(
         -(-network.layout.num_values // 16) * zoo_corpus.select(layout_id=layout_id, split="heldout").num_rows
         for layout_id, network in zoo_corpus.networks.items()
@@ -93,21 +96,24 @@ def test_codebook_use_counts_every_heldout_token(result: dict[str, Any], zoo_cor
     assert per_level == [num_chunks] * 3
 
 
-def test_the_tokenisers_figures_stand_beside_the_ladder(result: dict[str, Any], run: Path) -> None:
+def test_the_tokenisers_figures_stand_beside_the_ladder(result: Evaluation, run: Path) -> None:
+    assert result.tokenizer is not None
     written = json.loads((run / "evaluation" / "evaluation.json").read_text())["tokenizer"]
-    assert written == json.loads(json.dumps(result["tokenizer"]))
+    assert written == json.loads(json.dumps(asdict(result.tokenizer)))
     report = TokenizerReport.from_json(written)
     assert [split.split for split in report.splits] == ["training", "held out"]
     assert report.splits[1].original_accuracy is not None
 
 
-def test_the_same_seed_gives_the_same_result(result: dict[str, Any], run: Path, zoo_corpus: Corpus) -> None:
+def test_the_same_seed_gives_the_same_result(result: Evaluation, run: Path, zoo_corpus: Corpus) -> None:
     config = EvaluateConfig(
         generator=str(run), corpus=zoo_corpus.location, out=str(run / "again"), best_of=2, num_tasks=3
     )
     again = evaluate(config)
-    assert again["figures"] == result["figures"]
-    assert json.loads((run / "again" / "evaluation.json").read_text())["ladder"] == again["ladder"]
+    assert again.figures == result.figures
+    assert json.loads((run / "again" / "evaluation.json").read_text())["ladder"] == [
+        asdict(cell) for cell in again.ladder
+    ]
 
 
 def test_a_generator_of_other_layouts_is_refused(run: Path, zoo_corpus: Corpus, tmp_path: Path) -> None:

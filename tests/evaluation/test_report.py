@@ -17,7 +17,7 @@ from raywgen.evaluation.report_inputs import read_metrics
 
 LAYOUTS = ("mlp-64-14-2", "mlp-64-12-8-2")
 # name, group, label, help, accuracy on seen and on unseen tasks
-RUNGS = (
+ROWS = (
     ("original", "ladder", "Trained on the task", "From the shared start, with all of its images.", 0.968, 0.966),
     ("reconstructed", "ladder", "Reconstructed", "Trained, then through the tokenizer and back.", 0.964, 0.961),
     ("generated", "ladder", "Generated", "Written from 64 samples; best of 8 on those samples.", 0.957, 0.951),
@@ -41,17 +41,17 @@ def make_evaluation() -> dict[str, Any]:
         {
             "split": split,
             "layout": layout,
-            "rung": name,
+            "row": name,
             "accuracy": (seen, unseen)[split == "unseen"] - 0.006 * index + rng.uniform(-0.003, 0.003),
             "ci95": rng.uniform(0.003, 0.006) + 0.1 * (1 - seen) ** 1.3,
             "num_networks": 24,
         }
-        for name, _, _, _, seen, unseen in RUNGS
+        for name, _, _, _, seen, unseen in ROWS
         for split in ("seen", "unseen")
         for index, layout in enumerate(LAYOUTS)
     ]
     centres = {"generated": (1.02, 0.24), "original": (0.97, 0.29), "noise": (0.12, 0.86)}
-    points = [
+    networks = [
         {
             "kind": kind,
             "split": split,
@@ -68,15 +68,15 @@ def make_evaluation() -> dict[str, Any]:
     usage = [[int(400 * rng.lognormvariate(0, 0.35 + 0.2 * level)) for _ in range(256)] for level in range(4)]
     usage[3][:9] = [0] * 9
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "num_test_images": 597,
         "best_of": 8,
         "num_samples": 64,
         "layouts": list(LAYOUTS),
-        "rungs": [{"name": row[0], "group": row[1], "label": row[2], "help": row[3]} for row in RUNGS],
+        "rows": [{"name": row[0], "group": row[1], "label": row[2], "help": row[3]} for row in ROWS],
         "ladder": ladder,
         "novelty": {
-            "points": points,
+            "rows": networks,
             "reference_distance": 1.0,
             "verdict": "novel",
             "verdict_text": "On unseen tasks, generated networks lie as far from their nearest stored network as "
@@ -194,7 +194,7 @@ def test_every_accuracy_and_every_part_is_on_the_page(whole_run: Path) -> None:
     for cell in content["ladder"]:
         assert f"{100 * cell['accuracy']:.1f}" in text
     for name in ("label", "help"):
-        assert all(rung[name] in text for rung in content["rungs"])
+        assert all(row[name] in text for row in content["rows"])
     assert content["novelty"]["verdict_text"] in text
     assert all(claim["text"] in text for claim in content["claims"])
     assert "Every code of every level is in use: does not hold" in text
@@ -207,18 +207,16 @@ def test_every_accuracy_and_every_part_is_on_the_page(whole_run: Path) -> None:
 def test_titles_say_the_finding(whole_run: Path) -> None:
     text = read_page(whole_run).text
     unseen = {
-        rung: [
-            cell["accuracy"]
-            for cell in make_evaluation()["ladder"]
-            if (cell["split"], cell["rung"]) == ("unseen", rung)
+        row: [
+            cell["accuracy"] for cell in make_evaluation()["ladder"] if (cell["split"], cell["row"]) == ("unseen", row)
         ]
-        for rung in ("generated", "nearest_loss", "original")
+        for row in ("generated", "nearest_loss", "original")
     }
-    mean = {rung: 100 * sum(values) / len(values) for rung, values in unseen.items()}
+    mean = {row: 100 * sum(values) / len(values) for row, values in unseen.items()}
     assert (
         f"On unseen tasks, generated networks reach {mean['generated']:.1f}, "
-        f"{mean['generated'] - mean['nearest_loss']:.1f} points above the best baseline (retrieval by loss) "
-        f"and {mean['original'] - mean['generated']:.1f} points below trained ones" in text
+        f"{mean['generated'] - mean['nearest_loss']:.1f} percentage points above the best baseline (retrieval by loss) "
+        f"and {mean['original'] - mean['generated']:.1f} percentage points below trained ones" in text
     )
     assert "Tokenizer: validation loss lowest at the end" in text
     assert "Prior: validation loss lowest at step 4,200" in text
@@ -228,7 +226,7 @@ def test_titles_say_the_finding(whole_run: Path) -> None:
 def test_a_difference_inside_the_intervals_is_reported_as_none(tmp_path: Path) -> None:
     content = make_evaluation()
     for cell in content["ladder"]:
-        cell["accuracy"] = 0.9 + 0.001 * (cell["rung"] == "generated")
+        cell["accuracy"] = 0.9 + 0.001 * (cell["row"] == "generated")
         cell["ci95"] = 0.01
     write_evaluation(tmp_path, content)
     assert "generated networks reach 90.1, level with the best baseline" in read_page(tmp_path).text
@@ -239,7 +237,7 @@ def test_means_over_layouts_carry_the_mean_of_their_intervals(tmp_path: Path) ->
     content = make_evaluation()
     intervals = iter([0.01, 0.03])
     for cell in content["ladder"]:
-        if (cell["split"], cell["rung"]) == ("unseen", "generated"):
+        if (cell["split"], cell["row"]) == ("unseen", "generated"):
             cell |= {"accuracy": 0.9, "ci95": next(intervals)}
     write_evaluation(tmp_path, content)
     assert re.search(r"Generated, unseen\s+90\.0\s+± 2\.0", read_page(tmp_path).text)
@@ -248,15 +246,16 @@ def test_means_over_layouts_carry_the_mean_of_their_intervals(tmp_path: Path) ->
 def test_the_best_baseline_is_named_beside_the_best_stored_network(tmp_path: Path) -> None:
     content = make_evaluation()
     for cell in content["ladder"]:
-        if cell["rung"] == "scratch":
+        if cell["row"] == "scratch":
             cell["accuracy"] = 0.99
     write_evaluation(tmp_path, content)
     text = read_page(tmp_path).text
     assert re.search(
-        r"Best stored, unseen\s+86\.\d\s+± [\d.]+\s+Retrieval by loss; generated is 8\.\d points above", text
+        r"Best stored, unseen\s+86\.\d\s+± [\d.]+\s+Retrieval by loss; generated is 8\.\d percentage points above", text
     )
     assert re.search(
-        r"Best baseline, unseen\s+99\.0\s+± [\d.]+\s+Trained on 64 samples; generated is 4\.\d points below", text
+        r"Best baseline, unseen\s+99\.0\s+± [\d.]+\s+Trained on 64 samples; generated is 4\.\d percentage points below",
+        text,
     )
 
 
@@ -264,7 +263,7 @@ def test_novelty_is_told_split_by_split(tmp_path: Path) -> None:
     """The verdict rests on unseen tasks; seen ones, where a copy is likelier, have a plot and a title of their own."""
     content = make_evaluation()
     content["novelty"]["reference_distance"] = 2.0
-    for point in content["novelty"]["points"]:
+    for point in content["novelty"]["rows"]:
         point |= {"weight_distance": 0.5 if point["split"] == "seen" else 1.5, "error_overlap": 0.25}
     write_evaluation(tmp_path, content)
     text = read_page(tmp_path).text
@@ -296,7 +295,10 @@ TOKENIZER = {
 def test_the_tokeniser_has_a_row_for_each_split(tmp_path: Path) -> None:
     write_evaluation(tmp_path, {**make_evaluation(), "tokenizer": TOKENIZER})
     text = read_page(tmp_path).text
-    assert "At 4.03 bits per value, held out networks keep 20.4 dB, 3.1 below the bound, and lose 0.4 points" in text
+    assert (
+        "At 4.03 bits per value, held out networks keep 20.4 dB, 3.1 below the bound, and lose 0.4 percentage points"
+        in text
+    )
     assert re.search(r"120 training\s+4\.03\s+1\.98\s+21\.2\s+3\.1\s+97 to 100 %\s+154 to 201\s+95\.7\s+95\.3", text)
     assert "conv coders, 2 residual tokens of 256 codes" in text
     assert "22,977 in the decoder" in text
@@ -340,7 +342,7 @@ def test_one_split_and_gaps_in_the_table(tmp_path: Path) -> None:
 def test_names_from_files_are_text_and_never_markup(tmp_path: Path) -> None:
     content = make_evaluation()
     hostile = '<script>alert("$x$")</script>'
-    content["rungs"][0]["label"] = content["novelty"]["verdict_text"] = hostile
+    content["rows"][0]["label"] = content["novelty"]["verdict_text"] = hostile
     root = make_run(tmp_path / "a&b<c")
     write_evaluation(root, content)
     (root / "config.yaml").write_text(hostile)
@@ -356,11 +358,12 @@ def test_names_from_files_are_text_and_never_markup(tmp_path: Path) -> None:
         ("[]", "damaged: "),
         ("", "damaged: "),
         ("\x00\x01", "damaged: "),
-        ({"schema_version": 1}, "it lacks 'layouts'"),
-        ({"schema_version": 9}, "schema_version is 9, not 1"),
+        ({"schema_version": 2}, "it lacks 'layouts'"),
+        ({"schema_version": 9}, "schema_version is 9, not 2"),
+        ({"schema_version": 1}, "schema_version is 1, not 2"),
         ({**make_evaluation(), "ladder": 3}, "damaged: "),
         ({**make_evaluation(), "ladder": [{"split": "seen"}]}, "it lacks"),
-        ({**make_evaluation(), "rungs": []}, "rung .* is not one of"),
+        ({**make_evaluation(), "rows": []}, "row .* is not one of"),
         ({**make_evaluation(), "layouts": [LAYOUTS[0]]}, f"layout '{LAYOUTS[1]}' is not one of {LAYOUTS[0]}"),
         (
             {**make_evaluation(), "ladder": [{**make_evaluation()["ladder"][0], "accuracy": 95.1}]},

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raywgen.corpus import BuildConfig, Corpus, UnknownFactError, build_corpus
-from raywgen.evaluation.request import Asked, read_asked, read_samples
+from raywgen.evaluation.request import TaskRequest, read_samples, read_task_request
 from raywgen.evaluation.retrieve import RetrieveConfig, nearest, retrieve
 from raywgen.evaluation.stored_scores import stored_scores, trained_ends
 from raywgen.evaluation.task_similarity import data_likeness, text_likeness
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_network_of_the_very_task_is_found_by_its_samples_alone(zoo_corpus: Corpus) -> None:
     for task in list(zoo_corpus.tasks.values())[:6]:
-        asked = Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+        asked = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
         found = nearest(zoo_corpus, asked, top=1)
         assert found.by == "loss"
         assert found.networks[0].task_id == task.task_id
@@ -35,7 +35,7 @@ def test_the_network_of_the_very_task_is_found_by_its_samples_alone(zoo_corpus: 
 
 def test_the_network_of_the_very_task_is_found_by_its_instruction_alone(zoo_corpus: Corpus) -> None:
     for task in list(zoo_corpus.tasks.values())[:6]:
-        found = nearest(zoo_corpus, Asked(instruction=task.instruction), top=2)
+        found = nearest(zoo_corpus, TaskRequest(instruction=task.instruction), top=2)
         assert found.by == "likeness"
         assert {network.task_id for network in found.networks} == {task.task_id}
         # The cosine of equal vectors, in float32.
@@ -45,7 +45,9 @@ def test_the_network_of_the_very_task_is_found_by_its_instruction_alone(zoo_corp
 
 def test_scores_equal_those_of_one_network_at_a_time(zoo_corpus: Corpus) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
-    found = nearest(zoo_corpus, Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S), top=1000)
+    found = nearest(
+        zoo_corpus, TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S), top=1000
+    )
     recipes = {network.name: network.recipe for network in zoo_corpus.networks.values()}
     assert found.num_tried == len(found.networks) == trained_ends(zoo_corpus, []).num_rows
     for network in found.networks[::7]:
@@ -60,7 +62,7 @@ def test_scores_equal_those_of_one_network_at_a_time(zoo_corpus: Corpus) -> None
 
 def test_by_accuracy_the_most_accurate_comes_first_and_of_equals_the_lower_loss(zoo_corpus: Corpus) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
-    asked = Asked(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+    asked = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
     found = nearest(zoo_corpus, asked, by="accuracy", top=1000)
     order = [(-(network.accuracy or 0.0), network.loss or 0.0) for network in found.networks]
     assert order == sorted(order)
@@ -90,7 +92,7 @@ def test_only_ends_of_trajectories_are_compared(zoo_corpus: Corpus) -> None:
 
 def test_facts_narrow_the_search(zoo_corpus: Corpus) -> None:
     unseen = next(task for task in zoo_corpus.tasks.values() if task.split == "unseen")
-    asked = Asked(instruction=unseen.instruction, samples_SF=unseen.samples_SF, labels_S=unseen.labels_S)
+    asked = TaskRequest(instruction=unseen.instruction, samples_SF=unseen.samples_SF, labels_S=unseen.labels_S)
     found = nearest(zoo_corpus, asked, where=["split=train", "architecture=mlp-64-6-2"], top=1000)
     assert {network.architecture for network in found.networks} == {"mlp-64-6-2"}
     assert unseen.task_id not in {network.task_id for network in found.networks}
@@ -154,7 +156,7 @@ def test_images_are_read_as_the_corpus_networks_take_them(tmp_path: Path) -> Non
     )
     corpus = make_zoo(zoo, tmp_path / "corpus")
     task = build_task(next(iter(corpus.tasks.values())).recipe)
-    told = read_asked(corpus, task="", instruction="", data=str(tmp_path / "images"), num_samples=100)
+    told = read_task_request(corpus, task="", instruction="", data=str(tmp_path / "images"), num_samples=100)
     assert told.samples_SF is not None
     assert told.labels_S is not None
     assert told.labels_S.tolist() == [0] * 6 + [1] * 6
@@ -169,7 +171,7 @@ def test_images_are_read_as_the_corpus_networks_take_them(tmp_path: Path) -> Non
 
 def test_fewer_samples_keep_their_classes(zoo_corpus: Corpus) -> None:
     task = next(iter(zoo_corpus.tasks))
-    asked = read_asked(zoo_corpus, task=task, instruction="", data="", num_samples=6)
+    asked = read_task_request(zoo_corpus, task=task, instruction="", data="", num_samples=6)
     assert asked.labels_S is not None
     assert asked.labels_S.bincount().tolist() == [3, 3]
 

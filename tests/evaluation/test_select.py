@@ -19,7 +19,7 @@ from raywgen.evaluation.architecture_facts import (
     rank_correlation,
     trust_of,
 )
-from raywgen.evaluation.request import Asked
+from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.select import SelectConfig, measure_trust, select
 from raywgen.evaluation.task_features import TaskFeatures, landmarks
 from raywgen.generation import ConditionError
@@ -40,13 +40,15 @@ def made_up(num: int = 40, splits: list[str] | None = None) -> Results:
         level = float(torch.randn((), generator=generator))
         samples = level + 0.1 * torch.randn(20, 3, generator=generator)
         labels = torch.arange(20) % 2
-        tasks.append(Asked(instruction=f"task {number}", samples_SF=samples, labels_S=labels, task_id=str(number)))
+        tasks.append(
+            TaskRequest(instruction=f"task {number}", samples_SF=samples, labels_S=labels, task_id=str(number))
+        )
         rows.append([0.8 + 0.02 * level, 0.805, 0.8 - 0.02 * level])
     return Results(tasks=tasks, splits=splits or ["seen"] * num, names=NAMES, accuracy_TA=np.array(rows))
 
 
-def data_alone(results: Results) -> Asked:
-    return Asked(instruction="", samples_SF=results.tasks[0].samples_SF)
+def data_alone(results: Results) -> TaskRequest:
+    return TaskRequest(instruction="", samples_SF=results.tasks[0].samples_SF)
 
 
 def test_a_prediction_that_depends_on_the_task_beats_the_mean_on_tasks_left_out() -> None:
@@ -161,8 +163,8 @@ def test_every_group_of_features_weighs_the_same_however_many_numbers_it_has() -
     results = made_up()
     first = results.tasks[0]
     told = {
-        "data": Asked(instruction="", samples_SF=first.samples_SF),
-        "data and landmarks": Asked(instruction="", samples_SF=first.samples_SF, labels_S=first.labels_S),
+        "data": TaskRequest(instruction="", samples_SF=first.samples_SF),
+        "data and landmarks": TaskRequest(instruction="", samples_SF=first.samples_SF, labels_S=first.labels_S),
     }
     for num_groups, like in enumerate(told.values(), start=1):
         features_TE = TaskFeatures(like).fit(results.tasks).transform(results.tasks)

@@ -20,7 +20,7 @@ from raywgen.training.data import data_spec, measure_normalizers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def bench_of(corpus: Corpus, split: str) -> TaskEvaluator:
+def evaluator_of(corpus: Corpus, split: str) -> TaskEvaluator:
     layout_id, (_, normalizer) = next(iter(measure_normalizers(corpus).items()))
     made = make_evaluator(corpus, layout_id, split, normalizer, num_tasks=4)
     assert made is not None
@@ -29,15 +29,15 @@ def bench_of(corpus: Corpus, split: str) -> TaskEvaluator:
 
 @pytest.mark.parametrize(("split", "of"), [("seen", "heldout"), ("unseen", "unseen")])
 def test_originals_are_ends_of_trajectories_of_the_very_task(zoo_corpus: Corpus, split: str, of: str) -> None:
-    bench = bench_of(zoo_corpus, split)
-    for task, original_D in zip(bench.tasks, bench.originals_TD, strict=True):
-        rows = zoo_corpus.select(layout_id=bench.layout.id, split=of, task_id=task.id)
-        ends = zoo_corpus.select(layout_id=bench.layout.id, split=of, task_id=task.id, step=max_step(rows))
+    evaluator = evaluator_of(zoo_corpus, split)
+    for task, original_D in zip(evaluator.tasks, evaluator.originals_TD, strict=True):
+        rows = zoo_corpus.select(layout_id=evaluator.layout.id, split=of, task_id=task.id)
+        ends = zoo_corpus.select(layout_id=evaluator.layout.id, split=of, task_id=task.id, step=max_step(rows))
         assert bool((zoo_corpus.values(ends) == original_D).all(dim=1).any())
 
 
 def test_stored_networks_are_the_ends_of_all_training_trajectories(zoo_corpus: Corpus) -> None:
-    stored = bench_of(zoo_corpus, "unseen").stored
+    stored = evaluator_of(zoo_corpus, "unseen").stored
     layout_id = next(iter(measure_normalizers(zoo_corpus)))
     rows = zoo_corpus.select(layout_id=layout_id, split="train")
     ends = zoo_corpus.select(layout_id=layout_id, split="train", step=max_step(rows))
@@ -51,21 +51,21 @@ def test_stored_networks_are_the_ends_of_all_training_trajectories(zoo_corpus: C
 
 
 def test_the_loss_on_the_examples_is_that_of_each_candidate_on_its_own_task(zoo_corpus: Corpus) -> None:
-    bench = bench_of(zoo_corpus, "unseen")
-    values_TnD = BASELINES["gaussian"](bench, EvaluateConfig(best_of=3))
-    loss_Tn = bench.example_loss(values_TnD)
-    module = build_network(zoo_corpus.networks[bench.layout.id].recipe).eval()
-    for index, task in enumerate(bench.tasks):
+    evaluator = evaluator_of(zoo_corpus, "unseen")
+    values_TnD = BASELINES["gaussian"](evaluator, EvaluateConfig(best_of=3))
+    loss_Tn = evaluator.example_loss(values_TnD)
+    module = build_network(zoo_corpus.networks[evaluator.layout.id].recipe).eval()
+    for index, task in enumerate(evaluator.tasks):
         told = zoo_corpus.tasks[task.id]
         for place, value_D in enumerate(values_TnD[index]):
-            module.load_state_dict(bench.layout.unflatten(value_D), strict=True)
+            module.load_state_dict(evaluator.layout.unflatten(value_D), strict=True)
             with torch.no_grad():
                 loss = balanced_cross_entropy(module(told.samples_SF).unsqueeze(0), told.labels_S)
             assert float(loss_Tn[index, place]) == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_candidates_of_a_task_are_written_from_different_noise(zoo_corpus: Corpus) -> None:
-    bench = bench_of(zoo_corpus, "unseen")
+    evaluator = evaluator_of(zoo_corpus, "unseen")
     small = IGPGConfig(
         tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16),
         prior=PriorConfig(width=16, num_layers=1, num_heads=2),
@@ -74,8 +74,8 @@ def test_candidates_of_a_task_are_written_from_different_noise(zoo_corpus: Corpu
     with torch.no_grad():
         for codebook_VK in generator.get_submodule("tokenizer.quantiser").get_buffer("codebooks_LVK"):
             codebook_VK.normal_(generator=torch.Generator().manual_seed(0))
-    written = generated_candidates(bench, generator, 3, 1.0, 0)
-    for values_nD in written.values_BD.view(len(bench.tasks), 3, -1):
+    written = generated_candidates(evaluator, generator, 3, 1.0, 0)
+    for values_nD in written.values_BD.view(len(evaluator.tasks), 3, -1):
         assert len(values_nD.unique(dim=0)) == 3
 
 

@@ -63,7 +63,7 @@ def generator(run: Path) -> IGPG:
 @pytest.fixture(scope="module")
 def report(generator: IGPG, zoo_corpus: Corpus) -> TokenizerReport:
     """Of all networks of the zoo."""
-    return tokenizer_report(generator, zoo_corpus, num_networks=10_000)
+    return tokenizer_report(generator, generator.weight_code(), zoo_corpus, num_networks=10_000)
 
 
 def networks_of(corpus: Corpus, split: SplitReport) -> dict[str, tuple[Tensor, list[str]]]:
@@ -155,7 +155,7 @@ def test_what_all_networks_share_is_counted_apart(report: TokenizerReport, zoo_c
 
 
 def test_fewer_networks_and_samples_are_taken_evenly(generator: IGPG, zoo_corpus: Corpus) -> None:
-    some = tokenizer_report(generator, zoo_corpus, num_networks=6, num_samples=100)
+    some = tokenizer_report(generator, generator.weight_code(), zoo_corpus, num_networks=6, num_samples=100)
     assert [split.num_networks for split in some.splits] == [6, 6]
     assert all(split.original_accuracy is not None and 0.5 < split.original_accuracy < 1 for split in some.splits)
 
@@ -164,7 +164,7 @@ def test_a_corpus_without_recipes_has_no_accuracy_and_says_why(generator: IGPG, 
     corpus = Corpus.open(zoo_corpus.location)
     for layout_id, network in corpus.networks.items():
         corpus.networks[layout_id] = replace(network, recipe={})
-    found = tokenizer_report(generator, corpus, num_networks=6)
+    found = tokenizer_report(generator, generator.weight_code(), corpus, num_networks=6)
     assert "the corpus has no recipe of this network" in found.no_accuracy
     assert all(split.original_accuracy is None and split.reconstructed_accuracy is None for split in found.splits)
     assert all(split.snr_db > 0 for split in found.splits)
@@ -176,7 +176,7 @@ def test_a_corpus_without_recipes_has_no_accuracy_and_says_why(generator: IGPG, 
 def test_a_run_folder_keeps_its_report(run: Path, generator: IGPG, zoo_corpus: Corpus) -> None:
     first = report_run(run)
     assert first is not None
-    assert first == tokenizer_report(generator, zoo_corpus)
+    assert first == tokenizer_report(generator, generator.weight_code(), zoo_corpus)
     kept = run / "tokenizer.json"
     assert TokenizerReport.from_json(json.loads(kept.read_text())) == first
     kept.write_text(json.dumps(asdict(replace(first, decoder_values=7))))

@@ -119,13 +119,14 @@ def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout
     result = evaluate(
         EvaluateConfig(generator=out, corpus=corpus.location, out=f"{out}/evaluation", best_of=2, finetune_epochs=[1])
     )
-    rungs = {row["rung"] for row in result["ladder"]}
-    assert {"original", "generated", "nearest_loss", "average", "random_finetuned_1"} <= rungs
-    assert not {"shared_start", "gradient", "start_finetuned_1"} & rungs  # they started each on their own
-    assert {row["split"] for row in result["ladder"]} == {"seen"}
-    assert ("novelty_distance" in result["figures"]) == bool(heldout)
-    assert (result["novelty"]["verdict"] == "unjudged") == (not heldout)
-    assert [claim["text"].split()[0] for claim in result["claims"]] == ["seen_reconstructed", "seen_generated"]
+    rows = {cell.row for cell in result.ladder}
+    assert {"original", "generated", "nearest_loss", "average", "random_finetuned_1"} <= rows
+    assert not {"shared_start", "gradient", "start_finetuned_1"} & rows  # they started each on their own
+    assert {cell.split for cell in result.ladder} == {"seen"}
+    assert ("novelty_distance" in result.figures) == bool(heldout)
+    assert result.novelty is not None
+    assert (result.novelty.verdict == "unjudged") == (not heldout)
+    assert [claim.text.split()[0] for claim in result.claims] == ["seen_reconstructed", "seen_generated"]
     print_evaluation(result, Console(width=200))
     assert "Generated, seen" in write_report(out).read_text()
 

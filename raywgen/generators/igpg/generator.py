@@ -26,6 +26,7 @@ from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_loss_chunks
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
+from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (
     Condition,
@@ -46,6 +47,14 @@ class IGPG(Generator):
 
     method = "igpg"
     takes_sampling = True
+    ablations = (
+        Ablation(
+            stage=PriorStage.name,
+            row="token_prior",
+            label="Without the task-loss stage",
+            help="The same prior before training by task loss.",
+        ),
+    )
 
     def __init__(self, config: IGPGConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(normalizers, data)
@@ -76,6 +85,20 @@ class IGPG(Generator):
                 self.config.task_loss, self.prior, self.correction, self.variation, self.tokenizer, self.normalizers
             ),
         ]
+
+    def weight_code(self) -> WeightCode:
+        """Returns the tokeniser's code."""
+        tokenizer = self.tokenizer
+        return WeightCode(
+            coder=tokenizer.config.coder,
+            quantiser=tokenizer.config.quantiser.kind,
+            num_levels=tokenizer.quantiser.num_tokens,
+            num_codes=tokenizer.quantiser.num_codes,
+            num_codebook_values=tokenizer.quantiser.num_codebook_values,
+            num_decoder_values=sum(parameter.numel() for parameter in tokenizer.decoder.parameters()),
+            encode=self.tokens,
+            real_tokens=tokenizer.real_tokens,
+        )
 
     def encoders(self) -> dict[str, str]:
         """That of the samples, if any."""
