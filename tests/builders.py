@@ -64,9 +64,9 @@ def condition(num: int = 4, seed: int = 0, num_samples: int = 16) -> Condition:
     """B conditions; the one at place b asks for feature b, counted modulo six."""
     generator = torch.Generator().manual_seed(seed)
     samples_BSF = torch.randn(num, num_samples, NUM_FEATURES, generator=generator)
-    asked = [b % NUM_FEATURES for b in range(num)]
-    labels_BS = torch.stack([(samples_BSF[b, :, f] > 0).long() for b, f in enumerate(asked)])
-    texts = tuple(f"Is feature {f} above zero?" for f in asked)
+    features = [b % NUM_FEATURES for b in range(num)]
+    labels_BS = torch.stack([(samples_BSF[b, :, f] > 0).long() for b, f in enumerate(features)])
+    texts = tuple(f"Is feature {f} above zero?" for f in features)
     return Condition(instructions=texts, samples_BSF=samples_BSF, labels_BS=labels_BS)
 
 

@@ -1,4 +1,4 @@
-"""A changed digit is told from what was written."""
+"""A changed digit is distinguished from what was written."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def test_a_command_ends_with_one_line_and_the_status_of_the_signal(number: signa
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert told == f"stopped by {name}: the first half is kept; the same command goes on\n"
+    assert message == f"stopped by {name}: the first half is kept; the same command goes on\n"
 
 
 def test_within_awaited_the_first_signal_is_only_noted_and_the_second_one_breaks_off() -> None:

@@ -164,9 +164,9 @@ class _Reader:
         waited = 0.0
         begin = time.monotonic()
         for _ in range(self._config.num_steps):
-            asked = time.monotonic()
+            waiting_since = time.monotonic()
             next(source)
-            waited += time.monotonic() - asked
+            waited += time.monotonic() - waiting_since
             time.sleep(_STEP_SECONDS)
         return waited / (time.monotonic() - begin)
 

@@ -111,7 +111,7 @@ def _zoo(config: ZooQualityConfig) -> ZooConfig:
     if config.num_steps:
         overrides += [f"num_steps={config.num_steps}", f"checkpoint_steps=[{config.num_steps}]"]
     zoo = load_config(ZooConfig, _RECIPES / f"{config.recipe}.yaml", overrides)
-    # The last checkpoint of each network is asked for, whatever else the recipe keeps.
+    # Only the last checkpoint of each network is kept, whatever the recipe keeps.
     return replace(zoo, checkpoint_steps=[zoo.num_steps], optimizers=[])
 
 

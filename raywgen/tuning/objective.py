@@ -62,7 +62,7 @@ def _accuracy(evaluator: TaskEvaluator, generator: Generator, shot: int, config:
     written = generated_candidates(evaluator, generator, config.best_of, config.temperature, config.seed)
     chosen_TD = evaluator.choose(written.values_BD.view(len(evaluator.tasks), config.best_of, -1))
     scores = []
-    # One by one, because tasks may have test sets of different sizes.
+    # Tasks may have test sets of different sizes, so they are evaluated one by one.
     for values_D, task in zip(chosen_TD, evaluator.tasks, strict=True):
         state = evaluator.layout.unflatten(values_D.unsqueeze(0))
         scores.append(balanced_accuracy(stacked_logits(evaluator.module, state, task.test_x_SF), task.test_y_S))

@@ -59,13 +59,13 @@ def beside(folder: Path) -> str:
 def test_generate_finds_a_module_in_the_current_folder(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=task.labels_S.numpy())
-    told = ("instruction=Is it?", "data=mine.npz", f"networks={beside(tmp_path)}", "out=out", "best_of=2")
-    done = command(tmp_path, "generate", f"generator={bundle}", *told)
+    settings = ("instruction=Is it?", "data=mine.npz", f"networks={beside(tmp_path)}", "out=out", "best_of=2")
+    done = command(tmp_path, "generate", f"generator={bundle}", *settings)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "out" / "networks.json").read_text())
     assert row["network"] == "MyNet-3"
     strange = 'networks=[{name: "nowhere_at_all:MyNet"}]'
-    missing = command(tmp_path, "generate", f"generator={bundle}", *told[:2], strange, "out=none")
+    missing = command(tmp_path, "generate", f"generator={bundle}", *settings[:2], strange, "out=none")
     assert "cannot import network 'nowhere_at_all:MyNet'" in missing.stderr.splitlines()[-1]
 
 

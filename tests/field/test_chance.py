@@ -28,8 +28,8 @@ ASK = "Is feature 0 above zero?"
 
 
 def samples(num: int = 64) -> tuple[Tensor, Tensor]:
-    told = condition(1, num_samples=num)
-    return told.samples_BSF[0], told.labels_BS[0]
+    drawn = condition(1, num_samples=num)
+    return drawn.samples_BSF[0], drawn.labels_BS[0]
 
 
 def solution(sign: float) -> Tensor:
@@ -44,8 +44,8 @@ def writes(values_D: Tensor) -> TrainedGenerator:
     """A generator whose networks are always this one."""
     generator = hypernetwork()
 
-    def same(told: Any, *_: Any, **__: Any) -> Generated:
-        return Generated(values_BD=values_D.expand(len(told), -1), log_prob_B=torch.full((len(told),), 7.0))
+    def same(condition: Any, *_: Any, **__: Any) -> Generated:
+        return Generated(values_BD=values_D.expand(len(condition), -1), log_prob_B=torch.full((len(condition),), 7.0))
 
     generator.generate = same  # pyright: ignore[reportAttributeAccessIssue]
     return TrainedGenerator(generator)
@@ -73,8 +73,8 @@ def test_a_network_worse_than_chance_is_a_warning_with_remedies() -> None:
     assert filled.on_samples.accuracy == 0
     assert Path(warned[0].filename).name == Path(__file__).name
     # Of a layout it never saw the first remedy is one that it did see.
-    told = remedies(igpg(), 8, is_known=False)
-    assert told.startswith("fill an architecture that the generator was trained on (of 38, 41 values); draw more")
+    advice = remedies(igpg(), 8, is_known=False)
+    assert advice.startswith("fill an architecture that the generator was trained on (of 38, 41 values); draw more")
 
 
 def config(bundle: str, corpus: Corpus, out: Path, **changes: Any) -> GenerateConfig:

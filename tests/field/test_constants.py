@@ -77,16 +77,16 @@ def test_parameters_of_minus_infinity_are_no_masks(tmp_path: Path, name: str) ->
 
 
 def test_tables_with_infinities_are_let_in_where_networks_share_them_or_the_user_says_so(tmp_path: Path) -> None:
-    for name in ("alone", "shared", "told"):
+    for name in ("alone", "shared", "named"):
         (tmp_path / name).mkdir()
     alone = {"one": net(0, alibi=ALIBI), "plain": net(1)}
     corpus = build(tmp_path / "alone", alone)
     assert "--constant 'attn.alibi'" in refused(corpus)["one"]
     shared = build(tmp_path / "shared", {"one": net(0, alibi=ALIBI), "two": net(1, alibi=ALIBI)})
     assert not refused(shared)
-    told = build(tmp_path / "told", alone, "*.alibi")
-    assert not refused(told)
-    for found in (shared, told):
+    named = build(tmp_path / "named", alone, "*.alibi")
+    assert not refused(named)
+    for found in (shared, named):
         assert_same_bits(found.state_dict("one"), alone["one"])
         (layout,) = (net.layout for net in found.networks.values() if len(net.layout.tensors) == 2)
         assert layout.num_values == 20

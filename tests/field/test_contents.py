@@ -106,14 +106,14 @@ FOREIGN: dict[str, tuple[bytes, str, str]] = {
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_is_no_network_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
-    content, kind, told = FOREIGN[name]
+    content, kind, message = FOREIGN[name]
     save(tmp_path / "in/good.pt", net(1))
     (tmp_path / "in" / name).write_bytes(content)
     (tmp_path / "in/readme.md").write_text("words")
     corpus = build(tmp_path, tmp_path / "in")
     assert ids(corpus) == ["good"]
     (reason,) = reasons(corpus, kind).values()
-    assert told in reason or told in ("no torch file",)
+    assert message in reason or message in ("no torch file",)
     assert corpus.manifest["recipe"]["others"] == {".md": 1}
     assert counts_by_reason(corpus.quarantine.to_pylist())[0][1] == 1
     if kind == "refused":

@@ -90,8 +90,8 @@ def read_corpus(folder: Path) -> list[Any]:
     corpus = Corpus.open(folder)
     chunks = [batch.values_BK.clone() for batch in corpus.stream(chunk_length=7, batch_size=4, prefetch=0).epoch()]
     weights = [tensor for _, state in corpus.checkpoints() for tensor in state.values()]
-    told = [corpus.facts.to_pylist(), corpus.info() | {"location": ""}, corpus.manifest]
-    return [*chunks, *weights, json.dumps(told), *(task.samples_SF for task in corpus.tasks.values())]
+    contents = [corpus.facts.to_pylist(), corpus.info() | {"location": ""}, corpus.manifest]
+    return [*chunks, *weights, json.dumps(contents), *(task.samples_SF for task in corpus.tasks.values())]
 
 
 KINDS = {
@@ -146,10 +146,10 @@ def test_damage_is_refused_by_name_or_changes_nothing(tmp_path: Path, name: str,
         else:
             assert all(map(equal, found, expected)), what
             assert len(found) == len(expected), what
-    for what, told in refusals.items():
+    for what, message in refusals.items():
         # Of a manifest of another corpus it is the other files that do not fit.
-        assert Path(file).name in told or (file, what) == ("manifest.json", "another folder's"), (what, told)
-        assert _REMEDY.search(told), (what, told)
+        assert Path(file).name in message or (file, what) == ("manifest.json", "another folder's"), (what, message)
+        assert _REMEDY.search(message), (what, message)
     assert {"cut to 9 bytes", "cut to 0 bytes", "gone", "another folder's"} <= set(refusals)
     assert len(refusals) > 0.7 * _NUM_FLIPS
 

@@ -88,11 +88,11 @@ def test_transformers_loads_an_exported_folder(
     wanted = make(tmp_path / "in" / "tiny")
     written = export(build(tmp_path), tmp_path / "out")
     assert written == [tmp_path / "out/tiny/model.safetensors"]
-    model, told = getattr(transformers, loader).from_pretrained(
+    model, loading_info = getattr(transformers, loader).from_pretrained(
         tmp_path / "out" / "tiny", local_files_only=True, output_loading_info=True
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    assert not loading_info["missing_keys"]
+    assert not loading_info["unexpected_keys"]
     assert torch.equal(_output(model.eval()), wanted)
 
 

@@ -144,8 +144,8 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_of_a_csv_stays_text(folder: Path, text: str) -> None:
     quoted = text.replace('"', '""')
-    corpus, _ = build(folder, f'path,told\na/final,"{quoted}"\nb/final,\n')
-    assert column(corpus, "told") == [text, None, None, None]
+    corpus, _ = build(folder, f'path,note\na/final,"{quoted}"\nb/final,\n')
+    assert column(corpus, "note") == [text, None, None, None]
 
 
 def test_a_column_becomes_numbers_only_where_they_give_back_every_cell(folder: Path) -> None:

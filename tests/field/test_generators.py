@@ -96,13 +96,13 @@ def generator(request: pytest.FixtureRequest) -> Generator:
     return trained(request.param)
 
 
-def told() -> tuple[Tensor, Tensor]:
+def examples() -> tuple[Tensor, Tensor]:
     one = condition(1)
     return one.samples_BSF[0], one.labels_BS[0]
 
 
 def filled(generator: Generator, module: nn.Module) -> nn.Module:
-    return TrainedGenerator(generator).fill(module, instruction="Is it?", data=told(), best_of=2)
+    return TrainedGenerator(generator).fill(module, instruction="Is it?", data=examples(), best_of=2)
 
 
 def assert_filled(module: Strange, before: dict[str, Tensor]) -> None:

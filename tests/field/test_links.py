@@ -22,11 +22,11 @@ def test_links_to_folders_that_are_listed_end_and_count_once(tmp_path: Path) -> 
     os.symlink("loop", root / "loop")
     corpus = build(tmp_path, root)
     assert ids(corpus) == ["run1/net", "run2/net"]
-    told = reasons(corpus)
-    assert told.keys() == {"latest", "run1/all", "run2/above", "loop"}
-    assert "is listed under another name" in told["latest"]
-    assert "holds this folder" in told["run2/above"]
-    assert "cannot be read" in told["loop"]
+    by_file = reasons(corpus)
+    assert by_file.keys() == {"latest", "run1/all", "run2/above", "loop"}
+    assert "is listed under another name" in by_file["latest"]
+    assert "holds this folder" in by_file["run2/above"]
+    assert "cannot be read" in by_file["loop"]
 
 
 def test_a_glob_through_loops_ends_too(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_a_hub_cache_is_named_by_its_snapshots(tmp_path: Path) -> None:
     assert ids(corpus) == names
     for seed, name in enumerate(names, start=1):
         same(corpus, name, net(seed))
-    told = reasons(corpus, "refused")
-    assert list(told) == ["models--lab--tiny/snapshots/bbb/extra"]
-    assert "is a link to ../../gone, which is not there" in told["models--lab--tiny/snapshots/bbb/extra"]
+    by_file = reasons(corpus, "refused")
+    assert list(by_file) == ["models--lab--tiny/snapshots/bbb/extra"]
+    assert "is a link to ../../gone, which is not there" in by_file["models--lab--tiny/snapshots/bbb/extra"]
     with pytest.raises(CorpusError, match=r"1 checkpoints were refused.*is a link to"):
         build(tmp_path, tmp_path / "in", out="strict", strict=True)
 
@@ -86,10 +86,10 @@ def test_pipes_names_that_are_no_text_and_hidden_folders_are_named(tmp_path: Pat
         file.write(b"x")
     corpus = build(tmp_path, tmp_path / "in")
     assert ids(corpus) == ["net"]
-    told = list(reasons(corpus).values())
-    assert len(told) == 3
+    by_file = list(reasons(corpus).values())
+    assert len(by_file) == 3
     for part in ("pipe", "not UTF-8", "hidden folder"):
-        assert any(part in reason for reason in told)
+        assert any(part in reason for reason in by_file)
 
 
 def test_a_file_mended_after_strict_is_taken(tmp_path: Path) -> None:

@@ -77,19 +77,19 @@ def mlps(tmp_path: Path) -> Corpus:
 
 @pytest.mark.parametrize("form", ["{name}", "{id}", "layout-{short}"])
 def test_describe_takes_names_and_ids(mlps: Corpus, tmp_path: Path, form: str) -> None:
-    told = {}
+    networks = {}
     for layout_id, network in mlps.networks.items():
         key = form.format(name=network.name, id=layout_id, short=layout_id[:6])
-        told[key] = {"name": "mlp", "widths": [64, {"narrow": 3, "wide": 5}[network.name], 2]}
-    (tmp_path / "told.yaml").write_text(yaml.safe_dump({"networks": told}))
-    described = describe_corpus(mlps.location, str(tmp_path / "told.yaml"))
+        networks[key] = {"name": "mlp", "widths": [64, {"narrow": 3, "wide": 5}[network.name], 2]}
+    (tmp_path / "networks.yaml").write_text(yaml.safe_dump({"networks": networks}))
+    described = describe_corpus(mlps.location, str(tmp_path / "networks.yaml"))
     assert {net.name: net.recipe["widths"][1] for net in described.networks.values()} == {"narrow": 3, "wide": 5}
 
 
 def test_describe_shows_the_names_there_are(mlps: Corpus, tmp_path: Path) -> None:
-    (tmp_path / "told.yaml").write_text("networks: {resnet20: {name: mlp, widths: [64, 3, 2]}}")
+    (tmp_path / "networks.yaml").write_text("networks: {resnet20: {name: mlp, widths: [64, 3, 2]}}")
     with pytest.raises(CorpusError, match=r"holds no network 'resnet20'.*It holds '(narrow|wide)', '(narrow|wide)'"):
-        describe_corpus(mlps.location, str(tmp_path / "told.yaml"))
+        describe_corpus(mlps.location, str(tmp_path / "networks.yaml"))
     result = CliRunner().invoke(app, ["corpus", "describe", mlps.location])
     assert result.exit_code == 0
     assert set(yaml.safe_load(result.stdout)["networks"]) == {"narrow", "wide"}

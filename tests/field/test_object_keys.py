@@ -73,9 +73,9 @@ def test_a_location_may_be_written_with_or_without_escapes(bucket: str, tmp_path
 def test_what_cannot_be_opened_is_named_and_the_rest_comes_in(bucket: str, tmp_path: Path, source: str) -> None:
     corpus = build(tmp_path, f"{bucket}/{source}")
     assert [name for name in ids(corpus) if "a/net" in name]
-    told = {name: reason for name, reason in reasons(corpus, "refused").items() if "odd" not in name}
-    assert len(told) == 2
-    assert any("has an empty part" in reason and "ok//double" in reason for reason in told.values())
+    refusals = {name: reason for name, reason in reasons(corpus, "refused").items() if "odd" not in name}
+    assert len(refusals) == 2
+    assert any("has an empty part" in reason and "ok//double" in reason for reason in refusals.values())
     with pytest.raises(CorpusError, match="2 checkpoints were refused"):
         build(tmp_path, f"{bucket}/{source}", out="strict", strict=True)
 

@@ -74,8 +74,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return build(root / "corpus", root / "in")
 
 
-def build(out: Path, *sources: Path, **told: object) -> Corpus:
-    config = BuildConfig(out=str(out), sources=[str(source) for source in sources], distributed=False, **told)  # pyright: ignore[reportArgumentType]
+def build(out: Path, *sources: Path, **settings: object) -> Corpus:
+    config = BuildConfig(out=str(out), sources=[str(source) for source in sources], distributed=False, **settings)  # pyright: ignore[reportArgumentType]
     return build_corpus(config)
 
 

@@ -45,8 +45,8 @@ def test_two_processes_write_the_same_files(tmp_path: Path) -> None:
     for index, zone in enumerate(("UTC", "Asia/Tokyo")):
         folder = tmp_path / "work"
         folder.mkdir()
-        told = {"PYTHONHASHSEED": str(index), "TZ": zone, "PYTHONPATH": str(Path(__file__).parents[2])}
-        subprocess.run([sys.executable, "-c", WRITE], check=True, cwd=folder, env=os.environ | told)
+        environment = {"PYTHONHASHSEED": str(index), "TZ": zone, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", WRITE], check=True, cwd=folder, env=os.environ | environment)
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
         trees.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
         folder.rename(tmp_path / str(index))

@@ -88,7 +88,9 @@ def test_parts_of_a_network_are_refused(tmp_path: Path, content: Any) -> None:
     corpus = build(tmp_path, tmp_path / "in")
     assert ids(corpus) == ["whole"]
     (reason,) = reasons(corpus, "refused").values()
-    assert any(told in reason for told in ("placeholders of ZeRO stage 3", "parts of a network", "flat shard of FSDP"))
+    assert any(
+        words in reason for words in ("placeholders of ZeRO stage 3", "parts of a network", "flat shard of FSDP")
+    )
 
 
 def test_empty_tensors_of_a_network_that_has_values_stay(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def parts(state: dict[str, Tensor], name: str) -> Parts:
 def write(folder: Path, files: Parts, index: str, weight_map: dict[str, str] | None = None) -> None:
     for name, part in files.items():
         save(folder / name, part)
-    told = {key: name for name, part in files.items() for key in part} if weight_map is None else weight_map
-    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": told}))
+    listed = {key: name for name, part in files.items() for key in part} if weight_map is None else weight_map
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": listed}))
 
 
 @pytest.mark.parametrize(
@@ -76,36 +76,36 @@ def lacks_a_file(folder: Path, files: Parts) -> None:
 
 
 def lacks_a_tensor(folder: Path, files: Parts) -> None:
-    told = {key: name for name, part in files.items() for key in part} | {"gone.weight": list(files)[1]}
-    write(folder, files, "model.safetensors.index.json", told)
+    listed = {key: name for name, part in files.items() for key in part} | {"gone.weight": list(files)[1]}
+    write(folder, files, "model.safetensors.index.json", listed)
 
 
 def has_a_tensor_twice(folder: Path, files: Parts) -> None:
     first, second = files.values()
-    told = {key: name for name, part in files.items() for key in part}
+    listed = {key: name for name, part in files.items() for key in part}
     write(
         folder,
         dict(zip(files, (first, second | {"conv.weight": torch.zeros(4)}), strict=True)),
         "model.safetensors.index.json",
-        told,
+        listed,
     )
 
 
 def has_one_more_tensor(folder: Path, files: Parts) -> None:
-    told = {key: name for name, part in files.items() for key in part if key != "fc.bias"}
-    write(folder, files, "model.safetensors.index.json", told)
+    listed = {key: name for name, part in files.items() for key in part if key != "fc.bias"}
+    write(folder, files, "model.safetensors.index.json", listed)
 
 
 def has_tensors_exchanged(folder: Path, files: Parts) -> None:
     one, two = files
-    told = {key: two if name == one else one for name, part in files.items() for key in part}
-    write(folder, files, "model.safetensors.index.json", told)
+    listed = {key: two if name == one else one for name, part in files.items() for key in part}
+    write(folder, files, "model.safetensors.index.json", listed)
 
 
 def leads_outside(folder: Path, files: Parts) -> None:
     save(folder.parent / "other/net.safetensors", net(3))
-    told = {key: name for name, part in files.items() for key in part} | {"fc.bias": "../other/net.safetensors"}
-    write(folder, files, "model.safetensors.index.json", told)
+    listed = {key: name for name, part in files.items() for key in part} | {"fc.bias": "../other/net.safetensors"}
+    write(folder, files, "model.safetensors.index.json", listed)
 
 
 def is_no_json(folder: Path, files: Parts) -> None:
@@ -161,9 +161,9 @@ def test_parts_without_an_index_are_refused_as_parts(tmp_path: Path, files: list
     save(tmp_path / "in/whole.pt", net(9))
     corpus = build(tmp_path, tmp_path / "in")
     assert ids(corpus) == ["whole"]
-    told = reasons(corpus, "refused")
-    assert len(told) == len(files)
-    assert all("part" in reason or "one layer of a network" in reason for reason in told.values())
+    refusals = reasons(corpus, "refused")
+    assert len(refusals) == len(files)
+    assert all("part" in reason or "one layer of a network" in reason for reason in refusals.values())
     if "/" not in files[0]:
         with pytest.raises(CorpusError, match="none of the 1 checkpoints"):
             build(tmp_path, tmp_path / "in/split" / files[0], out="alone")

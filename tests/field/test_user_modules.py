@@ -26,8 +26,8 @@ def trained() -> TrainedGenerator:
 
 def examples() -> tuple[Tensor, Tensor]:
     """Samples as images of one channel, 2 x 3."""
-    told = condition(1, num_samples=32)
-    return told.samples_BSF[0].view(-1, 1, 2, 3), told.labels_BS[0]
+    drawn = condition(1, num_samples=32)
+    return drawn.samples_BSF[0].view(-1, 1, 2, 3), drawn.labels_BS[0]
 
 
 def convolution() -> nn.Sequential:
@@ -112,8 +112,8 @@ def test_statistics_of_a_convolution_are_estimated_on_images(trained: TrainedGen
 def test_logits_are_found_in_what_a_module_gives(trained: TrainedGenerator, kind: str) -> None:
     x, y = examples()
     plain = trained.fill(Wrapped(), instruction=ASK, data=(x, y)).state_dict()
-    told = trained.fill(Wrapped(kind), instruction=ASK, data=(x, y)).state_dict()
-    assert all(torch.equal(tensor, told[name]) for name, tensor in plain.items())
+    filled = trained.fill(Wrapped(kind), instruction=ASK, data=(x, y)).state_dict()
+    assert all(torch.equal(tensor, filled[name]) for name, tensor in plain.items())
 
 
 @pytest.mark.parametrize("make", [Branching, Places])
@@ -159,9 +159,9 @@ def _misfits() -> dict[str, tuple[nn.Module, str]]:
 
 @pytest.mark.parametrize("kind", _misfits())
 def test_what_does_not_fit_is_said_before_anything_is_written(trained: TrainedGenerator, kind: str) -> None:
-    module, told = _misfits()[kind]
+    module, message = _misfits()[kind]
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(ConditionError, match=told) as refused:
+    with pytest.raises(ConditionError, match=message) as refused:
         trained.fill(module, instruction=ASK, data=examples())
     assert "\n" not in str(refused.value)
     if kind != "no values":

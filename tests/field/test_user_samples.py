@@ -28,8 +28,8 @@ ASK = "Is feature 0 above zero?"
 
 
 def samples() -> tuple[Tensor, Tensor]:
-    told = condition(1, num_samples=NUM)
-    return told.samples_BSF[0], told.labels_BS[0]
+    drawn = condition(1, num_samples=NUM)
+    return drawn.samples_BSF[0], drawn.labels_BS[0]
 
 
 class Pairs(Dataset):
@@ -122,9 +122,9 @@ def test_the_same_samples_in_any_form_are_the_same(kind: str, tmp_path: Path) ->
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_fill_takes_a_loader_as_it_takes_tensors() -> None:
     trained = TrainedGenerator(igpg())
-    told = trained.fill(network(), instruction=ASK, data=samples()).state_dict()
+    filled = trained.fill(network(), instruction=ASK, data=samples()).state_dict()
     loaded = trained.fill(network(), instruction=ASK, data=DataLoader(Pairs(), batch_size=5)).state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in told.items())
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in filled.items())
 
 
 def _pictures(folder: Path) -> np.ndarray:
@@ -201,8 +201,8 @@ def _refused() -> dict[str, tuple[Any, str]]:
 
 @pytest.mark.parametrize("kind", _refused())
 def test_what_is_not_taken_is_refused_in_one_line(kind: str) -> None:
-    data, told = _refused()[kind]
-    with pytest.raises(ConditionError, match=told) as refused:
+    data, message = _refused()[kind]
+    with pytest.raises(ConditionError, match=message) as refused:
         read_data(data)
     assert "\n" not in str(refused.value)
 

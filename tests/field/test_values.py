@@ -1,4 +1,4 @@
-"""Complex values are weights, packed integers are told apart from counters, and every dtype comes back bit for bit."""
+"""Complex values are weights, packed integers are no counters, and every dtype comes back bit for bit."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def test_what_safetensors_cannot_hold_is_named_with_a_query_that_exports_the_res
     assert_same_bits(corpus.state_dict("a-double"), DOUBLE)
     command = ["corpus", "export", corpus.location, str(tmp_path / "out")]
     refused = CliRunner().invoke(app, command)
-    told = str(refused.exception)
-    assert "tensor 'w' of checkpoint 'a-double' is complex128" in told
-    terms = re.findall(r"'(\w+!=[^']+)'", told)
+    message = str(refused.exception)
+    assert "tensor 'w' of checkpoint 'a-double' is complex128" in message
+    terms = re.findall(r"'(\w+!=[^']+)'", message)
     assert [term.partition("!=")[0] for term in terms] == [fact]
     assert CliRunner().invoke(app, [*command, *terms]).exit_code == 0
     assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix] == [f"{next(iter(others))}.safetensors"]

@@ -56,10 +56,10 @@ def test_networks_are_written_with_what_no_generator_writes(corpus: Corpus, tmp_
     generator = load_config(IGPGConfig, None, SMALL)
     launch([TrainConfig(method="igpg", corpus=corpus.location, out=out, num_workers=0, generator=generator)])
     for into in ("files", "corpus"):
-        told = GenerateConfig(
+        config = GenerateConfig(
             generator=out, corpus=corpus.location, out=str(tmp_path / into), num=2, temperature=1.0, into=into
         )
-        rows = generate(told)
+        rows = generate(config)
         written = Corpus.open(tmp_path / into) if into == "corpus" else None
         for row in rows:
             state = load_state_dict(row.path) if written is None else written.state_dict(row.checkpoint_id)

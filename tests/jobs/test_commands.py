@@ -50,7 +50,7 @@ def test_what_the_cluster_cannot_run_is_refused_before_anything_is_sent(
     with (tmp_path / "data.bin").open("wb") as file:
         file.truncate(200 * 2**20)
     submit = ["job", "submit"]
-    asked = [
+    cases = [
         ([*submit, *run, "num_workers=8"], "4 CPU on 1 node: give num_workers=3, or add nodes"),
         ([*submit, *run, "num_workers=1", "use_gpu=true"], "num_workers=1 asks for 1 x 1 GPU"),
         ([*submit, *run, "sed=1"], "unknown key 'sed' in the command line; did you mean 'seed'?"),
@@ -61,8 +61,8 @@ def test_what_the_cluster_cannot_run_is_refused_before_anything_is_sent(
     ]
     time.sleep(6)  # Until the head node's monitor has said that no autoscaler runs.
     listing = ["job", "list"]
-    before, *answers, after = one_node.raywgen(listing, *(command for command, _ in asked), listing)
-    for answer, (_, said) in zip(answers, asked, strict=True):
+    before, *answers, after = one_node.raywgen(listing, *(command for command, _ in cases), listing)
+    for answer, (_, said) in zip(answers, cases, strict=True):
         assert said in refusal(answer)
     assert before == after
     # The same in the job itself, for those who send it by Ray's own command.

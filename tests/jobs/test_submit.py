@@ -43,8 +43,8 @@ def test_training_and_generation_as_jobs(one_node: LocalCluster, zoo_corpus: Cor
 @pytest.mark.parametrize("working_dir", [str(ROOT), f"local://{ROOT}"])
 def test_code_comes_from_the_working_directory(one_node: LocalCluster, working_dir: str) -> None:
     """Sent, or lying where every node sees it, as for a RayJob."""
-    told = "import os, raywgen; print(os.path.relpath(raywgen.__file__))"
-    done = one_node.run("ray", "job", "submit", "--working-dir", working_dir, "--", "python", "-c", told)
+    script = "import os, raywgen; print(os.path.relpath(raywgen.__file__))"
+    done = one_node.run("ray", "job", "submit", "--working-dir", working_dir, "--", "python", "-c", script)
     assert "raywgen/__init__.py" in done.stdout.splitlines(), done.stdout + done.stderr
 
 

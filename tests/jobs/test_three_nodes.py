@@ -57,10 +57,10 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     search = shared / "tune"
     rate = "train.generator.tokenizer.optimizer.learning_rate"
     fixed = {f"train.{key}": int(value) for key, value in (setting.split("=") for setting in SMALL)}
-    asked = {"corpus": str(corpus), "train": "igpg", "out": str(search), "num_trials": 2}
-    asked |= {"fixed": fixed | {"train.num_workers": 0}, "space": {rate: {"loguniform": [1e-3, 1e-2]}}}
-    asked |= {"objective": {"num_tasks": 1, "best_of": 1}}
-    (shared / "search.yaml").write_text(yaml.safe_dump(asked))
+    settings = {"corpus": str(corpus), "train": "igpg", "out": str(search), "num_trials": 2}
+    settings |= {"fixed": fixed | {"train.num_workers": 0}, "space": {rate: {"loguniform": [1e-3, 1e-2]}}}
+    settings |= {"objective": {"num_tasks": 1, "best_of": 1}}
+    (shared / "search.yaml").write_text(yaml.safe_dump(settings))
     run(three_nodes, "tune", str(shared / "search.yaml"))
     trials = [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
     assert len(trials) == 2
@@ -68,8 +68,8 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     assert 1e-3 <= best.generator.tokenizer.optimizer.learning_rate <= 1e-2
 
     written = shared / "written"
-    told = [f"generator={trained}", f"corpus={corpus}", "tasks=unseen", "best_of=2", "num=3", f"out={written}"]
-    run(three_nodes, "generate", *told, "--where", "ray", "--into", "corpus")
+    arguments = [f"generator={trained}", f"corpus={corpus}", "tasks=unseen", "best_of=2", "num=3", f"out={written}"]
+    run(three_nodes, "generate", *arguments, "--where", "ray", "--into", "corpus")
     networks = Corpus.open(written)
     assert networks.facts.num_rows == 3 * 2  # Of each task.
     names = set(networks.facts.column_names)

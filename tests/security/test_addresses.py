@@ -48,7 +48,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text_encoder(bundle: Path, name: str) -> None:
-    change_json(bundle / "generator.json", lambda told: told["config"]["prior"].update(text_encoder=name))
+    change_json(bundle / "generator.json", lambda content: content["config"]["prior"].update(text_encoder=name))
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -67,9 +67,9 @@ def test_a_bundle_contacts_nobody(bundle: Path, address: str, change: Callable[[
 @pytest.mark.parametrize("key", ["path", "test_path", "encoder"])
 def test_a_task_of_a_corpus_contacts_nobody(zoo_corpus: Corpus, tmp_path: Path, address: str, key: str) -> None:
     with listening() as (port, was_called):
-        told = address.format(port=port)
+        named = address.format(port=port)
         task: dict[str, Any] = {"name": "images", "path": "none.parquet", "test_path": ""}
-        task = task | {key: told} if key != "encoder" else {"name": "encoded", "encoder": told, "task": task}
+        task = task | {key: named} if key != "encoder" else {"name": "encoded", "encoder": named, "task": task}
         corpus = hostile_corpus(zoo_corpus, tmp_path / "corpus", task=task)
         recipe = next(iter(corpus.tasks.values())).recipe
         with pytest.raises(UntrustedError, match="would be fetched from there") as refused:
@@ -115,11 +115,13 @@ def test_a_bundle_opens_no_encoder_outside_of_its_folder(
 
 def test_a_copied_encoder_does_not_lead_out_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     key = f"prior.data_encoder./{tmp_path}/elsewhere"
-    change_json(bundle / "generator.json", lambda told: told.update(encoders=[key]))
+    change_json(bundle / "generator.json", lambda content: content.update(encoders=[key]))
     with pytest.raises((UntrustedError, ValueError), match=r"damaged|outside"):
         load_bundle(bundle)
-    change_json(bundle / "generator.json", lambda told: told["config"]["prior"].update(data_encoder=str(tmp_path)))
-    change_json(bundle / "generator.json", lambda told: told.update(encoders=[]))
+    change_json(
+        bundle / "generator.json", lambda content: content["config"]["prior"].update(data_encoder=str(tmp_path))
+    )
+    change_json(bundle / "generator.json", lambda content: content.update(encoders=[]))
     with pytest.raises(UntrustedError, match="outside"):
         load_bundle(bundle)
 
@@ -161,8 +163,8 @@ TEXTS = ["${oc.env:SECRET}", "${oc.decode:1}", "${.seed}", "${", "???", "a=b", "
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_of_a_stored_config_stay_texts(text: str) -> None:
-    told = dataclasses.asdict(ZooConfig()) | {"out": text, "networks": [{"name": text}]}
-    config = stored_config(ZooConfig, told, "here")
+    stored = dataclasses.asdict(ZooConfig()) | {"out": text, "networks": [{"name": text}]}
+    config = stored_config(ZooConfig, stored, "here")
     assert config.out == text
     assert config.networks == [{"name": text}]
 
@@ -213,7 +215,7 @@ def test_a_zoo_is_replayed_without_resolving(zoo_corpus: Corpus, tmp_path: Path)
     shutil.copytree(zoo_corpus.location, tmp_path / "corpus")
     change_json(
         tmp_path / "corpus" / "manifest.json",
-        lambda told: told["recipe"]["zoo"]["tasks"].update(kind="${oc.env:SECRET}"),
+        lambda content: content["recipe"]["zoo"]["tasks"].update(kind="${oc.env:SECRET}"),
     )
     corpus = Corpus.open(tmp_path / "corpus")
     with pytest.raises(ConfigError, match=r"kind=\$\{oc\.env:SECRET\}") as refused:

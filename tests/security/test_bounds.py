@@ -55,7 +55,9 @@ def _at(group: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", [("prior", "width"), ("tokenizer", "quantiser", "num_codes")])
 def test_a_bundle_builds_no_generator_beyond_what_it_stores(bundle: Path, path: tuple[str, ...]) -> None:
-    change_json(bundle / "generator.json", lambda told: _at(told["config"], path[:-1]).update({path[-1]: 1 << 40}))
+    change_json(
+        bundle / "generator.json", lambda content: _at(content["config"], path[:-1]).update({path[-1]: 1 << 40})
+    )
     with pytest.raises(BundleError, match="it would hold more than 1,073,741,824 values"):
         raywgen.load(bundle)
 
@@ -70,14 +72,14 @@ def test_an_encoder_is_not_larger_than_its_file(tmp_path: Path) -> None:
 def test_a_manifest_promises_no_more_than_its_shards_hold(zoo_corpus: Corpus, tmp_path: Path) -> None:
     shutil.copytree(zoo_corpus.location, tmp_path / "corpus")
 
-    def change(told: dict[str, Any]) -> None:
-        network = told["networks"][0]
+    def change(manifest: dict[str, Any]) -> None:
+        network = manifest["networks"][0]
         before = Layout.from_json(network["layout"])
         first, *rest = before.tensors
         after = Layout((dataclasses.replace(first, shape=(10**9, 10**9)), *rest))
         network.update(layout=after.to_json(), form_id=after.form_id)
-        text = json.dumps(told["shards"]).replace(before.id, after.id).replace(before.form_id, after.form_id)
-        told.update(shards=json.loads(text))
+        text = json.dumps(manifest["shards"]).replace(before.id, after.id).replace(before.form_id, after.form_id)
+        manifest.update(shards=json.loads(text))
 
     change_json(tmp_path / "corpus" / "manifest.json", change)
     with pytest.raises(DamagedFileError, match="is shorter than one of its checkpoints"):

@@ -58,7 +58,7 @@ def test_a_step_names_what_it_works_on_as_it_is() -> None:
 
 def test_a_corpus_of_somebody_else_is_listed_as_it_is(zoo_corpus: Corpus, tmp_path: Path) -> None:
     shutil.copytree(zoo_corpus.location, tmp_path / "corpus")
-    change_json(tmp_path / "corpus" / "manifest.json", lambda told: told["networks"][0].update(name=HOSTILE))
+    change_json(tmp_path / "corpus" / "manifest.json", lambda content: content["networks"][0].update(name=HOSTILE))
     found = CliRunner().invoke(app, ["corpus", "info", str(tmp_path / "corpus")])
     assert found.exit_code == 0
     assert "[bold]" in found.output

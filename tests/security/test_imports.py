@@ -36,17 +36,17 @@ Change = Callable[[Path, str], None]
 
 
 def data_encoder(bundle: Path, name: str) -> None:
-    change_json(bundle / "generator.json", lambda told: told["config"]["prior"].update(data_encoder=name))
+    change_json(bundle / "generator.json", lambda content: content["config"]["prior"].update(data_encoder=name))
 
 
 def inputs_encoder(bundle: Path, name: str) -> None:
     inputs = {"size": 8, "channels": 1, "mean": [0.5], "std": [0.5], "encoder": name}
-    change_json(bundle / "generator.json", lambda told: told["facts"].update(inputs=inputs))
+    change_json(bundle / "generator.json", lambda content: content["facts"].update(inputs=inputs))
 
 
 def copied_data_encoder(bundle: Path, name: str) -> None:
     _encoder_folder(bundle / "data_encoder", name)
-    change_json(bundle / "generator.json", lambda told: told.update(encoders=["prior.data_encoder"]))
+    change_json(bundle / "generator.json", lambda content: content.update(encoders=["prior.data_encoder"]))
 
 
 def copied_inputs_encoder(bundle: Path, name: str) -> None:
@@ -189,7 +189,9 @@ def test_a_zoo_is_not_replayed_with_networks_of_its_author(
 ) -> None:
     shutil.copytree(zoo_corpus.location, tmp_path / "corpus")
     networks = [{"name": f"{payload.name}:function"}]
-    change_json(tmp_path / "corpus" / "manifest.json", lambda told: told["recipe"]["zoo"].update(networks=networks))
+    change_json(
+        tmp_path / "corpus" / "manifest.json", lambda content: content["recipe"]["zoo"].update(networks=networks)
+    )
     corpus = Corpus.open(tmp_path / "corpus")
     trajectory = corpus.facts.column("trajectory_id").to_pylist()[-1]
     with pytest.raises(UntrustedError, match=f"{payload.name}:function"):
@@ -218,11 +220,11 @@ def test_what_the_users_own_config_names_needs_no_more(
     zoo_corpus: Corpus, bundle: Path, payload: Payload, tmp_path: Path
 ) -> None:
     networks: list[Any] = [{"name": f"{payload.name}:Net"}]
-    told = GenerateConfig(
+    config = GenerateConfig(
         corpus=zoo_corpus.location, generator=str(bundle), out=str(tmp_path / "out"), limit=1, best_of=1
     )
-    told.networks = networks
-    generate(told)
+    config.networks = networks
+    generate(config)
     assert "built" in payload.has_run
     with pytest.raises(UntrustedError):
         build_network(networks[0])

@@ -54,13 +54,13 @@ def marked(zoo_corpus: Corpus, tmp_path: Path) -> Corpus:
 
 @pytest.mark.usefixtures("ray_session")
 def test_it_reaches_actors_that_generate(marked: Corpus, bundle: Path, tmp_path: Path) -> None:
-    told = GenerateConfig(
+    config = GenerateConfig(
         corpus=marked.location, generator=str(bundle), out=str(tmp_path / "out"), limit=1, best_of=1, where="ray"
     )
     with pytest.raises(UntrustedError, match=f"{HERE}:Marked.*{marked.location}"):
-        generate(told)
+        generate(config)
     with trusting(HERE):
-        assert generate(told)
+        assert generate(config)
     assert processes(tmp_path / "mark")
 
 
