@@ -22,7 +22,8 @@ from raywgen.names import nearest, one_of
 from raywgen.renamed_keys import new_name
 
 ConfigT = TypeVar("ConfigT")
-_SHIPPED = Path(__file__).parents[1] / "configs"
+SHIPPED = Path(__file__).parent / "configs"
+"""The configs that come with the package, one folder for each method or command."""
 
 
 class ConfigError(ValueError):
@@ -186,15 +187,15 @@ def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
 
 
 def shipped_configs(folder: str) -> list[Path]:
-    """The YAML files of a folder of `configs/`, beside the package as in a clone."""
-    return sorted((_SHIPPED / folder).glob("*.yaml"))
+    """Returns the YAML files of a folder of the shipped configs."""
+    return sorted((SHIPPED / folder).glob("*.yaml"))
 
 
 def shipped_config(folder: str, name: str | None) -> str | None:
-    """The file of a shipped config's bare name; a path stays as it is.
+    """Returns the file of a shipped config's bare name; a path stays as it is.
 
     Raises:
-        ConfigError: It is neither; the nearest shipped name is told.
+        ConfigError: It is neither; the message says the nearest shipped name.
     """
     shipped = {path.stem: str(path) for path in shipped_configs(folder)}
     if name is None or name in shipped:
@@ -274,7 +275,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} is a folder; give a YAML file{inside}")
     if not path.exists():
         beside = [str(each) for each in sorted(path.parent.glob("*.y*ml"))]
-        near = nearest(path, [*beside, *map(_shown, _SHIPPED.rglob("*.yaml")), "config.yaml"])
+        near = nearest(path, [*beside, *map(_shown, SHIPPED.rglob("*.yaml")), "config.yaml"])
         raise ConfigError(f"config file {path} does not exist; did you mean {near}? Shipped ones are in configs/")
     try:
         content = load_yaml(path)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from raywgen import benchmarks
 from raywgen.benchmarks.demo import DemoConfig
-from raywgen.benchmarks.few_shot import Config as FewShotConfig
+from raywgen.benchmarks.few_shot_config import FewShotConfig
+from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config import ConfigError, load_config, stored_config
 from raywgen.generators import METHODS
@@ -32,10 +31,8 @@ def schemas() -> Iterator[tuple[type[Any], list[str]]]:
     for where in SCHEMAS.values():
         module, _, name = where.partition(":")
         yield getattr(importlib.import_module(module), name), []
-    for each in pkgutil.iter_modules(benchmarks.__path__):
-        module = importlib.import_module(f"{benchmarks.__name__}.{each.name}")
-        if hasattr(module, "Config"):
-            yield module.Config, []
+    for where in BENCHMARKS.values():
+        yield get_type_hints(importlib.import_module(where).measure)["config"], []
 
 
 def message(schema: type[Any], overrides: list[str]) -> str:

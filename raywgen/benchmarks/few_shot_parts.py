@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.benchmarks.trained import Chosen, trained_generators, trained_zoo
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.evaluation.few_shot import ReptileState, one_thread, train_reptile, warm_start
 from raywgen.generators import Generator
@@ -31,7 +31,7 @@ from raywgen.training.session import ray_session
 from raywgen.weights import Layout, load_state_dict, save_state_dict
 from raywgen.zoo import ZooConfig
 
-_RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "omniglot-heads.yaml"
+_RECIPE = SHIPPED / "zoo" / "omniglot-heads.yaml"
 _SIZE, _CHANNELS = 28, 1
 _VALIDATION_SEED, _TEST_SEED = 101, 202
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, at_depth, num_blocks, stored_networks
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
 from raywgen.benchmarks.trained import trained_zoo
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generation.best import sampling_options
@@ -36,7 +35,6 @@ from raywgen.training.session import ray_session
 from raywgen.weights import normalizer_of_similar
 from raywgen.zoo import ZooConfig
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
 # Only what is nearly trained.
 _ZOO = ["checkpoint_steps=[300,400]"]
 # Test accuracy in points on CIFAR-10 of an unseen depth, written after training on 125 networks of 26 to 50 layers
@@ -101,7 +99,7 @@ def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     data_keys = [f"{key}={value}" for key, value in given.items() if value]
     overrides = [*_ZOO, *data_keys, *config.zoo, f"seed={seed}"]
-    return load_config(ZooConfig, _CONFIGS / "zoo" / "resnet-depths.yaml", overrides)
+    return load_config(ZooConfig, SHIPPED / "zoo" / "resnet-depths.yaml", overrides)
 
 
 def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -167,7 +165,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
 
 def _trained(config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
     """Trains IGPG and the hypernetwork, and returns their runs."""
-    make = partial(load_config, TrainConfig, _CONFIGS / "igpg" / "resnet-depths.yaml")
+    make = partial(load_config, TrainConfig, SHIPPED / "igpg" / "resnet-depths.yaml")
     run_settings = [f"corpus={corpus.location}", f"seed={seed}"]
     out = folder_of(root, "igpg", asdict(make([*config.igpg, *run_settings])))
     run = make([*config.igpg, *run_settings, f"out={out}"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import Chosen, TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generators import OptimizerConfig, StageConfig
@@ -35,7 +34,7 @@ from raywgen.training.session import ray_session
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.zoo import ZooConfig
 
-_ZOOS = Path(__file__).parents[2] / "configs" / "zoo"
+_ZOOS = SHIPPED / "zoo"
 KINDS = {"subsets": "mnist-subsets.yaml", "domains": "mnist-unseen-domains.yaml"}
 _OFF = StageConfig(num_steps=0)
 

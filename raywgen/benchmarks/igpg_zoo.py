@@ -15,7 +15,7 @@ from typing import Any
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.benchmarks.zoo_ladder import Ladder, LadderConfig
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.corpus.align import align
 from raywgen.corpus.derive import split
@@ -33,7 +33,6 @@ from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import STARTS
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
 # The network of colour images costs several times more, so there are fewer; their 15 epochs of 10,000 images come from
 # all images, as in the published zoo.
 _SIZES = {
@@ -118,7 +117,7 @@ def zoo_recipe(config: IGPGZooConfig, start: str, seed: int) -> ZooConfig:
     data_keys = [f"{key}={value}" for key, value in given.items() if value]
     branch = [f"branch_steps={config.branch_steps}"] if start == "branched" else []
     overrides = [*_SIZES[config.recipe], *data_keys, f"start={start}", *branch, *config.zoo, f"seed={seed}"]
-    zoo = load_config(ZooConfig, _CONFIGS / "zoo" / f"{config.recipe}.yaml", overrides)
+    zoo = load_config(ZooConfig, SHIPPED / "zoo" / f"{config.recipe}.yaml", overrides)
     num_tasks = zoo.num_seen_tasks + zoo.num_validation_tasks + zoo.num_unseen_tasks
     if (len(zoo.networks), zoo.num_seen_tasks, num_tasks) != (1, 1, 1):
         raise ValueError(
@@ -159,7 +158,7 @@ def _kept(folder: str) -> Corpus | None:
 
 def _trained(config: IGPGZooConfig, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:
     """Trains IGPG and returns it after all of its stages and after its prior."""
-    base = _CONFIGS / "igpg" / f"{config.recipe}.yaml"
+    base = SHIPPED / "igpg" / f"{config.recipe}.yaml"
     make = partial(load_config, TrainConfig, base)
     run_settings = [f"corpus={corpus.location}", f"seed={seed}"]
     recipe = asdict(make([*config.igpg, *run_settings]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from raywgen.benchmarks.trained import (
     trained_zoo,
 )
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
@@ -34,7 +33,7 @@ from raywgen.training.session import ray_session
 from raywgen.weights import KeyedNoise
 from raywgen.zoo import ZooConfig
 
-_RECIPE = Path(__file__).parents[2] / "configs" / "zoo" / "mnist-subsets.yaml"
+_RECIPE = SHIPPED / "zoo" / "mnist-subsets.yaml"
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 _MILLISECONDS = 1e3
 # Reptile costs ten times as much and is in the ablation.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raywgen.config import load_config
+from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.progress import Reporter
 from raywgen.tasks import SAMConfig, build_network, build_task
@@ -25,7 +25,7 @@ from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig, train_zoo
 from raywgen.zoo.config import ZooOptimizer
 
-_RECIPES = Path(__file__).parents[2] / "configs" / "zoo"
+_RECIPES = SHIPPED / "zoo"
 
 
 @dataclass(kw_only=True)

@@ -30,7 +30,7 @@ from raywgen.cli.settings import (
 )
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
-from raywgen.config import ConfigError, check_file_or_name, given_once, load_config
+from raywgen.config import ConfigError, given_once, load_config
 from raywgen.progress import Reporter, plain
 from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import beside, named_in, trusting
@@ -120,25 +120,21 @@ def zoo_list() -> None:
 
 @app.command(cls=SettingsCommand)
 def train(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Train a generator, for instance `raywgen train configs/igpg/digits.yaml out=runs/mine seed=1`.
+    """Train a generator, for instance `raywgen train igpg/digits out=runs/mine seed=1`.
 
-    CONFIG is a YAML file or a method's name, as in `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
+    CONFIG is a YAML file, a shipped config such as `mcdi/heads`, or a method's name, as in
+    `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
     `num_workers=0` trains in this process. The same command again goes on where the last one stopped. Of a generator
     that writes tokens it prints what these cost and keep, and leaves that in `tokenizer.json`.
     """
     from raywgen.evaluation.tables import print_tokenizer
     from raywgen.evaluation.tokenizer_report import report_run
-    from raywgen.generators import METHODS
-    from raywgen.training import TrainConfig, launch
+    from raywgen.training import launch, load_train_config
     from raywgen.training.early import check_early
     from raywgen.training.session import ray_session
 
     path, rest = split_config(config, overrides)
-    if path in METHODS:
-        path, rest = None, [f"method={path}", *rest]
-    elif path is not None:
-        check_file_or_name(path, METHODS)
-    settings = load_config(TrainConfig, path, rest)
+    settings = load_train_config(path, rest)
     check_early(settings)
     with trusting(*named_in(settings)):
         with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:

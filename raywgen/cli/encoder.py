@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
-from raywgen.config import load_config
+from raywgen.config import load_config, shipped_config
 from raywgen.progress import Reporter
 
 app = typer.Typer(no_args_is_help=True, help="Train frozen encoders, through which tasks are seen as features.")
@@ -18,14 +18,15 @@ def group() -> None:
 
 @app.command(cls=SettingsCommand)
 def train(config: Config = None, overrides: Overrides = None) -> None:
-    """Train an encoder, for instance `raywgen encoder train configs/encoder/omniglot.yaml out=runs/encoders/mine`.
+    """Train an encoder, for instance `raywgen encoder train omniglot out=runs/encoders/mine`.
 
-    It learns on the classes that episodes are trained on, and never sees one of validation or test. A finished encoder
-    of the same settings is taken as it is.
+    CONFIG is a YAML file or a shipped one: `omniglot`. It learns on the classes that episodes are trained on, and never
+    sees one of validation or test. A finished encoder of the same settings is taken as it is.
     """
     from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 
-    settings = load_config(EncoderConfig, *split_config(config, overrides))
+    path, rest = split_config(config, overrides)
+    settings = load_config(EncoderConfig, shipped_config("encoder", path), rest)
     with Reporter().step("encoder", f"train into {settings.out}") as bar:
         card = train_encoder(settings, bar.named)
     accuracy, seconds = card.facts["validation_accuracy"], card.facts["seconds"]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raywgen.compat import dashboard_node_types
-from raywgen.config import check_file_or_name, given_once, load_config
-from raywgen.generators import METHODS
+from raywgen.config import given_once
 from raywgen.ray_address import ClusterError
-from raywgen.training import TrainConfig
+from raywgen.training import TrainConfig, load_train_config
 from raywgen.training.early import check_settings
 from raywgen.training.resource_check import GROUP_LABEL, Resources, check_request, check_run, most_nodes
 
@@ -28,13 +27,8 @@ def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConf
         ConfigError: As the job would say, with the nearest right key.
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
-    path = None if not given or "=" in given[0] else given[0]
-    overrides = given if path is None else given[1:]
-    if path in METHODS:
-        path, overrides = None, [f"method={path}", *overrides]
-    elif path is not None and not (Path(working_dir) / path).exists():
-        check_file_or_name(path, METHODS)
-    return load_config(TrainConfig, None if path is None else Path(working_dir) / path, given_once(overrides))
+    name = None if not given or "=" in given[0] else given[0]
+    return load_train_config(name, given_once(given if name is None else given[1:]), working_dir)
 
 
 def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], working_dir: str | Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raywgen.training import TrainConfig
 from raywgen.training.resource_check import Nodes, check_run
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+"""The project's file, where the package is used from a clone."""
 _IN_THE_IMAGE = {"ray", "pyarrow", "numpy"}
 _HEADERS: dict[str, list[str]] = {
     "storage.yaml": ["Storage that every node sees: corpora, run folders and, for RayJobs, the code."],
@@ -97,14 +99,11 @@ def render(
 
 
 def requirements() -> list[str]:
-    """What the project declares and Ray's images do not hold.
-
-    Raises:
-        ClusterError: raywgen runs outside of a clone, which is what jobs need.
-    """
-    if not _PROJECT.is_file():
-        raise ClusterError(f"{_PROJECT} is missing: render clusters in a clone of raywgen, whose jobs/ they run")
-    declared = tomllib.loads(_PROJECT.read_text())["project"]["dependencies"]
+    """Returns the dependencies that the project declares and Ray's images do not hold."""
+    if _PROJECT.is_file():
+        declared = tomllib.loads(_PROJECT.read_text())["project"]["dependencies"]
+    else:
+        declared = [line for line in metadata.requires("raywgen") or [] if "extra ==" not in line]
     return [line for line in declared if re.split(r"[\[<>=!~ ]", line)[0] not in _IN_THE_IMAGE]
 
 

@@ -1,6 +1,6 @@
 """Trains generators. Begin with `raywgen.training.trainer`: one run from its first step to its last."""
 
-from raywgen.training.config import TrainConfig
+from raywgen.training.config import TrainConfig, load_train_config
 from raywgen.training.launch import launch
 from raywgen.training.run_folder import BUNDLE, snapshot_folder
 from raywgen.training.runlog import read_metrics
@@ -15,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "launch",
+    "load_train_config",
     "read_metrics",
     "read_stages",
     "snapshot_folder",

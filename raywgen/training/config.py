@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import ConfigError, one_line, read_stored_config
-from raywgen.generators import UnknownMethodError, method
+from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_stored_config
+from raywgen.generators import METHODS, UnknownMethodError, method
 from raywgen.nn.precision import check_precision
 
 
@@ -85,6 +85,32 @@ class TrainConfig:
             self.generator = schema()
         if not isinstance(self.generator, schema):
             raise ValueError(f"generator: method={self.method} takes a {schema.__name__}, not {self.generator!r}")
+
+
+def load_train_config(
+    name: str | None, overrides: Sequence[str] = (), working_dir: str | Path | None = None
+) -> TrainConfig:
+    """Loads the config of a run by what a user calls it.
+
+    Args:
+        name: A method such as `igpg`, a shipped config such as `igpg/digits`, a YAML file, or None for the defaults.
+        overrides: Dotted assignments `key=value`.
+        working_dir: The folder that relative paths of files begin at; the current one by default.
+
+    Raises:
+        ConfigError: The name is none of these (the message says the nearest), or the config cannot be used.
+    """
+    if name is None:
+        return load_config(TrainConfig, None, overrides)
+    if name in METHODS:
+        return load_config(TrainConfig, None, [f"method={name}", *overrides])
+    path = Path(working_dir or "") / name
+    shipped = (SHIPPED / name).with_suffix(".yaml")
+    if not path.exists():
+        if not Path(name).suffix and shipped.is_file():
+            return load_config(TrainConfig, shipped, overrides)
+        check_file_or_name(name, METHODS)
+    return load_config(TrainConfig, path, overrides)
 
 
 def read_train_config(path: str | Path) -> TrainConfig:

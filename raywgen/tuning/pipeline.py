@@ -13,10 +13,9 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from raywgen.config import ConfigError, load_config, merge_config, shipped_config
-from raywgen.generators import METHODS
 from raywgen.names import nearest
 from raywgen.renamed_keys import new_name
-from raywgen.training import TrainConfig
+from raywgen.training import TrainConfig, load_train_config
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_values
 from raywgen.zoo import ZooConfig
@@ -56,7 +55,7 @@ class Pipeline:
     def __init__(self, config: TuneConfig) -> None:
         config.check_source()
         self.knobs = parse_space(config.space)
-        self._trees: dict[str, Tree] = {"train": _tree(_base_train(config.train))}
+        self._trees: dict[str, Tree] = {"train": _tree(load_train_config(config.train))}
         if config.zoo:
             self._trees["zoo"] = _tree(load_config(ZooConfig, shipped_config("zoo", config.zoo)))
         for key, value in flatten(config.fixed, lambda value: not isinstance(value, dict)).items():
@@ -124,12 +123,6 @@ class Pipeline:
             self.configs(values)
         except ConfigError as error:
             raise ConfigError(f"the space allows {description}, which cannot be: {error}") from error
-
-
-def _base_train(method_or_file: str) -> TrainConfig:
-    if method_or_file in METHODS:
-        return TrainConfig(method=method_or_file)
-    return load_config(TrainConfig, method_or_file)
 
 
 def _tree(config: Any) -> Tree:
