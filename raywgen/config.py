@@ -361,6 +361,9 @@ class _Root:
 
 def _check_group(schema: Any, value: Any, source: str, key: str, root: _Root | None = None) -> None:
     if not isinstance(value, dict):
+        renamed = new_name([key], root.has) if root else None
+        if renamed:
+            raise ConfigError(f"unknown key '{renamed[0]}' in {source}; it is called '{renamed[1]}' now")
         raise ConfigError(f"'{key}' in {source} holds a group of keys, not {value!r}")
     _check_keys(schema, value, source, f"{key}.", root)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 RENAMED = {
+    "generator.tokenizer.quantiser": "generator.tokenizer.quantiser.kind",
     "generator.functional": "generator.task_loss",
     "generator.tokenizer.beam": "generator.tokenizer.quantiser.beam",
     "generator.tokenizer.codebook_decay": "generator.tokenizer.quantiser.decay",
