@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import raywgen
+
+ROOT = Path(raywgen.__file__).parent
+ORDER = {
+    "generation": (
+        *("statistics", "best", "conditions", "judge", "fill", "loading", "adapt"),
+        *("config", "request", "plan", "worker", "executor", "sinks", "generate"),
+    ),
+    "zoo": ("config", "draw", "plan", "execution", "measure", "stacks", "task_pool", "train", "replay", "describe"),
+}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_no_module_imports_a_later_one(package: str) -> None:
+    """Imports inside functions and for type checkers count too: they hide circles."""
+    order = ORDER[package]
+    assert set(order) == {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    for number, name in enumerate(order):
+        imported = {
+            node.module
+            for node in ast.walk(ast.parse((ROOT / package / f"{name}.py").read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module
+        }
+        later = {f"raywgen.{package}.{other}" for other in order[number:]}
+        assert not imported & {f"raywgen.{package}", *later}, name
