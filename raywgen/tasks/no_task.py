@@ -5,9 +5,6 @@ Shape legend: B networks, S samples, F features of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from raywgen.tasks.base import Inputs, Task
@@ -38,8 +35,3 @@ def blank_condition(instruction: str) -> Condition:
         samples_BSF=task.train_x_SF.unsqueeze(0),
         labels_BS=task.train_y_S.unsqueeze(0),
     )
-
-
-def is_blank(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe is of no task."""
-    return recipe.get("name") == BLANK
