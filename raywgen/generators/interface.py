@@ -242,7 +242,7 @@ class Generator(nn.Module, ABC):
         """
 
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
-        """What the generator's own code keeps of given weights, `(B, D)`; the weights where it has no code."""
+        """Returns given weights `(B, D)` after encoding and decoding; a generator without a code keeps them."""
         return values_BD
 
     def weight_code(self) -> WeightCode | None:
