@@ -29,7 +29,6 @@ ALLOWED = {
     "raywgen": 14,
     "raywgen/cli": 4,
     "raywgen/cluster": 9,
-    "raywgen/corpus": 66,
     "raywgen/evaluation": 33,
     "raywgen/evaluation/few_shot": 6,
     "raywgen/generation": 4,

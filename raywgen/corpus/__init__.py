@@ -1,4 +1,4 @@
-"""Checkpoints in and out of Arrow, Ray Data streams."""
+"""Corpora of checkpoints: ingest into Arrow shards, queries, streams, export."""
 
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.chunk_stream import ChunkBatch, ChunkStream

@@ -1,10 +1,8 @@
-"""A corpus whose networks have their hidden units in one order: that of a reference.
+"""Writes a corpus whose networks have their hidden units in the order of a reference.
 
-Networks that start each on their own come to alike features in other orders, so their weights have no common meaning
-place by place. Weight matching (`raywgen.weights.alignment`) reorders each trajectory by its last checkpoint; what a
-network computes stays as it is.
-
-Shape legend: N checkpoints, P packed bytes, S samples, F features.
+Networks from different starts learn similar features in different orders, so the same position in two of them has no
+common meaning. Weight matching (`raywgen.weights.alignment`) reorders each trajectory by its last checkpoint; the
+function of a network does not change.
 """
 
 from __future__ import annotations
@@ -41,14 +39,14 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligned:
-    """How a trajectory is reordered.
+    """The order that a trajectory is brought to.
 
     Attributes:
-        reference: Checkpoint that it is brought close to.
-        chosen_by: Its last checkpoint, whose weights were matched.
-        orders: As `Symmetry.permute` takes them.
-        distance: Of that checkpoint to the reference, over the reference's norm, before.
-        matched: The same after.
+        reference: Id of the checkpoint that it is aligned to.
+        chosen_by: Id of its last checkpoint, whose weights were matched.
+        orders: Permutations, as `Symmetry.permute` takes them.
+        distance: Distance of that checkpoint to the reference before, divided by the norm of the reference.
+        matched: The same distance afterwards.
     """
 
     reference: str
@@ -58,7 +56,7 @@ class Aligned:
     matched: float
 
     def facts(self) -> dict[str, Any]:
-        """What every checkpoint of the trajectory is told."""
+        """Returns the facts that every checkpoint of the trajectory gets."""
         moved = sum(int((order_U != torch.arange(len(order_U))).sum()) for order_U in self.orders)
         return dict(zip(_COLUMNS, (self.reference, self.chosen_by, self.distance, self.matched, moved), strict=True))
 
@@ -69,14 +67,14 @@ Key = tuple[str, str]
 
 @dataclass(kw_only=True)
 class AlignConfig:
-    """How to align.
+    """Settings of an alignment.
 
     Attributes:
-        references: Checkpoint ids, at most one an architecture; else the last checkpoint of the first training
-            trajectory of each is taken.
-        network: Recipe of the corpus's networks, where the corpus does not know it.
-        input_shape: Of one input, without the batch; else that of the corpus's task samples.
-        seed: Of the order in which groups of units are visited.
+        references: Checkpoint ids, at most one an architecture; by default the last checkpoint of the first training
+            trajectory of each.
+        network: Recipe of the corpus's networks, if the corpus has none.
+        input_shape: Shape of one input, without the batch; by default that of the corpus's task samples.
+        seed: Seed of the order in which groups of units are visited.
     """
 
     references: list[str] = field(default_factory=list)
@@ -96,21 +94,21 @@ def align(
 ) -> Corpus:
     """Writes a corpus in which every network's hidden units are in the order that lies closest to a reference.
 
-    Further facts say of each checkpoint how: `aligned_to` (the reference), `aligned_by` (the last checkpoint of its
+    Each checkpoint gets these facts: `aligned_to` (the reference), `aligned_by` (the last checkpoint of its
     trajectory, whose weights were matched), `unaligned_distance` and `aligned_distance` (of that checkpoint to the
-    reference, over the reference's norm, without running statistics), `moved_units`.
+    reference, divided by its norm, without running statistics), `moved_units`.
 
     Args:
-        root: Of the new corpus.
-        corpus: Networks from starts of their own.
-        build: Makes a module of a recipe.
+        root: Path or URI of the new corpus.
+        corpus: Networks from different starts.
+        build: Builds a module from a recipe.
         config: References, recipe, inputs.
-        on_match: Told of trajectories matched.
-        on_progress: Told of checkpoints written.
+        on_match: Called with the trajectories matched and their number.
+        on_progress: Called with the checkpoints written and their number.
 
     Raises:
-        CorpusError: Networks share a start, a reference is missing or one too many, a network cannot be built or has
-            nothing to reorder, or as `write_corpus`.
+        CorpusError: Networks share a start, a reference is missing or superfluous, a network cannot be built or has
+            nothing to reorder, or `write_corpus` raises it.
         SymmetryError: A network cannot be traced.
     """
     config = config or AlignConfig()
@@ -139,13 +137,13 @@ def align(
 
 
 def summary(aligned: Corpus) -> list[tuple[str, int, float, float]]:
-    """Of each reference: its id, trajectories aligned to it, and their mean distance before and after."""
+    """Returns for each reference its id, the number of trajectories aligned to it, and their mean distances."""
     ends = pa.concat_tables(_ends(aligned).values())
     names = ("aligned_to", "unaligned_distance", "aligned_distance")
     rows = list(zip(*(ends.column(name).to_pylist() for name in names), strict=True))
     summaries = []
     for reference in dict.fromkeys(row[0] for row in rows):
-        # The reference's own distance is none.
+        # The distance of the reference to itself says nothing.
         own = aligned.select(checkpoint_id=reference).column("trajectory_id")[0].as_py()
         found = [
             row[1:]
@@ -169,13 +167,13 @@ def _check_starts(corpus: Corpus) -> None:
     if shared:
         raise CorpusError(
             f"{corpus.location}: {shared} of {facts.num_rows} checkpoints have a start in common (shared, branched or "
-            "a base checkpoint): their hidden units are in one order already, and reordering would part them from "
-            f"their base. Align the others only: `raywgen corpus filter {corpus.location} OUT start={_OWN}`"
+            "a base checkpoint): their hidden units are in one order already, and reordering would separate them "
+            f"from their base. Align the others only: `raywgen corpus filter {corpus.location} OUT start={_OWN}`"
         )
 
 
 def _ends(corpus: Corpus) -> dict[str, pa.Table]:
-    """Facts of the last checkpoint of every trajectory, by layout; training ones first, then in the corpus's order."""
+    """Returns the facts of the last checkpoint of every trajectory, by layout, training trajectories first."""
     steps = corpus.facts.column("step").to_pylist()
     splits = corpus.facts.column("split").to_pylist()
     last: dict[Key, int] = {}
@@ -192,7 +190,7 @@ def _ends(corpus: Corpus) -> dict[str, pa.Table]:
 
 
 def _references(corpus: Corpus, wanted: Sequence[str]) -> dict[str, str]:
-    """Reference by layout id."""
+    """Returns the reference of each layout, by layout id."""
     chosen: dict[str, str] = {}
     for name in wanted:
         facts = corpus.select(checkpoint_id=name)
@@ -213,7 +211,7 @@ def _references(corpus: Corpus, wanted: Sequence[str]) -> dict[str, str]:
 
 
 def _symmetry(corpus: Corpus, reference: str, build: Build, config: AlignConfig) -> Symmetry:
-    """Of the reference's module, tried with its weights on samples."""
+    """Finds the symmetry of the reference's module and checks it with its weights on samples."""
     known = corpus.networks[corpus.select(checkpoint_id=reference).column("layout_id")[0].as_py()]
     if config.network and len(set(corpus.facts.column("layout_id").to_pylist())) > 1:
         raise CorpusError(
@@ -248,11 +246,11 @@ def _symmetry(corpus: Corpus, reference: str, build: Build, config: AlignConfig)
 
 
 def _inputs(corpus: Corpus, input_shape: Sequence[int]) -> Tensor:
-    """Noise of the shape that networks take, `(S, F)` or `(S, *input_shape)`."""
+    """Draws noise of the shape that networks take, `(S, F)` or `(S, *input_shape)`."""
     if not input_shape:
         if not corpus.tasks:
             raise CorpusError(
-                f"{corpus.location} has no tasks that would tell what its networks take; give the shape of one input, "
+                f"{corpus.location} has no tasks, so the inputs of its networks are unknown; give the shape of one, "
                 "for instance --input-shape 3,32,32"
             )
         input_shape = next(iter(corpus.tasks.values())).samples_SF.shape[1:]
@@ -267,13 +265,13 @@ def _batches(corpus: Corpus, ends: pa.Table) -> Iterator[pa.Table]:
 
 
 def _renamed(state: StateDict, form: Layout, other: Layout) -> StateDict:
-    """A network under the names that another form has for its tensors."""
+    """Renames the tensors of a network to the names of another form."""
     names = form.names_in(other)
     return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _state(corpus: Corpus, checkpoint_id: str) -> StateDict:
-    """A checkpoint under the names of its network."""
+    """Reads a checkpoint under the tensor names of its network."""
     form = corpus.form(corpus.select(checkpoint_id=checkpoint_id).column("shard")[0].as_py())
     return _renamed(corpus.state_dict(checkpoint_id), form, corpus.layout(form.id))
 
@@ -301,7 +299,7 @@ def _keys(facts: pa.Table) -> list[Key]:
 
 
 def _with_alignment(facts: pa.Table, aligned: Mapping[Key, Aligned]) -> pa.Table:
-    """Facts with those of the alignment; an earlier one's are replaced."""
+    """Adds the facts of the alignment; those of an earlier one are replaced."""
     rows = [aligned[key].facts() for key in _keys(facts)]
     facts = facts.drop_columns([name for name in _COLUMNS if name in facts.column_names])
     for name, kind in _COLUMNS.items():

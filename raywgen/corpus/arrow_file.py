@@ -1,7 +1,7 @@
-"""Looks into an Arrow IPC file before Arrow unpacks it: a shard's record batches are never compressed.
+"""Refuses compressed Arrow IPC files before Arrow unpacks them: the record batches of a shard are never compressed.
 
-Arrow expands a compressed buffer to whatever length it claims. Whether a batch is compressed stands in its metadata
-(FlatBuffers), which Arrow's Python interface does not show.
+Arrow expands a compressed buffer to whatever length it claims. The metadata (FlatBuffers) say whether a batch is
+compressed, but Arrow's Python interface does not show it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 _MAGIC = b"ARROW1"
 _BLOCK_BYTES = 24
 _MAX_METADATA_BYTES = 64 << 20
-# Places of fields in the tables of Arrow's format: Footer, Message, RecordBatch.
+# Indices of fields in the tables of Arrow's format: Footer, Message, RecordBatch.
 _DICTIONARIES, _RECORD_BATCHES = 2, 3
 _HEADER = 2
 _COMPRESSION = 3
@@ -23,12 +23,12 @@ def check_uncompressed(file: pa.NativeFile) -> None:
     """Refuses an Arrow file with compressed buffers or dictionaries.
 
     Raises:
-        pyarrow.ArrowInvalid: It has some, or is no Arrow file.
+        pyarrow.ArrowInvalid: The file has some, or is no Arrow file.
     """
     try:
         for offset in _record_batches(file):
             if _is_compressed(file, offset):
-                raise pa.ArrowInvalid("its buffers are compressed, as those of no shard are")
+                raise pa.ArrowInvalid("its buffers are compressed, which those of a shard never are")
     except (struct.error, IndexError) as error:
         raise pa.ArrowInvalid(f"its metadata is damaged ({error})") from error
     finally:
@@ -36,7 +36,7 @@ def check_uncompressed(file: pa.NativeFile) -> None:
 
 
 def _record_batches(file: pa.NativeFile) -> list[int]:
-    """Where each record batch begins, as the footer says."""
+    """Returns the offset of each record batch, from the footer."""
     size = file.size()
     tail = _read(file, size - 10, 10)
     (length,) = struct.unpack("<i", tail[:4])
@@ -44,7 +44,7 @@ def _record_batches(file: pa.NativeFile) -> list[int]:
         raise pa.ArrowInvalid("it has no footer")
     footer = _Table.root(_read(file, size - 10 - length, length))
     if (place := footer.vector(_DICTIONARIES)) and place[1]:
-        raise pa.ArrowInvalid("it holds dictionaries, as no shard does")
+        raise pa.ArrowInvalid("it holds dictionaries, which a shard never does")
     blocks = footer.vector(_RECORD_BATCHES)
     start, count = blocks or (0, 0)
     rows = (footer.data[start + index * _BLOCK_BYTES :][:8] for index in range(count))
@@ -70,7 +70,7 @@ def _read(file: pa.NativeFile, offset: int, length: int) -> bytes:
 
 
 class _Table:
-    """A table of FlatBuffers: little-endian, with a list of where each field lies, 0 for one that is left out."""
+    """A FlatBuffers table: little-endian, with the offset of each field, 0 for a missing one."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self._at = data, at
@@ -85,7 +85,7 @@ class _Table:
         return cls(data, struct.unpack_from("<I", data)[0])
 
     def field(self, index: int) -> int:
-        """Where a field lies, or 0."""
+        """Returns the offset of a field, or 0."""
         place = 4 + 2 * index
         if place + 2 > self._length:
             return 0
@@ -97,7 +97,7 @@ class _Table:
         return _Table(self.data, at + struct.unpack_from("<I", self.data, at)[0]) if at else None
 
     def vector(self, index: int) -> tuple[int, int] | None:
-        """Where a list's first element lies, and their number."""
+        """Returns the offset of a list's first element, and the number of elements."""
         at = self.field(index)
         if not at:
             return None

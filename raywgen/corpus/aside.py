@@ -1,4 +1,4 @@
-"""What an ingest sees and does not take, each with its reason."""
+"""Entries that an ingest finds and does not take, each with its reason."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class SetAside:
     """One entry that does not come into the corpus.
 
     Attributes:
-        checkpoint_id: What it would have been called.
-        file: Where it lies.
-        reason: Why it is not taken, and what to do.
+        checkpoint_id: The id that it would have had.
+        file: Path or URI of its file.
+        reason: The reason why it is not taken, and the remedy.
         kind: `refused` is a checkpoint that should have come in; `passed over` is something else, such as an
             optimizer's state or a file of another format.
     """
@@ -29,7 +29,7 @@ class SetAside:
     kind: str = REFUSED
 
     def to_row(self) -> dict[str, str]:
-        """For the table of what was set aside."""
+        """Returns the row of the quarantine table."""
         return {"checkpoint_id": self.checkpoint_id, "file": self.file, "reason": self.reason, "kind": self.kind}
 
 
@@ -39,13 +39,13 @@ def is_refused(row: Mapping[str, str | None]) -> bool:
 
 
 def in_one_line(row: Mapping[str, str | None]) -> str:
-    """The file and the reason, the file once."""
+    """Joins file and reason, without naming the file twice."""
     file, reason = row["file"] or "", row["reason"] or ""
     return f"{file}: {reason.removeprefix(file).lstrip(': ')}"
 
 
 def counts_by_reason(rows: Iterable[Mapping[str, str | None]]) -> list[tuple[str, int]]:
-    """Reasons without the names of files and tensors, and how many rows have each, the most frequent first."""
+    """Counts rows by reason, without the names of files and tensors, the most frequent first."""
     counts: Counter[str] = Counter()
     for row in rows:
         reason = (row["reason"] or "").replace(row["file"] or " ", "").strip(": ")

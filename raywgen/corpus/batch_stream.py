@@ -1,4 +1,4 @@
-"""What the streams of a corpus share: an order, a cursor, reading ahead."""
+"""The base of all streams of a corpus: an order, a cursor, prefetching."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from raywgen.corpus.order import Cursor, EpochOrder
 
 
 class HasCursor(Protocol):
-    """A batch that tells where the stream goes on after it."""
+    """A batch with the cursor of the batch after it."""
 
     @property
     def cursor(self) -> Cursor:
-        """The next batch that nobody has seen."""
+        """Cursor of the next batch."""
         ...
 
 
@@ -32,11 +32,11 @@ class BatchStream(ABC, Generic[Batch]):
     """Endless batches in an order that depends on the seed alone; iterate over it, or over `epoch()`.
 
     Args:
-        order: Items of every batch, over all workers.
-        rank: This worker.
-        num_workers: Of how many; worker r takes every `num_workers`-th item of a batch, beginning with the r-th.
-        cursor: Where to go on.
-        prefetch: Batches read ahead by a thread; 0 reads when asked.
+        order: The items of every batch, over all workers.
+        rank: Rank of this worker.
+        num_workers: Number of workers; worker r takes every `num_workers`-th item of a batch, starting at item r.
+        cursor: The batch to start with.
+        prefetch: Number of batches that a thread reads ahead; 0 reads on demand.
     """
 
     def __init__(self, order: EpochOrder, *, rank: int, num_workers: int, cursor: Cursor | None, prefetch: int) -> None:
@@ -47,16 +47,16 @@ class BatchStream(ABC, Generic[Batch]):
 
     @property
     def num_items(self) -> int:
-        """Of an epoch, over all workers."""
+        """Number of items of an epoch, over all workers."""
         return self._order.num_items
 
     @property
     def num_batches(self) -> int:
-        """Of an epoch."""
+        """Number of batches of an epoch."""
         return self._order.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches without end, epoch after epoch."""
+        """Yields batches without end, epoch after epoch."""
         if self._prefetch == 0:
             while True:
                 batch = self.read(self.cursor)
@@ -67,7 +67,7 @@ class BatchStream(ABC, Generic[Batch]):
             yield batch
 
     def epoch(self) -> Iterator[Batch]:
-        """The batches that are left of this epoch."""
+        """Yields the remaining batches of this epoch."""
         wanted = self.cursor.epoch
         stream = iter(self)
         while self.cursor.epoch == wanted:
@@ -78,14 +78,14 @@ class BatchStream(ABC, Generic[Batch]):
 
     @abstractmethod
     def read(self, cursor: Cursor) -> Batch:
-        """This worker's part of a batch."""
+        """Reads this worker's part of a batch."""
 
     def items(self, cursor: Cursor) -> np.ndarray:
-        """The items of this worker's part of a batch, int64, sorted: within a batch the order is free."""
+        """Returns the items of this worker's part of a batch, int64, sorted, because order within a batch is free."""
         return np.sort(self._order.batch(cursor)[self._rank :: self._num_workers])
 
     def after(self, cursor: Cursor) -> Cursor:
-        """The batch after."""
+        """Returns the cursor of the next batch."""
         return self._order.after(cursor)
 
     def _ahead(self) -> Iterator[Batch]:
@@ -123,10 +123,10 @@ class BatchStream(ABC, Generic[Batch]):
 
 
 def select(corpus: Corpus, terms: Sequence[str], order: Sequence[str]) -> pa.Table:
-    """The facts that satisfy all terms, sorted.
+    """Selects the facts that satisfy all terms, and sorts them.
 
     Raises:
-        CorpusError: There are none.
+        CorpusError: No checkpoint satisfies them.
     """
     facts = corpus.query(terms).sort_by([(name, "ascending") for name in order])
     if not facts.num_rows:
@@ -135,7 +135,7 @@ def select(corpus: Corpus, terms: Sequence[str], order: Sequence[str]) -> pa.Tab
 
 
 def check_shares(batch_size: int, rank: int, num_workers: int, prefetch: int) -> None:
-    """Refuses what gives no batches.
+    """Refuses sizes and ranks that give no batches.
 
     Raises:
         CorpusError: A number is out of range.

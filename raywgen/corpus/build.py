@@ -1,4 +1,4 @@
-"""Builds a corpus from files: units of work over all cores and nodes, then one commit."""
+"""Builds a corpus from files: ingests items on all cores and nodes, then commits once."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _SHOWN_PROBLEMS = 20
 
 @dataclass(kw_only=True)
 class BuildConfig:
-    """What to ingest.
+    """Settings of an ingest.
 
     Attributes:
-        out: Where the corpus goes: a path or URI that all nodes reach.
+        out: Path or URI of the corpus, which all nodes reach.
         sources: Folders, files, globs, model or adapter folders, zoos of runs, hub names.
         facts: CSV, TSV, JSON, JSON lines or Parquet with a column `path` (a name or pattern) and facts.
         strict_facts: A row of `facts` that fits no checkpoint or several, or contradicts another, ends the ingest.
@@ -69,12 +69,12 @@ class BuildConfig:
 def build_corpus(
     config: BuildConfig, on_progress: OnBytes | None = None, on_notice: Callable[[str], None] | None = None
 ) -> Corpus:
-    """Ingests all sources and commits them; goes on where an earlier call with the same sources stopped.
+    """Ingests all sources and commits them; continues an earlier call with the same sources.
 
     Args:
-        config: What to ingest.
-        on_progress: Told of bytes read.
-        on_notice: Told before the work begins which rows of `config.facts` could not be used.
+        config: The sources and the settings of the ingest.
+        on_progress: Called with bytes read, bytes of all files, and a line of counts.
+        on_notice: Called before the work begins with a line for each row of `config.facts` that could not be used.
 
     Raises:
         CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
@@ -95,7 +95,7 @@ def build_corpus(
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
     with writing(config.out):
-        if storage.size(MANIFEST) is not None:  # Whoever held the folder a moment ago may have finished it.
+        if storage.size(MANIFEST) is not None:  # The process that held the folder a moment ago may have finished it.
             return _existing(config, recipe)
         _ingest_remaining(items, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
@@ -110,7 +110,7 @@ def build_corpus(
 def _with_facts(
     checkpoints: list[SourceCheckpoint], config: BuildConfig, on_notice: Callable[[str], None] | None
 ) -> tuple[list[SourceCheckpoint], FactsReport]:
-    """The checkpoints with the user's facts, in the types that they will have, and the runs that names tell."""
+    """Adds the user's facts in their final types, and joins checkpoints whose names show that they are of one run."""
     checkpoints, report = join_facts(read_facts(config.facts) if config.facts else [], checkpoints)
     if report.problems and config.strict_facts:
         raise CorpusError(
@@ -148,7 +148,7 @@ def _ingest_remaining(
 ) -> None:
     kept = set(storage.list(JOURNALS))
     remaining = [item for item in items if journal(item.name).rpartition("/")[2] not in kept]
-    # The largest first, so that none of them is left to run alone at the end.
+    # The largest first, so that none of them runs alone at the end.
     remaining.sort(key=lambda item: -item.num_bytes)
     total = sum(item.num_bytes for item in items)
     done = total - sum(item.num_bytes for item in remaining)
@@ -226,7 +226,7 @@ def _refused(quarantine: list[dict[str, str]], config: BuildConfig) -> list[dict
 
 
 def _networks(done: list[IngestResult], known: dict[str, NetworkFacts]) -> list[NetworkFacts]:
-    """One per layout: as a corpus among the sources knows it, else named by facts, folder, file or hash."""
+    """Returns one network per layout, named by a corpus among the sources, else by facts, folder, file or hash."""
     named: dict[str, str] = {}
     rows: dict[str, list[tuple[str, str]]] = {}
     layouts = _layouts([layout for item in done for layout in item.layouts.values()], known)
@@ -252,9 +252,9 @@ def _networks(done: list[IngestResult], known: dict[str, NetworkFacts]) -> list[
 
 
 def _layouts(forms: list[Layout], known: dict[str, NetworkFacts]) -> dict[str, Layout]:
-    """One layout for all forms of an architecture, by id: that of a corpus among the sources, or of one of the forms.
+    """Chooses one layout for all forms of an architecture, by id: that of a corpus among the sources, or of a form.
 
-    Libraries that sort tensors by name hide the order of the network, so a form in another order comes first.
+    Libraries that sort tensors by name lose the order of the network, so a form that is not sorted is preferred.
     """
     found: dict[str, list[Layout]] = {}
     for form in forms:
@@ -272,7 +272,7 @@ def _layouts(forms: list[Layout], known: dict[str, NetworkFacts]) -> dict[str, L
 
 
 def _is_sorted(form: Layout) -> bool:
-    """Whether tensors of each dtype follow one another by name, as safetensors writes them."""
+    """Whether the tensors of each dtype are sorted by name, as safetensors writes them."""
     names: dict[str, list[str]] = {}
     for _, spec in form.packed_order:
         names.setdefault(spec.dtype, []).append(spec.name)

@@ -16,11 +16,11 @@ from raywgen.weights.cache import FOLDER, cache_folder
 
 
 def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
-    """Where a shard can be mapped: itself where it is local, else a copy that is fetched once.
+    """Returns storage and path of a shard that can be mapped: itself if it is local, else a copy that is fetched once.
 
     Raises:
-        MissingFileError: It is not there.
-        DamagedFileError: It has another checksum than the manifest says.
+        MissingFileError: The shard is missing.
+        DamagedFileError: The shard has another checksum than the manifest says.
         CorpusError: The disk is full.
     """
     if storage.is_local:
@@ -35,7 +35,7 @@ def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with storage.open(shard.path):
-            pass  # Says clearly that it is missing.
+            pass  # Raises a clear error if the shard is missing.
         partial = folder / f".{name}.{os.getpid()}"
         fs.copy_files(
             storage.path(shard.path),

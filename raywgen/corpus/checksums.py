@@ -1,9 +1,7 @@
-"""Checksums of checkpoints: each is compared when its weights are first used, once for an opened corpus and file.
+"""Checksums of checkpoints, which are compared once per opened corpus, when a checkpoint's weights are first used.
 
-Every checkpoint has two: SHA-256 says whether two checkpoints hold the same, and XXH3, several times faster, whether
-what is read is what was written. Corpora of older versions have the first alone.
-
-Shape legend: N checkpoints, P packed bytes.
+Every checkpoint has two. SHA-256 identifies equal checkpoints; XXH3, several times faster, detects changed bytes.
+Corpora of older versions have only the first.
 """
 
 from __future__ import annotations
@@ -26,22 +24,22 @@ _SLOW, _FAST = "sha256", "xxh3"
 
 
 def sha256(content: memoryview) -> str:
-    """64 hex digits."""
+    """Returns the SHA-256 digest as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def xxh3(content: memoryview) -> str:
-    """16 hex digits."""
+    """Returns the XXH3 digest as 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(content)
 
 
 def row_sums(packed_NP: Tensor) -> list[str]:
-    """SHA-256 of each row."""
+    """Returns the SHA-256 digest of each row."""
     return [sha256(row.data) for row in packed_NP.numpy()]
 
 
 def row_facts(packed_NP: Tensor) -> list[dict[str, str]]:
-    """Both checksums of each row, as its facts have them."""
+    """Returns both checksums of each row, by the names of their facts."""
     return [{_SLOW: sha256(row.data), _FAST: xxh3(row.data)} for row in packed_NP.numpy()]
 
 
@@ -50,8 +48,8 @@ class RowCheck:
 
     Args:
         sums: Checksum of each checkpoint, by row.
-        digest: How they were made.
-        failure: The error to raise, told in words what is wrong.
+        digest: The function that computes them.
+        failure: Creates the error to raise from a description.
     """
 
     def __init__(self, sums: Sequence[str], digest: Digest, failure: Callable[[str], Exception]) -> None:
@@ -59,10 +57,10 @@ class RowCheck:
         self._is_whole_N = np.zeros(len(sums), dtype=bool)
 
     def unseen(self, row_N: np.ndarray) -> np.ndarray:
-        """Those of the rows that were never compared, each once.
+        """Returns the rows that were never compared, without repetition.
 
         Raises:
-            CorpusError: The facts know fewer checkpoints.
+            CorpusError: The facts have fewer checkpoints.
         """
         if len(row_N) and row_N.max() >= len(self._sums):
             known = len(self._sums)
@@ -74,7 +72,7 @@ class RowCheck:
         """Compares packed weights, one uint8 `(P,)` for each row; `ids` are those of all rows, for the message.
 
         Raises:
-            CorpusError: One has another checksum.
+            CorpusError: A checkpoint has another checksum.
         """
         for row, found_P in zip(row_N, packed, strict=True):
             if self._digest(found_P.numpy().data) != self._sums[row]:
@@ -83,10 +81,10 @@ class RowCheck:
 
 
 class Checksums:
-    """What the facts of a corpus say of its checkpoints' bytes.
+    """The checksums in the facts of a corpus.
 
     Args:
-        facts: One row a checkpoint.
+        facts: The facts, one row a checkpoint.
     """
 
     def __init__(self, facts: pa.Table) -> None:
@@ -95,12 +93,12 @@ class Checksums:
         self._digest = xxh3 if is_fast else sha256
 
     def check_of(self, shard: str, failure: Callable[[str], Exception]) -> RowCheck:
-        """The check of one shard's checkpoints."""
+        """Returns the check of one shard's checkpoints."""
         of_shard = self._by_shard.get(shard)
         return RowCheck([] if of_shard is None else of_shard.column(self._name).to_pylist(), self._digest, failure)
 
     def first_changed(self, ids: Sequence[str], packed_NP: Tensor) -> str | None:
-        """The first of these checkpoints whose bytes are not those that were written."""
+        """Returns the first of these checkpoints whose bytes have changed, or None."""
         for checkpoint_id, row in zip(ids, packed_NP.numpy(), strict=True):
             if self._by_id.get(checkpoint_id) != self._digest(row.data):
                 return checkpoint_id
@@ -112,7 +110,7 @@ class Checksums:
 
     @cached_property
     def _by_shard(self) -> dict[str, pa.Table]:
-        """Rows of each shard in their order."""
+        """The facts of each shard, by row."""
         facts = self._facts.select(["shard", "row", self._name])
         facts = facts.sort_by([("shard", "ascending"), ("row", "ascending")])
         found, start = {}, 0

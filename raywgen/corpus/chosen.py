@@ -1,4 +1,4 @@
-"""Tasks and networks of a corpus by the names that people type."""
+"""Finds tasks and networks of a corpus by the names that users type."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MOST_SHOWN = 8
 
 
 def task_named(corpus: Corpus, task_id: str) -> TaskFacts:
-    """The task of that id.
+    """Returns the task with an id.
 
     Raises:
-        UnknownFactError: There is none; the nearest is named.
+        UnknownFactError: There is no such task; the message names the nearest.
     """
     if task_id in corpus.tasks:
         return corpus.tasks[task_id]
@@ -24,10 +24,10 @@ def task_named(corpus: Corpus, task_id: str) -> TaskFacts:
 
 
 def tasks_named(corpus: Corpus, name: str) -> list[TaskFacts]:
-    """The task of that id, or all tasks of that split.
+    """Returns the task with an id, or all tasks of a split.
 
     Raises:
-        ConfigError: There is none; the nearest is named.
+        ConfigError: There is no such task or split; the message names the nearest.
     """
     if found := [task for task in corpus.tasks.values() if name in (task.task_id, task.split)]:
         return found
@@ -42,10 +42,10 @@ def tasks_named(corpus: Corpus, name: str) -> list[TaskFacts]:
 
 
 def networks_named(corpus: Corpus, name: str) -> list[NetworkFacts]:
-    """The architecture of that name; all where the name is empty.
+    """Returns the network with a name, or all if the name is empty.
 
     Raises:
-        ConfigError: There is none; the nearest is named.
+        ConfigError: There is no such network; the message names the nearest.
     """
     if found := [network for network in corpus.networks.values() if name in ("", network.name)]:
         return found

@@ -1,7 +1,4 @@
-"""Where chunks of the flat vector lie in a checkpoint's bytes.
-
-Shape legend: C chunks of a checkpoint, K values of a chunk, P packed bytes.
-"""
+"""Maps chunks of the flat vector to the bytes of a checkpoint. Here W is the number of chunks of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ _IN_WORDS = ("float32", "complex64")
 
 @dataclass(frozen=True, slots=True)
 class ChunkMap:
-    """Chunks of one layout.
+    """The chunks of one layout.
 
     Attributes:
-        length_C: Values of each chunk; the last may be shorter than K.
-        word_C: Where each starts in the packed form, in words of 4 bytes; -1 where it is not a run of float32.
+        length_W: Number of values of each chunk; the last may be shorter than K.
+        word_W: Start of each chunk in the packed form, in 4-byte words; -1 if it is not contiguous float32.
     """
 
     length_W: np.ndarray
@@ -31,13 +28,13 @@ class ChunkMap:
 
     @property
     def num_chunks(self) -> int:
-        """C."""
+        """Number of chunks, W."""
         return len(self.length_W)
 
 
 @lru_cache(maxsize=256)
 def chunk_map(layout: Layout, chunk_length: int) -> ChunkMap:
-    """The chunks of a layout's flat vector, each `chunk_length` values but the last."""
+    """Cuts a layout's flat vector into chunks of `chunk_length` values; the last may be shorter."""
     num = -(-layout.num_values // chunk_length)
     start_W = np.arange(num, dtype=np.int64) * chunk_length
     length_W = np.minimum(chunk_length, layout.num_values - start_W)
@@ -50,7 +47,7 @@ def chunk_map(layout: Layout, chunk_length: int) -> ChunkMap:
 
 
 def _runs(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stretches of float32 without gaps: first value, first word, end in values."""
+    """Returns runs of contiguous float32 values: first value, first word, end in values."""
     runs: list[tuple[int, int, int]] = []
     value = 0
     for spec, byte in zip(layout.tensors, layout.byte_offsets, strict=False):

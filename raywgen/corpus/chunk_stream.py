@@ -1,10 +1,9 @@
 """Chunks of all checkpoints as a stream of batches, for workers that train on weights at scale.
 
-Every worker opens the corpus itself and reads what the order gives it straight from the memory-mapped shards into a
-buffer that is used again: no bytes pass through Ray, memory does not grow with the corpus, and any worker can start
-at any batch.
+Every worker opens the corpus itself and reads its items straight from the memory-mapped shards into buffers that are
+reused: no bytes pass through Ray, memory does not grow with the corpus, and any worker can start at any batch.
 
-Shape legend: B chunks of a batch on this worker, K values of a chunk.
+Here B is the number of chunks of a batch on this worker.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ _BLOCKS_PER_WINDOW = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkBatch:
-    """Chunks of any checkpoints.
+    """A batch of chunks from any checkpoints.
 
-    The tensors are overwritten `prefetch` batches later: copy what shall be kept.
+    The tensors are overwritten `prefetch` batches later: copy what you need longer.
 
     Attributes:
-        values_BK: float32; zeros beyond a chunk's length. In pinned memory where there is a CUDA device.
-        length_B: int64, values of each chunk.
-        checkpoint_B: int64, row of the stream's `facts`.
-        chunk_B: int64, number of the chunk in its checkpoint.
-        cursor: Give it to a new stream, and it begins with the batch after this one.
+        values_BK: Values, float32; zeros beyond a chunk's length. They are in pinned memory if there is a CUDA device.
+        length_B: Number of values of each chunk, int64.
+        checkpoint_B: Row of each chunk's checkpoint in the stream's `facts`, int64.
+        chunk_B: Index of each chunk in its checkpoint, int64.
+        cursor: Cursor of the next batch; a new stream with this cursor begins there.
     """
 
     values_BK: Tensor
@@ -53,15 +52,15 @@ class ChunkStream(BatchStream[ChunkBatch]):
     """Endless batches of chunks.
 
     Args:
-        corpus: Where from.
-        chunk_length: K.
-        batch_size: Chunks of a batch over all workers.
-        terms: Which checkpoints, as `Corpus.query` takes them.
-        seed: The order of an epoch depends on it alone.
-        rank: This worker.
-        num_workers: Of how many.
-        cursor: Where to go on.
-        prefetch: Batches read ahead by a thread; 0 reads when asked.
+        corpus: The corpus to read.
+        chunk_length: Values of a chunk, K.
+        batch_size: Number of chunks of a batch, over all workers.
+        terms: Query that selects checkpoints, as `Corpus.query` takes it.
+        seed: Seed of the order; the order of an epoch depends on nothing else.
+        rank: Rank of this worker.
+        num_workers: Number of workers.
+        cursor: The batch to start with.
+        prefetch: Number of batches that a thread reads ahead; 0 reads on demand.
 
     Raises:
         CorpusError: Nothing is selected, or a number is out of range.
@@ -97,13 +96,13 @@ class ChunkStream(BatchStream[ChunkBatch]):
         )
         super().__init__(order, rank=rank, num_workers=num_workers, cursor=cursor, prefetch=prefetch)
         rows = -(-batch_size // num_workers)
-        # One that the caller holds, one being filled, and those that wait.
+        # One that the caller holds, one being filled, and the prefetched ones.
         pinned = torch.cuda.is_available()
         self._buffers = [torch.zeros(rows, chunk_length, pin_memory=pinned) for _ in range(prefetch + 2)]
         self._turn = 0
 
     def _index(self, corpus: Corpus, chunk_length: int) -> None:
-        """Numbers all chunks, and says of each checkpoint N where it lies."""
+        """Numbers all chunks, and records shard and row of each of the N checkpoints."""
         paths = self.facts.column("shard").to_pylist()
         shards = {path: index for index, path in enumerate(dict.fromkeys(paths))}
         self._layouts: list[Layout] = [corpus.form(path) for path in shards]
@@ -115,14 +114,14 @@ class ChunkStream(BatchStream[ChunkBatch]):
         self._row_N = self.facts.column("row").to_numpy()
 
     def places(self, cursor: Cursor) -> tuple[np.ndarray, np.ndarray]:
-        """What this worker takes of a batch, without reading it: rows of `facts`, and chunks."""
+        """Returns this worker's items of a batch without reading them: rows of `facts`, and chunk indices."""
         item_B = self.items(cursor)
         checkpoint_B = np.searchsorted(self._end_N, item_B, side="right")
         before_B = np.where(checkpoint_B > 0, self._end_N[checkpoint_B - 1], 0)
         return checkpoint_B, item_B - before_B
 
     def read(self, cursor: Cursor) -> ChunkBatch:
-        """This worker's part of a batch."""
+        """Reads this worker's part of a batch."""
         checkpoint_B, chunk_B = self.places(cursor)
         self._turn = (self._turn + 1) % len(self._buffers)
         values_BK = self._buffers[self._turn][: len(chunk_B)]
@@ -156,7 +155,7 @@ class ChunkStream(BatchStream[ChunkBatch]):
         return length_B
 
     def _fill_one(self, out_K: Tensor, view: ShardView, layout: Layout, row: int, chunk: int, word: int) -> None:
-        """A chunk that is ragged, or not float32 in one piece."""
+        """Reads a chunk that is shorter than K, or not contiguous float32."""
         start = chunk * self._K
         length = min(self._K, layout.num_values - start)
         if word >= 0:

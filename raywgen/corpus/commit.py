@@ -1,4 +1,4 @@
-"""Makes written shards a corpus: facts first, the manifest last."""
+"""Commits written shards as a corpus: facts first, the manifest last."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def commit_corpus(
     statistics: Mapping[str, LayoutStatistics] | None = None,
     forms: Mapping[str, Layout] | None = None,
 ) -> Corpus:
-    """Makes written shards a corpus: facts to Parquet, then the manifest in one step.
+    """Commits written shards as a corpus: writes facts to Parquet, then the manifest in one step.
 
     Args:
-        root: The corpus, a path or URI.
-        shards: With their facts.
-        tasks: What networks were trained for.
-        networks: One per layout.
-        recipe: What made it.
-        quarantine: What was not taken: `checkpoint_id`, `file`, `reason`, and `kind` (see `SetAside`).
-        statistics: By layout id.
-        forms: By form id, the forms of shards whose checkpoints lie in another one than their network's layout.
+        root: Path or URI of the corpus.
+        shards: Shards with the facts of their checkpoints.
+        tasks: Tasks that networks were trained for.
+        networks: One network per layout.
+        recipe: A description of how the corpus was made.
+        quarantine: Entries that were not taken: `checkpoint_id`, `file`, `reason`, and `kind` (see `SetAside`).
+        statistics: Statistics by layout id.
+        forms: By form id, the forms of shards that differ from their network's layout.
 
     Raises:
         CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
@@ -89,11 +89,11 @@ def commit_corpus(
 
 
 def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
-    """A corpus' shards with their facts as `commit_corpus` takes them.
+    """Returns a corpus' shards with their facts as `commit_corpus` takes them.
 
     Args:
-        corpus: Whose shards stay as they are.
-        columns: Facts in another form, one for each row of `corpus.facts`.
+        corpus: The corpus, whose shards do not change.
+        columns: Facts to replace, each with one value for each row of `corpus.facts`.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for index, row in enumerate(corpus.facts.to_pylist()):
@@ -105,7 +105,7 @@ def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
 
 
 def _file_name(name: str, content: bytes, storage: Storage) -> str:
-    """Beside a corpus that is there already facts get names of their own: it stays whole until the manifest changes."""
+    """Names a file of facts; a new name if a corpus exists, which stays whole until its manifest is replaced."""
     if storage.size(MANIFEST) is None:
         return name
     stem, _, suffix = name.rpartition(".")

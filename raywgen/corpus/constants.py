@@ -1,7 +1,4 @@
-"""Tensors of an architecture that no network learns and that need not be finite: masks, and tables told by the user.
-
-Shape legend: N checkpoints, P packed bytes, X values of a tensor.
-"""
+"""Finds constant tensors, which are not learned and need not be finite: masks, and tables that the user names."""
 
 from __future__ import annotations
 
@@ -24,15 +21,15 @@ _LEAST_SQUARE = 1e8
 def find_constants(
     layout: Layout, packed_NP: Tensor, statistics: LayoutStatistics, patterns: Sequence[str] = ()
 ) -> set[str]:
-    """Names of the tensors that are copied and not generated.
+    """Returns the names of the tensors that are copied instead of generated.
 
-    They are those that a pattern names, masks (see `masks`), and tables with infinities that are equal in several
-    networks. Checkpoints with NaN in a tensor say nothing of it: they are set aside.
+    These are the tensors that a pattern names, masks (see `masks`), and tables with infinities that are equal in
+    several networks. Checkpoints with NaN in a tensor are ignored here, because they are set aside.
 
     Args:
-        layout: Of the checkpoints.
-        packed_NP: Theirs.
-        statistics: Theirs; tensors that cannot hold a mask by their sums are not looked into.
+        layout: Layout of the checkpoints.
+        packed_NP: Packed weights of the checkpoints.
+        statistics: Statistics of the checkpoints; tensors whose sums rule out a mask are not examined.
         patterns: Names of tensors, with `*` and `?` as in file names.
     """
     named = {spec.name for spec in layout.generated if any(fnmatchcase(spec.name, pattern) for pattern in patterns)}
@@ -48,7 +45,7 @@ def find_constants(
 
 
 def with_nan(layout: Layout, packed_NP: Tensor, names: Iterable[str]) -> dict[int, str]:
-    """Checkpoints that hold NaN in a constant, and the name of the tensor."""
+    """Finds checkpoints that hold NaN in a constant; returns the name of the tensor by their index."""
     state = layout.unpack(packed_NP)
     found: dict[int, str] = {}
     for name in names:
@@ -67,7 +64,7 @@ def _is_fixed(tensor: Tensor) -> bool:
 
 
 def why_not_finite(layout: Layout, name: str, packed_P: Tensor) -> str:
-    """What is wrong with a tensor that holds NaN or infinity, and how to take it all the same."""
+    """Describes a tensor that holds NaN or infinity, and how to accept it all the same."""
     values = real_values(layout.unpack(packed_P)[name]).float()
     if bool(values.isnan().any()) or not may_be_mask(name):
         return f"tensor '{name}' holds NaN or infinity"

@@ -1,8 +1,6 @@
 """A corpus: checkpoints at rest, Arrow shards plus a manifest.
 
 On disk: `manifest.json`, `checkpoints.parquet` and `tasks.parquet` (facts), `weights/NAME.arrow` (shards).
-
-Shape legend: N checkpoints, D values of the flat vector, P packed bytes.
 """
 
 from __future__ import annotations
@@ -51,12 +49,12 @@ if TYPE_CHECKING:
     from raywgen.corpus.chunk_stream import ChunkStream
     from raywgen.corpus.trajectory_stream import TrajectoryStream
 
-# Arrow makes these functions when it is imported, where no type checker sees them.
+# Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 
 
 class Corpus:
-    """An opened corpus; get one by `Corpus.open`."""
+    """An opened corpus; `Corpus.open` returns one."""
 
     def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
         self.storage = storage
@@ -73,7 +71,7 @@ class Corpus:
 
         Args:
             location: Path or URI.
-            snapshot: That of the corpus which another process of the same run has opened; any by default.
+            snapshot: Snapshot of the corpus that another process of the same run has opened; any by default.
 
         Raises:
             MissingFileError: There is no corpus, or a file of it is missing.
@@ -93,7 +91,7 @@ class Corpus:
         return corpus
 
     def _check_files(self) -> None:
-        """Sizes and facts."""
+        """Checks the sizes of all files and reads the facts."""
         storage = self.storage
         for shard in self.shards:
             size = storage.size(shard.path)
@@ -103,23 +101,23 @@ class Corpus:
                 raise DamagedFileError(
                     f"{storage.name}/{shard.path} has {size} bytes, the manifest says {shard.num_bytes}; {RESTORE}"
                 )
-        # Reading them compares their checksums: wrong facts are refused before anything is selected by them.
+        # Reading them compares their checksums: changed facts are refused before anything is selected by them.
         _ = self.facts, self.tasks
 
     @property
     def snapshot(self) -> str:
-        """Changes with all that the corpus holds; another process of the same run gives it to `open`."""
+        """Checksum of the corpus' content; another process of the same run passes it to `open`."""
         return checksum(self.manifest)
 
     @cached_property
     def quarantine(self) -> pa.Table:
-        """What was not taken, and why: `kind` tells refused checkpoints from what was passed over."""
+        """Entries that were not taken, and why; `kind` distinguishes refused checkpoints from other files."""
         if QUARANTINE not in self.manifest["files"]:
             return QUARANTINE_SCHEMA.empty_table()
         return self._read_facts(QUARANTINE)
 
     def moments(self, layout_id: str) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation of each tensor over all checkpoints of a layout; empty where not measured."""
+        """Returns mean and standard deviation of each tensor over all checkpoints of a layout; empty if unknown."""
         content = self.manifest.get("statistics", {}).get(layout_id)
         return LayoutStatistics.from_json(content).moments() if content else {}
 
@@ -130,7 +128,7 @@ class Corpus:
 
     @cached_property
     def facts(self) -> pa.Table:
-        """One row a checkpoint."""
+        """Facts of all checkpoints, one row each."""
         return self._read_facts(CHECKPOINTS)
 
     @cached_property
@@ -140,11 +138,11 @@ class Corpus:
         return {name: with_source(task, self.location) for name, task in tasks.items()}
 
     def layout(self, layout_id: str) -> Layout:
-        """The layout of that id: in the order of its flat vector."""
+        """Returns the layout with an id, in the order of its flat vector."""
         return self.networks[layout_id].layout
 
     def arrange(self, known: Iterable[Layout]) -> None:
-        """Gives flat vectors the order that other forms of the same architectures have, such as a generator's."""
+        """Changes the order of flat vectors to that of other forms of the same architectures, such as a generator's."""
         for layout in known:
             if network := self.networks.get(layout.id):
                 arranged = network.layout.arranged_like(layout)
@@ -152,14 +150,14 @@ class Corpus:
         self.forms = {key: form.arranged_like(self.layout(form.id)) for key, form in self.forms.items()}
 
     def form(self, shard: str) -> Layout:
-        """The form in which the checkpoints of a shard lie: their own order, dtypes and names."""
+        """Returns the form in which a shard stores its checkpoints: their own order, dtypes and names."""
         if shard not in self._shard_at:
             raise DamagedFileError(f"{self.location}: facts name a shard {shard!r} that {MANIFEST} lacks; {RESTORE}")
         known = self._shard_at[shard]
         return self.forms[known.form_id] if known.form_id else self.layout(known.layout_id)
 
     def by_form(self, facts: pa.Table) -> Iterator[tuple[Layout, pa.Table, np.ndarray]]:
-        """Checkpoints of one form at a time: the form, their facts, and their places in the table."""
+        """Groups checkpoints by form: yields the form, their facts, and their row indices in the table."""
         shards = facts.column("shard").to_pylist()
         forms = {shard: self.form(shard) for shard in dict.fromkeys(shards)}
         places: dict[str, list[int]] = {}
@@ -169,10 +167,10 @@ class Corpus:
             yield forms[shards[rows[0]]], facts if len(rows) == len(shards) else facts.take(rows), np.array(rows)
 
     def select(self, **equals: Any) -> pa.Table:
-        """Facts of the checkpoints with these values; a list or tuple means any of them.
+        """Returns the facts of the checkpoints with these values; a list or tuple means any of its values.
 
         Raises:
-            UnknownFactError: Checkpoints have no such fact; the nearest is named.
+            UnknownFactError: Checkpoints have no such fact; the message names the nearest.
         """
         mask = None
         for name, wanted in equals.items():
@@ -186,18 +184,18 @@ class Corpus:
         return self.facts if mask is None else self.facts.filter(mask)
 
     def query(self, terms: Sequence[str]) -> pa.Table:
-        """Facts of the checkpoints that satisfy all terms, such as `architecture=resnet20`, `test_accuracy>0.9`.
+        """Returns facts of checkpoints that satisfy all terms, such as `architecture=resnet20`, `test_accuracy>0.9`.
 
         Raises:
-            CorpusError, UnknownFactError: A term is no query; see `raywgen.corpus.query`.
+            CorpusError, UnknownFactError: A term is not a query; see `raywgen.corpus.query`.
         """
         return filter_facts(self.facts, terms)
 
     def checkpoints(self, terms: Sequence[str] = ()) -> Iterator[tuple[dict[str, Any], StateDict]]:
-        """Facts and weights of every checkpoint that satisfies all terms, one at a time, bit for bit.
+        """Yields facts and weights of every checkpoint that satisfies all terms, bit for bit.
 
         Raises:
-            DamagedFileError: A checkpoint's bytes are not those that were written.
+            DamagedFileError: A checkpoint's bytes have changed since they were written.
         """
         facts = self.query(terms)
         for index in range(facts.num_rows):
@@ -205,7 +203,7 @@ class Corpus:
             yield row.to_pylist()[0], self._state(row)
 
     def trajectories(self, terms: Sequence[str] = ()) -> Iterator[tuple[str, pa.Table]]:
-        """Id and facts, in step order, of every trajectory of which a checkpoint satisfies all terms."""
+        """Yields id and facts, in step order, of every trajectory with a checkpoint that satisfies all terms."""
         facts = self.query(terms).sort_by([("trajectory_id", "ascending"), ("step", "ascending")])
         ids = facts.column("trajectory_id").to_pylist()
         start = 0
@@ -215,10 +213,10 @@ class Corpus:
                 start = end
 
     def packed(self, facts: pa.Table) -> Tensor:
-        """Packed weights uint8 `(N, P)` of checkpoints of one form (see `by_form`), in the table's order.
+        """Reads packed weights uint8 `(N, P)` of checkpoints of one form (see `by_form`), in the table's order.
 
         Args:
-            facts: Rows of `facts`; a column `stored_id` holds the ids in the shards where they were changed.
+            facts: Rows of `facts`; a column `stored_id` holds the ids in the shards if they were changed.
 
         Raises:
             CorpusError: The table is empty, or holds checkpoints of several layouts or forms.
@@ -250,20 +248,20 @@ class Corpus:
         return ShardReader(self.storage, self._as_stored, self.facts)
 
     def view(self, path: str, layout: Layout) -> ShardView:
-        """A shard's weights where they lie; raises as `ShardReader.view`."""
+        """Returns a view of a shard's weights without a copy; raises as `ShardReader.view` does."""
         return self._reader.view(self._shard_at[path], layout)
 
     def checked_block(self, block: pa.Table) -> tuple[list[str], Layout, Tensor]:
-        """Ids, form and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
+        """Returns ids, form and packed weights uint8 `(N, P)` of a block of `blocks` or `dataset`.
 
         Raises:
-            DamagedFileError: A checkpoint's bytes are not those that were written.
+            DamagedFileError: A checkpoint's bytes have changed since they were written.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         return self._reader.checked_block(block, self.form)
 
     def values(self, facts: pa.Table) -> Tensor:
-        """Flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
+        """Reads flat vectors float32 `(N, D)` of checkpoints of one layout, in the table's order."""
         forms = list(self.by_form(facts))
         if len(set(facts.column("layout_id").to_pylist())) != 1 or len(forms) == 1:
             packed_NP = self.packed(facts)
@@ -274,11 +272,11 @@ class Corpus:
         return values_ND
 
     def state_dict(self, checkpoint_id: str) -> StateDict:
-        """One checkpoint, bit for bit.
+        """Reads one checkpoint, bit for bit.
 
         Raises:
             UnknownFactError: The corpus does not hold it.
-            DamagedFileError: Its bytes are not those that were written.
+            DamagedFileError: Its bytes have changed since they were written.
         """
         facts = self.select(checkpoint_id=checkpoint_id)
         if facts.num_rows != 1:
@@ -290,9 +288,9 @@ class Corpus:
         return self.form(facts.column("shard")[0].as_py()).unpack(packed_1P[0])
 
     def kept_tensors(self, layout_id: str) -> StateDict:
-        """The tensors of a network that no generator writes, such as masks, under the names of its layout.
+        """Returns the tensors of a network that no generator writes, such as masks, under the names of its layout.
 
-        They are those of the first checkpoint; counts of batches stay with the networks that counted them.
+        They are taken from the first checkpoint, without counts of batches, which belong to that checkpoint alone.
         """
         facts = self.select(layout_id=layout_id).slice(0, 1)
         form, network = self.form(facts.column("shard")[0].as_py()), self.layout(layout_id)
@@ -301,42 +299,42 @@ class Corpus:
         return {name: state[names[name]].clone() for name in wanted if not name.endswith("num_batches_tracked")}
 
     def base_values(self, layout_id: str) -> Tensor | None:
-        """The shared start `(D,)` of a layout's networks, or None where each starts on its own."""
+        """Returns the shared start `(D,)` of a layout's networks, or None if they have none."""
         facts = self.select(layout_id=layout_id, split="base")
         return self.values(facts)[0] if facts.num_rows == 1 else None
 
     def stream(self, **settings: Any) -> ChunkStream:
-        """Batches of chunks for one worker; takes what `ChunkStream` takes."""
+        """Returns a stream of batches of chunks for one worker; takes the settings of `ChunkStream`."""
         from raywgen.corpus.chunk_stream import ChunkStream
 
         return ChunkStream(self, **settings)
 
     def windows(self, **settings: Any) -> TrajectoryStream:
-        """Batches of trajectory windows for one worker; takes what `TrajectoryStream` takes."""
+        """Returns a stream of trajectory windows for one worker; takes the settings of `TrajectoryStream`."""
         from raywgen.corpus.trajectory_stream import TrajectoryStream
 
         return TrajectoryStream(self, **settings)
 
     def dataset(self, splits: Sequence[str]) -> ray.data.Dataset:
-        """Whole record batches as a Ray Data set; see `raywgen.corpus.dataset`."""
+        """Returns whole record batches as a Ray Data set; see `raywgen.corpus.dataset`."""
         from raywgen.corpus.dataset import dataset
 
         return dataset(self, splits)
 
     def blocks(self, splits: Sequence[str]) -> Iterator[pa.Table]:
-        """The blocks of `dataset`, read in this process without Ray.
+        """Reads the blocks of `dataset` in this process, without Ray.
 
         Raises:
-            CorpusError: No checkpoint is of these splits.
+            CorpusError: No checkpoint belongs to these splits.
         """
         for shard in self.shards_of(splits):
             yield from self._reader.blocks(shard)
 
     def shards_of(self, splits: Sequence[str]) -> list[Shard]:
-        """The shards with a checkpoint of these splits; a shard holds one split, so all of it is wanted.
+        """Returns the shards with checkpoints of these splits; a shard holds one split only.
 
         Raises:
-            CorpusError: There is none.
+            CorpusError: There is no such shard.
         """
         wanted = set(self.select(split=list(splits)).column("shard").to_pylist())
         if not wanted:
@@ -346,7 +344,7 @@ class Corpus:
         return [shard for shard in self.shards if shard.path in wanted]
 
     def info(self) -> dict[str, Any]:
-        """Counts for people and scripts."""
+        """Returns counts for people and scripts."""
         return summary(self)
 
     def _read_facts(self, kind: str) -> pa.Table:
@@ -354,7 +352,7 @@ class Corpus:
         content = self.storage.read(name)
         if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
             raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
-        # Without threads: a short process that ends while Arrow's are still starting is aborted now and then.
+        # Without threads: a short process that ends while Arrow's threads start is sometimes aborted.
         try:
             table = bounded_table(pa.BufferReader(content), name)
         except (UnusableFileError, pa.ArrowException, OSError) as error:

@@ -1,7 +1,7 @@
 """A corpus as a Ray Data stream of whole record batches.
 
 Ray Data has no Arrow IPC reader, and its default batching costs far more than the read. So a block is a record
-batch as it lies on disk, memory-mapped where the file is local, and workers slice it themselves.
+batch of the file, memory-mapped if the file is local, and workers slice it themselves.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class ArrowShardDatasource(Datasource):
     """Reads Arrow IPC shards, one task and one block per record batch, with the layout's id as a column.
 
-    A task per batch, because Ray Data joins all that one task yields into blocks of a size of its own choice.
+    Each batch has a task of its own, because Ray Data joins all that one task yields into blocks of its own size.
 
     Args:
         storage: The corpus' folder.
-        shards: What to read of it, in this order.
+        shards: The shards to read, in this order.
 
     Raises:
         DamagedFileError: A shard is truncated.
@@ -50,13 +50,13 @@ class ArrowShardDatasource(Datasource):
         return len(self._tasks)
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all blocks."""
+        """Returns the number of bytes of all blocks."""
         return sum(num_bytes for _, _, num_bytes in self._tasks)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One task per record batch, whatever parallelism is asked for."""
+        """Returns one task per record batch; `parallelism` is ignored."""
         return [
             ReadTask(
                 partial(_read, self._storage, shard.path, shard.layout_id, index),
@@ -73,16 +73,16 @@ class ArrowShardDatasource(Datasource):
 
 
 def dataset(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
-    """Blocks with columns `checkpoint_id`, `packed`, `layout_id`, in the order of shards and rows.
+    """Returns blocks with columns `checkpoint_id`, `packed`, `layout_id`, in the order of shards and rows.
 
-    Shards hold one split each, so those without a wanted row are never read.
+    Shards hold one split each, so shards without a selected row are never read.
 
     Raises:
-        CorpusError: No checkpoint is of these splits.
+        CorpusError: No checkpoint belongs to these splits.
     """
     source = ArrowShardDatasource(corpus.storage, corpus.shards_of(splits))
     found = ray.data.read_datasource(source, override_num_blocks=source.num_blocks)
-    # The stream's own settings, not the process's: other streams keep theirs.
+    # Settings of this stream alone: other streams of the process keep theirs.
     found.context.execution_options.preserve_order = True
     found.context.target_max_block_size = None
     return found

@@ -1,6 +1,6 @@
-"""New corpora out of old ones: selections, splits, without doubles, with weights changed.
+"""Derives new corpora from old ones: selections, splits, deduplication, changed weights.
 
-Shape legend: N checkpoints, P packed bytes, D values.
+Shape letter beyond the legend in `raywgen.weights`: M networks that were kept.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ OnCheckpoint = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What to take of one corpus: rows of its facts, changed where they shall be.
+    """The checkpoints to take from one corpus, with the facts that they will have.
 
     Attributes:
-        corpus: The old one.
-        facts: Rows of its facts.
-        change: Gives new packed weights `(N, P)` for rows of one layout and theirs; None copies bit for bit.
+        corpus: The old corpus.
+        facts: Rows of its facts, changed as wanted.
+        change: Maps facts and packed weights `(N, P)` of one form to new packed weights; None copies bit for bit.
     """
 
     corpus: Corpus
@@ -53,10 +53,10 @@ class Selection:
 def write_corpus(
     root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None = None
 ) -> Corpus:
-    """Copies checkpoints into a new corpus, bit for bit where a part does not change them; the old ones stay.
+    """Copies checkpoints into a new corpus, bit for bit unless a selection changes them.
 
     Raises:
-        CorpusError: `root` holds a corpus, nothing is taken, or two checkpoints have one id.
+        CorpusError: `root` holds a corpus, nothing is selected, or two checkpoints have one id.
         DamagedFileError: An old shard cannot be read.
         InUseError: Another process works on `root`.
     """
@@ -64,11 +64,11 @@ def write_corpus(
     if not sum(part.facts.num_rows for part in parts):
         raise CorpusError("no checkpoint is selected; see `raywgen corpus info` for what there is")
     with writing(root):
-        refuse_existing(root)  # Whoever held the folder a moment ago may have finished one.
+        refuse_existing(root)  # The process that held the folder a moment ago may have finished a corpus.
         shards: list[Shard] = []
         try:
             corpus = _write_corpus(root, parts, recipe, on_progress, shards)
-        except BaseException:  # Ctrl-C too leaves nothing behind.
+        except BaseException:  # Ctrl-C must not leave anything behind either.
             for shard in shards:
                 Storage.at(root).delete(shard.path)
             raise
@@ -79,7 +79,7 @@ def write_corpus(
 def _write_corpus(
     root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None, shards: list[Shard]
 ) -> Corpus:
-    """Puts each shard that it has written into `shards`."""
+    """Writes the corpus, and adds each written shard to `shards`."""
     total = sum(part.facts.num_rows for part in parts)
     networks: dict[str, NetworkFacts] = {}
     tasks: dict[str, TaskFacts] = {}
@@ -120,7 +120,7 @@ def _write_corpus(
 
 
 def refuse_existing(root: str) -> None:
-    """Before any work is done for it.
+    """Refuses a folder that holds a corpus, before any work is done for a new one.
 
     Raises:
         CorpusError: `root` holds a corpus.
@@ -130,7 +130,7 @@ def refuse_existing(root: str) -> None:
 
 
 def _unique(networks: list[NetworkFacts]) -> list[NetworkFacts]:
-    """Two layouts of one name, as of two corpora, are told apart by their ids."""
+    """Adds the id of the layout to names that several layouts have."""
     counts = Counter(network.name for network in networks)
     return [
         replace(network, name=f"{network.name}-{network.layout.id[:6]}") if counts[network.name] > 1 else network
@@ -149,25 +149,25 @@ def split(
 ) -> Corpus:
     """Holds out whole groups: a trajectory, task or architecture is never on both sides.
 
-    Starts, and tasks that a zoo holds out whole (`validation`, `unseen`), keep their split.
+    Starts, and tasks that a zoo holds out as a whole (`validation`, `unseen`), keep their split.
 
     Args:
-        root: Of the new corpus.
-        corpus: What to split.
+        root: Path or URI of the new corpus.
+        corpus: The corpus to split.
         by: The fact that groups checkpoints.
-        heldout: Share of the groups, in (0, 1).
-        seed: Which groups.
-        on_progress: Told of checkpoints written.
+        heldout: Share of the groups to hold out, in (0, 1).
+        seed: Seed of the choice of groups.
+        on_progress: Called with the checkpoints written and their number.
 
     Raises:
-        CorpusError: The share leaves one side empty, or as `write_corpus`.
+        CorpusError: The share leaves one side empty, or `write_corpus` raises it.
         UnknownFactError: There is no such fact.
     """
     corpus.select(**{by: []})  # refuses an unknown fact
     groups = corpus.facts.column(by).to_pylist()
     splits = corpus.facts.column("split").to_pylist()
     named = sorted({str(group) for group, split in zip(groups, splits, strict=True) if split in _SIDES})
-    # A group's place depends on its own name and the seed, so that a grown corpus keeps most sides.
+    # A group's rank depends on its own name and the seed, so a corpus that has grown keeps most sides.
     rank = sorted(named, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     held = set(rank[: round(heldout * len(rank))]) if 0 < heldout < 1 else set()
     if not 0 < len(held) < len(named):
@@ -181,16 +181,16 @@ def split(
 
 
 def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheckpoint | None = None) -> Corpus:
-    """Keeps the first of checkpoints with equal content, or nearer than a share of their norm.
+    """Keeps the first of all checkpoints that are equal, or nearly equal.
 
     Args:
-        root: Of the new corpus.
-        corpus: What to go through.
-        near: Largest distance in weights, over the norm of the one kept, that counts as a double; 0 means equal bytes.
-        on_progress: Told of checkpoints written.
+        root: Path or URI of the new corpus.
+        corpus: The corpus to deduplicate.
+        near: Largest distance, divided by the norm of the kept checkpoint, of a duplicate; 0 means equal bytes.
+        on_progress: Called with the checkpoints written and their number.
 
     Raises:
-        CorpusError: As `write_corpus`.
+        CorpusError: `write_corpus` raises it.
     """
     facts = corpus.facts
     keys = list(zip(facts.column("layout_id").to_pylist(), _contents(corpus), strict=True))
@@ -205,7 +205,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheck
 
 
 def _contents(corpus: Corpus) -> list[str]:
-    """A digest of every checkpoint that does not depend on the order of its tensors in their file."""
+    """Returns a digest of every checkpoint that does not depend on the order of its tensors in the file."""
     digests = corpus.facts.column("sha256").to_pylist()
     for form, facts, place_N in corpus.by_form(corpus.facts):
         if form.packing is None:
@@ -220,14 +220,14 @@ def _contents(corpus: Corpus) -> list[str]:
 
 
 def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list[int]:
-    """Of the rows of one layout those that are not near an earlier one."""
+    """Returns the rows of one layout that are not near an earlier one."""
     column = corpus.facts.column("layout_id")
     rows = [index for index in kept if column[index].as_py() == layout_id]
     chosen: list[int] = []
     layout = corpus.layout(layout_id)
     if not layout.num_values:
-        return rows  # no weights to be near in; equal bytes are sorted out already
-    # Packed integers have no distance: networks are near only where these are equal.
+        return rows  # without weights there is no distance, and equal bytes are removed already
+    # Packed integers have no distance: networks can be near only if these are equal.
     held: dict[bytes, Tensor] = {}
     for start in range(0, len(rows), 512):
         facts = corpus.facts.take(rows[start : start + 512])
@@ -244,7 +244,7 @@ def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list
 
 
 def _packed_values(corpus: Corpus, layout: Layout, facts: pa.Table) -> list[bytes]:
-    """A digest of what may be packed weights, of every checkpoint."""
+    """Returns a digest of all tensors of a checkpoint that may be packed weights, for each checkpoint."""
     names = [spec.name for spec in layout.tensors if may_be_packed(spec)]
     digests = [b""] * facts.num_rows
     for form, part, place_N in corpus.by_form(facts) if names else ():
@@ -280,7 +280,7 @@ def new_facts(group: pa.Table) -> list[CheckpointFacts]:
 
 
 def replace_columns(facts: pa.Table, stored_id: pa.Table | None = None, **columns: list[Any]) -> pa.Table:
-    """Facts with some columns replaced; `stored_id` keeps the ids under which the old shards hold them."""
+    """Replaces columns of facts; `stored_id` gives the table whose ids the old shards use."""
     if stored_id is not None:
         facts = facts.append_column("stored_id", stored_id.column("checkpoint_id"))
     for name, values in columns.items():

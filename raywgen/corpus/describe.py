@@ -1,4 +1,4 @@
-"""Says of a corpus that holds weights what its networks do and how they are built; the weights stay as they are."""
+"""Adds tasks and network recipes to a corpus of weights; the weights do not change."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def describe(
     recipes: Mapping[str, Mapping[str, Any]],
     layouts: Mapping[str, Layout] | None = None,
 ) -> Corpus:
-    """Adds tasks and recipes of networks to a corpus in place; what it had under the same names is replaced.
+    """Adds tasks and recipes of networks to a corpus in place; entries with the same names are replaced.
 
-    A single task goes to all checkpoints where none has a task yet; otherwise checkpoints name theirs by their fact
-    `task_id`.
+    If no checkpoint has a task yet, a single task is assigned to all of them; otherwise the fact `task_id` of a
+    checkpoint names its task.
 
     Args:
         location: Path or URI.
-        tasks: What networks were trained for.
-        recipes: What `build_network` takes, by the names that `corpus.networks` have, or ids of layouts.
-        layouts: Of what the recipes build, by the same names, in the order of the corpus' flat vectors.
+        tasks: Tasks that networks were trained for.
+        recipes: Recipes for `build_network`, by the names of `corpus.networks` or ids of layouts.
+        layouts: Layouts of the networks that the recipes build, by the same names, in the order of the corpus' flat
+            vectors.
 
     Raises:
-        CorpusError: A task is of no checkpoint, there is no network of a name, or a file cannot be written.
+        CorpusError: A task belongs to no checkpoint, a network does not exist, or a file cannot be written.
         InUseError: Another process writes to the corpus.
     """
     with writing(location):
@@ -87,7 +88,7 @@ def _describe(
 
 
 def by_network_name(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Recipes by the names that networks have in a corpus, where they may be given by the layout's id too.
+    """Converts recipes by name or layout id to recipes by the names of the corpus' networks.
 
     Raises:
         CorpusError: There is no such network, or one is named twice.
@@ -115,7 +116,7 @@ def _network_of(corpus: Corpus, name_or_id: str) -> str:
 
 
 def template(corpus: Corpus) -> str:
-    """What a description looks like, with the names that the corpus has: YAML to fill in."""
+    """Returns the YAML of a description to fill in, with the names of the corpus."""
     tasks = sorted({name for name in corpus.facts.column("task_id").to_pylist() if name}) or ["TASK"]
     lines = ["tasks: # what the networks were trained for"]
     lines += [f"  {json.dumps(name)}: {{name: images, path: train.parquet, test_path: test.parquet}}" for name in tasks]
@@ -128,7 +129,7 @@ def template(corpus: Corpus) -> str:
 
 
 def _named_tasks(corpus: Corpus, tasks: Sequence[TaskFacts]) -> list[str | None]:
-    """The task of every checkpoint."""
+    """Returns the task of every checkpoint."""
     named = corpus.facts.column("task_id").to_pylist()
     if len(tasks) != 1 or any(named):
         return named

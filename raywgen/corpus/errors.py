@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be read or written as asked."""
+    """A corpus that cannot be read or written."""
 
 
 class MissingFileError(CorpusError):
@@ -16,7 +16,7 @@ class DamagedFileError(CorpusError):
 
 
 class ChangedCorpusError(CorpusError):
-    """A corpus that was deleted or rebuilt by somebody else while it was read."""
+    """A corpus that another process deleted or rebuilt while it was read."""
 
 
 class FetchError(CorpusError):

@@ -1,4 +1,4 @@
-"""Checkpoints back into files, bit for bit, in their own dtypes and under their own names."""
+"""Exports checkpoints to files, bit for bit, in their own dtypes and under their own names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OURS = "raywgen."
 _KEPT_APART = (FILE_METADATA, CONFIG_FILES)
 # A name has 255 bytes on most file systems, and a file has a longer one while it is being written.
 _NAME_BYTES = 240
-# By these names transformers, diffusers and peft find weights beside a config.
+# The names under which transformers, diffusers and peft find weights beside a config.
 _LOADED_AS = {
     "model": "model",
     "pytorch_model": "model",
@@ -36,7 +36,7 @@ _LOADED_AS = {
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What goes into one file, and the configs beside it."""
+    """Path and metadata of one file, and the configs beside it."""
 
     path: Path
     metadata: dict[str, str]
@@ -53,16 +53,16 @@ def export(
 ) -> list[Path]:
     """Writes every checkpoint that satisfies all terms to `OUT/CHECKPOINT_ID.safetensors`.
 
-    The metadata of each file are those that it came with, `format: pt`, and its facts as `raywgen.FACT`. Checkpoints
-    of a model folder come with its configs, and `pytorch_model` becomes `model`, so that `from_pretrained` loads the
-    folder. All names, dtypes and existing files are checked before anything is written.
+    The metadata of each file are its original metadata, `format: pt`, and its facts as `raywgen.FACT`. Checkpoints
+    of a model folder are written with its configs, and `pytorch_model` becomes `model`, so that `from_pretrained` loads
+    the folder. All names, dtypes and existing files are checked before anything is written.
 
     Args:
-        corpus: Where from.
-        out: The folder.
-        terms: Which checkpoints, as `Corpus.query` takes them.
-        on_progress: Told of files written.
-        overwrite: Replace other files that are there. An export that was killed goes on without it.
+        corpus: The corpus to export.
+        out: The folder to write to.
+        terms: Query that selects checkpoints, as `Corpus.query` takes it.
+        on_progress: Called with the files written and their number.
+        overwrite: Whether to replace other files. A killed export can continue without it.
 
     Raises:
         CorpusError: Nothing is selected, an id leads out of the folder or is no file name, two ids become one file, a
@@ -137,11 +137,11 @@ def _check_dtypes(corpus: Corpus, facts: pa.Table) -> None:
 
 
 def _without(facts: pa.Table, unwritable: Sequence[int]) -> str:
-    """Says which query selects all checkpoints but these rows."""
+    """Suggests a query that selects all checkpoints except these rows."""
     if len(unwritable) == facts.num_rows:
         return "no other checkpoint is selected"
     writable = sorted({*range(facts.num_rows)} - {*unwritable})
-    # Checkpoints of one shard lie in one form, so that the last of these facts tells them apart where no other does.
+    # Checkpoints of one shard have one form, so the last of these facts separates them if no other does.
     for name in ("dtype", "layout_id", "shard"):
         values = facts.column(name).to_pylist()
         left_out = {values[row] for row in unwritable}
@@ -152,14 +152,14 @@ def _without(facts: pa.Table, unwritable: Sequence[int]) -> str:
 
 
 def _check_clashes(files: Mapping[str, _File], *, fold_case: bool) -> None:
-    """No two ids may become one file, nor one a folder in which another lies."""
+    """Refuses ids that would become one file, or of which one would be a folder of another."""
     first: dict[str, str] = {}
     for checkpoint_id, file in files.items():
         other = first.setdefault(_as_stored(file.path, fold_case), checkpoint_id)
         if other != checkpoint_id:
             raise CorpusError(
                 f"checkpoints '{other}' and '{checkpoint_id}' would both be written to {file.path}"
-                f"{' (this file system takes large and small letters for one)' if fold_case else ''}; choose one by "
+                f"{' (this file system does not tell upper from lower case)' if fold_case else ''}; choose one by "
                 "a query such as 'checkpoint_id!=...', or rename one"
             )
     configs: dict[str, tuple[str, str]] = {}
@@ -174,7 +174,7 @@ def _check_clashes(files: Mapping[str, _File], *, fold_case: bool) -> None:
 
 
 def _as_stored(path: Path, fold_case: bool) -> str:
-    # Where letters are folded, é in one and in two signs is one name too.
+    # A file system that folds case also identifies é as one or two code points.
     return unicodedata.normalize("NFC", str(path)).casefold() if fold_case else str(path)
 
 
@@ -185,7 +185,7 @@ def _folds_case(folder: Path) -> bool:
 
 
 def _check_existing(files: Mapping[str, _File]) -> None:
-    """Files of an export of the same checkpoints may be there; they are written again."""
+    """Refuses to overwrite files, except those of an earlier export of the same checkpoints."""
     for file in files.values():
         strange = file.path if file.path.exists() and not _is_ours(file) else None
         changed = [path for path, text in file.configs.items() if path.exists() and path.read_text() != text]

@@ -20,7 +20,7 @@ _LARGEST_EXACT_FLOAT = 2**53
 
 
 def convert(name: str, value: Any) -> Any:
-    """A fact in the type that raywgen knows for it; facts of the user's own keep theirs, or become text.
+    """Converts a known fact to its type; a fact of the user's own keeps its type, or becomes text.
 
     Raises:
         TypeError, ValueError: The value does not have the type of a known fact.
@@ -51,7 +51,7 @@ def _whole_number(value: Any) -> int:
 
 
 def as_text(value: Any) -> str:
-    """A fact as text: text stays as it is, numbers and nested values are written as JSON, dates by ISO 8601."""
+    """Converts a fact to text: numbers and nested values are written as JSON, dates by ISO 8601."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float | list | dict):
@@ -60,16 +60,16 @@ def as_text(value: Any) -> str:
 
 
 def kind_of_fact(value: Any) -> str:
-    """`text`, `number` or `true or false`: what may stand together in one column."""
+    """Returns `text`, `number` or `true or false`; values of one column must be of one kind."""
     if isinstance(value, bool):
         return "true or false"
     return "number" if isinstance(value, int | float) else "text"
 
 
 def numbers_of_text(cells: Sequence[str]) -> list[int | float] | None:
-    """The cells of a text table as numbers where nothing is lost by it, else None.
+    """Converts the cells of a text table to numbers if that loses nothing; else returns None.
 
-    Every number must give back its cell when it is written, so `007`, `1e5`, `0.10` and whole numbers beyond 64 bits
+    Every number must reproduce its cell when it is written, so `007`, `1e5`, `0.10` and whole numbers beyond 64 bits
     stay text. `nan` and `NaN` are allowed beside numbers.
     """
     numbers: list[int | float] = []
@@ -101,11 +101,11 @@ def _exact_number(cell: str) -> int | float | None:
 def one_type_each(
     rows: Iterable[tuple[str, dict[str, Any]]], cast_to_text: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Facts whose columns have one type each.
+    """Checks that each fact has one type, after converting some to text.
 
     Args:
-        rows: For each checkpoint where its facts come from (for the message), and its facts.
-        cast_to_text: Facts that become text.
+        rows: The origin (for the message) and the facts of each checkpoint.
+        cast_to_text: Facts to convert to text.
 
     Raises:
         CorpusError: A fact is a number in one place and text in another; both are named, and the remedy.

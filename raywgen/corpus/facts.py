@@ -1,7 +1,4 @@
-"""What is known of checkpoints, tasks and networks.
-
-Shape legend: S samples, F features of a sample.
-"""
+"""The facts about checkpoints, tasks and networks."""
 
 from __future__ import annotations
 
@@ -27,25 +24,25 @@ class CheckpointFacts:
 
     Attributes:
         checkpoint_id: Unique in the corpus.
-        trajectory_id: The optimisation run it lies on.
-        task_id: What it was trained for; None for a start.
-        layout_id: Its layout.
-        step: Optimiser step, or the number that a trainer's names give; -1 where it is not known.
+        trajectory_id: The optimisation run that it belongs to.
+        task_id: The task that it was trained for; None for a start.
+        layout_id: Id of its layout.
+        step: Optimiser step, or the number in its file name; -1 if unknown.
         split: `train` (a training trajectory of a seen task), `heldout` (a held-out trajectory of a seen task),
             `validation`, `unseen` (any trajectory of such a task) or `base` (a shared start).
         start: `own`, `shared` or `branched`.
         base_id: Checkpoint of the shared or branched start.
         start_seed: Seed of the start.
         order_seed: Seed of the data order.
-        optimizer: Its name.
-        learning_rate: Of the optimiser.
-        train_loss: At this step or the trajectory's end; NaN where unknown.
-        test_accuracy: Balanced, in [0, 1]; NaN where unknown.
-        source: Where it comes from.
+        optimizer: Name of the optimiser.
+        learning_rate: Learning rate of the optimiser.
+        train_loss: Training loss at this step or at the trajectory's end; NaN if unknown.
+        test_accuracy: Balanced accuracy in [0, 1]; NaN if unknown.
+        source: The file or corpus that it comes from.
         licence: SPDX identifier.
         architecture: Name of the network.
-        key_prefix: What a wrapper had put before every tensor's name.
-        more: Further facts of the user's own, strings or numbers by name; `FILE_METADATA` and `CONFIG_FILES` keep what
+        key_prefix: The prefix that a wrapper had put before every tensor's name.
+        more: Further facts of the user's own, strings or numbers by name; `FILE_METADATA` and `CONFIG_FILES` hold what
             came with the file.
     """
 
@@ -70,21 +67,21 @@ class CheckpointFacts:
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        """For the table of facts; further facts are columns of their own."""
+        """Returns the row of the table of facts; further facts are columns of their own."""
         return {**self.more, **dict(zip(CHECKPOINT_COLUMNS, _known_facts(self), strict=True))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFacts:
-    """One task.
+    """The facts about one task.
 
     Attributes:
         task_id: Unique in the corpus.
         instruction: The question in words.
         split: `seen`, `validation` or `unseen`.
-        recipe: How to build the task again.
+        recipe: Recipe from which the task can be built.
         samples_SF: Labelled training samples for conditioning, float32.
-        labels_S: Their labels, int64.
+        labels_S: Labels of these samples, int64.
     """
 
     task_id: str
@@ -97,20 +94,20 @@ class TaskFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """One architecture: its name, what `build_network` takes, its layout."""
+    """One architecture: its name, its recipe for `build_network`, and its layout."""
 
     name: str
     recipe: dict[str, Any]
     layout: Layout
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Returns the JSON object of the manifest."""
         layout = self.layout
         return {"name": self.name, "recipe": self.recipe, "layout": layout.to_json(), "form_id": layout.form_id}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> NetworkFacts:
-        """Inverse of `to_json`.
+        """Reads what `to_json` wrote.
 
         Raises:
             KeyError: The layout is not the one that was written.
@@ -122,9 +119,9 @@ class NetworkFacts:
 
 
 FILE_METADATA = "file_metadata"
-"""The fact that keeps the metadata of a safetensors file, as JSON."""
+"""The fact that holds the metadata of a safetensors file, as JSON."""
 CONFIG_FILES = "config_files"
-"""The fact that keeps the texts of a model folder's configs by file name, as JSON."""
+"""The fact that holds the texts of a model folder's configs by file name, as JSON."""
 CONFIG_NAMES = ("config.json", "generation_config.json", "adapter_config.json")
 _INTEGERS = {"step", "start_seed", "order_seed", "num_values", "row"}
 _FLOATS = {"learning_rate", "train_loss", "test_accuracy"}
@@ -152,7 +149,7 @@ TASK_SCHEMA = pa.schema(
 
 
 def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One row a checkpoint; further facts follow the known columns, null where a checkpoint has none.
+    """Makes a table of facts; further facts follow the known columns, null if a checkpoint has none.
 
     Raises:
         CorpusError: A further fact is text for one checkpoint and a number for another, or a number beside which
@@ -175,7 +172,7 @@ def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def tasks_to_table(tasks: Sequence[TaskFacts]) -> pa.Table:
-    """One row a task."""
+    """Makes a table with one row a task."""
     rows = [
         {
             "task_id": task.task_id,
@@ -191,7 +188,7 @@ def tasks_to_table(tasks: Sequence[TaskFacts]) -> pa.Table:
 
 
 def tasks_from_table(table: pa.Table) -> dict[str, TaskFacts]:
-    """Inverse of `tasks_to_table`, by id."""
+    """Reads tasks, by id, from what `tasks_to_table` made."""
     return {task.task_id: task for task in map(_task, _rows(table))}
 
 

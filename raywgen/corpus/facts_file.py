@@ -48,9 +48,9 @@ class FactsRow:
     """One row of a table of facts.
 
     Attributes:
-        number: As a spreadsheet counts it: the header of a CSV is row 1. In JSON the first object is row 1.
-        path: The name or pattern of the checkpoints it is about; empty where the row names none.
-        facts: By name, in the types that they will have; what a row leaves open is not in it.
+        number: Row number as in a spreadsheet: the header of a CSV is row 1. In JSON the first object is row 1.
+        path: Name or pattern of the checkpoints that the row is about; empty if it names none.
+        facts: Facts by name, in their final types, without those that the row leaves empty.
     """
 
     number: int
@@ -59,7 +59,7 @@ class FactsRow:
 
 
 def read_facts(path: str) -> list[FactsRow]:
-    """The rows of a table of facts.
+    """Reads the rows of a table of facts.
 
     Args:
         path: CSV (also with `;` or tabs), TSV, JSON (a list of objects), JSON lines or Parquet. In CSV and TSV text
@@ -99,7 +99,7 @@ def _decoded(path: str) -> str:
 def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
     if not text.strip():
         raise CorpusError(f"facts={path} is empty; give {_KINDS} with a column 'path'")
-    # Spreadsheets of some countries separate by `;`: the header shows it.
+    # In some countries spreadsheets separate by `;`: the header shows it.
     headers = {sign: next(csv.reader(io.StringIO(text, newline=""), delimiter=sign)) for sign in separators}
     found = (sign for sign, cells in headers.items() if _PATH in (cell.strip() for cell in cells))
     separator = next(found, separators[0])
@@ -110,7 +110,7 @@ def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
         pa.BufferReader(text.encode()),
         read_options=pyarrow.csv.ReadOptions(use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        # An empty cell says nothing, `""` is an empty text.
+        # An empty cell means unknown, `""` is an empty text.
         convert_options=pyarrow.csv.ConvertOptions(
             column_types={name: pa.string() for name in raw},
             strings_can_be_null=True,
@@ -154,7 +154,7 @@ def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
         raise CorpusError(_no_path(f"{path}, row {lost[0]}", list(dict(rows)[lost[0]])))
     if rows:
         _check_columns(path, names)
-    # NaN is how tables in memory say that a text is missing.
+    # Tables in memory mark a missing text by NaN.
     texts = {name for _, row in rows for name, value in row.items() if isinstance(value, str)}
     return [
         _row(path, number, {name: value for name, value in row.items() if not (name in texts and _is_nan(value))})

@@ -1,4 +1,4 @@
-"""Joins the rows of a table of facts to checkpoints, and says which rows could not be used."""
+"""Joins the rows of a table of facts to checkpoints, and reports the rows that could not be used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _KEPT_PROBLEMS = 1_000
 
 @dataclass(slots=True)
 class FactsReport:
-    """What became of the rows of a table of facts.
+    """A report on the rows of a table of facts.
 
     Attributes:
-        num_rows: Of the table.
-        num_used: Rows whose facts went to at least one checkpoint.
+        num_rows: Number of rows of the table.
+        num_used: Number of rows whose facts went to at least one checkpoint.
         problems: One sentence for each row that fits nothing or is ambiguous, and for each contradiction.
     """
 
@@ -34,7 +34,7 @@ class FactsReport:
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Returns the JSON object of the manifest."""
         kept = self.problems[:_KEPT_PROBLEMS]
         return {"rows": self.num_rows, "used": self.num_used, "num_problems": len(self.problems), "problems": kept}
 
@@ -45,15 +45,15 @@ def join_facts(
     """Gives each checkpoint the facts of the rows that name it.
 
     A row's path is first taken literally: a checkpoint's name, its file (absolute, or any end of its path, with or
-    without suffix), or a folder that holds one checkpoint. Only where that finds nothing it is a pattern. Rows that
-    name a checkpoint beat patterns; of several the later one counts.
+    without suffix), or a folder that holds one checkpoint. If that finds nothing, it is taken as a pattern. Rows that
+    name a checkpoint override patterns; of several the later one counts.
 
     Args:
-        rows: As `read_facts` gives them.
-        checkpoints: What the sources hold.
+        rows: Rows from `read_facts`.
+        checkpoints: The checkpoints of the sources.
 
     Returns:
-        The checkpoints with their facts, and what is to be said of the rows.
+        The checkpoints with their facts, and a report on the rows.
     """
     report = FactsReport(num_rows=len(rows))
     if not rows:
@@ -95,7 +95,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class _JoinedFacts:
-    """Facts by checkpoint as they add up, with the row that each comes from."""
+    """Collects facts by checkpoint, with the row that each comes from."""
 
     def __init__(self, checkpoints: Sequence[SourceCheckpoint], report: FactsReport) -> None:
         self.facts: list[dict[str, Any]] = [{} for _ in checkpoints]
@@ -124,7 +124,7 @@ class _JoinedFacts:
 
 
 class _Places:
-    """Finds checkpoints by what people call them."""
+    """Finds checkpoints by the names and paths that users write."""
 
     def __init__(self, checkpoints: Sequence[SourceCheckpoint]) -> None:
         self._names = {_normal(checkpoint.name): index for index, checkpoint in enumerate(checkpoints)}
@@ -133,7 +133,7 @@ class _Places:
         self._folder_ends: dict[int, dict[str, list[int]]] = {}
 
     def literally(self, path: str) -> list[int]:
-        """The checkpoints that a path names: one where it is clear, several where it is not."""
+        """Returns the checkpoints that a path names: several if it is ambiguous."""
         forms = list(_forms(path))
         for form in forms:
             if form in self._names:
@@ -143,7 +143,7 @@ class _Places:
         return next((found for form in forms if (found := self._folders_of(form).get(form))), [])
 
     def by_pattern(self, path: str) -> list[int]:
-        """The checkpoints of which any name matches a shell pattern."""
+        """Returns the checkpoints of which any name matches a shell pattern."""
         for form in dict.fromkeys([path, path.replace("\\", "/")]):
             matches = re.compile(fnmatch.translate(_normal(form))).match
             if found := [index for index, places in enumerate(self._locations) if any(map(matches, places))]:
@@ -168,7 +168,7 @@ class _Places:
 
 
 def _by_end(locations: Sequence[tuple[str, ...]], length: int) -> dict[str, list[int]]:
-    """Checkpoints by the last parts of their paths."""
+    """Indexes checkpoints by the last parts of their paths."""
     ends: dict[str, list[int]] = {}
     for index, places in enumerate(locations):
         for end in {"/".join(place.split("/")[-length:]) for place in places if place.count("/") + 1 >= length}:
@@ -177,7 +177,7 @@ def _by_end(locations: Sequence[tuple[str, ...]], length: int) -> dict[str, list
 
 
 def _locations(checkpoint: SourceCheckpoint) -> tuple[str, ...]:
-    """The paths by which a checkpoint may be named, with and without suffix."""
+    """Returns the paths by which a checkpoint may be named, with and without suffix."""
     name = PurePosixPath(checkpoint.name)
     places = {checkpoint.name}
     if checkpoint.stored_id is None:
@@ -190,7 +190,7 @@ def _locations(checkpoint: SourceCheckpoint) -> tuple[str, ...]:
 
 
 def _forms(path: str) -> Iterator[str]:
-    """A path as it stands, then as other systems write it."""
+    """Yields a path as it is written, then in the spellings of other systems."""
     seen: set[str] = set()
     for form in (path, path.strip(), path.strip().replace("\\", "/"), os.path.expanduser(path.strip())):
         form = form.removesuffix(_INDEX)
@@ -204,5 +204,5 @@ def _forms(path: str) -> Iterator[str]:
 
 
 def _normal(path: str) -> str:
-    """One form for letters that systems write in two, such as é."""
+    """Normalises letters that have two encodings, such as é."""
     return unicodedata.normalize("NFC", path)

@@ -1,10 +1,8 @@
-"""Turns files into shards, one unit of work at a time; a unit done is never done twice.
+"""Turns files into shards, one work item at a time; no finished item is repeated.
 
-A unit is a fixed list of checkpoints. Its shards are written first, then in one step its journal: what the shards
-hold, and what was refused and why. Units with a journal are left as they are; when all have one, the corpus is
-committed. So an ingest may be killed at any point and run again.
-
-Shape legend: N checkpoints, P packed bytes.
+An item is a fixed list of checkpoints. Its shards are written first, then in one step its journal, which lists the
+content of the shards and the refused checkpoints with reasons. Items with a journal are skipped; when all have one, the
+corpus is committed. So an ingest may be killed at any point and run again.
 """
 
 from __future__ import annotations
@@ -62,12 +60,12 @@ _DEFAULT_FACTS: dict[str, Any] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestItem:
-    """Checkpoints that one task ingests.
+    """Checkpoints that one Ray task ingests.
 
     Attributes:
-        name: Of the unit.
-        checkpoints: What to ingest.
-        constants: Patterns of tensors that are kept as they are, finite or not.
+        name: Digest of the item's content.
+        checkpoints: The checkpoints to ingest.
+        constants: Patterns of tensors that are stored as they are, finite or not.
     """
 
     name: str
@@ -76,19 +74,19 @@ class IngestItem:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Number of bytes of all files."""
         return sum(checkpoint.num_bytes for checkpoint in self.checkpoints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestResult:
-    """What a unit left.
+    """The result of an item.
 
     Attributes:
-        shards: With their facts.
-        layouts: By form id.
+        shards: Shards with the facts of their checkpoints.
+        layouts: Layouts by form id.
         quarantine: One row for each entry that is not taken: `checkpoint_id`, `file`, `reason`, `kind`.
-        statistics: By form id.
+        statistics: Statistics by form id.
     """
 
     shards: list[Shard]
@@ -97,7 +95,7 @@ class IngestResult:
     statistics: dict[str, LayoutStatistics]
 
     def to_json(self) -> dict[str, Any]:
-        """For the journal."""
+        """Returns the content of the journal."""
         return {
             "shards": [shard.to_json() | {"facts": shard.facts} for shard in self.shards],
             "layouts": {form_id: layout.to_json() for form_id, layout in self.layouts.items()},
@@ -107,7 +105,7 @@ class IngestResult:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> IngestResult:
-        """Inverse of `to_json`."""
+        """Reads what `to_json` wrote."""
         return cls(
             shards=[Shard(**row) for row in content["shards"]],
             layouts={form_id: Layout.from_json(rows) for form_id, rows in content["layouts"].items()},
@@ -117,7 +115,7 @@ class IngestResult:
 
 
 def plan_items(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str] = ()) -> list[IngestItem]:
-    """Cuts a list into units; the same list gives the same units."""
+    """Cuts a list of checkpoints into items; the same list gives the same items."""
     items: list[IngestItem] = []
     part: list[SourceCheckpoint] = []
     size = 0
@@ -131,7 +129,7 @@ def plan_items(checkpoints: Sequence[SourceCheckpoint], constants: Sequence[str]
 
 
 def _item(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> IngestItem:
-    # Facts and the time of change belong to the name: with others it is other work.
+    # The name includes facts and times of change: an item with other ones must be ingested again.
     rows = [[c.name, c.files, c.num_bytes, c.changed, c.select, c.facts] for c in checkpoints]
     content = json.dumps(rows, sort_keys=True, default=str)
     content += json.dumps(list(constants)) if constants else ""
@@ -143,12 +141,12 @@ def _item(checkpoints: list[SourceCheckpoint], constants: Sequence[str]) -> Inge
 
 
 def journal(item_name: str) -> str:
-    """Path of a unit's journal in the corpus."""
+    """Returns the path of an item's journal in the corpus."""
     return f"{JOURNALS}/{item_name}.json"
 
 
 def read_journal(storage: Storage, item_name: str) -> IngestResult:
-    """What a unit left.
+    """Reads the result of an item from its journal.
 
     Raises:
         CorpusError: The journal is damaged.
@@ -164,7 +162,7 @@ def read_journal(storage: Storage, item_name: str) -> IngestResult:
 
 
 def ingest_item(item: IngestItem, root: str) -> dict[str, Any]:
-    """Reads a unit's files, writes its shards, then its journal.
+    """Reads an item's files, writes its shards, then its journal.
 
     Returns:
         Counts for progress: `checkpoints`, `quarantined`, `num_bytes`.
@@ -181,7 +179,7 @@ def ingest_item(item: IngestItem, root: str) -> dict[str, Any]:
 
 
 class _Ingest:
-    """One unit being done: checkpoints wait, by layout and split, until their shard is full."""
+    """The ingest of one item: checkpoints are gathered by layout and split until the item is read."""
 
     def __init__(self, item: IngestItem, root: str) -> None:
         self._item = item
@@ -258,7 +256,7 @@ def _stack(parts: list[np.ndarray]) -> Tensor:
 
 
 class _Reader:
-    """Reads checkpoints of all kinds of sources; keeps corpora open."""
+    """Reads checkpoints from all kinds of sources; corpora stay open."""
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, ...], WeightsReader] = {}
@@ -274,9 +272,9 @@ class _Reader:
         return self._fetched(checkpoint.files[0], files.read_all, peek)
 
     def _fetched(self, file: str, read: Callable[[str], _T], peek: Callable[[Any, str], None] | None = None) -> _T:
-        """Reads a file where it lies, or a copy; errors name the file and not the copy."""
+        """Reads a local file, or a copy of a remote one; errors name the file, not the copy."""
         if peek is not None and "://" in file:
-            # What is long and turns out to be an optimizer's state is not copied to find out.
+            # A large file that turns out to be an optimizer's state must not be copied first.
             with open_remote(file) as opened:
                 peek(opened, file)
         with local_file(file) as path:
@@ -288,7 +286,7 @@ class _Reader:
                 raise type(error)(str(error).replace(path, file)) from error
 
     def _sharded(self, checkpoint: SourceCheckpoint, index: str, files: WeightsReader) -> PackedCheckpoint:
-        """One network of several files, each tensor from the one in which the index says that it lies."""
+        """Reads a network from several files, each tensor from the file that the index names."""
         wanted = read_weight_map(index)
         names = list(dict.fromkeys(wanted.values()))
         if len(names) != len(checkpoint.files):

@@ -1,6 +1,6 @@
-"""The manifest of a corpus: which files there are, what is in them, and of which networks.
+"""The manifest of a corpus lists its files, their content, and the networks.
 
-It is written last and in one step, so that a folder without one is no corpus and a reader never sees half of it.
+It is written last and in one step: a folder without a manifest is no corpus, and a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout
 
 SCHEMA_VERSION = 2
-# In it every form of an architecture was a layout, named by what is a form's id now.
+# In this version every form of an architecture was a layout, whose id was what is a form's id now.
 _LAYOUTS_BY_FORM = 1
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
@@ -30,13 +30,13 @@ QUARANTINE = "quarantine.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a manifest says, read and checked.
+    """The checked content of a manifest.
 
     Attributes:
         shards: Every shard.
         networks: Layout id -> network.
-        forms: Form id -> the layout in which checkpoints lie, arranged like their network's.
-        layout_of: In a corpus of the oldest schema, the id that each layout has now, by the id that files call it.
+        forms: Form id -> the layout in which checkpoints are stored, arranged like their network's.
+        layout_of: In a corpus of the oldest schema, the present id of each layout, by the id that its files use.
         statistics: Layout id -> sums over its checkpoints.
     """
 
@@ -48,10 +48,10 @@ class Contents:
 
     @classmethod
     def read(cls, manifest: dict[str, Any], storage: Storage) -> Self:
-        """Reads a manifest as `read_manifest` returns it.
+        """Parses a manifest from `read_manifest`.
 
         Raises:
-            DamagedFileError: It names files outside of the corpus, or its parts do not fit each other.
+            DamagedFileError: The manifest names files outside of the corpus, or its parts do not fit each other.
         """
         try:
             return cls._read(manifest, storage)
@@ -88,7 +88,7 @@ class Contents:
 
 
 def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
-    """Refuses files that lie outside of the corpus, and checksums that could be the name of any file."""
+    """Refuses files outside of the corpus, and checksums that could be the name of any file."""
     for name in names:
         inside(name)
         if storage.is_local:
@@ -101,7 +101,7 @@ FactsT = TypeVar("FactsT", NetworkFacts, TaskFacts)
 
 
 def with_source(facts: FactsT, location: str) -> FactsT:
-    """Facts whose recipe remembers the corpus that it came from."""
+    """Returns facts whose recipe records the corpus that it came from."""
     if not isinstance(facts.recipe, dict):
         raise DamagedFileError(f"{location}: a recipe is {facts.recipe!r} and no JSON object; {RESTORE}")
     num_stored = sum(spec.num_values for spec in facts.layout.tensors) if isinstance(facts, NetworkFacts) else 0
@@ -109,7 +109,7 @@ def with_source(facts: FactsT, location: str) -> FactsT:
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """The content of `manifest.json`; raises as `Corpus.open` does."""
+    """Reads `manifest.json`; raises as `Corpus.open` does."""
     if storage.size(MANIFEST) is None:
         raise MissingFileError(
             f"{storage.name} holds no {MANIFEST}: it is no corpus; "
@@ -136,7 +136,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
 
 
 def cause(error: CorpusError, storage: Storage, manifest: dict[str, Any]) -> CorpusError:
-    """The error itself, or that the corpus is no longer the one whose manifest was read."""
+    """Returns the error itself, or one that says that the corpus was replaced since its manifest was read."""
     try:
         is_same = read_manifest(storage) == manifest
     except MissingFileError:
@@ -150,5 +150,5 @@ def cause(error: CorpusError, storage: Storage, manifest: dict[str, Any]) -> Cor
 
 
 def rebuilt(storage: Storage) -> ChangedCorpusError:
-    """Says that a corpus is another one than before."""
+    """Returns the error for a corpus that was replaced."""
     return ChangedCorpusError(f"{storage.name} was rebuilt while it was read; run the same command again")

@@ -1,4 +1,4 @@
-"""Joins corpora into one; what cannot stand together is found before anything is written."""
+"""Joins corpora into one; conflicts are found before anything is written."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _IDS = ("checkpoint_id", "trajectory_id", "base_id")
 def merge(
     root: str, corpora: Sequence[Corpus], on_progress: OnCheckpoint | None = None, *, as_text: Collection[str] = ()
 ) -> Corpus:
-    """All checkpoints of all corpora; where two hold one id, the later one's ids get its number in front.
+    """Joins all checkpoints of all corpora; if ids clash, those of the later corpus are prefixed with its number.
 
     Args:
-        root: Of the new corpus.
-        corpora: What to join.
-        on_progress: Told of checkpoints written.
-        as_text: Facts of the user's own that become text, because corpora differ in their type.
+        root: Path or URI of the new corpus.
+        corpora: The corpora to join.
+        on_progress: Called with the checkpoints written and their number.
+        as_text: Facts of the user's own to convert to text, because corpora differ in their type.
 
     Raises:
         CorpusError: A fact is a number in one corpus and text in another, two corpora mean different tasks by one id
-            or build one layout in different ways, or as `write_corpus`.
+            or build one layout in different ways, or `write_corpus` raises it.
         UnknownFactError: No corpus has a fact of `as_text`.
     """
     refuse_existing(root)
@@ -44,7 +44,7 @@ def merge(
         ids = facts.column("checkpoint_id").to_pylist()
         renamed = {"checkpoint_id": ids}
         if seen & set(ids):
-            # Trajectories and bases are named by the same people: with clashing checkpoints, they clash too.
+            # The same people name trajectories and bases: if checkpoints clash, these clash too.
             free = (n for n in itertools.count(number) if not seen & {f"{n}/{name}" for name in ids})
             prefix = next(free)
             renamed = {name: _numbered(prefix, facts.column(name).to_pylist()) for name in _IDS}
@@ -58,7 +58,7 @@ def _numbered(number: int, names: list[str | None]) -> list[str | None]:
 
 
 def _of_one_type(corpora: Sequence[Corpus], as_text: Collection[str]) -> list[pa.Table]:
-    """The facts of all corpora, of which each column has one type."""
+    """Returns the facts of all corpora, in which each column has one type."""
     known = {name for corpus in corpora for name in corpus.facts.column_names}
     if strange := [name for name in as_text if name not in known]:
         raise UnknownFactError(f"no corpus has a fact '{strange[0]}'; see `raywgen corpus info`")
@@ -88,7 +88,7 @@ def _with_text(facts: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def _example(facts: pa.Table, name: str) -> Any:
-    """A value of a column, which has one type."""
+    """Returns a value of a column, all of which have one type."""
     column = facts.column(name).drop_null()
     return column[0].as_py() if len(column) else None
 
@@ -106,7 +106,7 @@ def _check_floats(name: str, corpora: Sequence[Corpus], tables: Sequence[pa.Tabl
 
 
 def _check_tasks(corpora: Sequence[Corpus]) -> None:
-    """One id must mean one task: checkpoints of both corpora would be taken for the first one's."""
+    """Refuses ids that mean different tasks: checkpoints of both corpora would be assigned to the first."""
     first: dict[str, Corpus] = {}
     for corpus in corpora:
         for task_id, task in corpus.tasks.items():
@@ -119,7 +119,7 @@ def _check_tasks(corpora: Sequence[Corpus]) -> None:
 
 
 def _check_recipes(corpora: Sequence[Corpus]) -> None:
-    """A corpus knows one way of building a layout, so two corpora must not differ in it."""
+    """Refuses corpora that build a layout in different ways, because a corpus holds one recipe for it."""
     first: dict[str, Corpus] = {}
     for corpus in corpora:
         for layout_id, network in corpus.networks.items():

@@ -1,4 +1,4 @@
-"""Several streams as one, drawn by weight."""
+"""Mixes several streams into one by weight."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raywgen.corpus.order import Cursor
 
 
 class MixedStream(Generic[Batch]):
-    """Batches of several streams without end; which one comes next depends on the seed and its number alone.
+    """Endless batches of several streams, drawn by seed and batch number alone, so that all workers draw equally.
 
-    So all workers draw alike. A stream that comes to its end begins its next epoch.
+    A stream that ends begins its next epoch.
 
     Args:
-        streams: Of corpora, layouts or queries.
-        weights: How often each is drawn, in any unit.
-        seed: Of the draws.
+        streams: Streams of corpora, layouts or queries.
+        weights: Relative frequency of each stream.
+        seed: Seed of the draws.
 
     Raises:
         CorpusError: There is not one weight for each stream, or one is not positive.
@@ -35,7 +35,7 @@ class MixedStream(Generic[Batch]):
         self._drawn = 0
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """Number of the stream, and its batch."""
+        """Yields the index of the stream, and its batch."""
         running = [iter(stream) for stream in self._streams]
         while True:
             draw = np.random.Generator(np.random.Philox(key=[self._seed, self._drawn])).random()
@@ -45,11 +45,11 @@ class MixedStream(Generic[Batch]):
             yield index, batch
 
     def to_json(self) -> dict[str, Any]:
-        """Where it goes on, for a checkpoint."""
+        """Returns the position of the stream, for a checkpoint."""
         return {"drawn": self._drawn, "cursors": [stream.cursor.to_json() for stream in self._streams]}
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Goes on after a checkpoint's `to_json`; call it before iterating."""
+        """Continues at a position from `to_json`; call it before iterating."""
         self._drawn = place["drawn"]
         for stream, cursor in zip(self._streams, place["cursors"], strict=True):
             stream.cursor = Cursor(**cursor)

@@ -1,4 +1,4 @@
-"""Names of networks from the folders and files that they come from, where these say more than a hash."""
+"""Names networks after their folders and files, if these say more than a hash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raywgen.corpus.runs import without_progress
 
 _NUMBERED = re.compile(r"[-_ ]*\d+$")
 _LETTERS = re.compile(r"[^\W\d_].*[^\W\d_]")
-# What people call any folder or file of weights.
+# Generic names of folders and files of weights.
 _SAYS_NOTHING = {
     *("model", "models", "net", "nets", "network", "networks", "checkpoint", "checkpoints", "ckpt", "ckpts", "weight"),
     *("weights", "run", "runs", "in", "out", "output", "outputs", "data", "tmp", "temp", "file", "files", "corpus"),
@@ -23,13 +23,13 @@ _SAYS_NOTHING = {
 
 
 def network_names(checkpoints: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
-    """A name for each layout whose checkpoints' folders or files have one in common.
+    """Finds a name for each layout whose checkpoints share one in their folders or files.
 
     Args:
         checkpoints: Id and source of every checkpoint, by layout id.
 
     Returns:
-        Layout id to name; no entry where nothing says more than a hash. Names of two layouts may be equal.
+        Layout id -> name, without layouts that have no telling name. Names of two layouts may be equal.
     """
     candidates = {layout_id: _candidates(rows) for layout_id, rows in checkpoints.items()}
     counts = Counter((rank, name) for names in candidates.values() for rank, name in enumerate(names))
@@ -42,7 +42,7 @@ def network_names(checkpoints: Mapping[str, Sequence[tuple[str, str]]]) -> dict[
 
 
 def _candidates(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """From the best: the folder, the file, both, and the folder from which it was taken."""
+    """Returns candidates, best first: the folder, the file, both, and the folder of the source."""
     ids = [checkpoint_id.rpartition("/") for checkpoint_id, _ in rows]
     folder = _of_folder([PurePosixPath(above).parts for above in dict.fromkeys(above for above, _, _ in ids)])
     stem = _of_files([name for _, _, name in ids])

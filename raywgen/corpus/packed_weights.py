@@ -1,4 +1,4 @@
-"""Integers that are weights (packed quantisation), which no generator writes, told apart from counters and tables."""
+"""Distinguishes integers that are packed quantised weights, which no generator writes, from counters and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_COMPARED = 8
 
 
 def refuse_packed_weights(corpus: Corpus) -> None:
-    """Asserts that what generators leave alone holds no weights: it is equal in all networks, or a few numbers.
+    """Refuses a corpus of which a tensor that generators do not write holds packed weights.
 
     Raises:
         CorpusError: Integers differ between the networks of an architecture as weights do, or values are packed in a
@@ -40,7 +40,7 @@ def refuse_packed_weights(corpus: Corpus) -> None:
 
 
 def may_be_packed(spec: TensorSpec) -> bool:
-    """Whether a tensor that no generator writes may hold weights; counters and settings are fewer numbers."""
+    """Whether a tensor that no generator writes may hold weights; counters and settings have fewer numbers."""
     if spec.is_generated or spec.is_constant or spec.tied_to:
         return False
     return spec.num_values >= _FEWEST_NUMBERS or spec.dtype.startswith("float4")

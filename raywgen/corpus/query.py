@@ -13,7 +13,7 @@ import pyarrow.compute
 from raywgen.corpus.errors import CorpusError, UnknownFactError
 from raywgen.names import nearest
 
-# Arrow makes these functions when it is imported, where no type checker sees them.
+# Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 
 _TERM = re.compile(r'^("(?:[^"]|"")+"|[^"=<>!~][^=<>!~]*?)(\s*)(>=|<=|!=|=|>|<|~)(.*)$', re.DOTALL)
@@ -24,18 +24,18 @@ _COMPARE = {"=": "equal", "!=": "not_equal", ">": "greater", "<": "less", ">=": 
 
 
 def filter_facts(facts: pa.Table, terms: Sequence[str]) -> pa.Table:
-    """The rows that satisfy all terms.
+    """Returns the rows that satisfy all terms.
 
     Args:
-        facts: One row a checkpoint.
+        facts: The facts, one row a checkpoint.
         terms: `FACT OP VALUE`; OP is `=`, `!=`, `>`, `<`, `>=`, `<=` or `~` (a pattern with `*`). For `=`, several
             values may be joined by commas. A fact's name may hold spaces and signs (`eval/acc>0.9`, `val acc>0.9`);
             where it holds one of `=<>!~`, and where a value holds a comma, it stands in double quotes:
             `"p(y=1)">0.5`, `group="a,b"`. Text that consists of numbers is compared as numbers by `>` and `<`.
 
     Raises:
-        CorpusError: A term is no query, or its value does not fit the fact's type.
-        UnknownFactError: Checkpoints have no such fact; the nearest is named.
+        CorpusError: A term is not a query, or its value does not fit the fact's type.
+        UnknownFactError: Checkpoints have no such fact; the message names the nearest.
     """
     mask = None
     for term in terms:
@@ -78,7 +78,7 @@ def _unquoted(text: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """Values that are joined by commas."""
+    """Splits values that are joined by commas."""
     parts = []
     place = 0
     while match := _VALUES.match(text, place):
@@ -97,7 +97,7 @@ def _number(text: str) -> float | None:
 
 
 def _as_numbers(column: pa.ChunkedArray, term: str) -> pa.Array:
-    """Text that consists of numbers, as numbers: by the alphabet 10 would come before 9."""
+    """Converts text that consists of numbers, because 10 would come before 9 in alphabetical order."""
     cells = column.to_pylist()
     numbers = [None if cell is None else _number(cell) for cell in cells]
     lost = next(
@@ -116,7 +116,7 @@ def _value(text: str, kind: pa.DataType, term: str) -> pa.Scalar:
 
 
 def _regex(pattern: str) -> str:
-    """Of a shell pattern, for Arrow's RE2, which knows no `\\Z`, no lookahead and no atomic group."""
+    """Translates a shell pattern for Arrow's RE2, which has no `\\Z`, no lookahead and no atomic group."""
     # Piece by piece: between two stars `fnmatch.translate` writes an atomic group, for an empty range a lookahead.
     parts = [fnmatch.translate(piece).removeprefix("(?s:").rpartition(")")[0] for piece in _PIECES.findall(pattern)]
     return "(?s:" + "".join(_NOTHING if part == "(?!)" else part for part in parts) + ")"

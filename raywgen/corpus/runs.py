@@ -1,8 +1,8 @@
-"""Which checkpoints are steps of one run, by the names that trainers give them.
+"""Recognises checkpoints that are steps of one run by the names that trainers give them.
 
-A number in a name counts as a step only where a word says so (`step`, `epoch`, `iter`, `checkpoint`, ...), or where it
-leads a name that also tells the run (`0003_acc0.94_seed0001`). Names that differ in any other number (`net0` and
-`net1`, `seed0` and `seed1`) are networks of their own, and so are names of one step.
+A number in a name counts as a step only if a word says so (`step`, `epoch`, `iter`, `checkpoint`, ...), or if it begins
+a name that also identifies the run (`0003_acc0.94_seed0001`). Names that differ in any other number (`net0` and `net1`,
+`seed0` and `seed1`) are separate networks, and so are names of one step.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from raywgen.corpus.source_tree import location_parts
 from raywgen.corpus.sources import SourceCheckpoint
 
 UNKNOWN_STEP = -1
-# Where a name holds several numbers, such as `epoch=3-step=900`, the earlier word here is the step.
+# If a name holds several numbers, such as `epoch=3-step=900`, the earlier word here is the step.
 _WORDS = ("step", "iter", "itr", "update", "epoch", "ep", "checkpoint", "ckpt", "chkpt", "snapshot")
 _WORD = r"(?:global[_-]?)?steps?|iterations?|iters?|itr|updates?|epochs?|ep|checkpoint|ckpt|chkpt|snapshot"
 _STEP = re.compile(
     rf"(?<![a-z])(?:checkpoint_\d+_(?P<update>\d+)|(?P<word>{_WORD})[=_-]?(?P<number>\d+)(?P<unit>k)?"
     r"|(?P<first>\d+)[_-]?(?P<after>steps?|iterations?|iters?|epochs?|ep))(?![a-z0-9]|\.\d)"
-    # A bare fraction behind the step says how good it was.
+    # A bare fraction behind the step is a metric.
     r"(?:[_-]\d*\.\d+(?![a-z0-9]))?",
     re.IGNORECASE,
 )
@@ -47,14 +47,14 @@ _RUN_FACT = "trajectory_id"
 
 @dataclass(frozen=True, slots=True)
 class _ParsedName:
-    """A name without what varies within a run.
+    """A name without the parts that vary within a run.
 
     Attributes:
-        folder: Absolute, so that folders of one name in two sources stay apart.
-        name: What is left of the file's name; empty where nothing but a step was in it.
+        folder: Absolute path, so that folders of one name in two sources differ.
+        name: The remaining file name; empty if the name was nothing but a step.
         shown: Folder below the source, and name.
-        step: None where the name has none.
-        ends: The name says `best`, `last` or `final`.
+        step: The step; None if the name has none.
+        ends: Whether the name says `best`, `last` or `final`.
     """
 
     folder: str
@@ -68,10 +68,10 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
     """Gives the steps of a run one `trajectory_id`, and each its `step`.
 
     `best`, `last` and `final` beside steps belong to their run, with an unknown step (-1). Checkpoints whose facts
-    name a trajectory keep it, and the rest of their run joins them; a `step` that facts name stays.
+    name a trajectory or a step keep it, and the rest of their run joins their trajectory.
 
     Args:
-        checkpoints: With all other facts.
+        checkpoints: Checkpoints with all other facts.
     """
     places = {index: _parse(one) for index, one in enumerate(checkpoints) if one.stored_id is None}
     runs: dict[tuple[str, str], list[int]] = {}
@@ -103,7 +103,7 @@ def join_runs(checkpoints: Sequence[SourceCheckpoint]) -> list[SourceCheckpoint]
 
 
 def without_progress(name: str) -> str:
-    """A file's or folder's name without steps, metrics, seeds and the like: what the runs have in common."""
+    """Removes steps, metrics, seeds and the like from the name of a file or folder: runs share the rest."""
     rest, steps = _without_steps(name)
     leading = _LEADING.match(rest)
     if leading and (steps or _RUN.search(rest)):
@@ -112,7 +112,7 @@ def without_progress(name: str) -> str:
 
 
 def _add_ends(runs: dict[tuple[str, str], list[int]], places: dict[int, _ParsedName]) -> None:
-    """Adds what lies beside the steps of a run: its best, last or final checkpoint, or one of the run's own name."""
+    """Adds checkpoints beside the steps of a run: best, last or final, or one with the name of the run."""
     in_folder: dict[str, list[tuple[str, str]]] = {}
     for key in runs:
         in_folder.setdefault(key[0], []).append(key)
@@ -131,7 +131,7 @@ def _single_with_ends(
     runs: Mapping[tuple[str, str], list[int]],
     places: dict[int, _ParsedName],
 ) -> dict[tuple[str, str], list[int]]:
-    """Runs of which one step is kept, beside its best, last or final one; trainers do so where they keep the best."""
+    """Finds runs of one step beside a best, last or final checkpoint, as trainers that keep only the best write."""
     known = {folder for folder, _ in runs}
     remaining = {key: list(found) for key, found in single.items() if key[0] not in known}
     names = {key[0]: key[1] for key in remaining}
@@ -149,7 +149,7 @@ def _unused(wanted: str, taken: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Folders:
-    """The folders in a checkpoint's name: what is left of them, their steps, and whether they tell a run or its end."""
+    """The folders in a checkpoint's name: the remaining ones, their steps, and whether they name a run or its end."""
 
     root: str
     kept: tuple[str, ...]
@@ -185,11 +185,11 @@ def _parse(checkpoint: SourceCheckpoint) -> _ParsedName:
 
 @lru_cache(_KEPT_FOLDERS)
 def _folders(above: str, place: str) -> _Folders:
-    """What the folders in a name say.
+    """Parses the folders in a name.
 
     Args:
-        above: These folders, as the name has them.
-        place: The folder in which the file lies, or what stands for the folder below which names begin.
+        above: The folders, as the name has them.
+        place: The folder of the file, or a placeholder for the folder where names begin.
     """
     parts = above.split("/") if above else []
     ends = False
@@ -216,7 +216,7 @@ def _folders(above: str, place: str) -> _Folders:
 
 
 def _without_steps(part: str) -> tuple[str, list[tuple[int, int]]]:
-    """A part of a path without its steps, and these with the rank of their word."""
+    """Removes the steps of a part of a path, and returns them with the rank of their word."""
     steps: list[tuple[int, int]] = []
     rest = ""
     end = 0
@@ -233,5 +233,5 @@ def _without_steps(part: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _tidy(text: str) -> str:
-    """Without the signs that parted what was taken out."""
+    """Removes the separators of the parts that were taken out."""
     return _SIGNS.sub(r"\1", text).strip("-_=.,+ ")

@@ -1,7 +1,4 @@
-"""Reads weights out of the shards of an opened corpus, and compares each checkpoint with its facts when it is used.
-
-Shape legend: N checkpoints, P packed bytes.
-"""
+"""Reads weights from the shards of an opened corpus, and compares each checkpoint with its facts when it is used."""
 
 from __future__ import annotations
 
@@ -35,12 +32,12 @@ _OPENED_SHARDS = 512
 
 
 class ShardReader:
-    """Reads shards; the last ones that were asked for stay open.
+    """Reads shards; the most recently used ones stay open.
 
     Args:
-        storage: Of the corpus.
-        manifest: As it was read, so that a corpus which was rebuilt since is told from one that is damaged.
-        facts: One row a checkpoint.
+        storage: The corpus' folder.
+        manifest: The manifest that was read, by which a rebuilt corpus is distinguished from a damaged one.
+        facts: The facts, one row a checkpoint.
     """
 
     def __init__(self, storage: Storage, manifest: dict[str, Any], facts: pa.Table) -> None:
@@ -49,19 +46,19 @@ class ShardReader:
         self._checks: dict[tuple[str, object], RowCheck] = {}
 
     def rows(self, shard: Shard, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
-        """A copy `(N, P)` of the rows of a shard, which hold the checkpoints of these ids; raises as `view` does."""
+        """Copies rows `(N, P)` of a shard, after checking their ids; raises as `view` does."""
         view = self.view(shard, layout)
         stored = np.array(view.ids, dtype=object)
         if len(stored) <= row_N.max() or (stored[row_N] != id_N).any():
             raise self._failure(shard.path, f"does not hold checkpoint '{id_N[0]}' and others where the facts say")
-        # Rows of a tensor, not of the table: Arrow copies by stored offsets, which it does not check.
+        # Rows of a tensor, not of the table: Arrow would copy by stored offsets, which it does not check.
         return view.rows(row_N)
 
     def view(self, shard: Shard, layout: Layout) -> ShardView:
-        """A shard's weights where they lie; the last ones asked for stay open.
+        """Returns a view of a shard's weights without a copy; the most recently used ones stay open.
 
         Raises:
-            MissingFileError, DamagedFileError: It cannot be read.
+            MissingFileError, DamagedFileError: The shard cannot be read.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         path = shard.path
@@ -80,14 +77,14 @@ class ShardReader:
         return self._opened[path]
 
     def checked_block(self, block: pa.Table, form: Callable[[str], Layout]) -> tuple[list[str], Layout, Tensor]:
-        """Ids, form and packed weights uint8 `(N, P)` of a block.
+        """Returns ids, form and packed weights uint8 `(N, P)` of a block.
 
         Args:
-            block: One of `blocks`, or of the corpus' Ray Data set.
+            block: A block of `blocks`, or of the corpus' Ray Data set.
             form: Returns the form of a shard's checkpoints by its path.
 
         Raises:
-            DamagedFileError: A checkpoint's bytes are not those that were written.
+            DamagedFileError: A checkpoint's bytes have changed since they were written.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         first = block.column("checkpoint_id")[0].as_py()
@@ -100,7 +97,7 @@ class ShardReader:
         return ids, layout, packed_NP
 
     def blocks(self, shard: Shard) -> Iterator[pa.Table]:
-        """The record batches of a shard; raises as `view` does."""
+        """Yields the record batches of a shard; raises as `view` does."""
         try:
             for index in range(num_blocks(self._storage, shard.path)):
                 yield read_block(self._storage, shard.path, shard.layout_id, index)
@@ -117,7 +114,7 @@ class ShardReader:
         return dict(zip(*(self._facts.column(name).to_pylist() for name in ("checkpoint_id", "shard")), strict=True))
 
     def _row_check(self, path: str) -> RowCheck:
-        """The check of a shard; one for as long as its file is the same, so that no checkpoint is compared twice."""
+        """Returns the check of a shard, the same one as long as the file is unchanged: nothing is compared twice."""
         key = path, self._storage.version(path)
         if key not in self._checks:
             self._checks[key] = self._checksums.check_of(path, partial(self._failure, path))

@@ -1,4 +1,4 @@
-"""Networks that lie in several files: what an index says, and parts that no index explains."""
+"""Networks in several files: reads their index, and recognises parts without one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _RANK_FOLDER = re.compile(r"mp_rank_\d+(?:_\d+)?")
 
 
 def is_index(name: str) -> bool:
-    """Whether a file says in which parts the tensors of a network lie."""
+    """Whether a file is the index of a sharded network."""
     return _INDEX.fullmatch(name) is not None
 
 
 def name_of_index(index: PurePosixPath) -> PurePosixPath:
-    """What the whole network is called."""
+    """Returns the name of the whole network."""
     found = _INDEX.fullmatch(index.name)
-    assert found is not None, "the caller has asked is_index"
+    assert found is not None, "the caller checks is_index"
     return index.with_name(".".join(part for part in found.groups() if part))
 
 
 def parts_of_index(tree: SourceTree, index: PurePosixPath) -> list[PurePosixPath]:
-    """The files that an index names, all of which are there.
+    """Returns the files that an index names.
 
     Raises:
-        CorpusError: It is no index, or a part is missing.
+        CorpusError: The file is no index, or a part is missing.
     """
     names = weight_map(tree.read_text(index), tree.full(index)).values()
     parts = [index.parent / name for name in dict.fromkeys(names)]
@@ -48,10 +48,10 @@ def parts_of_index(tree: SourceTree, index: PurePosixPath) -> list[PurePosixPath
 
 
 def read_weight_map(file: str) -> dict[str, str]:
-    """Name of the part that holds each tensor, from an index at a path or URI.
+    """Reads the file name of each tensor from an index at a path or URI.
 
     Raises:
-        CorpusError: It cannot be read, or is no index.
+        CorpusError: The index cannot be read, or is no index.
     """
     location, mark, query = file.partition("?") if "://" in file else (file, "", "")
     folder, _, name = location.rpartition("/")
@@ -60,10 +60,10 @@ def read_weight_map(file: str) -> dict[str, str]:
 
 
 def weight_map(text: str, source: str) -> dict[str, str]:
-    """The part that holds each tensor, from the text of an index.
+    """Parses the file name of each tensor from the text of an index.
 
     Raises:
-        CorpusError: It is no index, or names a file that does not lie beside it.
+        CorpusError: The text is no index, or names a file in another folder.
     """
     try:
         content: Any = json.loads(text)
@@ -76,18 +76,18 @@ def weight_map(text: str, source: str) -> dict[str, str]:
 
 
 def _lies_beside(name: Any) -> bool:
-    """Whether a part is named by a plain file name, which cannot lead out of the folder."""
+    """Whether a name is a plain file name, which cannot lead out of the folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 
 
 def may_be_part(file: PurePosixPath) -> bool:
-    """Whether a file's name or folder is one of those that parts of networks have."""
+    """Whether the name of a file or of its folder is typical of a part of a network."""
     folder, _, name = str(file).rpartition("/")
     return _PART.fullmatch(name) is not None or _RANK_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
 
 
 def stray_part(tree: SourceTree, file: PurePosixPath) -> str | None:
-    """Why a file that no index names is a part of a network and not one; None where it is none."""
+    """Explains why a file without an index is a part of a network; returns None if it is not."""
     if not may_be_part(file):
         return None
     numbered = _NUMBERED.fullmatch(file.name)

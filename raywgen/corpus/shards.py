@@ -1,9 +1,7 @@
 """Arrow IPC shards of weights: checkpoints of one layout and one split.
 
-A small checkpoint is one row, a large one several: pages of at most 64 Ki values, of which the last is as long as
-what is left. Pages of a checkpoint lie one after another, so that it can be viewed as a whole without a copy.
-
-Shape legend: N checkpoints, P packed bytes.
+A small checkpoint is one row, a large one several: pages of at most 64 Ki values, of which the last may be shorter.
+The pages of a checkpoint are contiguous, so it can be viewed as a whole without a copy.
 """
 
 from __future__ import annotations
@@ -37,12 +35,12 @@ _SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.large_binary(
 
 
 def page_bytes(layout: Layout) -> int:
-    """Bytes of a page of this layout's checkpoints."""
+    """Returns the number of bytes of a page of this layout's checkpoints."""
     return _VALUES_PER_PAGE * min(spec.torch_dtype.itemsize for spec in layout.tensors)
 
 
 def num_pages(layout: Layout) -> int:
-    """Rows of one checkpoint."""
+    """Returns the number of pages, and so of rows, of one checkpoint."""
     return max(1, -(-layout.num_bytes // page_bytes(layout)))
 
 
@@ -50,8 +48,8 @@ def num_pages(layout: Layout) -> int:
 class Shard:
     """A shard as the manifest names it, with the facts of its checkpoints until they are committed.
 
-    `num_rows` counts pages. `form_id` names the form in which its checkpoints lie; it is empty for that of the corpus'
-    network.
+    `num_rows` counts pages. `form_id` names the form in which it stores its checkpoints; it is empty if that is the
+    form of the corpus' network.
     """
 
     path: str
@@ -63,7 +61,7 @@ class Shard:
     facts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest; facts go to Parquet."""
+        """Returns the JSON object of the manifest, without facts, which go to Parquet."""
         return {
             "path": self.path,
             "layout_id": self.layout_id,
@@ -86,12 +84,12 @@ def write_shard(
     """Writes N checkpoints of one layout; may run anywhere, `commit_corpus` makes the shard part of a corpus.
 
     Args:
-        root: The corpus, a path or URI.
-        name: Of the shard, without suffix.
-        layout: Of all checkpoints.
-        facts: N facts.
-        packed_NP: uint8, as `Layout.pack` gives them.
-        is_finite: The caller has looked for NaN and infinity.
+        root: Path or URI of the corpus.
+        name: Name of the shard, without suffix.
+        layout: Layout of all checkpoints.
+        facts: Facts of the N checkpoints.
+        packed_NP: Packed weights uint8, from `Layout.pack`.
+        is_finite: Whether the caller has checked for NaN and infinity.
 
     Raises:
         CorpusError: Facts and weights do not fit each other or the layout, or the file cannot be written.
@@ -137,18 +135,18 @@ def write_shard(
 
 
 def read_shard(storage: Storage, path: str) -> pa.Table:
-    """All rows of a shard, zero-copy where the file is local.
+    """Reads all rows of a shard, without a copy if the file is local.
 
     Raises:
-        MissingFileError: It is not there.
-        DamagedFileError: It is truncated or no Arrow file.
+        MissingFileError: The file is missing.
+        DamagedFileError: The file is truncated or no Arrow file.
     """
     with _naming(storage, path):
         return _checked(_open(storage, path).read_all())
 
 
 def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Table:
-    """One record batch of a shard, with its layout's id as a third column; raises as `read_shard` does."""
+    """Reads one record batch of a shard, with the layout's id as a third column; raises as `read_shard` does."""
     with _naming(storage, path):
         batch = _open(storage, path).get_batch(index)
         table = _checked(pa.Table.from_batches([batch]))
@@ -156,7 +154,7 @@ def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Ta
 
 
 def num_blocks(storage: Storage, path: str) -> int:
-    """Number of a shard's record batches; raises as `read_shard` does."""
+    """Returns the number of record batches of a shard; raises as `read_shard` does."""
     with _naming(storage, path), storage.open(path) as file:
         return pa.ipc.open_file(file).num_record_batches
 
@@ -176,7 +174,7 @@ def _naming(storage: Storage, path: str) -> Iterator[None]:
 
 
 def _checked(table: pa.Table) -> pa.Table:
-    """Refuses what Arrow would read out of bounds later; weights are checked where they become a tensor."""
+    """Refuses tables that Arrow would read out of bounds; weights are checked when they become a tensor."""
     if table.schema != _SCHEMA:
         raise pa.ArrowInvalid(f"columns are {table.schema.names}")
     table.column("checkpoint_id").validate(full=True)
@@ -184,10 +182,10 @@ def _checked(table: pa.Table) -> pa.Table:
 
 
 def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
-    """Packed weights uint8 `(N, P)` of a table's checkpoints; a read-only view for a single record batch.
+    """Returns packed weights uint8 `(N, P)` of a table; a read-only view if it is a single record batch.
 
     Raises:
-        DamagedFileError: A row has another length than the layout asks for.
+        DamagedFileError: A row has another length than the layout requires.
     """
     pages = num_pages(layout)
     parts = [_packed_chunk(chunk, layout, pages) for chunk in block.column("packed").chunks if len(chunk)]
@@ -197,7 +195,7 @@ def packed_tensor(block: pa.Table, layout: Layout) -> Tensor:
 
 
 def checkpoint_ids(block: pa.Table, layout: Layout) -> list[str]:
-    """The id of each checkpoint in a table, once whatever its pages."""
+    """Returns the id of each checkpoint in a table, once for all its pages."""
     return block.column("checkpoint_id").to_pylist()[:: num_pages(layout)]
 
 
@@ -234,7 +232,7 @@ def _check_finite(layout: Layout, facts: Sequence[CheckpointFacts], packed_NP: T
 
 
 def _page_ends(num: int, layout: Layout) -> np.ndarray:
-    """Where each row of `num` checkpoints ends, int64, in bytes from the first one's start."""
+    """Returns the end of each row of `num` checkpoints, int64, in bytes from the start of the first."""
     ends = np.minimum(np.arange(1, num_pages(layout) + 1) * page_bytes(layout), layout.num_bytes)
     return (np.arange(num)[:, None] * layout.num_bytes + ends).reshape(-1)
 
@@ -253,15 +251,15 @@ def _write_ipc(sink: Any, checkpoint_ids: list[str], packed_NP: Tensor, layout: 
 
 
 class ShardView:
-    """A shard's weights where they lie, without a copy; every checkpoint is checked before it is first given out.
+    """A view of a shard's weights without a copy; every checkpoint is checked before its first use.
 
     Args:
-        table: All of the shard.
-        layout: Of its checkpoints.
+        table: The whole shard.
+        layout: Layout of its checkpoints.
         check: Compares checkpoints with their checksums.
 
     Raises:
-        DamagedFileError: A row has another length than the layout asks for.
+        DamagedFileError: A row has another length than the layout requires.
     """
 
     def __init__(self, table: pa.Table, layout: Layout, check: RowCheck) -> None:
@@ -275,16 +273,16 @@ class ShardView:
         self._check = check
 
     def _checked(self, row_N: np.ndarray) -> None:
-        """Checks those that were never given out.
+        """Checks the rows that were never checked before.
 
         Raises:
-            DamagedFileError: One was changed since it was written.
+            DamagedFileError: A checkpoint has changed since it was written.
         """
         if len(new := self._check.unseen(row_N)):
             self._check.compare(new, [self._packed(int(row)) for row in new], self.ids)
 
     def packed(self, row: int) -> Tensor:
-        """Bytes uint8 `(P,)` of a checkpoint, a view."""
+        """Returns the bytes uint8 `(P,)` of a checkpoint as a view."""
         self._checked(np.array([row]))
         return self._packed(row)
 
@@ -293,7 +291,7 @@ class ShardView:
         return self._parts_NP[part][row - (self._ends[part - 1] if part else 0)]
 
     def rows(self, row_N: np.ndarray) -> Tensor:
-        """A copy `(N, P)` of checkpoints."""
+        """Copies checkpoints to `(N, P)`."""
         self._checked(row_N)
         out = torch.empty(len(row_N), self._words_per_row * 4, dtype=torch.uint8)
         part_N = np.searchsorted(self._ends, row_N, side="right")
@@ -304,13 +302,13 @@ class ShardView:
         return out
 
     def words(self, row_B: np.ndarray, word_B: np.ndarray, length: int) -> Tensor:
-        """A copy `(B, length)` of stretches of float32."""
+        """Copies runs of float32 values to `(B, length)`."""
         out = torch.empty(len(row_B), length)
         self.copy_words(row_B, word_B, out)
         return out
 
     def copy_words(self, row_B: np.ndarray, word_B: np.ndarray, out_BK: Tensor) -> None:
-        """Copies stretches of float32 that begin at words of rows; rows must not fall from part to part."""
+        """Copies runs of float32 values that begin at words of rows; rows must not descend from part to part."""
         self._checked(row_B)
         part_B = np.searchsorted(self._ends, row_B, side="right")
         length = out_BK.shape[1]
@@ -319,6 +317,6 @@ class ShardView:
             words = self._words[part]
             first = self._ends[part - 1] if part else 0
             start = torch.from_numpy((row_B[place] - first) * self._words_per_row + word_B[place])
-            # A view whose row i begins at word i: selecting rows then copies any stretch, whole runs at a time.
+            # A view whose row i begins at word i: selecting rows of it copies whole runs at any position.
             rows = torch.as_strided(words, (words.numel() - length + 1, length), (1, 1))
             torch.index_select(rows, 0, start, out=out_BK[place[0] : place[-1] + 1])

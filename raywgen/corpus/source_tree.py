@@ -1,4 +1,4 @@
-"""Files below a folder, local or remote, listed once."""
+"""Lists the files below a folder, local or remote, once."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["
 _REQUESTS = 16
-_HIDDEN = "is a hidden folder; give it as a source of its own to take what is in it"
+_HIDDEN = "is a hidden folder; give it as a source of its own to take its files"
 
 
 class SourceTree:
-    """A folder as one listing; paths are relative to it.
+    """The listing of a folder; paths are relative to it.
 
     Args:
         location: Local path or URI.
         pattern: A shell pattern relative to the folder; only folders that can lead to a match are listed.
-        only: A file in the folder; nothing else is looked at.
+        only: A file in the folder; no other file is listed.
 
     Attributes:
-        sizes: Bytes of each file.
+        sizes: Number of bytes of each file.
         listed: Each file as it was listed.
-        aside: What could not be listed: path, reason, kind.
+        aside: Entries that could not be listed: path, reason, kind.
 
     Raises:
-        CorpusError: It cannot be listed.
+        CorpusError: The folder cannot be listed.
     """
 
     def __init__(self, location: str, pattern: str = "**", *, only: str = "") -> None:
@@ -63,12 +63,12 @@ class SourceTree:
         if pattern == "**" and not only:
             hidden = (path for path in listing.skipped if path.name.startswith("."))
             listing.aside += [(path, _HIDDEN, PASSED_OVER) for path in hidden]
-        # Of a folder that another command of ours wrote.
+        # Folders that a command of raywgen has written hold a lock file.
         listing.files = {path: file for path, file in listing.files.items() if path.name != LOCK}
         self.listed = listing.files
         self.aside = listing.aside
         self.sizes = {path: file.size for path, file in listing.files.items()}
-        # By the text of a folder's path, which costs much less than the path.
+        # The keys are strings, because paths cost much more.
         self._files: dict[str, list[PurePosixPath]] = {}
         for path in self.sizes:
             self._files.setdefault(_folder(str(path)), []).append(path)
@@ -108,7 +108,7 @@ class SourceTree:
         return listing
 
     def _enters(self, folder: PurePosixPath) -> bool:
-        """Whether files that the pattern names can lie in a folder; hidden ones must be named."""
+        """Whether a folder can hold files that match the pattern; hidden folders must be named."""
         for index, part in enumerate(folder.parts):
             wanted = self._parts[min(index, len(self._parts) - 1)]
             if wanted == "**":
@@ -119,29 +119,29 @@ class SourceTree:
         return True
 
     def files(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """In a folder itself, sorted."""
+        """Returns the files of a folder, sorted, without those of its subfolders."""
         return sorted(self._files.get(_text(folder), ()), key=attrgetter("name"))
 
     def folders(self, folder: PurePosixPath) -> list[PurePosixPath]:
-        """In a folder itself, sorted."""
+        """Returns the direct subfolders of a folder, sorted."""
         return [PurePosixPath(child) for child in sorted(self._folders.get(_text(folder), ()))]
 
     def matches(self) -> list[PurePosixPath]:
-        """Files that the pattern names, sorted; `**` means any folders."""
+        """Returns the files that match the pattern, sorted; `**` means any folders."""
         return sorted(filter(self.names, self.sizes))
 
     def names(self, path: PurePosixPath) -> bool:
-        """Whether the pattern names a path."""
+        """Whether a path matches the pattern."""
         return self._regex.fullmatch(str(path)) is not None
 
     def full(self, path: PurePosixPath) -> str:
-        """What opens a file from anywhere."""
+        """Returns the absolute path or URI of a file."""
         if "://" in self._base:
             return f"{self._base}/{quote(str(path))}{self._mark}{self._query}"
         return f"{self._base}/{path}" if path.name else self._base or "/"
 
     def heads(self, paths: list[PurePosixPath]) -> list[bytes | OSError]:
-        """The first bytes of files, or what forbids to read them."""
+        """Reads the first bytes of files; returns the error of those that cannot be read."""
         with ThreadPoolExecutor(1 if self._storage.is_local else _REQUESTS) as requests:
             return list(requests.map(self._head, paths))
 
@@ -153,11 +153,11 @@ class SourceTree:
             return error
 
     def open(self, path: PurePosixPath) -> pa.NativeFile:
-        """Opens a file for reading at any place."""
+        """Opens a file for random access."""
         return self._storage.filesystem.open_input_file(self._storage.path(str(path)))
 
     def read_text(self, path: PurePosixPath) -> str:
-        """A small file; nothing where there is none or it cannot be read."""
+        """Reads a small file; returns an empty text if it is missing or cannot be read."""
         if not self.sizes.get(path):
             return ""
         try:
@@ -166,7 +166,7 @@ class SourceTree:
             return ""
 
     def read_json(self, path: PurePosixPath) -> dict[str, Any]:
-        """A small JSON object; an empty one where there is none."""
+        """Reads a small JSON object; returns an empty one if there is none."""
         try:
             content = json.loads(self.read_text(path) or "{}")
         except ValueError:
@@ -183,12 +183,12 @@ def _folder(path: str) -> str:
 
 
 def location_parts(location: str) -> tuple[str, str, str]:
-    """What of a location names files, the mark behind it, and the query of a URI, which names the endpoint."""
+    """Splits a location into the path, the question mark, and the query of a URI, which names the endpoint."""
     return location.partition("?") if "://" in location else (location, "", "")
 
 
 def glob_regex(pattern: str) -> str:
-    """A regular expression for a shell pattern in which `*` stays within a folder and `**` does not."""
+    """Translates a shell pattern, in which `*` stays within a folder and `**` does not, to a regular expression."""
     parts = re.findall(r"\*\*/?|\*|\?|\[[^\]]+\]|.", pattern, re.DOTALL)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
@@ -197,14 +197,14 @@ def glob_regex(pattern: str) -> str:
 
 
 def until_magic(source: str) -> tuple[str, str]:
-    """The folder before the first part with a pattern, and the rest."""
+    """Splits a path before the first part with a pattern."""
     parts = source.split("/")
     first = next(index for index, part in enumerate(parts) if any(sign in part for sign in MAGIC))
     return "/".join(parts[:first]), "/".join(parts[first:])
 
 
 def open_remote(file: str) -> pa.NativeFile:
-    """Opens a remote file for reading at any place; raises as `local_file`."""
+    """Opens a remote file for random access; raises as `local_file` does."""
     storage = Storage.at(file)
     try:
         return storage.filesystem.open_input_file(storage.root)
@@ -218,10 +218,10 @@ def _fetch_error(file: str, error: Exception) -> FetchError:
 
 @contextmanager
 def local_file(file: str) -> Iterator[str]:
-    """A local path to a file; a remote one is fetched and removed afterwards.
+    """Yields a local path to a file; a remote file is fetched, and the copy removed afterwards.
 
     Raises:
-        FetchError: It cannot be fetched.
+        FetchError: The file cannot be fetched.
     """
     if "://" not in file:
         yield file

@@ -1,4 +1,4 @@
-"""Finds the checkpoints in what a user points at: folders, globs, model folders, zoos of runs, corpora, hub names."""
+"""Finds checkpoints in the sources that a user gives: folders, globs, model folders, runs, corpora, hub names."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from raywgen.weights.kinds import (
 )
 
 _ROOT = PurePosixPath()
-# One of these stands in the config of a folder that transformers, diffusers or peft load.
+# The config of a folder that transformers, diffusers or peft load has one of these keys.
 _MODEL_CONFIG = {"architectures", "model_type", "_class_name", "peft_type"}
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _RUN_CHECKPOINT = re.compile(r"^checkpoint_(\d+)$")
-# Text and images are counted; whatever else has no weights' suffix is looked into.
+# Texts and images are only counted; all other files without a weights' suffix are examined.
 _NO_WEIGHTS = (
     *(".json", ".jsonl", ".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py"),
     *(".ipynb", ".html", ".sh", ".xml", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".parquet", ".arrow"),
@@ -50,17 +50,17 @@ class SourceCheckpoint:
     """One checkpoint to read.
 
     Attributes:
-        name: Unique among the sources; its id in the corpus.
-        files: Where it lies, more than one for a sharded checkpoint.
-        num_bytes: Of all files.
-        facts: What folder and neighbouring files say of it.
-        stored_id: Under which the corpus `files[0]` holds it; None for files.
-        index: Where it is said which file holds which tensor; None for a checkpoint of one file.
-        changed: When its files were last changed; of other bytes it is another.
-        full_name: Its name with all that a shorter one leaves out.
-        real: What is the same for the same bytes on the disk, whatever the path to them.
+        name: Its id in the corpus, unique among the sources.
+        files: Its files, more than one for a sharded checkpoint.
+        num_bytes: Number of bytes of all files.
+        facts: Facts from its folder and neighbouring files.
+        stored_id: Its id in the corpus `files[0]`; None if it is read from files.
+        index: The index that maps tensors to files; None for a checkpoint of one file.
+        changed: When its files were last changed; it differs if their bytes do.
+        full_name: The name with the suffix, for which `name` is short.
+        real: Identity of the bytes on the disk, whatever the path to them.
         select: Keys of the networks to take from files that hold several.
-        detour: Of several paths to the same bytes the one with the lowest names it.
+        detour: Rank of its path; of several paths to the same bytes the lowest one is taken.
     """
 
     name: str
@@ -78,12 +78,12 @@ class SourceCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class FoundCheckpoints:
-    """What sources hold.
+    """The content of sources.
 
     Attributes:
-        checkpoints: Sorted by name.
+        checkpoints: Checkpoints, sorted by name.
         aside: Entries that are not taken.
-        others: Number of files that hold no weights, by suffix.
+        others: Number of files without weights, by suffix.
     """
 
     checkpoints: list[SourceCheckpoint]
@@ -100,10 +100,10 @@ _Entry = SourceCheckpoint | SetAside | _Other
 
 
 def find_checkpoints(sources: list[str]) -> FoundCheckpoints:
-    """All checkpoints of all sources; the same file counts once.
+    """Finds all checkpoints of all sources; the same file counts once.
 
     Raises:
-        CorpusError: A source does not exist or holds none, or two checkpoints have one name.
+        CorpusError: A source does not exist or holds no checkpoint, or two checkpoints have one name.
     """
     found: list[SourceCheckpoint] = []
     aside: list[SetAside] = []
@@ -129,7 +129,7 @@ def _what_it_holds(rows: list[SetAside], counts: Counter[str]) -> str:
 
 
 def _once(found: list[SourceCheckpoint]) -> tuple[list[SourceCheckpoint], list[SetAside]]:
-    """Drops further paths to the same bytes; a real path with a weights' suffix is kept before a link."""
+    """Drops further paths to the same bytes; a real path with a weights' suffix is preferred to a link."""
     kept: dict[tuple[str, ...], SourceCheckpoint] = {}
     for checkpoint in sorted(found, key=lambda checkpoint: checkpoint.detour):
         kept.setdefault(checkpoint.real, checkpoint)
@@ -147,7 +147,7 @@ def _once(found: list[SourceCheckpoint]) -> tuple[list[SourceCheckpoint], list[S
 
 
 def _named_apart(found: list[SourceCheckpoint]) -> list[SourceCheckpoint]:
-    """Sorted by unique names: where net.pt and net.safetensors lie in one folder, the suffix tells them apart."""
+    """Sorts by name, and adds suffixes if names clash, as those of net.pt and net.safetensors in one folder do."""
     while doubled := {name for name, count in Counter(c.name for c in found).items() if count > 1}:
         longer = [replace(c, name=c.full_name) if c.name in doubled and c.full_name else c for c in found]
         if longer == found:
@@ -166,7 +166,7 @@ def _named_apart(found: list[SourceCheckpoint]) -> list[SourceCheckpoint]:
 def _of_source(source: str) -> Iterator[_Entry]:
     path = Path(source)
     is_remote = "://" in source
-    # A query names the endpoint; what stands before it names files.
+    # The query of a URI names the endpoint; the part before it names files.
     location, mark, query = source.partition("?") if is_remote else (source, "", "")
     if not path.exists() and any(sign in location for sign in MAGIC):
         fixed, pattern = until_magic(location)
@@ -196,7 +196,7 @@ def _of_source(source: str) -> Iterator[_Entry]:
 
 
 def _of_file(folder: str, name: str) -> Iterator[_Entry]:
-    """A file that the user named: it is taken, unless it is a part of a network."""
+    """Yields the checkpoint of a file that the user named, unless it is a part of a network."""
     file = PurePosixPath(name)
     tree = SourceTree(folder, "*") if is_index(name) or may_be_part(file) else SourceTree(folder, only=name)
     if is_index(name):
@@ -204,7 +204,7 @@ def _of_file(folder: str, name: str) -> Iterator[_Entry]:
     elif reason := stray_part(tree, file):
         yield _aside(tree, file, reason, REFUSED)
     else:
-        # Only a suffix is cut off: a stem says what the file is called.
+        # Without a weights' suffix, only the last suffix is cut off.
         stem = _name(file) if weights_suffix(name) else file.stem
         yield replace(_single(tree, file, {}, weights_suffix(name)), name=stem)
 
@@ -225,7 +225,7 @@ def _of_corpus(location: str) -> Iterator[SourceCheckpoint]:
 
 
 def _of_tree(tree: SourceTree, wanted: set[PurePosixPath] | None) -> Iterator[_Entry]:
-    """All of a tree, or the files that a pattern names."""
+    """Yields all entries of a tree, or those that match a pattern."""
     for path, reason, kind in tree.aside:
         if wanted is None or tree.names(path):
             yield _aside(tree, path, reason, kind)
@@ -259,7 +259,7 @@ def _of_folder(tree: SourceTree, folder: PurePosixPath, wanted: set[PurePosixPat
 def _of_index(
     tree: SourceTree, index: PurePosixPath, facts: dict[str, Any]
 ) -> tuple[SourceCheckpoint | SetAside, set[PurePosixPath]]:
-    """A sharded checkpoint and its files; where the index is bad, the files that seem to be its parts."""
+    """Returns a sharded checkpoint and its files; if the index is bad, the files that seem to be its parts."""
     name = str(name_of_index(index))
     try:
         parts = parts_of_index(tree, index)
@@ -297,7 +297,7 @@ def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, Any
 
 
 def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, facts: dict[str, Any]) -> _Entry:
-    """What a file is that has no weights' suffix."""
+    """Classifies a file without a weights' suffix by its content."""
     if isinstance(head, OSError):
         return _aside(tree, file, f"cannot be read ({head.strerror or head}); check its permissions", REFUSED)
     kind = foreign(head, file.name)
@@ -314,7 +314,7 @@ def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, fa
 
 
 def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, Any], suffix: str) -> SourceCheckpoint:
-    """A checkpoint of one file, whose name ends in this suffix of weights or in none."""
+    """Returns the checkpoint of one file, whose name ends in this suffix (empty for none)."""
     listed = tree.listed[file]
     name = str(file)
     return SourceCheckpoint(
@@ -339,7 +339,7 @@ def _name(path: PurePosixPath) -> str:
 
 
 def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
-    """Architecture of a model folder or adapter, hyperparameters of a run."""
+    """Reads the architecture of a model folder or adapter, and the hyperparameters of a run."""
     facts: dict[str, Any] = {}
     config = tree.read_json(folder / "config.json")
     names = config.get("architectures")
@@ -356,13 +356,13 @@ def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
     run = tree.read_json(folder / "params.json")
     names = {"model::type": "architecture", "optim::optimizer": "optimizer", "optim::lr": "learning_rate"}
     for key, fact in (names | {"seed": "start_seed"}).items():
-        with suppress(TypeError, ValueError):  # a run may keep a schedule or a name there: then it says no number
+        with suppress(TypeError, ValueError):  # a run may have a schedule or a name there instead of a number
             facts |= {fact: convert(fact, run[key])} if run.get(key) is not None else {}
     return facts
 
 
 def _run_metrics(tree: SourceTree, folder: PurePosixPath) -> dict[int, dict[str, Any]]:
-    """Facts by step from a run's `result.json`, one JSON object a line."""
+    """Reads facts by step from a run's `result.json`, which has one JSON object a line."""
     metrics: dict[int, dict[str, Any]] = {}
     for line in tree.read_text(folder / "result.json").splitlines():
         try:

@@ -1,7 +1,4 @@
-"""Mean and standard deviation of every tensor of a layout, added up over checkpoints.
-
-Shape legend: N checkpoints, P packed bytes.
-"""
+"""Accumulates mean and standard deviation of every tensor of a layout over checkpoints."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ class LayoutStatistics:
     """Sums over checkpoints of one layout.
 
     Attributes:
-        num_checkpoints: How many.
-        sums: Of each generated tensor: number of values, sum, sum of squares.
+        num_checkpoints: Number of checkpoints.
+        sums: Number of values, sum, and sum of squares of each generated tensor.
     """
 
     num_checkpoints: int
@@ -32,7 +29,7 @@ class LayoutStatistics:
 
     @classmethod
     def measure(cls, layout: Layout, packed_NP: Tensor) -> Self:
-        """Adds up packed checkpoints uint8 `(N, P)`."""
+        """Sums over packed checkpoints uint8 `(N, P)`."""
         sums = {}
         state = layout.unpack(packed_NP)
         for spec in layout.generated:
@@ -43,9 +40,9 @@ class LayoutStatistics:
         return cls(len(packed_NP), sums)
 
     def non_finite(self, layout: Layout, packed_NP: Tensor) -> dict[int, str]:
-        """Checkpoints with NaN or infinity and a tensor where it is; looks only where a sum tells."""
+        """Finds checkpoints with NaN or infinity, and a tensor that holds it; examines only tensors with such a sum."""
         found: dict[int, str] = {}
-        # A float64 sum of finite float32 values never overflows; of float64 values it may, and is then looked into.
+        # A float64 sum of finite float32 values never overflows; that of float64 values may, and is then examined.
         if all(math.isfinite(total) for _, total, _ in self.sums.values()):
             return found
         state = layout.unpack(packed_NP)
@@ -58,7 +55,7 @@ class LayoutStatistics:
         return found
 
     def named_as(self, layout: Layout, network: Layout) -> LayoutStatistics:
-        """The same sums under the names of another form of the architecture, without those of its constants."""
+        """Returns the sums under the names of another form of the architecture, without those of its constants."""
         names = zip(layout.arranged_like(network).generated, network.generated, strict=True)
         sums = {theirs.name: self.sums[ours.name] for ours, theirs in names if ours.name in self.sums}
         return LayoutStatistics(self.num_checkpoints, sums)
@@ -69,7 +66,7 @@ class LayoutStatistics:
         return LayoutStatistics(self.num_checkpoints + other.num_checkpoints, sums)  # pyright: ignore[reportArgumentType]
 
     def moments(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation of each tensor's values."""
+        """Returns mean and standard deviation of each tensor's values."""
         result = {}
         for name, (count, total, squares) in self.sums.items():
             mean = total / max(count, 1)
@@ -77,17 +74,17 @@ class LayoutStatistics:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """For journals and the manifest."""
+        """Returns the JSON object of journals and the manifest."""
         return {"num_checkpoints": self.num_checkpoints, "sums": {name: list(row) for name, row in self.sums.items()}}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+        """Reads what `to_json` wrote."""
         return cls(content["num_checkpoints"], {name: tuple(row) for name, row in content["sums"].items()})
 
 
 def _sums(values: Tensor) -> tuple[float, float]:
-    """Sum and sum of squares, in blocks that stay in the cache, about a value where rounding is small beside it."""
+    """Returns sum and sum of squares, computed in blocks that fit the cache, shifted by a mean to limit rounding."""
     if not values.numel():
         return 0.0, 0.0
     if values.numel() <= _BLOCK_VALUES:

@@ -1,4 +1,4 @@
-"""Files of a corpus, local or remote, through `pyarrow.fs`; written whole or not at all."""
+"""Files of a corpus, local or remote, through `pyarrow.fs`; they are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _BLOCK_BYTES = 1 << 22
 
 
 def absolute(location: str | Path) -> str:
-    """A path or URI that means the same in a process with another working directory."""
+    """Makes a path absolute, for processes with another working directory; URIs do not change."""
     return str(location) if "://" in str(location) else str(Path(location).absolute())
 
 
 def as_uri(text: str) -> str:
-    """A URI whose path may have been written as it is, with spaces, accents, brackets or a lone %."""
+    """Quotes a URI whose path may hold spaces, accents, brackets or a lone %."""
     base, mark, query = text.partition("?")
     scheme, _, rest = base.partition("://")
     bucket, slash, path = rest.partition("/")
@@ -44,9 +44,9 @@ class Storage:
     """A folder on a file system.
 
     Attributes:
-        filesystem: Where it lies.
-        root: Its path there.
-        name: As the user gave it, for messages.
+        filesystem: The file system.
+        root: Path of the folder on the file system.
+        name: Location as the user gave it, for messages.
     """
 
     filesystem: fs.FileSystem
@@ -55,7 +55,7 @@ class Storage:
 
     @classmethod
     def at(cls, location: str | Path) -> Self:
-        """Takes a local path or a URI (`s3://`, `gs://`, `hdfs://`).
+        """Opens a local path or a URI (`s3://`, `gs://`, `hdfs://`).
 
         Raises:
             CorpusError: The URI is of an unknown kind or cannot be reached.
@@ -73,7 +73,7 @@ class Storage:
         return cls(filesystem, root.rstrip("/"), text)
 
     def path(self, relative: str) -> str:
-        """Full path of a file in the folder."""
+        """Returns the full path of a file in the folder."""
         return f"{self.root}/{relative}"
 
     @property
@@ -82,12 +82,12 @@ class Storage:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def size(self, relative: str) -> int | None:
-        """Bytes of a file, or None where there is none."""
+        """Returns the number of bytes of a file, or None if it does not exist."""
         info = self.filesystem.get_file_info(self.path(relative))
         return info.size if info.type == fs.FileType.File else None
 
     def version(self, relative: str) -> object:
-        """Something that changes when a local file is replaced or written to."""
+        """Returns a value that changes when a local file is replaced or written to."""
         if not self.is_local:
             return None
         try:
@@ -100,7 +100,7 @@ class Storage:
         """Opens a file for random access; a local one is memory-mapped.
 
         Raises:
-            MissingFileError: It is not there.
+            MissingFileError: The file is missing.
         """
         try:
             if self.is_local:
@@ -113,7 +113,7 @@ class Storage:
             raise DamagedFileError(f"{self.name}/{relative} cannot be opened ({error}); {RESTORE}") from error
 
     def read(self, relative: str) -> bytes:
-        """A whole small file."""
+        """Reads a whole small file."""
         with self.open(relative) as source:
             return source.read()
 
@@ -121,7 +121,7 @@ class Storage:
         """Writes a file in one step and returns its SHA-256; a reader sees all of it or none.
 
         Raises:
-            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+            CorpusError: The disk is full or the folder cannot be written; an earlier file stays.
         """
         self.write_all({relative: content})
         return hashlib.sha256(content).hexdigest()
@@ -130,11 +130,11 @@ class Storage:
         """Writes a large file in one step without holding it in memory; returns its SHA-256 and its bytes.
 
         Args:
-            relative: The file.
+            relative: Path of the file in the folder.
             write: Called with an open sink.
 
         Raises:
-            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+            CorpusError: The disk is full or the folder cannot be written; an earlier file stays.
         """
         partial = self._write_partial(relative, write)
         if partial != self.path(relative):
@@ -144,7 +144,7 @@ class Storage:
         return self.sha256(relative), size
 
     def delete(self, relative: str) -> None:
-        """Removes a file or folder, if it is there."""
+        """Removes a file or folder if it exists."""
         with suppress(FileNotFoundError):
             if self.filesystem.get_file_info(self.path(relative)).type == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path(relative))
@@ -152,15 +152,15 @@ class Storage:
                 self.filesystem.delete_file(self.path(relative))
 
     def list(self, relative: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where there is no folder."""
+        """Returns the names of the files in a folder, sorted; empty if there is no folder."""
         selector = fs.FileSelector(self.path(relative), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
 
     def write_all(self, contents: Mapping[str, pa.Buffer | bytes]) -> None:
-        """Writes several files; none gets its name before all are written in full, then they get it in order.
+        """Writes several files; all are written in full before the first of them gets its name, in order.
 
         Raises:
-            CorpusError: The disk is full or the folder cannot be written; what was there before stays.
+            CorpusError: The disk is full or the folder cannot be written; an earlier file stays.
         """
         partials: dict[str, str] = {}
         try:
@@ -186,7 +186,7 @@ class Storage:
                 write(sink)
             if self.is_local:
                 _sync(partial)
-        except BaseException as error:  # Ctrl-C too leaves nothing behind.
+        except BaseException as error:  # Ctrl-C must not leave anything behind either.
             with suppress(OSError):
                 self.filesystem.delete_file(partial)
             if isinstance(error, OSError):
@@ -206,7 +206,7 @@ class Storage:
         return CorpusError(f"cannot write {self.name}/{relative}: {error}; {remedy} and run the same command again")
 
     def sha256(self, relative: str) -> str:
-        """Checksum of a file, read in blocks."""
+        """Returns the SHA-256 digest of a file, read in blocks."""
         digest = hashlib.sha256()
         with self.open(relative) as source:
             while block := source.read_buffer(_BLOCK_BYTES):
@@ -215,7 +215,7 @@ class Storage:
 
 
 def _with_endpoint(uri: str) -> str:
-    """Adds `AWS_ENDPOINT_URL`, which S3's other clients obey and Arrow does not (MinIO, Ceph, on-premise stores)."""
+    """Adds `AWS_ENDPOINT_URL` (MinIO, Ceph, on-premise stores), which other S3 clients obey and Arrow does not."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint or not uri.startswith("s3://") or "endpoint_override=" in uri:
         return uri
@@ -223,7 +223,7 @@ def _with_endpoint(uri: str) -> str:
 
 
 def _sync(path: str) -> None:
-    """Waits until the disk has it: a name must not outlive its content when the power fails."""
+    """Flushes a file to the disk: after a power failure a name must not exist without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

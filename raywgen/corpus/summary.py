@@ -1,4 +1,4 @@
-"""Counts what a corpus holds."""
+"""Counts the content of a corpus."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from raywgen.corpus.aside import is_refused
 if TYPE_CHECKING:
     from raywgen.corpus.corpus import Corpus
 
-# Arrow makes these functions when it is imported, where no type checker sees them.
+# Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 _SHOWN_RUNS = 8
 
 
 def summary(corpus: Corpus) -> dict[str, Any]:
-    """Counts for people and scripts, as `raywgen corpus info` shows them."""
+    """Returns the counts that `raywgen corpus info` shows."""
     facts = corpus.facts
     accuracy = facts.column("test_accuracy")
     known = accuracy.filter(pc.is_finite(accuracy))

@@ -1,7 +1,7 @@
 """Windows of optimisation trajectories as a stream of batches.
 
-Shape legend: B windows of a batch on this worker, A states of a window, D values of the flat vector, W windows of an
-epoch.
+Shape letter beyond the legend in `raywgen.weights`: M windows of an epoch. Here B is the number of windows of a batch
+on this worker, and A that of the states of a window.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class TrajectoryStream(BatchStream[TrajectoryBatch]):
     """Endless batches of trajectory windows of one layout.
 
     Args:
-        corpus: Where from.
-        batch_size: Windows of a batch over all workers.
-        num_targets: k: keep k + 1 states of each trajectory, evenly spaced in steps, both ends among them; None keeps
+        corpus: The corpus to read.
+        batch_size: Number of windows of a batch, over all workers.
+        num_targets: k: keep k + 1 states of each trajectory, evenly spaced in steps, including both ends; None keeps
             all that `terms` select.
-        length: l: every stretch of l transitions (l + 1 states) is a window; None makes each trajectory one window.
-        terms: Which checkpoints, as `Corpus.query` takes them; so they choose steps too, such as `step>=100`.
-        seed: The order of an epoch depends on it alone.
-        rank: This worker.
-        num_workers: Of how many.
-        cursor: Where to go on.
-        prefetch: Batches read ahead by a thread; 0 reads when asked.
+        length: l: every run of l transitions (l + 1 states) is a window; None makes each trajectory one window.
+        terms: Query that selects checkpoints, as `Corpus.query` takes it, including steps, such as `step>=100`.
+        seed: Seed of the order; the order of an epoch depends on nothing else.
+        rank: Rank of this worker.
+        num_workers: Number of workers.
+        cursor: The batch to start with.
+        prefetch: Number of batches that a thread reads ahead; 0 reads on demand.
 
     Raises:
         CorpusError: Nothing is selected, several layouts are, no trajectory is long enough, or a number is out of
@@ -79,7 +79,7 @@ class TrajectoryStream(BatchStream[TrajectoryBatch]):
         super().__init__(order, rank=rank, num_workers=num_workers, cursor=cursor, prefetch=prefetch)
 
     def read(self, cursor: Cursor) -> TrajectoryBatch:
-        """This worker's part of a batch."""
+        """Reads this worker's part of a batch."""
         row_BA = self._row_MA[self.items(cursor)]
         # Windows of one trajectory overlap: each state is read once.
         rows, place = np.unique(row_BA, return_inverse=True)

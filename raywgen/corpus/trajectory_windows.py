@@ -1,7 +1,7 @@
 """Cuts trajectories into windows of states.
 
-Shape legend: B windows of a batch, A states of a window, D values of the flat vector, S states of a trajectory,
-W windows of all trajectories.
+Shape letter beyond the legend in `raywgen.weights`: M windows of all trajectories. Here B is the number of windows of a
+batch, and A that of the states of a trajectory or a window.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from raywgen.corpus.order import Cursor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryBatch:
-    """Windows of trajectories of one layout.
+    """A batch of trajectory windows of one layout.
 
     Attributes:
         values_BAD: Flat vectors, float32, in step order.
-        step_BA: int64.
-        checkpoint_BA: int64, rows of the stream's `facts`, which know task and optimiser.
-        cursor: Give it to a new stream, and it begins with the batch after this one.
+        step_BA: Steps, int64.
+        checkpoint_BA: Rows of the stream's `facts`, which hold task and optimiser, int64.
+        cursor: Cursor of the next batch; a new stream with this cursor begins there.
     """
 
     values_BAD: Tensor
@@ -34,13 +34,13 @@ class TrajectoryBatch:
 
 
 def cut_windows(facts: pa.Table, num_targets: int | None, length: int | None, location: str) -> np.ndarray:
-    """Rows of facts of every window, int64 `(W, A)`.
+    """Returns the rows of facts of every window, int64 `(M, A)`.
 
     Args:
-        facts: Sorted by trajectory and step; states of unknown step (below 0) are left out.
+        facts: Facts sorted by trajectory and step; states of unknown step (below 0) are dropped.
         num_targets: k; k + 1 states of each trajectory are kept.
-        length: l; windows of l transitions, None for whole trajectories.
-        location: Of the corpus, for messages.
+        length: l; windows have l transitions; None takes whole trajectories.
+        location: Location of the corpus, for messages.
 
     Raises:
         CorpusError: A number is below 1, no trajectory is long enough, or whole ones differ in length.
@@ -81,7 +81,7 @@ def _trajectories(facts: pa.Table) -> list[np.ndarray]:
 
 
 def _evenly(step_A: np.ndarray, num_targets: int) -> np.ndarray | None:
-    """The k + 1 states nearest to even spacing, both ends among them; None where they would not differ."""
+    """Returns the k + 1 states nearest to even spacing, including both ends; None if two of them are the same."""
     wanted = np.linspace(step_A[0], step_A[-1], num_targets + 1)
     nearest = np.abs(step_A[None, :] - wanted[:, None]).argmin(axis=1)
     return nearest if len(np.unique(nearest)) == num_targets + 1 else None

@@ -1,4 +1,4 @@
-"""Finds what is damaged in a corpus, and which checkpoints that costs."""
+"""Finds the damaged files of a corpus, and the checkpoints that are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raywgen.corpus.writing import writing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """One damaged file: what is wrong, and the checkpoints that are lost by it."""
+    """One damaged file, the reason, and the checkpoints that are lost."""
 
     file: str
     reason: str
@@ -34,7 +34,7 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
         on_progress: Called with the shards checked and their number.
 
     Raises:
-        CorpusError: There is no readable manifest, so nothing can be checked.
+        CorpusError: There is no readable manifest.
     """
     storage = Storage.at(location)
     corpus = Corpus(storage, read_manifest(storage))
@@ -53,12 +53,12 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
 
 
 def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
-    """Takes damaged shards out of a corpus and their checkpoints into its quarantine; nothing else changes.
+    """Removes damaged shards from a corpus and adds their checkpoints to its quarantine; nothing else changes.
 
-    The shards' files stay where they are, so that what is whole in them can still be got by hand.
+    The files of the shards are not deleted, so that intact parts can still be rescued by hand.
 
     Raises:
-        CorpusError: The facts themselves are damaged, or nothing would be left.
+        CorpusError: The facts themselves are damaged, or every shard is.
         InUseError: Another process writes to the corpus.
     """
     with writing(location):
@@ -94,7 +94,7 @@ def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
 
 
 def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatistics]:
-    """Of what is kept; measured again only where a layout has lost a shard."""
+    """Returns the statistics of the kept shards; measures them again only if a layout has lost a shard."""
     kept_paths = {shard.path for shard in kept}
     touched = {shard.layout_id for shard in corpus.shards if shard.path not in kept_paths}
     known = {key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()}
@@ -118,7 +118,7 @@ def _file_damage(storage: Storage, path: str, sha256: str) -> str | None:
 
 
 def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
-    """The checkpoints whose id or weights are changed; all of the shard's where it cannot be read."""
+    """Returns the checkpoints whose id or weights changed; all of the shard if it cannot be read."""
     facts = corpus.select(shard=shard.path)
     written = list(zip(facts.column("checkpoint_id").to_pylist(), facts.column("sha256").to_pylist(), strict=True))
     try:

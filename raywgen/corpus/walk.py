@@ -1,4 +1,4 @@
-"""Lists a local folder through its symbolic links; every folder is entered once."""
+"""Lists a local folder and follows symbolic links; every folder is entered once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from raywgen.corpus.aside import PASSED_OVER, REFUSED
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A regular file.
+    """A regular file of a listing.
 
     Attributes:
-        size: Bytes.
-        changed: When it was last changed, as the file system tells it.
-        real: Its path without links, or what else is the same for the same file.
-        is_link: It was reached through a link.
+        size: Number of bytes.
+        changed: When it was last changed, from the file system.
+        real: Its path without links, or another identity of the file.
+        is_link: Whether it was reached through a link.
     """
 
     size: int
@@ -31,10 +31,10 @@ class File:
 
 @dataclass(slots=True)
 class Listing:
-    """What lies below a folder.
+    """The content of a folder.
 
     Attributes:
-        files: By their path below it.
+        files: Files by their path below the folder.
         aside: Entries that are not listed: path, reason, kind.
         skipped: Folders that were not entered.
     """
@@ -45,11 +45,11 @@ class Listing:
 
 
 def walk(root: str, enters: Callable[[PurePosixPath], bool]) -> Listing:
-    """Lists real folders first and links to folders afterwards, so that a file has its real name where it has one.
+    """Lists real folders first and links to folders afterwards, so that a file has its real name if possible.
 
     Args:
-        root: A folder.
-        enters: Whether a folder, by its path below the root, is to be listed.
+        root: The folder to list.
+        enters: Returns whether a folder, given by its path below the root, is to be listed.
     """
     listing = Listing()
     real = os.path.realpath(root)
@@ -97,7 +97,7 @@ class _Folder:
 def _list(
     folder: _Folder, listing: Listing, links: list[tuple[PurePosixPath, str]]
 ) -> list[tuple[_Folder, tuple[int, int]]]:
-    """Adds a folder's files and links, and returns the folders in it with what tells them apart."""
+    """Adds a folder's files and links to the listing, and returns its subfolders with their identities."""
     folders = []
     try:
         entries = sorted(os.scandir(folder.place), key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""One writer a folder, which begins by removing what writers that were killed left half-written."""
+"""Locks a folder for one writer, which begins by removing the half-written files of killed ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from raywgen.corpus.shards import WEIGHTS
 from raywgen.locks import only_one
 
 JOURNALS = "units"
-"""Folder of the journals of what is done, while a corpus is being written."""
-# As `Storage` and `in_one_step` name a file that is not complete, by the process that writes it.
+"""Folder of the journals of finished work items, while a corpus is being written."""
+# The names that `Storage` and `in_one_step` give to incomplete files, with the id of the process.
 _PARTIAL = re.compile(r".+\.\d+\.partial|\..+\.(arrow|json|md|parquet|safetensors|yaml)\.\d+")
 
 
 @contextmanager
 def writing(root: str | Path) -> Iterator[None]:
-    """Holds a folder of networks or a corpus for this process, without the leftovers of dead ones.
+    """Holds a folder of networks or a corpus for this process, and removes the leftovers of dead ones.
 
     Raises:
-        InUseError: Another process holds the folder; it is named.
-        OSError: The folder cannot be made or written to.
+        InUseError: Another process holds the folder; the message names it.
+        OSError: The folder cannot be created or written to.
     """
     with only_one(root):
         if "://" not in str(root):
@@ -43,7 +43,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_unused_shards(corpus: Corpus) -> None:
-    """Removes shards that the manifest does not name: an earlier writer was killed before it committed them."""
+    """Removes shards that the manifest does not name, which a killed writer did not commit."""
     wanted = {shard.path for shard in corpus.shards}
     for name in corpus.storage.list(WEIGHTS):
         if f"{WEIGHTS}/{name}" not in wanted:

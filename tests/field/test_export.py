@@ -152,7 +152,7 @@ def test_large_and_small_letters_clash_where_the_file_system_folds_them(tmp_path
     corpus = corpus_of(tmp_path, "A/net", "a/net")
     files = {row["checkpoint_id"]: _file(row, tmp_path / "out") for row in corpus.facts.to_pylist()}
     _check_clashes(files, fold_case=False)
-    with pytest.raises(CorpusError, match=r"'A/net' and 'a/net' would both be written .*large and small letters"):
+    with pytest.raises(CorpusError, match=r"'A/net' and 'a/net' would both be written .*tell upper from lower case"):
         _check_clashes(files, fold_case=True)
 
 
