@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -51,7 +52,9 @@ def test_the_changelog_lists_all_renamed_keys() -> None:
 @pytest.mark.parametrize(("old", "new"), ROWS)
 def test_an_old_key_names_the_new_one(old: str, new: str) -> None:
     said = f"unknown key '{old}' in the command line; it is called '{new}' now"
-    using = [(schema, rest) for schema, rest in schemas() if message(schema, [*rest, f"{old}=1"]) == said]
+    group = new.partition(".")[0]
+    possible = [(schema, rest) for schema, rest in schemas() if group in {field.name for field in fields(schema)}]
+    using = [(schema, rest) for schema, rest in possible if message(schema, [*rest, f"{old}=1"]) == said]
     assert using
     for schema, rest in using:
         assert "unknown key" not in message(schema, [*rest, f"{new}=1"])
