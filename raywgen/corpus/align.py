@@ -250,7 +250,7 @@ def _inputs(corpus: Corpus, input_shape: Sequence[int]) -> Tensor:
     if not input_shape:
         if not corpus.tasks:
             raise CorpusError(
-                f"{corpus.location} has no tasks, so the inputs of its networks are unknown; give the shape of one, "
+                f"{corpus.location} has no tasks to show what its networks take; give the shape of one input, "
                 "for instance --input-shape 3,32,32"
             )
         input_shape = next(iter(corpus.tasks.values())).samples_SF.shape[1:]

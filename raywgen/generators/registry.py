@@ -23,7 +23,7 @@ class UnknownMethodError(KeyError):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How to configure and build one method."""
+    """The settings class and the builder of one method."""
 
     config: type[Any]
     build: GeneratorFactory

@@ -167,7 +167,7 @@ def test_networks_from_files_are_aligned_by_a_recipe_and_an_input_shape(tmp_path
     recipe = {"name": "cifar-resnet", "depth": 8, "widths": [2, 3, 4]}
     corpus = files(tmp_path, recipe)
     refused(corpus, tmp_path, r"does not know how to build 'files-files'.*--network")
-    refused(corpus, tmp_path, r"no tasks that would tell .*--input-shape 3,32,32", network=recipe)
+    refused(corpus, tmp_path, r"no tasks to show what its networks take; .*--input-shape 3,32,32", network=recipe)
     wrong = {"name": "cifar-resnet", "depth": 14, "widths": [2, 3, 4]}
     refused(
         corpus,
