@@ -25,16 +25,16 @@ FRAGMENT = re.compile(
 Full sentences seldom begin so in a docstring ("In training, ..."); these are said the other way round.
 """
 
-ALLOWED = {
+ALLOWED: dict[str, int] = {
     "raywgen": 14,
     "raywgen/cli": 4,
-    "raywgen/cluster": 9,
-    "raywgen/evaluation": 33,
+    "raywgen/cluster": 7,
+    "raywgen/evaluation": 28,
     "raywgen/evaluation/few_shot": 6,
     "raywgen/generation": 4,
-    "raywgen/generators": 12,
+    "raywgen/generators": 11,
     "raywgen/generators/common": 20,
-    "raywgen/generators/common/tokenizer": 20,
+    "raywgen/generators/common/tokenizer": 19,
     "raywgen/generators/direct": 5,
     "raywgen/generators/hypernetwork": 1,
     "raywgen/generators/igpg": 20,
@@ -43,10 +43,10 @@ ALLOWED = {
     "raywgen/generators/mcdi": 11,
     "raywgen/nn": 10,
     "raywgen/nn/coders": 5,
-    "raywgen/nn/quantisers": 19,
+    "raywgen/nn/quantisers": 18,
     "raywgen/tasks": 33,
     "raywgen/tasks/networks": 3,
-    "raywgen/training": 40,
+    "raywgen/training": 15,
 }
 """Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""
 
