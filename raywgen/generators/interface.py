@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from raywgen.generators.reporting import Ablation, WeightCode
-from raywgen.names import one_of
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import (
     Condition,
@@ -25,32 +24,58 @@ from raywgen.weights import (
     normalizer_of_similar,
 )
 
-OPTIMIZERS = ("adamw", "sgd")
+OptimizerKind = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """How a stage turns gradients into steps: linear warm-up to a peak rate, then cosine decay.
+    """How a stage turns gradients into steps.
 
     Attributes:
         kind: `adamw`, or `sgd` for plain gradient descent.
-        learning_rate: Peak rate.
+        learning_rate: Peak rate, which linear warm-up leads to.
+        betas: Decay of AdamW's means of gradients and of their squares.
+        epsilon: Added to the root of AdamW's mean square.
         weight_decay: Decoupled weight decay; part of the gradient where `kind` is `sgd`.
+        schedule: How the rate falls after the warm-up: half a `cosine`, `linear`, or `constant`.
         warmup_steps: Steps of linear warm-up.
+        floor: Share of the peak rate that the schedule ends at.
         grad_clip: Largest global norm of the gradient.
+        ema_decay: Decay of an exponential moving average of the parameters, which validation, bundles and later stages
+            use in place of the parameters; 0 for none.
+        accumulation: Parts in which each worker takes its share of a batch, one after another, to save memory.
     """
 
-    kind: str = "adamw"
+    kind: OptimizerKind = "adamw"
     learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-8
     weight_decay: float = 0.01
+    schedule: Schedule = "cosine"
     warmup_steps: int = 20
+    floor: float = 0.05
     grad_clip: float = 1.0
+    ema_decay: float = 0.0
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in OPTIMIZERS:
-            raise ValueError(one_of("kind", self.kind, OPTIMIZERS))
-        if self.learning_rate <= 0 or self.grad_clip <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}: both must be above 0")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas={list(self.betas)}: give two values, such as [0.9,0.99]")
+        self.betas = (self.betas[0], self.betas[1])
+        if self.learning_rate <= 0 or self.grad_clip <= 0 or self.epsilon <= 0:
+            raise ValueError(
+                f"learning_rate={self.learning_rate}, grad_clip={self.grad_clip}, epsilon={self.epsilon}: all must be "
+                "above 0"
+            )
+        if not all(0 <= share < 1 for share in (*self.betas, self.ema_decay)):
+            raise ValueError(f"betas={list(self.betas)}, ema_decay={self.ema_decay}: give values from 0 to below 1")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor={self.floor}: give a share of learning_rate, from 0 to 1")
+        if self.accumulation < 1 or self.warmup_steps < 0:
+            raise ValueError(
+                f"accumulation={self.accumulation}, warmup_steps={self.warmup_steps}: need at least 1 and 0"
+            )
 
 
 @dataclass(kw_only=True)

@@ -43,7 +43,8 @@ class TrainState:
         stage: Index of the stage; one past the last when the run is done.
         step: Steps taken in that stage.
         corpus: Digest of the checkpoints that the run is trained on; see `RunRows.digest`.
-        tensors: Generator state under `model.`, optimiser state under `optimizer.`, the stage's own under `stage.`.
+        tensors: Generator state under `model.`, optimiser state under `optimizer.`, averages of
+            parameters under `ema.`, the stage's own state under `stage.`.
     """
 
     stage: int = 0
@@ -109,6 +110,8 @@ class TrainState:
             found = self.part("optimizer.")
             found.pop("step", None)
             _compare(found, wanted, "optimiser")
+        if self.step and stages[self.stage].config.optimizer.ema_decay:
+            _compare(self.part("ema."), dict(stages[self.stage].named_parameters()), "average")
 
 
 class CheckpointManager:

@@ -7,7 +7,8 @@ sharding, so that a checkpoint can be resumed by another number of workers, anot
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import autocast, resolved
 from raywgen.weights import KeyedNoise, WeightBatch
 
-_BETAS = (0.9, 0.99)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
 
@@ -28,28 +28,82 @@ def _optimizer(stage: Stage) -> torch.optim.Optimizer:
     if config.kind == "sgd":
         return torch.optim.SGD(stage.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
-        stage.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay
+        stage.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
     )
 
 
 class Engine(ABC):
-    """Takes the optimiser steps of one stage."""
+    """Takes the optimiser steps of one stage, and keeps the moving average of its parameters if it asks for one.
 
-    stage: Stage
+    Args:
+        stage: The stage to train, on its device.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._averages: dict[str, Tensor] = {}
+        if stage.config.optimizer.ema_decay:
+            self._averages = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
 
     def train_step(self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float) -> dict[str, Tensor]:
         """Takes one optimiser step on this worker's part of a batch; returns metrics averaged over all workers."""
         self.stage.train()
-        result = self._forward(batch, noise)
-        self._step(result.loss, learning_rate)
+        parts = _parts(len(batch.sample_index_B), self.stage.config.optimizer.accumulation)
+        metrics: dict[str, Tensor] = {}
+        for number, index_N in enumerate(parts):
+            if len(parts) == 1:
+                result, share = self._forward(batch, noise), 1.0
+            else:
+                result = self._forward(batch.take(index_N), noise.take(index_N))
+                share = len(index_N) / len(batch.sample_index_B)
+            self._backward(result.loss, share, is_first=number == 0)
+            for name, value in _detached(result).items():
+                metrics[name] = value if len(parts) == 1 else metrics.get(name, 0.0) + share * value
+        self._step(learning_rate)
         self.stage.after_step(self.all_reduce)
-        return self._mean(result)
+        self._update_averages()
+        return self._mean(metrics)
 
     @torch.no_grad()
     def evaluate(self, batch: WeightBatch, noise: KeyedNoise) -> dict[str, Tensor]:
         """Returns metrics of a batch, averaged over all workers, and learns nothing from it."""
         self.stage.eval()
-        return self._mean(self._forward(batch, noise))
+        with self._averaged_parameters():
+            return self._mean(_detached(self._forward(batch, noise)))
+
+    def averages(self) -> dict[str, Tensor]:
+        """Returns the moving averages of the parameters by name, on the CPU; nothing if the stage asks for none."""
+        return {name: average.cpu().clone() for name, average in self._averages.items()}
+
+    def set_averages(self, averages: Mapping[str, Tensor]) -> None:
+        """Loads what `averages` returned."""
+        for name, average in self._averages.items():
+            average.copy_(averages[name])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Gives the parameters their moving averages, at the end of the stage."""
+        load_averages(self.stage, self._averages)
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        for name, parameter in self.stage.named_parameters():
+            if name in self._averages:
+                self._averages[name].lerp_(parameter, 1 - self.stage.config.optimizer.ema_decay)
+
+    @contextmanager
+    def _averaged_parameters(self) -> Iterator[None]:
+        """The parameters have the values of their averages within this block."""
+        own = {name: parameter.detach().clone() for name, parameter in self.stage.named_parameters() if self._averages}
+        load_averages(self.stage, self._averages)
+        try:
+            yield
+        finally:
+            load_averages(self.stage, own)
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -71,17 +125,19 @@ class Engine(ABC):
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss: ...
 
     @abstractmethod
-    def _step(self, loss: Tensor, learning_rate: float) -> None: ...
+    def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
+        """Adds the gradient of a part of the batch, which is a share of all; the first part begins anew."""
+
+    @abstractmethod
+    def _step(self, learning_rate: float) -> None: ...
 
     @property
     @abstractmethod
     def _num_workers(self) -> int: ...
 
-    def _mean(self, result: StageLoss) -> dict[str, Tensor]:
-        names = ["loss", *result.metrics]
-        stacked = torch.stack([result.loss.detach(), *result.metrics.values()]).float()
-        mean = self.all_reduce(stacked) / self._num_workers
-        return dict(zip(names, mean.unbind(), strict=True))
+    def _mean(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mean = self.all_reduce(torch.stack(list(metrics.values())).float()) / self._num_workers
+        return dict(zip(metrics, mean.unbind(), strict=True))
 
 
 class LocalEngine(Engine):
@@ -93,7 +149,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, stage: Stage, precision: str = "fp32") -> None:
-        self.stage = stage
+        super().__init__(stage)
         self._device_type = next(stage.parameters()).device.type
         self._precision = resolved(precision, self._device_type)
         self._optimizer = _optimizer(stage)
@@ -118,11 +174,14 @@ class LocalEngine(Engine):
         with autocast(self._precision, self._device_type):
             return self.stage(batch, noise)
 
-    def _step(self, loss: Tensor, learning_rate: float) -> None:
+    def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
+        if is_first:
+            self._optimizer.zero_grad()
+        (loss if share == 1 else loss * share).backward()
+
+    def _step(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.zero_grad()
-        loss.backward()
         nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.optimizer.grad_clip)
         self._optimizer.step()
 
@@ -141,17 +200,18 @@ class DeepSpeedEngine(Engine):
         import deepspeed
 
         skip_shared_memory_collectives()
-        self.stage = stage
+        super().__init__(stage)
         self._zero_stage = zero_stage
         self._workers = num_workers
         self._optimizer = _optimizer(stage)
+        accumulation = stage.config.optimizer.accumulation
         self._engine: Any = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,  # pyright: ignore[reportArgumentType]
             dist_init_required=False,
             config={
-                "train_micro_batch_size_per_gpu": max(1, stage.config.batch_size // num_workers),
-                "gradient_accumulation_steps": 1,
+                "train_micro_batch_size_per_gpu": max(1, stage.config.batch_size // num_workers // accumulation),
+                "gradient_accumulation_steps": accumulation,
                 "gradient_clipping": stage.config.optimizer.grad_clip,
                 "zero_optimization": {"stage": zero_stage},
                 "zero_allow_untested_optimizer": True,
@@ -220,11 +280,35 @@ class DeepSpeedEngine(Engine):
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         return self._engine(batch, noise)
 
-    def _step(self, loss: Tensor, learning_rate: float) -> None:
+    def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
+        if not is_first:
+            self._engine.step()  # It only counts the parts until the last one.
+        # DeepSpeed divides each part's loss by their number.
+        scale = share * self.stage.config.optimizer.accumulation
+        self._engine.backward(loss if scale == 1 else loss * scale)
+
+    def _step(self, learning_rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.backward(loss)
         self._engine.step()
+
+
+@torch.no_grad()
+def load_averages(stage: Stage, averages: Mapping[str, Tensor]) -> None:
+    """Gives parameters of a stage new values by name; those that are not named keep theirs."""
+    for name, parameter in stage.named_parameters():
+        if name in averages:
+            parameter.copy_(averages[name])
+
+
+def _parts(num: int, accumulation: int) -> list[Tensor]:
+    """Indices of the parts of a worker's share of a batch."""
+    assert num >= accumulation, f"{num} networks do not make {accumulation} parts"
+    return list(torch.arange(num).tensor_split(accumulation))
+
+
+def _detached(result: StageLoss) -> dict[str, Tensor]:
+    return {"loss": result.loss.detach(), **result.metrics}
 
 
 def _has_moments(stage: Stage) -> bool:

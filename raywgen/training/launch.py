@@ -26,6 +26,7 @@ from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import TrainConfig, flatten, read_train_config
 from raywgen.training.data import data_digest, data_spec, has_tasks, measure_normalizers
+from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
 from raywgen.training.run_folder import BUNDLE, CONFIG, is_done, snapshot_folder, warn
 from raywgen.training.runlog import Row, read_metrics
@@ -74,6 +75,7 @@ def launch(
     _check_room(unfinished[0])
     corpus = Corpus.open(unfinished[0].corpus)
     specs = _run_specs(unfinished, corpus, stop_at, init_from)
+    _check_batches(specs)
     _check_tasks(specs, corpus)
     with ExitStack() as stack:
         for config in unfinished:
@@ -137,6 +139,8 @@ def _save_snapshot(spec: RunSpec) -> None:
     state, _ = CheckpointManager(spec.config.out).newest(lambda found: found.check(generator))
     assert state is not None, f"{spec.config.out} was trained and holds no checkpoint"
     generator.load_state_dict(state.part("model."))
+    if averages := state.part("ema."):
+        load_averages(generator.stages()[state.stage], averages)
     save_bundle(generator, folder, spec.metadata)
     state.save(folder)
 
@@ -163,13 +167,6 @@ def _check(configs: Sequence[TrainConfig]) -> None:
             )
         if (config.corpus, config.num_workers) != (configs[0].corpus, configs[0].num_workers):
             raise ConfigError("runs of one launch must share `corpus` and `num_workers`")
-        for stage in vars(config.generator).values():
-            batch_size = getattr(stage, "batch_size", 0)
-            if batch_size % max(1, config.num_workers):
-                raise ConfigError(
-                    f"batch_size={batch_size} does not divide among num_workers={config.num_workers}; "
-                    "give a multiple, so that every worker takes an equal part"
-                )
 
 
 def _check_room(config: TrainConfig) -> None:
@@ -179,6 +176,24 @@ def _check_room(config: TrainConfig) -> None:
 
     if ray.is_initialized():
         check_run(config, connected_nodes(worker_requests(config)))
+
+
+def _check_batches(specs: list[RunSpec]) -> None:
+    """Refuses batches that workers, or the parts of a worker's share, cannot divide."""
+    for spec in specs:
+        num_workers = max(1, spec.config.num_workers)
+        for stage in spec.build().stages():
+            batch_size, accumulation = stage.config.batch_size, stage.config.optimizer.accumulation
+            if batch_size % num_workers:
+                raise ConfigError(
+                    f"batch_size={batch_size} does not divide among num_workers={num_workers}; "
+                    "give a multiple, so that every worker takes an equal part"
+                )
+            if batch_size // num_workers < accumulation:
+                raise ConfigError(
+                    f"generator.{stage.name}.optimizer.accumulation={accumulation} is more than the "
+                    f"{batch_size // num_workers} networks of each worker; give at most that many parts"
+                )
 
 
 def _check_tasks(specs: list[RunSpec], corpus: Corpus) -> None:

@@ -214,6 +214,8 @@ class Trainer:
                     self._save(self._capture(engine, index, step + 1))
                 if must_stop:
                     return False
+        if stop_step == num_steps:
+            engine.finish()
         return stop_step == num_steps
 
     def _start_stage(self, stage: Stage) -> Engine:
@@ -225,6 +227,8 @@ class Trainer:
         engine = self.worker.engine(stage, self.config)
         if optimizer_state := self.state.part("optimizer."):
             engine.set_optimizer_state(optimizer_state)
+        if averages := self.state.part("ema."):
+            engine.set_averages(averages)
         stage.set_state(self.state.part("stage."), lambda step: self.batches.batch(step, batch_size))
         return engine
 
@@ -277,6 +281,7 @@ class Trainer:
         """All that is needed to go on; every worker must call it."""
         tensors = _model_tensors(self.generator)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in engine.averages().items()}
         tensors |= {f"stage.{name}": tensor.cpu() for name, tensor in engine.stage.state(engine.all_reduce).items()}
         return TrainState(stage=index, step=step, corpus=self.state.corpus, tensors=tensors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -29,6 +30,16 @@ class Condition:
 
     def __len__(self) -> int:
         return len(self.instructions)
+
+    @classmethod
+    def join(cls, parts: Sequence[Condition]) -> Condition:
+        """Joins conditions with equally many samples."""
+        return cls(
+            instructions=tuple(text for part in parts for text in part.instructions),
+            samples_BSF=torch.cat([part.samples_BSF for part in parts]),
+            labels_BS=torch.cat([part.labels_BS for part in parts]),
+            policies=tuple(name for part in parts for name in part.policies),
+        )
 
     def to(self, device: torch.device) -> Self:
         """Copies the condition to another device."""
@@ -89,6 +100,19 @@ class WeightBatch:
     sample_index_B: Tensor
     targets_BkD: Tensor | None = None
 
+    @classmethod
+    def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
+        """Joins batches of one layout."""
+        targets = [part.targets_BkD for part in parts if part.targets_BkD is not None]
+        return replace(
+            parts[0],
+            values_BD=torch.cat([part.values_BD for part in parts]),
+            condition=Condition.join([part.condition for part in parts]),
+            query=Condition.join([part.query for part in parts]),
+            sample_index_B=torch.cat([part.sample_index_B for part in parts]),
+            targets_BkD=torch.cat(targets) if targets else None,
+        )
+
     def first(self, num: int) -> Self:
         """Returns the first `num` networks of the batch."""
         return replace(
@@ -98,4 +122,15 @@ class WeightBatch:
             query=self.query.first(num),
             sample_index_B=self.sample_index_B[:num],
             targets_BkD=None if self.targets_BkD is None else self.targets_BkD[:num],
+        )
+
+    def take(self, index_N: Tensor) -> Self:
+        """Selects networks by index, in this order."""
+        return replace(
+            self,
+            values_BD=self.values_BD[index_N],
+            condition=self.condition.take(index_N),
+            query=self.query.take(index_N),
+            sample_index_B=self.sample_index_B[index_N],
+            targets_BkD=None if self.targets_BkD is None else self.targets_BkD[index_N],
         )

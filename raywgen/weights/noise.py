@@ -52,6 +52,12 @@ class KeyedNoise:
         rows._key_B = self._key_B[:num]
         return rows
 
+    def take(self, index_N: Tensor) -> KeyedNoise:
+        """Returns the noise of some samples, selected by index."""
+        rows = copy(self)
+        rows._key_B = self._key_B[index_N]
+        return rows
+
     def uniform(self, *shape: int) -> Tensor:
         """Draws float32 `(B, *shape)` from the open interval (0, 1)."""
         return (self._bits(shape).float() + 0.5).mul_(2.0**-_NUM_BITS).clamp_(max=1.0 - 2.0**-_NUM_BITS)

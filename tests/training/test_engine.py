@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
-from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
+from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine, load_averages
 from raywgen.weights import KeyedNoise
 from tests.builders import igpg, tokenizer_stage, weight_batch
 
@@ -165,6 +165,67 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_parameters(alone, second)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    "make", [LocalEngine, deepspeed_engine(0), deepspeed_engine(2)], ids=["local", "zero 0", "zero 2"]
+)
+@pytest.mark.parametrize("accumulation", [3, 8])
+def test_parts_of_a_batch_give_the_gradient_of_all(make: Callable[[Stage], Engine], accumulation: int) -> None:
+    """Parts of 3, 3 and 2 networks, or of one each."""
+    whole, split = prior_stage(), prior_stage()
+    split.config.optimizer.accumulation = accumulation
+    expected = steps(LocalEngine(whole), 0, NUM_STEPS)
+    assert steps(make(split), 0, NUM_STEPS) == pytest.approx(expected, rel=1e-4)
+    for (name, mine), theirs in zip(split.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("make", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
+def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engine]) -> None:
+    stage = prior_stage()
+    stage.config.optimizer.betas, stage.config.optimizer.epsilon = (0.5, 0.7), 1e-3
+    expected = copy.deepcopy(stage)
+    steps(make(stage), 0, NUM_STEPS)
+    adam = torch.optim.AdamW(
+        expected.parameters(), betas=(0.5, 0.7), eps=1e-3, weight_decay=expected.config.optimizer.weight_decay
+    )
+    for step in range(NUM_STEPS):
+        batch = weight_batch(seed=step)
+        adam.param_groups[0]["lr"] = 1e-2 / (step + 1)
+        adam.zero_grad()
+        expected.train()(batch, KeyedNoise(0, batch.sample_index_B + 100 * step)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.optimizer.grad_clip)
+        adam.step()
+    assert_equal_parameters(stage, expected)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("make", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
+def test_averages_are_those_of_the_parameters_after_each_step(make: Callable[[Stage], Engine]) -> None:
+    stage = prior_stage()
+    stage.config.optimizer.ema_decay = 0.6
+    engine = make(stage)
+    expected = {name: parameter.detach().double().clone() for name, parameter in stage.named_parameters()}
+    for step in range(NUM_STEPS):
+        steps(engine, step, step + 1)
+        for name, parameter in stage.named_parameters():
+            expected[name] = 0.6 * expected[name] + 0.4 * parameter.detach().double()
+    for name, average in engine.averages().items():
+        torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
+    own = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    batch = weight_batch()
+    averaged = engine.evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
+    assert all(torch.equal(parameter, own[name]) for name, parameter in stage.named_parameters())
+    engine.finish()
+    assert all(torch.equal(parameter, engine.averages()[name]) for name, parameter in stage.named_parameters())
+    plain = LocalEngine(stage).evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
+    assert float(averaged) == pytest.approx(float(plain), rel=1e-6)
+    load_averages(stage, own)
+    trained = LocalEngine(stage).evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
+    assert float(trained) != pytest.approx(float(averaged), rel=1e-3)
 
 
 def test_a_gradient_is_clipped_to_the_norm_of_the_config() -> None:

@@ -9,17 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
+from raywgen.generators.interface import Schedule
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
 from raywgen.training.checkpoints import CheckpointManager, TrainState
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.schedule import learning_rate
+from raywgen.training.trainer import RunSpec
 from raywgen.weights import KeyedNoise
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
@@ -46,6 +50,25 @@ def lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
     return TrainConfig(generator=lohp, corpus=corpus.location, out=str(out), **settings)
 
 
+def averaged_config(corpus: Corpus, out: Path) -> TrainConfig:
+    """A run whose settings of the optimiser are not the defaults."""
+    config = small_config(corpus, out)
+    own = OptimizerConfig(betas=(0.8, 0.95), schedule="linear", floor=0.2, ema_decay=0.7, accumulation=2)
+    for stage in (config.generator.tokenizer, config.generator.prior, config.generator.task_loss):
+        stage.optimizer = own
+    return config
+
+
+def averaged_lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
+    config = lohp_config(corpus, out)
+    config.generator.policy.optimizer = OptimizerConfig(ema_decay=0.7, accumulation=2)
+    return config
+
+
+def run_spec(config: TrainConfig, corpus: Corpus) -> RunSpec:
+    return RunSpec(config=config, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
+
+
 def losses(out: Path) -> dict[tuple[str, int], float]:
     rows = read_metrics(out)
     assert len({(row["stage"], row["step"]) for row in rows}) == len(rows)
@@ -59,11 +82,66 @@ def test_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
     assert learning_rate(config, 99) == pytest.approx(2.0 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.99))))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "heights"),
+    [
+        ("cosine", [1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 0.99))]),
+        ("linear", [1.0, 0.5, 0.01]),
+        ("constant", [1.0] * 3),
+    ],
+)
+def test_every_schedule_falls_from_the_peak_to_its_floor(schedule: Schedule, heights: list[float]) -> None:
+    optimizer = OptimizerConfig(learning_rate=2.0, warmup_steps=0, schedule=schedule, floor=0.1)
+    config = StageConfig(num_steps=100, optimizer=optimizer)
+    rates = [learning_rate(config, step) for step in (0, 50, 99)]
+    assert rates == pytest.approx([2.0 * (0.1 + 0.9 * height) for height in heights])
+
+
+def test_a_bundle_holds_the_averaged_parameters(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    """With a decay near 1 the bundle stays where it began, although training goes on as without."""
+    weights = {}
+    for decay in (0.0, 1 - 1e-12):
+        config = small_config(zoo_corpus, tmp_path / str(decay))
+        config.generator.prior.num_steps = config.generator.task_loss.num_steps = 0
+        config.generator.tokenizer.optimizer.ema_decay = decay
+        launch([config])
+        weights[decay] = load_file(tmp_path / str(decay) / "generator" / "generator.safetensors")
+        spec = run_spec(config, zoo_corpus)
+        # The setup of the stage writes its outputs' layers.
+        names = [name for name, _ in spec.build().get_submodule("tokenizer").named_parameters("model.tokenizer")]
+        names = [name for name in names if ".out." not in name]
+        start = {f"model.{name}": tensor for name, tensor in spec.build().state_dict().items()}
+        moved = [name for name in names if not torch.equal(weights[decay][name], start[name])]
+        assert bool(moved) == (decay == 0.0)
+    rows = [read_metrics(tmp_path / str(decay)) for decay in weights]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert [row["val_loss"] for row in rows[0] if "val_loss" in row] != [
+        row["val_loss"] for row in rows[1] if "val_loss" in row
+    ]
+
+
+def test_more_parts_than_networks_are_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    config = small_config(zoo_corpus, tmp_path)
+    config.generator.prior.optimizer.accumulation = 9
+    with pytest.raises(ConfigError, match=r"generator\.prior\.optimizer\.accumulation=9 is more than the 8 networks"):
+        launch([config])
+
+
 class _InterruptedError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("of", "kept"), [(small_config, 1), (small_config, 4), (small_config, 7), (lohp_config, 4)])
+@pytest.mark.parametrize(
+    ("of", "kept"),
+    [
+        (small_config, 1),
+        (small_config, 4),
+        (small_config, 7),
+        (lohp_config, 4),
+        (averaged_config, 4),
+        (averaged_lohp_config, 4),
+    ],
+)
 def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
     of: Callable[[Corpus, Path], TrainConfig],
     kept: int,
@@ -148,7 +226,7 @@ def test_validation_draws_noise_of_its_own(zoo_corpus: Corpus, tmp_path: Path, m
     assert drawn["evaluate"].isdisjoint(drawn["train_step"])
 
 
-@pytest.mark.parametrize("of", [small_config, lohp_config])
+@pytest.mark.parametrize("of", [small_config, lohp_config, averaged_config])
 def test_a_run_that_pauses_ends_bit_equal_to_one_that_does_not(
     of: Callable[[Corpus, Path], TrainConfig], zoo_corpus: Corpus, tmp_path: Path
 ) -> None:

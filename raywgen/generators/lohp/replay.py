@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,14 @@ class Rollout:
 
     batch: WeightBatch
     states_BkLD: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollout]) -> Rollout:
+        """Joins the rollouts of parts of one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        batch = WeightBatch.join([part.batch for part in parts])
+        return cls(batch=batch, states_BkLD=torch.cat([part.states_BkLD for part in parts]))
 
 
 class ReplayBuffer:

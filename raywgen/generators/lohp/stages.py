@@ -41,6 +41,7 @@ class PolicyStage(Stage):
         self.policy = policy
         self.normalizers = normalizers
         self._replay = ReplayBuffer(config.policy.replay_size)
+        self._new: list[Rollout] = []
 
     @property
     def config(self) -> PolicyConfig:
@@ -74,8 +75,14 @@ class PolicyStage(Stage):
                 told = self.policy.tell(past.batch.condition, past.batch.layout)
                 replayed, _ = self._balance(past, self._targets(past.batch), told)
                 loss = (loss + replayed) / 2
-            self._replay.add(rollout)
+            self._new.append(rollout)
         return StageLoss(loss=loss, metrics=metrics)
+
+    def after_step(self, all_reduce: AllReduce) -> None:
+        """Keeps the rollouts of the step, which was taken in one or more parts."""
+        if self._new:
+            self._replay.add(Rollout.join(self._new))
+            self._new.clear()
 
     def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
         """The replayed paths of all workers, `(batch_size, k, L + 1, D)` by the step that made them."""
