@@ -5,7 +5,7 @@ methods get the same labelled examples, and choose among equally many candidates
 
 Coherence is the paper's central claim. Networks of the prior before any task-loss stage are decoded from their tokens,
 drawn chunk after chunk (`coherent`), each chunk without sight of the others (`independent`), and chunk after chunk with
-the condition of another task (`mismatched`), from a shared start and from starts of their own.
+the condition of another task (`shuffled`), from a shared start and from starts of their own.
 
 Shape legend: T tasks, n candidates, D values.
 """

@@ -24,6 +24,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.evaluation.novelty import distances
 from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.tasks import build_task
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.zoo.describe import describe_corpus
@@ -94,7 +95,8 @@ def written_again(
     table = tokenizer.table(layout)
     made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
     # The drawn tokens, because encoding the written weights again changes many of them.
-    rollout = generator.prior.rollout(
+    sample = sample_tokens(
+        generator.prior,
         condition,
         table,
         tokenizer.quantiser,
@@ -111,7 +113,7 @@ def written_again(
         values_D=made.values_BD[0],
         reconstructed_D=generator.reconstruct(stored_1D, layout)[0],
         figures={
-            "generated_agreement": float((rollout.codes_BML == tokens_1ML).double().mean()),
+            "generated_agreement": float((sample.codes_BML == tokens_1ML).double().mean()),
             "generated_novelty": float(apart_1R.min()),
             "generated_nats_per_token": -float(log_prob_1) / (table.num_real_tokens or tokens_1ML.numel()),
         },

@@ -48,7 +48,7 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
         ConfigError: No such task or architecture, or nothing is known of them that a setting needs.
         ConditionError: Instruction or data do not fit the generator.
         TaskError: An architecture of `networks` cannot be built.
-        SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
+        SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         UnfinishedError: `out` holds part of a run with other settings.
         InUseError: Another process works on `out`.

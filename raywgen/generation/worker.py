@@ -34,7 +34,7 @@ class Worker:
         """Generates the best of n for each network of an item, and scores it on test samples where there are any.
 
         Raises:
-            SamplingError, GuidanceError, MismatchError: The generator or the tasks do not fit `sampling`.
+            SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
         """
         plan, request = self._plan, self._plan.request
         network = request.networks[item.network]

@@ -54,11 +54,6 @@ class KeyValueCache:
         copy.length = self.length
         return copy
 
-    def rewind(self, length: int) -> None:
-        """Forgets all positions after the first `length`."""
-        assert length <= self.length, f"{length} positions of {self.length}"
-        self.length = length
-
 
 class Transformer(nn.Module):
     """Pre-norm decoder blocks (RMS norm, rotary attention, GELU) without embedding or head.

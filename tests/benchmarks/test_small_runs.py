@@ -109,9 +109,9 @@ def test_igpg_tasks(tmp_path: Path) -> None:
     figures = run(["igpg-tasks", *data, *zoos, *igpg, *small])["figures"]
     for prefix in ("unseen", "domain"):
         assert all(0 <= figures[f"{prefix}_{name}"] <= 100 for name in ("generated", "token_prior", "hypernetwork"))
-    assert {
-        f"{start}_{how}" for start in ("shared", "own") for how in ("coherent", "independent", "mismatched")
-    } <= set(figures)
+    assert {f"{start}_{how}" for start in ("shared", "own") for how in ("coherent", "independent", "shuffled")} <= set(
+        figures
+    )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")

@@ -68,7 +68,7 @@ class PriorConfig(StageConfig):
 
 
 DECODINGS = ("expected", "tokens")
-CHUNKS = ("coherent", "independent", "mismatched")
+CHUNKS = ("coherent", "independent", "shuffled")
 WINDOWS = ("sequential", "parallel")
 
 
@@ -84,7 +84,7 @@ class SamplingConfig:
         num_averaged: Networks drawn for each that is written, which is their mean over weights; its log-probability
             is their mean too.
         chunks: `coherent` draws each chunk given all before it, `independent` given condition and place alone,
-            `mismatched` coherently, but told the condition of another network of the batch.
+            `shuffled` coherently, but told the condition of another network of the batch.
         windows: Networks longer than `prior.window` are written in windows: `sequential` gives each the tail of the
             one before (IGPG, section 3), `parallel` writes all at once, none seeing another.
         overlap: Share of a window that is that tail; at least one chunk is.
@@ -121,13 +121,13 @@ class IGPGTaskLossConfig(StageConfig):
     """Training through soft tokens by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
-        temperature: Of the rollouts whose prefix the soft tokens continue.
-        likelihood: Weight of the token likelihood that is kept beside the task's loss.
-        anchor: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale. Where
-            networks start each on their own it pulls all towards one, and belongs at 0.
-        spread: Weight of `spread_loss`, which keeps networks of a batch apart, times their mean confidence in the right
-            classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the same. Above 0
-            it also gives the generator a coder by which what was drawn reaches its own chunk.
+        temperature: Temperature of the samples whose prefix the soft tokens continue.
+        nll_weight: Weight of the token likelihood that is kept beside the task's loss.
+        l2_anchor_weight: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale.
+            Where networks start each on their own it pulls all towards one, and belongs at 0.
+        diversity_weight: Weight of `diversity_loss`, which keeps networks of a batch apart, times their mean confidence
+            in the right classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the
+            same. Above 0 it also gives the generator a coder by which what was drawn reaches its own chunk.
         windows: How networks longer than `prior.window` are written, as in `SamplingConfig`; generate them likewise.
         statistics: Of batch normalisation in the networks whose loss is taken: `stored` are those that the generator
             writes, `batch` those of the samples at hand. Deep networks learn by the latter; what is then written as
@@ -137,9 +137,9 @@ class IGPGTaskLossConfig(StageConfig):
     num_steps: int = 450
     batch_size: int = 32
     temperature: float = 0.5
-    likelihood: float = 0.1
-    anchor: float = 0.1
-    spread: float = 0.0
+    nll_weight: float = 0.1
+    l2_anchor_weight: float = 0.1
+    diversity_weight: float = 0.0
     windows: str = "sequential"
     statistics: str = "stored"
 

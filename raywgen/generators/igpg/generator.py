@@ -22,9 +22,10 @@ from torch import Tensor
 
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.mismatch import mismatched
 from raywgen.generators.igpg.prior import Prior
+from raywgen.generators.igpg.shuffled_conditions import shuffled_conditions
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_loss_chunks
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.nn.coders import PerceptronCoder
@@ -73,7 +74,7 @@ class IGPG(Generator):
         )
         self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
         # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
-        is_spread = config.task_loss.num_steps > 0 and config.task_loss.spread > 0
+        is_spread = config.task_loss.num_steps > 0 and config.task_loss.diversity_weight > 0
         self.variation = PerceptronCoder(sizes.chunk_length, num_places, sizes.width) if is_spread else None
 
     def all_stages(self) -> list[Stage]:
@@ -120,25 +121,25 @@ class IGPG(Generator):
 
         Raises:
             GuidanceError: Guidance is asked for, but nothing was ever left out in training.
-            MismatchError: Conditions should be mismatched, but there are not enough different ones.
+            ShuffleError: Conditions should be shuffled, but there are not enough different ones.
         """
         sampling = sampling or SamplingConfig()
-        if sampling.chunks == "mismatched":
-            condition = mismatched(condition)
+        if sampling.chunks == "shuffled":
+            condition = shuffled_conditions(condition)
         num = sampling.num_averaged
         condition, noise = condition.repeat(num), noise.split(torch.arange(num), _AVERAGE_STREAM)
         table, mask_MK = self.tokenizer.table(layout), self.tokenizer.mask(layout)
         places_MG, rvq = table.places_MG, self.tokenizer.quantiser
-        rollout = self.prior.rollout(condition, table, rvq, noise, temperature, sampling)
-        if rollout.expected_BMK is not None:
-            drawn_BMK = rvq.decode(rollout.codes_BML)
+        sample = sample_tokens(self.prior, condition, table, rvq, noise, temperature, sampling)
+        if sample.expected_BMK is not None:
+            drawn_BMK = rvq.decode(sample.codes_BML)
             chunks_BMK = task_loss_chunks(
-                self.tokenizer, self.correction, self.variation, rollout.expected_BMK, drawn_BMK, places_MG, mask_MK
+                self.tokenizer, self.correction, self.variation, sample.expected_BMK, drawn_BMK, places_MG, mask_MK
             )
         else:
-            chunks_BMK = self.tokenizer.decode(rollout.codes_BML, places_MG, mask_MK)
+            chunks_BMK = self.tokenizer.decode(sample.codes_BML, places_MG, mask_MK)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, normalizer))
-        log_prob_N = rollout.log_prob_BM.sum(dim=1)
+        log_prob_N = sample.log_prob_BM.sum(dim=1)
         return Generated(
             values_BD=values_BD.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else values_BD,
             log_prob_B=log_prob_N.unflatten(0, (-1, num)).mean(dim=1),

@@ -27,17 +27,12 @@ from raywgen.generators.common.tokenizer.chunk_table import NUM_OWN, ChunkTable,
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
-from raywgen.generators.igpg.rollout import Rollout, roll_out
 from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.nn.transformer import Transformer
-from raywgen.weights import Condition, KeyedNoise
+from raywgen.weights import Condition
 from raywgen.weights.chunks import num_place_features
-
-
-class GuidanceError(ValueError):
-    """Guidance asked of a prior that never forgot its condition in training."""
 
 
 class Prior(nn.Module):
@@ -155,32 +150,6 @@ class Prior(nn.Module):
             for part, hidden_BWH in blocks
         ]
         return torch.cat(parts, dim=1)
-
-    def rollout(
-        self,
-        cond: Condition,
-        table: ChunkTable,
-        rvq: Codebooks,
-        noise: KeyedNoise,
-        temperature: float,
-        sampling: SamplingConfig | None = None,
-    ) -> Rollout:
-        """Writes tokens one chunk at a time with a key-value cache.
-
-        Raises:
-            GuidanceError: Guidance is asked for, but nothing was ever left out in training.
-        """
-        sampling = sampling or SamplingConfig()
-        prefix_STH = self.prefix(cond, table.places_MG)
-        if sampling.guidance != 1:
-            if self.condition.dropped is None:
-                raise GuidanceError(
-                    f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
-                    "do without its condition; train it with 0.1, or leave guidance at 1"
-                )
-            all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
-            prefix_STH = torch.cat([prefix_STH, self.prefix(cond, table.places_MG, all_B2)])
-        return roll_out(self, prefix_STH, table, rvq, noise, temperature, sampling)
 
     def _hidden_blocks(
         self, codes_BML: Tensor, cond: Condition, table: ChunkTable, rvq: Codebooks, sampling: SamplingConfig

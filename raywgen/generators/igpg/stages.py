@@ -17,11 +17,12 @@ from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
-# Apart from that of the rollout, which the same samples draw from.
+# Apart from the stream of the tokens' noise, which the same networks draw from.
 _LIKELIHOOD_STREAM = 1
 # Below it a deviation is rounding; much more would leave networks that are nearly one without a pull apart.
 _LEAST_VARIANCE = 1e-8
@@ -140,7 +141,7 @@ def _seen_tokens(
     return seen._replace(told_BWF=alone_BWF * is_after_B11, alone_BWF=alone_BWF)
 
 
-def spread_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
+def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
     """`1/D sum_d |1 - S_d / S|`, `S_d = sqrt(Var_B(x_d) + eps)`: whether networks lie as far apart as the corpus' do.
 
     The variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
@@ -227,8 +228,8 @@ class IGPGTaskLossStage(Stage):
     the corpus, and a small squared distance to the corpus' network of the same task keeps the written networks
     alive: the task's loss alone first lowers the confidence of all of them alike, which may switch off every ReLU
     for good. Where all networks of a corpus are of one task, that distance is to another network and pulls all written
-    ones together, as the task's loss does: there `spread_loss` keeps them apart. Not in the paper; its effect is shown
-    apart.
+    ones together, as the task's loss does: there `diversity_loss` keeps them apart. Not in the paper; its effect is
+    shown apart.
     """
 
     name = "task_loss"
@@ -268,13 +269,13 @@ class IGPGTaskLossStage(Stage):
         table = tokenizer.table(layout)
         places_MG = table.places_MG
         temperature = self.config.temperature
-        self.prior.eval()  # The tokens of a rollout must be those that generation would write.
+        self.prior.eval()  # The tokens of a sample must be those that generation would write.
         only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
-        rollout = self.prior.rollout(batch.condition, table, rvq, noise, temperature, only_tokens)
+        sample = sample_tokens(self.prior, batch.condition, table, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
-        hidden_BMH = self.prior.hidden(rollout.codes_BML, batch.condition, table, rvq, only_tokens)
+        hidden_BMH = self.prior.hidden(sample.codes_BML, batch.condition, table, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, forced_XL=table.forced_ML)
-        drawn_BMK, mask_MK = rvq.decode(rollout.codes_BML), tokenizer.mask(layout)
+        drawn_BMK, mask_MK = rvq.decode(sample.codes_BML), tokenizer.mask(layout)
         chunks_BMK = task_loss_chunks(
             tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK
         )
@@ -284,22 +285,22 @@ class IGPGTaskLossStage(Stage):
         normalised_BD = normalizer.normalise(values_BD)
         corpus_BD = normalizer.normalise(batch.values_BD)
         distance = (normalised_BD - corpus_BD).square().mean()
-        loss = loss_B.mean() + self.config.anchor * distance
+        loss = loss_B.mean() + self.config.l2_anchor_weight * distance
         metrics = {
             "task_loss": loss_B.mean().detach(),
             "accuracy": accuracy_B.mean().detach(),
             "distance": distance.detach(),
         }
-        if self.config.spread > 0 and len(loss_B) > 1:
-            spread = spread_loss(normalised_BD, corpus_BD)
-            metrics["spread"] = spread.detach()
+        if self.config.diversity_weight > 0 and len(loss_B) > 1:
+            diversity = diversity_loss(normalised_BD, corpus_BD)
+            metrics["diversity_loss"] = diversity.detach()
             # Networks that are at chance would fly apart and never learn; those that do their task are moved gently.
-            loss = loss + self.config.spread * _confidence(loss_B.detach(), batch) * spread
-        if self.config.likelihood > 0:
+            loss = loss + self.config.diversity_weight * _confidence(loss_B.detach(), batch) * diversity
+        if self.config.nll_weight > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.
             part = batch.first(max(1, len(loss_B) // 4))
             part_noise = noise.split(torch.ones(1, dtype=torch.int64), _LIKELIHOOD_STREAM).first(len(part.values_BD))
             nll = token_nll(self.prior, tokenizer, part, self.normalizers, part_noise)
             metrics["nll"] = nll.detach()
-            loss = loss + self.config.likelihood * nll
+            loss = loss + self.config.nll_weight * nll
         return StageLoss(loss=loss, metrics=metrics)

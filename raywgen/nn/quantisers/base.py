@@ -5,7 +5,6 @@ Shape legend: N vectors, K values of a vector, L tokens of a vector, V codes of 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,11 +59,6 @@ class Quantiser(nn.Module, ABC):
     @abstractmethod
     def num_codes(self) -> int:
         """V."""
-
-    @property
-    def bits_per_vector(self) -> float:
-        """`L * log2(V)`."""
-        return self.num_tokens * math.log2(self.num_codes)
 
     @property
     def num_codebook_values(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.weights import Normalizer
 from tests.builders import (
     DEEP,
@@ -63,8 +64,8 @@ def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None
     layout, told = layout_of(), condition(3)
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout)
-    rollout = generator.prior.rollout(told, table, tokenizer.quantiser, noise_for(3), 1.0)
-    decoded_BMK = tokenizer.decode(rollout.codes_BML, table.places_MG)
+    sample = sample_tokens(generator.prior, told, table, tokenizer.quantiser, noise_for(3), 1.0)
+    decoded_BMK = tokenizer.decode(sample.codes_BML, table.places_MG)
     expected_BD = tokenizer.values(decoded_BMK, layout, generator.normalizer(layout))
     written = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(decoding="tokens"))
     assert torch.equal(written.values_BD, expected_BD)

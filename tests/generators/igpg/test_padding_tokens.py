@@ -14,8 +14,8 @@ from torch import Tensor
 
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.rollout import Rollout
 from raywgen.generators.igpg.stages import token_nll
+from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.quantisers import QuantiserConfig, QuantiserKind
 from raywgen.weights import WeightBatch
 from tests.builders import (
@@ -69,10 +69,12 @@ def is_real(generator: IGPG) -> Tensor:
     return torch.tensor([[bool(part.any()) for part in mask_K.split(2)] for mask_K in mask_MK])
 
 
-def rollout(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0) -> Rollout:
+def sample(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0) -> TokenSample:
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout_of(WIDE))
-    return generator.prior.rollout(condition(NUM), table, tokenizer.quantiser, noise_for(NUM), temperature, sampling)
+    return sample_tokens(
+        generator.prior, condition(NUM), table, tokenizer.quantiser, noise_for(NUM), temperature, sampling
+    )
 
 
 @pytest.mark.parametrize("quantiser", CODERS)
@@ -90,7 +92,7 @@ def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likel
     padding_XL = zeros_L.expand_as(is_real_ML)[~is_real_ML]
     assert bool((generator.tokens(values_of(WIDE)[:NUM], layout)[:, ~is_real_ML] == padding_XL).all())
     for temperature in (0.0, 1.0):
-        written = rollout(generator, sampling, temperature)
+        written = sample(generator, sampling, temperature)
         assert bool((written.codes_BML[:, ~is_real_ML] == padding_XL).all())
         told, table, rvq = condition(NUM), tokenizer.table(layout), tokenizer.quantiser
         with torch.no_grad():
@@ -109,7 +111,7 @@ def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likel
 def test_the_expected_code_of_padding_is_its_code(quantiser: QuantiserKind, way: str) -> None:
     window, sampling = WAYS[way]
     generator = generator_of(quantiser, "filter", window)
-    written = rollout(generator, sampling)
+    written = sample(generator, sampling)
     assert written.expected_BMK is not None
     is_real_MK = is_real(generator).repeat_interleave(2, dim=1)
     decoded_BMK = generator.tokenizer.quantiser.decode(written.codes_BML)

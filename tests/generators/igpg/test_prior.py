@@ -14,7 +14,7 @@ from torch import Tensor
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.igpg.config import PriorConfig
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.rollout import Rollout
+from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition
 from raywgen.weights.chunks import num_place_features
@@ -55,14 +55,14 @@ def told() -> Condition:
 
 
 @pytest.fixture(scope="module")
-def hidden_BMH(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser, rollout: Rollout) -> Tensor:
+def hidden_BMH(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser, sample: TokenSample) -> Tensor:
     with torch.no_grad():
-        return prior.hidden(rollout.codes_BML, told, table, rvq)
+        return prior.hidden(sample.codes_BML, told, table, rvq)
 
 
 @pytest.fixture(scope="module")
-def rollout(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser) -> Rollout:
-    return prior.rollout(told, table, rvq, noise_for(4), temperature=1.0)
+def sample(prior: Prior, told: Condition, table: ChunkTable, rvq: ResidualQuantiser) -> TokenSample:
+    return sample_tokens(prior, told, table, rvq, noise_for(4), temperature=1.0)
 
 
 def test_probabilities_of_all_token_sequences_sum_to_one(prior, rvq, table) -> None:
@@ -76,30 +76,30 @@ def test_probabilities_of_all_token_sequences_sum_to_one(prior, rvq, table) -> N
     assert float(log_p_B.exp().std()) > 1e-4
 
 
-def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, table, told, rollout) -> None:
+def test_rollout_gives_the_log_prob_of_its_own_tokens(prior, rvq, table, told, sample) -> None:
     with torch.no_grad():
-        hidden_BMH = prior.hidden(rollout.codes_BML, told, table, rvq)
-        log_p_BML = prior.head.log_likelihood(hidden_BMH, rollout.codes_BML, rvq)
+        hidden_BMH = prior.hidden(sample.codes_BML, told, table, rvq)
+        log_p_BML = prior.head.log_likelihood(hidden_BMH, sample.codes_BML, rvq)
         # Cached and full attention round differently.
         expected_BMK = prior.head.expected_latents(hidden_BMH, rvq)
-    torch.testing.assert_close(rollout.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(rollout.expected_BMK, expected_BMK, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sample.expected_BMK, expected_BMK, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_log_prob_is_that_of_temperature_one(prior, rvq, table, told, temperature) -> None:
-    drawn = prior.rollout(told, table, rvq, noise_for(4), temperature)
+    drawn = sample_tokens(prior, told, table, rvq, noise_for(4), temperature)
     with torch.no_grad():
         hidden_BMH = prior.hidden(drawn.codes_BML, told, table, rvq)
         log_p_BML = prior.head.log_likelihood(hidden_BMH, drawn.codes_BML, rvq)
     torch.testing.assert_close(drawn.log_prob_BM, log_p_BML.sum(dim=2), rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_see_earlier_chunks_only(prior, rvq, table, told, rollout) -> None:
-    codes_BML = rollout.codes_BML.clone()
+def test_tokens_see_earlier_chunks_only(prior, rvq, table, told, sample) -> None:
+    codes_BML = sample.codes_BML.clone()
     codes_BML[:, 1] = (codes_BML[:, 1] + 1) % NUM_CODES
     with torch.no_grad():
-        before, after = (prior.hidden(codes, told, table, rvq) for codes in (rollout.codes_BML, codes_BML))
+        before, after = (prior.hidden(codes, told, table, rvq) for codes in (sample.codes_BML, codes_BML))
         assert torch.equal(before, after)  # the last chunk's tokens are inputs of nothing
         codes_BML[:, 0] = (codes_BML[:, 0] + 1) % NUM_CODES
         changed = prior.hidden(codes_BML, told, table, rvq)
@@ -138,7 +138,7 @@ def test_with_certain_tokens_the_expected_code_is_their_code(rvq, hidden_BMH) ->
 
 
 def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, table, told) -> None:
-    first, second = (prior.rollout(told, table, rvq, noise_for(4, seed), 0.0) for seed in (1, 2))
+    first, second = (sample_tokens(prior, told, table, rvq, noise_for(4, seed), 0.0) for seed in (1, 2))
     assert torch.equal(first.codes_BML, second.codes_BML)
     with torch.no_grad():
         zeros_BK = torch.zeros(4, LENGTH)
@@ -148,15 +148,15 @@ def test_temperature_zero_ignores_the_noise_and_takes_the_likeliest(prior, rvq, 
 
 
 def test_noise_changes_the_tokens(prior, rvq, table, told) -> None:
-    first, second = (prior.rollout(told, table, rvq, noise_for(4, seed), 1.0) for seed in (1, 2))
+    first, second = (sample_tokens(prior, told, table, rvq, noise_for(4, seed), 1.0) for seed in (1, 2))
     assert not torch.equal(first.codes_BML, second.codes_BML)
 
 
-def test_four_networks_at_once_are_two_and_two(prior, rvq, table, told, rollout) -> None:
+def test_four_networks_at_once_are_two_and_two(prior, rvq, table, told, sample) -> None:
     for part in (slice(0, 2), slice(2, 4)):
-        alone = prior.rollout(part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0)
-        assert torch.equal(alone.codes_BML, rollout.codes_BML[part])
-        torch.testing.assert_close(alone.log_prob_BM, rollout.log_prob_BM[part], rtol=1e-5, atol=1e-5)
+        alone = sample_tokens(prior, part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0)
+        assert torch.equal(alone.codes_BML, sample.codes_BML[part])
+        torch.testing.assert_close(alone.log_prob_BM, sample.log_prob_BM[part], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -165,7 +165,7 @@ def test_the_first_chunks_tokens_are_drawn_with_their_probability(prior, rvq, ta
     num = 4000
     told = condition(1).repeat(num)
     first_1 = ChunkTable(places_MG=table.places_MG[:1])
-    drawn = prior.rollout(told, first_1, rvq, noise_for(num, seed=5), temperature)
+    drawn = sample_tokens(prior, told, first_1, rvq, noise_for(num, seed=5), temperature)
     with torch.no_grad():
         state_H = prior.hidden(drawn.codes_BML[:1], condition(1), first_1, rvq)[0, 0]
         p_V = (level_logits(prior.head, state_H, torch.zeros(LENGTH), 0, rvq) / temperature).softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Drawing: truncation, guidance, averaging, mismatched conditions.
+"""Drawing: truncation, guidance, averaging, shuffled conditions.
 
 Shape legend: B networks, M chunks, H width.
 """
@@ -13,8 +13,8 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.generation import GenerateConfig, SamplingError, generate_best
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.mismatch import MismatchError, mismatched
-from raywgen.generators.igpg.prior import GuidanceError
+from raywgen.generators.igpg.shuffled_conditions import ShuffleError, shuffled_conditions
+from raywgen.generators.igpg.token_sampling import GuidanceError, sample_tokens
 from tests.builders import condition, hypernetwork, igpg, igpg_config, layout_of, network, noise_for
 
 
@@ -35,16 +35,18 @@ def generator() -> IGPG:
     return generator_that_forgets()
 
 
-def rollout(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0, seed: int = 0):
+def sample(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0, seed: int = 0):
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout_of())
-    return generator.prior.rollout(condition(4), table, tokenizer.quantiser, noise_for(4, seed), temperature, sampling)
+    return sample_tokens(
+        generator.prior, condition(4), table, tokenizer.quantiser, noise_for(4, seed), temperature, sampling
+    )
 
 
 def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) -> None:
-    plain = rollout(generator, SamplingConfig())
+    plain = sample(generator, SamplingConfig())
     # So near to 1 that both sides are computed and mixed.
-    near = rollout(generator, SamplingConfig(guidance=1 + 1e-7))
+    near = sample(generator, SamplingConfig(guidance=1 + 1e-7))
     assert torch.equal(plain.codes_BML, near.codes_BML)
     torch.testing.assert_close(plain.log_prob_BM, near.log_prob_BM, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(plain.expected_BMK, near.expected_BMK, rtol=1e-4, atol=1e-5)
@@ -53,11 +55,11 @@ def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) 
 @pytest.mark.parametrize("chunks", ["coherent", "independent"])
 def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
     """The same as where instruction and samples are left out of the only side there is."""
-    free = rollout(generator, SamplingConfig(guidance=0.0, chunks=chunks))
+    free = sample(generator, SamplingConfig(guidance=0.0, chunks=chunks))
     prior, prefix = generator.prior, generator.prior.prefix
     prior.prefix = lambda cond, places, _=None: prefix(cond, places, torch.ones(len(cond), 2, dtype=torch.bool))  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        forgotten = rollout(generator, SamplingConfig(chunks=chunks))
+        forgotten = sample(generator, SamplingConfig(chunks=chunks))
     finally:
         prior.prefix = prefix  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(free.codes_BML, forgotten.codes_BML)
@@ -69,7 +71,7 @@ def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
 def test_log_prob_is_told_the_condition_whatever_the_guidance(generator: IGPG) -> None:
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout_of())
-    drawn = rollout(generator, SamplingConfig(guidance=3.0, top_k=3), temperature=0.7)
+    drawn = sample(generator, SamplingConfig(guidance=3.0, top_k=3), temperature=0.7)
     with torch.no_grad():
         read_BM = generator.prior.log_likelihood(drawn.codes_BML, condition(4), table, tokenizer.quantiser)
     # Cached and full attention round differently.
@@ -85,22 +87,22 @@ def test_guidance_of_a_prior_that_never_forgot_is_refused() -> None:
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_one_code_to_draw_from_is_argmax(generator: IGPG, sampling: SamplingConfig, guidance: float) -> None:
     sampling = dataclasses.replace(sampling, guidance=guidance)
-    argmax = rollout(generator, sampling, temperature=0.0)
+    argmax = sample(generator, sampling, temperature=0.0)
     for seed in (1, 2):
-        drawn = rollout(generator, sampling, temperature=1.0, seed=seed)
+        drawn = sample(generator, sampling, temperature=1.0, seed=seed)
         assert torch.equal(drawn.codes_BML, argmax.codes_BML)
 
 
 def test_top_k_and_top_p_of_all_change_nothing_and_less_does(generator: IGPG) -> None:
-    plain = rollout(generator, SamplingConfig())
-    every = rollout(generator, SamplingConfig(top_k=8, top_p=1.0))
-    some = rollout(generator, SamplingConfig(top_k=2))
+    plain = sample(generator, SamplingConfig())
+    every = sample(generator, SamplingConfig(top_k=8, top_p=1.0))
+    some = sample(generator, SamplingConfig(top_k=2))
     assert torch.equal(plain.codes_BML, every.codes_BML)
     assert not torch.equal(plain.codes_BML, some.codes_BML)
 
 
 def test_a_bfloat16_cache_writes_nearly_the_same(generator: IGPG) -> None:
-    full, half = (rollout(generator, SamplingConfig(half_cache=on), temperature=0.0) for on in (False, True))
+    full, half = (sample(generator, SamplingConfig(half_cache=on), temperature=0.0) for on in (False, True))
     same_BM = (full.codes_BML == half.codes_BML).float().mean()
     # An argmax may tip where two codes are nearly as likely.
     assert float(same_BM) > 0.9
@@ -121,9 +123,9 @@ def test_an_average_is_the_mean_over_weights_and_one_of_it_is_what_one_would_be(
     assert not torch.allclose(each.values_BD[0], each.values_BD[1], atol=1e-3)
 
 
-def test_mismatched_conditions_are_those_of_other_instructions() -> None:
+def test_shuffled_conditions_are_those_of_other_instructions() -> None:
     told = condition(4).repeat(2)
-    moved = mismatched(told)
+    moved = shuffled_conditions(told)
     assert sorted(moved.instructions) == sorted(told.instructions)
     for b, text in enumerate(moved.instructions):
         assert text != told.instructions[b]
@@ -132,20 +134,20 @@ def test_mismatched_conditions_are_those_of_other_instructions() -> None:
         assert torch.equal(moved.samples_BSF[b], told.samples_BSF[source])
         assert torch.equal(moved.labels_BS[b], told.labels_BS[source])
     for few in (condition(1), condition(1).repeat(3)):
-        with pytest.raises(MismatchError, match="several tasks at once"):
-            mismatched(few)
+        with pytest.raises(ShuffleError, match="several tasks at once"):
+            shuffled_conditions(few)
 
 
-def test_mismatched_is_what_the_moved_conditions_write(generator: IGPG) -> None:
+def test_shuffled_is_what_the_moved_conditions_write(generator: IGPG) -> None:
     told, layout = condition(4), layout_of()
-    written = generator.generate(told, layout, noise_for(4), sampling=SamplingConfig(chunks="mismatched"))
-    moved = generator.generate(mismatched(told), layout, noise_for(4))
+    written = generator.generate(told, layout, noise_for(4), sampling=SamplingConfig(chunks="shuffled"))
+    moved = generator.generate(shuffled_conditions(told), layout, noise_for(4))
     assert torch.equal(written.values_BD, moved.values_BD)
 
 
 def test_log_prob_of_what_was_written_as_tokens(generator: IGPG) -> None:
     told, layout = condition(3), layout_of()
-    drawn = rollout(generator, SamplingConfig())
+    drawn = sample(generator, SamplingConfig())
     values_BD = torch.randn(3, layout.num_values, generator=torch.Generator().manual_seed(0))
     codes_BML = generator.tokens(values_BD, layout)
     assert codes_BML.shape == drawn.codes_BML[:3].shape
@@ -181,7 +183,7 @@ def test_settings_come_from_the_command_line_and_are_checked() -> None:
     assert read.sampling == SamplingConfig(top_k=5, chunks="independent")
     for wrong, message in (
         ("decoding=mean", "give one of expected, tokens"),
-        ("chunks=some", "give one of coherent, independent, mismatched"),
+        ("chunks=some", "give one of coherent, independent, shuffled"),
         ("windows=all", "give one of sequential, parallel"),
         ("top_p=0", r"top_p=0.0 in \(0, 1\]"),
         ("guidance=-1", "guidance=-1.0 must be at least 0"),

@@ -16,6 +16,7 @@ from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
 from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition, KeyedNoise
@@ -98,8 +99,8 @@ def test_parallel_windows_are_equally_long() -> None:
 @pytest.mark.parametrize("window", [0, NUM_CHUNKS, NUM_CHUNKS + 3])
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
 def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, told, window, mode) -> None:
-    whole = prior_of(0).rollout(told, table, rvq, noise_for(4), 1.0, WHOLE)
-    windowed = prior_of(window).rollout(told, table, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
+    whole = sample_tokens(prior_of(0), told, table, rvq, noise_for(4), 1.0, WHOLE)
+    windowed = sample_tokens(prior_of(window), told, table, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
     assert torch.equal(windowed.codes_BML, whole.codes_BML)
     assert torch.equal(windowed.log_prob_BM, whole.log_prob_BM)
     assert whole.expected_BMK is not None
@@ -117,7 +118,7 @@ def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, to
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 6])
 def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, told, window, mode) -> None:
     prior, sampling = prior_of(window), MODES[mode]
-    written = prior.rollout(told, table, rvq, noise_for(4), 1.0, sampling)
+    written = sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, sampling)
     with torch.no_grad():
         read_BM = prior.log_likelihood(written.codes_BML, told, table, rvq, sampling)
         hidden_BMH = prior.hidden(written.codes_BML, told, table, rvq, sampling)
@@ -165,7 +166,8 @@ def test_a_chunk_depends_on_what_its_window_holds_before_it_alone(rvq, table, to
 def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, told, mode) -> None:
     prior = prior_of(3)
     first, *others = (
-        prior.rollout(told, table, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows)) for rows in (1, 8, 1000)
+        sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows))
+        for rows in (1, 8, 1000)
     )
     for other in others:
         assert torch.equal(other.codes_BML, first.codes_BML)
@@ -176,9 +178,9 @@ def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, told, 
 @pytest.mark.parametrize("mode", MODES)
 def test_four_networks_at_once_are_two_and_two(rvq, table, told, mode) -> None:
     prior = prior_of(3)
-    together = prior.rollout(told, table, rvq, noise_for(4), 1.0, MODES[mode])
+    together = sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, MODES[mode])
     for part in (slice(0, 2), slice(2, 4)):
-        alone = prior.rollout(part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
+        alone = sample_tokens(prior, part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
         assert torch.equal(alone.codes_BML, together.codes_BML[part])
 
 
@@ -186,7 +188,7 @@ def test_independent_chunks_are_drawn_with_their_probability(rvq, table) -> None
     num, prior = 4000, prior_of(0)
     told = condition(1).repeat(num)
     first_2, alone = ChunkTable(places_MG=table.places_MG[:2]), SamplingConfig(chunks="independent")
-    drawn = prior.rollout(told, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
+    drawn = sample_tokens(prior, told, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
     with torch.no_grad():
         prefix_BTH = prior.prefix(condition(1), table.places_MG[:2])
         zeros_11K = torch.zeros(1, 1, LENGTH)

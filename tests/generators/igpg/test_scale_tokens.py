@@ -20,6 +20,7 @@ from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
@@ -216,7 +217,7 @@ def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
 def test_the_task_loss_stage_trains_what_writes_scales(mode: str) -> None:
     generator, batch = shaken(igpg(config_of(mode), own_starts())), weight_batch()
     stage = IGPGTaskLossStage(
-        dataclasses.replace(igpg_config().task_loss, likelihood=0.0, anchor=0.0),
+        dataclasses.replace(igpg_config().task_loss, nll_weight=0.0, l2_anchor_weight=0.0),
         generator.prior,
         generator.correction,
         generator.variation,
@@ -238,10 +239,10 @@ def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str
     generator, layout, told = igpg(config, normalizers(SMALL, WIDE)), layout_of(WIDE), condition(4)
     asked = SamplingConfig(decoding="tokens", **sampling)
     table = generator.tokenizer.table(layout)
-    rollout = generator.prior.rollout(told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
-    assert rollout.codes_BML.shape[1] == len(generator.tokenizer.mask(layout))
+    sample = sample_tokens(generator.prior, told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
+    assert sample.codes_BML.shape[1] == len(generator.tokenizer.mask(layout))
     written = generator.generate(told, layout, noise_for(4), sampling=asked)
-    read_BM = generator.prior.log_likelihood(rollout.codes_BML, told, table, generator.tokenizer.quantiser, asked)
+    read_BM = generator.prior.log_likelihood(sample.codes_BML, told, table, generator.tokenizer.quantiser, asked)
     assert written.log_prob_B is not None
     torch.testing.assert_close(written.log_prob_B, read_BM.sum(dim=1), rtol=1e-4, atol=1e-3)
     nll = token_nll(generator.prior, generator.tokenizer, weight_batch(WIDE), generator.normalizers, noise_for(8))

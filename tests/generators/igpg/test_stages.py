@@ -13,7 +13,8 @@ from torch import nn
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, spread_loss, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, diversity_loss, token_nll
+from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.weights import Layout, Normalizer, WeightBatch
@@ -79,7 +80,7 @@ def test_task_loss_stage_trains_prior_and_correction_only() -> None:
 def varied() -> IGPG:
     """An untrained generator whose variation already says something."""
     config = igpg_config()
-    generator = igpg(replace(config, task_loss=replace(config.task_loss, spread=0.3)))
+    generator = igpg(replace(config, task_loss=replace(config.task_loss, diversity_weight=0.3)))
     assert generator.variation is not None
     final = generator.variation.out[-1]
     assert isinstance(final, nn.Linear)
@@ -90,9 +91,11 @@ def varied() -> IGPG:
 def test_variation_is_there_where_networks_are_spread_alone() -> None:
     assert igpg().variation is None
     config = igpg_config()
-    assert igpg(replace(config, task_loss=replace(config.task_loss, spread=0.3, num_steps=0))).variation is None
+    assert (
+        igpg(replace(config, task_loss=replace(config.task_loss, diversity_weight=0.3, num_steps=0))).variation is None
+    )
     generator = varied()
-    trained = {id(parameter) for parameter in task_loss_stage(generator, spread=0.3).parameters()}
+    trained = {id(parameter) for parameter in task_loss_stage(generator, diversity_weight=0.3).parameters()}
     assert generator.variation is not None
     assert {id(parameter) for parameter in generator.variation.parameters()} < trained
 
@@ -103,9 +106,9 @@ def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
     table = generator.tokenizer.table(batch.layout)
     with torch.no_grad():
         told = (batch.condition, table, generator.tokenizer.quantiser, noise_for(8), 0.5)
-        rollout = generator.prior.rollout(*told)
-        assert rollout.expected_BMK is not None
-        beyond_BMK = generator.tokenizer.quantiser.decode(rollout.codes_BML) - rollout.expected_BMK
+        sample = sample_tokens(generator.prior, *told)
+        assert sample.expected_BMK is not None
+        beyond_BMK = generator.tokenizer.quantiser.decode(sample.codes_BML) - sample.expected_BMK
         added_BMK = generator.variation(beyond_BMK, table.places_MG)
         written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
         generator.variation = None
@@ -147,7 +150,7 @@ def test_task_loss_is_that_of_the_networks_one_by_one() -> None:
 @pytest.mark.parametrize("is_varied", [False, True])
 def test_task_loss_loss_is_that_of_the_networks_which_generate_writes(is_varied: bool) -> None:
     generator, batch = varied() if is_varied else igpg(), weight_batch()
-    stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5).eval()
+    stage = task_loss_stage(generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     expected = task_loss(written.values_BD, batch)[0].mean()
@@ -157,8 +160,8 @@ def test_task_loss_loss_is_that_of_the_networks_which_generate_writes(is_varied:
 
 def test_likelihood_is_added_with_its_weight() -> None:
     generator, batch = igpg(), weight_batch()
-    plain = task_loss_stage(generator, likelihood=0.0).eval()(batch, noise_for(8))
-    both = task_loss_stage(generator, likelihood=0.3).eval()(batch, noise_for(8))
+    plain = task_loss_stage(generator, nll_weight=0.0).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, nll_weight=0.3).eval()(batch, noise_for(8))
     torch.testing.assert_close(both.loss, plain.loss + 0.3 * both.metrics["nll"], rtol=1e-5, atol=1e-6)
     assert "nll" not in plain.metrics
     nll = token_nll(generator.prior, generator.tokenizer, batch.first(2), generator.normalizers, noise_for(2))
@@ -169,7 +172,7 @@ def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_u
     config = igpg_config()
     config.prior.window = 2
     generator, batch = igpg(config), weight_batch()
-    nll = task_loss_stage(generator, likelihood=0.3).eval()(batch, noise_for(8)).metrics["nll"]
+    nll = task_loss_stage(generator, nll_weight=0.3).eval()(batch, noise_for(8)).metrics["nll"]
     told = (generator.prior, generator.tokenizer, batch.first(2), generator.normalizers)
     own = noise_for(2).split(torch.ones(1, dtype=torch.int64), 1)
     torch.testing.assert_close(nll, token_nll(*told, own).detach(), rtol=1e-5, atol=1e-6)
@@ -178,8 +181,8 @@ def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_u
 
 def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
     generator, batch = igpg(), weight_batch()
-    plain = task_loss_stage(generator, anchor=0.0).eval()(batch, noise_for(8))
-    both = task_loss_stage(generator, anchor=0.3).eval()(batch, noise_for(8))
+    plain = task_loss_stage(generator, l2_anchor_weight=0.0).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, l2_anchor_weight=0.3).eval()(batch, noise_for(8))
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     scale_D = generator.normalizers[batch.layout.id][1].scale_D
     distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
@@ -195,7 +198,7 @@ def test_spread_is_how_far_each_deviation_is_from_the_corpus() -> None:
     direction_B = direction_B / direction_B.std()
     written_BD = direction_B.unsqueeze(1) * unit * torch.tensor([0.0, 0.5, 1.0, 1.0, 2.0]) + 7
     # The variance added under the root moves a deviation of zero by less than 0.01, and others by far less.
-    assert float(spread_loss(written_BD, corpus_BD)) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
+    assert float(diversity_loss(written_BD, corpus_BD)) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
 
 
 def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> None:
@@ -206,19 +209,24 @@ def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> N
     answers_BS = stacked_logits(batch.module, states, batch.query.samples_BSF).argmax(dim=-1)
     batch = replace(batch, query=replace(batch.query, labels_BS=answers_BS))
     plain = task_loss_stage(generator).eval()(batch, noise_for(8))
-    both = task_loss_stage(generator, spread=0.3).eval()(batch, noise_for(8))
+    both = task_loss_stage(generator, diversity_weight=0.3).eval()(batch, noise_for(8))
     confidence = 2 * task_loss(written.values_BD, batch)[0].neg().exp().mean() - 1
     assert float(confidence) > 0.02
     # Cached and full attention round differently.
-    torch.testing.assert_close(both.loss, plain.loss + 0.3 * confidence * both.metrics["spread"], rtol=1e-4, atol=1e-5)
-    assert "spread" not in plain.metrics
+    torch.testing.assert_close(
+        both.loss, plain.loss + 0.3 * confidence * both.metrics["diversity_loss"], rtol=1e-4, atol=1e-5
+    )
+    assert "diversity_loss" not in plain.metrics
     wrong = replace(batch, query=replace(batch.query, labels_BS=1 - answers_BS))
     without, with_spread = (
-        task_loss_stage(generator, spread=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3)
+        task_loss_stage(generator, diversity_weight=weight).eval()(wrong, noise_for(8)) for weight in (0.0, 0.3)
     )
     torch.testing.assert_close(with_spread.loss, without.loss)
     # One network has no variance.
-    assert "spread" not in task_loss_stage(generator, spread=0.3).eval()(batch.first(1), noise_for(1)).metrics
+    assert (
+        "diversity_loss"
+        not in task_loss_stage(generator, diversity_weight=0.3).eval()(batch.first(1), noise_for(1)).metrics
+    )
 
 
 def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
@@ -234,7 +242,7 @@ def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
         gradients = []
         for weight in (30.0, 0.0):
             generator.zero_grad()
-            task_loss_stage(generator, spread=weight, anchor=0.0, likelihood=0.0).eval()(
+            task_loss_stage(generator, diversity_weight=weight, l2_anchor_weight=0.0, nll_weight=0.0).eval()(
                 asked, noise_for(8)
             ).loss.backward()
             parts = [p.grad.flatten() for p in generator.correction.parameters() if p.grad is not None]
@@ -250,7 +258,9 @@ def test_task_loss_stage_writes_parallel_windows_as_generation_does() -> None:
     generator, batch = igpg(config), weight_batch()
     losses = {}
     for windows in ("parallel", "sequential"):
-        stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5, windows=windows).eval()
+        stage = task_loss_stage(
+            generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5, windows=windows
+        ).eval()
         losses[windows] = stage(batch, noise_for(8)).loss.detach()
         sampling = SamplingConfig(windows=windows)
         told = (batch.condition, batch.layout, noise_for(8))
@@ -277,7 +287,9 @@ def normalised_batch() -> tuple[IGPG, WeightBatch]:
 @pytest.mark.parametrize("statistics", ["stored", "batch"])
 def test_task_loss_stage_takes_the_statistics_it_is_told(statistics: str) -> None:
     generator, batch = normalised_batch()
-    stage = task_loss_stage(generator, likelihood=0.0, anchor=0.0, temperature=0.5, statistics=statistics).eval()
+    stage = task_loss_stage(
+        generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5, statistics=statistics
+    ).eval()
     loss = stage(batch, noise_for(8)).loss
     written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
     logits = []
@@ -311,7 +323,7 @@ def test_task_loss_gradient_by_finite_differences_in_float64() -> None:
         assert isinstance(final, torch.nn.Linear)
         final.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     # At temperature 0 the prefix is the same on both sides of a small step, unless two codes tie.
-    stage = task_loss_stage(generator, likelihood=0.0, temperature=0.0)
+    stage = task_loss_stage(generator, nll_weight=0.0, temperature=0.0)
     stage(batch, noise_for(3)).loss.backward()
     step = 1e-6
     text = generator.prior.condition.text
@@ -342,19 +354,18 @@ def test_task_loss_gradient_by_finite_differences_in_float64() -> None:
         assert numeric != 0
 
 
-def test_rollouts_of_the_task_loss_stage_have_no_dropout() -> None:
+def test_samples_of_the_task_loss_stage_have_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     config = igpg().config
     config.prior.dropout = 0.5
     generator = igpg(config)
-    stage = task_loss_stage(generator, likelihood=0.0).train()
+    stage = task_loss_stage(generator, nll_weight=0.0).train()
     seen = []
-    rollout = generator.prior.rollout
 
-    def watched(*args, **kwargs):
-        seen.append((generator.prior.training, rollout(*args, **kwargs)))
+    def watched(*args: Any) -> TokenSample:
+        seen.append((generator.prior.training, sample_tokens(*args)))
         return seen[-1][1]
 
-    generator.prior.rollout = watched  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr("raywgen.generators.igpg.stages.sample_tokens", watched)
     for _ in range(2):
         stage(weight_batch(), noise_for(8))
     assert [training for training, _ in seen] == [False, False]

@@ -17,6 +17,7 @@ from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
+from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.igpg.windows import plan_parts
 from raywgen.weights import Normalizer, layout_normalizer
 from raywgen.weights.groups import groups_of
@@ -112,7 +113,7 @@ def test_what_a_chunk_is_told_is_what_its_values_are_multiplied_by() -> None:
 def test_written_tokens_are_as_likely_as_the_same_tokens_read(mode: str, window: int, scales: str) -> None:
     generator, sampling, told = generator_of(window, scales), MODES[mode], condition(NUM)
     prior, rvq, table = generator.prior, generator.tokenizer.quantiser, generator.tokenizer.table(layout_of(WIDE))
-    written = prior.rollout(told, table, rvq, noise_for(NUM), 1.0, sampling)
+    written = sample_tokens(prior, told, table, rvq, noise_for(NUM), 1.0, sampling)
     with torch.no_grad():
         read_BM = prior.log_likelihood(written.codes_BML, told, table, rvq, sampling)
         hidden_BMH = prior.hidden(written.codes_BML, told, table, rvq, sampling)
@@ -122,7 +123,7 @@ def test_written_tokens_are_as_likely_as_the_same_tokens_read(mode: str, window:
     torch.testing.assert_close(written.log_prob_BM, read_BM, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(written.expected_BMK, expected_BMK, rtol=1e-4, atol=1e-5)
     for part in (slice(0, 2), slice(2, 4)):
-        alone = prior.rollout(part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, sampling)
+        alone = sample_tokens(prior, part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, sampling)
         assert torch.equal(alone.codes_BML, written.codes_BML[part])
 
 

@@ -132,7 +132,7 @@ def test_bits_of_scales_are_counted(mode: str, num_scales: int) -> None:
         torch.zeros(1, num_chunks, 8), tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     )
     assert codes_BML.shape == (1, num_chunks, 2)
-    assert tokenizer.quantiser.bits_per_vector * num_chunks == pytest.approx(codes_BML.numel() * 4)
+    assert tokenizer.quantiser.num_tokens * 4 * num_chunks == pytest.approx(codes_BML.numel() * 4)
     assert tokenizer.mask(CONVOLUTIONAL).sum() == 6 + num_scales + CONVOLUTIONAL.num_values
 
 

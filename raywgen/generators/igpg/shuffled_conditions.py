@@ -12,15 +12,15 @@ import torch
 from raywgen.weights import Condition
 
 
-class MismatchError(ValueError):
-    """Conditions that cannot be mismatched."""
+class ShuffleError(ValueError):
+    """Conditions that cannot be shuffled."""
 
 
-def mismatched(condition: Condition) -> Condition:
+def shuffled_conditions(condition: Condition) -> Condition:
     """The same conditions, moved on by as few networks as give each the condition of another instruction.
 
     Raises:
-        MismatchError: Some network would keep its instruction however far they are moved.
+        ShuffleError: Some network would keep its instruction however far they are moved.
     """
     texts = condition.instructions
     for shift in range(1, len(texts)):
@@ -34,7 +34,7 @@ def mismatched(condition: Condition) -> Condition:
                 labels_BS=torch.roll(condition.labels_BS, -shift, dims=0),
                 policies=policies,
             )
-    raise MismatchError(
-        f"chunks=mismatched: of {len(texts)} networks with {len(set(texts))} different instructions none can be given "
+    raise ShuffleError(
+        f"chunks=shuffled: of {len(texts)} networks with {len(set(texts))} different instructions none can be given "
         "another's; write for several tasks at once, each as often"
     )

@@ -7,7 +7,6 @@ told nothing), W chunks of a window, M chunks, K values of a chunk, L levels, V 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,16 +14,18 @@ from torch import Tensor
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, OwnNumbers
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
+from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
 from raywgen.nn.transformer import KeyValueCache
-from raywgen.weights import KeyedNoise
+from raywgen.weights import Condition, KeyedNoise
 
-if TYPE_CHECKING:
-    from raywgen.generators.igpg.prior import Prior
+
+class GuidanceError(ValueError):
+    """Guidance asked of a prior that never forgot its condition in training."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class TokenSample:
     """Tokens that the prior wrote.
 
     Attributes:
@@ -37,14 +38,50 @@ class Rollout:
     log_prob_BM: Tensor
     expected_BMK: Tensor | None
 
-    def first(self, num: int) -> Rollout:
+    def first(self, num: int) -> TokenSample:
         """The first chunks."""
         expected_BMK = None if self.expected_BMK is None else self.expected_BMK[:, :num]
-        return Rollout(self.codes_BML[:, :num], self.log_prob_BM[:, :num], expected_BMK)
+        return TokenSample(self.codes_BML[:, :num], self.log_prob_BM[:, :num], expected_BMK)
+
+
+def sample_tokens(
+    prior: Prior,
+    cond: Condition,
+    table: ChunkTable,
+    rvq: Codebooks,
+    noise: KeyedNoise,
+    temperature: float,
+    sampling: SamplingConfig | None = None,
+) -> TokenSample:
+    """Writes the tokens of B networks, one chunk at a time with a key-value cache.
+
+    Args:
+        prior: The model that gives the tokens' probabilities.
+        cond: What is asked for, B networks.
+        table: All chunks of the layout.
+        rvq: Code vectors.
+        noise: B rows of keyed noise.
+        temperature: 0 takes the likeliest code.
+        sampling: All other settings.
+
+    Raises:
+        GuidanceError: Guidance is asked for, but nothing was ever left out in training.
+    """
+    sampling = sampling or SamplingConfig()
+    prefix_STH = prior.prefix(cond, table.places_MG)
+    if sampling.guidance != 1:
+        if prior.condition.dropped is None:
+            raise GuidanceError(
+                f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
+                "do without its condition; train it with 0.1, or leave guidance at 1"
+            )
+        all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
+        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.places_MG, all_B2)])
+    return _sample_windows(prior, prefix_STH, table, rvq, noise, temperature, sampling)
 
 
 @torch.no_grad()
-def roll_out(
+def _sample_windows(
     prior: Prior,
     prefix_STH: Tensor,
     table: ChunkTable,
@@ -52,7 +89,7 @@ def roll_out(
     noise: KeyedNoise,
     temperature: float,
     sampling: SamplingConfig,
-) -> Rollout:
+) -> TokenSample:
     """Writes all chunks of B networks.
 
     Window n of a network draws from part n of its noise, so that what it writes depends neither on the windows
@@ -74,7 +111,7 @@ def roll_out(
     told = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
     prior.trunk(prefix_STH, told)
     leading, done = prior.leading(table), 0
-    written: list[Rollout] = []
+    written: list[TokenSample] = []
     for part in plan_parts(len(table), leading, prior.config.window, sampling):
         own = leading.own(_codes_of(written)) if leading is not None and written else None
         longest_tail = max(window.new - window.start for window in part.plan)
@@ -91,14 +128,14 @@ def roll_out(
             recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
             done += len(group)
     expected = [each.expected_BMK for each in written if each.expected_BMK is not None]
-    return Rollout(
+    return TokenSample(
         codes_BML=_codes_of(written),
         log_prob_BM=torch.cat([each.log_prob_BM for each in written], dim=1),
         expected_BMK=torch.cat(expected, dim=1) if expected else None,
     )
 
 
-def _codes_of(written: list[Rollout]) -> Tensor:
+def _codes_of(written: list[TokenSample]) -> Tensor:
     return torch.cat([each.codes_BML for each in written], dim=1)
 
 
@@ -133,7 +170,7 @@ class _Rows:
 
 def _write(
     rows: _Rows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
-) -> Rollout:
+) -> TokenSample:
     """The new chunks of a group of windows, `(B, N * W)`; those beyond their part's end are still there."""
     head, num_tail = rows.prior.head, tail_BOK.shape[1]
     previous_RK = tail_BOK.new_zeros(rows.batch * rows.num_windows, rvq.codebooks_LVK.shape[2])
@@ -164,7 +201,7 @@ def _write(
             for (told, *forgotten), forced_XL in zip(pieces, forced, strict=True)
         ]
         expected_BMK = torch.cat(expected).unflatten(0, (rows.batch, -1))
-    return Rollout(
+    return TokenSample(
         codes_BML=torch.stack(codes, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),
         log_prob_BM=torch.stack(log_probs, dim=1).unflatten(0, (rows.batch, -1)).flatten(1, 2),
         expected_BMK=expected_BMK,
