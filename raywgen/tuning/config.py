@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from raywgen.config import ConfigError
-from raywgen.names import one_of
 
-SEARCHES = ("optuna", "random")
-SCHEDULERS = ("asha", "pbt", "none")
+Search = Literal["optuna", "random"]
+Scheduler = Literal["asha", "pbt", "none"]
 
 
 @dataclass(kw_only=True)
@@ -68,8 +67,8 @@ class TuneConfig:
     train: str = "igpg"
     fixed: dict[str, Any] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=dict)
-    search: str = "optuna"
-    scheduler: str = "asha"
+    search: Search = "optuna"
+    scheduler: Scheduler = "asha"
     num_trials: int = 16
     max_steps: int = 0
     max_concurrent: int = 0
@@ -80,9 +79,6 @@ class TuneConfig:
     out: str = "runs/tune"
 
     def __post_init__(self) -> None:
-        for name, known in (("search", SEARCHES), ("scheduler", SCHEDULERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         if self.num_trials < 1 or min(self.max_steps, self.max_concurrent, self.seed) < 0:
             raise ValueError("num_trials must be at least 1; max_steps, max_concurrent and seed at least 0")
         if not self.rungs or sorted(set(self.rungs)) != self.rungs or self.rungs[0] <= 0 or self.rungs[-1] != 1:

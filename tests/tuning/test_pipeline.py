@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raywgen.config import ConfigError, load_config, save_config
+from raywgen.config import ConfigError, load_config, merge_config, save_config
 from raywgen.training import TrainConfig
 from raywgen.tuning import TuneConfig
 from raywgen.tuning.pipeline import Pipeline
@@ -143,4 +143,4 @@ def test_shipped_searches_turn_the_knobs_of_their_method(method: str, wanted: se
 )
 def test_settings_are_checked(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected.replace("(", r"\(")):
-        TuneConfig(**changes)
+        merge_config(TuneConfig, [("search.yaml", changes)])
