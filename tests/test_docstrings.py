@@ -31,7 +31,7 @@ ALLOWED: dict[str, int] = {
     "raywgen/cluster": 7,
     "raywgen/evaluation": 28,
     "raywgen/evaluation/few_shot": 6,
-    "raywgen/generation": 4,
+    "raywgen/generation": 1,
     "raywgen/generators": 11,
     "raywgen/generators/common": 20,
     "raywgen/generators/common/tokenizer": 19,

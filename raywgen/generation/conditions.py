@@ -1,7 +1,4 @@
-"""What a generator is told of a task, checked against what it was trained with.
-
-Shape legend: S samples, F features.
-"""
+"""Makes the condition of a generator from a user's instruction and data, and checks it against the training data."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from raywgen.weights import Condition
 def make_condition(
     generator: Generator, instruction: str, data: tuple[Tensor, Tensor] | None, policy: str = ""
 ) -> Condition:
-    """One condition from what a user gives; data may be left out for a generator trained on weights alone, and must.
+    """Makes one condition from what a user gives; a generator trained on weights alone takes no data.
 
     Raises:
         ConditionError: The instruction is empty, samples and labels do not fit the generator's data, or the generator
@@ -26,13 +23,13 @@ def make_condition(
     if not generator.data.has_tasks:
         if data is not None:
             raise ConditionError(
-                "this generator was trained on weights alone and can be told no data; leave data out, or describe its "
+                "this generator was trained on weights alone and takes no data; leave data out, or describe its "
                 "corpus by `raywgen corpus describe` and train anew"
             )
         return blank_condition(instruction)
     if data is None:
         raise ConditionError("data is missing: this generator writes for a task; give labelled samples of it")
-    samples, labels = (torch.as_tensor(part) for part in data)
+    samples, labels = (torch.as_tensor(array) for array in data)
     if not instruction.strip():
         raise ConditionError("the instruction is empty; say in words what the network should do")
     if not samples.dim() or labels.dim() != 1:

@@ -1,4 +1,4 @@
-"""What networks to generate, how many, where, and what becomes of them."""
+"""Settings of generation: the networks that are wanted, how and where they are generated, and how they are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Into = Literal["files", "corpus"]
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Which networks to generate.
+    """The networks that are wanted, and how to generate and keep them.
 
     Attributes:
         generator: Run folder or bundle.

@@ -1,7 +1,4 @@
-"""The two lines of the README: load a generator, fill any module.
-
-Shape legend: B networks (here 1), S samples, F features, D values.
-"""
+"""Fills any module with the weights that a trained generator writes for a task."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class UnknownLayoutError(ValueError):
-    """A layout that the generator cannot fill by adapting; the message says which it can."""
+    """The generator cannot fill a layout by adapting; the message says which layouts it can."""
 
 
 class UnknownLayoutWarning(UserWarning):
@@ -49,8 +46,8 @@ class Filled(Generic[ModuleT]):
 
     Attributes:
         module: The module that was filled.
-        on_samples: What it does on the labelled samples, beside chance; None where none were given.
-        best_of: Networks that it was chosen from by its loss on these samples; 1 where nothing was chosen.
+        on_samples: How it does on the labelled samples, beside chance; None where none were given.
+        best_of: Number of candidates that it was chosen from by its loss on these samples; 1 where none was chosen.
         log_prob: Log-probability under the generator, nats, or None where the method has no density. It says how usual
             such a network is to the generator, not how well it answers.
         is_known: Whether the generator was trained on this layout.
@@ -69,7 +66,7 @@ class TrainedGenerator:
     Attributes:
         generator: The generator itself.
         inputs: How the images that it was trained on became samples; None where they were no images.
-        encoder: The frozen encoder whose features it is told; None where it is told the samples themselves.
+        encoder: The frozen encoder of its condition; None where the condition holds the samples themselves.
     """
 
     def __init__(
@@ -92,14 +89,14 @@ class TrainedGenerator:
         """Writes weights for a new task into a module, without gradients, and returns it.
 
         Args:
-            module: What to fill. For a generator of heads a linear layer on the encoder's features, with as many
-                outputs as the task has classes.
+            module: The module to fill. For a generator of heads it is a linear layer on the encoder's features, with as
+                many outputs as the task has classes.
             support: Labelled examples of the task, in any form that `read_data` takes: inputs `(S, ...)` and integer
                 labels `(S,)` from 0. Images as uint8 `(S, C, H, W)`, samples as the encoder takes them, or features.
-            policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`; of a
+            policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
                 generator that has learned several.
-            temperature: Of the noise that generation starts from.
-            seed: Of the noise.
+            temperature: Temperature of the noise that generation starts from.
+            seed: Keys the noise.
             quiet: Whether to leave out the line that says what the network does on the examples.
 
         Raises:
@@ -119,11 +116,11 @@ class TrainedGenerator:
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
         on_samples = judge(runs, layout, values_D, samples_SF, data.labels)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
-        _tell(network, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
+        _report(network, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
         return module
 
     def features(self, samples: Tensor) -> Tensor:
-        """Samples `(S, F)` as the generator is told them: encoded, where it works on features."""
+        """Returns samples `(S, F)` as a condition holds them: encoded, where the generator works on features."""
         samples = torch.as_tensor(samples)
         if samples.dtype == torch.uint8 and self.inputs is not None and samples.dim() == 4:
             samples = self.inputs.standardised(samples)
@@ -150,7 +147,7 @@ class TrainedGenerator:
         All arguments but `quiet` are those of `fill_with_report`, and so are errors and warnings.
 
         Args:
-            module: What is filled.
+            module: The module to fill.
             instruction: The task in words.
             data: Labelled samples of the task.
             best_of: Networks written, of which the one with the lowest loss on `data` is kept.
@@ -177,14 +174,14 @@ class TrainedGenerator:
         sampling: SamplingConfig | None = None,
         unlabelled: Any = None,
     ) -> Filled[ModuleT]:
-        """Writes weights for a task into a module, and says what they are worth on the task's samples.
+        """Writes weights for a task into a module, and reports how they do on the task's samples.
 
         Args:
             module: Any `nn.Module`; its architecture is what is filled, its values are replaced. It is run once on the
                 samples, in their own shape or flat, before anything is generated. It may be of another dtype than the
                 networks that the generator learned from, wrapped, or have tied tensors.
-            instruction: The task in words. Of a generator trained on weights alone the network's name in its corpus,
-                or nothing.
+            instruction: The task in words. For a generator trained on weights alone it is the network's name in its
+                corpus, or empty.
             data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
                 integer labels `(S,)`; none for such a generator. Of more than 4,096 that many are used.
             best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
@@ -222,18 +219,18 @@ class TrainedGenerator:
         _check_module(module)
         network = unwrapped(module)
         layout = self.generator.layout_of(network.state_dict())
-        told = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
-        pair = None if told is None else (self.features(told.x), told.labels)
+        examples = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
+        pair = None if examples is None else (self.features(examples.x), examples.labels)
         condition = make_condition(self.generator, instruction, pair)
         normalizer = self.estimate_normalizer(layout, network)
         drawn = {"temperature": temperature, "seed": seed, "normalizer": normalizer, "sampling": sampling}
         inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
         on_samples, num = None, 1
-        if told is None:
+        if examples is None:
             values_D, log_prob = self._first(condition, layout, network, best_of, inputs, drawn)
         else:
             num = _BEST_OF if best_of is None else best_of
-            runs, samples_SF = self._runnable(network, told)
+            runs, samples_SF = self._runnable(network, examples)
             best = generate_best(
                 self.generator,
                 condition,
@@ -245,7 +242,7 @@ class TrainedGenerator:
                 **drawn,
             )
             values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
-            on_samples = standing(best.logits_BSC[0], told.labels, num)
+            on_samples = standing(best.logits_BSC[0], examples.labels, num)
         if normalizer is not None:
             self.warn(layout)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
@@ -255,11 +252,11 @@ class TrainedGenerator:
         return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=normalizer is None)
 
     def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:
-        """A copy that takes flat samples, and these: features where the generator works on them, else the samples."""
-        meant = [data.x, data.x.reshape(len(data.x), -1)]
+        """Returns a copy that takes flat inputs, and these inputs: features where there is an encoder, else samples."""
+        candidates = [data.x, data.x.reshape(len(data.x), -1)]
         if self.encoder is not None:
-            meant = [self.features(data.x), *meant]
-        return runnable(module, meant, int(data.labels.max()) + 1)
+            candidates = [self.features(data.x), *candidates]
+        return runnable(module, candidates, int(data.labels.max()) + 1)
 
     def _first(
         self,
@@ -270,7 +267,7 @@ class TrainedGenerator:
         unlabelled: Tensor | None,
         drawn: dict[str, Any],
     ) -> tuple[Tensor, float | None]:
-        """The first network that is written, and its log-probability."""
+        """Generates a single network, and returns it with its log-probability."""
         if best_of not in (None, 1):
             raise ConditionError(f"best_of={best_of}: without data nothing says which network is best; leave it out")
         first = generate_candidates(self.generator, condition, layout, **drawn)
@@ -281,7 +278,7 @@ class TrainedGenerator:
         return values_1D[0], _first_of(first.log_prob_B)
 
     def estimate_normalizer(self, layout: Layout, module: nn.Module) -> Normalizer | None:
-        """None for a layout that the generator was trained on; else one from the layouts most like it."""
+        """Returns None for a layout that the generator was trained on, else a normaliser from the most similar ones."""
         if self.generator.knows(layout):
             return None
         return self.generator.estimate_normalizer(layout, layout.flatten(module.state_dict()))
@@ -301,7 +298,7 @@ def _print(module: nn.Module, on_samples: Standing, best_of: int) -> None:
     print(f"{type(module).__name__} on your samples{chosen}: {on_samples.sentence()}", file=sys.stderr)
 
 
-def _tell(module: nn.Module, on_samples: Standing, remedy: str, quiet: bool) -> None:
+def _report(module: nn.Module, on_samples: Standing, remedy: str, quiet: bool) -> None:
     if not quiet:
         _print(module, on_samples, 1)
     warn_of_chance(type(module).__name__, on_samples, remedy, stacklevel=4)
@@ -312,10 +309,10 @@ def _first_of(log_prob_B: Tensor | None) -> float | None:
 
 
 def adapt_weights(generator: Generator, layout: Layout, condition: Condition, temperature: float, seed: int) -> Tensor:
-    """The flat vector `(D,)` of one network.
+    """Generates the flat vector `(D,)` of one network.
 
     Raises:
-        UnknownLayoutError: The generator has no reference point for the layout.
+        UnknownLayoutError: The generator has no normaliser for the layout.
     """
     check_known(generator, layout)
     noise = KeyedNoise(seed, torch.arange(1), 0)
@@ -326,7 +323,7 @@ def check_known(generator: Generator, layout: Layout) -> None:
     """Refuses a layout that the generator was not trained on.
 
     Raises:
-        UnknownLayoutError: It is one.
+        UnknownLayoutError: The generator was not trained on it.
     """
     if not generator.knows(layout):
         known = "; ".join(
@@ -339,7 +336,7 @@ def check_known(generator: Generator, layout: Layout) -> None:
 
 
 def _check_module(module: Any) -> None:
-    """Refuses what is no module whose values can be read and replaced."""
+    """Refuses anything but a module whose values can be read and replaced."""
     name = getattr(module, "__name__", type(module).__name__)
     if not isinstance(module, nn.Module):
         raise ConditionError(f"{name} is no nn.Module; give a module that was built, such as nn.Linear(64, 2)")

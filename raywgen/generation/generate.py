@@ -32,7 +32,7 @@ OnProgress = Callable[[int, int], None]
 def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> list[NetworkRow]:
     """Writes `num` networks for each task and architecture, as files or as a corpus; interrupted, it goes on.
 
-    Files have `networks.json` and the whole config beside them; those of an earlier run that ended are written anew. A
+    Files have `networks.json` and the whole config beside them; those of an earlier run that ended are replaced. A
     corpus of the same settings that is there already is reused.
 
     Args:

@@ -1,6 +1,6 @@
-"""The networks that are asked for, cut into work items that any process can do.
+"""Cuts the networks of a request into work items that any process can do.
 
-The noise of a network is keyed by its number among all that are asked for, and the plan alone decides which networks
+The noise of a network is keyed by its number among all networks, and the plan alone decides which networks
 are generated at once. So the result of an item is the same to the last bit whoever does it, by as many threads, and in
 whatever order.
 

@@ -104,7 +104,7 @@ def test_what_needs_a_task_is_refused_by_name(brought: Corpus, trained: str, tmp
             generate(config(brought, trained, tmp_path / "out", **wrong))
     np.savez(tmp_path / "mine.npz", x=np.zeros((4, 64), np.float32), y=np.array([0, 1, 0, 1]))
     mine = {"instruction": "Is it?", "data": str(tmp_path / "mine.npz")}
-    with pytest.raises(ConditionError, match="trained on weights alone and can be told no data"):
+    with pytest.raises(ConditionError, match="trained on weights alone and takes no data"):
         generate(config(brought, trained, tmp_path / "out", **mine))
     assert not (tmp_path / "out").exists()
 
