@@ -17,13 +17,6 @@ KNOWN = (
         "raywgen.corpus.summary",
         "raywgen.corpus.trajectory_stream",
     ),
-    (
-        "raywgen.generation.actors",
-        "raywgen.generation.plan",
-        "raywgen.generation.request",
-        "raywgen.generation.sinks",
-        "raywgen.generation.write",
-    ),
 )
 
 

@@ -29,8 +29,6 @@ ALLOWED: dict[str, int] = {
     "raywgen": 14,
     "raywgen/cli": 4,
     "raywgen/cluster": 7,
-    "raywgen/evaluation": 28,
-    "raywgen/evaluation/few_shot": 6,
     "raywgen/generation": 1,
     "raywgen/generators": 11,
     "raywgen/generators/common": 20,
@@ -44,8 +42,6 @@ ALLOWED: dict[str, int] = {
     "raywgen/nn": 10,
     "raywgen/nn/coders": 5,
     "raywgen/nn/quantisers": 18,
-    "raywgen/tasks": 33,
-    "raywgen/tasks/networks": 3,
     "raywgen/training": 15,
 }
 """Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""

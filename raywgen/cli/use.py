@@ -37,8 +37,8 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
             one.instruction or one.task_id or "-",
             _number(one.loss, 3),
             _points(one.accuracy),
-            _number(one.text_likeness, 2),
-            _number(one.data_likeness, 2),
+            _number(one.text_similarity, 2),
+            _number(one.data_similarity, 2),
             _points(one.test_accuracy),
         )
         for one in found.networks

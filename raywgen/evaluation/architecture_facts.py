@@ -1,4 +1,4 @@
-"""How architectures did on the tasks of a corpus, predictions from it, and how good a ranking is on tasks left out.
+"""Collects how architectures did on the tasks of a corpus, predicts from it, and measures rankings on tasks left out.
 
 Shape legend: T tasks, A architectures, E numbers of a task.
 """
@@ -26,7 +26,7 @@ _PENALTIES = np.logspace(-2, 4, 13)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What a corpus knows of architectures on tasks.
+    """The accuracies that a corpus holds of architectures on tasks.
 
     Attributes:
         tasks: T tasks.
@@ -41,7 +41,7 @@ class Results:
     accuracy_TA: np.ndarray
 
     def rows(self, chosen: Sequence[int]) -> Results:
-        """Of these tasks alone."""
+        """Returns the results of these tasks alone."""
         return Results(
             tasks=[self.tasks[row] for row in chosen],
             splits=[self.splits[row] for row in chosen],
@@ -52,7 +52,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """How one answer did on tasks that it knew nothing of.
+    """The measured quality of one answer on tasks that it knew nothing of.
 
     Attributes:
         answer: `predicted`, `generated` or `mean`.
@@ -133,7 +133,7 @@ def complete(results: Results) -> Results:
 
 
 def trust_of(answer: str, score_TA: np.ndarray, mean_TA: np.ndarray, truth_TA: np.ndarray) -> Trust:
-    """Of an answer's scores, higher for better, beside the architectures' means and the true accuracies."""
+    """Measures an answer's scores, higher for better, against the true accuracies, beside the architectures' means."""
     correlation_T, baseline_T = _correlations(score_TA, truth_TA), _correlations(mean_TA, truth_TA)
     taken_T = truth_TA[np.arange(len(truth_TA)), score_TA.argmax(axis=1)]
     return Trust(
@@ -153,7 +153,7 @@ def _correlations(score_TA: np.ndarray, truth_TA: np.ndarray) -> np.ndarray:
 
 
 def _half_width(values_T: np.ndarray) -> float:
-    """Of the normal 95 % interval; infinite for one value."""
+    """Returns half the width of the normal 95 % interval; infinite for one value."""
     return 1.96 * float(values_T.std(ddof=1)) / len(values_T) ** 0.5 if len(values_T) > 1 else math.inf
 
 

@@ -1,4 +1,4 @@
-"""What a generator has to beat. Every baseline gives up to n candidates per task, told what the generator is told.
+"""The baselines of a generator. Each gives up to n candidates per task and gets the same condition as the generator.
 
 Shape legend: T tasks, n candidates of a task, D values, R stored networks.
 """
@@ -86,14 +86,14 @@ def stored_plus_noise(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tenso
 def gradient(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
     T, n = len(evaluator.tasks), config.best_of
-    told = evaluator.condition.repeat(n)
+    condition = evaluator.condition.repeat(n)
     (end,) = fit(
         evaluator.module,
         Recorded(step=0, state_N=evaluator.layout.unflatten(evaluator.normalizer.base_D.expand(T * n, -1))),
-        FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
+        FitData(x=condition.samples_BSF, labels_NS=condition.labels_BS),
         FitConfig(
             num_steps=config.gradient_steps,
-            batch_size=max(1, told.labels_BS.shape[1] // 2),
+            batch_size=max(1, condition.labels_BS.shape[1] // 2),
             learning_rate=config.gradient_learning_rate,
         ),
         order_seeds=[config.seed + index for index in range(T * n)],
@@ -131,11 +131,11 @@ def _words(text: str) -> set[str]:
 
 
 def _only(evaluator: TaskEvaluator, index: int) -> TaskEvaluator:
-    told = evaluator.condition
+    condition = evaluator.condition
     one = replace(
-        told,
-        instructions=told.instructions[index : index + 1],
-        samples_BSF=told.samples_BSF[index : index + 1],
-        labels_BS=told.labels_BS[index : index + 1],
+        condition,
+        instructions=condition.instructions[index : index + 1],
+        samples_BSF=condition.samples_BSF[index : index + 1],
+        labels_BS=condition.labels_BS[index : index + 1],
     )
     return replace(evaluator, tasks=evaluator.tasks[index : index + 1], condition=one)

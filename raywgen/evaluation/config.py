@@ -1,4 +1,4 @@
-"""What an evaluation compares, and the budget that all sides get."""
+"""The settings of an evaluation: what it compares, and the budget that all sides get."""
 
 from __future__ import annotations
 

@@ -128,19 +128,19 @@ def _of_network(
     starts = {name: maker.make(name) for name in config.start}
     tasks = [build_task(task.recipe) for task in facts]
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if on_progress is not None:
             on_progress(done, total, network.name)
 
-    tuned = fine_tune(build_network(network.recipe), network.layout, starts, tasks, config, tell)
+    tuned = fine_tune(build_network(network.recipe), network.layout, starts, tasks, config, report)
     wanted_T = torch.stack([one.accuracy_TE[:, -1] for one in tuned.values()]).amin(dim=0)
     if config.accuracy:
         wanted_T = torch.full_like(wanted_T, config.accuracy)
     for name, one in tuned.items():
         for task, values_D in zip(tasks, one.values_TD, strict=True):
-            told = f"{network.name}_{task.id}_{Path(name).stem}".replace("/", "_")
+            file_name = f"{network.name}_{task.id}_{Path(name).stem}".replace("/", "_")
             metadata = {"task": task.id, "start": name, "epochs": str(config.epochs)}
-            save_state_dict(network.layout.unflatten(values_D), Path(config.out) / f"{told}.safetensors", metadata)
+            save_state_dict(network.layout.unflatten(values_D), Path(config.out) / f"{file_name}.safetensors", metadata)
     return [_row(network.name, name, tasks, one, wanted_T) for name, one in tuned.items()]
 
 
@@ -162,7 +162,7 @@ def _row(network: str, start: str, tasks: list[Task], one: FineTuned, wanted_T: 
 
 
 class _Starts:
-    """The networks that training starts from, one a task; each is told the same labelled samples."""
+    """The networks that training starts from, one a task; each gets the same labelled samples."""
 
     def __init__(
         self,

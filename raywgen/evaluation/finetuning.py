@@ -30,7 +30,7 @@ class FineTuningError(ValueError):
 
 @dataclass(kw_only=True)
 class FineTuningConfig:
-    """How every start is trained on.
+    """The settings by which every start is fine-tuned.
 
     Attributes:
         epochs: Passes over the task's training samples.
@@ -66,7 +66,7 @@ class FineTuningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuned:
-    """What became of one start.
+    """The result of fine-tuning from one start.
 
     Attributes:
         accuracy_TE: Balanced test accuracy after 0, 1, ... epochs, `(T, epochs + 1)` in [0, 1].

@@ -222,7 +222,7 @@ def sparkline(series: Series) -> Markup:
 
 
 def thinned(series: Series, most: int = 240) -> list[tuple[float, float]]:
-    """At most `most` points: each the mean of its neighbours' steps and values."""
+    """Thins a series to at most `most` points, each the mean of its neighbours' steps and values."""
     size = math.ceil(len(series) / most)
     windows = (series[start : start + size] for start in range(0, len(series), size))
     return [(sum(s for s, _ in window) / len(window), sum(v for _, v in window) / len(window)) for window in windows]

@@ -138,7 +138,7 @@ def _best_baseline(evaluation: Evaluation, split: str, prefix: str = "") -> Row 
 
 
 def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
-    """How generated networks stand to others; a difference inside the joint interval is reported as none."""
+    """Says how generated networks compare with others; a difference inside the joint interval is reported as none."""
     difference = generated[0] - other[0]
     if abs(difference) <= math.hypot(generated[1], other[1]):
         return "level with it"
@@ -302,7 +302,7 @@ def _loss_finding(train: Sequence[tuple[float, float]], validation: Sequence[tup
 
 
 def _tokenizer_finding(report: TokenizerReport) -> str:
-    """By the networks that it was not trained on, where there are any."""
+    """Sums up the tokeniser by the networks that it was not trained on, where there are any."""
     row = report.splits[-1]
     text = (
         f"At {row.bits_per_value:.2f} bits per value, {row.split} networks keep {row.snr_db:.1f} dB, "
@@ -335,7 +335,7 @@ def _codebook(codebook: Codebook) -> dict[str, Any]:
 
 
 def _paths(root: Path, evaluation: Evaluation, others: Sequence[Path]) -> list[tuple[str, str]]:
-    """What lies where: the evaluation's own list, then the files this page was made from."""
+    """Lists where files lie: the evaluation's own list, then the files this page was made from."""
     rows = [(name.replace("_", " "), path) for name, path in evaluation.paths.items()]
     rows.append(("evaluation", f"evaluation/{EVALUATION}"))
     rows += [

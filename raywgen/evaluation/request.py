@@ -1,4 +1,4 @@
-"""What a user asks for: a task of a corpus, or an instruction, samples, or both, of a task of their own.
+"""Reads the task that a user asks about: one of a corpus, or one of their own by an instruction, samples, or both.
 
 Shape legend: S samples, F features of a sample.
 """
@@ -22,7 +22,7 @@ from raywgen.trust import reading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
-    """One task, as far as it is told.
+    """A task as far as the user describes it.
 
     Attributes:
         instruction: In words; empty where none is given.

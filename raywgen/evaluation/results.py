@@ -96,7 +96,7 @@ class NoveltyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Novelty:
-    """How far networks are from those the generator was trained on.
+    """The distance of networks to those the generator was trained on.
 
     Attributes:
         rows: One a network.
@@ -127,7 +127,7 @@ class Novelty:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codebook:
-    """How often each code of each level was used."""
+    """The number of uses of each code of each level."""
 
     codes: int
     usage: tuple[tuple[float, ...], ...]

@@ -17,7 +17,7 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.evaluation.request import TaskRequest, read_task_request
 from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained_ends
-from raywgen.evaluation.task_similarity import data_likeness, text_likeness
+from raywgen.evaluation.task_similarity import data_similarity, text_similarity
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
 from raywgen.names import one_of
@@ -29,7 +29,7 @@ RANKINGS = ("auto", "loss", "accuracy", "likeness")
 
 @dataclass(kw_only=True)
 class RetrieveConfig:
-    """Which stored networks are nearest to a task.
+    """The settings of a search for the stored networks nearest to a task.
 
     Attributes:
         corpus: Where they are stored: a path or URI.
@@ -74,8 +74,8 @@ class Found:
         test_accuracy: Balanced, on the test samples of that task; None where unknown.
         loss: Class-balanced, on the labelled samples asked about, nats; None without labels.
         accuracy: Balanced, likewise.
-        text_likeness: Of the two instructions, in [0, 1]; None where one is missing.
-        data_likeness: Of the two tasks' samples, in [0, 1], likewise.
+        text_similarity: Similarity of the two instructions, in [0, 1]; None where one is missing.
+        data_similarity: Similarity of the two tasks' samples, in [0, 1]; None likewise.
     """
 
     checkpoint_id: str
@@ -85,19 +85,19 @@ class Found:
     test_accuracy: float | None
     loss: float | None = None
     accuracy: float | None = None
-    text_likeness: float | None = None
-    data_likeness: float | None = None
+    text_similarity: float | None = None
+    data_similarity: float | None = None
 
     @property
     def likeness(self) -> float:
         """Mean of the two where both are known; -1 where neither is."""
-        known = [value for value in (self.text_likeness, self.data_likeness) if value is not None]
+        known = [value for value in (self.text_similarity, self.data_similarity) if value is not None]
         return sum(known) / len(known) if known else -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieved:
-    """What was found.
+    """The networks that were found.
 
     Attributes:
         networks: The nearest ones, nearest first.
@@ -126,8 +126,8 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
         WeightsError: The file cannot be written.
     """
     corpus = Corpus.open(config.corpus)
-    told = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_task_request(corpus, **told, num_samples=config.num_samples)
+    named = {"task": config.task, "instruction": config.instruction, "data": config.data}
+    asked = read_task_request(corpus, **named, num_samples=config.num_samples)
     found = nearest(corpus, asked, where=config.where, by=config.by, top=config.top, on_progress=on_progress)
     if config.out:
         best = found.networks[0]
@@ -202,13 +202,13 @@ def _networks(
     corpus: Corpus, facts: pa.Table, asked: TaskRequest, scores: dict[str, tuple[float, float]]
 ) -> list[Found]:
     """All networks that were tried, with all that is known of them."""
-    text_of, data_of = _likenesses(corpus, asked)
+    text_of, data_of = _similarities(corpus, asked)
     names = ("checkpoint_id", "layout_id", "task_id", "test_accuracy")
     networks = []
     for name, layout_id, task_id, accuracy in zip(*(facts.column(key).to_pylist() for key in names), strict=True):
         if asked.labels_S is not None and name not in scores:
             continue
-        told = scores.get(name, (None, None))
+        score = scores.get(name, (None, None))
         networks.append(
             Found(
                 checkpoint_id=name,
@@ -216,29 +216,29 @@ def _networks(
                 task_id=task_id,
                 instruction=corpus.tasks[task_id].instruction if task_id in corpus.tasks else "",
                 test_accuracy=accuracy if accuracy is not None and math.isfinite(accuracy) else None,
-                loss=told[0],
-                accuracy=told[1],
-                text_likeness=text_of.get(task_id),
-                data_likeness=data_of.get(task_id),
+                loss=score[0],
+                accuracy=score[1],
+                text_similarity=text_of.get(task_id),
+                data_similarity=data_of.get(task_id),
             )
         )
     return networks
 
 
-def _likenesses(corpus: Corpus, asked: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
+def _similarities(corpus: Corpus, asked: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
     """Task id -> likeness of the instruction, and of the samples."""
     tasks = list(corpus.tasks.values())
     text: dict[str | None, float] = {}
     if asked.instruction and tasks:
-        likeness_T = text_likeness(asked.instruction, [task.instruction for task in tasks])
+        likeness_T = text_similarity(asked.instruction, [task.instruction for task in tasks])
         text = dict(zip((task.task_id for task in tasks), likeness_T.tolist(), strict=True))
     samples_SF = asked.samples_SF
     if samples_SF is None:
         return text, {}
     alike = [task for task in tasks if task.samples_SF.shape[1] == samples_SF.shape[1]]
-    data_T: list[float] = _data_likeness(samples_SF, [task.samples_SF for task in alike])
+    data_T: list[float] = _data_similarity(samples_SF, [task.samples_SF for task in alike])
     return text, dict(zip((task.task_id for task in alike), data_T, strict=True))
 
 
-def _data_likeness(samples_SF: Tensor, stored: list[Tensor]) -> list[float]:
-    return data_likeness(samples_SF, stored).tolist() if stored else []
+def _data_similarity(samples_SF: Tensor, stored: list[Tensor]) -> list[float]:
+    return data_similarity(samples_SF, stored).tolist() if stored else []

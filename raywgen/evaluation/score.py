@@ -17,7 +17,7 @@ from raywgen.weights import Layout, LayoutMismatchError, StateDict, load_state_d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a network does on a task.
+    """The result of a network on a task.
 
     Attributes:
         network: Name of its architecture in the corpus.
@@ -40,12 +40,12 @@ def score_file(path: str | Path, corpus: Corpus, task_id: str) -> Score:
         WeightsError: The file is missing, truncated, holds pickled code, NaN, or no layout of the corpus.
         UnknownFactError: The corpus has no such task.
     """
-    told = task_named(corpus, task_id)
+    facts = task_named(corpus, task_id)
     state = load_state_dict(path)
     network = _network(state, corpus, path)
     state = _as_built(state, network.layout)
     network.layout.check(state, str(path))
-    task = build_task(told.recipe)
+    task = build_task(facts.recipe)
     stacked = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
     logits = stacked_logits(build_network(network.recipe).eval(), stacked, task.test_x_SF)
     return Score(

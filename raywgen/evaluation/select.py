@@ -1,4 +1,4 @@
-"""Which of several architectures will do best on a task, before any is trained for it.
+"""Predicts which of several architectures will do best on a task, before any is trained for it.
 
 Three answers, and how far each is to be trusted:
 
@@ -50,7 +50,7 @@ ANSWERS = ("predicted", "generated", "mean")
 
 @dataclass(kw_only=True)
 class SelectConfig:
-    """Which architecture will do best on a task.
+    """The settings of a ranking of architectures for a task.
 
     Attributes:
         corpus: Whose facts say how architectures did on other tasks: a path or URI.
@@ -143,8 +143,8 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
         BundleError, CorpusError, TaskError: Generator, corpus or an architecture cannot be read.
     """
     corpus = Corpus.open(config.corpus)
-    told = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_task_request(corpus, **told, num_samples=config.num_samples)
+    named = {"task": config.task, "instruction": config.instruction, "data": config.data}
+    asked = read_task_request(corpus, **named, num_samples=config.num_samples)
     recipes = _recipes(config, corpus)
     known = [name for name in recipes if name in {network.name for network in corpus.networks.values()}]
     results = collect_results(corpus, known, leave_out=asked.task_id)
@@ -162,7 +162,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
         )
     if config.generator and (asked.labels_S is None or not asked.instruction):
         raise ConditionError(
-            "a generator is told an instruction and labelled samples; give instruction=... and data=FILE with x and y, "
+            "a generator needs an instruction and labelled samples; give instruction=... and data=FILE with x and y, "
             "or leave generator out"
         )
     writer = _Writer(config, recipes, on_progress) if config.generator else None
@@ -229,7 +229,7 @@ def _candidates(
 
 
 def layout_of(recipe: dict[str, Any]) -> Layout:
-    """Of an architecture, without memory for its values."""
+    """Returns the layout of an architecture without memory for its values."""
     with torch.device("meta"):
         return Layout.from_state_dict(build_network(recipe).state_dict())
 
@@ -244,11 +244,11 @@ def _recipes(config: SelectConfig, corpus: Corpus) -> dict[str, dict[str, Any]]:
             )
         return stored
     recipes: dict[str, dict[str, Any]] = {}
-    for told in config.networks:
-        if isinstance(told, str) and told in stored:
-            recipes[told] = stored[told]
+    for choice in config.networks:
+        if isinstance(choice, str) and choice in stored:
+            recipes[choice] = stored[choice]
         else:
-            recipe = network_recipe(told)
+            recipe = network_recipe(choice)
             recipes[network_name(recipe)] = recipe
     return recipes
 

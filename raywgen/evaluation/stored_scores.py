@@ -1,4 +1,4 @@
-"""What stored networks do on given labelled samples, many at a time.
+"""Scores stored networks on given labelled samples, many at a time.
 
 Shape legend: N networks, S samples, F features of a sample, C classes, P packed bytes.
 """

@@ -1,4 +1,4 @@
-"""The bench that all candidates are put on: tasks of one split, networks of one layout, equal examples for all.
+"""Judges all candidates alike: on tasks of one split, as networks of one layout, with equal examples for all.
 
 Shape legend: T tasks, n candidates of a task, D values, S labelled examples, F features, I test images,
 R stored networks, C classes.
@@ -53,9 +53,9 @@ class TaskEvaluator:
         network: Name of the architecture.
         layout: Its layout.
         module: A network of it.
-        reference: Base and scale of its weights.
+        normalizer: Base and scale of its weights.
         tasks: T tasks.
-        condition: What generators are told and everyone may choose by: T conditions with S examples.
+        condition: The T conditions, with S examples each, that generators get and that candidates are chosen by.
         originals_TD: Networks trained on these very tasks; never shown to the generator, unless `is_shown`.
         is_shown: Whether no trajectory of the tasks was held out, so that the originals are among the stored ones.
         has_start: Whether the networks share their start, which is then the reference's base.
@@ -80,13 +80,15 @@ class TaskEvaluator:
     def example_loss(self, values_TnD: Tensor) -> Tensor:
         """Class-balanced loss `(T, n)` on the labelled examples of each task."""
         n = values_TnD.shape[1]
-        told = self.condition.repeat(n)
+        condition = self.condition.repeat(n)
         return self._map(
-            values_TnD, lambda logits, rows: balanced_cross_entropy(logits, told.labels_BS[rows]), told.samples_BSF
+            values_TnD,
+            lambda logits, rows: balanced_cross_entropy(logits, condition.labels_BS[rows]),
+            condition.samples_BSF,
         )
 
     def choose(self, values_TnD: Tensor) -> Tensor:
-        """Of each task's candidates the one with the lowest loss on its examples, `(T, D)`."""
+        """Returns the candidate of each task with the lowest loss on its examples, `(T, D)`."""
         if self.unlabelled is not None:
             each = zip(values_TnD, self.unlabelled, strict=True)
             anew = [with_new_statistics(self.module, self.layout, values_nD, x_SF) for values_nD, x_SF in each]
@@ -100,7 +102,7 @@ class TaskEvaluator:
         return balanced_accuracy(self.test_logits(values_TD), test_y_TI)
 
     def errors(self, values_TD: Tensor) -> Tensor:
-        """Which test images each network gets wrong, bool `(T, I)`."""
+        """Marks the test images that each network gets wrong, bool `(T, I)`."""
         test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
         return self.test_logits(values_TD).argmax(dim=-1) != test_y_TI
 
@@ -129,7 +131,7 @@ def make_evaluator(
         corpus: Of tasks and networks.
         layout_id: Of the networks.
         split: `seen` or `unseen`.
-        reference: Base and scale of the layout.
+        normalizer: Base and scale of the layout.
         num_tasks: At most.
         num_unlabelled: Training inputs of each task from which candidates' statistics are estimated anew; 0 for none.
     """
@@ -161,11 +163,11 @@ def make_evaluator(
 def generated_candidates(
     evaluator: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int, **options: Any
 ) -> Generated:
-    """`num` networks per task `(T * num, D)`, all of a task told the same."""
-    told = evaluator.condition.repeat(num)
-    noise = KeyedNoise(seed, torch.arange(len(told)), 0)
+    """Generates `num` networks per task, `(T * num, D)`; all of a task get the same condition."""
+    condition = evaluator.condition.repeat(num)
+    noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
     return generator.generate(
-        told, evaluator.layout, noise, temperature=temperature, normalizer=evaluator.normalizer, **options
+        condition, evaluator.layout, noise, temperature=temperature, normalizer=evaluator.normalizer, **options
     )
 
 

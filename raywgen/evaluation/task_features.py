@@ -1,4 +1,4 @@
-"""What is known of a task before any network is trained for it, as numbers that a regression can use.
+"""Turns what is known of a task before any network is trained for it into numbers that a regression can use.
 
 Three groups, each left out where the user gives nothing that it needs:
 

@@ -1,4 +1,4 @@
-"""How like one task is to others, by its words and by its data; labels are not needed.
+"""Measures how similar one task is to others, by its words and by its data; labels are not needed.
 
 Shape legend: T stored tasks, S samples, F features of a sample.
 """
@@ -21,7 +21,7 @@ def word_vectors() -> TfidfVectorizer:
     return TfidfVectorizer(token_pattern=_WORD)
 
 
-def text_likeness(text: str, stored: Sequence[str]) -> Tensor:
+def text_similarity(text: str, stored: Sequence[str]) -> Tensor:
     """Cosine `(T,)` in [0, 1] between word vectors; 0 everywhere where no text has a word."""
     try:
         vectors = word_vectors().fit([*stored, text])
@@ -31,7 +31,7 @@ def text_likeness(text: str, stored: Sequence[str]) -> Tensor:
     return torch.from_numpy(np.asarray(similar.todense()).ravel()).float().clamp(0, 1)
 
 
-def data_likeness(samples_SF: Tensor, stored: Sequence[Tensor]) -> Tensor:
+def data_similarity(samples_SF: Tensor, stored: Sequence[Tensor]) -> Tensor:
     """`1 / (1 + d)` `(T,)`, with d the squared Frechet distance between diagonal Gaussians of two sets of samples.
 
     d = mean over features of ((mean - mean')^2 + (std - std')^2) / variance, the variance of each feature being that

@@ -1,4 +1,4 @@
-"""What a generator lets reports say about it: rows of its own in the ladder, and the code it stores weights in."""
+"""The rows and the weight code that a generator contributes to reports about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: data, and the measure by which a network is judged on it.
+"""Defines a task: data, and the measure by which a network is judged on it.
 
 Shape legend: B tasks, S samples, X samples of a whole data set, F features of a sample, C classes.
 """
@@ -39,7 +39,7 @@ class Inputs:
         return self.x_XF[index if self.rows_S is None else self.rows_S[index]]
 
     def rows(self, index_S: Tensor) -> Tensor:
-        """Where some of the samples lie in `x_XF`."""
+        """Returns the rows of `x_XF` that hold some of the samples."""
         return index_S if self.rows_S is None else self.rows_S[index_S]
 
     def part(self, index_S: Tensor) -> Inputs:
@@ -58,7 +58,7 @@ class Task:
 
     Attributes:
         id: Unique name.
-        instruction: The question in words, as a generator is told it.
+        instruction: The question in words, as generators read it.
         recipe: What `build_task` takes to build it again elsewhere.
         train_inputs: Inputs for training.
         train_y_S: Labels for training, int64.

@@ -68,7 +68,7 @@ def digits_subset(labels: Sequence[int]) -> Task:
 
 
 def subset_recipe(labels: Sequence[int]) -> dict[str, Any]:
-    """What `build_task` takes."""
+    """Returns the recipe that `build_task` takes."""
     return {"name": "digits-subset", "labels": list(labels)}
 
 

@@ -37,7 +37,7 @@ def rotate(x_SCHW: Tensor, degrees: float) -> Tensor:
 
 
 def invert(x_SCHW: Tensor) -> Tensor:
-    """`1 - x`."""
+    """Inverts pixels: `1 - x`."""
     return 1 - x_SCHW
 
 

@@ -104,11 +104,11 @@ class EncoderConfig:
         check_precision(self.precision)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the encoder: all but where it is stored."""
+        """Returns the settings that decide the encoder: all but where it is stored."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "out"}
 
     def network(self) -> dict[str, Any]:
-        """What `build_network` takes."""
+        """Returns the recipe that `build_network` takes."""
         return {"name": "conv4", "in_channels": self.channels, "width": self.width, "image_size": self.size}
 
 
@@ -255,17 +255,17 @@ class _Training:
             module = build_network(config.network()).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_episodes)
-        best, told = None, ""
+        best, validation = None, ""
         for episode in range(1, config.num_episodes + 1):
             loss = self._step(module, optimizer, self._draw(episode - 1))
             schedule.step()
             if episode % config.validate_every == 0 or episode == config.num_episodes:
                 accuracy = self._validate(module)
-                told = f", validation accuracy {100 * accuracy:.1f}"
+                validation = f", validation accuracy {100 * accuracy:.1f}"
                 if best is None or accuracy > best.accuracy:
                     best = _Best(accuracy=accuracy, episode=episode, state=copy.deepcopy(module.state_dict()))
             if on_progress is not None:
-                on_progress(episode, config.num_episodes, f"episode {episode}, loss {loss:.3f}{told}")
+                on_progress(episode, config.num_episodes, f"episode {episode}, loss {loss:.3f}{validation}")
         assert best is not None, "the last episode is validated"
         return best
 
@@ -273,7 +273,7 @@ class _Training:
         """Mean of each feature over the training classes' images, and their root mean square about it."""
         module = build_network(self._config.network())
         module.load_state_dict(best.state)
-        frozen = FrozenEncoder(module, told="in training", identity="")
+        frozen = FrozenEncoder(module, name="in training", identity="")
         data = class_subset(self._data, self.classes)
         blocks = encode(data, frozen, rotations=False, statistics=self.statistics)
         features_SE = torch.cat([torch.from_numpy(block) for block in blocks])
@@ -314,7 +314,7 @@ class _Training:
 
     def _validate(self, module: nn.Module) -> float:
         config, data = self._config, self._held_out
-        frozen = FrozenEncoder(copy.deepcopy(module), told="in training", identity="")
+        frozen = FrozenEncoder(copy.deepcopy(module), name="in training", identity="")
         blocks = encode(data, frozen, rotations=config.rotations, statistics=self.statistics)
         features_SE = torch.cat([torch.from_numpy(block) for block in blocks])
         features = feature_data(data, features_SE, rotations=config.rotations)

@@ -43,7 +43,7 @@ class EncoderError(TaskError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderCard:
-    """What a folder says of its encoder.
+    """The facts that a folder holds about its encoder.
 
     Attributes:
         network: Recipe that `build_network` takes; without a head.
@@ -71,7 +71,7 @@ class FrozenEncoder(nn.Module):
 
     Args:
         module: Gives `(S, E)`. It is handed `(S, F)`, or `(S, *module.input_shape)` where it says that.
-        told: What `load_encoder` was told, for messages.
+        name: The encoder as `load_encoder` was given it, for messages.
         identity: What decides the features beside the module's values, for the fingerprint.
         takes: In words, for messages.
         centre: Taken from the features, E values.
@@ -82,7 +82,7 @@ class FrozenEncoder(nn.Module):
         self,
         module: nn.Module,
         *,
-        told: str,
+        name: str,
         identity: str,
         takes: str = "",
         centre: tuple[float, ...] = (),
@@ -93,7 +93,7 @@ class FrozenEncoder(nn.Module):
         self._spread = spread
         # Convolutions are faster in channels-last on a CPU, and other modules do not notice.
         self.module = module.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
-        self.told, self._identity, self._takes = told, identity, takes
+        self.name, self._identity, self._takes = name, identity, takes
         self._shape: tuple[int, ...] = tuple(getattr(module, "input_shape", ()))
         self.training = False
 
@@ -123,27 +123,27 @@ class FrozenEncoder(nn.Module):
                 features_SE = self.module(x_SF.reshape(len(x_SF), *self._shape) if self._shape else x_SF)
         except (RuntimeError, ValueError) as error:
             raise EncoderError(
-                f"encoder '{self.told}' does not take samples of {x_SF[0].numel()} values ({error})"
+                f"encoder '{self.name}' does not take samples of {x_SF[0].numel()} values ({error})"
                 f"{f'; it takes {self._takes}' if self._takes else ''}; give size and channels that suit it"
             ) from error
         shape = list(getattr(features_SE, "shape", [type(features_SE).__name__]))
         if len(shape) != 2 or shape[0] != len(x_SF):
             raise EncoderError(
-                f"encoder '{self.told}' makes {shape} of {len(x_SF)} samples; give a module whose output is "
+                f"encoder '{self.name}' makes {shape} of {len(x_SF)} samples; give a module whose output is "
                 "(samples, features)"
             )
         if not features_SE.isfinite().all():
             raise EncoderError(
-                f"encoder '{self.told}' gives NaN or infinite features; look at the encoder and the data"
+                f"encoder '{self.name}' gives NaN or infinite features; look at the encoder and the data"
             )
         return (features_SE.float() - self.centre_E) / self._spread
 
 
-def load_encoder(told: str) -> FrozenEncoder:
+def load_encoder(name: str) -> FrozenEncoder:
     """A frozen encoder.
 
     Args:
-        told: A folder or URI that `save_encoder` wrote; `package.module:Class`, an `nn.Module` that is built without
+        name: A folder or URI that `save_encoder` wrote; `package.module:Class`, an `nn.Module` that is built without
             arguments (values that it draws are drawn by a fixed seed) and may say `input_shape = (C, H, W)`; or
             `hf:NAME_OR_PATH`, a vision model of the hub or in a folder of its own, whose images are resized to what it
             takes, and whose pooled output, else the mean of its last hidden state, are the features.
@@ -152,30 +152,25 @@ def load_encoder(told: str) -> FrozenEncoder:
         EncoderError: There is no such encoder, or it is damaged.
         UntrustedError: It names a package or an address that the user did not; see `raywgen.trust`.
     """
-    kind = encoder_kind(told)
+    kind = encoder_kind(name)
     if kind != "import":
-        check_address(told, "encoder")
+        check_address(name, "encoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        return _LOAD[kind](told)
+        return _LOAD[kind](name)
 
 
-def encoder_kind(told: str) -> str:
-    """`hub`, `import` or `folder`: how `load_encoder` reads what it is told.
+def encoder_kind(name: str) -> str:
+    """`hub`, `import` or `folder`: how `load_encoder` reads a name.
 
     Raises:
-        EncoderError: It is told nothing.
+        EncoderError: The name is empty.
     """
-    if not told:
+    if not name:
         raise EncoderError("encoder is empty; give a folder, package.module:Class or hf:NAME")
-    if told.startswith(HUB) and not told.startswith("hf://"):
+    if name.startswith(HUB) and not name.startswith("hf://"):
         return "hub"
-    return "import" if _IMPORT_PATH.fullmatch(told) else "folder"
-
-
-def encoder_fingerprint(told: str) -> str:
-    """32 hex digits that change with an encoder's values and with what it is; arguments, errors as `load_encoder`."""
-    return load_encoder(told).fingerprint
+    return "import" if _IMPORT_PATH.fullmatch(name) else "folder"
 
 
 def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: str) -> None:
@@ -190,13 +185,13 @@ def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: st
         EncoderError: It cannot be written.
     """
     content = safetensors_bytes({name: tensor.detach().contiguous() for name, tensor in state_dict.items()}, {})
-    told = sealed_json(asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1)
+    sealed = sealed_json(asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1)
     try:
         filesystem, root = fs.FileSystem.from_uri(folder if "://" in folder else Path(folder).absolute().as_uri())
         filesystem.create_dir(root)
         if filesystem.get_file_info(f"{root}/{CARD}").type == fs.FileType.File:
             filesystem.delete_file(f"{root}/{CARD}")
-        for name, written in ((WEIGHTS, content), (CARD, told.encode())):
+        for name, written in ((WEIGHTS, content), (CARD, sealed.encode())):
             with filesystem.open_output_stream(f"{root}/{name}") as file:
                 file.write(written)
     except (OSError, ArrowException) as error:
@@ -205,13 +200,13 @@ def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: st
         ) from error
 
 
-def copy_encoder(told: str, folder: str) -> None:
+def copy_encoder(name: str, folder: str) -> None:
     """Writes the encoder of one folder into another; errors as `load_encoder` and `save_encoder`."""
-    save_encoder(load_encoder(told).module.state_dict(), read_card(told), folder)
+    save_encoder(load_encoder(name).module.state_dict(), read_card(name), folder)
 
 
 def read_card(folder: str) -> EncoderCard:
-    """What a folder says of its encoder.
+    """Reads the facts that a folder holds about its encoder.
 
     Raises:
         EncoderError: There is no such folder, or its card is damaged.
@@ -220,14 +215,14 @@ def read_card(folder: str) -> EncoderCard:
 
 
 def _card(folder: str) -> tuple[EncoderCard, str]:
-    """And the sum of its weights."""
+    """Reads the card of a folder and the checksum of its weights."""
     content = _read(folder, CARD)
     try:
         # Older versions wrote cards without a checksum.
-        told = unseal(content, is_required=False)
-        card = EncoderCard(**{item.name: told[item.name] for item in fields(EncoderCard)})
+        stored = unseal(content, is_required=False)
+        card = EncoderCard(**{item.name: stored[item.name] for item in fields(EncoderCard)})
         card = replace(card, centre=tuple(card.centre))
-        return card, str(told["sha256"])
+        return card, str(stored["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise EncoderError(f"{folder}/{CARD} is damaged ({error!r}); train or copy the encoder again") from error
 
@@ -247,56 +242,56 @@ def _read(folder: str, name: str) -> bytes:
         ) from error
 
 
-def _load_folder(told: str) -> FrozenEncoder:
-    card, expected = _card(told)
-    content = _read(told, WEIGHTS)
+def _load_folder(name: str) -> FrozenEncoder:
+    card, expected = _card(name)
+    content = _read(name, WEIGHTS)
     if hashlib.sha256(content).hexdigest() != expected:
-        raise EncoderError(f"{told}/{WEIGHTS} is damaged: its sum is not that of {CARD}; train or copy it again")
-    module = build_network(StoredRecipe.of(card.network, f"{told}/{CARD}", len(content)))
+        raise EncoderError(f"{name}/{WEIGHTS} is damaged: its sum is not that of {CARD}; train or copy it again")
+    module = build_network(StoredRecipe.of(card.network, f"{name}/{CARD}", len(content)))
     try:
         module.load_state_dict(safetensors.torch.load(content))
     except (SafetensorError, RuntimeError) as error:
-        raise EncoderError(f"{told}: {WEIGHTS} does not fit the network of {CARD} ({error}); train it again") from error
+        raise EncoderError(f"{name}: {WEIGHTS} does not fit the network of {CARD} ({error}); train it again") from error
     takes = f"images of {card.size} x {card.size} pixels and {card.channels} channels"
     identity = json.dumps([card.network, card.centre, card.spread], sort_keys=True)
-    return FrozenEncoder(module, told=told, identity=identity, takes=takes, centre=card.centre, spread=card.spread)
+    return FrozenEncoder(module, name=name, identity=identity, takes=takes, centre=card.centre, spread=card.spread)
 
 
-def _load_import(told: str) -> FrozenEncoder:
+def _load_import(name: str) -> FrozenEncoder:
     try:
-        module = build_network({"name": told})
+        module = build_network({"name": name})
     except TaskError as error:
-        raise EncoderError(f"encoder '{told}': {error}") from error
+        raise EncoderError(f"encoder '{name}': {error}") from error
     try:
         source = inspect.getsource(type(module))
     except (OSError, TypeError):
         source = ""
-    return FrozenEncoder(module, told=told, identity=f"{told}\n{source}")
+    return FrozenEncoder(module, name=name, identity=f"{name}\n{source}")
 
 
-def _load_hub(told: str) -> FrozenEncoder:
+def _load_hub(name: str) -> FrozenEncoder:
     try:
         from transformers import AutoModel
     except ImportError as error:
-        raise EncoderError(f"encoder '{told}' needs transformers; install it by `pip install raywgen[hub]`") from error
-    name = told.removeprefix(HUB)
+        raise EncoderError(f"encoder '{name}' needs transformers; install it by `pip install raywgen[hub]`") from error
+    model_name = name.removeprefix(HUB)
     try:
         # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.
         model, info = AutoModel.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            model_name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # The hub's client raises errors of several libraries.
-        raise EncoderError(f"encoder '{told}' cannot be loaded ({error}); check the name and the connection") from error
+        raise EncoderError(f"encoder '{name}' cannot be loaded ({error}); check the name and the connection") from error
     vision = getattr(model, "vision_model", model)
     if getattr(vision, "main_input_name", "pixel_values") != "pixel_values":
-        raise EncoderError(f"encoder '{told}' takes {vision.main_input_name}, not images; give a vision model")
+        raise EncoderError(f"encoder '{name}' takes {vision.main_input_name}, not images; give a vision model")
     missing = sorted(info["missing_keys"])
     if values := [key for key in missing if "pooler" not in key]:
         raise EncoderError(
-            f"encoder '{told}': the model's file has no values for {', '.join(values[:3])}; give another"
+            f"encoder '{name}': the model's file has no values for {', '.join(values[:3])}; give another"
         )
     module = _HubImages(vision.float(), pooled=not missing)
-    return FrozenEncoder(module, told=told, identity=vision.config.to_json_string(), takes="square images")
+    return FrozenEncoder(module, name=name, identity=vision.config.to_json_string(), takes="square images")
 
 
 class _HubImages(nn.Module):

@@ -1,4 +1,4 @@
-"""How a network is fitted."""
+"""The settings by which a network is fitted."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def image_task(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Task:
-    """Which of these classes does the image show?
+    """Builds the task "Which of these classes does the image show?".
 
     Args:
         path: What `load_images` takes, or `digits` for scikit-learn's.
@@ -60,10 +60,10 @@ def image_task(
     )
     every = data[0].class_names
     names = every if classes is None else tuple(every[number] for number in classes)
-    told = {"classes": list(classes)} if classes is not None else {}
+    choices = {"classes": list(classes)} if classes is not None else {}
     options = {"test_path": test_path, "domain": domain, "size": size, "channels": channels, "limit": limit}
-    told |= {} if statistics is None else {"mean": list(statistics[0]), "std": list(statistics[1])}
-    recipe = {"name": "images", "path": path, **options, "test_limit": test_limit, **told}
+    choices |= {} if statistics is None else {"mean": list(statistics[0]), "std": list(statistics[1])}
+    recipe = {"name": "images", "path": path, **options, "test_limit": test_limit, **choices}
     parts = [data[0].name, domain, "-".join(map(str, classes)) if classes is not None else "all"]
     seen = "" if domain == "plain" else f", seen under {domain}"
     return Task(
@@ -79,7 +79,7 @@ def image_task(
 
 
 def num_classes(path: str) -> int:
-    """Of a data set."""
+    """Counts the classes of a data set."""
     return len(images_of(path, None, None, None).class_names)
 
 
@@ -190,7 +190,7 @@ def input_statistics(path: str, size: int | None, channels: int | None) -> tuple
 
 
 def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """As `input_statistics` gives them.
+    """Shapes given statistics as `input_statistics` gives them.
 
     Raises:
         TaskError: They are not equally many, or a deviation is not positive.

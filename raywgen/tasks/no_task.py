@@ -1,4 +1,4 @@
-"""What stands for a task where only weights are known.
+"""A placeholder task for corpora of weights alone.
 
 Shape legend: B networks, S samples, F features of a sample.
 """
@@ -28,7 +28,7 @@ def blank_task() -> Task:
 
 
 def blank_condition(instruction: str) -> Condition:
-    """What a generator is told that was trained on weights alone, B = 1; all it was ever told is a network's name."""
+    """Returns the condition, B = 1, for a generator of weights alone, which knows only names of networks."""
     task = blank_task()
     return Condition(
         instructions=(instruction,),

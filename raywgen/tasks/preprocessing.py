@@ -1,4 +1,4 @@
-"""What a task's samples are made of: so that a new task's images are turned into the same.
+"""Finds how a task's samples were made, so that a new task's images are preprocessed alike.
 
 Shape legend: S samples, C channels, H height, W width, F values of a sample.
 """
@@ -18,7 +18,7 @@ from raywgen.trust import check_recipe, reading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputForm:
-    """How pixels become samples.
+    """The way pixels become samples.
 
     Attributes:
         size: Height and width of an image; None as it is stored.
@@ -40,7 +40,7 @@ class InputForm:
 
 
 def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
-    """Of a task by its recipe; None where its samples are no images."""
+    """Reads the form from a task's recipe; None where its samples are no images."""
     inner = recipe.get("task", recipe)
     if inner.get("name") == "digits-subset":
         # Levels of 0 to 1; images of the user's own are brought to the size of these.

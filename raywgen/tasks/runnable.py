@@ -86,7 +86,7 @@ def taken_inputs(
                 "in the shape that it takes, or say `input_shape: [C, H, W]` in its recipe"
             )
     # A module that ran and gave something odd says more than one that was handed the wrong shape.
-    raise ConditionError(next((told for told in failures if "does not run" not in told), failures[0]))
+    raise ConditionError(next((failure for failure in failures if "does not run" not in failure), failures[0]))
 
 
 def _meant(inputs: Sequence[Tensor]) -> list[Tensor]:

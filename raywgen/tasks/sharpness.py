@@ -1,4 +1,4 @@
-"""How sharp a minimum is.
+"""Measures the sharpness of a minimum.
 
 Shape legend: S samples, F features, D trainable values.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def largest_eigenvalue(
     module: nn.Module, x_SF: Tensor, labels_S: Tensor, *, num_iterations: int = 50, seed: int = 0
 ) -> float:
-    """Of the Hessian of the mean cross-entropy, by power iteration on Hessian-vector products.
+    """Returns the largest eigenvalue of the Hessian of the mean cross-entropy, by power iteration.
 
     The one of largest size; it is negative only where the curve bends down more than it bends up anywhere.
 

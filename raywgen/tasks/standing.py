@@ -1,4 +1,4 @@
-"""How a network does on labelled samples, beside what guessing reaches.
+"""Compares a network's accuracy on labelled samples with what guessing reaches.
 
 Shape legend: S samples, C classes.
 """
@@ -25,7 +25,7 @@ _NUM_TABLES = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What a network does on labelled samples.
+    """The result of a network on labelled samples.
 
     Attributes:
         loss: Class-balanced cross-entropy, nats.
@@ -60,7 +60,7 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """What of chance can be said at 5 %: one of the constants of this file."""
+        """Says at a level of 5 % how the network compares with chance: one of the constants of this file."""
         if self.p_above < _LEVEL:
             return BETTER
         if self.p_below < _LEVEL:

@@ -33,7 +33,7 @@ def draw_subsets(num_classes: int, size: int, num: int, seed: int) -> list[tuple
 
 
 def balanced_rows(labels_S: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` rows, ascending, as equally many of each class as there are.
+    """Chooses at most `limit` rows, ascending, with as equal numbers of each class as the data allow.
 
     Args:
         labels_S: Class of each row, int64.

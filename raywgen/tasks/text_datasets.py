@@ -34,7 +34,7 @@ class TextData:
     """Sentences and the class of each.
 
     Attributes:
-        name: Of the file, without its ending.
+        name: The name of the file without its ending.
         sentences: S sentences.
         labels: Class of each, int64 `(S,)`.
         split: Which part of the data each is of: `train`, `validation`, `test`, or `all` where the file has no parts.
@@ -99,17 +99,17 @@ class LabelledTable:
 
     @property
     def name(self) -> str:
-        """Of the file, without its ending."""
+        """The name of the file without its ending."""
         return PurePosixPath(self.info.path).stem
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
-        """What the hub's metadata says about columns; empty where there is none."""
+        """Reads what the hub's metadata says about columns; empty where there is none."""
         try:
-            told = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
+            features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
         except (KeyError, TypeError, ValueError):
             return {}
-        return {str(name): entry for name, entry in told.items() if isinstance(entry, dict)}
+        return {str(name): entry for name, entry in features.items() if isinstance(entry, dict)}
 
     def column(self, wanted: str, feature: str = "") -> str:
         """The column of that name, else the only one that the hub's metadata calls a `feature`.
@@ -136,7 +136,7 @@ class LabelledTable:
             yield from bounded_batches(file, self.info.path, columns, num_rows)
 
     def values(self, column: str) -> list[Any]:
-        """A whole column."""
+        """Returns a whole column."""
         return [value for batch in self.batches([column]) for value in batch.column(0).to_pylist()]
 
     def strings(self, column: str, default: str | None = None) -> list[str]:

@@ -22,7 +22,7 @@ _SPLIT_SEED = 0
 
 
 def text_task(path: str, num_features: int = 256) -> Task:
-    """Which of the classes does the sentence belong to?
+    """Builds the task "Which of the classes does the sentence belong to?".
 
     Sentences are hashed into `num_features` counts of words, signed and of unit length, so that no vocabulary has to be
     kept (Weinberger et al., arXiv 0902.2206).

@@ -25,7 +25,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitData:
-    """What N networks are fitted to.
+    """The data that N networks are fitted to.
 
     Attributes:
         x: Training inputs `(S, F)` for all networks, or `(N, S, F)`; with `rows_NS`, `(X, F)` of which they are rows.
@@ -41,7 +41,7 @@ class FitData:
 
     @classmethod
     def joined(cls, inputs: Sequence[Inputs], labels_NS: Tensor, channels: int = 1) -> FitData:
-        """Of N networks with a task each; inputs are copied only where tasks of several data sets come together.
+        """Collects the data of N networks with a task each; inputs are copied only if tasks of several data sets meet.
 
         Args:
             inputs: One entry for all networks, or N equally long ones.
@@ -66,7 +66,7 @@ class FitData:
         )
 
     def of(self, index: int, num: int) -> FitData:
-        """What one of `num` networks is fitted to."""
+        """Returns the data that one of `num` networks is fitted to."""
         own = slice(index, index + 1)
         return replace(
             self,

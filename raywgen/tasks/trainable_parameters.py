@@ -27,7 +27,7 @@ class Trainee(Protocol):
         ...
 
     def optimizer(self, config: FitConfig) -> torch.optim.Optimizer:
-        """Of the parameters."""
+        """Builds the optimiser of the parameters."""
         ...
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int) -> None:

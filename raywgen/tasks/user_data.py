@@ -41,7 +41,7 @@ class UserData:
         return self.y_S
 
     def at_most(self, num: int) -> UserData:
-        """At most that many samples, of each class as equally many as there are."""
+        """Keeps at most that many samples, with as equal numbers of each class as the data allow."""
         if len(self.x) <= num:
             return self
         labels = np.zeros(len(self.x), dtype=np.int64) if self.y_S is None else self.y_S.numpy()
@@ -64,24 +64,24 @@ def read_data(data: Any, form: InputForm | None = None, *, needs_labels: bool = 
         ConditionError: It is something else, or samples and labels do not fit each other.
         TaskError: A file cannot be read.
     """
-    told = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
     inputs, labels = raw_data(data, form)
     x = as_tensor(inputs, "samples")
     if x.is_complex() or x.is_quantized:
-        raise ConditionError(f"{told}: samples are {str(x.dtype).removeprefix('torch.')}; give real numbers")
+        raise ConditionError(f"{name}: samples are {str(x.dtype).removeprefix('torch.')}; give real numbers")
     if not x.dim() or (needs_labels and labels is None):
         missing = "no labels" if x.dim() else "a single number"
-        raise ConditionError(f"{told} holds samples of shape [S, ...] but {missing}; give {TAKEN}")
+        raise ConditionError(f"{name} holds samples of shape [S, ...] but {missing}; give {TAKEN}")
     if not len(x):
-        raise ConditionError(f"{told} holds 0 samples and no labels; give one label per sample")
-    y_S, names = (None, ()) if labels is None else _labels(labels, told, x)
+        raise ConditionError(f"{name} holds 0 samples and no labels; give one label per sample")
+    y_S, names = (None, ()) if labels is None else _labels(labels, name, x)
     x = _standardised(x, form)
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise ConditionError(f"{told} holds NaN or infinity; drop those samples")
+        raise ConditionError(f"{name} holds NaN or infinity; drop those samples")
     return UserData(x=x, y_S=y_S, class_names=names)
 
 
-def _labels(labels: Any, told: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+def _labels(labels: Any, name: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     """Classes int64 `(S,)` and their names."""
     names: tuple[str, ...] = ()
     if isinstance(labels, Named):
@@ -95,16 +95,16 @@ def _labels(labels: Any, told: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]
             y = as_tensor(labels, "labels")
     if y.dim() != 1:
         raise ConditionError(
-            f"{told} holds samples {list(x.shape)} and labels {list(y.shape)}; give samples of shape [S, ...] and "
+            f"{name} holds samples {list(x.shape)} and labels {list(y.shape)}; give samples of shape [S, ...] and "
             "labels of shape [S], the number of each one's class"
         )
     if len(x) != len(y) or not len(y):
-        raise ConditionError(f"{told} holds {len(x)} samples and {len(y)} labels; give one label per sample")
+        raise ConditionError(f"{name} holds {len(x)} samples and {len(y)} labels; give one label per sample")
     y_S = y.to(torch.int64)
     if y.is_floating_point() and not torch.equal(y_S.to(y.dtype), y):
-        raise ConditionError(f"{told}: labels such as {float(y[y_S != y][0]):g} are no classes; number them from 0")
+        raise ConditionError(f"{name}: labels such as {float(y[y_S != y][0]):g} are no classes; number them from 0")
     if int(y_S.min()) < 0:
-        raise ConditionError(f"{told}: label {int(y_S.min())} is below 0; number the classes from 0")
+        raise ConditionError(f"{name}: label {int(y_S.min())} is below 0; number the classes from 0")
     return y_S, names or tuple(str(number) for number in range(int(y_S.max()) + 1))
 
 

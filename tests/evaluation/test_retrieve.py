@@ -13,7 +13,7 @@ from raywgen.corpus import BuildConfig, Corpus, UnknownFactError, build_corpus
 from raywgen.evaluation.request import TaskRequest, read_samples, read_task_request
 from raywgen.evaluation.retrieve import RetrieveConfig, nearest, retrieve
 from raywgen.evaluation.stored_scores import stored_scores, trained_ends
-from raywgen.evaluation.task_similarity import data_likeness, text_likeness
+from raywgen.evaluation.task_similarity import data_similarity, text_similarity
 from raywgen.generation import ConditionError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.tasks.images import load_images
@@ -39,7 +39,7 @@ def test_the_network_of_the_very_task_is_found_by_its_instruction_alone(zoo_corp
         assert found.by == "likeness"
         assert {network.task_id for network in found.networks} == {task.task_id}
         # The cosine of equal vectors, in float32.
-        assert found.networks[0].text_likeness == pytest.approx(1.0, abs=1e-6)
+        assert found.networks[0].text_similarity == pytest.approx(1.0, abs=1e-6)
         assert found.networks[0].loss is None
 
 
@@ -130,7 +130,7 @@ def test_samples_come_from_a_file_with_or_without_labels(zoo_corpus: Corpus, tmp
     assert (labelled.by, labelled.networks[0].task_id) == ("loss", task.task_id)
     plain = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz")))
     assert (plain.by, plain.networks[0].task_id) == ("likeness", task.task_id)
-    assert plain.networks[0].data_likeness == pytest.approx(1.0)
+    assert plain.networks[0].data_similarity == pytest.approx(1.0)
     with pytest.raises(ConditionError, match="needs labelled samples"):
         retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz"), by="loss"))
 
@@ -208,11 +208,11 @@ def test_a_corpus_without_tasks_and_modules_says_what_it_lacks(zoo_corpus: Corpu
 
 def test_text_likeness_is_the_cosine_of_weighted_words() -> None:
     stored = ["is it a cat", "is it a dog", "is it a 4", "no word in common"]
-    likeness = text_likeness("is it a 4", stored)
+    likeness = text_similarity("is it a 4", stored)
     assert likeness[2] == pytest.approx(1.0, abs=1e-6)
     assert likeness[3] == 0
     assert 0 < likeness[0] == pytest.approx(float(likeness[1]))
-    assert text_likeness("?", ["!"]).tolist() == [0]
+    assert text_similarity("?", ["!"]).tolist() == [0]
 
 
 def test_data_likeness_is_one_over_one_plus_the_frechet_distance() -> None:
@@ -220,8 +220,8 @@ def test_data_likeness_is_one_over_one_plus_the_frechet_distance() -> None:
     stored = [torch.randn(50, 3, generator=generator) * scale + shift for scale, shift in ((1, 0), (2, 1), (1, 4))]
     asked = torch.randn(40, 3, generator=generator)
     variance = torch.cat(stored).numpy().var(axis=0)
-    for likeness, samples in zip(data_likeness(asked, stored), stored, strict=True):
+    for likeness, samples in zip(data_similarity(asked, stored), stored, strict=True):
         mean, std = samples.numpy().mean(axis=0), samples.numpy().std(axis=0)
         offset = (mean - asked.numpy().mean(axis=0)) ** 2 + (std - asked.numpy().std(axis=0)) ** 2
         assert float(likeness) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
-    assert data_likeness(stored[1], stored).argmax() == 1
+    assert data_similarity(stored[1], stored).argmax() == 1

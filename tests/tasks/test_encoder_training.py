@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from raywgen.tasks import TaskError, build_network, build_task, encoder_training
 from raywgen.tasks.encoder_training import EncoderConfig, prototype_accuracy, prototype_logits, train_encoder
-from raywgen.tasks.encoders import EncoderError, encoder_fingerprint, read_card
+from raywgen.tasks.encoders import EncoderError, load_encoder, read_card
 from raywgen.tasks.features import feature_data
 from raywgen.tasks.image_classes import class_subset
 from raywgen.tasks.image_tasks import classes_of, images_of
@@ -53,7 +53,7 @@ def test_accuracy_counts_queries_nearest_to_their_class() -> None:
 def test_equal_seeds_give_equal_encoders(tmp_path: Path) -> None:
     def trained(name: str, **changes: Any) -> str:
         train_encoder(EncoderConfig(**(TINY | changes), out=str(tmp_path / name)))
-        return encoder_fingerprint(str(tmp_path / name))
+        return load_encoder(str(tmp_path / name)).fingerprint
 
     first = trained("first")
     torch.manual_seed(5)
@@ -136,7 +136,7 @@ def test_the_encoder_of_the_best_validation_is_kept(tmp_path: Path, monkeypatch:
         left = iter(accuracies)
         monkeypatch.setattr(encoder_training._Training, "_validate", lambda *_: next(left))
         facts = train_encoder(EncoderConfig(**TINY, out=str(tmp_path / name))).facts
-        return facts["episode"], facts["validation_accuracy"], encoder_fingerprint(str(tmp_path / name))
+        return facts["episode"], facts["validation_accuracy"], load_encoder(str(tmp_path / name)).fingerprint
 
     *early, first = kept("falling", [0.9, 0.1])
     *late, last = kept("rising", [0.1, 0.9])

@@ -16,7 +16,6 @@ from raywgen.tasks.encoders import (
     WEIGHTS,
     EncoderCard,
     EncoderError,
-    encoder_fingerprint,
     encoder_kind,
     load_encoder,
     read_card,
@@ -89,10 +88,10 @@ def test_a_folder_gives_the_frozen_network_back(folder: str) -> None:
 
 
 def test_a_folder_is_read_from_a_uri_and_replaced(folder: str) -> None:
-    before = encoder_fingerprint(folder)
-    assert encoder_fingerprint(f"file://{folder}") == before
+    before = load_encoder(folder).fingerprint
+    assert load_encoder(f"file://{folder}").fingerprint == before
     save_encoder(conv4(1).state_dict(), card(), f"file://{folder}")
-    assert encoder_fingerprint(folder) != before
+    assert load_encoder(folder).fingerprint != before
 
 
 def test_the_fingerprint_tells_values_and_networks_apart(tmp_path: Path) -> None:
@@ -105,8 +104,8 @@ def test_the_fingerprint_tells_values_and_networks_apart(tmp_path: Path) -> None
     save_encoder(state, card(network=NETWORK | {"image_size": 17}), network)
     first = load_encoder(same).fingerprint
     save_encoder(state, card(), same)
-    assert encoder_fingerprint(same) == first
-    assert len({first, encoder_fingerprint(other), encoder_fingerprint(network)}) == 3
+    assert load_encoder(same).fingerprint == first
+    assert len({first, load_encoder(other).fingerprint, load_encoder(network).fingerprint}) == 3
 
 
 def test_a_module_by_import_path_has_the_values_of_a_fixed_seed() -> None:
@@ -116,7 +115,9 @@ def test_a_module_by_import_path_has_the_values_of_a_fixed_seed() -> None:
     assert features_SE.shape == (6, 3)
     torch.manual_seed(11)
     torch.testing.assert_close(load_encoder(told)(x_SF), features_SE, rtol=0, atol=0)
-    assert encoder_fingerprint(told) == encoder_fingerprint(told) != encoder_fingerprint(f"{HERE}:Unflat")
+    assert (
+        load_encoder(told).fingerprint == load_encoder(told).fingerprint != load_encoder(f"{HERE}:Unflat").fingerprint
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_vision_model_of_transformers(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected_SE = model.eval()(pixel_values=images_SCHW).pooler_output.flatten(1)
     torch.testing.assert_close(features_SE, expected_SE)
-    assert encoder.fingerprint == encoder_fingerprint(f"hf:{tmp_path}")
+    assert encoder.fingerprint == load_encoder(f"hf:{tmp_path}").fingerprint
 
 
 def test_a_pooler_without_values_is_not_used(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_images_are_encoded_once(cache: Path) -> None:
     assert len(told) == len(list(cache.iterdir())) == 1
     changed = images()
     changed.x_SCHW[3, 0, 1, 1] ^= 1
-    other = FrozenEncoder(nn.Linear(16, 3), told="other", identity="")
+    other = FrozenEncoder(nn.Linear(16, 3), name="other", identity="")
     assert not torch.equal(encoded(changed), first)
     assert not torch.equal(encoded(data, other), first)
     assert torch.equal(encoded(data, rotations=True)[:11], first)
@@ -102,7 +102,7 @@ def test_large_data_is_encoded_in_batches() -> None:
 
 def test_inputs_of_tasks_have_the_features_of_their_images() -> None:
     task = build_task({"name": "images", "path": "digits"})
-    encoder = FrozenEncoder(nn.Linear(64, 5), told="own", identity="")
+    encoder = FrozenEncoder(nn.Linear(64, 5), name="own", identity="")
     features_SE = encode_inputs(task.test_x_SF, encoder)
     assert torch.equal(encode_inputs(task.test_x_SF, encoder), features_SE)
     every_SE = encode_images(load_digits_images(), encoder, rotations=False).x_SCHW.flatten(1)

@@ -7,7 +7,7 @@ from raywgen.evaluation.few_shot.confidence import Estimate, estimate, paired_di
 from raywgen.evaluation.few_shot.errors import FewShotError
 from raywgen.evaluation.few_shot.gradient_head import LEARNING_RATES, fit_head_autograd, fit_heads, head_accuracies
 from raywgen.evaluation.few_shot.heads import accuracy, head_logits
-from raywgen.evaluation.few_shot.prototypes import prototype_head, prototype_logits, prototypes
+from raywgen.evaluation.few_shot.prototypes import prototype_logits, prototypes
 from raywgen.evaluation.few_shot.reptile import Learner, ReptileState, train_reptile, warm_start
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.evaluation.few_shot.reptile_steps import STEPS, accuracy_by_steps, fewest_steps
@@ -34,7 +34,6 @@ __all__ = [
     "head_logits",
     "one_thread",
     "paired_difference",
-    "prototype_head",
     "prototype_logits",
     "prototypes",
     "ridge_logits",

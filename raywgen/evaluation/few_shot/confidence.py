@@ -1,4 +1,4 @@
-"""How sure a mean over episodes is.
+"""Confidence intervals of means over episodes.
 
 The interval is the normal one, `mean +- 1.96 s / sqrt(n)`, with s the standard deviation over the episodes: it says
 what other episodes would give, not what other training seeds would.

@@ -1,4 +1,4 @@
-"""What can be wrong with a few-shot comparison."""
+"""The errors of few-shot comparisons."""
 
 from __future__ import annotations
 

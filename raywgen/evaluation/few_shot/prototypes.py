@@ -40,15 +40,3 @@ def prototype_logits(support_BSE: Tensor, support_y_BS: Tensor, query_BQE: Tenso
     """`-||x - m_c||^2`, `(B, Q, C)`; arguments and errors as `prototypes`, with query features."""
     means_BCE = prototypes(support_BSE, support_y_BS, num_classes)
     return -(query_BQE.unsqueeze(2) - means_BCE.unsqueeze(1)).square().sum(dim=-1)
-
-
-def prototype_head(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The same as a linear head: `w_c = 2 m_c`, `b_c = -||m_c||^2`.
-
-    `-||x - m_c||^2 = w_c . x + b_c - ||x||^2`, and the last term is the same for all classes.
-
-    Returns:
-        Weight `(B, C, E)` and bias `(B, C)`; arguments and errors as `prototypes`.
-    """
-    means_BCE = prototypes(support_BSE, support_y_BS, num_classes)
-    return 2 * means_BCE, -means_BCE.square().sum(dim=-1)

@@ -93,7 +93,7 @@ class ReptileState:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ReptileState:
-        """What `tensors` gave.
+        """Reads the tensors that `tensors` gave.
 
         Raises:
             FewShotError: It is something else.
@@ -289,7 +289,7 @@ def minibatches(num_samples: int, batch_size: int, num_steps: int, *, seed: int,
 def _adapted(
     learner: Learner, start: ReptileState, sampler: EpisodeSampler, tasks: Sequence[int], prepare: Prepare
 ) -> list[ReptileState]:
-    """Where some tasks end."""
+    """Returns the parameters at which some tasks end."""
     config, ends = learner.config, []
     for index in tasks:
         episode = sampler.episode(index)

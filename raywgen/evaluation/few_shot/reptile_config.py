@@ -1,4 +1,4 @@
-"""How Reptile meta-trains a network and adapts it."""
+"""The settings by which Reptile meta-trains and adapts a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a Reptile start adapts, by the number of steps.
+"""Measures how well a Reptile start adapts, by the number of steps.
 
 Shape legend: B episodes, K numbers of steps.
 """

@@ -75,7 +75,7 @@ class LoRANetwork(nn.Module):
                 _register(self, name, parameter.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the frozen network gives with the adapted weights.
+        """Returns the outputs of the frozen network with the adapted weights.
 
         Args:
             x: As the frozen network takes it, for instance rows `(S, F)` for logits `(S, C)`.
@@ -207,8 +207,8 @@ def _found(key: str, patterns: Sequence[str], names: Sequence[str]) -> list[str]
             raise TaskError(f"{key}: '{pattern}' is no regular expression ({error}); put \\ before signs") from error
         if not own:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            told = f"the nearest are {', '.join(near)}" if near else "it has no nn.Linear and no nn.Conv2d"
-            raise TaskError(f"{key}: '{pattern}' is found in no tensor of the base; {told}")
+            remedy = f"the nearest are {', '.join(near)}" if near else "it has no nn.Linear and no nn.Conv2d"
+            raise TaskError(f"{key}: '{pattern}' is found in no tensor of the base; {remedy}")
         found.update(own)
     if key == "targets" and not found:
         raise TaskError("targets is empty; name the weights to adapt, for instance [linear]")

@@ -1,4 +1,4 @@
-"""Perceptrons."""
+"""Multi-layer perceptrons with ReLU."""
 
 from __future__ import annotations
 

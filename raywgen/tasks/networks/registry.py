@@ -107,17 +107,17 @@ def build_network(recipe: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def network_recipe(told: str | Sequence[int] | Mapping[str, Any]) -> dict[str, Any]:
-    """What `build_network` takes, of what a config may hold: a name, the widths of a perceptron, or a recipe.
+def network_recipe(network: str | Sequence[int] | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the recipe for what a config may hold: a name, the widths of a perceptron, or a recipe.
 
     Raises:
         TaskError: A recipe has no name.
     """
-    if isinstance(told, Mapping):
-        if "name" not in told:
-            raise TaskError(f"networks: {dict(told)} has no name; write for instance {{name: tiny-cnn}}")
-        return dict(told)
-    return {"name": told} if isinstance(told, str) else {"name": "mlp", "widths": list(told)}
+    if isinstance(network, Mapping):
+        if "name" not in network:
+            raise TaskError(f"networks: {dict(network)} has no name; write for instance {{name: tiny-cnn}}")
+        return dict(network)
+    return {"name": network} if isinstance(network, str) else {"name": "mlp", "widths": list(network)}
 
 
 def network_name(recipe: Mapping[str, Any]) -> str:
@@ -126,7 +126,8 @@ def network_name(recipe: Mapping[str, Any]) -> str:
     Arguments stand in the order of the builder's signature: bare as long as they fill it from its first parameter on
     without a gap, with their own name after that. So recipes of one builder have different names unless their
     arguments are equal, in whichever order they were written. An argument that is a recipe stands as its own name;
-    what reads as no part of a name (a path, a pattern) is told by a hash at the end, `lora-mlp-64-8-2-rank_2-3f09c1d2`.
+    what reads as no part of a name (a path, a pattern) is replaced by a hash at the end,
+    `lora-mlp-64-8-2-rank_2-3f09c1d2`.
 
     Raises:
         TaskError: The recipe's name is unknown or cannot be imported.
@@ -140,7 +141,7 @@ def network_name(recipe: Mapping[str, Any]) -> str:
     parts, is_bare, is_whole = [name.rpartition(":")[2]], True, True
     for place, key in enumerate(sorted(arguments, key=lambda key: (key not in order, order.get(key, 0), key))):
         value = arguments[key]
-        text, is_simple = _told(value), not isinstance(value, list | tuple | Mapping)
+        text, is_simple = _name_part(value), not isinstance(value, list | tuple | Mapping)
         is_bare = is_bare and order.get(key) == place
         if text is not None:
             parts.append(text if is_bare else f"{key}_{text}")
@@ -150,12 +151,12 @@ def network_name(recipe: Mapping[str, Any]) -> str:
     return "-".join(parts if is_whole else [*parts, _digest(arguments)])
 
 
-def _told(value: Any) -> str | None:
+def _name_part(value: Any) -> str | None:
     """A value as part of a name; None where it does not read as one."""
     if isinstance(value, Mapping):
         return network_name(value) if "name" in value else None
     if isinstance(value, list | tuple):
-        texts = [text for text in map(_told, value) if text is not None]
+        texts = [text for text in map(_name_part, value) if text is not None]
         return "-".join(texts) if len(texts) == len(value) else None
     return str(value) if _PLAIN.fullmatch(str(value)) else None
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.evaluation.few_shot import FewShotError, head_logits, prototype_head, prototype_logits, prototypes
+from raywgen.evaluation.few_shot import FewShotError, prototype_logits, prototypes
 
 # Legend: B episodes, S support samples, Q query samples, E features, C classes.
 
@@ -25,18 +25,6 @@ def test_logits_are_those_of_a_loop_over_everything() -> None:
             torch.testing.assert_close(prototypes(support_BSE, y_BS, 4)[b, c], mean_E)
             for q in range(7):
                 torch.testing.assert_close(logits_BQC[b, q, c], -((query_BQE[b, q] - mean_E) ** 2).sum())
-
-
-def test_the_head_gives_the_same_logits_but_for_one_number_a_sample() -> None:
-    support_BSE, y_BS, query_BQE = _episodes()
-    weight_BCE, bias_BC = prototype_head(support_BSE, y_BS, 4)
-    assert weight_BCE.shape == (3, 4, 6)
-    assert bias_BC.shape == (3, 4)
-    by_head_BQC = head_logits(weight_BCE, bias_BC, query_BQE)
-    by_distance_BQC = prototype_logits(support_BSE, y_BS, query_BQE, 4)
-    constant_BQC = by_head_BQC - by_distance_BQC
-    torch.testing.assert_close(constant_BQC, query_BQE.square().sum(dim=-1, keepdim=True).expand_as(constant_BQC))
-    torch.testing.assert_close(by_head_BQC.softmax(dim=-1), by_distance_BQC.softmax(dim=-1))
 
 
 def test_a_class_without_a_sample_is_named() -> None:
