@@ -64,6 +64,9 @@ RENAMED = {
     "generator.tokenizer.revive_below": "generator.tokenizer.quantiser.revive_below",
     "generator.tokenizer.warmup_steps": "generator.tokenizer.optimizer.warmup_steps",
     "generator.tokenizer.weight_decay": "generator.tokenizer.optimizer.weight_decay",
+    "generator.diffusion.sampler": "generator.sampling.sampler",
+    "generator.diffusion.sampling_steps": "generator.sampling.num_steps",
+    "generator.path.sampling_steps": "generator.sampling.num_steps",
     "way": "execution",
 }
 

@@ -35,7 +35,7 @@ from raywgen.evaluation.few_shot import (
     prototype_logits,
     time_alternating,
 )
-from raywgen.generators import Generator
+from raywgen.generators import GenerationRequest, Generator
 from raywgen.tasks.episodes import Episode
 from raywgen.weights import Condition, KeyedNoise, Layout
 
@@ -121,7 +121,11 @@ def generated_heads(
     B = len(support_BSE)
     condition = Condition(instructions=("",) * B, samples_BSF=support_BSE, labels_BS=labels_BS)
     noise = KeyedNoise(seed, torch.arange(B, device=support_BSE.device), 0)
-    state = layout.unflatten(generator.generate(condition, layout, noise, temperature=0.0).values_BD)
+    state = layout.unflatten(
+        generator.generate(
+            GenerationRequest(condition=condition, layout=layout, noise=noise, temperature=0.0)
+        ).values_BD
+    )
     return state["weight"], state["bias"]
 
 

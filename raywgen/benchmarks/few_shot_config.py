@@ -8,8 +8,8 @@ from raywgen.benchmarks.trained import Chosen, TrainingConfig, chosen_variants
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import OptimizerConfig
 from raywgen.generators.lohp import LoHpConfig, PolicyConfig
-from raywgen.generators.mcdi import McDiConfig
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
+from raywgen.generators.mcdi import McDiConfig, McDiSampling
+from raywgen.generators.mcdi.config import DenoiserConfig, McDiTaskLossConfig
 
 # Chosen on validation episodes of Omniglot among some 16. It stays near the encoder's own values: the further
 # meta-training moved it, the fewer steps a task needed and the lower it ended.
@@ -67,7 +67,7 @@ class FewShotConfig(TrainingConfig):
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(
         default_factory=lambda: McDiConfig(
-            diffusion=DiffusionConfig(sampling_steps=4),
+            sampling=McDiSampling(num_steps=4),
             denoiser=DenoiserConfig(meta="joint", num_steps=300, batch_size=128, optimizer=_optimizer()),
         )
     )

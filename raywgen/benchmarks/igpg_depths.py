@@ -23,8 +23,7 @@ from raywgen.benchmarks.trained import trained_zoo
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generation.best import sampling_options
-from raywgen.generators import Generator, OptimizerConfig, StageConfig
+from raywgen.generators import GenerationRequest, Generator, OptimizerConfig, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.progress import Reporter
@@ -226,12 +225,14 @@ class _Rows:
         normalizer = None
         if not generator.knows(ladder.layout):
             normalizer = normalizer_of_similar(ladder.layout, generator.normalizers, ladder.start())
-        sampling = SamplingConfig(windows=task_loss.windows) if generator.takes_sampling else None
+        sampling = SamplingConfig(windows=task_loss.windows) if isinstance(generator, IGPG) else None
         return generator.generate(
-            ladder.condition,
-            ladder.layout,
-            ladder.noise,
-            temperature=task_loss.temperature,
-            normalizer=normalizer,
-            **sampling_options(generator, sampling),
+            GenerationRequest(
+                condition=ladder.condition,
+                layout=ladder.layout,
+                noise=ladder.noise,
+                temperature=task_loss.temperature,
+                normalizer=normalizer,
+                sampling=sampling,
+            )
         ).values_BD

@@ -25,7 +25,7 @@ from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generators import OptimizerConfig, StageConfig
+from raywgen.generators import Generated, GenerationRequest, OptimizerConfig, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.config import CHUNKS
@@ -168,8 +168,8 @@ def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dic
     def drawn(chunks: str) -> float:
         sampling = SamplingConfig(chunks=chunks, decoding="tokens")
 
-        def generate(*arguments: Any, **settings: Any) -> Any:
-            return generator.generate(*arguments, sampling=sampling, **settings)
+        def generate(request: GenerationRequest) -> Generated:
+            return generator.generate(replace(request, sampling=sampling))
 
         return unseen.percent(_candidates(replace(config, best_of=1), unseen, generate, seed)[:, 0])
 

@@ -26,6 +26,7 @@ from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import TrainingConfig, trained_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.generation import generate_best, load
+from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.generators.igpg.windows import plan_windows
 from raywgen.tasks import build_network
@@ -154,12 +155,18 @@ def check_equal(generator: IGPG, unseen: UnseenTasks) -> None:
     """Checks that windows that hold all chunks write the same network as without windows."""
     num_chunks = len(generator.tokenizer.places(unseen.layout))
     noise = KeyedNoise(0, torch.arange(len(unseen.tasks)))
-    whole = generator.generate(unseen.condition, unseen.layout, noise.first(len(unseen.tasks)))
+    whole = generator.generate(
+        GenerationRequest(condition=unseen.condition, layout=unseen.layout, noise=noise.first(len(unseen.tasks)))
+    )
     for window in (num_chunks, num_chunks + 5):
         for name in ("sequential_0.25", "sequential_0.5", "parallel"):
             with window_of(generator, window):
                 noise = KeyedNoise(0, torch.arange(len(unseen.tasks)))
-                other = generator.generate(unseen.condition, unseen.layout, noise, sampling=MODES[name])
+                other = generator.generate(
+                    GenerationRequest(
+                        condition=unseen.condition, layout=unseen.layout, noise=noise, sampling=MODES[name]
+                    )
+                )
             for one, same in ((whole.values_BD, other.values_BD), (whole.log_prob_B, other.log_prob_B)):
                 assert one is not None
                 assert same is not None
@@ -236,7 +243,15 @@ def _seconds(generator: IGPG, unseen: UnseenTasks, batch: int, sampling: Samplin
     index_B: Tensor = torch.arange(batch) % len(unseen.tasks)
     noise = KeyedNoise(0, torch.arange(batch))
     begin = time.perf_counter()
-    generator.generate(unseen.condition.take(index_B), unseen.layout, noise, temperature=0.5, sampling=sampling)
+    generator.generate(
+        GenerationRequest(
+            condition=unseen.condition.take(index_B),
+            layout=unseen.layout,
+            noise=noise,
+            temperature=0.5,
+            sampling=sampling,
+        )
+    )
     return time.perf_counter() - begin
 
 

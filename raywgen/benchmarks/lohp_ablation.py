@@ -19,7 +19,7 @@ from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.few_shot_parts import TaskSource, heads_generators, heads_zoo, trained_encoder, validation_side
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import trained_zoo
-from raywgen.generators.lohp import LoHpConfig, PathConfig
+from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig
 from raywgen.tasks import SAMConfig
 from raywgen.tasks.encoders import load_encoder
 from raywgen.training.session import ray_session
@@ -53,8 +53,9 @@ class LoHpAblationConfig(FewShotConfig):
     def changed(self, length: int, mix: float) -> LoHpConfig:
         """Returns Lo-Hp with this length and mix, and one evaluation for each sub-trajectory."""
         steps = self.lohp.path.num_steps
-        path = PathConfig(num_steps=steps, length=length, noise=self.lohp.path.noise, sampling_steps=steps // length)
-        return replace(self.lohp, path=path, policy=replace(self.lohp.policy, mix=mix))
+        path = PathConfig(num_steps=steps, length=length, noise=self.lohp.path.noise)
+        sampling = LoHpSampling(num_steps=steps // length)
+        return replace(self.lohp, path=path, sampling=sampling, policy=replace(self.lohp.policy, mix=mix))
 
 
 def measure(config: LoHpAblationConfig) -> tuple[dict[str, float], dict[str, Any]]:

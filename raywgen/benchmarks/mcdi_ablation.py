@@ -15,7 +15,7 @@ from raywgen.benchmarks.trained import TrainingConfig, trained_generators, train
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
 from raywgen.generators import Generator
-from raywgen.generators.mcdi import McDi, McDiConfig
+from raywgen.generators.mcdi import McDi, McDiConfig, McDiSampling
 from raywgen.tasks import SAMConfig
 from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig
@@ -66,6 +66,10 @@ def variants(config: McDiAblationConfig) -> dict[str, McDiConfig]:
     def changed(**diffusion: Any) -> McDiConfig:
         return replace(mcdi, diffusion=replace(mcdi.diffusion, **diffusion))
 
+    def of_steps(num_steps: int) -> McDiConfig:
+        diffusion = replace(mcdi.diffusion, num_steps=num_steps)
+        return replace(mcdi, diffusion=diffusion, sampling=replace(mcdi.sampling, num_steps=num_steps))
+
     reptile = replace(mcdi.denoiser, meta="reptile", num_steps=config.reptile_steps, batch_size=8)
     return {
         "default": mcdi,
@@ -80,8 +84,8 @@ def variants(config: McDiAblationConfig) -> dict[str, McDiConfig]:
         "parameterisation_noise": changed(parameterisation="noise", weighting="noise"),
         "denoiser_chunks": replace(mcdi, network=replace(mcdi.network, kind="chunks")),
         "denoiser_latents": replace(mcdi, network=replace(mcdi.network, kind="latents")),
-        "T_5": changed(num_steps=5, sampling_steps=5),
-        "T_50": changed(num_steps=50, sampling_steps=50),
+        "T_5": of_steps(5),
+        "T_50": of_steps(50),
         "meta_reptile": replace(mcdi, denoiser=reptile),
     }
 
@@ -120,9 +124,9 @@ def _judged(
 def _samplers(generator: Generator, unseen: UnseenTasks, seed: int) -> dict[str, float]:
     """Measures the same denoiser with other samplers."""
     assert isinstance(generator, McDi)
-    kept, figures = generator.config.diffusion, {}
+    most, figures = generator.config.diffusion.num_steps, {}
     for sampler, steps in _SAMPLERS:
-        generator.config.diffusion = replace(kept, sampler=sampler, sampling_steps=min(steps, kept.num_steps))
+        generator.config.sampling = McDiSampling(sampler=sampler, num_steps=min(steps, most))
         # The stochastic sampler without temperature would be the mean one.
         figures[f"sampler_{sampler}_{steps}"] = unseen.percent(write_each(generator, unseen, 1.0, seed)[0])
     return figures

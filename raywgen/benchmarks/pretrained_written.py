@@ -23,6 +23,7 @@ from raywgen.benchmarks.recipes import folder_of
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.evaluation.novelty import distances
+from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.tasks import build_task
@@ -93,7 +94,9 @@ def written_again(
     )
     tokenizer, noise = generator.tokenizer, KeyedNoise(seed, torch.arange(1))
     table = tokenizer.table(layout)
-    made = generator.generate(condition, layout, noise, temperature=temperature, sampling=sampling)
+    made = generator.generate(
+        GenerationRequest(condition=condition, layout=layout, noise=noise, temperature=temperature, sampling=sampling)
+    )
     # The drawn tokens, because encoding the written weights again changes many of them.
     sample = sample_tokens(
         generator.prior,

@@ -25,7 +25,7 @@ from raywgen.benchmarks.trained import (
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
-from raywgen.generators import Generator
+from raywgen.generators import GenerationRequest, Generator
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, McDiTaskLossConfig
@@ -157,7 +157,9 @@ def write_each(generator: Generator, unseen: UnseenTasks, temperature: float, se
         condition = unseen.condition_of(max(0, index))
         begin = time.perf_counter()
         noise = KeyedNoise(seed, torch.tensor([max(0, index)]), 0)
-        values = generator.generate(condition, unseen.layout, noise, temperature=temperature).values_BD
+        values = generator.generate(
+            GenerationRequest(condition=condition, layout=unseen.layout, noise=noise, temperature=temperature)
+        ).values_BD
         if index >= 0:
             seconds.append(time.perf_counter() - begin)
             written.append(values)

@@ -28,7 +28,7 @@ from raywgen.benchmarks.equal_accuracy import (
 from raywgen.corpus import Corpus
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import error_overlap
-from raywgen.generators import Generator
+from raywgen.generators import GenerationRequest, Generator
 from raywgen.tasks import FitConfig, balanced_accuracy, build_network, build_task, draw_condition
 from raywgen.training.data import measure_normalizers
 from raywgen.weights import KeyedNoise
@@ -154,7 +154,11 @@ class Ladder:
             KeyedNoise(self._seed, index_N, _CONDITION_STREAM),
         )
         noise = KeyedNoise(self._seed, index_N, _NOISE_STREAM)
-        return generator.generate(condition, self._layout, noise, temperature=self._config.temperature).values_BD
+        return generator.generate(
+            GenerationRequest(
+                condition=condition, layout=self._layout, noise=noise, temperature=self._config.temperature
+            )
+        ).values_BD
 
     def _baselines(self) -> dict[str, Tensor]:
         num, normalizer = self._config.num_networks, self._normalizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, TaskFacts
 from raywgen.generation.statistics import some_inputs, with_new_statistics
-from raywgen.generators import Generated, Generator
+from raywgen.generators import Generated, GenerationRequest, Generator
 from raywgen.tasks import (
     Task,
     balanced_accuracy,
@@ -166,9 +166,15 @@ def generated_candidates(
     """Generates `num` networks per task, `(T * num, D)`; all of a task get the same condition."""
     condition = evaluator.condition.repeat(num)
     noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
-    return generator.generate(
-        condition, evaluator.layout, noise, temperature=temperature, normalizer=evaluator.normalizer, **options
+    request = GenerationRequest(
+        condition=condition,
+        layout=evaluator.layout,
+        noise=noise,
+        temperature=temperature,
+        normalizer=evaluator.normalizer,
+        **options,
     )
+    return generator.generate(request)
 
 
 def _condition(facts: list[TaskFacts]) -> Condition:

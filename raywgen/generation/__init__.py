@@ -2,7 +2,7 @@
 
 from raywgen.actor_pool import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
-from raywgen.generation.best import Best, SamplingError, generate_best, sampling_options
+from raywgen.generation.best import Best, generate_best
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning
 from raywgen.generation.generate import generate
@@ -11,6 +11,7 @@ from raywgen.generation.loading import load
 from raywgen.generation.plan import NetworkRow
 from raywgen.generation.sinks import UnfinishedError
 from raywgen.generation.statistics import with_new_statistics
+from raywgen.generators import SamplingError
 from raywgen.tasks.user_data import ConditionError
 
 __all__ = [
@@ -33,6 +34,5 @@ __all__ = [
     "generate",
     "generate_best",
     "load",
-    "sampling_options",
     "with_new_statistics",
 ]

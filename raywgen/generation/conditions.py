@@ -62,7 +62,7 @@ def make_condition(
 
 def _known_policy(generator: Generator, told: str) -> str:
     """The one optimiser of that name, or with that part of a name."""
-    names = generator.data.policies if generator.takes_policy else ()
+    names = generator.policies
     if not told or told in names:
         return told
     meant = [name for name in names if told in name]

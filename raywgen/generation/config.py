@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raywgen.generators.igpg import SamplingConfig
-
 Where = Literal["here", "ray"]
 Into = Literal["files", "corpus"]
 
@@ -45,7 +43,8 @@ class GenerateConfig:
         start_timeout: Seconds to wait for a first actor where the cluster is full.
         num_unlabelled: Training samples of each task from which statistics of batch normalisation are estimated anew,
             for every candidate before the choice; 0 leaves them as they were generated.
-        sampling: How tokens are drawn, for a generator of tokens.
+        sampling: How networks are drawn: some of the settings that stand under `sampling` in the generator's config;
+            the others are as they stand there.
     """
 
     generator: str = "runs/igpg"
@@ -68,7 +67,7 @@ class GenerateConfig:
     num_actors: int = 0
     start_timeout: float = 120.0
     num_unlabelled: int = 0
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(1 if self.best_of is None else self.best_of, self.limit) < 1 or self.temperature < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,8 +16,7 @@ from raywgen.generation.best import generate_best, generate_candidates
 from raywgen.generation.conditions import make_condition
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generators import Generator
-from raywgen.generators.igpg import SamplingConfig
+from raywgen.generators import GenerationRequest, Generator, Sampling
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.preprocessing import InputForm
@@ -138,7 +138,7 @@ class TrainedGenerator:
         best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
-        sampling: SamplingConfig | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         unlabelled: Any = None,
         quiet: bool = False,
     ) -> ModuleT:
@@ -153,7 +153,7 @@ class TrainedGenerator:
             best_of: Networks written, of which the one with the lowest loss on `data` is kept.
             temperature: 0 writes the same network every time.
             seed: Of the noise.
-            sampling: How tokens are drawn.
+            sampling: How networks are drawn: some of the settings of sampling of the generator's method.
             unlabelled: Inputs from which the statistics of batch normalisation are estimated anew.
             quiet: Whether to leave out the line, which goes to standard error.
         """
@@ -171,7 +171,7 @@ class TrainedGenerator:
         best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
-        sampling: SamplingConfig | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         unlabelled: Any = None,
     ) -> Filled[ModuleT]:
         """Writes weights for a task into a module, and reports how they do on the task's samples.
@@ -187,7 +187,8 @@ class TrainedGenerator:
             best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
             temperature: 0 writes the same network every time.
             seed: Of the noise.
-            sampling: How tokens are drawn, of a generator that writes tokens.
+            sampling: How networks are drawn: settings of sampling of the generator's method, or a mapping of some of
+                them; the others are as in its config.
             unlabelled: Inputs of the task, the more the better, from which the statistics of batch normalisation are
                 estimated anew; those that the generator writes stay by default. A generator whose task-loss stage ran
                 with `statistics=batch` needs them.
@@ -195,7 +196,7 @@ class TrainedGenerator:
         Raises:
             ConditionError: Instruction, data and module do not fit each other or what the generator was trained with,
                 or there is no data to choose a network by.
-            SamplingError, GuidanceError: The generator does not fit `sampling`.
+            ConfigError, SamplingError, GuidanceError: The generator does not take `sampling`.
             ValueError: `best_of` is below 1.
             WeightsError: The module has no tensors.
 
@@ -213,7 +214,7 @@ class TrainedGenerator:
         best_of: int | None,
         temperature: float,
         seed: int,
-        sampling: SamplingConfig | None,
+        sampling: Sampling | Mapping[str, Any] | None,
         unlabelled: Any,
     ) -> Filled[ModuleT]:
         _check_module(module)
@@ -223,7 +224,8 @@ class TrainedGenerator:
         pair = None if examples is None else (self.features(examples.x), examples.labels)
         condition = make_condition(self.generator, instruction, pair)
         normalizer = self.estimate_normalizer(layout, network)
-        drawn = {"temperature": temperature, "seed": seed, "normalizer": normalizer, "sampling": sampling}
+        resolved = self.generator.resolve_sampling(sampling)
+        drawn = {"temperature": temperature, "seed": seed, "normalizer": normalizer, "sampling": resolved}
         inputs = None if unlabelled is None else read_data(unlabelled, self.inputs, needs_labels=False).x
         on_samples, num = None, 1
         if examples is None:
@@ -316,7 +318,8 @@ def adapt_weights(generator: Generator, layout: Layout, condition: Condition, te
     """
     check_known(generator, layout)
     noise = KeyedNoise(seed, torch.arange(1), 0)
-    return generator.generate(condition, layout, noise, temperature=temperature).values_BD[0]
+    request = GenerationRequest(condition=condition, layout=layout, noise=noise, temperature=temperature)
+    return generator.generate(request).values_BD[0]
 
 
 def check_known(generator: Generator, layout: Layout) -> None:

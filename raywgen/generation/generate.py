@@ -11,7 +11,6 @@ from statistics import fmean
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.writing import writing
-from raywgen.generation.best import sampling_options
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.executor import execute
 from raywgen.generation.fill import TrainedGenerator
@@ -63,9 +62,9 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
     trained = load(config.generator)
     if corpus is not None:
         corpus.arrange(trained.generator.layouts)
-    sampling_options(trained.generator, config.sampling)
+    sampling = trained.generator.resolve_sampling(config.sampling)
     request = resolve_request(config, corpus, trained)
-    plan = make_plan(config, request)
+    plan = make_plan(config, request, sampling)
     sink = make_sink(config, plan)
     kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")
     with kept, writing(config.out):

@@ -19,7 +19,7 @@ from raywgen.corpus import NetworkFacts
 from raywgen.corpus.storage import absolute
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.request import ResolvedRequest
-from raywgen.generators.igpg import SamplingConfig
+from raywgen.generators import Sampling
 from raywgen.tasks import build_network
 
 # A GiB of float32: fewer candidates of a large architecture are generated at once.
@@ -119,7 +119,7 @@ class GenerationPlan:
         num: Networks kept for each task and architecture.
         temperature: Temperature of generation.
         seed: Keys the noise, and the values around which an unknown layout is filled.
-        sampling: How tokens are drawn.
+        sampling: How networks are drawn.
         threads: Threads of a process that generates, and CPUs of an actor.
         num_unlabelled: Training samples of a task from which statistics of batch normalisation are estimated anew; 0
             leaves them as they were generated.
@@ -131,13 +131,13 @@ class GenerationPlan:
     num: int
     temperature: float
     seed: int
-    sampling: SamplingConfig
+    sampling: Sampling
     threads: int
     num_unlabelled: int
     items: tuple[WorkItem, ...]
 
 
-def make_plan(config: GenerateConfig, request: ResolvedRequest) -> GenerationPlan:
+def make_plan(config: GenerateConfig, request: ResolvedRequest, sampling: Sampling) -> GenerationPlan:
     """Cuts a request into work items."""
     return GenerationPlan(
         request=request,
@@ -145,7 +145,7 @@ def make_plan(config: GenerateConfig, request: ResolvedRequest) -> GenerationPla
         num=config.num,
         temperature=config.temperature,
         seed=config.seed,
-        sampling=config.sampling,
+        sampling=sampling,
         threads=config.threads,
         num_unlabelled=config.num_unlabelled,
         items=work_items(request, config.num, config.batch_size),

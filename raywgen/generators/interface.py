@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from raywgen.config import merge_config
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import (
@@ -174,6 +175,36 @@ class Stage(nn.Module, ABC):
         """
 
 
+class SamplingError(ValueError):
+    """Settings of sampling that a generator does not have, or that do not fit it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The settings by which a method draws networks; each method that has some has a subclass of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """The networks that a generator shall write, and how it draws them.
+
+    Attributes:
+        condition: B conditions, one for each network.
+        layout: The layout to fill.
+        noise: B rows of keyed noise.
+        temperature: 0 is deterministic.
+        normalizer: Base and scale for a layout that the generator was not trained on.
+        sampling: How networks are drawn; None for the settings of the generator's config.
+    """
+
+    condition: Condition
+    layout: Layout
+    noise: KeyedNoise
+    temperature: float = 1.0
+    normalizer: Normalizer | None = None
+    sampling: Sampling | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """Networks that a generator wrote.
@@ -219,11 +250,9 @@ class Generator(nn.Module, ABC):
     """
 
     method: ClassVar[str]
+    Config: ClassVar[type[Any]]
+    Sampling: ClassVar[type[Sampling]] = Sampling
     config: Any
-    takes_policy: ClassVar[bool] = False
-    """Whether it can be asked to behave like an optimiser of its corpus."""
-    takes_sampling: ClassVar[bool] = False
-    """Whether `generate` takes `sampling` too: settings of how tokens are drawn."""
     ablations: ClassVar[tuple[Ablation, ...]] = ()
     """Rows that evaluation shows beside the finished generator: the generator as it was after earlier stages."""
 
@@ -247,24 +276,37 @@ class Generator(nn.Module, ABC):
         return reduce(or_, (stage.needs for stage in self.stages()), nothing)
 
     @abstractmethod
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-    ) -> Generated:
-        """Writes one network per condition.
+    def generate(self, request: GenerationRequest) -> Generated:
+        """Writes one network for each condition of the request."""
+
+    def resolve_sampling(self, given: Sampling | Mapping[str, Any] | None) -> Sampling:
+        """Settings of sampling that are whole, of the method's own type, and fit the generator.
 
         Args:
-            condition: What is asked for, B networks.
-            layout: The layout to fill.
-            noise: B rows of keyed noise.
-            temperature: 0 is deterministic.
-            reference: Base and scale for a layout that `references` does not hold.
+            given: Settings, or some of them by name, the others as in the generator's config; None for all of these.
+
+        Raises:
+            ConfigError: A name is unknown (the nearest right one is named), or a value is of the wrong type.
+            SamplingError: The settings are of another method, or do not fit the generator.
         """
+        default = getattr(self.config, "sampling", None) or self.Sampling()
+        if given is None:
+            return default
+        if isinstance(given, Mapping):
+            if given and not fields(self.Sampling):
+                raise SamplingError(f"sampling: method '{self.method}' has no settings of sampling; leave it out")
+            given = merge_config(self.Sampling, [("sampling", dict(given))], base=default)
+        if type(given) is not self.Sampling:  # Settings of every method are instances of the empty base.
+            raise SamplingError(
+                f"sampling: method '{self.method}' takes {self.Sampling.__name__}, not {type(given).__name__}; give "
+                "that, a mapping of its settings, or leave it out"
+            )
+        if fields(self.Sampling):
+            try:
+                replace(self.config, sampling=given)
+            except ValueError as error:
+                raise SamplingError(f"sampling: {error}") from error
+        return given
 
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Returns given weights `(B, D)` after encoding and decoding; a generator without a code keeps them."""
@@ -277,6 +319,11 @@ class Generator(nn.Module, ABC):
     def encoders(self) -> dict[str, str]:
         """Frozen encoders that it works with, as `load_encoder` takes them, by their key in its config."""
         return {}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Optimisers of the corpus that the generator can be asked to behave like; none by default."""
+        return ()
 
     @property
     def max_classes(self) -> int | None:

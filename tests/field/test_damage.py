@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus, NetworkFacts, commit_corpus
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import ENCODER, build_generator, load_bundle, save_bundle
 from raywgen.tasks.encoders import EncoderCard, load_encoder, save_encoder
 from raywgen.tasks.networks import Conv4
@@ -74,7 +75,12 @@ def make_bundle(folder: Path, seed: int) -> None:
 
 def read_bundle(folder: Path) -> list[Any]:
     generator = load_bundle(folder)
-    return [generator.generate(condition(2), layout_of(SMALL), noise_for(2)).values_BD, *read_encoder(folder / ENCODER)]
+    return [
+        generator.generate(
+            GenerationRequest(condition=condition(2), layout=layout_of(SMALL), noise=noise_for(2))
+        ).values_BD,
+        *read_encoder(folder / ENCODER),
+    ]
 
 
 def make_corpus(folder: Path, seed: int) -> None:

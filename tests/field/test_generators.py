@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generation.fill import TrainedGenerator
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import build_generator, load_bundle, save_bundle
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import DirectConfig
@@ -148,7 +149,9 @@ def test_written_state_dicts_hold_ties_and_kept_tensors(generator: Generator) ->
     module = strange(3)
     layout = generator.layout_of(module.state_dict())
     assert generator.knows(layout)
-    values_BD = generator.generate(condition(2), layout, KeyedNoise(0, torch.arange(2))).values_BD
+    values_BD = generator.generate(
+        GenerationRequest(condition=condition(2), layout=layout, noise=KeyedNoise(0, torch.arange(2)))
+    ).values_BD
     for values_D in values_BD:
         state = layout.unflatten(values_D, counters=module.state_dict())
         assert list(state) == list(module.state_dict())
@@ -166,10 +169,14 @@ def test_a_bfloat16_module_is_filled_too() -> None:
     module.head.bfloat16()
     module.again.weight = module.first.weight
     layout = generator.layout_of(module.state_dict())
-    values_1D = generator.generate(condition(1), layout, KeyedNoise(0, torch.arange(1))).values_BD
+    values_1D = generator.generate(
+        GenerationRequest(condition=condition(1), layout=layout, noise=KeyedNoise(0, torch.arange(1)))
+    ).values_BD
     module.load_state_dict(layout.unflatten(values_1D[0], counters=before))
     assert module.first.weight.dtype == torch.bfloat16
     same = strange(4)
     known = generator.layout_of(same.state_dict())
-    again_1D = generator.generate(condition(1), known, KeyedNoise(0, torch.arange(1))).values_BD
+    again_1D = generator.generate(
+        GenerationRequest(condition=condition(1), layout=known, noise=KeyedNoise(0, torch.arange(1)))
+    ).values_BD
     assert torch.equal(values_1D, again_1D)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raywgen.generation import generate_best
 from raywgen.generation.best import candidate_logits
-from raywgen.generators import Generated, Generator
+from raywgen.generators import Generated, GenerationRequest, Generator
 from raywgen.tasks import balanced_cross_entropy
 from raywgen.weights import KeyedNoise, Layout
 from tests.builders import condition, hypernetwork, igpg, layout_of, network
@@ -23,7 +23,7 @@ class Scripted:
     def __init__(self, values_BD: Tensor) -> None:
         self.values_BD = values_BD
 
-    def generate(self, *_: object, **__: object) -> Generated:
+    def generate(self, _: object) -> Generated:
         return Generated(values_BD=self.values_BD, log_prob_B=torch.arange(len(self.values_BD)).float())
 
 
@@ -43,7 +43,9 @@ def test_the_kept_network_is_the_best_of_all_candidates_by_brute_force() -> None
     generator, told = igpg(), condition(NUM)
     kept = best(generator)
     noise = KeyedNoise(0, torch.arange(NUM * BEST_OF), 0)
-    every = generator.generate(told.repeat(BEST_OF), layout_of(), noise, temperature=1.0)
+    every = generator.generate(
+        GenerationRequest(condition=told.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
+    )
     for b in range(NUM):
         losses = []
         for n in range(BEST_OF):
@@ -116,7 +118,9 @@ def test_candidates_are_compared_on_the_samples_that_the_module_takes() -> None:
     drawn = {"best_of": BEST_OF, "temperature": 1.0, "seed": 0}
     kept = generate_best(generator, told, layout_of(), network(), samples_BSF=other_BSF, **drawn)  # pyright: ignore[reportArgumentType]
     noise = KeyedNoise(0, torch.arange(NUM * BEST_OF), 0)
-    every = generator.generate(told.repeat(BEST_OF), layout_of(), noise, temperature=1.0).values_BD
+    every = generator.generate(
+        GenerationRequest(condition=told.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
+    ).values_BD
     logits = candidate_logits(network(), layout_of(), every, other_BSF.repeat_interleave(BEST_OF, 0))
     loss_Bn = balanced_cross_entropy(logits, told.labels_BS.repeat_interleave(BEST_OF, 0)).view(NUM, BEST_OF)
     torch.testing.assert_close(kept.loss_B, loss_Bn.min(dim=1).values)

@@ -12,6 +12,7 @@ from torch import nn
 import raywgen
 from raywgen.generation import ChanceWarning, ConditionError, TrainedGenerator, UnknownLayoutWarning
 from raywgen.generation.conditions import make_condition
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import BundleError, save_bundle
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_cross_entropy
@@ -85,7 +86,9 @@ def test_statistics_are_estimated_anew_before_the_choice(trained: TrainedGenerat
     normalizer = trained.estimate_normalizer(layout, normalised())
     told = make_condition(trained.generator, ASK, examples()).repeat(6)
     noise = KeyedNoise(0, torch.arange(6), 0)
-    written = trained.generator.generate(told, layout, noise, temperature=0.5, normalizer=normalizer)
+    written = trained.generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise, temperature=0.5, normalizer=normalizer)
+    )
     losses, states = [], []
     for values_D in written.values_BD:
         module = normalised().eval()

@@ -17,6 +17,7 @@ import raywgen
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, verify_corpus
 from raywgen.generation import ConditionError, GenerateConfig, UnknownLayoutWarning, generate
+from raywgen.generators import GenerationRequest
 from raywgen.tasks import build_network
 from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.training import launch
@@ -54,7 +55,11 @@ def test_each_architecture_is_written_told_what_training_told(brought: Corpus, t
             samples_BSF=task.train_x_SF.expand(3, 8, 1),
             labels_BS=task.train_y_S.expand(3, 8),
         )
-        written = generator.generate(condition, network.layout, KeyedNoise(2, torch.arange(3)), temperature=0.5)
+        written = generator.generate(
+            GenerationRequest(
+                condition=condition, layout=network.layout, noise=KeyedNoise(2, torch.arange(3)), temperature=0.5
+            )
+        )
         of_one = [row for row in rows if row.network == network.name]
         assert written.log_prob_B is not None
         assert [row.log_prob for row in of_one] == pytest.approx(written.log_prob_B.tolist(), rel=1e-5)

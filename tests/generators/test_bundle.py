@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from raywgen.generators import Generator
+from raywgen.generators import GenerationRequest, Generator
 from raywgen.generators.bundle import BundleError, build_generator, bundle_facts, load_bundle, save_bundle
 from raywgen.sealed import file_checksum, sealed_json, unseal
 from raywgen.weights import load_state_dict, save_state_dict
@@ -40,7 +40,10 @@ def test_round_trip_generates_bit_equal_networks(tmp_path: Path, build: Callable
     assert loaded.data == generator.data
     assert not loaded.training
     for widths in (SMALL, DEEP):
-        before, after = (g.generate(condition(3), layout_of(widths), noise_for(3)) for g in (generator, loaded))
+        before, after = (
+            g.generate(GenerationRequest(condition=condition(3), layout=layout_of(widths), noise=noise_for(3)))
+            for g in (generator, loaded)
+        )
         assert torch.equal(before.values_BD, after.values_BD)
     assert bundle_facts(tmp_path) == {"seed": 3, "corpus": "zoo"}
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raywgen.config import ConfigError, load_config
 from raywgen.generators import METHODS, Generator, OptimizerConfig, StageConfig, UnknownMethodError, method
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg.config import PriorConfig
@@ -40,7 +41,6 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
         (StageConfig, {"batch_size": 0}, "batch_size=0"),
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
         (OptimizerConfig, {"grad_clip": 0.0}, "grad_clip=0.0"),
-        (OptimizerConfig, {"kind": "lion"}, "adamw, sgd"),
         (QuantiserConfig, {"num_codes": 1}, "num_codes"),
         (TokenizerConfig, {"num_steps": -1}, "num_steps=-1"),
         (PriorConfig, {"width": 12}, "width=12"),
@@ -49,3 +49,8 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
 def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         schema(**setting)
+
+
+def test_an_unknown_optimiser_is_refused_where_a_config_is_read() -> None:
+    with pytest.raises(ConfigError, match="adamw, sgd"):
+        load_config(OptimizerConfig, None, ["kind=lion"])

@@ -16,7 +16,7 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.interface import Schedule
-from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
+from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
 from raywgen.training.checkpoints import CheckpointManager, TrainState
@@ -42,7 +42,8 @@ def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
 
 def lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
     lohp = LoHpConfig(
-        path=PathConfig(num_steps=4, length=2, sampling_steps=2),
+        path=PathConfig(num_steps=4, length=2),
+        sampling=LoHpSampling(num_steps=2),
         network=NetworkConfig(width=16, num_layers=1, num_heads=2),
         policy=PolicyConfig(num_steps=18, batch_size=8, replay_size=3),
     )

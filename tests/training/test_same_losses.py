@@ -41,13 +41,15 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "network": _NETWORK | {"kind": "latents"},
             "denoiser": _STAGE,
             "tokenizer": _STAGE | {"chunk_length": 32, "quantiser": {"num_levels": 2, "num_codes": 16}, "width": 16},
-            "diffusion": {"num_targets": 2, "sampler": "stochastic", "sampling_steps": 5},
+            "diffusion": {"num_targets": 2},
+            "sampling": {"sampler": "stochastic", "num_steps": 5},
         },
     ),
     "lohp": (
         "lohp",
         {
-            "path": {"num_steps": 4, "length": 2, "sampling_steps": 2},
+            "path": {"num_steps": 4, "length": 2},
+            "sampling": {"num_steps": 2},
             "network": _NETWORK,
             "policy": _STAGE | {"replay_size": 2},
         },

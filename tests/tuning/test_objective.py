@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.generators import OptimizerConfig, StageConfig
+from raywgen.generators import GenerationRequest, OptimizerConfig, StageConfig
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.tasks import build_task
@@ -44,7 +44,9 @@ def test_it_is_the_mean_over_validation_tasks_and_architectures(bundle: Path, zo
             )
             with torch.no_grad():
                 noise = KeyedNoise(0, torch.tensor([0]), 0)
-                written = generator.generate(condition, network.layout, noise, temperature=0.0)
+                written = generator.generate(
+                    GenerationRequest(condition=condition, layout=network.layout, noise=noise, temperature=0.0)
+                )
             state = {name: t[0] for name, t in network.layout.unflatten(written.values_BD).items()}
             test = build_task(task.recipe)
             x = test.test_x_SF

@@ -84,7 +84,7 @@ def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
         # Each of both is right by itself.
         (
             {
-                "fixed": {"train.generator.path.sampling_steps": 12},
+                "fixed": {"train.generator.sampling.num_steps": 12},
                 "space": {
                     "train.generator.path.num_steps": {"choice": [12, 16]},
                     "train.generator.path.length": {"choice": [4, 12]},

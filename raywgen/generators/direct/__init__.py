@@ -19,8 +19,16 @@ from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import DataSpec, Generated, Stage, StageConfig, StageLoss, StageNeeds
-from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
+from raywgen.generators.interface import (
+    DataSpec,
+    Generated,
+    GenerationRequest,
+    Stage,
+    StageConfig,
+    StageLoss,
+    StageNeeds,
+)
+from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
 
 
 @dataclass(kw_only=True)
@@ -42,6 +50,7 @@ class Direct(SupportSetGenerator):
     """One pass from the support set to the weights."""
 
     method = "direct"
+    Config = DirectConfig
 
     def __init__(self, config: DirectConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
@@ -61,18 +70,14 @@ class Direct(SupportSetGenerator):
         ]
 
     @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """The same network for the same support set, whatever the temperature."""
+        self.resolve_sampling(request.sampling)
+        condition, layout = request.condition, request.layout
         normalised_BD = self.map.decode(_states(self.map, condition, layout), condition, layout)
-        return Generated(values_BD=self.normalizer(layout, normalizer).denormalise(normalised_BD), log_prob_B=None)
+        return Generated(
+            values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None
+        )
 
 
 class _DirectStage(Stage):

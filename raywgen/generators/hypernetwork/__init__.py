@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import DataSpec, Generated, Generator, Stage, StageConfig, StageLoss, StageNeeds
+from raywgen.generators.interface import (
+    DataSpec,
+    Generated,
+    GenerationRequest,
+    Generator,
+    Stage,
+    StageConfig,
+    StageLoss,
+    StageNeeds,
+)
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
@@ -46,6 +55,7 @@ class Hypernetwork(Generator):
     """One pass from condition and places to all chunks."""
 
     method = "hypernetwork"
+    Config = HypernetworkConfig
 
     def __init__(self, config: HypernetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(normalizers, data)
@@ -73,17 +83,11 @@ class Hypernetwork(Generator):
         return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
     @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """The same network for the same condition, whatever the temperature."""
-        values_BD = self.values(condition, layout, self.normalizer(layout, normalizer))
+        self.resolve_sampling(request.sampling)
+        normalizer = self.normalizer(request.layout, request.normalizer)
+        values_BD = self.values(request.condition, request.layout, normalizer)
         return Generated(values_BD=values_BD, log_prob_B=None)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
 from raywgen.names import one_of
 from raywgen.nn.batch_norm import check_statistics
 from raywgen.nn.text_encoders import check_text_encoder
@@ -73,7 +73,7 @@ WINDOWS = ("sequential", "parallel")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Sampling):
     """How networks are written, beside the temperature that every generator takes (0 is argmax).
 
     Attributes:
@@ -152,8 +152,16 @@ class IGPGTaskLossConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class IGPGConfig:
-    """All of IGPG: tokeniser, prior, task-loss stage."""
+    """All of IGPG.
+
+    Attributes:
+        tokenizer: The tokeniser, and the stage that trains it.
+        prior: The causal transformer, and the stage that trains it.
+        task_loss: The stage that trains the prior by the task's loss.
+        sampling: How networks are drawn where a request does not say it.
+    """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     task_loss: IGPGTaskLossConfig = field(default_factory=IGPGTaskLossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -26,12 +26,11 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.shuffled_conditions import shuffled_conditions
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_loss_chunks
 from raywgen.generators.igpg.token_sampling import sample_tokens
-from raywgen.generators.interface import DataSpec, Generated, Generator, Stage
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (
     Condition,
-    KeyedNoise,
     Layout,
     Normalizer,
     NormalizerTable,
@@ -47,7 +46,6 @@ class IGPG(Generator):
     """VQ-VAE tokeniser and causal transformer; one model for all layouts and tasks of a corpus."""
 
     method = "igpg"
-    takes_sampling = True
     ablations = (
         Ablation(
             stage=PriorStage.name,
@@ -56,6 +54,8 @@ class IGPG(Generator):
             help="The same prior before training by task loss.",
         ),
     )
+    Config = IGPGConfig
+    Sampling = SamplingConfig
 
     def __init__(self, config: IGPGConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(normalizers, data)
@@ -107,30 +107,22 @@ class IGPG(Generator):
         return {"prior.data_encoder": told} if told else {}
 
     @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-        sampling: SamplingConfig | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """Writes tokens, then decodes the expected code along them (or the tokens themselves).
 
         Raises:
             GuidanceError: Guidance is asked for, but nothing was ever left out in training.
             ShuffleError: Conditions should be shuffled, but there are not enough different ones.
         """
-        sampling = sampling or SamplingConfig()
+        sampling = self.resolve_sampling(request.sampling)
+        assert isinstance(sampling, SamplingConfig)
+        condition, layout, num = request.condition, request.layout, sampling.num_averaged
         if sampling.chunks == "shuffled":
             condition = shuffled_conditions(condition)
-        num = sampling.num_averaged
-        condition, noise = condition.repeat(num), noise.split(torch.arange(num), _AVERAGE_STREAM)
+        condition, noise = condition.repeat(num), request.noise.split(torch.arange(num), _AVERAGE_STREAM)
         table, mask_MK = self.tokenizer.table(layout), self.tokenizer.mask(layout)
         places_MG, rvq = table.places_MG, self.tokenizer.quantiser
-        sample = sample_tokens(self.prior, condition, table, rvq, noise, temperature, sampling)
+        sample = sample_tokens(self.prior, condition, table, rvq, noise, request.temperature, sampling)
         if sample.expected_BMK is not None:
             drawn_BMK = rvq.decode(sample.codes_BML)
             chunks_BMK = task_loss_chunks(
@@ -138,7 +130,7 @@ class IGPG(Generator):
             )
         else:
             chunks_BMK = self.tokenizer.decode(sample.codes_BML, places_MG, mask_MK)
-        values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, normalizer))
+        values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, request.normalizer))
         log_prob_N = sample.log_prob_BM.sum(dim=1)
         return Generated(
             values_BD=values_BD.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else values_BD,
@@ -151,6 +143,7 @@ class IGPG(Generator):
     ) -> Tensor:
         """Log-probability `(B,)` of the tokens of given weights in nats, under what `generate` would draw from."""
         table, codes_BML = self.tokenizer.table(layout), self.tokens(values_BD, layout)
+        sampling = sampling or self.config.sampling
         return self.prior.log_likelihood(codes_BML, condition, table, self.tokenizer.quantiser, sampling).sum(dim=1)
 
     @torch.no_grad()

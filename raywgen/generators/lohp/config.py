@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
 from raywgen.names import one_of
 
 OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")
@@ -23,24 +23,17 @@ class PathConfig:
         length: Steps of a sub-trajectory, which leads from one local target to the next; divides `num_steps`.
         noise: Spread of the states that a local target rewards, in units of each tensor's scale; a sub-trajectory of
             the forward policy spreads as much.
-        sampling_steps: Evaluations of the policy in generation, a multiple of the number of sub-trajectories.
     """
 
     num_steps: int = 12
     length: int = 4
     noise: float = 1.0
-    sampling_steps: int = 3
 
     def __post_init__(self) -> None:
         if min(self.num_steps, self.length) < 1 or self.num_steps % self.length:
             raise ValueError(f"length={self.length}: must divide num_steps={self.num_steps}")
         if not self.noise > 0:
             raise ValueError(f"noise={self.noise}: must be above 0")
-        if self.sampling_steps < 1 or self.sampling_steps % self.num_targets or self.sampling_steps > self.num_steps:
-            raise ValueError(
-                f"sampling_steps={self.sampling_steps}: give a multiple of num_steps / length={self.num_targets}, at "
-                f"most num_steps={self.num_steps}"
-            )
 
     @property
     def num_targets(self) -> int:
@@ -51,6 +44,18 @@ class PathConfig:
     def sigma(self) -> float:
         """Spread of one step."""
         return self.noise / self.length**0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoHpSampling(Sampling):
+    """The settings by which the policy is followed.
+
+    Attributes:
+        num_steps: Evaluations of the policy, a multiple of the number of sub-trajectories and at most
+            `path.num_steps`.
+    """
+
+    num_steps: int = 3
 
 
 @dataclass(kw_only=True)
@@ -108,8 +113,18 @@ class LoHpConfig:
         path: The path of states.
         network: Kind and sizes of the networks of policy and flow.
         policy: The stage that trains them.
+        sampling: How the policy is followed where a request does not say it.
     """
 
     path: PathConfig = field(default_factory=PathConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sampling: LoHpSampling = field(default_factory=LoHpSampling)
+
+    def __post_init__(self) -> None:
+        path, num_steps = self.path, self.sampling.num_steps
+        if num_steps < 1 or num_steps % path.num_targets or num_steps > path.num_steps:
+            raise ValueError(
+                f"sampling.num_steps={num_steps}: give a multiple of path.num_steps / path.length={path.num_targets}, "
+                f"at most path.num_steps={path.num_steps}"
+            )

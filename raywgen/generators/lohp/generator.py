@@ -25,18 +25,19 @@ import torch
 
 from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.support_set import SupportSetGenerator
-from raywgen.generators.interface import DataSpec, Generated, Stage
-from raywgen.generators.lohp.config import LoHpConfig
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
+from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
-from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
+from raywgen.weights import NormalizerTable
 
 
 class LoHp(SupportSetGenerator):
     """Learned local optimisation policies, conditioned on a task's support set and on an optimiser's name."""
 
     method = "lohp"
-    takes_policy = True
+    Config = LoHpConfig
+    Sampling = LoHpSampling
 
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
@@ -48,25 +49,25 @@ class LoHp(SupportSetGenerator):
         """That of the forward policy."""
         return self.policy.forward_net
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Every optimiser of the corpus: each has an embedding of its own."""
+        return self.data.policies
+
     def all_stages(self) -> list[Stage]:
         """Policy learning alone: preparation is the zoo's."""
         return [PolicyStage(self.config, self.policy, self.normalizers)]
 
     @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """Follows the policy; the temperature scales the spread of its steps."""
+        sampling = self.resolve_sampling(request.sampling)
+        assert isinstance(sampling, LoHpSampling)
+        condition, layout, temperature = request.condition, request.layout, request.temperature
         path, net = self.config.path, self.policy.forward_net
         told = self.policy.tell_forward(condition, layout)
         x_BD = told.new_zeros(len(condition), net.num_states(layout))
-        each = path.sampling_steps // path.num_targets
+        each = sampling.num_steps // path.num_targets
         for i in range(path.num_targets):
             start_BD = x_BD
             for n in range(each):
@@ -74,6 +75,6 @@ class LoHp(SupportSetGenerator):
                 ends_BD = self.policy.ends(net, x_BD.unsqueeze(1), step_1, told, layout).squeeze(1)
                 x_BD = x_BD + (ends_BD - start_BD) / each
                 if temperature > 0:
-                    x_BD = x_BD + temperature * path.noise / each**0.5 * noise.normal(x_BD.shape[1])
-        values_BD = self.normalizer(layout, normalizer).denormalise(net.decode(x_BD, condition, layout))
+                    x_BD = x_BD + temperature * path.noise / each**0.5 * request.noise.normal(x_BD.shape[1])
+        values_BD = self.normalizer(layout, request.normalizer).denormalise(net.decode(x_BD, condition, layout))
         return Generated(values_BD=values_BD, log_prob_B=None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
 from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
 from raywgen.generators.mcdi.samplers import SAMPLERS
 from raywgen.generators.mcdi.schedule import Schedule
@@ -31,8 +31,6 @@ class DiffusionConfig:
         schedule: `cosine` or `linear`.
         parameterisation: Whether the denoiser predicts `weights` or `noise`.
         weighting: Of the loss over time: `local`, `paper`, `noise` or `weights`.
-        sampler: `mean`, `stochastic` or `deterministic`.
-        sampling_steps: At most T.
     """
 
     num_steps: int = 20
@@ -42,8 +40,6 @@ class DiffusionConfig:
     schedule: str = "cosine"
     parameterisation: str = "weights"
     weighting: str = "local"
-    sampler: str = "mean"
-    sampling_steps: int = 20
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -51,15 +47,31 @@ class DiffusionConfig:
             ("spans", SPANS),
             ("parameterisation", PARAMETERISATIONS),
             ("weighting", WEIGHTINGS),
-            ("sampler", SAMPLERS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(one_of(name, getattr(self, name), known))
-        self.chain().steps(self.sampling_steps)
+        self.chain()
 
     def chain(self) -> Schedule:
         """Of these settings."""
         return Schedule.make(self.schedule, self.num_steps, self.num_targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class McDiSampling(Sampling):
+    """The settings by which the chain is walked.
+
+    Attributes:
+        sampler: `mean`, `stochastic` or `deterministic`.
+        num_steps: Evaluations of the denoiser, at most `diffusion.num_steps`.
+    """
+
+    sampler: str = "mean"
+    num_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(one_of("sampler", self.sampler, SAMPLERS))
 
 
 @dataclass(kw_only=True)
@@ -94,7 +106,7 @@ class McDiTaskLossConfig(StageConfig):
     """A few steps through a short sampler by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
-        sampling_steps: Of the sampler that is trained through.
+        sampling_steps: Steps of the sampler that is trained through.
         consistency: Weight of the local consistency loss that is kept beside the task's loss.
     """
 
@@ -114,6 +126,7 @@ class McDiConfig:
         network: Kind and sizes of the denoiser.
         denoiser: The stage that trains it on local targets.
         task_loss: The stage that trains it by the task's loss.
+        sampling: How the chain is walked where a request does not say it; the task-loss stage takes its sampler.
         tokenizer: Trained first, where `network.kind` is `latents`; its `chunk_length` is what a latent stands for.
     """
 
@@ -121,10 +134,12 @@ class McDiConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     task_loss: McDiTaskLossConfig = field(default_factory=McDiTaskLossConfig)
+    sampling: McDiSampling = field(default_factory=McDiSampling)
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
 
     def __post_init__(self) -> None:
         if self.tokenizer.codes_scales:
             raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give reference")
+        self.diffusion.chain().steps(self.sampling.num_steps)
         if self.task_loss.num_steps > 0:
             self.diffusion.chain().steps(self.task_loss.sampling_steps)

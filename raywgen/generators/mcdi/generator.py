@@ -31,16 +31,18 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser, LatentWeights, build_denoiser
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
-from raywgen.generators.interface import DataSpec, Generated, Stage
-from raywgen.generators.mcdi.config import McDiConfig
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
+from raywgen.generators.mcdi.config import McDiConfig, McDiSampling
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, run_sampler
-from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable
+from raywgen.weights import Layout, NormalizerTable
 
 
 class McDi(SupportSetGenerator):
     """Meta-learned local-consistency diffusion of weights, conditioned on a task's support set."""
 
     method = "mcdi"
+    Config = McDiConfig
+    Sampling = McDiSampling
 
     def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config.network, normalizers, data)
@@ -62,24 +64,19 @@ class McDi(SupportSetGenerator):
         ]
 
     @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        layout: Layout,
-        noise: KeyedNoise,
-        *,
-        temperature: float = 1.0,
-        normalizer: Normalizer | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """Walks from noise to weights, all noise scaled by the temperature; the instruction is not used."""
+        sampling = self.resolve_sampling(request.sampling)
+        assert isinstance(sampling, McDiSampling)
+        condition, layout, temperature = request.condition, request.layout, request.temperature
         told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
-        start_BD = temperature * noise.normal(self.denoiser.num_states(layout))
+        start_BD = temperature * request.noise.normal(self.denoiser.num_states(layout))
         diffusion = self.config.diffusion
-        states_BD = run_sampler(
-            self.denoiser, told, layout, start_BD, diffusion, diffusion.sampling_steps, noise, temperature
-        )
+        states_BD = run_sampler(self.denoiser, told, layout, start_BD, diffusion, sampling, request.noise, temperature)
         normalised_BD = self.denoiser.decode(states_BD, condition, layout)
-        return Generated(values_BD=self.normalizer(layout, normalizer).denormalise(normalised_BD), log_prob_B=None)
+        return Generated(
+            values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None
+        )
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:

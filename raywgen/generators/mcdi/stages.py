@@ -7,6 +7,7 @@ F features of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import Stage, StageLoss, StageNeeds
-from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiTaskLossConfig
+from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
@@ -185,9 +186,8 @@ class McDiTaskLossStage(_McDiStage):
         condition, layout = batch.condition, batch.layout
         told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
         start_BD = noise.normal(self.denoiser.num_states(layout))
-        states_BD = run_sampler(
-            self.denoiser, told, layout, start_BD, self._config.diffusion, self.config.sampling_steps, noise
-        )
+        sampling = replace(self._config.sampling, num_steps=self.config.sampling_steps)
+        states_BD = run_sampler(self.denoiser, told, layout, start_BD, self._config.diffusion, sampling, noise)
         values_BD = self.normalizers[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
         (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
@@ -210,7 +210,7 @@ def run_sampler(
     layout: Layout,
     start_BD: Tensor,
     config: DiffusionConfig,
-    num_steps: int,
+    sampling: McDiSampling,
     noise: KeyedNoise,
     temperature: float = 1.0,
 ) -> Tensor:
@@ -225,8 +225,8 @@ def run_sampler(
         start_BD,
         config.chain(),
         parameterisation=config.parameterisation,
-        sampler=config.sampler,
-        num_steps=num_steps,
+        sampler=sampling.sampler,
+        num_steps=sampling.num_steps,
         noise=noise,
         temperature=temperature,
     )

@@ -215,15 +215,22 @@ def test_sizes_that_make_no_network_are_named(setting: dict[str, Any], told: str
         ({"schedule": "sqrt"}, {}, "cosine, linear"),
         ({"parameterisation": "score"}, {}, "weights, noise"),
         ({"weighting": "snr"}, {}, "local, paper, noise, weights"),
-        ({"sampler": "ddim"}, {}, "mean, stochastic, deterministic"),
         ({"num_targets": 7}, {}, "num_targets=7"),
-        ({"sampling_steps": 7}, {}, "sampling_steps=7"),
         ({}, {"num_steps": 1, "sampling_steps": 7}, "sampling_steps=7"),
     ],
 )
 def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         config(diffusion=diffusion, task_loss=task_loss)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "told"),
+    [({"sampler": "ddim"}, "mean, stochastic, deterministic"), ({"num_steps": 7}, "sampling_steps=7")],
+)
+def test_settings_that_walk_no_chain_are_named(sampling: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        config(sampling=sampling)
 
 
 def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raywgen.generators import OptimizerConfig
+from raywgen.generators import GenerationRequest, OptimizerConfig
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.denoisers import LatentWeights, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
@@ -105,7 +105,10 @@ def test_a_bundle_writes_bit_equal_networks(tmp_path: Path) -> None:
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, McDi)
     assert loaded.config.tokenizer == TOKENIZER
-    before, after = (each.generate(told, layout, noise_for(3)).values_BD for each in (generator, loaded))
+    before, after = (
+        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+        for each in (generator, loaded)
+    )
     assert torch.equal(before, after)
     assert before.shape == (3, layout.num_values)
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from raywgen.generators import OptimizerConfig, StageConfig
+from raywgen.generators import GenerationRequest, OptimizerConfig, StageConfig
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import Direct, DirectConfig, RegressionStage
+from raywgen.generators.igpg import SamplingConfig
+from raywgen.generators.interface import SamplingError
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise
 from tests.builders import DATA, SMALL, layout_of, normalizers, weight_batch
@@ -38,7 +41,9 @@ def test_regression_is_the_mean_squared_error_in_units_of_the_scale() -> None:
     assert isinstance(stage, RegressionStage)
     noise = KeyedNoise(0, batch.sample_index_B)
     loss = stage(batch, noise).loss
-    written_BD = generator.generate(batch.condition, batch.layout, noise).values_BD
+    written_BD = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise)
+    ).values_BD
     scale_D = generator.normalizers[batch.layout.id][1].scale_D
     expected = ((written_BD - batch.values_BD) / scale_D).square().mean()
     torch.testing.assert_close(loss, expected)
@@ -58,8 +63,25 @@ def test_the_same_support_set_gives_the_same_network_whatever_noise_and_temperat
     generator, batch = direct(), weight_batch(SMALL)
     written = [
         generator.generate(
-            batch.condition, layout_of(), KeyedNoise(seed, batch.sample_index_B), temperature=temperature
+            GenerationRequest(
+                condition=batch.condition,
+                layout=layout_of(),
+                noise=KeyedNoise(seed, batch.sample_index_B),
+                temperature=temperature,
+            )
         ).values_BD
         for seed, temperature in ((0, 0.0), (1, 1.0))
     ]
     assert torch.equal(*written)
+
+
+def test_sampling_of_another_method_is_refused() -> None:
+    batch = weight_batch(SMALL)
+    request = GenerationRequest(
+        condition=batch.condition,
+        layout=layout_of(),
+        noise=KeyedNoise(0, batch.sample_index_B),
+        sampling=SamplingConfig(top_k=1),
+    )
+    with pytest.raises(SamplingError, match="method 'direct' takes Sampling, not SamplingConfig"):
+        direct().generate(request)

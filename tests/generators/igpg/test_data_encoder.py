@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generators import DataSpec
+from raywgen.generators import DataSpec, GenerationRequest
 from raywgen.generators.bundle import BundleError, load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, PriorConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
@@ -88,10 +88,14 @@ def test_the_prior_sees_features_in_place_of_samples(told: IGPG) -> None:
         torch.manual_seed(0)  # What `load_encoder` draws by.
         encoder = Halves()
     torch.testing.assert_close(features_BSE, encoder(asked.samples_BSF.flatten(0, 1)).detach().unflatten(0, (4, -1)))
-    written = told.generate(asked, layout_of(), noise_for(4))
-    same = plain.generate(replace(asked, samples_BSF=features_BSE), layout_of(), noise_for(4))
+    written = told.generate(GenerationRequest(condition=asked, layout=layout_of(), noise=noise_for(4)))
+    same = plain.generate(
+        GenerationRequest(condition=replace(asked, samples_BSF=features_BSE), layout=layout_of(), noise=noise_for(4))
+    )
     assert torch.equal(written.values_BD, same.values_BD)
-    other = plain.generate(replace(asked, samples_BSF=-features_BSE), layout_of(), noise_for(4))
+    other = plain.generate(
+        GenerationRequest(condition=replace(asked, samples_BSF=-features_BSE), layout=layout_of(), noise=noise_for(4))
+    )
     assert not torch.equal(written.values_BD, other.values_BD), "the features must matter"
 
 
@@ -140,7 +144,10 @@ def test_a_bundle_finds_an_encoder_by_its_import_path(told: IGPG, tmp_path: Path
     save_bundle(told, tmp_path, {})
     loaded = load_bundle(tmp_path)
     assert loaded.config == told.config
-    before, after = (each.generate(condition(3), layout_of(), noise_for(3)) for each in (told, loaded))
+    before, after = (
+        each.generate(GenerationRequest(condition=condition(3), layout=layout_of(), noise=noise_for(3)))
+        for each in (told, loaded)
+    )
     assert torch.equal(before.values_BD, after.values_BD)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
@@ -169,17 +176,22 @@ def test_another_encoder_of_that_name_is_refused(told: IGPG, tmp_path: Path, mon
 
 def test_a_bundle_holds_a_copy_of_an_encoder_in_a_folder(conv4: str, tmp_path: Path) -> None:
     generator = on_images(conv4)
-    before = generator.generate(images(), layout_of(), noise_for(3))
+    before = generator.generate(GenerationRequest(condition=images(), layout=layout_of(), noise=noise_for(3)))
     save_bundle(generator, tmp_path / "bundle", {})
     shutil.rmtree(conv4)
     shutil.move(tmp_path / "bundle", tmp_path / "moved")
     assert str(tmp_path) not in (tmp_path / "moved" / "generator.json").read_text()
     loaded = load_bundle(tmp_path / "moved")
-    after = loaded.generate(images(), layout_of(), noise_for(3))
+    after = loaded.generate(GenerationRequest(condition=images(), layout=layout_of(), noise=noise_for(3)))
     assert torch.equal(before.values_BD, after.values_BD)
     save_bundle(loaded, tmp_path / "again", {})
     shutil.rmtree(tmp_path / "moved")
-    assert load_bundle(tmp_path / "again").generate(images(), layout_of(), noise_for(3)).log_prob_B is not None
+    assert (
+        load_bundle(tmp_path / "again")
+        .generate(GenerationRequest(condition=images(), layout=layout_of(), noise=noise_for(3)))
+        .log_prob_B
+        is not None
+    )
 
 
 def test_a_damaged_copy_is_named(conv4: str, tmp_path: Path) -> None:
@@ -203,7 +215,9 @@ def test_a_relative_folder_means_the_same_in_a_worker(conv4: str, monkeypatch: p
 
 def test_a_run_trains_with_one_and_is_loaded_again(zoo_corpus: Corpus, tmp_path: Path) -> None:
     told = config_with(f"{HERE}:Halves")
-    told = replace(told, **{name: replace(getattr(told, name), batch_size=4) for name in vars(told)})
+    told = replace(
+        told, **{name: replace(getattr(told, name), batch_size=4) for name in ("tokenizer", "prior", "task_loss")}
+    )
     run = TrainConfig(generator=told, corpus=zoo_corpus.location, out=str(tmp_path / "run"), num_workers=0)
     launch([run])
     trained = load(tmp_path / "run")

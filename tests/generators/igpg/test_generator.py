@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.weights import Normalizer
@@ -52,7 +53,11 @@ def test_stages_are_in_order_and_switched_off_by_no_steps(off: tuple[str, ...], 
 @pytest.mark.parametrize("decoding", ["expected", "tokens"])
 def test_generates_every_known_layout(generator: IGPG, widths, decoding) -> None:
     layout = layout_of(widths)
-    written = generator.generate(condition(3), layout, noise_for(3), sampling=SamplingConfig(decoding=decoding))
+    written = generator.generate(
+        GenerationRequest(
+            condition=condition(3), layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding=decoding)
+        )
+    )
     assert written.values_BD.shape == (3, layout.num_values)
     assert bool(written.values_BD.isfinite().all())
     assert written.log_prob_B is not None
@@ -67,7 +72,9 @@ def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None
     sample = sample_tokens(generator.prior, told, table, tokenizer.quantiser, noise_for(3), 1.0)
     decoded_BMK = tokenizer.decode(sample.codes_BML, table.places_MG)
     expected_BD = tokenizer.values(decoded_BMK, layout, generator.normalizer(layout))
-    written = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(decoding="tokens"))
+    written = generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding="tokens"))
+    )
     assert torch.equal(written.values_BD, expected_BD)
 
 
@@ -77,7 +84,9 @@ def test_the_correction_is_for_the_expected_code_alone(generator: IGPG) -> None:
     plain.prior.load_state_dict(generator.prior.state_dict())
     results = {
         (name, decoding): built.generate(
-            told, layout, noise_for(3), sampling=SamplingConfig(decoding=decoding)
+            GenerationRequest(
+                condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding=decoding)
+            )
         ).values_BD
         for name, built in (("corrected", generator), ("plain", plain))
         for decoding in ("expected", "tokens")
@@ -88,8 +97,16 @@ def test_the_correction_is_for_the_expected_code_alone(generator: IGPG) -> None:
 
 def test_temperature_zero_is_deterministic_and_one_is_not(generator: IGPG) -> None:
     layout, told = layout_of(), condition(3)
-    cold = [generator.generate(told, layout, noise_for(3, seed), temperature=0.0).values_BD for seed in (1, 2)]
-    warm = [generator.generate(told, layout, noise_for(3, seed)).values_BD for seed in (1, 2, 1)]
+    cold = [
+        generator.generate(
+            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+        ).values_BD
+        for seed in (1, 2)
+    ]
+    warm = [
+        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        for seed in (1, 2, 1)
+    ]
     assert torch.equal(cold[0], cold[1])
     assert not torch.equal(warm[0], warm[1])
     assert torch.equal(warm[0], warm[2])
@@ -97,9 +114,11 @@ def test_temperature_zero_is_deterministic_and_one_is_not(generator: IGPG) -> No
 
 def test_four_networks_at_once_are_two_and_two(generator: IGPG) -> None:
     layout, told = layout_of(), condition(4)
-    together = generator.generate(told, layout, noise_for(4))
+    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
     for part in (slice(0, 2), slice(2, 4)):
-        alone = generator.generate(part_of(told, part), layout, noise_for(2, first=part.start))
+        alone = generator.generate(
+            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+        )
         # The tokens are the same; matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone.values_BD, together.values_BD[part], rtol=1e-5, atol=1e-5)
 
@@ -118,14 +137,21 @@ def test_reconstruction_is_decoded_tokens_and_close_to_the_weights(generator: IG
 def test_an_unknown_layout_needs_a_reference() -> None:
     generator, layout = igpg(table=normalizers(SMALL)), layout_of(DEEP)
     with pytest.raises(AssertionError, match="no reference"):
-        generator.generate(condition(2), layout, noise_for(2))
+        generator.generate(GenerationRequest(condition=condition(2), layout=layout, noise=noise_for(2)))
     given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
-    written = generator.generate(condition(2), layout, noise_for(2), normalizer=given)
+    written = generator.generate(
+        GenerationRequest(condition=condition(2), layout=layout, noise=noise_for(2), normalizer=given)
+    )
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 
 
 def test_the_condition_reaches_the_weights(generator: IGPG) -> None:
     layout = layout_of()
     told = [condition(2, seed) for seed in (0, 1)]
-    written = [generator.generate(each, layout, noise_for(2), temperature=0.0).values_BD for each in told]
+    written = [
+        generator.generate(
+            GenerationRequest(condition=each, layout=layout, noise=noise_for(2), temperature=0.0)
+        ).values_BD
+        for each in told
+    ]
     assert not torch.equal(written[0], written[1])

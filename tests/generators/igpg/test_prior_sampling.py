@@ -12,6 +12,7 @@ import torch
 
 from raywgen.config import ConfigError, load_config
 from raywgen.generation import GenerateConfig, SamplingError, generate_best
+from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.shuffled_conditions import ShuffleError, shuffled_conditions
 from raywgen.generators.igpg.token_sampling import GuidanceError, sample_tokens
@@ -80,7 +81,11 @@ def test_log_prob_is_told_the_condition_whatever_the_guidance(generator: IGPG) -
 
 def test_guidance_of_a_prior_that_never_forgot_is_refused() -> None:
     with pytest.raises(GuidanceError, match=r"condition_dropout=0 .*train it with 0.1"):
-        igpg().generate(condition(2), layout_of(), noise_for(2), sampling=SamplingConfig(guidance=2.0))
+        igpg().generate(
+            GenerationRequest(
+                condition=condition(2), layout=layout_of(), noise=noise_for(2), sampling=SamplingConfig(guidance=2.0)
+            )
+        )
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(top_k=1), SamplingConfig(top_p=1e-6)])
@@ -111,10 +116,12 @@ def test_a_bfloat16_cache_writes_nearly_the_same(generator: IGPG) -> None:
 
 def test_an_average_is_the_mean_over_weights_and_one_of_it_is_what_one_would_be(generator: IGPG) -> None:
     told, layout = condition(3), layout_of()
-    three = generator.generate(told, layout, noise_for(3), sampling=SamplingConfig(num_averaged=3))
-    one = generator.generate(told, layout, noise_for(3))
+    three = generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(num_averaged=3))
+    )
+    one = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
     parts = noise_for(3).split(torch.arange(3), 1)
-    each = generator.generate(told.repeat(3), layout, parts)
+    each = generator.generate(GenerationRequest(condition=told.repeat(3), layout=layout, noise=parts))
     assert each.log_prob_B is not None
     torch.testing.assert_close(three.values_BD, each.values_BD.view(3, 3, -1).mean(dim=1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(three.log_prob_B, each.log_prob_B.view(3, 3).mean(dim=1), rtol=1e-5, atol=1e-4)
@@ -140,8 +147,12 @@ def test_shuffled_conditions_are_those_of_other_instructions() -> None:
 
 def test_shuffled_is_what_the_moved_conditions_write(generator: IGPG) -> None:
     told, layout = condition(4), layout_of()
-    written = generator.generate(told, layout, noise_for(4), sampling=SamplingConfig(chunks="shuffled"))
-    moved = generator.generate(shuffled_conditions(told), layout, noise_for(4))
+    written = generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(4), sampling=SamplingConfig(chunks="shuffled"))
+    )
+    moved = generator.generate(
+        GenerationRequest(condition=shuffled_conditions(told), layout=layout, noise=noise_for(4))
+    )
     assert torch.equal(written.values_BD, moved.values_BD)
 
 
@@ -165,9 +176,13 @@ def test_best_of_n_passes_the_settings_on_and_refuses_them_where_nothing_is_draw
         for sampling in (None, SamplingConfig(top_k=1, decoding="tokens"))
     )
     assert not torch.equal(plain.values_BD, cut.values_BD)
-    written = generator.generate(told, layout_of(), noise_for(2), sampling=SamplingConfig(top_k=1, decoding="tokens"))
+    written = generator.generate(
+        GenerationRequest(
+            condition=told, layout=layout_of(), noise=noise_for(2), sampling=SamplingConfig(top_k=1, decoding="tokens")
+        )
+    )
     torch.testing.assert_close(cut.values_BD, written.values_BD, rtol=1e-4, atol=1e-5)
-    with pytest.raises(SamplingError, match="'hypernetwork' draws no tokens"):
+    with pytest.raises(SamplingError, match="method 'hypernetwork' takes Sampling, not SamplingConfig"):
         generate_best(
             hypernetwork(),
             told,
@@ -179,8 +194,11 @@ def test_best_of_n_passes_the_settings_on_and_refuses_them_where_nothing_is_draw
 
 
 def test_settings_come_from_the_command_line_and_are_checked() -> None:
-    read = load_config(GenerateConfig, None, ["sampling.top_k=5", "sampling.chunks=independent"])
-    assert read.sampling == SamplingConfig(top_k=5, chunks="independent")
+    def resolved(*overrides: str) -> object:
+        return igpg().resolve_sampling(load_config(GenerateConfig, None, overrides).sampling)
+
+    expected = SamplingConfig(top_k=5, chunks="independent")
+    assert resolved("sampling.top_k=5", "sampling.chunks=independent") == expected
     for wrong, message in (
         ("decoding=mean", "give one of expected, tokens"),
         ("chunks=some", "give one of coherent, independent, shuffled"),
@@ -189,6 +207,8 @@ def test_settings_come_from_the_command_line_and_are_checked() -> None:
         ("guidance=-1", "guidance=-1.0 must be at least 0"),
         ("overlap=1", r"overlap=1.0 in \[0, 1\)"),
         ("num_averaged=0", "num_averaged=0"),
+        ("topk=5", r"unknown key 'topk' in sampling; did you mean 'top_k'"),
+        ("top_k=some", "top_k"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load_config(GenerateConfig, None, [f"sampling.{wrong}"])
+            resolved(f"sampling.{wrong}")

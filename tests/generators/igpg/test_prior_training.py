@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from raywgen.config import ConfigError, load_config
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, dropped_parts, token_nll
@@ -144,7 +145,11 @@ def test_the_task_loss_stage_judges_what_generate_writes(way: str) -> None:
     parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
     stage = IGPGTaskLossStage(config, *parts).eval()
     result = stage(batch, noise_for(8))
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=config.temperature)
+    written = generator.generate(
+        GenerationRequest(
+            condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=config.temperature
+        )
+    )
     scale_D = generator.normalizers[batch.layout.id][1].scale_D
     distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
     # Cached and full attention round differently.
@@ -160,7 +165,7 @@ def test_a_bundle_with_all_settings_writes_the_same_again(tmp_path) -> None:
     told = weight_batch().condition
     sampling = SamplingConfig(windows="parallel", guidance=1.5)
     before, after = (
-        each.generate(told, layout_of(), noise_for(8), sampling=sampling)  # pyright: ignore[reportCallIssue]
+        each.generate(GenerationRequest(condition=told, layout=layout_of(), noise=noise_for(8), sampling=sampling))  # pyright: ignore[reportCallIssue]
         for each in (generator, again)
     )
     assert torch.equal(before.values_BD, after.values_BD)

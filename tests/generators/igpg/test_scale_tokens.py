@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generation import TrainedGenerator, UnknownLayoutWarning
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.common.tokenizer import TokenizerConfig
@@ -79,7 +80,10 @@ def test_nothing_but_the_layout_is_known_outside_the_tokens(mode: str) -> None:
     assert torch.equal(stranger.tokens(values_BD, layout), generator.tokens(values_BD, layout))
     assert torch.equal(stranger.reconstruct(values_BD, layout), generator.reconstruct(values_BD, layout))
     told = condition(4)
-    one, other = (each.generate(told, layout, noise_for(4)) for each in (generator, stranger))
+    one, other = (
+        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
+        for each in (generator, stranger)
+    )
     assert torch.equal(one.values_BD, other.values_BD)
     assert one.log_prob_B is not None
     assert other.log_prob_B is not None
@@ -125,7 +129,7 @@ def test_an_unknown_layout_is_filled_without_a_guess(mode: str, tmp_path: Path) 
     assert normalizer is not None
     assert torch.equal(normalizer.base_D, start_D)
     with pytest.raises(AssertionError, match="no reference"):
-        related.generator.generate(told, layout, noise_for(1))
+        related.generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(1)))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -133,7 +137,10 @@ def test_a_bundle_writes_what_its_generator_writes(mode: str, tmp_path: Path) ->
     generator = shaken(igpg(config_of(mode), normalizers(SMALL, WIDE)))
     save_bundle(generator, tmp_path, {})
     again = load_bundle(tmp_path)
-    one, other = (each.generate(condition(3), layout_of(), noise_for(3)).values_BD for each in (generator, again))
+    one, other = (
+        each.generate(GenerationRequest(condition=condition(3), layout=layout_of(), noise=noise_for(3))).values_BD
+        for each in (generator, again)
+    )
     assert torch.equal(one, other)
 
 
@@ -241,7 +248,7 @@ def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str
     table = generator.tokenizer.table(layout)
     sample = sample_tokens(generator.prior, told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
     assert sample.codes_BML.shape[1] == len(generator.tokenizer.mask(layout))
-    written = generator.generate(told, layout, noise_for(4), sampling=asked)
+    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4), sampling=asked))
     read_BM = generator.prior.log_likelihood(sample.codes_BML, told, table, generator.tokenizer.quantiser, asked)
     assert written.log_prob_B is not None
     torch.testing.assert_close(written.log_prob_B, read_BM.sum(dim=1), rtol=1e-4, atol=1e-3)

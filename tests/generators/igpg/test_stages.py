@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
@@ -110,9 +111,13 @@ def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
         assert sample.expected_BMK is not None
         beyond_BMK = generator.tokenizer.quantiser.decode(sample.codes_BML) - sample.expected_BMK
         added_BMK = generator.variation(beyond_BMK, table.places_MG)
-        written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
+        written = generator.generate(
+            GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+        ).values_BD
         generator.variation = None
-        without = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5).values_BD
+        without = generator.generate(
+            GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+        ).values_BD
     normalizer = generator.normalizers[batch.layout.id][1]
     added_BD = added_BMK.flatten(1)[:, : batch.layout.num_values]
     torch.testing.assert_close(
@@ -152,7 +157,9 @@ def test_task_loss_loss_is_that_of_the_networks_which_generate_writes(is_varied:
     generator, batch = varied() if is_varied else igpg(), weight_batch()
     stage = task_loss_stage(generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5).eval()
     loss = stage(batch, noise_for(8)).loss
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    written = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+    )
     expected = task_loss(written.values_BD, batch)[0].mean()
     # Cached and full attention round differently.
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
@@ -183,7 +190,9 @@ def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
     generator, batch = igpg(), weight_batch()
     plain = task_loss_stage(generator, l2_anchor_weight=0.0).eval()(batch, noise_for(8))
     both = task_loss_stage(generator, l2_anchor_weight=0.3).eval()(batch, noise_for(8))
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    written = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+    )
     scale_D = generator.normalizers[batch.layout.id][1].scale_D
     distance = ((written.values_BD - batch.values_BD) / scale_D).square().mean()
     # Cached and full attention round differently.
@@ -203,7 +212,9 @@ def test_spread_is_how_far_each_deviation_is_from_the_corpus() -> None:
 
 def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> None:
     generator, batch = igpg(), weight_batch()
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    written = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+    )
     # Networks that write at chance get no spread, so these are asked for what they answer anyway.
     states = batch.layout.unflatten(written.values_BD)
     answers_BS = stacked_logits(batch.module, states, batch.query.samples_BSF).argmax(dim=-1)
@@ -232,7 +243,9 @@ def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> N
 def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
     """However sure the networks are, the spread pulls in one direction: that of the spread alone."""
     generator, batch = igpg(), weight_batch()
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    written = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+    )
     states = batch.layout.unflatten(written.values_BD)
     pulls = []
     for size in (1.0, 3.0):
@@ -263,8 +276,10 @@ def test_task_loss_stage_writes_parallel_windows_as_generation_does() -> None:
         ).eval()
         losses[windows] = stage(batch, noise_for(8)).loss.detach()
         sampling = SamplingConfig(windows=windows)
-        told = (batch.condition, batch.layout, noise_for(8))
-        written = generator.generate(*told, temperature=0.5, sampling=sampling)
+        request = GenerationRequest(
+            condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5, sampling=sampling
+        )
+        written = generator.generate(request)
         # Cached and full attention round differently.
         expected = task_loss(written.values_BD, batch)[0].mean()
         torch.testing.assert_close(losses[windows], expected, rtol=1e-4, atol=1e-5)
@@ -291,7 +306,9 @@ def test_task_loss_stage_takes_the_statistics_it_is_told(statistics: str) -> Non
         generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5, statistics=statistics
     ).eval()
     loss = stage(batch, noise_for(8)).loss
-    written = generator.generate(batch.condition, batch.layout, noise_for(8), temperature=0.5)
+    written = generator.generate(
+        GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
+    )
     logits = []
     for values_D, x_SF in zip(written.values_BD, batch.query.samples_BSF, strict=True):
         module = copy.deepcopy(batch.module).train(statistics == "batch")

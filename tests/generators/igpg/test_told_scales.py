@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.common.tokenizer.chunk_table import LeadingChunks
 from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.windows import random_windows
@@ -195,10 +196,14 @@ def test_the_loss_of_random_windows_is_told_what_writing_is_told(window: int, sh
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
 def test_a_network_that_fits_one_window_sees_its_scales_and_is_told_nothing(mode: str) -> None:
     generator, told, layout = generator_of(100), condition(NUM), layout_of(WIDE)
-    before = generator.generate(told, layout, noise_for(NUM), sampling=MODES[mode])
+    before = generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(NUM), sampling=MODES[mode])
+    )
     assert generator.prior.scales is not None
     generator.prior.scales.weight.data.zero_()
-    after = generator.generate(told, layout, noise_for(NUM), sampling=MODES[mode])
+    after = generator.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(NUM), sampling=MODES[mode])
+    )
     assert torch.equal(before.values_BD, after.values_BD)
 
 
@@ -245,6 +250,8 @@ def test_layouts_that_share_no_start_are_told_theirs_too() -> None:
     stranger = IGPG(config, {}, generator.data).eval()
     stranger.load_state_dict(generator.state_dict())
     normalizer, told = layout_normalizer(layout), condition(NUM)
-    one = generator.generate(told, layout, noise_for(NUM))
-    other = stranger.generate(told, layout, noise_for(NUM), normalizer=normalizer)
+    one = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(NUM)))
+    other = stranger.generate(
+        GenerationRequest(condition=told, layout=layout, noise=noise_for(NUM), normalizer=normalizer)
+    )
     assert torch.equal(one.values_BD, other.values_BD)

@@ -8,7 +8,7 @@ import torch
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec, OptimizerConfig
-from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
+from raywgen.generators.lohp import LoHp, LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
 from raywgen.weights import NormalizerTable
 from tests.builders import NUM_FEATURES, SMALL, normalizers
 from tests.generators.mcdi.builders import NUM_CLASSES, head_references
@@ -23,9 +23,10 @@ def config(
     path: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     policy: dict[str, Any] | None = None,
+    sampling_steps: int = 3,
 ) -> LoHpConfig:
     """Six steps in three sub-trajectories, networks of width 16."""
-    short: dict[str, Any] = {"num_steps": 6, "length": 2, "sampling_steps": 3, "noise": 0.5}
+    short: dict[str, Any] = {"num_steps": 6, "length": 2, "noise": 0.5}
     small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
     optimizer = OptimizerConfig(weight_decay=0.0, warmup_steps=0)
     steps: dict[str, Any] = {"num_steps": 5, "batch_size": 8, "optimizer": optimizer}
@@ -33,6 +34,7 @@ def config(
         path=PathConfig(**(short | (path or {}))),
         network=NetworkConfig(**(small | (network or {}))),
         policy=PolicyConfig(**(steps | (policy or {}))),
+        sampling=LoHpSampling(num_steps=sampling_steps),
     )
 
 

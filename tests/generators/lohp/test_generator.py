@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.lohp import LoHp, LoHpConfig, PathConfig, PolicyConfig
@@ -26,23 +27,35 @@ each_kind = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_four_networks_at_once_are_two_and_two(table: tuple[tuple[int, ...], ...]) -> None:
     generator, layout = lohp(table=normalizers(*table)), layout_of(table[-1])
     told = support_and_query(4, 3, seed=0)[0]
-    together = generator.generate(told, layout, noise_for(4)).values_BD
+    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4))).values_BD
     assert together.shape == (4, layout.num_values)
     for part in (slice(0, 2), slice(2, 4)):
-        alone = generator.generate(part_of(told, part), layout, noise_for(2, first=part.start)).values_BD
+        alone = generator.generate(
+            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+        ).values_BD
         # Matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone, together[part], rtol=1e-4, atol=1e-5)
 
 
 def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> None:
     generator, layout, told = lohp(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
-    cold = [generator.generate(told, layout, noise_for(3, seed), temperature=0.0).values_BD for seed in (1, 2)]
-    warm = [generator.generate(told, layout, noise_for(3, seed)).values_BD for seed in (1, 2)]
+    cold = [
+        generator.generate(
+            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+        ).values_BD
+        for seed in (1, 2)
+    ]
+    warm = [
+        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        for seed in (1, 2)
+    ]
     assert torch.equal(cold[0], cold[1])
     assert not torch.equal(warm[0], warm[1])
     generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
     many = support_and_query(500, 3, seed=0)[0]
-    drawn = generator.generate(many, layout, noise_for(500), temperature=0.5).values_BD
+    drawn = generator.generate(
+        GenerationRequest(condition=many, layout=layout, noise=noise_for(500), temperature=0.5)
+    ).values_BD
     normalised = generator.normalizers[layout.id][1].normalise(drawn)
     states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
     # 10,500 values; half of the path's noise of 0.5.
@@ -52,10 +65,10 @@ def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> Non
 
 @pytest.mark.parametrize("sampling_steps", [3, 6, 12])
 def test_where_sub_trajectories_end_and_spread_does_not_depend_on_their_steps(sampling_steps: int) -> None:
-    generator = lohp(config(path={"num_steps": 12, "length": 4, "sampling_steps": sampling_steps}))
+    generator = lohp(config(path={"num_steps": 12, "length": 4}, sampling_steps=sampling_steps))
     generator.policy.forward_net.predict = lambda x, *_: torch.full_like(x, 3.0)  # pyright: ignore[reportAttributeAccessIssue]
     layout, many = layout_of(HEAD), support_and_query(500, 3, seed=0)[0]
-    drawn = generator.generate(many, layout, noise_for(500)).values_BD
+    drawn = generator.generate(GenerationRequest(condition=many, layout=layout, noise=noise_for(500))).values_BD
     normalised = generator.normalizers[layout.id][1].normalise(drawn)
     states = generator.policy.forward_net.encode(normalised.unsqueeze(1), many, layout)
     # 10,500 values of spread 0.5. Two steps and more towards an end leave part of what the first ones drew before it.
@@ -65,7 +78,7 @@ def test_where_sub_trajectories_end_and_spread_does_not_depend_on_their_steps(sa
 
 @pytest.mark.parametrize("sampling_steps", [3, 6])
 def test_the_policy_is_asked_as_often_as_told_at_even_steps(sampling_steps: int) -> None:
-    generator = lohp(config(path={"num_steps": 12, "length": 4, "sampling_steps": sampling_steps}))
+    generator = lohp(config(path={"num_steps": 12, "length": 4}, sampling_steps=sampling_steps))
     asked, predict = [], generator.policy.forward_net.predict
 
     def watched(x: torch.Tensor, time: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -73,7 +86,11 @@ def test_the_policy_is_asked_as_often_as_told_at_even_steps(sampling_steps: int)
         return predict(x, time, *rest)
 
     generator.policy.forward_net.predict = watched  # pyright: ignore[reportAttributeAccessIssue]
-    generator.generate(support_and_query(1, 3, seed=0)[0], layout_of(HEAD), noise_for(1), temperature=0.0)
+    generator.generate(
+        GenerationRequest(
+            condition=support_and_query(1, 3, seed=0)[0], layout=layout_of(HEAD), noise=noise_for(1), temperature=0.0
+        )
+    )
     assert asked == pytest.approx([12 / sampling_steps * n for n in range(sampling_steps)])
 
 
@@ -90,7 +107,10 @@ def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
     assert isinstance(loaded, LoHp)
     assert loaded.data.policies == POLICIES
     assert loaded.needs.num_targets == 3
-    before, after = (each.generate(told, layout, noise_for(3)).values_BD for each in (generator, loaded))
+    before, after = (
+        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+        for each in (generator, loaded)
+    )
     assert torch.equal(before, after)
 
 
@@ -101,9 +121,17 @@ def test_a_head_takes_other_numbers_of_classes_and_the_order_of_classes_does_not
     assert generator.max_classes is None
     told = replace(support_and_query(2, 5, seed=0)[0], policies=("adam", "adam"))
     order = torch.tensor([3, 0, 4, 1, 2])
-    plain = layout.unflatten(generator.generate(told, layout, noise_for(2), temperature=0.0).values_BD)
+    plain = layout.unflatten(
+        generator.generate(
+            GenerationRequest(condition=told, layout=layout, noise=noise_for(2), temperature=0.0)
+        ).values_BD
+    )
     turned = replace(told, labels_BS=order.argsort()[told.labels_BS])
-    moved = layout.unflatten(generator.generate(turned, layout, noise_for(2), temperature=0.0).values_BD)
+    moved = layout.unflatten(
+        generator.generate(
+            GenerationRequest(condition=turned, layout=layout, noise=noise_for(2), temperature=0.0)
+        ).values_BD
+    )
     for name, tensor in plain.items():
         torch.testing.assert_close(moved[name], tensor[:, order], rtol=1e-4, atol=1e-5)
 
@@ -119,7 +147,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
     [
         (lambda: PathConfig(length=5), "length=5: must divide num_steps=12"),
         (lambda: PathConfig(noise=0), "noise=0: must be above 0"),
-        (lambda: PathConfig(sampling_steps=4), "give a multiple of num_steps / length=3"),
+        (lambda: config(sampling_steps=4), r"sampling.num_steps=4: give a multiple of path.num_steps / path.length=3"),
         (lambda: PolicyConfig(objective="subtb"), "objective=subtb: give one of"),
         (lambda: PolicyConfig(mix=1.5), "mix lies between 0 and 1"),
         (lambda: PolicyConfig(exploration=-1), "must be at least 0"),

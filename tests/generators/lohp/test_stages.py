@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.lohp.balance import draw_stored
 from raywgen.generators.lohp.config import OBJECTIVES
@@ -20,7 +21,7 @@ from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
-from tests.builders import noise_for, part_of
+from tests.builders import noise_for, part_of, same
 from tests.generators.lohp.builders import DATA, POLICIES, TABLES, config, lohp
 from tests.generators.mcdi.builders import chunk_batch, head_batch, support_and_query
 
@@ -53,7 +54,11 @@ def learn(stage: PolicyStage, kind: str, num_steps: int = 60, rate: float = 2e-2
 
 def written_distance(generator: LoHp, batch: WeightBatch) -> float:
     """Of written networks from the stored ones, in units of the reference."""
-    written = generator.generate(batch.condition, batch.layout, noise_for(len(batch.values_BD)), temperature=0.0)
+    written = generator.generate(
+        GenerationRequest(
+            condition=batch.condition, layout=batch.layout, noise=noise_for(len(batch.values_BD)), temperature=0.0
+        )
+    )
     normalizer = generator.normalizers[batch.layout.id][1]
     return float((normalizer.normalise(written.values_BD) - normalizer.normalise(batch.values_BD)).square().mean())
 
@@ -268,7 +273,12 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
     written = [
         normalizer.normalise(
             generator.generate(
-                replace(told, policies=(name,) * 32), held.layout, noise_for(32), temperature=0.0
+                GenerationRequest(
+                    condition=replace(told, policies=(name,) * 32),
+                    layout=held.layout,
+                    noise=noise_for(32),
+                    temperature=0.0,
+                )
             ).values_BD
         )
         for name in POLICIES
@@ -279,13 +289,17 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
 def test_replayed_rollouts_are_kept_up_to_the_size_and_count_for_half() -> None:
     stage = stage_of(generator_of(replay_size=2, exploration=0.0))
     first = stage.train()(batch_of("head", seed=1), noise_for(8)).loss
+    stage.after_step(same)
     assert len(stage._replay) == 1
     second = stage(batch_of("head", seed=2), noise_for(8)).loss
+    stage.after_step(same)
     alone = stage_of(generator_of(exploration=0.0)).train()(batch_of("head", seed=2), noise_for(8)).loss
     torch.testing.assert_close(second, (alone + first) / 2)
     stage(batch_of("head", seed=3), noise_for(8))
+    stage.after_step(same)
     assert len(stage._replay) == 2
     stage.eval()(batch_of("head", seed=4), noise_for(8))
+    stage.after_step(same)
     assert len(stage._replay) == 2
 
 
@@ -309,6 +323,7 @@ def test_replayed_rollouts_of_two_workers_come_back_on_one_or_two() -> None:
     made = [stage_of(generator_of(batch_size=8, replay_size=2)).train() for _ in range(2)]
     for rank, stage in enumerate(made):
         stage(part(rank), KeyedNoise(0, part(rank).sample_index_B))
+        stage.after_step(same)
     shares = [stage.state(lambda tensor: tensor) for stage in made]
     state = {name: shares[0][name] + shares[1][name] for name in shares[0]}
     assert set(state) == {"rollout.3"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec, OptimizerConfig
-from raywgen.generators.mcdi import McDi, McDiConfig
+from raywgen.generators.mcdi import McDi, McDiConfig, McDiSampling
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.weights import Condition, Normalizer, NormalizerTable, WeightBatch
 from tests.builders import NUM_FEATURES, SMALL, layout_of, network, normalizers, weight_batch
@@ -30,9 +30,11 @@ def config(
     network: dict[str, Any] | None = None,
     denoiser: dict[str, Any] | None = None,
     task_loss: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
 ) -> McDiConfig:
     """Six steps with three local targets, a denoiser of width 16."""
-    short: dict[str, Any] = {"num_steps": 6, "sampling_steps": 6}
+    short: dict[str, Any] = {"num_steps": 6}
+    walk: dict[str, Any] = {"num_steps": 6}
     small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
     steps: dict[str, Any] = {"num_steps": 5, "optimizer": OptimizerConfig(weight_decay=0.0, warmup_steps=0)}
     optimizer = OptimizerConfig(learning_rate=3e-4, weight_decay=0.0, warmup_steps=0)
@@ -42,6 +44,7 @@ def config(
         network=NetworkConfig(**(small | (network or {}))),
         denoiser=DenoiserConfig(**(steps | (denoiser or {}))),
         task_loss=McDiTaskLossConfig(**composed),
+        sampling=McDiSampling(**(walk | (sampling or {}))),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import build_generator, load_bundle, save_bundle
 from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.registry import METHODS
@@ -26,13 +26,15 @@ each_kind = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 
 
 def with_sampler(sampler: str) -> McDi:
-    return mcdi(config(diffusion={"sampler": sampler}))
+    return mcdi(config(sampling={"sampler": sampler}))
 
 
 @pytest.mark.parametrize(("widths", "table"), [(widths, table) for table in TABLES.values() for widths in table])
 def test_generates_every_known_layout(widths: tuple[int, ...], table: tuple[tuple[int, ...], ...]) -> None:
     generator, layout = mcdi(table=normalizers(*table)), layout_of(widths)
-    written = generator.generate(support_and_query(4, 3, seed=0)[0], layout, noise_for(4))
+    written = generator.generate(
+        GenerationRequest(condition=support_and_query(4, 3, seed=0)[0], layout=layout, noise=noise_for(4))
+    )
     assert written.values_BD.shape == (4, layout.num_values)
     assert written.values_BD.dtype == torch.float32
     assert bool(written.values_BD.isfinite().all())
@@ -43,8 +45,16 @@ def test_generates_every_known_layout(widths: tuple[int, ...], table: tuple[tupl
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_temperature_zero_is_deterministic_and_one_is_not(sampler: str) -> None:
     generator, layout, told = with_sampler(sampler), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
-    cold = [generator.generate(told, layout, noise_for(3, seed), temperature=0.0).values_BD for seed in (1, 2)]
-    warm = [generator.generate(told, layout, noise_for(3, seed)).values_BD for seed in (1, 2, 1)]
+    cold = [
+        generator.generate(
+            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+        ).values_BD
+        for seed in (1, 2)
+    ]
+    warm = [
+        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        for seed in (1, 2, 1)
+    ]
     assert torch.equal(cold[0], cold[1])
     assert not torch.equal(warm[0], warm[1])
     assert torch.equal(warm[0], warm[2])
@@ -53,11 +63,13 @@ def test_temperature_zero_is_deterministic_and_one_is_not(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @each_kind
 def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[int, ...], ...]) -> None:
-    generator = mcdi(config(diffusion={"sampler": sampler}), table=normalizers(*table))
+    generator = mcdi(config(sampling={"sampler": sampler}), table=normalizers(*table))
     layout, told = layout_of(table[0]), support_and_query(4, 3, seed=0)[0]
-    together = generator.generate(told, layout, noise_for(4))
+    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
     for part in (slice(0, 2), slice(2, 4)):
-        alone = generator.generate(part_of(told, part), layout, noise_for(2, first=part.start))
+        alone = generator.generate(
+            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+        )
         # Matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone.values_BD, together.values_BD[part], rtol=1e-4, atol=1e-5)
 
@@ -66,17 +78,20 @@ def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[
 def test_the_support_set_reaches_the_weights(table: tuple[tuple[int, ...], ...]) -> None:
     generator, layout = mcdi(table=normalizers(*table)), layout_of(table[0])
     told = [support_and_query(2, 3, seed)[0] for seed in (0, 1)]
-    written = [generator.generate(each, layout, noise_for(2)).values_BD for each in told]
+    written = [
+        generator.generate(GenerationRequest(condition=each, layout=layout, noise=noise_for(2))).values_BD
+        for each in told
+    ]
     assert not torch.allclose(written[0], written[1], atol=1e-4)
 
 
 def test_written_weights_are_in_units_of_the_reference() -> None:
     generator, layout, told = mcdi(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
-    plain = generator.generate(told, layout, noise_for(3)).values_BD
+    plain = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
     known = generator.normalizers[layout.id][1]
     other = Normalizer(base_D=known.base_D + 5.0, scale_D=2.0 * known.scale_D)
     generator.normalizers[layout.id] = (layout, other)
-    moved = generator.generate(told, layout, noise_for(3)).values_BD
+    moved = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
     torch.testing.assert_close(moved, 2.0 * plain + 5.0, rtol=1e-5, atol=1e-5)
 
 
@@ -92,7 +107,7 @@ def test_a_head_with_other_classes_takes_the_scale_of_the_known_one(num_classes:
     bases = torch.cat([known.base_D[:1].expand(num_weights), known.base_D[-1:].expand(num_classes)])
     torch.testing.assert_close(normalizer.base_D, bases, rtol=1e-5, atol=1e-7)
     told = support_and_query(3, num_classes, seed=0)[0]
-    written = generator.generate(told, layout, noise_for(3))
+    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
     assert written.values_BD.shape == (3, layout.num_values)
     assert bool(written.values_BD.isfinite().all())
 
@@ -107,9 +122,9 @@ def test_other_unknown_layouts_need_a_reference() -> None:
     generator = mcdi(config(network={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)
     with pytest.raises(AssertionError, match="no reference"):
-        generator.generate(told, layout, noise_for(2))
+        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2)))
     given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
-    written = generator.generate(told, layout, noise_for(2), normalizer=given)
+    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2), normalizer=given))
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 
 
@@ -123,7 +138,9 @@ def test_only_a_denoiser_of_heads_knows_heads_with_other_classes(kind: str) -> N
 
 @each_kind
 def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tuple[int, ...], ...]) -> None:
-    generator = mcdi(config(diffusion={"num_targets": 2, "sampler": "stochastic"}), table=normalizers(*table))
+    generator = mcdi(
+        config(diffusion={"num_targets": 2}, sampling={"sampler": "stochastic"}), table=normalizers(*table)
+    )
     told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
     generator.denoiser.setup([head_batch(4)], predicts_weights=True)
     save_bundle(generator, tmp_path, {"seed": 3})
@@ -131,7 +148,10 @@ def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tupl
     assert isinstance(loaded, McDi)
     assert loaded.config == generator.config
     assert loaded.needs.num_targets == 2
-    before, after = (each.generate(told, layout, noise_for(3)) for each in (generator, loaded))
+    before, after = (
+        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
+        for each in (generator, loaded)
+    )
     assert torch.equal(before.values_BD, after.values_BD)
 
 
@@ -155,7 +175,7 @@ def test_stages_are_in_order_and_switched_off_by_no_steps(on: tuple[bool, bool],
 
 
 def test_sampling_takes_as_many_steps_as_asked_for() -> None:
-    settings = config(diffusion={"sampling_steps": 2})
+    settings = config(sampling={"num_steps": 2})
     generator = mcdi(settings)
     asked = []
     generator.denoiser.register_forward_pre_hook(lambda *_: asked.append("forward"))
@@ -166,6 +186,7 @@ def test_sampling_takes_as_many_steps_as_asked_for() -> None:
         return predict(*arguments)
 
     generator.denoiser.predict = watched  # pyright: ignore[reportAttributeAccessIssue]
-    generator.generate(support_and_query(3, 3, seed=0)[0], layout_of(HEAD), noise_for(3))
+    generator.generate(
+        GenerationRequest(condition=support_and_query(3, 3, seed=0)[0], layout=layout_of(HEAD), noise=noise_for(3))
+    )
     assert asked == [[0.0], [0.5]]
-    assert dataclasses.replace(settings.diffusion, sampling_steps=3).sampling_steps == 3

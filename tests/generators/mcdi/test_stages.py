@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raywgen.generators import OptimizerConfig, Stage
+from raywgen.generators import GenerationRequest, OptimizerConfig, Stage
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.mcdi import McDi
+from raywgen.generators.mcdi import McDi, McDiSampling
 from raywgen.generators.mcdi.config import DiffusionConfig
 from raywgen.generators.mcdi.local_consistency import noised
 from raywgen.generators.mcdi.stages import DenoiserStage, Draws, McDiTaskLossStage, consistency_loss, draw, run_sampler
@@ -75,7 +75,7 @@ def judged(stage: Stage, batch: WeightBatch, name: str) -> float:
 @settings(max_examples=40)
 def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, min(T, 5)))
-    chain_config = DiffusionConfig(num_steps=T, num_targets=k, sampling_steps=1)
+    chain_config = DiffusionConfig(num_steps=T, num_targets=k)
     chain = chain_config.chain()
     targets_BkD = torch.arange(k).view(1, k, 1).expand(50, k, 2).float()
     (draws,) = draw(targets_BkD, chain_config, noise_for(50, data.draw(st.integers(0, 1000))), num_draws=3)
@@ -305,11 +305,11 @@ def _repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
 
 
 def test_the_task_loss_loss_is_that_of_the_networks_which_generate_writes() -> None:
-    settings = {"sampling_steps": 2}
-    generator = mcdi(config(diffusion=settings, task_loss=settings | {"num_steps": 1, "consistency": 0.0}))
+    task_loss_settings = {"num_steps": 1, "sampling_steps": 2, "consistency": 0.0}
+    generator = mcdi(config(sampling={"num_steps": 2}, task_loss=task_loss_settings))
     batch = head_batch(8)
     result = task_loss_stage(generator)(batch, noise_for(8))
-    written = generator.generate(batch.condition, batch.layout, noise_for(8))
+    written = generator.generate(GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8)))
     samples_BSF = torch.cat([batch.condition.samples_BSF, batch.query.samples_BSF], dim=1)
     labels_BS = torch.cat([batch.condition.labels_BS, batch.query.labels_BS], dim=1)
     logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(written.values_BD), samples_BSF)
@@ -341,16 +341,15 @@ def test_the_task_loss_loss_reaches_every_parameter_of_the_denoiser(kind: str) -
 @pytest.mark.parametrize("sampler", ["mean", "stochastic", "deterministic"])
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
 def test_the_sampler_is_differentiable_by_finite_differences(sampler: str, parameterisation: str) -> None:
-    generator = mcdi(config(diffusion={"sampler": sampler, "parameterisation": parameterisation}))
+    generator = mcdi(config(diffusion={"parameterisation": parameterisation}))
     denoiser, batch = generator.denoiser, head_batch(4)
     support, _ = support_and_query(4, 3, seed=0)
     start_BD = torch.randn(4, batch.layout.num_values, generator=torch.Generator().manual_seed(0))
 
     def loss() -> Tensor:
         told = denoiser.tell(support.samples_BSF, support.labels_BS, batch.layout)
-        values_BD = run_sampler(
-            denoiser, told, batch.layout, start_BD, generator.config.diffusion, 3, KeyedNoise(0, torch.arange(4))
-        )
+        sampling, noise = McDiSampling(sampler=sampler, num_steps=3), KeyedNoise(0, torch.arange(4))
+        values_BD = run_sampler(denoiser, told, batch.layout, start_BD, generator.config.diffusion, sampling, noise)
         return task_loss(values_BD, batch)[0].mean()
 
     loss().backward()
@@ -374,7 +373,9 @@ def test_a_denoiser_that_has_learned_one_head_writes_it() -> None:
     generator = mcdi(config(network={"width": 32}, denoiser={"meta": "joint"}))
     one = head_batch(1, seed=5)
     learn(denoiser_stage(generator), lambda step: _repeated(one, 16, step), num_steps=150, rate=1e-2)
-    written = generator.generate(one.condition, layout_of((6, 3)), noise_for(1))
+    written = generator.generate(
+        GenerationRequest(condition=one.condition, layout=layout_of((6, 3)), noise=noise_for(1))
+    )
     normalizer = generator.normalizers[one.layout.id][1]
     wanted, found = normalizer.normalise(one.values_BD), normalizer.normalise(written.values_BD)
     # The last step predicts the end alone; what is left is the net's own error.

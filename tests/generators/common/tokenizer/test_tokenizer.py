@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
 from raywgen.generators.common.tokenizer.windows import random_windows
@@ -175,7 +176,7 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
     assert bool(prior.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
     task_loss = LocalEngine(generator.stages()[2])
     assert bool(task_loss.train_step(batch, noise_for(16), 1e-3)["loss"].isfinite())
-    written = generator.generate(batch.condition, batch.layout, noise_for(16))
+    written = generator.generate(GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(16)))
     assert bool(written.values_BD.isfinite().all())
 
 

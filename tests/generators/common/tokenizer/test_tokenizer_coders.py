@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.tokenizer.windows import covering_blocks, random_windows
 from raywgen.generators.igpg import IGPG
@@ -164,7 +165,10 @@ def test_a_bundle_writes_bit_equal_networks(coder: str, tmp_path: Path) -> None:
     generator = generator_of(coder)
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
-    written = [each.generate(condition(3), layout_of(DEEP), noise_for(3)).values_BD for each in (generator, loaded)]
+    written = [
+        each.generate(GenerationRequest(condition=condition(3), layout=layout_of(DEEP), noise=noise_for(3))).values_BD
+        for each in (generator, loaded)
+    ]
     assert torch.equal(*written)
     kept = [each.reconstruct(values_of(DEEP)[:3], layout_of(DEEP)) for each in (generator, loaded)]
     assert torch.equal(*kept)
