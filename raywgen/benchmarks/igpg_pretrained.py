@@ -34,6 +34,7 @@ from raywgen.generators import OptimizerConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
 from raywgen.nn.batch_norm import match_statistics, reestimate_statistics
+from raywgen.nn.precision import Precision
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.progress import Bar, Reporter
 from raywgen.training.session import ray_session
@@ -115,7 +116,7 @@ class IGPGPretrainedConfig(TrainingConfig):
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(chunks="independent"))
     temperature: float = 0.0
     num_workers: int = 0
-    precision: str = "auto"
+    precision: Precision = "auto"
     out: str = "runs/benchmarks/igpg-pretrained"
 
     def __post_init__(self) -> None:

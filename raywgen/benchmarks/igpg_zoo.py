@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
 from raywgen.benchmarks.trained import trained_zoo
@@ -31,7 +31,7 @@ from raywgen.training import TrainConfig, launch
 from raywgen.training.run_folder import STAGES
 from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig
-from raywgen.zoo.config import STARTS
+from raywgen.zoo.config import Start
 
 # The network of colour images costs several times more, so there are fewer; their 15 epochs of 10,000 images come from
 # all images, as in the published zoo.
@@ -82,8 +82,8 @@ class IGPGZooConfig(SeededConfig):
         super().__post_init__()
         if self.recipe not in _SIZES:
             raise ValueError(one_of("recipe", self.recipe, _SIZES))
-        if not self.starts or not set(self.starts) <= set(STARTS) or len(set(self.starts)) < len(self.starts):
-            raise ValueError(f"starts={self.starts}: give some of {', '.join(STARTS)}, each once")
+        if not self.starts or not set(self.starts) <= set(get_args(Start)) or len(set(self.starts)) < len(self.starts):
+            raise ValueError(f"starts={self.starts}: give some of {', '.join(get_args(Start))}, each once")
 
 
 def measure(config: IGPGZooConfig) -> tuple[dict[str, float], dict[str, Any]]:

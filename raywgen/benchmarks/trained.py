@@ -16,7 +16,7 @@ from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import McDiTaskLossConfig
 from raywgen.names import one_of
-from raywgen.nn.precision import check_precision, resolved
+from raywgen.nn.precision import Precision, resolved
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
 from raywgen.zoo import ZooConfig, train_zoo
@@ -40,11 +40,10 @@ class TrainingConfig(SeededConfig):
     """
 
     num_workers: int = 2
-    precision: str = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_precision(self.precision)
 
     def conditions(self, spreads: Mapping[str, float]) -> dict[str, Any]:
         """Returns the conditions of the figures, with the precision."""

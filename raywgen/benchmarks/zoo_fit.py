@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.tasks import FitConfig, FitData, Recorded, SAMConfig, build_network, build_task, fit
+from raywgen.tasks.train_loop import EXECUTIONS, Execution
 from raywgen.training.session import ray_session
 from raywgen.zoo.plan import initial_state
 
 _AGREE = 1e-4
 _CHECKED_STEPS = 20
-_EXECUTIONS = ("stacked", "sequential")
 
 
 @dataclass(kw_only=True)
@@ -67,11 +67,11 @@ def measure(config: ZooFitConfig) -> tuple[dict[str, float], dict[str, Any]]:
     figures: dict[str, float] = {}
     conditions: dict[str, Any] = {"cores": os.cpu_count(), "num_steps": config.num_steps, "rounds": config.rounds}
     for name, case in _cases(config).items():
-        gaps = {execution: _gap(case, execution) for execution in _EXECUTIONS}
+        gaps = {execution: _gap(case, execution) for execution in EXECUTIONS}
         assert max(gaps.values()) < _AGREE, f"{name}: weights differ from the plain loop's by {gaps}"
-        seconds = {
+        seconds: dict[Execution, float] = {
             execution: _seconds(lambda execution=execution, case=case: _ours(case, execution, 4))
-            for execution in _EXECUTIONS
+            for execution in EXECUTIONS
         }
         execution = min(seconds, key=lambda execution: seconds[execution])
         pairs = [
@@ -129,7 +129,7 @@ def _start(case: _Case) -> Recorded:
     return Recorded(step=0, state_N={name: torch.stack([state[name] for state in states]) for name in states[0]})
 
 
-def _ours(case: _Case, execution: str, num_steps: int) -> dict[str, Tensor]:
+def _ours(case: _Case, execution: Execution, num_steps: int) -> dict[str, Tensor]:
     (end,) = fit(
         build_network(case.network),
         _start(case),
@@ -182,7 +182,7 @@ def _plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, 
     optimizer.step()
 
 
-def _gap(case: _Case, execution: str) -> float:
+def _gap(case: _Case, execution: Execution) -> float:
     """Returns the largest distance of a network from the plain loop's, over its norm."""
     ours, plain = _ours(case, execution, _CHECKED_STEPS), _plain(case, _CHECKED_STEPS)
     apart = sum((ours[name] - tensor).flatten(1).square().sum(dim=1) for name, tensor in plain.items())

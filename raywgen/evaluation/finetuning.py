@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, Task, balanced_accuracy, fit
+from raywgen.tasks.train_loop import Execution
 from raywgen.weights import Layout
 from raywgen.zoo.measure import network_logits
 
@@ -48,7 +49,7 @@ class FineTuningConfig:
     learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
     validation: float = 0.2
     fit: FitConfig = field(default_factory=FitConfig)
-    execution: str = "stacked"
+    execution: Execution = "stacked"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 from torch import Tensor
@@ -20,11 +21,10 @@ from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained
 from raywgen.evaluation.task_similarity import data_similarity, text_similarity
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
-from raywgen.names import one_of
 from raywgen.trust import entry_point
 from raywgen.weights import save_state_dict
 
-RANKINGS = ("auto", "loss", "accuracy", "likeness")
+Ranking = Literal["auto", "loss", "accuracy", "likeness"]
 
 
 @dataclass(kw_only=True)
@@ -50,14 +50,12 @@ class RetrieveConfig:
     instruction: str = ""
     data: str = ""
     where: list[str] = field(default_factory=list)
-    by: str = "auto"
+    by: Ranking = "auto"
     top: int = 10
     num_samples: int = 512
     out: str = "retrieved.safetensors"
 
     def __post_init__(self) -> None:
-        if self.by not in RANKINGS:
-            raise ValueError(one_of("by", self.by, RANKINGS))
         if min(self.top, self.num_samples) < 1:
             raise ValueError("top and num_samples must be at least 1")
 
@@ -142,7 +140,7 @@ def nearest(
     asked: TaskRequest,
     *,
     where: list[str] | None = None,
-    by: str = "auto",
+    by: Ranking = "auto",
     top: int = 10,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Retrieved:

@@ -12,30 +12,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raywgen.names import one_of
-
 _Moments = tuple[Tensor, Tensor]
 
 
-STATISTICS = ("stored", "batch")
+Statistics = Literal["stored", "batch"]
 
 
-def check_statistics(name: str) -> None:
-    """Refuses what `differentiable` does not know.
-
-    Raises:
-        ValueError: It is none of `STATISTICS`.
-    """
-    if name not in STATISTICS:
-        raise ValueError(one_of("statistics", name, STATISTICS))
-
-
-def differentiable(module: nn.Module, statistics: str) -> nn.Module:
+def differentiable(module: nn.Module, statistics: Statistics) -> nn.Module:
     """A module to which running statistics may be given with a call, by `functional_call`, together with gradients.
 
     Torch's own layers refuse such statistics. The result normalises alike in either mode and changes nothing that it
@@ -45,7 +34,6 @@ def differentiable(module: nn.Module, statistics: str) -> nn.Module:
         module: Any.
         statistics: `stored` normalises by the running statistics, `batch` by those of the inputs at hand.
     """
-    assert statistics in STATISTICS
     if not _layers(module):
         return module
     module = copy.deepcopy(module)
@@ -58,7 +46,7 @@ def differentiable(module: nn.Module, statistics: str) -> nn.Module:
 class _Normalisation(nn.Module):
     """`(x - m) / sqrt(v + eps) * weight + bias`, with parameters and buffers named as in a batch normalisation."""
 
-    def __init__(self, layer: _BatchNorm, statistics: str) -> None:
+    def __init__(self, layer: _BatchNorm, statistics: Statistics) -> None:
         super().__init__()
         self.running_mean: Tensor
         self.running_var: Tensor

@@ -5,37 +5,23 @@ Parameters, moments and losses stay in float32; under `bf16` matrix products and
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-from raywgen.names import one_of
-
-PRECISIONS = ("auto", "bf16", "fp32")
+Precision = Literal["auto", "bf16", "fp32"]
 
 
-def resolved(precision: str, device_type: str = "cpu") -> str:
+def resolved(precision: Precision, device_type: str = "cpu") -> Literal["bf16", "fp32"]:
     """`bf16` or `fp32`; `auto` is bf16 where the processor has units for it.
 
     Args:
-        precision: One of `PRECISIONS`.
+        precision: The precision that is asked for.
         device_type: `cpu` or `cuda`.
-
-    Raises:
-        ValueError: There is no such precision.
     """
-    check_precision(precision)
     if precision != "auto":
         return precision
     return "bf16" if _has_units(device_type) else "fp32"
-
-
-def check_precision(precision: str) -> None:
-    """Refuses what `resolved` does not take.
-
-    Raises:
-        ValueError: There is no such precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(one_of("precision", precision, PRECISIONS))
 
 
 def autocast(precision: str, device_type: str = "cpu") -> torch.autocast:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.locks import only_one
-from raywgen.nn.precision import autocast, check_precision, resolved
+from raywgen.nn.precision import Precision, autocast, resolved
 from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
@@ -80,7 +80,7 @@ class EncoderConfig:
     num_episodes: int = 1800
     learning_rate: float = 2e-3
     shift: int = 2
-    precision: str = "auto"
+    precision: Precision = "auto"
     validate_every: int = 360
     validation_episodes: int = 400
 
@@ -101,7 +101,6 @@ class EncoderConfig:
             raise ValueError(f"seed={self.seed}, shift={self.shift}: must be at least 0")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
-        check_precision(self.precision)
 
     def recipe(self) -> dict[str, Any]:
         """Returns the settings that decide the encoder: all but where it is stored."""

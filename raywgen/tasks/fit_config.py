@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from raywgen.names import one_of
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine")
-LOSSES = ("balanced", "plain")
+FitOptimizer = Literal["adam", "adamw", "sgd"]
+FitSchedule = Literal["constant", "cosine"]
+FitLoss = Literal["balanced", "plain"]
 
 
 @dataclass(kw_only=True)
@@ -48,21 +47,18 @@ class FitConfig:
         ValueError: A value is unknown or out of range; the message names it.
     """
 
-    optimizer: str = "adam"
+    optimizer: FitOptimizer = "adam"
     learning_rate: float = 3e-3
-    schedule: str = "constant"
+    schedule: FitSchedule = "constant"
     momentum: float = 0.9
     weight_decay: float = 0.0
     sam: SAMConfig = field(default_factory=SAMConfig)
     augment: str = ""
     num_steps: int = 500
     batch_size: int = 64
-    loss: str = "balanced"
+    loss: FitLoss = "balanced"
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss", LOSSES)):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         for name in ("num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from raywgen.tasks.fit_config import FitConfig
 from raywgen.tasks.sam import ascend, descend
 from raywgen.tasks.trainable_parameters import Alone, Stack, Trainee
 
-EXECUTIONS = ("stacked", "sequential")
+Execution = Literal["stacked", "sequential"]
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 OnStep = Callable[[int, int], None]
 """Called with steps done and steps to do, summed over networks."""
 
@@ -105,7 +107,7 @@ def fit(
     *,
     order_seeds: Sequence[int],
     record_steps: Sequence[int],
-    execution: str = "stacked",
+    execution: Execution = "stacked",
     keep_optimizer: bool = False,
     on_step: OnStep | None = None,
 ) -> list[Recorded]:
@@ -132,7 +134,6 @@ def fit(
     num = len(order_seeds)
     assert all(len(tensor) == num for tensor in start.state_N.values()), "one start and one order seed a network"
     assert all(start.step <= step <= config.num_steps for step in record_steps), "record_steps lie out of the run"
-    assert execution in EXECUTIONS, execution
     steps_each = config.num_steps - start.step
 
     def count(first: int, at_once: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_stored_config
 from raywgen.generators import METHODS, UnknownMethodError, method
-from raywgen.nn.precision import check_precision
+from raywgen.nn.precision import Precision
 
 
 def _generator_config(settings: Mapping[str, Any]) -> type[Any]:
@@ -54,7 +54,7 @@ class TrainConfig:
     num_workers: int = 2
     zero_stage: int = 1
     use_gpu: bool = False
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     checkpoint_every: int = 100
     log_every: int = 10
     validate_every: int = 50
@@ -71,7 +71,6 @@ class TrainConfig:
                 f"zero_stage={self.zero_stage}: give 0, 1 or 2; stage 3 shards parameters that generators read "
                 "outside of a module's forward pass"
             )
-        check_precision(self.precision)
         if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raywgen.compat import link_optimizer_state, skip_shared_memory_collectives
 from raywgen.generators import Stage, StageLoss
-from raywgen.nn.precision import autocast, resolved
+from raywgen.nn.precision import Precision, autocast, resolved
 from raywgen.weights import KeyedNoise, WeightBatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -148,7 +148,7 @@ class LocalEngine(Engine):
         precision: One of the names in `raywgen.nn.precision`.
     """
 
-    def __init__(self, stage: Stage, precision: str = "fp32") -> None:
+    def __init__(self, stage: Stage, precision: Precision = "fp32") -> None:
         super().__init__(stage)
         self._device_type = next(stage.parameters()).device.type
         self._precision = resolved(precision, self._device_type)
@@ -196,7 +196,7 @@ class DeepSpeedEngine(Engine):
         precision: One of the names in `raywgen.nn.precision`; parameters, gradients and optimiser state stay float32.
     """
 
-    def __init__(self, stage: Stage, zero_stage: int, num_workers: int, precision: str = "fp32") -> None:
+    def __init__(self, stage: Stage, zero_stage: int, num_workers: int, precision: Precision = "fp32") -> None:
         import deepspeed
 
         skip_shared_memory_collectives()

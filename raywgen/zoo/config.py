@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from raywgen.names import one_of
 from raywgen.tasks import FitConfig, SAMConfig
+from raywgen.tasks.fit_config import FitLoss, FitOptimizer, FitSchedule
 from raywgen.tasks.networks import network_recipe
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
-KINDS = ("digits-subsets", "images", "class-subsets", "episodes", "domains", "texts")
-STARTS = ("shared", "own", "branched")
-EXECUTIONS = ("auto", "stacked", "sequential")
+TaskKind = Literal["digits-subsets", "images", "class-subsets", "episodes", "domains", "texts"]
+Start = Literal["shared", "own", "branched"]
+ZooExecution = Literal["auto", "stacked", "sequential"]
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class ZooTasks:
             `package.module:Class` or `hf:NAME`; none by default.
     """
 
-    kind: str = "digits-subsets"
+    kind: TaskKind = "digits-subsets"
     path: str = "digits"
     test_path: str = ""
     size: int | None = None
@@ -63,8 +63,6 @@ class ZooTasks:
     encoder: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(one_of("tasks.kind", self.kind, KINDS))
         if len(self.domains) < 2 and (self.kind == "domains" or self.domains):
             raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
         if self.domains and not 0 < self.num_unseen_domains < len(self.domains):
@@ -87,11 +85,11 @@ class ZooOptimizer:
         sam: Settings of sharpness-aware minimisation.
     """
 
-    optimizer: str = "adam"
+    optimizer: FitOptimizer = "adam"
     learning_rate: float = 3e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "constant"
+    schedule: FitSchedule = "constant"
     sam: SAMConfig = field(default_factory=SAMConfig)
 
 
@@ -141,7 +139,7 @@ class ZooConfig:
     num_validation_tasks: int = 16
     num_unseen_tasks: int = 24
     seeds_per_task: int = 4
-    start: str = "shared"
+    start: Start = "shared"
     branch_steps: int = 0
     optimizers: list[ZooOptimizer] = field(default_factory=list)
     num_steps: int = 500
@@ -150,8 +148,8 @@ class ZooConfig:
     batch_size: int = 64
     learning_rate: float = 3e-3
     augment: str = ""
-    loss: str = "balanced"
-    execution: str = "stacked"
+    loss: FitLoss = "balanced"
+    execution: ZooExecution = "stacked"
     num_condition_samples: int = 64
     stack_size: int = 240
     seed: int = 0
@@ -166,9 +164,6 @@ class ZooConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_seen_tasks + self.num_validation_tasks + self.num_unseen_tasks == 0:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
-        for name, known in (("start", STARTS), ("execution", EXECUTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         if (self.start == "branched") != (self.branch_steps > 0):
             raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
         if self.augment and self.tasks.encoder:

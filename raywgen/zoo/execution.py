@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit, network_name, repeat_state
-from raywgen.tasks.train_loop import EXECUTIONS
+from raywgen.tasks.train_loop import EXECUTIONS, Execution
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.draw import draw_tasks, network_recipes
 from raywgen.zoo.plan import initial_state
@@ -41,12 +41,12 @@ class ExecutionTimes:
         return median(one / other for one, other in zip(self.sequential, self.stacked, strict=True))
 
     @property
-    def faster(self) -> str:
+    def faster(self) -> Execution:
         """The execution that takes less time."""
         return "stacked" if self.ratio > 1 else "sequential"
 
 
-def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None = None) -> dict[str, str]:
+def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None = None) -> dict[str, Execution]:
     """Measures for each network whether `stacked` or `sequential` takes less CPU time for a few steps of a few copies.
 
     CPU time is compared and not wall time, which on a busy machine says who was interrupted. The order within a pair
@@ -64,7 +64,7 @@ def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None
     data = FitData.joined([task.train_inputs], task.train_y_S, config.tasks.channels or 1)
     one = replace(config.fits()[0], num_steps=_STEPS)
     num = max(1, min(_MOST_NETWORKS, config.stack_size, len(recipes) * config.seeds_per_task))
-    executions: dict[str, str] = {}
+    executions: dict[str, Execution] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,7 +86,7 @@ def _measure(recipe: Mapping[str, object], data: FitData, config: FitConfig, num
     """Times both executions in pairs of alternating order, after one pair that warms up."""
     start = Recorded(step=0, state_N=repeat_state(initial_state(dict(recipe), 0), num))
     module = build_network(recipe)
-    milliseconds: dict[str, list[float]] = {name: [] for name in EXECUTIONS}
+    milliseconds: dict[Execution, list[float]] = {name: [] for name in EXECUTIONS}
     for pair in range(_PAIRS + 1):
         for execution in EXECUTIONS if pair % 2 else reversed(EXECUTIONS):
             begin = time.thread_time()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.tasks import FitData, balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.tasks.train_loop import Execution
 
 _MAX_TRAIN_SAMPLES = 2048
 _VALUES_AT_ONCE = 1 << 22
@@ -22,7 +23,7 @@ def measure(
     state_N: dict[str, Tensor],
     train: FitData,
     test: FitData,
-    execution: str,
+    execution: Execution,
 ) -> tuple[Tensor, Tensor]:
     """Returns balanced training loss `(N,)`, on at most 2,048 samples, and balanced test accuracy `(N,)`.
 
@@ -40,7 +41,7 @@ def measure(
 
 @torch.no_grad()
 def network_logits(
-    module: nn.Module, state_N: dict[str, Tensor], x: Tensor, execution: str, rows_NS: Tensor | None = None
+    module: nn.Module, state_N: dict[str, Tensor], x: Tensor, execution: Execution, rows_NS: Tensor | None = None
 ) -> Tensor:
     """Returns outputs `(N, S, C)`, computed some samples at a time; `x` and `rows_NS` are those of `FitData`."""
     num = len(next(iter(state_N.values())))

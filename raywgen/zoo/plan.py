@@ -23,6 +23,7 @@ from raywgen.tasks import (
     network_name,
     repeat_state,
 )
+from raywgen.tasks.train_loop import Execution
 from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.draw import draw_tasks, network_recipes
@@ -83,7 +84,7 @@ class Stack:
     start: Start
     trajectories: tuple[TrajectorySpec, ...]
     fit: FitConfig
-    execution: str
+    execution: Execution
     channels: int = 1
 
 
@@ -96,7 +97,15 @@ class ZooPlan:
     tasks: list[TaskFacts]
 
 
-def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> ZooPlan:
+def _execution(name: str, config: ZooConfig, executions: Mapping[str, Execution]) -> Execution:
+    if name in executions:
+        return executions[name]
+    execution = config.execution
+    assert execution != "auto", f"nothing was measured for {name}"
+    return execution
+
+
+def plan_zoo(config: ZooConfig, executions: Mapping[str, Execution] | None = None) -> ZooPlan:
     """Draws tasks, starts and data orders by the config's seed.
 
     Args:
@@ -115,9 +124,7 @@ def plan_zoo(config: ZooConfig, executions: Mapping[str, str] | None = None) -> 
         stack
         for start in starts
         for one in config.fits()
-        for stack in _stacks(
-            start, trajectories, config, one, (executions or {}).get(start.network.name, config.execution)
-        )
+        for stack in _stacks(start, trajectories, config, one, _execution(start.network.name, config, executions or {}))
     ]
     return ZooPlan(
         starts=starts,
@@ -192,7 +199,7 @@ def _trajectory_specs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[s
 
 
 def _stacks(
-    start: Start, trajectories: dict[str, list[TrajectorySpec]], config: ZooConfig, one: FitConfig, execution: str
+    start: Start, trajectories: dict[str, list[TrajectorySpec]], config: ZooConfig, one: FitConfig, execution: Execution
 ) -> list[Stack]:
     prefix = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
     stacks = []

@@ -17,6 +17,7 @@ from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import JOURNALS, writing
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
+from raywgen.tasks.train_loop import Execution
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
@@ -86,7 +87,7 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
     return corpus
 
 
-def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, str]:
+def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, Execution]:
     """Returns the execution of each network by name; it is measured once, as an interrupted zoo must go on alike."""
     kept = _read_state(storage, _PLAN) if storage.size(_PLAN) is not None else {}
     # As JSON has it: tuples become lists.
@@ -154,7 +155,7 @@ def _commit(
     plan: ZooPlan,
     config: ZooConfig,
     root: str,
-    executions: dict[str, str],
+    executions: dict[str, Execution],
     starts: list[Shard],
     trained: list[TrainedStack],
 ) -> Corpus:

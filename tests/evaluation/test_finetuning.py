@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.finetuning import FineTuned, FineTuningConfig, FineTuningError, fine_tune
 from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, Task, balanced_accuracy, build_network, build_task, fit
+from raywgen.tasks.train_loop import Execution
 from raywgen.weights import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +31,9 @@ def fresh(network: NetworkFacts, seed: int, num: int = 2) -> Tensor:
         return network.layout.flatten(build_network(network.recipe).state_dict()).expand(num, -1)
 
 
-def config(epochs: int = 2, rates: tuple[float, ...] = (1e-3, 1e-2), execution: str = "stacked") -> FineTuningConfig:
+def config(
+    epochs: int = 2, rates: tuple[float, ...] = (1e-3, 1e-2), execution: Execution = "stacked"
+) -> FineTuningConfig:
     return FineTuningConfig(epochs=epochs, learning_rates=list(rates), execution=execution)
 
 

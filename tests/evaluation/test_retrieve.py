@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raywgen.config import ConfigError, load_config
 from raywgen.corpus import BuildConfig, Corpus, UnknownFactError, build_corpus
 from raywgen.evaluation.request import TaskRequest, read_samples, read_task_request
 from raywgen.evaluation.retrieve import RetrieveConfig, nearest, retrieve
@@ -184,8 +185,8 @@ def test_what_is_missing_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
         retrieve(RetrieveConfig(**settings, task="digits/1", instruction="Is it?"))
     with pytest.raises(UnknownFactError, match="no task 'none'"):
         retrieve(RetrieveConfig(**settings, task="none"))
-    with pytest.raises(ValueError, match="by=best"):
-        RetrieveConfig(by="best")
+    with pytest.raises(ConfigError, match="by=best"):
+        load_config(RetrieveConfig, None, ["by=best"])
     np.savez(tmp_path / "wrong.npz", x=np.zeros((3, 7), dtype=np.float32), y=np.array([0, 1, 1]))
     with pytest.raises(ConditionError, match=r"7 values.*have 64"):
         retrieve(RetrieveConfig(**settings, data=str(tmp_path / "wrong.npz")))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raywgen.corpus import Corpus
 from raywgen.generation import ChanceWarning, GenerateConfig, TrainedGenerator, generate
 from raywgen.generation.judge import remedies
-from raywgen.generators import DataSpec, Generated
+from raywgen.generators import DataSpec, Generated, GenerationRequest
 from raywgen.tasks.standing import BETTER, DOUBTFUL
 from raywgen.weights import load_state_dict
 from tests.builders import condition, hypernetwork, igpg, layout_of, network
@@ -44,8 +44,9 @@ def writes(values_D: Tensor) -> TrainedGenerator:
     """A generator whose networks are always this one."""
     generator = hypernetwork()
 
-    def same(condition: Any, *_: Any, **__: Any) -> Generated:
-        return Generated(values_BD=values_D.expand(len(condition), -1), log_prob_B=torch.full((len(condition),), 7.0))
+    def same(request: GenerationRequest) -> Generated:
+        num = len(request.condition)
+        return Generated(values_BD=values_D.expand(num, -1), log_prob_B=torch.full((num,), 7.0))
 
     generator.generate = same  # pyright: ignore[reportAttributeAccessIssue]
     return TrainedGenerator(generator)

@@ -23,7 +23,7 @@ import requests
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 _SIZES = {
-    "tokenizer": {"num_steps": 3, "batch_size": 8, "quantiser": {"num_codes": 16, "num_levels": 2}},
+    "tokenizer": {"num_steps": 3, "batch_size": 8, "quantiser.num_codes": 16, "quantiser.num_levels": 2},
     "prior": {"num_steps": 3, "batch_size": 8, "width": 16, "num_layers": 1, "num_heads": 2},
     "task_loss": {"num_steps": 3, "batch_size": 8},
 }

@@ -177,7 +177,7 @@ def test_texts_of_a_stored_config_stay_texts(text: str) -> None:
         ({"tasks": "x"}, "'tasks' in here holds a group of keys"),
         ({"checkpoint_steps": [1, "2"]}, "checkpoint_steps holds a str"),
         ({"num_step": 1}, "unknown key 'num_step'"),
-        ({"tasks": {"kind": "${oc.env:SECRET}"}}, "tasks.kind="),
+        ({"tasks": {"kind": "${oc.env:SECRET}"}}, "tasks: kind="),
         ({"num_steps": -1}, "num_steps=-1"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raywgen.config import merge_config
 from raywgen.tasks import TaskError, build_network, build_task, encoder_training
 from raywgen.tasks.encoder_training import EncoderConfig, prototype_accuracy, prototype_logits, train_encoder
 from raywgen.tasks.encoders import EncoderError, load_encoder, read_card
@@ -171,7 +172,7 @@ def test_what_cannot_be_trained_is_named(changes: dict[str, Any], message: str, 
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EncoderConfig(**(TINY | changes))
+        merge_config(EncoderConfig, [("the settings", TINY | changes)])
 
 
 def test_an_encoder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

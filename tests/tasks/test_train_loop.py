@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raywgen.config import merge_config
 from raywgen.tasks import FitConfig, FitData, Inputs, Recorded, SAMConfig, build_network, fit, repeat_state
 from raywgen.tasks.augment import augment
+from raywgen.tasks.train_loop import Execution
 
 # Legend: N networks, S samples, F features.
 
@@ -89,7 +91,7 @@ CONFIGS = {
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_n_networks_are_as_many_single_loops(name: str, shared: bool, execution: str) -> None:
+def test_n_networks_are_as_many_single_loops(name: str, shared: bool, execution: Execution) -> None:
     module, x_SF, labels_NS = problem(3)
     x_NSF = torch.stack([x_SF, x_SF + 0.5, -x_SF])
     config = copy.copy(CONFIGS[name])
@@ -106,7 +108,7 @@ def test_n_networks_are_as_many_single_loops(name: str, shared: bool, execution:
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("sharing", ["one part", "parts", "whole", "two data sets"])
-def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, execution: str) -> None:
+def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, execution: Execution) -> None:
     module, x_SF, _ = problem(3)
     generator = torch.Generator().manual_seed(1)
     parts = [Inputs(x_SF, torch.randperm(NUM_SAMPLES, generator=generator)[:30]) for _ in range(3)]
@@ -131,7 +133,7 @@ def test_networks_learn_the_same_from_parts_as_from_copies(sharing: str, executi
 
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
-def test_sam_leaves_running_statistics_to_the_first_pass(execution: str) -> None:
+def test_sam_leaves_running_statistics_to_the_first_pass(execution: Execution) -> None:
     torch.manual_seed(0)
     # A bias before the norm has no gradient but rounding, which Adam would blow up.
     module = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3))
@@ -164,7 +166,9 @@ def test_a_network_with_convolutions_trains_the_same_by_both_executions() -> Non
 
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
-def test_images_are_changed_by_their_networks_seed_and_step(execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_changed_by_their_networks_seed_and_step(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[int, int]] = []
 
     def noted(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor:
@@ -197,7 +201,7 @@ def test_records_the_asked_steps_in_the_asked_order() -> None:
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, execution: str) -> None:
+def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, execution: Execution) -> None:
     module, x_SF, labels_NS = problem(2)
     config = copy.copy(CONFIGS[name])
     config.num_steps, config.batch_size = 12, 16
@@ -216,7 +220,7 @@ def test_a_run_goes_on_from_any_step_bit_for_bit(name: str, execution: str) -> N
 
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
-def test_neither_the_start_nor_the_module_is_changed(execution: str) -> None:
+def test_neither_the_start_nor_the_module_is_changed(execution: Execution) -> None:
     module, x_SF, labels_NS = problem(2)
     start = from_start(module, 2)
     before = [tensor.clone() for tensor in (*start.state_N.values(), *module.state_dict().values())]
@@ -254,6 +258,6 @@ def test_wrong_settings_are_named() -> None:
         ({"momentum": 1.0}, r"momentum=1.0 must lie in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            FitConfig(**settings)  # pyright: ignore[reportArgumentType]
+            merge_config(FitConfig, [("the settings", settings)])
     with pytest.raises(ValueError, match=r"sam\.rho=-1"):
         SAMConfig(rho=-1)

@@ -9,7 +9,7 @@ from torch import nn
 from raywgen.tasks import build_task
 from raywgen.weights.cache import FOLDER
 from raywgen.zoo import ZooConfig
-from raywgen.zoo.config import ZooTasks
+from raywgen.zoo.config import TaskKind, ZooTasks
 from raywgen.zoo.draw import draw_tasks
 from tests.conftest import make_zoo
 
@@ -27,7 +27,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
 
 
-def zoo(kind: str, encoder: str, **settings: Any) -> ZooConfig:
+def zoo(kind: TaskKind, encoder: str, **settings: Any) -> ZooConfig:
     networks = [{"name": "head", "num_features": 16, "num_classes": 10}]
     return ZooConfig(tasks=ZooTasks(kind=kind, encoder=encoder, **settings), networks=networks, **COUNTS)
 
@@ -44,7 +44,7 @@ def test_episodes_are_seen_through_the_encoder() -> None:
     ("kind", "settings"),
     [("images", {}), ("class-subsets", {}), ("domains", {"domains": ["plain", "invert"]}), ("digits-subsets", {})],
 )
-def test_other_tasks_are_encoded(kind: str, settings: dict[str, Any]) -> None:
+def test_other_tasks_are_encoded(kind: TaskKind, settings: dict[str, Any]) -> None:
     plain, seen = draw_tasks(zoo(kind, "", **settings)), draw_tasks(zoo(kind, ENCODER, **settings))
     for split, recipes in plain.items():
         assert [recipe["task"] for recipe in seen[split]] == recipes
@@ -64,7 +64,7 @@ def test_the_place_of_an_encoder_is_absolute(
 
 
 @pytest.mark.parametrize("kind", ["episodes", "class-subsets"])
-def test_heads_train_into_a_corpus(kind: str, tmp_path: Path) -> None:
+def test_heads_train_into_a_corpus(kind: TaskKind, tmp_path: Path) -> None:
     config = ZooConfig(
         tasks=ZooTasks(kind=kind, encoder=ENCODER, way=2, shot=10, subset_size=2),
         networks=[{"name": "head", "num_features": 16, "num_classes": 2}],

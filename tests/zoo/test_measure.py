@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raywgen.tasks import FitData, Inputs, build_network
+from raywgen.tasks.train_loop import Execution
 from raywgen.zoo.measure import measure
 
 # Legend: N networks, S samples, F features, X samples that tasks share.
@@ -13,7 +14,7 @@ NUM, NUM_SAMPLES = 3, 2500
 
 @pytest.mark.parametrize("execution", ["stacked", "sequential"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_networks_are_judged_the_same_on_parts_as_on_copies(execution: str, shared: bool) -> None:
+def test_networks_are_judged_the_same_on_parts_as_on_copies(execution: Execution, shared: bool) -> None:
     """More samples than training loss is measured on, and than go through a stack at once."""
     generator = torch.Generator().manual_seed(0)
     module = build_network({"name": "mlp", "widths": [784, 4, 3]}).eval()

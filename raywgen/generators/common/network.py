@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from raywgen.names import one_of
-
-KINDS = ("auto", "head", "flat", "chunks", "latents")
+NetworkKind = Literal["auto", "head", "flat", "chunks", "latents"]
 
 
 @dataclass(kw_only=True)
@@ -23,15 +22,13 @@ class NetworkConfig:
         chunk_length: K of `chunks`.
     """
 
-    kind: str = "auto"
+    kind: NetworkKind = "auto"
     width: int = 256
     num_layers: int = 2
     num_heads: int = 4
     chunk_length: int = 32
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(one_of("kind", self.kind, KINDS))
         counts = ("num_layers", "chunk_length", "num_heads", "width")
         if min(getattr(self, name) for name in counts) < 1:
             raise ValueError(f"{', '.join(counts)}: at least 1")

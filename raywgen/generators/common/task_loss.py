@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from raywgen.nn.batch_norm import differentiable
+from raywgen.nn.batch_norm import Statistics, differentiable
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.weights import Condition, WeightBatch
 
 
 def task_loss(
-    values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None, statistics: str = "stored"
+    values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None, statistics: Statistics = "stored"
 ) -> tuple[Tensor, Tensor]:
     """Class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
 

@@ -25,7 +25,7 @@ from raywgen.generators.interface import (
     StageLoss,
     StageNeeds,
 )
-from raywgen.nn.batch_norm import check_statistics
+from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_place_features, place_features
@@ -44,11 +44,8 @@ class HypernetworkConfig:
     """
 
     width: int = 128
-    statistics: str = "stored"
+    statistics: Statistics = "stored"
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000))
-
-    def __post_init__(self) -> None:
-        check_statistics(self.statistics)
 
 
 class Hypernetwork(Generator):

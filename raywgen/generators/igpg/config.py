@@ -8,7 +8,7 @@ from pathlib import Path
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
 from raywgen.names import one_of
-from raywgen.nn.batch_norm import check_statistics
+from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.text_encoders import check_text_encoder
 from raywgen.tasks.encoders import encoder_kind
 
@@ -141,13 +141,12 @@ class IGPGTaskLossConfig(StageConfig):
     l2_anchor_weight: float = 0.1
     diversity_weight: float = 0.0
     windows: str = "sequential"
-    statistics: str = "stored"
+    statistics: Statistics = "stored"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         if self.windows not in WINDOWS:
             raise ValueError(one_of("windows", self.windows, WINDOWS))
-        check_statistics(self.statistics)
 
 
 @dataclass(kw_only=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from raywgen.names import one_of
+from typing import Literal, get_args
+
 from raywgen.nn.coders.base import Coder
 from raywgen.nn.coders.convolution import CHANNEL_SHARE, ConvolutionCoder
 from raywgen.nn.coders.perceptron import PerceptronCoder
 from raywgen.nn.coders.transformer import NUM_HEADS, TransformerCoder
 
-CODERS = ("mlp", "conv", "transformer")
+CoderKind = Literal["mlp", "conv", "transformer"]
+CODERS: tuple[CoderKind, ...] = get_args(CoderKind)
 
 
 def build_coder(
-    kind: str, chunk_length: int, num_place_features: int, width: int, *, num_layers: int = 1, context: int = 32
+    kind: CoderKind, chunk_length: int, num_place_features: int, width: int, *, num_layers: int = 1, context: int = 32
 ) -> Coder:
     """The coder of that name.
 
@@ -34,14 +36,12 @@ def build_coder(
             return PerceptronCoder(chunk_length, num_place_features, width)
 
 
-def check_coder(kind: str, width: int, num_layers: int, context: int) -> None:
+def check_coder(kind: CoderKind, width: int, num_layers: int, context: int) -> None:
     """Refuses what no coder can be built of.
 
     Raises:
         ValueError: The message names the setting.
     """
-    if kind not in CODERS:
-        raise ValueError(one_of("coder", kind, CODERS))
     if min(num_layers, context) < 1:
         raise ValueError(f"coder_layers={num_layers}, context={context}: give at least 1")
     divisor = {"conv": CHANNEL_SHARE, "transformer": 2 * NUM_HEADS}.get(kind, 1)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raywgen.config import load_config
 from raywgen.generators.common.denoisers import (
     ChunkWeights,
     Denoiser,
@@ -198,7 +199,6 @@ def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"kind": "heads"}, "auto, head, flat, chunks"),
         ({"num_heads": 0}, "num_heads"),
         ({"width": 20, "num_heads": 4}, "width=20"),
     ],
@@ -206,6 +206,11 @@ def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told:
 def test_sizes_that_make_no_network_are_named(setting: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         config(network=setting)
+
+
+def test_an_unknown_kind_of_network_is_named() -> None:
+    with pytest.raises(ValueError, match="auto, head, flat, chunks"):
+        load_config(NetworkConfig, None, ["kind=heads"])
 
 
 @pytest.mark.parametrize(

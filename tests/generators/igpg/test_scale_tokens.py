@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.config import ConfigError, load_config
 from raywgen.generation import TrainedGenerator, UnknownLayoutWarning
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
@@ -269,8 +270,8 @@ def test_scales_of_the_corpus_are_as_they_were() -> None:
 
 
 def test_settings_that_cannot_be_are_named() -> None:
-    with pytest.raises(ValueError, match="reference, tensor, filter"):
-        TokenizerConfig(scales="row")
+    with pytest.raises(ConfigError, match="reference, tensor, filter"):
+        load_config(TokenizerConfig, None, ["scales=row"])
     with pytest.raises(ValueError, match="give reference"):
         McDiConfig(tokenizer=TokenizerConfig(scales="filter"))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from raywgen.config import load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
@@ -329,7 +330,7 @@ def test_task_loss_stage_teaches_networks_with_batch_normalisation(statistics: s
 @pytest.mark.parametrize("wrong", ["windows", "statistics"])
 def test_unknown_ways_of_the_task_loss_stage_are_named(wrong: str) -> None:
     with pytest.raises(ValueError, match=f"{wrong}=none: give one of"):
-        IGPGTaskLossConfig(**{wrong: "none"})  # pyright: ignore[reportArgumentType]
+        load_config(IGPGTaskLossConfig, None, [f"{wrong}=none"])
 
 
 @pytest.mark.usefixtures("float64")

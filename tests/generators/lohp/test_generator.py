@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from raywgen.config import load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.network import NetworkConfig
@@ -151,7 +152,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
         (lambda: PolicyConfig(objective="subtb"), "objective=subtb: give one of"),
         (lambda: PolicyConfig(mix=1.5), "mix lies between 0 and 1"),
         (lambda: PolicyConfig(exploration=-1), "must be at least 0"),
-        (lambda: NetworkConfig(kind="dense"), "kind=dense: give one of"),
+        (lambda: load_config(NetworkConfig, None, ["kind=dense"]), "kind=dense: give one of"),
     ],
 )
 def test_settings_that_make_no_policy_are_named(make: Any, told: str) -> None:

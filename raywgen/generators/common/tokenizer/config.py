@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from raywgen.generators.interface import OptimizerConfig, StageConfig
-from raywgen.names import one_of
-from raywgen.nn.coders import check_coder
+from raywgen.nn.coders import CoderKind, check_coder
 from raywgen.nn.quantisers import QuantiserConfig
 
-SCALES = ("reference", "tensor", "filter")
+Scales = Literal["reference", "tensor", "filter"]
 
 
 @dataclass(kw_only=True)
@@ -41,12 +41,12 @@ class TokenizerConfig(StageConfig):
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
     width: int = 128
     commitment: float = 0.25
-    coder: str = "mlp"
+    coder: CoderKind = "mlp"
     coder_layers: int = 1
     context: int = 32
     output_loss_weight: float = 0.0
     window: int = 0
-    scales: str = "reference"
+    scales: Scales = "reference"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -55,8 +55,6 @@ class TokenizerConfig(StageConfig):
             raise ValueError(f"output_loss_weight={self.output_loss_weight}: give a weight of at least 0")
         if self.chunk_length < 1:
             raise ValueError(f"chunk_length={self.chunk_length}: give at least 1")
-        if self.scales not in SCALES:
-            raise ValueError(one_of("scales", self.scales, SCALES))
         if self.window < 0 or (self.window and self.output_loss_weight > 0):
             raise ValueError(
                 f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "

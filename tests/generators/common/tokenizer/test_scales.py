@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig
+from raywgen.generators.common.tokenizer.config import Scales
 from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
 from raywgen.nn.quantisers import QuantiserConfig
@@ -23,7 +24,7 @@ from raywgen.weights.groups import groups_of
 from raywgen.weights.tensors import KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MODES = ("tensor", "filter")
+MODES: tuple[Scales, ...] = ("tensor", "filter")
 CONVOLUTIONAL = Layout.from_state_dict(
     nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(20, 3)).state_dict()
 )
@@ -41,7 +42,7 @@ def drawn(num: int, seed: int, spread: float = 2.0) -> Tensor:
 
 
 @torch.no_grad()
-def tokenizer_of(mode: str) -> Tokenizer:
+def tokenizer_of(mode: Scales) -> Tokenizer:
     """With k-means codebooks of drawn networks."""
     tokenizer = Tokenizer(
         TokenizerConfig(chunk_length=8, quantiser=QuantiserConfig(num_levels=2, num_codes=16), width=16, scales=mode)
@@ -52,7 +53,7 @@ def tokenizer_of(mode: str) -> Tokenizer:
     return tokenizer
 
 
-def within_groups(error_BD: Tensor, values_BD: Tensor, mode: str) -> float:
+def within_groups(error_BD: Tensor, values_BD: Tensor, mode: Scales) -> float:
     """The largest error in units of its group's root mean square."""
     groups = groups_of(CONVOLUTIONAL, mode)
     return float((error_BD.detach() / groups.over_values(groups.sizes(values_BD))).abs().max())
@@ -60,7 +61,7 @@ def within_groups(error_BD: Tensor, values_BD: Tensor, mode: str) -> float:
 
 @given(seed=st.integers(0, 999), mode=st.sampled_from(MODES), chunk_length=st.sampled_from([3, 8, 64]))
 @settings(max_examples=30)
-def test_there_and_back_is_the_same(seed: int, mode: str, chunk_length: int) -> None:
+def test_there_and_back_is_the_same(seed: int, mode: Scales, chunk_length: int) -> None:
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, chunk_length), drawn(3, seed)
     chunks_BMK = scaled.encode(values_BD, lambda leading_BMK, part: leading_BMK)
     assert chunks_BMK.shape == (3, *scaled.mask_MK.shape)
@@ -70,7 +71,7 @@ def test_there_and_back_is_the_same(seed: int, mode: str, chunk_length: int) -> 
 
 @given(seed=st.integers(0, 999), mode=st.sampled_from(MODES), noise=st.floats(0, 0.5))
 @settings(max_examples=30)
-def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: str, noise: float) -> None:
+def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: Scales, noise: float) -> None:
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, 8), drawn(3, seed, spread=1.0)
     generator = torch.Generator().manual_seed(seed)
 
@@ -90,7 +91,7 @@ def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: str
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: str) -> None:
+def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: Scales) -> None:
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     values_BD = drawn(4, 2)
     chunks_BMK = tokenizer.chunks(normalizer.denormalise(values_BD), CONVOLUTIONAL, normalizer)
@@ -109,7 +110,7 @@ def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: str) -> Non
 
 @given(seed=st.integers(0, 9999), mode=st.sampled_from(MODES), size=st.floats(0.1, 1e6))
 @settings(max_examples=40)
-def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: str, size: float) -> None:
+def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: Scales, size: float) -> None:
     tokenizer = Tokenizer(
         TokenizerConfig(chunk_length=8, quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=8, scales=mode)
     )
@@ -125,7 +126,7 @@ def test_running_variances_stay_positive_whatever_is_written(seed: int, mode: st
 
 
 @pytest.mark.parametrize(("mode", "num_scales"), [("tensor", 8), ("filter", 5 + 3 + 6)])
-def test_bits_of_scales_are_counted(mode: str, num_scales: int) -> None:
+def test_bits_of_scales_are_counted(mode: Scales, num_scales: int) -> None:
     tokenizer = tokenizer_of(mode)
     num_chunks = math.ceil(6 / 8) + math.ceil(num_scales / 8) + math.ceil(CONVOLUTIONAL.num_values / 8)
     codes_BML = tokenizer.encode(
@@ -137,7 +138,7 @@ def test_bits_of_scales_are_counted(mode: str, num_scales: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_has_no_say(mode: str) -> None:
+def test_padding_has_no_say(mode: Scales) -> None:
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     chunks_BMK = tokenizer.chunks(normalizer.denormalise(drawn(4, 3)), CONVOLUTIONAL, normalizer)
     places_MG, mask_MK = tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
@@ -161,7 +162,7 @@ def test_padding_has_no_say(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_places_say_what_leading_chunks_hold(mode: str) -> None:
+def test_places_say_what_leading_chunks_hold(mode: Scales) -> None:
     tokenizer = tokenizer_of(mode)
     places_MG, first = tokenizer.places(CONVOLUTIONAL), tokenizer.num_leading(CONVOLUTIONAL)
     assert places_MG.shape == (len(tokenizer.mask(CONVOLUTIONAL)), tokenizer.num_place_features)
@@ -187,7 +188,7 @@ def test_like_tensors_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_larger_tensor_changes_its_scale_alone(mode: str) -> None:
+def test_a_larger_tensor_changes_its_scale_alone(mode: Scales) -> None:
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     values_BD = normalizer.denormalise(drawn(2, 4, spread=0.3))
     larger_BD = values_BD.clone()
@@ -204,7 +205,7 @@ def test_a_larger_tensor_changes_its_scale_alone(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_layout_of_matrices_alone_has_no_means(mode: str) -> None:
+def test_a_layout_of_matrices_alone_has_no_means(mode: Scales) -> None:
     layout = Layout.from_state_dict(nn.Linear(20, 3, bias=False).state_dict())
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(layout)
     assert tokenizer.num_leading(layout) == 1

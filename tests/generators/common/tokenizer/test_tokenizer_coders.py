@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from raywgen.config import load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
+from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.common.tokenizer.windows import covering_blocks, random_windows
 from raywgen.generators.igpg import IGPG
 from raywgen.generators.igpg.stages import _seen_tokens
@@ -176,7 +178,7 @@ def test_a_bundle_writes_bit_equal_networks(coder: str, tmp_path: Path) -> None:
 
 def test_unknown_coders_are_refused_by_the_config() -> None:
     with pytest.raises(ValueError, match="coder=vit: give one of mlp, conv, transformer"):
-        replace(igpg_config().tokenizer, coder="vit")
+        load_config(TokenizerConfig, None, ["coder=vit"])
     with pytest.raises(ValueError, match="coder=transformer: scales are coded before"):
         replace(igpg_config().tokenizer, coder="transformer", scales="tensor")
     with pytest.raises(ValueError, match="output_loss_weight=-1"):
