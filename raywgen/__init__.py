@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from raywgen.generation import TrainedGenerator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load", "trusting"]
 
 

@@ -167,3 +167,11 @@ def test_a_bundle_of_an_older_version_is_read_with_a_warning(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"has no checksums, because an older raywgen wrote it.*train it again"):
         load_bundle(tmp_path)
     assert bundle_facts(tmp_path) == {"seed": 3}
+
+
+def test_a_bundle_of_another_format_names_the_version_that_reads_it(tmp_path: Path) -> None:
+    save_bundle(hypernetwork(), tmp_path, {})
+    content = unseal((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(sealed_json(content | {"schema_version": 1}))
+    with pytest.raises(BundleError, match=r"format 1, this raywgen reads format 2; raywgen 0\.1 reads format 1"):
+        load_bundle(tmp_path)
