@@ -42,7 +42,7 @@ class ActorsLostError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """How many actors there are, and what their failures mean to a user.
+    """The number of actors, and the messages for a user when they fail.
 
     Attributes:
         num_cpus: CPUs of an actor.

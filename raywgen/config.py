@@ -223,7 +223,7 @@ def to_yaml(config: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks: YAML's own says where over several lines."""
+    """Returns an error's text on one line; YAML spreads its positions over several."""
     return " ".join(str(error).split())
 
 
@@ -289,7 +289,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _shown(path: Path) -> str:
-    """As it is called from the working folder."""
+    """Returns a path relative to the working folder where it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

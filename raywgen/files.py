@@ -64,6 +64,6 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def remedy(error: Exception) -> str:
-    """What to do about a file that could not be written."""
+    """Returns the remedy for a file that could not be written."""
     full = any(text in str(error) for text in _DISK_FULL)
     return "free some disk space or raise the quota" if full else "check the folder and its permissions"

@@ -75,7 +75,7 @@ def read_regular(path: str | Path, max_bytes: int) -> bytes:
 
 
 def parse_json(content: str | bytes, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """What a JSON text says.
+    """Parses a JSON text.
 
     Args:
         content: The text.
@@ -91,7 +91,7 @@ def parse_json(content: str | bytes, make_object: Callable[[list[tuple[str, Any]
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file says; raises as `read_regular` and `parse_json`."""
+    """Parses a JSON file; raises as `read_regular` and `parse_json`."""
     return parse_json(read_regular(path, MAX_JSON_BYTES))
 
 

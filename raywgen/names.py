@@ -16,6 +16,6 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def one_of(key: str, value: object, known: Iterable[object]) -> str:
-    """What to say of a setting that takes one of some names and holds another."""
+    """Returns the message for a setting that takes one of some names and holds another."""
     names = [str(each) for each in known]
     return f"{key}={value}: give one of {', '.join(names)}; did you mean '{nearest(value, names)}'?"

@@ -27,7 +27,7 @@ def without_control(text: str) -> str:
 
 
 class Bar:
-    """One step's bar."""
+    """The bar of one step."""
 
     def __init__(self, progress: Progress | None, console: Console, title: str) -> None:
         self._progress = progress

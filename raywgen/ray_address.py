@@ -75,14 +75,14 @@ def check_token_file() -> None:
 
 
 def refused_token(address: str) -> ClusterError:
-    """What to say where a cluster does not take the token, or asks for one."""
+    """Returns the message for a cluster that refuses the token or asks for one."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     sent = "the token" if mode == "token" else "a client without token"
     return ClusterError(f"Ray at {address} refuses {sent}: {_TOKEN_HELP}")
 
 
 def unreachable(address: str, reason: str) -> ClusterError:
-    """What to say where nobody answers."""
+    """Returns the message for an address at which nobody answers."""
     return ClusterError(
         f"no Ray cluster answers at {address} ({reason}): start one, mend RAY_ADDRESS or --address, or forward the "
         "port, as by `kubectl port-forward service/raywgen-head-svc 8265`"

@@ -30,7 +30,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """What signals have asked of the block of `stop_signals`.
+    """The signals that have come in a block of `stop_signals`.
 
     Attributes:
         number: The first signal that came while the block was ready to end by itself.

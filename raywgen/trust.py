@@ -1,4 +1,4 @@
-"""What may be imported or contacted: what the user named, never what came as data.
+"""Decides what may be imported or contacted: only what the user named, never what came as data.
 
 A recipe, an encoder or a method that stands in a corpus, a bundle or a run folder is data. Its name is looked up in the
 registries; it becomes an import or a connection only where the user named that package or address: in `trusting`, by
@@ -38,7 +38,7 @@ class UntrustedError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the data comes from that is being read.
+    """The source of the data that is being read.
 
     Attributes:
         name: Path or URI, for messages.
@@ -95,7 +95,7 @@ def trusting(*names: str) -> Iterator[None]:
 
 
 def trusted() -> tuple[str, ...]:
-    """What is trusted here, to be handed to `trusting` in another process."""
+    """Returns the names that are trusted here, to be handed to `trusting` in another process."""
     return tuple(sorted(_TRUSTED.get()))
 
 

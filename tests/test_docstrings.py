@@ -26,22 +26,13 @@ Full sentences seldom begin so in a docstring ("In training, ..."); these are sa
 """
 
 ALLOWED: dict[str, int] = {
-    "raywgen": 14,
-    "raywgen/cli": 4,
-    "raywgen/cluster": 7,
     "raywgen/generators": 10,
     "raywgen/generators/common": 20,
     "raywgen/generators/common/tokenizer": 19,
-    "raywgen/generators/direct": 5,
-    "raywgen/generators/hypernetwork": 1,
     "raywgen/generators/igpg": 20,
-    "raywgen/generators/lohp": 8,
-    "raywgen/generators/lohp/balance": 1,
     "raywgen/generators/mcdi": 11,
-    "raywgen/nn": 10,
     "raywgen/nn/coders": 5,
-    "raywgen/nn/quantisers": 18,
-    "raywgen/training": 15,
+    "raywgen/nn/quantisers": 17,
 }
 """Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""
 

@@ -141,7 +141,7 @@ def run_status_command(
 
 
 def _run_lines(folder: str | None) -> list[str]:
-    """How far a job's run is; empty where its folder cannot be read from here."""
+    """Describes how far a job's run is; empty where its folder cannot be read from here."""
     if not folder or not Path(folder).is_dir():
         return []
     # Not before: they bring torch, for which no look at a job should wait.

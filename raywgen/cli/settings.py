@@ -1,4 +1,4 @@
-"""What commands share: settings in `--help`, tables, overrides."""
+"""The parts that commands share: settings in `--help`, tables, overrides."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML f
 
 
 def _trust(context: typer.Context, names: list[str] | None) -> list[str] | None:
-    """For as long as the command runs."""
+    """Trusts the names that the user gave while the command runs."""
     context.with_resource(trusting(*(names or [])))
     return names
 
@@ -150,7 +150,7 @@ def _mean(values: list[float], digits: int, several: bool) -> str:
 
 
 def zoo_recipes() -> list[Path]:
-    """The shipped zoos."""
+    """Lists the shipped zoos."""
     return shipped_configs("zoo")
 
 

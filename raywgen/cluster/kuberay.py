@@ -58,7 +58,7 @@ def ray_job(cluster: RenderConfig, entrypoint: str, runtime_env: str) -> dict[st
 
 
 def head_labels(cluster: RenderConfig) -> dict[str, str]:
-    """What the autoscaler may add and where credentials come from, for a job's preflight to read."""
+    """Records what the autoscaler may add and where credentials come from, for a job's preflight to read."""
     labels = {f"{GROUP_LABEL}{name}": write_group(most, has) for name, (most, has) in cluster.groups.items() if most}
     if access := cluster.s3_secret or cluster.service_account:
         labels[STORAGE_LABEL] = access

@@ -21,7 +21,7 @@ _NAMED = 8
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What a job may send.
+    """The files and variables that a job may send.
 
     Attributes:
         excludes: Patterns for the runtime environment; Ray obeys them in any folder, with or without ignore files.
@@ -95,7 +95,7 @@ def _check_allowed(allowed: set[str], known: set[str], root: Path) -> None:
 
 
 def _relative(name: str, root: Path) -> str:
-    """As it is called within the working directory, whether given from there, from here or in full."""
+    """Returns a path relative to the working directory, whether it was given from there, from here or in full."""
     path = Path(name)
     if path.is_absolute() and path.is_relative_to(root.absolute()):
         return path.relative_to(root.absolute()).as_posix()

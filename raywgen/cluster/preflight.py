@@ -1,4 +1,4 @@
-"""What would make a job fail or wait for ever, found before anything is uploaded."""
+"""Finds what would make a job fail or wait for ever, before anything is uploaded."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def looks_secret_by_name(path: str) -> bool:
 
 
 def secret_in(content: bytes) -> str | None:
-    """What kind of secret a text holds, or None."""
+    """Returns the kind of secret that a text holds, or None."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # Windows' shells write UTF-16.
         content = content.decode("utf-16", errors="replace").encode()
     lower = content.lower()

@@ -1,4 +1,4 @@
-"""What a cluster for raywgen is made of."""
+"""The settings of a cluster for raywgen."""
 
 from __future__ import annotations
 

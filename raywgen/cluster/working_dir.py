@@ -1,4 +1,4 @@
-"""What Ray would upload of a working directory, by Ray's own ignore rules, before it uploads it."""
+"""Lists what Ray would upload of a working directory, by Ray's own ignore rules, before it does."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class TooLargeError(ValueError):
 
 
 class Bounded(TorchDispatchMode):
-    """Within it, modules are refused whose tensors together would hold too many values; nothing is allocated for them.
+    """Refuses modules whose tensors together would hold too many values; nothing is allocated for them.
 
     Args:
         num_stored: Values that are stored for them, as far as it is known.

@@ -34,7 +34,7 @@ class TimeEncoder(nn.Module):
 
 
 class HeadFrame(NamedTuple):
-    """Where a support set's features lie: `z = (x - centre) / spread`.
+    """The centre and spread of a support set's features: `z = (x - centre) / spread`.
 
     Attributes:
         centre_BF: Mean of the class means, of classes that have samples.
@@ -95,7 +95,7 @@ class HeadDenoiser(nn.Module):
         self.direct.weight[F, F] = -self.spread * F**0.5 / 2
 
     def frame(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> HeadFrame:
-        """Where B support sets lie."""
+        """Measures the frames of B support sets."""
         member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
         num_present_B1 = member_BSC.amax(dim=1).sum(dim=1, keepdim=True)
         centre_BF = _class_means(samples_BSF, labels_BS, num_classes).sum(dim=1) / num_present_B1
@@ -117,18 +117,18 @@ class HeadDenoiser(nn.Module):
         return torch.cat([weight * scale_B111, moved.unsqueeze(-1)], dim=-1)
 
     def out_of_frame(self, rows_BkCR: Tensor, frame: HeadFrame) -> Tensor:
-        """Inverse of `into_frame`."""
+        """Applies the inverse of `into_frame`."""
         weight = rows_BkCR[..., :-1] * (self.spread / frame.spread_B)[:, None, None, None]
         bias = rows_BkCR[..., -1] - _products(weight, frame.centre_BF)
         return torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-        """What `forward` takes of B support sets, `(B, C, H + R)`: all that no step of the chain changes."""
+        """Embeds B support sets for `forward`, `(B, C, H + R)`: all that no step of the chain changes."""
         known_BCI = self.known(samples_BSF, labels_BS, num_classes)
         return torch.cat([self.task(known_BCI), self.direct(_with_square(known_BCI))], dim=-1)
 
     def known(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-        """What is known of each class, `(B, C, 2F)`: its support mean and its scatter, both in the frame."""
+        """Summarises each class, `(B, C, 2F)`: its support mean and its scatter, both in the frame."""
         centre_BF, spread_B = self.frame(samples_BSF, labels_BS, num_classes)
         scaled_BSF = (samples_BSF - centre_BF.unsqueeze(1)) / spread_B[:, None, None]
         means_BCF = _class_means(scaled_BSF, labels_BS, num_classes)
@@ -147,7 +147,7 @@ class HeadDenoiser(nn.Module):
 
 
 def _class_means(samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-    """`(B, C, F)`."""
+    """Returns the denoised rows, `(B, C, F)`."""
     member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
     share_BSC = member_BSC / member_BSC.sum(dim=1, keepdim=True).clamp(min=1.0)
     return share_BSC.transpose(1, 2) @ samples_BSF
@@ -216,7 +216,7 @@ class FlatDenoiser(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block."""
+    """A residual block over classes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""In which precision matrices are multiplied while a network is trained.
+"""The precision in which matrices are multiplied while a network is trained.
 
 Parameters, moments and losses stay in float32; under `bf16` matrix products and convolutions take bfloat16 (autocast).
 """

@@ -1,4 +1,4 @@
-"""Which tokens may be drawn, and with what weight.
+"""The choice of tokens that may be drawn, and their weights.
 
 Shape legend: X positions in any shape, V codes.
 """

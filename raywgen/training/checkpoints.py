@@ -37,7 +37,7 @@ class CheckpointWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """How far a run is, and all it needs to go on.
+    """The position of a run, and all it needs to go on.
 
     Attributes:
         stage: Index of the stage; one past the last when the run is done.

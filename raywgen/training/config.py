@@ -1,4 +1,4 @@
-"""What a training run is: one generator, one corpus, one folder."""
+"""The settings of a training run: one generator, one corpus, one folder."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def data_digest(corpus: Corpus) -> str:
 
 
 def task_recipe(corpus: Corpus, task_id: str | None, layout_id: str) -> dict[str, Any]:
-    """Of a checkpoint's task; where none is known, of no task, in words the name of the network."""
+    """Returns a checkpoint's task; without one, a placeholder whose instruction is the network's name."""
     if task_id is None or task_id not in corpus.tasks:
         return {"name": BLANK, "instruction": corpus.networks[layout_id].name}
     return corpus.tasks[task_id].recipe
@@ -346,7 +346,7 @@ class BatchPlan:
         )
 
     def _samples(self, tasks: list[Task], sample_index_B: Tensor) -> tuple[Condition, Condition]:
-        """What the networks' generator is told, and what it is judged by."""
+        """Returns the conditions of the networks, and the query samples by which they are judged."""
         condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
         if self._shot:
             return draw_few_shot(tasks, self._shot, self._num_query_samples, condition_noise)

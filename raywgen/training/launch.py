@@ -240,7 +240,7 @@ def _metadata(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
 
 
 def common_input_form(corpus: Corpus) -> InputForm | None:
-    """How the corpus' tasks make samples of images; None if they differ in that, or are no images.
+    """Returns how the corpus' tasks make samples of images; None if they differ in that, or are no images.
 
     If tasks are of several data sets, each with pixels of its own mean, the first one's statistics stand for all.
     """

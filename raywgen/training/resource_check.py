@@ -25,7 +25,7 @@ _REPORT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """What a cluster has, and may come to have.
+    """The resources that a cluster has and may come to have.
 
     Attributes:
         alive: Resources of each node.
@@ -37,7 +37,7 @@ class Nodes:
 
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
-    """What a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
+    """Returns what a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
     worker = {"GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
     return [*[worker] * config.num_workers, {"CPU": 1.0}]
 
@@ -88,7 +88,7 @@ def check_request(request: Resources, what: str, nodes: Nodes) -> None:
 
 
 def describe(nodes: Sequence[Resources]) -> str:
-    """In words: how much of what on how many nodes."""
+    """Says in words how much of what is on how many nodes."""
     if not nodes:
         return "no node"
     parts = []
@@ -102,7 +102,7 @@ def describe(nodes: Sequence[Resources]) -> str:
 
 
 def connected_nodes(requests: Sequence[Resources]) -> Nodes:
-    """Those of the cluster that this process is connected to.
+    """Returns the nodes of the cluster that this process is connected to.
 
     Args:
         bundles: What is to be placed: where it fits on the nodes that are there, nobody is asked what else may come.
@@ -119,7 +119,7 @@ def connected_nodes(requests: Sequence[Resources]) -> Nodes:
 def most_nodes(
     alive: Sequence[tuple[Resources, Mapping[str, str]]], reports: Callable[[], Iterator[Mapping[str, str] | None]]
 ) -> Nodes:
-    """What a cluster may grow to: by its head node's labels, else nothing where Ray's monitor only looks on.
+    """Returns what a cluster may grow to: by its head node's labels, else nothing where Ray's monitor only looks on.
 
     Args:
         alive: Resources and labels of each node.
@@ -143,7 +143,7 @@ def write_group(max_nodes: int, resources: Resources) -> str:
 
 
 def read_group(value: str) -> tuple[int, Resources]:
-    """What `write_group` wrote: how many nodes at most, and what each has."""
+    """Reads what `write_group` wrote: the most nodes there may be, and what each has."""
     parts = dict(part.rsplit("-", 1) for part in value.split("_"))
     return int(parts.pop("max")), {name: float(amount) for name, amount in parts.items()}
 

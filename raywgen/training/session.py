@@ -78,7 +78,7 @@ def _said(what: str) -> Iterator[None]:
 
 
 def _handlers() -> dict[int, Any]:
-    """Of SIGINT and SIGTERM, as far as they can be set again."""
+    """Returns the handlers of SIGINT and SIGTERM, as far as they can be set again."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

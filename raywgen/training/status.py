@@ -1,4 +1,4 @@
-"""How far a run is. Only its folder is read, so that any process may ask while it runs."""
+"""Tells how far a run is. Only its folder is read, so that any process may ask while it runs."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class Trainer:
         return metrics
 
     def _stop_step(self, index: int, num_steps: int) -> int:
-        """Where this launch stops in a stage: at its end, or in the last stage at `stop_at`."""
+        """Returns the step at which this launch stops in a stage: its end, or in the last stage `stop_at`."""
         is_last = index + 1 == len(self.stage_names)
         return math.ceil(self.spec.stop_at * num_steps) if is_last else num_steps
 

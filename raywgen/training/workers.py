@@ -47,7 +47,7 @@ class LocalContext:
         self.stop = stop
 
     def engine(self, stage: Stage, config: TrainConfig) -> Engine:
-        """Plain torch."""
+        """Returns an engine of plain torch."""
         return LocalEngine(stage, config.precision)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:

@@ -59,7 +59,7 @@ class Direct(SupportSetGenerator):
 
     @property
     def network(self) -> Denoiser:
-        """The map."""
+        """Returns the map from support sets to weights."""
         return self.map
 
     def all_stages(self) -> list[Stage]:
@@ -81,7 +81,7 @@ class Direct(SupportSetGenerator):
 
 
 class _DirectStage(Stage):
-    """What both stages train, and by which settings."""
+    """The map that both stages train, and their settings."""
 
     def __init__(self, config: DirectConfig, network: Denoiser, normalizers: NormalizerTable) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class RegressionStage(_DirectStage):
 
     @property
     def config(self) -> StageConfig:
-        """Of this stage alone."""
+        """Returns the settings of this stage."""
         return self._config.regression
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
@@ -127,7 +127,7 @@ class DirectTaskLossStage(_DirectStage):
 
     @property
     def config(self) -> StageConfig:
-        """Of this stage alone."""
+        """Returns the settings of this stage."""
         return self._config.task_loss
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
@@ -136,7 +136,7 @@ class DirectTaskLossStage(_DirectStage):
             self.map.setup(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Class-balanced cross-entropy."""
+        """Returns the class-balanced cross-entropy of the written networks."""
         states_BD = _states(self.map, batch.condition, batch.layout)
         written_BD = self.map.decode(states_BD, batch.condition, batch.layout)
         loss_B, accuracy_B = task_loss(self.normalizers[batch.layout.id][1].denormalise(written_BD), batch)

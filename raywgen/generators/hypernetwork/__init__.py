@@ -99,7 +99,7 @@ class HypernetworkStage(Stage):
 
     @property
     def config(self) -> StageConfig:
-        """Of its only stage."""
+        """Returns the settings of the only stage."""
         return self.generator.config.task_loss
 
     @property

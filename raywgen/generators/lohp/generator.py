@@ -46,7 +46,7 @@ class LoHp(SupportSetGenerator):
 
     @property
     def network(self) -> Denoiser:
-        """That of the forward policy."""
+        """Returns the network of the forward policy."""
         return self.policy.forward_net
 
     @property

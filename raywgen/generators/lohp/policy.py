@@ -38,7 +38,7 @@ class Told(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Where each sub-trajectory ends, asked from any state of it.
+    """Predicts where each sub-trajectory ends, from any state of it.
 
     Args:
         config: Sizes and path.
@@ -73,17 +73,17 @@ class Policy(nn.Module):
         return Told(forward=forward, flow=flow, backward=backward, log_z_Bk=self.log_z_net(pooled))
 
     def tell_forward(self, condition: Condition, layout: Layout) -> Tensor:
-        """What generation needs of `tell`."""
+        """Embeds the condition of the forward policy alone, as generation needs it."""
         told = self.forward_net.tell(condition.samples_BSF, condition.labels_BS, layout)
         return _with(told, self._named(condition))
 
     def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, told: Tensor, layout: Layout) -> Tensor:
-        """What a network says of states `(B, n, D)` at steps int64 `(n,)` of the whole path, `(B, n, D)`."""
+        """Evaluates a network on states `(B, n, D)` at steps int64 `(n,)` of the whole path; returns `(B, n, D)`."""
         time_Bn = (step_n / self.path.num_steps).expand(x_BnD.shape[:2]).to(x_BnD.device)
         return net.predict(x_BnD, time_Bn, told, layout)
 
     def _named(self, condition: Condition) -> Tensor:
-        """What is known of each optimiser that is asked for, `(B, T)`; for any, the mean of all."""
+        """Returns the embedding of each optimiser that is asked for, `(B, T)`; for any optimiser, the mean of all."""
         places = {name: number for number, name in enumerate(self.names)}
         mean_T = self.names_net.mean(dim=0)
         named = condition.policies or ("",) * len(condition)

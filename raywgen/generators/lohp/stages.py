@@ -45,7 +45,7 @@ class PolicyStage(Stage):
 
     @property
     def config(self) -> PolicyConfig:
-        """Of the policy."""
+        """Returns the settings of the policy's stage."""
         return self._config.policy
 
     @property
@@ -197,11 +197,11 @@ class PolicyStage(Stage):
         return reward
 
     def _step(self, batch: WeightBatch) -> int:
-        """By the samples' index, so that a resumed run, and any worker, goes on as it would have."""
+        """Returns the step of a batch, from its samples' index, so that a resumed run goes on alike on any worker."""
         return int(batch.sample_index_B[0]) // self.config.batch_size
 
     def _places(self, batch: WeightBatch) -> Tensor:
-        """Where this worker's samples lie in the batch of all workers."""
+        """Returns the rows of this worker's samples in the batch of all workers."""
         return batch.sample_index_B % self.config.batch_size
 
     def _targets(self, batch: WeightBatch) -> Tensor:

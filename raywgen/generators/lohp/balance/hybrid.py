@@ -16,7 +16,7 @@ from raywgen.weights import KeyedNoise
 
 
 def draw_stored(noise: KeyedNoise, num: int, mix: float, hybrid: str) -> Tensor:
-    """Which sub-trajectories are stored ones, bool `(B, k)`.
+    """Draws which sub-trajectories are stored ones, bool `(B, k)`.
 
     Args:
         noise: B rows.
