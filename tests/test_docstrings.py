@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,17 +23,6 @@ FRAGMENT = re.compile(
 
 Full sentences seldom begin so in a docstring ("In training, ..."); these are said the other way round.
 """
-
-ALLOWED: dict[str, int] = {
-    "raywgen/generators": 10,
-    "raywgen/generators/common": 20,
-    "raywgen/generators/common/tokenizer": 19,
-    "raywgen/generators/igpg": 20,
-    "raywgen/generators/mcdi": 11,
-    "raywgen/nn/coders": 5,
-    "raywgen/nn/quantisers": 17,
-}
-"""Docstrings that are still wrong, by folder: a ceiling that only sinks. A folder that is clean has no line here."""
 
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -58,27 +46,14 @@ def offences(source: str) -> Iterator[tuple[int, str]]:
             yield getattr(node, "lineno", 1), f"`{docstring.splitlines()[0] if docstring else ''}` {complaint}"
 
 
-def offences_by_folder() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(file for top in ("raywgen", "jobs") for file in (ROOT / top).rglob("*.py")):
-        name = path.relative_to(ROOT)
-        found[str(name.parent)] += [f"{name}:{line}: {what}" for line, what in offences(path.read_text("utf-8"))]
-    return found
-
-
 def test_docstrings_are_sentences() -> None:
-    for folder, found in offences_by_folder().items():
-        allowed = ALLOWED.get(folder, 0)
-        assert len(found) <= allowed, (
-            f"{folder} has {len(found)} docstrings that are no sentences, and {allowed or 'none'} may be. "
-            "Write plain English of three words at least that begins with a subject or a verb "
-            '("The rows that ...", "Returns ..."). Delete the folder\'s line in ALLOWED (tests/test_docstrings.py) '
-            "once it is clean; moved files take their share of it along.\n" + "\n".join(found)
-        )
-
-
-def test_every_ceiling_is_of_a_folder() -> None:
-    assert ALLOWED.keys() <= offences_by_folder().keys()
+    found: list[str] = []
+    for path in sorted(file for top in ("raywgen", "jobs") for file in (ROOT / top).rglob("*.py")):
+        found += [f"{path.relative_to(ROOT)}:{line}: {what}" for line, what in offences(path.read_text("utf-8"))]
+    assert not found, (
+        "Write plain English of three words at least that begins with a subject or a verb "
+        '("The rows that ...", "Returns ...").\n' + "\n".join(found)
+    )
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def bundle_facts(folder: str | Path) -> dict[str, Any]:
-    """What was written down about a bundle when it was trained.
+    """Returns the facts that were written down about a bundle when it was trained.
 
     Raises:
         BundleError: The folder holds no bundle, or its config is damaged.

@@ -31,7 +31,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """How a stage turns gradients into steps.
+    """The settings by which a stage turns gradients into steps.
 
     Attributes:
         kind: `adamw`, or `sgd` for plain gradient descent.
@@ -108,7 +108,7 @@ class StageLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageNeeds:
-    """What the batches of a stage must hold.
+    """The needs of a stage: what its batches must hold.
 
     Attributes:
         tasks: Samples of tasks, and modules to run; weights alone do not suffice.
@@ -121,7 +121,7 @@ class StageNeeds:
     whole_networks: bool = True
 
     def __or__(self, other: StageNeeds) -> StageNeeds:
-        """What batches for both stages must hold."""
+        """Joins two stages' needs."""
         return StageNeeds(
             tasks=self.tasks or other.tasks,
             num_targets=max(self.num_targets, other.num_targets),
@@ -150,7 +150,7 @@ class Stage(nn.Module, ABC):
     @property
     @abstractmethod
     def needs(self) -> StageNeeds:
-        """What the stage's batches must hold."""
+        """Returns what the stage's batches must hold."""
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises from data; called with equal batches on every worker."""
@@ -160,10 +160,10 @@ class Stage(nn.Module, ABC):
         """The loss of one batch, mean over its networks."""
 
     def after_step(self, all_reduce: AllReduce) -> None:
-        """What happens after an optimiser step, for instance codebook statistics."""
+        """Acts after an optimiser step, for instance on codebook statistics."""
 
     def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
-        """What a resumed run needs beside parameters and buffers, in full for all workers; every worker calls it."""
+        """Returns what a resumed run needs beside parameters and buffers, for all workers; every worker calls it."""
         return {}
 
     def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
@@ -271,7 +271,7 @@ class Generator(nn.Module, ABC):
 
     @property
     def needs(self) -> StageNeeds:
-        """What batches must hold that serve all its stages."""
+        """Returns what batches must hold that serve all stages."""
         nothing = StageNeeds(tasks=False, whole_networks=False)
         return reduce(or_, (stage.needs for stage in self.stages()), nothing)
 
@@ -340,7 +340,7 @@ class Generator(nn.Module, ABC):
         return [layout for layout, _ in self.normalizers.values()]
 
     def layout_of(self, state: StateDict) -> Layout:
-        """How a network takes flat vectors.
+        """Returns the layout by which a network takes flat vectors.
 
         An architecture that the generator knows keeps the order of its flat vector and its constants, whatever the
         order, dtypes, wrappers and ties of this network.
@@ -363,7 +363,7 @@ class Generator(nn.Module, ABC):
         return normalizer
 
     def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
-        """For a layout that was not in the training corpus: from the layouts most like it.
+        """Estimates the normaliser of a layout that was not in the training corpus, from the layouts most like it.
 
         Args:
             layout: Unknown.

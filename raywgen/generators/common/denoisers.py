@@ -60,12 +60,12 @@ class Denoiser(nn.Module, ABC):
         return layout.num_values
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """`predict` after `tell`."""
+        """Calls `predict` after `tell`."""
         return self.predict(x_BnD, time_Bn, self.tell(samples_BSF, labels_BS, layout), layout)
 
 
 class HeadWeights(Denoiser):
-    """Of a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C.
+    """Writes a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C.
 
     Equivariant, too, to a shift and to a scale of all features: states are heads in the support set's own frame.
     """
@@ -81,12 +81,12 @@ class HeadWeights(Denoiser):
             self.net.begin_at_nearest_means()
 
     def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Into the support set's frame."""
+        """Expresses head weights in support-normalised features."""
         rows = to_rows(normalised_BkD, layout)
         return from_rows(self.net.into_frame(rows, self._frame(condition, layout)), layout)
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Out of it."""
+        """Takes head weights back to the given features."""
         rows = to_rows(states_BZ.unsqueeze(1), layout)
         return from_rows(self.net.out_of_frame(rows, self._frame(condition, layout)), layout).squeeze(1)
 
@@ -102,12 +102,12 @@ class HeadWeights(Denoiser):
         return self.net.num_told
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
-        """Class by class."""
+        """Predicts the end of the chain class by class."""
         return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, told), layout)
 
 
 class FlatWeights(Denoiser):
-    """Of one small network, all values at once."""
+    """Writes all values of one small network at once."""
 
     def __init__(self, config: NetworkConfig, layout: Layout, data: DataSpec) -> None:
         super().__init__()
@@ -115,11 +115,11 @@ class FlatWeights(Denoiser):
         self.net = FlatDenoiser(layout.num_values, data.num_features, data.max_classes, config.width, config.num_layers)
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """`(B, H)`."""
+        """Returns the tell, `(B, H)`."""
         return self.net.tell(samples_BSF, labels_BS)
 
     def num_told(self) -> int:
-        """H."""
+        """Returns H, the width of the embedded condition."""
         return self.net.num_told
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
@@ -129,7 +129,7 @@ class FlatWeights(Denoiser):
 
 
 class ChunkWeights(Denoiser):
-    """Of any network, as chunks that attend to each other."""
+    """Writes any network as chunks that attend to each other."""
 
     def __init__(self, config: NetworkConfig, data: DataSpec) -> None:
         super().__init__()
@@ -145,11 +145,11 @@ class ChunkWeights(Denoiser):
         )
 
     def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """`(B, H)`."""
+        """Returns the tell, `(B, H)`."""
         return self.net.tell(samples_BSF, labels_BS)
 
     def num_told(self) -> int:
-        """H."""
+        """Returns H, the width of the embedded condition."""
         return self.net.num_told
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
@@ -160,7 +160,7 @@ class ChunkWeights(Denoiser):
 
 
 class LatentWeights(ChunkWeights):
-    """Of any network, as latents of a trained tokeniser: one for each of its chunks."""
+    """Writes any network as latents of a trained tokeniser, one for each chunk."""
 
     def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, data: DataSpec) -> None:
         super().__init__(replace(config, chunk_length=tokenizer.config.chunk_length), data)
@@ -172,7 +172,7 @@ class LatentWeights(ChunkWeights):
         return self.latents(normalised_BkD, layout)
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """By the tokeniser, without quantising."""
+        """Encodes weights by the tokeniser, without quantising."""
         return self.weights(states_BZ, layout)
 
     def latents(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
@@ -187,14 +187,14 @@ class LatentWeights(ChunkWeights):
         )
 
     def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
-        """`decode`, likewise."""
+        """Decodes latents by the tokeniser."""
         (tokenizer,) = self._frozen
         places_MG, mask_MK = (part.to(states_BZ.device) for part in (tokenizer.places(layout), tokenizer.mask(layout)))
         chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG, mask_MK)
         return from_chunks(chunks, layout.num_values)
 
     def num_states(self, layout: Layout) -> int:
-        """Those of whole chunks, the last one's padding among them."""
+        """Returns the number of values of whole chunks, the last one's padding among them."""
         return num_chunks(layout, self._length) * self._length
 
 
@@ -285,5 +285,5 @@ def to_rows(values: Tensor, layout: Layout) -> Tensor:
 
 
 def from_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """Inverse of `to_rows`."""
+    """Applies the inverse of `to_rows`."""
     return torch.cat([rows[..., :-1].flatten(-2), rows[..., -1]], dim=-1)

@@ -50,7 +50,7 @@ def check_module(module: nn.Module, layout: Layout) -> None:
 
 
 def _log_probabilities(values_BD: Tensor, batch: WeightBatch) -> Tensor:
-    """In evaluation mode, in which networks are used."""
+    """Runs the networks in evaluation mode, in which they are used."""
     is_training = batch.module.training
     batch.module.eval()
     logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(values_BD), batch.query.samples_BSF)

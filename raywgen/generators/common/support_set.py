@@ -1,4 +1,4 @@
-"""What generators share that are told a support set and write heads with any number of classes."""
+"""The base of generators that take a support set and write heads with any number of classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SupportSetGenerator(Generator):
     @property
     @abstractmethod
     def network(self) -> Denoiser:
-        """What writes."""
+        """Returns the network that writes."""
 
     @property
     def max_classes(self) -> int | None:

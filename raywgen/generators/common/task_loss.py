@@ -1,4 +1,4 @@
-"""How well generated networks do their tasks.
+"""Measures how well generated networks do their tasks.
 
 Shape legend: B networks, D values, S samples, C classes.
 """

@@ -74,7 +74,7 @@ WINDOWS = ("sequential", "parallel")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Sampling):
-    """How networks are written, beside the temperature that every generator takes (0 is argmax).
+    """The settings of how networks are written, beside the temperature that every generator takes (0 is argmax).
 
     Attributes:
         top_k: Only this many likeliest codes are drawn from; 0 for all.

@@ -48,7 +48,7 @@ class DataEncoder(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """E."""
+        """Returns E, the number of features."""
         return self.probe_1E.shape[1]
 
     def forward(self, samples_BSF: Tensor) -> Tensor:

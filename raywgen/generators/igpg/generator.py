@@ -102,7 +102,7 @@ class IGPG(Generator):
         )
 
     def encoders(self) -> dict[str, str]:
-        """That of the samples, if any."""
+        """Returns the encoder of the samples, if there is one."""
         told = self.config.prior.data_encoder
         return {"prior.data_encoder": told} if told else {}
 
@@ -160,13 +160,13 @@ class IGPG(Generator):
         return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout), self.tokenizer.mask(layout))
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
-        """As every generator's; where scales are tokens and no base is shared, an unknown layout says all itself."""
+        """Returns a layout's normaliser; with scale tokens and no shared base, an unknown layout has its own."""
         if self.config.tokenizer.codes_scales and given is None and not self.knows(layout) and not self._shares_start:
             return layout_normalizer(layout)
         return super().normalizer(layout, given)
 
     def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
-        """Where scales are tokens there is nothing to guess: the layout's own units, about a base if one is shared."""
+        """Estimates nothing if scales are tokens: takes the layout's own units, about a base if one is shared."""
         if not self.config.tokenizer.codes_scales:
             return super().estimate_normalizer(layout, start_D)
         return layout_normalizer(layout, start_D if self._shares_start else None)

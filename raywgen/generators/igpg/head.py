@@ -1,4 +1,4 @@
-"""From a chunk's state to its residual tokens, level after level.
+"""The head: from a chunk's state to its residual tokens, level after level.
 
 Shape legend: X positions in any shape, R rows, S sides (told the condition, and for guidance told nothing),
 M chunks, K values of a chunk, L levels, V codes, H width.
@@ -19,7 +19,7 @@ _NEVER = -1e9
 
 
 class Codebooks(Protocol):
-    """What the prior needs of a quantiser whose code vectors add up."""
+    """The interface that the prior needs of a quantiser whose code vectors add up."""
 
     @property
     def codebooks_LVK(self) -> Tensor:
@@ -28,12 +28,12 @@ class Codebooks(Protocol):
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Returns L, the number of levels."""
         ...
 
     @property
     def num_codes(self) -> int:
-        """V."""
+        """Returns V, the number of codes."""
         ...
 
     def decode(self, codes_NL: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Codebooks(Protocol):
 
 
 class Levels(NamedTuple):
-    """What the head makes of the codebooks, once for all positions.
+    """The tables that the head makes of the codebooks, once for all positions.
 
     Attributes:
         weight_LHV: From a level's hidden state to its logits.

@@ -87,7 +87,7 @@ class Prior(nn.Module):
         return self.condition(cond.instructions, samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
 
     def inputs(self, prefix_BTH: Tensor, places_WH: Tensor, told_BWF: Tensor | None) -> Tensor:
-        """What every position is told beside the chunk before it, `(B, W, H)`, of embedded places."""
+        """Embeds what every position is given beside the chunk before it, `(B, W, H)`."""
         inputs_BWH = self.told(prefix_BTH, places_WH)
         return inputs_BWH if self.scales is None or told_BWF is None else inputs_BWH + self.scales(told_BWF)
 

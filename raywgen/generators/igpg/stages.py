@@ -52,7 +52,7 @@ def token_nll(
 
 
 class _Seen(NamedTuple):
-    """What a step sees of each network: all tokens, or those of a window.
+    """The part of each network that a step sees: all tokens, or those of a window.
 
     Attributes:
         codes_BWL: Tokens.
@@ -69,13 +69,13 @@ class _Seen(NamedTuple):
     alone_BWF: Tensor | None
 
     def of(self, rows_B: Tensor) -> _Seen:
-        """Of some networks."""
+        """Selects some of the networks."""
         parts = (None if part is None else part.expand(len(self.codes_BWL), -1, -1)[rows_B] for part in self)
         return _Seen(*parts)  # pyright: ignore[reportArgumentType]
 
     @property
     def weight(self) -> Tensor | float:
-        """Of each token in the mean over a network's tokens: 0 of padding, all others alike, 1 on average."""
+        """Weighs each token in the mean over a network's tokens: 0 for padding, all others alike, 1 on average."""
         if self.forced_WL is None:
             return 1.0
         is_real_WL = (self.forced_WL < 0).to(torch.float32)
@@ -96,7 +96,7 @@ def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Co
 
 
 def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
-    """Whose instruction and whose samples are left out, bool `(B, 2)`: each alone, or both, a third of `share`."""
+    """Draws whose instruction and samples are left out, bool `(B, 2)`: each alone, or both, a third of `share`."""
     u_B = noise.uniform(1)[:, 0] / share
     no_instruction_B = (u_B < 1 / 3) | ((u_B >= 2 / 3) & (u_B < 1))
     no_samples_B = (u_B >= 1 / 3) & (u_B < 1)
@@ -118,7 +118,7 @@ def _seen_tokens(
     table: ChunkTable,
     noise: KeyedNoise,
 ) -> _Seen:
-    """What is seen of each network; little more than that is encoded."""
+    """Encodes the part of each network that is seen, and little more."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizers[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
@@ -176,7 +176,7 @@ class PriorStage(Stage):
 
     @property
     def config(self) -> PriorConfig:
-        """Of the prior."""
+        """Returns the settings of the prior."""
         return self.prior.config
 
     @property
@@ -254,7 +254,7 @@ class IGPGTaskLossStage(Stage):
 
     @property
     def config(self) -> IGPGTaskLossConfig:
-        """Of this stage alone."""
+        """Returns the settings of this stage."""
         return self._config
 
     @property

@@ -39,7 +39,7 @@ class TokenSample:
     expected_BMK: Tensor | None
 
     def first(self, num: int) -> TokenSample:
-        """The first chunks."""
+        """Returns the first chunks alone."""
         expected_BMK = None if self.expected_BMK is None else self.expected_BMK[:, :num]
         return TokenSample(self.codes_BML[:, :num], self.log_prob_BM[:, :num], expected_BMK)
 

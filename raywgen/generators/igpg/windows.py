@@ -1,4 +1,4 @@
-"""How a network's chunks are cut into the windows that the prior sees at once (IGPG, section 3, generation).
+"""Cuts a network's chunks into the windows that the prior sees at once (IGPG, section 3, generation).
 
 Shape legend: B networks, N windows, W chunks of a window, M chunks, X chunks of all blocks that a window may touch.
 """

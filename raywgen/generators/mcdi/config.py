@@ -53,7 +53,7 @@ class DiffusionConfig:
         self.chain()
 
     def chain(self) -> Schedule:
-        """Of these settings."""
+        """Returns the chain of these settings."""
         return Schedule.make(self.schedule, self.num_steps, self.num_targets)
 
 
@@ -76,7 +76,7 @@ class McDiSampling(Sampling):
 
 @dataclass(kw_only=True)
 class DenoiserConfig(StageConfig):
-    """How the denoiser is meta-trained.
+    """The settings by which the denoiser is meta-trained.
 
     Attributes:
         meta: `reptile`, or `joint` for ordinary training on all tasks at once.

@@ -52,7 +52,7 @@ class McDi(SupportSetGenerator):
 
     @property
     def network(self) -> Denoiser:
-        """The denoiser."""
+        """Returns the denoiser itself."""
         return self.denoiser
 
     def all_stages(self) -> list[Stage]:
@@ -80,7 +80,7 @@ class McDi(SupportSetGenerator):
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
-        """To latents and back, where these are denoised."""
+        """Takes weights to latents and back, where latents are denoised."""
         if not isinstance(self.denoiser, LatentWeights):
             return values_BD
         normalizer = self.normalizer(layout)

@@ -77,7 +77,7 @@ def local_consistency_loss(
 
 
 def _factor(weighting: str, abar_B: Tensor, local_abar_B: Tensor) -> Tensor:
-    """What multiplies the squared residual."""
+    """Returns the factor of the squared residual."""
     match weighting:
         case "paper":
             return abar_B.new_ones(abar_B.shape)

@@ -69,7 +69,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """Returns T, the number of steps."""
         return len(self.abar_T) - 1
 
     def signal(self, t_B: Tensor, end_B: Tensor | int | None = None) -> Tensor:
@@ -78,7 +78,7 @@ class Schedule:
         return (abar_B if end_B is None else abar_B / self.abar_T[end_B]).float()
 
     def steps(self, num_steps: int) -> list[tuple[int, int]]:
-        """From where to where each of `num_steps` sampling steps goes, evenly spread over the chain.
+        """Lists the begin and end of each of `num_steps` sampling steps, evenly spread over the chain.
 
         Raises:
             ValueError: There are not that many.

@@ -26,7 +26,7 @@ from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, Weig
 
 
 class Draws(NamedTuple):
-    """What a step asks the denoiser: n noised versions of one local target of each of B networks.
+    """The inputs of the denoiser in a step: n noised versions of one local target of each of B networks.
 
     Attributes:
         target_BnD: The local target, in generator units.
@@ -97,7 +97,7 @@ def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, 
 
 
 class _McDiStage(Stage):
-    """What both stages train, and by which settings."""
+    """The denoiser that both stages train, and their settings."""
 
     def __init__(self, config: McDiConfig, denoiser: Denoiser, normalizers: NormalizerTable) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class DenoiserStage(_McDiStage):
 
     @property
     def config(self) -> DenoiserConfig:
-        """Of this stage alone."""
+        """Returns the settings of this stage."""
         return self._config.denoiser
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
@@ -173,7 +173,7 @@ class McDiTaskLossStage(_McDiStage):
 
     @property
     def config(self) -> McDiTaskLossConfig:
-        """Of this stage alone."""
+        """Returns the settings of this stage."""
         return self._config.task_loss
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What all coders share: one call signature, told each chunk's place, zero until trained.
+"""The base of all coders: one call signature, each chunk's position as an input, zero until trained.
 
 Shape legend: B networks, M chunks, K values of a chunk, G place features.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Coder(nn.Module, ABC):
-    """What to add to every chunk of a network; zero until trained, so that a coder begins as the identity.
+    """A map to what is added to every chunk of a network; zero until trained, so that a coder begins as the identity.
 
     Attributes:
         context: Chunks of a block, within which chunks see each other. Blocks lie side by side from the first chunk of

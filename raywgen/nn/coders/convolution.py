@@ -48,7 +48,7 @@ class ConvolutionCoder(Coder):
         silence(final)
 
     def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """As `Coder`."""
+        """Does what `Coder` says."""
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
         places_BMC = self.place(places_MG).expand(*x_BMK.shape[:2], -1)
         image_NCRX = self.lift(real_BMK.reshape(-1, 1, *self._shape))

@@ -29,5 +29,5 @@ class PerceptronCoder(Coder):
         silence(self.out[-1])
 
     def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """As `Coder`; padding is read as it is given: zero in weights, and in latents what the codes say of it."""
+        """Does what `Coder` says; padding is read as it is: zero in weights, and in latents what the codes hold."""
         return self.out(self.value(x_BMK) + self.place(places_MG))

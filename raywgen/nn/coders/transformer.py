@@ -43,7 +43,7 @@ class TransformerCoder(Coder):
         silence(self.out)
 
     def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """As `Coder`."""
+        """Does what `Coder` says."""
         B, M = x_BMK.shape[:2]
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
         states_BMH = self.value(real_BMK) + self.place(places_MG)

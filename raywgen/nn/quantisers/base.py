@@ -1,4 +1,4 @@
-"""What all quantisers share: one call signature, codes as tokens, statistics that are equal on all workers.
+"""The base of all quantisers: one call signature, codes as tokens, statistics that are equal on all workers.
 
 Shape legend: N vectors, K values of a vector, L tokens of a vector, V codes of a token.
 """
@@ -21,7 +21,7 @@ Gumbel = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
-    """What a quantiser makes of vectors.
+    """The result of quantising vectors.
 
     Attributes:
         vectors_NK: Reconstructions; gradients pass straight through to the input.
@@ -53,12 +53,12 @@ class Quantiser(nn.Module, ABC):
     @property
     @abstractmethod
     def num_tokens(self) -> int:
-        """L."""
+        """Returns L, the number of tokens."""
 
     @property
     @abstractmethod
     def num_codes(self) -> int:
-        """V."""
+        """Returns V, the number of codes."""
 
     @property
     def num_codebook_values(self) -> int:
@@ -86,7 +86,7 @@ class Quantiser(nn.Module, ABC):
         """Tokens int64 `(N, L)`."""
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Which tokens have a real value to code, bool `(N, L)`; the code of any other is that of zeros.
+        """Says which tokens have a real value to code, bool `(N, L)`; any other has the code of zeros.
 
         By default each token has a say in the whole vector.
         """
@@ -110,7 +110,7 @@ class Quantiser(nn.Module, ABC):
 
 
 def real_parts(mask_NK: Tensor, num_parts: int) -> Tensor:
-    """Which of equally long parts of vectors hold a real value, bool `(N, num_parts)`."""
+    """Says which of equally long parts of vectors hold a real value, bool `(N, num_parts)`."""
     return (mask_NK > 0).unflatten(-1, (num_parts, -1)).any(dim=-1)
 
 

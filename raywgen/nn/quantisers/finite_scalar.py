@@ -43,17 +43,17 @@ class FiniteScalarQuantiser(Quantiser):
 
     @property
     def num_tokens(self) -> int:
-        """L."""
+        """Returns L, the number of tokens."""
         return self.width // self.values_per_token
 
     @property
     def num_codes(self) -> int:
-        """V."""
+        """Returns V, the number of codes."""
         return self.num_points**self.values_per_token
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Returns L, the number of levels."""
         return self.num_tokens
 
     @property
@@ -80,7 +80,7 @@ class FiniteScalarQuantiser(Quantiser):
         return (grouped * self._place_values(grouped.device)).sum(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Those whose own values are not all padding, bool `(N, L)`."""
+        """Says which tokens' own values are not all padding, bool `(N, L)`."""
         return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:

@@ -66,17 +66,17 @@ class GumbelQuantiser(Quantiser):
 
     @property
     def num_tokens(self) -> int:
-        """L."""
+        """Returns L, the number of tokens."""
         return self._num_tokens
 
     @property
     def num_codes(self) -> int:
-        """V."""
+        """Returns V, the number of codes."""
         return len(self.codebook_VJ)
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Returns L, the number of levels."""
         return self.num_tokens
 
     @property
@@ -119,7 +119,7 @@ class GumbelQuantiser(Quantiser):
             return self._logits(vectors_NK.float(), mask_NK).argmax(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Those whose own values are not all padding, bool `(N, L)`."""
+        """Says which tokens' own values are not all padding, bool `(N, L)`."""
         return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:

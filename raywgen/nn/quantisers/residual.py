@@ -61,17 +61,17 @@ class ResidualQuantiser(Quantiser):
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Returns L, the number of levels."""
         return self.codebooks_LVK.shape[0]
 
     @property
     def num_tokens(self) -> int:
-        """L."""
+        """Returns L, the number of tokens."""
         return self.num_levels
 
     @property
     def num_codes(self) -> int:
-        """V."""
+        """Returns V, the number of codes."""
         return self.codebooks_LVK.shape[1]
 
     @property

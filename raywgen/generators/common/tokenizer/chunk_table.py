@@ -1,4 +1,4 @@
-"""What the prior is told of a layout's chunks, beside the condition.
+"""The inputs of the prior about a layout's chunks, beside the condition.
 
 **Padding.** Where each token codes its own part of a chunk, some tokens of a partly filled chunk hold nothing but
 padding. They are no part of any likelihood. Their code is known before: that of zeros, for which padding is taken in
@@ -27,7 +27,7 @@ NUM_OWN = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNumbers:
-    """What each chunk is told of networks whose leading chunks are known.
+    """The inputs of each chunk for networks whose leading chunks are known.
 
     Attributes:
         numbers_BY: Decoded, and a 0 for none.
@@ -38,18 +38,18 @@ class OwnNumbers:
     own_MF: Tensor
 
     def of(self, index_X: Tensor) -> Tensor:
-        """Of the same chunks of all networks, `(B, X, F)`."""
+        """Selects the same chunks of all networks, `(B, X, F)`."""
         return self.numbers_BY[:, self.own_MF[index_X]]
 
     def of_each(self, index_BW: Tensor) -> Tensor:
-        """Of each network's own chunks, `(B, W, F)`."""
+        """Selects each network's own chunks, `(B, W, F)`."""
         rows_B11 = torch.arange(len(index_BW), device=index_BW.device)[:, None, None]
         return self.numbers_BY[rows_B11, self.own_MF[index_BW]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeadingChunks:
-    """Those of scales and means.
+    """Returns the numbers of scales and means.
 
     Attributes:
         num: How many there are.
@@ -64,14 +64,14 @@ class LeadingChunks:
 
     @torch.no_grad()
     def own(self, codes_BML: Tensor) -> OwnNumbers:
-        """Of networks whose tokens begin like that."""
+        """Returns the inputs for networks whose tokens begin with the given ones."""
         numbers_BY = self.decode(codes_BML[:, : self.num]).flatten(1)
         return OwnNumbers(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), own_MF=self.own_MF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTable:
-    """Of all chunks of one layout.
+    """The inputs about all chunks of one layout.
 
     Attributes:
         places_MG: What is known of each chunk's place.

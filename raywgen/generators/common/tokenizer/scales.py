@@ -97,7 +97,7 @@ class ScaledChunks:
         return from_chunks(scaled_BMK, self._num_values) * self._scale(scales_BMK) + self._mean(means_BMK)
 
     def _own(self, firsts_G: Tensor) -> Tensor:
-        """As the attribute."""
+        """Returns the attribute of that name."""
         start_M = torch.arange(0, self._num_values, self._length)
         ends_M2 = torch.stack([start_M, (start_M + self._length - 1).clamp(max=self._num_values - 1)], dim=1)
         group_M2 = torch.searchsorted(firsts_G, ends_M2, right=True) - 1
@@ -108,12 +108,12 @@ class ScaledChunks:
         return torch.cat([own_MF.new_full((self.num_leading, own_MF.shape[1]), -1), own_MF])
 
     def _mean(self, means_BMK: Tensor) -> Tensor:
-        """At each value, `(B, D)`."""
+        """Spreads the numbers to each value, `(B, D)`."""
         mean_BX = from_chunks(means_BMK, len(self._mean_order_X)).clamp(-_MOST, _MOST).sinh()
         return self._groups.means_over_values(mean_BX[:, self._mean_order_X.argsort().to(mean_BX.device)])
 
     def _scale(self, scales_BMK: Tensor) -> Tensor:
-        """At each value, `(B, D)`; positive."""
+        """Spreads the positive scales to each value, `(B, D)`."""
         number_BX = from_chunks(scales_BMK, len(self._scale_order_X)).clamp(-_MOST, _MOST)
         scale_BX = (_SCALE_UNIT * number_BX).sinh().exp()
         return self._groups.over_values(scale_BX[:, self._scale_order_X.argsort().to(scale_BX.device)])
@@ -121,7 +121,7 @@ class ScaledChunks:
 
 @lru_cache(maxsize=64)
 def scaled_chunks(layout: Layout, per: str, chunk_length: int) -> ScaledChunks:
-    """Of a layout; shared between calls."""
+    """Returns the scales of a layout; shared between calls."""
     return ScaledChunks(layout, per, chunk_length)
 
 

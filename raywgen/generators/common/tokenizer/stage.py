@@ -44,7 +44,7 @@ def _num_real(chunks_BMK: Tensor, mask_MK: Tensor) -> Tensor:
 
 
 class _Seen(NamedTuple):
-    """What a step sees of each network: all of it, or a window.
+    """The part of each network that a step sees: all of it, or a window.
 
     Attributes:
         chunks_BMK: Normalised.
@@ -71,7 +71,7 @@ class TokenizerStage(Stage):
 
     @property
     def config(self) -> TokenizerConfig:
-        """Of the tokeniser."""
+        """Returns the settings of the tokeniser."""
         return self.tokenizer.config
 
     @property

@@ -54,7 +54,7 @@ class Tokenizer(nn.Module):
         return self._quantise(self.latents(chunks_BMK, places_MG, mask_MK), mask_MK)
 
     def encode_windows(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
-        """Those of the tokens of `encode` that are of one window of each network, `(B, W, L)`.
+        """Returns the tokens of `encode` that are of one window of each network, `(B, W, L)`.
 
         No more is encoded than the blocks of chunks that the encoder sees at once and that the windows touch.
 
@@ -117,17 +117,17 @@ class Tokenizer(nn.Module):
         return scaled_chunks(layout, config.scales, config.chunk_length) if config.codes_scales else None
 
     def mask(self, layout: Layout) -> Tensor:
-        """Which values of its chunks are real, `(M, K)`."""
+        """Says which values of its chunks are real, `(M, K)`."""
         scaled = self.scaled(layout)
         return chunk_mask(layout, self.config.chunk_length) if scaled is None else scaled.mask_MK
 
     def places(self, layout: Layout) -> Tensor:
-        """What is known of each chunk's place, `(M, G)`."""
+        """Returns the position features of each chunk, `(M, G)`."""
         scaled = self.scaled(layout)
         return place_features(layout, self.config.chunk_length) if scaled is None else scaled.places_MP
 
     def table(self, layout: Layout) -> ChunkTable:
-        """What the prior is told of its chunks."""
+        """Returns the prior's inputs about a layout's chunks."""
         is_real_ML, forced_ML = self.real_tokens(layout), None
         if not bool(is_real_ML.all()):
             zeros_1K = torch.zeros(1, self.config.chunk_length, device=is_real_ML.device)
@@ -135,12 +135,12 @@ class Tokenizer(nn.Module):
         return ChunkTable(places_MG=self.places(layout), forced_ML=forced_ML, leading=self._leading(layout))
 
     def real_tokens(self, layout: Layout) -> Tensor:
-        """Which tokens of its chunks hold a value, bool `(M, L)`."""
+        """Says which tokens of its chunks hold a value, bool `(M, L)`."""
         return self.quantiser.real_tokens(self.mask(layout))
 
     @property
     def num_place_features(self) -> int:
-        """G."""
+        """Returns G, the number of place features."""
         return num_scaled_place_features() if self.config.codes_scales else num_place_features()
 
     def num_leading(self, layout: Layout) -> int:
