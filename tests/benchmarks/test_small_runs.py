@@ -135,7 +135,8 @@ def test_igpg_zoo(tmp_path: Path) -> None:
         "tasks.limit=400,tasks.test_limit=50]"
     )
     stages = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))
-    sizes = "generator.tokenizer.chunk_length=128,generator.tokenizer.quantiser={num_levels: 2, num_codes: 8}"
+    sizes = "generator.tokenizer.chunk_length=128,generator.tokenizer.quantiser.num_levels=2"
+    sizes += ",generator.tokenizer.quantiser.num_codes=8"
     ladder = ["ladder.num_networks=2", "ladder.finetuned=1", "ladder.finetune_epochs=[1,2]", "ladder.averaged=[2,3]"]
     few = ["heldout=0.4", "branch_steps=4", "align=true", "ladder.noise_levels=[0.1,0.5]"]
     result = run(["igpg-zoo", *data, zoo, f"igpg=[{stages},{sizes}]", *ladder, *few])
