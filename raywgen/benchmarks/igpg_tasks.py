@@ -182,11 +182,14 @@ def _igpg(folder: str) -> IGPG:
     return generator
 
 
-def _candidates(config: IGPGTasksConfig, unseen: UnseenTasks, generate: Callable[..., Any], seed: int) -> Tensor:
+def _candidates(
+    config: IGPGTasksConfig, unseen: UnseenTasks, generate: Callable[[GenerationRequest], Generated], seed: int
+) -> Tensor:
     """Generates `best_of` networks for each task, `(T, n, D)`."""
     condition: Condition = unseen.condition.repeat(config.best_of)
     noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
-    written = generate(condition, unseen.layout, noise, temperature=config.temperature).values_BD
+    request = GenerationRequest(condition=condition, layout=unseen.layout, noise=noise, temperature=config.temperature)
+    written = generate(request).values_BD
     return written.view(len(unseen.tasks), config.best_of, -1)
 
 
