@@ -126,7 +126,8 @@ def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
     for spec in specs:
         trainer = Trainer(spec, rows, digest, worker)
         trainer.resume(warn)
-        if not trainer.train():
+        trainer.train()
+        if trainer.was_stopped:
             return
 
 
@@ -141,6 +142,7 @@ class Trainer:
 
     Attributes:
         state: Where training stands; `resume` and every checkpoint replace it.
+        was_stopped: Whether training was asked to stop, and did so before its end.
     """
 
     def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: WorkerContext) -> None:
@@ -149,6 +151,7 @@ class Trainer:
         self.generator = spec.build()
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
+        self.was_stopped = False
         self.checkpoints = CheckpointManager(self.config.out)
         self._rows = rows
 
@@ -173,14 +176,13 @@ class Trainer:
 
     # Train
 
-    def train(self) -> bool:
-        """Trains all stages that are left, and writes a bundle after each.
+    def train(self) -> None:
+        """Trains the stages that are left, and writes a bundle after each.
 
-        Returns:
-            False if training was asked to stop, or reached `stop_at`, and a checkpoint of where it stands is kept.
+        A checkpoint says where training stands if it was asked to stop or reached `stop_at`.
         """
         if is_done(self.config.out):
-            return True
+            return
         self.batches, self.validation = self._batch_plans()
         self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
         is_finished = True
@@ -193,10 +195,9 @@ class Trainer:
             self.log.close()
         if is_finished:
             self._save_bundle(BUNDLE)
-        return is_finished
 
     def _train_stage(self, index: int) -> bool:
-        """Takes the steps of a stage that are left; returns False if it was asked to stop before the last one."""
+        """Takes the steps of a stage that are left; returns whether the stage is at its end."""
         stage = self.generator.stages()[index]
         engine = self._start_stage(stage)
         num_steps = stage.config.num_steps
@@ -213,6 +214,7 @@ class Trainer:
                 if is_due and not is_last:
                     self._save(self._capture(engine, index, step + 1))
                 if must_stop:
+                    self.was_stopped = True
                     return False
         if stop_step == num_steps:
             engine.finish()

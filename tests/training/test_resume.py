@@ -248,3 +248,11 @@ def test_a_run_that_pauses_ends_bit_equal_to_one_that_does_not(
         assert found.keys() == whole.keys()
         assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert losses(tmp_path / "paused") == losses(tmp_path / "whole")
+
+
+def test_every_run_of_a_launch_stops_at_its_share(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    configs = [small_config(zoo_corpus, tmp_path / name) for name in ("a", "b")]
+    launch(configs, stop_at=0.5)
+    for config in configs:
+        assert {row["step"] for row in read_metrics(config.out) if row["stage"] == "task_loss"} == {0, 1, 2}
+        assert (snapshot_folder(config.out, 0.5) / "generator.json").is_file()
