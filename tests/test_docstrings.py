@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n?|\n)*)", re.MULTILINE)
 FRAGMENT = re.compile(
     r"""`?(
     about|after|alike|although|among|and|as|at|because|before|behind|below|besides?|between|beyond|but|by|during|for|from|how|
@@ -54,6 +55,36 @@ def test_docstrings_are_sentences() -> None:
         "Write plain English of three words at least that begins with a subject or a verb "
         '("The rows that ...", "Returns ...").\n' + "\n".join(found)
     )
+
+
+def strangers(source: str) -> Iterator[tuple[int, str]]:
+    """Yields line and complaint of each argument that a docstring describes and its function does not have."""
+    for node in ast.walk(ast.parse(source)):
+        function: ast.AST | None = node
+        if isinstance(node, ast.ClassDef):
+            function = next((part for part in node.body if getattr(part, "name", "") == "__init__"), None)
+        if not isinstance(node, DEFINITIONS) or not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        found = function.args
+        known = {argument.arg for argument in [*found.posonlyargs, *found.args, *found.kwonlyargs]}
+        known |= {argument.arg for argument in (found.vararg, found.kwarg) if argument is not None}
+        section = ARGUMENTS.search(ast.get_docstring(node) or "")
+        for name in re.findall(r"^    (\w+):", section[1] if section else "", re.MULTILINE):
+            if name not in known:
+                yield getattr(node, "lineno", 1), f"describes '{name}', which is no argument"
+
+
+def test_docstrings_describe_arguments_that_are_there() -> None:
+    found: list[str] = []
+    for path in sorted(file for top in ("raywgen", "jobs") for file in (ROOT / top).rglob("*.py")):
+        found += [f"{path.relative_to(ROOT)}:{line}: {what}" for line, what in strangers(path.read_text("utf-8"))]
+    assert not found, "\n".join(found)
+
+
+def test_an_argument_that_was_renamed_is_seen() -> None:
+    source = 'def f(a):\n    """Returns a.\n\n    Args:\n        b: Old name.\n        c: Gone.\n    """\n'
+    assert [what for _, what in strangers(source)] == [f"describes '{name}', which is no argument" for name in "bc"]
+    assert not list(strangers(source.replace("def f(a)", "def f(b, *, c)")))
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ class Generator(nn.Module, ABC):
     """Turns conditions into weights.
 
     Args:
-        references: The layouts of the training corpus with their reference points.
+        normalizers: The layouts of the training corpus with their normalisers.
         data: What the samples of a condition look like.
     """
 
@@ -331,7 +331,7 @@ class Generator(nn.Module, ABC):
         return self.data.max_classes
 
     def knows(self, layout: Layout) -> bool:
-        """Whether there is a reference point for a layout."""
+        """Whether the generator was trained on a layout."""
         return layout.id in self.normalizers
 
     @property
@@ -355,10 +355,10 @@ class Generator(nn.Module, ABC):
         return layout
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
-        """The layout's reference point; `given` where the layout was not in the training corpus."""
+        """The layout's normaliser; `given` where the layout was not in the training corpus."""
         known = self.normalizers.get(layout.id)
         normalizer = given if known is None else known[1]
-        assert normalizer is not None, f"no reference for layout {layout.id}"
+        assert normalizer is not None, f"no normaliser for layout {layout.id}"
         assert known is None or layout.has_order_of(known[0]), "arrange the layout like the known one"
         return normalizer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raywgen.generators.direct import Direct, DirectConfig
-from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
-from raywgen.generators.igpg import IGPG, IGPGConfig
+from raywgen.generators.direct import Direct
+from raywgen.generators.hypernetwork import Hypernetwork
+from raywgen.generators.igpg import IGPG
 from raywgen.generators.interface import GeneratorFactory
-from raywgen.generators.lohp import LoHp, LoHpConfig
-from raywgen.generators.mcdi import McDi, McDiConfig
+from raywgen.generators.lohp import LoHp
+from raywgen.generators.mcdi import McDi
 from raywgen.names import nearest
 
 
@@ -29,13 +29,7 @@ class Method:
     build: GeneratorFactory
 
 
-METHODS: dict[str, Method] = {
-    "igpg": Method(IGPGConfig, IGPG),
-    "mcdi": Method(McDiConfig, McDi),
-    "lohp": Method(LoHpConfig, LoHp),
-    "direct": Method(DirectConfig, Direct),
-    "hypernetwork": Method(HypernetworkConfig, Hypernetwork),
-}
+METHODS = {shipped.method: Method(shipped.Config, shipped) for shipped in (IGPG, McDi, LoHp, Direct, Hypernetwork)}
 
 
 def method(name: str) -> Method:

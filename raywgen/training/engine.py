@@ -91,14 +91,18 @@ class Engine(ABC):
 
     @torch.no_grad()
     def _update_averages(self) -> None:
+        if not self._averages:
+            return
         for name, parameter in self.stage.named_parameters():
-            if name in self._averages:
-                self._averages[name].lerp_(parameter, 1 - self.stage.config.optimizer.ema_decay)
+            self._averages[name].lerp_(parameter, 1 - self.stage.config.optimizer.ema_decay)
 
     @contextmanager
     def _averaged_parameters(self) -> Iterator[None]:
         """The parameters have the values of their averages within this block."""
-        own = {name: parameter.detach().clone() for name, parameter in self.stage.named_parameters() if self._averages}
+        if not self._averages:
+            yield
+            return
+        own = {name: parameter.detach().clone() for name, parameter in self.stage.named_parameters()}
         load_averages(self.stage, self._averages)
         try:
             yield

@@ -105,7 +105,7 @@ def connected_nodes(requests: Sequence[Resources]) -> Nodes:
     """Returns the nodes of the cluster that this process is connected to.
 
     Args:
-        bundles: What is to be placed: where it fits on the nodes that are there, nobody is asked what else may come.
+        requests: What is to be placed. If it fits on the nodes that are there, nobody is asked what else may come.
     """
     import ray
 

@@ -205,7 +205,7 @@ def build_denoiser(
 
     Args:
         config: Its kind and sizes.
-        references: Layouts with their reference points.
+        normalizers: Layouts with their normalisers.
         data: What samples look like.
         tokenizer: Whose latents are denoised, where the kind is `latents`.
 

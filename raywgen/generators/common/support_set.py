@@ -17,8 +17,8 @@ class SupportSetGenerator(Generator):
     """A generator whose network reads support sets; one of heads takes any number of classes.
 
     Args:
-        config: Of its network.
-        references: The layouts of the training corpus with their reference points.
+        config: Kind and sizes of its network.
+        normalizers: The layouts of the training corpus with their normalisers.
         data: What the samples of a condition look like.
     """
 
@@ -41,7 +41,7 @@ class SupportSetGenerator(Generator):
         return super().knows(layout) or self._is_other_head(layout)
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
-        """The layout's reference point; a head with another number of classes takes that of a known head."""
+        """The layout's normaliser; a head with another number of classes takes that of a known head."""
         if not self._is_other_head(layout):
             return super().normalizer(layout, given)
         _, known = next(iter(self.normalizers.values()))

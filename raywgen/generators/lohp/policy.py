@@ -42,7 +42,7 @@ class Policy(nn.Module):
 
     Args:
         config: Sizes and path.
-        references: Layouts with their reference points.
+        normalizers: Layouts with their normalisers.
         data: What support sets look like, and the optimisers whose behaviour can be asked for.
     """
 

@@ -117,7 +117,7 @@ def test_the_known_layout_takes_its_own_reference() -> None:
     assert generator.normalizer(layout) is generator.normalizers[layout.id][1]
 
 
-def test_other_unknown_layouts_need_a_reference() -> None:
+def test_other_unknown_layouts_need_a_normaliser() -> None:
     layout, told = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
     generator = mcdi(config(network={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)

@@ -85,8 +85,8 @@ class Tokenizer(nn.Module):
 
         Args:
             values_BD: Networks.
-            layout: Of them.
-            reference: Base and scale; of coded scales the base alone has a say.
+            layout: Their layout.
+            normalizer: Base and scale; only the base is used where scales are coded.
             by_code: Whether values are normalised by what the code keeps of coded scales, or by these themselves: so
                 in training, where codes of scales may be bad, values of any size would come of that, and codebooks
                 would follow them.
