@@ -37,7 +37,7 @@ from raywgen.weights import (
 _CONFIG = "generator.json"
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
-_SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2
 ENCODER = "encoder"
 """Folder in a bundle with the encoder on whose features the generator works."""
 _REMEDY = "restore it from a copy, or delete the folder and train it again by the same command"
@@ -45,6 +45,10 @@ _REMEDY = "restore it from a copy, or delete the folder and train it again by th
 
 class BundleError(ValueError):
     """A folder that holds no usable generator; the message names what is missing."""
+
+
+class BundleFormatError(BundleError):
+    """A generator that another version of raywgen wrote and that is whole; the message names that version."""
 
 
 def build_generator(name: str, config: Any, normalizers: NormalizerTable, data: DataSpec, seed: int) -> Generator:
@@ -72,7 +76,7 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         tensors[f"reference.{layout_id}.scale"] = normalizer.scale_D
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
     content = {
-        "schema_version": _SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "method": generator.method,
         "config": dataclasses.asdict(generator.config),
         "data": dataclasses.asdict(generator.data),
@@ -146,9 +150,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = unseal(read_regular(path, MAX_JSON_BYTES), is_required=False)
     except (SealError, OSError) as error:
         raise BundleError(f"{path} is damaged ({error}); {_REMEDY}") from error
-    if (version := content.get("schema_version")) != _SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has format {version}, this raywgen reads format {_SCHEMA_VERSION}; raywgen 0.1 reads format 1, "
+    if (version := content.get("schema_version")) != SCHEMA_VERSION:
+        raise BundleFormatError(
+            f"{path} has format {version}, this raywgen reads format {SCHEMA_VERSION}; raywgen 0.1 reads format 1, "
             "and later versions read later formats; use that version, or train the generator again"
         )
     return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from raywgen.generators.bundle import BundleError, check_bundle
+from raywgen.generators.bundle import BundleError, BundleFormatError, check_bundle
 from raywgen.training.checkpoints import CheckpointWarning
 
 CONFIG = "config.yaml"
@@ -22,12 +22,18 @@ def snapshot_folder(out: str | Path, stop_at: float) -> Path:
 
 
 def is_done(out: str | Path) -> bool:
-    """Whether a run's generator is there and whole; a damaged one is written again."""
+    """Whether a run's generator is there and whole; a damaged one is written again.
+
+    Raises:
+        BundleFormatError: Another version of raywgen wrote it; it is not to be overwritten.
+    """
     folder = Path(out) / BUNDLE
     if not (folder / "generator.json").exists():
         return False
     try:
         check_bundle(folder)
+    except BundleFormatError:
+        raise
     except BundleError as error:
         reason = str(error).partition(";")[0]
         warn(f"{reason}; training goes on from the newest checkpoint, and the generator is written again")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
+from raywgen.generators.bundle import SCHEMA_VERSION, BundleFormatError
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, launch
 
@@ -45,7 +47,13 @@ def test_another_config_in_the_same_folder_is_refused_but_other_workers_are_not(
     kept = TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=2)
     save_config(kept, tmp_path / "config.yaml")
     (tmp_path / "generator").mkdir()
-    (tmp_path / "generator" / "generator.json").write_text("{}")
+    bundle = tmp_path / "generator" / "generator.json"
+    bundle.write_text(json.dumps({"schema_version": SCHEMA_VERSION}))
     launch([TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=1, zero_stage=2)])
     with pytest.raises(ConfigError, match="another config"):
         launch([TrainConfig(corpus=zoo_corpus.location, out=str(tmp_path), num_workers=2, seed=1)])
+    newer = json.dumps({"schema_version": SCHEMA_VERSION + 1})
+    bundle.write_text(newer)
+    with pytest.raises(BundleFormatError, match="later versions read later formats"):
+        launch([kept])
+    assert bundle.read_text() == newer
