@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.benchmarks.demo import DemoConfig
-from raywgen.config import ConfigError, describe, load_config, save_config, stored_config, to_yaml
+from raywgen.config import ConfigError, load_config, save_config, stored_config, to_yaml
+from raywgen.config_help import describe
 
 Schedule = Literal["cosine", "linear", "constant"]
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from raywgen.config import describe, given_once, shipped_config, shipped_configs
+from raywgen.config import given_once, shipped_config, shipped_configs
+from raywgen.config_help import describe
 from raywgen.progress import plain
 from raywgen.trust import trusting
 

@@ -18,6 +18,7 @@ import torch
 from raywgen.config import ConfigError, save_config
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
+from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
@@ -30,7 +31,7 @@ from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
 from raywgen.training.run_folder import BUNDLE, CONFIG, is_done, snapshot_folder, warn
 from raywgen.training.runlog import Row, read_metrics
-from raywgen.training.stages_file import write_stages
+from raywgen.training.stages_file import StageRecord, stage_records, write_stages
 from raywgen.training.trainer import RunSpec, resumed_state
 from raywgen.training.workers import train_here, train_on_ray
 from raywgen.trust import entry_point
@@ -62,6 +63,7 @@ def launch(
 
     Raises:
         ConfigError: A run folder holds another run, or a batch does not divide among the workers.
+        BundleFormatError: A run folder holds a generator of another version of raywgen.
         CorpusError: The corpus cannot be read.
         ClusterError: The cluster has no room for the workers and never will.
         InUseError: Another process works on a run folder.
@@ -75,20 +77,18 @@ def launch(
     _check_room(unfinished[0])
     corpus = Corpus.open(unfinished[0].corpus)
     specs = _run_specs(unfinished, corpus, stop_at, init_from)
-    _check_batches(specs)
-    _check_tasks(specs, corpus)
+    stages = [_checked_stages(spec, corpus) for spec in specs]
     with ExitStack() as stack:
         for config in unfinished:
             stack.enter_context(only_one(config.out))
         _check(unfinished)  # Whoever held a folder a moment ago may have begun another run there.
         inputs = common_input_form(corpus)
-        for spec in specs:
-            config = spec.config
+        for config, records in zip(unfinished, stages, strict=True):
             save_config(config, Path(config.out) / CONFIG)
-            write_stages(spec.build().stages(), config.out)
+            write_stages(records, config.out)
             if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
                 copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
-        with _MetricsMonitor(specs, on_progress):
+        with _MetricsMonitor(unfinished, stages, on_progress):
             _train(specs, corpus)
         if stop_at < 1:
             for spec in specs:
@@ -178,39 +178,45 @@ def _check_room(config: TrainConfig) -> None:
         check_run(config, connected_nodes(worker_requests(config)))
 
 
-def _check_batches(specs: list[RunSpec]) -> None:
+def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
+    """Describes the stages of a run, after it has checked that they can be trained to their end.
+
+    The generator is built here once and not kept: a large one takes long, and the workers build their own.
+    """
+    stages = spec.build().stages()
+    _check_batches(stages, max(1, spec.config.num_workers))
+    if not has_tasks(corpus):
+        _check_tasks(stages, spec.config.method, corpus.location)
+    return stage_records(stages)
+
+
+def _check_batches(stages: Sequence[Stage], num_workers: int) -> None:
     """Refuses batches that workers, or the parts of a worker's share, cannot divide."""
-    for spec in specs:
-        num_workers = max(1, spec.config.num_workers)
-        for stage in spec.build().stages():
-            batch_size, accumulation = stage.config.batch_size, stage.config.optimizer.accumulation
-            if batch_size % num_workers:
-                raise ConfigError(
-                    f"batch_size={batch_size} does not divide among num_workers={num_workers}; "
-                    "give a multiple, so that every worker takes an equal part"
-                )
-            if batch_size // num_workers < accumulation:
-                raise ConfigError(
-                    f"generator.{stage.name}.optimizer.accumulation={accumulation} is more than the "
-                    f"{batch_size // num_workers} networks of each worker; give at most that many parts"
-                )
+    for stage in stages:
+        batch_size, accumulation = stage.config.batch_size, stage.config.optimizer.accumulation
+        if batch_size % num_workers:
+            raise ConfigError(
+                f"batch_size={batch_size} does not divide among num_workers={num_workers}; "
+                "give a multiple, so that every worker takes an equal part"
+            )
+        if batch_size // num_workers < accumulation:
+            raise ConfigError(
+                f"generator.{stage.name}.optimizer.accumulation={accumulation} is more than the "
+                f"{batch_size // num_workers} networks of each worker; give at most that many parts"
+            )
 
 
-def _check_tasks(specs: list[RunSpec], corpus: Corpus) -> None:
-    """Refuses stages that need tasks where the corpus has none, before anything is trained."""
-    if has_tasks(corpus):
-        return
-    for spec in specs:
-        stages = spec.build().stages()
-        is_useful_without = any(not stage.needs.tasks for stage in stages)
-        for stage in stages:
-            if stage.needs.tasks:
-                is_left_out = stage.is_optional and is_useful_without
-                off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if is_left_out else ""
-                raise ConfigError(
-                    f"{corpus.location} holds weights alone, and stage '{stage.name}' of {spec.config.method} needs to "
-                    f"know what networks do and how they are built: {off}say so by `raywgen corpus describe`"
-                )
+def _check_tasks(stages: Sequence[Stage], method: str, corpus: str) -> None:
+    """Refuses stages that need tasks, for a corpus that has none."""
+    is_useful_without = any(not stage.needs.tasks for stage in stages)
+    for stage in stages:
+        if stage.needs.tasks:
+            is_left_out = stage.is_optional and is_useful_without
+            off = f"generator.{stage.name}.num_steps=0 leaves it out, or " if is_left_out else ""
+            raise ConfigError(
+                f"{corpus} holds weights alone, and stage '{stage.name}' of {method} needs to know what networks do "
+                f"and how they are built: {off}say so by `raywgen corpus describe`"
+            )
 
 
 def _differences(config: TrainConfig) -> list[str]:
@@ -254,11 +260,14 @@ def common_input_form(corpus: Corpus) -> InputForm | None:
 class _MetricsMonitor:
     """Reports new rows of the runs' metric logs to the caller while workers write them."""
 
-    def __init__(self, specs: Sequence[RunSpec], on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, configs: Sequence[TrainConfig], stages: Sequence[Sequence[StageRecord]], on_progress: OnProgress | None
+    ) -> None:
         self._on_progress = on_progress
-        self._num_seen = {spec.config.out: len(read_metrics(spec.config.out)) for spec in specs}
+        self._num_seen = {config.out: len(read_metrics(config.out)) for config in configs}
         self._num_steps = {
-            spec.config.out: {stage.name: stage.config.num_steps for stage in spec.build().stages()} for spec in specs
+            config.out: {stage.name: stage.num_steps for stage in records}
+            for config, records in zip(configs, stages, strict=True)
         }
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -55,10 +55,10 @@ def stage_records(stages: Sequence[Stage]) -> list[StageRecord]:
     ]
 
 
-def write_stages(stages: Sequence[Stage], out: str | Path) -> None:
+def write_stages(records: Sequence[StageRecord], out: str | Path) -> None:
     """Writes `stages.json` into a run folder."""
-    records = [asdict(record) for record in stage_records(stages)]
-    write_text(Path(out) / STAGES_FILE, json.dumps({"stages": records}, indent=1) + "\n")
+    stages = [asdict(record) for record in records]
+    write_text(Path(out) / STAGES_FILE, json.dumps({"stages": stages}, indent=1) + "\n")
 
 
 def read_stages(out: str | Path) -> list[StageRecord]:

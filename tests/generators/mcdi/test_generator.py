@@ -121,7 +121,7 @@ def test_other_unknown_layouts_need_a_normaliser() -> None:
     layout, told = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
     generator = mcdi(config(network={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)
-    with pytest.raises(AssertionError, match="no reference"):
+    with pytest.raises(AssertionError, match="no normaliser"):
         generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2)))
     given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
     written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2), normalizer=given))

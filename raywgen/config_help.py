@@ -1,0 +1,47 @@
+"""Lists the keys of a config with their defaults, and the help that its docstring gives for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of a config: its dotted name, default and what its docstring says of it."""
+
+    key: str
+    default: str
+    help: str
+
+
+def describe(schema: type[Any], prefix: str = "") -> list[Setting]:
+    """All keys that `schema` takes, nested ones under dotted names, with the help of their docstrings."""
+    texts = _attribute_texts(schema)
+    settings = []
+    for field in dataclasses.fields(schema):
+        missing = field.default_factory is dataclasses.MISSING
+        default = field.default if missing else field.default_factory()  # pyright: ignore[reportCallIssue]
+        if dataclasses.is_dataclass(default):
+            settings += describe(type(default), f"{prefix}{field.name}.")
+        else:
+            settings.append(Setting(f"{prefix}{field.name}", str(default), texts.get(field.name, "")))
+    return settings
+
+
+def _attribute_texts(schema: type[Any]) -> dict[str, str]:
+    """The `Attributes:` section of a docstring, of base classes too."""
+    texts: dict[str, str] = {}
+    for cls in reversed(schema.__mro__):
+        section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+        name = ""
+        for line in section.splitlines():
+            if match := re.match(r" {4}(\w+): (.*)", line):
+                name, texts[match[1]] = match[1], match[2]
+            elif line.startswith(" " * 8) and name:
+                texts[name] += " " + line.strip()
+            else:
+                break
+    return texts
