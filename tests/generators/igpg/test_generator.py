@@ -134,9 +134,9 @@ def test_reconstruction_is_decoded_tokens_and_close_to_the_weights(generator: IG
     assert float((back_BD - values_BD).square().mean()) < 0.6 * float((base_D - values_BD).square().mean())
 
 
-def test_an_unknown_layout_needs_a_reference() -> None:
+def test_an_unknown_layout_needs_a_normaliser() -> None:
     generator, layout = igpg(table=normalizers(SMALL)), layout_of(DEEP)
-    with pytest.raises(AssertionError, match="no reference"):
+    with pytest.raises(AssertionError, match="no normaliser"):
         generator.generate(GenerationRequest(condition=condition(2), layout=layout, noise=noise_for(2)))
     given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
     written = generator.generate(

@@ -129,7 +129,7 @@ def test_an_unknown_layout_is_filled_without_a_guess(mode: str, tmp_path: Path) 
     normalizer = related.estimate_normalizer(layout, network(WIDE))
     assert normalizer is not None
     assert torch.equal(normalizer.base_D, start_D)
-    with pytest.raises(AssertionError, match="no reference"):
+    with pytest.raises(AssertionError, match="no normaliser"):
         related.generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(1)))
 
 
