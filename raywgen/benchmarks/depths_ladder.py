@@ -130,14 +130,14 @@ class DepthLadder:
         self._best_of, self._num = best_of, best_of * num_chosen
         index_P = _FIRST_SAMPLE + torch.arange(num_chosen)
         noise = KeyedNoise(seed, index_P, _CONDITION_STREAM)
-        self._told = draw_condition([task] * num_chosen, num_condition_samples, noise)
+        self._condition = draw_condition([task] * num_chosen, num_condition_samples, noise)
         order_S = torch.randperm(len(task.train_inputs), generator=torch.Generator().manual_seed(seed))
         self._unlabelled_SF = task.train_inputs[order_S[:num_unlabelled]]
 
     @property
     def condition(self) -> Condition:
         """Condition of all candidates, N rows."""
-        return self._told.repeat(self._best_of)
+        return self._condition.repeat(self._best_of)
 
     @property
     def noise(self) -> KeyedNoise:

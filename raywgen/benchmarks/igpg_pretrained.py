@@ -172,11 +172,11 @@ def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[P
 def _one_seed(
     config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], heldout: list[Pretrained], seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    as_told = (config.mean, config.std)
+    normalisation = (config.mean, config.std)
     data = _Data(
-        test=read_images(config.test_data, config.num_images, *as_told),
-        beside=read_images(config.test_data, config.num_beside, *as_told),
-        train=read_images(config.data, config.num_unlabelled, *as_told, seed=seed),
+        test=read_images(config.test_data, config.num_images, *normalisation),
+        beside=read_images(config.test_data, config.num_beside, *normalisation),
+        train=read_images(config.data, config.num_unlabelled, *normalisation, seed=seed),
     )
     reporter = Reporter()
     with reporter.step("code", "write and judge networks") as bar:
@@ -326,7 +326,7 @@ def _igpg_sizes(generator: IGPG, corpus: Corpus) -> dict[str, float]:
         "igpg_tokens": num_values / report.splits[0].values_per_token,
         "igpg_codebook_values": float(report.codebook_values),
         "igpg_decoder_values": float(report.decoder_values),
-        "igpg_reference_values": float(report.reference_values),
+        "igpg_normalizer_values": float(report.normalizer_values),
         "igpg_prior_values": float(sum(parameter.numel() for parameter in generator.prior.parameters())),
         "igpg_learned_values": float(num_values),
     }

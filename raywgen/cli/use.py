@@ -30,7 +30,7 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
     settings = load_config(RetrieveConfig, None, given_once([f"corpus={corpus}", *(overrides or [])]))
     with Reporter().step("retrieve", f"networks of {corpus}") as bar:
         found = find(settings, bar.named)
-    columns = ("network", "trained for", "loss", "accuracy", "likeness of text", "of data", "its own test accuracy")
+    columns = ("network", "trained for", "loss", "accuracy", "similarity of text", "of data", "its own test accuracy")
     rows = [
         (
             one.checkpoint_id,

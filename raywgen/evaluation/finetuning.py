@@ -192,7 +192,7 @@ class _Trainer:
                 keep_optimizer=True,
             )
             curve.append(self._accuracy(state, judge))
-            self._tell(len(start_ND))
+            self._report(len(start_ND))
         flat = [state.state_N[spec.name].flatten(1).float() for spec in self._layout.generated]
         return torch.stack(curve, dim=1), torch.cat(flat, dim=1)
 
@@ -200,7 +200,7 @@ class _Trainer:
         logits_NSC = network_logits(self._module.eval(), state.state_N, data.x, self._config.execution, data.rows_NS)
         return balanced_accuracy(logits_NSC, data.labels_NS)
 
-    def _tell(self, num: int) -> None:
+    def _report(self, num: int) -> None:
         self._done += num
         if self._on_progress is not None:
             self._on_progress(self._done, self._total)

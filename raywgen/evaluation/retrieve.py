@@ -24,7 +24,7 @@ from raywgen.generation import ConditionError
 from raywgen.trust import entry_point
 from raywgen.weights import save_state_dict
 
-Ranking = Literal["auto", "loss", "accuracy", "likeness"]
+Ranking = Literal["auto", "loss", "accuracy", "similarity"]
 
 
 @dataclass(kw_only=True)
@@ -38,8 +38,8 @@ class RetrieveConfig:
         data: Samples of it: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or a
             Parquet file, glob or folder of labelled images.
         where: Facts that networks must satisfy, such as `[architecture=tiny-cnn, split=train, test_accuracy>0.9]`.
-        by: `loss` or `accuracy` on the labelled samples, `likeness` of instruction and data to those of the tasks that
-            networks were trained on, or `auto`: loss where there are labels, else likeness.
+        by: `loss` or `accuracy` on the labelled samples; `similarity` of instruction and data to those of the tasks
+            that networks were trained on; or `auto`, which takes the loss if there are labels, else the similarity.
         top: How many to list.
         num_samples: Most samples that networks are tried on, equally many of each class.
         out: The nearest one as `.safetensors`; a `.json` beside it lists all that were found. Empty to write neither.
@@ -87,7 +87,7 @@ class Found:
     data_similarity: float | None = None
 
     @property
-    def likeness(self) -> float:
+    def similarity(self) -> float:
         """Mean of the two where both are known; -1 where neither is."""
         known = [value for value in (self.text_similarity, self.data_similarity) if value is not None]
         return sum(known) / len(known) if known else -1.0
@@ -99,7 +99,7 @@ class Retrieved:
 
     Attributes:
         networks: The nearest ones, nearest first.
-        by: What they are ranked by: `loss`, `accuracy` or `likeness`.
+        by: What they are ranked by: `loss`, `accuracy` or `similarity`.
         num_tried: Networks that were compared.
         left_out: Why networks of an architecture were not, one sentence each.
     """
@@ -146,24 +146,24 @@ def nearest(
 ) -> Retrieved:
     """The `top` nearest of the stored trajectories' ends; arguments and errors as `retrieve`."""
     if by == "auto":
-        by = "likeness" if asked.labels_S is None else "loss"
-    if by != "likeness" and asked.labels_S is None:
-        raise ConditionError(f"by={by} needs labelled samples; give data=FILE with x and y, or by=likeness")
+        by = "similarity" if asked.labels_S is None else "loss"
+    if by != "similarity" and asked.labels_S is None:
+        raise ConditionError(f"by={by} needs labelled samples; give data=FILE with x and y, or by=similarity")
     facts = trained_ends(corpus, where or [])
     scores, left_out = _scores(corpus, facts, asked, on_progress)
     if asked.labels_S is not None and not scores:
         raise ConditionError("no stored network can be run on these samples: " + "; ".join(left_out))
     networks = _networks(corpus, facts, asked, scores)
-    if by == "likeness" and all(network.likeness < 0 for network in networks):
+    if by == "similarity" and all(network.similarity < 0 for network in networks):
         raise ConditionError(
             f"{corpus.location} does not say what its networks were trained for (its table of tasks has "
             f"{len(corpus.tasks)} rows); give labelled samples (data=FILE with x and y), or a corpus of "
             "`raywgen zoo train`"
         )
     order = {
-        "loss": lambda one: (one.loss, -one.likeness),
+        "loss": lambda one: (one.loss, -one.similarity),
         "accuracy": lambda one: (-one.accuracy, one.loss),
-        "likeness": lambda one: (-one.likeness, -(one.test_accuracy or 0.0)),
+        "similarity": lambda one: (-one.similarity, -(one.test_accuracy or 0.0)),
     }
     networks.sort(key=order[by])
     return Retrieved(networks=networks[:top], by=by, num_tried=len(networks), left_out=left_out)
@@ -182,12 +182,12 @@ def _scores(
         rows = facts.take([row for row, other in enumerate(layout_ids) if other == layout_id])
         name, done = corpus.networks[layout_id].name, len(scores)
 
-        def tell(number: int, name: str = name, done: int = done) -> None:
+        def report(number: int, name: str = name, done: int = done) -> None:
             if on_progress is not None:
                 on_progress(done + number, facts.num_rows, name)
 
         try:
-            loss_N, accuracy_N = stored_scores(corpus, rows, asked.samples_SF, asked.labels_S, tell)
+            loss_N, accuracy_N = stored_scores(corpus, rows, asked.samples_SF, asked.labels_S, report)
         except MisfitError as error:
             left_out.append(str(error))
             continue
@@ -224,18 +224,18 @@ def _networks(
 
 
 def _similarities(corpus: Corpus, asked: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
-    """Task id -> likeness of the instruction, and of the samples."""
+    """Task id -> similarity of the instruction, and of the samples."""
     tasks = list(corpus.tasks.values())
     text: dict[str | None, float] = {}
     if asked.instruction and tasks:
-        likeness_T = text_similarity(asked.instruction, [task.instruction for task in tasks])
-        text = dict(zip((task.task_id for task in tasks), likeness_T.tolist(), strict=True))
+        similarity_T = text_similarity(asked.instruction, [task.instruction for task in tasks])
+        text = dict(zip((task.task_id for task in tasks), similarity_T.tolist(), strict=True))
     samples_SF = asked.samples_SF
     if samples_SF is None:
         return text, {}
-    alike = [task for task in tasks if task.samples_SF.shape[1] == samples_SF.shape[1]]
-    data_T: list[float] = _data_similarity(samples_SF, [task.samples_SF for task in alike])
-    return text, dict(zip((task.task_id for task in alike), data_T, strict=True))
+    same_form = [task for task in tasks if task.samples_SF.shape[1] == samples_SF.shape[1]]
+    data_T: list[float] = _data_similarity(samples_SF, [task.samples_SF for task in same_form])
+    return text, dict(zip((task.task_id for task in same_form), data_T, strict=True))
 
 
 def _data_similarity(samples_SF: Tensor, stored: list[Tensor]) -> list[float]:

@@ -54,7 +54,7 @@ def print_tokenizer(report: TokenizerReport, console: Console) -> None:
         *(f"{split.num_networks} {split.split}" for split in report.splits),
         title=f"Tokeniser: {report.coder} coders, {report.num_levels} {report.quantiser} tokens of "
         f"{report.num_codes} codes; beside them {report.codebook_values:,} numbers in codebooks, "
-        f"{report.decoder_values:,} in the decoder, {report.reference_values:,} in normalisers",
+        f"{report.decoder_values:,} in the decoder, {report.normalizer_values:,} in normalisers",
         title_justify="left",
     )
     for label, text_of in _TOKENIZER_ROWS.items():

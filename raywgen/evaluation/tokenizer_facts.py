@@ -62,7 +62,7 @@ class TokenizerReport:
         num_codes: Codes of a token.
         codebook_values: Numbers of the codebooks, which no network pays for.
         decoder_values: Numbers of the decoder, likewise.
-        reference_values: Numbers of all layouts' references, likewise: shared starts and scales.
+        normalizer_values: Numbers of all layouts' references, likewise: shared starts and scales.
         no_accuracy: Why there is no accuracy; empty where there is.
         splits: Those that the corpus holds.
     """
@@ -73,7 +73,7 @@ class TokenizerReport:
     num_codes: int
     codebook_values: int
     decoder_values: int
-    reference_values: int
+    normalizer_values: int
     no_accuracy: str
     splits: tuple[SplitReport, ...]
 

@@ -97,7 +97,7 @@ def tokenizer_report(
         num_codes=code.num_codes,
         codebook_values=code.num_codebook_values,
         decoder_values=code.num_decoder_values,
-        reference_values=sum(_num_reference_values(*known) for known in generator.normalizers.values()),
+        normalizer_values=sum(_num_normalizer_values(*known) for known in generator.normalizers.values()),
         no_accuracy=no_accuracy,
         splits=tuple(reports),
     )
@@ -202,7 +202,7 @@ def _split_report(
     )
 
 
-def _num_reference_values(layout: Layout, normalizer: Normalizer) -> int:
+def _num_normalizer_values(layout: Layout, normalizer: Normalizer) -> int:
     """Counts the numbers of a normaliser: each tensor has one scale, and one base where networks share no start."""
     parts = normalizer.base_D.split([spec.num_values for spec in layout.generated])
     return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)

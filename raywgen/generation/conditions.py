@@ -60,13 +60,13 @@ def make_condition(
     )
 
 
-def _known_policy(generator: Generator, told: str) -> str:
-    """The one optimiser of that name, or with that part of a name."""
+def _known_policy(generator: Generator, wanted: str) -> str:
+    """Returns the one optimiser of this name, or with this part of a name."""
     names = generator.policies
-    if not told or told in names:
-        return told
-    meant = [name for name in names if told in name]
-    if len(meant) != 1:
+    if not wanted or wanted in names:
+        return wanted
+    found = [name for name in names if wanted in name]
+    if len(found) != 1:
         known = f"give one of {', '.join(names)}" if names else f"leave it out; '{generator.method}' learns none"
-        raise ConditionError(f"policy={told}: {known}")
-    return meant[0]
+        raise ConditionError(f"policy={wanted}: {known}")
+    return found[0]

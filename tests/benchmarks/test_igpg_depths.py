@@ -89,7 +89,7 @@ def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> DepthLad
     return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **settings)
 
 
-def test_of_every_n_the_lowest_loss_on_what_is_told_is_chosen() -> None:
+def test_of_every_n_the_lowest_loss_on_the_examples_is_chosen() -> None:
     values_4D = torch.stack([network(14, seed) for seed in range(4)])
     judged = ladder(values_4D)
     condition = judged.condition

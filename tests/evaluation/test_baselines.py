@@ -49,7 +49,7 @@ def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generat
         assert len(values_nD.unique(dim=0)) == CONFIG.best_of
 
 
-def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(evaluator: TaskEvaluator) -> None:
+def test_noise_lies_about_the_best_stored_network_with_the_wanted_spread(evaluator: TaskEvaluator) -> None:
     best_TD = evaluator.normalizer.normalise(BASELINES["nearest_loss"](evaluator, CONFIG)[:, 0])
     noisy_TnD = evaluator.normalizer.normalise(BASELINES["noise"](evaluator, replace(CONFIG, noise=0.3)))
     offset_TnD = noisy_TnD - best_TD.unsqueeze(1)
@@ -58,15 +58,15 @@ def test_noise_lies_about_the_best_stored_network_with_the_spread_that_is_told(e
     assert float(offset_TnD.mean()) == pytest.approx(0.0, abs=0.03)
 
 
-def test_gradient_is_adam_on_all_examples_for_as_many_steps_as_told(evaluator: TaskEvaluator) -> None:
-    told, count = evaluator.condition.repeat(CONFIG.best_of), len(evaluator.tasks) * CONFIG.best_of
+def test_gradient_is_adam_on_all_examples_for_the_steps_of_the_config(evaluator: TaskEvaluator) -> None:
+    condition, count = evaluator.condition.repeat(CONFIG.best_of), len(evaluator.tasks) * CONFIG.best_of
     (end,) = fit(
         evaluator.module,
         Recorded(step=0, state_N=evaluator.layout.unflatten(evaluator.normalizer.base_D.expand(count, -1))),
-        FitData(x=told.samples_BSF, labels_NS=told.labels_BS),
+        FitData(x=condition.samples_BSF, labels_NS=condition.labels_BS),
         FitConfig(
             num_steps=CONFIG.gradient_steps,
-            batch_size=told.labels_BS.shape[1] // 2,
+            batch_size=condition.labels_BS.shape[1] // 2,
             learning_rate=CONFIG.gradient_learning_rate,
         ),
         order_seeds=list(range(count)),

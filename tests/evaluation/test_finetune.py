@@ -37,11 +37,11 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
     save_bundle(bundle, tmp_path / "generator", {})
     starts = ["generated", "nearest", "random", "shared"]
     out = tmp_path / "out"
-    told: list[tuple[int, int, str]] = []
-    rows = finetune(config(zoo_corpus, out, start=starts, generator=str(tmp_path)), lambda *step: told.append(step))
+    progress: list[tuple[int, int, str]] = []
+    rows = finetune(config(zoo_corpus, out, start=starts, generator=str(tmp_path)), lambda *step: progress.append(step))
     assert [row["start"] for row in rows] == starts
     assert all(len(row["accuracy"]) == 3 for row in rows)
-    assert told[-1] == (16, 16, NETWORK)
+    assert progress[-1] == (16, 16, NETWORK)
     assert json.loads((out / "finetune.json").read_text()) == rows
     assert load_config(FinetuneConfig, out / "config.yaml").start == starts
     recipe = next(network.recipe for network in zoo_corpus.networks.values() if network.name == NETWORK)
@@ -78,7 +78,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
     generated, random = finetune(settings)
     network = next(network for network in zoo_corpus.networks.values() if network.name == NETWORK)
     facts = [zoo_corpus.tasks[task_id] for task_id in random["tasks"]]
-    told = Condition(
+    condition = Condition(
         instructions=tuple(task.instruction for task in facts),
         samples_BSF=torch.stack([task.samples_SF for task in facts]),
         labels_BS=torch.stack([task.labels_S for task in facts]),
@@ -91,7 +91,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
     guessed = trained.estimate_normalizer(network.layout, modules[0])
     best = generate_best(
         trained.generator,
-        told,
+        condition,
         network.layout,
         modules[0],
         best_of=4,

@@ -50,8 +50,8 @@ def test_equal_starts_give_equal_curves_and_weights(network: NetworkFacts, tasks
 def test_a_curve_is_that_of_one_plain_run(network: NetworkFacts, tasks: list[Task], epoch_samples: int) -> None:
     """Going on epoch by epoch changes nothing: the same as one run over all epochs, recorded along the way."""
     module, start_TD = build_network(network.recipe), fresh(network, 0)
-    told = replace(config(3, (3e-3,)), epoch_samples=epoch_samples)
-    (tuned,) = fine_tune(module, network.layout, {"a": start_TD}, tasks, told).values()
+    settings = replace(config(3, (3e-3,)), epoch_samples=epoch_samples)
+    (tuned,) = fine_tune(module, network.layout, {"a": start_TD}, tasks, settings).values()
     steps = (epoch_samples or len(tasks[0].train_y_S)) // 64
     recorded = fit(
         module,
@@ -144,11 +144,13 @@ def test_batch_normalisation_is_trained_in_train_mode_and_judged_in_eval_mode(ta
 
 
 def test_progress_ends_at_its_total(network: NetworkFacts, tasks: list[Task]) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     starts = {"a": fresh(network, 0), "b": fresh(network, 1)}
-    fine_tune(build_network(network.recipe), network.layout, starts, tasks, config(), lambda *step: told.append(step))
-    assert told[-1] == (2 * 2 * 2 * 3, 2 * 2 * 2 * 3)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    fine_tune(
+        build_network(network.recipe), network.layout, starts, tasks, config(), lambda *step: progress.append(step)
+    )
+    assert progress[-1] == (2 * 2 * 2 * 3, 2 * 2 * 2 * 3)
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
 
 
 def test_what_cannot_be_trained_is_refused(network: NetworkFacts, tasks: list[Task]) -> None:

@@ -62,10 +62,10 @@ def test_rows_name_task_and_kind(evaluator: TaskEvaluator) -> None:
 
 
 def test_the_distance_is_the_median_over_networks_of_one_kind_on_unseen_tasks() -> None:
-    told = [("generated", "unseen", value) for value in (0.1, 0.2, 9.0)]
-    told += [("original", "unseen", value) for value in (1.0, 2.0, 90.0)]
-    told += [("generated", "seen", value) for value in (5.0, 6.0, 7.0)]
-    rows = [row_of(kind, split, value) for kind, split, value in told]
+    cases = [("generated", "unseen", value) for value in (0.1, 0.2, 9.0)]
+    cases += [("original", "unseen", value) for value in (1.0, 2.0, 90.0)]
+    cases += [("generated", "seen", value) for value in (5.0, 6.0, 7.0)]
+    rows = [row_of(kind, split, value) for kind, split, value in cases]
     assert median_distance(rows, "generated") == pytest.approx(0.2)
     assert median_distance(rows, "original") == pytest.approx(2.0)
     seen = [row for row in rows if row.split == "seen"]

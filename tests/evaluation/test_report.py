@@ -29,8 +29,8 @@ ROWS = (
     ("scratch", "baseline", "Trained on 64 samples", "From the shared start, on them alone.", 0.846, 0.842),
     ("gaussian", "baseline", "Gaussian per coordinate", "Drawn from the stored mean and spread.", 0.689, 0.681),
     ("average", "baseline", "Average of all", "The mean of the stored networks.", 0.612, 0.607),
-    ("no_samples", "ablation", "Generated without samples", "Told the instruction only.", 0.889, 0.868),
-    ("wrong_samples", "ablation", "Generated, another task's samples", "Told a task by mistake.", 0.534, 0.529),
+    ("no_samples", "ablation", "Generated without samples", "Given the instruction alone.", 0.889, 0.868),
+    ("wrong_samples", "ablation", "Generated, another task's samples", "Given another task's samples.", 0.534, 0.529),
 )
 PARTS = ("novelty", "codebook", "claims", "figures", "paths", "minutes", "best_of", "num_samples", "num_test_images")
 
@@ -259,7 +259,7 @@ def test_the_best_baseline_is_named_beside_the_best_stored_network(tmp_path: Pat
     )
 
 
-def test_novelty_is_told_split_by_split(tmp_path: Path) -> None:
+def test_novelty_is_shown_split_by_split(tmp_path: Path) -> None:
     """The verdict rests on unseen tasks; seen ones, where a copy is likelier, have a plot and a title of their own."""
     content = make_evaluation()
     content["novelty"]["reference_distance"] = 2.0
@@ -287,7 +287,7 @@ TOKENIZER_ROW = {
 }  # fmt: skip
 TOKENIZER = {
     "coder": "conv", "quantiser": "residual", "num_levels": 2, "num_codes": 256, "codebook_values": 8192,
-    "decoder_values": 22977, "reference_values": 1848, "no_accuracy": "",
+    "decoder_values": 22977, "normalizer_values": 1848, "no_accuracy": "",
     "splits": [{**TOKENIZER_ROW, "split": "training"}, {**TOKENIZER_ROW, "split": "held out", "snr_db": 20.4}],
 }  # fmt: skip
 

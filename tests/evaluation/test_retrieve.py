@@ -37,7 +37,7 @@ def test_the_network_of_the_very_task_is_found_by_its_samples_alone(zoo_corpus: 
 def test_the_network_of_the_very_task_is_found_by_its_instruction_alone(zoo_corpus: Corpus) -> None:
     for task in list(zoo_corpus.tasks.values())[:6]:
         found = nearest(zoo_corpus, TaskRequest(instruction=task.instruction), top=2)
-        assert found.by == "likeness"
+        assert found.by == "similarity"
         assert {network.task_id for network in found.networks} == {task.task_id}
         # The cosine of equal vectors, in float32.
         assert found.networks[0].text_similarity == pytest.approx(1.0, abs=1e-6)
@@ -75,10 +75,10 @@ def test_scores_do_not_depend_on_how_many_networks_are_run_at_once(
 ) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
     rows = trained_ends(zoo_corpus, ["architecture=mlp-64-6-2"]).slice(0, 5)
-    told = (zoo_corpus, rows, task.samples_SF, task.labels_S)
-    loss_N, accuracy_N = stored_scores(*told)
+    arguments = (zoo_corpus, rows, task.samples_SF, task.labels_S)
+    loss_N, accuracy_N = stored_scores(*arguments)
     monkeypatch.setattr("raywgen.evaluation.stored_scores._MOST_AT_ONCE", 2)
-    few_loss_N, few_accuracy_N = stored_scores(*told)
+    few_loss_N, few_accuracy_N = stored_scores(*arguments)
     torch.testing.assert_close(few_loss_N, loss_N)
     torch.testing.assert_close(few_accuracy_N, accuracy_N)
     assert len(loss_N.unique()) == 5
@@ -116,9 +116,9 @@ def test_the_best_is_written_bit_for_bit_with_all_that_was_found(zoo_corpus: Cor
     found = retrieve(RetrieveConfig(corpus=zoo_corpus.location, task=task, out=str(out), top=3))
     stored = zoo_corpus.state_dict(found.networks[0].checkpoint_id)
     assert all(torch.equal(tensor, stored[name]) for name, tensor in load_state_dict(out).items())
-    told = json.loads((tmp_path / "best.json").read_text())
-    assert [row["checkpoint_id"] for row in told["found"]["networks"]] == [n.checkpoint_id for n in found.networks]
-    assert told["config"]["task"] == task
+    content = json.loads((tmp_path / "best.json").read_text())
+    assert [row["checkpoint_id"] for row in content["found"]["networks"]] == [n.checkpoint_id for n in found.networks]
+    assert content["config"]["task"] == task
 
 
 def test_samples_come_from_a_file_with_or_without_labels(zoo_corpus: Corpus, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_samples_come_from_a_file_with_or_without_labels(zoo_corpus: Corpus, tmp
     labelled = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "labelled.npz")))
     assert (labelled.by, labelled.networks[0].task_id) == ("loss", task.task_id)
     plain = retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz")))
-    assert (plain.by, plain.networks[0].task_id) == ("likeness", task.task_id)
+    assert (plain.by, plain.networks[0].task_id) == ("similarity", task.task_id)
     assert plain.networks[0].data_similarity == pytest.approx(1.0)
     with pytest.raises(ConditionError, match="needs labelled samples"):
         retrieve(RetrieveConfig(**settings, data=str(tmp_path / "plain.npz"), by="loss"))
@@ -157,17 +157,17 @@ def test_images_are_read_as_the_corpus_networks_take_them(tmp_path: Path) -> Non
     )
     corpus = make_zoo(zoo, tmp_path / "corpus")
     task = build_task(next(iter(corpus.tasks.values())).recipe)
-    told = read_task_request(corpus, task="", instruction="", data=str(tmp_path / "images"), num_samples=100)
-    assert told.samples_SF is not None
-    assert told.labels_S is not None
-    assert told.labels_S.tolist() == [0] * 6 + [1] * 6
+    request = read_task_request(corpus, task="", instruction="", data=str(tmp_path / "images"), num_samples=100)
+    assert request.samples_SF is not None
+    assert request.labels_S is not None
+    assert request.labels_S.tolist() == [0] * 6 + [1] * 6
     known_SF = torch.cat([task.train_x_SF, task.test_x_SF])
     # Means and deviations are summed in another order: the last bits differ.
-    assert float(torch.cdist(told.samples_SF, known_SF).min(dim=1).values.max()) < 1e-4
+    assert float(torch.cdist(request.samples_SF, known_SF).min(dim=1).values.max()) < 1e-4
     data = load_images(str(tmp_path / "images"))
     np.savez(tmp_path / "pixels.npz", x=data.x_SCHW.numpy(), y=data.y_S.numpy())
     again, _ = read_samples(corpus, str(tmp_path / "pixels.npz"))
-    assert torch.equal(again, told.samples_SF)
+    assert torch.equal(again, request.samples_SF)
 
 
 def test_fewer_samples_keep_their_classes(zoo_corpus: Corpus) -> None:
@@ -207,22 +207,22 @@ def test_a_corpus_without_tasks_and_modules_says_what_it_lacks(zoo_corpus: Corpu
         retrieve(RetrieveConfig(**settings, data=str(tmp_path / "x.npz")))
 
 
-def test_text_likeness_is_the_cosine_of_weighted_words() -> None:
+def test_text_similarity_is_the_cosine_of_weighted_words() -> None:
     stored = ["is it a cat", "is it a dog", "is it a 4", "no word in common"]
-    likeness = text_similarity("is it a 4", stored)
-    assert likeness[2] == pytest.approx(1.0, abs=1e-6)
-    assert likeness[3] == 0
-    assert 0 < likeness[0] == pytest.approx(float(likeness[1]))
+    similarity = text_similarity("is it a 4", stored)
+    assert similarity[2] == pytest.approx(1.0, abs=1e-6)
+    assert similarity[3] == 0
+    assert 0 < similarity[0] == pytest.approx(float(similarity[1]))
     assert text_similarity("?", ["!"]).tolist() == [0]
 
 
-def test_data_likeness_is_one_over_one_plus_the_frechet_distance() -> None:
+def test_data_similarity_is_one_over_one_plus_the_frechet_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     stored = [torch.randn(50, 3, generator=generator) * scale + shift for scale, shift in ((1, 0), (2, 1), (1, 4))]
     asked = torch.randn(40, 3, generator=generator)
     variance = torch.cat(stored).numpy().var(axis=0)
-    for likeness, samples in zip(data_similarity(asked, stored), stored, strict=True):
+    for similarity, samples in zip(data_similarity(asked, stored), stored, strict=True):
         mean, std = samples.numpy().mean(axis=0), samples.numpy().std(axis=0)
         offset = (mean - asked.numpy().mean(axis=0)) ** 2 + (std - asked.numpy().std(axis=0)) ** 2
-        assert float(likeness) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
+        assert float(similarity) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
     assert data_similarity(stored[1], stored).argmax() == 1

@@ -162,11 +162,11 @@ def test_the_ridge_landmark_is_that_of_a_fit_without_each_sample() -> None:
 def test_every_group_of_features_weighs_the_same_however_many_numbers_it_has() -> None:
     results = made_up()
     first = results.tasks[0]
-    told = {
+    requests = {
         "data": TaskRequest(instruction="", samples_SF=first.samples_SF),
         "data and landmarks": TaskRequest(instruction="", samples_SF=first.samples_SF, labels_S=first.labels_S),
     }
-    for num_groups, like in enumerate(told.values(), start=1):
+    for num_groups, like in enumerate(requests.values(), start=1):
         features_TE = TaskFeatures(like).fit(results.tasks).transform(results.tasks)
         np.testing.assert_allclose(features_TE.mean(axis=0), 0, atol=1e-9)
         # Numbers that are equal for all tasks, such as how many classes there are, vary nowhere.
@@ -210,9 +210,9 @@ def test_a_generator_ranks_architectures_that_no_network_is_stored_of(zoo_corpus
     save_bundle(
         build_generator("igpg", config, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0), tmp_path, {}
     )
-    told: dict[str, Any] = {"corpus": zoo_corpus.location, "task": next(iter(zoo_corpus.tasks)), "out": ""}
+    task_settings: dict[str, Any] = {"corpus": zoo_corpus.location, "task": next(iter(zoo_corpus.tasks)), "out": ""}
     networks = ["mlp-64-6-2", [64, 3, 2]]
-    selected = select(SelectConfig(**told, networks=networks, generator=str(tmp_path), best_of=1))
+    selected = select(SelectConfig(**task_settings, networks=networks, generator=str(tmp_path), best_of=1))
     assert selected.by == "generated"
     strange = next(one for one in selected.candidates if one.architecture == "mlp-64-3-2")
     assert (strange.predicted, strange.num_values) == (None, 64 * 3 + 3 + 3 * 2 + 2)
@@ -221,7 +221,7 @@ def test_a_generator_ranks_architectures_that_no_network_is_stored_of(zoo_corpus
     assert losses == sorted(losses)
     assert losses[0] > 0
     with pytest.raises(ConditionError, match="no network of 'mlp-64-3-2'"):
-        select(SelectConfig(**told, networks=networks, by="predicted"))
+        select(SelectConfig(**task_settings, networks=networks, by="predicted"))
 
 
 def test_what_is_missing_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:

@@ -56,11 +56,11 @@ def test_the_loss_on_the_examples_is_that_of_each_candidate_on_its_own_task(zoo_
     loss_Tn = evaluator.example_loss(values_TnD)
     module = build_network(zoo_corpus.networks[evaluator.layout.id].recipe).eval()
     for index, task in enumerate(evaluator.tasks):
-        told = zoo_corpus.tasks[task.id]
+        facts = zoo_corpus.tasks[task.id]
         for place, value_D in enumerate(values_TnD[index]):
             module.load_state_dict(evaluator.layout.unflatten(value_D), strict=True)
             with torch.no_grad():
-                loss = balanced_cross_entropy(module(told.samples_SF).unsqueeze(0), told.labels_S)
+                loss = balanced_cross_entropy(module(facts.samples_SF).unsqueeze(0), facts.labels_S)
             assert float(loss_Tn[index, place]) == pytest.approx(float(loss), abs=1e-5)
 
 

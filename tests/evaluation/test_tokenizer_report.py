@@ -151,7 +151,7 @@ def test_what_all_networks_share_is_counted_apart(report: TokenizerReport, zoo_c
     layouts = [network.layout for network in zoo_corpus.networks.values()]
     bases = [zoo_corpus.base_values(layout.id) for layout in layouts]
     assert all(base_D is not None and float(base_D.abs().min()) > 0 for base_D in bases)
-    assert report.reference_values == sum(layout.num_values + len(layout.tensors) for layout in layouts)
+    assert report.normalizer_values == sum(layout.num_values + len(layout.tensors) for layout in layouts)
 
 
 def test_fewer_networks_and_samples_are_taken_evenly(generator: IGPG, zoo_corpus: Corpus) -> None:

@@ -90,13 +90,13 @@ def test_the_command_and_the_method_write_the_same(bundle: Path, tmp_path: Path)
         torch.testing.assert_close(tensor, load_file(found.path)[name], rtol=0, atol=1e-6)
 
 
-def test_pixels_samples_and_features_are_told_alike(bundle: Path) -> None:
+def test_pixels_samples_and_features_give_the_same_head(bundle: Path) -> None:
     trained = raywgen.load(bundle)
     pixels, labels = images()
     samples = (pixels.float() / 255 - 0.2) / 0.5
     assert trained.encoder is not None
     features = trained.encoder(samples.flatten(1))
-    written = [trained.adapt(head(), (told, labels)).state_dict() for told in (pixels, samples, features)]
+    written = [trained.adapt(head(), (inputs, labels)).state_dict() for inputs in (pixels, samples, features)]
     for state in written[1:]:
         # Features close together: their float32 rounding counts for more in their own frame.
         torch.testing.assert_close(state["weight"], written[0]["weight"], rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_a_module_of_another_kind_is_refused_by_name(bundle: Path) -> None:
         raywgen.load(bundle).adapt(nn.Linear(FEATURES + 1, WAY), images())
 
 
-def test_whole_networks_are_adapted_by_what_they_are_told(tmp_path: Path) -> None:
+def test_whole_networks_are_adapted_to_their_samples(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_bundle(McDi(CONFIG, normalizers(SMALL), DATA).eval(), tmp_path / "generator", {})
     rng = np.random.default_rng(0)
@@ -152,9 +152,9 @@ def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -
     assert torch.equal(weights["sam"]["weight"], full["weight"])
     assert not torch.equal(weights["sam"]["weight"], weights["sgd"]["weight"])
     assert not torch.equal(weights[""]["weight"], weights["sgd"]["weight"])
-    for told in ("ada", "lion"):
-        with pytest.raises(ConditionError, match=rf"policy={told}: give one of adam, adam-sam0.05, sgd"):
-            trained.adapt(head(), support, policy=told)
+    for policy in ("ada", "lion"):
+        with pytest.raises(ConditionError, match=rf"policy={policy}: give one of adam, adam-sam0.05, sgd"):
+            trained.adapt(head(), support, policy=policy)
 
 
 def test_a_generator_that_learns_no_optimisers_says_so(bundle: Path) -> None:

@@ -40,19 +40,19 @@ def best(generator: Generator, best_of: int = BEST_OF, seed: int = 0, module: nn
 
 
 def test_the_kept_network_is_the_best_of_all_candidates_by_brute_force() -> None:
-    generator, told = igpg(), condition(NUM)
+    generator, conditions = igpg(), condition(NUM)
     kept = best(generator)
     noise = KeyedNoise(0, torch.arange(NUM * BEST_OF), 0)
     every = generator.generate(
-        GenerationRequest(condition=told.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
+        GenerationRequest(condition=conditions.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
     )
     for b in range(NUM):
         losses = []
         for n in range(BEST_OF):
             module = copy.deepcopy(network())
             module.load_state_dict(layout_of().unflatten(every.values_BD[b * BEST_OF + n]))
-            logits_SC = module(told.samples_BSF[b])
-            losses.append(float(balanced_cross_entropy(logits_SC.unsqueeze(0), told.labels_BS[b]).detach()))
+            logits_SC = module(conditions.samples_BSF[b])
+            losses.append(float(balanced_cross_entropy(logits_SC.unsqueeze(0), conditions.labels_BS[b]).detach()))
         winner = b * BEST_OF + losses.index(min(losses))
         assert len(set(losses)) == BEST_OF, "the candidates must differ for the choice to mean anything"
         assert torch.equal(kept.values_BD[b], every.values_BD[winner])
@@ -64,10 +64,10 @@ def test_the_kept_network_is_the_best_of_all_candidates_by_brute_force() -> None
 
 def test_more_candidates_never_fit_worse() -> None:
     # Noise is keyed by row, so the first candidate of one condition is the same whatever n is.
-    told = condition(1)
+    conditions = condition(1)
     losses = [
         float(
-            generate_best(igpg(), told, layout_of(), network(), best_of=n, temperature=1.0, seed=0).loss_B[0],
+            generate_best(igpg(), conditions, layout_of(), network(), best_of=n, temperature=1.0, seed=0).loss_B[0],
         )
         for n in (1, 2, 4, 8)
     ]
@@ -106,23 +106,23 @@ def test_the_module_stays_as_it_was_and_its_dropout_is_off() -> None:
     kept = best(Scripted(values_BD), best_of=1, module=module)  # pyright: ignore[reportArgumentType]
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    told = condition(NUM)
-    logits = torch.stack([copy.deepcopy(module).eval()(told.samples_BSF[b]) for b in range(NUM)])
-    torch.testing.assert_close(kept.loss_B, balanced_cross_entropy(logits, told.labels_BS).detach())
+    conditions = condition(NUM)
+    logits = torch.stack([copy.deepcopy(module).eval()(conditions.samples_BSF[b]) for b in range(NUM)])
+    torch.testing.assert_close(kept.loss_B, balanced_cross_entropy(logits, conditions.labels_BS).detach())
 
 
 def test_candidates_are_compared_on_the_samples_that_the_module_takes() -> None:
-    """A generator of features is told these; its networks may take the images themselves."""
-    told, generator = condition(NUM), igpg()
-    other_BSF = -2 * told.samples_BSF
+    """A generator of features gets features; its networks may take the images themselves."""
+    conditions, generator = condition(NUM), igpg()
+    other_BSF = -2 * conditions.samples_BSF
     drawn = {"best_of": BEST_OF, "temperature": 1.0, "seed": 0}
-    kept = generate_best(generator, told, layout_of(), network(), samples_BSF=other_BSF, **drawn)  # pyright: ignore[reportArgumentType]
+    kept = generate_best(generator, conditions, layout_of(), network(), samples_BSF=other_BSF, **drawn)  # pyright: ignore[reportArgumentType]
     noise = KeyedNoise(0, torch.arange(NUM * BEST_OF), 0)
     every = generator.generate(
-        GenerationRequest(condition=told.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
+        GenerationRequest(condition=conditions.repeat(BEST_OF), layout=layout_of(), noise=noise, temperature=1.0)
     ).values_BD
     logits = candidate_logits(network(), layout_of(), every, other_BSF.repeat_interleave(BEST_OF, 0))
-    loss_Bn = balanced_cross_entropy(logits, told.labels_BS.repeat_interleave(BEST_OF, 0)).view(NUM, BEST_OF)
+    loss_Bn = balanced_cross_entropy(logits, conditions.labels_BS.repeat_interleave(BEST_OF, 0)).view(NUM, BEST_OF)
     torch.testing.assert_close(kept.loss_B, loss_Bn.min(dim=1).values)
     torch.testing.assert_close(kept.values_BD, every.view(NUM, BEST_OF, -1)[torch.arange(NUM), loss_Bn.argmin(dim=1)])
 
@@ -138,7 +138,7 @@ def test_conditions_do_not_disturb_each_other() -> None:
     generator = igpg()
     other = replace(whole, samples_BSF=torch.cat([whole.samples_BSF[:1], -whole.samples_BSF[1:]]))
     kept = [
-        generate_best(generator, told, layout_of(), network(), best_of=2, temperature=1.0, seed=0).values_BD[0]
-        for told in (whole, other)
+        generate_best(generator, conditions, layout_of(), network(), best_of=2, temperature=1.0, seed=0).values_BD[0]
+        for conditions in (whole, other)
     ]
     torch.testing.assert_close(kept[0], kept[1], rtol=1e-5, atol=1e-6)

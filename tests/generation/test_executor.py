@@ -76,12 +76,12 @@ def test_actors_write_what_one_process_writes(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path, into: str, num_actors: int
 ) -> None:
     here = config(zoo_corpus, bundle, tmp_path / "here", into=into, **SETTINGS)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     there = dataclasses.replace(here, where="ray", num_actors=num_actors, out=str(tmp_path / "ray"))
-    assert without_paths(generate(there, lambda *step: told.append(step))) == without_paths(generate(here))
+    assert without_paths(generate(there, lambda *step: progress.append(step))) == without_paths(generate(here))
     assert same_weights(tmp_path / "ray", tmp_path / "here")
-    assert told[-1] == (20, 20)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert progress[-1] == (20, 20)
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
 
 
 def test_what_a_dead_actor_was_given_is_written_again(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_an_interrupted_run_goes_on_elsewhere(zoo_corpus: Corpus, bundle: str, t
     there = dataclasses.replace(here, where="ray", num_actors=2, out=str(tmp_path / "ray"))
     with pytest.raises(KeyboardInterrupt):
         generate(there, stopping_after(10))
-    told: list[tuple[int, int]] = []
-    assert generate(dataclasses.replace(there, where="here"), lambda *step: told.append(step)) == whole
-    assert told[0][0] >= 10
+    progress: list[tuple[int, int]] = []
+    assert generate(dataclasses.replace(there, where="here"), lambda *step: progress.append(step)) == whole
+    assert progress[0][0] >= 10
     assert same_weights(tmp_path / "ray", tmp_path / "here")
 
 

@@ -29,8 +29,8 @@ def trained() -> TrainedGenerator:
 
 
 def examples(num: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    told = condition(1, num_samples=num)
-    return told.samples_BSF[0], told.labels_BS[0]
+    drawn = condition(1, num_samples=num)
+    return drawn.samples_BSF[0], drawn.labels_BS[0]
 
 
 @pytest.mark.parametrize("widths", [SMALL, DEEP])
@@ -84,10 +84,10 @@ def test_statistics_are_estimated_anew_before_the_choice(trained: TrainedGenerat
     # The same candidates, one by one.
     layout = Layout.from_state_dict(normalised().state_dict())
     normalizer = trained.estimate_normalizer(layout, normalised())
-    told = make_condition(trained.generator, ASK, examples()).repeat(6)
+    repeated = make_condition(trained.generator, ASK, examples()).repeat(6)
     noise = KeyedNoise(0, torch.arange(6), 0)
     written = trained.generator.generate(
-        GenerationRequest(condition=told, layout=layout, noise=noise, temperature=0.5, normalizer=normalizer)
+        GenerationRequest(condition=repeated, layout=layout, noise=noise, temperature=0.5, normalizer=normalizer)
     )
     losses, states = [], []
     for values_D in written.values_BD:
@@ -124,10 +124,10 @@ def test_a_layout_never_seen_is_filled_with_a_warning(trained: TrainedGenerator)
 def test_a_report_says_what_the_network_does_as_the_best_of_so_many(
     trained: TrainedGenerator, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    budgets: list[int] = []
 
     def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
-        told.append(best_of)
+        budgets.append(best_of)
         return standing(logits_SC, labels_S, best_of)
 
     monkeypatch.setattr("raywgen.generation.fill.standing", noted)
@@ -138,7 +138,7 @@ def test_a_report_says_what_the_network_does_as_the_best_of_so_many(
     found = standing(filled.module(x).detach(), labels, 5)
     assert filled.on_samples is not None
     assert asdict(filled.on_samples) == pytest.approx(asdict(found), rel=1e-5)
-    assert told == [5]
+    assert budgets == [5]
     assert filled.best_of == 5
     assert filled.is_known == (widths == SMALL)
 
@@ -167,12 +167,12 @@ def _bad_inputs() -> list[tuple[str, object, object, str]]:
     ]
 
 
-@pytest.mark.parametrize(("instruction", "samples", "labels", "told"), _bad_inputs())
+@pytest.mark.parametrize(("instruction", "samples", "labels", "message"), _bad_inputs())
 def test_bad_conditions_are_refused_and_the_module_is_left_alone(
-    trained: TrainedGenerator, instruction: str, samples: torch.Tensor, labels: torch.Tensor, told: str
+    trained: TrainedGenerator, instruction: str, samples: torch.Tensor, labels: torch.Tensor, message: str
 ) -> None:
     module = network()
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(ConditionError, match=told):
+    with pytest.raises(ConditionError, match=message):
         trained.fill(module, instruction=instruction, data=(samples, labels))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

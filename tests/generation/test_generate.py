@@ -50,15 +50,15 @@ def config(corpus: Corpus, bundle: str, out: Path, **changes: Any) -> GenerateCo
 
 
 def test_every_unseen_task_gets_a_file_per_architecture(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    rows = generate(config(zoo_corpus, bundle, tmp_path), lambda *step: told.append(step))
+    progress: list[tuple[int, int]] = []
+    rows = generate(config(zoo_corpus, bundle, tmp_path), lambda *step: progress.append(step))
     unseen = {task.task_id for task in zoo_corpus.tasks.values() if task.split == "unseen"}
     names = {network.name for network in zoo_corpus.networks.values()}
     assert {(row.task, row.network) for row in rows} == {(task, name) for task in unseen for name in names}
     assert json.loads((tmp_path / "networks.json").read_text()) == [row.to_json() for row in rows]
     assert load_config(GenerateConfig, tmp_path / "config.yaml").best_of == 2
-    assert told[0] == (0, 8)
-    assert told[-1] == (8, 8)
+    assert progress[0] == (0, 8)
+    assert progress[-1] == (8, 8)
 
 
 def test_a_file_loads_strictly_and_scores_what_its_row_says(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -77,15 +77,15 @@ def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The best of many is above chance by chance."""
-    told: list[int] = []
+    budgets: list[int] = []
 
     def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
-        told.append(best_of)
+        budgets.append(best_of)
         return standing(logits_SC, labels_S, best_of)
 
     monkeypatch.setattr("raywgen.generation.worker.standing", noted)
     generate(config(zoo_corpus, bundle, tmp_path, limit=1))
-    assert told == [2, 2]
+    assert budgets == [2, 2]
 
 
 def test_one_task_by_its_id_and_one_architecture(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_task_of_the_users_own(zoo_corpus: Corpus, bundle: str, tmp_path: Path
 def test_architectures_that_no_generator_saw_are_filled_with_a_warning(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path
 ) -> None:
-    told = {"networks": [[64, 3, 2], {"name": "tests.generation.test_generate:WithNorm", "width": 5}, [64, 6, 2]]}
+    own = {"networks": [[64, 3, 2], {"name": "tests.generation.test_generate:WithNorm", "width": 5}, [64, 6, 2]]}
     with pytest.warns(UnknownLayoutWarning, match="never trained on") as warned:
-        rows = generate(config(zoo_corpus, bundle, tmp_path, limit=2, **told))
+        rows = generate(config(zoo_corpus, bundle, tmp_path, limit=2, **own))
     assert sum(one.category is UnknownLayoutWarning for one in warned) == 2
     assert [row.known for row in rows] == [False] * 4 + [True] * 2
     for row in rows[2:4]:

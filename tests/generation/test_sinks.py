@@ -72,11 +72,11 @@ def test_what_one_batch_holds_by_default_is_one_work_item(zoo_corpus: Corpus) ->
 
 def test_a_corpus_holds_what_files_hold(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     files = generate(config(zoo_corpus, bundle, tmp_path / "files", **SETTINGS))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     settings = config(zoo_corpus, bundle, tmp_path / "corpus", into="corpus", **SETTINGS)
-    rows = generate(settings, lambda *step: told.append(step))
-    assert told[0] == (0, 20)
-    assert told[-1] == (20, 20)
+    rows = generate(settings, lambda *step: progress.append(step))
+    assert progress[0] == (0, 20)
+    assert progress[-1] == (20, 20)
     assert len({row.path for row in files}) == 2 * 2 * 5
     assert [row.draw for row in files] == [0, 1, 2, 3, 4] * 4, "task after task"
     corpus = Corpus.open(tmp_path / "corpus")
@@ -108,8 +108,8 @@ def test_facts_are_what_a_network_does(zoo_corpus: Corpus, bundle: str, tmp_path
         task = build_task(corpus.tasks[facts["task_id"]].recipe)
         accuracy = float(balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S))
         assert facts["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
-        told = corpus.tasks[facts["task_id"]]
-        loss = float(balanced_cross_entropy(module(told.samples_SF).detach().unsqueeze(0), told.labels_S))
+        task = corpus.tasks[facts["task_id"]]
+        loss = float(balanced_cross_entropy(module(task.samples_SF).detach().unsqueeze(0), task.labels_S))
         assert facts["example_loss"] == pytest.approx(loss, rel=1e-4)
         seen.append(loss)
     assert len(set(seen)) == 20, "draws must differ"
@@ -121,7 +121,7 @@ def test_the_first_draws_stay_when_more_are_asked_for(zoo_corpus: Corpus, bundle
     first = [row for row in more if row.draw == 0]
     for row, other in zip(one, first, strict=True):
         assert (row.task, row.network) == (other.task, other.network)
-        states = [load_state_dict(told.path) for told in (row, other)]
+        states = [load_state_dict(one.path) for one in (row, other)]
         # Other batch sizes round differently.
         torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)
 
@@ -135,9 +135,9 @@ def test_an_interrupted_run_goes_on(zoo_corpus: Corpus, bundle: str, tmp_path: P
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / into).rglob("[!.]*") if path.is_file()}
         with pytest.raises(UnfinishedError, match=r"2 work items of a run with other settings.*delete .*units"):
             generate(dataclasses.replace(settings, seed=1))
-        told: list[tuple[int, int]] = []
-        rows = generate(settings, lambda *step, told=told: told.append(step))
-        assert told[0] == (6, 20), "two work items of three or four networks were there"
+        progress: list[tuple[int, int]] = []
+        rows = generate(settings, lambda *step, progress=progress: progress.append(step))
+        assert progress[0] == (6, 20), "two work items of three or four networks were there"
         assert without_paths(rows) == without_paths(whole)
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path.exists())
         assert not (tmp_path / into / "units").exists()
@@ -157,10 +157,10 @@ def test_what_was_damaged_since_is_written_again(zoo_corpus: Corpus, bundle: str
     content = bytearray((tmp_path / "out" / victim).read_bytes())
     content[-1] ^= 1
     (tmp_path / "out" / victim).write_bytes(content)
-    told: list[tuple[int, int]] = []
-    generate(settings, lambda *step: told.append(step))
-    assert told[0][0] < 12
-    assert told[-1][0] == 20
+    progress: list[tuple[int, int]] = []
+    generate(settings, lambda *step: progress.append(step))
+    assert progress[0][0] < 12
+    assert progress[-1][0] == 20
     assert same_weights(tmp_path / "out", tmp_path / "whole")
 
 
@@ -215,8 +215,8 @@ def test_a_task_and_architectures_of_ones_own_make_a_corpus_too(
     task = next(iter(zoo_corpus.tasks.values()))
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.numpy(), y=task.labels_S.numpy())
     settings = config(zoo_corpus, bundle, tmp_path / "out", into="corpus", num=3)
-    told = {"name": "tests.generation.test_generate:WithNorm", "width": 5}
-    settings = dataclasses.replace(settings, instruction="Is it?", data=str(tmp_path / "mine.npz"), networks=[told])
+    network = {"name": "tests.generation.test_generate:WithNorm", "width": 5}
+    settings = dataclasses.replace(settings, instruction="Is it?", data=str(tmp_path / "mine.npz"), networks=[network])
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(settings)
     assert all(row.test_accuracy is None and not row.known for row in rows)
@@ -265,7 +265,7 @@ def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"num": 0}, "num=0"),
         ({"num": 2, "temperature": 0.0}, "num=2 at temperature=0"),
@@ -274,12 +274,12 @@ def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) ->
         ({"start_timeout": 0.0}, "start_timeout=0"),
     ],
 )
-def test_settings_are_checked(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         GenerateConfig(**settings)
 
 
-@pytest.mark.parametrize(("setting", "told"), [("where=there", "here, ray"), ("into=zip", "files, corpus")])
-def test_choices_are_named(setting: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+@pytest.mark.parametrize(("setting", "message"), [("where=there", "here, ray"), ("into=zip", "files, corpus")])
+def test_choices_are_named(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config(GenerateConfig, None, [setting])

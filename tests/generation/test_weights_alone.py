@@ -40,7 +40,9 @@ def config(corpus: Corpus, trained: str, out: Path, **changes: Any) -> GenerateC
     return GenerateConfig(generator=trained, corpus=corpus.location, out=str(out), **changes)
 
 
-def test_each_architecture_is_written_told_what_training_told(brought: Corpus, trained: str, tmp_path: Path) -> None:
+def test_each_architecture_is_written_by_the_condition_of_its_training(
+    brought: Corpus, trained: str, tmp_path: Path
+) -> None:
     rows = generate(config(brought, trained, tmp_path / "out", num=3, seed=2))
     assert [(row.network, row.draw) for row in rows] == [(n, d) for n in ("deep", "narrow") for d in range(3)]
     assert json.loads((tmp_path / "out" / "networks.json").read_text()) == [row.to_json() for row in rows]
@@ -135,8 +137,8 @@ def test_a_module_is_filled_without_data(trained: str) -> None:
 def test_an_architecture_of_ones_own_is_filled_with_a_warning(brought: Corpus, trained: str, tmp_path: Path) -> None:
     with pytest.warns(UnknownLayoutWarning):
         rows = generate(config(brought, trained, tmp_path / "out", networks=[[64, 9, 2], [64, 6, 2]]))
-    told_of = [(row.known, row.instruction) for row in rows]
-    assert told_of == [(False, "mlp-64-9-2"), (True, "mlp-64-6-2")]
+    layouts_and_instructions = [(row.known, row.instruction) for row in rows]
+    assert layouts_and_instructions == [(False, "mlp-64-9-2"), (True, "mlp-64-6-2")]
 
 
 def test_corpus_and_generator_must_know_the_same(brought: Corpus, trained: str, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_corpus_and_generator_must_know_the_same(brought: Corpus, trained: str, 
         raywgen.load(of_tasks).fill(build_network({"name": "mlp", "widths": [64, 6, 2]}), instruction="Is it?")
 
 
-def test_tasks_without_recipes_are_told_but_not_tried(brought: Corpus, tmp_path: Path) -> None:
+def test_tasks_without_recipes_are_conditions_but_not_tried(brought: Corpus, tmp_path: Path) -> None:
     corpus = told(brought, TASK)
     launch([run(corpus, 0)])
     settings = {"tasks": "seen", "network": "narrow"}

@@ -255,8 +255,8 @@ def is_head(layout: Layout, num_features: int) -> bool:
     return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == num_features and shapes[1] == shapes[0][:1]
 
 
-def suited_references(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> NormalizerTable:
-    """References in whose units a head's bias counts for as much as its weights do.
+def suited_normalizers(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> NormalizerTable:
+    """Returns normalisers in whose units a head's bias counts for as much as its weights do.
 
     On features of unit size a weight's error reaches a logit F times, a bias's once; measured by its own small spread a
     bias would drown the weights in any loss.

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_references
+from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_normalizers
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.weights import Layout, Normalizer, NormalizerTable
@@ -23,7 +23,7 @@ class SupportSetGenerator(Generator):
     """
 
     def __init__(self, config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(suited_references(config, normalizers, data), data)
+        super().__init__(suited_normalizers(config, normalizers, data), data)
 
     @property
     @abstractmethod

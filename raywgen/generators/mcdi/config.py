@@ -139,7 +139,7 @@ class McDiConfig:
 
     def __post_init__(self) -> None:
         if self.tokenizer.codes_scales:
-            raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give reference")
+            raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give normalizer")
         self.diffusion.chain().steps(self.sampling.num_steps)
         if self.task_loss.num_steps > 0:
             self.diffusion.chain().steps(self.task_loss.sampling_steps)

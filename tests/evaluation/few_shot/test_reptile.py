@@ -167,9 +167,9 @@ def test_images_of_a_task_may_be_augmented_alike_by_any_number_of_workers() -> N
 
 def test_training_beats_chance_on_new_classes_and_adaptation_the_start() -> None:
     sampler, test = _sampler(range(8), CONFIG.train_shots), _sampler(range(8, 12), 1, num_query=4)
-    module, told = _module(), []
-    start = train_reptile(module, sampler, CONFIG, prepare=_prepare, on_progress=lambda *done: told.append(done))
-    assert told[-1] == (40, 40)
+    module, progress = _module(), []
+    start = train_reptile(module, sampler, CONFIG, prepare=_prepare, on_progress=lambda *done: progress.append(done))
+    assert progress[-1] == (40, 40)
     learners = [Learner(module, CONFIG), Learner(module, CONFIG)]
     steps = [0, 2, 5, 10]
     found = accuracy_by_steps(learners, start, test, prepare=_prepare, num_episodes=20, num_steps=steps)

@@ -21,7 +21,7 @@ from raywgen.generators.common.denoisers import (
     from_rows,
     is_head,
     num_head_classes,
-    suited_references,
+    suited_normalizers,
     to_rows,
 )
 from raywgen.generators.common.network import NetworkConfig
@@ -242,7 +242,7 @@ def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:
     """On features of unit size a weight's error reaches a logit once a feature, a bias's once: the root of F apart."""
     known = head_references()
     ((layout, normalizer),) = known.values()
-    ((_, suited),) = suited_references(config().network, known, DATA).values()
+    ((_, suited),) = suited_normalizers(config().network, known, DATA).values()
     num_classes, num_features = layout.generated[0].shape
     weights = num_classes * num_features
     assert torch.equal(suited.scale_D[:weights], normalizer.scale_D[:weights])

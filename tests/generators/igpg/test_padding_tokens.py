@@ -44,7 +44,7 @@ WAYS: dict[str, tuple[int, SamplingConfig]] = {
 }
 
 
-def generator_of(quantiser: QuantiserKind, scales: str = "reference", window: int = 0, **settings: Any) -> IGPG:
+def generator_of(quantiser: QuantiserKind, scales: str = "normalizer", window: int = 0, **settings: Any) -> IGPG:
     config = igpg_config()
     config.tokenizer = dataclasses.replace(
         config.tokenizer,
@@ -78,7 +78,7 @@ def sample(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0) 
 
 
 @pytest.mark.parametrize("quantiser", CODERS)
-@pytest.mark.parametrize("scales", ["reference", "tensor", "filter"])
+@pytest.mark.parametrize("scales", ["normalizer", "tensor", "filter"])
 @pytest.mark.parametrize("way", WAYS)
 def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likely(
     quantiser: QuantiserKind, scales: str, way: str
@@ -87,7 +87,7 @@ def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likel
     generator = generator_of(quantiser, scales, window)
     tokenizer, layout = generator.tokenizer, layout_of(WIDE)
     is_real_ML = is_real(generator)
-    assert int((~is_real_ML).sum()) >= (1 if scales == "reference" else 2)
+    assert int((~is_real_ML).sum()) >= (1 if scales == "normalizer" else 2)
     zeros_L = tokenizer.quantiser.encode(torch.zeros(1, 8))[0]
     padding_XL = zeros_L.expand_as(is_real_ML)[~is_real_ML]
     assert bool((generator.tokens(values_of(WIDE)[:NUM], layout)[:, ~is_real_ML] == padding_XL).all())
@@ -123,7 +123,7 @@ def test_the_expected_code_of_padding_is_its_code(quantiser: QuantiserKind, way:
 @pytest.mark.parametrize(("window", "share"), [(0, 0.0), (5, 0.0), (0, 1.0), (5, 0.5)])
 def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserKind, window: int, share: float) -> None:
     # Windows are told no scales where these are no tokens.
-    generator = generator_of(quantiser, "reference" if window else "filter", window, independent_share=share)
+    generator = generator_of(quantiser, "normalizer" if window else "filter", window, independent_share=share)
     tokenizer, prior, batch = generator.tokenizer, generator.prior, weight_batch(WIDE)
     codes_BML, places_MG = generator.tokens(batch.values_BD, batch.layout), tokenizer.places(batch.layout)
     is_real_ML, noise = is_real(generator), noise_for(8)

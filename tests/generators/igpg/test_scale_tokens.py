@@ -270,9 +270,9 @@ def test_scales_of_the_corpus_are_as_they_were() -> None:
 
 
 def test_settings_that_cannot_be_are_named() -> None:
-    with pytest.raises(ConfigError, match="reference, tensor, filter"):
+    with pytest.raises(ConfigError, match="normalizer, tensor, filter"):
         load_config(TokenizerConfig, None, ["scales=row"])
-    with pytest.raises(ValueError, match="give reference"):
+    with pytest.raises(ValueError, match="give normalizer"):
         McDiConfig(tokenizer=TokenizerConfig(scales="filter"))
 
 

@@ -207,7 +207,7 @@ def test_a_network_that_fits_one_window_sees_its_scales_and_is_told_nothing(mode
     assert torch.equal(before.values_BD, after.values_BD)
 
 
-@pytest.mark.parametrize(("window", "scales"), [(0, "filter"), (4, "reference")])
+@pytest.mark.parametrize(("window", "scales"), [(0, "filter"), (4, "normalizer")])
 def test_only_windows_of_scale_tokens_are_told_anything(window: int, scales: str) -> None:
     assert generator_of(window, scales).prior.scales is None
 

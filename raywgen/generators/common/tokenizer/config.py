@@ -9,7 +9,7 @@ from raywgen.generators.interface import OptimizerConfig, StageConfig
 from raywgen.nn.coders import CoderKind, check_coder
 from raywgen.nn.quantisers import QuantiserConfig
 
-Scales = Literal["reference", "tensor", "filter"]
+Scales = Literal["normalizer", "tensor", "filter"]
 
 
 @dataclass(kw_only=True)
@@ -29,9 +29,9 @@ class TokenizerConfig(StageConfig):
             reconstruction on the task's samples; 0 switches it off.
         window: Most chunks of a network that a step of its training sees; of longer ones a random window of whole
             blocks. 0 for whole networks. What is encoded later does not depend on it.
-        scales: Where the scales of weights come from: `reference` (one a tensor, measured over the corpus and kept
-            beside the tokens, layout by layout) or the tokens themselves, each network's own, one a `tensor` or one a
-            `filter`.
+        scales: Source of the scales of weights: `normalizer` (one for each tensor, measured over the corpus and kept
+            beside the tokens, layout by layout), or tokens that hold each network's own scales, one for each `tensor`
+            or for each `filter`.
     """
 
     num_steps: int = 150
@@ -46,7 +46,7 @@ class TokenizerConfig(StageConfig):
     context: int = 32
     output_loss_weight: float = 0.0
     window: int = 0
-    scales: Scales = "reference"
+    scales: Scales = "normalizer"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -63,11 +63,11 @@ class TokenizerConfig(StageConfig):
         if self.codes_scales and self.coder == "transformer":
             raise ValueError(
                 "coder=transformer: scales are coded before the chunks that it would see beside them; give coder=mlp "
-                "or conv, or scales=reference"
+                "or conv, or scales=normalizer"
             )
         self.quantiser.check_width(self.chunk_length, "chunk_length")
 
     @property
     def codes_scales(self) -> bool:
         """Whether scales travel as tokens."""
-        return self.scales != "reference"
+        return self.scales != "normalizer"

@@ -130,8 +130,8 @@ def num_scaled_place_features() -> int:
     return num_place_features() + _NUM_FLAGS
 
 
-def unit_reference(layout: Layout, normalizer: Normalizer) -> Normalizer:
-    """The layout's own units about a base that networks share; where they share none, about what the layout says."""
+def unit_normalizer(layout: Layout, normalizer: Normalizer) -> Normalizer:
+    """Returns the layout's own scales, with the base that networks share or else the one that the layout implies."""
     return layout_normalizer(layout, normalizer.base_D if shares_start(layout, normalizer) else None)
 
 

@@ -26,7 +26,7 @@ from raywgen.generators.common.tokenizer.scales import (
     ScaledChunks,
     num_scaled_place_features,
     scaled_chunks,
-    unit_reference,
+    unit_normalizer,
 )
 from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
@@ -102,14 +102,14 @@ class Tokenizer(nn.Module):
             places_MG, mask_MK = self.places(layout)[part], self.mask(layout)[part]
             return self.decode(self.encode(chunks_BMK, places_MG, mask_MK), places_MG, mask_MK)
 
-        return scaled.encode(unit_reference(layout, normalizer).normalise(values_BD), kept)
+        return scaled.encode(unit_normalizer(layout, normalizer).normalise(values_BD), kept)
 
     def values(self, chunks_BMK: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Normalised chunks to flat vectors `(B, D)`."""
         scaled = self.scaled(layout)
         if scaled is None:
             return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
-        return unit_reference(layout, normalizer).denormalise(scaled.decode(chunks_BMK))
+        return unit_normalizer(layout, normalizer).denormalise(scaled.decode(chunks_BMK))
 
     def scaled(self, layout: Layout) -> ScaledChunks | None:
         """A layout's chunks with the scales among them; None where scales are not coded."""
