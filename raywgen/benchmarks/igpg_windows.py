@@ -153,7 +153,7 @@ def window_of(generator: IGPG, window: int) -> Iterator[None]:
 
 def check_equal(generator: IGPG, unseen: UnseenTasks) -> None:
     """Checks that windows that hold all chunks write the same network as without windows."""
-    num_chunks = len(generator.tokenizer.places(unseen.layout))
+    num_chunks = len(generator.tokenizer.positions(unseen.layout))
     noise = KeyedNoise(0, torch.arange(len(unseen.tasks)))
     whole = generator.generate(
         GenerationRequest(condition=unseen.condition, layout=unseen.layout, noise=noise.first(len(unseen.tasks)))

@@ -67,13 +67,13 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         WeightsError, EncoderError: The disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    copied = [key for key, told in generator.encoders().items() if encoder_kind(told) == "folder"]
+    copied = [key for key, encoder in generator.encoders().items() if encoder_kind(encoder) == "folder"]
     for key in copied:
         copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
     for layout_id, (_, normalizer) in generator.normalizers.items():
-        tensors[f"reference.{layout_id}.base"] = normalizer.base_D
-        tensors[f"reference.{layout_id}.scale"] = normalizer.scale_D
+        tensors[f"normalizer.{layout_id}.base"] = normalizer.base_D
+        tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_D
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -120,7 +120,7 @@ def load_bundle(folder: str | Path) -> Generator:
             _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
         config = stored_config(method(content["method"]).config, content["config"], str(folder / _CONFIG))
         with Bounded((folder / _WEIGHTS).stat().st_size), reading(str(folder / _CONFIG), str(folder)):
-            normalizers = _pop_references(content["layouts"], tensors)
+            normalizers = _pop_normalizers(content["layouts"], tensors)
             generator = method(content["method"]).build(config, normalizers, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except UntrustedError:
@@ -132,11 +132,11 @@ def load_bundle(folder: str | Path) -> Generator:
     return generator.eval()
 
 
-def _pop_references(layouts: Mapping[str, Any], tensors: StateDict) -> NormalizerTable:
+def _pop_normalizers(layouts: Mapping[str, Any], tensors: StateDict) -> NormalizerTable:
     found = {}
     for layout_id, rows in layouts.items():
         layout = Layout.from_json(rows)
-        base_D, scale_D = (tensors.pop(f"reference.{layout_id}.{name}") for name in ("base", "scale"))
+        base_D, scale_D = (tensors.pop(f"normalizer.{layout_id}.{name}") for name in ("base", "scale"))
         # Older versions named layouts otherwise.
         found[layout.id] = layout, Normalizer(base_D=base_D, scale_D=scale_D, log_D=variances(layout))
     return found
@@ -231,10 +231,10 @@ def _card(generator: Generator, facts: Mapping[str, Any]) -> str:
         f"- `{layout_id}`: {layout.num_values:,} values in {len(layout.tensors)} tensors"
         for layout_id, (layout, _) in generator.normalizers.items()
     )
-    told = "instruction=..., data=..." if generator.data.has_tasks else "instruction=NAME"
+    arguments = "instruction=..., data=..." if generator.data.has_tasks else "instruction=NAME"
     rows = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return (
         f"# A {generator.method} generator of neural-network weights\n\n"
-        f"{num_parameters:,} parameters. Use it by `raywgen.load(FOLDER).fill(module, {told})`.\n\n"
+        f"{num_parameters:,} parameters. Use it by `raywgen.load(FOLDER).fill(module, {arguments})`.\n\n"
         f"## Layouts it was trained on\n\n{layouts}\n\n## Facts\n\n{rows}\n"
     )

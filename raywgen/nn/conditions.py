@@ -47,18 +47,18 @@ class SampleEncoder(nn.Module):
         return self.head(mixed_BH + torch.einsum("bcf,cfh->bh", direction_BCF, self.per_class))
 
 
-class PlaceEncoder(nn.Module):
+class PositionEncoder(nn.Module):
     """Embeds what is known of each chunk's place in the layout."""
 
-    def __init__(self, num_place_features: int, width: int) -> None:
+    def __init__(self, num_position_features: int, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(num_place_features, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+            nn.Linear(num_position_features, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
 
-    def forward(self, places_MG: Tensor) -> Tensor:
+    def forward(self, positions_MG: Tensor) -> Tensor:
         """`(M, H)` of M chunks."""
-        return self.net(places_MG)
+        return self.net(positions_MG)
 
 
 class ConditionEncoder(nn.Module):
@@ -80,7 +80,7 @@ class ConditionEncoder(nn.Module):
         *,
         num_features: int,
         max_classes: int,
-        num_place_features: int,
+        num_position_features: int,
         width: int,
         text_encoder: str = "words",
         can_drop: bool = False,
@@ -88,7 +88,7 @@ class ConditionEncoder(nn.Module):
         super().__init__()
         self.text = build_text_encoder(text_encoder, width)
         self.samples = SampleEncoder(num_features, max_classes, width)
-        self.layout = PlaceEncoder(num_place_features, width)
+        self.layout = PositionEncoder(num_position_features, width)
         self.norm = nn.LayerNorm(width)
         # Missing where nothing is ever dropped: a parameter without a gradient stalls some optimisers.
         self.dropped = nn.Parameter(torch.zeros(2, width)) if can_drop else None
@@ -98,7 +98,7 @@ class ConditionEncoder(nn.Module):
         texts: Sequence[str],
         samples_BSF: Tensor,
         labels_BS: Tensor,
-        places_MG: Tensor,
+        positions_MG: Tensor,
         is_dropped_B2: Tensor | None = None,
     ) -> Tensor:
         """Prefix tokens `(B, 3, H)`: instruction, samples, layout.
@@ -107,18 +107,18 @@ class ConditionEncoder(nn.Module):
             texts: B instructions.
             samples_BSF: Samples.
             labels_BS: Their labels.
-            places_MG: Of all chunks of the layout.
+            positions_MG: Of all chunks of the layout.
             is_dropped_B2: Whose instruction, whose samples are left out, bool; none by default.
         """
         text_BH = self.text(texts)
-        told_B2H = torch.stack([text_BH, self.samples(samples_BSF, labels_BS)], dim=1)
+        parts_B2H = torch.stack([text_BH, self.samples(samples_BSF, labels_BS)], dim=1)
         assert self.dropped is not None or is_dropped_B2 is None, "this encoder was built to drop nothing"
         if self.dropped is not None:
             if is_dropped_B2 is None:
-                is_dropped_B2 = torch.zeros(told_B2H.shape[:2], dtype=torch.bool, device=told_B2H.device)
-            told_B2H = torch.where(is_dropped_B2.unsqueeze(-1), self.dropped, told_B2H)
-        layout_BH = self.layout(places_MG.mean(dim=0)).expand_as(text_BH)
-        return self.norm(torch.cat([told_B2H, layout_BH.unsqueeze(1)], dim=1))
+                is_dropped_B2 = torch.zeros(parts_B2H.shape[:2], dtype=torch.bool, device=parts_B2H.device)
+            parts_B2H = torch.where(is_dropped_B2.unsqueeze(-1), self.dropped, parts_B2H)
+        layout_BH = self.layout(positions_MG.mean(dim=0)).expand_as(text_BH)
+        return self.norm(torch.cat([parts_B2H, layout_BH.unsqueeze(1)], dim=1))
 
 
 class ConditionSummary(nn.Module):
@@ -130,9 +130,9 @@ class ConditionSummary(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.told = nn.Sequential(nn.Linear(ConditionEncoder.num_tokens * width, width), nn.LayerNorm(width))
+        self.project = nn.Sequential(nn.Linear(ConditionEncoder.num_tokens * width, width), nn.LayerNorm(width))
 
-    def forward(self, prefix_BTH: Tensor, places_MH: Tensor) -> Tensor:
+    def forward(self, prefix_BTH: Tensor, positions_MH: Tensor) -> Tensor:
         """`(B, M, H)` of prefix tokens and embedded places, the same ones for all networks or `(B, M, H)`."""
-        told_B1H = self.told(prefix_BTH.flatten(1)).unsqueeze(1)
-        return places_MH + told_B1H + places_MH * told_B1H
+        condition_B1H = self.project(prefix_BTH.flatten(1)).unsqueeze(1)
+        return positions_MH + condition_B1H + positions_MH * condition_B1H

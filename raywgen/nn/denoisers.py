@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raywgen.nn.conditions import PlaceEncoder, SampleEncoder, class_members
+from raywgen.nn.conditions import PositionEncoder, SampleEncoder, class_members
 from raywgen.nn.transformer import Transformer
 
 _NUM_FREQUENCIES = 8
@@ -70,7 +70,7 @@ class HeadDenoiser(nn.Module):
         # Straight from the support means and their squared lengths: the head of nearest class means (Snell et al. 2017,
         # section 2.4) is linear in these, so nothing hidden has to learn it.
         self.direct = nn.Linear(num_features + 1, num_values, bias=False)
-        self.num_told = width + num_values
+        self.condition_width = width + num_values
         self.register_buffer("spread", torch.ones(()))
 
     spread: Tensor
@@ -102,27 +102,27 @@ class HeadDenoiser(nn.Module):
         offset_BSF = samples_BSF - centre_BF.unsqueeze(1)
         return HeadFrame(centre_BF, offset_BSF.square().mean(dim=(1, 2)).sqrt().clamp(min=1e-6))
 
-    def into_frame(self, rows_BkCR: Tensor, frame: HeadFrame) -> Tensor:
+    def into_frame(self, rows_BACR: Tensor, frame: HeadFrame) -> Tensor:
         """Rows of a head on features to those of the same head on features in the frame.
 
         `w . x + b = (w s) . z + (b + w . c)`, with weights in units of the usual spread.
 
         Args:
-            rows_BkCR: Weights and, in units where it counts for sqrt(F) of them, the bias.
+            rows_BACR: Weights and, in units where it counts for sqrt(F) of them, the bias.
             frame: c and s.
         """
-        weight, bias = rows_BkCR[..., :-1], rows_BkCR[..., -1]
+        weight, bias = rows_BACR[..., :-1], rows_BACR[..., -1]
         moved = bias + _products(weight, frame.centre_BF)
         scale_B111 = (frame.spread_B / self.spread)[:, None, None, None]
         return torch.cat([weight * scale_B111, moved.unsqueeze(-1)], dim=-1)
 
-    def out_of_frame(self, rows_BkCR: Tensor, frame: HeadFrame) -> Tensor:
+    def out_of_frame(self, rows_BACR: Tensor, frame: HeadFrame) -> Tensor:
         """Applies the inverse of `into_frame`."""
-        weight = rows_BkCR[..., :-1] * (self.spread / frame.spread_B)[:, None, None, None]
-        bias = rows_BkCR[..., -1] - _products(weight, frame.centre_BF)
+        weight = rows_BACR[..., :-1] * (self.spread / frame.spread_B)[:, None, None, None]
+        bias = rows_BACR[..., -1] - _products(weight, frame.centre_BF)
         return torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
         """Embeds B support sets for `forward`, `(B, C, H + R)`: all that no step of the chain changes."""
         known_BCI = self.known(samples_BSF, labels_BS, num_classes)
         return torch.cat([self.task(known_BCI), self.direct(_with_square(known_BCI))], dim=-1)
@@ -135,10 +135,10 @@ class HeadDenoiser(nn.Module):
         squares_BCF = _class_means(scaled_BSF.square(), labels_BS, num_classes)
         return torch.cat([means_BCF, (squares_BCF - means_BCF.square()).clamp(min=0.0)], dim=-1)
 
-    def forward(self, x_BnCR: Tensor, time_Bn: Tensor, told_BCT: Tensor) -> Tensor:
-        """`(B, n, C, R)` of noised rows, fractions of the chain, and what `tell` says."""
+    def forward(self, x_BnCR: Tensor, time_Bn: Tensor, condition_BCT: Tensor) -> Tensor:
+        """`(B, n, C, R)` of noised rows, fractions of the chain, and what `embed_condition` says."""
         common_BnCR = x_BnCR.mean(dim=2, keepdim=True).expand_as(x_BnCR)
-        task_BCH, direct_BCR = told_BCT.split([self.task.out_features, self.direct.out_features], dim=-1)
+        task_BCH, direct_BCR = condition_BCT.split([self.task.out_features, self.direct.out_features], dim=-1)
         hidden = self.row(torch.cat([x_BnCR, common_BnCR], dim=-1))
         hidden = hidden + task_BCH.unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
         for block in self.blocks:
@@ -153,9 +153,9 @@ def _class_means(samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Te
     return share_BSC.transpose(1, 2) @ samples_BSF
 
 
-def _products(weight_BkCF: Tensor, centre_BF: Tensor) -> Tensor:
+def _products(weight_BACF: Tensor, centre_BF: Tensor) -> Tensor:
     """`w . c` in units of the bias, `(B, k, C)`."""
-    return torch.einsum("bkcf,bf->bkc", weight_BkCF, centre_BF) * centre_BF.shape[-1] ** -0.5
+    return torch.einsum("bkcf,bf->bkc", weight_BACF, centre_BF) * centre_BF.shape[-1] ** -0.5
 
 
 def _with_square(known_BCI: Tensor) -> Tensor:
@@ -195,21 +195,21 @@ class FlatDenoiser(nn.Module):
 
     def __init__(self, num_values: int, num_features: int, max_classes: int, width: int, num_layers: int) -> None:
         super().__init__()
-        self.num_told = width
+        self.condition_width = width
         self.samples = SampleEncoder(num_features, max_classes, width)
-        self.told = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
+        self.condition = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
         self.time = TimeEncoder(width)
         self.values = nn.Linear(num_values, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(num_layers))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_values))
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
         """`(B, H)` of B sets of labelled samples."""
-        return self.told(self.samples(samples_BSF, labels_BS))
+        return self.condition(self.samples(samples_BSF, labels_BS))
 
-    def forward(self, x_BnD: Tensor, time_Bn: Tensor, told_BH: Tensor) -> Tensor:
-        """`(B, n, D)` of noised values, fractions of the chain, and what `tell` says."""
-        hidden = self.values(x_BnD) + self.time(time_Bn) + told_BH.unsqueeze(1)
+    def forward(self, x_BnD: Tensor, time_Bn: Tensor, condition_BH: Tensor) -> Tensor:
+        """`(B, n, D)` of noised values, fractions of the chain, and what `embed_condition` says."""
+        hidden = self.values(x_BnD) + self.time(time_Bn) + condition_BH.unsqueeze(1)
         for block in self.blocks:
             hidden = block(hidden)
         return self.out(hidden)
@@ -245,7 +245,7 @@ class ChunkDenoiser(nn.Module):
         self,
         *,
         chunk_length: int,
-        num_place_features: int,
+        num_position_features: int,
         num_features: int,
         max_classes: int,
         width: int,
@@ -253,24 +253,31 @@ class ChunkDenoiser(nn.Module):
         num_heads: int,
     ) -> None:
         super().__init__()
-        self.num_told = width
+        self.condition_width = width
         self.samples = SampleEncoder(num_features, max_classes, width)
-        self.told = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
-        self.place = PlaceEncoder(num_place_features, width)
+        self.condition = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.position = PositionEncoder(num_position_features, width)
         self.time = TimeEncoder(width)
         self.chunk = nn.Linear(chunk_length, width)
         self.trunk = Transformer(width, num_layers, num_heads, is_causal=False)
         self.out = nn.Linear(width, chunk_length)
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
         """`(B, H)` of B sets of labelled samples."""
-        return self.told(self.samples(samples_BSF, labels_BS))
+        return self.condition(self.samples(samples_BSF, labels_BS))
 
-    def forward(self, x_BnMK: Tensor, time_Bn: Tensor, told_BH: Tensor, places_MG: Tensor) -> Tensor:
-        """`(B, n, M, K)` of noised chunks, fractions of the chain, what `tell` says, and the layout's places."""
+    def forward(self, x_BnMK: Tensor, time_Bn: Tensor, condition_BH: Tensor, positions_MG: Tensor) -> Tensor:
+        """Returns predicted chunks `(B, n, M, K)`.
+
+        Args:
+            x_BnMK: Noised chunks.
+            time_Bn: Fractions of the chain that are done.
+            condition_BH: The result of `embed_condition`.
+            positions_MG: Position features of the layout's chunks.
+        """
         B, n = time_Bn.shape
-        places_MH = self.place(places_MG)
-        told_B1H = told_BH.unsqueeze(1)
-        placed_BMH = places_MH + told_B1H + places_MH * told_B1H
+        positions_MH = self.position(positions_MG)
+        condition_B1H = condition_BH.unsqueeze(1)
+        placed_BMH = positions_MH + condition_B1H + positions_MH * condition_B1H
         hidden = self.chunk(x_BnMK) + placed_BMH.unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
         return self.out(self.trunk(hidden.flatten(0, 1))).unflatten(0, (B, n))

@@ -26,30 +26,30 @@ class TextEncoderError(ValueError):
     """A text encoder that cannot be used as asked, or a text that it does not take; the message names the remedy."""
 
 
-def check_text_encoder(told: str) -> None:
+def check_text_encoder(name: str) -> None:
     """Refuses what `build_text_encoder` would not know.
 
     Raises:
         TextEncoderError: It is none of them.
     """
-    if told not in ("words", "bytes") and not (told.startswith(HUB) and len(told) > len(HUB)):
-        raise TextEncoderError(one_of("text_encoder", told, KINDS))
+    if name not in ("words", "bytes") and not (name.startswith(HUB) and len(name) > len(HUB)):
+        raise TextEncoderError(one_of("text_encoder", name, KINDS))
 
 
-def build_text_encoder(told: str, width: int) -> nn.Module:
+def build_text_encoder(name: str, width: int) -> nn.Module:
     """A module from B texts to `(B, H)`.
 
     Args:
-        told: `words`, `bytes`, or `hf:NAME_OR_PATH` for a frozen model of the hub or in a folder.
+        name: `words`, `bytes`, or `hf:NAME_OR_PATH` for a frozen model of the hub or in a folder.
         width: H.
 
     Raises:
         TextEncoderError: It is none of them, or the model cannot be loaded.
     """
-    check_text_encoder(told)
-    if told.startswith(HUB):
-        return HubTextEncoder(told, width)
-    return WordEncoder(width) if told == "words" else ByteEncoder(width)
+    check_text_encoder(name)
+    if name.startswith(HUB):
+        return HubTextEncoder(name, width)
+    return WordEncoder(width) if name == "words" else ByteEncoder(width)
 
 
 class WordEncoder(nn.Module):
@@ -132,7 +132,7 @@ class HubTextEncoder(nn.Module):
     text and kept. The model is no part of this module's state: who loads a generator needs it by the same name.
 
     Args:
-        told: `hf:NAME_OR_PATH`.
+        name: `hf:NAME_OR_PATH`.
         width: H.
 
     Raises:
@@ -140,11 +140,11 @@ class HubTextEncoder(nn.Module):
         UntrustedError: It came as data, and the user did not name it; see `raywgen.trust`.
     """
 
-    def __init__(self, told: str, width: int) -> None:
+    def __init__(self, name: str, width: int) -> None:
         super().__init__()
-        self._told = told
+        self._name = name
         # In a tuple, so that it is neither trained nor saved.
-        self._frozen = _load_hub(told)
+        self._frozen = _load_hub(name)
         self._features: dict[str, Tensor] = {}
         num_features = self._embed("width").shape[0]
         self.head = nn.Sequential(
@@ -175,35 +175,35 @@ class HubTextEncoder(nn.Module):
         num_tokens = tokens["input_ids"].shape[1]
         if longest is not None and num_tokens > longest:
             raise TextEncoderError(
-                f"an instruction of {num_tokens} tokens: '{self._told}' takes up to {longest}; shorten it"
+                f"an instruction of {num_tokens} tokens: '{self._name}' takes up to {longest}; shorten it"
             )
-        told = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
-        return model(**told).last_hidden_state[0].float().mean(dim=0)
+        inputs = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        return model(**inputs).last_hidden_state[0].float().mean(dim=0)
 
 
-def _load_hub(told: str) -> tuple[Any, Any]:
+def _load_hub(name: str) -> tuple[Any, Any]:
     """Tokenizer and model, in eval mode."""
-    check_address(told, "text_encoder")
+    check_address(name, "text_encoder")
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
         raise TextEncoderError(
-            f"text_encoder={told} needs transformers; install it by `pip install raywgen[hub]`"
+            f"text_encoder={name} needs transformers; install it by `pip install raywgen[hub]`"
         ) from error
-    name = told.removeprefix(HUB)
+    path = name.removeprefix(HUB)
     try:
         # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModel.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
     except Exception as error:  # The hub's client raises errors of several libraries.
         raise TextEncoderError(
-            f"text_encoder={told} cannot be loaded ({error}); check the name and the connection"
+            f"text_encoder={name} cannot be loaded ({error}); check the name and the connection"
         ) from error
     model = getattr(model, "text_model", model)  # Of models of images and text.
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise TextEncoderError(f"text_encoder={told} takes {model.main_input_name}, not text; give a text model")
+        raise TextEncoderError(f"text_encoder={name} takes {model.main_input_name}, not text; give a text model")
     return tokenizer, model.float().eval().requires_grad_(False)
 
 

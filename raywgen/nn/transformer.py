@@ -109,9 +109,9 @@ class Transformer(nn.Module):
         rotation = _rotation(start, length, self.head_width, x_BTH.device)
         if num_common is not None:
             assert cache is None, "a cache holds one sequence a row"
-            place_T = torch.arange(length, device=x_BTH.device)
-            mask_TT = (place_T < num_common).expand(length, -1).tril() | (place_T == place_T.unsqueeze(1))
-            rotation = tuple(part[place_T.clamp(max=num_common)] for part in rotation)
+            position_T = torch.arange(length, device=x_BTH.device)
+            mask_TT = (position_T < num_common).expand(length, -1).tril() | (position_T == position_T.unsqueeze(1))
+            rotation = tuple(part[position_T.clamp(max=num_common)] for part in rotation)
         for layer, block in enumerate(self.blocks):
             x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT, mask_TT)
         if cache is not None:

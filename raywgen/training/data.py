@@ -46,7 +46,7 @@ class LayoutRows:
         steps: Optimiser step of each, N entries.
         policies: Name of the optimiser of each, N entries.
         ids: Id of each, N entries.
-        targets_NkD: Local targets of each, where `trajectory_rows` made the rows.
+        targets_NAD: Local targets of each, where `trajectory_rows` made the rows.
     """
 
     layout: Layout
@@ -57,7 +57,7 @@ class LayoutRows:
     steps: list[int]
     policies: list[str]
     ids: list[str]
-    targets_NkD: Tensor | None = None
+    targets_NAD: Tensor | None = None
 
     def digest(self) -> str:
         """Changes with which checkpoints these are, with their order, and with what is known of each."""
@@ -234,17 +234,17 @@ def trajectory_rows(rows: LayoutRows, num_targets: int) -> LayoutRows:
         chosen.append(nearest)
     if not chosen:
         raise TrajectoryError("no trajectory has a checkpoint after its start; record more checkpoint_steps")
-    place_Nk = torch.tensor(chosen)
-    ends = place_Nk[:, -1].tolist()
+    index_NA = torch.tensor(chosen)
+    ends = index_NA[:, -1].tolist()
     return replace(
         rows,
-        values_ND=rows.values_ND[place_Nk[:, -1]],
+        values_ND=rows.values_ND[index_NA[:, -1]],
         tasks=[rows.tasks[place] for place in ends],
         trajectories=[rows.trajectories[place] for place in ends],
         steps=[rows.steps[place] for place in ends],
         policies=[rows.policies[place] for place in ends],
         ids=[rows.ids[place] for place in ends],
-        targets_NkD=rows.values_ND[place_Nk],
+        targets_NAD=rows.values_ND[index_NA],
     )
 
 
@@ -342,7 +342,7 @@ class BatchPlan:
             condition=condition.to(self._device),
             query=query.to(self._device),
             sample_index_B=sample_index_B.to(self._device),
-            targets_BkD=None if rows.targets_NkD is None else rows.targets_NkD[row_B].to(self._device),
+            targets_BAD=None if rows.targets_NAD is None else rows.targets_NAD[row_B].to(self._device),
         )
 
     def _samples(self, tasks: list[Task], sample_index_B: Tensor) -> tuple[Condition, Condition]:

@@ -88,7 +88,7 @@ class WeightBatch:
         condition: The condition of the generator; its samples are drawn from training data.
         query: Further labelled samples of the same tasks, for losses on the outputs of networks.
         sample_index_B: Global index of each sample in the run, int64; keys its noise.
-        targets_BkD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
+        targets_BAD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
             the generator needs them.
     """
 
@@ -98,19 +98,19 @@ class WeightBatch:
     condition: Condition
     query: Condition
     sample_index_B: Tensor
-    targets_BkD: Tensor | None = None
+    targets_BAD: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
         """Joins batches of one layout."""
-        targets = [part.targets_BkD for part in parts if part.targets_BkD is not None]
+        targets = [part.targets_BAD for part in parts if part.targets_BAD is not None]
         return replace(
             parts[0],
             values_BD=torch.cat([part.values_BD for part in parts]),
             condition=Condition.join([part.condition for part in parts]),
             query=Condition.join([part.query for part in parts]),
             sample_index_B=torch.cat([part.sample_index_B for part in parts]),
-            targets_BkD=torch.cat(targets) if targets else None,
+            targets_BAD=torch.cat(targets) if targets else None,
         )
 
     def first(self, num: int) -> Self:
@@ -121,7 +121,7 @@ class WeightBatch:
             condition=self.condition.first(num),
             query=self.query.first(num),
             sample_index_B=self.sample_index_B[:num],
-            targets_BkD=None if self.targets_BkD is None else self.targets_BkD[:num],
+            targets_BAD=None if self.targets_BAD is None else self.targets_BAD[:num],
         )
 
     def take(self, index_N: Tensor) -> Self:
@@ -132,5 +132,5 @@ class WeightBatch:
             condition=self.condition.take(index_N),
             query=self.query.take(index_N),
             sample_index_B=self.sample_index_B[index_N],
-            targets_BkD=None if self.targets_BkD is None else self.targets_BkD[index_N],
+            targets_BAD=None if self.targets_BAD is None else self.targets_BAD[index_N],
         )

@@ -39,13 +39,13 @@ def chunk_mask(layout: Layout, chunk_length: int) -> Tensor:
     return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
 
 
-def num_place_features() -> int:
-    """Returns G, the length of a row of `place_features`."""
+def num_position_features() -> int:
+    """Returns G, the length of a row of `position_features`."""
     return 2 * _num_value_features()
 
 
 @lru_cache(maxsize=256)
-def place_features(layout: Layout, chunk_length: int) -> Tensor:
+def position_features(layout: Layout, chunk_length: int) -> Tensor:
     """Returns features of each chunk's position in the network, float32 `(W, G)`.
 
     They describe the chunk's first and last value: kind of tensor, depth in the network, shape, and row, column and

@@ -33,7 +33,7 @@ class MyNet(nn.Module):
 """
 
 
-class Told(nn.Module):
+class EmbeddedCondition(nn.Module):
     """Is built by the shape of its inputs."""
 
     def __init__(self, input_shape: list[int]) -> None:

@@ -82,7 +82,7 @@ def trained(method: str) -> Generator:
         condition=replace(condition(NUM), policies=("",) * NUM),
         query=condition(NUM, seed=1),
         sample_index_B=torch.arange(NUM),
-        targets_BkD=values_BD.unsqueeze(1) * torch.linspace(0.5, 1, k).view(1, k, 1)
+        targets_BAD=values_BD.unsqueeze(1) * torch.linspace(0.5, 1, k).view(1, k, 1)
         if generator.needs.num_targets
         else None,
     )

@@ -107,9 +107,9 @@ def drop_tensor(folder: Path) -> None:
     reseal(folder)
 
 
-def drop_reference(folder: Path) -> None:
+def drop_normalizer(folder: Path) -> None:
     tensors = load_state_dict(folder / WEIGHTS)
-    del tensors[next(name for name in tensors if name.startswith("reference."))]
+    del tensors[next(name for name in tensors if name.startswith("normalizer."))]
     save_state_dict(tensors, folder / WEIGHTS, {})
     reseal(folder)
 
@@ -139,7 +139,7 @@ def no_object(folder: Path) -> None:
         (remove_weights, "does not exist"),
         (break_json, "damaged"),
         (drop_tensor, "prior.head.bias"),
-        (drop_reference, "reference."),
+        (drop_normalizer, "normalizer."),
         (edit("method", "igpq"), "igpg"),
         (edit("config", {"priors": {"width": 8}}), "prior"),
         (edit("config", {"prior": {"width": 32}}), "size mismatch"),

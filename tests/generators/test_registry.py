@@ -35,7 +35,7 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "setting", "told"),
+    ("schema", "setting", "message"),
     [
         (StageConfig, {"num_steps": -1}, "num_steps=-1"),
         (StageConfig, {"batch_size": 0}, "batch_size=0"),
@@ -46,8 +46,8 @@ def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
         (PriorConfig, {"width": 12}, "width=12"),
     ],
 )
-def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_configs_refuse_what_cannot_train(schema: type, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         schema(**setting)
 
 

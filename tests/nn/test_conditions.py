@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder, SampleEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder, SampleEncoder
 from tests.builders import DATA, condition
 
-WIDTH, NUM_PLACE = 16, 5
+WIDTH, NUM_POSITION = 16, 5
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +23,38 @@ def samples() -> SampleEncoder:
 
 
 def test_order_of_samples_does_not_matter(samples: SampleEncoder) -> None:
-    told = condition(3)
-    order = torch.randperm(told.labels_BS.shape[1], generator=torch.Generator().manual_seed(0))
-    shuffled_BH = samples(told.samples_BSF[:, order], told.labels_BS[:, order])
+    cond = condition(3)
+    order = torch.randperm(cond.labels_BS.shape[1], generator=torch.Generator().manual_seed(0))
+    shuffled_BH = samples(cond.samples_BSF[:, order], cond.labels_BS[:, order])
     # Sums in another order: float32 roundings of values of size 1.
-    torch.testing.assert_close(shuffled_BH, samples(told.samples_BSF, told.labels_BS), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shuffled_BH, samples(cond.samples_BSF, cond.labels_BS), rtol=1e-5, atol=1e-5)
 
 
 def test_unit_and_offset_of_the_data_do_not_matter(samples: SampleEncoder) -> None:
-    told = condition(3)
-    offset_F = torch.linspace(-3, 5, told.samples_BSF.shape[2])
-    moved_BH = samples(40 * told.samples_BSF + offset_F, told.labels_BS)
-    torch.testing.assert_close(moved_BH, samples(told.samples_BSF, told.labels_BS), rtol=1e-4, atol=1e-4)
+    cond = condition(3)
+    offset_F = torch.linspace(-3, 5, cond.samples_BSF.shape[2])
+    moved_BH = samples(40 * cond.samples_BSF + offset_F, cond.labels_BS)
+    torch.testing.assert_close(moved_BH, samples(cond.samples_BSF, cond.labels_BS), rtol=1e-4, atol=1e-4)
 
 
 def test_samples_without_any_spread_are_no_nan(samples: SampleEncoder) -> None:
-    told = condition(3)
-    assert samples(torch.ones_like(told.samples_BSF), told.labels_BS).isfinite().all()
+    cond = condition(3)
+    assert samples(torch.ones_like(cond.samples_BSF), cond.labels_BS).isfinite().all()
 
 
 def test_labels_matter_and_showing_all_samples_twice_does_not(samples: SampleEncoder) -> None:
-    told = condition(3)
-    told_BH = samples(told.samples_BSF, told.labels_BS)
-    assert not torch.allclose(samples(told.samples_BSF, 1 - told.labels_BS), told_BH, atol=1e-2)
-    twice_BH = samples(told.samples_BSF.repeat(1, 2, 1), told.labels_BS.repeat(1, 2))
-    torch.testing.assert_close(twice_BH, told_BH, rtol=1e-5, atol=1e-5)
+    cond = condition(3)
+    encoded_BH = samples(cond.samples_BSF, cond.labels_BS)
+    assert not torch.allclose(samples(cond.samples_BSF, 1 - cond.labels_BS), encoded_BH, atol=1e-2)
+    twice_BH = samples(cond.samples_BSF.repeat(1, 2, 1), cond.labels_BS.repeat(1, 2))
+    torch.testing.assert_close(twice_BH, encoded_BH, rtol=1e-5, atol=1e-5)
 
 
 def test_an_encoded_set_is_the_mean_of_its_samples_and_the_directions_of_its_classes(samples: SampleEncoder) -> None:
     """Written out sample by sample and class by class."""
-    told = condition(3)
+    cond = condition(3)
     for b in range(3):
-        x_SF, y_S = told.samples_BSF[b], told.labels_BS[b]
+        x_SF, y_S = cond.samples_BSF[b], cond.labels_BS[b]
         x_SF = x_SF - x_SF.mean(dim=0)
         x_SF = x_SF / x_SF.square().mean().sqrt()
         mixed = [samples.mix(samples.pixel(x_F) + samples.label.weight[y]) for x_F, y in zip(x_SF, y_S, strict=True)]
@@ -62,7 +62,7 @@ def test_an_encoded_set_is_the_mean_of_its_samples_and_the_directions_of_its_cla
         for label in set(y_S.tolist()):
             mean_F = x_SF[y_S == label].mean(dim=0)
             wanted_H = wanted_H + mean_F / mean_F.square().mean().sqrt().clamp(min=1e-2) @ samples.per_class[label]
-        found_H = samples(told.samples_BSF[b : b + 1], told.labels_BS[b : b + 1])[0]
+        found_H = samples(cond.samples_BSF[b : b + 1], cond.labels_BS[b : b + 1])[0]
         torch.testing.assert_close(found_H, samples.head(wanted_H), rtol=1e-4, atol=1e-5)
 
 
@@ -82,20 +82,20 @@ def test_a_class_mean_that_is_next_to_nothing_counts_for_little(samples: SampleE
 
 
 def test_a_class_without_samples_is_no_nan(samples: SampleEncoder) -> None:
-    told = condition(2)
-    assert bool(samples(told.samples_BSF, torch.zeros_like(told.labels_BS)).isfinite().all())
+    cond = condition(2)
+    assert bool(samples(cond.samples_BSF, torch.zeros_like(cond.labels_BS)).isfinite().all())
 
 
 def test_condition_encoder_gives_three_tokens_and_every_part_reaches_them() -> None:
     torch.manual_seed(0)
-    encoder = ConditionEncoder(num_features=6, max_classes=2, num_place_features=NUM_PLACE, width=WIDTH)
-    told, places_MG = condition(2), torch.randn(7, NUM_PLACE)
-    tokens = encoder(told.instructions, told.samples_BSF, told.labels_BS, places_MG)
+    encoder = ConditionEncoder(num_features=6, max_classes=2, num_position_features=NUM_POSITION, width=WIDTH)
+    cond, positions_MG = condition(2), torch.randn(7, NUM_POSITION)
+    tokens = encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG)
     assert tokens.shape == (2, ConditionEncoder.num_tokens, WIDTH)
     others = [
-        encoder(("other", "words"), told.samples_BSF, told.labels_BS, places_MG),
-        encoder(told.instructions, told.samples_BSF.flip(2), told.labels_BS, places_MG),
-        encoder(told.instructions, told.samples_BSF, told.labels_BS, places_MG + 1),
+        encoder(("other", "words"), cond.samples_BSF, cond.labels_BS, positions_MG),
+        encoder(cond.instructions, cond.samples_BSF.flip(2), cond.labels_BS, positions_MG),
+        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG + 1),
     ]
     for place, other in enumerate(others):
         changed = [not torch.allclose(tokens[:, t], other[:, t], atol=1e-3) for t in range(3)]
@@ -104,17 +104,19 @@ def test_condition_encoder_gives_three_tokens_and_every_part_reaches_them() -> N
 
 def test_a_dropped_part_is_not_seen_and_the_others_are_as_they_were() -> None:
     torch.manual_seed(0)
-    encoder = ConditionEncoder(num_features=6, max_classes=2, num_place_features=NUM_PLACE, width=WIDTH, can_drop=True)
+    encoder = ConditionEncoder(
+        num_features=6, max_classes=2, num_position_features=NUM_POSITION, width=WIDTH, can_drop=True
+    )
     assert encoder.dropped is not None
     torch.nn.init.normal_(encoder.dropped)
-    told, other, places_MG = condition(4), condition(4, seed=1), torch.randn(7, NUM_PLACE)
+    cond, other, positions_MG = condition(4), condition(4, seed=1), torch.randn(7, NUM_POSITION)
     other = replace(other, instructions=("a", "b", "c", "d"))
     is_dropped_B2 = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
     whole, kept = (
-        encoder(told.instructions, told.samples_BSF, told.labels_BS, places_MG, dropped)
+        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG, dropped)
         for dropped in (None, is_dropped_B2)
     )
-    changed = encoder(other.instructions, other.samples_BSF, other.labels_BS, places_MG, is_dropped_B2)
+    changed = encoder(other.instructions, other.samples_BSF, other.labels_BS, positions_MG, is_dropped_B2)
     for part in range(2):
         for b in range(4):
             assert torch.equal(kept[b, part], changed[b, part]) == bool(is_dropped_B2[b, part])
@@ -124,12 +126,12 @@ def test_a_dropped_part_is_not_seen_and_the_others_are_as_they_were() -> None:
 
 def test_condition_summary_is_its_formula() -> None:
     torch.manual_seed(0)
-    summary, place = ConditionSummary(WIDTH), PlaceEncoder(NUM_PLACE, WIDTH)
-    prefix_BTH, places_MH = torch.randn(2, 3, WIDTH), place(torch.randn(4, NUM_PLACE))
-    result_BMH = summary(prefix_BTH, places_MH)
+    summary, position = ConditionSummary(WIDTH), PositionEncoder(NUM_POSITION, WIDTH)
+    prefix_BTH, positions_MH = torch.randn(2, 3, WIDTH), position(torch.randn(4, NUM_POSITION))
+    result_BMH = summary(prefix_BTH, positions_MH)
     assert result_BMH.shape == (2, 4, WIDTH)
     for b in range(2):
-        told_H = summary.told(prefix_BTH[b].flatten())
+        condition_H = summary.project(prefix_BTH[b].flatten())
         for m in range(4):
-            expected_H = places_MH[m] + told_H + places_MH[m] * told_H
+            expected_H = positions_MH[m] + condition_H + positions_MH[m] * condition_H
             torch.testing.assert_close(result_BMH[b, m], expected_H, rtol=1e-5, atol=1e-5)

@@ -61,10 +61,10 @@ def test_bytes_tell_case_order_and_punctuation_apart() -> None:
             assert not torch.allclose(together_BH[a], together_BH[b], atol=1e-4), (texts[a], texts[b])
 
 
-@pytest.mark.parametrize("told", ["words", "bytes"])
-def test_a_text_is_encoded_alike_alone_and_beside_others(told: str) -> None:
+@pytest.mark.parametrize("name", ["words", "bytes"])
+def test_a_text_is_encoded_alike_alone_and_beside_others(name: str) -> None:
     torch.manual_seed(0)
-    encoder = build_text_encoder(told, WIDTH)
+    encoder = build_text_encoder(name, WIDTH)
     texts = [*TEXTS, TEXTS[0]]
     together_BH = encoder(texts)
     assert torch.equal(together_BH[0], together_BH[-1])
@@ -87,10 +87,10 @@ def test_the_longest_text_is_taken_and_a_longer_one_refused() -> None:
         encoder(["a" * (ByteEncoder.max_bytes + 1)])
 
 
-@pytest.mark.parametrize("told", ["letters", "hf:", ""])
-def test_unknown_encoders_are_refused(told: str) -> None:
+@pytest.mark.parametrize("name", ["letters", "hf:", ""])
+def test_unknown_encoders_are_refused(name: str) -> None:
     with pytest.raises(TextEncoderError, match="give one of words, bytes, hf:NAME"):
-        build_text_encoder(told, WIDTH)
+        build_text_encoder(name, WIDTH)
 
 
 def test_without_transformers_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_every_stage_is_logged_validated_and_kept(zoo_corpus: Corpus, tmp_path: 
     prior = load_file(tmp_path / "stages" / "prior" / "generator.safetensors")
     final = load_file(tmp_path / "generator" / "generator.safetensors")
     changed = {name.split(".")[1] for name, tensor in prior.items() if not torch.equal(tensor, final[name])}
-    assert changed == {"prior", "correction"}
+    assert changed == {"prior", "residual_head"}
 
 
 def test_divergence_names_the_setting_to_lower(zoo_corpus: Corpus, tmp_path: Path) -> None:

@@ -58,12 +58,12 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
 def chosen_steps(rows: LayoutRows, num_targets: int) -> dict[str, list[int]]:
     """Of each trajectory; looks whether everything else fits them."""
     found = trajectory_rows(rows, num_targets)
-    assert found.targets_NkD is not None
+    assert found.targets_NAD is not None
     assert len(found.tasks) == len(found.steps) == len(found.trajectories) == len(found.values_ND)
-    assert torch.equal(found.targets_NkD[:, -1], found.values_ND)
+    assert torch.equal(found.targets_NAD[:, -1], found.values_ND)
     chosen = {}
     for n, name in enumerate(found.trajectories):
-        places = found.targets_NkD[n, :, 0].long().tolist()
+        places = found.targets_NAD[n, :, 0].long().tolist()
         assert {rows.trajectories[place] for place in places} == {name}
         assert found.tasks[n] == places[-1]
         chosen[name] = [rows.steps[place] for place in places]
@@ -129,23 +129,23 @@ def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corp
     order = order_of(zoo_corpus)
     (rows,) = [rows for rows in order._rows if rows.layout.id == order.batch(0, 4).layout.id]
     assert len(rows.tasks) == len({name for name, _ in by_step if by_step[name, 120]["layout_id"] == rows.layout.id})
-    targets_NkD = rows.targets_NkD
-    assert targets_NkD is not None
+    targets_NAD = rows.targets_NAD
+    assert targets_NAD is not None
     for n, name in enumerate(rows.trajectories):
         for i, step in enumerate((100, 120)):
             table = zoo_corpus.select(checkpoint_id=by_step[name, step]["checkpoint_id"])
-            assert torch.equal(zoo_corpus.values(table)[0], targets_NkD[n, i])
+            assert torch.equal(zoo_corpus.values(table)[0], targets_NAD[n, i])
     for step in range(4):
         batch = order.batch(step, 6)
-        assert batch.targets_BkD is not None
-        assert batch.targets_BkD.shape == (6, 2, batch.layout.num_values)
-        assert torch.equal(batch.targets_BkD[:, -1], batch.values_BD)
-        assert not torch.equal(batch.targets_BkD[:, 0], batch.values_BD)
+        assert batch.targets_BAD is not None
+        assert batch.targets_BAD.shape == (6, 2, batch.layout.num_values)
+        assert torch.equal(batch.targets_BAD[:, -1], batch.values_BD)
+        assert not torch.equal(batch.targets_BAD[:, 0], batch.values_BD)
 
 
 def test_without_local_targets_every_checkpoint_is_a_row(zoo_corpus: Corpus) -> None:
     plain, ends = order_of(zoo_corpus, num_targets=0), order_of(zoo_corpus)
-    assert plain.batch(0, 4).targets_BkD is None
+    assert plain.batch(0, 4).targets_BAD is None
     assert [len(rows.tasks) for rows in plain._rows] == [2 * len(rows.tasks) for rows in ends._rows]
 
 
@@ -157,9 +157,9 @@ def test_parts_of_all_workers_are_the_whole_few_shot_batch(zoo_corpus: Corpus) -
         assert whole.query.labels_BS.shape == (8, 7)
         for rank, order in enumerate(parts):
             part = order.batch(step, 8)
-            assert part.targets_BkD is not None
-            assert whole.targets_BkD is not None
-            assert torch.equal(part.targets_BkD, whole.targets_BkD[rank::2])
+            assert part.targets_BAD is not None
+            assert whole.targets_BAD is not None
+            assert torch.equal(part.targets_BAD, whole.targets_BAD[rank::2])
             assert torch.equal(part.condition.samples_BSF, whole.condition.samples_BSF[rank::2])
             assert torch.equal(part.query.samples_BSF, whole.query.samples_BSF[rank::2])
 

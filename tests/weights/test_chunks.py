@@ -16,8 +16,8 @@ from raywgen.weights.chunks import (
     chunk_mask,
     from_chunks,
     num_chunks,
-    num_place_features,
-    place_features,
+    num_position_features,
+    position_features,
     span_features,
     to_chunks,
 )
@@ -47,25 +47,25 @@ def test_mask_counts_the_values(layout: Layout, chunk_length: int) -> None:
 
 @pytest.mark.parametrize("chunk_length", [1, 4, 7, 1000])
 def test_places_are_finite_bounded_and_differ(layout: Layout, chunk_length: int) -> None:
-    places_MG = place_features(layout, chunk_length)
-    assert places_MG.shape == (num_chunks(layout, chunk_length), num_place_features())
-    assert bool(torch.isfinite(places_MG).all())
-    assert float(places_MG.abs().max()) <= 2.0
-    assert len(torch.unique(places_MG, dim=0)) == len(places_MG)
+    positions_MG = position_features(layout, chunk_length)
+    assert positions_MG.shape == (num_chunks(layout, chunk_length), num_position_features())
+    assert bool(torch.isfinite(positions_MG).all())
+    assert float(positions_MG.abs().max()) <= 2.0
+    assert len(torch.unique(positions_MG, dim=0)) == len(positions_MG)
 
 
 def test_places_are_a_function_of_the_layout_alone(layout: Layout) -> None:
     again = Layout.from_json(layout.to_json())
-    assert torch.equal(place_features(again, 4), place_features(layout, 4))
+    assert torch.equal(position_features(again, 4), position_features(layout, 4))
 
 
 def test_a_place_is_that_of_its_first_and_last_value(layout: Layout) -> None:
     last = layout.num_values - 1
     first_M = torch.arange(num_chunks(layout, 4)) * 4
     expected = span_features(layout, first_M, (first_M + 3).clamp(max=last))
-    assert torch.equal(place_features(layout, 4), expected)
+    assert torch.equal(position_features(layout, 4), expected)
     values_MG = span_features(layout, first_M, first_M)
-    half = num_place_features() // 2
+    half = num_position_features() // 2
     assert torch.equal(expected[:, :half], values_MG[:, :half])
     assert not torch.equal(expected[:, half:], values_MG[:, half:])
 
@@ -74,7 +74,7 @@ def test_values_of_a_row_share_its_waves_and_values_of_a_column_its_own() -> Non
     """A matrix of 5 rows and 7 columns: value 8 lies in row 1 and column 1."""
     matrix = Layout.from_state_dict({"weight": torch.zeros(5, 7)})
     place = torch.arange(35)
-    waves = span_features(matrix, place, place)[:, : num_place_features() // 2][:, -36:]
+    waves = span_features(matrix, place, place)[:, : num_position_features() // 2][:, -36:]
     row, column, whole = (part.unflatten(0, (5, 7)) for part in waves.split(12, dim=1))
     assert torch.equal(row, row[:, :1].expand_as(row))
     assert torch.equal(column, column[:1].expand_as(column))

@@ -18,7 +18,7 @@ from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, HeadFrame
 from raywgen.weights import Condition, Layout, Normalizer, NormalizerTable, WeightBatch
-from raywgen.weights.chunks import from_chunks, num_chunks, num_place_features, place_features, to_chunks
+from raywgen.weights.chunks import from_chunks, num_chunks, num_position_features, position_features, to_chunks
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
 _MOST_FLAT_VALUES = 1 << 14
@@ -28,16 +28,16 @@ class Denoiser(nn.Module, ABC):
     """Predicts weights or noise of normalised flat vectors, conditioned on a task's support set."""
 
     @abstractmethod
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """Embeds B support sets; once per task, whatever the number of steps."""
 
     @abstractmethod
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
-        """`(B, n, D)`, given fractions of the chain in [0, 1] and what `tell` gave."""
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
+        """`(B, n, D)`, given fractions of the chain in [0, 1] and what `embed_condition` gave."""
 
     @abstractmethod
-    def num_told(self) -> int:
-        """Last dimension of what `tell` gives."""
+    def condition_width(self) -> int:
+        """Last dimension of what `embed_condition` gives."""
 
     def setup(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
         """Takes what it must know of support sets from some batches, before training.
@@ -47,9 +47,9 @@ class Denoiser(nn.Module, ABC):
             predicts_weights: Whether its predictions are weights, and may begin at some that are known to be good.
         """
 
-    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Weights in generator units to the states that are denoised, `(B, k, Z)`; by default they are the same."""
-        return normalised_BkD
+        return normalised_BAD
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """States at the end of the chain to weights in generator units, `(B, D)`, differentiable."""
@@ -60,8 +60,8 @@ class Denoiser(nn.Module, ABC):
         return layout.num_values
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """Calls `predict` after `tell`."""
-        return self.predict(x_BnD, time_Bn, self.tell(samples_BSF, labels_BS, layout), layout)
+        """Calls `predict` after `embed_condition`."""
+        return self.predict(x_BnD, time_Bn, self.embed_condition(samples_BSF, labels_BS, layout), layout)
 
 
 class HeadWeights(Denoiser):
@@ -80,9 +80,9 @@ class HeadWeights(Denoiser):
         if predicts_weights:
             self.net.begin_at_nearest_means()
 
-    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Expresses head weights in support-normalised features."""
-        rows = to_rows(normalised_BkD, layout)
+        rows = to_rows(normalised_BAD, layout)
         return from_rows(self.net.into_frame(rows, self._frame(condition, layout)), layout)
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
@@ -90,20 +90,20 @@ class HeadWeights(Denoiser):
         rows = to_rows(states_BZ.unsqueeze(1), layout)
         return from_rows(self.net.out_of_frame(rows, self._frame(condition, layout)), layout).squeeze(1)
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """`(B, C, H + E + 1)`."""
-        return self.net.tell(samples_BSF, labels_BS, num_head_classes(layout))
+        return self.net.embed_condition(samples_BSF, labels_BS, num_head_classes(layout))
 
     def _frame(self, condition: Condition, layout: Layout) -> HeadFrame:
         return self.net.frame(condition.samples_BSF, condition.labels_BS, num_head_classes(layout))
 
-    def num_told(self) -> int:
+    def condition_width(self) -> int:
         """H + E + 1."""
-        return self.net.num_told
+        return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
         """Predicts the end of the chain class by class."""
-        return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, told), layout)
+        return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, condition_embedding), layout)
 
 
 class FlatWeights(Denoiser):
@@ -114,18 +114,18 @@ class FlatWeights(Denoiser):
         self._layout_id = layout.id
         self.net = FlatDenoiser(layout.num_values, data.num_features, data.max_classes, config.width, config.num_layers)
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """Returns the tell, `(B, H)`."""
-        return self.net.tell(samples_BSF, labels_BS)
+        return self.net.embed_condition(samples_BSF, labels_BS)
 
-    def num_told(self) -> int:
+    def condition_width(self) -> int:
         """Returns H, the width of the embedded condition."""
-        return self.net.num_told
+        return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
         """All values at once."""
         assert layout.id == self._layout_id, "a flat denoiser knows one layout"
-        return self.net(x_BnD, time_Bn, told)
+        return self.net(x_BnD, time_Bn, condition_embedding)
 
 
 class ChunkWeights(Denoiser):
@@ -136,7 +136,7 @@ class ChunkWeights(Denoiser):
         self._length = config.chunk_length
         self.net = ChunkDenoiser(
             chunk_length=config.chunk_length,
-            num_place_features=num_place_features(),
+            num_position_features=num_position_features(),
             num_features=data.num_features,
             max_classes=data.max_classes,
             width=config.width,
@@ -144,18 +144,18 @@ class ChunkWeights(Denoiser):
             num_heads=config.num_heads,
         )
 
-    def tell(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+    def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """Returns the tell, `(B, H)`."""
-        return self.net.tell(samples_BSF, labels_BS)
+        return self.net.embed_condition(samples_BSF, labels_BS)
 
-    def num_told(self) -> int:
+    def condition_width(self) -> int:
         """Returns H, the width of the embedded condition."""
-        return self.net.num_told
+        return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: Layout) -> Tensor:
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
         """All chunks at once."""
-        places_MG = place_features(layout, self._length).to(x_BnD.device)
-        chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, told, places_MG)
+        positions_MG = position_features(layout, self._length).to(x_BnD.device)
+        chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions_MG)
         return from_chunks(chunks, x_BnD.shape[-1])
 
 
@@ -167,30 +167,34 @@ class LatentWeights(ChunkWeights):
         self._frozen = (tokenizer,)
 
     @torch.no_grad()
-    def encode(self, normalised_BkD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Chunks as the tokeniser has them before it quantises."""
-        return self.latents(normalised_BkD, layout)
+        return self.latents(normalised_BAD, layout)
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """Encodes weights by the tokeniser, without quantising."""
         return self.weights(states_BZ, layout)
 
-    def latents(self, normalised_BkD: Tensor, layout: Layout) -> Tensor:
+    def latents(self, normalised_BAD: Tensor, layout: Layout) -> Tensor:
         """`encode`, which needs no condition here."""
         (tokenizer,) = self._frozen
-        chunks = to_chunks(normalised_BkD, self._length)
-        places_MG, mask_MK = (part.to(chunks.device) for part in (tokenizer.places(layout), tokenizer.mask(layout)))
+        chunks = to_chunks(normalised_BAD, self._length)
+        positions_MG, mask_MK = (
+            part.to(chunks.device) for part in (tokenizer.positions(layout), tokenizer.mask(layout))
+        )
         return (
-            tokenizer.latents(chunks.flatten(0, 1), places_MG, mask_MK)
+            tokenizer.latents(chunks.flatten(0, 1), positions_MG, mask_MK)
             .flatten(1)
-            .unflatten(0, normalised_BkD.shape[:2])
+            .unflatten(0, normalised_BAD.shape[:2])
         )
 
     def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
         """Decodes latents by the tokeniser."""
         (tokenizer,) = self._frozen
-        places_MG, mask_MK = (part.to(states_BZ.device) for part in (tokenizer.places(layout), tokenizer.mask(layout)))
-        chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), places_MG, mask_MK)
+        positions_MG, mask_MK = (
+            part.to(states_BZ.device) for part in (tokenizer.positions(layout), tokenizer.mask(layout))
+        )
+        chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), positions_MG, mask_MK)
         return from_chunks(chunks, layout.num_values)
 
     def num_states(self, layout: Layout) -> int:

@@ -43,9 +43,9 @@ def check_module(module: nn.Module, layout: Layout) -> None:
     for name in [*wanted, *built]:
         if built.get(name) != wanted.get(name):
             raise RebuildError(
-                f"tensor '{name}' is {_told(built, name)} in the network that the corpus' recipe builds and "
-                f"{_told(wanted, name)} in its checkpoints, so these cannot be run; give the corpus the recipe of its "
-                "own network, or tokenizer.output_loss_weight=0"
+                f"tensor '{name}' is {_shape_text(built, name)} in the network that the corpus' recipe builds and "
+                f"{_shape_text(wanted, name)} in its checkpoints, so these cannot be run; give the corpus the recipe "
+                "of its own network, or tokenizer.output_loss_weight=0"
             )
 
 
@@ -58,5 +58,5 @@ def _log_probabilities(values_BD: Tensor, batch: WeightBatch) -> Tensor:
     return logits_BSC.float().log_softmax(dim=-1)
 
 
-def _told(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+def _shape_text(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"

@@ -12,5 +12,5 @@ from raywgen.weights import NormalizerTable, WeightBatch
 
 def normalised_targets(batch: WeightBatch, normalizers: NormalizerTable) -> Tensor:
     """The batch's local targets in generator units, `(B, k, D)`."""
-    assert batch.targets_BkD is not None, "the data holds no local targets"
-    return normalizers[batch.layout.id][1].normalise(batch.targets_BkD)
+    assert batch.targets_BAD is not None, "the data holds no local targets"
+    return normalizers[batch.layout.id][1].normalise(batch.targets_BAD)

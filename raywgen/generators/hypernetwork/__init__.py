@@ -26,9 +26,9 @@ from raywgen.generators.interface import (
     StageNeeds,
 )
 from raywgen.nn.batch_norm import Statistics
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
-from raywgen.weights.chunks import from_chunks, num_place_features, place_features
+from raywgen.weights.chunks import from_chunks, num_position_features, position_features
 
 _CHUNK_LENGTH = 16
 
@@ -61,11 +61,11 @@ class Hypernetwork(Generator):
         self.condition = ConditionEncoder(
             num_features=data.num_features,
             max_classes=data.max_classes,
-            num_place_features=num_place_features(),
+            num_position_features=num_position_features(),
             width=H,
         )
-        self.told = ConditionSummary(H)
-        self.place = PlaceEncoder(num_place_features(), H)
+        self.condition_summary = ConditionSummary(H)
+        self.position = PositionEncoder(num_position_features(), H)
         self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
 
     def all_stages(self) -> list[Stage]:
@@ -74,9 +74,9 @@ class Hypernetwork(Generator):
 
     def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Flat vectors `(B, D)`, differentiable."""
-        places_MG = place_features(layout, _CHUNK_LENGTH)
-        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, places_MG)
-        chunks_BMK = self.body(self.told(tokens_BTH, self.place(places_MG)))
+        positions_MG = position_features(layout, _CHUNK_LENGTH)
+        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, positions_MG)
+        chunks_BMK = self.body(self.condition_summary(tokens_BTH, self.position(positions_MG)))
         return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ class DataEncoder(nn.Module):
     name. In its place stand the features of a fixed input, by which another encoder is told from it.
 
     Args:
-        told: What `load_encoder` takes.
+        name: The encoder, as `load_encoder` takes it.
         num_values: F.
 
     Raises:
@@ -37,11 +37,11 @@ class DataEncoder(nn.Module):
 
     probe_1E: Tensor
 
-    def __init__(self, told: str, num_values: int) -> None:
+    def __init__(self, name: str, num_values: int) -> None:
         super().__init__()
-        self._told, self._num_values = told, num_values
+        self._name, self._num_values = name, num_values
         # In a tuple, so that it is neither trained nor saved.
-        self._frozen = (load_encoder(told),)
+        self._frozen = (load_encoder(name),)
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self.register_buffer("probe_1E", self._probe())
         self.register_load_state_dict_post_hook(_check_probe)
@@ -59,19 +59,19 @@ class DataEncoder(nn.Module):
         """
         flat_NF = samples_BSF.detach().flatten(0, 1)
         rows = flat_NF.float().cpu().contiguous().numpy()
-        names = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+        digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
         found: dict[bytes, Tensor] = {}
-        for place, name in enumerate(names):
-            if name in found:
+        for index, digest in enumerate(digests):
+            if digest in found:
                 continue
-            if name in self._kept:
-                self._kept.move_to_end(name)
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
             else:
-                self._kept[name] = self._encode(flat_NF[place : place + 1])[0]
-            found[name] = self._kept[name]
+                self._kept[digest] = self._encode(flat_NF[index : index + 1])[0]
+            found[digest] = self._kept[digest]
         while len(self._kept) > max(1, _KEPT_VALUES // self.num_features):
             self._kept.popitem(last=False)
-        return torch.stack([found[name] for name in names]).to(samples_BSF).unflatten(0, samples_BSF.shape[:2])
+        return torch.stack([found[digest] for digest in digests]).to(samples_BSF).unflatten(0, samples_BSF.shape[:2])
 
     def _encode(self, x_1F: Tensor) -> Tensor:
         (encoder,) = self._frozen
@@ -88,6 +88,6 @@ def _check_probe(module: nn.Module, _: Any) -> None:
     # Another build of torch rounds differently; another encoder differs by far more.
     if float((fresh_1E - saved_1E).norm()) > _SAME * float(saved_1E.norm()):
         raise EncoderError(
-            f"data_encoder={module._told}: its features are not those that this generator was trained on; give the "
+            f"data_encoder={module._name}: its features are not those that this generator was trained on; give the "
             "encoder it was trained with"
         )

@@ -62,20 +62,22 @@ class IGPG(Generator):
         self.config: IGPGConfig = config
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
-        num_places = self.tokenizer.num_place_features
+        num_position_features = self.tokenizer.num_position_features
         self.prior = Prior(
             config.prior,
             sizes.quantiser.num_levels,
             sizes.quantiser.num_codes,
             sizes.chunk_length,
             data,
-            num_places,
-            tells_scales=sizes.codes_scales and config.prior.window > 0,
+            num_position_features,
+            reads_scales=sizes.codes_scales and config.prior.window > 0,
         )
-        self.correction = PerceptronCoder(sizes.chunk_length, num_places, sizes.width)
+        self.residual_head = PerceptronCoder(sizes.chunk_length, num_position_features, sizes.width)
         # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
         is_spread = config.task_loss.num_steps > 0 and config.task_loss.diversity_weight > 0
-        self.variation = PerceptronCoder(sizes.chunk_length, num_places, sizes.width) if is_spread else None
+        self.sample_residual_head = (
+            PerceptronCoder(sizes.chunk_length, num_position_features, sizes.width) if is_spread else None
+        )
 
     def all_stages(self) -> list[Stage]:
         """Tokeniser, prior, and the task-loss stage."""
@@ -83,7 +85,12 @@ class IGPG(Generator):
             TokenizerStage(self.tokenizer, self.normalizers),
             PriorStage(self.prior, self.tokenizer, self.normalizers),
             IGPGTaskLossStage(
-                self.config.task_loss, self.prior, self.correction, self.variation, self.tokenizer, self.normalizers
+                self.config.task_loss,
+                self.prior,
+                self.residual_head,
+                self.sample_residual_head,
+                self.tokenizer,
+                self.normalizers,
             ),
         ]
 
@@ -103,8 +110,8 @@ class IGPG(Generator):
 
     def encoders(self) -> dict[str, str]:
         """Returns the encoder of the samples, if there is one."""
-        told = self.config.prior.data_encoder
-        return {"prior.data_encoder": told} if told else {}
+        encoder = self.config.prior.data_encoder
+        return {"prior.data_encoder": encoder} if encoder else {}
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
@@ -121,15 +128,21 @@ class IGPG(Generator):
             condition = shuffled_conditions(condition)
         condition, noise = condition.repeat(num), request.noise.split(torch.arange(num), _AVERAGE_STREAM)
         table, mask_MK = self.tokenizer.table(layout), self.tokenizer.mask(layout)
-        places_MG, rvq = table.places_MG, self.tokenizer.quantiser
+        positions_MG, rvq = table.positions_MG, self.tokenizer.quantiser
         sample = sample_tokens(self.prior, condition, table, rvq, noise, request.temperature, sampling)
         if sample.expected_BMK is not None:
             drawn_BMK = rvq.decode(sample.codes_BML)
             chunks_BMK = task_loss_chunks(
-                self.tokenizer, self.correction, self.variation, sample.expected_BMK, drawn_BMK, places_MG, mask_MK
+                self.tokenizer,
+                self.residual_head,
+                self.sample_residual_head,
+                sample.expected_BMK,
+                drawn_BMK,
+                positions_MG,
+                mask_MK,
             )
         else:
-            chunks_BMK = self.tokenizer.decode(sample.codes_BML, places_MG, mask_MK)
+            chunks_BMK = self.tokenizer.decode(sample.codes_BML, positions_MG, mask_MK)
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, request.normalizer))
         log_prob_N = sample.log_prob_BM.sum(dim=1)
         return Generated(
@@ -149,15 +162,15 @@ class IGPG(Generator):
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Encodes to tokens and decodes again."""
-        places_MG, mask_MK = self.tokenizer.places(layout), self.tokenizer.mask(layout)
-        chunks_BMK = self.tokenizer.decode(self.tokens(values_BD, layout), places_MG, mask_MK)
+        positions_MG, mask_MK = self.tokenizer.positions(layout), self.tokenizer.mask(layout)
+        chunks_BMK = self.tokenizer.decode(self.tokens(values_BD, layout), positions_MG, mask_MK)
         return self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout))
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """The codes int64 `(B, M, L)` of given weights."""
         chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.normalizer(layout))
-        return self.tokenizer.encode(chunks_BMK, self.tokenizer.places(layout), self.tokenizer.mask(layout))
+        return self.tokenizer.encode(chunks_BMK, self.tokenizer.positions(layout), self.tokenizer.mask(layout))
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """Returns a layout's normaliser; with scale tokens and no shared base, an unknown layout has its own."""

@@ -46,20 +46,20 @@ class Levels(NamedTuple):
 
     Attributes:
         weight_LHV: From a level's hidden state to its logits.
-        told_LVH: What later levels are told of a code.
+        code_embedding_LVH: What later levels are told of a code.
         codebooks_LVK: Code vectors.
     """
 
     weight_LHV: Tensor
-    told_LVH: Tensor
+    code_embedding_LVH: Tensor
     codebooks_LVK: Tensor
 
 
 class LevelHead(nn.Module):
     """Predicts a chunk's residual tokens; a level sees the sum of the code vectors of the levels before.
 
-    Tokens that are known before, `forced_XL` of all methods (-1 for any other token, None where there are none), have
-    all probability at their code: whether drawn, expected or read, they add nothing to a log-probability.
+    Padding tokens, whose codes are given by `padding_codes_XL` (-1 for any other token; None where there are none),
+    have probability 1: whether they are drawn, expected or read, they add nothing to a log-probability.
     """
 
     def __init__(self, width: int, num_levels: int, num_codes: int, chunk_length: int) -> None:
@@ -79,66 +79,66 @@ class LevelHead(nn.Module):
         near_LHV = self.query @ (codebooks_LVK / size_L11).transpose(1, 2)
         return Levels(
             weight_LHV=near_LHV + self.free,
-            told_LVH=codebooks_LVK @ self.chosen.weight.t(),
+            code_embedding_LVH=codebooks_LVK @ self.chosen.weight.t(),
             codebooks_LVK=codebooks_LVK,
         )
 
     def logits(
-        self, state_XH: Tensor, told_XH: Tensor, level: int, levels: Levels, forced_XL: Tensor | None = None
+        self, state_XH: Tensor, chosen_XH: Tensor, level: int, levels: Levels, padding_codes_XL: Tensor | None = None
     ) -> Tensor:
         """Logits `(X, V)` of one level.
 
         Args:
             state_XH: `state` of what the trunk says of the chunks.
-            told_XH: Sum of `told_LVH` over the codes of the levels before, chosen or in expectation.
+            chosen_XH: Sum of `code_embedding_LVH` over the codes of the levels before, chosen or in expectation.
             level: Which one.
             levels: Of all.
-            forced_XL: Tokens that are known before.
+            padding_codes_XL: Tokens that are known before.
         """
-        hidden_XH = nn.functional.gelu(state_XH + told_XH + self.level[level])
+        hidden_XH = nn.functional.gelu(state_XH + chosen_XH + self.level[level])
         logits_XV = hidden_XH @ levels.weight_LHV[level] + self.bias[level]
-        return logits_XV if forced_XL is None else _forced(logits_XV, forced_XL[..., level])
+        return logits_XV if padding_codes_XL is None else _with_padding_codes(logits_XV, padding_codes_XL[..., level])
 
     def log_likelihood(
-        self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, forced_BML: Tensor | None = None
+        self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, padding_codes_BML: Tensor | None = None
     ) -> Tensor:
         """Log-probability of every given token, `(B, M, L)`."""
         levels, state_BMH = self.levels(rvq), self.state(hidden_BMH)
-        told_BMH = torch.zeros_like(state_BMH)
+        chosen_BMH = torch.zeros_like(state_BMH)
         log_prob = []
         for level in range(rvq.num_levels):
             code_BM = codes_BML[..., level]
-            log_p = self.logits(state_BMH, told_BMH, level, levels, forced_BML).log_softmax(dim=-1)
+            log_p = self.logits(state_BMH, chosen_BMH, level, levels, padding_codes_BML).log_softmax(dim=-1)
             log_prob.append(log_p.gather(-1, code_BM.unsqueeze(-1)).squeeze(-1))
-            told_BMH = told_BMH + levels.told_LVH[level][code_BM]
+            chosen_BMH = chosen_BMH + levels.code_embedding_LVH[level][code_BM]
         return torch.stack(log_prob, dim=-1)
 
     def expected_latents(
         self,
         hidden_XH: Tensor,
         rvq: Codebooks,
-        forgotten_XH: Tensor | None = None,
+        unconditional_XH: Tensor | None = None,
         *,
         guidance: float = 1.0,
-        forced_XL: Tensor | None = None,
+        padding_codes_XL: Tensor | None = None,
     ) -> Tensor:
         """The expected code `(X, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation.
 
         Args:
             hidden_XH: States.
             rvq: Code vectors.
-            forgotten_XH: States that were told nothing, for guidance.
+            unconditional_XH: States that were told nothing, for guidance.
             guidance: Of the probabilities.
-            forced_XL: Tokens that are known before.
+            padding_codes_XL: Tokens that are known before.
         """
         levels, state_XH = self.levels(rvq), self.state(hidden_XH)
-        without_XH = None if forgotten_XH is None else self.state(forgotten_XH)
+        without_XH = None if unconditional_XH is None else self.state(unconditional_XH)
         expected_XK = hidden_XH.new_zeros(*hidden_XH.shape[:-1], rvq.codebooks_LVK.shape[2])
         for level in range(rvq.num_levels):
-            told_XH = self.chosen(expected_XK)
-            scores_XV = self.logits(state_XH, told_XH, level, levels, forced_XL)
+            chosen_XH = self.chosen(expected_XK)
+            scores_XV = self.logits(state_XH, chosen_XH, level, levels, padding_codes_XL)
             if without_XH is not None:
-                without_XV = self.logits(without_XH, told_XH, level, levels, forced_XL).log_softmax(dim=-1)
+                without_XV = self.logits(without_XH, chosen_XH, level, levels, padding_codes_XL).log_softmax(dim=-1)
                 scores_XV = guided(scores_XV.log_softmax(dim=-1), without_XV, guidance)
             expected_XK = expected_XK + scores_XV.softmax(dim=-1) @ rvq.codebooks_LVK[level]
         return expected_XK
@@ -150,7 +150,7 @@ class LevelHead(nn.Module):
         gumbel_RLV: Tensor | None,
         temperature: float,
         sampling: SamplingConfig,
-        forced_RL: Tensor | None = None,
+        padding_codes_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens `(R, L)` of one chunk, their code vector `(R, K)` and log-probability `(R,)`.
 
@@ -165,11 +165,11 @@ class LevelHead(nn.Module):
             forced_RL: Tokens that are known before.
         """
         state_SRH = self.state(state_SRH)
-        told_RH = torch.zeros_like(state_SRH[0])
+        chosen_RH = torch.zeros_like(state_SRH[0])
         log_prob_R = state_SRH.new_zeros(state_SRH.shape[1])
         codes = []
         for level in range(len(levels.weight_LHV)):
-            log_p_SRV = self.logits(state_SRH, told_RH, level, levels, forced_RL).log_softmax(dim=-1)
+            log_p_SRV = self.logits(state_SRH, chosen_RH, level, levels, padding_codes_RL).log_softmax(dim=-1)
             score_RV = log_p_SRV[0]
             if len(log_p_SRV) == 2:
                 score_RV = guided(score_RV, log_p_SRV[1], sampling.guidance)
@@ -177,15 +177,15 @@ class LevelHead(nn.Module):
                 score_RV = truncated(score_RV / temperature, sampling.top_k, sampling.top_p) + gumbel_RLV[:, level]
             code_R = score_RV.argmax(dim=-1)
             log_prob_R = log_prob_R + log_p_SRV[0].gather(-1, code_R.unsqueeze(-1)).squeeze(-1)
-            told_RH = told_RH + levels.told_LVH[level][code_R]
+            chosen_RH = chosen_RH + levels.code_embedding_LVH[level][code_R]
             codes.append(code_R)
         codes_RL = torch.stack(codes, dim=-1)
         level_L = torch.arange(codes_RL.shape[1], device=codes_RL.device)
         return codes_RL, levels.codebooks_LVK[level_L, codes_RL].sum(dim=1), log_prob_R
 
 
-def _forced(logits_XV: Tensor, forced_X: Tensor) -> Tensor:
+def _with_padding_codes(logits_XV: Tensor, padding_code_X: Tensor) -> Tensor:
     """All on the code that is known; where it is -1, the logits as they are."""
     codes_V = torch.arange(logits_XV.shape[-1], device=logits_XV.device)
-    only_XV = torch.where(codes_V == forced_X.unsqueeze(-1), 0.0, _NEVER).to(logits_XV.dtype)
-    return torch.where(forced_X.unsqueeze(-1) < 0, logits_XV, only_XV)
+    only_XV = torch.where(codes_V == padding_code_X.unsqueeze(-1), 0.0, _NEVER).to(logits_XV.dtype)
+    return torch.where(padding_code_X.unsqueeze(-1) < 0, logits_XV, only_XV)

@@ -23,16 +23,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.tokenizer.chunk_table import NUM_OWN, ChunkTable, LeadingChunks
+from raywgen.generators.common.tokenizer.chunk_table import NUM_CHUNK_SCALES, ChunkTable, HeaderChunks
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
 from raywgen.generators.interface import DataSpec
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PlaceEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.nn.transformer import Transformer
 from raywgen.weights import Condition
-from raywgen.weights.chunks import num_place_features
+from raywgen.weights.chunks import num_position_features
 
 
 class Prior(nn.Module):
@@ -45,27 +45,27 @@ class Prior(nn.Module):
         num_codes: int,
         K: int,
         data: DataSpec,
-        num_places: int | None = None,
+        G: int | None = None,
         *,
-        tells_scales: bool = False,
+        reads_scales: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
-        H, G = config.width, num_places or num_place_features()
+        H, G = config.width, G or num_position_features()
         self.data = DataEncoder(config.data_encoder, data.num_features) if config.data_encoder else None
         self.condition = ConditionEncoder(
             num_features=data.num_features if self.data is None else self.data.num_features,
             max_classes=data.max_classes,
-            num_place_features=G,
+            num_position_features=G,
             width=H,
             text_encoder=config.text_encoder,
             can_drop=config.condition_dropout > 0,
         )
-        self.told = ConditionSummary(H)
-        self.place = PlaceEncoder(G, H)
+        self.condition_summary = ConditionSummary(H)
+        self.position = PositionEncoder(G, H)
         self.previous = nn.Linear(K, H)
         # Without a bias, so that who is told nothing is told nothing. Missing where a parameter would get no gradient.
-        self.scales = nn.Linear(NUM_OWN, H, bias=False) if tells_scales else None
+        self.scales = nn.Linear(NUM_CHUNK_SCALES, H, bias=False) if reads_scales else None
         self.trunk = Transformer(
             H,
             config.num_layers,
@@ -75,53 +75,53 @@ class Prior(nn.Module):
         )
         self.head = LevelHead(H, num_levels, num_codes, K)
 
-    def prefix(self, cond: Condition, places_MG: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
+    def prefix(self, cond: Condition, positions_MG: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
         """Condition tokens `(B, T, H)`.
 
         Args:
             cond: What is asked for.
-            places_MG: Of all chunks of the layout.
+            positions_MG: Of all chunks of the layout.
             is_dropped_B2: Whose instruction, whose samples are left out, bool.
         """
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
-        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, places_MG, is_dropped_B2)
+        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, positions_MG, is_dropped_B2)
 
-    def inputs(self, prefix_BTH: Tensor, places_WH: Tensor, told_BWF: Tensor | None) -> Tensor:
+    def inputs(self, prefix_BTH: Tensor, positions_WH: Tensor, scales_BW4: Tensor | None) -> Tensor:
         """Embeds what every position is given beside the chunk before it, `(B, W, H)`."""
-        inputs_BWH = self.told(prefix_BTH, places_WH)
-        return inputs_BWH if self.scales is None or told_BWF is None else inputs_BWH + self.scales(told_BWF)
+        inputs_BWH = self.condition_summary(prefix_BTH, positions_WH)
+        return inputs_BWH if self.scales is None or scales_BW4 is None else inputs_BWH + self.scales(scales_BW4)
 
-    def leading(self, table: ChunkTable) -> LeadingChunks | None:
+    def header(self, table: ChunkTable) -> HeaderChunks | None:
         """The chunks whose numbers windows that begin after them are told; None where none are."""
-        return None if self.scales is None else table.leading
+        return None if self.scales is None else table.header
 
     def states(
-        self, prefix_BTH: Tensor, places_WG: Tensor, latents_BWK: Tensor, told_BWF: Tensor | None = None
+        self, prefix_BTH: Tensor, positions_WG: Tensor, latents_BWK: Tensor, scales_BW4: Tensor | None = None
     ) -> Tensor:
         """States `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).
 
         Args:
             prefix_BTH: Condition tokens.
-            places_WG: Of the windows' chunks, the same in all rows or `(B, W, G)`.
+            positions_WG: Of the windows' chunks, the same in all rows or `(B, W, G)`.
             latents_BWK: Code vectors of the windows' chunks.
-            told_BWF: Numbers that the windows' values are written in; None where no window is told any.
+            scales_BWF: Numbers that the windows' values are written in; None where no window is told any.
         """
         before_BWK = torch.cat([torch.zeros_like(latents_BWK[:, :1]), latents_BWK[:, :-1]], dim=1)
-        inputs_BWH = self.inputs(prefix_BTH, self.place(places_WG), told_BWF) + self.previous(before_BWK)
+        inputs_BWH = self.inputs(prefix_BTH, self.position(positions_WG), scales_BW4) + self.previous(before_BWK)
         return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1))[:, prefix_BTH.shape[1] :]
 
-    def states_alone(self, prefix_BTH: Tensor, places_BWG: Tensor, told_BWF: Tensor | None = None) -> Tensor:
+    def states_alone(self, prefix_BTH: Tensor, positions_BWG: Tensor, scales_BW4: Tensor | None = None) -> Tensor:
         """States `(B, W, H)` of chunks each of which is a window of its own, all of a row at the cost of one window.
 
         Args:
             prefix_BTH: Condition tokens.
-            places_BWG: Of the chunks.
-            told_BWF: As of `states`.
+            positions_BWG: Of the chunks.
+            scales_BWF: As of `states`.
         """
-        num_told = prefix_BTH.shape[1]
+        num_prefix = prefix_BTH.shape[1]
         nothing_K = prefix_BTH.new_zeros(self.previous.in_features)
-        inputs_BWH = self.inputs(prefix_BTH, self.place(places_BWG), told_BWF) + self.previous(nothing_K)
-        return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1), num_common=num_told)[:, num_told:]
+        inputs_BWH = self.inputs(prefix_BTH, self.position(positions_BWG), scales_BW4) + self.previous(nothing_K)
+        return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1), num_common=num_prefix)[:, num_prefix:]
 
     def hidden(
         self,
@@ -146,7 +146,7 @@ class Prior(nn.Module):
         """Log-probability `(B, M)` of every given chunk in nats, each given what `sampling` lets it see."""
         blocks = self._hidden_blocks(codes_BML, cond, table, rvq, sampling or SamplingConfig())
         parts = [
-            self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq, table.forced(part)).sum(dim=-1)
+            self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq, table.padding_codes(part)).sum(dim=-1)
             for part, hidden_BWH in blocks
         ]
         return torch.cat(parts, dim=1)
@@ -155,22 +155,22 @@ class Prior(nn.Module):
         self, codes_BML: Tensor, cond: Condition, table: ChunkTable, rvq: Codebooks, sampling: SamplingConfig
     ) -> Iterator[tuple[slice, Tensor]]:
         """States of the chunks that a group of windows writes, with which chunks they are."""
-        prefix_BTH = self.prefix(cond, table.places_MG)
+        prefix_BTH = self.prefix(cond, table.positions_MG)
         B, M = codes_BML.shape[:2]
-        leading = self.leading(table)
-        for part in plan_parts(M, leading, self.config.window, sampling):
-            own = leading.own(codes_BML) if leading is not None and part.plan[0].start else None
+        header = self.header(table)
+        for part in plan_parts(M, header, self.config.window, sampling):
+            chunk_scales = header.chunk_scales(codes_BML) if header is not None and part.plan[0].start else None
             # All places of a window are read at once, of which only one is written at a time.
-            num_places = B * (part.plan[0].stop - part.plan[0].start)
-            for group in side_by_side(part.plan, num_places, sampling.max_rows):
+            num_positions = B * (part.plan[0].stop - part.plan[0].start)
+            for group in side_by_side(part.plan, num_positions, sampling.max_rows):
                 N, tail = len(group), group[0].new - group[0].start
                 index_NW = chunks_of(group, part.stop)
                 latents_BNWK = rvq.decode(codes_BML[:, index_NW])
                 hidden_RWH = self.states(
                     prefix_BTH.repeat_interleave(N, dim=0),
-                    table.places_MG[index_NW].repeat(B, 1, 1),
+                    table.positions_MG[index_NW].repeat(B, 1, 1),
                     latents_BNWK.flatten(0, 1),
-                    None if own is None else own.of(index_NW).flatten(0, 1),
+                    None if chunk_scales is None else chunk_scales.of(index_NW).flatten(0, 1),
                 )
                 new = slice(group[0].new, min(group[-1].stop, part.stop))
                 yield new, hidden_RWH[:, tail:].unflatten(0, (B, N)).flatten(1, 2)[:, : new.stop - new.start]

@@ -44,7 +44,7 @@ def token_nll(
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
-    prefix_BTH = prior.prefix(batch.condition, table.places_MG, is_dropped_B2)
+    prefix_BTH = prior.prefix(batch.condition, table.positions_MG, is_dropped_B2)
     if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
         return -_log_likelihood(prior, prefix_BTH, seen, rvq).mean()
     is_alone_B = noise.uniform(1)[:, 0] < config.independent_share
@@ -56,17 +56,17 @@ class _Seen(NamedTuple):
 
     Attributes:
         codes_BWL: Tokens.
-        places_WG: Of their chunks, the same of all networks or `(B, W, G)`.
-        forced_WL: As in `ChunkTable`, likewise.
-        told_BWF: What windows are told of the numbers their values are written in; None for nothing.
+        positions_WG: Of their chunks, the same of all networks or `(B, W, G)`.
+        padding_codes_WL: As in `ChunkTable`, likewise.
+        scales_BWF: What windows are told of the numbers their values are written in; None for nothing.
         alone_BWF: Likewise of chunks on their own.
     """
 
     codes_BWL: Tensor
-    places_WG: Tensor
-    forced_WL: Tensor | None
-    told_BWF: Tensor | None
-    alone_BWF: Tensor | None
+    positions_WG: Tensor
+    padding_codes_WL: Tensor | None
+    scales_BW4: Tensor | None
+    alone_BW4: Tensor | None
 
     def of(self, rows_B: Tensor) -> _Seen:
         """Selects some of the networks."""
@@ -76,9 +76,9 @@ class _Seen(NamedTuple):
     @property
     def weight(self) -> Tensor | float:
         """Weighs each token in the mean over a network's tokens: 0 for padding, all others alike, 1 on average."""
-        if self.forced_WL is None:
+        if self.padding_codes_WL is None:
             return 1.0
-        is_real_WL = (self.forced_WL < 0).to(torch.float32)
+        is_real_WL = (self.padding_codes_WL < 0).to(torch.float32)
         return is_real_WL / is_real_WL.mean(dim=(-2, -1), keepdim=True)
 
 
@@ -89,8 +89,8 @@ def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Co
         total = total + _log_likelihood(prior, prefix_BTH[~is_alone_B], seen.of(~is_alone_B), rvq).sum()
     if bool(is_alone_B.any()):
         alone = seen.of(is_alone_B)
-        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], alone.places_WG, alone.alone_BWF)
-        log_p_BWL = prior.head.log_likelihood(hidden_BWH, alone.codes_BWL, rvq, alone.forced_WL)
+        hidden_BWH = prior.states_alone(prefix_BTH[is_alone_B], alone.positions_WG, alone.alone_BW4)
+        log_p_BWL = prior.head.log_likelihood(hidden_BWH, alone.codes_BWL, rvq, alone.padding_codes_WL)
         total = total + (log_p_BWL * alone.weight).sum()
     return total
 
@@ -105,8 +105,8 @@ def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
 
 def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks) -> Tensor:
     """Weighted, of each token `(B, W, L)`."""
-    hidden_BWH = prior.states(prefix_BTH, seen.places_WG, rvq.decode(seen.codes_BWL), seen.told_BWF)
-    return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.forced_WL) * seen.weight
+    hidden_BWH = prior.states(prefix_BTH, seen.positions_WG, rvq.decode(seen.codes_BWL), seen.scales_BW4)
+    return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.padding_codes_WL) * seen.weight
 
 
 @torch.no_grad()
@@ -124,21 +124,21 @@ def _seen_tokens(
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
     if 0 < window < M:
         index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-        codes_BWL = tokenizer.encode_windows(chunks_BMK, table.places_MG, mask_MK, index_BW)
-        seen = _Seen(codes_BWL, table.places_MG[index_BW], table.forced(index_BW), None, None)
+        codes_BWL = tokenizer.encode_windows(chunks_BMK, table.positions_MG, mask_MK, index_BW)
+        seen = _Seen(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
     else:
         index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
-        codes_BML = tokenizer.encode(chunks_BMK, table.places_MG, mask_MK)
-        seen = _Seen(codes_BML, table.places_MG, table.forced_ML, None, None)
-    leading = prior.leading(table)
-    if leading is None:
+        codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
+        seen = _Seen(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
+    header = prior.header(table)
+    if header is None:
         return seen
-    part = slice(0, leading.num)
-    codes_BXL = tokenizer.encode(chunks_BMK[:, part], table.places_MG[part], mask_MK[part])
-    alone_BWF = leading.own(codes_BXL).of_each(index_BW)
+    part = slice(0, header.num)
+    codes_BXL = tokenizer.encode(chunks_BMK[:, part], table.positions_MG[part], mask_MK[part])
+    alone_BW4 = header.chunk_scales(codes_BXL).of_each(index_BW)
     # A window that begins among the leading chunks sees of them what it sees, as in writing.
-    is_after_B11 = (index_BW[:, :1, None] >= leading.num).to(alone_BWF.dtype)
-    return seen._replace(told_BWF=alone_BWF * is_after_B11, alone_BWF=alone_BWF)
+    is_after_B11 = (index_BW[:, :1, None] >= header.num).to(alone_BW4.dtype)
+    return seen._replace(scales_BW4=alone_BW4 * is_after_B11, alone_BW4=alone_BW4)
 
 
 def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
@@ -193,11 +193,11 @@ class PriorStage(Stage):
 
 def task_loss_chunks(
     tokenizer: Tokenizer,
-    correction: Coder,
-    variation: Coder | None,
+    residual_head: Coder,
+    sample_residual_head: Coder | None,
     expected_BMK: Tensor,
     drawn_BMK: Tensor,
-    places_MG: Tensor,
+    positions_MG: Tensor,
     mask_MK: Tensor,
 ) -> Tensor:
     """Normalised chunks `(B, M, K)` that the task-loss stage trains and generation writes.
@@ -209,13 +209,15 @@ def task_loss_chunks(
             not only those after it. None where networks need not lie apart.
         expected_BMK: Expected code along the tokens.
         drawn_BMK: Code vectors of the tokens.
-        places_MG: Of the chunks.
+        positions_MG: Of the chunks.
         mask_MK: Which values are real.
     """
-    chunks_BMK = tokenizer.decode_latents(expected_BMK, places_MG, mask_MK) + correction(expected_BMK, places_MG)
-    if variation is None:
+    chunks_BMK = tokenizer.decode_latents(expected_BMK, positions_MG, mask_MK) + residual_head(
+        expected_BMK, positions_MG
+    )
+    if sample_residual_head is None:
         return chunks_BMK
-    return chunks_BMK + variation(drawn_BMK - expected_BMK, places_MG)
+    return chunks_BMK + sample_residual_head(drawn_BMK - expected_BMK, positions_MG)
 
 
 class IGPGTaskLossStage(Stage):
@@ -239,16 +241,16 @@ class IGPGTaskLossStage(Stage):
         self,
         config: IGPGTaskLossConfig,
         prior: Prior,
-        correction: Coder,
-        variation: Coder | None,
+        residual_head: Coder,
+        sample_residual_head: Coder | None,
         tokenizer: Tokenizer,
         normalizers: NormalizerTable,
     ) -> None:
         super().__init__()
         self._config = config
         self.prior = prior
-        self.correction = correction
-        self.variation = variation
+        self.residual_head = residual_head
+        self.sample_residual_head = sample_residual_head
         self._frozen = (tokenizer,)
         self.normalizers = normalizers
 
@@ -267,17 +269,17 @@ class IGPGTaskLossStage(Stage):
         (tokenizer,) = self._frozen
         layout, rvq = batch.layout, tokenizer.quantiser
         table = tokenizer.table(layout)
-        places_MG = table.places_MG
+        positions_MG = table.positions_MG
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a sample must be those that generation would write.
         only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
         sample = sample_tokens(self.prior, batch.condition, table, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(sample.codes_BML, batch.condition, table, rvq, only_tokens)
-        expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, forced_XL=table.forced_ML)
+        expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, padding_codes_XL=table.padding_codes_ML)
         drawn_BMK, mask_MK = rvq.decode(sample.codes_BML), tokenizer.mask(layout)
         chunks_BMK = task_loss_chunks(
-            tokenizer, self.correction, self.variation, expected_BMK, drawn_BMK, places_MG, mask_MK
+            tokenizer, self.residual_head, self.sample_residual_head, expected_BMK, drawn_BMK, positions_MG, mask_MK
         )
         normalizer = self.normalizers[layout.id][1]
         values_BD = tokenizer.values(chunks_BMK, layout, normalizer)

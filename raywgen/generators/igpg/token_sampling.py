@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, OwnNumbers
+from raywgen.generators.common.tokenizer.chunk_table import ChunkScales, ChunkTable
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
@@ -68,7 +68,7 @@ def sample_tokens(
         GuidanceError: Guidance is asked for, but nothing was ever left out in training.
     """
     sampling = sampling or SamplingConfig()
-    prefix_STH = prior.prefix(cond, table.places_MG)
+    prefix_STH = prior.prefix(cond, table.positions_MG)
     if sampling.guidance != 1:
         if prior.condition.dropped is None:
             raise GuidanceError(
@@ -76,7 +76,7 @@ def sample_tokens(
                 "do without its condition; train it with 0.1, or leave guidance at 1"
             )
         all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
-        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.places_MG, all_B2)])
+        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.positions_MG, all_B2)])
     return _sample_windows(prior, prefix_STH, table, rvq, noise, temperature, sampling)
 
 
@@ -108,17 +108,17 @@ def _sample_windows(
     num_sides = 1 if sampling.guidance == 1 else 2
     B = len(prefix_STH) // num_sides
     dtype = torch.bfloat16 if sampling.half_cache else None
-    told = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
-    prior.trunk(prefix_STH, told)
-    leading, done = prior.leading(table), 0
+    prefix_cache = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
+    prior.trunk(prefix_STH, prefix_cache)
+    header, done = prior.header(table), 0
     written: list[TokenSample] = []
-    for part in plan_parts(len(table), leading, prior.config.window, sampling):
-        own = leading.own(_codes_of(written)) if leading is not None and written else None
+    for part in plan_parts(len(table), header, prior.config.window, sampling):
+        chunk_scales = header.chunk_scales(_codes_of(written)) if header is not None and written else None
         longest_tail = max(window.new - window.start for window in part.plan)
         recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
         for group in side_by_side(part.plan, B, sampling.max_rows):
-            cache = told.repeat(len(group), told.length + group[0].stop - group[0].start)
-            rows = _Rows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), own, cache)
+            cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
+            rows = _Rows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), chunk_scales, cache)
             parts = noise.split(torch.arange(done, done + len(group)))
             num_recent = recent_BML.shape[1]
             tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
@@ -149,17 +149,17 @@ class _Rows:
         num_sides: int,
         table: ChunkTable,
         index_NW: Tensor,
-        own: OwnNumbers | None,
+        chunk_scales: ChunkScales | None,
         cache: KeyValueCache,
     ) -> None:
         self.prior, self.cache, self.num_sides = prior, cache, num_sides
         self.num_windows, self.batch = len(index_NW), len(prefix_STH) // num_sides
         self.inputs_RWH = prior.inputs(
             prefix_STH.repeat_interleave(len(index_NW), dim=0),
-            prior.place(table.places_MG[index_NW]).repeat(len(prefix_STH), 1, 1),
-            None if own is None else own.of(index_NW).flatten(0, 1).repeat(num_sides, 1, 1),
+            prior.position(table.positions_MG[index_NW]).repeat(len(prefix_STH), 1, 1),
+            None if chunk_scales is None else chunk_scales.of(index_NW).flatten(0, 1).repeat(num_sides, 1, 1),
         )
-        self.forced_RWL = table.forced(index_NW.repeat(self.batch, 1))
+        self.padding_codes_RWL = table.padding_codes(index_NW.repeat(self.batch, 1))
 
     def step(self, first: int, before_ROK: Tensor) -> Tensor:
         """States `(S, R, O, H)` of the next O positions, from `first` on, given the code vector before each."""
@@ -180,11 +180,13 @@ def _write(
         previous_RK = tail_BOK[:, -1]
     levels = head.levels(rvq)
     codes, states, log_probs = [], [], []
-    for place in range(num_tail, rows.inputs_RWH.shape[1]):
-        state_SRH = rows.step(place, previous_RK.unsqueeze(1))[:, :, 0]
+    for position in range(num_tail, rows.inputs_RWH.shape[1]):
+        state_SRH = rows.step(position, previous_RK.unsqueeze(1))[:, :, 0]
         gumbel_RLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
-        forced_RL = None if rows.forced_RWL is None else rows.forced_RWL[:, place]
-        code_RL, previous_RK, log_prob_R = head.draw(state_SRH, levels, gumbel_RLV, temperature, sampling, forced_RL)
+        padding_codes_RL = None if rows.padding_codes_RWL is None else rows.padding_codes_RWL[:, position]
+        code_RL, previous_RK, log_prob_R = head.draw(
+            state_SRH, levels, gumbel_RLV, temperature, sampling, padding_codes_RL
+        )
         codes.append(code_RL)
         log_probs.append(log_prob_R)
         if sampling.decoding == "expected":
@@ -193,12 +195,14 @@ def _write(
     if states:
         # In pieces, because the probabilities of all codes at all places would outgrow the cache.
         pieces = torch.stack(states, dim=2).flatten(1, 2).split(sampling.max_rows, dim=1)
-        forced: tuple[Tensor | None, ...] = (None,) * len(pieces)
-        if rows.forced_RWL is not None:
-            forced = rows.forced_RWL[:, num_tail:].flatten(0, 1).split(sampling.max_rows)
+        padding_codes: tuple[Tensor | None, ...] = (None,) * len(pieces)
+        if rows.padding_codes_RWL is not None:
+            padding_codes = rows.padding_codes_RWL[:, num_tail:].flatten(0, 1).split(sampling.max_rows)
         expected = [
-            head.expected_latents(told, rvq, *forgotten, guidance=sampling.guidance, forced_XL=forced_XL)
-            for (told, *forgotten), forced_XL in zip(pieces, forced, strict=True)
+            head.expected_latents(
+                conditional, rvq, *unconditional, guidance=sampling.guidance, padding_codes_XL=padding_codes_XL
+            )
+            for (conditional, *unconditional), padding_codes_XL in zip(pieces, padding_codes, strict=True)
         ]
         expected_BMK = torch.cat(expected).unflatten(0, (rows.batch, -1))
     return TokenSample(

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.tokenizer.chunk_table import LeadingChunks
+from raywgen.generators.common.tokenizer.chunk_table import HeaderChunks
 from raywgen.generators.igpg.config import SamplingConfig
 
 
@@ -60,7 +60,7 @@ class Part:
     stop: int
 
 
-def plan_parts(num_chunks: int, leading: LeadingChunks | None, window: int, sampling: SamplingConfig) -> list[Part]:
+def plan_parts(num_chunks: int, header: HeaderChunks | None, window: int, sampling: SamplingConfig) -> list[Part]:
     """A network as a whole; or its leading chunks, which are told to what is written after them, and the others.
 
     Args:
@@ -70,8 +70,8 @@ def plan_parts(num_chunks: int, leading: LeadingChunks | None, window: int, samp
         sampling: Likewise.
     """
     ends = [0, num_chunks]
-    if leading is not None and (sampling.chunks == "independent" or 0 < window < num_chunks):
-        ends.insert(1, leading.num)
+    if header is not None and (sampling.chunks == "independent" or 0 < window < num_chunks):
+        ends.insert(1, header.num)
     parts = []
     for start, stop in pairwise(ends):
         plan = plan_windows(stop - start, window, sampling)

@@ -65,14 +65,14 @@ class LoHp(SupportSetGenerator):
         assert isinstance(sampling, LoHpSampling)
         condition, layout, temperature = request.condition, request.layout, request.temperature
         path, net = self.config.path, self.policy.forward_net
-        told = self.policy.tell_forward(condition, layout)
-        x_BD = told.new_zeros(len(condition), net.num_states(layout))
+        condition_embedding = self.policy.embed_forward_condition(condition, layout)
+        x_BD = condition_embedding.new_zeros(len(condition), net.num_states(layout))
         each = sampling.num_steps // path.num_targets
         for i in range(path.num_targets):
             start_BD = x_BD
             for n in range(each):
                 step_1 = torch.tensor([i * path.length + n * path.length // each])
-                ends_BD = self.policy.ends(net, x_BD.unsqueeze(1), step_1, told, layout).squeeze(1)
+                ends_BD = self.policy.ends(net, x_BD.unsqueeze(1), step_1, condition_embedding, layout).squeeze(1)
                 x_BD = x_BD + (ends_BD - start_BD) / each
                 if temperature > 0:
                     x_BD = x_BD + temperature * path.noise / each**0.5 * request.noise.normal(x_BD.shape[1])

@@ -25,8 +25,8 @@ Ends = Callable[[Tensor, int], Tensor]
 @torch.no_grad()
 def make_paths(
     ends: Ends,
-    targets_BkD: Tensor,
-    is_stored_Bk: Tensor,
+    targets_BAD: Tensor,
+    is_stored_BA: Tensor,
     noise: KeyedNoise,
     config: PathConfig,
     *,
@@ -37,29 +37,29 @@ def make_paths(
 
     Args:
         ends: The forward policy.
-        targets_BkD: Local targets.
-        is_stored_Bk: Which sub-trajectories lead to their local target instead of where the policy goes.
+        targets_BAD: Local targets.
+        is_stored_BA: Which sub-trajectories lead to their local target instead of where the policy goes.
         noise: B rows.
         config: Of the path.
         hybrid: Where `mixed`, a stored sub-trajectory starts at the local target before it; where `spliced`, at the
             state that the path has come to.
         exploration: Extra spread of the policy's own steps, as a share of theirs.
     """
-    _, k, D = targets_BkD.shape
+    _, k, D = targets_BAD.shape
     L, sigma = config.length, config.sigma
-    state_BD = torch.zeros_like(targets_BkD[:, 0])
+    state_BD = torch.zeros_like(targets_BAD[:, 0])
     parts = []
     for i in range(k):
-        is_stored_B1 = is_stored_Bk[:, i].unsqueeze(1)
+        is_stored_B1 = is_stored_BA[:, i].unsqueeze(1)
         if hybrid == "mixed" and i > 0:
-            state_BD = torch.where(is_stored_B1, targets_BkD[:, i - 1], state_BD)
+            state_BD = torch.where(is_stored_B1, targets_BAD[:, i - 1], state_BD)
         noise_BLD = noise.normal(L, D)
         rolled = [state_BD]
         if not bool(is_stored_B1.all()):
             for n in range(L):
                 drift_BD = (ends(rolled[-1], i * L + n) - state_BD) / L
                 rolled.append(rolled[-1] + drift_BD + (1 + exploration) * sigma * noise_BLD[:, n])
-        end_BD = targets_BkD[:, i] + config.noise * noise_BLD[:, -1]
+        end_BD = targets_BAD[:, i] + config.noise * noise_BLD[:, -1]
         stored_BLD = sample_bridge(state_BD, end_BD, L, sigma, noise_BLD[:, :-1])
         path_BLD = torch.stack(rolled, dim=1) if len(rolled) > 1 else stored_BLD
         path_BLD = torch.where(is_stored_B1.unsqueeze(2), stored_BLD, path_BLD)

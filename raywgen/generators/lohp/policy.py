@@ -28,13 +28,13 @@ from raywgen.generators.lohp.config import LoHpConfig
 from raywgen.weights import Condition, Layout, NormalizerTable
 
 
-class Told(NamedTuple):
+class EmbeddedCondition(NamedTuple):
     """A batch of embedded tasks, once for each network that reads them; and `log Z` of each sub-trajectory."""
 
     forward: Tensor
     flow: Tensor
     backward: Tensor | None
-    log_z_Bk: Tensor
+    log_z_BA: Tensor
 
 
 class Policy(nn.Module):
@@ -53,7 +53,7 @@ class Policy(nn.Module):
         self.flow_net = build_denoiser(config.network, normalizers, data)
         is_learned = config.policy.backward == "learned"
         self.backward_net = build_denoiser(config.network, normalizers, data) if is_learned else None
-        width = self.forward_net.num_told()
+        width = self.forward_net.condition_width()
         self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)
         # Zero, so that it begins at the bridge.
@@ -61,35 +61,35 @@ class Policy(nn.Module):
         nn.init.zeros_(self.log_z_net.weight)
         nn.init.zeros_(self.log_z_net.bias)
 
-    def tell(self, condition: Condition, layout: Layout) -> Told:
+    def embed_condition(self, condition: Condition, layout: Layout) -> EmbeddedCondition:
         """Embeds support sets and the optimisers that are asked for."""
         known = (condition.samples_BSF, condition.labels_BS, layout)
         named = self._named(condition)
         nets = (self.forward_net, self.flow_net, self.backward_net)
-        forward, flow, backward = (None if net is None else _with(net.tell(*known), named) for net in nets)
+        forward, flow, backward = (None if net is None else _with(net.embed_condition(*known), named) for net in nets)
         assert forward is not None
         assert flow is not None
         pooled = flow if flow.dim() == 2 else flow.mean(dim=1)
-        return Told(forward=forward, flow=flow, backward=backward, log_z_Bk=self.log_z_net(pooled))
+        return EmbeddedCondition(forward=forward, flow=flow, backward=backward, log_z_BA=self.log_z_net(pooled))
 
-    def tell_forward(self, condition: Condition, layout: Layout) -> Tensor:
+    def embed_forward_condition(self, condition: Condition, layout: Layout) -> Tensor:
         """Embeds the condition of the forward policy alone, as generation needs it."""
-        told = self.forward_net.tell(condition.samples_BSF, condition.labels_BS, layout)
-        return _with(told, self._named(condition))
+        condition_embedding = self.forward_net.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
+        return _with(condition_embedding, self._named(condition))
 
-    def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, told: Tensor, layout: Layout) -> Tensor:
+    def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
         """Evaluates a network on states `(B, n, D)` at steps int64 `(n,)` of the whole path; returns `(B, n, D)`."""
         time_Bn = (step_n / self.path.num_steps).expand(x_BnD.shape[:2]).to(x_BnD.device)
-        return net.predict(x_BnD, time_Bn, told, layout)
+        return net.predict(x_BnD, time_Bn, condition_embedding, layout)
 
     def _named(self, condition: Condition) -> Tensor:
         """Returns the embedding of each optimiser that is asked for, `(B, T)`; for any optimiser, the mean of all."""
-        places = {name: number for number, name in enumerate(self.names)}
+        index_of = {name: number for number, name in enumerate(self.names)}
         mean_T = self.names_net.mean(dim=0)
         named = condition.policies or ("",) * len(condition)
-        return torch.stack([self.names_net[places[name]] if name in places else mean_T for name in named])
+        return torch.stack([self.names_net[index_of[name]] if name in index_of else mean_T for name in named])
 
 
-def _with(told: Tensor, named_BT: Tensor) -> Tensor:
+def _with(condition_embedding: Tensor, named_BT: Tensor) -> Tensor:
     """The same for all classes of a head, so that their order still does not matter."""
-    return told + (named_BT if told.dim() == 2 else named_BT.unsqueeze(1))
+    return condition_embedding + (named_BT if condition_embedding.dim() == 2 else named_BT.unsqueeze(1))

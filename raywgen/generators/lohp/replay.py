@@ -18,11 +18,11 @@ class Rollout:
 
     Attributes:
         batch: The networks.
-        states_BkLD: States of every sub-trajectory, its start and end among them.
+        states_BALD: States of every sub-trajectory, its start and end among them.
     """
 
     batch: WeightBatch
-    states_BkLD: Tensor
+    states_BALD: Tensor
 
     @classmethod
     def join(cls, parts: Sequence[Rollout]) -> Rollout:
@@ -30,7 +30,7 @@ class Rollout:
         if len(parts) == 1:
             return parts[0]
         batch = WeightBatch.join([part.batch for part in parts])
-        return cls(batch=batch, states_BkLD=torch.cat([part.states_BkLD for part in parts]))
+        return cls(batch=batch, states_BALD=torch.cat([part.states_BALD for part in parts]))
 
 
 class ReplayBuffer:

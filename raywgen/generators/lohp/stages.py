@@ -25,7 +25,7 @@ from raywgen.generators.lohp.balance import (
 from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
 from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
 from raywgen.generators.lohp.paths import make_paths
-from raywgen.generators.lohp.policy import Policy, Told
+from raywgen.generators.lohp.policy import EmbeddedCondition, Policy
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
@@ -65,15 +65,15 @@ class PolicyStage(Stage):
         """The balance of this batch's paths, and of a past batch's where some are kept."""
         if self.config.objective == "cloning":
             return self._cloning(batch)
-        told = self.policy.tell(batch.condition, batch.layout)
-        targets_BkD = self._targets(batch)
-        rollout = self._roll_out(batch, targets_BkD, told, noise)
-        loss, metrics = self._balance(rollout, targets_BkD, told)
+        embedded = self.policy.embed_condition(batch.condition, batch.layout)
+        targets_BAD = self._targets(batch)
+        rollout = self._roll_out(batch, targets_BAD, embedded, noise)
+        loss, metrics = self._balance(rollout, targets_BAD, embedded)
         if self.training and self.config.replay_size:
             if len(self._replay):
                 past = self._replay.draw(self._step(batch))
-                told = self.policy.tell(past.batch.condition, past.batch.layout)
-                replayed, _ = self._balance(past, self._targets(past.batch), told)
+                embedded = self.policy.embed_condition(past.batch.condition, past.batch.layout)
+                replayed, _ = self._balance(past, self._targets(past.batch), embedded)
                 loss = (loss + replayed) / 2
             self._new.append(rollout)
         return StageLoss(loss=loss, metrics=metrics)
@@ -88,8 +88,8 @@ class PolicyStage(Stage):
         """The replayed paths of all workers, `(batch_size, k, L + 1, D)` by the step that made them."""
         state = {}
         for rollout in self._replay:
-            whole = rollout.states_BkLD.new_zeros(self.config.batch_size, *rollout.states_BkLD.shape[1:])
-            whole[self._places(rollout.batch)] = rollout.states_BkLD
+            whole = rollout.states_BALD.new_zeros(self.config.batch_size, *rollout.states_BALD.shape[1:])
+            whole[self._places(rollout.batch)] = rollout.states_BALD
             state[f"rollout.{self._step(rollout.batch)}"] = all_reduce(whole)
         return state
 
@@ -98,49 +98,55 @@ class PolicyStage(Stage):
         for step in sorted(int(name.removeprefix("rollout.")) for name in state):
             batch = batch_at(step)
             whole = state[f"rollout.{step}"].to(batch.values_BD.device)
-            self._replay.add(Rollout(batch=batch, states_BkLD=whole[self._places(batch)]))
+            self._replay.add(Rollout(batch=batch, states_BALD=whole[self._places(batch)]))
 
     def _cloning(self, batch: WeightBatch) -> StageLoss:
         """The forward policy fitted to stored steps alone: squared error where each stored sub-trajectory ends."""
         k, L = self._config.path.num_targets, self._config.path.length
-        targets_BkD = self._targets(batch)
-        starts_BkD = torch.cat([torch.zeros_like(targets_BkD[:, :1]), targets_BkD[:, :-1]], dim=1)
-        share_L1 = (torch.arange(L, device=targets_BkD.device) / L).unsqueeze(1)
-        states_BkLD = starts_BkD.unsqueeze(2) + share_L1 * (targets_BkD - starts_BkD).unsqueeze(2)
-        told = self.policy.tell_forward(batch.condition, batch.layout)
+        targets_BAD = self._targets(batch)
+        starts_BAD = torch.cat([torch.zeros_like(targets_BAD[:, :1]), targets_BAD[:, :-1]], dim=1)
+        share_L1 = (torch.arange(L, device=targets_BAD.device) / L).unsqueeze(1)
+        states_BALD = starts_BAD.unsqueeze(2) + share_L1 * (targets_BAD - starts_BAD).unsqueeze(2)
+        embedded = self.policy.embed_forward_condition(batch.condition, batch.layout)
         net, step_n = self.policy.forward_net, torch.arange(k * L)
-        ends_BkLD = self.policy.ends(net, states_BkLD.flatten(1, 2), step_n, told, batch.layout).unflatten(1, (k, L))
-        loss = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
+        ends_BALD = self.policy.ends(net, states_BALD.flatten(1, 2), step_n, embedded, batch.layout).unflatten(
+            1, (k, L)
+        )
+        loss = (ends_BALD - targets_BAD.unsqueeze(2)).square().mean()
         return StageLoss(loss=loss, metrics={"distance": loss.detach()})
 
-    def _roll_out(self, batch: WeightBatch, targets_BkD: Tensor, told: Told, noise: KeyedNoise) -> Rollout:
+    def _roll_out(
+        self, batch: WeightBatch, targets_BAD: Tensor, embedded: EmbeddedCondition, noise: KeyedNoise
+    ) -> Rollout:
         config, net = self.config, self.policy.forward_net
 
         def ends(x_BD: Tensor, step: int) -> Tensor:
             at = torch.tensor([step])
-            return self.policy.ends(net, x_BD.unsqueeze(1), at, told.forward, batch.layout).squeeze(1)
+            return self.policy.ends(net, x_BD.unsqueeze(1), at, embedded.forward, batch.layout).squeeze(1)
 
-        is_stored_Bk = draw_stored(noise, targets_BkD.shape[1], config.mix, config.hybrid)
+        is_stored_BA = draw_stored(noise, targets_BAD.shape[1], config.mix, config.hybrid)
         left = max(0.0, 1 - self._step(batch) / max(1, config.exploration_steps)) if self.training else 0.0
-        states_BkLD = make_paths(
+        states_BALD = make_paths(
             ends,
-            targets_BkD,
-            is_stored_Bk,
+            targets_BAD,
+            is_stored_BA,
             noise,
             self._config.path,
             hybrid=config.hybrid,
             exploration=config.exploration * left,
         )
-        return Rollout(batch=batch, states_BkLD=states_BkLD)
+        return Rollout(batch=batch, states_BALD=states_BALD)
 
-    def _balance(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, dict[str, Tensor]]:
+    def _balance(
+        self, rollout: Rollout, targets_BAD: Tensor, embedded: EmbeddedCondition
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over all sub-trajectories."""
-        g_BkLD, ends_BkLD = self._potentials(rollout, targets_BkD, told)
+        g_BALD, ends_BALD = self._potentials(rollout, targets_BAD, embedded)
         if self.config.flow == "joint":
             # The root keeps a residual's size where thousands of values add up.
-            g_BkLD = g_BkLD.sum(dim=-1, keepdim=True) / targets_BkD.shape[-1] ** 0.5
-        loss = self._objective(g_BkLD.flatten(0, 1))
-        distance = (ends_BkLD - targets_BkD.unsqueeze(2)).square().mean()
+            g_BALD = g_BALD.sum(dim=-1, keepdim=True) / targets_BAD.shape[-1] ** 0.5
+        loss = self._objective(g_BALD.flatten(0, 1))
+        distance = (ends_BALD - targets_BAD.unsqueeze(2)).square().mean()
         return loss, {"balance": loss.detach(), "distance": distance.detach()}
 
     def _objective(self, g_NLD: Tensor) -> Tensor:
@@ -152,46 +158,46 @@ class PolicyStage(Stage):
             case _:
                 return sub_trajectory_balance_loss(g_NLD, self.config.lam)
 
-    def _potentials(self, rollout: Rollout, targets_BkD: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+    def _potentials(self, rollout: Rollout, targets_BAD: Tensor, embedded: EmbeddedCondition) -> tuple[Tensor, Tensor]:
         """`g` whose differences are the residuals, `(B, k, L + 1, D)`, and where the policy says that paths end."""
         path, layout = self._config.path, rollout.batch.layout
-        B, k, D = targets_BkD.shape
+        B, k, D = targets_BAD.shape
         L, sigma = path.length, path.sigma
-        states_BkLD, start_Bk1D = rollout.states_BkLD, rollout.states_BkLD[:, :, :1]
-        x_BkLD, next_BkLD = states_BkLD[:, :, :-1], states_BkLD[:, :, 1:]
-        step_kL = torch.arange(k * L).view(k, L)
+        states_BALD, start_BA1D = rollout.states_BALD, rollout.states_BALD[:, :, :1]
+        x_BALD, next_BALD = states_BALD[:, :, :-1], states_BALD[:, :, 1:]
+        step_AL = torch.arange(k * L).view(k, L)
 
         def said(net, x: Tensor, step: Tensor, known: Tensor) -> Tensor:
             return self.policy.ends(net, x.flatten(1, 2), step.flatten(), known, layout).unflatten(1, (k, -1))
 
-        ends_BkLD = said(self.policy.forward_net, x_BkLD, step_kL, told.forward)
-        log_forward = forward_log_prob(next_BkLD, x_BkLD, (ends_BkLD - start_Bk1D) / L, sigma)
-        pinned = start_Bk1D
+        ends_BALD = said(self.policy.forward_net, x_BALD, step_AL, embedded.forward)
+        log_forward = forward_log_prob(next_BALD, x_BALD, (ends_BALD - start_BA1D) / L, sigma)
+        pinned = start_BA1D
         if self.policy.backward_net is not None:
-            assert told.backward is not None
-            moved = said(self.policy.backward_net, next_BkLD, step_kL + 1, told.backward)
-            pinned = start_Bk1D + self.policy.backward_share * moved
-        n_L1, zero = torch.arange(L, device=states_BkLD.device).unsqueeze(1), torch.zeros((), device=states_BkLD.device)
-        log_backward = bridge_log_prob(x_BkLD, next_BkLD, pinned, n_L1, sigma)
-        log_z = told.log_z_Bk.view(B, k, 1, 1) / D
+            assert embedded.backward is not None
+            moved = said(self.policy.backward_net, next_BALD, step_AL + 1, embedded.backward)
+            pinned = start_BA1D + self.policy.backward_share * moved
+        n_L1, zero = torch.arange(L, device=states_BALD.device).unsqueeze(1), torch.zeros((), device=states_BALD.device)
+        log_backward = bridge_log_prob(x_BALD, next_BALD, pinned, n_L1, sigma)
+        log_z = embedded.log_z_BA.view(B, k, 1, 1) / D
         log_flow = [log_z.expand(B, k, 1, D)]
         if L > 1:
-            flow_ends = said(self.policy.flow_net, states_BkLD[:, :, 1:-1], step_kL[:, 1:], told.flow)
-            mean = start_Bk1D + n_L1[1:] / L * (flow_ends - start_Bk1D)
-            inner = forward_log_prob(states_BkLD[:, :, 1:-1], mean, zero, sigma * n_L1[1:].sqrt())
+            flow_ends = said(self.policy.flow_net, states_BALD[:, :, 1:-1], step_AL[:, 1:], embedded.flow)
+            mean = start_BA1D + n_L1[1:] / L * (flow_ends - start_BA1D)
+            inner = forward_log_prob(states_BALD[:, :, 1:-1], mean, zero, sigma * n_L1[1:].sqrt())
             log_flow.append(inner + log_z)
-        log_flow.append(self._log_reward(rollout, targets_BkD).unsqueeze(2))
+        log_flow.append(self._log_reward(rollout, targets_BAD).unsqueeze(2))
         g = potentials(torch.cat(log_flow, dim=2).flatten(0, 1), log_forward.flatten(0, 1), log_backward.flatten(0, 1))
-        return g.unflatten(0, (B, k)), ends_BkLD
+        return g.unflatten(0, (B, k)), ends_BALD
 
     @torch.no_grad()
-    def _log_reward(self, rollout: Rollout, targets_BkD: Tensor) -> Tensor:
+    def _log_reward(self, rollout: Rollout, targets_BAD: Tensor) -> Tensor:
         """`log N(x; theta, noise^2)` of where sub-trajectories end, `(B, k, D)`, with the task's loss if wanted."""
-        ends_BkD = rollout.states_BkLD[:, :, -1]
-        reward = forward_log_prob(ends_BkD, targets_BkD, torch.zeros_like(targets_BkD), self._config.path.noise)
+        ends_BAD = rollout.states_BALD[:, :, -1]
+        reward = forward_log_prob(ends_BAD, targets_BAD, torch.zeros_like(targets_BAD), self._config.path.noise)
         if self.config.task_reward > 0:
             layout, net = rollout.batch.layout, self.policy.forward_net
-            normalised_BD = net.decode(ends_BkD[:, -1], rollout.batch.condition, layout)
+            normalised_BD = net.decode(ends_BAD[:, -1], rollout.batch.condition, layout)
             loss_B, _ = task_loss(self.normalizers[layout.id][1].denormalise(normalised_BD), rollout.batch)
             reward[:, -1] -= self.config.task_reward * loss_B.unsqueeze(1) / reward.shape[-1]
         return reward

@@ -69,10 +69,12 @@ class McDi(SupportSetGenerator):
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, McDiSampling)
         condition, layout, temperature = request.condition, request.layout, request.temperature
-        told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
+        condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
         start_BD = temperature * request.noise.normal(self.denoiser.num_states(layout))
         diffusion = self.config.diffusion
-        states_BD = run_sampler(self.denoiser, told, layout, start_BD, diffusion, sampling, request.noise, temperature)
+        states_BD = run_sampler(
+            self.denoiser, condition_embedding, layout, start_BD, diffusion, sampling, request.noise, temperature
+        )
         normalised_BD = self.denoiser.decode(states_BD, condition, layout)
         return Generated(
             values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None

@@ -44,28 +44,28 @@ class Draws(NamedTuple):
 
 
 def draw(
-    targets_BkD: Tensor, config: DiffusionConfig, noise: KeyedNoise, num_draws: int, num_steps: int = 1
+    targets_BAD: Tensor, config: DiffusionConfig, noise: KeyedNoise, num_draws: int, num_steps: int = 1
 ) -> list[Draws]:
     """Draws one of the k targets of each network, and for each of `num_steps` n noised versions of it.
 
     Args:
-        targets_BkD: Local targets in generator units.
+        targets_BAD: Local targets in generator units.
         config: The chain.
         noise: B rows.
         num_draws: n.
         num_steps: Entries of the result.
     """
     schedule = config.chain()
-    B, k, D = targets_BkD.shape
+    B, k, D = targets_BAD.shape
     assert k == config.num_targets, f"{k} targets in the batch, {config.num_targets} in the config"
-    device = targets_BkD.device
+    device = targets_BAD.device
     index_B = noise.integers(k)
     ends_k = torch.tensor(schedule.ends if config.targets == "consistent" else [schedule.num_steps] * k)
     begins_k = torch.zeros_like(ends_k)
     if config.targets == "consistent" and config.spans == "own":
         begins_k[1:] = ends_k[:-1]
     begin_B1, end_B1 = (edges_k[index_B.cpu()].unsqueeze(1) for edges_k in (begins_k, ends_k))
-    target_BnD = targets_BkD[torch.arange(B, device=device), index_B].unsqueeze(1).expand(B, num_draws, D)
+    target_BnD = targets_BAD[torch.arange(B, device=device), index_B].unsqueeze(1).expand(B, num_draws, D)
     steps = []
     for _ in range(num_steps):
         eps_BnD = noise.normal(num_draws, D)
@@ -135,10 +135,10 @@ class DenoiserStage(_McDiStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
-        targets_BkD = self._targets(batch)
+        targets_BAD = self._targets(batch)
         if self.training and self.config.meta == "reptile":
-            return self._reptile(targets_BkD, batch, noise)
-        (draws,) = draw(targets_BkD, self._config.diffusion, noise, self.config.num_draws)
+            return self._reptile(targets_BAD, batch, noise)
+        (draws,) = draw(targets_BAD, self._config.diffusion, noise, self.config.num_draws)
         condition = batch.condition
 
         def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
@@ -147,20 +147,22 @@ class DenoiserStage(_McDiStage):
         loss = consistency_loss(predict, draws, self._config.diffusion)
         return StageLoss(loss=loss, metrics={"consistency": loss.detach()})
 
-    def _reptile(self, targets_BkD: Tensor, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+    def _reptile(self, targets_BAD: Tensor, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         config, diffusion, layout = self.config, self._config.diffusion, batch.layout
         parameters = dict(self.denoiser.named_parameters())
 
         def loss_of_item(own: dict[str, Tensor], samples_SF: Tensor, labels_S: Tensor, *tensors: Tensor) -> Tensor:
             def predict(x_1nD: Tensor, time_1n: Tensor) -> Tensor:
-                told = (samples_SF.unsqueeze(0), labels_S.unsqueeze(0))
-                return functional_call(self.denoiser, own, (x_1nD, time_1n, *told, layout))
+                support = (samples_SF.unsqueeze(0), labels_S.unsqueeze(0))
+                return functional_call(self.denoiser, own, (x_1nD, time_1n, *support, layout))
 
             return consistency_loss(predict, Draws(*(tensor.unsqueeze(0) for tensor in tensors)), diffusion)
 
-        steps = draw(targets_BkD, diffusion, noise, config.num_draws, config.inner_steps)
-        told = (batch.condition.samples_BSF, batch.condition.labels_BS)
-        adapted, first_loss_B = adapt(parameters, loss_of_item, [(*told, *draws) for draws in steps], config.inner_rate)
+        steps = draw(targets_BAD, diffusion, noise, config.num_draws, config.inner_steps)
+        support = (batch.condition.samples_BSF, batch.condition.labels_BS)
+        adapted, first_loss_B = adapt(
+            parameters, loss_of_item, [(*support, *draws) for draws in steps], config.inner_rate
+        )
         loss = pseudo_gradient_loss(parameters, adapted)
         return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
 
@@ -184,16 +186,18 @@ class McDiTaskLossStage(_McDiStage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
         condition, layout = batch.condition, batch.layout
-        told = self.denoiser.tell(condition.samples_BSF, condition.labels_BS, layout)
+        condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
         start_BD = noise.normal(self.denoiser.num_states(layout))
         sampling = replace(self._config.sampling, num_steps=self.config.sampling_steps)
-        states_BD = run_sampler(self.denoiser, told, layout, start_BD, self._config.diffusion, sampling, noise)
+        states_BD = run_sampler(
+            self.denoiser, condition_embedding, layout, start_BD, self._config.diffusion, sampling, noise
+        )
         values_BD = self.normalizers[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
         (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
 
         def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
-            return self.denoiser.predict(x_BnD, time_Bn, told, layout)
+            return self.denoiser.predict(x_BnD, time_Bn, condition_embedding, layout)
 
         consistency = consistency_loss(predict, draws, self._config.diffusion)
         metrics = {
@@ -206,7 +210,7 @@ class McDiTaskLossStage(_McDiStage):
 
 def run_sampler(
     denoiser: Denoiser,
-    told: Tensor,
+    condition_embedding: Tensor,
     layout: Layout,
     start_BD: Tensor,
     config: DiffusionConfig,
@@ -218,7 +222,7 @@ def run_sampler(
     T = config.num_steps
 
     def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
-        return denoiser.predict(x_BD.unsqueeze(1), (t_B / T).unsqueeze(1), told, layout).squeeze(1)
+        return denoiser.predict(x_BD.unsqueeze(1), (t_B / T).unsqueeze(1), condition_embedding, layout).squeeze(1)
 
     return sample(
         predict,

@@ -21,12 +21,12 @@ class Coder(nn.Module, ABC):
     context: int = 1
 
     @abstractmethod
-    def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """`(B, M, K)`, what to add.
 
         Args:
             x_BMK: Chunks.
-            places_MG: What is known of each chunk's place, the same in all networks or `(B, M, G)`.
+            positions_MG: What is known of each chunk's place, the same in all networks or `(B, M, G)`.
             mask_MK: 1 for a real value, 0 for padding, likewise; a chunk of padding alone is seen by no other. None
                 where all is real.
         """

@@ -14,7 +14,13 @@ CODERS: tuple[CoderKind, ...] = get_args(CoderKind)
 
 
 def build_coder(
-    kind: CoderKind, chunk_length: int, num_place_features: int, width: int, *, num_layers: int = 1, context: int = 32
+    kind: CoderKind,
+    chunk_length: int,
+    num_position_features: int,
+    width: int,
+    *,
+    num_layers: int = 1,
+    context: int = 32,
 ) -> Coder:
     """The coder of that name.
 
@@ -28,12 +34,12 @@ def build_coder(
     """
     match kind:
         case "conv":
-            return ConvolutionCoder(chunk_length, num_place_features, width, num_layers)
+            return ConvolutionCoder(chunk_length, num_position_features, width, num_layers)
         case "transformer":
-            return TransformerCoder(chunk_length, num_place_features, width, num_layers, context)
+            return TransformerCoder(chunk_length, num_position_features, width, num_layers, context)
         case _:
             assert kind == "mlp", f"coder {kind}"
-            return PerceptronCoder(chunk_length, num_place_features, width)
+            return PerceptronCoder(chunk_length, num_position_features, width)
 
 
 def check_coder(kind: CoderKind, width: int, num_layers: int, context: int) -> None:

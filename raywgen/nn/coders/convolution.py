@@ -34,12 +34,12 @@ class ConvolutionCoder(Coder):
         num_layers: Residual blocks of two convolutions.
     """
 
-    def __init__(self, chunk_length: int, num_place_features: int, width: int, num_layers: int) -> None:
+    def __init__(self, chunk_length: int, num_position_features: int, width: int, num_layers: int) -> None:
         super().__init__()
         channels = width // CHANNEL_SHARE
         self._shape = fold(chunk_length)
         self.lift = nn.Conv2d(1, channels, 3, padding=1)
-        self.place = nn.Linear(num_place_features, channels)
+        self.position = nn.Linear(num_position_features, channels)
         # Convolutions cannot tell the pixels of an image apart, but a chunk's values have each a place of their own.
         self.pixel_CRX = nn.Parameter(torch.zeros(channels, *self._shape))
         self.blocks = nn.ModuleList(_Block(channels) for _ in range(num_layers))
@@ -47,12 +47,12 @@ class ConvolutionCoder(Coder):
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), final)
         silence(final)
 
-    def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Does what `Coder` says."""
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
-        places_BMC = self.place(places_MG).expand(*x_BMK.shape[:2], -1)
+        positions_BMC = self.position(positions_MG).expand(*x_BMK.shape[:2], -1)
         image_NCRX = self.lift(real_BMK.reshape(-1, 1, *self._shape))
-        image_NCRX = image_NCRX + places_BMC.reshape(-1, places_BMC.shape[-1], 1, 1)
+        image_NCRX = image_NCRX + positions_BMC.reshape(-1, positions_BMC.shape[-1], 1, 1)
         image_NCRX = image_NCRX + self.pixel_CRX
         for block in self.blocks:
             image_NCRX = block(image_NCRX)

@@ -21,13 +21,13 @@ class PerceptronCoder(Coder):
         width: H.
     """
 
-    def __init__(self, chunk_length: int, num_place_features: int, width: int) -> None:
+    def __init__(self, chunk_length: int, num_position_features: int, width: int) -> None:
         super().__init__()
         self.value = nn.Linear(chunk_length, width)
-        self.place = nn.Linear(num_place_features, width)
+        self.position = nn.Linear(num_position_features, width)
         self.out = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk_length))
         silence(self.out[-1])
 
-    def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Does what `Coder` says; padding is read as it is: zero in weights, and in latents what the codes hold."""
-        return self.out(self.value(x_BMK) + self.place(places_MG))
+        return self.out(self.value(x_BMK) + self.position(positions_MG))

@@ -33,20 +33,22 @@ class TransformerCoder(Coder):
         context: W; 1 lets every chunk see itself alone.
     """
 
-    def __init__(self, chunk_length: int, num_place_features: int, width: int, num_layers: int, context: int) -> None:
+    def __init__(
+        self, chunk_length: int, num_position_features: int, width: int, num_layers: int, context: int
+    ) -> None:
         super().__init__()
         self.context = context
         self.value = nn.Linear(chunk_length, width)
-        self.place = nn.Linear(num_place_features, width)
+        self.position = nn.Linear(num_position_features, width)
         self.trunk = Transformer(width, num_layers, NUM_HEADS, is_causal=False)
         self.out = nn.Linear(width, chunk_length)
         silence(self.out)
 
-    def forward(self, x_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Does what `Coder` says."""
         B, M = x_BMK.shape[:2]
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
-        states_BMH = self.value(real_BMK) + self.place(places_MG)
+        states_BMH = self.value(real_BMK) + self.position(positions_MG)
         is_real_BM = torch.ones(B, M, dtype=torch.bool, device=x_BMK.device)
         if mask_MK is not None:
             is_real_BM = is_real_BM & (mask_MK > 0).any(dim=-1)

@@ -85,8 +85,8 @@ class FiniteScalarQuantiser(Quantiser):
 
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Reconstructions `(N, K)`; leading dimensions may be any."""
-        places = self._place_values(codes_NL.device)
-        return self.points_V[(codes_NL.unsqueeze(-1) // places) % self.num_points].flatten(-2)
+        place_values = self._place_values(codes_NL.device)
+        return self.points_V[(codes_NL.unsqueeze(-1) // place_values) % self.num_points].flatten(-2)
 
     @torch.no_grad()
     def initialise(

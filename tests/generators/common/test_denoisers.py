@@ -27,7 +27,7 @@ from raywgen.generators.common.denoisers import (
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, normalizers
-from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, support_and_query
+from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_normalizers, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def built(kind: str = "auto", **settings: Any) -> Denoiser:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_denoiser(config(network={"kind": kind, **settings}).network, head_references(), DATA)
+        return build_denoiser(config(network={"kind": kind, **settings}).network, head_normalizers(), DATA)
 
 
 @given(num_classes=st.integers(1, 7), num_features=st.integers(1, 9), leading=st.lists(st.integers(1, 3), max_size=2))
@@ -108,8 +108,8 @@ def test_a_prediction_is_one_flat_vector_for_each_noised_version(kind: str) -> N
     x_BnD, time_Bn = torch.randn(4, 2, layout.num_values), torch.rand(4, 2)
     predicted = denoiser(x_BnD, time_Bn, support.samples_BSF, support.labels_BS, layout)
     assert predicted.shape == x_BnD.shape
-    told = denoiser.tell(support.samples_BSF, support.labels_BS, layout)
-    assert torch.equal(denoiser.predict(x_BnD, time_Bn, told, layout), predicted)
+    condition_embedding = denoiser.embed_condition(support.samples_BSF, support.labels_BS, layout)
+    assert torch.equal(denoiser.predict(x_BnD, time_Bn, condition_embedding, layout), predicted)
 
 
 @given(permutation=st.permutations(range(3)))
@@ -183,7 +183,7 @@ def test_denoisers_of_whole_networks_need_no_beginning(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"meta": "maml"}, "reptile, joint"),
         ({"inner_steps": 0}, "inner_steps"),
@@ -191,20 +191,20 @@ def test_denoisers_of_whole_networks_need_no_beginning(kind: str) -> None:
         ({"inner_rate": 0.0}, "inner_rate: above 0"),
     ],
 )
-def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_make_no_denoiser_are_named(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(denoiser=setting)
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"num_heads": 0}, "num_heads"),
         ({"width": 20, "num_heads": 4}, "width=20"),
     ],
 )
-def test_sizes_that_make_no_network_are_named(setting: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_sizes_that_make_no_network_are_named(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(network=setting)
 
 
@@ -214,7 +214,7 @@ def test_an_unknown_kind_of_network_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("diffusion", "task_loss", "told"),
+    ("diffusion", "task_loss", "message"),
     [
         ({"targets": "tw"}, {}, "consistent, naive"),
         ({"schedule": "sqrt"}, {}, "cosine, linear"),
@@ -224,23 +224,23 @@ def test_an_unknown_kind_of_network_is_named() -> None:
         ({}, {"num_steps": 1, "sampling_steps": 7}, "sampling_steps=7"),
     ],
 )
-def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(diffusion=diffusion, task_loss=task_loss)
 
 
 @pytest.mark.parametrize(
-    ("sampling", "told"),
+    ("sampling", "message"),
     [({"sampler": "ddim"}, "mean, stochastic, deterministic"), ({"num_steps": 7}, "sampling_steps=7")],
 )
-def test_settings_that_walk_no_chain_are_named(sampling: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_walk_no_chain_are_named(sampling: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(sampling=sampling)
 
 
 def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:
     """On features of unit size a weight's error reaches a logit once a feature, a bias's once: the root of F apart."""
-    known = head_references()
+    known = head_normalizers()
     ((layout, normalizer),) = known.values()
     ((_, suited),) = suited_normalizers(config().network, known, DATA).values()
     num_classes, num_features = layout.generated[0].shape

@@ -50,15 +50,15 @@ def test_states_are_the_latents_of_every_target() -> None:
     (layout, normalizer), tokenizer = generator.normalizers[batch.layout.id], generator.tokenizer
     assert isinstance(generator.denoiser, LatentWeights)
     assert tokenizer is not None
-    assert batch.targets_BkD is not None
-    states = generator.denoiser.encode(normalizer.normalise(batch.targets_BkD), batch.condition, layout)
-    for i in range(batch.targets_BkD.shape[1]):
-        chunks_BMK = tokenizer.chunks(batch.targets_BkD[:, i], layout, normalizer)
-        wanted_BMK = tokenizer.latents(chunks_BMK, tokenizer.places(layout))
+    assert batch.targets_BAD is not None
+    states = generator.denoiser.encode(normalizer.normalise(batch.targets_BAD), batch.condition, layout)
+    for i in range(batch.targets_BAD.shape[1]):
+        chunks_BMK = tokenizer.chunks(batch.targets_BAD[:, i], layout, normalizer)
+        wanted_BMK = tokenizer.latents(chunks_BMK, tokenizer.positions(layout))
         torch.testing.assert_close(to_chunks(states[:, i], 12), wanted_BMK)
     assert states.shape[-1] == generator.denoiser.num_states(layout) == 48  # 38 values in 4 chunks of 12
     written = generator.denoiser.decode(states[:, 0], batch.condition, layout)
-    wanted = tokenizer.decode_latents(to_chunks(states[:, 0], 12), tokenizer.places(layout))
+    wanted = tokenizer.decode_latents(to_chunks(states[:, 0], 12), tokenizer.positions(layout))
     torch.testing.assert_close(written, wanted.flatten(1)[:, :38])
 
 
@@ -100,13 +100,13 @@ def test_both_ways_of_training_learn_latents(meta: str) -> None:
 
 
 def test_a_bundle_writes_bit_equal_networks(tmp_path: Path) -> None:
-    generator, told, layout = generator_of(), support_and_query(3, 2, seed=0)[0], layout_of(DEEP)
+    generator, cond, layout = generator_of(), support_and_query(3, 2, seed=0)[0], layout_of(DEEP)
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, McDi)
     assert loaded.config.tokenizer == TOKENIZER
     before, after = (
-        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+        each.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
         for each in (generator, loaded)
     )
     assert torch.equal(before, after)

@@ -120,11 +120,11 @@ def test_it_alone_moves_encoder_and_decoder() -> None:
     generator = igpg()
     tokenizer, batch = generator.tokenizer, weight_batch(DEEP)
     layout = batch.layout
-    places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
+    positions_MG, mask_MK = tokenizer.positions(layout), tokenizer.mask(layout)
     chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
-    latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
+    latents_BMK = tokenizer.latents(chunks_BMK, positions_MG, mask_MK)
     quantised = tokenizer.quantiser(latents_BMK.flatten(0, 1), mask_MK.repeat(8, 1))
-    decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
+    decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), positions_MG, mask_MK)
     output_loss(tokenizer.values(decoded_BMK, layout, generator.normalizer(layout)), batch).mean().backward()
     for part in (tokenizer.encoder, tokenizer.decoder):
         grads = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]

@@ -48,12 +48,12 @@ class Halves(nn.Module):
 
 
 def config_with(data_encoder: str):
-    told = igpg_config()
-    return replace(told, prior=replace(told.prior, data_encoder=data_encoder))
+    generator = igpg_config()
+    return replace(generator, prior=replace(generator.prior, data_encoder=data_encoder))
 
 
 @pytest.fixture
-def told() -> IGPG:
+def generator() -> IGPG:
     return igpg(config_with(f"{HERE}:Halves"))
 
 
@@ -75,20 +75,20 @@ def on_images(data_encoder: str) -> IGPG:
     return IGPG(config_with(data_encoder), normalizers(), DataSpec(num_features=256, max_classes=2)).eval()
 
 
-def test_the_prior_sees_features_in_place_of_samples(told: IGPG) -> None:
+def test_the_prior_sees_features_in_place_of_samples(generator: IGPG) -> None:
     """The same prior without an encoder, told the features themselves, writes the same."""
-    assert told.prior.data is not None
+    assert generator.prior.data is not None
     torch.manual_seed(0)
     plain = IGPG(igpg_config(), normalizers(), DataSpec(num_features=3, max_classes=2)).eval()
-    state = {name: tensor for name, tensor in told.state_dict().items() if not name.startswith("prior.data.")}
+    state = {name: tensor for name, tensor in generator.state_dict().items() if not name.startswith("prior.data.")}
     plain.load_state_dict(state)
     asked = condition(4)
-    features_BSE = told.prior.data(asked.samples_BSF)
+    features_BSE = generator.prior.data(asked.samples_BSF)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # What `load_encoder` draws by.
         encoder = Halves()
     torch.testing.assert_close(features_BSE, encoder(asked.samples_BSF.flatten(0, 1)).detach().unflatten(0, (4, -1)))
-    written = told.generate(GenerationRequest(condition=asked, layout=layout_of(), noise=noise_for(4)))
+    written = generator.generate(GenerationRequest(condition=asked, layout=layout_of(), noise=noise_for(4)))
     same = plain.generate(
         GenerationRequest(condition=replace(asked, samples_BSF=features_BSE), layout=layout_of(), noise=noise_for(4))
     )
@@ -106,20 +106,20 @@ def test_without_one_nothing_is_added() -> None:
     assert igpg().encoders() == {}
 
 
-def test_the_encoder_is_neither_trained_nor_saved(told: IGPG) -> None:
-    assert [name for name in told.state_dict() if name.startswith("prior.data")] == ["prior.data.probe_1E"]
-    assert not [name for name, _ in told.named_parameters() if name.startswith("prior.data")]
-    assert told.prior.data is not None
-    before = told.prior.data(condition(2).samples_BSF)
-    for stage in told.stages()[1:]:
+def test_the_encoder_is_neither_trained_nor_saved(generator: IGPG) -> None:
+    assert [name for name in generator.state_dict() if name.startswith("prior.data")] == ["prior.data.probe_1E"]
+    assert not [name for name, _ in generator.named_parameters() if name.startswith("prior.data")]
+    assert generator.prior.data is not None
+    before = generator.prior.data(condition(2).samples_BSF)
+    for stage in generator.stages()[1:]:
         losses = train(stage, [weight_batch(seed=seed) for seed in range(3)])
         assert all(loss == loss for loss in losses)
-    told.prior.data._kept.clear()
-    assert torch.equal(told.prior.data(condition(2).samples_BSF), before)
+    generator.prior.data._kept.clear()
+    assert torch.equal(generator.prior.data(condition(2).samples_BSF), before)
 
 
-def test_each_sample_is_encoded_once_and_by_itself(told: IGPG) -> None:
-    encoder, samples_BSF = told.prior.data, condition(3).samples_BSF
+def test_each_sample_is_encoded_once_and_by_itself(generator: IGPG) -> None:
+    encoder, samples_BSF = generator.prior.data, condition(3).samples_BSF
     assert encoder is not None
     Halves.seen = 0
     all_BSE = encoder(samples_BSF.repeat_interleave(5, dim=0))
@@ -130,9 +130,9 @@ def test_each_sample_is_encoded_once_and_by_itself(told: IGPG) -> None:
     assert torch.equal(fresh(samples_BSF[1:2, 3:5]), all_BSE[5:6, 3:5])
 
 
-def test_features_that_are_kept_are_bounded(told: IGPG, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_are_kept_are_bounded(generator: IGPG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raywgen.generators.igpg.data_encoder._KEPT_VALUES", 30)
-    encoder = told.prior.data
+    encoder = generator.prior.data
     assert encoder is not None
     samples_BSF = condition(3).samples_BSF
     features_BSE = encoder(samples_BSF)
@@ -140,20 +140,20 @@ def test_features_that_are_kept_are_bounded(told: IGPG, monkeypatch: pytest.Monk
     assert torch.equal(encoder(samples_BSF), features_BSE)
 
 
-def test_a_bundle_finds_an_encoder_by_its_import_path(told: IGPG, tmp_path: Path) -> None:
-    save_bundle(told, tmp_path, {})
+def test_a_bundle_finds_an_encoder_by_its_import_path(generator: IGPG, tmp_path: Path) -> None:
+    save_bundle(generator, tmp_path, {})
     loaded = load_bundle(tmp_path)
-    assert loaded.config == told.config
+    assert loaded.config == generator.config
     before, after = (
         each.generate(GenerationRequest(condition=condition(3), layout=layout_of(), noise=noise_for(3)))
-        for each in (told, loaded)
+        for each in (generator, loaded)
     )
     assert torch.equal(before.values_BD, after.values_BD)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_a_missing_encoder_is_named(told: IGPG, tmp_path: Path) -> None:
-    save_bundle(told, tmp_path, {})
+def test_a_missing_encoder_is_named(generator: IGPG, tmp_path: Path) -> None:
+    save_bundle(generator, tmp_path, {})
     path = tmp_path / "generator.json"
     content = unseal(path.read_bytes())
     content["config"]["prior"]["data_encoder"] = "gone.away:Halves"
@@ -165,8 +165,10 @@ def test_a_missing_encoder_is_named(told: IGPG, tmp_path: Path) -> None:
         load_bundle(tmp_path)
 
 
-def test_another_encoder_of_that_name_is_refused(told: IGPG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_bundle(told, tmp_path, {})
+def test_another_encoder_of_that_name_is_refused(
+    generator: IGPG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_bundle(generator, tmp_path, {})
     monkeypatch.setattr(Halves, "scale", 1.00001)
     load_bundle(tmp_path)
     monkeypatch.setattr(Halves, "scale", 1.01)
@@ -214,11 +216,12 @@ def test_a_relative_folder_means_the_same_in_a_worker(conv4: str, monkeypatch: p
 
 
 def test_a_run_trains_with_one_and_is_loaded_again(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    told = config_with(f"{HERE}:Halves")
-    told = replace(
-        told, **{name: replace(getattr(told, name), batch_size=4) for name in ("tokenizer", "prior", "task_loss")}
+    generator = config_with(f"{HERE}:Halves")
+    generator = replace(
+        generator,
+        **{name: replace(getattr(generator, name), batch_size=4) for name in ("tokenizer", "prior", "task_loss")},
     )
-    run = TrainConfig(generator=told, corpus=zoo_corpus.location, out=str(tmp_path / "run"), num_workers=0)
+    run = TrainConfig(generator=generator, corpus=zoo_corpus.location, out=str(tmp_path / "run"), num_workers=0)
     launch([run])
     trained = load(tmp_path / "run")
     task = next(iter(zoo_corpus.tasks.values()))

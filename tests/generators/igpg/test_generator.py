@@ -29,7 +29,7 @@ from tests.builders import (
 def generator() -> IGPG:
     built = igpg()
     with torch.no_grad():
-        for parameter in built.correction.parameters():
+        for parameter in built.residual_head.parameters():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     return built
 
@@ -66,26 +66,26 @@ def test_generates_every_known_layout(generator: IGPG, widths, decoding) -> None
 
 
 def test_decoded_tokens_are_the_decoders_of_the_rollout(generator: IGPG) -> None:
-    layout, told = layout_of(), condition(3)
+    layout, cond = layout_of(), condition(3)
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout)
-    sample = sample_tokens(generator.prior, told, table, tokenizer.quantiser, noise_for(3), 1.0)
-    decoded_BMK = tokenizer.decode(sample.codes_BML, table.places_MG)
+    sample = sample_tokens(generator.prior, cond, table, tokenizer.quantiser, noise_for(3), 1.0)
+    decoded_BMK = tokenizer.decode(sample.codes_BML, table.positions_MG)
     expected_BD = tokenizer.values(decoded_BMK, layout, generator.normalizer(layout))
     written = generator.generate(
-        GenerationRequest(condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding="tokens"))
+        GenerationRequest(condition=cond, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding="tokens"))
     )
     assert torch.equal(written.values_BD, expected_BD)
 
 
-def test_the_correction_is_for_the_expected_code_alone(generator: IGPG) -> None:
-    layout, told = layout_of(), condition(3)
+def test_the_residual_head_is_for_the_expected_code_alone(generator: IGPG) -> None:
+    layout, cond = layout_of(), condition(3)
     plain = igpg()
     plain.prior.load_state_dict(generator.prior.state_dict())
     results = {
         (name, decoding): built.generate(
             GenerationRequest(
-                condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding=decoding)
+                condition=cond, layout=layout, noise=noise_for(3), sampling=SamplingConfig(decoding=decoding)
             )
         ).values_BD
         for name, built in (("corrected", generator), ("plain", plain))
@@ -96,15 +96,15 @@ def test_the_correction_is_for_the_expected_code_alone(generator: IGPG) -> None:
 
 
 def test_temperature_zero_is_deterministic_and_one_is_not(generator: IGPG) -> None:
-    layout, told = layout_of(), condition(3)
+    layout, cond = layout_of(), condition(3)
     cold = [
         generator.generate(
-            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+            GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed), temperature=0.0)
         ).values_BD
         for seed in (1, 2)
     ]
     warm = [
-        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed))).values_BD
         for seed in (1, 2, 1)
     ]
     assert torch.equal(cold[0], cold[1])
@@ -113,11 +113,11 @@ def test_temperature_zero_is_deterministic_and_one_is_not(generator: IGPG) -> No
 
 
 def test_four_networks_at_once_are_two_and_two(generator: IGPG) -> None:
-    layout, told = layout_of(), condition(4)
-    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
+    layout, cond = layout_of(), condition(4)
+    together = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(4)))
     for part in (slice(0, 2), slice(2, 4)):
         alone = generator.generate(
-            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+            GenerationRequest(condition=part_of(cond, part), layout=layout, noise=noise_for(2, first=part.start))
         )
         # The tokens are the same; matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone.values_BD, together.values_BD[part], rtol=1e-5, atol=1e-5)
@@ -147,11 +147,11 @@ def test_an_unknown_layout_needs_a_normaliser() -> None:
 
 def test_the_condition_reaches_the_weights(generator: IGPG) -> None:
     layout = layout_of()
-    told = [condition(2, seed) for seed in (0, 1)]
+    cond = [condition(2, seed) for seed in (0, 1)]
     written = [
         generator.generate(
             GenerationRequest(condition=each, layout=layout, noise=noise_for(2), temperature=0.0)
         ).values_BD
-        for each in told
+        for each in cond
     ]
     assert not torch.equal(written[0], written[1])

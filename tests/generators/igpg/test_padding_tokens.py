@@ -94,10 +94,10 @@ def test_written_and_read_tokens_of_padding_are_those_of_zeros_and_equally_likel
     for temperature in (0.0, 1.0):
         written = sample(generator, sampling, temperature)
         assert bool((written.codes_BML[:, ~is_real_ML] == padding_XL).all())
-        told, table, rvq = condition(NUM), tokenizer.table(layout), tokenizer.quantiser
+        cond, table, rvq = condition(NUM), tokenizer.table(layout), tokenizer.quantiser
         with torch.no_grad():
-            read_BM = generator.prior.log_likelihood(written.codes_BML, told, table, rvq, sampling)
-            hidden_BMH = generator.prior.hidden(written.codes_BML, told, table, rvq, sampling)
+            read_BM = generator.prior.log_likelihood(written.codes_BML, cond, table, rvq, sampling)
+            hidden_BMH = generator.prior.hidden(written.codes_BML, cond, table, rvq, sampling)
             # All tokens of a chunk that hold values come before those that hold none.
             log_p_BML = generator.prior.head.log_likelihood(hidden_BMH, written.codes_BML, rvq)
         # Cached and full attention round differently.
@@ -125,20 +125,20 @@ def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserK
     # Windows are told no scales where these are no tokens.
     generator = generator_of(quantiser, "normalizer" if window else "filter", window, independent_share=share)
     tokenizer, prior, batch = generator.tokenizer, generator.prior, weight_batch(WIDE)
-    codes_BML, places_MG = generator.tokens(batch.values_BD, batch.layout), tokenizer.places(batch.layout)
+    codes_BML, positions_MG = generator.tokens(batch.values_BD, batch.layout), tokenizer.positions(batch.layout)
     is_real_ML, noise = is_real(generator), noise_for(8)
-    M = len(places_MG)
+    M = len(positions_MG)
     index_BW = random_windows(noise, M, window) if window else torch.arange(M).expand(8, -1)
     assert not bool(is_real_ML[index_BW].all())
     is_alone_B = noise.uniform(1)[:, 0] < share
-    prefix_BTH = prior.prefix(batch.condition, places_MG)
+    prefix_BTH = prior.prefix(batch.condition, positions_MG)
     losses = []
     for b, index_W in enumerate(index_BW):
         codes_1WL = codes_BML[b : b + 1, index_W]
         if is_alone_B[b]:
-            hidden = prior.states_alone(prefix_BTH[b : b + 1], places_MG[index_W].unsqueeze(0))
+            hidden = prior.states_alone(prefix_BTH[b : b + 1], positions_MG[index_W].unsqueeze(0))
         else:
-            hidden = prior.states(prefix_BTH[b : b + 1], places_MG[index_W], tokenizer.quantiser.decode(codes_1WL))
+            hidden = prior.states(prefix_BTH[b : b + 1], positions_MG[index_W], tokenizer.quantiser.decode(codes_1WL))
         log_p_WL = prior.head.log_likelihood(hidden, codes_1WL, tokenizer.quantiser)[0]
         losses.append(-log_p_WL[is_real_ML[index_W]].mean())
     # In evaluation no part of a condition is left out; chunks are on their own only where they always are.
@@ -149,9 +149,9 @@ def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserK
 
 
 def half(batch: WeightBatch, part: slice) -> WeightBatch:
-    told = part_of(batch.condition, part)
+    cond = part_of(batch.condition, part)
     values_BD, index_B = batch.values_BD[part], batch.sample_index_B[part]
-    return dataclasses.replace(batch, values_BD=values_BD, condition=told, sample_index_B=index_B)
+    return dataclasses.replace(batch, values_BD=values_BD, condition=cond, sample_index_B=index_B)
 
 
 def test_two_workers_halves_have_the_loss_of_the_whole_whatever_padding_their_windows_hold() -> None:
@@ -170,10 +170,10 @@ def test_what_stands_in_the_padding_changes_nothing(quantiser: QuantiserKind) ->
     generator, layout = generator_of(quantiser), layout_of(WIDE)
     tokenizer = generator.tokenizer
     chunks_BMK = tokenizer.chunks(values_of(WIDE)[:NUM], layout, generator.normalizer(layout))
-    places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
+    positions_MG, mask_MK = tokenizer.positions(layout), tokenizer.mask(layout)
     dirty_BMK = chunks_BMK + 3 * (1 - mask_MK)
     assert not torch.equal(dirty_BMK, chunks_BMK)
-    assert torch.equal(*(tokenizer.encode(each, places_MG, mask_MK) for each in (chunks_BMK, dirty_BMK)))
+    assert torch.equal(*(tokenizer.encode(each, positions_MG, mask_MK) for each in (chunks_BMK, dirty_BMK)))
 
 
 def test_half_precision_takes_the_same_code_for_padding() -> None:
@@ -182,12 +182,12 @@ def test_half_precision_takes_the_same_code_for_padding() -> None:
     with torch.no_grad():
         # The same in bfloat16, where the first of them would be taken.
         bias_V[2], bias_V[6] = 20.0, 20.001
-    forced_ML = generator.tokenizer.table(layout).forced_ML
+    padding_codes_ML = generator.tokenizer.table(layout).padding_codes_ML
     with torch.autocast("cpu", dtype=torch.bfloat16):
         codes_BML = generator.tokens(values_of(WIDE)[:NUM], layout)
-    assert forced_ML is not None
-    assert forced_ML[forced_ML >= 0].tolist() == [6]
-    assert bool((codes_BML[:, forced_ML >= 0] == 6).all())
+    assert padding_codes_ML is not None
+    assert padding_codes_ML[padding_codes_ML >= 0].tolist() == [6]
+    assert bool((codes_BML[:, padding_codes_ML >= 0] == 6).all())
 
 
 @pytest.mark.parametrize("quantiser", CODERS)
@@ -204,5 +204,5 @@ def test_stages_train_with_padding(quantiser: QuantiserKind) -> None:
 
 def test_where_each_token_has_a_say_in_its_whole_chunk_nothing_is_known_before() -> None:
     table = generator_of("residual", "filter").tokenizer.table(layout_of(WIDE))
-    assert table.forced_ML is None
+    assert table.padding_codes_ML is None
     assert table.num_real_tokens is None

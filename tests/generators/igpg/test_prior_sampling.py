@@ -58,7 +58,7 @@ def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
     """The same as where instruction and samples are left out of the only side there is."""
     free = sample(generator, SamplingConfig(guidance=0.0, chunks=chunks))
     prior, prefix = generator.prior, generator.prior.prefix
-    prior.prefix = lambda cond, places, _=None: prefix(cond, places, torch.ones(len(cond), 2, dtype=torch.bool))  # pyright: ignore[reportAttributeAccessIssue]
+    prior.prefix = lambda cond, positions, _=None: prefix(cond, positions, torch.ones(len(cond), 2, dtype=torch.bool))  # pyright: ignore[reportAttributeAccessIssue]
     try:
         forgotten = sample(generator, SamplingConfig(chunks=chunks))
     finally:
@@ -69,7 +69,7 @@ def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
     assert not torch.allclose(free.log_prob_BM, forgotten.log_prob_BM, atol=1e-3)
 
 
-def test_log_prob_is_told_the_condition_whatever_the_guidance(generator: IGPG) -> None:
+def test_log_prob_is_given_the_condition_whatever_the_guidance(generator: IGPG) -> None:
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout_of())
     drawn = sample(generator, SamplingConfig(guidance=3.0, top_k=3), temperature=0.7)
@@ -115,13 +115,13 @@ def test_a_bfloat16_cache_writes_nearly_the_same(generator: IGPG) -> None:
 
 
 def test_an_average_is_the_mean_over_weights_and_one_of_it_is_what_one_would_be(generator: IGPG) -> None:
-    told, layout = condition(3), layout_of()
+    cond, layout = condition(3), layout_of()
     three = generator.generate(
-        GenerationRequest(condition=told, layout=layout, noise=noise_for(3), sampling=SamplingConfig(num_averaged=3))
+        GenerationRequest(condition=cond, layout=layout, noise=noise_for(3), sampling=SamplingConfig(num_averaged=3))
     )
-    one = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
+    one = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3)))
     parts = noise_for(3).split(torch.arange(3), 1)
-    each = generator.generate(GenerationRequest(condition=told.repeat(3), layout=layout, noise=parts))
+    each = generator.generate(GenerationRequest(condition=cond.repeat(3), layout=layout, noise=parts))
     assert each.log_prob_B is not None
     torch.testing.assert_close(three.values_BD, each.values_BD.view(3, 3, -1).mean(dim=1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(three.log_prob_B, each.log_prob_B.view(3, 3).mean(dim=1), rtol=1e-5, atol=1e-4)
@@ -131,61 +131,61 @@ def test_an_average_is_the_mean_over_weights_and_one_of_it_is_what_one_would_be(
 
 
 def test_shuffled_conditions_are_those_of_other_instructions() -> None:
-    told = condition(4).repeat(2)
-    moved = shuffled_conditions(told)
-    assert sorted(moved.instructions) == sorted(told.instructions)
+    cond = condition(4).repeat(2)
+    moved = shuffled_conditions(cond)
+    assert sorted(moved.instructions) == sorted(cond.instructions)
     for b, text in enumerate(moved.instructions):
-        assert text != told.instructions[b]
+        assert text != cond.instructions[b]
         source = (b + 2) % 8
-        assert text == told.instructions[source]
-        assert torch.equal(moved.samples_BSF[b], told.samples_BSF[source])
-        assert torch.equal(moved.labels_BS[b], told.labels_BS[source])
+        assert text == cond.instructions[source]
+        assert torch.equal(moved.samples_BSF[b], cond.samples_BSF[source])
+        assert torch.equal(moved.labels_BS[b], cond.labels_BS[source])
     for few in (condition(1), condition(1).repeat(3)):
         with pytest.raises(ShuffleError, match="several tasks at once"):
             shuffled_conditions(few)
 
 
 def test_shuffled_is_what_the_moved_conditions_write(generator: IGPG) -> None:
-    told, layout = condition(4), layout_of()
+    cond, layout = condition(4), layout_of()
     written = generator.generate(
-        GenerationRequest(condition=told, layout=layout, noise=noise_for(4), sampling=SamplingConfig(chunks="shuffled"))
+        GenerationRequest(condition=cond, layout=layout, noise=noise_for(4), sampling=SamplingConfig(chunks="shuffled"))
     )
     moved = generator.generate(
-        GenerationRequest(condition=shuffled_conditions(told), layout=layout, noise=noise_for(4))
+        GenerationRequest(condition=shuffled_conditions(cond), layout=layout, noise=noise_for(4))
     )
     assert torch.equal(written.values_BD, moved.values_BD)
 
 
 def test_log_prob_of_what_was_written_as_tokens(generator: IGPG) -> None:
-    told, layout = condition(3), layout_of()
+    cond, layout = condition(3), layout_of()
     drawn = sample(generator, SamplingConfig())
     values_BD = torch.randn(3, layout.num_values, generator=torch.Generator().manual_seed(0))
     codes_BML = generator.tokens(values_BD, layout)
     assert codes_BML.shape == drawn.codes_BML[:3].shape
     tokenizer = generator.tokenizer
     with torch.no_grad():
-        read_BM = generator.prior.log_likelihood(codes_BML, told, tokenizer.table(layout), tokenizer.quantiser)
-    torch.testing.assert_close(generator.log_prob(values_BD, told, layout), read_BM.sum(dim=1), rtol=0, atol=0)
+        read_BM = generator.prior.log_likelihood(codes_BML, cond, tokenizer.table(layout), tokenizer.quantiser)
+    torch.testing.assert_close(generator.log_prob(values_BD, cond, layout), read_BM.sum(dim=1), rtol=0, atol=0)
 
 
 def test_best_of_n_passes_the_settings_on_and_refuses_them_where_nothing_is_drawn(generator: IGPG) -> None:
-    told = condition(2)
+    cond = condition(2)
     settings = {"best_of": 2, "temperature": 1.0, "seed": 0}
     plain, cut = (
-        generate_best(generator, told, layout_of(), network(), sampling=sampling, **settings)  # pyright: ignore[reportArgumentType]
+        generate_best(generator, cond, layout_of(), network(), sampling=sampling, **settings)  # pyright: ignore[reportArgumentType]
         for sampling in (None, SamplingConfig(top_k=1, decoding="tokens"))
     )
     assert not torch.equal(plain.values_BD, cut.values_BD)
     written = generator.generate(
         GenerationRequest(
-            condition=told, layout=layout_of(), noise=noise_for(2), sampling=SamplingConfig(top_k=1, decoding="tokens")
+            condition=cond, layout=layout_of(), noise=noise_for(2), sampling=SamplingConfig(top_k=1, decoding="tokens")
         )
     )
     torch.testing.assert_close(cut.values_BD, written.values_BD, rtol=1e-4, atol=1e-5)
     with pytest.raises(SamplingError, match="method 'hypernetwork' takes Sampling, not SamplingConfig"):
         generate_best(
             hypernetwork(),
-            told,
+            cond,
             layout_of(),
             network(),
             sampling=SamplingConfig(top_k=1),

@@ -49,15 +49,15 @@ def rows_of(batch: WeightBatch, part: slice) -> WeightBatch:
     if part.start == 0:
         return batch.first(part.stop)
     later = weight_batch(num=len(batch.values_BD))
-    told = later.condition
+    cond = later.condition
     return WeightBatch(
         values_BD=later.values_BD[part],
         layout=later.layout,
         module=later.module,
-        condition=type(told)(
-            instructions=told.instructions[part],
-            samples_BSF=told.samples_BSF[part],
-            labels_BS=told.labels_BS[part],
+        condition=type(cond)(
+            instructions=cond.instructions[part],
+            samples_BSF=cond.samples_BSF[part],
+            labels_BS=cond.labels_BS[part],
         ),
         query=later.query,
         sample_index_B=later.sample_index_B[part],
@@ -113,15 +113,15 @@ def test_tokens_of_a_window_are_the_window_of_the_tokens() -> None:
     for parameter in tokenizer.encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     codes_BML = generator.tokens(batch.values_BD, batch.layout)
-    places_MG = tokenizer.places(batch.layout)
-    M = len(places_MG)
+    positions_MG = tokenizer.positions(batch.layout)
+    M = len(positions_MG)
     starts = (noise_for(8).integers(M + 1) - 1).clamp(0, M - 2)
     assert len(set(starts.tolist())) > 2
     total = torch.zeros(())
     for b, start in enumerate(starts.tolist()):
         seen = slice(start, start + 2)
-        prefix = prior.prefix(batch.condition, places_MG)[b : b + 1]
-        states = prior.states(prefix, places_MG[seen], tokenizer.quantiser.decode(codes_BML[b : b + 1, seen]))
+        prefix = prior.prefix(batch.condition, positions_MG)[b : b + 1]
+        states = prior.states(prefix, positions_MG[seen], tokenizer.quantiser.decode(codes_BML[b : b + 1, seen]))
         total = total + prior.head.log_likelihood(states, codes_BML[b : b + 1, seen], tokenizer.quantiser).sum()
     torch.testing.assert_close(nll(generator, batch, noise_for(8)), -total / (8 * 2 * 2), rtol=1e-5, atol=1e-6)
 
@@ -142,7 +142,13 @@ def test_every_way_of_training_lowers_its_loss_and_reaches_every_parameter(way: 
 def test_the_task_loss_stage_judges_what_generate_writes(way: str) -> None:
     generator, batch = generator_with(**WAYS[way]), weight_batch()
     config = generator.config.task_loss
-    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
+    parts = (
+        generator.prior,
+        generator.residual_head,
+        generator.sample_residual_head,
+        generator.tokenizer,
+        generator.normalizers,
+    )
     stage = IGPGTaskLossStage(config, *parts).eval()
     result = stage(batch, noise_for(8))
     written = generator.generate(
@@ -162,10 +168,10 @@ def test_a_bundle_with_all_settings_writes_the_same_again(tmp_path) -> None:
     generator = generator_with(**WAYS["all"])
     save_bundle(generator, tmp_path, {})
     again = load_bundle(tmp_path)
-    told = weight_batch().condition
+    cond = weight_batch().condition
     sampling = SamplingConfig(windows="parallel", guidance=1.5)
     before, after = (
-        each.generate(GenerationRequest(condition=told, layout=layout_of(), noise=noise_for(8), sampling=sampling))  # pyright: ignore[reportCallIssue]
+        each.generate(GenerationRequest(condition=cond, layout=layout_of(), noise=noise_for(8), sampling=sampling))  # pyright: ignore[reportCallIssue]
         for each in (generator, again)
     )
     assert torch.equal(before.values_BD, after.values_BD)

@@ -18,9 +18,7 @@ from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.igpg.windows import Window, plan_windows, side_by_side
-from raywgen.nn.quantisers import ResidualQuantiser
-from raywgen.weights import Condition, KeyedNoise
-from raywgen.weights.chunks import num_place_features
+from raywgen.weights import KeyedNoise
 from tests.builders import DATA, condition, level_logits, noise_for, part_of
 
 NUM_CHUNKS, NUM_LEVELS, NUM_CODES, LENGTH = 7, 2, 3, 4
@@ -42,24 +40,6 @@ def prior_of(window: int, **settings: float) -> Prior:
         for parameter in (built.head.query, built.head.free, built.head.bias):
             parameter.normal_(std=0.5)
     return built
-
-
-@pytest.fixture(scope="module")
-def rvq() -> ResidualQuantiser:
-    quantiser = ResidualQuantiser(NUM_LEVELS, NUM_CODES, LENGTH)
-    quantiser.codebooks_LVK.normal_(generator=torch.Generator().manual_seed(1))
-    return quantiser
-
-
-@pytest.fixture(scope="module")
-def table() -> ChunkTable:
-    places_MG = torch.randn(NUM_CHUNKS, num_place_features(), generator=torch.Generator().manual_seed(2))
-    return ChunkTable(places_MG=places_MG)
-
-
-@pytest.fixture(scope="module")
-def told() -> Condition:
-    return condition(4)
 
 
 @given(
@@ -98,9 +78,9 @@ def test_parallel_windows_are_equally_long() -> None:
 
 @pytest.mark.parametrize("window", [0, NUM_CHUNKS, NUM_CHUNKS + 3])
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, told, window, mode) -> None:
-    whole = sample_tokens(prior_of(0), told, table, rvq, noise_for(4), 1.0, WHOLE)
-    windowed = sample_tokens(prior_of(window), told, table, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
+def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, cond, window, mode) -> None:
+    whole = sample_tokens(prior_of(0), cond, table, rvq, noise_for(4), 1.0, WHOLE)
+    windowed = sample_tokens(prior_of(window), cond, table, rvq, noise_for(4), 1.0, SamplingConfig(windows=mode))
     assert torch.equal(windowed.codes_BML, whole.codes_BML)
     assert torch.equal(windowed.log_prob_BM, whole.log_prob_BM)
     assert whole.expected_BMK is not None
@@ -108,7 +88,7 @@ def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, to
     assert torch.equal(windowed.expected_BMK, whole.expected_BMK)
     with torch.no_grad():
         read = [
-            prior_of(each).log_likelihood(whole.codes_BML, told, table, rvq, SamplingConfig(windows=mode))
+            prior_of(each).log_likelihood(whole.codes_BML, cond, table, rvq, SamplingConfig(windows=mode))
             for each in (0, window)
         ]
     assert torch.equal(*read)
@@ -116,12 +96,12 @@ def test_a_window_as_long_as_the_network_is_the_whole_bit_for_bit(rvq, table, to
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 6])
-def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, told, window, mode) -> None:
+def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, cond, window, mode) -> None:
     prior, sampling = prior_of(window), MODES[mode]
-    written = sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, sampling)
+    written = sample_tokens(prior, cond, table, rvq, noise_for(4), 1.0, sampling)
     with torch.no_grad():
-        read_BM = prior.log_likelihood(written.codes_BML, told, table, rvq, sampling)
-        hidden_BMH = prior.hidden(written.codes_BML, told, table, rvq, sampling)
+        read_BM = prior.log_likelihood(written.codes_BML, cond, table, rvq, sampling)
+        hidden_BMH = prior.hidden(written.codes_BML, cond, table, rvq, sampling)
         expected_BMK = prior.head.expected_latents(hidden_BMH, rvq)
     # Cached and full attention round differently.
     torch.testing.assert_close(written.log_prob_BM, read_BM, rtol=1e-4, atol=1e-4)
@@ -129,44 +109,44 @@ def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, told, 
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, table, told, mode) -> None:
+def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, table, cond, mode) -> None:
     """Each window by itself, from the definition: prefix, its chunks, nothing told before the first."""
     prior, sampling = prior_of(4), replace(MODES[mode])
     generator = torch.Generator().manual_seed(3)
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)
     with torch.no_grad():
-        read_BM = prior.log_likelihood(codes_BML, told, table, rvq, sampling)
-        prefix_BTH = prior.prefix(told, table.places_MG)
+        read_BM = prior.log_likelihood(codes_BML, cond, table, rvq, sampling)
+        prefix_BTH = prior.prefix(cond, table.positions_MG)
         for window in plan_windows(NUM_CHUNKS, 4, sampling):
             seen = slice(window.start, min(window.stop, NUM_CHUNKS))
-            states = prior.states(prefix_BTH, table.places_MG[seen], rvq.decode(codes_BML[:, seen]))
+            states = prior.states(prefix_BTH, table.positions_MG[seen], rvq.decode(codes_BML[:, seen]))
             log_p_BW = prior.head.log_likelihood(states, codes_BML[:, seen], rvq).sum(dim=-1)
             new = slice(window.new, seen.stop)
             torch.testing.assert_close(read_BM[:, new], log_p_BW[:, new.start - seen.start :], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel", "independent"])
-def test_a_chunk_depends_on_what_its_window_holds_before_it_alone(rvq, table, told, mode) -> None:
+def test_a_chunk_depends_on_what_its_window_holds_before_it_alone(rvq, table, cond, mode) -> None:
     prior, sampling = prior_of(4), MODES[mode]
     plan = plan_windows(NUM_CHUNKS, 4, sampling)
     generator = torch.Generator().manual_seed(3)
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)
     with torch.no_grad():
-        before = prior.hidden(codes_BML, told, table, rvq, sampling)
+        before = prior.hidden(codes_BML, cond, table, rvq, sampling)
         for changed in range(NUM_CHUNKS):
             other_BML = codes_BML.clone()
             other_BML[:, changed] = (other_BML[:, changed] + 1) % NUM_CODES
-            after = prior.hidden(other_BML, told, table, rvq, sampling)
+            after = prior.hidden(other_BML, cond, table, rvq, sampling)
             seen = {m for each in plan for m in range(each.new, each.stop) if each.start <= changed < m}
             for m in range(NUM_CHUNKS):
                 assert torch.equal(before[:, m], after[:, m]) == (m not in seen), (changed, m)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "independent"])
-def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, told, mode) -> None:
+def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, cond, mode) -> None:
     prior = prior_of(3)
     first, *others = (
-        sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows))
+        sample_tokens(prior, cond, table, rvq, noise_for(4), 1.0, replace(MODES[mode], max_rows=rows))
         for rows in (1, 8, 1000)
     )
     for other in others:
@@ -176,23 +156,23 @@ def test_how_many_windows_are_written_at_once_changes_nothing(rvq, table, told, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_four_networks_at_once_are_two_and_two(rvq, table, told, mode) -> None:
+def test_four_networks_at_once_are_two_and_two(rvq, table, cond, mode) -> None:
     prior = prior_of(3)
-    together = sample_tokens(prior, told, table, rvq, noise_for(4), 1.0, MODES[mode])
+    together = sample_tokens(prior, cond, table, rvq, noise_for(4), 1.0, MODES[mode])
     for part in (slice(0, 2), slice(2, 4)):
-        alone = sample_tokens(prior, part_of(told, part), table, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
+        alone = sample_tokens(prior, part_of(cond, part), table, rvq, noise_for(2, first=part.start), 1.0, MODES[mode])
         assert torch.equal(alone.codes_BML, together.codes_BML[part])
 
 
 def test_independent_chunks_are_drawn_with_their_probability(rvq, table) -> None:
     num, prior = 4000, prior_of(0)
-    told = condition(1).repeat(num)
-    first_2, alone = ChunkTable(places_MG=table.places_MG[:2]), SamplingConfig(chunks="independent")
-    drawn = sample_tokens(prior, told, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
+    cond = condition(1).repeat(num)
+    first_2, alone = ChunkTable(positions_MG=table.positions_MG[:2]), SamplingConfig(chunks="independent")
+    drawn = sample_tokens(prior, cond, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
     with torch.no_grad():
-        prefix_BTH = prior.prefix(condition(1), table.places_MG[:2])
+        prefix_BTH = prior.prefix(condition(1), table.positions_MG[:2])
         zeros_11K = torch.zeros(1, 1, LENGTH)
-        states = [prior.states(prefix_BTH, table.places_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
+        states = [prior.states(prefix_BTH, table.positions_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
         p_MV = torch.stack([level_logits(prior.head, state, torch.zeros(LENGTH), 0, rvq) for state in states]).softmax(
             -1
         )

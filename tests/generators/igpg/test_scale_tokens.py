@@ -26,7 +26,7 @@ from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, Normalizer, NormalizerTable, layout_normalizer
-from raywgen.weights.chunks import chunk_mask, num_place_features, place_features, to_chunks
+from raywgen.weights.chunks import chunk_mask, num_position_features, position_features, to_chunks
 from tests.builders import (
     SMALL,
     condition,
@@ -63,7 +63,7 @@ def own_starts(*widths: tuple[int, ...]) -> NormalizerTable:
 def shaken(generator: IGPG) -> IGPG:
     """With an encoder, a decoder and a correction that do something."""
     draws = torch.Generator().manual_seed(0)
-    parts = (generator.tokenizer.encoder, generator.tokenizer.decoder, generator.correction)
+    parts = (generator.tokenizer.encoder, generator.tokenizer.decoder, generator.residual_head)
     with torch.no_grad():
         for part in parts:
             for parameter in part.parameters():
@@ -80,16 +80,16 @@ def test_nothing_but_the_layout_is_known_outside_the_tokens(mode: str) -> None:
     assert not stranger.knows(layout)
     assert torch.equal(stranger.tokens(values_BD, layout), generator.tokens(values_BD, layout))
     assert torch.equal(stranger.reconstruct(values_BD, layout), generator.reconstruct(values_BD, layout))
-    told = condition(4)
+    cond = condition(4)
     one, other = (
-        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
+        each.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(4)))
         for each in (generator, stranger)
     )
     assert torch.equal(one.values_BD, other.values_BD)
     assert one.log_prob_B is not None
     assert other.log_prob_B is not None
     assert torch.equal(one.log_prob_B, other.log_prob_B)
-    assert torch.equal(stranger.log_prob(values_BD, told, layout), generator.log_prob(values_BD, told, layout))
+    assert torch.equal(stranger.log_prob(values_BD, cond, layout), generator.log_prob(values_BD, cond, layout))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -120,9 +120,9 @@ def test_an_unknown_layout_is_filled_without_a_guess(mode: str, tmp_path: Path) 
     normalizer = trained.estimate_normalizer(layout, module)
     assert normalizer is not None
     assert torch.equal(normalizer.base_D, layout_normalizer(layout).base_D)
-    told = condition(1)
+    cond = condition(1)
     with pytest.warns(UnknownLayoutWarning):
-        trained.fill(module, instruction=told.instructions[0], data=(told.samples_BSF[0], told.labels_BS[0]))
+        trained.fill(module, instruction=cond.instructions[0], data=(cond.samples_BSF[0], cond.labels_BS[0]))
     assert bool(layout.flatten(module.state_dict()).isfinite().all())
     related = TrainedGenerator(igpg(config_of(mode), normalizers(SMALL)))
     start_D = layout.flatten(network(WIDE).state_dict())
@@ -130,7 +130,7 @@ def test_an_unknown_layout_is_filled_without_a_guess(mode: str, tmp_path: Path) 
     assert normalizer is not None
     assert torch.equal(normalizer.base_D, start_D)
     with pytest.raises(AssertionError, match="no normaliser"):
-        related.generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(1)))
+        related.generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(1)))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -160,7 +160,7 @@ def test_codebooks_begin_with_values_of_unit_size(mode: str) -> None:
     tokenizer_stage(generator).setup([weight_batch(SMALL, 16)], 0)
     layout = layout_of()
     chunks_BMK = generator.tokenizer.chunks(values_of()[:16], layout, generator.normalizer(layout), by_code=False)
-    first = generator.tokenizer.num_leading(layout)
+    first = generator.tokenizer.num_header_chunks(layout)
     assert float(chunks_BMK[:, first:].flatten(1)[:, :38].square().mean()) == pytest.approx(1.0, abs=0.05)
     decoded_BMK = generator.tokenizer.quantiser.decode(generator.tokens(values_of()[:16], layout))
     assert float(decoded_BMK[:, first:-1].square().mean()) > 0.5
@@ -180,8 +180,8 @@ def test_every_stage_learns() -> None:
     task_loss = IGPGTaskLossStage(
         igpg_config().task_loss,
         generator.prior,
-        generator.correction,
-        generator.variation,
+        generator.residual_head,
+        generator.sample_residual_head,
         generator.tokenizer,
         generator.normalizers,
     )
@@ -207,18 +207,18 @@ def test_the_tasks_gradient_reaches_scales_and_no_padding(mode: str) -> None:
 
     loss(chunks_BMK).backward()
     assert chunks_BMK.grad is not None
-    is_real_MK, first, step = tokenizer.mask(double) > 0, tokenizer.num_leading(double), 1e-5
+    is_real_MK, first, step = tokenizer.mask(double) > 0, tokenizer.num_header_chunks(double), 1e-5
     assert bool((chunks_BMK.grad[:, ~is_real_MK] == 0).all())
     # The last layer's mean shift moves both logits alike, which no loss sees; it stands at the end of the means.
     is_felt_MK = is_real_MK[:first].clone()
     is_felt_MK[0, 1] = False
     assert bool((chunks_BMK.grad[:, :first][:, is_felt_MK] != 0).all())
-    for place in [(0, 0, 1), (1, first - 1, 0), (2, first - 1, 2)]:
+    for position in [(0, 0, 1), (1, first - 1, 0), (2, first - 1, 2)]:
         shift_BMK = torch.zeros_like(chunks_BMK)
-        shift_BMK[place] = step
+        shift_BMK[position] = step
         with torch.no_grad():
             numeric = float(loss(chunks_BMK + shift_BMK) - loss(chunks_BMK - shift_BMK)) / (2 * step)
-        assert float(chunks_BMK.grad[place]) == pytest.approx(numeric, rel=1e-4, abs=1e-8)
+        assert float(chunks_BMK.grad[position]) == pytest.approx(numeric, rel=1e-4, abs=1e-8)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -227,30 +227,30 @@ def test_the_task_loss_stage_trains_what_writes_scales(mode: str) -> None:
     stage = IGPGTaskLossStage(
         dataclasses.replace(igpg_config().task_loss, nll_weight=0.0, l2_anchor_weight=0.0),
         generator.prior,
-        generator.correction,
-        generator.variation,
+        generator.residual_head,
+        generator.sample_residual_head,
         generator.tokenizer,
         generator.normalizers,
     )
     # Nothing but the flags of leading chunks feeds these columns.
     stage(batch, noise_for(8)).loss.backward()
-    gradient = generator.correction.place.weight.grad
+    gradient = generator.residual_head.position.weight.grad
     assert gradient is not None
     assert float(gradient[:, -2:].abs().sum()) > 0
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sampling", [{}, {"windows": "parallel"}, {"chunks": "independent"}])
-def test_windows_hold_leading_chunks_as_any_others(mode: str, sampling: dict[str, Any]) -> None:
+def test_windows_hold_header_chunks_as_any_others(mode: str, sampling: dict[str, Any]) -> None:
     config = config_of(mode)
     config.prior.window = 3
-    generator, layout, told = igpg(config, normalizers(SMALL, WIDE)), layout_of(WIDE), condition(4)
+    generator, layout, cond = igpg(config, normalizers(SMALL, WIDE)), layout_of(WIDE), condition(4)
     asked = SamplingConfig(decoding="tokens", **sampling)
     table = generator.tokenizer.table(layout)
-    sample = sample_tokens(generator.prior, told, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
+    sample = sample_tokens(generator.prior, cond, table, generator.tokenizer.quantiser, noise_for(4), 1.0, asked)
     assert sample.codes_BML.shape[1] == len(generator.tokenizer.mask(layout))
-    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4), sampling=asked))
-    read_BM = generator.prior.log_likelihood(sample.codes_BML, told, table, generator.tokenizer.quantiser, asked)
+    written = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(4), sampling=asked))
+    read_BM = generator.prior.log_likelihood(sample.codes_BML, cond, table, generator.tokenizer.quantiser, asked)
     assert written.log_prob_B is not None
     torch.testing.assert_close(written.log_prob_B, read_BM.sum(dim=1), rtol=1e-4, atol=1e-3)
     nll = token_nll(generator.prior, generator.tokenizer, weight_batch(WIDE), generator.normalizers, noise_for(8))
@@ -262,10 +262,10 @@ def test_scales_of_the_corpus_are_as_they_were() -> None:
     tokenizer, normalizer = generator.tokenizer, generator.normalizer(layout)
     normalised_BMK = to_chunks(normalizer.normalise(values_of()), 8)
     assert torch.equal(tokenizer.chunks(values_of(), layout, normalizer), normalised_BMK)
-    assert tokenizer.places(layout) is place_features(layout, 8)
+    assert tokenizer.positions(layout) is position_features(layout, 8)
     assert torch.equal(tokenizer.mask(layout), chunk_mask(layout, 8))
-    assert tokenizer.num_leading(layout) == 0
-    assert tokenizer.num_place_features == num_place_features()
+    assert tokenizer.num_header_chunks(layout) == 0
+    assert tokenizer.num_position_features == num_position_features()
     assert generator.tokens(values_of()[:1], layout).shape == (1, 5, 2)
 
 
@@ -281,8 +281,8 @@ def test_evaluation_of_the_stage_is_of_values_alone() -> None:
     tokenizer, layout = generator.tokenizer, batch.layout
     metrics = tokenizer_stage(generator).eval()(batch, noise_for(8)).metrics
     chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
-    decoded_BMK = tokenizer.decode(generator.tokens(batch.values_BD, layout), tokenizer.places(layout))
-    first = tokenizer.num_leading(layout)
+    decoded_BMK = tokenizer.decode(generator.tokens(batch.values_BD, layout), tokenizer.positions(layout))
+    first = tokenizer.num_header_chunks(layout)
     of_values = [each_BMK[:, first:].flatten(1)[:, :38] for each_BMK in (chunks_BMK, decoded_BMK)]
     noise = (of_values[0] - of_values[1]).square().mean()
     assert float(metrics["snr_db"]) == pytest.approx(
@@ -301,6 +301,6 @@ def test_moving_codebooks_keep_the_loop_closed() -> None:
     stage.train()(batch, noise_for(16))
     stage.after_step(same)
     after_BMK = generator.tokenizer.chunks(batch.values_BD, layout, normalizer)
-    first = generator.tokenizer.num_leading(layout)
+    first = generator.tokenizer.num_header_chunks(layout)
     assert torch.equal(before_BMK[:, 0], after_BMK[:, 0])
     assert not torch.equal(before_BMK[:, first:], after_BMK[:, first:])

@@ -41,7 +41,13 @@ def batches(num_steps: int, num: int = 16) -> list[WeightBatch]:
 
 def task_loss_stage(generator: IGPG, **settings: Any) -> IGPGTaskLossStage:
     config = IGPGTaskLossConfig(**settings)
-    parts = (generator.prior, generator.correction, generator.variation, generator.tokenizer, generator.normalizers)
+    parts = (
+        generator.prior,
+        generator.residual_head,
+        generator.sample_residual_head,
+        generator.tokenizer,
+        generator.normalizers,
+    )
     return IGPGTaskLossStage(config, *parts)
 
 
@@ -72,10 +78,10 @@ def test_task_loss_stage_lowers_its_loss_and_leaves_the_tokenizer_alone() -> Non
     assert any(not torch.equal(tensor, prior_before[name]) for name, tensor in generator.prior.state_dict().items())
 
 
-def test_task_loss_stage_trains_prior_and_correction_only() -> None:
+def test_task_loss_stage_trains_prior_and_residual_head_only() -> None:
     generator = igpg()
     trained = {id(parameter) for parameter in task_loss_stage(generator).parameters()}
-    wanted = [*generator.prior.parameters(), *generator.correction.parameters()]
+    wanted = [*generator.prior.parameters(), *generator.residual_head.parameters()]
     assert trained == {id(parameter) for parameter in wanted}
 
 
@@ -83,39 +89,42 @@ def varied() -> IGPG:
     """An untrained generator whose variation already says something."""
     config = igpg_config()
     generator = igpg(replace(config, task_loss=replace(config.task_loss, diversity_weight=0.3)))
-    assert generator.variation is not None
-    final = generator.variation.out[-1]
+    assert generator.sample_residual_head is not None
+    final = generator.sample_residual_head.out[-1]
     assert isinstance(final, nn.Linear)
     torch.nn.init.normal_(final.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     return generator
 
 
-def test_variation_is_there_where_networks_are_spread_alone() -> None:
-    assert igpg().variation is None
+def test_the_sample_residual_head_is_there_with_a_diversity_weight_alone() -> None:
+    assert igpg().sample_residual_head is None
     config = igpg_config()
     assert (
-        igpg(replace(config, task_loss=replace(config.task_loss, diversity_weight=0.3, num_steps=0))).variation is None
+        igpg(
+            replace(config, task_loss=replace(config.task_loss, diversity_weight=0.3, num_steps=0))
+        ).sample_residual_head
+        is None
     )
     generator = varied()
     trained = {id(parameter) for parameter in task_loss_stage(generator, diversity_weight=0.3).parameters()}
-    assert generator.variation is not None
-    assert {id(parameter) for parameter in generator.variation.parameters()} < trained
+    assert generator.sample_residual_head is not None
+    assert {id(parameter) for parameter in generator.sample_residual_head.parameters()} < trained
 
 
-def test_variation_adds_what_was_drawn_beyond_the_expected_code() -> None:
+def test_the_sample_residual_head_adds_what_was_drawn_beyond_the_expected_code() -> None:
     generator, batch = varied(), weight_batch()
-    assert generator.variation is not None
+    assert generator.sample_residual_head is not None
     table = generator.tokenizer.table(batch.layout)
     with torch.no_grad():
-        told = (batch.condition, table, generator.tokenizer.quantiser, noise_for(8), 0.5)
-        sample = sample_tokens(generator.prior, *told)
+        drawing = (batch.condition, table, generator.tokenizer.quantiser, noise_for(8), 0.5)
+        sample = sample_tokens(generator.prior, *drawing)
         assert sample.expected_BMK is not None
         beyond_BMK = generator.tokenizer.quantiser.decode(sample.codes_BML) - sample.expected_BMK
-        added_BMK = generator.variation(beyond_BMK, table.places_MG)
+        added_BMK = generator.sample_residual_head(beyond_BMK, table.positions_MG)
         written = generator.generate(
             GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
         ).values_BD
-        generator.variation = None
+        generator.sample_residual_head = None
         without = generator.generate(
             GenerationRequest(condition=batch.condition, layout=batch.layout, noise=noise_for(8), temperature=0.5)
         ).values_BD
@@ -181,10 +190,10 @@ def test_the_likelihood_draws_its_windows_from_noise_that_the_rollout_does_not_u
     config.prior.window = 2
     generator, batch = igpg(config), weight_batch()
     nll = task_loss_stage(generator, nll_weight=0.3).eval()(batch, noise_for(8)).metrics["nll"]
-    told = (generator.prior, generator.tokenizer, batch.first(2), generator.normalizers)
+    parts = (generator.prior, generator.tokenizer, batch.first(2), generator.normalizers)
     own = noise_for(2).split(torch.ones(1, dtype=torch.int64), 1)
-    torch.testing.assert_close(nll, token_nll(*told, own).detach(), rtol=1e-5, atol=1e-6)
-    assert float((nll - token_nll(*told, noise_for(2)).detach()).abs()) > 1e-4
+    torch.testing.assert_close(nll, token_nll(*parts, own).detach(), rtol=1e-5, atol=1e-6)
+    assert float((nll - token_nll(*parts, noise_for(2)).detach()).abs()) > 1e-4
 
 
 def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
@@ -259,7 +268,7 @@ def test_confidence_weighs_the_spread_and_is_not_trained_itself() -> None:
             task_loss_stage(generator, diversity_weight=weight, l2_anchor_weight=0.0, nll_weight=0.0).eval()(
                 asked, noise_for(8)
             ).loss.backward()
-            parts = [p.grad.flatten() for p in generator.correction.parameters() if p.grad is not None]
+            parts = [p.grad.flatten() for p in generator.residual_head.parameters() if p.grad is not None]
             gradients.append(torch.cat(parts))
         pulls.append(gradients[0] - gradients[1])
     assert float(torch.cosine_similarity(*pulls, dim=0)) == pytest.approx(1.0, abs=1e-3)
@@ -301,7 +310,7 @@ def normalised_batch() -> tuple[IGPG, WeightBatch]:
 
 
 @pytest.mark.parametrize("statistics", ["stored", "batch"])
-def test_task_loss_stage_takes_the_statistics_it_is_told(statistics: str) -> None:
+def test_task_loss_stage_takes_the_configured_statistics(statistics: str) -> None:
     generator, batch = normalised_batch()
     stage = task_loss_stage(
         generator, nll_weight=0.0, l2_anchor_weight=0.0, temperature=0.5, statistics=statistics
@@ -337,7 +346,7 @@ def test_unknown_ways_of_the_task_loss_stage_are_named(wrong: str) -> None:
 def test_task_loss_gradient_by_finite_differences_in_float64() -> None:
     generator, batch = igpg(), weight_batch(num=3)
     with torch.no_grad():
-        final = generator.correction.out[-1]
+        final = generator.residual_head.out[-1]
         assert isinstance(final, torch.nn.Linear)
         final.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     # At temperature 0 the prefix is the same on both sides of a small step, unless two codes tie.

@@ -11,11 +11,11 @@ from raywgen.generators.interface import DataSpec, OptimizerConfig
 from raywgen.generators.lohp import LoHp, LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
 from raywgen.weights import NormalizerTable
 from tests.builders import NUM_FEATURES, SMALL, normalizers
-from tests.generators.mcdi.builders import NUM_CLASSES, head_references
+from tests.generators.mcdi.builders import NUM_CLASSES, head_normalizers
 
 POLICIES = ("adam", "sgd-sam0.05")
 DATA = DataSpec(num_features=NUM_FEATURES, max_classes=NUM_CLASSES, policies=POLICIES)
-TABLES = {"head": head_references, "flat": lambda: normalizers(SMALL), "chunks": lambda: normalizers(SMALL)}
+TABLES = {"head": head_normalizers, "flat": lambda: normalizers(SMALL), "chunks": lambda: normalizers(SMALL)}
 
 
 def config(
@@ -44,4 +44,4 @@ def lohp(
     """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LoHp(settings or config(), head_references() if table is None else table, data).eval()
+        return LoHp(settings or config(), head_normalizers() if table is None else table, data).eval()

@@ -27,27 +27,27 @@ each_kind = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 @each_kind
 def test_four_networks_at_once_are_two_and_two(table: tuple[tuple[int, ...], ...]) -> None:
     generator, layout = lohp(table=normalizers(*table)), layout_of(table[-1])
-    told = support_and_query(4, 3, seed=0)[0]
-    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4))).values_BD
+    cond = support_and_query(4, 3, seed=0)[0]
+    together = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(4))).values_BD
     assert together.shape == (4, layout.num_values)
     for part in (slice(0, 2), slice(2, 4)):
         alone = generator.generate(
-            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+            GenerationRequest(condition=part_of(cond, part), layout=layout, noise=noise_for(2, first=part.start))
         ).values_BD
         # Matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone, together[part], rtol=1e-4, atol=1e-5)
 
 
 def test_temperature_zero_is_deterministic_and_one_spreads_by_the_noise() -> None:
-    generator, layout, told = lohp(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
+    generator, layout, cond = lohp(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
     cold = [
         generator.generate(
-            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+            GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed), temperature=0.0)
         ).values_BD
         for seed in (1, 2)
     ]
     warm = [
-        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed))).values_BD
         for seed in (1, 2)
     ]
     assert torch.equal(cold[0], cold[1])
@@ -101,15 +101,15 @@ def test_a_bundle_writes_bit_equal_networks_and_knows_its_optimisers(
 ) -> None:
     generator = lohp(config(policy={"backward": "learned"}), table=normalizers(*table))
     torch.nn.init.normal_(generator.policy.names_net)
-    told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
-    told = replace(told, policies=(*POLICIES, ""))
+    cond, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
+    cond = replace(cond, policies=(*POLICIES, ""))
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
     assert isinstance(loaded, LoHp)
     assert loaded.data.policies == POLICIES
     assert loaded.needs.num_targets == 3
     before, after = (
-        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+        each.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
         for each in (generator, loaded)
     )
     assert torch.equal(before, after)
@@ -120,14 +120,14 @@ def test_a_head_takes_other_numbers_of_classes_and_the_order_of_classes_does_not
     torch.nn.init.normal_(generator.policy.names_net)
     assert generator.knows(layout)
     assert generator.max_classes is None
-    told = replace(support_and_query(2, 5, seed=0)[0], policies=("adam", "adam"))
+    cond = replace(support_and_query(2, 5, seed=0)[0], policies=("adam", "adam"))
     order = torch.tensor([3, 0, 4, 1, 2])
     plain = layout.unflatten(
         generator.generate(
-            GenerationRequest(condition=told, layout=layout, noise=noise_for(2), temperature=0.0)
+            GenerationRequest(condition=cond, layout=layout, noise=noise_for(2), temperature=0.0)
         ).values_BD
     )
-    turned = replace(told, labels_BS=order.argsort()[told.labels_BS])
+    turned = replace(cond, labels_BS=order.argsort()[cond.labels_BS])
     moved = layout.unflatten(
         generator.generate(
             GenerationRequest(condition=turned, layout=layout, noise=noise_for(2), temperature=0.0)
@@ -144,7 +144,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: PathConfig(length=5), "length=5: must divide num_steps=12"),
         (lambda: PathConfig(noise=0), "noise=0: must be above 0"),
@@ -155,6 +155,6 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
         (lambda: load_config(NetworkConfig, None, ["kind=dense"]), "kind=dense: give one of"),
     ],
 )
-def test_settings_that_make_no_policy_are_named(make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_make_no_policy_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

@@ -66,14 +66,14 @@ def written_distance(generator: LoHp, batch: WeightBatch) -> float:
 class Known(nn.Module):
     """Says where sub-trajectories end, of targets that it is given."""
 
-    def __init__(self, targets_BkD: Tensor, length: int) -> None:
+    def __init__(self, targets_BAD: Tensor, length: int) -> None:
         super().__init__()
-        self.targets_BkD, self.length = targets_BkD, length
+        self.targets_BAD, self.length = targets_BAD, length
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, told: Tensor, layout: object) -> Tensor:
-        k = self.targets_BkD.shape[1]
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: object) -> Tensor:
+        k = self.targets_BAD.shape[1]
         place_Bn = (time_Bn * k * self.length).round().long() // self.length
-        return self.targets_BkD.gather(1, place_Bn.unsqueeze(2).expand(-1, -1, x_BnD.shape[2]))
+        return self.targets_BAD.gather(1, place_Bn.unsqueeze(2).expand(-1, -1, x_BnD.shape[2]))
 
 
 @pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
@@ -92,25 +92,25 @@ def test_a_policy_that_knows_the_local_targets_is_in_balance(
     loss = stage.train()(batch, noise_for(8)).loss
     # Log-densities of some tens in float32.
     assert float(loss.detach()) < 1e-8
-    known.targets_BkD = known.targets_BkD + 0.3
+    known.targets_BAD = known.targets_BAD + 0.3
     assert float(stage(batch, noise_for(8)).loss.detach()) > 1e-3
 
 
 @pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
 def test_stored_paths_end_where_the_local_target_rewards_and_rolled_ones_where_the_policy_goes(hybrid: str) -> None:
     B, k, D, settings = 6, 3, 4000, config(path={"noise": 0.2}).path
-    targets_BkD = torch.randn(B, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(B, k, D)
-    is_stored_Bk = torch.tensor([[True, False, True]] * 3 + [[False, True, False]] * 3)
+    targets_BAD = torch.randn(B, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(B, k, D)
+    is_stored_BA = torch.tensor([[True, False, True]] * 3 + [[False, True, False]] * 3)
     went = 7.0
 
     def ends(x_BD: Tensor, step: int) -> Tensor:
         return torch.full_like(x_BD, went)
 
     states = make_paths(
-        ends, targets_BkD, is_stored_Bk, noise_for(B), settings, hybrid=hybrid, exploration=0.0
+        ends, targets_BAD, is_stored_BA, noise_for(B), settings, hybrid=hybrid, exploration=0.0
     )  # (B, k, L + 1, D)
     assert states.shape == (B, k, settings.length + 1, D)
-    wanted = torch.where(is_stored_Bk, targets_BkD[..., 0], torch.tensor(went))
+    wanted = torch.where(is_stored_BA, targets_BAD[..., 0], torch.tensor(went))
     # 4,000 values of spread 0.2: their mean is known to 0.2 / sqrt(4000) = 0.003, their spread to 0.0022.
     torch.testing.assert_close(states[:, :, -1].mean(dim=-1), wanted, atol=0.016, rtol=0)
     torch.testing.assert_close(states[:, :, -1].std(dim=-1), torch.full((B, k), 0.2), atol=0.012, rtol=0)
@@ -118,17 +118,17 @@ def test_stored_paths_end_where_the_local_target_rewards_and_rolled_ones_where_t
     for i in (1, 2):
         came_from = states[:, i - 1, -1]
         if hybrid == "mixed":
-            came_from = torch.where(is_stored_Bk[:, i, None], targets_BkD[:, i - 1], came_from)
+            came_from = torch.where(is_stored_BA[:, i, None], targets_BAD[:, i - 1], came_from)
         assert torch.equal(states[:, i, 0], came_from)
 
 
 def test_exploration_widens_rollouts_alone_and_has_gone_in_the_end() -> None:
     stage, batch = stage_of(generator_of(exploration=1.0, exploration_steps=10, mix=0.0)), batch_of("head")
-    told, targets = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
+    embedded, targets = stage.policy.embed_condition(batch.condition, batch.layout), stage._targets(batch)
 
     def spread(step: int) -> float:
         late = replace(batch, sample_index_B=torch.arange(8) + 8 * step)
-        states = stage._roll_out(late, targets, told, noise_for(8)).states_BkLD
+        states = stage._roll_out(late, targets, embedded, noise_for(8)).states_BALD
         return float((states[:, :, 1:] - states[:, :, :-1]).square().mean())
 
     stage.train()
@@ -181,14 +181,14 @@ def test_every_way_of_training_brings_what_is_written_towards_the_networks(kind:
 def test_two_workers_parts_of_a_batch_average_to_the_whole(policy: dict) -> None:
     stage, whole = stage_of(generator_of(exploration=0.3, **policy)).train(), batch_of("head", 8)
     together = stage(whole, KeyedNoise(0, whole.sample_index_B)).loss
-    assert whole.targets_BkD is not None
+    assert whole.targets_BAD is not None
     parts = []
     for rank in range(2):
         rows = torch.arange(rank, 8, 2)
         part = replace(
             whole,
             values_BD=whole.values_BD[rows],
-            targets_BkD=whole.targets_BkD[rows],
+            targets_BAD=whole.targets_BAD[rows],
             sample_index_B=whole.sample_index_B[rows],
             condition=replace(
                 whole.condition,
@@ -239,11 +239,11 @@ def test_a_task_reward_is_added_to_the_end_of_the_path_alone() -> None:
     rewards = []
     for weight in (0.0, 2.0):
         stage = stage_of(generator_of(task_reward=weight))
-        told, targets = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
-        rewards.append(stage._log_reward(stage._roll_out(batch, targets, told, noise_for(8)), targets))
-    difference_BkD = rewards[0] - rewards[1]
-    assert float(difference_BkD[:, :-1].abs().max()) == 0.0
-    assert float(difference_BkD[:, -1].sum(dim=-1).min()) > 0.0
+        embedded, targets = stage.policy.embed_condition(batch.condition, batch.layout), stage._targets(batch)
+        rewards.append(stage._log_reward(stage._roll_out(batch, targets, embedded, noise_for(8)), targets))
+    difference_BAD = rewards[0] - rewards[1]
+    assert float(difference_BAD[:, :-1].abs().max()) == 0.0
+    assert float(difference_BAD[:, -1].sum(dim=-1).min()) > 0.0
 
 
 def test_a_named_optimiser_is_learned_and_asked_for() -> None:
@@ -253,13 +253,13 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
     def named(step: int, num: int = 16) -> WeightBatch:
         """The second optimiser's networks lie one unit beside the first one's."""
         batch = head_batch(num, step)
-        assert batch.targets_BkD is not None
+        assert batch.targets_BAD is not None
         shift_B = torch.arange(num) % 2
         normalizer = generator.normalizers[batch.layout.id][1]
-        moved = batch.targets_BkD + shift_B.view(-1, 1, 1) * normalizer.scale_D
+        moved = batch.targets_BAD + shift_B.view(-1, 1, 1) * normalizer.scale_D
         names = tuple(POLICIES[int(number)] for number in shift_B)
         return replace(
-            batch, targets_BkD=moved, values_BD=moved[:, -1], condition=replace(batch.condition, policies=names)
+            batch, targets_BAD=moved, values_BD=moved[:, -1], condition=replace(batch.condition, policies=names)
         )
 
     stage.setup([named(0)], seed=0)
@@ -268,13 +268,13 @@ def test_a_named_optimiser_is_learned_and_asked_for() -> None:
         batch = named(step)
         engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-2)
     stage.eval()
-    told, held = support_and_query(32, 3, seed=9)[0], head_batch(32, 9)
+    cond, held = support_and_query(32, 3, seed=9)[0], head_batch(32, 9)
     normalizer = generator.normalizers[held.layout.id][1]
     written = [
         normalizer.normalise(
             generator.generate(
                 GenerationRequest(
-                    condition=replace(told, policies=(name,) * 32),
+                    condition=replace(cond, policies=(name,) * 32),
                     layout=held.layout,
                     noise=noise_for(32),
                     temperature=0.0,
@@ -308,13 +308,13 @@ def test_replayed_rollouts_of_two_workers_come_back_on_one_or_two() -> None:
     whole = replace(whole, sample_index_B=torch.arange(24, 32))
 
     def part(rank: int) -> WeightBatch:
-        assert whole.targets_BkD is not None
+        assert whole.targets_BAD is not None
         rows = slice(rank, 8, 2)
         condition = replace(part_of(whole.condition, rows), policies=("adam",) * 4)
         return replace(
             whole,
             values_BD=whole.values_BD[rows],
-            targets_BkD=whole.targets_BkD[rows],
+            targets_BAD=whole.targets_BAD[rows],
             condition=condition,
             query=part_of(whole.query, rows),
             sample_index_B=whole.sample_index_B[rows],
@@ -330,7 +330,7 @@ def test_replayed_rollouts_of_two_workers_come_back_on_one_or_two() -> None:
     for rank, stage in enumerate(made):
         again = stage_of(generator_of(batch_size=8, replay_size=2))
         again.set_state(state, lambda step, rank=rank: part(rank))
-        assert torch.equal(again._replay.draw(0).states_BkLD, stage._replay.draw(0).states_BkLD)
+        assert torch.equal(again._replay.draw(0).states_BALD, stage._replay.draw(0).states_BALD)
     alone = stage_of(generator_of(batch_size=8, replay_size=2))
     alone.set_state(state, lambda step: whole)
     assert torch.equal(alone.state(lambda tensor: tensor)["rollout.3"], state["rollout.3"])
@@ -349,10 +349,10 @@ def test_parameters_that_cloning_never_reaches_do_not_set_adams_step_back() -> N
 def test_a_replayed_rollout_may_be_any_of_those_kept_and_follows_from_the_step() -> None:
     buffer, batch = ReplayBuffer(4), batch_of("head")
     for number in range(6):
-        buffer.add(Rollout(batch=batch, states_BkLD=torch.full((1,), float(number))))
-    drawn = [float(buffer.draw(step).states_BkLD) for step in range(60)]
+        buffer.add(Rollout(batch=batch, states_BALD=torch.full((1,), float(number))))
+    drawn = [float(buffer.draw(step).states_BALD) for step in range(60)]
     assert set(drawn) == {2.0, 3.0, 4.0, 5.0}
-    assert drawn == [float(buffer.draw(step).states_BkLD) for step in range(60)]
+    assert drawn == [float(buffer.draw(step).states_BALD) for step in range(60)]
 
 
 def test_cloning_looks_from_even_places_on_the_way_between_local_targets() -> None:
@@ -366,31 +366,31 @@ def test_cloning_looks_from_even_places_on_the_way_between_local_targets() -> No
 
     stage.policy.forward_net.predict = watched  # pyright: ignore[reportAttributeAccessIssue]
     stage(batch, noise_for(8))
-    targets_BkD = stage._targets(batch)
+    targets_BAD = stage._targets(batch)
     wanted = []
-    for i in range(targets_BkD.shape[1]):
-        start_BD = targets_BkD[:, i - 1] if i else torch.zeros_like(targets_BkD[:, 0])
-        wanted += [start_BD + n / 4 * (targets_BkD[:, i] - start_BD) for n in range(4)]
+    for i in range(targets_BAD.shape[1]):
+        start_BD = targets_BAD[:, i - 1] if i else torch.zeros_like(targets_BAD[:, 0])
+        wanted += [start_BD + n / 4 * (targets_BAD[:, i] - start_BD) for n in range(4)]
     torch.testing.assert_close(seen[0], torch.stack(wanted, dim=1))
 
 
 def test_the_flow_of_every_state_but_the_last_holds_the_normaliser() -> None:
     """`log F` of the last state is the reward; where log Z grows by c, all others grow by c, spread over D values."""
     stage, batch = stage_of(generator_of(path={"num_steps": 9, "length": 3})), batch_of("head")
-    told, targets_BkD = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
-    rollout = stage._roll_out(batch, targets_BkD, told, noise_for(8))
-    g, _ = stage._potentials(rollout, targets_BkD, told)
-    moved, _ = stage._potentials(rollout, targets_BkD, told._replace(log_z_Bk=told.log_z_Bk + 6.0))
-    wanted = torch.full_like(g, 6.0 / targets_BkD.shape[-1])
+    embedded, targets_BAD = stage.policy.embed_condition(batch.condition, batch.layout), stage._targets(batch)
+    rollout = stage._roll_out(batch, targets_BAD, embedded, noise_for(8))
+    g, _ = stage._potentials(rollout, targets_BAD, embedded)
+    moved, _ = stage._potentials(rollout, targets_BAD, embedded._replace(log_z_BA=embedded.log_z_BA + 6.0))
+    wanted = torch.full_like(g, 6.0 / targets_BAD.shape[-1])
     wanted[:, :, -1] = 0
     torch.testing.assert_close(moved - g, wanted, rtol=0, atol=1e-4)
 
 
 def test_a_joint_flow_balances_sums_over_values_at_a_residuals_size() -> None:
     stage, batch = stage_of(generator_of(flow="joint", objective="trajectory")), batch_of("head")
-    told, targets_BkD = stage.policy.tell(batch.condition, batch.layout), stage._targets(batch)
-    rollout = stage._roll_out(batch, targets_BkD, told, noise_for(8))
-    g, _ = stage._potentials(rollout, targets_BkD, told)
-    residual_Bk = (g[:, :, 0] - g[:, :, -1]).double().sum(dim=-1)
-    loss, _ = stage._balance(rollout, targets_BkD, told)
-    assert float(loss.detach()) == pytest.approx(float((residual_Bk.square() / g.shape[-1]).mean().detach()), rel=1e-4)
+    embedded, targets_BAD = stage.policy.embed_condition(batch.condition, batch.layout), stage._targets(batch)
+    rollout = stage._roll_out(batch, targets_BAD, embedded, noise_for(8))
+    g, _ = stage._potentials(rollout, targets_BAD, embedded)
+    residual_BA = (g[:, :, 0] - g[:, :, -1]).double().sum(dim=-1)
+    loss, _ = stage._balance(rollout, targets_BAD, embedded)
+    assert float(loss.detach()) == pytest.approx(float((residual_BA.square() / g.shape[-1]).mean().detach()), rel=1e-4)

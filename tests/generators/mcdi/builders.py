@@ -52,7 +52,7 @@ def mcdi(settings: McDiConfig | None = None, table: NormalizerTable | None = Non
     """An untrained generator of linear heads, or of what `table` holds, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return McDi(settings or config(), head_references() if table is None else table, DATA).eval()
+        return McDi(settings or config(), head_normalizers() if table is None else table, DATA).eval()
 
 
 def support_and_query(num: int, num_classes: int, seed: int, shot: int = 2) -> tuple[Condition, Condition]:
@@ -93,7 +93,7 @@ def head_batch(num: int = 16, seed: int = 0, num_targets: int = 3, widths: Seque
         condition=support,
         query=query,
         sample_index_B=torch.arange(num) + 1000 * seed,
-        targets_BkD=end_BD.unsqueeze(1) * shares_k1,
+        targets_BAD=end_BD.unsqueeze(1) * shares_k1,
     )
 
 
@@ -102,10 +102,10 @@ def chunk_batch(num: int = 16, seed: int = 0, num_targets: int = 3) -> WeightBat
     batch = weight_batch(SMALL, num, seed)
     base_D = normalizers()[batch.layout.id][1].base_D
     shares_k1 = torch.arange(1, num_targets + 1).unsqueeze(1) / num_targets
-    targets_BkD = base_D + (batch.values_BD - base_D).unsqueeze(1) * shares_k1
-    return replace(batch, targets_BkD=targets_BkD, sample_index_B=batch.sample_index_B + 1000 * seed)
+    targets_BAD = base_D + (batch.values_BD - base_D).unsqueeze(1) * shares_k1
+    return replace(batch, targets_BAD=targets_BAD, sample_index_B=batch.sample_index_B + 1000 * seed)
 
 
-def head_references() -> NormalizerTable:
+def head_normalizers() -> NormalizerTable:
     layout = layout_of(HEAD)
     return {layout.id: (layout, Normalizer.measure(layout, head_batch(64, seed=99).values_BD, None))}

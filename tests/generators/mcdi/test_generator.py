@@ -14,7 +14,7 @@ from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.registry import METHODS
 from raywgen.weights import Normalizer
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, noise_for, normalizers, part_of
-from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_references, mcdi, support_and_query
+from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_normalizers, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,15 +44,15 @@ def test_generates_every_known_layout(widths: tuple[int, ...], table: tuple[tupl
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_temperature_zero_is_deterministic_and_one_is_not(sampler: str) -> None:
-    generator, layout, told = with_sampler(sampler), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
+    generator, layout, cond = with_sampler(sampler), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
     cold = [
         generator.generate(
-            GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed), temperature=0.0)
+            GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed), temperature=0.0)
         ).values_BD
         for seed in (1, 2)
     ]
     warm = [
-        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3, seed))).values_BD
+        generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3, seed))).values_BD
         for seed in (1, 2, 1)
     ]
     assert torch.equal(cold[0], cold[1])
@@ -64,11 +64,11 @@ def test_temperature_zero_is_deterministic_and_one_is_not(sampler: str) -> None:
 @each_kind
 def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[int, ...], ...]) -> None:
     generator = mcdi(config(sampling={"sampler": sampler}), table=normalizers(*table))
-    layout, told = layout_of(table[0]), support_and_query(4, 3, seed=0)[0]
-    together = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(4)))
+    layout, cond = layout_of(table[0]), support_and_query(4, 3, seed=0)[0]
+    together = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(4)))
     for part in (slice(0, 2), slice(2, 4)):
         alone = generator.generate(
-            GenerationRequest(condition=part_of(told, part), layout=layout, noise=noise_for(2, first=part.start))
+            GenerationRequest(condition=part_of(cond, part), layout=layout, noise=noise_for(2, first=part.start))
         )
         # Matrix products of other batch sizes round differently.
         torch.testing.assert_close(alone.values_BD, together.values_BD[part], rtol=1e-4, atol=1e-5)
@@ -77,21 +77,21 @@ def test_four_networks_at_once_are_two_and_two(sampler: str, table: tuple[tuple[
 @each_kind
 def test_the_support_set_reaches_the_weights(table: tuple[tuple[int, ...], ...]) -> None:
     generator, layout = mcdi(table=normalizers(*table)), layout_of(table[0])
-    told = [support_and_query(2, 3, seed)[0] for seed in (0, 1)]
+    cond = [support_and_query(2, 3, seed)[0] for seed in (0, 1)]
     written = [
         generator.generate(GenerationRequest(condition=each, layout=layout, noise=noise_for(2))).values_BD
-        for each in told
+        for each in cond
     ]
     assert not torch.allclose(written[0], written[1], atol=1e-4)
 
 
 def test_written_weights_are_in_units_of_the_reference() -> None:
-    generator, layout, told = mcdi(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
-    plain = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+    generator, layout, cond = mcdi(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
+    plain = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
     known = generator.normalizers[layout.id][1]
     other = Normalizer(base_D=known.base_D + 5.0, scale_D=2.0 * known.scale_D)
     generator.normalizers[layout.id] = (layout, other)
-    moved = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3))).values_BD
+    moved = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
     torch.testing.assert_close(moved, 2.0 * plain + 5.0, rtol=1e-5, atol=1e-5)
 
 
@@ -106,8 +106,8 @@ def test_a_head_with_other_classes_takes_the_scale_of_the_known_one(num_classes:
     torch.testing.assert_close(normalizer.scale_D, scales, rtol=1e-6, atol=0)
     bases = torch.cat([known.base_D[:1].expand(num_weights), known.base_D[-1:].expand(num_classes)])
     torch.testing.assert_close(normalizer.base_D, bases, rtol=1e-5, atol=1e-7)
-    told = support_and_query(3, num_classes, seed=0)[0]
-    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
+    cond = support_and_query(3, num_classes, seed=0)[0]
+    written = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3)))
     assert written.values_BD.shape == (3, layout.num_values)
     assert bool(written.values_BD.isfinite().all())
 
@@ -118,13 +118,13 @@ def test_the_known_layout_takes_its_own_reference() -> None:
 
 
 def test_other_unknown_layouts_need_a_normaliser() -> None:
-    layout, told = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
+    layout, cond = layout_of(DEEP), support_and_query(2, 2, seed=0)[0]
     generator = mcdi(config(network={"kind": "chunks"}), table=normalizers(SMALL))
     assert not generator.knows(layout)
     with pytest.raises(AssertionError, match="no normaliser"):
-        generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2)))
+        generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(2)))
     given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
-    written = generator.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(2), normalizer=given))
+    written = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(2), normalizer=given))
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 
 
@@ -141,7 +141,7 @@ def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tupl
     generator = mcdi(
         config(diffusion={"num_targets": 2}, sampling={"sampler": "stochastic"}), table=normalizers(*table)
     )
-    told, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
+    cond, layout = support_and_query(3, 3, seed=0)[0], layout_of(table[0])
     generator.denoiser.setup([head_batch(4)], predicts_weights=True)
     save_bundle(generator, tmp_path, {"seed": 3})
     loaded = load_bundle(tmp_path)
@@ -149,7 +149,7 @@ def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tupl
     assert loaded.config == generator.config
     assert loaded.needs.num_targets == 2
     before, after = (
-        each.generate(GenerationRequest(condition=told, layout=layout, noise=noise_for(3)))
+        each.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3)))
         for each in (generator, loaded)
     )
     assert torch.equal(before.values_BD, after.values_BD)
@@ -157,7 +157,7 @@ def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tupl
 
 def test_the_registry_builds_it_from_its_own_config() -> None:
     assert METHODS["mcdi"].config is McDiConfig
-    generator = build_generator("mcdi", config(), head_references(), DATA, seed=0)
+    generator = build_generator("mcdi", config(), head_normalizers(), DATA, seed=0)
     assert isinstance(generator, McDi)
     assert generator.needs.num_targets == 3
 

@@ -274,8 +274,8 @@ def trajectories(draw: st.DrawFn) -> tuple[Schedule, Tensor]:
     T = draw(st.integers(1, 40))
     k = draw(st.integers(1, min(T, 5)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    targets_kD = torch.randn(k, D, generator=generator, dtype=torch.float64)
-    return Schedule.make(draw(st.sampled_from(SCHEDULES)), T, k), targets_kD
+    targets_AD = torch.randn(k, D, generator=generator, dtype=torch.float64)
+    return Schedule.make(draw(st.sampled_from(SCHEDULES)), T, k), targets_AD
 
 
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
@@ -288,7 +288,7 @@ def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_ch
 
     The start does not matter: the mean step to the end of a local chain forgets its state.
     """
-    schedule, targets_kD = trajectory
+    schedule, targets_AD = trajectory
     T = schedule.num_steps
     seen: list[Tensor] = []
 
@@ -298,7 +298,7 @@ def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_ch
         i = next(i for i, end in enumerate(schedule.ends) if t < end)
         abar = float(schedule.abar_T[t])
         local = abar / float(schedule.abar_T[schedule.ends[i]])
-        eps_BD = (x_BD - local**0.5 * targets_kD[i]) / (1 - local) ** 0.5
+        eps_BD = (x_BD - local**0.5 * targets_AD[i]) / (1 - local) ** 0.5
         f_BD = ((1 - abar) / (1 - local)) ** 0.5 * eps_BD
         return f_BD if parameterisation == "noise" else (x_BD - (1 - abar) ** 0.5 * f_BD) / abar**0.5
 
@@ -307,7 +307,7 @@ def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_ch
     states = [*seen, end_BD]
     for i, end in enumerate(schedule.ends):
         # Signals of 1e-5 amplify rounding by 300 in each conversion.
-        torch.testing.assert_close(states[end], targets_kD[i].expand(2, D), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(states[end], targets_AD[i].expand(2, D), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -317,14 +317,14 @@ def test_a_walk_whose_last_step_lies_in_the_last_segment_ends_where_that_segment
     sampler: str, trajectory: tuple[Schedule, Tensor], data: st.DataObject
 ) -> None:
     """From the last but one end on only one local chain is left, so its best prediction is the end itself."""
-    schedule, targets_kD = trajectory
+    schedule, targets_AD = trajectory
     T = schedule.num_steps
     num_steps = data.draw(st.integers(1, T))
     last_but_one = (0, *schedule.ends)[-2]
 
     def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
         # Anywhere before: whatever a compromise between several local targets may be.
-        return targets_kD[-1].expand_as(x_BD) if int(t_B[0]) >= last_but_one else 3.0 * x_BD + targets_kD[0]
+        return targets_AD[-1].expand_as(x_BD) if int(t_B[0]) >= last_but_one else 3.0 * x_BD + targets_AD[0]
 
     start_BD = torch.randn(2, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     end_BD = sample(
@@ -337,4 +337,4 @@ def test_a_walk_whose_last_step_lies_in_the_last_segment_ends_where_that_segment
         noise=KeyedNoise(0, torch.arange(2)),
     )
     is_in_last_segment = schedule.steps(num_steps)[-1][0] >= last_but_one
-    assert torch.equal(end_BD, targets_kD[-1].expand(2, D)) == is_in_last_segment
+    assert torch.equal(end_BD, targets_AD[-1].expand(2, D)) == is_in_last_segment

@@ -114,7 +114,7 @@ def test_sampling_steps_lead_from_start_to_end_without_a_gap(chain: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_steps", "num_targets", "told"),
+    ("kind", "num_steps", "num_targets", "message"),
     [
         ("cosin", 20, 3, "cosine, linear"),
         ("cosine", 20, 0, "num_targets=0"),
@@ -123,9 +123,9 @@ def test_sampling_steps_lead_from_start_to_end_without_a_gap(chain: tuple[int, i
     ],
 )
 def test_no_schedule_of_unknown_kind_or_with_more_targets_than_steps(
-    kind: str, num_steps: int, num_targets: int, told: str
+    kind: str, num_steps: int, num_targets: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Schedule.make(kind, num_steps, num_targets)
 
 

@@ -77,8 +77,8 @@ def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, dat
     k = data.draw(st.integers(1, min(T, 5)))
     chain_config = DiffusionConfig(num_steps=T, num_targets=k)
     chain = chain_config.chain()
-    targets_BkD = torch.arange(k).view(1, k, 1).expand(50, k, 2).float()
-    (draws,) = draw(targets_BkD, chain_config, noise_for(50, data.draw(st.integers(0, 1000))), num_draws=3)
+    targets_BAD = torch.arange(k).view(1, k, 1).expand(50, k, 2).float()
+    (draws,) = draw(targets_BAD, chain_config, noise_for(50, data.draw(st.integers(0, 1000))), num_draws=3)
     assert draws.target_BnD.shape == draws.eps_BnD.shape == (50, 3, 2)
     end_B1 = torch.tensor(chain.ends)[draws.target_BnD[:, :1, 0].long()]
     t_Bn = (draws.time_Bn * T).round().long()
@@ -91,8 +91,8 @@ def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, dat
 @pytest.mark.parametrize("spans", ["own", "whole"])
 def test_every_target_and_every_step_of_its_span_is_drawn_as_often(spans: str) -> None:
     chain_config = DiffusionConfig(num_steps=20, num_targets=3, spans=spans)
-    targets_BkD = torch.arange(3).view(1, 3, 1).expand(30_000, 3, 1).float()
-    (draws,) = draw(targets_BkD, chain_config, noise_for(30_000), num_draws=1)
+    targets_BAD = torch.arange(3).view(1, 3, 1).expand(30_000, 3, 1).float()
+    (draws,) = draw(targets_BAD, chain_config, noise_for(30_000), num_draws=1)
     index_B, t_B = draws.target_BnD[:, 0, 0].long(), (draws.time_Bn[:, 0] * 20).round().long()
     ends = chain_config.chain().ends
     for i, end in enumerate(ends):
@@ -106,16 +106,16 @@ def test_every_target_and_every_step_of_its_span_is_drawn_as_often(spans: str) -
 
 def test_naive_targets_use_the_whole_chain() -> None:
     chain_config = DiffusionConfig(num_steps=20, num_targets=3, targets="naive")
-    targets_BkD = torch.arange(3).view(1, 3, 1).expand(600, 3, 1).float()
-    (draws,) = draw(targets_BkD, chain_config, noise_for(600), num_draws=2)
+    targets_BAD = torch.arange(3).view(1, 3, 1).expand(600, 3, 1).float()
+    (draws,) = draw(targets_BAD, chain_config, noise_for(600), num_draws=2)
     assert torch.equal(draws.abar_Bn, draws.local_abar_Bn)
     for i in range(3):
         assert float(draws.time_Bn[draws.target_BnD[..., 0] == i].max()) == pytest.approx(0.95)
 
 
 def test_inner_steps_keep_the_target_and_draw_other_noise() -> None:
-    targets_BkD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
-    first, second = draw(targets_BkD, DiffusionConfig(), noise_for(8), num_draws=2, num_steps=2)
+    targets_BAD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    first, second = draw(targets_BAD, DiffusionConfig(), noise_for(8), num_draws=2, num_steps=2)
     assert torch.equal(first.target_BnD, second.target_BnD)
     assert not torch.equal(first.eps_BnD, second.eps_BnD)
     assert not torch.equal(first.time_Bn, second.time_Bn)
@@ -123,17 +123,17 @@ def test_inner_steps_keep_the_target_and_draw_other_noise() -> None:
 
 
 def test_a_networks_draws_do_not_depend_on_its_batch() -> None:
-    targets_BkD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
-    (whole,) = draw(targets_BkD, DiffusionConfig(), noise_for(8), num_draws=2)
-    (part,) = draw(targets_BkD[5:], DiffusionConfig(), noise_for(3, first=5), num_draws=2)
+    targets_BAD = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    (whole,) = draw(targets_BAD, DiffusionConfig(), noise_for(8), num_draws=2)
+    (part,) = draw(targets_BAD[5:], DiffusionConfig(), noise_for(3, first=5), num_draws=2)
     assert all(torch.equal(mine, theirs[5:]) for mine, theirs in zip(part, whole, strict=True))
 
 
 @pytest.mark.parametrize("variant", ["consistent", "naive", "vanilla"])
 def test_the_prediction_that_a_variant_asks_for_has_no_loss(variant: str) -> None:
     diffusion = config(diffusion=VARIANTS[variant]).diffusion
-    targets_BkD = torch.randn(40, diffusion.num_targets, 4, generator=torch.Generator().manual_seed(0))
-    (draws,) = draw(targets_BkD, diffusion, noise_for(40), num_draws=2)
+    targets_BAD = torch.randn(40, diffusion.num_targets, 4, generator=torch.Generator().manual_seed(0))
+    (draws,) = draw(targets_BAD, diffusion, noise_for(40), num_draws=2)
     abar, local = draws.abar_Bn.unsqueeze(-1), draws.local_abar_Bn.unsqueeze(-1)
     share = local.sqrt() * (1 - abar / local) / (1 - abar)
 
@@ -171,18 +171,18 @@ def test_both_ways_of_training_learn_whole_networks(meta: str, kind: str) -> Non
 def plain_loops(stage: DenoiserStage, batch: WeightBatch, noise: KeyedNoise) -> list[dict[str, Tensor]]:
     """phi_i of the paper's inner loop, network by network, by torch's own descent."""
     settings, diffusion = stage.config, stage._config.diffusion
-    normalised_BkD = normalised_targets(batch, stage.normalizers)
-    targets_BkD = stage.denoiser.encode(normalised_BkD, batch.condition, batch.layout)
-    steps = draw(targets_BkD, diffusion, noise, settings.num_draws, settings.inner_steps)
+    normalised_BAD = normalised_targets(batch, stage.normalizers)
+    targets_BAD = stage.denoiser.encode(normalised_BAD, batch.condition, batch.layout)
+    steps = draw(targets_BAD, diffusion, noise, settings.num_draws, settings.inner_steps)
     adapted = []
     for b in range(len(batch.values_BD)):
         own = copy.deepcopy(stage.denoiser)
         descent = torch.optim.SGD(own.parameters(), lr=settings.inner_rate)
-        told = (batch.condition.samples_BSF[b : b + 1], batch.condition.labels_BS[b : b + 1], batch.layout)
+        support = (batch.condition.samples_BSF[b : b + 1], batch.condition.labels_BS[b : b + 1], batch.layout)
         for draws in steps:
             of_one = Draws(*(tensor[b : b + 1] for tensor in draws))
             descent.zero_grad()
-            consistency_loss(lambda x, t, own=own, told=told: own(x, t, *told), of_one, diffusion).backward()
+            consistency_loss(lambda x, t, own=own, support=support: own(x, t, *support), of_one, diffusion).backward()
             descent.step()
         adapted.append({name: parameter.detach() for name, parameter in own.named_parameters()})
     return adapted
@@ -254,7 +254,7 @@ def test_reptile_moves_along_the_plain_gradient_where_its_steps_are_small(varian
 def test_a_batch_without_local_targets_or_with_others_is_refused() -> None:
     stage = denoiser_stage(mcdi())
     with pytest.raises(AssertionError, match="local targets"):
-        stage(replace(head_batch(4), targets_BkD=None), noise_for(4))
+        stage(replace(head_batch(4), targets_BAD=None), noise_for(4))
     with pytest.raises(AssertionError, match="2 targets in the batch, 3 in the config"):
         stage(head_batch(4, num_targets=2), noise_for(4))
 
@@ -271,9 +271,9 @@ def test_beginning_measures_the_support_sets_of_all_batches() -> None:
 def test_targets_are_taken_in_units_of_the_reference() -> None:
     generator, batch = mcdi(), head_batch(4)
     normalizer = generator.normalizers[batch.layout.id][1]
-    assert batch.targets_BkD is not None
-    found_BkD = normalised_targets(batch, generator.normalizers)
-    torch.testing.assert_close(found_BkD[:, 1], (batch.targets_BkD[:, 1] - normalizer.base_D) / normalizer.scale_D)
+    assert batch.targets_BAD is not None
+    found_BAD = normalised_targets(batch, generator.normalizers)
+    torch.testing.assert_close(found_BAD[:, 1], (batch.targets_BAD[:, 1] - normalizer.base_D) / normalizer.scale_D)
 
 
 @pytest.mark.parametrize("kind", ["head", "flat", "chunks"])
@@ -293,11 +293,11 @@ def test_the_task_loss_stage_raises_the_accuracy_of_what_is_written(kind: str) -
 
 def _repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
     """One task B times, asked for with other noise."""
-    assert batch.targets_BkD is not None
+    assert batch.targets_BAD is not None
     return replace(
         batch,
         values_BD=batch.values_BD.expand(num, -1),
-        targets_BkD=batch.targets_BkD.expand(num, -1, -1),
+        targets_BAD=batch.targets_BAD.expand(num, -1, -1),
         condition=batch.condition.repeat(num),
         query=batch.query.repeat(num),
         sample_index_B=torch.arange(num) + 1000 * seed,
@@ -347,9 +347,11 @@ def test_the_sampler_is_differentiable_by_finite_differences(sampler: str, param
     start_BD = torch.randn(4, batch.layout.num_values, generator=torch.Generator().manual_seed(0))
 
     def loss() -> Tensor:
-        told = denoiser.tell(support.samples_BSF, support.labels_BS, batch.layout)
+        condition_embedding = denoiser.embed_condition(support.samples_BSF, support.labels_BS, batch.layout)
         sampling, noise = McDiSampling(sampler=sampler, num_steps=3), KeyedNoise(0, torch.arange(4))
-        values_BD = run_sampler(denoiser, told, batch.layout, start_BD, generator.config.diffusion, sampling, noise)
+        values_BD = run_sampler(
+            denoiser, condition_embedding, batch.layout, start_BD, generator.config.diffusion, sampling, noise
+        )
         return task_loss(values_BD, batch)[0].mean()
 
     loss().backward()

@@ -34,48 +34,48 @@ def inputs(num_chunks: int = M) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", CODERS)
 @pytest.mark.parametrize("num_chunks", [1, 3, 8])
 def test_what_is_added_has_the_chunks_shape_and_is_zero_until_trained(kind: CoderKind, num_chunks: int) -> None:
-    x_BMK, places_MG = inputs(num_chunks)
-    assert torch.equal(coder_of(kind, is_trained=False)(x_BMK, places_MG), torch.zeros_like(x_BMK))
-    added_BMK = coder_of(kind)(x_BMK, places_MG)
+    x_BMK, positions_MG = inputs(num_chunks)
+    assert torch.equal(coder_of(kind, is_trained=False)(x_BMK, positions_MG), torch.zeros_like(x_BMK))
+    added_BMK = coder_of(kind)(x_BMK, positions_MG)
     assert added_BMK.shape == x_BMK.shape
     assert float(added_BMK.detach().abs().min()) > 0
 
 
 @pytest.mark.parametrize("kind", CODERS)
 def test_places_and_masks_may_differ_from_network_to_network(kind: CoderKind) -> None:
-    x_BMK, places_MG = inputs()
+    x_BMK, positions_MG = inputs()
     mask_MK = torch.ones(M, K)
     mask_MK[-1, 2:] = 0
     coder = coder_of(kind)
-    expected = coder(x_BMK, places_MG, mask_MK)
-    each = coder(x_BMK, places_MG.expand(B, -1, -1), mask_MK.expand(B, -1, -1))
+    expected = coder(x_BMK, positions_MG, mask_MK)
+    each = coder(x_BMK, positions_MG.expand(B, -1, -1), mask_MK.expand(B, -1, -1))
     torch.testing.assert_close(each, expected)
-    other_BMG = torch.stack([places_MG, places_MG.flip(0)])
+    other_BMG = torch.stack([positions_MG, positions_MG.flip(0)])
     assert not torch.allclose(coder(x_BMK, other_BMG, mask_MK)[1], expected[1])
 
 
 @pytest.mark.parametrize("kind", ["conv", "transformer"])
 def test_padding_has_no_say(kind: CoderKind) -> None:
-    x_BMK, places_MG = inputs()
+    x_BMK, positions_MG = inputs()
     mask_MK = torch.ones(M, K)
     mask_MK[-2, 2:] = 0
     mask_MK[-1] = 0
     garbage_BMK = torch.where(mask_MK > 0, x_BMK, torch.full_like(x_BMK, 1e3))
-    strange_MG = places_MG.clone()
+    strange_MG = positions_MG.clone()
     strange_MG[-1] = 1e3
     coder = coder_of(kind)
-    clean, dirty = coder(x_BMK, places_MG, mask_MK), coder(garbage_BMK, strange_MG, mask_MK)
+    clean, dirty = coder(x_BMK, positions_MG, mask_MK), coder(garbage_BMK, strange_MG, mask_MK)
     assert torch.equal(clean[:, :-1], dirty[:, :-1])
     # Without the mask it would have had.
-    assert not torch.allclose(coder(garbage_BMK, places_MG)[:, -2], clean[:, -2])
+    assert not torch.allclose(coder(garbage_BMK, positions_MG)[:, -2], clean[:, -2])
 
 
 @pytest.mark.parametrize("kind", CODERS)
 @pytest.mark.parametrize("chunk", range(M))
 def test_a_chunk_sees_its_block_and_nothing_else(kind: CoderKind, chunk: int) -> None:
-    coder, (x_BMK, places_MG) = coder_of(kind, num_layers=2), inputs()
+    coder, (x_BMK, positions_MG) = coder_of(kind, num_layers=2), inputs()
     x_BMK.requires_grad_()
-    (grad_BMK,) = torch.autograd.grad(coder(x_BMK, places_MG)[0, chunk].square().sum(), x_BMK)
+    (grad_BMK,) = torch.autograd.grad(coder(x_BMK, positions_MG)[0, chunk].square().sum(), x_BMK)
     seen = grad_BMK[0].abs().sum(dim=1) > 0
     block = chunk // coder.context
     assert seen.tolist() == [m // coder.context == block for m in range(M)]
@@ -84,26 +84,26 @@ def test_a_chunk_sees_its_block_and_nothing_else(kind: CoderKind, chunk: int) ->
 
 
 def test_attention_is_that_of_every_block_on_its_own() -> None:
-    coder, (x_BMK, places_MG) = coder_of("transformer", num_layers=2).double(), inputs()
+    coder, (x_BMK, positions_MG) = coder_of("transformer", num_layers=2).double(), inputs()
     assert isinstance(coder, TransformerCoder)
-    x_BMK, places_MG = x_BMK.double(), places_MG.double()
-    added_BMK = coder(x_BMK, places_MG)
+    x_BMK, positions_MG = x_BMK.double(), positions_MG.double()
+    added_BMK = coder(x_BMK, positions_MG)
     for b in range(B):
         for first in range(0, M, CONTEXT):
             block = slice(first, first + CONTEXT)
-            states = coder.value(x_BMK[b : b + 1, block]) + coder.place(places_MG[block])
+            states = coder.value(x_BMK[b : b + 1, block]) + coder.position(positions_MG[block])
             torch.testing.assert_close(added_BMK[b, block], coder.out(coder.trunk(states))[0], rtol=1e-12, atol=1e-12)
 
 
 def test_convolution_by_hand() -> None:
-    coder, (x_BMK, places_MG) = coder_of("conv").double(), inputs()
+    coder, (x_BMK, positions_MG) = coder_of("conv").double(), inputs()
     assert isinstance(coder, ConvolutionCoder)
-    x_BMK, places_MG = x_BMK.double(), places_MG.double()
-    added_BMK = coder(x_BMK, places_MG)
-    net = [coder.blocks[0].get_submodule(f"net.{place}") for place in range(6)]
+    x_BMK, positions_MG = x_BMK.double(), positions_MG.double()
+    added_BMK = coder(x_BMK, positions_MG)
+    net = [coder.blocks[0].get_submodule(f"net.{position}") for position in range(6)]
     for b, m in ((0, 0), (1, 5)):
         image = convolved(x_BMK[b, m].reshape(1, 2, 3), coder.lift)
-        image = image + (coder.place.weight @ places_MG[m] + coder.place.bias)[:, None, None] + coder.pixel_CRX
+        image = image + (coder.position.weight @ positions_MG[m] + coder.position.bias)[:, None, None] + coder.pixel_CRX
         hidden = convolved(swish(normed(image, net[0])), net[2])
         image = image + convolved(swish(normed(hidden, net[3])), net[5])
         out = convolved(swish(normed(image, coder.out[0])), coder.out[2])
@@ -159,12 +159,12 @@ def test_parameters_are_as_many_as_the_docstrings_say(kind: CoderKind, num_layer
 @pytest.mark.parametrize("kind", CODERS)
 def test_every_parameter_but_the_last_layers_waits_for_it(kind: CoderKind) -> None:
     """Zero at the start stops the gradient of all other layers for one step, and for no longer."""
-    coder, (x_BMK, places_MG) = coder_of(kind, is_trained=False), inputs()
+    coder, (x_BMK, positions_MG) = coder_of(kind, is_trained=False), inputs()
     optimizer = torch.optim.SGD(coder.parameters(), lr=0.1)
     target_BMK = torch.randn(x_BMK.shape, generator=torch.Generator().manual_seed(2))
     for step in range(2):
         optimizer.zero_grad()
-        (coder(x_BMK, places_MG) - target_BMK).square().mean().backward()
+        (coder(x_BMK, positions_MG) - target_BMK).square().mean().backward()
         moved = [
             float(parameter.grad.abs().max()) > 0 for parameter in coder.parameters() if parameter.grad is not None
         ]

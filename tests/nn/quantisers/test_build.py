@@ -98,7 +98,7 @@ def test_padding_has_no_say_in_codes_losses_and_statistics(kind: str) -> None:
 def test_padding_spends_no_accuracy(kind: str) -> None:
     quantiser, mask_NK = built(kind), half_padded(40)
     vectors_NK = torch.where(mask_NK > 0, vectors(40), torch.tensor(3.0))
-    decoded_NK = [quantiser.decode(quantiser.encode(vectors_NK, told)) for told in (mask_NK, None)]
+    decoded_NK = [quantiser.decode(quantiser.encode(vectors_NK, mask)) for mask in (mask_NK, None)]
     errors = [float(((decoded.detach() - vectors_NK).square() * mask_NK).sum()) for decoded in decoded_NK]
     assert errors[0] <= errors[1] * (1 + 1e-6)
 

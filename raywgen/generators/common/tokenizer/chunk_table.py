@@ -1,16 +1,15 @@
 """The inputs of the prior about a layout's chunks, beside the condition.
 
-**Padding.** Where each token codes its own part of a chunk, some tokens of a partly filled chunk hold nothing but
-padding. They are no part of any likelihood. Their code is known before: that of zeros, for which padding is taken in
-encoding, so that tokens read and tokens written are the same, and what is decoded there stays small. The prior gives it
-all probability.
+**Padding tokens.** Where each token codes its own part of a chunk, some tokens of a partly filled chunk hold nothing
+but padding. Their code is known beforehand: it is that of zeros. The encoder writes it, the prior gives it all
+probability, and no likelihood counts it.
 
-**Scales.** Where scales are tokens, only windows that hold the leading chunks see them. A window that begins after
-these is told, at every chunk, the numbers that its values are written in: the scale and the mean at its first and at
-its last value, as the leading chunks' tokens are decoded. That is as much for a chunk of any network, however long.
+**Header tokens.** Where scales are tokens, they fill the header: the first chunks of a network. Only windows that hold
+the header see these tokens. Every chunk of a later window gets four numbers instead: the scale and the mean at its
+first and at its last value, decoded from the header. That is equally much for a chunk of any network.
 
-Shape legend: B networks, M chunks, W chunks of a window, L levels, G place features, Y numbers of the leading chunks, F
-of them that a chunk is told, X indices in any shape.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features, Y numbers of the
+header, X indices in any shape.
 """
 
 from __future__ import annotations
@@ -21,52 +20,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_OWN = 4
-"""F."""
+NUM_CHUNK_SCALES = 4
+"""The number of scales and means that a chunk is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnNumbers:
-    """The inputs of each chunk for networks whose leading chunks are known.
+class ChunkScales:
+    """The scales and means of each chunk's values, for networks whose header is known.
 
     Attributes:
-        numbers_BY: Decoded, and a 0 for none.
-        own_MF: As in `LeadingChunks`.
+        numbers_BY: The decoded numbers of the header, and a 0 at the end, which stands for a missing number.
+        scale_index_M4: As in `HeaderChunks`.
     """
 
     numbers_BY: Tensor
-    own_MF: Tensor
+    scale_index_M4: Tensor
 
     def of(self, index_X: Tensor) -> Tensor:
-        """Selects the same chunks of all networks, `(B, X, F)`."""
-        return self.numbers_BY[:, self.own_MF[index_X]]
+        """Returns the numbers for the same chunks of all networks, `(B, X, 4)`."""
+        return self.numbers_BY[:, self.scale_index_M4[index_X]]
 
     def of_each(self, index_BW: Tensor) -> Tensor:
-        """Selects each network's own chunks, `(B, W, F)`."""
+        """Returns the numbers for other chunks of each network, `(B, W, 4)`."""
         rows_B11 = torch.arange(len(index_BW), device=index_BW.device)[:, None, None]
-        return self.numbers_BY[rows_B11, self.own_MF[index_BW]]
+        return self.numbers_BY[rows_B11, self.scale_index_M4[index_BW]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeadingChunks:
-    """Returns the numbers of scales and means.
+class HeaderChunks:
+    """The first chunks of a network's token sequence, which hold its scales and means.
 
     Attributes:
-        num: How many there are.
-        decode: From their tokens `(B, num, L)` to what these say, normalised chunks.
-        own_MF: Which of the numbers, laid side by side, each chunk is told, int64; -1 for none, as of the leading
-            chunks themselves.
+        num: Number of header chunks.
+        decode: Takes their tokens `(B, num, L)` and returns normalised chunks.
+        scale_index_M4: Which of the header's numbers, laid side by side, scale each chunk's values, int64; -1 where
+            there is none, as for the header chunks themselves.
     """
 
     num: int
     decode: Callable[[Tensor], Tensor]
-    own_MF: Tensor
+    scale_index_M4: Tensor
 
     @torch.no_grad()
-    def own(self, codes_BML: Tensor) -> OwnNumbers:
-        """Returns the inputs for networks whose tokens begin with the given ones."""
+    def chunk_scales(self, codes_BML: Tensor) -> ChunkScales:
+        """Returns the scales of the chunks of networks whose tokens begin with the given ones."""
         numbers_BY = self.decode(codes_BML[:, : self.num]).flatten(1)
-        return OwnNumbers(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), own_MF=self.own_MF)
+        return ChunkScales(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), scale_index_M4=self.scale_index_M4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,24 +73,23 @@ class ChunkTable:
     """The inputs about all chunks of one layout.
 
     Attributes:
-        places_MG: What is known of each chunk's place.
-        forced_ML: Codes of the tokens that hold nothing but padding, int64, and -1 for all others; None where there
-            are no such tokens.
-        leading: The leading chunks; None where there are none.
+        positions_MG: Position features of each chunk.
+        padding_codes_ML: The codes of padding tokens, int64, and -1 for all other tokens; None without padding tokens.
+        header: The header chunks; None where scales are no tokens.
     """
 
-    places_MG: Tensor
-    forced_ML: Tensor | None = None
-    leading: LeadingChunks | None = None
+    positions_MG: Tensor
+    padding_codes_ML: Tensor | None = None
+    header: HeaderChunks | None = None
 
     def __len__(self) -> int:
-        return len(self.places_MG)
+        return len(self.positions_MG)
 
-    def forced(self, index_X: Tensor | slice) -> Tensor | None:
-        """`forced_ML` of some chunks, `(X, L)`."""
-        return None if self.forced_ML is None else self.forced_ML[index_X]
+    def padding_codes(self, index_X: Tensor | slice) -> Tensor | None:
+        """Returns `padding_codes_ML` of some chunks, `(X, L)`."""
+        return None if self.padding_codes_ML is None else self.padding_codes_ML[index_X]
 
     @property
     def num_real_tokens(self) -> int | None:
-        """Tokens of a network that hold a value; None where all do."""
-        return None if self.forced_ML is None else int((self.forced_ML < 0).sum())
+        """The number of a network's tokens that hold a value; None where all do."""
+        return None if self.padding_codes_ML is None else int((self.padding_codes_ML < 0).sum())

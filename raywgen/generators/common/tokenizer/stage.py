@@ -48,13 +48,13 @@ class _Seen(NamedTuple):
 
     Attributes:
         chunks_BMK: Normalised.
-        places_MG: The same of all networks, or `(B, M, G)`.
+        positions_MG: The same of all networks, or `(B, M, G)`.
         mask_MK: Which values are real, likewise.
         values_MK: Which of them are weights, likewise; the others are scales.
     """
 
     chunks_BMK: Tensor
-    places_MG: Tensor
+    positions_MG: Tensor
     mask_MK: Tensor
     values_MK: Tensor
 
@@ -88,7 +88,7 @@ class TokenizerStage(Stage):
             if self.config.output_loss_weight > 0:
                 check_module(batch.module, batch.layout)
             seen = self._seen(batch, KeyedNoise(seed, batch.sample_index_B, 0), by_code=False)
-            latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.places_MG, seen.mask_MK)
+            latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.positions_MG, seen.mask_MK)
             vectors.append(latents_BMK.flatten(0, 1))
             masks.append(seen.mask_MK.expand_as(latents_BMK).flatten(0, 1))
         generator = torch.Generator().manual_seed(seed)
@@ -105,14 +105,14 @@ class TokenizerStage(Stage):
         term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
         """
         tokenizer = self.tokenizer
-        chunks_BMK, places_MG, mask_MK, values_MK = self._seen(batch, noise, by_code=not self.training)
-        latents_BMK = tokenizer.latents(chunks_BMK, places_MG, mask_MK)
+        chunks_BMK, positions_MG, mask_MK, values_MK = self._seen(batch, noise, by_code=not self.training)
+        latents_BMK = tokenizer.latents(chunks_BMK, positions_MG, mask_MK)
         quantised = tokenizer.quantiser(
             latents_BMK.flatten(0, 1),
             mask_MK.expand_as(latents_BMK).flatten(0, 1),
             lambda *shape: noise.gumbel(latents_BMK.shape[1], *shape).flatten(0, 1),
         )
-        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), places_MG, mask_MK)
+        decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), positions_MG, mask_MK)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
         loss = reconstruction + self.config.commitment * quantised.loss
         metrics = {
@@ -137,8 +137,8 @@ class TokenizerStage(Stage):
         chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
         mask_MK = tokenizer.mask(layout)
         values_MK = mask_MK.clone()
-        values_MK[: tokenizer.num_leading(layout)] = 0
-        whole = _Seen(chunks_BMK, tokenizer.places(layout), mask_MK, values_MK)
+        values_MK[: tokenizer.num_header_chunks(layout)] = 0
+        whole = _Seen(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)
         num_chunks, block = len(mask_MK), tokenizer.encoder.context
         if not 0 < self.config.window < num_chunks:
             return whole

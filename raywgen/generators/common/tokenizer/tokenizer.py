@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, LeadingChunks
+from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, HeaderChunks
 from raywgen.generators.common.tokenizer.config import TokenizerConfig
 from raywgen.generators.common.tokenizer.scales import (
     ScaledChunks,
-    num_scaled_place_features,
+    num_scaled_position_features,
     scaled_chunks,
     unit_normalizer,
 )
@@ -32,7 +32,7 @@ from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import build_quantiser
 from raywgen.weights import Layout, Normalizer
-from raywgen.weights.chunks import chunk_mask, from_chunks, num_place_features, place_features, to_chunks
+from raywgen.weights.chunks import chunk_mask, from_chunks, num_position_features, position_features, to_chunks
 
 
 class Tokenizer(nn.Module):
@@ -45,40 +45,40 @@ class Tokenizer(nn.Module):
         self.quantiser = build_quantiser(config.quantiser, config.chunk_length, config.num_steps)
         self.decoder = self._coder()
 
-    def latents(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def latents(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Whole networks' chunks before quantisation, `(B, M, K)`; without a mask all values are real."""
-        return chunks_BMK + self.encoder(chunks_BMK, places_MG, mask_MK)
+        return chunks_BMK + self.encoder(chunks_BMK, positions_MG, mask_MK)
 
-    def encode(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor) -> Tensor:
+    def encode(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor) -> Tensor:
         """Tokens int64 `(B, M, L)` of whole networks' normalised chunks, whose padding (mask 0) has no say."""
-        return self._quantise(self.latents(chunks_BMK, places_MG, mask_MK), mask_MK)
+        return self._quantise(self.latents(chunks_BMK, positions_MG, mask_MK), mask_MK)
 
-    def encode_windows(self, chunks_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
+    def encode_windows(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
         """Returns the tokens of `encode` that are of one window of each network, `(B, W, L)`.
 
         No more is encoded than the blocks of chunks that the encoder sees at once and that the windows touch.
 
         Args:
             chunks_BMK: Of whole networks.
-            places_MG: Likewise.
+            positions_MG: Likewise.
             mask_MK: Likewise.
             index_BW: Consecutive chunks of each network, int64.
         """
         block = self.encoder.context
-        index_BX = covering_blocks(index_BW, block, len(places_MG))
-        whole = (F.pad(part, (0, 0, 0, -len(places_MG) % block)) for part in (chunks_BMK, places_MG, mask_MK))
+        index_BX = covering_blocks(index_BW, block, len(positions_MG))
+        whole = (F.pad(part, (0, 0, 0, -len(positions_MG) % block)) for part in (chunks_BMK, positions_MG, mask_MK))
         whole_BMK, whole_MG, whole_mask_MK = whole
         rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
         latents_BXK = self.latents(whole_BMK[rows_B1, index_BX], whole_MG[index_BX], whole_mask_MK[index_BX])
         return self._quantise(latents_BXK[rows_B1, index_BW - index_BX[:, :1]], mask_MK[index_BW])
 
-    def decode_latents(self, latents_BMK: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def decode_latents(self, latents_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Whole networks' normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
-        return latents_BMK + self.decoder(latents_BMK, places_MG, mask_MK)
+        return latents_BMK + self.decoder(latents_BMK, positions_MG, mask_MK)
 
-    def decode(self, codes_BML: Tensor, places_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
+    def decode(self, codes_BML: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Whole networks' normalised chunks `(B, M, K)` of tokens."""
-        return self.decode_latents(self.quantiser.decode(codes_BML), places_MG, mask_MK)
+        return self.decode_latents(self.quantiser.decode(codes_BML), positions_MG, mask_MK)
 
     def chunks(self, values_BD: Tensor, layout: Layout, normalizer: Normalizer, *, by_code: bool = True) -> Tensor:
         """Flat vectors to normalised chunks `(B, M, K)`.
@@ -99,8 +99,8 @@ class Tokenizer(nn.Module):
         def kept(chunks_BMK: Tensor, part: slice) -> Tensor:
             if not by_code or not chunks_BMK.shape[1]:
                 return chunks_BMK
-            places_MG, mask_MK = self.places(layout)[part], self.mask(layout)[part]
-            return self.decode(self.encode(chunks_BMK, places_MG, mask_MK), places_MG, mask_MK)
+            positions_MG, mask_MK = self.positions(layout)[part], self.mask(layout)[part]
+            return self.decode(self.encode(chunks_BMK, positions_MG, mask_MK), positions_MG, mask_MK)
 
         return scaled.encode(unit_normalizer(layout, normalizer).normalise(values_BD), kept)
 
@@ -121,40 +121,42 @@ class Tokenizer(nn.Module):
         scaled = self.scaled(layout)
         return chunk_mask(layout, self.config.chunk_length) if scaled is None else scaled.mask_MK
 
-    def places(self, layout: Layout) -> Tensor:
+    def positions(self, layout: Layout) -> Tensor:
         """Returns the position features of each chunk, `(M, G)`."""
         scaled = self.scaled(layout)
-        return place_features(layout, self.config.chunk_length) if scaled is None else scaled.places_MP
+        return position_features(layout, self.config.chunk_length) if scaled is None else scaled.positions_MG
 
     def table(self, layout: Layout) -> ChunkTable:
         """Returns the prior's inputs about a layout's chunks."""
-        is_real_ML, forced_ML = self.real_tokens(layout), None
+        is_real_ML, padding_codes_ML = self.real_tokens(layout), None
         if not bool(is_real_ML.all()):
             zeros_1K = torch.zeros(1, self.config.chunk_length, device=is_real_ML.device)
-            forced_ML = torch.where(is_real_ML, -1, self.quantiser.encode(zeros_1K))
-        return ChunkTable(places_MG=self.places(layout), forced_ML=forced_ML, leading=self._leading(layout))
+            padding_codes_ML = torch.where(is_real_ML, -1, self.quantiser.encode(zeros_1K))
+        return ChunkTable(
+            positions_MG=self.positions(layout), padding_codes_ML=padding_codes_ML, header=self._header(layout)
+        )
 
     def real_tokens(self, layout: Layout) -> Tensor:
         """Says which tokens of its chunks hold a value, bool `(M, L)`."""
         return self.quantiser.real_tokens(self.mask(layout))
 
     @property
-    def num_place_features(self) -> int:
+    def num_position_features(self) -> int:
         """Returns G, the number of place features."""
-        return num_scaled_place_features() if self.config.codes_scales else num_place_features()
+        return num_scaled_position_features() if self.config.codes_scales else num_position_features()
 
-    def num_leading(self, layout: Layout) -> int:
+    def num_header_chunks(self, layout: Layout) -> int:
         """Chunks before those of the values, which hold scales and means."""
         scaled = self.scaled(layout)
-        return 0 if scaled is None else scaled.num_leading
+        return 0 if scaled is None else scaled.num_header_chunks
 
-    def _leading(self, layout: Layout) -> LeadingChunks | None:
+    def _header(self, layout: Layout) -> HeaderChunks | None:
         scaled = self.scaled(layout)
         if scaled is None:
             return None
-        part = slice(0, scaled.num_leading)
-        decode = partial(self.decode, places_MG=scaled.places_MP[part], mask_MK=scaled.mask_MK[part])
-        return LeadingChunks(num=scaled.num_leading, decode=decode, own_MF=scaled.own_MF)
+        part = slice(0, scaled.num_header_chunks)
+        decode = partial(self.decode, positions_MG=scaled.positions_MG[part], mask_MK=scaled.mask_MK[part])
+        return HeaderChunks(num=scaled.num_header_chunks, decode=decode, scale_index_M4=scaled.scale_index_M4)
 
     def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
         mask_BMK = mask_MK.expand_as(latents_BMK)
@@ -166,7 +168,7 @@ class Tokenizer(nn.Module):
         return build_coder(
             sizes.coder,
             sizes.chunk_length,
-            self.num_place_features,
+            self.num_position_features,
             sizes.width,
             num_layers=sizes.coder_layers,
             context=sizes.context,

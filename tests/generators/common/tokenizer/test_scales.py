@@ -19,7 +19,7 @@ from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, layout_normalizer
-from raywgen.weights.chunks import place_features
+from raywgen.weights.chunks import position_features
 from raywgen.weights.groups import groups_of
 from raywgen.weights.tensors import KINDS
 
@@ -63,7 +63,7 @@ def within_groups(error_BD: Tensor, values_BD: Tensor, mode: Scales) -> float:
 @settings(max_examples=30)
 def test_there_and_back_is_the_same(seed: int, mode: Scales, chunk_length: int) -> None:
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, chunk_length), drawn(3, seed)
-    chunks_BMK = scaled.encode(values_BD, lambda leading_BMK, part: leading_BMK)
+    chunks_BMK = scaled.encode(values_BD, lambda header_BMK, part: header_BMK)
     assert chunks_BMK.shape == (3, *scaled.mask_MK.shape)
     # A mean of many sizes is subtracted and added; asinh, sinh, log and exp cost a few ulps more.
     assert within_groups(scaled.decode(chunks_BMK) - values_BD, values_BD, mode) < 1e-4
@@ -75,17 +75,17 @@ def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: Sca
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, 8), drawn(3, seed, spread=1.0)
     generator = torch.Generator().manual_seed(seed)
 
-    def kept(leading_BMK: Tensor, part: slice) -> Tensor:
-        written.append(leading_BMK + noise * torch.randn(leading_BMK.shape, generator=generator))
+    def kept(header_BMK: Tensor, part: slice) -> Tensor:
+        written.append(header_BMK + noise * torch.randn(header_BMK.shape, generator=generator))
         return written[-1]
 
     written: list[Tensor] = []
     closed_BMK = scaled.encode(values_BD, kept)
-    closed_BMK[:, : scaled.num_leading] = torch.cat(written, dim=1)
+    closed_BMK[:, : scaled.num_header_chunks] = torch.cat(written, dim=1)
     assert within_groups(scaled.decode(closed_BMK) - values_BD, values_BD, mode) < 1e-4
     # Without the loop the same error is that of the weights.
-    open_BMK = scaled.encode(values_BD, lambda leading_BMK, part: leading_BMK)
-    open_BMK[:, : scaled.num_leading] = torch.cat(written, dim=1)
+    open_BMK = scaled.encode(values_BD, lambda header_BMK, part: header_BMK)
+    open_BMK[:, : scaled.num_header_chunks] = torch.cat(written, dim=1)
     if noise > 0.1:
         assert within_groups(scaled.decode(open_BMK) - values_BD, values_BD, mode) > 0.05
 
@@ -95,10 +95,10 @@ def test_weights_are_wrong_by_what_the_values_code_loses_alone(mode: Scales) -> 
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     values_BD = drawn(4, 2)
     chunks_BMK = tokenizer.chunks(normalizer.denormalise(values_BD), CONVOLUTIONAL, normalizer)
-    places_MG, mask_MK = tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
-    decoded_BMK = tokenizer.decode(tokenizer.encode(chunks_BMK, places_MG, mask_MK), places_MG)
+    positions_MG, mask_MK = tokenizer.positions(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
+    decoded_BMK = tokenizer.decode(tokenizer.encode(chunks_BMK, positions_MG, mask_MK), positions_MG)
     back_BD = normalizer.normalise(tokenizer.values(decoded_BMK, CONVOLUTIONAL, normalizer))
-    first = tokenizer.num_leading(CONVOLUTIONAL)
+    first = tokenizer.num_header_chunks(CONVOLUTIONAL)
     lead_BMK = decoded_BMK[:, :first]
     assert float(((lead_BMK.detach() - chunks_BMK[:, :first]) * mask_MK[:first]).abs().max()) > 0.1
     # Values with no loss of their own come back under the same coded scales.
@@ -130,7 +130,7 @@ def test_bits_of_scales_are_counted(mode: Scales, num_scales: int) -> None:
     tokenizer = tokenizer_of(mode)
     num_chunks = math.ceil(6 / 8) + math.ceil(num_scales / 8) + math.ceil(CONVOLUTIONAL.num_values / 8)
     codes_BML = tokenizer.encode(
-        torch.zeros(1, num_chunks, 8), tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
+        torch.zeros(1, num_chunks, 8), tokenizer.positions(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     )
     assert codes_BML.shape == (1, num_chunks, 2)
     assert tokenizer.quantiser.num_tokens * 4 * num_chunks == pytest.approx(codes_BML.numel() * 4)
@@ -141,14 +141,14 @@ def test_bits_of_scales_are_counted(mode: Scales, num_scales: int) -> None:
 def test_padding_has_no_say(mode: Scales) -> None:
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(CONVOLUTIONAL)
     chunks_BMK = tokenizer.chunks(normalizer.denormalise(drawn(4, 3)), CONVOLUTIONAL, normalizer)
-    places_MG, mask_MK = tokenizer.places(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
+    positions_MG, mask_MK = tokenizer.positions(CONVOLUTIONAL), tokenizer.mask(CONVOLUTIONAL)
     is_padding_MK = mask_MK == 0
-    assert bool(is_padding_MK[: tokenizer.num_leading(CONVOLUTIONAL)].any())
-    codes_BML = tokenizer.encode(chunks_BMK, places_MG, mask_MK)
+    assert bool(is_padding_MK[: tokenizer.num_header_chunks(CONVOLUTIONAL)].any())
+    codes_BML = tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
     garbage_BMK = torch.where(is_padding_MK, torch.tensor(1e3), chunks_BMK)
     # An untrained encoder passes chunks on, so that garbage would reach the codes.
-    assert torch.equal(tokenizer.encode(garbage_BMK, places_MG, mask_MK), codes_BML)
-    decoded_BMK = tokenizer.decode(codes_BML, places_MG)
+    assert torch.equal(tokenizer.encode(garbage_BMK, positions_MG, mask_MK), codes_BML)
+    decoded_BMK = tokenizer.decode(codes_BML, positions_MG)
     spoilt_BMK = torch.where(is_padding_MK, torch.tensor(1e3), decoded_BMK)
     for back_BMK in (decoded_BMK, spoilt_BMK):
         assert torch.equal(
@@ -162,19 +162,19 @@ def test_padding_has_no_say(mode: Scales) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_places_say_what_leading_chunks_hold(mode: Scales) -> None:
+def test_position_features_say_what_header_chunks_hold(mode: Scales) -> None:
     tokenizer = tokenizer_of(mode)
-    places_MG, first = tokenizer.places(CONVOLUTIONAL), tokenizer.num_leading(CONVOLUTIONAL)
-    assert places_MG.shape == (len(tokenizer.mask(CONVOLUTIONAL)), tokenizer.num_place_features)
-    assert places_MG[:, -2].tolist() == [1.0] + [0.0] * (len(places_MG) - 1)
-    assert places_MG[:, -1].tolist() == [0.0] + [1.0] * (first - 1) + [0.0] * (len(places_MG) - first)
-    assert torch.equal(places_MG[first:, :-2], place_features(CONVOLUTIONAL, 8))
-    assert len(torch.unique(places_MG, dim=0)) == len(places_MG)
+    positions_MG, first = tokenizer.positions(CONVOLUTIONAL), tokenizer.num_header_chunks(CONVOLUTIONAL)
+    assert positions_MG.shape == (len(tokenizer.mask(CONVOLUTIONAL)), tokenizer.num_position_features)
+    assert positions_MG[:, -2].tolist() == [1.0] + [0.0] * (len(positions_MG) - 1)
+    assert positions_MG[:, -1].tolist() == [0.0] + [1.0] * (first - 1) + [0.0] * (len(positions_MG) - first)
+    assert torch.equal(positions_MG[first:, :-2], position_features(CONVOLUTIONAL, 8))
+    assert len(torch.unique(positions_MG, dim=0)) == len(positions_MG)
     # Scales begin with the weights', means with the biases'.
-    kinds = places_MG[:first, : len(KINDS)].argmax(dim=1)
+    kinds = positions_MG[:first, : len(KINDS)].argmax(dim=1)
     assert [KINDS[kind] for kind in kinds[:2]] == ["bias", "weight"]
     again = Layout.from_json(CONVOLUTIONAL.to_json())
-    assert torch.equal(tokenizer.places(again), places_MG)
+    assert torch.equal(tokenizer.positions(again), positions_MG)
 
 
 def test_like_tensors_stand_side_by_side() -> None:
@@ -193,7 +193,7 @@ def test_a_larger_tensor_changes_its_scale_alone(mode: Scales) -> None:
     values_BD = normalizer.denormalise(drawn(2, 4, spread=0.3))
     larger_BD = values_BD.clone()
     larger_BD[:, :90] *= 1.5
-    first = tokenizer.num_leading(CONVOLUTIONAL)
+    first = tokenizer.num_header_chunks(CONVOLUTIONAL)
     one_BMK, other_BMK = (
         tokenizer.chunks(each_BD, CONVOLUTIONAL, normalizer, by_code=False) for each_BD in (values_BD, larger_BD)
     )
@@ -208,7 +208,7 @@ def test_a_larger_tensor_changes_its_scale_alone(mode: Scales) -> None:
 def test_a_layout_of_matrices_alone_has_no_means(mode: Scales) -> None:
     layout = Layout.from_state_dict(nn.Linear(20, 3, bias=False).state_dict())
     tokenizer, normalizer = tokenizer_of(mode), layout_normalizer(layout)
-    assert tokenizer.num_leading(layout) == 1
+    assert tokenizer.num_header_chunks(layout) == 1
     values_BD = torch.randn(4, 60, generator=torch.Generator().manual_seed(0))
     chunks_BMK = tokenizer.chunks(values_BD, layout, normalizer, by_code=False)
     assert chunks_BMK.shape == (4, 1 + 8, 8)

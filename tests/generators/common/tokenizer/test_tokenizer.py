@@ -60,13 +60,13 @@ def test_untrained_tokenizer_is_plain_residual_kmeans() -> None:
     tokenizer = igpg().tokenizer
     layout = layout_of()
     chunks_BMK = tokenizer.chunks(values_of()[:4], layout, normalizers()[layout.id][1])
-    places_MG = tokenizer.places(layout)
-    assert torch.equal(tokenizer.latents(chunks_BMK, places_MG), chunks_BMK)
-    codes_BML = tokenizer.encode(chunks_BMK, places_MG, tokenizer.mask(layout))
+    positions_MG = tokenizer.positions(layout)
+    assert torch.equal(tokenizer.latents(chunks_BMK, positions_MG), chunks_BMK)
+    codes_BML = tokenizer.encode(chunks_BMK, positions_MG, tokenizer.mask(layout))
     assert codes_BML.shape == (4, 5, 2)
     mask_NK = tokenizer.mask(layout).repeat(4, 1)
     assert torch.equal(codes_BML.flatten(0, 1), tokenizer.quantiser.encode(chunks_BMK.flatten(0, 1), mask_NK))
-    assert torch.equal(tokenizer.decode(codes_BML, places_MG), tokenizer.quantiser.decode(codes_BML))
+    assert torch.equal(tokenizer.decode(codes_BML, positions_MG), tokenizer.quantiser.decode(codes_BML))
 
 
 def test_chunks_and_values_are_inverse() -> None:
@@ -90,11 +90,11 @@ def test_stage_loss_is_reconstruction_plus_weighted_commitment() -> None:
     normalised_BD = generator.normalizer(layout).normalise(batch.values_BD)
     decoded_BD = generator.normalizer(layout).normalise(generator.reconstruct(batch.values_BD, layout))
     reconstruction = (normalised_BD - decoded_BD).square().mean()
-    chunks_BMK, places_MG = (
+    chunks_BMK, positions_MG = (
         tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout)),
-        tokenizer.places(layout),
+        tokenizer.positions(layout),
     )
-    latents_BMK = tokenizer.latents(chunks_BMK, places_MG)
+    latents_BMK = tokenizer.latents(chunks_BMK, positions_MG)
     quantised_BMK = tokenizer.quantiser.decode(generator.tokens(batch.values_BD, layout))
     mask_MK = chunk_mask(layout, 8)
     commitment = ((latents_BMK - quantised_BMK).square() * mask_MK).sum() / (mask_MK.sum() * 8)
@@ -181,15 +181,15 @@ def test_every_quantiser_trains_and_writes_networks(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"kind": "gumbel", "num_levels": 3}, "must divide chunk_length=16"),
         ({"kind": "finite_scalar", "num_codes": 200}, "such as 196"),
         ({"beam": 0}, "beam=0"),
     ],
 )
-def test_sizes_that_make_no_tokeniser_are_named(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_sizes_that_make_no_tokeniser_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TokenizerConfig(quantiser=QuantiserConfig(**settings))
 
 
@@ -209,10 +209,10 @@ def test_a_step_may_see_a_window_of_each_network_and_what_it_sees_is_coded_as_in
     generator, batch = igpg(replace(igpg_config(), tokenizer=sizes)), weight_batch(SMALL, 6)
     tokenizer, layout = generator.tokenizer, batch.layout
     chunks_BMK = tokenizer.chunks(batch.values_BD, layout, generator.normalizer(layout))
-    places_MG, mask_MK = tokenizer.places(layout), tokenizer.mask(layout)
+    positions_MG, mask_MK = tokenizer.positions(layout), tokenizer.mask(layout)
     assert len(mask_MK) == 10
-    codes_BML = tokenizer.encode(chunks_BMK, places_MG, mask_MK)
-    error_BMK = (tokenizer.decode(codes_BML, places_MG, mask_MK) - chunks_BMK).square() * mask_MK
+    codes_BML = tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
+    error_BMK = (tokenizer.decode(codes_BML, positions_MG, mask_MK) - chunks_BMK).square() * mask_MK
     block = 2 if coder == "transformer" else 1
     first_B = random_windows(noise_for(6), 10 // block, 4 // block)[:, 0] * block
     seen = [(error_BMK[b, first : first + 4], mask_MK[first : first + 4]) for b, first in enumerate(first_B.tolist())]

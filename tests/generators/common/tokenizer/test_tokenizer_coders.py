@@ -55,17 +55,17 @@ def generator_of(coder: str, *, is_trained: bool = True) -> IGPG:
 def chunks_of(generator: IGPG, widths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     tokenizer, layout = generator.tokenizer, layout_of(widths)
     chunks_BMK = tokenizer.chunks(values_of(widths)[:NUM], layout, generator.normalizer(layout))
-    return chunks_BMK, tokenizer.places(layout), tokenizer.mask(layout)
+    return chunks_BMK, tokenizer.positions(layout), tokenizer.mask(layout)
 
 
 @pytest.mark.parametrize("coder", CODERS)
 def test_an_untrained_tokenizer_is_its_quantiser(coder: str) -> None:
     generator = generator_of(coder, is_trained=False)
-    chunks_BMK, places_MG, mask_MK = chunks_of(generator, DEEP)
-    codes_BML = generator.tokenizer.encode(chunks_BMK, places_MG, mask_MK)
+    chunks_BMK, positions_MG, mask_MK = chunks_of(generator, DEEP)
+    codes_BML = generator.tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
     plain_NL = generator.tokenizer.quantiser.encode(chunks_BMK.flatten(0, 1), mask_MK.repeat(NUM, 1))
     assert torch.equal(codes_BML.flatten(0, 1), plain_NL)
-    decoded_BMK = generator.tokenizer.decode(codes_BML, places_MG, mask_MK)
+    decoded_BMK = generator.tokenizer.decode(codes_BML, positions_MG, mask_MK)
     assert torch.equal(decoded_BMK, generator.tokenizer.quantiser.decode(codes_BML))
 
 
@@ -73,23 +73,23 @@ def test_an_untrained_tokenizer_is_its_quantiser(coder: str) -> None:
 @pytest.mark.parametrize("widths", [SMALL, DEEP])
 def test_tokens_of_a_chunk_do_not_depend_on_the_window(coder: str, widths: tuple[int, ...]) -> None:
     generator = generator_of(coder)
-    chunks_BMK, places_MG, mask_MK = chunks_of(generator, widths)
-    codes_BML = generator.tokenizer.encode(chunks_BMK, places_MG, mask_MK)
-    M = len(places_MG)
+    chunks_BMK, positions_MG, mask_MK = chunks_of(generator, widths)
+    codes_BML = generator.tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
+    M = len(positions_MG)
     for window in range(1, M + 1):
         for turn in range(M - window + 1):
             # Every network of the batch has a window of its own.
             start_B = (turn + torch.arange(NUM)) % (M - window + 1)
             index_BW = start_B.unsqueeze(1) + torch.arange(window)
-            seen_BWL = generator.tokenizer.encode_windows(chunks_BMK, places_MG, mask_MK, index_BW)
+            seen_BWL = generator.tokenizer.encode_windows(chunks_BMK, positions_MG, mask_MK, index_BW)
             assert torch.equal(seen_BWL, codes_BML[torch.arange(NUM).unsqueeze(1), index_BW])
 
 
 def test_windows_cut_out_before_they_are_encoded_would_have_other_tokens() -> None:
     generator = generator_of("transformer")
-    chunks_BMK, places_MG, mask_MK = chunks_of(generator, DEEP)
-    codes_BML = generator.tokenizer.encode(chunks_BMK, places_MG, mask_MK)
-    alone_BWL = generator.tokenizer.encode(chunks_BMK[:, 1:4], places_MG[1:4], mask_MK[1:4])
+    chunks_BMK, positions_MG, mask_MK = chunks_of(generator, DEEP)
+    codes_BML = generator.tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
+    alone_BWL = generator.tokenizer.encode(chunks_BMK[:, 1:4], positions_MG[1:4], mask_MK[1:4])
     assert not torch.equal(alone_BWL, codes_BML[:, 1:4])
 
 
@@ -97,15 +97,15 @@ def test_windows_cut_out_before_they_are_encoded_would_have_other_tokens() -> No
 def test_the_prior_is_trained_on_the_tokens_of_whole_networks(coder: str) -> None:
     generator, batch = generator_of(coder), weight_batch(DEEP, NUM)
     tokenizer = generator.tokenizer
-    places_MG = tokenizer.places(batch.layout)
+    positions_MG = tokenizer.positions(batch.layout)
     whole_BML = generator.tokens(batch.values_BD, batch.layout)
     generator.prior.config = replace(generator.prior.config, window=4)
     table = tokenizer.table(batch.layout)
     for seed in range(8):
         noise = noise_for(NUM, seed)
         seen = _seen_tokens(generator.prior, tokenizer, batch, generator.normalizers, table, noise)
-        index_BW = random_windows(noise_for(NUM, seed), len(places_MG), 4)
-        assert torch.equal(seen.places_WG, places_MG[index_BW])
+        index_BW = random_windows(noise_for(NUM, seed), len(positions_MG), 4)
+        assert torch.equal(seen.positions_WG, positions_MG[index_BW])
         assert torch.equal(seen.codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])
 
 
@@ -129,15 +129,15 @@ def test_covering_blocks_are_whole_hold_the_window_and_are_no_more_than_needed(b
 @pytest.mark.parametrize("coder", CODERS)
 def test_padding_changes_no_token(coder: str) -> None:
     generator = generator_of(coder)
-    chunks_BMK, places_MG, mask_MK = chunks_of(generator, DEEP)
+    chunks_BMK, positions_MG, mask_MK = chunks_of(generator, DEEP)
     assert float(mask_MK[-1].sum()) == 1
-    codes_BML = generator.tokenizer.encode(chunks_BMK, places_MG, mask_MK)
+    codes_BML = generator.tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
     if coder == "mlp":
         # Chunks are padded with zeros, which is all that a perceptron relies on.
         assert float(chunks_BMK[:, -1, 1:].abs().max()) == 0
         return
     garbage_BMK = torch.where(mask_MK > 0, chunks_BMK, torch.full_like(chunks_BMK, 9.0))
-    assert torch.equal(generator.tokenizer.encode(garbage_BMK, places_MG, mask_MK), codes_BML)
+    assert torch.equal(generator.tokenizer.encode(garbage_BMK, positions_MG, mask_MK), codes_BML)
 
 
 @pytest.mark.parametrize("coder", CODERS)
