@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import PopulationBasedTraining
+    from torch import Tensor
 
 # Ray
 
@@ -134,3 +135,41 @@ def link_optimizer_state(engine: object) -> None:
         engine: A `DeepSpeedEngine` of ZeRO stage 1 or 2 whose optimiser holds a state for every shard.
     """
     cast("Any", engine).optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def state_shards(engine: object) -> list[Tensor]:
+    """Returns this worker's flat shards, each of which the optimiser has a state for.
+
+    Args:
+        engine: A `DeepSpeedEngine` of ZeRO stage 1, 2 or 3.
+    """
+    optimizer = cast("Any", engine).optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO-3 gives them to the optimiser for a step only.
+        return list(optimizer.fp32_partitioned_groups_flat)
+    return [shard for group in optimizer.optimizer.param_groups for shard in group["params"]]
+
+
+def shard_of(parameter: Tensor) -> Tensor | None:
+    """Returns this worker's shard of a parameter that ZeRO-3 shards, flat and padded; None of any other tensor."""
+    return getattr(parameter, "ds_tensor", None)
+
+
+def remove_gathering_hooks(engine: object) -> None:
+    """Takes away the hooks by which ZeRO-3 gathers parameters module by module, so that somebody else gathers them.
+
+    Args:
+        engine: A `DeepSpeedEngine` of ZeRO stage 3.
+    """
+    cast("Any", engine).optimizer.parameter_offload.destroy()
+
+
+def refresh_whole_parameters(engine: object) -> None:
+    """Makes parameters that ZeRO-3 keeps whole, as they are small, equal to their shards, which somebody has written.
+
+    Args:
+        engine: A `DeepSpeedEngine` of any ZeRO stage.
+    """
+    small: list[Any] = getattr(cast("Any", engine).optimizer, "persistent_parameters", [])
+    if small:
+        small[0].partition(small)
+        small[0].all_gather(small)

@@ -117,9 +117,25 @@ for group in adam.param_groups:
     for shard in group["params"]:
         adam.state[shard] = {"exp_avg": torch.zeros_like(shard), "exp_avg_sq": torch.zeros_like(shard)}
 compat.link_optimizer_state(engine)
+assert [len(shard) for shard in compat.state_shards(engine)] == [8]
+assert compat.shard_of(model.weight) is None
 wanted = torch.randn(2, 3)
 safe_set_full_optimizer_state(model.weight, wanted, "exp_avg")
 assert torch.equal(safe_get_full_optimizer_state(model.weight, "exp_avg"), wanted)
+
+model = torch.nn.Linear(3, 2)
+adam = torch.optim.AdamW(model.parameters())
+config["zero_optimization"] = {"stage": 3, "stage3_param_persistence_threshold": 2}
+engine = deepspeed.initialize(model=model, optimizer=adam, dist_init_required=False, config=config)[0]
+assert [len(shard) for shard in compat.state_shards(engine)] == [8]
+assert compat.shard_of(model.weight).shape == (6,) and model.weight.numel() == 0
+with torch.no_grad():
+    compat.shard_of(model.bias).fill_(7)
+compat.refresh_whole_parameters(engine)
+assert model.bias.tolist() == [7, 7]
+hooks = len(model._forward_pre_hooks)
+compat.remove_gathering_hooks(engine)
+assert len(model._forward_pre_hooks) < hooks
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,6 +26,9 @@ from raywgen.weights import (
 )
 
 OptimizerKind = Literal["adamw", "sgd"]
+ParameterUse = Literal["modules", "whole", "functional"]
+"""How a stage's forward reads its parameters: by calling `modules`, in an order that the layout alone decides; any of
+them at any time (`whole`), as where networks are generated; or as tensors that it changes copies of (`functional`)."""
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -98,9 +101,11 @@ class StageConfig:
             raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageLoss:
-    """A scalar to minimise, and detached scalars worth a curve."""
+class StageLoss(NamedTuple):
+    """A scalar to minimise, and detached scalars worth a curve.
+
+    A tuple, because DeepSpeed finds the tensors that a module's forward returns in tuples, lists and dicts only.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -141,6 +146,11 @@ class Stage(nn.Module, ABC):
 
     name: ClassVar[str]
     is_optional: ClassVar[bool] = False
+
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """Returns how `forward` reads the stage's parameters."""
+        return "modules"
 
     @property
     @abstractmethod

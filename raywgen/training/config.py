@@ -10,6 +10,7 @@ from typing import Any
 from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_stored_config
 from raywgen.generators import METHODS, UnknownMethodError, method
 from raywgen.nn.precision import Precision
+from raywgen.training.engine import EngineSettings
 
 
 def _generator_config(settings: Mapping[str, Any]) -> type[Any]:
@@ -30,7 +31,7 @@ class TrainConfig:
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
-        zero_stage: DeepSpeed ZeRO: 0 (none), 1 (optimiser state) or 2 (and gradients) sharded.
+        zero_stage: DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
         use_gpu: One GPU per worker.
         precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
             processor has units for it.
@@ -65,12 +66,13 @@ class TrainConfig:
     shot: int = 0
     seed: int = 0
 
+    def engine_settings(self) -> EngineSettings:
+        """Returns the settings that concern the engine."""
+        return EngineSettings(precision=self.precision, zero_stage=self.zero_stage)
+
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2):
-            raise ValueError(
-                f"zero_stage={self.zero_stage}: give 0, 1 or 2; stage 3 shards parameters that generators read "
-                "outside of a module's forward pass"
-            )
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage={self.zero_stage}: give 0, 1, 2 or 3")
         if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:

@@ -141,7 +141,8 @@ class Trainer:
         worker: This process.
 
     Attributes:
-        state: Where training stands; `resume` and every checkpoint replace it.
+        state: Where training stands; `resume` and every checkpoint replace it. Once a stage has begun it holds no
+            tensors.
         was_stopped: Whether training was asked to stop, and did so before its end.
     """
 
@@ -190,14 +191,13 @@ class Trainer:
             is_finished = self._train_stage(index)
             if not is_finished:
                 break
-            self._end_stage(index)
         if self.log is not None:
             self.log.close()
         if is_finished:
             self._save_bundle(BUNDLE)
 
     def _train_stage(self, index: int) -> bool:
-        """Takes the steps of a stage that are left; returns whether the stage is at its end."""
+        """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""
         stage = self.generator.stages()[index]
         engine = self._start_stage(stage)
         num_steps = stage.config.num_steps
@@ -218,6 +218,7 @@ class Trainer:
                     return False
         if stop_step == num_steps:
             engine.finish()
+            self._end_stage(engine, index)
         return stop_step == num_steps
 
     def _start_stage(self, stage: Stage) -> Engine:
@@ -232,6 +233,7 @@ class Trainer:
         if averages := self.state.part("ema."):
             engine.set_averages(averages)
         stage.set_state(self.state.part("stage."), lambda step: self.batches.batch(step, batch_size))
+        self.state = replace(self.state, tensors={})
         return engine
 
     def _train_step(self, engine: Engine, index: int, step: int) -> dict[str, Tensor]:
@@ -281,24 +283,24 @@ class Trainer:
 
     def _capture(self, engine: Engine, index: int, step: int) -> TrainState:
         """All that is needed to go on; every worker must call it."""
-        tensors = _model_tensors(self.generator)
+        tensors = {f"model.{name}": tensor for name, tensor in engine.state_dict(self.generator).items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in engine.averages().items()}
         tensors |= {f"stage.{name}": tensor.cpu() for name, tensor in engine.stage.state(engine.all_reduce).items()}
         return TrainState(stage=index, step=step, corpus=self.state.corpus, tensors=tensors)
 
     def _save(self, state: TrainState) -> None:
-        self.state = state
+        self.state = replace(state, tensors={})
         if self.is_first:
             self.checkpoints.save(state)
 
-    def _end_stage(self, index: int) -> None:
+    def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
-        weights = self.generator.state_dict()
+        weights = engine.state_dict(self.generator, everywhere=True)
         self.generator = self.spec.build()
         self.generator.load_state_dict(weights)
         self._save_bundle(f"{STAGES}/{self.stage_names[index]}")
-        tensors = _model_tensors(self.generator)
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         self._save(TrainState(stage=index + 1, corpus=self.state.corpus, tensors=tensors))
 
     def _save_bundle(self, name: str) -> None:
@@ -374,7 +376,3 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:
         own = "not installed"
     return {"raywgen": own, "torch": torch.__version__}
-
-
-def _model_tensors(generator: Generator) -> dict[str, Tensor]:
-    return {f"model.{name}": tensor.detach().cpu().clone() for name, tensor in generator.state_dict().items()}

@@ -48,7 +48,7 @@ class LocalContext:
 
     def engine(self, stage: Stage, config: TrainConfig) -> Engine:
         """Returns an engine of plain torch."""
-        return LocalEngine(stage, config.precision)
+        return LocalEngine(stage, config.engine_settings())
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
@@ -74,7 +74,7 @@ class RayContext:
 
     def engine(self, stage: Stage, config: TrainConfig) -> Engine:
         """DeepSpeed ZeRO over all workers."""
-        return DeepSpeedEngine(stage, config.zero_stage, self.num_workers, config.precision)
+        return DeepSpeedEngine(stage, self.num_workers, config.engine_settings())
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""

@@ -22,7 +22,7 @@ def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
         load_config(TrainConfig, None, ["method=igp"])
 
 
-@pytest.mark.parametrize("override", ["zero_stage=3", "num_workers=-1", "log_every=0", "num_query_samples=0"])
+@pytest.mark.parametrize("override", ["zero_stage=4", "num_workers=-1", "log_every=0", "num_query_samples=0"])
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         load_config(TrainConfig, None, [override])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,24 +11,12 @@ from torch import Tensor
 
 from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
-from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine, load_averages
+from raywgen.nn.precision import Precision
+from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, load_averages
 from raywgen.weights import KeyedNoise
 from tests.builders import igpg, tokenizer_stage, weight_batch
 
 NUM_STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A group of this process alone, as Ray Train makes one of all workers."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    with pytest.MonkeyPatch.context() as patch:
-        # DeepSpeed reads them even where the group is there already.
-        for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        yield
-    torch.distributed.destroy_process_group()
 
 
 def prior_stage() -> Stage:
@@ -45,14 +33,17 @@ def steps(engine: Engine, first: int, last: int) -> list[float]:
     return losses
 
 
-def deepspeed_engine(zero_stage: int) -> Callable[[Stage], Engine]:
-    return lambda stage: DeepSpeedEngine(stage, zero_stage, 1)
+def deepspeed_engine(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
+    """In ZeRO-3 every parameter is sharded, also in a group of one worker."""
+    settings = EngineSettings(zero_stage=zero_stage, precision=precision, min_sharded=0)
+    return lambda stage: DeepSpeedEngine(stage, 1, settings)
 
 
-def assert_equal_parameters(one: Stage, other: Stage) -> None:
-    for (name, mine), (_, theirs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+def assert_equal_states(one: Engine, other: Engine) -> None:
+    theirs = other.state_dict(other.stage)
+    for name, mine in one.state_dict(one.stage).items():
         # ZeRO flattens parameters into one buffer: the norm for clipping is summed in another order.
-        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(mine, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
 
 
 def test_a_step_is_that_of_plain_torch() -> None:
@@ -74,12 +65,13 @@ def test_a_step_is_that_of_plain_torch() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     alone, sharded = prior_stage(), prior_stage()
-    local, engine = LocalEngine(alone), DeepSpeedEngine(sharded, zero_stage, 1)
+    local, engine = LocalEngine(alone), deepspeed_engine(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
-    assert_equal_parameters(alone, sharded)
+    assert_equal_states(engine, local)
+    assert all(bool(parameter.numel()) == (zero_stage < 3) for parameter in sharded.parameters())
     mine, theirs = engine.optimizer_state(), local.optimizer_state()
     assert mine.keys() == theirs.keys()
     for name, moment in theirs.items():
@@ -87,25 +79,33 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("before", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
 @pytest.mark.parametrize(
-    "after",
-    [LocalEngine, deepspeed_engine(0), deepspeed_engine(1), deepspeed_engine(2)],
-    ids=["local", "zero 0", "zero 1", "zero 2"],
+    ("before", "after"),
+    [
+        (LocalEngine, LocalEngine),
+        (LocalEngine, deepspeed_engine(0)),
+        (LocalEngine, deepspeed_engine(2)),
+        (LocalEngine, deepspeed_engine(3)),
+        (deepspeed_engine(2), deepspeed_engine(1)),
+        (deepspeed_engine(2), deepspeed_engine(3)),
+        (deepspeed_engine(3), LocalEngine),
+        (deepspeed_engine(3), deepspeed_engine(2)),
+    ],
+    ids=["local-local", "local-0", "local-2", "local-3", "2-1", "2-3", "3-local", "3-2"],
 )
 def test_a_run_goes_on_under_another_engine(
     before: Callable[[Stage], Engine], after: Callable[[Stage], Engine]
 ) -> None:
-    undisturbed = prior_stage()
-    expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
+    undisturbed = LocalEngine(prior_stage())
+    expected = steps(undisturbed, 0, 2 * NUM_STEPS)[NUM_STEPS:]
     first, second = prior_stage(), prior_stage()
     engine = before(first)
     steps(engine, 0, NUM_STEPS)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.load_state_dict(engine.state_dict(first))
     resumed = after(second)
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
-    assert_equal_parameters(undisturbed, second)
+    assert_equal_states(undisturbed, resumed)
 
 
 def test_moments_that_are_lost_are_noticed() -> None:
@@ -153,18 +153,19 @@ def test_descent_has_no_moments_and_goes_on_without_them() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int) -> None:
     alone, sharded, second = descent_stage(), descent_stage(), descent_stage()
-    expected = steps(LocalEngine(alone), 0, 2 * NUM_STEPS)
-    engine = DeepSpeedEngine(sharded, zero_stage, 1)
+    local = LocalEngine(alone)
+    expected = steps(local, 0, 2 * NUM_STEPS)
+    engine = deepspeed_engine(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
     assert engine.optimizer_state() == {}
-    second.load_state_dict(copy.deepcopy(sharded.state_dict()))
-    resumed = DeepSpeedEngine(second, zero_stage, 1)
+    second.load_state_dict(engine.state_dict(sharded))
+    resumed = deepspeed_engine(zero_stage)(second)
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
-    assert_equal_parameters(alone, second)
+    assert_equal_states(local, resumed)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -188,7 +189,8 @@ def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engi
     stage = prior_stage()
     stage.config.optimizer.betas, stage.config.optimizer.epsilon = (0.5, 0.7), 1e-3
     expected = copy.deepcopy(stage)
-    steps(make(stage), 0, NUM_STEPS)
+    engine = make(stage)
+    steps(engine, 0, NUM_STEPS)
     adam = torch.optim.AdamW(
         expected.parameters(), betas=(0.5, 0.7), eps=1e-3, weight_decay=expected.config.optimizer.weight_decay
     )
@@ -199,33 +201,50 @@ def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engi
         expected.train()(batch, KeyedNoise(0, batch.sample_index_B + 100 * step)).loss.backward()
         torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.optimizer.grad_clip)
         adam.step()
-    assert_equal_parameters(stage, expected)
+    for name, mine in engine.state_dict(stage).items():
+        torch.testing.assert_close(mine, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("make", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
-def test_averages_are_those_of_the_parameters_after_each_step(make: Callable[[Stage], Engine]) -> None:
+@pytest.mark.parametrize("kept_whole", [0, 100], ids=["all sharded", "small ones whole"])
+@pytest.mark.parametrize("zero_stage", [None, 2, 3])
+def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | None, kept_whole: int) -> None:
     stage = prior_stage()
     stage.config.optimizer.ema_decay = 0.6
-    engine = make(stage)
-    expected = {name: parameter.detach().double().clone() for name, parameter in stage.named_parameters()}
+    if zero_stage is None:
+        engine = LocalEngine(stage)
+    else:
+        engine = DeepSpeedEngine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
+    expected = {name: tensor.double() for name, tensor in engine.state_dict(stage).items()}
     for step in range(NUM_STEPS):
         steps(engine, step, step + 1)
-        for name, parameter in stage.named_parameters():
-            expected[name] = 0.6 * expected[name] + 0.4 * parameter.detach().double()
+        for name, tensor in engine.state_dict(stage).items():
+            expected[name] = 0.6 * expected[name] + 0.4 * tensor.double()
     for name, average in engine.averages().items():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
-    own = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
-    batch = weight_batch()
-    averaged = engine.evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
-    assert all(torch.equal(parameter, own[name]) for name, parameter in stage.named_parameters())
+    own = engine.state_dict(stage)
+    averaged = judged(engine)
+    assert_same(engine.state_dict(stage), own)
     engine.finish()
-    assert all(torch.equal(parameter, engine.averages()[name]) for name, parameter in stage.named_parameters())
-    plain = LocalEngine(stage).evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
-    assert float(averaged) == pytest.approx(float(plain), rel=1e-6)
-    load_averages(stage, own)
-    trained = LocalEngine(stage).evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"]
-    assert float(trained) != pytest.approx(float(averaged), rel=1e-3)
+    assert_same(engine.state_dict(stage), engine.averages())
+    assert judged(LocalEngine(prior_with(engine.averages()))) == pytest.approx(averaged, rel=1e-6)
+    assert judged(LocalEngine(prior_with(own))) != pytest.approx(averaged, rel=1e-3)
+
+
+def judged(engine: Engine) -> float:
+    batch = weight_batch()
+    return float(engine.evaluate(batch, KeyedNoise(0, batch.sample_index_B))["loss"])
+
+
+def prior_with(parameters: dict[str, Tensor]) -> Stage:
+    stage = prior_stage()
+    load_averages(stage, parameters)
+    return stage
+
+
+def assert_same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
 
 
 def test_a_gradient_is_clipped_to_the_norm_of_the_config() -> None:
@@ -257,7 +276,7 @@ def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.M
     stage = tokenizer_stage(igpg())
     engine = LocalEngine(stage)
     alone = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
-    monkeypatch.setattr(LocalEngine, "_num_workers", 3)
+    monkeypatch.setattr(engine, "num_workers", 3)
     monkeypatch.setattr(engine, "all_reduce", lambda tensor: tensor * 3)
     three = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
     for name, value in alone.items():
@@ -273,7 +292,10 @@ def task_loss_stage() -> Stage:
 def test_bf16_trains_as_fp32_does_but_for_rounding(build: Callable[[], Stage]) -> None:
     plain = build()
     half = copy.deepcopy(plain)
-    one, other = steps(LocalEngine(plain), 0, NUM_STEPS), steps(LocalEngine(half, "bf16"), 0, NUM_STEPS)
+    one, other = (
+        steps(LocalEngine(plain), 0, NUM_STEPS),
+        steps(LocalEngine(half, EngineSettings(precision="bf16")), 0, NUM_STEPS),
+    )
     assert one != other
     # Eight bits of mantissa: 0.4 % a product, and losses here are means over hundreds of them.
     assert other == pytest.approx(one, rel=1e-2)
@@ -285,8 +307,8 @@ def test_bf16_trains_as_fp32_does_but_for_rounding(build: Callable[[], Stage]) -
 def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: int) -> None:
     alone = prior_stage()
     sharded = copy.deepcopy(alone)
-    local = LocalEngine(alone, "bf16")
-    engine = DeepSpeedEngine(sharded, zero_stage, 1, "bf16")
+    local = LocalEngine(alone, EngineSettings(precision="bf16"))
+    engine = deepspeed_engine(zero_stage, "bf16")(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
 

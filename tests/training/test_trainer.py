@@ -34,7 +34,7 @@ class OneOf:
     stop: Stop = field(default_factory=Stop)
 
     def engine(self, stage: Stage, config: TrainConfig) -> Engine:
-        return LocalEngine(stage, config.precision)
+        return LocalEngine(stage, config.engine_settings())
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass

@@ -18,7 +18,7 @@ from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, Samp
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
-from raywgen.generators.interface import Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
@@ -184,6 +184,11 @@ class PriorStage(Stage):
         """Tokens are learned without tasks, of windows where the prior sees windows."""
         return StageNeeds(tasks=False, whole_networks=self.config.window == 0)
 
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """Where chunks on their own are mixed in, the batch decides which modules run, and how often."""
+        return "modules" if self.config.independent_share in (0, 1) else "whole"
+
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Mean negative log-likelihood of the tokens."""
         (tokenizer,) = self._frozen
@@ -263,6 +268,11 @@ class IGPGTaskLossStage(Stage):
     def needs(self) -> StageNeeds:
         """Tasks, and whole networks to run."""
         return StageNeeds()
+
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """The prior writes tokens one after another, each of which needs all its parameters."""
+        return "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss on the query samples, plus the weighted distance and token likelihood."""

@@ -56,8 +56,8 @@ class Policy(nn.Module):
         width = self.forward_net.condition_width()
         self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)
-        # Zero, so that it begins at the bridge.
-        self.backward_share = nn.Parameter(torch.zeros(()))
+        # Zero, so that it begins at the bridge. Not a scalar, which DeepSpeed cannot send to other workers.
+        self.backward_share = nn.Parameter(torch.zeros(1))
         nn.init.zeros_(self.log_z_net.weight)
         nn.init.zeros_(self.log_z_net.bias)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import AllReduce, Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import AllReduce, ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
     draw_stored,
@@ -52,6 +52,11 @@ class PolicyStage(Stage):
     def needs(self) -> StageNeeds:
         """Tasks, and the local targets of trajectories of whole networks."""
         return StageNeeds(num_targets=self._config.path.num_targets)
+
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """The policy is called again and again to roll out its paths."""
+        return "whole"
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Shows the networks what samples look like; policy and flow may begin at weights that are known to be good."""

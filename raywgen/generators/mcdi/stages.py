@@ -18,7 +18,7 @@ from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
@@ -133,6 +133,11 @@ class DenoiserStage(_McDiStage):
         """Shows the denoiser what samples look like."""
         self._measure(batches)
 
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """Reptile's inner steps change copies of the parameters."""
+        return "functional" if self.config.meta == "reptile" else "modules"
+
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
         targets_BAD = self._targets(batch)
@@ -182,6 +187,11 @@ class McDiTaskLossStage(_McDiStage):
         """Shows the denoiser what samples look like, unless the stage before has."""
         if self._config.denoiser.num_steps == 0:
             self._measure(batches)
+
+    @property
+    def parameter_use(self) -> ParameterUse:
+        """The sampler calls the denoiser again and again."""
+        return "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""

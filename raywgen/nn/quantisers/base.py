@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ Gumbel = Callable[..., Tensor]
 """`gumbel(*shape)` draws standard Gumbel noise, float32 `(N, *shape)`, one row for each vector of the call."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantised:
+class Quantised(NamedTuple):
     """The result of quantising vectors.
 
     Attributes:

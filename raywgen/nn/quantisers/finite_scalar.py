@@ -12,7 +12,6 @@ Shape legend: N vectors, K values of a vector, L tokens of a vector, V levels.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ class FiniteScalarQuantiser(Quantiser):
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
         """Straight through, without a loss of its own."""
         quantised = super().forward(vectors_NK, mask_NK, gumbel)
-        return replace(quantised, loss=vectors_NK.new_zeros(()))
+        return quantised._replace(loss=vectors_NK.new_zeros(()))
 
     @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:

@@ -1,0 +1,55 @@
+"""The engine of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from raywgen.generators import Stage, StageLoss
+from raywgen.nn.precision import autocast, resolved
+from raywgen.training.engine.base import Engine, EngineSettings, new_optimizer, optimizer_state, set_optimizer_state
+from raywgen.weights import KeyedNoise, WeightBatch
+
+
+class LocalEngine(Engine):
+    """Trains in one process with plain torch.
+
+    Args:
+        stage: The stage to train.
+        settings: How it is trained; those of ZeRO have no effect.
+    """
+
+    def __init__(self, stage: Stage, settings: EngineSettings | None = None) -> None:
+        super().__init__(stage, settings or EngineSettings())
+        self._device_type = next(stage.parameters()).device.type
+        self._precision = resolved(self.settings.precision, self._device_type)
+        self._optimizer = new_optimizer(stage)
+        self._start_averages()
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Returns the tensor: there is no other worker."""
+        return tensor
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Returns the state of torch's optimiser."""
+        return optimizer_state(self.stage, self._optimizer)
+
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads the state into torch's optimiser."""
+        set_optimizer_state(self.stage, self._optimizer, state)
+
+    def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        with autocast(self._precision, self._device_type):
+            return self.stage(batch, noise)
+
+    def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
+        if is_first:
+            self._optimizer.zero_grad()
+        (loss if share == 1 else loss * share).backward()
+
+    def _step(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.optimizer.grad_clip)
+        self._optimizer.step()

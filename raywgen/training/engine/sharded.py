@@ -1,0 +1,191 @@
+"""The engine of many workers: DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.compat import (
+    link_optimizer_state,
+    refresh_whole_parameters,
+    remove_gathering_hooks,
+    shard_of,
+    skip_shared_memory_collectives,
+    state_shards,
+)
+from raywgen.generators import Stage, StageLoss
+from raywgen.nn.precision import resolved
+from raywgen.training.engine.base import (
+    MOMENTS,
+    STEP,
+    Engine,
+    EngineSettings,
+    has_moments,
+    new_optimizer,
+    optimizer_state,
+    set_optimizer_state,
+)
+from raywgen.weights import KeyedNoise, WeightBatch
+
+
+class DeepSpeedEngine(Engine):
+    """Trains on all workers of a process group with DeepSpeed ZeRO 0 to 3.
+
+    Args:
+        stage: The stage to train.
+        num_workers: Size of the process group, which is there already.
+        settings: How it is trained.
+    """
+
+    def __init__(self, stage: Stage, num_workers: int, settings: EngineSettings | None = None) -> None:
+        import deepspeed
+
+        skip_shared_memory_collectives()
+        super().__init__(stage, settings or EngineSettings())
+        self.rank, self.num_workers = torch.distributed.get_rank(), num_workers
+        self._zero_stage = self.settings.zero_stage
+        self._optimizer = new_optimizer(stage)
+        self._device = next(stage.parameters()).device
+        self._engine: Any = deepspeed.initialize(
+            model=stage,
+            optimizer=self._optimizer,  # pyright: ignore[reportArgumentType]
+            dist_init_required=False,
+            config=self._config(),
+        )[0]
+        self._gathers_all = self._zero_stage == 3 and stage.parameter_use != "modules"
+        if self._gathers_all:
+            remove_gathering_hooks(self._engine)
+        self._start_averages()
+
+    def _config(self) -> dict[str, Any]:
+        settings, config = self.settings, self.stage.config
+        accumulation = config.optimizer.accumulation
+        return {
+            "train_micro_batch_size_per_gpu": max(1, config.batch_size // self.num_workers // accumulation),
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": config.optimizer.grad_clip,
+            "zero_optimization": {
+                "stage": settings.zero_stage,
+                "stage3_param_persistence_threshold": settings.min_sharded,
+            },
+            "zero_allow_untested_optimizer": True,
+            "torch_autocast": {
+                "enabled": resolved(settings.precision, self._device.type) == "bf16",
+                "dtype": "bfloat16",
+                # Gradients are exchanged in float32, so that any number of workers takes the same steps.
+                "lower_precision_safe_modules": [],
+            },
+            "steps_per_print": 1_000_000_000,
+        }
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sums with the process group's own backend."""
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Sums the flags of all workers."""
+        return bool(self.all_reduce(torch.tensor(float(flag), device=self._device)) > 0)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Gathers all workers' shards, one parameter after another."""
+        if self._zero_stage == 0 or not has_moments(self.stage):
+            return optimizer_state(self.stage, self._optimizer) if self.rank == 0 else {}
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.stage.named_parameters():
+            for key in MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, key)
+                assert moment is not None, f"DeepSpeed keeps no {key} of {name}"
+                if self.rank == 0:
+                    full[f"{name}|{key}"] = moment.detach().cpu().clone()
+        return full | {STEP: next(self._steps()).detach().cpu().clone()} if self.rank == 0 else {}
+
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Gives each worker its own shard."""
+        if self._zero_stage == 0 or not has_moments(self.stage):
+            set_optimizer_state(self.stage, self._optimizer, state)
+            return
+        # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
+        for shard in state_shards(self._engine):
+            self._optimizer.state[shard] = {key: torch.zeros_like(shard) for key in MOMENTS}
+            self._optimizer.state[shard][STEP] = torch.tensor(0.0)
+        if self._zero_stage < 3:
+            link_optimizer_state(self._engine)
+        for name, parameter in self.stage.named_parameters():
+            for key in MOMENTS:
+                self._set_moment(parameter, key, state[f"{name}|{key}"])
+        for step in self._steps():
+            step.copy_(state[STEP])
+
+    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self._zero_stage == 3:
+            # DeepSpeed's own setter of whole values fails on the last worker where shards are padded.
+            safe_set_local_optimizer_state(parameter, self._part(value, parameter), key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _steps(self) -> Iterator[Tensor]:
+        for state in self._optimizer.state.values():
+            if STEP in state:
+                yield state[STEP]
+
+    # A worker holds the values [rank * n, (rank + 1) * n) of each parameter that ZeRO-3 shards, the last ones padded.
+
+    def _held(self, parameter: Tensor) -> Tensor:
+        shard = shard_of(parameter)
+        return parameter if shard is None else shard
+
+    def _whole(self, part: Tensor, parameter: Tensor) -> Tensor:
+        if shard_of(parameter) is None:
+            return part
+        own = part.detach().to(self._device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.num_workers)]
+        torch.distributed.all_gather(parts, own)
+        shape: torch.Size = parameter.ds_shape  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.cat(parts)[: shape.numel()].view(shape)
+
+    def _part(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        shard = shard_of(parameter)
+        if shard is None:
+            return whole
+        padded = torch.zeros(self.num_workers * shard.numel(), dtype=whole.dtype, device=whole.device)
+        padded[: whole.numel()] = whole.flatten()
+        return padded[self.rank * shard.numel() :][: shard.numel()]
+
+    def _load_held(self, parts: Mapping[str, Tensor]) -> None:
+        super()._load_held(parts)
+        refresh_whole_parameters(self._engine)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """All parameters are whole within this block, where a stage cannot have them gathered module by module."""
+        if not self._gathers_all:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.stage.parameters())):
+            yield
+
+    def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        return self._engine(batch, noise)
+
+    def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
+        if not is_first:
+            self._engine.step()  # It only counts the parts until the last one.
+        # DeepSpeed divides each part's loss by their number.
+        scale = share * self.stage.config.optimizer.accumulation
+        self._engine.backward(loss if scale == 1 else loss * scale)
+
+    def _step(self, learning_rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
