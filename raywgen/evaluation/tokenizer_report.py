@@ -204,8 +204,8 @@ def _split_report(
 
 def _num_normalizer_values(layout: Layout, normalizer: Normalizer) -> int:
     """Counts the numbers of a normaliser: each tensor has one scale, and one base where networks share no start."""
-    parts = normalizer.base_D.split([spec.num_values for spec in layout.generated])
-    return sum(1 + (1 if bool((part == part[0]).all()) else len(part)) for part in parts)
+    num_tensors = len(layout.generated)
+    return num_tensors + (num_tensors if normalizer.start_D is None else layout.num_values)
 
 
 def code_use(codes_NL: Tensor, num_codes: int) -> tuple[float, float]:

@@ -31,7 +31,6 @@ from raywgen.weights import (
     StateDict,
     load_state_dict,
     save_state_dict,
-    variances,
 )
 
 _CONFIG = "generator.json"
@@ -72,8 +71,10 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
     for layout_id, (_, normalizer) in generator.normalizers.items():
-        tensors[f"normalizer.{layout_id}.base"] = normalizer.base_D
-        tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_D
+        tensors[f"normalizer.{layout_id}.base"] = normalizer.base_N
+        tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_N
+        if normalizer.start_D is not None:
+            tensors[f"normalizer.{layout_id}.start"] = normalizer.start_D
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -136,9 +137,10 @@ def _pop_normalizers(layouts: Mapping[str, Any], tensors: StateDict) -> Normaliz
     found = {}
     for layout_id, rows in layouts.items():
         layout = Layout.from_json(rows)
-        base_D, scale_D = (tensors.pop(f"normalizer.{layout_id}.{name}") for name in ("base", "scale"))
+        base_N, scale_N = (tensors.pop(f"normalizer.{layout_id}.{name}") for name in ("base", "scale"))
+        start_D = tensors.pop(f"normalizer.{layout_id}.start", None)
         # Older versions named layouts otherwise.
-        found[layout.id] = layout, Normalizer(base_D=base_D, scale_D=scale_D, log_D=variances(layout))
+        found[layout.id] = layout, Normalizer(layout, base_N, scale_N, start_D)
     return found
 
 

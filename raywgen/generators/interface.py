@@ -268,7 +268,9 @@ class Generator(nn.Module, ABC):
 
     def __init__(self, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
-        self.normalizers = dict(normalizers)
+        self.normalizers = {key: (layout, normalizer.copy()) for key, (layout, normalizer) in normalizers.items()}
+        # Registered, so that they move to the generator's device with it.
+        self._registered_normalizers = nn.ModuleList(normalizer for _, normalizer in self.normalizers.values())
         self.data = data
 
     @abstractmethod

@@ -28,8 +28,6 @@ from raywgen.weights.normalizer import (
     NormalizerTable,
     layout_normalizer,
     normalizer_of_similar,
-    shares_start,
-    variances,
 )
 from raywgen.weights.tensors import StateDict, TensorSpec
 
@@ -50,6 +48,4 @@ __all__ = [
     "load_state_dict",
     "normalizer_of_similar",
     "save_state_dict",
-    "shares_start",
-    "variances",
 ]

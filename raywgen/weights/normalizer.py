@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raywgen.weights.layout import Layout
 from raywgen.weights.tensors import TensorSpec
@@ -20,53 +20,106 @@ _MOST_LOG = 60.0
 _VECTOR_SCALE = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normalizer:
+class Normalizer(nn.Module):
     """`normalised = (values - base) / scale`, running variances by their logarithms, so that they stay positive.
 
-    Attributes:
-        base_D: The shared start of the layout's networks; the mean of each tensor if there is no shared start.
-        scale_D: Standard deviation of the difference to the base, one number per tensor, repeated for its values.
-        log_D: Whether the logarithm of a value is taken, bool; None for no value.
+    It keeps one base and one scale for each tensor, so its size does not depend on that of the network. The exception
+    is a start that networks share, which takes the place of all bases; it may be mapped from a file.
+
+    Args:
+        layout: Layout of the networks.
+        base_N: Mean of each tensor `(N,)`; of no effect where there is a shared start.
+        scale_N: Standard deviation of each tensor's difference to the base, `(N,)`.
+        start_D: The start that the layout's networks share; None if each begins on its own.
     """
 
-    base_D: Tensor
-    scale_D: Tensor
-    log_D: Tensor | None = None
+    base_N: Tensor
+    scale_N: Tensor
+    start_D: Tensor | None
+    _stop_N: Tensor
+    _is_log_N: Tensor
+
+    def __init__(self, layout: Layout, base_N: Tensor, scale_N: Tensor, start_D: Tensor | None = None) -> None:
+        super().__init__()
+        assert len(base_N) == len(scale_N) == len(layout.generated)
+        self._sizes = [spec.num_values for spec in layout.generated]
+        kinds = [spec.kind == "running_var" for spec in layout.generated]
+        self._has_logs = any(kinds)
+        tensors = {
+            "base_N": base_N,
+            "scale_N": scale_N,
+            "start_D": start_D,
+            "_stop_N": torch.tensor(self._sizes).cumsum(0),
+            "_is_log_N": torch.tensor(kinds),
+        }
+        for name, tensor in tensors.items():
+            # The bundle keeps them beside the parameters, as checkpoints of a run need none.
+            self.register_buffer(name, tensor, persistent=False)
 
     @classmethod
-    def measure(cls, layout: Layout, values_ND: Tensor, base_D: Tensor | None) -> Self:
-        """Takes mean and scale of each tensor from N training networks."""
-        log_D = variances(layout)
-        seen_ND = _by_log(values_ND, log_D)
+    def measure(cls, layout: Layout, values_ND: Tensor, start_D: Tensor | None) -> Self:
+        """Takes mean and scale of each tensor from N training networks, about their shared start if they have one."""
+        is_log = [spec.kind == "running_var" for spec in layout.generated]
         sizes = [spec.num_values for spec in layout.generated]
-        if base_D is None:
-            means = [part_NX.mean() for part_NX in seen_ND.split(sizes, dim=1)]
-            base_D = _from_log(_spread(means, sizes), log_D)
-        offset_ND = seen_ND - _by_log(base_D, log_D)
-        scales = [part_NX.std(unbiased=False).clamp(min=_LEAST_SCALE) for part_NX in offset_ND.split(sizes, dim=1)]
-        return cls(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
+        bases, scales = [], []
+        starts = [None] * len(sizes) if start_D is None else start_D.split(sizes)
+        for log, part_NX, start_X in zip(is_log, values_ND.split(sizes, dim=1), starts, strict=True):
+            seen_NX = _log(part_NX) if log else part_NX
+            mean = seen_NX.mean() if part_NX.numel() else part_NX.new_zeros(())
+            bases.append(_exp(mean) if log else mean)
+            about = bases[-1] if start_X is None else start_X
+            offset_NX = seen_NX - (_log(about) if log else about)
+            scale = offset_NX.std(unbiased=False) if part_NX.numel() else part_NX.new_ones(())
+            scales.append(scale.clamp(min=_LEAST_SCALE))
+        return cls(layout, torch.stack(bases), torch.stack(scales), start_D)
 
-    def normalise(self, values_BD: Tensor) -> Tensor:
-        """Converts weights to normalised values."""
-        return (_by_log(values_BD, self.log_D) - _by_log(self.base_D, self.log_D)) / self.scale_D
+    def copy(self) -> Normalizer:
+        """Returns one that can be moved to another device on its own; the tensors are shared until then."""
+        twin = copy.copy(self)
+        twin._buffers = dict(self._buffers)
+        return twin
 
-    def denormalise(self, normalised_BD: Tensor) -> Tensor:
-        """Converts normalised values to weights."""
-        return _from_log(normalised_BD * self.scale_D + _by_log(self.base_D, self.log_D), self.log_D)
+    def normalise(self, values: Tensor, position_BX: Tensor | None = None) -> Tensor:
+        """Converts weights to normalised values.
+
+        Args:
+            values: Whole flat vectors `(..., D)`, or with `position_BX` values of any part of them.
+            position_BX: Position in the flat vector of each value, int64, of a shape that broadcasts with `values`.
+        """
+        base, scale, is_log = self._numbers(position_BX)
+        return (_by_log(values, is_log) - _by_log(base, is_log)) / scale
+
+    def denormalise(self, normalised: Tensor, position_BX: Tensor | None = None) -> Tensor:
+        """Converts normalised values to weights; the arguments are those of `normalise`."""
+        base, scale, is_log = self._numbers(position_BX)
+        return _from_log(normalised * scale + _by_log(base, is_log), is_log)
+
+    @property
+    def base_D(self) -> Tensor:
+        """The base of each value `(D,)`."""
+        return self._numbers(None)[0]
+
+    @property
+    def scale_D(self) -> Tensor:
+        """The scale of each value `(D,)`."""
+        return self._numbers(None)[1]
+
+    def _numbers(self, position_BX: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Base and scale at some positions, and whether the logarithm is taken; None for nowhere."""
+        if position_BX is None:
+            counts_N = self._stop_N.diff(prepend=self._stop_N.new_zeros(1))
+            tensor_X = torch.repeat_interleave(counts_N, output_size=sum(self._sizes))
+        else:
+            tensor_X = torch.searchsorted(self._stop_N, position_BX, right=True)
+        is_log = self._is_log_N[tensor_X] if self._has_logs else None
+        if self.start_D is None:
+            return self.base_N[tensor_X], self.scale_N[tensor_X], is_log
+        start = self.start_D if position_BX is None else self.start_D[position_BX]
+        return start, self.scale_N[tensor_X], is_log
 
 
 NormalizerTable = Mapping[str, tuple[Layout, Normalizer]]
 """Layout id -> the layout and its normaliser."""
-
-
-def variances(layout: Layout) -> Tensor | None:
-    """Returns which values are running variances, bool `(D,)`; None if the layout has none."""
-    kinds = [spec.kind == "running_var" for spec in layout.generated]
-    if not any(kinds):
-        return None
-    sizes = [spec.num_values for spec in layout.generated]
-    return torch.cat([torch.full((size,), kind) for size, kind in zip(sizes, kinds, strict=True)])
 
 
 def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normalizer:
@@ -80,16 +133,11 @@ def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normaliz
     """
     around_one = ("norm_scale", "running_var")
     return Normalizer(
-        base_D=_spread_of(layout, lambda spec: float(spec.kind in around_one)) if start_D is None else start_D,
-        scale_D=_spread_of(layout, _scale_of),
-        log_D=variances(layout),
+        layout,
+        base_N=torch.tensor([float(spec.kind in around_one) for spec in layout.generated]),
+        scale_N=torch.tensor([_scale_of(spec) for spec in layout.generated]),
+        start_D=start_D,
     )
-
-
-def shares_start(layout: Layout, normalizer: Normalizer) -> bool:
-    """Whether the base of a normaliser is a network, instead of one number per tensor."""
-    sizes = [spec.num_values for spec in layout.generated]
-    return any(bool((part != part[0]).any()) for part in normalizer.base_D.split(sizes) if len(part))
 
 
 def normalizer_of_similar(layout: Layout, known: NormalizerTable, start_D: Tensor) -> Normalizer:
@@ -105,38 +153,38 @@ def normalizer_of_similar(layout: Layout, known: NormalizerTable, start_D: Tenso
             writes differences from that start, unit by unit, which are meaningless relative to another start. If they
             do not share their starts, the base is estimated as the scale is.
     """
-    is_relative = any(shares_start(other, normalizer) for other, normalizer in known.values())
-    sizes = [spec.num_values for spec in layout.generated]
+    is_relative = any(normalizer.start_D is not None for _, normalizer in known.values())
     bases, scales = [], []
     for index, spec in enumerate(layout.generated):
-        place = index / max(1, len(sizes) - 1)
-        models = [_most_alike(spec, place, other, normalizer) for other, normalizer in known.values()]
+        depth = index / max(1, len(layout.generated) - 1)
+        models = [_most_alike(spec, depth, other, normalizer) for other, normalizer in known.values()]
         best = min(rank for rank, *_ in models)
         chosen = [(base, scale) for rank, base, scale in models if rank[:2] == best[:2]]
-        bases.append(torch.stack([base for base, _ in chosen]).mean())
+        base = torch.stack([base for base, _ in chosen]).mean()
+        bases.append(_exp(base) if spec.kind == "running_var" else base)
         scales.append(torch.stack([scale for _, scale in chosen]).mean())
-    log_D = variances(layout)
     if is_relative:
         resized_D = _resized_start(layout, known)
-        base_D = start_D if resized_D is None else resized_D
-    else:
-        base_D = _from_log(_spread(bases, sizes), log_D)
-    return Normalizer(base_D=base_D, scale_D=_spread(scales, sizes), log_D=log_D)
+        start_D = start_D if resized_D is None else resized_D
+    return Normalizer(layout, torch.stack(bases), torch.stack(scales), start_D if is_relative else None)
 
 
 def _most_alike(
-    spec: TensorSpec, place: float, layout: Layout, normalizer: Normalizer
+    spec: TensorSpec, depth: float, layout: Layout, normalizer: Normalizer
 ) -> tuple[tuple[bool, bool, float], Tensor, Tensor]:
     """Returns rank (lower is more similar), base as generators see it, and scale of the most similar tensor."""
     last = max(1, len(layout.generated) - 1)
     ranks = [
-        (other.kind != spec.kind, other.shape != spec.shape, abs(index / last - place))
+        (other.kind != spec.kind, other.shape != spec.shape, abs(index / last - depth))
         for index, other in enumerate(layout.generated)
     ]
     nearest = min(range(len(ranks)), key=ranks.__getitem__)
-    first = sum(before.num_values for before in layout.generated[:nearest])
-    base_D = _by_log(normalizer.base_D, normalizer.log_D)
-    return ranks[nearest], base_D[first], normalizer.scale_D[first]
+    base = normalizer.base_N[nearest]
+    return (
+        ranks[nearest],
+        _log(base) if layout.generated[nearest].kind == "running_var" else base,
+        normalizer.scale_N[nearest],
+    )
 
 
 def _resized_start(layout: Layout, known: NormalizerTable) -> Tensor | None:
@@ -145,9 +193,10 @@ def _resized_start(layout: Layout, known: NormalizerTable) -> Tensor | None:
     for other, normalizer in known.values():
         pairs = list(zip(other.generated, layout.generated, strict=False))
         same_number = len(other.generated) == len(layout.generated)
-        if not same_number or not shares_start(other, normalizer) or not all(_differ_in_width(*pair) for pair in pairs):
+        start_D = normalizer.start_D
+        if not same_number or start_D is None or not all(_differ_in_width(*pair) for pair in pairs):
             continue
-        parts = normalizer.base_D.split([spec.num_values for spec in other.generated])
+        parts = start_D.split([spec.num_values for spec in other.generated])
         resized = [_resized(part, old.shape, new.shape) for part, (old, new) in zip(parts, pairs, strict=True)]
         far = sum(abs(math.log(b / a)) for old, new in pairs for a, b in zip(old.shape, new.shape, strict=True))
         found.append((far, torch.cat(resized)))
@@ -174,21 +223,20 @@ def _scale_of(spec: TensorSpec) -> float:
     return math.sqrt(2 / math.prod(spec.shape[1:])) if len(spec.shape) > 1 and spec.num_values else _VECTOR_SCALE
 
 
-def _by_log(values: Tensor, log_D: Tensor | None) -> Tensor:
-    return values if log_D is None else torch.where(log_D, values.clamp(min=_LEAST_VARIANCE).log(), values)
+def _by_log(values: Tensor, is_log: Tensor | None) -> Tensor:
+    return values if is_log is None else torch.where(is_log, _log(values), values)
 
 
-def _from_log(values: Tensor, log_D: Tensor | None) -> Tensor:
-    if log_D is None:
+def _from_log(values: Tensor, is_log: Tensor | None) -> Tensor:
+    if is_log is None:
         return values
     # The branch not taken must not overflow, or its gradient would be NaN; and no logarithm may be that of zero.
-    return torch.where(log_D, torch.where(log_D, values, 0.0).clamp(-_MOST_LOG, _MOST_LOG).exp(), values)
+    return torch.where(is_log, _exp(torch.where(is_log, values, 0.0)), values)
 
 
-def _spread(numbers: list[Tensor], sizes: list[int]) -> Tensor:
-    """Repeats one number per tensor for each of its values."""
-    return torch.cat([number.expand(size) for number, size in zip(numbers, sizes, strict=True)])
+def _log(values: Tensor) -> Tensor:
+    return values.clamp(min=_LEAST_VARIANCE).log()
 
 
-def _spread_of(layout: Layout, number_of: Callable[[TensorSpec], float]) -> Tensor:
-    return torch.cat([torch.full((spec.num_values,), number_of(spec)) for spec in layout.generated])
+def _exp(values: Tensor) -> Tensor:
+    return values.clamp(-_MOST_LOG, _MOST_LOG).exp()

@@ -26,7 +26,8 @@ SCALE = 2.0
 
 
 def normalizer(num_values: int, scale: float = SCALE) -> Normalizer:
-    return Normalizer(base_D=torch.full((num_values,), 3.0), scale_D=torch.full((num_values,), scale))
+    layout = Layout.from_state_dict({"weight": torch.zeros(num_values)})
+    return Normalizer(layout, torch.tensor([3.0]), torch.tensor([scale]))
 
 
 def percent(*pairs: tuple[float, float]) -> list[Reached]:

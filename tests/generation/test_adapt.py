@@ -37,7 +37,7 @@ def bundle(tmp_path: Path) -> Path:
     """A generator of heads on an encoder of 16 x 16 grey images, trained on nothing."""
     torch.manual_seed(0)
     layout = Layout.from_state_dict(head().state_dict())
-    known = Normalizer(base_D=torch.zeros(layout.num_values), scale_D=torch.full((layout.num_values,), 0.5))
+    known = Normalizer(layout, torch.zeros(2), torch.full((2,), 0.5))
     generator = McDi(CONFIG, {layout.id: (layout, known)}, DataSpec(num_features=FEATURES, max_classes=WAY)).eval()
     inputs = {"size": SIZE, "channels": 1, "mean": [0.2], "std": [0.5], "encoder": "gone"}
     folder = tmp_path / "generator"
@@ -138,7 +138,7 @@ def test_support_must_be_named() -> None:
 
 def test_an_optimiser_is_asked_for_by_its_name_or_a_part_of_it(tmp_path: Path) -> None:
     layout = Layout.from_state_dict(head().state_dict())
-    known = Normalizer(base_D=torch.zeros(layout.num_values), scale_D=torch.ones(layout.num_values))
+    known = Normalizer(layout, torch.zeros(2), torch.ones(2))
     data = DataSpec(num_features=FEATURES, max_classes=WAY, policies=("adam", "adam-sam0.05", "sgd"))
     generator = LoHp(
         LoHpConfig(network=NetworkConfig(width=16, num_layers=1)), {layout.id: (layout, known)}, data

@@ -16,7 +16,6 @@ from raywgen.weights import (
     NormalizerTable,
     layout_normalizer,
     normalizer_of_similar,
-    shares_start,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,6 +188,27 @@ def test_the_layouts_own_reference_lies_about_a_start() -> None:
 
 def test_a_start_is_a_network_and_a_mean_is_none() -> None:
     layout, values_ND = trained(5, 6, 5, 3)
-    assert shares_start(layout, Normalizer.measure(layout, values_ND, values_ND[0]))
-    assert not shares_start(layout, Normalizer.measure(layout, values_ND, None))
-    assert not shares_start(layout, layout_normalizer(layout))
+    assert Normalizer.measure(layout, values_ND, values_ND[0]).start_D is not None
+    assert Normalizer.measure(layout, values_ND, None).start_D is None
+    assert layout_normalizer(layout).start_D is None
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_a_part_is_normalised_as_it_is_within_the_whole(start: bool) -> None:
+    layout, values_ND = trained(6, 4, 5, 3)
+    normalizer = Normalizer.measure(layout, values_ND, values_ND[0] if start else None)
+    position_NX = torch.tensor([0, 7, 3, 11, 20, 24]).unsqueeze(1) + torch.arange(12)
+    part_NX, whole_ND = values_ND.gather(1, position_NX), normalizer.normalise(values_ND)
+    assert torch.equal(normalizer.normalise(part_NX, position_NX), whole_ND.gather(1, position_NX))
+    back_ND = normalizer.denormalise(whole_ND)
+    assert torch.equal(
+        normalizer.denormalise(whole_ND.gather(1, position_NX), position_NX), back_ND.gather(1, position_NX)
+    )
+
+
+def test_its_size_does_not_depend_on_that_of_the_network() -> None:
+    sizes = []
+    for width in (4, 400):
+        layout, values_ND = trained(3, 6, width, 3)
+        sizes.append(sum(tensor.numel() for tensor in Normalizer.measure(layout, values_ND, None).buffers()))
+    assert sizes[0] == sizes[1]

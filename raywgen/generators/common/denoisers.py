@@ -271,9 +271,10 @@ def suited_normalizers(config: NetworkConfig, normalizers: NormalizerTable, data
 
 
 def _with_bias_scale(layout: Layout, known: Normalizer) -> Normalizer:
-    C, num_features = layout.generated[0].shape
-    weight_scale = known.scale_D[: C * num_features]
-    return replace(known, scale_D=torch.cat([weight_scale, weight_scale[:C] * num_features**0.5]))
+    num_features = layout.generated[0].shape[1]
+    weight_scale = known.scale_N[0]
+    scale_N = torch.stack([weight_scale, weight_scale * num_features**0.5])
+    return Normalizer(layout, known.base_N, scale_N, known.start_D)
 
 
 def num_head_classes(layout: Layout) -> int:

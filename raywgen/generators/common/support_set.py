@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
 
-from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, num_head_classes, suited_normalizers
+from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, suited_normalizers
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.weights import Layout, Normalizer, NormalizerTable
@@ -44,18 +43,13 @@ class SupportSetGenerator(Generator):
         """The layout's normaliser; a head with another number of classes takes that of a known head."""
         if not self._is_other_head(layout):
             return super().normalizer(layout, given)
-        _, known = next(iter(self.normalizers.values()))
-        return Normalizer(base_D=_of_head(known.base_D, layout), scale_D=_of_head(known.scale_D, layout))
+        known_layout, known = next(iter(self.normalizers.values()))
+        base_N = known.base_N
+        if known.start_D is not None:
+            sizes = [spec.num_values for spec in known_layout.generated]
+            base_N = torch.stack([part.mean() for part in known.start_D.split(sizes)])
+        return Normalizer(layout, base_N, known.scale_N)
 
     def _is_other_head(self, layout: Layout) -> bool:
         is_equivariant = isinstance(self.network, HeadWeights)
         return is_equivariant and is_head(layout, self.data.num_features) and layout.id not in self.normalizers
-
-
-def _of_head(known_D: Tensor, layout: Layout) -> Tensor:
-    """Values of a head with other classes, each tensor at the known one's mean."""
-    C = num_head_classes(layout)
-    num_features = layout.generated[0].shape[1]
-    known_C = len(known_D) // (num_features + 1)
-    weight, bias = known_D.split([known_C * num_features, known_C])
-    return torch.cat([weight.mean().expand(C * num_features), bias.mean().expand(C)])

@@ -35,7 +35,6 @@ from raywgen.weights import (
     Normalizer,
     NormalizerTable,
     layout_normalizer,
-    shares_start,
 )
 
 # Apart from that of windows.
@@ -186,4 +185,4 @@ class IGPG(Generator):
 
     @property
     def _shares_start(self) -> bool:
-        return any(shares_start(layout, normalizer) for layout, normalizer in self.normalizers.values())
+        return any(normalizer.start_D is not None for _, normalizer in self.normalizers.values())

@@ -138,7 +138,8 @@ def test_an_unknown_layout_needs_a_normaliser() -> None:
     generator, layout = igpg(table=normalizers(SMALL)), layout_of(DEEP)
     with pytest.raises(AssertionError, match="no normaliser"):
         generator.generate(GenerationRequest(condition=condition(2), layout=layout, noise=noise_for(2)))
-    given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
+    num_tensors = len(layout.generated)
+    given = Normalizer(layout, torch.full((num_tensors,), 7.0), torch.zeros(num_tensors))
     written = generator.generate(
         GenerationRequest(condition=condition(2), layout=layout, noise=noise_for(2), normalizer=given)
     )

@@ -96,9 +96,15 @@ def test_nothing_but_the_layout_is_known_outside_the_tokens(mode: str) -> None:
 def test_of_a_shared_start_weights_lie_about_it(mode: str) -> None:
     layout, table = layout_of(), normalizers(SMALL)
     generator, base_D = igpg(config_of(mode), table), table[layout.id][1].base_D
+    num_tensors = len(layout.generated)
     moved = IGPG(
         config_of(mode),
-        {layout.id: (layout, Normalizer(base_D=base_D.flip(0), scale_D=7 * torch.ones_like(base_D)))},
+        {
+            layout.id: (
+                layout,
+                Normalizer(layout, torch.zeros(num_tensors), torch.full((num_tensors,), 7.0), base_D.flip(0)),
+            )
+        },
         generator.data,
     ).eval()
     moved.load_state_dict(generator.state_dict())

@@ -89,7 +89,7 @@ def test_written_weights_are_in_units_of_the_reference() -> None:
     generator, layout, cond = mcdi(), layout_of(HEAD), support_and_query(3, 3, seed=0)[0]
     plain = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
     known = generator.normalizers[layout.id][1]
-    other = Normalizer(base_D=known.base_D + 5.0, scale_D=2.0 * known.scale_D)
+    other = Normalizer(layout, known.base_N, 2.0 * known.scale_N, known.base_D + 5.0)
     generator.normalizers[layout.id] = (layout, other)
     moved = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(3))).values_BD
     torch.testing.assert_close(moved, 2.0 * plain + 5.0, rtol=1e-5, atol=1e-5)
@@ -123,7 +123,8 @@ def test_other_unknown_layouts_need_a_normaliser() -> None:
     assert not generator.knows(layout)
     with pytest.raises(AssertionError, match="no normaliser"):
         generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(2)))
-    given = Normalizer(base_D=torch.full((layout.num_values,), 7.0), scale_D=torch.zeros(layout.num_values))
+    num_tensors = len(layout.generated)
+    given = Normalizer(layout, torch.full((num_tensors,), 7.0), torch.zeros(num_tensors))
     written = generator.generate(GenerationRequest(condition=cond, layout=layout, noise=noise_for(2), normalizer=given))
     assert torch.equal(written.values_BD, torch.full((2, layout.num_values), 7.0))
 

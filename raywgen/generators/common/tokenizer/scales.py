@@ -24,7 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from raywgen.weights import Layout, Normalizer, layout_normalizer, shares_start
+from raywgen.weights import Layout, Normalizer, layout_normalizer
 from raywgen.weights.chunks import (
     chunk_mask,
     from_chunks,
@@ -134,8 +134,8 @@ def num_scaled_position_features() -> int:
 
 
 def unit_normalizer(layout: Layout, normalizer: Normalizer) -> Normalizer:
-    """Returns the normaliser of the layout's own units, about the base that networks share if they share one."""
-    return layout_normalizer(layout, normalizer.base_D if shares_start(layout, normalizer) else None)
+    """Returns the normaliser of the layout's own units, about the start that networks share if they share one."""
+    return layout_normalizer(layout, normalizer.start_D)
 
 
 def _flagged(positions_MG: Tensor, flag: int | None) -> Tensor:
