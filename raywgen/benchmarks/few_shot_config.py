@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raywgen.benchmarks.trained import Chosen, TrainingConfig, chosen_variants
+from raywgen.benchmarks.trained import Chosen, Headline, TrainingConfig, chosen_variants
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import OptimizerConfig
 from raywgen.generators.lohp import LoHpConfig, PolicyConfig
@@ -52,7 +52,7 @@ class FewShotConfig(TrainingConfig):
         reptile_episodes: Test episodes of Reptile, which takes longest; 0 leaves it out.
     """
 
-    generator: str = "mcdi"
+    generator: Headline = "mcdi"
     data: str = ""
     test_data: str = ""
     group: str = "alphabet"

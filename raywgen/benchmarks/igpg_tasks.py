@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from raywgen.generation import load
 from raywgen.generators import Generated, GenerationRequest, OptimizerConfig, StageConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
-from raywgen.generators.igpg.config import CHUNKS
+from raywgen.generators.igpg.config import Chunks
 from raywgen.training.run_folder import STAGES
 from raywgen.training.session import ray_session
 from raywgen.weights import Condition, KeyedNoise
@@ -165,7 +165,7 @@ def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dic
     corpus, runs = _trained(config, root, "subsets", start, seed, {f"prior_{start}": ("igpg", plain)})
     unseen, generator = unseen_tasks(corpus, "unseen", config.shot, seed), _igpg(runs[f"prior_{start}"])
 
-    def drawn(chunks: str) -> float:
+    def drawn(chunks: Chunks) -> float:
         sampling = SamplingConfig(chunks=chunks, decoding="tokens")
 
         def generate(request: GenerationRequest) -> Generated:
@@ -173,7 +173,7 @@ def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dic
 
         return unseen.percent(_candidates(replace(config, best_of=1), unseen, generate, seed)[:, 0])
 
-    return {chunks: drawn(chunks) for chunks in CHUNKS}
+    return {chunks: drawn(chunks) for chunks in get_args(Chunks)}
 
 
 def _igpg(folder: str) -> IGPG:

@@ -18,7 +18,7 @@ from raywgen.benchmarks.few_shot import generated_accuracy
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.few_shot_parts import TaskSource, heads_generators, heads_zoo, trained_encoder, validation_side
 from raywgen.benchmarks.recipes import over_seeds
-from raywgen.benchmarks.trained import trained_zoo
+from raywgen.benchmarks.trained import Headline, trained_zoo
 from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig
 from raywgen.tasks import SAMConfig
 from raywgen.tasks.encoders import load_encoder
@@ -40,7 +40,7 @@ class LoHpAblationConfig(FewShotConfig):
         mixes: Shares of stored paths.
     """
 
-    generator: str = "lohp"
+    generator: Headline = "lohp"
     lengths: list[int] = field(default_factory=lambda: [2, 4, 12])
     radii: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.2])
     mixes: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0])

@@ -16,12 +16,13 @@ from raywgen.benchmarks.unseen_tasks import UnseenTasks, unseen_tasks
 from raywgen.benchmarks.whole_network import JOINT, subsets_zoo, write_each
 from raywgen.generators import Generator
 from raywgen.generators.mcdi import McDi, McDiConfig, McDiSampling
+from raywgen.generators.mcdi.samplers import Sampler
 from raywgen.tasks import SAMConfig
 from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer
 
-_SAMPLERS = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20))
+_SAMPLERS: tuple[tuple[Sampler, int], ...] = (("mean", 1), ("mean", 4), ("stochastic", 20), ("deterministic", 20))
 
 
 @dataclass(kw_only=True)

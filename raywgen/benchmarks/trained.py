@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from raywgen.benchmarks.recipes import SeededConfig, folder_of
 from raywgen.corpus import Corpus
@@ -15,7 +15,6 @@ from raywgen.generators.direct import DirectConfig
 from raywgen.generators.lohp import LoHpConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import McDiTaskLossConfig
-from raywgen.names import one_of
 from raywgen.nn.precision import Precision, resolved
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
@@ -26,7 +25,8 @@ _HYPERNETWORK_RATE = 1e-3
 
 Chosen = Mapping[str, tuple[str, Any]]
 """Method and config of each generator, by the name of its figure."""
-HEADLINES = {"mcdi": ("mcdi", "mcdi_task_loss"), "lohp": ("lohp", "mcdi")}
+Headline = Literal["mcdi", "lohp"]
+HEADLINES: dict[Headline, tuple[str, str]] = {"mcdi": ("mcdi", "mcdi_task_loss"), "lohp": ("lohp", "mcdi")}
 """Of each generator that can be measured the rows that are compared with all others."""
 
 
@@ -136,7 +136,7 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
 
 
 def chosen_variants(
-    generator: str, methods: Sequence[str], mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig
+    generator: Headline, methods: Sequence[str], mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig
 ) -> Chosen:
     """Returns the rows of Mc-Di that a benchmark trains, after those of Lo-Hp where that is measured.
 
@@ -148,10 +148,8 @@ def chosen_variants(
         lohp: Settings of Lo-Hp.
 
     Raises:
-        ValueError: There is no such generator or row, or those that the figures are about are not among them.
+        ValueError: There is no such row, or those that the figures are about are not among them.
     """
-    if generator not in HEADLINES:
-        raise ValueError(one_of("generator", generator, HEADLINES))
     every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, task_loss)}
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):

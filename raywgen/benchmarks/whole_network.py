@@ -17,6 +17,7 @@ from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.trained import (
     HEADLINES,
     Chosen,
+    Headline,
     TrainingConfig,
     chosen_variants,
     trained_generators,
@@ -58,7 +59,7 @@ class WholeNetworkConfig(TrainingConfig):
         temperature: Sampling temperature of generation.
     """
 
-    generator: str = "mcdi"
+    generator: Headline = "mcdi"
     data: str = ""
     test_data: str = ""
     zoo: list[str] = field(default_factory=list)

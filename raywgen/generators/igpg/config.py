@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
-from raywgen.names import one_of
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.text_encoders import check_text_encoder
 from raywgen.tasks.encoders import encoder_kind
+
+Decoding = Literal["expected", "tokens"]
+Chunks = Literal["coherent", "independent", "shuffled"]
+Windows = Literal["sequential", "parallel"]
 
 
 @dataclass(kw_only=True)
@@ -67,11 +71,6 @@ class PriorConfig(StageConfig):
             self.data_encoder = str(Path(self.data_encoder).absolute())
 
 
-DECODINGS = ("expected", "tokens")
-CHUNKS = ("coherent", "independent", "shuffled")
-WINDOWS = ("sequential", "parallel")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Sampling):
     """The settings of how networks are written, beside the temperature that every generator takes (0 is argmax).
@@ -96,18 +95,15 @@ class SamplingConfig(Sampling):
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
-    decoding: str = "expected"
+    decoding: Decoding = "expected"
     num_averaged: int = 1
-    chunks: str = "coherent"
-    windows: str = "sequential"
+    chunks: Chunks = "coherent"
+    windows: Windows = "sequential"
     overlap: float = 0.25
     max_rows: int = 4096
     half_cache: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("decoding", DECODINGS), ("chunks", CHUNKS), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k={self.top_k} must be at least 0, top_p={self.top_p} in (0, 1]")
         if self.guidance < 0 or not 0 <= self.overlap < 1:
@@ -140,13 +136,8 @@ class IGPGTaskLossConfig(StageConfig):
     nll_weight: float = 0.1
     l2_anchor_weight: float = 0.1
     diversity_weight: float = 0.0
-    windows: str = "sequential"
+    windows: Windows = "sequential"
     statistics: Statistics = "stored"
-
-    def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        if self.windows not in WINDOWS:
-            raise ValueError(one_of("windows", self.windows, WINDOWS))
 
 
 @dataclass(kw_only=True)

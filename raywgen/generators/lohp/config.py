@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
-from raywgen.names import one_of
 
-OBJECTIVES = ("sub_trajectory", "trajectory", "detailed", "cloning")
-HYBRIDS = ("mixed", "spliced")
-FLOWS = ("factored", "joint")
-BACKWARDS = ("bridge", "learned")
+Objective = Literal["sub_trajectory", "trajectory", "detailed", "cloning"]
+Hybrid = Literal["mixed", "spliced"]
+Flow = Literal["factored", "joint"]
+Backward = Literal["bridge", "learned"]
 
 
 @dataclass(kw_only=True)
@@ -78,12 +78,12 @@ class PolicyConfig(StageConfig):
     num_steps: int = 600
     batch_size: int = 64
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
-    objective: str = "sub_trajectory"
+    objective: Objective = "sub_trajectory"
     lam: float = 0.9
     mix: float = 0.5
-    hybrid: str = "mixed"
-    flow: str = "factored"
-    backward: str = "bridge"
+    hybrid: Hybrid = "mixed"
+    flow: Flow = "factored"
+    backward: Backward = "bridge"
     exploration: float = 0.2
     exploration_steps: int = 300
     replay_size: int = 0
@@ -91,14 +91,6 @@ class PolicyConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (
-            ("objective", OBJECTIVES),
-            ("hybrid", HYBRIDS),
-            ("flow", FLOWS),
-            ("backward", BACKWARDS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         if not 0 <= self.mix <= 1 or not self.lam > 0:
             raise ValueError(f"mix={self.mix}, lam={self.lam}: mix lies between 0 and 1, lam is above 0")
         if min(self.exploration, self.exploration_steps, self.replay_size, self.task_reward) < 0:

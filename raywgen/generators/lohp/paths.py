@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raywgen.generators.lohp.config import PathConfig
+from raywgen.generators.lohp.config import Hybrid, PathConfig
 from raywgen.generators.lohp.kernels import sample_bridge
 from raywgen.weights import KeyedNoise
 
@@ -30,7 +30,7 @@ def make_paths(
     noise: KeyedNoise,
     config: PathConfig,
     *,
-    hybrid: str,
+    hybrid: Hybrid,
     exploration: float,
 ) -> Tensor:
     """States `(B, k, L + 1, D)` of every sub-trajectory, its start and its end among them.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
-from raywgen.generators.mcdi.local_consistency import PARAMETERISATIONS, WEIGHTINGS
-from raywgen.generators.mcdi.samplers import SAMPLERS
-from raywgen.generators.mcdi.schedule import Schedule
-from raywgen.names import one_of
+from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting
+from raywgen.generators.mcdi.samplers import Sampler
+from raywgen.generators.mcdi.schedule import Schedule, ScheduleKind
 
-TARGETS = ("consistent", "naive")
-SPANS = ("own", "whole")
-META = ("reptile", "joint")
+Targets = Literal["consistent", "naive"]
+Spans = Literal["own", "whole"]
+Meta = Literal["reptile", "joint"]
 
 
 @dataclass(kw_only=True)
@@ -35,21 +35,13 @@ class DiffusionConfig:
 
     num_steps: int = 20
     num_targets: int = 3
-    targets: str = "consistent"
-    spans: str = "own"
-    schedule: str = "cosine"
-    parameterisation: str = "weights"
-    weighting: str = "local"
+    targets: Targets = "consistent"
+    spans: Spans = "own"
+    schedule: ScheduleKind = "cosine"
+    parameterisation: Parameterisation = "weights"
+    weighting: Weighting = "local"
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("targets", TARGETS),
-            ("spans", SPANS),
-            ("parameterisation", PARAMETERISATIONS),
-            ("weighting", WEIGHTINGS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(one_of(name, getattr(self, name), known))
         self.chain()
 
     def chain(self) -> Schedule:
@@ -66,12 +58,8 @@ class McDiSampling(Sampling):
         num_steps: Evaluations of the denoiser, at most `diffusion.num_steps`.
     """
 
-    sampler: str = "mean"
+    sampler: Sampler = "mean"
     num_steps: int = 20
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(one_of("sampler", self.sampler, SAMPLERS))
 
 
 @dataclass(kw_only=True)
@@ -88,15 +76,13 @@ class DenoiserConfig(StageConfig):
     num_steps: int = 1000
     batch_size: int = 64
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
-    meta: str = "reptile"
+    meta: Meta = "reptile"
     inner_rate: float = 0.005
     inner_steps: int = 3
     num_draws: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.meta not in META:
-            raise ValueError(one_of("meta", self.meta, META))
         if min(self.inner_steps, self.num_draws) < 1 or self.inner_rate <= 0:
             raise ValueError("inner_steps and num_draws: at least 1; inner_rate: above 0")
 

@@ -30,10 +30,12 @@ Shape legend: B samples, D values.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-PARAMETERISATIONS = ("weights", "noise")
-WEIGHTINGS = ("local", "paper", "noise", "weights")
+Parameterisation = Literal["weights", "noise"]
+Weighting = Literal["local", "paper", "noise", "weights"]
 
 
 def noised(target_BD: Tensor, local_abar_B: Tensor, eps_BD: Tensor) -> Tensor:
@@ -49,8 +51,8 @@ def local_consistency_loss(
     abar_B: Tensor,
     local_abar_B: Tensor,
     *,
-    parameterisation: str,
-    weighting: str,
+    parameterisation: Parameterisation,
+    weighting: Weighting,
 ) -> Tensor:
     """`|| sqrt(1 - abar_t^i) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 / D`, `(B,)` (Mc-Di, section 3.2).
 
@@ -76,7 +78,7 @@ def local_consistency_loss(
     return factor_B * squared_residual_per_local_B * (target_BD - implied_BD).square().mean(dim=-1)
 
 
-def _factor(weighting: str, abar_B: Tensor, local_abar_B: Tensor) -> Tensor:
+def _factor(weighting: Weighting, abar_B: Tensor, local_abar_B: Tensor) -> Tensor:
     """Returns the factor of the squared residual."""
     match weighting:
         case "paper":
@@ -85,6 +87,5 @@ def _factor(weighting: str, abar_B: Tensor, local_abar_B: Tensor) -> Tensor:
             return 1 / (1 - abar_B)
         case "weights":
             return (1 - abar_B) / (abar_B * (1 - local_abar_B))
-        case _:
-            assert weighting == "local", weighting
+        case "local":
             return (1 - local_abar_B) / (local_abar_B * (1 - abar_B))

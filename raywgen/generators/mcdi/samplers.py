@@ -14,14 +14,16 @@ Shape legend: B networks, D values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from raywgen.generators.mcdi.local_consistency import Parameterisation
 from raywgen.generators.mcdi.schedule import Schedule
 from raywgen.weights import KeyedNoise
 
-SAMPLERS = ("mean", "stochastic", "deterministic")
+Sampler = Literal["mean", "stochastic", "deterministic"]
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """From states `(B, D)` and their steps int64 `(B,)` to noise or weights `(B, D)`."""
@@ -32,8 +34,8 @@ def sample(
     start_BD: Tensor,
     schedule: Schedule,
     *,
-    parameterisation: str,
-    sampler: str,
+    parameterisation: Parameterisation,
+    sampler: Sampler,
     num_steps: int,
     noise: KeyedNoise | None = None,
     temperature: float = 1.0,
@@ -66,7 +68,9 @@ def sample(
     return x_BD
 
 
-def mean_step(x_BD: Tensor, prediction_BD: Tensor, abar_t: float, abar_u: float, parameterisation: str) -> Tensor:
+def mean_step(
+    x_BD: Tensor, prediction_BD: Tensor, abar_t: float, abar_u: float, parameterisation: Parameterisation
+) -> Tensor:
     """The mean of `x_u` given `x_t`; for weights in the form that divides by nothing small."""
     alpha = abar_t / abar_u
     if parameterisation == "noise":
@@ -77,7 +81,7 @@ def mean_step(x_BD: Tensor, prediction_BD: Tensor, abar_t: float, abar_u: float,
 
 
 def _deterministic_step(
-    x_BD: Tensor, prediction_BD: Tensor, abar_t: float, abar_u: float, parameterisation: str
+    x_BD: Tensor, prediction_BD: Tensor, abar_t: float, abar_u: float, parameterisation: Parameterisation
 ) -> Tensor:
     if parameterisation == "noise":
         noise_BD = prediction_BD

@@ -19,14 +19,12 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from raywgen.names import one_of
-
-SCHEDULES = ("cosine", "linear")
+ScheduleKind = Literal["cosine", "linear"]
 # The signal that one step may remove at most. Smaller would amplify what a noise prediction gets wrong in the first
 # step by more than 7; larger would leave more than a hundredth of the signal in the first state of 20 steps.
 _SMALLEST_ALPHA = 0.02
@@ -46,7 +44,7 @@ class Schedule:
 
     @classmethod
     @lru_cache(maxsize=64)
-    def make(cls, kind: str, num_steps: int, num_targets: int) -> Self:
+    def make(cls, kind: ScheduleKind, num_steps: int, num_targets: int) -> Self:
         """Makes a schedule.
 
         Args:
@@ -56,10 +54,8 @@ class Schedule:
             num_targets: k, at most T.
 
         Raises:
-            ValueError: The kind is unknown, or k does not lie between 1 and T.
+            ValueError: k does not lie between 1 and T.
         """
-        if kind not in SCHEDULES:
-            raise ValueError(one_of("schedule", kind, SCHEDULES))
         if not 1 <= num_targets <= num_steps:
             raise ValueError(f"num_targets={num_targets}: must lie between 1 and num_steps={num_steps}")
         alphas_T = _cosine(num_steps) if kind == "cosine" else _linear(num_steps)

@@ -17,6 +17,7 @@ from raywgen.generators.common.denoisers import LatentWeights, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig, TokenizerStage
 from raywgen.generators.mcdi import McDi
+from raywgen.generators.mcdi.config import Meta
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights.chunks import to_chunks
@@ -79,7 +80,7 @@ def test_the_tokeniser_is_trained_first_and_by_no_later_stage() -> None:
 
 
 @pytest.mark.parametrize("meta", ["reptile", "joint"])
-def test_both_ways_of_training_learn_latents(meta: str) -> None:
+def test_both_ways_of_training_learn_latents(meta: Meta) -> None:
     generator = generator_of(is_trained=False)
     generator.config.denoiser.meta = meta
     tokenizer_stage, stage = generator.stages()

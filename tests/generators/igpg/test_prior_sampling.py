@@ -14,6 +14,7 @@ from raywgen.config import ConfigError, load_config
 from raywgen.generation import GenerateConfig, SamplingError, generate_best
 from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.generators.igpg.config import Chunks
 from raywgen.generators.igpg.shuffled_conditions import ShuffleError, shuffled_conditions
 from raywgen.generators.igpg.token_sampling import GuidanceError, sample_tokens
 from tests.builders import condition, hypernetwork, igpg, igpg_config, layout_of, network, noise_for
@@ -54,7 +55,7 @@ def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) 
 
 
 @pytest.mark.parametrize("chunks", ["coherent", "independent"])
-def test_guidance_zero_is_unconditional(generator: IGPG, chunks: str) -> None:
+def test_guidance_zero_is_unconditional(generator: IGPG, chunks: Chunks) -> None:
     """The same as where instruction and samples are left out of the only side there is."""
     free = sample(generator, SamplingConfig(guidance=0.0, chunks=chunks))
     prior, prefix = generator.prior, generator.prior.prefix

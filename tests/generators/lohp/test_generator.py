@@ -149,7 +149,7 @@ def test_the_registry_builds_it_from_its_own_config() -> None:
         (lambda: PathConfig(length=5), "length=5: must divide num_steps=12"),
         (lambda: PathConfig(noise=0), "noise=0: must be above 0"),
         (lambda: config(sampling_steps=4), r"sampling.num_steps=4: give a multiple of path.num_steps / path.length=3"),
-        (lambda: PolicyConfig(objective="subtb"), "objective=subtb: give one of"),
+        (lambda: load_config(PolicyConfig, None, ["objective=subtb"]), "objective=subtb: give one of"),
         (lambda: PolicyConfig(mix=1.5), "mix lies between 0 and 1"),
         (lambda: PolicyConfig(exploration=-1), "must be at least 0"),
         (lambda: load_config(NetworkConfig, None, ["kind=dense"]), "kind=dense: give one of"),

@@ -6,7 +6,7 @@ Shape legend: B networks, k sub-trajectories, L steps of each, D values.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raywgen.generators import GenerationRequest
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.lohp.balance import draw_stored
-from raywgen.generators.lohp.config import OBJECTIVES
+from raywgen.generators.lohp.config import Hybrid, Objective
 from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
 from raywgen.generators.lohp.stages import PolicyStage
@@ -78,7 +78,7 @@ class Known(nn.Module):
 
 @pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
 @pytest.mark.parametrize("flow", ["factored", "joint"])
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "cloning"])
+@pytest.mark.parametrize("objective", [name for name in get_args(Objective) if name != "cloning"])
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_a_policy_that_knows_the_local_targets_is_in_balance(
     length: int, objective: str, flow: str, hybrid: str
@@ -97,7 +97,7 @@ def test_a_policy_that_knows_the_local_targets_is_in_balance(
 
 
 @pytest.mark.parametrize("hybrid", ["mixed", "spliced"])
-def test_stored_paths_end_where_the_local_target_rewards_and_rolled_ones_where_the_policy_goes(hybrid: str) -> None:
+def test_stored_paths_end_where_the_local_target_rewards_and_rolled_ones_where_the_policy_goes(hybrid: Hybrid) -> None:
     B, k, D, settings = 6, 3, 4000, config(path={"noise": 0.2}).path
     targets_BAD = torch.randn(B, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(B, k, D)
     is_stored_BA = torch.tensor([[True, False, True]] * 3 + [[False, True, False]] * 3)

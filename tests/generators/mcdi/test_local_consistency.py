@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -14,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raywgen.generators.mcdi.local_consistency import WEIGHTINGS, local_consistency_loss, noised
+from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting, local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import mean_step
-from raywgen.generators.mcdi.schedule import SCHEDULES, Schedule
+from raywgen.generators.mcdi.schedule import Schedule, ScheduleKind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +48,7 @@ class Case:
     def x_1D(self) -> Tensor:
         return noised(self.target_1D, torch.tensor([self.local_abar], dtype=torch.float64), self.eps_1D)
 
-    def loss(self, prediction_1D: Tensor, parameterisation: str, weighting: str = "paper") -> float:
+    def loss(self, prediction_1D: Tensor, parameterisation: Parameterisation, weighting: Weighting = "paper") -> float:
         abar_B, local_B = (torch.tensor([value], dtype=torch.float64) for value in (self.abar, self.local_abar))
         loss_B = local_consistency_loss(
             prediction_1D,
@@ -76,7 +78,7 @@ class Case:
 def cases(draw: st.DrawFn, num_targets: int | None = None) -> Case:
     T = draw(st.integers(1, 40))
     k = draw(st.integers(1, min(T, 5))) if num_targets is None else num_targets
-    schedule = Schedule.make(draw(st.sampled_from(SCHEDULES)), T, k)
+    schedule = Schedule.make(draw(st.sampled_from(get_args(ScheduleKind))), T, k)
     end = draw(st.sampled_from(schedule.ends))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     target_1D, eps_1D, other_1D = torch.randn(3, 1, D, generator=generator, dtype=torch.float64)
@@ -112,25 +114,25 @@ def test_one_target_gives_the_vanilla_loss(case: Case) -> None:
 @pytest.mark.parametrize("weighting", ["local", "weights"])
 @given(case=cases(num_targets=1))
 @settings(max_examples=30)
-def test_one_target_and_weight_prediction_give_the_distance_to_the_target(weighting: str, case: Case) -> None:
+def test_one_target_and_weight_prediction_give_the_distance_to_the_target(weighting: Weighting, case: Case) -> None:
     distance = float((case.other_1D - case.target_1D).square().mean())
     # 1 - abar is above 1e-5 and divides; the rounding of a few operations remains.
     assert case.loss(case.other_1D, "weights", weighting) == pytest.approx(distance, rel=1e-9)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", get_args(Weighting))
 @given(case=cases())
 @settings(max_examples=40)
-def test_predicted_weights_cost_what_the_noise_costs_that_they_stand_for(weighting: str, case: Case) -> None:
+def test_predicted_weights_cost_what_the_noise_costs_that_they_stand_for(weighting: Weighting, case: Case) -> None:
     expected = case.loss(case.noise_of(case.other_1D), "noise", weighting)
     # With 1 - abar^i of 1e-4 and more, the two sides lose 4 of 16 digits each to their differences.
     assert case.loss(case.other_1D, "weights", weighting) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", get_args(Weighting))
 @given(case=cases())
 @settings(max_examples=40)
-def test_weightings_are_factors_of_the_squared_residual(weighting: str, case: Case) -> None:
+def test_weightings_are_factors_of_the_squared_residual(weighting: Weighting, case: Case) -> None:
     abar, local = case.abar, case.local_abar
     factor = {
         "paper": 1.0,
@@ -149,11 +151,12 @@ def test_each_weighting_is_uniform_in_what_it_is_named_after(case: Case) -> None
     implied_eps_1D = math.sqrt((1 - case.local_abar) / (1 - case.abar)) * f_1D
     implied_1D = (case.x_1D - math.sqrt(1 - case.local_abar) * implied_eps_1D) / math.sqrt(case.local_abar)
     wanted_1D = case.weights_of(case.wanted_noise())
-    for weighting, found_1D, aim_1D in (
+    weightings: tuple[tuple[Weighting, Tensor, Tensor], ...] = (
         ("noise", implied_eps_1D, case.eps_1D),
         ("weights", w_1D, wanted_1D),
         ("local", implied_1D, case.target_1D),
-    ):
+    )
+    for weighting, found_1D, aim_1D in weightings:
         # Signals of 1e-5 amplify rounding by 300, and it is squared.
         expected = float((found_1D - aim_1D).square().mean())
         assert case.loss(f_1D, "noise", weighting) == pytest.approx(expected, rel=1e-8), weighting
@@ -163,7 +166,7 @@ def test_each_weighting_is_uniform_in_what_it_is_named_after(case: Case) -> None
 @given(case=cases(), data=st.data())
 @settings(max_examples=80)
 def test_without_loss_the_samplers_mean_step_is_that_of_the_local_chain(
-    parameterisation: str, case: Case, data: st.DataObject
+    parameterisation: Parameterisation, case: Case, data: st.DataObject
 ) -> None:
     f_1D = case.wanted_noise()
     prediction_1D = f_1D if parameterisation == "noise" else case.weights_of(f_1D)
@@ -182,7 +185,7 @@ def test_without_loss_the_samplers_mean_step_is_that_of_the_local_chain(
 @pytest.mark.parametrize("parameterisation", ["noise", "weights"])
 @given(case=cases())
 @settings(max_examples=60)
-def test_the_loss_is_the_distance_of_the_two_mean_steps(parameterisation: str, case: Case) -> None:
+def test_the_loss_is_the_distance_of_the_two_mean_steps(parameterisation: Parameterisation, case: Case) -> None:
     """So nothing but the local chain's own step is without loss."""
     abar_t, abar_u = case.abar, float(case.schedule.abar_T[case.t + 1])
     alpha = abar_t / abar_u
@@ -195,18 +198,18 @@ def test_the_loss_is_the_distance_of_the_two_mean_steps(parameterisation: str, c
 
 
 @pytest.mark.parametrize("parameterisation", ["noise", "weights"])
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_batch_is_its_samples_one_by_one(parameterisation: str, weighting: str) -> None:
+@pytest.mark.parametrize("weighting", get_args(Weighting))
+def test_a_batch_is_its_samples_one_by_one(parameterisation: Parameterisation, weighting: Weighting) -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, target, eps = torch.randn(3, 2, 4, D, generator=generator, dtype=torch.float64)
     local = torch.rand(2, 4, generator=generator, dtype=torch.float64) * 0.9 + 0.05
     abar = local * torch.rand(2, 4, generator=generator, dtype=torch.float64)
-    settings = {"parameterisation": parameterisation, "weighting": weighting}
-    together = local_consistency_loss(prediction, target, eps, abar, local, **settings)
+    loss = partial(local_consistency_loss, parameterisation=parameterisation, weighting=weighting)
+    together = loss(prediction, target, eps, abar, local)
     for b in range(2):
         for n in range(4):
             one = (tensor[b, n].unsqueeze(0) for tensor in (prediction, target, eps, abar, local))
-            torch.testing.assert_close(together[b, n], local_consistency_loss(*one, **settings)[0], rtol=1e-14, atol=0)
+            torch.testing.assert_close(together[b, n], loss(*one)[0], rtol=1e-14, atol=0)
 
 
 def test_where_a_trajectory_stands_still_its_local_targets_still_ask_for_different_weights() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raywgen.generators.mcdi.samplers import SAMPLERS, Predict, sample
-from raywgen.generators.mcdi.schedule import SCHEDULES, Schedule
+from raywgen.generators.mcdi.local_consistency import Parameterisation
+from raywgen.generators.mcdi.samplers import Predict, Sampler, sample
+from raywgen.generators.mcdi.schedule import Schedule, ScheduleKind
 from raywgen.weights import KeyedNoise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +39,9 @@ def gain(abar: float) -> Tensor:
     return abar**0.5 * COVARIANCE_DD @ torch.linalg.inv(abar * COVARIANCE_DD + (1 - abar) * EYE_DD)
 
 
-def best_prediction(schedule: Schedule, parameterisation: str, seen: list[Tensor] | None = None) -> Predict:
+def best_prediction(
+    schedule: Schedule, parameterisation: Parameterisation, seen: list[Tensor] | None = None
+) -> Predict:
     """What a denoiser that has learned everything says; notes the states it is asked about."""
 
     def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
@@ -52,7 +56,7 @@ def best_prediction(schedule: Schedule, parameterisation: str, seen: list[Tensor
     return predict
 
 
-def affine_map(schedule: Schedule, sampler: str) -> tuple[Tensor, Tensor]:
+def affine_map(schedule: Schedule, sampler: Sampler) -> tuple[Tensor, Tensor]:
     """A sampler without noise maps its start x to `A x + b` here: `(D, D)` and `(D,)`."""
     start_BD = torch.cat([torch.zeros(1, D, dtype=torch.float64), EYE_DD])
     predict = best_prediction(schedule, "weights")
@@ -61,8 +65,8 @@ def affine_map(schedule: Schedule, sampler: str) -> tuple[Tensor, Tensor]:
     return (end_BD[1:] - end_BD[0]).T, end_BD[0]
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_the_deterministic_sampler_reaches_mean_and_covariance_as_steps_grow(kind: str) -> None:
+@pytest.mark.parametrize("kind", get_args(ScheduleKind))
+def test_the_deterministic_sampler_reaches_mean_and_covariance_as_steps_grow(kind: ScheduleKind) -> None:
     errors = []
     for T in (100, 200, 400):
         A, b = affine_map(Schedule.make(kind, T, 1), "deterministic")
@@ -108,8 +112,8 @@ def assert_moments(schedule: Schedule, num_steps: int, mean_D: Tensor, covarianc
     assert bool(((samples_ND.T.cov() - covariance_DD).abs() < 4 * standard_error_DD + slack).all())
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_the_stochastic_sampler_reaches_mean_and_covariance_as_steps_grow(kind: str) -> None:
+@pytest.mark.parametrize("kind", get_args(ScheduleKind))
+def test_the_stochastic_sampler_reaches_mean_and_covariance_as_steps_grow(kind: ScheduleKind) -> None:
     errors = []
     for T in (100, 200, 400):
         mean_D, covariance_DD = stochastic_moments(Schedule.make(kind, T, 1), T)
@@ -122,18 +126,18 @@ def test_the_stochastic_sampler_reaches_mean_and_covariance_as_steps_grow(kind: 
 
 
 @pytest.mark.parametrize("num_steps", [100, 12, 3, 1])
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_stochastic_samples_have_the_moments_of_their_linear_recursion(kind: str, num_steps: int) -> None:
+@pytest.mark.parametrize("kind", get_args(ScheduleKind))
+def test_stochastic_samples_have_the_moments_of_their_linear_recursion(kind: ScheduleKind, num_steps: int) -> None:
     schedule = Schedule.make(kind, 100, 1)
     # Where a single step leaves next to no variance, rounding remains.
     assert_moments(schedule, num_steps, *stochastic_moments(schedule, num_steps), slack=1e-9)
 
 
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
-@given(kind=st.sampled_from(SCHEDULES), chain=chains)
+@given(kind=st.sampled_from(get_args(ScheduleKind)), chain=chains)
 @settings(max_examples=30)
 def test_the_mean_sampler_gives_the_mean_of_the_weights_given_its_start(
-    parameterisation: str, kind: str, chain: tuple[int, int]
+    parameterisation: Parameterisation, kind: ScheduleKind, chain: tuple[int, int]
 ) -> None:
     """Its linear recursion telescopes: however many steps it takes, it is the best prediction at t = 0."""
     T, num_steps = chain
@@ -153,10 +157,12 @@ def test_the_mean_sampler_gives_the_mean_of_the_weights_given_its_start(
     torch.testing.assert_close(end_BD, expected_BD, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@given(kind=st.sampled_from(SCHEDULES), chain=chains)
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+@given(kind=st.sampled_from(get_args(ScheduleKind)), chain=chains)
 @settings(max_examples=20)
-def test_noise_and_weight_prediction_walk_the_same_path(sampler: str, kind: str, chain: tuple[int, int]) -> None:
+def test_noise_and_weight_prediction_walk_the_same_path(
+    sampler: Sampler, kind: ScheduleKind, chain: tuple[int, int]
+) -> None:
     T, num_steps = chain
     schedule = Schedule.make(kind, T, 1)
     start_BD = torch.randn(4, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -178,8 +184,8 @@ def test_noise_and_weight_prediction_walk_the_same_path(sampler: str, kind: str,
     torch.testing.assert_close(paths[0], paths[1], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_deterministic_and_the_mean_step_by_hand(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_the_deterministic_and_the_mean_step_by_hand(sampler: Sampler) -> None:
     schedule = Schedule.make("cosine", 4, 1)
     start_BD, f_BD = torch.randn(2, 4, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     asked: list[int] = []
@@ -212,10 +218,12 @@ def test_the_deterministic_and_the_mean_step_by_hand(sampler: str) -> None:
     torch.testing.assert_close(found_BD, expected_BD, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@given(kind=st.sampled_from(SCHEDULES), chain=chains)
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+@given(kind=st.sampled_from(get_args(ScheduleKind)), chain=chains)
 @settings(max_examples=20)
-def test_the_last_step_returns_the_predicted_weights(sampler: str, kind: str, chain: tuple[int, int]) -> None:
+def test_the_last_step_returns_the_predicted_weights(
+    sampler: Sampler, kind: ScheduleKind, chain: tuple[int, int]
+) -> None:
     T, num_steps = chain
     schedule = Schedule.make(kind, T, 1)
     asked: list[int] = []
@@ -244,7 +252,7 @@ def test_noise_of_the_stochastic_sampler_is_keyed_by_sample_and_scaled_by_temper
     schedule = Schedule.make("cosine", 8, 1)
     start_BD = torch.randn(4, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def walk(start: Tensor, noise: KeyedNoise, sampler: str = "stochastic", temperature: float = 1.0) -> Tensor:
+    def walk(start: Tensor, noise: KeyedNoise, sampler: Sampler = "stochastic", temperature: float = 1.0) -> Tensor:
         predict = best_prediction(schedule, "weights")
         return sample(
             predict,
@@ -275,14 +283,14 @@ def trajectories(draw: st.DrawFn) -> tuple[Schedule, Tensor]:
     k = draw(st.integers(1, min(T, 5)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     targets_AD = torch.randn(k, D, generator=generator, dtype=torch.float64)
-    return Schedule.make(draw(st.sampled_from(SCHEDULES)), T, k), targets_AD
+    return Schedule.make(draw(st.sampled_from(get_args(ScheduleKind))), T, k), targets_AD
 
 
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
 @given(trajectory=trajectories())
 @settings(max_examples=40)
 def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_chain_ends(
-    parameterisation: str, trajectory: tuple[Schedule, Tensor]
+    parameterisation: Parameterisation, trajectory: tuple[Schedule, Tensor]
 ) -> None:
     """With the prediction that is without loss for chain i, between the ends of chains i - 1 and i.
 
@@ -310,11 +318,11 @@ def test_a_walk_without_loss_on_each_segment_is_at_each_local_target_when_its_ch
         torch.testing.assert_close(states[end], targets_AD[i].expand(2, D), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", get_args(Sampler))
 @given(trajectory=trajectories(), data=st.data())
 @settings(max_examples=30)
 def test_a_walk_whose_last_step_lies_in_the_last_segment_ends_where_that_segment_says(
-    sampler: str, trajectory: tuple[Schedule, Tensor], data: st.DataObject
+    sampler: Sampler, trajectory: tuple[Schedule, Tensor], data: st.DataObject
 ) -> None:
     """From the last but one end on only one local chain is left, so its best prediction is the end itself."""
     schedule, targets_AD = trajectory

@@ -20,8 +20,9 @@ from raywgen.generators import GenerationRequest, OptimizerConfig, Stage
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.mcdi import McDi, McDiSampling
-from raywgen.generators.mcdi.config import DiffusionConfig
+from raywgen.generators.mcdi.config import DiffusionConfig, Spans
 from raywgen.generators.mcdi.local_consistency import noised
+from raywgen.generators.mcdi.samplers import Sampler
 from raywgen.generators.mcdi.stages import DenoiserStage, Draws, McDiTaskLossStage, consistency_loss, draw, run_sampler
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.training.engine import LocalEngine
@@ -89,7 +90,7 @@ def test_a_draw_is_a_step_of_the_local_chain_that_ends_at_its_target(T: int, dat
 
 
 @pytest.mark.parametrize("spans", ["own", "whole"])
-def test_every_target_and_every_step_of_its_span_is_drawn_as_often(spans: str) -> None:
+def test_every_target_and_every_step_of_its_span_is_drawn_as_often(spans: Spans) -> None:
     chain_config = DiffusionConfig(num_steps=20, num_targets=3, spans=spans)
     targets_BAD = torch.arange(3).view(1, 3, 1).expand(30_000, 3, 1).float()
     (draws,) = draw(targets_BAD, chain_config, noise_for(30_000), num_draws=1)
@@ -340,7 +341,7 @@ def test_the_task_loss_loss_reaches_every_parameter_of_the_denoiser(kind: str) -
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sampler", ["mean", "stochastic", "deterministic"])
 @pytest.mark.parametrize("parameterisation", ["weights", "noise"])
-def test_the_sampler_is_differentiable_by_finite_differences(sampler: str, parameterisation: str) -> None:
+def test_the_sampler_is_differentiable_by_finite_differences(sampler: Sampler, parameterisation: str) -> None:
     generator = mcdi(config(diffusion={"parameterisation": parameterisation}))
     denoiser, batch = generator.denoiser, head_batch(4)
     support, _ = support_and_query(4, 3, seed=0)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from raywgen.generators.lohp.config import Hybrid
 from raywgen.weights import KeyedNoise
 
 
-def draw_stored(noise: KeyedNoise, num: int, mix: float, hybrid: str) -> Tensor:
+def draw_stored(noise: KeyedNoise, num: int, mix: float, hybrid: Hybrid) -> Tensor:
     """Draws which sub-trajectories are stored ones, bool `(B, k)`.
 
     Args:
