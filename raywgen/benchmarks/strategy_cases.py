@@ -125,7 +125,7 @@ def batch_of(case: Case, step: int, batch_size: int, rank: int = 0, num_workers:
         condition=condition,
         query=query,
         sample_index_B=step * batch_size + place_B,
-        targets_BkD=(start_D + (values_BD - start_D).unsqueeze(1) * shares_k1)[:, -num_targets:],
+        targets_BAD=(start_D + (values_BD - start_D).unsqueeze(1) * shares_k1)[:, -num_targets:],
     )
     return whole.take(place_B[rank::num_workers])
 
