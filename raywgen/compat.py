@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -161,6 +162,23 @@ def remove_gathering_hooks(engine: object) -> None:
         engine: A `DeepSpeedEngine` of ZeRO stage 3.
     """
     cast("Any", engine).optimizer.parameter_offload.destroy()
+
+
+@contextmanager
+def releasing_linear() -> Iterator[None]:
+    """Linear layers of this block keep no hold of their weights, so that ZeRO-3 can release them until the backward.
+
+    DeepSpeed's own setting, `memory_efficient_linear`, changes all linear layers of the process for good.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from torch.nn import functional
+
+    plain = functional.linear
+    functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        functional.linear = plain
 
 
 def refresh_whole_parameters(engine: object) -> None:

@@ -133,6 +133,11 @@ with torch.no_grad():
     compat.shard_of(model.bias).fill_(7)
 compat.refresh_whole_parameters(engine)
 assert model.bias.tolist() == [7, 7]
+plain = torch.nn.functional.linear
+with compat.releasing_linear():
+    assert torch.nn.functional.linear is not plain
+    assert model(torch.ones(3)).shape == (2,)
+assert torch.nn.functional.linear is plain
 hooks = len(model._forward_pre_hooks)
 compat.remove_gathering_hooks(engine)
 assert len(model._forward_pre_hooks) < hooks

@@ -67,10 +67,11 @@ def test_a_step_is_that_of_plain_torch() -> None:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
-    alone, sharded = prior_stage(), prior_stage()
+    alone, sharded, plain_linear = prior_stage(), prior_stage(), torch.nn.functional.linear
     local, engine = LocalEngine(alone), deepspeed_engine(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
     assert_equal_states(engine, local)
+    assert torch.nn.functional.linear is plain_linear
     assert all(bool(parameter.numel()) == (zero_stage < 3) for parameter in sharded.parameters())
     mine, theirs = engine.optimizer_state(), local.optimizer_state()
     assert mine.keys() == theirs.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raywgen.compat import (
     link_optimizer_state,
     refresh_whole_parameters,
+    releasing_linear,
     remove_gathering_hooks,
     shard_of,
     skip_shared_memory_collectives,
@@ -71,6 +72,7 @@ class DeepSpeedEngine(Engine):
             "zero_optimization": {
                 "stage": settings.zero_stage,
                 "stage3_param_persistence_threshold": settings.min_sharded,
+                "memory_efficient_linear": False,
             },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {
@@ -176,7 +178,9 @@ class DeepSpeedEngine(Engine):
             yield
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        return self._engine(batch, noise)
+        is_released = self._zero_stage == 3 and not self._gathers_all
+        with releasing_linear() if is_released else nullcontext():
+            return self._engine(batch, noise)
 
     def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
         if not is_first:
