@@ -18,6 +18,7 @@ from raywgen.files import write_text
 from raywgen.inputs import UnusableFileError, read_yaml_text
 from raywgen.names import nearest, one_of
 from raywgen.renamed_keys import new_name
+from raywgen.trust import UntrustedError, named_in, trusting
 
 ConfigT = TypeVar("ConfigT")
 SHIPPED = Path(__file__).parent / "configs"
@@ -51,7 +52,8 @@ def merge_config(
 
     Args:
         schema: A dataclass type, as for `load_config`. A field whose `metadata` has a function `"group"` is a group of
-            keys whose dataclass that function returns, given the values of all other fields.
+            keys whose dataclass that function returns, given the values of all other fields; it may import what the
+            values name, because a person wrote them.
         given: Names and mappings.
         base: The config they are merged over; the defaults if None.
 
@@ -69,7 +71,8 @@ def merge_config(
         _check_out(schema)
     try:
         for key, choose in open_groups.items():
-            group = choose(node)
+            with trusting(*named_in(OmegaConf.to_container(node, resolve=True))):
+                group = choose(node)
             if OmegaConf.get_type(node, key) is not group:
                 node[key] = group
             for source, content in given:
@@ -116,6 +119,7 @@ def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type or is refused by the schema.
+        UntrustedError: It names a package to import that the user did not.
     """
     if not isinstance(content, Mapping):
         raise ConfigError(f"{source}: holds no group of keys")
@@ -123,10 +127,12 @@ def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str
     hints = typing.get_type_hints(schema)
     try:
         for key, choose in _open_groups(schema).items():
+            # Always, so that a name which came as data is refused before the schema looks it up.
+            group = choose(_defaults(schema) | dict(content))
             if content.get(key) is not None:
-                hints[key] = choose(_defaults(schema) | dict(content))
+                hints[key] = group
         return schema(**{key: _typed(hints[key], value, source, key) for key, value in content.items()})
-    except ConfigError:
+    except (ConfigError, UntrustedError):
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error

@@ -72,7 +72,7 @@ class SettingsCommand(TyperCommand):
             from raywgen.generators import METHODS
 
             for told, known in METHODS.items():
-                _print_settings(known.config, f"method={told}", "generator.")
+                _print_settings(known.Config, f"method={told}", "generator.")
 
 
 def _print_settings(schema: type[Any], title: str, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig, load_train_config
 from raywgen.training.early import check_settings
 from raywgen.training.resource_check import GROUP_LABEL, Resources, check_request, check_run, most_nodes
+from raywgen.trust import beside
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -28,7 +29,8 @@ def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConf
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
     name = None if not given or "=" in given[0] else given[0]
-    return load_train_config(name, given_once(given if name is None else given[1:]), working_dir)
+    with beside(str(working_dir)):  # A generator of the user's own may lie in the folder that is sent.
+        return load_train_config(name, given_once(given if name is None else given[1:]), working_dir)
 
 
 def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], working_dir: str | Path) -> None:

@@ -14,7 +14,7 @@ from raywgen.generators.interface import (
     StageLoss,
     StageNeeds,
 )
-from raywgen.generators.registry import METHODS, Method, UnknownMethodError, method
+from raywgen.generators.registry import METHODS, MethodImportError, UnknownMethodError, is_import_path, method
 
 __all__ = [
     "METHODS",
@@ -22,7 +22,7 @@ __all__ = [
     "Generated",
     "GenerationRequest",
     "Generator",
-    "Method",
+    "MethodImportError",
     "OptimizerConfig",
     "ParameterUse",
     "Sampling",
@@ -32,5 +32,6 @@ __all__ = [
     "StageLoss",
     "StageNeeds",
     "UnknownMethodError",
+    "is_import_path",
     "method",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from raywgen.config import stored_config
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
-from raywgen.generators.registry import method
+from raywgen.generators.registry import MethodImportError, build, method
 from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
@@ -54,7 +54,7 @@ def build_generator(name: str, config: Any, normalizers: NormalizerTable, data: 
     """A fresh generator; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return method(name).build(config, normalizers, data)
+        return build(name, config, normalizers, data)
 
 
 def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def load_bundle(folder: str | Path) -> Generator:
     """Reads a bundle, ready to generate.
 
     Raises:
-        BundleError: The folder holds none, or one of its files is damaged.
+        BundleError: The folder holds none, one of its files is damaged, or its method is not there.
         EncoderError: It works with an encoder that is not there, or is another one.
         UntrustedError: It names a package to import or an address to contact, and the user did not.
 
@@ -119,13 +119,16 @@ def load_bundle(folder: str | Path) -> Generator:
         tensors = load_state_dict(folder / _WEIGHTS)
         for key in content.get("encoders", []):
             _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
-        config = stored_config(method(content["method"]).config, content["config"], str(folder / _CONFIG))
-        with Bounded((folder / _WEIGHTS).stat().st_size), reading(str(folder / _CONFIG), str(folder)):
-            normalizers = _pop_normalizers(content["layouts"], tensors)
-            generator = method(content["method"]).build(config, normalizers, DataSpec(**content["data"]))
+        with reading(str(folder / _CONFIG), str(folder)):
+            config = stored_config(method(content["method"]).Config, content["config"], str(folder / _CONFIG))
+            with Bounded((folder / _WEIGHTS).stat().st_size):
+                normalizers = _pop_normalizers(content["layouts"], tensors)
+                generator = build(content["method"], config, normalizers, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except UntrustedError:
         raise
+    except MethodImportError as error:
+        raise BundleError(f"{folder} is not loaded: {error}") from error
     except EncoderError as error:
         raise EncoderError(f"{folder} needs the encoder that it was trained with: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -254,20 +254,31 @@ class DataSpec:
 class Generator(nn.Module, ABC):
     """Turns conditions into weights.
 
+    A method is a subclass, and is built by these three arguments alone.
+
     Args:
+        config: The method's settings, an instance of `Config`.
         normalizers: The layouts of the training corpus with their normalisers.
         data: What the samples of a condition look like.
+
+    Attributes:
+        method: The name that it is built by: a short one of the registry, or `package.module:Class`.
+        Config: Dataclass of the method's settings, with defaults for all; each stage's name is the key of its
+            `StageConfig`.
+        Sampling: Dataclass of the settings by which networks are drawn. A method that has some has a field `sampling`
+            of this type in its config, too.
     """
 
-    method: ClassVar[str]
+    method: str = ""
     Config: ClassVar[type[Any]]
     Sampling: ClassVar[type[Sampling]] = Sampling
     config: Any
     ablations: ClassVar[tuple[Ablation, ...]] = ()
     """Rows that evaluation shows beside the finished generator: the generator as it was after earlier stages."""
 
-    def __init__(self, normalizers: NormalizerTable, data: DataSpec) -> None:
+    def __init__(self, config: Any, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
+        self.config = config
         self.normalizers = {key: (layout, normalizer.copy()) for key, (layout, normalizer) in normalizers.items()}
         # Registered, so that they move to the generator's device with it.
         self._registered_normalizers = nn.ModuleList(normalizer for _, normalizer in self.normalizers.values())
@@ -382,6 +393,3 @@ class Generator(nn.Module, ABC):
             start_D: Base where the known networks share their starts.
         """
         return normalizer_of_similar(layout, self.normalizers, start_D)
-
-
-GeneratorFactory = Callable[[Any, NormalizerTable, DataSpec], Generator]

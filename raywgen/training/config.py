@@ -7,16 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_stored_config
-from raywgen.generators import METHODS, UnknownMethodError, method
+from raywgen.config import (
+    SHIPPED,
+    ConfigError,
+    check_file_or_name,
+    load_config,
+    one_line,
+    read_stored_config,
+    read_yaml,
+)
+from raywgen.generators import METHODS, UnknownMethodError, is_import_path, method
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import EngineSettings
+from raywgen.trust import named_in, trusting
 
 
 def _generator_config(settings: Mapping[str, Any]) -> type[Any]:
     """Returns the class of the settings below `generator`, which depends on the method."""
     try:
-        return method(str(settings["method"])).config
+        return method(str(settings["method"])).Config
     except UnknownMethodError as error:
         raise ValueError(str(error)) from error
 
@@ -26,7 +35,7 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        method: A name of the registry, such as `igpg`, `mcdi` or `lohp`.
+        method: `igpg`, `mcdi`, `lohp`, `direct` or `hypernetwork`, or `package.module:Class`, a generator of your own.
         generator: The method's own config; keys left out take their defaults.
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
@@ -81,7 +90,8 @@ class TrainConfig:
             raise ValueError(f"grace_seconds={self.grace_seconds}: must be above 0")
         if self.shot < 0:
             raise ValueError(f"shot={self.shot}: must be at least 0")
-        schema = _generator_config({"method": self.method})
+        with trusting(*named_in(self.method)):
+            schema = _generator_config({"method": self.method})
         if self.generator is None:
             self.generator = schema()
         if not isinstance(self.generator, schema):
@@ -94,7 +104,8 @@ def load_train_config(
     """Loads the config of a run by what a user calls it.
 
     Args:
-        name: A method such as `igpg`, a shipped config such as `igpg/digits`, a YAML file, or None for the defaults.
+        name: A method such as `igpg` or `package.module:Class`, a shipped config such as `igpg/digits`, a YAML file, or
+            None for the defaults.
         overrides: Dotted assignments `key=value`.
         working_dir: The folder that relative paths of files begin at; the current one by default.
 
@@ -103,7 +114,7 @@ def load_train_config(
     """
     if name is None:
         return load_config(TrainConfig, None, overrides)
-    if name in METHODS:
+    if name in METHODS or is_import_path(name):
         return load_config(TrainConfig, None, [f"method={name}", *overrides])
     path = Path(working_dir or "") / name
     shipped = (SHIPPED / name).with_suffix(".yaml")
@@ -119,6 +130,7 @@ def read_train_config(path: str | Path) -> TrainConfig:
 
     Raises:
         ConfigError: The file is missing, or holds no config of a run; the message names the remedy.
+        UntrustedError: Its method is a class of a package that the user did not name.
     """
     try:
         return read_stored_config(TrainConfig, path)
@@ -127,6 +139,16 @@ def read_train_config(path: str | Path) -> TrainConfig:
         raise ConfigError(
             f"{path} is damaged ({reason}); delete it and train with the settings of before: the run goes on"
         ) from error
+
+
+def read_method(path: str | Path) -> str:
+    """Returns the method of the run that a folder holds; a class of the user's own is not imported for it.
+
+    Raises:
+        ConfigError: As `read_train_config`.
+    """
+    name = read_yaml(path).get("method")
+    return name if isinstance(name, str) and is_import_path(name) else read_train_config(path).method
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

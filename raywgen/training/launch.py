@@ -25,7 +25,7 @@ from raywgen.stops import Stopped, stop_signals
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager
-from raywgen.training.config import TrainConfig, flatten, read_train_config
+from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
 from raywgen.training.data import data_digest, data_spec, has_tasks, measure_normalizers
 from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
@@ -224,6 +224,8 @@ def _differences(config: TrainConfig) -> list[str]:
     path = Path(config.out) / CONFIG
     if not path.is_file():
         return []
+    if (method := read_method(path)) != config.method:
+        return [f"method is {method} there and {config.method} here"]
     there, here = _identity(read_train_config(path)), _identity(config)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:_MOST_NAMED]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raywgen.config import ConfigError
-from raywgen.training.config import read_train_config
+from raywgen.training.config import read_method
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
 from raywgen.training.runlog import METRICS, Row, read_metrics
 from raywgen.training.stages_file import read_stages
@@ -22,7 +22,7 @@ class RunStatus:
 
     Attributes:
         out: The run folder.
-        method: A name of the registry.
+        method: The method's name, or `package.module:Class`.
         done: Whether its generator is written.
         finished: Names of stages that are trained, in order.
         stage: Name of the stage under way; None before the first row of the metric log.
@@ -70,12 +70,12 @@ def run_status(out: str | Path) -> RunStatus:
     folder = Path(out)
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{out} holds no run ({CONFIG} is missing); give the `out` of `raywgen train`")
-    config = read_train_config(folder / CONFIG)
+    method = read_method(folder / CONFIG)
     rows = read_metrics(folder)
     done = (folder / BUNDLE / "generator.json").is_file()
     names = list(dict.fromkeys(row["stage"] for row in rows))
     finished = [name for name in names if (folder / STAGES / name).is_dir()]
-    status = RunStatus(out=str(out), method=config.method, done=done, finished=finished, scalars={})
+    status = RunStatus(out=str(out), method=method, done=done, finished=finished, scalars={})
     return _with_newest(status, rows) if rows else status
 
 

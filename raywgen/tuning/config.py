@@ -44,7 +44,8 @@ class TuneConfig:
     Attributes:
         zoo: The corpus' recipe: a YAML file or the name of a shipped one. Corpora of one recipe are made once.
         corpus: An existing corpus, in place of a recipe.
-        train: The training config: a method, a shipped config such as `igpg/digits`, or a YAML file.
+        train: The training config: a method such as `igpg` or `package.module:Class`, a shipped config such as
+            `igpg/digits`, or a YAML file.
         fixed: Values of other keys, the same in every trial, such as `{train.num_workers: 0}`.
         space: Knobs by key: `{choice: [a, b]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}` or `{int: [low,
             high]}`; with `when: {OTHER_KEY: value}` (or a list of values) it exists only where that knob has that

@@ -158,6 +158,8 @@ def _assign(trees: dict[str, Tree], key: str, value: Any, source: str) -> None:
                 hint = f"it is called '{renamed[1]}' now"
             elif known:
                 hint = f"did you mean '{before}{nearest(name, known)}'? (known here: {', '.join(sorted(known))})"
+            if before == "train.generator.":
+                hint += f"; a search of {trees['train']['method']} takes the settings of that method alone"
             raise ConfigError(f"unknown key '{key}' in {source}; {hint}")
         index: Any = int(name) if isinstance(place, list) else name
         if depth + 1 == len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 
@@ -16,13 +17,14 @@ class SupportSetGenerator(Generator):
     """A generator whose network reads support sets; one of heads takes any number of classes.
 
     Args:
-        config: Kind and sizes of its network.
+        config: The method's settings.
+        sizes: Kind and sizes of its network.
         normalizers: The layouts of the training corpus with their normalisers.
         data: What the samples of a condition look like.
     """
 
-    def __init__(self, config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(suited_normalizers(config, normalizers, data), data)
+    def __init__(self, config: Any, sizes: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+        super().__init__(config, suited_normalizers(sizes, normalizers, data), data)
 
     @property
     @abstractmethod

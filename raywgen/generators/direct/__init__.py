@@ -53,8 +53,8 @@ class Direct(SupportSetGenerator):
     Config = DirectConfig
 
     def __init__(self, config: DirectConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(config.network, normalizers, data)
-        self.config: DirectConfig = config
+        super().__init__(config, config.network, normalizers, data)
+        self.config: DirectConfig
         self.map = build_denoiser(config.network, self.normalizers, data)
 
     @property

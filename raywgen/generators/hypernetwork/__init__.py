@@ -55,8 +55,8 @@ class Hypernetwork(Generator):
     Config = HypernetworkConfig
 
     def __init__(self, config: HypernetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(normalizers, data)
-        self.config: HypernetworkConfig = config
+        super().__init__(config, normalizers, data)
+        self.config: HypernetworkConfig
         H = config.width
         self.condition = ConditionEncoder(
             num_features=data.num_features,

@@ -57,8 +57,8 @@ class IGPG(Generator):
     Sampling = SamplingConfig
 
     def __init__(self, config: IGPGConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(normalizers, data)
-        self.config: IGPGConfig = config
+        super().__init__(config, normalizers, data)
+        self.config: IGPGConfig
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         num_position_features = self.tokenizer.num_position_features

@@ -40,8 +40,8 @@ class LoHp(SupportSetGenerator):
     Sampling = LoHpSampling
 
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(config.network, normalizers, data)
-        self.config: LoHpConfig = config
+        super().__init__(config, config.network, normalizers, data)
+        self.config: LoHpConfig
         self.policy = Policy(config, self.normalizers, data)
 
     @property

@@ -45,8 +45,8 @@ class McDi(SupportSetGenerator):
     Sampling = McDiSampling
 
     def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
-        super().__init__(config.network, normalizers, data)
-        self.config: McDiConfig = config
+        super().__init__(config, config.network, normalizers, data)
+        self.config: McDiConfig
         self.tokenizer = Tokenizer(config.tokenizer) if config.network.kind == "latents" else None
         self.denoiser = build_denoiser(config.network, self.normalizers, data, self.tokenizer)
 

@@ -138,7 +138,7 @@ def test_a_head_takes_other_numbers_of_classes_and_the_order_of_classes_does_not
 
 
 def test_the_registry_builds_it_from_its_own_config() -> None:
-    assert METHODS["lohp"].config is LoHpConfig
+    assert METHODS["lohp"].Config is LoHpConfig
     assert [stage.name for stage in lohp().stages()] == ["policy"]
     assert lohp(config(policy={"num_steps": 0})).stages() == []
 

@@ -157,7 +157,7 @@ def test_a_bundle_generates_bit_equal_networks(tmp_path: Path, table: tuple[tupl
 
 
 def test_the_registry_builds_it_from_its_own_config() -> None:
-    assert METHODS["mcdi"].config is McDiConfig
+    assert METHODS["mcdi"].Config is McDiConfig
     generator = build_generator("mcdi", config(), head_normalizers(), DATA, seed=0)
     assert isinstance(generator, McDi)
     assert generator.needs.num_targets == 3
