@@ -22,7 +22,7 @@ from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS, split_config
 from raywgen.config import load_config, shipped_config
-from raywgen.generators import METHODS
+from raywgen.generators import METHODS, is_import_path
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def settings(path: str, params: dict[str, Any]) -> Any:
     config, rest = split_config(params.get("config"), params.get("overrides"))
     rest += [f"{key}={params[key]}" for key in ("corpus", "support") if params.get(key)]
     rest += [f"generator={params['bundle']}"] if params.get("bundle") else []
-    if path == "train" and config in METHODS:
+    if path == "train" and config is not None and (config in METHODS or is_import_path(config)):
         config, rest = None, [f"method={config}", *rest]
     folder = path.partition(" ")[0]
     if folder in ("zoo", "tune"):

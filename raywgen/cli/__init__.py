@@ -123,7 +123,7 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
     """Train a generator, for instance `raywgen train igpg/digits out=runs/mine seed=1`.
 
     CONFIG is a YAML file, a shipped config such as `mcdi/heads`, or a method's name, as in
-    `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`.
+    `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`; a generator of your own is `package.module:Class`.
     `num_workers=0` trains in this process. The same command again goes on where the last one stopped. Of a generator
     that writes tokens it prints what these cost and keep, and leaves that in `tokenizer.json`.
     """

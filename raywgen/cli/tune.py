@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raywgen.cli.settings import Config, Overrides, Trust, out, split_config
-from raywgen.config import load_config, shipped_config
+from raywgen.config import ConfigError, load_config, shipped_config
 from raywgen.progress import Reporter
 
 
@@ -14,15 +14,19 @@ def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None
 
     raywgen tune lohp num_trials=32 'space.train.generator.policy.mix={uniform: [0, 1]}'
 
-    CONFIG is a YAML file or a shipped search: `igpg`, `mcdi`, `lohp`. Keys of the pipeline begin with `zoo.` and
-    `train.`: those of `space` are searched over, those of `fixed` set. The same command again goes on where the last
-    one stopped; more `num_trials` go on beyond its end.
+    raywgen tune zoo=digits train=mynets.flow:Flow 'space.train.generator.flow.optimizer.learning_rate={loguniform:
+    [1.0e-4, 1.0e-2]}' out=runs/tune/flow
+
+    CONFIG is a YAML file or a shipped search: `igpg`, `mcdi`, `lohp`; a generator of your own takes one of your own, as
+    the third one. Keys of the pipeline begin with `zoo.` and `train.`: those of `space` are searched over, those of
+    `fixed` set. The same command again goes on where the last one stopped; more `num_trials` go on beyond its end.
     """
     from raywgen.tuning import TuneConfig
     from raywgen.tuning import tune as search
     from raywgen.tuning.live import final_rows, trials_table
 
     path, rest = split_config(config, overrides)
+    _check_method(path, rest)
     settings = load_config(TuneConfig, shipped_config("tune", path), rest)
     result = search(settings, Reporter())
     out.print(trials_table(final_rows(result.rows), result.num_rungs, out))
@@ -34,3 +38,20 @@ def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _check_method(name: str | None, overrides: list[str]) -> None:
+    """Refuses a method in a place where a search takes none, and says how a search of that method is given.
+
+    Raises:
+        ConfigError: The method stands in place of the search, or as `method=`.
+    """
+    given = [override.removeprefix("method=") for override in overrides if override.startswith("method=")]
+    if name is not None and ":" in name:
+        given.append(name)
+    if given:
+        raise ConfigError(
+            f"a search of {given[-1]} takes the method as `train` and names its own knobs: give "
+            f"zoo=RECIPE train={given[-1]} 'space.train.generator.STAGE.optimizer.learning_rate="
+            "{loguniform: [1.0e-4, 1.0e-2]}', or a YAML file with these keys"
+        )
