@@ -125,7 +125,9 @@ assert torch.equal(safe_get_full_optimizer_state(model.weight, "exp_avg"), wante
 
 model = torch.nn.Linear(3, 2)
 adam = torch.optim.AdamW(model.parameters())
-config["zero_optimization"] = {"stage": 3, "stage3_param_persistence_threshold": 2}
+config["zero_optimization"] = {
+    "stage": 3, "stage3_param_persistence_threshold": 2, "memory_efficient_linear": False
+}
 engine = deepspeed.initialize(model=model, optimizer=adam, dist_init_required=False, config=config)[0]
 assert [len(shard) for shard in compat.state_shards(engine)] == [8]
 assert compat.shard_of(model.weight).shape == (6,) and model.weight.numel() == 0
