@@ -1,4 +1,4 @@
-"""Ingest beside a plain loop that loads, hashes and writes the same tensors in one process.
+"""Compares ingest with a plain loop that loads, hashes and writes the same tensors in one process.
 
 Large files: one checkpoint of the size of ViT-L, as `.safetensors` and as `.pt`, and some of the size of ResNet-101.
 Small files: many of one architecture in both forms. `data=PATH` adds real checkpoints. Both sides sync to disk, and
@@ -148,7 +148,7 @@ def _make_large(folder: Path, config: CorpusIngestConfig) -> None:
 
 
 def _vit_l() -> dict[str, Tensor]:
-    """304 M values in the shapes of ViT-L/16."""
+    """Makes 304 M values in the shapes of ViT-L/16."""
     width, generator = _VIT_L["width"], torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
         "patch_embed.weight": (width, 3, 16, 16),

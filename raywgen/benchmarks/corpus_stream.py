@@ -1,9 +1,9 @@
-"""The chunk stream against raw Arrow and a torch `DataLoader`, on Ray actors that read at the same time.
+"""Compares the chunk stream with raw Arrow and a torch `DataLoader`, on Ray actors that read at the same time.
 
 All three copy the same chunks into contiguous torch batches; that they are the same, value for value, is asserted
 first. A first epoch begins with the shards out of the page cache.
 
-Shape legend: B chunks of a batch on a worker, K values of a chunk.
+Shape letters beyond the legend in `raywgen.weights`: B chunks of a batch on a worker.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def _forget(folder: Path) -> None:
 
 
 def _status(name: str) -> int:
-    """Bytes of a line of `/proc/self/status`."""
+    """Returns a line of `/proc/self/status` in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,7 @@
-"""Accuracy of networks of one depth by where they come from: equally many of each kind, chosen in the same way.
+"""Measures networks of one depth by their origin: equally many of each kind, chosen in the same way.
 
-Shape legend: N networks of a row, P of them chosen, n candidates of each choice, D values, S samples.
+Shape letters beyond the legend in `raywgen.weights`: N networks of a row, P of them chosen, n candidates of each
+choice.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from raywgen.zoo.measure import network_logits
 
 _BLOCK = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
 _CONDITION_STREAM, _NOISE_STREAM = 3, 4
-# Of keyed noise; apart from that of training, whose samples are counted from 0.
+# First sample index of keyed noise; training counts its samples from 0, so the noise differs.
 _FIRST_SAMPLE = 1 << 20
 
 
@@ -39,7 +40,7 @@ class StretchError(ValueError):
 
 
 def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
-    """Networks `(N, D')` of another depth by repeating or leaving out residual blocks, evenly over each stage.
+    """Makes networks `(N, D')` of another depth by repeating or leaving out residual blocks, evenly over each stage.
 
     Every stage keeps its first block, which alone changes the width; the others stay in order.
 
@@ -60,7 +61,7 @@ def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
         if (found := _BLOCK.fullmatch(name)) is None:
             return name
         stage, block, rest = found.groups()
-        # Of the blocks after the first: the i-th of m' is the floor(i m / m')-th of m.
+        # Among the blocks after the first, the i-th of m' is the floor(i m / m')-th of m.
         place = int(block) and 1 + (int(block) - 1) * (num - 1) // (num_wanted - 1)
         return f"{stage}.{place}.{rest}"
 
@@ -89,7 +90,7 @@ class Stored:
 
 
 def stored_networks(corpus: Corpus) -> dict[int, Stored]:
-    """The ends of all trajectories, by depth in ascending order."""
+    """Returns the ends of all trajectories, by depth in ascending order."""
     last = max(corpus.facts.column("step").to_pylist())
     found = {}
     for layout_id, network in corpus.networks.items():

@@ -4,7 +4,7 @@ A comparison of heads on one encoder's features does not show whether these feat
 episodes without any encoder, with one that was never trained, and with features that the encoder has but its last block
 loses.
 
-Shape legend: B episodes, S support samples, Q query samples, E features.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Novelty that needs no learning: the distance of noisy and averaged stored networks at a generator's accuracy.
+"""Measures the novelty of noisy and averaged stored networks that are as accurate as a generator's.
 
 Noisy copies of stored networks are novel too, the more noise the more so, and so are averages. A generator has learned
 something where its networks lie farther from the stored ones than these baselines do at equal accuracy.
 
-Shape legend: N networks, D values, R stored networks, G groups of stored networks.
+Shape letters beyond the legend in `raywgen.weights`: R stored networks, G groups of stored networks.
 """
 
 from __future__ import annotations

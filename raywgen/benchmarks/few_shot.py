@@ -1,9 +1,9 @@
-"""Heads for classes never seen, from a few images: Mc-Di and its ablations beside what needs no generator.
+"""Compares heads for unseen classes, made from a few images: Mc-Di, its ablations, and methods without a generator.
 
 All use one frozen encoder and the same episodes. Settings of the baselines (rate and steps of the fitted head, steps of
 Reptile) are chosen on validation classes.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def generated_heads(
 
 
 def _reptile(config: FewShotConfig, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
-    """Measures Reptile on the test episodes, at the fewest steps within 0.3 points of the best on validation."""
+    """Measures Reptile on the test episodes, at the number of steps that `fewest_steps` chooses on validation ones."""
     learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
 

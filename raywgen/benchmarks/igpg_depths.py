@@ -1,4 +1,4 @@
-"""Unseen depths: IGPG, trained on CIFAR-style ResNets of several depths, writes one between them and one beyond.
+"""Trains IGPG on CIFAR-style ResNets of several depths and has it generate a depth between them and one beyond.
 
 All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
 that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks are repeated or
@@ -34,9 +34,9 @@ from raywgen.training.session import ray_session
 from raywgen.weights import normalizer_of_similar
 from raywgen.zoo import ZooConfig
 
-# Only what is nearly trained.
+# Only the last checkpoints, whose training is nearly finished.
 _ZOO = ["checkpoint_steps=[300,400]"]
-# Test accuracy in points on CIFAR-10 of an unseen depth, written after training on 125 networks of 26 to 50 layers
+# Test accuracy in percent on CIFAR-10 of an unseen depth, generated after training on 125 networks of 26 to 50 layers
 # (IGPG, figure 3; papers.md, section 1.4).
 _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
 

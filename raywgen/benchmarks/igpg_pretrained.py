@@ -1,4 +1,4 @@
-"""Published networks: compressed within a budget of bits, and written again by an IGPG trained on them.
+"""Compresses published networks within a budget of bits, and has an IGPG trained on them generate them again.
 
 The codec needs no training, so every network is new to it; the networks of `heldout` are new to IGPG too, which is
 trained on a corpus of the others. With one network per condition a generator that succeeds has only retrieved it:
@@ -53,7 +53,7 @@ def _low_bits() -> CodecConfig:
 
 
 def _beside(folder: str, setting: str, name: str) -> str:
-    """The file of that name in a folder, beside it, or beside the folder of a file."""
+    """Finds a file of this name in a folder, beside it, or beside the folder of a file."""
     path = Path(folder)
     places = [path, path.parent, path.parent.parent]
     found = [place / name for place in places if (place / name).is_file()]
@@ -83,22 +83,22 @@ class IGPGPretrainedConfig(TrainingConfig):
 
     Attributes:
         dir: Folder of the networks, or one file.
-        heldout: File or folder of networks that IGPG never sees; without it the last of `dir` is left out.
+        heldout: File or folder of networks that IGPG is not trained on; by default the last of `dir`.
         data: Training images: unlabelled ones for the statistics, the same with labels for IGPG. By default
             `cifar10-train.parquet` in `dir` or beside it.
         test_data: Test images; by default `cifar10-test.parquet` likewise.
-        mean: Of the networks' input normalisation, one a channel.
-        std: Likewise.
+        mean: Mean of the networks' input normalisation, one value per channel.
+        std: Standard deviation of it, likewise.
         num_images: Test images of `original` and `reconstructed`; 0 for all.
         num_beside: Test images, fewer, of all other accuracies and of `beside_original`; 0 for all.
         num_unlabelled: Training images for the statistics.
-        codec: Of `reconstructed`.
-        low_bits: Of `snr_gap_db`.
-        generator: Tokens and prior of `generated`.
-        sampling: How it writes.
-        temperature: Of its tokens.
+        codec: Codec of the figure `reconstructed`.
+        low_bits: Codec of the figure `snr_gap_db`.
+        generator: IGPG of the figure `generated`.
+        sampling: Settings of its sampling.
+        temperature: Temperature of its tokens.
         num_workers: Ray Train workers of its training; 0 trains in this process.
-        precision: Of its training.
+        precision: Precision of its training.
     """
 
     dir: str = ""
@@ -208,7 +208,7 @@ def _one_seed(
 def _coded(
     config: IGPGPretrainedConfig, network: Pretrained, data: _Data, bar: Bar, index: int, num_networks: int
 ) -> dict[str, float]:
-    """Rates and accuracies of one network; statistics are stored, matched to the coded weights unless said else."""
+    """Returns rates and accuracies of one network; stored statistics are matched to the coded weights by default."""
     codec, original = NetworkCodec(config.codec), network.module()
     bar.named(index, num_networks, f"{network.name}: encode")
     first = codec.encode(network.state)
@@ -244,7 +244,7 @@ def _coded(
 def _rounded(
     network: Pretrained, codec: NetworkCodec, stored: StateDict, bits_per_value: float
 ) -> tuple[StateDict, float]:
-    """Large tensors rounded to as many levels as their code has bits, with the better of two steps."""
+    """Rounds large tensors to the number of levels of their code's bits, with the better of two step sizes."""
     layout, large = network.layout, codec.large_tensors(network.layout)
     best: tuple[StateDict, float] = ({}, -float("inf"))
     for is_best in (True, False):
@@ -262,7 +262,7 @@ def _means(each: dict[str, dict[str, float]], names: list[str], prefix: str) -> 
 
 
 def _most_and_means(each: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Rates over all networks: the highest number of bits, means of the others."""
+    """Returns rates over all networks: the highest number of bits, and means of the others."""
     rows = list(each.values())
     means = ("values_per_token", "snr_db", "round_to_nearest_snr_db", "codebook_values", "decoder_values")
     return {"bits_per_value": max(row["bits_per_value"] for row in rows)} | {
@@ -271,7 +271,7 @@ def _most_and_means(each: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def _at_low_bits(config: CodecConfig, heldout: list[Pretrained]) -> dict[str, float]:
-    """Signal to noise of held-out networks at few bits, the worst of them against the bound."""
+    """Returns signal to noise of held-out networks at few bits, and the largest distance from the bound."""
     codec = NetworkCodec(config)
     reports = [rate_report(codec, codec.encode(network.state), network.state) for network in heldout]
     return {
@@ -287,7 +287,7 @@ def _at_low_bits(config: CodecConfig, heldout: list[Pretrained]) -> dict[str, fl
 def _generated(
     config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], data: _Data, seed: int, reporter: Reporter
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Judges what IGPG writes and what its tokens keep; returns the means, and the figures of each network."""
+    """Judges generated networks and those decoded from their tokens; returns means, and figures of each network."""
     generator, corpus = _trained(config, root, networks, seed)
     each = {}
     with reporter.step("write", "write networks again") as bar:
@@ -317,7 +317,7 @@ def _task(config: IGPGPretrainedConfig) -> dict[str, Any]:
 
 
 def _igpg_sizes(generator: IGPG, corpus: Corpus) -> dict[str, float]:
-    """Rate of IGPG's tokens, and how many numbers it holds beside them."""
+    """Returns the rate of IGPG's tokens, and the number of values that it holds beside them."""
     report = tokenizer_report(generator, generator.weight_code(), corpus)
     num_values = sum(corpus.layout(layout_id).num_values for layout_id in corpus.facts.column("layout_id").to_pylist())
     return {

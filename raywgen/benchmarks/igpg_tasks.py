@@ -1,4 +1,4 @@
-"""IGPG on held-out tasks: small networks beside baselines without tokens, and the effect of coherence between chunks.
+"""Measures IGPG on held-out tasks, beside baselines without tokens, and the effect of coherence between chunks.
 
 Tasks are sets of five of MNIST's digits and, separately, domains of its images: rotated, scaled, pale, inverted. All
 methods get the same labelled examples, and choose among equally many candidates by their loss on these.
@@ -7,7 +7,7 @@ Coherence is the paper's central claim. Networks of the prior before any task-lo
 drawn chunk after chunk (`coherent`), each chunk without sight of the others (`independent`), and chunk after chunk with
 the condition of another task (`shuffled`), from a shared start and from starts of their own.
 
-Shape legend: T tasks, n candidates, D values.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates.
 """
 
 from __future__ import annotations

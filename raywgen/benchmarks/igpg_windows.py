@@ -1,4 +1,4 @@
-"""Accuracy and time of each way to write a network that is longer than the prior's window.
+"""Measures accuracy and time of each way to generate a network that is longer than the prior's window.
 
 On a zoo of small networks from a shared start the prior alone, without a task-loss stage, writes networks that work.
 Two priors see equally many tokens: one is trained on whole networks, one on random windows of a fraction of them. The
@@ -7,7 +7,7 @@ anything it was trained on. Each trains a quarter of its networks with every chu
 
 Before anything is timed, windows that hold all chunks must give the whole network's tokens, bit for bit.
 
-Shape legend: T tasks, n candidates, M chunks, D values.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates, M chunks.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class IGPGWindowsConfig(TrainingConfig):
     """The priors to train and compare.
 
     Attributes:
-        num_workers: As elsewhere, but 0 trains the zoo in this process too.
-        zoo: Of one architecture, from a shared start.
-        igpg: The generator; its prior's window is that of the second prior alone.
+        num_workers: Ray Train workers; 0 trains in this process, and the zoo as well.
+        zoo: Recipe of a zoo of one architecture, from a shared start.
+        igpg: The generator; the window of its prior is that of the second prior alone.
         shot: Labelled examples of each class in every condition.
         best_of: Candidates per task.
-        temperature: Of the tokens.
-        batches: Networks written at once, where time is measured.
-        rounds: Of timing; in each every mode has a turn.
-        threads: While time is measured.
+        temperature: Sampling temperature of the tokens.
+        batches: Numbers of networks that are generated at once, for each of which time is measured.
+        rounds: Rounds of timing; in each of them every mode is timed once.
+        threads: Threads of torch while time is measured.
     """
 
     zoo: ZooConfig = field(default_factory=lambda: ZooConfig(networks=[[64, 14, 2]]))
@@ -182,10 +182,10 @@ def modes_of(priors: dict[str, IGPG]) -> Iterator[tuple[str, IGPG, int, Sampling
 
 
 def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, IGPG], seed: int) -> dict[str, float]:
-    """Accuracy on unseen tasks in points, and nats a token of networks that were trained on them.
+    """Returns accuracy on unseen tasks in percent, and nats per token of networks that were trained on them.
 
-    Decoded from the expected code, as by default, and from the tokens drawn, which shows more of what a mode forgets:
-    expected codes of independent chunks are the same for every candidate.
+    Networks are decoded from the expected code, as by default, and from the drawn tokens. The latter shows more of what
+    a mode loses, because expected codes of independent chunks are the same for every candidate.
     """
     figures = {"original": unseen.percent(unseen.originals_TD)}
     figures["reconstructed"] = unseen.percent(priors["whole"].reconstruct(unseen.originals_TD, unseen.layout))
@@ -215,7 +215,7 @@ def qualities(config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, 
 def times(
     config: IGPGWindowsConfig, unseen: UnseenTasks, priors: dict[str, IGPG]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Milliseconds a network, and how many times as fast as the whole at once: medians over rounds, with quartiles."""
+    """Returns milliseconds per network and speed-ups over whole networks: medians over rounds, with quartiles."""
     figures: dict[str, float] = {}
     spreads: dict[str, list[float]] = {}
     before = torch.get_num_threads()

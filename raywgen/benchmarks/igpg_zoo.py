@@ -1,8 +1,8 @@
-"""Whole networks of a zoo of one task, written by IGPG: the ladder and novelty for each kind of start.
+"""Measures the ladder and novelty of whole networks that IGPG generates for a zoo of one task, by kind of start.
 
 Zoos are split by trajectory, and no row is a best of several networks. Networks with own starts are the hard case:
 their weights have no common meaning position by position, so averages, Gaussians and a plain token prior are at chance.
-From a branched start a Gaussian is nearly perfect, so nothing is claimed there.
+From a branched start even a Gaussian is nearly perfect, so a good score there proves nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SIZES: dict[Recipe, list[str]] = {
         *("num_steps=2340", "checkpoint_steps=[1404,1638,1872,2106,2340]"),
     ],
 }
-# Test accuracy in points before any fine-tuning (IGPG, table 1; papers.md, section 1.4).
+# Test accuracy in percent before any fine-tuning (IGPG, table 1; papers.md, section 1.4).
 _PUBLISHED: dict[Recipe, dict[str, float]] = {
     "tiny-mnist": {"igpg": 83.2, "sane_sub": 86.7, "d2nwg": 80.52, "best": 86.7},
     "tiny-cifar10": {"igpg": 58.3, "sane_sub": 57.9, "d2nwg": 58.8, "best": 58.8},

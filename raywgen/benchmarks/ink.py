@@ -1,9 +1,9 @@
-"""Data sets of drawings whose ink has the same brightness: dark ink on white paper is not light ink on black.
+"""Brings drawings to the same polarity: dark ink on white paper, or light ink on black paper.
 
-An encoder trained on one kind has never met the other, and a comparison of methods on its features then measures that
-difference more than the methods.
+An encoder trained on one polarity has never met the other, and a comparison of methods on its features would then
+measure that difference more than the methods.
 
-Shape legend: S samples, C channels, H height, W width.
+Shape letters beyond the legend in `raywgen.weights`: C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LEAST_SHARE = 0.25
 
 
 def paper(x_SCHW: Tensor) -> str | None:
-    """Returns `black` or `white` where a quarter of all pixels are and half as many are opposite at most, else None.
+    """Returns the colour of the paper, `black` or `white`, or None for images without one, such as photographs.
 
-    A photograph, for instance, has no paper.
+    Paper is the colour of at least a quarter of all pixels, and of at least twice as many as the opposite one.
 
     Args:
         x_SCHW: Pixels, uint8.
@@ -45,7 +45,7 @@ def with_ink_of(reference: ImageData, path: str, folder: str | Path) -> str:
     """Returns the path of images with the same paper as another data set, inverted where necessary.
 
     Args:
-        reference: The data whose paper counts.
+        reference: Data whose paper the images should have.
         path: Images that `load_images` takes.
         folder: Where inverted images are kept, as a Parquet file of the same name.
 

@@ -1,13 +1,13 @@
-"""Heads for data that meta-training never saw: each of several domains or data sets is left out in turn.
+"""Compares heads for data that meta-training never saw: each of several domains or data sets is left out in turn.
 
 The encoder is trained on the plain images of the first one, which is therefore never left out. Beside the baselines of
 the few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored
 heads; the stored head with the lowest loss on the support set; and no adaptation, which is the head made for the plain
 images of the same classes or, for other data, the untrained head. Class means of the raw pixels, and ridge heads on the
 last two blocks of the encoder and of an untrained one, show what the encoder's last features are worth. All data are
-standardised by the mean and deviation of their own pixels, for all rows alike.
+standardised by the mean and deviation of their own pixels, in all rows.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes, N stored heads.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples, N stored heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ablation of Lo-Hp on few-shot heads: sub-trajectory length x SAM radius x share of stored paths, with heat maps.
+"""Varies Lo-Hp on few-shot heads: sub-trajectory length x SAM radius x share of stored paths, with heat maps.
 
 Accuracy is that on episodes of validation classes, on which settings may be chosen.
 """

@@ -1,4 +1,4 @@
-"""Sub-trajectory, trajectory and detailed balance over a long horizon, on a problem with known answers.
+"""Compares sub-trajectory, trajectory and detailed balance over a long horizon, on a problem with known answers.
 
 All begin with the same networks and roll out their own paths (on-policy). Each uses the learning rate of a short list
 that was best on seeds reserved for this choice. Figures:

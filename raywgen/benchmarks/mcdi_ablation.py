@@ -1,4 +1,4 @@
-"""Ablation of Mc-Di on whole networks for unseen tasks: one change at a time from the default.
+"""Runs the ablation of Mc-Di on whole networks for unseen tasks: one change at a time from the default.
 
 Targets and their spans, k, T, weighting, parameterisation, sampler, kind of denoiser, Reptile or joint training, SAM in
 the zoo.

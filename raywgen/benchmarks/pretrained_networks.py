@@ -1,6 +1,6 @@
-"""Published networks by path, and how many images they get right.
+"""Reads published networks from files, and measures their accuracy.
 
-Shape legend: S images, C channels, H height, W width, D values of a network.
+Shape letters beyond the legend in `raywgen.weights`: C channels, H height, W width.
 """
 
 from __future__ import annotations

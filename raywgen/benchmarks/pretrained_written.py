@@ -1,9 +1,9 @@
-"""Published networks as a corpus, one IGPG trained on it as on any other, and each network written again.
+"""Makes a corpus of published networks, and has an IGPG trained on it generate each network again.
 
 Each network has a task of its own, which differs from the others' in the description of the network alone. So there is
 one network per condition, and a generator that succeeds has retrieved it: `agreement` and `novelty` measure how far.
 
-Shape legend: D values of a network, R stored networks of its layout.
+Shape letters beyond the legend in `raywgen.weights`: R stored networks of its layout.
 """
 
 from __future__ import annotations

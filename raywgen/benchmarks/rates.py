@@ -2,7 +2,7 @@
 
 A memoryless Gaussian of unit variance coded at R bits per value cannot be reproduced with a squared error below
 `2^(-2R)`, so that every bit buys at most 6.02 dB (Cover and Thomas 2006, theorem 10.3.2). Errors are taken in units of
-each tensor's root mean square, so that all values count alike whatever their tensor's scale; a network whose filters
+each tensor's root mean square, so that all values count equally whatever their tensor's scale; a network whose filters
 differ in scale within a tensor is easier than that Gaussian.
 """
 

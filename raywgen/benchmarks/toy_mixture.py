@@ -11,7 +11,7 @@ that spreads by 1.
 Steps of one spread cannot do so exactly: each should be a mixture itself where it is open which mode is meant. What is
 left falls as 1 / L.
 
-Shape legend: B or N paths, L steps (L + 1 states), D coordinates, K = 2 modes.
+Shape letters beyond the legend in `raywgen.weights`: B or N paths, L steps (L + 1 states), D coordinates, K = 2 modes.
 """
 
 from __future__ import annotations

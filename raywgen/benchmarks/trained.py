@@ -20,14 +20,14 @@ from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
 from raywgen.zoo import ZooConfig, train_zoo
 
-# The task's loss pulls a head that begins well nowhere else, so it needs no smaller rate than other networks do.
+# The smaller rate of heads keeps them near a good start; training by the task's loss does not need that.
 _HYPERNETWORK_RATE = 1e-3
 
 Chosen = Mapping[str, tuple[str, Any]]
 """Method and config of each generator, by the name of its figure."""
 Headline = Literal["mcdi", "lohp"]
 HEADLINES: dict[Headline, tuple[str, str]] = {"mcdi": ("mcdi", "mcdi_task_loss"), "lohp": ("lohp", "mcdi")}
-"""Of each generator that can be measured the rows that are compared with all others."""
+"""The rows that are compared with all others, for each generator that can be measured."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,8 @@ class TrainingConfig(SeededConfig):
 
     Attributes:
         num_workers: Ray Train workers; 0 trains in this process.
-        precision: Of the training of generators: `fp32`, `bf16`, or `auto`: bf16 where the processor has units for it.
+        precision: Precision of the training of generators: `fp32`, `bf16`, or `auto`: bf16 where the processor has
+            units for it.
     """
 
     num_workers: int = 2

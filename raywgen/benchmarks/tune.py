@@ -1,9 +1,9 @@
-"""The shipped search against random search at equal optimiser steps; and an interrupted search against itself.
+"""Compares the shipped search with random search at equal optimiser steps, and an interrupted search with itself.
 
 Random search trains all its trials to the end. The shipped one (TPE and ASHA) may begin trials until it has spent as
-many steps. Both draw from the same space, on the same corpora, one trial at a time, so that each figure can be had
-again. The interrupted search is a process of its own that is killed (SIGKILL) in the middle of a trial, and then begun
-again.
+many steps. Both draw from the same space, on the same corpora, one trial at a time, so that each figure can be
+reproduced. The interrupted search is a process of its own that is killed (SIGKILL) in the middle of a trial, and then
+begun again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All values of a small network for unseen tasks: Mc-Di, its ablations, and baselines without diffusion.
+"""Compares methods that generate all values of a small network for unseen tasks: Mc-Di, ablations and baselines.
 
 Tasks are class subsets of an image data set; anchors along the trajectories differ, as the networks train from one
 shared start. Every generator gets the same labelled examples, and writes one network per task.

@@ -1,8 +1,8 @@
-"""Fitting many networks, beside the loop that anybody would write: one network after another, in plain PyTorch.
+"""Compares fitting many networks with a plain PyTorch loop that fits one network after another.
 
-Same batches, one thread each; weights are compared after 20 steps before a time counts.
+Both get the same batches and one thread. Weights are compared after 20 steps before anything is timed.
 
-Shape legend: N networks, S samples, F features, T samples of a minibatch.
+Shape letters beyond the legend in `raywgen.weights`: T samples of a minibatch.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Every row is the mean of equally many networks, none of which was chosen. Novelty is measured against all checkpoints
 that the generator was trained on; where networks have own starts, up to the order of their hidden units.
 
-Shape legend: N networks of a row, D values, R stored networks, S training checkpoints, I test images.
+Shape letters beyond the legend in `raywgen.weights`: N networks of a row, R stored networks, S training checkpoints, I
+test images.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from raywgen.zoo.measure import network_logits
 
 OnProgress = Callable[[int, int, str], None]
 _CONDITION_STREAM, _NOISE_STREAM = 3, 4
-# Of keyed noise; apart from that of training, whose samples are counted from 0.
+# First sample index of keyed noise; training counts its samples from 0, so the noise differs.
 _FIRST_SAMPLE = 1 << 20
 
 

@@ -1,6 +1,6 @@
-"""Collects how architectures did on the tasks of a corpus, predicts from it, and measures rankings on tasks left out.
+"""Collects accuracies of architectures on a corpus' tasks, predicts others, and measures rankings on held-out tasks.
 
-Shape legend: T tasks, A architectures, E numbers of a task.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, A architectures, E numbers of a task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raywgen.evaluation.stored_scores import trained_ends
 from raywgen.evaluation.task_features import TaskFeatures
 
 FEWEST_TASKS = 6
-"""From fewer nothing is predicted or measured."""
+"""With fewer tasks, nothing is predicted or measured."""
 _FOLDS = 5
 _PENALTIES = np.logspace(-2, 4, 13)
 
@@ -30,7 +30,7 @@ class Results:
 
     Attributes:
         tasks: T tasks.
-        splits: Of each.
+        splits: Split of each task.
         names: A architectures.
         accuracy_TA: Mean test accuracy of the ends of trajectories; NaN where there is none.
     """
@@ -58,11 +58,11 @@ class Trust:
         answer: `predicted`, `generated` or `mean`.
         spearman: Rank correlation over the architectures of a task, mean over the tasks; an answer that is equal for
             all architectures counts as 0.
-        half_width: Of its 95 % interval over the tasks.
-        over_mean: By how much it is above that of `mean` on the same tasks.
-        over_mean_half_width: Of the 95 % interval of that difference.
-        lost_accuracy: Test accuracy lost by taking the architecture it ranks first instead of the best, mean.
-        num_tasks: On how many tasks.
+        half_width: Half the width of its 95 % interval over the tasks.
+        over_mean: Its difference to the rank correlation of `mean` on the same tasks.
+        over_mean_half_width: Half the width of the 95 % interval of that difference.
+        lost_accuracy: Mean test accuracy lost by taking the architecture that it ranks first in place of the best one.
+        num_tasks: Number of these tasks.
     """
 
     answer: str
@@ -75,7 +75,7 @@ class Trust:
 
 
 def collect_results(corpus: Corpus, names: Sequence[str], leave_out: str | None = None) -> Results:
-    """Accuracy of every architecture on every task; `leave_out` names a task that must stay unknown."""
+    """Returns the accuracies on all tasks but `leave_out`, which must stay unknown."""
     facts = trained_ends(corpus, [])
     sums: dict[str, dict[str, list[float]]] = {}
     columns = (facts.column(name).to_pylist() for name in ("task_id", "layout_id", "test_accuracy"))
@@ -97,27 +97,27 @@ def collect_results(corpus: Corpus, names: Sequence[str], leave_out: str | None 
 
 
 def predict(known: Results, tasks: Sequence[TaskRequest], like: TaskRequest) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted accuracy, and the architectures' means, `(T, A)` each, fitted to `known` alone.
+    """Returns the predicted accuracies and the architectures' means, `(T, A)` each, fitted to `known` alone.
 
     Args:
-        known: What is fitted.
+        known: Results to fit to.
         tasks: T tasks to predict for.
-        like: Says what may be used of tasks.
+        like: The user's task; what it lacks (instruction, samples, labels) is used of no other task either.
     """
     features = TaskFeatures(like).fit(known.tasks)
-    known_TE, asked_TE = features.transform(known.tasks), features.transform(tasks)
+    known_TE, wanted_TE = features.transform(known.tasks), features.transform(tasks)
     mean_A = np.nanmean(known.accuracy_TA, axis=0)
     predicted_TA = np.tile(mean_A, (len(tasks), 1))
     for a in range(len(known.names)):
         has_T = np.isfinite(known.accuracy_TA[:, a])
         if has_T.sum() >= FEWEST_TASKS:
             ridge = RidgeCV(alphas=_PENALTIES).fit(known_TE[has_T], known.accuracy_TA[has_T, a])
-            predicted_TA[:, a] = ridge.predict(asked_TE).clip(0, 1)
+            predicted_TA[:, a] = ridge.predict(wanted_TE).clip(0, 1)
     return predicted_TA, np.tile(mean_A, (len(tasks), 1))
 
 
 def heldout_folds(splits: Sequence[str], seed: int) -> tuple[list[tuple[list[int], list[int]]], str]:
-    """Rows fitted to and rows held out, of each fold; and in words."""
+    """Returns the rows to fit to and the held-out rows of each fold, and a description of the split."""
     unseen = [row for row, split in enumerate(splits) if split == "unseen"]
     others = [row for row, split in enumerate(splits) if split != "unseen"]
     if len(unseen) >= FEWEST_TASKS and len(others) >= FEWEST_TASKS:
@@ -128,7 +128,7 @@ def heldout_folds(splits: Sequence[str], seed: int) -> tuple[list[tuple[list[int
 
 
 def complete(results: Results) -> Results:
-    """The tasks on which all architectures are known: ranks over fewer would not compare."""
+    """Returns the results of tasks on which all architectures are known; ranks over fewer would not be comparable."""
     return results.rows(np.flatnonzero(np.isfinite(results.accuracy_TA).all(axis=1)).tolist())
 
 
@@ -158,7 +158,7 @@ def _half_width(values_T: np.ndarray) -> float:
 
 
 def rank_correlation(score_A: np.ndarray, truth_A: np.ndarray) -> float:
-    """Spearman's; 0 where either is equal for all."""
+    """Returns Spearman's rank correlation; 0 where either side is equal for all architectures."""
     if np.ptp(score_A) == 0 or np.ptp(truth_A) == 0:
         return 0.0
     return float(spearmanr(score_A, truth_A).statistic)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,6 @@
-"""The baselines of a generator. Each gives up to n candidates per task and gets the same condition as the generator.
+"""Baselines of a generator; each gives up to n candidates per task and gets the same condition as the generator.
 
-Shape legend: T tasks, n candidates of a task, D values, R stored networks.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task, R stored networks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORD = re.compile(r"\w+")
 
 
 def random_start(evaluator: TaskEvaluator, config: EvaluateConfig, recipe: dict[str, object]) -> Tensor:
-    """Fresh initialisations `(T, n, D)`."""
+    """Returns fresh initialisations, `(T, n, D)`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + 1)
         fresh = [evaluator.layout.flatten(build_network(recipe).state_dict()) for _ in range(config.best_of)]
@@ -28,25 +28,25 @@ def random_start(evaluator: TaskEvaluator, config: EvaluateConfig, recipe: dict[
 
 
 def shared_start(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The start that all networks of the layout share, `(T, 1, D)`."""
+    """Returns the start that all networks of the layout share, `(T, 1, D)`."""
     return evaluator.normalizer.base_D.expand(len(evaluator.tasks), 1, -1)
 
 
 def average(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The mean of all stored networks, `(T, 1, D)`."""
+    """Returns the mean of all stored networks, `(T, 1, D)`."""
     return evaluator.stored.values_RD.mean(dim=0).expand(len(evaluator.tasks), 1, -1)
 
 
 def gaussian(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """Draws of each coordinate's own Gaussian over the stored networks, `(T, n, D)`."""
+    """Draws each coordinate from its own Gaussian over the stored networks, `(T, n, D)`."""
     seen_RD = evaluator.normalizer.normalise(evaluator.stored.values_RD)
-    # Of a single network it is that network.
+    # A single stored network has no deviation, so the Gaussian is that network.
     std_D = seen_RD.std(dim=0, correction=min(1, len(seen_RD) - 1))
     return evaluator.normalizer.denormalise(seen_RD.mean(dim=0) + std_D * _normal(evaluator, config, 2))
 
 
 def nearest_by_condition(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The n stored networks whose instructions share most words with the task's, `(T, n, D)`."""
+    """Returns the n stored networks whose instructions share most words with the task's, `(T, n, D)`."""
     stored = [_words(text) for text in evaluator.stored.instructions]
     picks = []
     for text in evaluator.condition.instructions:
@@ -57,7 +57,7 @@ def nearest_by_condition(evaluator: TaskEvaluator, config: EvaluateConfig) -> Te
 
 
 def nearest_by_loss(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The n stored networks with the lowest loss on the task's examples, `(T, n, D)`.
+    """Returns the n stored networks with the lowest loss on the task's examples, `(T, n, D)`.
 
     All R stored networks are tried, which is more than the generator's n candidates.
     """
@@ -71,12 +71,12 @@ def nearest_by_loss(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
 
 
 def average_of_best(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The mean of the n stored networks that fit the examples best, `(T, 1, D)`."""
+    """Returns the mean of the n stored networks that fit the examples best, `(T, 1, D)`."""
     return nearest_by_loss(evaluator, config).mean(dim=1, keepdim=True)
 
 
 def stored_plus_noise(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The stored network that fits the examples best, plus noise, `(T, n, D)`."""
+    """Adds noise to the stored network that fits the examples best, `(T, n, D)`."""
     best_T1D = nearest_by_loss(evaluator, config)[:, :1]
     return evaluator.normalizer.denormalise(
         evaluator.normalizer.normalise(best_T1D) + config.noise * _normal(evaluator, config, 3)
@@ -84,7 +84,7 @@ def stored_plus_noise(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tenso
 
 
 def gradient(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
-    """The shared start fitted to the examples by Adam, n data orders, `(T, n, D)`."""
+    """Fits the shared start to the examples by Adam, in n data orders, `(T, n, D)`."""
     T, n = len(evaluator.tasks), config.best_of
     condition = evaluator.condition.repeat(n)
     (end,) = fit(
@@ -110,11 +110,11 @@ BASELINES: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
     "average_best": average_of_best,
     "noise": stored_plus_noise,
 }
-OF_A_SHARED_START: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
+SHARED_START_BASELINES: dict[str, Callable[[TaskEvaluator, EvaluateConfig], Tensor]] = {
     "shared_start": shared_start,
     "gradient": gradient,
 }
-"""Of networks that start each on their own there is no such start."""
+"""Baselines that need a start which all networks share."""
 
 
 def _flat(evaluator: TaskEvaluator, state: dict[str, Tensor]) -> Tensor:

@@ -7,25 +7,27 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """A ladder with baselines and novelty.
+    """Settings of an evaluation: ladder, baselines and novelty.
 
     Attributes:
         generator: Run folder of the generator.
         hypernetwork: Run folder of a hypernetwork trained on the same corpus; empty to leave that row out.
-        corpus: The corpus that it was trained on.
-        out: Where `evaluation.json` goes.
+        corpus: The corpus that the generator was trained on.
+        out: Folder for `evaluation.json`.
         best_of: Candidates per network, for the generator and every baseline; the lowest loss on the labelled
             examples wins.
-        temperature: Of generation.
-        num_tasks: Tasks of each split that are scored, at most.
-        finetune_epochs: Rungs of fine-tuning, in passes over the task's training images.
-        finetune_learning_rates: Of Adam; of several, each start gets the one that is best on held-out training images.
-        gradient_steps: Steps of the baseline that fits the shared start to the labelled examples.
-        gradient_learning_rate: Its rate.
-        noise: Noise added to a stored network, in standard deviations of each tensor over the corpus.
+        temperature: Sampling temperature of generation.
+        num_tasks: Maximum number of tasks of each split.
+        finetune_epochs: Epochs of fine-tuning, each a row: passes over the task's training images.
+        finetune_learning_rates: Learning rates of Adam; if there are several, each start gets the one that is best on
+            held-out training images.
+        gradient_steps: Optimiser steps of the baseline that fits the shared start to the labelled examples.
+        gradient_learning_rate: Learning rate of that baseline.
+        noise: Noise of the baseline that adds it to a stored network, in standard deviations of each tensor over the
+            corpus.
         num_unlabelled: Training inputs of each task from which statistics of batch normalisation of all candidates are
             estimated anew; 0 leaves them as they are. Originals keep theirs.
-        seed: Of candidates.
+        seed: Seed of the candidates.
     """
 
     generator: str = "runs/igpg"

@@ -1,6 +1,6 @@
-"""Puts a generator, its ablations and all baselines on one table, and says what came out.
+"""Evaluates a generator, its ablations and all baselines in one table, with a verdict.
 
-Shape legend: T tasks, n candidates of a task.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raywgen.config import save_config
 from raywgen.corpus import Corpus
-from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
+from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, random_start
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, novelty_rows, verdict
@@ -40,7 +40,7 @@ OnProgress = Callable[[int, int, str], None]
 
 
 class EvaluationError(ValueError):
-    """A generator and a corpus that do not fit each other; the message says what is missing."""
+    """Generator and corpus do not fit each other; the message says what is missing."""
 
 
 @entry_point
@@ -81,7 +81,7 @@ def _evaluate(
         accuracy = {row: evaluator.accuracy(values_TD) for row, values_TD in networks.items()}
         accuracy |= _finetuned(evaluator, config, networks)
         cells += [_cell(evaluator, row, accuracy_T) for row, accuracy_T in accuracy.items()]
-        # Originals that were stored lie at no distance from themselves.
+        # Originals that are among the stored networks lie at distance 0 from themselves.
         for row in ("generated", *(() if evaluator.is_shown else ("original",)), "noise"):
             novelty += novelty_rows(evaluator, row, networks[row], accuracy[row])
     if on_progress is not None:
@@ -148,13 +148,13 @@ def _networks(
     }
     for name, other in others.items():
         networks[name] = evaluator.choose(_written(evaluator, other, config))
-    for name, baseline in (BASELINES | (OF_A_SHARED_START if evaluator.has_start else {})).items():
+    for name, baseline in (BASELINES | (SHARED_START_BASELINES if evaluator.has_start else {})).items():
         networks[name] = evaluator.choose(baseline(evaluator, config))
     return networks
 
 
 def _finetuned(evaluator: TaskEvaluator, config: EvaluateConfig, networks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the accuracy `(T,)` of every row of fine-tuning; all starts are trained alike."""
+    """Returns the accuracy `(T,)` of every row of fine-tuning; all starts are trained in the same way."""
     starts = {
         "finetuned": networks["generated"],
         "nearest_finetuned": networks["nearest_loss"],

@@ -1,11 +1,11 @@
-"""Trains networks on from several starts, all alike, and counts the epochs to an accuracy.
+"""Fine-tunes networks from several starts under equal conditions, and counts the epochs to an accuracy.
 
-Every start gets the same optimiser, the same data order and the same choice of learning rates. Part of the training
-samples is held out to choose one rate for each start: that of the highest validation accuracy on average over all
-epochs, which favours what rises early as much as what ends high. Then it is trained at that rate on all training
-samples; test samples choose nothing.
+Every start gets the same optimiser, the same data order and the same learning rates to choose from. Part of the
+training samples is held out to choose one rate for each start: the one with the highest validation accuracy, averaged
+over all epochs, so that an early rise counts as much as a high end. The start is then trained at that rate on all
+training samples. Test samples are not used for any choice.
 
-Shape legend: A starts, T tasks, N networks (T of each start), D values, S samples, F features, E epochs and one.
+Shape letters beyond the legend in `raywgen.weights`: A starts, T tasks, N networks (T of each start), E epochs + 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class FineTuningError(ValueError):
-    """Starts or tasks that cannot be trained on as asked; the message says why."""
+    """Starts or tasks cannot be fine-tuned with these settings; the message says why."""
 
 
 @dataclass(kw_only=True)
@@ -36,12 +36,11 @@ class FineTuningConfig:
     Attributes:
         epochs: Passes over the task's training samples.
         epoch_samples: Samples of an epoch where a task has more; 0 for all.
-        learning_rates: The one that is best on validation samples is taken, for each start on its own; with one rate
-            there is nothing to choose.
-        validation: Share of the training samples that chooses.
-        fit: Optimiser, loss and batch size; its learning rate and number of steps follow from the above.
+        learning_rates: Learning rates to choose from: each start gets the one that is best on its validation samples.
+        validation: Share of the training samples that is held out for this choice.
+        fit: Optimiser, loss and batch size; its learning rate and number of steps follow from the settings above.
         execution: `stacked` trains all networks at once, `sequential` one after another in channels-last.
-        seed: Of data orders and of what is held out.
+        seed: Seed of data orders and of the held-out samples.
     """
 
     epochs: int = 25
@@ -71,8 +70,8 @@ class FineTuned:
 
     Attributes:
         accuracy_TE: Balanced test accuracy after 0, 1, ... epochs, `(T, epochs + 1)` in [0, 1].
-        learning_rate: The chosen one.
-        validation_accuracy: What it was chosen by, of each rate; empty where there was one.
+        learning_rate: The chosen learning rate.
+        validation_accuracy: Validation accuracy of each rate; empty where there was only one.
         values_TD: Weights after the last epoch.
     """
 
@@ -82,7 +81,7 @@ class FineTuned:
     values_TD: Tensor
 
     def epochs_to(self, accuracy: float | Tensor) -> Tensor:
-        """The first epoch with at least this accuracy (one for all tasks, or `(T,)`), float `(T,)`; inf for never."""
+        """Returns the first epoch with this accuracy (one for all tasks, or `(T,)`), float `(T,)`; inf for never."""
         reached_TE = self.accuracy_TE >= torch.as_tensor(accuracy).view(-1, 1)
         first_T = reached_TE.int().argmax(dim=1).float()
         return first_T.masked_fill(~reached_TE.any(dim=1), torch.inf)
@@ -96,18 +95,18 @@ def fine_tune(
     config: FineTuningConfig,
     on_progress: OnProgress | None = None,
 ) -> dict[str, FineTuned]:
-    """Trains every start on every task; none touches another.
+    """Fine-tunes every start on every task, independently of each other.
 
     Args:
         module: Any network of the layout; its own values stay as they are.
-        layout: Of the starts.
+        layout: Layout of the starts.
         starts: Name -> one flat vector a task `(T, D)`.
         tasks: T tasks.
-        config: How.
-        on_progress: Called with epochs of all networks done, and their number.
+        config: Settings of the training.
+        on_progress: Called with the epochs done, over all networks, and their total number.
 
     Returns:
-        One entry a start, in their order.
+        The result of each start, in their order.
 
     Raises:
         FineTuningError: There is no start or no task, a start has another shape, or a task has too few samples to
@@ -137,7 +136,7 @@ def fine_tune(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Tasks that share their inputs, which then need not be stored once a network."""
+    """Tasks that share their inputs, so that these are stored once and not for each network."""
 
     members: list[int]
     inputs: Inputs
@@ -147,7 +146,7 @@ class _Group:
 
 
 class _Trainer:
-    """Trains stacks of networks epoch by epoch, so that the weights of one epoch lie in memory and not of all."""
+    """Trains stacks of networks epoch by epoch, so that memory holds the weights of one epoch and not of all."""
 
     def __init__(
         self, module: nn.Module, layout: Layout, config: FineTuningConfig, total: int, on_progress: OnProgress | None
@@ -159,7 +158,7 @@ class _Trainer:
     def train(
         self, starts: Mapping[str, Tensor], groups: Sequence[_Group], rate: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each start's accuracy on the samples it is judged by `(T, epochs + 1)`, and weights in the end `(T, D)`."""
+        """Returns each start's accuracy on its test samples `(T, epochs + 1)`, and weights in the end `(T, D)`."""
         start_ATD = torch.stack(list(starts.values()))
         accuracy_ATE = torch.empty(*start_ATD.shape[:2], self._config.epochs + 1)
         end_ATD = torch.empty_like(start_ATD)
@@ -176,7 +175,7 @@ class _Trainer:
         batch_size = min(self._config.fit.batch_size, len(group.inputs))
         epoch_samples = min(self._config.epoch_samples or len(group.inputs), len(group.inputs))
         steps = max(1, epoch_samples // batch_size)
-        # A task's number keys its data order, whatever its start and whichever tasks are beside it.
+        # The data order depends on the task's number alone, not on its start or on the other tasks.
         seeds = [self._config.seed + member for member in group.members] * num_starts
         state = Recorded(step=0, state_N=self._layout.unflatten(start_ND))
         curve = [self._accuracy(state, judge)]
@@ -223,7 +222,7 @@ def _groups(tasks: Sequence[Task]) -> list[_Group]:
 
 
 def _validation_half(group: _Group, config: FineTuningConfig) -> _Group:
-    """The same tasks without their test samples: part of the training samples judges what the others train."""
+    """Returns the tasks with part of their training samples held out in place of the test samples."""
     num = len(group.inputs)
     order_S = torch.randperm(num, generator=torch.Generator().manual_seed(config.seed))
     held, kept = order_S.tensor_split([round(config.validation * num)])

@@ -2,10 +2,10 @@
 
 "As good as the pretrained one" is also what a copy would be. A network's distance is measured to the nearest
 stored network, relative to the scale of each tensor; its behaviour by the overlap (intersection over union) of
-its errors with that network's. Both are set beside the same measures of networks that were honestly trained on
-the task and never shown to the generator.
+its errors with that network's. Both are set beside the same measures of networks that were trained on the task
+and held out from the generator.
 
-Shape legend: T networks, R stored networks, I test images.
+Shape letters beyond the legend in `raywgen.weights`: T networks, R stored networks, I test images.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def novelty_rows(evaluator: TaskEvaluator, kind: str, values_TD: Tensor, accurac
 def verdict(rows: list[NoveltyRow], figures: dict[str, float]) -> tuple[str, str]:
     """Returns a word and a sentence on the generated networks of unseen tasks; where there are none, of seen ones.
 
-    `replica`: nearer to a stored network than a tenth of the distance at which honest networks lie.
-    `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
+    `replica`: nearer to a stored network than a tenth of the distance of networks that were trained on the tasks and
+    held out. `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
     `interpolation`: anything between.
-    `unjudged`: no replica, but no network was held out that could say how far honest ones lie.
+    `unjudged`: no replica, but no network was held out to compare the distance with.
     """
     split = judged_split(rows)
-    honest, generated = median_distance(rows, "original"), median_distance(rows, "generated")
+    heldout, generated = median_distance(rows, "original"), median_distance(rows, "generated")
     baselines = {name: figures[f"{split}_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
     best = max(baselines, key=lambda name: baselines[name])
     lead = figures[f"{split}_generated"] - baselines[best]
@@ -90,14 +90,14 @@ def verdict(rows: list[NoveltyRow], figures: dict[str, float]) -> tuple[str, str
         f"score {abs(lead):.1f} percentage points {'above' if lead > 0 else 'below'} the best of retrieval, average, "
         f"noise and Gaussian ({best})"
     )
-    if not honest:
+    if not heldout:
         word = "replica" if generated < _REPLICA else "unjudged"
         return word, (
             f"Generated networks lie {generated:.2f} standard deviations of the corpus from their nearest stored "
-            f"network and {scores}. No network was held out that could say how far honest ones lie; hold some out by "
+            f"network and {scores}. No network was held out to compare this distance with; hold some out by "
             "`raywgen corpus split`, and train on the rest."
         )
-    distance = generated / honest
+    distance = generated / heldout
     word = "replica" if distance < _REPLICA else "novel" if distance >= _NOVEL and lead > 0 else "interpolation"
     return word, (
         f"On {split} tasks, generated networks lie {distance:.2f} times as far from their nearest stored network as "

@@ -65,7 +65,7 @@ class LadderRow:
 
 
 def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original: float | None, title: str) -> Markup:
-    """Accuracy with confidence intervals, one row a line; a dashed line marks the networks trained on the task."""
+    """Draws accuracies with confidence intervals, row by row; a dashed line marks networks trained on the task."""
 
     def draw(width: int) -> Figure:
         narrow = width == NARROW
@@ -88,7 +88,7 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
 
 
 def _positions(rows: Sequence[LadderRow]) -> list[float]:
-    """Vertical places of the rows, with a gap between groups."""
+    """Returns the vertical positions of the rows, with a gap between groups."""
     gaps = itertools.accumulate(0.4 * (row.group != before.group) for before, row in itertools.pairwise(rows))
     return [index + gap for index, gap in enumerate([0.0, *gaps])]
 
@@ -99,7 +99,7 @@ def _tick_step(limits: tuple[float, float]) -> float:
 
 
 def _ladder_row(axes: Axes, row: LadderRow, position: float, edges: tuple[float, float], narrow: bool) -> None:
-    """One row; `edges` are the figure's left and right edge in units of the axes' width."""
+    """Draws one row; `edges` are the figure's left and right edge in units of the axes' width."""
     colour = ACCENT if row.is_generated else INK if row.group == "ladder" else MUTED
     weight = "bold" if row.is_generated else "normal"
     middle = position + 0.2 if narrow else position
@@ -110,7 +110,7 @@ def _ladder_row(axes: Axes, row: LadderRow, position: float, edges: tuple[float,
     spread = 0.2 if narrow else 0.3
     for index, (accuracy, interval, marker) in enumerate(row.dots):
         height = middle + spread * (index - (len(row.dots) - 1) / 2)
-        # Accuracy ends at 100: what lies beyond is no part of the interval.
+        # Accuracy lies in [0, 100], so the interval is cut there.
         low, high = max(0.0, accuracy - interval), min(100.0, accuracy + interval)
         axes.plot([low, high], [height, height], color=colour, linewidth=2, solid_capstyle="round", zorder=2)
         axes.plot(
@@ -144,7 +144,7 @@ _NOVELTY_LOOKS: dict[str, dict[str, Any]] = {
 
 
 def novelty_plot(points: Sequence[NoveltyRow], reference_distance: float, furthest: float, title: str) -> Markup:
-    """Distance to the nearest stored network against overlap of errors with it; a copy lies at the upper left."""
+    """Draws distance to the nearest stored network against overlap of errors; a copy lies at the upper left."""
 
     def draw(width: int) -> Figure:
         figure, axes = new_axes(width, 330 if width == NARROW else 420, left=52, right=14, bottom=50, top=30)
@@ -176,7 +176,7 @@ def novelty_plot(points: Sequence[NoveltyRow], reference_distance: float, furthe
 
 
 def loss_plot(train: Series, validation: Series, title: str) -> Markup:
-    """Loss over steps, logarithmic where it spans more than a factor of 20."""
+    """Draws loss over steps, logarithmic where it spans more than a factor of 20."""
     figure, axes = new_axes(PANEL, 220, left=54, right=16, bottom=44, top=10)
     values = [value for _, value in (*train, *validation)]
     if min(values) > 0 and max(values) > 20 * min(values):
@@ -196,7 +196,7 @@ def loss_plot(train: Series, validation: Series, title: str) -> Markup:
 
 
 def codebook_plot(shares: Sequence[float], title: str) -> Markup:
-    """Share of each code of a level, the most used first; a dashed line marks even use."""
+    """Draws the share of each code of a level, the most used first; a dashed line marks even use."""
     figure, axes = new_axes(200, 130, left=8, right=8, bottom=26, top=8)
     ordered = sorted(shares, reverse=True)
     axes.fill_between(range(len(ordered)), ordered, step="mid", color=ACCENT, alpha=0.85, linewidth=0)
@@ -209,7 +209,7 @@ def codebook_plot(shares: Sequence[float], title: str) -> Markup:
 
 
 def sparkline(series: Series) -> Markup:
-    """A line without axes, as tall as the text it stands in; drawn by hand since it has nothing to lay out."""
+    """Draws a line without axes, as tall as the text around it; written by hand because it has nothing to lay out."""
     points = thinned(series, most=60)
     low, high = (pick(value for _, value in points) for pick in (min, max))
     first, last = points[0][0], points[-1][0]
@@ -229,7 +229,7 @@ def thinned(series: Series, most: int = 240) -> list[tuple[float, float]]:
 
 
 def new_axes(width: float, height: float, *, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
-    """A figure of this size and these margins in CSS pixels."""
+    """Makes a figure of this size and these margins in CSS pixels."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
@@ -238,7 +238,7 @@ def new_axes(width: float, height: float, *, left: int, right: int, bottom: int,
 
 
 def responsive(draw: Callable[[int], Figure], title: str) -> Markup:
-    """A plot that is drawn for desktops and for phones."""
+    """Draws a plot twice, for desktops and for phones."""
     parts = []
     for width, css_class in ((WIDE, "plot wide"), (NARROW, "plot narrow")):
         with mpl.rc_context(_STYLE):
@@ -247,7 +247,7 @@ def responsive(draw: Callable[[int], Figure], title: str) -> Markup:
 
 
 def svg(figure: Figure, title: str, css_class: str) -> Markup:
-    """The figure as an `<svg>` element: without prologue, ids of its own, colours as CSS variables."""
+    """Returns a figure as an `<svg>` element without prologue, with unique ids and colours as CSS variables."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})

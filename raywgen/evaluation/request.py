@@ -1,7 +1,4 @@
-"""Reads the task that a user asks about: one of a corpus, or one of their own by an instruction, samples, or both.
-
-Shape legend: S samples, F features of a sample.
-"""
+"""Reads the task that a user asks about: one of a corpus, or one of their own by an instruction, samples, or both."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ from raywgen.trust import reading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
-    """A task as far as the user describes it.
+    """A task as the user describes it.
 
     Attributes:
-        instruction: In words; empty where none is given.
+        instruction: The task in words; empty where no words are given.
         samples_SF: Inputs as the corpus' networks take them, float32; None where none are given.
         labels_S: Their labels, int64; None where there are none.
-        task_id: Of a task of the corpus; None for a task of the user's own.
+        task_id: Id of a task of the corpus; None for a task of the user's own.
     """
 
     instruction: str
@@ -38,17 +35,17 @@ class TaskRequest:
 
 
 def read_task_request(corpus: Corpus, *, task: str, instruction: str, data: str, num_samples: int) -> TaskRequest:
-    """Reads what a command's settings name.
+    """Reads the task that the settings of a command name.
 
     Args:
-        corpus: Says what samples look like.
+        corpus: Corpus whose samples the task's samples must fit.
         task: Id of a task of the corpus; empty for one of the user's own.
         instruction: A task in words, or empty.
         data: Its samples, as `read_data` takes a path; or empty.
-        num_samples: Most samples that are used, equally many of each class.
+        num_samples: Maximum number of samples that are used, equally many of each class.
 
     Raises:
-        ConditionError: Nothing is asked for, both kinds are, or the samples cannot be read or do not fit the corpus.
+        ConditionError: No task is given, or both kinds are, or the samples cannot be read or do not fit the corpus.
         UnknownFactError: The corpus has no such task.
     """
     if bool(task) == bool(instruction or data):
@@ -57,17 +54,17 @@ def read_task_request(corpus: Corpus, *, task: str, instruction: str, data: str,
         )
     if not task:
         samples_SF, labels_S = read_samples(corpus, data) if data else (None, None)
-        asked = TaskRequest(instruction=instruction, samples_SF=samples_SF, labels_S=labels_S)
+        request = TaskRequest(instruction=instruction, samples_SF=samples_SF, labels_S=labels_S)
     else:
         facts = task_named(corpus, task)
-        asked = TaskRequest(
+        request = TaskRequest(
             instruction=facts.instruction, samples_SF=facts.samples_SF, labels_S=facts.labels_S, task_id=task
         )
-    return _at_most(asked, num_samples)
+    return _at_most(request, num_samples)
 
 
 def read_samples(corpus: Corpus, path: str) -> tuple[Tensor, Tensor | None]:
-    """Samples float32 `(S, F)` as the corpus' networks take them, and labels int64 `(S,)` or None.
+    """Reads samples float32 `(S, F)` as the corpus' networks take them, and labels int64 `(S,)` or None.
 
     Raises:
         ConditionError, TaskError: They cannot be read, or do not fit the corpus.
@@ -92,15 +89,15 @@ def _form(corpus: Corpus) -> InputForm | None:
     return None if task is None else input_form(task.recipe)
 
 
-def _at_most(asked: TaskRequest, num_samples: int) -> TaskRequest:
-    if asked.samples_SF is None or len(asked.samples_SF) <= num_samples:
-        return asked
-    unlabelled = np.zeros(len(asked.samples_SF), dtype=np.int64)
-    labels = unlabelled if asked.labels_S is None else asked.labels_S.numpy()
+def _at_most(request: TaskRequest, num_samples: int) -> TaskRequest:
+    if request.samples_SF is None or len(request.samples_SF) <= num_samples:
+        return request
+    unlabelled = np.zeros(len(request.samples_SF), dtype=np.int64)
+    labels = unlabelled if request.labels_S is None else request.labels_S.numpy()
     rows = torch.from_numpy(balanced_rows(labels, num_samples, seed=0))
     return TaskRequest(
-        instruction=asked.instruction,
-        samples_SF=asked.samples_SF[rows],
-        labels_S=None if asked.labels_S is None else asked.labels_S[rows],
-        task_id=asked.task_id,
+        instruction=request.instruction,
+        samples_SF=request.samples_SF[rows],
+        labels_S=None if request.labels_S is None else request.labels_S[rows],
+        task_id=request.task_id,
     )

@@ -13,12 +13,12 @@ EVALUATION = "evaluation.json"
 SCHEMA_VERSION = 2
 GROUPS = ("ladder", "baseline", "ablation")
 SPLITS = ("unseen", "seen")
-"""In the order of the report: what shows that a generator has learned something comes first."""
+"""Splits in the order of the report: unseen tasks, which alone show that a generator has learned something, first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One way to come by a network; `group` is one of `GROUPS`."""
+    """One way to obtain a network; `group` is one of `GROUPS`."""
 
     name: str
     group: str

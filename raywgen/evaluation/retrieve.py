@@ -1,7 +1,4 @@
-"""The stored networks nearest to a task: by what they do on its labelled samples, else by what they were made for.
-
-Shape legend: N networks, S samples, F features of a sample.
-"""
+"""Finds the stored networks nearest to a task: by their loss on its samples, else by the similarity of their tasks."""
 
 from __future__ import annotations
 
@@ -32,17 +29,18 @@ class RetrieveConfig:
     """The settings of a search for the stored networks nearest to a task.
 
     Attributes:
-        corpus: Where they are stored: a path or URI.
+        corpus: Corpus of the networks: a path or URI.
         task: Id of a task of the corpus; empty for one of your own.
         instruction: A task of your own in words.
-        data: Samples of it: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or a
-            Parquet file, glob or folder of labelled images.
+        data: Samples of that task: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or
+            a Parquet file, glob or folder of labelled images.
         where: Facts that networks must satisfy, such as `[architecture=tiny-cnn, split=train, test_accuracy>0.9]`.
         by: `loss` or `accuracy` on the labelled samples; `similarity` of instruction and data to those of the tasks
             that networks were trained on; or `auto`, which takes the loss if there are labels, else the similarity.
-        top: How many to list.
-        num_samples: Most samples that networks are tried on, equally many of each class.
-        out: The nearest one as `.safetensors`; a `.json` beside it lists all that were found. Empty to write neither.
+        top: Number of networks to list.
+        num_samples: Maximum number of samples that networks are tried on, equally many of each class.
+        out: File for the nearest network, `.safetensors`; a `.json` beside it lists all that were found. Empty to write
+            neither.
     """
 
     corpus: str = "runs/zoo/corpus"
@@ -66,12 +64,12 @@ class Found:
 
     Attributes:
         checkpoint_id: Its name in the corpus.
-        architecture: Its network's name.
-        task_id: What it was trained for; None where the corpus does not say.
-        instruction: The same in words.
-        test_accuracy: Balanced, on the test samples of that task; None where unknown.
-        loss: Class-balanced, on the labelled samples asked about, nats; None without labels.
-        accuracy: Balanced, likewise.
+        architecture: Name of its architecture.
+        task_id: Id of the task that it was trained on; None where the corpus does not say.
+        instruction: Instruction of that task.
+        test_accuracy: Balanced accuracy on the test samples of that task; None where unknown.
+        loss: Class-balanced loss on the labelled samples of the request, nats; None without labels.
+        accuracy: Balanced accuracy on these samples; None without labels.
         text_similarity: Similarity of the two instructions, in [0, 1]; None where one is missing.
         data_similarity: Similarity of the two tasks' samples, in [0, 1]; None likewise.
     """
@@ -88,7 +86,7 @@ class Found:
 
     @property
     def similarity(self) -> float:
-        """Mean of the two where both are known; -1 where neither is."""
+        """Mean of the similarities that are known; -1 where none is."""
         known = [value for value in (self.text_similarity, self.data_similarity) if value is not None]
         return sum(known) / len(known) if known else -1.0
 
@@ -99,9 +97,9 @@ class Retrieved:
 
     Attributes:
         networks: The nearest ones, nearest first.
-        by: What they are ranked by: `loss`, `accuracy` or `similarity`.
-        num_tried: Networks that were compared.
-        left_out: Why networks of an architecture were not, one sentence each.
+        by: Criterion of the ranking: `loss`, `accuracy` or `similarity`.
+        num_tried: Number of networks that were compared.
+        left_out: Reasons why networks of an architecture could not be compared, one sentence each.
     """
 
     networks: list[Found]
@@ -115,18 +113,18 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
     """Ranks the ends of all stored trajectories and writes the nearest.
 
     Args:
-        config: What is asked for.
-        on_progress: Called with networks done, their number, and an architecture's name.
+        config: Settings of the search.
+        on_progress: Called with the number of networks done, the number of all, and the name of an architecture.
 
     Raises:
-        ConditionError: What is asked for cannot be read, or nothing in the corpus can be compared with it.
+        ConditionError: The request cannot be read, or nothing in the corpus can be compared with it.
         CorpusError, UnknownFactError: The corpus cannot be read, or has no such task or fact.
         WeightsError: The file cannot be written.
     """
     corpus = Corpus.open(config.corpus)
     named = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_task_request(corpus, **named, num_samples=config.num_samples)
-    found = nearest(corpus, asked, where=config.where, by=config.by, top=config.top, on_progress=on_progress)
+    request = read_task_request(corpus, **named, num_samples=config.num_samples)
+    found = nearest(corpus, request, where=config.where, by=config.by, top=config.top, on_progress=on_progress)
     if config.out:
         best = found.networks[0]
         save_state_dict(corpus.state_dict(best.checkpoint_id), config.out, {"checkpoint_id": best.checkpoint_id})
@@ -137,23 +135,23 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
 
 def nearest(
     corpus: Corpus,
-    asked: TaskRequest,
+    request: TaskRequest,
     *,
     where: list[str] | None = None,
     by: Ranking = "auto",
     top: int = 10,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Retrieved:
-    """The `top` nearest of the stored trajectories' ends; arguments and errors as `retrieve`."""
+    """Ranks the ends of all stored trajectories; arguments and errors are those of `retrieve`."""
     if by == "auto":
-        by = "similarity" if asked.labels_S is None else "loss"
-    if by != "similarity" and asked.labels_S is None:
+        by = "similarity" if request.labels_S is None else "loss"
+    if by != "similarity" and request.labels_S is None:
         raise ConditionError(f"by={by} needs labelled samples; give data=FILE with x and y, or by=similarity")
     facts = trained_ends(corpus, where or [])
-    scores, left_out = _scores(corpus, facts, asked, on_progress)
-    if asked.labels_S is not None and not scores:
+    scores, left_out = _scores(corpus, facts, request, on_progress)
+    if request.labels_S is not None and not scores:
         raise ConditionError("no stored network can be run on these samples: " + "; ".join(left_out))
-    networks = _networks(corpus, facts, asked, scores)
+    networks = _networks(corpus, facts, request, scores)
     if by == "similarity" and all(network.similarity < 0 for network in networks):
         raise ConditionError(
             f"{corpus.location} does not say what its networks were trained for (its table of tasks has "
@@ -170,12 +168,12 @@ def nearest(
 
 
 def _scores(
-    corpus: Corpus, facts: pa.Table, asked: TaskRequest, on_progress: Callable[[int, int, str], None] | None
+    corpus: Corpus, facts: pa.Table, request: TaskRequest, on_progress: Callable[[int, int, str], None] | None
 ) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """Checkpoint id -> loss and accuracy on the labelled samples; and what could not be run."""
+    """Returns loss and accuracy on the labelled samples by checkpoint id, and why others could not be run."""
     scores: dict[str, tuple[float, float]] = {}
     left_out: list[str] = []
-    if asked.samples_SF is None or asked.labels_S is None:
+    if request.samples_SF is None or request.labels_S is None:
         return scores, left_out
     layout_ids = facts.column("layout_id").to_pylist()
     for layout_id in dict.fromkeys(layout_ids):
@@ -187,7 +185,7 @@ def _scores(
                 on_progress(done + number, facts.num_rows, name)
 
         try:
-            loss_N, accuracy_N = stored_scores(corpus, rows, asked.samples_SF, asked.labels_S, report)
+            loss_N, accuracy_N = stored_scores(corpus, rows, request.samples_SF, request.labels_S, report)
         except MisfitError as error:
             left_out.append(str(error))
             continue
@@ -197,14 +195,14 @@ def _scores(
 
 
 def _networks(
-    corpus: Corpus, facts: pa.Table, asked: TaskRequest, scores: dict[str, tuple[float, float]]
+    corpus: Corpus, facts: pa.Table, request: TaskRequest, scores: dict[str, tuple[float, float]]
 ) -> list[Found]:
-    """All networks that were tried, with all that is known of them."""
-    text_of, data_of = _similarities(corpus, asked)
+    """Returns all networks that were tried, with all that is known of them."""
+    text_of, data_of = _similarities(corpus, request)
     names = ("checkpoint_id", "layout_id", "task_id", "test_accuracy")
     networks = []
     for name, layout_id, task_id, accuracy in zip(*(facts.column(key).to_pylist() for key in names), strict=True):
-        if asked.labels_S is not None and name not in scores:
+        if request.labels_S is not None and name not in scores:
             continue
         score = scores.get(name, (None, None))
         networks.append(
@@ -223,14 +221,14 @@ def _networks(
     return networks
 
 
-def _similarities(corpus: Corpus, asked: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
-    """Task id -> similarity of the instruction, and of the samples."""
+def _similarities(corpus: Corpus, request: TaskRequest) -> tuple[dict[str | None, float], dict[str | None, float]]:
+    """Returns, by task id, the similarity of the instruction and that of the samples."""
     tasks = list(corpus.tasks.values())
     text: dict[str | None, float] = {}
-    if asked.instruction and tasks:
-        similarity_T = text_similarity(asked.instruction, [task.instruction for task in tasks])
+    if request.instruction and tasks:
+        similarity_T = text_similarity(request.instruction, [task.instruction for task in tasks])
         text = dict(zip((task.task_id for task in tasks), similarity_T.tolist(), strict=True))
-    samples_SF = asked.samples_SF
+    samples_SF = request.samples_SF
     if samples_SF is None:
         return text, {}
     same_form = [task for task in tasks if task.samples_SF.shape[1] == samples_SF.shape[1]]

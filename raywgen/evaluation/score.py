@@ -21,9 +21,9 @@ class Score:
 
     Attributes:
         network: Name of its architecture in the corpus.
-        accuracy: Balanced, on the task's test samples, in [0, 1].
-        loss: Class-balanced cross-entropy there, nats.
-        num_test_samples: How many that are.
+        accuracy: Balanced accuracy on the task's test samples, in [0, 1].
+        loss: Class-balanced cross-entropy on them, nats.
+        num_test_samples: Number of these samples.
     """
 
     network: str
@@ -57,7 +57,7 @@ def score_file(path: str | Path, corpus: Corpus, task_id: str) -> Score:
 
 
 def _as_built(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
-    """The same network under the names and in the dtypes of its architecture."""
+    """Returns the same network under the names and in the dtypes of its architecture."""
     form = Layout.from_state_dict(state).arranged_like(layout)
     names = form.names_in(layout)
     kept = {names[spec.name]: state[spec.name] for spec in form.tensors if spec.name in names and not spec.is_generated}
@@ -65,7 +65,7 @@ def _as_built(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
 
 
 def _network(state: Mapping[str, Tensor], corpus: Corpus, path: str | Path) -> NetworkFacts:
-    """The architecture with these names and shapes; where none fits, the error of the one that fits best."""
+    """Returns the architecture with these names and shapes; where none fits, raises the error of the closest one."""
     failures: list[tuple[int, LayoutMismatchError]] = []
     for network in corpus.networks.values():
         wanted = {spec.name: spec.shape for spec in network.layout.tensors}

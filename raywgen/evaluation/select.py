@@ -1,16 +1,16 @@
 """Predicts which of several architectures will do best on a task, before any is trained for it.
 
-Three answers, and how far each is to be trusted:
+There are three answers:
 
 - `mean`: the architecture's mean accuracy over all tasks. It says the same of every task; the others must beat it.
-- `predicted`: ridge regression of each architecture's offset from that mean on features of the task; where features
-  say nothing, leave-one-out validation chooses so strong a penalty that the mean is what is left.
+- `predicted`: ridge regression of each architecture's offset from that mean on features of the task; where the
+  features say nothing, leave-one-out validation chooses a penalty so strong that only the mean is left.
 - `generated`: minus the loss, on the labelled samples, of a network that a generator writes for the architecture.
 
-Each one's rank correlation with the truth is measured on tasks that nothing of it was fitted to: the corpus' `unseen`
-tasks where it has some, else tasks left out in turn (where a generator has seen them all, its own is not measured).
+The rank correlation of each answer with the truth is measured on tasks that it was not fitted to: the corpus' `unseen`
+tasks where it has some, else tasks left out in turn. A generator that was trained on all tasks is not measured.
 
-Shape legend: T tasks, A architectures.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, A architectures.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ class SelectConfig:
     """The settings of a ranking of architectures for a task.
 
     Attributes:
-        corpus: Whose facts say how architectures did on other tasks: a path or URI.
-        task: Id of a task of the corpus; what it knows of that task is not used. Empty for one of your own.
+        corpus: Corpus whose facts hold the accuracy of architectures on other tasks: a path or URI.
+        task: Id of a task of the corpus; the accuracies on that task are not used. Empty for one of your own.
         instruction: A task of your own in words.
-        data: Samples of it: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or a
-            Parquet file, glob or folder of labelled images.
+        data: Samples of that task: an `.npz` file with arrays `x` (samples first) and, where labels are known, `y`; or
+            a Parquet file, glob or folder of labelled images.
         networks: The architectures to rank: names as `raywgen corpus info` lists them, or, with a generator, widths of
             a ReLU perceptron or mappings with `name` and arguments; empty for all of the corpus.
         generator: Run folder or bundle of a generator that writes a network for each; empty for none.
         by: `predicted`, `generated`, `mean`, or `auto`: `predicted` where the corpus knows all of the architectures,
             else `generated`.
-        best_of: Networks written for each architecture.
-        temperature: Of generation.
-        num_heldout: Most tasks that the generator's answer is measured on.
-        num_samples: Most samples used, equally many of each class.
-        seed: Of generation and of the tasks left out in turn.
-        out: JSON file with all of it; empty to write none.
+        best_of: Networks generated for each architecture; the one with the lowest loss counts.
+        temperature: Sampling temperature of generation.
+        num_heldout: Maximum number of tasks that the generator's answer is measured on.
+        num_samples: Maximum number of samples that are used, equally many of each class.
+        seed: Seed of generation and of the tasks left out in turn.
+        out: JSON file for the ranking and its quality; empty to write none.
     """
 
     corpus: str = "runs/zoo/corpus"
@@ -100,9 +100,9 @@ class Candidate:
 
     Attributes:
         architecture: Its name.
-        num_values: Values of a network.
+        num_values: Number of values of such a network.
         mean: Mean test accuracy over the corpus' tasks, in [0, 1]; None where the corpus has no network of it.
-        predicted: Test accuracy as predicted for this task.
+        predicted: Test accuracy predicted for this task; None where too few tasks are known.
         generated: Minus the loss of the generated network on the labelled samples, nats; None without a generator.
     """
 
@@ -119,9 +119,9 @@ class Selected:
 
     Attributes:
         candidates: Best first.
-        by: What they are ranked by.
-        trust: Of each answer that could be measured.
-        heldout: How tasks were left out, in words.
+        by: Answer that they are ranked by.
+        trust: Measured quality of each answer that could be measured.
+        heldout: Description of the tasks that were left out for it.
     """
 
     candidates: list[Candidate]
@@ -132,22 +132,22 @@ class Selected:
 
 @entry_point
 def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | None = None) -> Selected:
-    """Ranks architectures for a task and measures on other tasks what such a ranking is worth.
+    """Ranks architectures for a task, and measures on other tasks how good such rankings are.
 
     Args:
-        config: What is asked.
-        on_progress: Called with generated architectures done, their number, and a name.
+        config: Settings of the ranking.
+        on_progress: Called with the number of architectures done, the number of all, and the name of one.
 
     Raises:
-        ConditionError: What is asked for cannot be read, or the corpus knows too little to answer.
+        ConditionError: The request cannot be read, or the corpus knows too few results.
         BundleError, CorpusError, TaskError: Generator, corpus or an architecture cannot be read.
     """
     corpus = Corpus.open(config.corpus)
     named = {"task": config.task, "instruction": config.instruction, "data": config.data}
-    asked = read_task_request(corpus, **named, num_samples=config.num_samples)
+    request = read_task_request(corpus, **named, num_samples=config.num_samples)
     recipes = _recipes(config, corpus)
     known = [name for name in recipes if name in {network.name for network in corpus.networks.values()}]
-    results = collect_results(corpus, known, leave_out=asked.task_id)
+    results = collect_results(corpus, known, leave_out=request.task_id)
     by = config.by if config.by != "auto" else "predicted" if len(known) == len(recipes) else "generated"
     if by != "generated" and len(known) < len(recipes):
         strange = next(name for name in recipes if name not in known)
@@ -160,15 +160,15 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
             f"{config.corpus} knows the test accuracy on {len(results.tasks)} other tasks with samples of this form, "
             f"and at least {FEWEST_TASKS} are needed; give a corpus of more tasks, or generator=RUN by=generated"
         )
-    if config.generator and (asked.labels_S is None or not asked.instruction):
+    if config.generator and (request.labels_S is None or not request.instruction):
         raise ConditionError(
             "a generator needs an instruction and labelled samples; give instruction=... and data=FILE with x and y, "
             "or leave generator out"
         )
     writer = _Writer(config, recipes, on_progress) if config.generator else None
-    candidates = _candidates(asked, corpus, recipes, results, writer)
+    candidates = _candidates(request, corpus, recipes, results, writer)
     candidates.sort(key=lambda one: getattr(one, by), reverse=True)
-    trust, heldout = measure_trust(asked, results, writer, config)
+    trust, heldout = measure_trust(request, results, writer, config)
     selected = Selected(candidates=candidates, by=by, trust=trust, heldout=heldout)
     if config.out:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
 def measure_trust(
     like: TaskRequest, results: Results, writer: _Writer | None, config: SelectConfig
 ) -> tuple[list[Trust], str]:
-    """Every answer against the truth on tasks left out, and how these were left out."""
+    """Measures every answer on tasks that were left out; returns also a description of these tasks."""
     results = complete(results)
     if len(results.names) < 2:
         return [], "nothing is measured: only one of the architectures is in the corpus"
@@ -206,16 +206,16 @@ def measure_trust(
 
 
 def _candidates(
-    asked: TaskRequest, corpus: Corpus, recipes: dict[str, dict[str, Any]], results: Results, writer: _Writer | None
+    request: TaskRequest, corpus: Corpus, recipes: dict[str, dict[str, Any]], results: Results, writer: _Writer | None
 ) -> list[Candidate]:
     num_values = {network.name: network.layout.num_values for network in corpus.networks.values()}
     mean: dict[str, float] = {}
     predicted: dict[str, float] = {}
     if len(results.tasks) >= FEWEST_TASKS:
-        predicted_1A, mean_1A = predict(results, [asked], asked)
+        predicted_1A, mean_1A = predict(results, [request], request)
         predicted = dict(zip(results.names, predicted_1A[0].tolist(), strict=True))
         mean = dict(zip(results.names, mean_1A[0].tolist(), strict=True))
-    written = dict(zip(recipes, writer.scores([asked], list(recipes))[0].tolist(), strict=True)) if writer else {}
+    written = dict(zip(recipes, writer.scores([request], list(recipes))[0].tolist(), strict=True)) if writer else {}
     return [
         Candidate(
             architecture=name,
@@ -235,7 +235,7 @@ def layout_of(recipe: dict[str, Any]) -> Layout:
 
 
 def _recipes(config: SelectConfig, corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """Name -> what `build_network` takes, of the architectures to rank."""
+    """Returns the recipes of the architectures to rank, by name."""
     stored = {network.name: network.recipe for network in corpus.networks.values() if network.recipe}
     if not config.networks:
         if not stored:
@@ -266,7 +266,7 @@ class _Writer:
         self._trained: TrainedGenerator = load(config.generator)
 
     def scores(self, tasks: Sequence[TaskRequest], names: Sequence[str]) -> np.ndarray:
-        """Minus the loss of the best of n, nats, `(T, A)`."""
+        """Returns minus the loss of the best of n, nats, `(T, A)`."""
         columns = []
         for done, name in enumerate(names):
             if self._on_progress is not None:

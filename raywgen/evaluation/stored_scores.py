@@ -1,7 +1,4 @@
-"""Scores stored networks on given labelled samples, many at a time.
-
-Shape legend: N networks, S samples, F features of a sample, C classes, P packed bytes.
-"""
+"""Scores stored networks on given labelled samples, many at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from raywgen.generation import ConditionError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network
 from raywgen.zoo.measure import network_logits
 
-# Arrow makes these functions when it is imported, where no type checker sees them.
+# Arrow makes these functions when it is imported, so type checkers do not see them.
 pc: Any = pyarrow.compute
 
 _VALUES_AT_ONCE = 1 << 22
@@ -27,15 +24,15 @@ _NO_NETWORKS = ("base", "optimizer")
 
 
 class MisfitError(ConditionError):
-    """Networks of a layout that cannot be run on the samples; the message says why."""
+    """Networks of a layout cannot be run on the samples; the message says why."""
 
 
 def trained_ends(corpus: Corpus, terms: list[str]) -> pa.Table:
-    """Facts of the last checkpoint of every trajectory that satisfies all terms; starts are none.
+    """Returns the facts of the last checkpoint of every trajectory that satisfies all terms, without starts.
 
     Raises:
-        CorpusError, UnknownFactError: A term is no query.
-        ConditionError: Nothing satisfies them.
+        CorpusError, UnknownFactError: A term is not a valid query.
+        ConditionError: No network satisfies them.
     """
     facts = corpus.query(terms)
     facts = facts.filter(pc.invert(pc.is_in(facts.column("split"), value_set=pa.array(_NO_NETWORKS))))
@@ -55,15 +52,15 @@ def stored_scores(
     labels_S: Tensor,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Class-balanced loss in nats and balanced accuracy, `(N,)` each, of checkpoints of one layout.
+    """Returns class-balanced loss in nats and balanced accuracy, `(N,)` each, of checkpoints of one layout.
 
-    No more weights than one stack's lie in memory at a time. What is not finite has an infinite loss.
+    Memory holds the weights of one stack at a time. A network whose loss is not finite gets an infinite one.
 
     Args:
-        corpus: Holds them.
-        facts: N rows.
+        corpus: Corpus of the checkpoints.
+        facts: Facts of N checkpoints.
         samples_SF: Inputs, float32.
-        labels_S: int64.
+        labels_S: Classes, int64.
         on_progress: Called with the number of networks done.
 
     Raises:

@@ -1,7 +1,6 @@
-"""Judges all candidates alike: on tasks of one split, as networks of one layout, with equal examples for all.
+"""Judges candidate networks of one layout on the tasks of one split, all by the same labelled examples.
 
-Shape legend: T tasks, n candidates of a task, D values, S labelled examples, F features, I test images,
-R stored networks, C classes.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task, I test images, R stored networks.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class Stored:
     """The training networks of one layout: the end of every training trajectory.
 
     Attributes:
-        values_RD: Their weights.
-        task_ids: R entries.
-        instructions: R entries.
+        values_RD: Flat vectors.
+        task_ids: Id of each one's task.
+        instructions: Instruction of each one's task.
     """
 
     values_RD: Tensor
@@ -58,7 +57,7 @@ class TaskEvaluator:
         condition: The T conditions, with S examples each, that generators get and that candidates are chosen by.
         originals_TD: Networks trained on these very tasks; never shown to the generator, unless `is_shown`.
         is_shown: Whether no trajectory of the tasks was held out, so that the originals are among the stored ones.
-        has_start: Whether the networks share their start, which is then the reference's base.
+        has_start: Whether the networks share their start, which is then the normaliser's base.
         stored: The generator's training networks.
         unlabelled: Training inputs of each task `(S, F)` from which statistics of batch normalisation of candidates are
             estimated anew; None leaves them as they are.
@@ -78,7 +77,7 @@ class TaskEvaluator:
     unlabelled: list[Tensor] | None = None
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
-        """Class-balanced loss `(T, n)` on the labelled examples of each task."""
+        """Returns the class-balanced loss `(T, n)` on the labelled examples of each task."""
         n = values_TnD.shape[1]
         condition = self.condition.repeat(n)
         return self._map(
@@ -97,7 +96,7 @@ class TaskEvaluator:
         return values_TnD[torch.arange(len(values_TnD)), best_T]
 
     def accuracy(self, values_TD: Tensor) -> Tensor:
-        """Balanced accuracy `(T,)` on test images that nothing was trained on."""
+        """Returns the balanced accuracy `(T,)` on test images that nothing was trained on."""
         test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
         return balanced_accuracy(self.test_logits(values_TD), test_y_TI)
 
@@ -107,7 +106,7 @@ class TaskEvaluator:
         return self.test_logits(values_TD).argmax(dim=-1) != test_y_TI
 
     def test_logits(self, values_TD: Tensor) -> Tensor:
-        """Outputs `(T, I, C)` on the test images."""
+        """Returns outputs `(T, I, C)` on the test images."""
         test_x_TIF = torch.stack([task.test_x_SF for task in self.tasks])
         return stacked_logits(self.module, self.layout.unflatten(values_TD), test_x_TIF)
 
@@ -128,11 +127,11 @@ def make_evaluator(
     """Collects everything for one split of tasks and one layout; None where it has no network of such a task.
 
     Args:
-        corpus: Of tasks and networks.
-        layout_id: Of the networks.
+        corpus: Corpus of tasks and networks.
+        layout_id: Id of the networks' layout.
         split: `seen` or `unseen`.
         normalizer: Base and scale of the layout.
-        num_tasks: At most.
+        num_tasks: Maximum number of tasks.
         num_unlabelled: Training inputs of each task from which candidates' statistics are estimated anew; 0 for none.
     """
     network = corpus.networks[layout_id]
@@ -186,7 +185,7 @@ def _condition(facts: list[TaskFacts]) -> Condition:
 
 
 def _originals(corpus: Corpus, layout_id: str, split: str, task_ids: list[str]) -> Tensor:
-    """The last checkpoint of one trajectory per task."""
+    """Returns the last checkpoint of one trajectory for each task."""
     rows = corpus.select(layout_id=layout_id, split=split, task_id=task_ids)
     rows = rows.sort_by([("order_seed", "ascending"), ("step", "ascending")])
     last = {task_id: index for index, task_id in enumerate(rows.column("task_id").to_pylist())}

@@ -10,7 +10,7 @@ Three groups, each left out where the user gives nothing that it needs:
 Each group weighs the same, however many numbers it has. Scales and word weights come from the tasks given to `fit`
 alone, so that tasks left out stay unknown.
 
-Shape legend: T tasks, S samples, F features of a sample, C classes, E numbers of a task.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, E numbers of a task.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _RIDGE = 1e-2
 
 
 class TaskFeatures:
-    """Numbers `(T, E)` of tasks.
+    """Numeric features `(T, E)` of tasks.
 
     Args:
-        like: What is known of the task that will be asked about; only that is used of all others.
+        like: The user's task; what it lacks (instruction, samples, labels) is used of no other task either.
     """
 
     def __init__(self, like: TaskRequest) -> None:
@@ -51,7 +51,7 @@ class TaskFeatures:
         return self
 
     def transform(self, tasks: Sequence[TaskRequest]) -> np.ndarray:
-        """Float64 `(T, E)`; over the tasks of `fit` every number has mean 0 and every group a variance of at most 1."""
+        """Returns float64 `(T, E)`; over the tasks of `fit` each number has mean 0, each group a variance up to 1."""
         groups = zip(self._scales, self._groups(tasks), strict=True)
         return np.concatenate([scale.transform(raw_TE) / raw_TE.shape[1] ** 0.5 for scale, raw_TE in groups], axis=1)
 
@@ -74,7 +74,9 @@ class TaskFeatures:
 
 
 def landmarks(samples_SF: Tensor, labels_S: Tensor) -> np.ndarray:
-    """Leave-one-out accuracy of nearest class mean, nearest neighbour and ridge classifier; classes and their balance.
+    """Returns leave-one-out accuracies of three classifiers, the log of the number of classes, and their entropy.
+
+    The classifiers are nearest class mean, nearest neighbour and ridge regression.
 
     Args:
         samples_SF: Inputs.
@@ -105,7 +107,10 @@ def _nearest_neighbour(x_SF: Tensor, labels_S: Tensor) -> Tensor:
 
 
 def _ridge(x_SF: Tensor, labels_S: Tensor) -> Tensor:
-    """Ridge regression to one-hot classes; left out by `(prediction - h y) / (1 - h)`, h the leverage of a sample."""
+    """Whether ridge regression on all other samples classifies each one correctly, bool `(S,)`.
+
+    The prediction without sample s is `(prediction - h y) / (1 - h)`, where h is the leverage of s.
+    """
     centred_SF = torch.cat([x_SF - x_SF.mean(dim=0), torch.ones(len(x_SF), 1, dtype=x_SF.dtype)], dim=1)
     gram_SS = centred_SF @ centred_SF.T
     penalty = _RIDGE * float(gram_SS.diagonal().mean()) * torch.eye(len(x_SF), dtype=x_SF.dtype)
@@ -116,7 +121,7 @@ def _ridge(x_SF: Tensor, labels_S: Tensor) -> Tensor:
 
 
 def _class_means(samples_SF: Tensor, labels_S: Tensor) -> Tensor:
-    """`(C, F)` of the classes present."""
+    """Returns the mean of each class that is present, `(C, F)`."""
     _, labels_S = labels_S.unique(return_inverse=True)
     member_SC = torch.nn.functional.one_hot(labels_S).to(samples_SF.dtype)
     return (member_SC / member_SC.sum(dim=0)).T @ samples_SF

@@ -1,6 +1,6 @@
 """Measures how similar one task is to others, by its words and by its data; labels are not needed.
 
-Shape legend: T stored tasks, S samples, F features of a sample.
+Shape letters beyond the legend in `raywgen.weights`: T stored tasks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _WORD = r"\w+"
 
 
 def word_vectors() -> TfidfVectorizer:
-    """Texts as unit vectors of their words, each weighted by how few of the texts hold it."""
+    """Returns a vectoriser of texts: unit vectors of their words, in which rare words weigh more."""
     return TfidfVectorizer(token_pattern=_WORD)
 
 
 def text_similarity(text: str, stored: Sequence[str]) -> Tensor:
-    """Cosine `(T,)` in [0, 1] between word vectors; 0 everywhere where no text has a word."""
+    """Returns the cosine `(T,)` in [0, 1] between word vectors; 0 everywhere if no text has a word."""
     try:
         vectors = word_vectors().fit([*stored, text])
     except ValueError:
@@ -32,16 +32,16 @@ def text_similarity(text: str, stored: Sequence[str]) -> Tensor:
 
 
 def data_similarity(samples_SF: Tensor, stored: Sequence[Tensor]) -> Tensor:
-    """`1 / (1 + d)` `(T,)`, with d the squared Frechet distance between diagonal Gaussians of two sets of samples.
+    """Returns `1 / (1 + d)`, `(T,)`, d the squared Frechet distance between diagonal Gaussians of two sets of samples.
 
     d = mean over features of ((mean - mean')^2 + (std - std')^2) / variance, the variance of each feature being that
     over all stored samples (Dowson and Landau, 1982, for Gaussians whose covariances commute).
 
     Args:
-        samples_SF: The samples asked about.
+        samples_SF: Samples to compare with the stored ones.
         stored: T sets of samples of the same F.
     """
-    # Told apart by a thousandth of the usual spread: a pixel that is always black would decide alone.
+    # Bounded below, because a feature that hardly varies, such as an always black pixel, would decide alone.
     variance_F = torch.cat(list(stored)).var(dim=0, unbiased=False)
     variance_F = variance_F.clamp(min=max(float(variance_F.mean()) * 1e-3, 1e-12))
     mean_TF = torch.stack([samples.mean(dim=0) for samples in stored])

@@ -1,4 +1,4 @@
-"""The figures of a tokeniser, as they are kept with a run.
+"""The figures of a tokeniser, as a run keeps them.
 
 `tokenizer.json` in a run folder and `tokenizer` in `evaluation.json` are the fields of `TokenizerReport`.
 """
@@ -18,18 +18,18 @@ class SplitReport:
     """Networks of one split through the tokeniser and back.
 
     Attributes:
-        split: `training`, or `held out` for all that no training network is of: other trajectories, other tasks.
-        num_networks: How many were measured.
-        bits_per_value: Bits of all tokens over all values. Whatever a network is written by is a token, so biases,
-            BatchNorm with its running statistics, padding and any scales are counted at the tokens' rate.
-        values_per_token: Values over tokens.
-        snr_db: Signal to noise of what is coded, the distance from the reference in units of each tensor's scale.
+        split: `training`, or `held out` for networks of other trajectories and tasks than those of training.
+        num_networks: Number of networks that were measured.
+        bits_per_value: Bits of all tokens over all values. Biases, BatchNorm with its running statistics, padding and
+            any scales are written by tokens as well and counted at the same rate.
+        values_per_token: Number of values over number of tokens.
+        snr_db: Signal-to-noise ratio of the normalised values, decibels.
         snr_gap_db: How far that is below 6.02 dB per bit, the bound for independent Gaussian values of one scale. Below
             0 where values are easier than those, as differences from a shared start often are.
-        codes_used: Part of the codes of each level that occur.
+        codes_used: Share of the codes of each level that occur.
         code_perplexity: `2^H` of each level's codes.
         original_accuracy: Mean balanced test accuracy in [0, 1]; None where the tasks cannot be rebuilt.
-        reconstructed_accuracy: The same, of the same networks decoded.
+        reconstructed_accuracy: The same of the networks decoded from their tokens.
     """
 
     split: str
@@ -60,11 +60,11 @@ class TokenizerReport:
         quantiser: Kind of quantiser.
         num_levels: Tokens of a chunk.
         num_codes: Codes of a token.
-        codebook_values: Numbers of the codebooks, which no network pays for.
-        decoder_values: Numbers of the decoder, likewise.
-        normalizer_values: Numbers of all layouts' references, likewise: shared starts and scales.
-        no_accuracy: Why there is no accuracy; empty where there is.
-        splits: Those that the corpus holds.
+        codebook_values: Number of values in the codebooks, which all networks share and no bits count.
+        decoder_values: Number of values in the decoder, likewise.
+        normalizer_values: Number of values in the normalisers of all layouts (shared starts and scales), likewise.
+        no_accuracy: Reason why accuracies are missing; empty where they are not.
+        splits: Figures of the splits that the corpus holds.
     """
 
     coder: str

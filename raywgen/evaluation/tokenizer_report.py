@@ -1,6 +1,6 @@
-"""Measures what a run's tokeniser costs and keeps, on networks that it was trained on and on others.
+"""Measures bits, distortion and accuracy of a run's tokeniser, on networks that it was trained on and on others.
 
-Shape legend: N networks, X chunks of all networks, P networks of a pass.
+Shape letters beyond the legend in `raywgen.weights`: X chunks of all networks, P networks of a pass.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def tokenizer_report(
 
     Args:
         generator: The generator with the tokeniser.
-        code: The code that the tokeniser gives.
+        code: The tokeniser's code of weights.
         corpus: The corpus; layouts that the generator does not know are left out.
-        num_networks: Most networks of each split, evenly spread over layouts and checkpoints; fewer where they are
-            large, but one of each layout.
-        num_samples: Most test samples of each task.
+        num_networks: Maximum number of networks of each split, evenly spread over layouts and checkpoints; fewer where
+            they are large, but at least one of each layout.
+        num_samples: Maximum number of test samples of each task.
     """
     corpus.arrange(generator.layouts)
     no_accuracy, reports = "", []
@@ -138,7 +138,7 @@ class _Part:
         self.accuracies_N2 = torch.cat(found)
 
     def _judge(self, module: nn.Module, task: Task, places: list[int], num_samples: int) -> Tensor:
-        # Evenly spread, as samples may lie class after class.
+        # Evenly spread, because samples may be sorted by class.
         step = max(1, -(-len(task.test_y_S) // num_samples))
         x_SF, labels_S = task.test_inputs[::step], task.test_y_S[::step]
         found = []
@@ -209,7 +209,7 @@ def _num_normalizer_values(layout: Layout, normalizer: Normalizer) -> int:
 
 
 def code_use(codes_NL: Tensor, num_codes: int) -> tuple[float, float]:
-    """Returns the part of the codes that occur, and their perplexity; means over the L places."""
+    """Returns the share of the codes that occur, and their perplexity; means over the L levels."""
     used, perplexity = [], []
     for codes_N in codes_NL.t():
         counts_V = torch.unique(codes_N, return_counts=True)[1].double()

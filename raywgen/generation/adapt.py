@@ -28,7 +28,7 @@ _MILLISECONDS = 1e3
 
 @dataclass(kw_only=True)
 class AdaptConfig:
-    """Weights for a new task from its labelled examples.
+    """Settings of the generation of weights from a new task's labelled examples.
 
     Attributes:
         generator: Run folder or bundle of a generator that was trained on such tasks.
@@ -66,7 +66,7 @@ class Adapted:
         num_examples: Number of labelled examples.
         encode_ms: Milliseconds that the encoder took; 0 without one.
         generate_ms: Milliseconds of generation alone.
-        on_examples: How the network does on the examples, beside chance; None where nothing says how to build it.
+        on_examples: Accuracy of the network on the examples, beside chance; None where nothing says how to build it.
     """
 
     path: str
@@ -109,7 +109,7 @@ def adapt(config: AdaptConfig) -> Adapted:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Products this small are faster on one, above all on a busy machine.
     try:
-        generate()  # The first time sets up what later ones reuse, and a process that serves tasks pays for that once.
+        generate()  # The first call pays for set-up, which a process that serves many tasks pays once.
         values_D, encode_seconds, generate_seconds = generate()
     finally:
         torch.set_num_threads(threads)

@@ -28,8 +28,8 @@ class Best:
         values_BD: Flat vectors.
         loss_B: Class-balanced loss on the labelled examples, nats.
         logits_BSC: Outputs on the labelled examples.
-        log_prob_B: Log-probability of each, nats, or None. It says how usual a network is to the generator, not how
-            well it answers.
+        log_prob_B: Log-probability of each, nats, or None. It says how likely the generator finds a network, not how
+            accurate it is.
     """
 
     values_BD: Tensor

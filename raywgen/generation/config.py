@@ -14,8 +14,8 @@ class GenerateConfig:
     """The networks that are wanted, and how to generate and keep them.
 
     Attributes:
-        generator: Run folder or bundle.
-        corpus: Names tasks and architectures.
+        generator: Run folder or bundle of the generator.
+        corpus: Corpus that the names of tasks and architectures refer to.
         tasks: A task id, or a split: `seen`, `validation`, `unseen`. A corpus of weights alone has no tasks: each
             network's name is the generator's condition, and nothing is judged.
         network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
@@ -23,28 +23,28 @@ class GenerateConfig:
             mapping with `name` (of the registry or `package.module:Class`) and arguments. One that the generator was
             never trained on is filled all the same, with a warning; it is run once on the samples first.
         instruction: A task of your own in words, in place of `tasks`; needs `data`.
-        data: Its labelled samples: an `.npz` file with arrays `x` (samples first) and `y`, a Parquet file of labelled
-            images or with columns of numbers and `y`, or a folder of class folders with images.
+        data: Labelled samples of that task: an `.npz` file with arrays `x` (samples first) and `y`, a Parquet file of
+            labelled images or with columns of numbers and `y`, or a folder of class folders with images.
         out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
         into: `files`, or `corpus`: Arrow shards with the facts of each network.
         num: Networks kept for each task and architecture.
-        best_of: Candidates of each; the lowest loss on the labelled samples wins. By default 8, or 1 where there is
-            nothing to try networks on.
+        best_of: Candidates of each network; the one with the lowest loss on the labelled samples is kept. By default 8,
+            or 1 where there are no samples to try networks on.
         temperature: 0 generates the same network every time.
-        limit: Most tasks to generate for.
+        limit: Maximum number of tasks.
         seed: Keys the noise.
         where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit
             on processors of one kind.
         batch_size: Candidates generated and scored at once; bounds the memory. An architecture of millions of values
             has smaller batches.
-        threads: Threads of a process that generates, and CPUs of an actor. More are worth it for large networks, and
-            round differently.
+        threads: Threads of a process that generates, and CPUs of an actor. More threads speed up large networks;
+            results then differ in rounding.
         num_actors: Actors of `ray`; 0 for one for each free core.
         start_timeout: Seconds to wait for a first actor where the cluster is full.
         num_unlabelled: Training samples of each task from which statistics of batch normalisation are estimated anew,
             for every candidate before the choice; 0 leaves them as they were generated.
-        sampling: How networks are drawn: some of the settings that stand under `sampling` in the generator's config;
-            the others are as they stand there.
+        sampling: Settings of sampling: any of those under `sampling` in the generator's config, which holds for the
+            others.
     """
 
     generator: str = "runs/igpg"

@@ -24,19 +24,19 @@ from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point
 
 OnProgress = Callable[[int, int], None]
-"""Called with the networks kept so far and their number."""
+"""Called with the number of networks kept so far and the number of all."""
 
 
 @entry_point
 def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> list[NetworkRow]:
-    """Writes `num` networks for each task and architecture, as files or as a corpus; interrupted, it goes on.
+    """Generates `num` networks for each task and architecture, as files or a corpus; resumes an interrupted run.
 
     Files have `networks.json` and the whole config beside them; those of an earlier run that ended are replaced. A
     corpus of the same settings that is there already is reused.
 
     Args:
-        config: Which, where and how.
-        on_progress: Called with networks kept so far and their number.
+        config: Settings of generation.
+        on_progress: Called with the number of networks kept so far and the number of all.
 
     Returns:
         One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,

@@ -14,7 +14,7 @@ from raywgen.weights import Layout
 
 
 class ChanceWarning(UserWarning):
-    """A generated network answers the labelled samples no better than chance."""
+    """A generated network classifies the labelled samples no better than chance."""
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ CONFIG = "config.yaml"
 INDEX = "networks.json"
 _UNKNOWN = float("nan")
 _SPLITS = {"seen": "train"}
-"""Split of a network by that of its task; else they are the same."""
+"""Splits of networks that have another name than the split of their task."""
 
 
 class UnfinishedError(ValueError):
@@ -93,7 +93,7 @@ class Sink(ABC):
         self._storage.write(self._journal(result.item), sealed_json(content).encode())
 
     def finish(self) -> list[NetworkRow]:
-        """Makes one whole of all items and returns a row for each network.
+        """Joins the results of all items and returns a row for each network.
 
         Raises:
             CorpusError, WeightsError: The folder cannot be written, or nothing in it is finite.
@@ -106,7 +106,7 @@ class Sink(ABC):
         return f"{JOURNALS}/{self._digest}-{item.index:06d}.json"
 
     def _is_done(self, item: WorkItem) -> bool:
-        """Whether an item's journal and the files that it names are whole; else the item is done again."""
+        """Whether an item's journal and the files that it names are intact; otherwise the item is done again."""
         try:
             files = unseal(self._storage.read(self._journal(item)))["files"]
             return all(self._storage.sha256(name) == expected for name, expected in files.items())
@@ -132,7 +132,7 @@ class Sink(ABC):
 
     @abstractmethod
     def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
-        """Makes one whole of what the journals of all items say, in order."""
+        """Joins the journals of all items, in order, into the final result."""
 
 
 class FileSink(Sink):
@@ -259,7 +259,7 @@ def make_sink(config: GenerateConfig, plan: GenerationPlan) -> Sink:
 
 
 def sink_recipe(config: GenerateConfig, plan: GenerationPlan) -> dict[str, Any]:
-    """Returns everything that decides the networks and how they are kept; not who generates them, nor where to."""
+    """Returns all settings that decide the content of the networks and their files, but not where or by whom."""
     request = plan.request
     recipes = [task.recipe for task in request.tasks]
     tasks = hashlib.sha256(json.dumps([request.task_ids, recipes, request.condition.instructions]).encode())
@@ -277,7 +277,7 @@ def sink_recipe(config: GenerateConfig, plan: GenerationPlan) -> dict[str, Any]:
 
 
 def rows_of(corpus: Corpus) -> list[NetworkRow]:
-    """Returns what a corpus of generated networks says of each."""
+    """Returns the row of each network of a generated corpus."""
     return [
         NetworkRow(
             task=facts["task_id"] or NO_TASK,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.baselines import BASELINES, OF_A_SHARED_START, random_start
+from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, random_start
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
 from raywgen.generation.statistics import some_inputs
@@ -26,7 +26,7 @@ def evaluator(zoo_corpus: Corpus) -> TaskEvaluator:
     return made
 
 
-EVERY = BASELINES | OF_A_SHARED_START
+EVERY = BASELINES | SHARED_START_BASELINES
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -72,7 +72,7 @@ def test_gradient_is_adam_on_all_examples_for_the_steps_of_the_config(evaluator:
         order_seeds=list(range(count)),
         record_steps=[CONFIG.gradient_steps],
     )
-    fitted_TnD = OF_A_SHARED_START["gradient"](evaluator, CONFIG)
+    fitted_TnD = SHARED_START_BASELINES["gradient"](evaluator, CONFIG)
     for row, value_D in enumerate(fitted_TnD.flatten(0, 1)):
         state = {name: tensor[row] for name, tensor in end.state_N.items()}
         torch.testing.assert_close(value_D, evaluator.layout.flatten(state), rtol=0, atol=1e-6)
@@ -115,8 +115,8 @@ def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(eval
 
 
 def test_gradient_lowers_the_loss_on_the_examples(evaluator: TaskEvaluator) -> None:
-    before_T = evaluator.example_loss(OF_A_SHARED_START["shared_start"](evaluator, CONFIG))[:, 0]
-    after_T = evaluator.example_loss(OF_A_SHARED_START["gradient"](evaluator, CONFIG)).min(dim=1).values
+    before_T = evaluator.example_loss(SHARED_START_BASELINES["shared_start"](evaluator, CONFIG))[:, 0]
+    after_T = evaluator.example_loss(SHARED_START_BASELINES["gradient"](evaluator, CONFIG)).min(dim=1).values
     assert bool((after_T < before_T).all())
 
 

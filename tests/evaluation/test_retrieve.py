@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_network_of_the_very_task_is_found_by_its_samples_alone(zoo_corpus: Corpus) -> None:
     for task in list(zoo_corpus.tasks.values())[:6]:
-        asked = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
-        found = nearest(zoo_corpus, asked, top=1)
+        request = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+        found = nearest(zoo_corpus, request, top=1)
         assert found.by == "loss"
         assert found.networks[0].task_id == task.task_id
 
@@ -63,8 +63,8 @@ def test_scores_equal_those_of_one_network_at_a_time(zoo_corpus: Corpus) -> None
 
 def test_by_accuracy_the_most_accurate_comes_first_and_of_equals_the_lower_loss(zoo_corpus: Corpus) -> None:
     task = next(iter(zoo_corpus.tasks.values()))
-    asked = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
-    found = nearest(zoo_corpus, asked, by="accuracy", top=1000)
+    request = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+    found = nearest(zoo_corpus, request, by="accuracy", top=1000)
     order = [(-(network.accuracy or 0.0), network.loss or 0.0) for network in found.networks]
     assert order == sorted(order)
     assert order[0][0] < order[-1][0]
@@ -93,13 +93,13 @@ def test_only_ends_of_trajectories_are_compared(zoo_corpus: Corpus) -> None:
 
 def test_facts_narrow_the_search(zoo_corpus: Corpus) -> None:
     unseen = next(task for task in zoo_corpus.tasks.values() if task.split == "unseen")
-    asked = TaskRequest(instruction=unseen.instruction, samples_SF=unseen.samples_SF, labels_S=unseen.labels_S)
-    found = nearest(zoo_corpus, asked, where=["split=train", "architecture=mlp-64-6-2"], top=1000)
+    request = TaskRequest(instruction=unseen.instruction, samples_SF=unseen.samples_SF, labels_S=unseen.labels_S)
+    found = nearest(zoo_corpus, request, where=["split=train", "architecture=mlp-64-6-2"], top=1000)
     assert {network.architecture for network in found.networks} == {"mlp-64-6-2"}
     assert unseen.task_id not in {network.task_id for network in found.networks}
     assert found.num_tried == 12
     with pytest.raises(ConditionError, match="loosen"):
-        nearest(zoo_corpus, asked, where=["architecture=none"])
+        nearest(zoo_corpus, request, where=["architecture=none"])
 
 
 def test_what_is_not_finite_has_an_infinite_loss(zoo_corpus: Corpus) -> None:
@@ -172,9 +172,9 @@ def test_images_are_read_as_the_corpus_networks_take_them(tmp_path: Path) -> Non
 
 def test_fewer_samples_keep_their_classes(zoo_corpus: Corpus) -> None:
     task = next(iter(zoo_corpus.tasks))
-    asked = read_task_request(zoo_corpus, task=task, instruction="", data="", num_samples=6)
-    assert asked.labels_S is not None
-    assert asked.labels_S.bincount().tolist() == [3, 3]
+    request = read_task_request(zoo_corpus, task=task, instruction="", data="", num_samples=6)
+    assert request.labels_S is not None
+    assert request.labels_S.bincount().tolist() == [3, 3]
 
 
 def test_what_is_missing_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def test_text_similarity_is_the_cosine_of_weighted_words() -> None:
 def test_data_similarity_is_one_over_one_plus_the_frechet_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     stored = [torch.randn(50, 3, generator=generator) * scale + shift for scale, shift in ((1, 0), (2, 1), (1, 4))]
-    asked = torch.randn(40, 3, generator=generator)
+    request = torch.randn(40, 3, generator=generator)
     variance = torch.cat(stored).numpy().var(axis=0)
-    for similarity, samples in zip(data_similarity(asked, stored), stored, strict=True):
+    for similarity, samples in zip(data_similarity(request, stored), stored, strict=True):
         mean, std = samples.numpy().mean(axis=0), samples.numpy().std(axis=0)
-        offset = (mean - asked.numpy().mean(axis=0)) ** 2 + (std - asked.numpy().std(axis=0)) ** 2
+        offset = (mean - request.numpy().mean(axis=0)) ** 2 + (std - request.numpy().std(axis=0)) ** 2
         assert float(similarity) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
     assert data_similarity(stored[1], stored).argmax() == 1

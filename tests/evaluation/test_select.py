@@ -180,7 +180,7 @@ def test_landmarks_do_not_depend_on_how_classes_are_numbered() -> None:
     np.testing.assert_allclose(landmarks(samples, labels), landmarks(samples, 7 * labels))
 
 
-def test_the_asked_task_itself_stays_unknown(zoo_corpus: Corpus, tmp_path: Path) -> None:
+def test_the_requested_task_stays_unknown(zoo_corpus: Corpus, tmp_path: Path) -> None:
     task = next(iter(zoo_corpus.tasks))
     names = [network.name for network in zoo_corpus.networks.values()]
     assert task not in {one.task_id for one in collect_results(zoo_corpus, names, leave_out=task).tasks}

@@ -1,6 +1,6 @@
-"""Few-shot tasks: what a generator of heads or networks is compared with, on the same episodes and the same encoder.
+"""Baselines of generators on few-shot tasks, by the same episodes and the same encoder.
 
-Needs neither Ray nor DeepSpeed.
+This package needs neither Ray nor DeepSpeed.
 """
 
 from raywgen.evaluation.few_shot.confidence import Estimate, estimate, paired_difference

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class FewShotError(ValueError):
-    """A comparison that cannot be made as asked; the message names what is wrong and the remedy."""
+    """A few-shot comparison cannot be made with these settings; the message names the reason and the remedy."""

@@ -1,10 +1,11 @@
-"""A logistic head fitted to the support features by gradient steps: what needs no meta-learning.
+"""Fits a logistic head to the support features by gradient steps: a baseline without meta-learning.
 
-From zero, by Adam (Kingma and Ba, arXiv 1412.6980) on the mean cross-entropy, whose gradient for a sample x of class y
-is `(softmax(W x + b) - onehot(y)) x^T`. Twice: for many episodes at once without autograd, and for one as it is
-ordinarily written; the second is what a latency is compared with, the first what is fair to it.
+The head starts at zero and is trained by Adam (Kingma and Ba, arXiv 1412.6980) on the mean cross-entropy, whose
+gradient for a sample x of class y is `(softmax(W x + b) - onehot(y)) x^T`. There are two implementations: `fit_heads`
+fits the heads of many episodes at once without autograd; `fit_head_autograd` fits a single one in the ordinary way.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes; F = E + 1, with the bias.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples; F = E + 1 counts
+the bias.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ _EPSILON = 1e-8
 def fit_heads(
     support_BSE: Tensor, support_y_BS: Tensor, num_classes: int, *, learning_rate: float, num_steps: Sequence[int]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Heads of B episodes after each of some numbers of steps.
+    """Fits the heads of B episodes, and returns them after each of some numbers of steps.
 
     Args:
         support_BSE: Features.
-        support_y_BS: int64, from 0 to C - 1.
+        support_y_BS: Classes, int64, from 0 to C - 1.
         num_classes: C.
-        learning_rate: Of Adam.
-        num_steps: After how many steps heads are wanted, in any order; 0 is the zero head.
+        learning_rate: Learning rate of Adam.
+        num_steps: Numbers of steps after which heads are returned, in any order; 0 is the zero head.
 
     Returns:
         For each of `num_steps` the weight `(B, C, E)` and the bias `(B, C)`.
 
     Raises:
-        FewShotError: Shapes or labels do not fit, the rate is not positive, or a number of steps negative or missing.
+        FewShotError: Shapes or labels do not fit, the rate is not positive, or a number of steps is negative or
+            missing.
     """
     _check(learning_rate, num_steps)
     member_BSC = members(support_BSE, support_y_BS, num_classes)
@@ -62,7 +64,7 @@ def fit_heads(
 def fit_head_autograd(
     support_SE: Tensor, support_y_S: Tensor, num_classes: int, *, learning_rate: float, num_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The same for one episode, by `torch.optim.Adam`.
+    """Fits the head of one episode by `torch.optim.Adam`.
 
     Returns:
         Weight `(C, E)` and bias `(C,)`.
@@ -92,7 +94,7 @@ def head_accuracies(
     num_steps: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
 ) -> dict[tuple[float, int], Tensor]:
-    """Accuracy `(B,)` on the query samples for each rate and number of steps, to choose from on validation episodes."""
+    """Returns accuracy `(B,)` on the query samples for each rate and number of steps, to choose on validation tasks."""
     accuracies = {}
     for rate in learning_rates:
         heads = fit_heads(support_BSE, support_y_BS, num_classes, learning_rate=rate, num_steps=num_steps)

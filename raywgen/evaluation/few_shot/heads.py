@@ -1,6 +1,6 @@
 """Linear heads over features, one for each of B episodes.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from raywgen.evaluation.few_shot.errors import FewShotError
 
 
 def head_logits(weight_BCE: Tensor, bias_BC: Tensor, query_BQE: Tensor) -> Tensor:
-    """`w_c . x + b_c`, `(B, Q, C)`."""
+    """Returns the logits `w_c . x + b_c`, `(B, Q, C)`."""
     return torch.baddbmm(bias_BC.unsqueeze(1), query_BQE, weight_BCE.mT)
 
 
 def accuracy(logits_BQC: Tensor, labels_BQ: Tensor) -> Tensor:
-    """Share of the samples whose largest logit is their class's, `(B,)` in [0, 1]."""
+    """Returns the share of samples whose largest logit is their class's, `(B,)` in [0, 1]."""
     return (logits_BQC.argmax(dim=-1) == labels_BQ).float().mean(dim=-1)
 
 
 def members(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> Tensor:
-    """Whether a support sample is of a class, `(B, S, C)` in the dtype of the features.
+    """Returns the one-hot classes of the support samples, `(B, S, C)` in the dtype of the features.
 
     Raises:
         FewShotError: Shapes do not fit, or a label is out of range.

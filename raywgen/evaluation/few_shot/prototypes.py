@@ -1,9 +1,9 @@
-"""Nearest class mean in feature space, the baseline that learns nothing of a task but where its classes lie.
+"""Classifies by the nearest class mean in feature space: a baseline that fits nothing but these means.
 
 Source: Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175), equations 1 and 2;
 the same as a linear head, section 2.4.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from raywgen.evaluation.few_shot.heads import members
 
 
 def prototypes(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> Tensor:
-    """Means m_c of the support features of each class, `(B, C, E)`.
+    """Returns the means m_c of the support features of each class, `(B, C, E)`.
 
     Args:
         support_BSE: Features.
-        support_y_BS: int64, from 0 to C - 1.
+        support_y_BS: Classes, int64, from 0 to C - 1.
         num_classes: C.
 
     Raises:
@@ -37,6 +37,6 @@ def prototypes(support_BSE: Tensor, support_y_BS: Tensor, num_classes: int) -> T
 
 
 def prototype_logits(support_BSE: Tensor, support_y_BS: Tensor, query_BQE: Tensor, num_classes: int) -> Tensor:
-    """`-||x - m_c||^2`, `(B, Q, C)`; arguments and errors as `prototypes`, with query features."""
+    """Returns `-||x - m_c||^2`, `(B, Q, C)`, of query features; other arguments and errors as in `prototypes`."""
     means_BCE = prototypes(support_BSE, support_y_BS, num_classes)
     return -(query_BQE.unsqueeze(2) - means_BCE.unsqueeze(1)).square().sum(dim=-1)

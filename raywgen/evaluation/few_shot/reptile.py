@@ -1,4 +1,4 @@
-"""Reptile: a start from which a whole network adapts to a new task within a few gradient steps.
+"""Trains by Reptile a start from which a whole network adapts to a new task within a few gradient steps.
 
 Source: Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", arXiv 1803.02999, algorithm 2:
 
@@ -6,21 +6,22 @@ Source: Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 
 
 U_i^k is k steps of Adam on minibatches of task i. As in the authors' code (github.com/openai/supervised-reptile):
 
-- Adam has no first moment, and its second moments outlive the task: a new task goes on with those of meta-training.
-  There the tasks of a meta-batch hand them on one to the next; here all begin with the same and the mean of what they
-  end with is kept, so that neither the order of tasks nor the number of workers matters.
-- Batch norm has no memory: it always normalises by the images at hand. To be judged without transduction, queries are
-  normalised by the support set alone, a sample at a time as it were; the authors put each query among the support
-  images, which costs a pass over both for each. With transduction they are normalised by the queries themselves.
+- Adam has no first moment, and its second moments are carried over from one task to the next. In the authors' code
+  the tasks of a meta-batch pass them on one after another; here all tasks begin with the same ones and the mean of
+  their final ones is kept, so that neither the order of tasks nor the number of workers matters.
+- Batch norm has no running statistics: it always normalises by the images at hand. So that queries do not influence
+  each other, they are normalised by the support set alone; the authors put each query among the support images, which
+  costs a pass over both for each query.
 
-Beyond them there are two choices for a start whose features are trained already, off by default. The head may have a
-learning rate of its own. And its rows may be kept alike: since classes are numbered at random, the mean update over all
-ways to number them has that form, and from such a head all classes are equal to the first step. Measured on Omniglot,
+Two further options help a start whose features are trained already; both are off by default. The head may have a
+learning rate of its own, and its rows may be kept equal: since classes are numbered at random, the mean update over all
+ways to number them has that form, and from such a head the first step treats all classes equally. Measured on Omniglot,
 5-way 1-shot, 300 episodes of validation alphabets, from a prototypically trained encoder (97.5 % by prototypes), head
 rate 0.02 to 0.03: 94.6 % after 1,500 meta-steps at meta rate 1, best from 3 steps on; 95.9 % after 100 at meta rate
 0.01, best at 8 steps. The more meta-training moves such an encoder, the fewer steps a task needs and the lower it ends.
 
-Shape legend: S samples, C channels, H height, W width, N classes, K steps, T samples of a minibatch.
+Shape letters beyond the legend in `raywgen.weights`: C channels, H height, W width, N classes, K steps, T samples of a
+minibatch.
 """
 
 from __future__ import annotations
@@ -41,22 +42,22 @@ from raywgen.tasks.augment import augment
 from raywgen.tasks.episodes import EpisodeSampler
 
 Prepare = Callable[[Tensor], Tensor]
-"""Pixels uint8 `(S, C, H, W)` to the floats that a network takes."""
+"""Turns pixels uint8 `(S, C, H, W)` into the floats that a network takes."""
 
 _BETA2 = 0.999
 _STREAM = 1
 HEAD = "head."
-"""What the names of the last layer's parameters begin with."""
+"""Prefix of the names of the last layer's parameters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReptileState:
-    """A network's weights and what Adam remembers of the way to them.
+    """A network's weights with the state of Adam.
 
     Attributes:
         weights: Parameters by name.
-        second_moments: Adam's, by the same names.
-        num_steps: Steps that they have seen.
+        second_moments: Adam's second moments, by the same names.
+        num_steps: Number of steps that they were averaged over.
     """
 
     weights: dict[str, Tensor]
@@ -65,26 +66,26 @@ class ReptileState:
 
     @classmethod
     def of(cls, module: nn.Module) -> ReptileState:
-        """A network's own weights, and no memory."""
+        """Takes a network's own weights, with fresh moments."""
         weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         return cls(weights=weights, second_moments={}).without_memory()
 
     def without_memory(self) -> ReptileState:
-        """The same weights, as if Adam had made no step."""
+        """Returns the same weights, as if Adam had made no step."""
         return ReptileState(
             weights=self.weights, second_moments={name: torch.zeros_like(w) for name, w in self.weights.items()}
         )
 
     def with_symmetric_head(self) -> ReptileState:
-        """The head's rows replaced by their mean, in weights and memory: the mean over all ways to number classes."""
+        """Replaces the head's rows, in weights and moments, by their mean: the mean over all ways to number classes."""
         weights, moments = (
-            {name: _rows_alike(value) if name.startswith(HEAD) else value for name, value in part.items()}
+            {name: _with_equal_rows(value) if name.startswith(HEAD) else value for name, value in part.items()}
             for part in (self.weights, self.second_moments)
         )
         return ReptileState(weights=weights, second_moments=moments, num_steps=self.num_steps)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a file."""
+        """Returns everything as named tensors for a file."""
         return {
             **{f"weights/{name}": value for name, value in self.weights.items()},
             **{f"second_moments/{name}": value for name, value in self.second_moments.items()},
@@ -96,7 +97,7 @@ class ReptileState:
         """Reads the tensors that `tensors` gave.
 
         Raises:
-            FewShotError: It is something else.
+            FewShotError: The tensors are something else.
         """
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "second_moments": {}}
         for key, value in tensors.items():
@@ -109,20 +110,20 @@ class ReptileState:
 
 
 class Learner:
-    """One network that can be put to a start again and again, and adapts from there.
+    """A network that is reset to a start again and again, and adapts from there.
 
     Convolutions are in channels-last, which is fastest on a CPU; many tasks as one stack are slower there.
 
     Args:
-        module: Its architecture and device; a copy is used.
-        config: How it learns.
+        module: Network whose architecture and device are used, as a copy.
+        config: Settings of learning.
     """
 
     def __init__(self, module: nn.Module, config: ReptileConfig) -> None:
         self.module = copy.deepcopy(module)
         self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.config = config
-        # With this momentum the running statistics are those of the last batch, and of nothing before it.
+        # With this momentum the running statistics are those of the last batch alone.
         for part in self.module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.momentum = 1.0
@@ -137,7 +138,7 @@ class Learner:
         self._optimizer = torch.optim.Adam(groups, betas=(0.0, _BETA2), fused=True)
 
     def restart(self, state: ReptileState) -> None:
-        """Takes over weights and Adam's memory."""
+        """Takes over weights and Adam's moments."""
         for name, parameter in self._parameters.items():
             parameter.data.copy_(state.weights[name])
             moment = torch.empty_like(parameter).copy_(state.second_moments[name])
@@ -148,7 +149,7 @@ class Learner:
             }
 
     def state(self) -> ReptileState:
-        """A copy of weights and memory as they are now."""
+        """Returns a copy of the current weights and moments."""
         memory = {name: self._optimizer.state[parameter] for name, parameter in self._parameters.items()}
         return ReptileState(
             weights={name: parameter.detach().clone() for name, parameter in self._parameters.items()},
@@ -157,11 +158,11 @@ class Learner:
         )
 
     def taken(self, x_SCHW: Tensor) -> Tensor:
-        """Inputs on the network's device, in its memory format."""
+        """Moves inputs to the network's device and memory format."""
         return x_SCHW.to(self.device, memory_format=torch.channels_last)
 
     def learn(self, x_SCHW: Tensor, y_S: Tensor, batches_KT: Tensor) -> None:
-        """One Adam step for each minibatch, given as places in the samples."""
+        """Makes an Adam step for each minibatch, given as indices of samples."""
         self.module.train()
         for batch_T in batches_KT:
             self._optimizer.zero_grad()
@@ -174,7 +175,7 @@ class Learner:
         """Fits the network to a task's support set; `logits` then classify its queries.
 
         Args:
-            start: What `train_reptile` gave.
+            start: A start from `train_reptile`.
             support_x: Floats `(S, C, H, W)`.
             support_y: int64 `(S,)`.
             num_steps: Adam steps; by default the config's.
@@ -188,20 +189,15 @@ class Learner:
 
     @torch.no_grad()
     def normalise_by(self, x_SCHW: Tensor) -> None:
-        """Has queries normalised by these samples from now on."""
+        """Sets the statistics of batch norm to those of these samples, for the queries that follow."""
         with self._autocast():
             self.module.train()(x_SCHW)
 
     @torch.no_grad()
-    def logits(self, query_x: Tensor, *, transductive: bool = False) -> Tensor:
-        """Logits `(S, N)`.
-
-        Args:
-            query_x: Floats `(S, C, H, W)`.
-            transductive: Normalise them by themselves, so that each is judged with a view of all.
-        """
+    def logits(self, query_x: Tensor) -> Tensor:
+        """Returns logits `(S, N)` of queries, floats `(S, C, H, W)`."""
         with self._autocast():
-            return self.module.train(transductive)(self.taken(query_x)).to(query_x.dtype)
+            return self.module.eval()(self.taken(query_x)).to(query_x.dtype)
 
 
 def warm_start(module: nn.Module, encoder: Mapping[str, Tensor]) -> None:
@@ -236,10 +232,10 @@ def train_reptile(
         module: A network with as many outputs as an episode has classes; its values are where meta-training starts.
         sampler: Tasks of the meta-training classes, with `config.train_shots` support images of each class; their
             queries are not used.
-        config: How.
-        prepare: From pixels to the network's inputs.
+        config: Settings of meta-training.
+        prepare: Turns pixels into the network's inputs.
         num_workers: Threads that share a meta-batch; they do not change the result.
-        on_progress: Called with meta-steps done and to do.
+        on_progress: Called with the number of meta-steps done and the number of all.
 
     Raises:
         FewShotError: The sampler's tasks have another number of support images than the config says, or there is no
@@ -265,7 +261,7 @@ def train_reptile(
 
 
 def meta_update(start: ReptileState, ends: Sequence[ReptileState], rate: float) -> ReptileState:
-    """`phi + rate * mean_i (W_i - phi)`; of Adam's memory the mean, of its steps those of one task."""
+    """Returns `phi + rate * mean_i (W_i - phi)`, with the mean of the tasks' moments and the steps of one task."""
     return ReptileState(
         weights={name: torch.lerp(phi, _mean(ends, "weights", name), rate) for name, phi in start.weights.items()},
         second_moments={name: _mean(ends, "second_moments", name) for name in start.second_moments},
@@ -274,9 +270,9 @@ def meta_update(start: ReptileState, ends: Sequence[ReptileState], rate: float) 
 
 
 def minibatches(num_samples: int, batch_size: int, num_steps: int, *, seed: int, index: int = 0) -> Tensor:
-    """Places of the samples of K minibatches, int64 `(K, T)`, T the smaller of `batch_size` and `num_samples`.
+    """Returns the indices of the samples of K minibatches, int64 `(K, T)`, T at most `batch_size` and `num_samples`.
 
-    All samples in one random order, then all in another; a minibatch may reach from one into the next.
+    Minibatches run through all samples in one random order, then in another, and may cross from one to the next.
     """
     size = min(batch_size, num_samples)
     # The sampler draws by the same key, from counter zero.
@@ -289,7 +285,7 @@ def minibatches(num_samples: int, batch_size: int, num_steps: int, *, seed: int,
 def _adapted(
     learner: Learner, start: ReptileState, sampler: EpisodeSampler, tasks: Sequence[int], prepare: Prepare
 ) -> list[ReptileState]:
-    """Returns the parameters at which some tasks end."""
+    """Adapts to each of some tasks, and returns the states at which they end."""
     config, ends = learner.config, []
     for index in tasks:
         episode = sampler.episode(index)
@@ -318,5 +314,5 @@ def _check(sampler: EpisodeSampler, config: ReptileConfig, num_workers: int) -> 
         )
 
 
-def _rows_alike(value: Tensor) -> Tensor:
+def _with_equal_rows(value: Tensor) -> Tensor:
     return value.mean(dim=0, keepdim=True).expand_as(value).contiguous()

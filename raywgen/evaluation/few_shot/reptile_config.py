@@ -9,25 +9,26 @@ from raywgen.evaluation.few_shot.errors import FewShotError
 
 @dataclass(kw_only=True)
 class ReptileConfig:
-    """Reptile with Adam inside.
+    """Settings of Reptile with Adam as the inner optimiser.
 
     Attributes:
-        learning_rate: Of the inner Adam, whose first moment is off (beta1 = 0).
-        head_learning_rate: Of the layer `head`; without one as of all others.
+        learning_rate: Learning rate of the inner Adam, whose first moment is off (beta1 = 0).
+        head_learning_rate: Learning rate of the layer `head`; by default that of all others.
         inner_steps: Adam steps of a task in meta-training.
-        inner_batch: Images of such a step.
+        inner_batch: Images of each of these steps.
         meta_batch: Tasks of a meta-step.
-        meta_rate: How much of the way to the tasks' mean the first meta-step goes.
-        meta_rate_final: The last one, with a straight line between.
+        meta_rate: Share of the way to the tasks' mean that the first meta-step goes.
+        meta_rate_final: The same at the end; the rate falls linearly in between.
         train_shots: Images of each class that a task of meta-training has.
-        augment: What is done to them: empty, or of `flip` and `shift-K` (K pixels), joined by `+`.
-        num_meta_steps: Updates of the start.
-        carry_moments: Adam's second moments outlive a task, as in the authors' code; else each task begins with none.
-        symmetric_head: Give all classes' rows of the start's head their mean, see the module.
-        bf16: Run the network in bfloat16 where that is safe; weights and Adam stay in float32.
+        augment: Augmentation of these images: empty, or `flip` and `shift-K` (K pixels), joined by `+`.
+        num_meta_steps: Number of updates of the start.
+        carry_moments: Whether Adam's second moments are carried over to the next task, as in the authors' code; else
+            each task begins with none.
+        symmetric_head: Whether all rows of the start's head are set to their mean; see the module.
+        bf16: Whether the network runs in bfloat16 where that is safe; weights and Adam stay in float32.
         eval_batch: Images of a step that adapts to a new task; all of its support set where that has no more.
-        eval_steps: Such steps, where no other number is asked for.
-        seed: Of the order of images.
+        eval_steps: Default number of steps that adapt to a new task.
+        seed: Seed of the order of images.
 
     Raises:
         FewShotError: A value is out of range; the message names it.
@@ -65,6 +66,6 @@ class ReptileConfig:
             )
 
     def rate(self, meta_step: int) -> float:
-        """The meta rate of one of the meta-steps, counted from 0."""
+        """Returns the meta rate of one of the meta-steps, counted from 0."""
         done = meta_step / self.num_meta_steps
         return (1 - done) * self.meta_rate + done * self.meta_rate_final

@@ -1,10 +1,10 @@
-"""A ridge-regression head with a closed form, whose strength each episode chooses for itself.
+"""Fits a ridge-regression head in closed form; each episode chooses its own regularisation strength.
 
 Source: Bertinetto et al., "Meta-learning with Differentiable Closed-form Solvers", ICLR 2019 (arXiv 1805.08136),
 equations 5 and 6, on one-hot labels. The strength is the one with the smallest leave-one-out error on the support set,
-which has a closed form as well (Golub, Heath and Wahba, Technometrics 1979, equation 1.3), so nothing is tuned.
+which has a closed form as well (Golub, Heath and Wahba, Technometrics 1979, equation 1.3), so there is nothing to tune.
 
-Shape legend: B episodes, S support samples, Q query samples, E features, C classes, R strengths.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples, R strengths.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ridge_logits(
     *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Tensor:
-    """Scores `(B, Q, C)` of a ridge regression with an unpenalised intercept onto one-hot labels.
+    """Returns scores `(B, Q, C)` of a ridge regression with an unpenalised intercept onto one-hot labels.
 
     `W = X^T (X X^T + r I)^-1 Y` on centred features X and labels Y. The hat matrix of the support samples is
     `H = X X^T (X X^T + r I)^-1 + 1/S`, and sample s, left out, is missed by `(y_s - (H y)_s) / (1 - H_ss)`.

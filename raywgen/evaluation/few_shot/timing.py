@@ -1,4 +1,4 @@
-"""Milliseconds of several ways to do the same, in one loop, so that a busy machine slows all of them alike."""
+"""Times several ways to do the same in one loop, so that a busy machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Timing:
     """Milliseconds of one task.
 
     Attributes:
-        median_ms: Over the repetitions.
+        median_ms: Median over the repetitions.
         low_ms: First quartile.
         high_ms: Third quartile.
     """
@@ -34,16 +34,14 @@ def time_alternating(
     repetitions: int = 30,
     warm_up: int = 3,
     tasks_per_call: int = 1,
-    synchronise: bool = False,
 ) -> dict[str, Timing]:
     """Times each candidate once a round, with one thread.
 
     Args:
-        candidates: What is timed, by name.
-        repetitions: Rounds that count.
-        warm_up: Rounds before them that do not.
+        candidates: Functions to time, by name.
+        repetitions: Number of timed rounds.
+        warm_up: Number of rounds before them, which are not counted.
         tasks_per_call: Tasks that a call works on; times are divided by it.
-        synchronise: Wait for the CUDA device before and after each call.
 
     Raises:
         FewShotError: There is nothing to time, or not often enough for a spread.
@@ -57,18 +55,14 @@ def time_alternating(
     with one_thread():
         for _ in range(warm_up + repetitions):
             for name, call in candidates.items():
-                seconds[name].append(_seconds(call, synchronise))
+                seconds[name].append(_seconds(call))
     scale = 1e3 / tasks_per_call
     return {name: _timing([scale * value for value in values[warm_up:]]) for name, values in seconds.items()}
 
 
-def _seconds(call: Callable[[], object], synchronise: bool) -> float:
-    if synchronise:
-        torch.cuda.synchronize()
+def _seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
-    if synchronise:
-        torch.cuda.synchronize()
     return time.perf_counter() - begin
 
 
@@ -79,7 +73,7 @@ def _timing(milliseconds: list[float]) -> Timing:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread for each of what runs here: threads of several would wait for each other."""
+    """Sets torch to one thread for a while, since the threads of parallel workers would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -176,8 +176,8 @@ def test_training_beats_chance_on_new_classes_and_adaptation_the_start() -> None
     assert found.shape == (20, 4)
     assert abs(found[:, 0].mean() - 1 / 3) < 0.2
     assert found[:, 3].mean() > 0.8
-    alone = accuracy_by_steps(learners[:1], start, test, prepare=_prepare, num_episodes=3, first=2, num_steps=steps)
-    torch.testing.assert_close(alone, found[2:5], rtol=0, atol=0)
+    alone = accuracy_by_steps(learners[:1], start, test, prepare=_prepare, num_episodes=3, num_steps=steps)
+    torch.testing.assert_close(alone, found[:3], rtol=0, atol=0)
 
 
 def test_adapt_is_what_evaluation_does_and_a_restart_forgets() -> None:
@@ -192,7 +192,7 @@ def test_adapt_is_what_evaluation_does_and_a_restart_forgets() -> None:
         assert (guess_S == episode.query_y).float().mean() == by_steps[0, column]
 
 
-def test_queries_are_normalised_by_the_support_set_alone_unless_transductive() -> None:
+def test_queries_are_normalised_by_the_support_set_alone() -> None:
     module = _module()
     learner = Learner(module, CONFIG)
     episode = _sampler(range(8, 12), 2, num_query=3).episode(0)
@@ -203,7 +203,6 @@ def test_queries_are_normalised_by_the_support_set_alone_unless_transductive() -
     adapted = _module().train()
     adapted.load_state_dict(learner.state().weights, strict=False)
     torch.testing.assert_close(together, _by_support(adapted, support_x, query_x))
-    torch.testing.assert_close(learner.logits(query_x, transductive=True), adapted(query_x))
 
 
 @torch.no_grad()
@@ -257,8 +256,6 @@ def test_a_state_survives_a_file() -> None:
 def test_fewest_steps_are_the_first_that_come_near_the_best() -> None:
     accuracy_BK = torch.tensor([[0.90, 0.960, 0.961, 0.962], [0.92, 0.980, 0.983, 0.982]])
     assert fewest_steps(accuracy_BK, [1, 3, 5, 8]) == 3
-    assert fewest_steps(accuracy_BK, [1, 3, 5, 8], within=0.001) == 5
-    assert fewest_steps(accuracy_BK, [1, 3, 5, 8], within=0.1) == 1
 
 
 def test_bad_settings_are_refused() -> None:
