@@ -109,11 +109,11 @@ def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = 
     columns = ["network", "start", "rate", *(f"after {epoch}" for epoch in shown), "epochs to"]
     rows = [
         (
-            row["network"],
-            row["start"],
-            f"{row['learning_rate']:g}",
-            *(_points(row["accuracy"][epoch]) for epoch in shown),
-            f"{_points(row['wanted_accuracy'])}: {'never' if row['epochs'] is None else round(row['epochs'])}",
+            row.network,
+            row.start,
+            f"{row.learning_rate:g}",
+            *(_points(row.accuracy[epoch]) for epoch in shown),
+            f"{_points(row.wanted_accuracy)}: {'never' if row.epochs is None else round(row.epochs)}",
         )
         for row in tuned
     ]

@@ -1,13 +1,13 @@
-"""Fine-tuning from what a generator writes, beside a random start and the nearest stored network.
+"""Compares fine-tuning from generated networks with that from random starts and the nearest stored networks.
 
-Shape legend: T tasks, n candidates of a task, D values, S samples, F features of a sample.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,21 @@ _STARTS = ("generated", "random", "nearest", "shared")
 
 @dataclass(kw_only=True)
 class FinetuneConfig(FineTuningConfig):
-    """Training on from several starts, alike in all but the start.
+    """Settings of fine-tuning from several starts under equal conditions.
 
     Attributes:
-        start: What to start from, one or a list of: `generated`, `random`, `nearest` (of the stored networks that
+        start: The start, or a list of starts: `generated`, `random`, `nearest` (of the stored networks that
             generators train on, the one with the lowest loss on the task's labelled samples), `shared` (where the
             corpus' networks started), or the path of a weights file.
         generator: Run folder or bundle, for `generated`.
         corpus: Names tasks and architectures.
         tasks: A task id, or a split: `seen`, `validation`, `unseen`.
         network: Architecture by name, as `raywgen corpus info` lists them; empty for all.
-        limit: Most tasks.
+        limit: Maximum number of tasks.
         best_of: Candidates of `generated` and of `random`; the lowest loss on the labelled samples is the start.
-        temperature: Of generation.
-        accuracy: Epochs to this balanced test accuracy are counted; 0 takes for each task what the start that ends
-            lowest has in the end.
+        temperature: Sampling temperature of generation.
+        accuracy: Balanced test accuracy to which epochs are counted. 0 takes, for each task, the final accuracy of the
+            start that ends lowest.
         out: Folder for `finetune.json` and the trained networks.
     """
 
@@ -72,19 +72,43 @@ class FinetuneConfig(FineTuningConfig):
             raise ValueError("limit and best_of must be at least 1, temperature at least 0, accuracy between 0 and 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuningRow:
+    """The result of one start and architecture; accuracies are balanced test accuracies in [0, 1].
+
+    Attributes:
+        network: Name of the architecture.
+        start: Name of the start, or its path.
+        learning_rate: The chosen learning rate.
+        accuracy: Mean accuracy over tasks after 0, 1, ... epochs.
+        wanted_accuracy: Mean over tasks of the accuracy to which epochs are counted.
+        epochs: Median number of epochs to it; None where fewer than half of the tasks reach it.
+        share_reached: Share of the tasks that reach it.
+        validation_accuracy: Validation accuracy by learning rate; empty where there was only one.
+        tasks: Accuracy after each epoch by task id.
+    """
+
+    network: str
+    start: str
+    learning_rate: float
+    accuracy: list[float]
+    wanted_accuracy: float
+    epochs: float | None
+    share_reached: float
+    validation_accuracy: dict[str, float]
+    tasks: dict[str, list[float]]
+
+
 @entry_point
-def finetune(
-    config: FinetuneConfig, on_progress: Callable[[int, int, str], None] | None = None
-) -> list[dict[str, Any]]:
+def finetune(config: FinetuneConfig, on_progress: Callable[[int, int, str], None] | None = None) -> list[FineTuningRow]:
     """Trains all starts on all tasks and writes curves and networks.
 
     Args:
-        config: What is compared.
-        on_progress: Called with epochs of all networks done, their number, and the architecture's name.
+        config: Starts, tasks and training.
+        on_progress: Called with the epochs done, over all networks, their total number, and the architecture's name.
 
     Returns:
-        One row a start and architecture: mean accuracy after each epoch, rate, median epochs to the accuracy and the
-        share of tasks that reach it, and the curve of every task.
+        One row for each start and architecture.
 
     Raises:
         ConfigError: No such task, architecture or start.
@@ -99,12 +123,12 @@ def finetune(
     if trained is not None:
         corpus.arrange(trained.generator.layouts)
     networks = networks_named(corpus, config.network)
-    rows: list[dict[str, Any]] = []
+    rows: list[FineTuningRow] = []
     with only_one(config.out):
         for network in networks:
             rows += _of_network(config, corpus, network, facts, trained, on_progress)
         save_config(config, Path(config.out) / "config.yaml")
-        write_text(Path(config.out) / RESULT, json.dumps(rows, indent=1))
+        write_text(Path(config.out) / RESULT, json.dumps([asdict(row) for row in rows], indent=1))
     return rows
 
 
@@ -123,7 +147,7 @@ def _of_network(
     facts: list[TaskFacts],
     trained: TrainedGenerator | None,
     on_progress: Callable[[int, int, str], None] | None,
-) -> list[dict[str, Any]]:
+) -> list[FineTuningRow]:
     maker = _Starts(config, corpus, network, facts, trained)
     starts = {name: maker.make(name) for name in config.start}
     tasks = [build_task(task.recipe) for task in facts]
@@ -144,25 +168,25 @@ def _of_network(
     return [_row(network.name, name, tasks, one, wanted_T) for name, one in tuned.items()]
 
 
-def _row(network: str, start: str, tasks: list[Task], one: FineTuned, wanted_T: Tensor) -> dict[str, Any]:
+def _row(network: str, start: str, tasks: list[Task], one: FineTuned, wanted_T: Tensor) -> FineTuningRow:
     epochs_T = one.epochs_to(wanted_T)
     reached_T = epochs_T.isfinite()
-    return {
-        "network": network,
-        "start": start,
-        "learning_rate": one.learning_rate,
-        "accuracy": one.accuracy_TE.mean(dim=0).tolist(),
-        "wanted_accuracy": float(wanted_T.mean()),
-        # The median is a number as long as half of the tasks get there; a mean would be infinite by one that does not.
-        "epochs": float(epochs_T.median()) if bool(epochs_T.median().isfinite()) else None,
-        "share_reached": float(reached_T.float().mean()),
-        "validation_accuracy": {f"{rate:g}": score for rate, score in one.validation_accuracy.items()},
-        "tasks": {task.id: curve for task, curve in zip(tasks, one.accuracy_TE.tolist(), strict=True)},
-    }
+    return FineTuningRow(
+        network=network,
+        start=start,
+        learning_rate=one.learning_rate,
+        accuracy=one.accuracy_TE.mean(dim=0).tolist(),
+        wanted_accuracy=float(wanted_T.mean()),
+        # The median is finite if half of the tasks get there; a single task that does not would make the mean infinite.
+        epochs=float(epochs_T.median()) if bool(epochs_T.median().isfinite()) else None,
+        share_reached=float(reached_T.float().mean()),
+        validation_accuracy={f"{rate:g}": score for rate, score in one.validation_accuracy.items()},
+        tasks={task.id: curve for task, curve in zip(tasks, one.accuracy_TE.tolist(), strict=True)},
+    )
 
 
 class _Starts:
-    """The networks that training starts from, one a task; each gets the same labelled samples."""
+    """Makes the networks that training starts from, one per task, all by the same labelled samples."""
 
     def __init__(
         self,
@@ -176,7 +200,7 @@ class _Starts:
         self._facts, self._trained = facts, trained
 
     def make(self, name: str) -> Tensor:
-        """Flat vectors `(T, D)`.
+        """Returns flat vectors `(T, D)`.
 
         Raises:
             ConfigError: The corpus' networks have no shared start.
@@ -189,7 +213,7 @@ class _Starts:
         return layout.flatten(state).expand(len(self._facts), -1)
 
     def _generated(self) -> Tensor:
-        assert self._trained is not None, "loaded where it is asked for"
+        assert self._trained is not None, "loaded if a start is generated"
         condition = Condition(
             instructions=tuple(task.instruction for task in self._facts),
             samples_BSF=torch.stack([task.samples_SF for task in self._facts]),
@@ -223,8 +247,8 @@ class _Starts:
         where = ["split=train", f"layout_id={self._network.layout.id}"]
         chosen = []
         for task in self._facts:
-            asked = TaskRequest(instruction=task.instruction, samples_SF=task.samples_SF, labels_S=task.labels_S)
-            (best,) = nearest(self._corpus, asked, where=where, by="loss", top=1).networks
+            request = TaskRequest(instruction=task.instruction, samples_SF=task.samples_SF, labels_S=task.labels_S)
+            (best,) = nearest(self._corpus, request, where=where, by="loss", top=1).networks
             chosen.append(self._corpus.values(self._corpus.select(checkpoint_id=best.checkpoint_id))[0])
         return torch.stack(chosen)
 

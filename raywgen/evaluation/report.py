@@ -1,4 +1,4 @@
-"""A run folder as one self-contained HTML page."""
+"""Writes the report on a run folder: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median_low
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -30,12 +29,12 @@ from raywgen.inputs import MAX_YAML_BYTES, read_regular
 __all__ = ["ReportError", "write_report"]
 
 _GROUP_TITLES = {"ladder": "Ladder", "baseline": "Baselines", "ablation": "Ablations"}
-_RETRIEVAL = "nearest"  # what the names of the baselines that look up a stored network start with
+_RETRIEVAL = "nearest"  # Names of baselines that look up a stored network begin with it.
 _LOSSES = ("loss", "val_loss")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `report.html` into a run folder: one page that asks the network for nothing.
+    """Writes `report.html` into a run folder: one page that loads nothing from the internet.
 
     Reads `evaluation/evaluation.json`, and where they exist `config.yaml` and every `metrics.jsonl` below the folder.
 
@@ -60,8 +59,8 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Everything the template names."""
+def _content(root: Path, evaluation: Evaluation) -> dict[str, object]:
+    """Returns the values of all variables of the template."""
     logs, num_unreadable = [], 0
     metric_files = [path for path in sorted(root.rglob("metrics.jsonl")) if _is_within(path, root)]
     for file in metric_files:
@@ -91,7 +90,7 @@ def _content(root: Path, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _is_within(path: Path, root: Path) -> bool:
-    """Whether it is a file of the run folder; a link could bring any file of this machine into the report."""
+    """Whether a file lies in the run folder; a link could bring any file of this machine into the report."""
     return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
@@ -100,7 +99,7 @@ def _text(path: Path) -> str:
 
 
 def _markers(evaluation: Evaluation) -> dict[str, tuple[str, str]]:
-    """Layout -> its marker in plots and its sign in text."""
+    """Returns the marker of each layout in plots and the sign for it in text."""
     return {layout: MARKERS[index % len(MARKERS)] for index, layout in enumerate(evaluation.layouts)}
 
 
@@ -109,16 +108,16 @@ def _has(evaluation: Evaluation, split: str) -> bool:
 
 
 def _cells(evaluation: Evaluation, split: str, row: str) -> list[Cell]:
-    """One per layout, in the order of the layouts."""
+    """Returns the cells of a row on a split, one per layout, in the order of the layouts."""
     chosen = [cell for cell in evaluation.ladder if (cell.split, cell.row) == (split, row)]
     return sorted(chosen, key=lambda cell: evaluation.layouts.index(cell.layout))
 
 
 def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
-    """Mean over layouts and half its 95 % interval, in percent.
+    """Returns the mean over layouts and half the width of its 95 % interval, in percent.
 
-    The layouts are measured on the same tasks, so their errors may go together: the mean of their intervals holds
-    however strongly they do.
+    The layouts are measured on the same tasks, so their errors may be correlated. The mean of their intervals holds
+    however strong the correlation is.
     """
     if not cells:
         return None
@@ -126,7 +125,7 @@ def _mean(cells: Sequence[Cell]) -> tuple[float, float] | None:
 
 
 def _best_baseline(evaluation: Evaluation, split: str, prefix: str = "") -> Row | None:
-    """The most accurate of the baselines whose name starts so."""
+    """Returns the most accurate baseline whose name begins with `prefix`."""
     means = {
         row: mean[0]
         for row in evaluation.rows
@@ -145,8 +144,8 @@ def _compare(generated: tuple[float, float], other: tuple[float, float]) -> str:
     return f"{abs(difference):.1f} percentage points {'above' if difference > 0 else 'below'} it"
 
 
-def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The headline figures: generated networks, and on unseen tasks (else seen ones) what they are measured against."""
+def _cards(evaluation: Evaluation) -> list[dict[str, object]]:
+    """Returns the headline figures: generated networks and what they compare to, on unseen tasks or else seen ones."""
     split = next((name for name in SPLITS if _cells(evaluation, name, "generated")), SPLITS[0])
     generated = _mean(_cells(evaluation, split, "generated"))
     budget = f"best of {evaluation.best_of}" if evaluation.best_of else ""
@@ -169,11 +168,11 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [card for card in cards if card]
 
 
-def _card(title: str, mean: tuple[float, float] | None, note: str, accent: bool = False) -> dict[str, Any] | None:
+def _card(title: str, mean: tuple[float, float] | None, note: str, accent: bool = False) -> dict[str, object] | None:
     return mean and {"title": title, "value": mean[0], "interval": mean[1], "note": note, "accent": accent}
 
 
-def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str, str]]) -> dict[str, object]:
     rows = [
         LadderRow(
             label=row.label,
@@ -207,12 +206,12 @@ def _ladder_finding(evaluation: Evaluation, split: str) -> str:
 
 
 def _lower(label: str) -> str:
-    """A label inside a sentence; names in capitals stay."""
+    """Returns a label as it stands inside a sentence; names in capitals stay."""
     return label if label[1:2].isupper() else label[:1].lower() + label[1:]
 
 
-def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Rungs by group, each with its cells by (split, layout)."""
+def _table(evaluation: Evaluation) -> list[dict[str, object]]:
+    """Returns the rows of the table by group, each with its cells by split and layout."""
     cells = {(cell.row, cell.split, cell.layout): cell for cell in evaluation.ladder}
     groups = [
         {
@@ -240,7 +239,7 @@ def _novelty_rows(evaluation: Evaluation, split: str) -> list[NoveltyRow]:
     return [point for point in evaluation.novelty.rows if point.split == split] if evaluation.novelty else []
 
 
-def _novelty(evaluation: Evaluation, split: str) -> dict[str, Any]:
+def _novelty(evaluation: Evaluation, split: str) -> dict[str, object]:
     assert evaluation.novelty is not None
     reference_distance = evaluation.novelty.reference_distance
     # One axis for both splits, so that they can be compared.
@@ -268,7 +267,7 @@ def _novelty(evaluation: Evaluation, split: str) -> dict[str, Any]:
     return {"title": title, "plot": novelty_plot(networks, reference_distance, furthest, title), "medians": medians}
 
 
-def _stage(log: StageLog) -> dict[str, Any]:
+def _stage(log: StageLog) -> dict[str, object]:
     train, validation = (log.scalars.get(name, ()) for name in _LOSSES)
     title = _loss_finding(train, validation)
     others = [
@@ -314,7 +313,7 @@ def _tokenizer_finding(report: TokenizerReport) -> str:
     return f"{text}, and {'lose' if lost >= 0 else 'gain'} {abs(lost):.1f} percentage points of accuracy"
 
 
-def _codebook(codebook: Codebook) -> dict[str, Any]:
+def _codebook(codebook: Codebook) -> dict[str, object]:
     levels = []
     for index, counts in enumerate(codebook.usage, start=1):
         total = sum(counts)

@@ -46,10 +46,10 @@ class Filled(Generic[ModuleT]):
 
     Attributes:
         module: The module that was filled.
-        on_samples: How it does on the labelled samples, beside chance; None where none were given.
+        on_samples: Accuracy on the labelled samples, beside chance; None where none were given.
         best_of: Number of candidates that it was chosen from by its loss on these samples; 1 where none was chosen.
-        log_prob: Log-probability under the generator, nats, or None where the method has no density. It says how usual
-            such a network is to the generator, not how well it answers.
+        log_prob: Log-probability under the generator, nats, or None where the method has no density. It says how likely
+            the generator finds such a network, not how accurate it is.
         is_known: Whether the generator was trained on this layout.
     """
 
@@ -65,7 +65,7 @@ class TrainedGenerator:
 
     Attributes:
         generator: The generator itself.
-        inputs: How the images that it was trained on became samples; None where they were no images.
+        inputs: Preprocessing by which the images that it was trained on became samples; None without images.
         encoder: The frozen encoder of its condition; None where the condition holds the samples themselves.
     """
 
@@ -79,7 +79,7 @@ class TrainedGenerator:
     def adapt(
         self,
         module: ModuleT,
-        support: Any,
+        support: object,
         *,
         policy: str = "",
         temperature: float = 0.0,
@@ -134,12 +134,12 @@ class TrainedGenerator:
         module: ModuleT,
         *,
         instruction: str = "",
-        data: Any = None,
+        data: object = None,
         best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        unlabelled: Any = None,
+        unlabelled: object = None,
         quiet: bool = False,
     ) -> ModuleT:
         """Writes weights for a task into a module and returns it; says in one line what it does on the samples.
@@ -152,8 +152,8 @@ class TrainedGenerator:
             data: Labelled samples of the task.
             best_of: Networks written, of which the one with the lowest loss on `data` is kept.
             temperature: 0 writes the same network every time.
-            seed: Of the noise.
-            sampling: How networks are drawn: some of the settings of sampling of the generator's method.
+            seed: Seed of the noise.
+            sampling: Settings of sampling of the generator's method, or some of them.
             unlabelled: Inputs from which the statistics of batch normalisation are estimated anew.
             quiet: Whether to leave out the line, which goes to standard error.
         """
@@ -167,12 +167,12 @@ class TrainedGenerator:
         module: ModuleT,
         *,
         instruction: str = "",
-        data: Any = None,
+        data: object = None,
         best_of: int | None = None,
         temperature: float = 0.5,
         seed: int = 0,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        unlabelled: Any = None,
+        unlabelled: object = None,
     ) -> Filled[ModuleT]:
         """Writes weights for a task into a module, and reports how they do on the task's samples.
 
@@ -186,7 +186,7 @@ class TrainedGenerator:
                 integer labels `(S,)`; none for such a generator. Of more than 4,096 that many are used.
             best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
             temperature: 0 writes the same network every time.
-            seed: Of the noise.
+            seed: Seed of the noise.
             sampling: How networks are drawn: settings of sampling of the generator's method, or a mapping of some of
                 them; the others are as in its config.
             unlabelled: Inputs of the task, the more the better, from which the statistics of batch normalisation are
@@ -210,12 +210,12 @@ class TrainedGenerator:
         self,
         module: ModuleT,
         instruction: str,
-        data: Any,
+        data: object,
         best_of: int | None,
         temperature: float,
         seed: int,
         sampling: Sampling | Mapping[str, Any] | None,
-        unlabelled: Any,
+        unlabelled: object,
     ) -> Filled[ModuleT]:
         _check_module(module)
         network = unwrapped(module)
@@ -338,7 +338,7 @@ def check_known(generator: Generator, layout: Layout) -> None:
         )
 
 
-def _check_module(module: Any) -> None:
+def _check_module(module: object) -> None:
     """Refuses anything but a module whose values can be read and replaced."""
     name = getattr(module, "__name__", type(module).__name__)
     if not isinstance(module, nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ class Worker:
             unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if plan.num_unlabelled else None
             kept = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
             rows = [
-                replace(row, **_scores(logits_SC, labels_S, request.best_of, float(loss)))
+                _with_scores(row, logits_SC, labels_S, request.best_of, float(loss))
                 for row, logits_SC, labels_S, loss in zip(
                     rows, kept.logits_BSC, condition.labels_BS, kept.loss_B, strict=True
                 )
@@ -105,12 +104,13 @@ class Worker:
                 yield float(balanced_accuracy(logits, task.test_y_S))
 
 
-def _scores(logits_SC: Tensor, labels_S: Tensor, best_of: int, loss: float) -> dict[str, Any]:
+def _with_scores(row: NetworkRow, logits_SC: Tensor, labels_S: Tensor, best_of: int, loss: float) -> NetworkRow:
     found = standing(logits_SC, labels_S, best_of)
-    return {
-        "example_loss": loss,
-        "example_accuracy": found.accuracy,
-        "chance": found.chance,
-        "majority": found.majority,
-        "against_chance": found.verdict,
-    }
+    return replace(
+        row,
+        example_loss=loss,
+        example_accuracy=found.accuracy,
+        chance=found.chance,
+        majority=found.majority,
+        against_chance=found.verdict,
+    )

@@ -32,24 +32,24 @@ class Importance:
 
 
 def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | None:
-    """Estimates the importance from the trials that were judged; None where they are too few or all score alike."""
+    """Estimates the importance from judged trials; None where they are too few or all have the same score."""
     judged = [row for row in rows if row.score is not None]
     everywhere = [knob for knob in knobs if not knob.when]
     if len(judged) < _FEWEST or not everywhere:
         return None
     rung = min(row.scores[-1].rung for row in judged)
-    points = [(row, score) for row in judged if (score := row.score_at(rung)) is not None]
-    if len({score for _, score in points}) < 2:
+    scored = [(row, score) for row in judged if (score := row.score_at(rung)) is not None]
+    if len({score for _, score in scored}) < 2:
         return None
     study = optuna.create_study(direction="maximize")
     distributions = {knob.key: distribution(knob) for knob in everywhere}
-    for row, score in points:
+    for row, score in scored:
         values = {knob.key: _value(knob, row) for knob in everywhere}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return Importance(shares=dict(shares), rung=rung, num_trials=len(points))
+    return Importance(shares=dict(shares), rung=rung, num_trials=len(scored))
 
 
 def distribution(knob: Knob) -> BaseDistribution:

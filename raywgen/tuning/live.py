@@ -38,7 +38,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Formats a knob's value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import optuna
 from omegaconf import OmegaConf
 
 from raywgen.config import ConfigError, load_config, merge_config, shipped_config
@@ -17,7 +17,7 @@ from raywgen.names import nearest
 from raywgen.renamed_keys import new_name
 from raywgen.training import TrainConfig, load_train_config
 from raywgen.tuning.config import TuneConfig
-from raywgen.tuning.space import Knob, Values, flatten, parse_space, random_values
+from raywgen.tuning.space import Knob, Values, draw, flatten, parse_space
 from raywgen.zoo import ZooConfig
 
 PARTS = ("zoo", "train")
@@ -105,9 +105,10 @@ class Pipeline:
                 raise ConfigError(f"space: {knob.key} is no knob; every trial has the same, set it in `fixed`")
             for value in knob.corners():
                 self._try({**self._beside(knob), knob.key: value}, f"{knob.key}={value}")
-        rng = np.random.default_rng(0)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(_NUM_DRAWS):
-            drawn = random_values(self.knobs, rng)
+            drawn = draw(self.knobs, study.ask())
             self._try(drawn, ", ".join(f"{key}={value}" for key, value in drawn.items()))
 
     def _beside(self, knob: Knob) -> Values:

@@ -53,7 +53,7 @@ def curve_plot(rows: Sequence[TrialRow], num_rungs: int, title: str) -> Markup:
         if curve:
             steps, scores = zip(*curve, strict=True)
             axes.step(steps, [_PERCENT * score for score in scores], where="post", color=ACCENT, linewidth=2)
-        axes.set(xlabel="optimiser steps of all trials so far", ylabel="accuracy, points")
+        axes.set(xlabel="optimiser steps of all trials so far", ylabel="accuracy, %")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))

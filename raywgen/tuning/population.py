@@ -6,6 +6,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search.sample import Float
 
 from raywgen.compat import population_based_training
 from raywgen.config import ConfigError
@@ -92,5 +93,5 @@ def make_scheduler(config: TuneConfig, knobs: tuple[Knob, ...]) -> PopulationBas
     )
 
 
-def _domain(knob: Knob) -> Any:
+def _domain(knob: Knob) -> Float:
     return tune.loguniform(knob.low, knob.high) if knob.kind == "loguniform" else tune.uniform(knob.low, knob.high)

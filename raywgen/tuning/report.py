@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -37,7 +36,7 @@ def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) 
     return path
 
 
-def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> dict[str, Any]:
+def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> dict[str, object]:
     """Returns the values of all variables of the template."""
     best, rows = result.best, result.rows
     names = short_names([knob.key for knob in knobs])
@@ -49,7 +48,7 @@ def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> d
         "run": Path(result.out).resolve().name,
         "written": datetime.now().astimezone(),
         "best": best,
-        "best_points": _PERCENT * best.score,
+        "best_percent": _PERCENT * best.score,
         "best_knobs": {names[key]: shown(value) for key, value in best.knobs.items()},
         "config": config,
         "config_yaml": to_yaml(config),
@@ -77,7 +76,7 @@ def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> d
         "rows": [
             {
                 "row": row,
-                "points": None if row.score is None else _PERCENT * row.score,
+                "percent": None if row.score is None else _PERCENT * row.score,
                 "cells": [shown(row.knobs[key]) if key in row.knobs else "" for key in names],
             }
             for row in ordered

@@ -32,7 +32,7 @@ from raywgen.files import write_text
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialState, trial_folder
-from raywgen.tuning.space import Knob, Values, optuna_values
+from raywgen.tuning.space import Knob, Values, draw
 from raywgen.tuning.trial import rung_time
 
 LOG = "search.jsonl"
@@ -100,7 +100,7 @@ class Suggestions:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
         def space(trial: optuna.Trial) -> dict[str, Any]:
-            return {"knobs": optuna_values(knobs, trial)}
+            return {"knobs": draw(knobs, trial)}
 
         self._inner = OptunaSearch(
             space=space,  # pyright: ignore[reportArgumentType]

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from raywgen.config import ConfigError
 from raywgen.names import nearest
 
@@ -129,39 +127,18 @@ def _check_when(key: str, knobs: Mapping[str, Knob], other: str, values: tuple[A
             raise ConfigError(f"space: {key} exists when {other} is {value!r}, which it never is")
 
 
-def draw(knobs: tuple[Knob, ...], suggest: Callable[[Knob], Any]) -> Values:
-    """Draws one value for each knob that exists beside the values before it."""
+def draw(knobs: tuple[Knob, ...], trial: optuna.Trial) -> Values:
+    """Draws, by Optuna's sampler, one value for each knob that exists beside the values before it."""
     drawn: Values = {}
     for knob in knobs:
-        if knob.exists(drawn):
-            drawn[knob.key] = suggest(knob)
+        if not knob.exists(drawn):
+            continue
+        if knob.kind == "choice":
+            # The index is drawn, because Optuna takes no lists as choices.
+            drawn[knob.key] = knob.choices[trial.suggest_categorical(knob.key, list(range(len(knob.choices))))]
+        elif knob.kind == "int":
+            drawn[knob.key] = trial.suggest_int(knob.key, int(knob.low), int(knob.high))
+        else:
+            is_log = knob.kind == "loguniform"
+            drawn[knob.key] = trial.suggest_float(knob.key, knob.low, knob.high, log=is_log)
     return drawn
-
-
-def random_values(knobs: tuple[Knob, ...], rng: np.random.Generator) -> Values:
-    """Draws uniformly, each knob on its own scale."""
-
-    def suggest(knob: Knob) -> Any:
-        if knob.kind == "choice":
-            return knob.choices[int(rng.integers(len(knob.choices)))]
-        if knob.kind == "int":
-            return int(rng.integers(int(knob.low), int(knob.high), endpoint=True))
-        if knob.kind == "loguniform":
-            value = math.exp(rng.uniform(math.log(knob.low), math.log(knob.high)))
-            return float(min(max(value, knob.low), knob.high))
-        return float(rng.uniform(knob.low, knob.high))
-
-    return draw(knobs, suggest)
-
-
-def optuna_values(knobs: tuple[Knob, ...], trial: optuna.Trial) -> Values:
-    """Draws by Optuna's sampler. A choice is drawn as an index, since its values may be lists."""
-
-    def suggest(knob: Knob) -> Any:
-        if knob.kind == "choice":
-            return knob.choices[trial.suggest_categorical(knob.key, list(range(len(knob.choices))))]
-        if knob.kind == "int":
-            return trial.suggest_int(knob.key, int(knob.low), int(knob.high))
-        return trial.suggest_float(knob.key, knob.low, knob.high, log=knob.kind == "loguniform")
-
-    return draw(knobs, suggest)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,16 @@ def test_every_kind_of_start_is_trained_and_written(zoo_corpus: Corpus, tmp_path
     out = tmp_path / "out"
     progress: list[tuple[int, int, str]] = []
     rows = finetune(config(zoo_corpus, out, start=starts, generator=str(tmp_path)), lambda *step: progress.append(step))
-    assert [row["start"] for row in rows] == starts
-    assert all(len(row["accuracy"]) == 3 for row in rows)
+    assert [row.start for row in rows] == starts
+    assert all(len(row.accuracy) == 3 for row in rows)
     assert progress[-1] == (16, 16, NETWORK)
-    assert json.loads((out / "finetune.json").read_text()) == rows
+    assert json.loads((out / "finetune.json").read_text()) == [asdict(row) for row in rows]
     assert load_config(FinetuneConfig, out / "config.yaml").start == starts
     recipe = next(network.recipe for network in zoo_corpus.networks.values() if network.name == NETWORK)
     for row in rows:
-        for task_id, curve in row["tasks"].items():
+        for task_id, curve in row.tasks.items():
             module = build_network(recipe)
-            file = f"{NETWORK}_{task_id}_{row['start']}.safetensors".replace("/", "_")
+            file = f"{NETWORK}_{task_id}_{row.start}.safetensors".replace("/", "_")
             module.load_state_dict(load_state_dict(out / file), strict=True)
             task = build_task(zoo_corpus.tasks[task_id].recipe)
             accuracy = balanced_accuracy(module(task.test_x_SF).unsqueeze(0), task.test_y_S)
@@ -77,7 +78,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
     )
     generated, random = finetune(settings)
     network = next(network for network in zoo_corpus.networks.values() if network.name == NETWORK)
-    facts = [zoo_corpus.tasks[task_id] for task_id in random["tasks"]]
+    facts = [zoo_corpus.tasks[task_id] for task_id in random.tasks]
     condition = Condition(
         instructions=tuple(task.instruction for task in facts),
         samples_BSF=torch.stack([task.samples_SF for task in facts]),
@@ -107,7 +108,7 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
             written.load_state_dict(network.layout.unflatten(best.values_BD[index]))
             expected = [modules[losses.index(min(losses))], written]
             for row, module in zip((random, generated), expected, strict=True):
-                file = f"{NETWORK}_{task.id}_{row['start']}.safetensors".replace("/", "_")
+                file = f"{NETWORK}_{task.id}_{row.start}.safetensors".replace("/", "_")
                 found = load_state_dict(tmp_path / "out" / file)
                 for name, tensor in module.state_dict().items():
                     torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
@@ -115,12 +116,12 @@ def test_generated_and_random_starts_are_the_best_of_n_on_the_examples(zoo_corpu
 
 def test_the_accuracy_to_reach_is_where_the_worst_start_ends(zoo_corpus: Corpus, tmp_path: Path) -> None:
     rows = finetune(config(zoo_corpus, tmp_path, start=["nearest", "random", "shared"]))
-    ends = [[curve[-1] for curve in row["tasks"].values()] for row in rows]
+    ends = [[curve[-1] for curve in row.tasks.values()] for row in rows]
     worst = [min(of_task) for of_task in zip(*ends, strict=True)]
     assert worst != [max(of_task) for of_task in zip(*ends, strict=True)]
     for row in rows:
-        assert row["wanted_accuracy"] == pytest.approx(sum(worst) / len(worst))
-        assert row["share_reached"] == 1
+        assert row.wanted_accuracy == pytest.approx(sum(worst) / len(worst))
+        assert row.share_reached == 1
 
 
 def test_a_stored_start_is_what_the_generator_could_have_seen(zoo_corpus: Corpus, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_stored_start_is_what_the_generator_could_have_seen(zoo_corpus: Corpus
     names = zoo_corpus.select(architecture=NETWORK, split="train", step=120)
     stored_RD = zoo_corpus.values(names)
     recipe = zoo_corpus.networks[names.column("layout_id")[0].as_py()].recipe
-    for task_id, curve in nearest["tasks"].items():
+    for task_id, curve in nearest.tasks.items():
         task = build_task(zoo_corpus.tasks[task_id].recipe)
         accuracies = set()
         for values_D in stored_RD:
@@ -146,8 +147,8 @@ def test_a_file_is_a_start_and_equals_the_start_it_was_written_from(zoo_corpus: 
     path = tmp_path / "mine.safetensors"
     save_state_dict(network.layout.unflatten(base_D), path, {})
     mine, shared = finetune(config(zoo_corpus, tmp_path / "out", start=[str(path), "shared"]))
-    assert mine["tasks"] == shared["tasks"]
-    assert mine["epochs"] == shared["epochs"]
+    assert mine.tasks == shared.tasks
+    assert mine.epochs == shared.epochs
     save_state_dict({"weight": torch.zeros(2, 2)}, path, {})
     with pytest.raises(LayoutMismatchError, match=r"mine\.safetensors"):
         finetune(config(zoo_corpus, tmp_path / "out", start=str(path)))
@@ -155,9 +156,9 @@ def test_a_file_is_a_start_and_equals_the_start_it_was_written_from(zoo_corpus: 
 
 def test_epochs_are_counted_to_the_accuracy_asked_for(zoo_corpus: Corpus, tmp_path: Path) -> None:
     (easy,) = finetune(config(zoo_corpus, tmp_path, start="random", accuracy=0.01, epochs=1))
-    assert (easy["epochs"], easy["share_reached"]) == (0, 1)
+    assert (easy.epochs, easy.share_reached) == (0, 1)
     (hard,) = finetune(config(zoo_corpus, tmp_path, start="random", accuracy=1.0, epochs=1))
-    assert (hard["epochs"], hard["share_reached"]) == (None, 0)
+    assert (hard.epochs, hard.share_reached) == (None, 0)
 
 
 def test_mistakes_are_named(zoo_corpus: Corpus, tmp_path: Path) -> None:

@@ -3,14 +3,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raywgen.config import ConfigError
-from raywgen.tuning.space import Knob, optuna_values, parse_space, random_values
+from raywgen.tuning.space import Knob, Values, draw, parse_space
 
 QUANTISER = "train.generator.tokenizer.quantiser.kind"
 CONDITIONAL: dict[str, Any] = {
@@ -18,6 +17,16 @@ CONDITIONAL: dict[str, Any] = {
     QUANTISER: {"choice": ["residual", "gumbel"]},
     "train.seed": {"int": [0, 3], "when": {"train.generator.tokenizer.quantiser.beam": [1, 2]}},
 }
+
+
+def random_study(seed: int = 0) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+
+def draws(space: tuple[Knob, ...], num: int) -> list[Values]:
+    study = random_study()
+    return [draw(space, study.ask()) for _ in range(num)]
 
 
 def in_range(knob: Knob, value: Any) -> bool:
@@ -40,20 +49,16 @@ def knobs(draw: st.DrawFn) -> dict[str, Any]:
 @given(st.dictionaries(st.sampled_from("abcdef"), st.composite(knobs)(), min_size=1), st.integers(0, 99))
 def test_what_is_drawn_lies_in_its_range(tree: dict[str, Any], seed: int) -> None:
     space = parse_space(tree)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    for drawn in (random_values(space, np.random.default_rng(seed)), optuna_values(space, study.ask())):
-        assert drawn.keys() == tree.keys()
-        assert all(in_range(knob, drawn[knob.key]) for knob in space)
+    drawn = draw(space, random_study(seed).ask())
+    assert drawn.keys() == tree.keys()
+    assert all(in_range(knob, drawn[knob.key]) for knob in space)
 
 
 def test_a_conditional_knob_exists_where_its_condition_holds_and_only_there() -> None:
     space = parse_space(CONDITIONAL)
     assert [knob.key for knob in space] == [QUANTISER, "train.generator.tokenizer.quantiser.beam", "train.seed"]
-    rng = np.random.default_rng(0)
     seen = set()
-    for _ in range(50):
-        drawn = random_values(space, rng)
+    for drawn in draws(space, 50):
         has = drawn[QUANTISER] == "residual"
         assert ("train.generator.tokenizer.quantiser.beam" in drawn) == ("train.seed" in drawn) == has
         seen.add(has)
@@ -65,36 +70,25 @@ def test_all_conditions_must_hold() -> None:
     space = parse_space(
         {QUANTISER: CONDITIONAL[QUANTISER], "train.shot": {"choice": [0, 1]}, "b": {"choice": [1], "when": when}}
     )
-    rng = np.random.default_rng(0)
     seen = set()
-    for _ in range(60):
-        drawn = random_values(space, rng)
+    for drawn in draws(space, 60):
         seen.add((drawn[QUANTISER], drawn["train.shot"], "b" in drawn))
     assert seen == {("residual", 1, True), ("residual", 0, False), ("gumbel", 1, False), ("gumbel", 0, False)}
 
 
-def drawn_alike(tree: dict[str, Any]) -> list[list[Any]]:
-    """300 values of the only knob, by the random search and by Optuna's own sampler."""
-    (knob,) = space = parse_space(tree)
-    rng = np.random.default_rng(0)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [
-        [random_values(space, rng)[knob.key] for _ in range(300)],
-        [optuna_values(space, study.ask())[knob.key] for _ in range(300)],
-    ]
+def many_values(spec: dict[str, Any]) -> list[Any]:
+    """Returns 300 values of a knob."""
+    return [drawn["a"] for drawn in draws(parse_space({"a": spec}), 300)]
 
 
 def test_whole_numbers_have_both_their_ends() -> None:
-    for values in drawn_alike({"a": {"int": [-1, 2]}}):
-        assert set(values) == {-1, 0, 1, 2}
+    assert set(many_values({"int": [-1, 2]})) == {-1, 0, 1, 2}
 
 
 def test_each_knob_is_even_on_its_own_scale() -> None:
     """Half of the values lie below the middle, give or take five times the deviation of nine."""
     for kind, middle in (("loguniform", 1e-2), ("uniform", 0.5)):
-        for values in drawn_alike({"a": {kind: [1e-4, 1.0]}}):
-            assert 105 < sum(value < middle for value in values) < 195, kind
+        assert 105 < sum(value < middle for value in many_values({kind: [1e-4, 1.0]})) < 195, kind
 
 
 def test_dotted_keys_and_nested_ones_are_the_same() -> None:
@@ -107,7 +101,7 @@ def test_dotted_keys_and_nested_ones_are_the_same() -> None:
 
 def test_a_choice_may_be_of_lists() -> None:
     (knob,) = parse_space({"zoo.networks": {"choice": [[[64, 2]], [[64, 8, 2]]]}})
-    drawn = random_values((knob,), np.random.default_rng(1))
+    drawn = draw((knob,), random_study().ask())
     assert json.loads(json.dumps(drawn)) == drawn
 
 
