@@ -39,8 +39,8 @@ class DemoFiguresConfig:
 
     Attributes:
         demo: The demo's own settings; `demo.seed` is the first seed.
-        seeds: How many seeds in a row; figures are means over them.
-        out: Keep the run folders here, one per seed; without it they are made afresh and removed.
+        seeds: Number of consecutive seeds; figures are means over them.
+        out: Folder in which run folders are kept, one per seed; by default they are temporary.
     """
 
     demo: DemoConfig = field(default_factory=DemoConfig)

@@ -58,7 +58,7 @@ def _last_blocks(
     Args:
         network: Any Conv-4; its stored statistics are overwritten where `own_statistics` is true.
         support: Standardised images `(S, C, H, W)`.
-        query: Likewise `(Q, C, H, W)`.
+        query: Standardised images `(Q, C, H, W)`.
         own_statistics: Normalise every batch-norm layer by the support set instead of by stored statistics.
     """
     network.eval()

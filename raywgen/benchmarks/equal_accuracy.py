@@ -43,8 +43,8 @@ def nearest_distance(
         stored_RD: Flat vectors of the stored networks.
         normalizer: Scales that are the units of distance.
         layout: Layout of both.
-        symmetry: Where given, the stored networks' hidden units are first brought into the order that lies closest to
-            each network, so that a mere change of order does not count as novel.
+        symmetry: If it is given, the stored networks' hidden units are first brought into the order that lies closest
+            to each network, so that a mere change of order does not count as novel.
     """
     nearest_N = distances(values_ND, stored_RD, normalizer).amin(dim=1)
     if symmetry is None:

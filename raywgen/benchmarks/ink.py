@@ -47,7 +47,7 @@ def with_ink_of(reference: ImageData, path: str, folder: str | Path) -> str:
     Args:
         reference: Data whose paper the images should have.
         path: Images that `load_images` takes.
-        folder: Where inverted images are kept, as a Parquet file of the same name.
+        folder: Folder in which inverted images are kept, as a Parquet file of the same name.
 
     Returns:
         `path` itself where the papers agree or one of the two has none, else the file of inverted images.

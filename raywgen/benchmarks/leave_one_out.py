@@ -36,7 +36,7 @@ def leave_out(config: FewShotConfig, domains: list[str]) -> tuple[dict[str, floa
     """Leaves every domain but the first out in turn, for every seed.
 
     Args:
-        config: What is trained and compared.
+        config: Methods to train and compare.
         domains: `DOMAIN`, or `PATH::DOMAIN` for other data.
 
     Returns:

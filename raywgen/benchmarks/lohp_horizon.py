@@ -38,7 +38,7 @@ class LoHpHorizonConfig:
 
     Attributes:
         length: Steps of a path (T).
-        mode: Where one mode lies; the other is opposite.
+        mode: Position of one mode; the other lies opposite.
         weight: Weight of the first mode.
         std: Standard deviation of a mode.
         lam: Geometric weight of a longer window in sub-trajectory balance.

@@ -86,7 +86,7 @@ def round_to_nearest(
     """Rounds every tensor to an even grid of `num_levels` around 0, clipped at its ends.
 
     Args:
-        layout: Of the network.
+        layout: Layout of the network.
         state_dict: Its values.
         num_levels: Levels of a value.
         is_best: Whether the step is the best one for a Gaussian of the tensor's scale, or reaches its extremes.

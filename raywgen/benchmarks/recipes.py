@@ -37,10 +37,10 @@ class SeededConfig:
     """Base of the settings of benchmarks that train parts for several seeds.
 
     Attributes:
-        seeds: How many seeds in a row; figures are means over them.
+        seeds: Number of consecutive seeds; figures are means over them.
         seed: The first seed.
         out: Folder in which trained parts are kept.
-        fresh: Ignore the parts that are kept.
+        fresh: Whether to ignore the parts that are kept.
     """
 
     seeds: int = 1

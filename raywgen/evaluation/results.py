@@ -164,7 +164,7 @@ class Evaluation:
         ladder: The accuracy of each row on each split and layout.
         novelty: Distance to the stored networks.
         codebook: Use of the tokeniser's codes.
-        tokenizer: What the tokeniser costs and keeps.
+        tokenizer: Bits, distortion and accuracy of the tokeniser.
         claims: The statements that were checked.
         figures: Mean accuracies in percent and other headline numbers, by name.
         paths: Places of what a run wrote, by name.

@@ -48,7 +48,7 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
 
 
 def print_tokenizer(report: TokenizerReport, console: Console) -> None:
-    """Prints what a tokeniser costs and keeps, a column each for training networks and for others."""
+    """Prints bits, distortion and accuracy of a tokeniser, in a column for training networks and one for others."""
     table = Table(
         "",
         *(f"{split.num_networks} {split.split}" for split in report.splits),

@@ -24,8 +24,8 @@ class SplitReport:
             any scales are written by tokens as well and counted at the same rate.
         values_per_token: Number of values over number of tokens.
         snr_db: Signal-to-noise ratio of the normalised values, decibels.
-        snr_gap_db: How far that is below 6.02 dB per bit, the bound for independent Gaussian values of one scale. Below
-            0 where values are easier than those, as differences from a shared start often are.
+        snr_gap_db: Distance of `snr_db` below 6.02 dB per bit, the bound for independent Gaussian values of one scale.
+            Below 0 where values are easier than those, as differences from a shared start often are.
         codes_used: Share of the codes of each level that occur.
         code_perplexity: `2^H` of each level's codes.
         original_accuracy: Mean balanced test accuracy in [0, 1]; None where the tasks cannot be rebuilt.

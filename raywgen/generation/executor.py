@@ -48,10 +48,10 @@ def run_over_ray(
     Two items are with each actor, one under way and one waiting.
 
     Args:
-        plan: The plan that the items are of.
-        items: What to do.
-        num_actors: 0 for as many as there are free cores.
-        start_timeout: Seconds to wait for an actor where there is none.
+        plan: The plan that the items belong to.
+        items: Work items to do.
+        num_actors: Number of actors; 0 for one per free core.
+        start_timeout: Seconds to wait for a first actor.
     """
     import ray
 
@@ -77,8 +77,8 @@ def run_over_ray(
 class _RemoteWorker:
     """A `Worker` in another process.
 
-    The generator is loaded by the first item, not when the object arrives: what goes wrong then reaches the user as it
-    is.
+    The generator is loaded by the first item, not when the object arrives: its errors then reach the user
+    unchanged.
     """
 
     def __init__(self, plan: GenerationPlan) -> None:
@@ -102,7 +102,7 @@ class _RemoteWorker:
 
 @contextmanager
 def _threads(num: int) -> Iterator[None]:
-    """Gives torch so many threads for a while."""
+    """Sets the number of torch's threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)
     try:

@@ -184,11 +184,11 @@ class TrainedGenerator:
                 corpus, or empty.
             data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
                 integer labels `(S,)`; none for such a generator. Of more than 4,096 that many are used.
-            best_of: Networks written; the one with the lowest loss on `data` is kept. By default 8, without data 1.
+            best_of: Networks generated; the one with the lowest loss on `data` is kept. By default 8, without data 1.
             temperature: 0 writes the same network every time.
             seed: Seed of the noise.
-            sampling: How networks are drawn: settings of sampling of the generator's method, or a mapping of some of
-                them; the others are as in its config.
+            sampling: Settings of sampling of the generator's method, or a mapping of some of them; the others are as in
+                its config.
             unlabelled: Inputs of the task, the more the better, from which the statistics of batch normalisation are
                 estimated anew; those that the generator writes stay by default. A generator whose task-loss stage ran
                 with `statistics=batch` needs them.

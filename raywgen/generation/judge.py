@@ -1,4 +1,4 @@
-"""Judges generated networks on a user's samples, and says what to do where they are no better than chance."""
+"""Compares generated networks with chance on a user's samples, and advises where they are no better."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class NetworkRow:
         example_accuracy: Balanced accuracy on them.
         chance: Balanced accuracy of guessing.
         majority: Share of the most frequent class.
-        against_chance: What can be said against chance, as `Standing.verdict`; empty where it was not tried.
+        against_chance: Comparison with chance, as in `Standing.verdict`; empty where it was not tried.
         test_accuracy: Balanced accuracy on the task's test samples; None where there are none.
         path: The file that holds the network, where it is kept in one.
         checkpoint_id: Its id, where it is kept in a corpus.
@@ -119,7 +119,7 @@ class GenerationPlan:
         num: Networks kept for each task and architecture.
         temperature: Temperature of generation.
         seed: Keys the noise, and the values around which an unknown layout is filled.
-        sampling: How networks are drawn.
+        sampling: Settings of sampling.
         threads: Threads of a process that generates, and CPUs of an actor.
         num_unlabelled: Training samples of a task from which statistics of batch normalisation are estimated anew; 0
             leaves them as they were generated.

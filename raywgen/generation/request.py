@@ -34,7 +34,7 @@ class ResolvedRequest:
     Attributes:
         networks: Architectures.
         tasks: Tasks; empty where none is known. A task of the user's own has no recipe.
-        condition: What the generator is given for each task; a single blank one where no task is known.
+        condition: Condition of each task; a single blank one where no task is known.
         best_of: Candidates of each network; 1 where there is nothing to choose by.
         is_tried: Whether networks are run on their task's samples.
         kept_tensors: By layout id, the tensors that no generator writes, of architectures that nobody can build.

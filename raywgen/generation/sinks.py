@@ -51,7 +51,7 @@ class Sink(ABC):
 
     Args:
         config: The settings; `config.out` is the folder.
-        plan: What is generated.
+        plan: The plan of generation.
         recipe: Everything that decides what is written, as `sink_recipe` returns it.
     """
 

@@ -58,7 +58,7 @@ class TuneConfig:
         max_concurrent: Trials at once; 0 for as many as fit.
         rungs: Shares of the last stage's steps at which a trial is judged, ascending, the last one 1.
         reduction: `asha` lets one in so many of the trials that reach a rung go on.
-        objective: How a trial is judged.
+        objective: Settings by which a trial is judged.
         seed: Seed of the search.
         out: Folder of the search; all nodes must reach it.
     """

@@ -48,7 +48,7 @@ class TrialState:
         trial: Its name, `000` on.
         knobs: Its current values.
         scores: Its scores, rung by rung.
-        generation: How often it has continued from another trial.
+        generation: Number of times that it has continued from another trial.
         start: Checkpoint of another trial's run that this generation began from.
         failed: Why it cannot be trained; empty otherwise.
     """
