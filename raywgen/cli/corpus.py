@@ -343,8 +343,8 @@ def compress(
 
     raywgen corpus compress runs/corpus runs/corpus-4bit
 
-    At 4.25 bits, an eighth of float32, published networks lose a few tenths of a point of accuracy. Facts, tasks,
-    counters and masks stay as they are. The compressed folder is no corpus: train from what `decompress` writes.
+    At 4.25 bits, an eighth of float32, published networks lose a few tenths of a percentage point of accuracy. Facts,
+    tasks, counters and masks stay as they are. The compressed folder is no corpus: train from what `decompress` writes.
     """
     from raywgen.corpus import Corpus
     from raywgen.corpus.compression import CodecConfig

@@ -115,7 +115,7 @@ def print_networks(rows: list[NetworkRow]) -> None:
     is_tried = any(row.example_loss is not None for row in rows)
     judged_by = ("task", "loss", "accuracy", "chance", "test accuracy")
     told = judged_by if is_tried else ("log-probability, nats",)
-    caption = "Loss and accuracy on the labelled samples, balanced over the classes, in points." if is_tried else None
+    caption = "Balanced loss, and accuracy in percent, on the labelled samples." if is_tried else None
     table = Table("network", *told, "networks" if several else "kept as", caption=caption, caption_justify="left")
     table.columns[0].no_wrap = True
     for (network, task), members in groups.items():

@@ -36,10 +36,10 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
             one.checkpoint_id,
             one.instruction or one.task_id or "-",
             _number(one.loss, 3),
-            _points(one.accuracy),
+            _percent(one.accuracy),
             _number(one.text_similarity, 2),
             _number(one.data_similarity, 2),
-            _points(one.test_accuracy),
+            _percent(one.test_accuracy),
         )
         for one in found.networks
     ]
@@ -70,8 +70,8 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
         (
             one.architecture,
             f"{one.num_values:,}",
-            _points(one.predicted),
-            _points(one.mean),
+            _percent(one.predicted),
+            _percent(one.mean),
             _number(None if one.generated is None else -one.generated, 3),
         )
         for one in selected.candidates
@@ -83,7 +83,7 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
             one.answer,
             f"{one.spearman:.2f} ±{one.half_width:.2f}",
             "-" if one.answer == "mean" else f"{one.over_mean:+.2f} ±{one.over_mean_half_width:.2f}",
-            _points(one.lost_accuracy),
+            _percent(one.lost_accuracy),
             str(one.num_tasks),
         )
         for one in selected.trust
@@ -112,8 +112,8 @@ def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = 
             row.network,
             row.start,
             f"{row.learning_rate:g}",
-            *(_points(row.accuracy[epoch]) for epoch in shown),
-            f"{_points(row.wanted_accuracy)}: {'never' if row.epochs is None else round(row.epochs)}",
+            *(_percent(row.accuracy[epoch]) for epoch in shown),
+            f"{_percent(row.wanted_accuracy)}: {'never' if row.epochs is None else round(row.epochs)}",
         )
         for row in tuned
     ]
@@ -137,5 +137,5 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _points(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"

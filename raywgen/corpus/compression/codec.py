@@ -5,9 +5,9 @@ vectors, rotated so that heavy tails become Gaussian, and written by a trellis o
 BatchNorm, first and last layers of small networks) go on an even grid of more bits. Everything but the layout is in the
 code, and everything in the code is counted. The threshold of the allocation is the lowest that keeps the budget.
 
-At 4.07 bits per value the accuracy of a pretrained ResNet-44 falls by 1.1 points on 2,000 test images with the
-original's running statistics; with those that `raywgen.nn.batch_norm.match_statistics` takes from 500 unlabelled images
-it falls by 0.35 on these and by 0.25 on 10,000.
+At 4.07 bits per value the accuracy of a pretrained ResNet-44 falls by 1.1 percentage points on 2,000 test images with
+the original's running statistics; with those that `raywgen.nn.batch_norm.match_statistics` takes from 500 unlabelled
+images it falls by 0.35 on these and by 0.25 on 10,000.
 
 Shape letters beyond the legend in `raywgen.weights`: N vectors, K values of a vector, L tokens of a vector, X values
 of a stream, G row scales, I column scales, P kernels of all large tensors, Y values of all small tensors, T small
