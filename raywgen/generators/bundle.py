@@ -1,4 +1,4 @@
-"""A trained generator at rest: safetensors, a JSON config and a card for people.
+"""Saves and loads bundles: trained generators as safetensors, a JSON config and a README.
 
 A bundle is all that `raywgen.load` needs; it holds no pickles and no paths of the machine that trained it.
 """
@@ -38,27 +38,27 @@ _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
 SCHEMA_VERSION = 2
 ENCODER = "encoder"
-"""Folder in a bundle with the encoder on whose features the generator works."""
+"""The folder of a bundle that holds the generator's frozen encoder."""
 _REMEDY = "restore it from a copy, or delete the folder and train it again by the same command"
 
 
 class BundleError(ValueError):
-    """A folder that holds no usable generator; the message names what is missing."""
+    """A folder holds no usable generator; the message names what is missing."""
 
 
 class BundleFormatError(BundleError):
-    """A generator that another version of raywgen wrote and that is whole; the message names that version."""
+    """Another version of raywgen wrote the bundle, which is intact; the message names that version."""
 
 
 def build_generator(name: str, config: Any, normalizers: NormalizerTable, data: DataSpec, seed: int) -> Generator:
-    """A fresh generator; equal arguments give equal weights."""
+    """Builds an untrained generator; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(name, config, normalizers, data)
 
 
 def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
-    """Writes a bundle; `facts` (corpus, recipe, seed, ...) go to its config and card.
+    """Writes a bundle; `facts` (corpus, recipe, seed, ...) go to its config and README.
 
     A frozen encoder that lies in a folder is copied into the bundle.
 
@@ -91,7 +91,7 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     for key in copied:
         _put(content["config"], key, _copy_of(key))
     write_text(folder / _CARD, _card(generator, facts))
-    # Last, because a run whose bundle has it is done.
+    # Written last, because this file marks a run as finished.
     write_text(folder / _CONFIG, sealed_json(content, indent=1))
 
 
@@ -164,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _checksums(folder: Path, encoders: Collection[str]) -> dict[str, str]:
-    """The checksum of every file of a bundle that decides what it generates, but for the config."""
+    """Returns the checksums of the files that decide what a bundle generates, except the config."""
     names = [_WEIGHTS, *(f"{encoder}/{name}" for encoder in sorted(encoders) for name in (CARD, WEIGHTS))]
     return {name: file_checksum(folder / name) for name in names if (folder / name).is_file()}
 
@@ -200,7 +200,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
 
 
 def _copy_of(key: str) -> str:
-    """Folder in a bundle of the encoder that a config's key names."""
+    """Returns the folder, within a bundle, of the encoder that a key of the config names."""
     return key.rpartition(".")[2]
 
 
@@ -222,7 +222,7 @@ def bundle_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def bundle_digest(folder: str | Path) -> str:
-    """32 hex digits that change with a bundle's config and values."""
+    """Returns 32 hex digits that identify a bundle's config and values."""
     digest = hashlib.sha256()
     for name in (_CONFIG, _WEIGHTS):
         with open_regular(Path(folder) / name) as file:

@@ -1,4 +1,4 @@
-"""The small interface behind which every method lies: a generator, and the stages that train it."""
+"""The interface of every method: a generator, and the stages that train it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class OptimizerConfig:
 
     Attributes:
         kind: `adamw`, or `sgd` for plain gradient descent.
-        learning_rate: Peak rate, which linear warm-up leads to.
-        betas: Decay of AdamW's means of gradients and of their squares.
+        learning_rate: Peak rate, reached after a linear warm-up.
+        betas: Decay of AdamW's running means of gradients and of their squares.
         epsilon: Added to the root of AdamW's mean square.
         weight_decay: Decoupled weight decay; part of the gradient where `kind` is `sgd`.
-        schedule: How the rate falls after the warm-up: half a `cosine`, `linear`, or `constant`.
+        schedule: Shape of the rate after the warm-up: half a `cosine`, `linear`, or `constant`.
         warmup_steps: Steps of linear warm-up.
         floor: Share of the peak rate that the schedule ends at.
         grad_clip: Largest global norm of the gradient.
         ema_decay: Decay of an exponential moving average of the parameters, which validation, bundles and later stages
             use in place of the parameters; 0 for none.
-        accumulation: Parts in which each worker takes its share of a batch, one after another, to save memory.
+        accumulation: Number of parts into which each worker splits its share of a batch, to save memory.
     """
 
     kind: OptimizerKind = "adamw"
@@ -102,7 +102,7 @@ class StageConfig:
 
 
 class StageLoss(NamedTuple):
-    """A scalar to minimise, and detached scalars worth a curve.
+    """A scalar to minimise, and detached scalars for logging.
 
     A tuple, because DeepSpeed finds the tensors that a module's forward returns in tuples, lists and dicts only.
     """
@@ -116,9 +116,9 @@ class StageNeeds:
     """The needs of a stage: what its batches must hold.
 
     Attributes:
-        tasks: Samples of tasks, and modules to run; weights alone do not suffice.
-        num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
-        whole_networks: All values of each network; windows of them do not suffice.
+        tasks: Whether batches must hold samples of tasks and modules to run, beside weights.
+        num_targets: Number of local targets of each trajectory; 0 takes every checkpoint by itself.
+        whole_networks: Whether batches must hold all values of each network, not windows alone.
     """
 
     tasks: bool = True
@@ -126,7 +126,7 @@ class StageNeeds:
     whole_networks: bool = True
 
     def __or__(self, other: StageNeeds) -> StageNeeds:
-        """Joins two stages' needs."""
+        """Returns the needs of two stages together."""
         return StageNeeds(
             tasks=self.tasks or other.tasks,
             num_targets=max(self.num_targets, other.num_targets),
@@ -135,13 +135,13 @@ class StageNeeds:
 
 
 class Stage(nn.Module, ABC):
-    """One training stage. Its parameters are what it trains; the parts it only uses are kept unregistered.
+    """One training stage: its registered parameters are trained; frozen parts that it uses are not registered.
 
     A trainer calls `setup` once, then for every step `forward`, backward, the optimiser and `after_step`.
 
     Attributes:
         name: The stage's name, and the key of its settings in the method's config.
-        is_optional: Whether the generator is of use without it, so that `num_steps=0` may leave it out.
+        is_optional: Whether the generator works without the stage, so that `num_steps=0` may leave it out.
     """
 
     name: ClassVar[str]
@@ -163,48 +163,48 @@ class Stage(nn.Module, ABC):
         """Returns what the stage's batches must hold."""
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Initialises from data; called with equal batches on every worker."""
+        """Initialises the stage from data; every worker calls it with the same batches."""
 
     @abstractmethod
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The loss of one batch, mean over its networks."""
+        """Returns the loss of one batch, mean over its networks."""
 
     def after_step(self, all_reduce: AllReduce) -> None:
-        """Acts after an optimiser step, for instance on codebook statistics."""
+        """Runs after every optimiser step, for instance to update codebooks."""
 
     def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
-        """Returns what a resumed run needs beside parameters and buffers, for all workers; every worker calls it."""
+        """Returns, to every worker, what a resumed run needs beside parameters and buffers."""
         return {}
 
     def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
-        """Takes back what `state` gave, on any number of workers.
+        """Restores the result of `state`, on any number of workers.
 
         Args:
-            state: In full.
-            batch_at: This worker's part of the batch of a step.
+            state: The state of all workers.
+            batch_at: Returns this worker's part of the batch of a step.
         """
 
 
 class SamplingError(ValueError):
-    """Settings of sampling that a generator does not have, or that do not fit it."""
+    """Sampling settings that a generator does not have, or that do not fit it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The settings by which a method draws networks; each method that has some has a subclass of its own."""
+    """The sampling settings of a method; a method that has some defines a subclass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """The networks that a generator shall write, and how it draws them.
+    """The networks that a generator is asked for, and how it draws them.
 
     Attributes:
         condition: B conditions, one for each network.
         layout: The layout to fill.
         noise: B rows of keyed noise.
-        temperature: 0 is deterministic.
+        temperature: Scale of the randomness; 0 is deterministic.
         normalizer: Base and scale for a layout that the generator was not trained on.
-        sampling: How networks are drawn; None for the settings of the generator's config.
+        sampling: Sampling settings; None for those of the generator's config.
     """
 
     condition: Condition
@@ -235,7 +235,7 @@ class DataSpec:
     Attributes:
         num_features: F, values of one flattened sample.
         max_classes: Most classes a task may have.
-        policies: Optimisers of the corpus' trajectories, which a generator may be asked to behave like.
+        policies: Optimisers of the corpus' trajectories, which a condition may name.
     """
 
     num_features: int
@@ -247,7 +247,7 @@ class DataSpec:
 
     @property
     def has_tasks(self) -> bool:
-        """Whether there is anything to be told: tasks have classes, weights alone a single one that says nothing."""
+        """Whether there are tasks to condition on; without tasks there is one class, which says nothing."""
         return self.max_classes > 1
 
 
@@ -286,15 +286,15 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def all_stages(self) -> list[Stage]:
-        """Every training stage, in order, also those that `num_steps=0` leaves out."""
+        """Returns every training stage, in order, including those that `num_steps=0` leaves out."""
 
     def stages(self) -> list[Stage]:
-        """The stages that are trained, in order."""
+        """Returns the stages that are trained, in order."""
         return [stage for stage in self.all_stages() if stage.config.num_steps > 0]
 
     @property
     def needs(self) -> StageNeeds:
-        """Returns what batches must hold that serve all stages."""
+        """Returns the needs of all stages together."""
         nothing = StageNeeds(tasks=False, whole_networks=False)
         return reduce(or_, (stage.needs for stage in self.stages()), nothing)
 
@@ -303,10 +303,10 @@ class Generator(nn.Module, ABC):
         """Writes one network for each condition of the request."""
 
     def resolve_sampling(self, given: Sampling | Mapping[str, Any] | None) -> Sampling:
-        """Settings of sampling that are whole, of the method's own type, and fit the generator.
+        """Returns complete sampling settings of the method's own type, checked against the generator.
 
         Args:
-            given: Settings, or some of them by name, the others as in the generator's config; None for all of these.
+            given: Settings, or a mapping of some of them; any others are those of the generator's config.
 
         Raises:
             ConfigError: A name is unknown (the nearest right one is named), or a value is of the wrong type.
@@ -317,7 +317,7 @@ class Generator(nn.Module, ABC):
             return default
         if isinstance(given, Mapping):
             if given and not fields(self.Sampling):
-                raise SamplingError(f"sampling: method '{self.method}' has no settings of sampling; leave it out")
+                raise SamplingError(f"sampling: method '{self.method}' has no sampling settings; leave it out")
             given = merge_config(self.Sampling, [("sampling", dict(given))], base=default)
         if type(given) is not self.Sampling:  # Settings of every method are instances of the empty base.
             raise SamplingError(
@@ -340,12 +340,12 @@ class Generator(nn.Module, ABC):
         return None
 
     def encoders(self) -> dict[str, str]:
-        """Frozen encoders that it works with, as `load_encoder` takes them, by their key in its config."""
+        """Returns the names of frozen encoders, as `load_encoder` takes them, by their key in the config."""
         return {}
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Optimisers of the corpus that the generator can be asked to behave like; none by default."""
+        """The optimisers of the corpus that a condition may name; none by default."""
         return ()
 
     @property
@@ -363,14 +363,14 @@ class Generator(nn.Module, ABC):
         return [layout for layout, _ in self.normalizers.values()]
 
     def layout_of(self, state: StateDict) -> Layout:
-        """Returns the layout by which a network takes flat vectors.
+        """Returns the layout by which flat vectors are put into a network.
 
         An architecture that the generator knows keeps the order of its flat vector and its constants, whatever the
         order, dtypes, wrappers and ties of this network.
         """
         layout = Layout.from_state_dict(state)
         for known, _ in self.normalizers.values():
-            # Of tied tensors, the files that the generator learned from may have kept another one.
+            # Of tied tensors, the training files may have stored another one.
             own = {name for name, spec in zip(known.plain_names, known.tensors, strict=True) if not spec.tied_to}
             rooted = layout.rooted_at(own)
             if rooted.id == known.id:
@@ -378,7 +378,7 @@ class Generator(nn.Module, ABC):
         return layout
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
-        """The layout's normaliser; `given` where the layout was not in the training corpus."""
+        """Returns the layout's normaliser; `given` if the layout was not in the training corpus."""
         known = self.normalizers.get(layout.id)
         normalizer = given if known is None else known[1]
         assert normalizer is not None, f"no normaliser for layout {layout.id}"
@@ -389,7 +389,7 @@ class Generator(nn.Module, ABC):
         """Estimates the normaliser of a layout that was not in the training corpus, from the layouts most like it.
 
         Args:
-            layout: Unknown.
-            start_D: Base where the known networks share their starts.
+            layout: A layout that the generator was not trained on.
+            start_D: The base, used if the known networks share their starts.
         """
         return normalizer_of_similar(layout, self.normalizers, start_D)

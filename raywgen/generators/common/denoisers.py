@@ -1,7 +1,6 @@
-"""The denoisers of Mc-Di: of a head class by class, of a small network at once, of any by chunks or their latents.
+"""Denoisers behind one interface: of heads class by class, of small networks at once, of any by chunks or latents.
 
-Shape legend: B tasks, n noised versions of each, k local targets, D values, Z values of a state, C classes, E features
-of a head, S samples, F features of a sample.
+Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, Z values of a denoised state.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """Embeds B support sets; once per task, whatever the number of steps."""
+        """Embeds B support sets, once for all steps of the chain."""
 
     @abstractmethod
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
-        """`(B, n, D)`, given fractions of the chain in [0, 1] and what `embed_condition` gave."""
+        """Returns predictions `(B, n, D)`, given fractions of the chain in [0, 1] and embedded conditions."""
 
     @abstractmethod
     def condition_width(self) -> int:
-        """Last dimension of what `embed_condition` gives."""
+        """Returns the last dimension of the result of `embed_condition`."""
 
     def setup(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
-        """Takes what it must know of support sets from some batches, before training.
+        """Initialises statistics of support sets from some batches, before training.
 
         Args:
-            batches: Examples.
-            predicts_weights: Whether its predictions are weights, and may begin at some that are known to be good.
+            batches: Some batches.
+            predicts_weights: Whether the predictions are weights, so that they may be initialised at known good ones.
         """
 
     def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Weights in generator units to the states that are denoised, `(B, k, Z)`; by default they are the same."""
+        """Maps weights in generator units to the denoised states `(B, A, Z)`; by default these are the weights."""
         return normalised_BAD
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """States at the end of the chain to weights in generator units, `(B, D)`, differentiable."""
+        """Maps states at the end of the chain to weights in generator units, `(B, D)`, differentiably."""
         return states_BZ
 
     def num_states(self, layout: Layout) -> int:
-        """Z, the values of a state."""
+        """Returns Z, the number of values of a state."""
         return layout.num_values
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
@@ -67,7 +66,8 @@ class Denoiser(nn.Module, ABC):
 class HeadWeights(Denoiser):
     """Writes a linear layer `(C, E)` with bias `(C,)`; equivariant to the order of classes, for any C.
 
-    Equivariant, too, to a shift and to a scale of all features: states are heads in the support set's own frame.
+    It is also equivariant to a shift and a scaling of all features, because states are heads on features that are
+    normalised by their support set.
     """
 
     def __init__(self, config: NetworkConfig, data: DataSpec) -> None:
@@ -75,7 +75,7 @@ class HeadWeights(Denoiser):
         self.net = HeadDenoiser(data.num_features, config.width, config.num_layers)
 
     def setup(self, batches: Iterable[WeightBatch], *, predicts_weights: bool) -> None:
-        """The usual spread of features; predicted weights begin at the head of nearest class means."""
+        """Measures the mean spread of features, and initialises predicted weights at nearest class means."""
         self.net.measure(torch.cat([self._frame(batch.condition, batch.layout).spread_B for batch in batches]))
         if predicts_weights:
             self.net.begin_at_nearest_means()
@@ -91,14 +91,14 @@ class HeadWeights(Denoiser):
         return from_rows(self.net.out_of_frame(rows, self._frame(condition, layout)), layout).squeeze(1)
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """`(B, C, H + E + 1)`."""
+        """Embeds each class of each support set, `(B, C, H + E + 1)`."""
         return self.net.embed_condition(samples_BSF, labels_BS, num_head_classes(layout))
 
     def _frame(self, condition: Condition, layout: Layout) -> HeadFrame:
         return self.net.frame(condition.samples_BSF, condition.labels_BS, num_head_classes(layout))
 
     def condition_width(self) -> int:
-        """H + E + 1."""
+        """Returns H + E + 1, the width of an embedded class."""
         return self.net.condition_width
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
@@ -115,7 +115,7 @@ class FlatWeights(Denoiser):
         self.net = FlatDenoiser(layout.num_values, data.num_features, data.max_classes, config.width, config.num_layers)
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """Returns the tell, `(B, H)`."""
+        """Embeds B support sets, `(B, H)`."""
         return self.net.embed_condition(samples_BSF, labels_BS)
 
     def condition_width(self) -> int:
@@ -123,7 +123,7 @@ class FlatWeights(Denoiser):
         return self.net.condition_width
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
-        """All values at once."""
+        """Predicts all values at once."""
         assert layout.id == self._layout_id, "a flat denoiser knows one layout"
         return self.net(x_BnD, time_Bn, condition_embedding)
 
@@ -145,7 +145,7 @@ class ChunkWeights(Denoiser):
         )
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
-        """Returns the tell, `(B, H)`."""
+        """Embeds B support sets, `(B, H)`."""
         return self.net.embed_condition(samples_BSF, labels_BS)
 
     def condition_width(self) -> int:
@@ -153,7 +153,7 @@ class ChunkWeights(Denoiser):
         return self.net.condition_width
 
     def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
-        """All chunks at once."""
+        """Predicts all chunks at once."""
         positions_MG = position_features(layout, self._length).to(x_BnD.device)
         chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions_MG)
         return from_chunks(chunks, x_BnD.shape[-1])
@@ -168,15 +168,15 @@ class LatentWeights(ChunkWeights):
 
     @torch.no_grad()
     def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Chunks as the tokeniser has them before it quantises."""
+        """Encodes weights by the tokeniser, without quantising."""
         return self.latents(normalised_BAD, layout)
 
     def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Encodes weights by the tokeniser, without quantising."""
+        """Decodes latents by the tokeniser."""
         return self.weights(states_BZ, layout)
 
     def latents(self, normalised_BAD: Tensor, layout: Layout) -> Tensor:
-        """`encode`, which needs no condition here."""
+        """Encodes weights to latents; unlike `encode` it takes no condition."""
         (tokenizer,) = self._frozen
         chunks = to_chunks(normalised_BAD, self._length)
         positions_MG, mask_MK = (
@@ -189,7 +189,7 @@ class LatentWeights(ChunkWeights):
         )
 
     def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
-        """Decodes latents by the tokeniser."""
+        """Decodes latents to weights; unlike `decode` it takes no condition."""
         (tokenizer,) = self._frozen
         positions_MG, mask_MK = (
             part.to(states_BZ.device) for part in (tokenizer.positions(layout), tokenizer.mask(layout))
@@ -198,24 +198,24 @@ class LatentWeights(ChunkWeights):
         return from_chunks(chunks, layout.num_values)
 
     def num_states(self, layout: Layout) -> int:
-        """Returns the number of values of whole chunks, the last one's padding among them."""
+        """Returns the number of values of all chunks, including the padding of the last one."""
         return num_chunks(layout, self._length) * self._length
 
 
 def build_denoiser(
     config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec, tokenizer: Tokenizer | None = None
 ) -> Denoiser:
-    """The denoiser that suits the layouts.
+    """Builds the denoiser that suits the layouts.
 
     Args:
-        config: Its kind and sizes.
+        config: Kind and sizes of the denoiser.
         normalizers: Layouts with their normalisers.
-        data: What samples look like.
-        tokenizer: Whose latents are denoised, where the kind is `latents`.
+        data: Sizes of samples.
+        tokenizer: The tokeniser whose latents are denoised, where the kind is `latents`.
 
     Raises:
-        ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; it is `flat`, but there are
-            several layouts; or it is `latents`, but there is no tokeniser.
+        ValueError: `kind` is `head`, but a layout is no linear layer on the task's samples; `kind` is `flat`, but there
+            are several layouts; or `kind` is `latents`, but there is no tokeniser.
     """
     layouts = [layout for layout, _ in normalizers.values()]
     kind = _kind(config, normalizers, data)
@@ -240,7 +240,7 @@ def build_denoiser(
 
 
 def _kind(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> str:
-    """`config.kind`, or what suits the layouts where that is `auto`."""
+    """Returns `config.kind`, or the kind that suits the layouts if it is `auto`."""
     layouts = [layout for layout, _ in normalizers.values()]
     if config.kind != "auto":
         return config.kind
@@ -262,8 +262,8 @@ def is_head(layout: Layout, num_features: int) -> bool:
 def suited_normalizers(config: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> NormalizerTable:
     """Returns normalisers in whose units a head's bias counts for as much as its weights do.
 
-    On features of unit size a weight's error reaches a logit F times, a bias's once; measured by its own small spread a
-    bias would drown the weights in any loss.
+    On features of unit size, errors of F weights add up in a logit, but only one error of a bias. In units of its own
+    small spread, the bias would dominate any loss.
     """
     if _kind(config, normalizers, data) != "head":
         return normalizers
@@ -278,12 +278,12 @@ def _with_bias_scale(layout: Layout, known: Normalizer) -> Normalizer:
 
 
 def num_head_classes(layout: Layout) -> int:
-    """C of a head."""
+    """Returns C, the number of classes of a head."""
     return layout.generated[0].shape[0]
 
 
 def to_rows(values: Tensor, layout: Layout) -> Tensor:
-    """Flat vectors `(..., D)` of a head as one row a class, `(..., C, E + 1)`: weights, then the bias."""
+    """Reshapes flat vectors `(..., D)` of a head to one row a class, `(..., C, E + 1)`: weights, then the bias."""
     C = num_head_classes(layout)
     weight, bias = values.split([values.shape[-1] - C, C], dim=-1)
     return torch.cat([weight.unflatten(-1, (C, -1)), bias.unsqueeze(-1)], dim=-1)

@@ -1,7 +1,4 @@
-"""Whether a reconstructed network does what the original does.
-
-Shape legend: B networks, D values, S samples, C classes.
-"""
+"""Measures whether a reconstructed network has the outputs of the original."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ class RebuildError(ValueError):
 
 
 def output_loss(values_BD: Tensor, batch: WeightBatch) -> Tensor:
-    """`KL(p || q) = mean_S sum_C p log(p / q)` in nats, `(B,)`, differentiable in the weights.
+    """Returns `KL(p || q) = mean_S sum_C p log(p / q)` in nats, `(B,)`, differentiable in the weights.
 
-    p are the class probabilities that the batch's own networks give on its query samples, q those of the networks that
-    are to do the same (Hinton et al. 2015, arXiv 1503.02531, at temperature 1). Running statistics are those written.
+    p are the class probabilities of the batch's own networks on its query samples, q those of the given networks
+    (Hinton et al. 2015, arXiv 1503.02531, at temperature 1). Batch normalisation uses the stored running statistics.
 
     Args:
         values_BD: Flat vectors of the batch's layout.
-        batch: Gives originals, module and samples.
+        batch: Its networks, module and query samples are used.
     """
     with torch.no_grad():
         log_p_BSC = _log_probabilities(batch.values_BD, batch)

@@ -6,9 +6,7 @@ outer update `phi + zeta / B sum_i (phi_i - phi)` is the ordinary descent step o
     < phi, sg[ mean_i (phi - phi_i) ] >
 
 whose gradient is that mean difference. So an ordinary trainer takes the step, averages it over workers like any
-gradient, and may use another optimiser than plain descent.
-
-Shape legend: B items of a meta-batch.
+gradient, and may use another optimiser than plain descent. Here B counts the items of a meta-batch.
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ from torch.func import grad_and_value, vmap
 
 Parameters = Mapping[str, Tensor]
 InnerLoss = Callable[..., Tensor]
-"""Takes parameters and one item's tensors, gives a scalar."""
+"""Takes parameters and one item's tensors, and returns a scalar."""
 
 
 def adapt(
     parameters: Parameters, loss: InnerLoss, steps: Sequence[Sequence[Tensor]], rate: float
 ) -> tuple[Parameters, Tensor]:
-    """K steps of gradient descent for B items at once, from the same start.
+    """Takes K steps of gradient descent for B items at once, from the same start.
 
     Args:
         parameters: phi, by name.
-        loss: Of one item.
+        loss: The loss of one item.
         steps: For each of K steps the tensors of all items, each with a leading dimension B.
-        rate: Of descent (eta).
+        rate: Learning rate of the descent (eta).
 
     Returns:
         phi_i by name, with a leading dimension B, detached; and each item's loss before its first step, `(B,)`.
@@ -50,10 +48,10 @@ def adapt(
 
 
 def pseudo_gradient_loss(parameters: Parameters, adapted: Parameters) -> Tensor:
-    """`< phi, sg[ mean_i (phi - phi_i) ] >`: a scalar whose gradient is the mean difference.
+    """Returns `< phi, sg[ mean_i (phi - phi_i) ] >`, a scalar whose gradient is the mean difference.
 
     Args:
-        parameters: phi, which the gradient reaches.
+        parameters: phi, which the gradient flows to.
         adapted: phi_i by name, with a leading dimension B.
     """
     products = [

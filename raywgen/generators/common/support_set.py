@@ -14,7 +14,7 @@ from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 
 class SupportSetGenerator(Generator):
-    """A generator whose network reads support sets; one of heads takes any number of classes.
+    """A generator whose network reads support sets; a generator of heads takes any number of classes.
 
     Args:
         config: The method's settings.
@@ -29,20 +29,20 @@ class SupportSetGenerator(Generator):
     @property
     @abstractmethod
     def network(self) -> Denoiser:
-        """Returns the network that writes."""
+        """Returns the network that writes weights."""
 
     @property
     def max_classes(self) -> int | None:
-        """Any number for heads."""
+        """Most classes a task may have; None, for any number, where heads are written."""
         known_layout, _ = next(iter(self.normalizers.values()))
         return None if is_head(known_layout, self.data.num_features) else super().max_classes
 
     def knows(self, layout: Layout) -> bool:
-        """Any head is known to a network of heads, whatever its number of classes."""
+        """Whether the layout was trained on; a generator of heads knows heads with any number of classes."""
         return super().knows(layout) or self._is_other_head(layout)
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
-        """The layout's normaliser; a head with another number of classes takes that of a known head."""
+        """Returns the layout's normaliser; a head with another number of classes takes that of a known head."""
         if not self._is_other_head(layout):
             return super().normalizer(layout, given)
         known_layout, known = next(iter(self.normalizers.values()))

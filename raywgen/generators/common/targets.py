@@ -1,7 +1,4 @@
-"""Local targets: the states of trajectories that a stage is trained on.
-
-Shape letters beyond the legend in `raywgen.weights`: k local targets.
-"""
+"""Local targets: the states of trajectories that a stage is trained on; A counts them."""
 
 from __future__ import annotations
 
@@ -11,6 +8,6 @@ from raywgen.weights import NormalizerTable, WeightBatch
 
 
 def normalised_targets(batch: WeightBatch, normalizers: NormalizerTable) -> Tensor:
-    """The batch's local targets in generator units, `(B, k, D)`."""
+    """Returns the batch's local targets in generator units, `(B, A, D)`."""
     assert batch.targets_BAD is not None, "the data holds no local targets"
     return normalizers[batch.layout.id][1].normalise(batch.targets_BAD)

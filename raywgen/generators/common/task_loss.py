@@ -1,7 +1,4 @@
-"""Measures how well generated networks do their tasks.
-
-Shape legend: B networks, D values, S samples, C classes.
-"""
+"""Measures how well generated networks do their tasks, differentiably in their weights."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from raywgen.weights import Condition, WeightBatch
 def task_loss(
     values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None, statistics: Statistics = "stored"
 ) -> tuple[Tensor, Tensor]:
-    """Class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
+    """Returns class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
 
     Args:
         values_BD: Flat vectors of the batch's layout.
-        batch: Gives layout and module.
-        samples: What to judge by; the batch's query samples by default.
-        statistics: Of batch normalisation: those `stored` among the weights, or those of the `batch` of samples.
+        batch: Its layout, module and query samples are used.
+        samples: Samples to judge by; the batch's query samples by default.
+        statistics: Statistics of batch normalisation: `stored` in the weights, or those of the `batch` of samples.
     """
     judged = batch.query if samples is None else samples
     module = differentiable(batch.module, statistics)

@@ -1,10 +1,8 @@
-"""Weights straight from the support set, by the network that Mc-Di denoises with: the baseline without diffusion.
+"""The baseline without diffusion: Mc-Di's network maps the support set to weights in one pass.
 
-Two stages, either of which may be switched off: **regression** to the stored weights by mean squared error, and the
-**task-loss** stage, by the task's own loss. With the second alone it is a hypernetwork (Ha et al. 2017). It has the
-denoiser's size, condition and data, so that what it lacks against Mc-Di is the chain alone.
-
-Shape legend: B networks, D values.
+It has two stages, either of which may be switched off: **regression** to the stored weights by mean squared error, and
+the **task-loss** stage. With the second alone it is a hypernetwork (Ha et al. 2017). Its size, condition and data are
+those of Mc-Di's denoiser, so the chain is the only difference between the two.
 """
 
 from __future__ import annotations
@@ -33,10 +31,10 @@ from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, Weig
 
 @dataclass(kw_only=True)
 class DirectConfig:
-    """Size and training.
+    """The network, and the stages that train it.
 
     Attributes:
-        network: Kind and sizes of the map, as of Mc-Di's denoiser.
+        network: Kind and sizes of the network, as for Mc-Di's denoiser.
         regression: The stage that trains it towards the stored weights.
         task_loss: The stage that trains it by the task's loss.
     """
@@ -47,7 +45,7 @@ class DirectConfig:
 
 
 class Direct(SupportSetGenerator):
-    """One pass from the support set to the weights."""
+    """Maps a support set to weights in one pass."""
 
     method = "direct"
     Config = DirectConfig
@@ -63,7 +61,7 @@ class Direct(SupportSetGenerator):
         return self.map
 
     def all_stages(self) -> list[Stage]:
-        """Regression, and the task-loss stage."""
+        """Returns the regression stage and the task-loss stage."""
         return [
             RegressionStage(self.config, self.map, self.normalizers),
             DirectTaskLossStage(self.config, self.map, self.normalizers),
@@ -71,7 +69,7 @@ class Direct(SupportSetGenerator):
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
-        """The same network for the same support set, whatever the temperature."""
+        """Writes networks; the same support set gives the same network, whatever the temperature."""
         self.resolve_sampling(request.sampling)
         condition, layout = request.condition, request.layout
         normalised_BD = self.map.decode(_states(self.map, condition, layout), condition, layout)
@@ -91,12 +89,12 @@ class _DirectStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """The ends of trajectories, as Mc-Di's last targets are, and no states before them."""
+        """The stage needs the ends of trajectories alone, which are Mc-Di's last targets."""
         return StageNeeds(num_targets=1)
 
 
 class RegressionStage(_DirectStage):
-    """Mean squared error to the stored weights, in units of each tensor's scale."""
+    """Minimises the squared error to the stored weights, in units of each tensor's scale."""
 
     name = "regression"
     is_optional = True
@@ -107,11 +105,11 @@ class RegressionStage(_DirectStage):
         return self._config.regression
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Shows the map what samples look like."""
+        """Initialises the network's statistics of support sets."""
         self.map.setup(batches, predicts_weights=True)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The squared distance per value."""
+        """Returns the mean squared error per value."""
         written_BD = _states(self.map, batch.condition, batch.layout)
         stored_BD = self.normalizers[batch.layout.id][1].normalise(batch.values_BD)
         states_B1D = self.map.encode(stored_BD.unsqueeze(1), batch.condition, batch.layout)
@@ -120,7 +118,7 @@ class RegressionStage(_DirectStage):
 
 
 class DirectTaskLossStage(_DirectStage):
-    """The task's loss of the written networks on query samples."""
+    """Minimises the task's loss of the written networks on query samples."""
 
     name = "task_loss"
     is_optional = True
@@ -131,7 +129,7 @@ class DirectTaskLossStage(_DirectStage):
         return self._config.task_loss
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Shows the map what samples look like, unless the stage before has."""
+        """Initialises the network's statistics of support sets, unless the stage before has."""
         if self._config.regression.num_steps == 0:
             self.map.setup(batches, predicts_weights=True)
 
@@ -144,7 +142,7 @@ class DirectTaskLossStage(_DirectStage):
 
 
 def _states(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:
-    """`(B, D)`: the denoiser of an empty state at the beginning of the chain."""
+    """Returns the network's output `(B, D)` for a zero state at the beginning of the chain."""
     B = len(condition)
     empty_B1D = condition.samples_BSF.new_zeros(B, 1, layout.num_values)
     time_B1 = condition.samples_BSF.new_zeros(B, 1)

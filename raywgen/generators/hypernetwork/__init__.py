@@ -1,10 +1,10 @@
-"""A plain hypernetwork: weights straight from the condition, trained by the task's loss.
+"""A plain hypernetwork: it maps the condition to weights in one pass and is trained by the task's loss.
 
-It is the baseline that a generator of tokens has to be judged against (Ha et al. 2017, "HyperNetworks"): it
-sees the same conditions and the same task loss, but models no distribution and learns nothing from the corpus
-beyond the shared start and the scale of each tensor.
+It is the baseline for a generator of tokens (Ha et al. 2017, "HyperNetworks"): it has the same conditions and the same
+task loss, but models no distribution, and learns nothing from the corpus beyond the shared start and the scale of each
+tensor.
 
-Shape legend: B networks, M chunks, K values of a chunk, H width.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class HypernetworkConfig:
 
     Attributes:
         width: H.
-        statistics: Of batch normalisation in the networks whose loss is taken: `stored` or `batch`, as IGPG's.
-        task_loss: Its only stage.
+        statistics: Statistics of batch normalisation in the networks whose loss is taken: `stored` or `batch`.
+        task_loss: The only stage.
     """
 
     width: int = 128
@@ -49,7 +49,7 @@ class HypernetworkConfig:
 
 
 class Hypernetwork(Generator):
-    """One pass from condition and places to all chunks."""
+    """Maps condition and position features to all chunks in one pass."""
 
     method = "hypernetwork"
     Config = HypernetworkConfig
@@ -69,11 +69,11 @@ class Hypernetwork(Generator):
         self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
 
     def all_stages(self) -> list[Stage]:
-        """The task-loss stage alone."""
+        """Returns the task-loss stage alone."""
         return [HypernetworkStage(self)]
 
     def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
-        """Flat vectors `(B, D)`, differentiable."""
+        """Returns flat vectors `(B, D)`, differentiable in all parameters."""
         positions_MG = position_features(layout, _CHUNK_LENGTH)
         tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, positions_MG)
         chunks_BMK = self.body(self.condition_summary(tokens_BTH, self.position(positions_MG)))
@@ -81,7 +81,7 @@ class Hypernetwork(Generator):
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
-        """The same network for the same condition, whatever the temperature."""
+        """Writes networks; the same condition gives the same network, whatever the temperature."""
         self.resolve_sampling(request.sampling)
         normalizer = self.normalizer(request.layout, request.normalizer)
         values_BD = self.values(request.condition, request.layout, normalizer)
@@ -104,11 +104,11 @@ class HypernetworkStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tasks, and whole networks to run."""
+        """The stage needs tasks, and whole networks to run."""
         return StageNeeds()
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Class-balanced cross-entropy on the query samples."""
+        """Returns the class-balanced cross-entropy on the query samples."""
         values_BD = self.generator.values(batch.condition, batch.layout, self.generator.normalizer(batch.layout))
         loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.generator.config.statistics)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

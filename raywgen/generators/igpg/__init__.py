@@ -1,4 +1,4 @@
-"""IGPG: weights to tokens by a VQ-VAE, tokens from a causal transformer that is told task, data and layout."""
+"""IGPG: a VQ-VAE turns weights into tokens; a causal transformer writes tokens, given task, data and layout."""
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg.config import IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig

@@ -1,6 +1,6 @@
-"""Labelled samples as features of a frozen encoder, before the set encoder sees them (IGPG, section 3: CLIP's).
+"""Encodes labelled samples by a frozen encoder, before the set encoder reads them (IGPG, section 3: CLIP).
 
-Shape legend: B networks, S samples, F values of a sample, E features.
+Here F counts the values of a raw sample, E the features of an encoded one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from raywgen.tasks.encoders import EncoderError, load_encoder
 from raywgen.weights import KeyedNoise
 
-# 64 MiB of features are kept.
+# The cache holds up to 64 MiB of features.
 _KEPT_VALUES = 1 << 24
 _SAME = 1e-3
 
 
 class DataEncoder(nn.Module):
-    """Features of every sample, each encoded once and kept.
+    """Encodes samples, each once, and caches their features.
 
-    Samples are encoded one at a time, so that a sample's features do not depend on those beside it, nor a written
-    network on who writes it. The encoder is no part of this module's state: who loads a generator needs it by the same
-    name. In its place stand the features of a fixed input, by which another encoder is told from it.
+    Samples are encoded one at a time, so that a sample's features do not depend on the rest of the batch. The encoder
+    is no part of this module's state: loading a generator needs the encoder under the same name. The state holds the
+    encoder's features of a fixed input instead, so that another encoder of that name is recognised.
 
     Args:
         name: The encoder, as `load_encoder` takes it.
-        num_values: F.
+        num_values: F, values of a raw sample.
 
     Raises:
         EncoderError: There is no such encoder, or it does not take such samples.
@@ -52,10 +52,10 @@ class DataEncoder(nn.Module):
         return self.probe_1E.shape[1]
 
     def forward(self, samples_BSF: Tensor) -> Tensor:
-        """Features `(B, S, E)`.
+        """Returns features `(B, S, E)`.
 
         Raises:
-            EncoderError: They are not finite.
+            EncoderError: Some features are not finite.
         """
         flat_NF = samples_BSF.detach().flatten(0, 1)
         rows = flat_NF.float().cpu().contiguous().numpy()

@@ -1,18 +1,18 @@
 """IGPG behind the generator interface (arXiv 2504.02012).
 
-Where this differs from the paper, and why (effects: README, table of the demo):
+It differs from the paper in these points (the README's table of the demo shows their effects):
 
-- Weights relative to the shared start and scaled per tensor, because networks that share a start differ from
-  it by far less than they weigh, and tokens then spend their bits on the difference.
-- Residual quantisation of short chunks in place of one code per patch of a folded image: more bits per value
-  at equal sequence length.
-- Text and data encoders are by default small and trained along, in place of LLaMA and CLIP: no download is needed.
-  `prior.text_encoder` and `prior.data_encoder` take any frozen ones, CLIP's too; of images the set encoder sees each
-  one's features with its label, in place of the paper's mean over all.
-- Networks are decoded from the expected code, and a last stage trains the prior by the task's loss. Where it is to keep
-  networks apart, what was drawn beyond the expected code is heard too.
-- A window is told no chunk before its first, and its place by features, so that windows can be written at once. Where
-  scales are tokens these are written first, and each window is told those of its own values.
+- Weights are coded relative to the shared start and scaled per tensor. Networks that share a start differ little from
+  it, so tokens spend their bits on the difference.
+- Short chunks are quantised residually, where the paper has one code per patch of a folded image. That gives more bits
+  per value at equal sequence length.
+- Text and data encoders are by default small and trained with the prior, in place of LLaMA and CLIP, so no download is
+  needed. `prior.text_encoder` and `prior.data_encoder` take any frozen encoders, also CLIP. The set encoder reads the
+  features of each image with its label, where the paper takes the mean over all images.
+- Networks are decoded from the expected code, and a last stage trains the prior by the task's loss. With a diversity
+  weight a second residual head adds the difference between the drawn and the expected code.
+- A window reads no chunk before its first, and position features say where it lies, so windows can be written in
+  parallel. Where scales are tokens, these are written first, and each window is given the scales of its own values.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from raywgen.weights import (
     layout_normalizer,
 )
 
-# Apart from that of windows.
+# A noise stream of its own, because windows use stream 0.
 _AVERAGE_STREAM = 1
 
 
 class IGPG(Generator):
-    """VQ-VAE tokeniser and causal transformer; one model for all layouts and tasks of a corpus."""
+    """A VQ-VAE tokeniser and a causal transformer: one model for all layouts and tasks of a corpus."""
 
     method = "igpg"
     ablations = (
@@ -72,14 +72,14 @@ class IGPG(Generator):
             reads_scales=sizes.codes_scales and config.prior.window > 0,
         )
         self.residual_head = PerceptronCoder(sizes.chunk_length, num_position_features, sizes.width)
-        # Missing where nothing asks for it: a parameter without a gradient stalls some optimisers.
+        # Created only if used, because ZeRO hangs on parameters without gradients.
         is_spread = config.task_loss.num_steps > 0 and config.task_loss.diversity_weight > 0
         self.sample_residual_head = (
             PerceptronCoder(sizes.chunk_length, num_position_features, sizes.width) if is_spread else None
         )
 
     def all_stages(self) -> list[Stage]:
-        """Tokeniser, prior, and the task-loss stage."""
+        """Returns the stages of tokeniser and prior, and the task-loss stage."""
         return [
             TokenizerStage(self.tokenizer, self.normalizers),
             PriorStage(self.prior, self.tokenizer, self.normalizers),
@@ -117,8 +117,8 @@ class IGPG(Generator):
         """Writes tokens, then decodes the expected code along them (or the tokens themselves).
 
         Raises:
-            GuidanceError: Guidance is asked for, but nothing was ever left out in training.
-            ShuffleError: Conditions should be shuffled, but there are not enough different ones.
+            GuidanceError: Guidance is asked for, but the prior was never trained without its condition.
+            ShuffleError: Shuffled conditions are asked for, but there are not enough different ones.
         """
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, SamplingConfig)
@@ -153,7 +153,7 @@ class IGPG(Generator):
     def log_prob(
         self, values_BD: Tensor, condition: Condition, layout: Layout, sampling: SamplingConfig | None = None
     ) -> Tensor:
-        """Log-probability `(B,)` of the tokens of given weights in nats, under what `generate` would draw from."""
+        """Returns the log-probability `(B,)`, in nats, that `generate` draws the tokens of given weights."""
         table, codes_BML = self.tokenizer.table(layout), self.tokens(values_BD, layout)
         sampling = sampling or self.config.sampling
         return self.prior.log_likelihood(codes_BML, condition, table, self.tokenizer.quantiser, sampling).sum(dim=1)
@@ -167,7 +167,7 @@ class IGPG(Generator):
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
-        """The codes int64 `(B, M, L)` of given weights."""
+        """Returns the tokens int64 `(B, M, L)` of given weights."""
         chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.normalizer(layout))
         return self.tokenizer.encode(chunks_BMK, self.tokenizer.positions(layout), self.tokenizer.mask(layout))
 
@@ -178,7 +178,7 @@ class IGPG(Generator):
         return super().normalizer(layout, given)
 
     def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
-        """Estimates nothing if scales are tokens: takes the layout's own units, about a base if one is shared."""
+        """Returns an estimate, or, where scales are tokens, the layout's own units about the shared base, if any."""
         if not self.config.tokenizer.codes_scales:
             return super().estimate_normalizer(layout, start_D)
         return layout_normalizer(layout, start_D if self._shares_start else None)

@@ -1,7 +1,7 @@
-"""The head: from a chunk's state to its residual tokens, level after level.
+"""The head of the prior: predicts the residual tokens of a chunk from its state, level after level.
 
-Shape legend: X positions in any shape, R rows, S sides (told the condition, and for guidance told nothing),
-M chunks, K values of a chunk, L levels, V codes, H width.
+Shape letters beyond the legend in `raywgen.weights`: X positions in any shape, R rows, M chunks of a network. Here S
+counts the sides of guidance: with the condition, and without it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.nn.sampling import guided, truncated
 
-# Finite, because differences are taken of log-probabilities, and far beyond any noise over any temperature.
+# Finite, because log-probabilities are subtracted; so low that no noise at any temperature makes up for it.
 _NEVER = -1e9
 
 
@@ -42,11 +42,11 @@ class Codebooks(Protocol):
 
 
 class Levels(NamedTuple):
-    """The tables that the head makes of the codebooks, once for all positions.
+    """The tables that the head computes from the codebooks, once for all positions.
 
     Attributes:
-        weight_LHV: From a level's hidden state to its logits.
-        code_embedding_LVH: What later levels are told of a code.
+        weight_LHV: Maps a level's hidden state to its logits.
+        code_embedding_LVH: Embedding of each code, an input of later levels.
         codebooks_LVK: Code vectors.
     """
 
@@ -72,10 +72,10 @@ class LevelHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_levels, num_codes))
 
     def levels(self, rvq: Codebooks) -> Levels:
-        """The head's view of a quantiser; as long as neither is trained, it can be used again."""
+        """Computes the tables of a quantiser; they are valid until the head or the quantiser is trained."""
         codebooks_LVK = rvq.codebooks_LVK
         size_L11 = codebooks_LVK.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
-        # Towards a code vector near the query: similar codes get similar probability from few examples.
+        # The product with a query gives similar codes similar probabilities, so few examples suffice.
         near_LHV = self.query @ (codebooks_LVK / size_L11).transpose(1, 2)
         return Levels(
             weight_LHV=near_LHV + self.free,
@@ -86,14 +86,14 @@ class LevelHead(nn.Module):
     def logits(
         self, state_XH: Tensor, chosen_XH: Tensor, level: int, levels: Levels, padding_codes_XL: Tensor | None = None
     ) -> Tensor:
-        """Logits `(X, V)` of one level.
+        """Returns the logits `(X, V)` of one level.
 
         Args:
-            state_XH: `state` of what the trunk says of the chunks.
-            chosen_XH: Sum of `code_embedding_LVH` over the codes of the levels before, chosen or in expectation.
-            level: Which one.
-            levels: Of all.
-            padding_codes_XL: Tokens that are known before.
+            state_XH: The trunk's states of the chunks, after the layer `state`.
+            chosen_XH: Sum of `code_embedding_LVH` over the codes of earlier levels, chosen or in expectation.
+            level: The level.
+            levels: The tables of all levels.
+            padding_codes_XL: Codes of padding tokens.
         """
         hidden_XH = nn.functional.gelu(state_XH + chosen_XH + self.level[level])
         logits_XV = hidden_XH @ levels.weight_LHV[level] + self.bias[level]
@@ -102,7 +102,7 @@ class LevelHead(nn.Module):
     def log_likelihood(
         self, hidden_BMH: Tensor, codes_BML: Tensor, rvq: Codebooks, padding_codes_BML: Tensor | None = None
     ) -> Tensor:
-        """Log-probability of every given token, `(B, M, L)`."""
+        """Returns the log-probability of every given token, `(B, M, L)`."""
         levels, state_BMH = self.levels(rvq), self.state(hidden_BMH)
         chosen_BMH = torch.zeros_like(state_BMH)
         log_prob = []
@@ -122,14 +122,14 @@ class LevelHead(nn.Module):
         guidance: float = 1.0,
         padding_codes_XL: Tensor | None = None,
     ) -> Tensor:
-        """The expected code `(X, K)`: `sum_l sum_j p_lj e_lj`, lower levels seen as their expectation.
+        """Returns the expected code `(X, K)`: `sum_l sum_j p_lj e_lj`; each level reads expectations of earlier levels.
 
         Args:
             hidden_XH: States.
             rvq: Code vectors.
-            unconditional_XH: States that were told nothing, for guidance.
-            guidance: Of the probabilities.
-            padding_codes_XL: Tokens that are known before.
+            unconditional_XH: States without the condition, for guidance.
+            guidance: Strength of classifier-free guidance.
+            padding_codes_XL: Codes of padding tokens.
         """
         levels, state_XH = self.levels(rvq), self.state(hidden_XH)
         without_XH = None if unconditional_XH is None else self.state(unconditional_XH)
@@ -152,13 +152,13 @@ class LevelHead(nn.Module):
         sampling: SamplingConfig,
         padding_codes_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(R, L)` of one chunk, their code vector `(R, K)` and log-probability `(R,)`.
+        """Draws the tokens `(R, L)` of one chunk; returns them, their code vector `(R, K)` and log-probability `(R,)`.
 
-        The log-probability is that of the tokens at temperature 1, told the condition, with nothing truncated.
+        The log-probability is that of the tokens at temperature 1, given the condition, with nothing truncated.
 
         Args:
-            state_SRH: Told the condition, and where S is 2, told nothing.
-            levels: Of the code vectors.
+            state_SRH: States with the condition and, where S is 2, without it.
+            levels: The tables of all levels.
             gumbel_RLV: Noise; None takes the likeliest code.
             temperature: Divides the log-probabilities.
             sampling: Guidance and truncation.
@@ -185,7 +185,7 @@ class LevelHead(nn.Module):
 
 
 def _with_padding_codes(logits_XV: Tensor, padding_code_X: Tensor) -> Tensor:
-    """All on the code that is known; where it is -1, the logits as they are."""
+    """Puts all probability on a padding token's code; where that is -1, the logits stay."""
     codes_V = torch.arange(logits_XV.shape[-1], device=logits_XV.device)
     only_XV = torch.where(codes_V == padding_code_X.unsqueeze(-1), 0.0, _NEVER).to(logits_XV.dtype)
     return torch.where(padding_code_X.unsqueeze(-1) < 0, logits_XV, only_XV)

@@ -1,19 +1,18 @@
-"""The causal transformer that writes tokens, told task, data and layout (IGPG, section 3, stage 2).
+"""The causal transformer that writes tokens, given task, data and layout (IGPG, section 3, stage 2).
 
 `p(s | e_A, e_D) = prod_i p(s_i | s_<i, e_A, e_D)`. One position is one chunk; its L residual tokens are
 predicted level after level by a small head that sees the sum of the code vectors chosen so far.
 
-Besides hard tokens the prior gives the **expected code**: at every level the probability-weighted mean of the
-code vectors, the levels below seen through their own expectation. It is differentiable in all parameters.
+Besides hard tokens the prior gives the **expected code**: at every level the probability-weighted mean of the code
+vectors, where each level reads the expectations of the levels before it. It is differentiable in all parameters.
 
-**Windows.** A window is a sequence of its own: the prefix, then its chunks, the first of which is told no chunk
-before it. Where in the network it lies is told by the places alone, so that any window of a network, the first or
-a later one, long or of a single chunk, is read in the same way, and one that holds all chunks is the whole network.
-Where scales are tokens, and networks longer than a window, a window that begins after the chunks that hold them is told
-those of its own values, `chunk_table.py`.
+**Windows.** A window is a sequence of its own: the prefix, then its chunks. Its first chunk reads no chunk before it.
+Only the position features say where in the network a window lies. So the prior reads every window in the same way,
+whether it is the first or a later one, long or a single chunk; a window that holds all chunks is the whole network.
+Where scales are tokens, a window that begins after the header is given the scales of its own values (`chunk_table.py`).
 
-Shape legend: B networks, N windows, W chunks of a window, M chunks, K values of a chunk, L levels, V codes,
-H width, G place features, T prefix tokens, F numbers that a chunk is told.
+Shape letters beyond the legend in `raywgen.weights`: N windows, M chunks of a network, G position features, T prefix
+tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Prior(nn.Module):
         self.condition_summary = ConditionSummary(H)
         self.position = PositionEncoder(G, H)
         self.previous = nn.Linear(K, H)
-        # Without a bias, so that who is told nothing is told nothing. Missing where a parameter would get no gradient.
+        # No bias: a zero input must add zero. Created only if used, because ZeRO hangs on parameters without gradients.
         self.scales = nn.Linear(NUM_CHUNK_SCALES, H, bias=False) if reads_scales else None
         self.trunk = Transformer(
             H,
@@ -76,47 +75,47 @@ class Prior(nn.Module):
         self.head = LevelHead(H, num_levels, num_codes, K)
 
     def prefix(self, cond: Condition, positions_MG: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
-        """Condition tokens `(B, T, H)`.
+        """Returns the condition tokens `(B, T, H)`.
 
         Args:
-            cond: What is asked for.
-            positions_MG: Of all chunks of the layout.
-            is_dropped_B2: Whose instruction, whose samples are left out, bool.
+            cond: The conditions of B networks.
+            positions_MG: Position features of all chunks of the layout.
+            is_dropped_B2: For which networks the instruction, and the samples, are left out, bool.
         """
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
         return self.condition(cond.instructions, samples_BSF, cond.labels_BS, positions_MG, is_dropped_B2)
 
     def inputs(self, prefix_BTH: Tensor, positions_WH: Tensor, scales_BW4: Tensor | None) -> Tensor:
-        """Embeds what every position is given beside the chunk before it, `(B, W, H)`."""
+        """Embeds the inputs of every position except the chunk before it, `(B, W, H)`."""
         inputs_BWH = self.condition_summary(prefix_BTH, positions_WH)
         return inputs_BWH if self.scales is None or scales_BW4 is None else inputs_BWH + self.scales(scales_BW4)
 
     def header(self, table: ChunkTable) -> HeaderChunks | None:
-        """The chunks whose numbers windows that begin after them are told; None where none are."""
+        """The header whose scales are given to later windows; None where no scales are given."""
         return None if self.scales is None else table.header
 
     def states(
         self, prefix_BTH: Tensor, positions_WG: Tensor, latents_BWK: Tensor, scales_BW4: Tensor | None = None
     ) -> Tensor:
-        """States `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).
+        """Returns the states `(B, W, H)` of one window per row, given the code vectors of its chunks (teacher forcing).
 
         Args:
             prefix_BTH: Condition tokens.
-            positions_WG: Of the windows' chunks, the same in all rows or `(B, W, G)`.
+            positions_WG: Position features of the windows' chunks, the same in all rows or `(B, W, G)`.
             latents_BWK: Code vectors of the windows' chunks.
-            scales_BWF: Numbers that the windows' values are written in; None where no window is told any.
+            scales_BW4: Scales and means of the windows' values; None where none are given.
         """
         before_BWK = torch.cat([torch.zeros_like(latents_BWK[:, :1]), latents_BWK[:, :-1]], dim=1)
         inputs_BWH = self.inputs(prefix_BTH, self.position(positions_WG), scales_BW4) + self.previous(before_BWK)
         return self.trunk(torch.cat([prefix_BTH, inputs_BWH], dim=1))[:, prefix_BTH.shape[1] :]
 
     def states_alone(self, prefix_BTH: Tensor, positions_BWG: Tensor, scales_BW4: Tensor | None = None) -> Tensor:
-        """States `(B, W, H)` of chunks each of which is a window of its own, all of a row at the cost of one window.
+        """Returns the states `(B, W, H)` of chunks that are windows of their own, all of a row in one pass.
 
         Args:
             prefix_BTH: Condition tokens.
-            positions_BWG: Of the chunks.
-            scales_BWF: As of `states`.
+            positions_BWG: Position features of the chunks.
+            scales_BW4: As in `states`.
         """
         num_prefix = prefix_BTH.shape[1]
         nothing_K = prefix_BTH.new_zeros(self.previous.in_features)
@@ -131,7 +130,7 @@ class Prior(nn.Module):
         rvq: Codebooks,
         sampling: SamplingConfig | None = None,
     ) -> Tensor:
-        """States `(B, M, H)` from which given tokens would be drawn, each given what `sampling` lets it see."""
+        """Returns the states `(B, M, H)` that given tokens would be drawn from, if written with these settings."""
         blocks = self._hidden_blocks(codes_BML, cond, table, rvq, sampling or SamplingConfig())
         return torch.cat([hidden_BWH for _, hidden_BWH in blocks], dim=1)
 
@@ -143,7 +142,7 @@ class Prior(nn.Module):
         rvq: Codebooks,
         sampling: SamplingConfig | None = None,
     ) -> Tensor:
-        """Log-probability `(B, M)` of every given chunk in nats, each given what `sampling` lets it see."""
+        """Returns the log-probability `(B, M)` of every given chunk in nats, if written with these settings."""
         blocks = self._hidden_blocks(codes_BML, cond, table, rvq, sampling or SamplingConfig())
         parts = [
             self.head.log_likelihood(hidden_BWH, codes_BML[:, part], rvq, table.padding_codes(part)).sum(dim=-1)
@@ -154,13 +153,13 @@ class Prior(nn.Module):
     def _hidden_blocks(
         self, codes_BML: Tensor, cond: Condition, table: ChunkTable, rvq: Codebooks, sampling: SamplingConfig
     ) -> Iterator[tuple[slice, Tensor]]:
-        """States of the chunks that a group of windows writes, with which chunks they are."""
+        """Yields, for each group of windows, the chunks that it writes and their states."""
         prefix_BTH = self.prefix(cond, table.positions_MG)
         B, M = codes_BML.shape[:2]
         header = self.header(table)
         for part in plan_parts(M, header, self.config.window, sampling):
             chunk_scales = header.chunk_scales(codes_BML) if header is not None and part.plan[0].start else None
-            # All places of a window are read at once, of which only one is written at a time.
+            # Reading runs over all positions of a window at once, where writing runs over one at a time.
             num_positions = B * (part.plan[0].stop - part.plan[0].start)
             for group in side_by_side(part.plan, num_positions, sampling.max_rows):
                 N, tail = len(group), group[0].new - group[0].start

@@ -1,7 +1,4 @@
-"""Conditions of other networks, to measure what the right one is worth.
-
-Shape legend: B networks.
-"""
+"""Gives networks the conditions of others, to measure how much the right condition matters."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ class ShuffleError(ValueError):
 
 
 def shuffled_conditions(condition: Condition) -> Condition:
-    """The same conditions, moved on by as few networks as give each the condition of another instruction.
+    """Rotates the conditions by the smallest shift that gives every network another instruction.
 
     Raises:
-        ShuffleError: Some network would keep its instruction however far they are moved.
+        ShuffleError: At every shift some network would keep its instruction.
     """
     texts = condition.instructions
     for shift in range(1, len(texts)):

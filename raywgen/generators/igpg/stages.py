@@ -1,6 +1,6 @@
-"""The two stages that train the prior: token likelihood, then the task's own loss through soft tokens.
+"""The two stages that train the prior: by token likelihood, then by the task's own loss through soft tokens.
 
-Shape legend: B networks, M chunks, W chunks seen, K values of a chunk, L levels, G place features.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNe
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
-# Apart from the stream of the tokens' noise, which the same networks draw from.
+# A noise stream of its own, because sampling the same networks' tokens uses stream 0.
 _LIKELIHOOD_STREAM = 1
-# Below it a deviation is rounding; much more would leave networks that are nearly one without a pull apart.
+# Smaller variances are rounding. A much larger bound would give nearly equal networks no gradient apart.
 _LEAST_VARIANCE = 1e-8
 
 
 def token_nll(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, normalizers: NormalizerTable, noise: KeyedNoise
 ) -> Tensor:
-    """`-E[log p(s | e_A, e_D)]`, nats per token (IGPG, section 3, stage 2), mean over a batch's networks.
+    """Returns `-E[log p(s | e_A, e_D)]`, nats per token, mean over a batch's networks (IGPG, section 3, stage 2).
 
-    Tokens that hold nothing but padding do not count.
-    Of networks longer than the prior's window a random window is seen. While the prior is in training, some networks
-    leave out a part of their condition, and some have every chunk seen on its own. A prior that is trained on nothing
-    else is measured so as well.
+    Padding tokens do not count. Of networks longer than the prior's window a random window is read. In training mode,
+    some networks lose a part of their condition, and some have each chunk read independently; with
+    `independent_share=1` chunks are independent in evaluation mode too.
     """
     config, rvq = prior.config, tokenizer.quantiser
     table = tokenizer.table(batch.layout)
@@ -56,10 +55,10 @@ class _Seen(NamedTuple):
 
     Attributes:
         codes_BWL: Tokens.
-        positions_WG: Of their chunks, the same of all networks or `(B, W, G)`.
-        padding_codes_WL: As in `ChunkTable`, likewise.
-        scales_BWF: What windows are told of the numbers their values are written in; None for nothing.
-        alone_BWF: Likewise of chunks on their own.
+        positions_WG: Position features of their chunks, the same for all networks or `(B, W, G)`.
+        padding_codes_WL: As in `ChunkTable`, the same for all networks or `(B, W, L)`.
+        scales_BW4: Scales and means that windows are given; None where none are given.
+        alone_BW4: Scales and means that independent chunks are given.
     """
 
     codes_BWL: Tensor
@@ -75,7 +74,7 @@ class _Seen(NamedTuple):
 
     @property
     def weight(self) -> Tensor | float:
-        """Weighs each token in the mean over a network's tokens: 0 for padding, all others alike, 1 on average."""
+        """The weight of each token: 0 for padding, equal for all others, 1 on average."""
         if self.padding_codes_WL is None:
             return 1.0
         is_real_WL = (self.padding_codes_WL < 0).to(torch.float32)
@@ -83,7 +82,7 @@ class _Seen(NamedTuple):
 
 
 def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks, is_alone_B: Tensor) -> Tensor:
-    """Weighted sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
+    """Returns the weighted sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
     total = prefix_BTH.new_zeros(())
     if not bool(is_alone_B.all()):
         total = total + _log_likelihood(prior, prefix_BTH[~is_alone_B], seen.of(~is_alone_B), rvq).sum()
@@ -104,7 +103,7 @@ def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
 
 
 def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks) -> Tensor:
-    """Weighted, of each token `(B, W, L)`."""
+    """Returns the weighted log-probability of each token, `(B, W, L)`."""
     hidden_BWH = prior.states(prefix_BTH, seen.positions_WG, rvq.decode(seen.codes_BWL), seen.scales_BW4)
     return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.padding_codes_WL) * seen.weight
 
@@ -118,7 +117,7 @@ def _seen_tokens(
     table: ChunkTable,
     noise: KeyedNoise,
 ) -> _Seen:
-    """Encodes the part of each network that is seen, and little more."""
+    """Encodes the part of each network that the step sees, and little more."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizers[batch.layout.id][1])
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
@@ -136,21 +135,21 @@ def _seen_tokens(
     part = slice(0, header.num)
     codes_BXL = tokenizer.encode(chunks_BMK[:, part], table.positions_MG[part], mask_MK[part])
     alone_BW4 = header.chunk_scales(codes_BXL).of_each(index_BW)
-    # A window that begins among the leading chunks sees of them what it sees, as in writing.
+    # A window that begins within the header gets no scales beside the tokens, here as in sampling.
     is_after_B11 = (index_BW[:, :1, None] >= header.num).to(alone_BW4.dtype)
     return seen._replace(scales_BW4=alone_BW4 * is_after_B11, alone_BW4=alone_BW4)
 
 
 def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
-    """`1/D sum_d |1 - S_d / S|`, `S_d = sqrt(Var_B(x_d) + eps)`: whether networks lie as far apart as the corpus' do.
+    """Returns `1/D sum_d |1 - S_d / S|` with `S_d = sqrt(Var_B(x_d) + eps)`: 0 if networks vary as the corpus does.
 
-    The variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
-    variance of the corpus' networks. Place by place, so that a few that matter little cannot make up for all others;
-    and two-sided, where VICReg's is a hinge, as those few otherwise grow without end.
+    It is the variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
+    variance of the corpus' networks. The term is taken value by value, so that a few unimportant values cannot make up
+    for all others. It is two-sided, where VICReg has a hinge, because those few would otherwise grow without bound.
 
     Args:
-        written_BD: Networks, in units of each tensor's scale; at least 2.
-        corpus_BD: As many of the corpus.
+        written_BD: At least 2 written networks, in units of each tensor's scale.
+        corpus_BD: As many networks of the corpus.
     """
     unit = corpus_BD.var(dim=0).mean().clamp(min=_LEAST_VARIANCE).sqrt()
     deviation_D = (written_BD.var(dim=0) + _LEAST_VARIANCE).sqrt()
@@ -158,13 +157,13 @@ def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
 
 
 def _confidence(loss_B: Tensor, batch: WeightBatch) -> Tensor:
-    """Geometric mean probability of the right classes, mean over networks, scaled so that chance is 0 and 1 is 1."""
+    """Returns the mean confidence in the right classes, `exp(-loss)`, scaled so that chance is 0 and certainty 1."""
     chance = 1 / (batch.query.labels_BS.amax() + 1)
     return ((loss_B.neg().exp().mean() - chance) / (1 - chance)).clamp(min=0)
 
 
 class PriorStage(Stage):
-    """Next-token likelihood of the corpus' networks; the tokeniser is frozen."""
+    """Maximises the likelihood of the tokens of the corpus' networks; the tokeniser is frozen."""
 
     name = "prior"
 
@@ -181,7 +180,7 @@ class PriorStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tokens are learned without tasks, of windows where the prior sees windows."""
+        """The stage needs no tasks, and windows suffice where the prior sees windows."""
         return StageNeeds(tasks=False, whole_networks=self.config.window == 0)
 
     @property
@@ -190,7 +189,7 @@ class PriorStage(Stage):
         return "modules" if self.config.independent_share in (0, 1) else "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Mean negative log-likelihood of the tokens."""
+        """Returns the mean negative log-likelihood of the tokens."""
         (tokenizer,) = self._frozen
         nll = token_nll(self.prior, tokenizer, batch, self.normalizers, noise)
         return StageLoss(loss=nll, metrics={"nll": nll.detach()})
@@ -209,13 +208,13 @@ def task_loss_chunks(
 
     Args:
         tokenizer: Decodes the expected code.
-        correction: Of what is decoded.
-        variation: Of what was drawn beyond the expected code; the only way by which chance reaches a chunk itself, and
-            not only those after it. None where networks need not lie apart.
+        residual_head: Corrects the decoded chunks, given the expected code.
+        sample_residual_head: Adds a function of the difference between drawn and expected code. It alone lets a chunk
+            depend on its own draw, and not only on those before it. None without a diversity weight.
         expected_BMK: Expected code along the tokens.
         drawn_BMK: Code vectors of the tokens.
-        positions_MG: Of the chunks.
-        mask_MK: Which values are real.
+        positions_MG: Position features of the chunks.
+        mask_MK: 1 for values, 0 for padding.
     """
     chunks_BMK = tokenizer.decode_latents(expected_BMK, positions_MG, mask_MK) + residual_head(
         expected_BMK, positions_MG
@@ -226,17 +225,19 @@ def task_loss_chunks(
 
 
 class IGPGTaskLossStage(Stage):
-    """Trains the prior, a correction of what is decoded, and its variation, by what the decoded networks do.
+    """Trains the prior and the residual heads by the task's loss of the decoded networks.
 
-    The tokeniser stays as it is, so that reconstruction means the same before and after. The prior first writes
-    hard tokens without gradients; the expected code that continues each of their prefixes is decoded, put into
-    a network, run on the task's labelled samples, and the task's loss goes back through all of it. Prefixes are
-    the generator's own, so training sees what generation will see. A small token likelihood keeps the prior on
-    the corpus, and a small squared distance to the corpus' network of the same task keeps the written networks
-    alive: the task's loss alone first lowers the confidence of all of them alike, which may switch off every ReLU
-    for good. Where all networks of a corpus are of one task, that distance is to another network and pulls all written
-    ones together, as the task's loss does: there `diversity_loss` keeps them apart. Not in the paper; its effect is
-    shown apart.
+    The tokeniser is frozen, so reconstruction does not change. The prior first samples hard tokens without gradients.
+    The expected code after each of their prefixes is decoded to a network, which is run on the task's labelled samples,
+    and the task's loss is propagated back through all of it. The prefixes are the generator's own samples, so training
+    sees what generation will see.
+
+    Two small terms are added. The token likelihood keeps the prior close to the corpus. The squared distance to the
+    corpus' network of the same task keeps units alive: the task's loss alone first lowers the confidence of all
+    networks, which may switch off every ReLU for good. In a corpus of one task that distance is to an arbitrary other
+    network and pulls all written ones together, as the task's loss does; there `diversity_loss` keeps them apart.
+
+    This stage is not in the paper; evaluation has a row without it.
     """
 
     name = "task_loss"
@@ -266,7 +267,7 @@ class IGPGTaskLossStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tasks, and whole networks to run."""
+        """The stage needs tasks, and whole networks to run."""
         return StageNeeds()
 
     @property
@@ -275,7 +276,7 @@ class IGPGTaskLossStage(Stage):
         return "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The task's loss on the query samples, plus the weighted distance and token likelihood."""
+        """Returns the task's loss on the query samples, plus the weighted distance and token likelihood."""
         (tokenizer,) = self._frozen
         layout, rvq = batch.layout, tokenizer.quantiser
         table = tokenizer.table(layout)
@@ -306,7 +307,7 @@ class IGPGTaskLossStage(Stage):
         if self.config.diversity_weight > 0 and len(loss_B) > 1:
             diversity = diversity_loss(normalised_BD, corpus_BD)
             metrics["diversity_loss"] = diversity.detach()
-            # Networks that are at chance would fly apart and never learn; those that do their task are moved gently.
+            # Weighted by confidence: at chance, the term would drive networks apart before they learn anything.
             loss = loss + self.config.diversity_weight * _confidence(loss_B.detach(), batch) * diversity
         if self.config.nll_weight > 0:
             # A quarter of the batch keeps the prior on the corpus at a quarter of the cost.

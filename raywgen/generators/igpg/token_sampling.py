@@ -1,7 +1,8 @@
-"""Writing tokens: windows after one another or side by side, each chunk after chunk with a key-value cache.
+"""Writes tokens: windows one after another or side by side, each chunk by chunk with a key-value cache.
 
-Shape legend: B networks, N windows written at once, R = B * N rows, S sides (told the condition, and for guidance
-told nothing), W chunks of a window, M chunks, K values of a chunk, L levels, V codes, H width, T prefix tokens.
+Shape letters beyond the legend in `raywgen.weights`: R = B * N rows, M chunks of a network, O positions of one step.
+Here N counts windows that are written at once, S the sides of guidance (with the condition, and without it), T prefix
+tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from raywgen.weights import Condition, KeyedNoise
 
 
 class GuidanceError(ValueError):
-    """Guidance asked of a prior that never forgot its condition in training."""
+    """Guidance was asked of a prior that was never trained without its condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class TokenSample:
     """Tokens that the prior wrote.
 
     Attributes:
-        codes_BML: int64.
-        log_prob_BM: Of each chunk's tokens, nats, at temperature 1, told the condition, nothing truncated.
+        codes_BML: Tokens, int64.
+        log_prob_BM: Log-probability of each chunk's tokens in nats, at temperature 1, given the condition, with nothing
+            truncated.
         expected_BMK: The expected code along the tokens; None where only tokens were asked for.
     """
 
@@ -57,15 +59,15 @@ def sample_tokens(
 
     Args:
         prior: The model that gives the tokens' probabilities.
-        cond: What is asked for, B networks.
+        cond: The conditions of B networks.
         table: All chunks of the layout.
-        rvq: Code vectors.
+        rvq: The quantiser's code vectors.
         noise: B rows of keyed noise.
         temperature: 0 takes the likeliest code.
         sampling: All other settings.
 
     Raises:
-        GuidanceError: Guidance is asked for, but nothing was ever left out in training.
+        GuidanceError: Guidance is asked for, but the prior was never trained without its condition.
     """
     sampling = sampling or SamplingConfig()
     prefix_STH = prior.prefix(cond, table.positions_MG)
@@ -92,16 +94,16 @@ def _sample_windows(
 ) -> TokenSample:
     """Writes all chunks of B networks.
 
-    Window n of a network draws from part n of its noise, so that what it writes depends neither on the windows
-    beside it nor on how many are written at once. Nothing but the tokens and what is decoded from them is kept of a
-    window once it is written. Where scales are told, the leading chunks are written before all others.
+    Window n of a network draws from part n of its noise, so its tokens depend neither on the windows beside it nor on
+    how many are written at once. Of a written window only the tokens and their decoded values are kept. Where scales
+    are given to windows, the header is written before all other chunks.
 
     Args:
-        prior: Writes.
-        prefix_STH: Condition tokens of B networks, `(S * B, T, H)`; the second side, if any, told nothing.
-        table: Of all chunks.
-        rvq: Code vectors.
-        noise: B rows.
+        prior: The model that gives the tokens' probabilities.
+        prefix_STH: Condition tokens of B networks, `(S * B, T, H)`; the second side, if any, has no condition.
+        table: All chunks of the layout.
+        rvq: The quantiser's code vectors.
+        noise: B rows of keyed noise.
         temperature: 0 takes the likeliest code.
         sampling: All other settings.
     """
@@ -140,7 +142,7 @@ def _codes_of(written: list[TokenSample]) -> Tensor:
 
 
 class _Rows:
-    """Windows written side by side: what each position is told, which tokens are known before, and the cache."""
+    """Windows written side by side: the inputs of each position, the codes of padding tokens, and the cache."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class _Rows:
         self.padding_codes_RWL = table.padding_codes(index_NW.repeat(self.batch, 1))
 
     def step(self, first: int, before_ROK: Tensor) -> Tensor:
-        """States `(S, R, O, H)` of the next O positions, from `first` on, given the code vector before each."""
+        """Returns states `(S, R, O, H)` of the O positions from `first` on, given the code vector before each."""
         inputs = self.inputs_RWH[:, first : first + before_ROK.shape[1]]
         before = self.prior.previous(before_ROK).repeat(self.num_sides, 1, 1)
         return self.prior.trunk(inputs + before, self.cache).unflatten(0, (self.num_sides, -1))
@@ -171,11 +173,11 @@ class _Rows:
 def _write(
     rows: _Rows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
 ) -> TokenSample:
-    """The new chunks of a group of windows, `(B, N * W)`; those beyond their part's end are still there."""
+    """Writes the new chunks of a group of windows, `(B, N * W)`, with those beyond the end of their part."""
     head, num_tail = rows.prior.head, tail_BOK.shape[1]
     previous_RK = tail_BOK.new_zeros(rows.batch * rows.num_windows, rvq.codebooks_LVK.shape[2])
     if num_tail:
-        # The window's first chunk is told no chunk before it, here as in training.
+        # The window's first chunk reads no chunk before it, here as in training.
         rows.step(0, torch.cat([torch.zeros_like(tail_BOK[:, :1]), tail_BOK[:, :-1]], dim=1))
         previous_RK = tail_BOK[:, -1]
     levels = head.levels(rvq)
@@ -193,7 +195,7 @@ def _write(
             states.append(state_SRH)
     expected_BMK = None
     if states:
-        # In pieces, because the probabilities of all codes at all places would outgrow the cache.
+        # In pieces, because the probabilities of all codes at all positions would take more memory than the cache.
         pieces = torch.stack(states, dim=2).flatten(1, 2).split(sampling.max_rows, dim=1)
         padding_codes: tuple[Tensor | None, ...] = (None,) * len(pieces)
         if rows.padding_codes_RWL is not None:

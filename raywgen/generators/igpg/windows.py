@@ -1,6 +1,6 @@
 """Cuts a network's chunks into the windows that the prior sees at once (IGPG, section 3, generation).
 
-Shape legend: B networks, N windows, W chunks of a window, M chunks, X chunks of all blocks that a window may touch.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network. Here N counts windows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from raywgen.generators.igpg.config import SamplingConfig
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Chunks `start` to `stop` are seen, those from `new` on are written.
+    """A window sees the chunks from `start` to `stop` and writes those from `new` on.
 
-    Chunks from `stop` on are padding where `stop` goes beyond the network's end, or that of its part.
+    Where `stop` lies beyond the end of the network, or of its part, the chunks beyond that end are padding.
     """
 
     start: int
@@ -28,14 +28,14 @@ class Window:
 
 
 def plan_windows(num_chunks: int, window: int, sampling: SamplingConfig) -> list[Window]:
-    """Windows that write every chunk once, in order.
+    """Returns windows that write every chunk once, in order.
 
-    A network that fits is one window in either mode. Parallel windows are equally long, so that they make one batch.
+    A network that fits into one window is one window in either mode. Parallel windows are equally long: one batch.
 
     Args:
         num_chunks: M.
         window: Most chunks of a window; 0 for all.
-        sampling: Says whether windows, or single chunks, stand alone, and else their overlap.
+        sampling: Says whether windows or single chunks are independent, and otherwise their overlap.
     """
     if sampling.chunks == "independent":
         return [Window(m, m, m + 1) for m in range(num_chunks)]
@@ -54,20 +54,20 @@ def plan_windows(num_chunks: int, window: int, sampling: SamplingConfig) -> list
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Chunks up to `stop`, written by windows that see none of another part."""
+    """Consecutive chunks up to `stop`; their windows see no chunk of another part."""
 
     plan: list[Window]
     stop: int
 
 
 def plan_parts(num_chunks: int, header: HeaderChunks | None, window: int, sampling: SamplingConfig) -> list[Part]:
-    """A network as a whole; or its leading chunks, which are told to what is written after them, and the others.
+    """Returns one part, or two: the header, whose scales are given to later windows, and the other chunks.
 
     Args:
         num_chunks: M.
-        leading: Chunks whose numbers later windows are told, if any. In a single window they are seen.
+        header: The header chunks, if scales are given to windows. A single window sees them and needs no second part.
         window: As in `plan_windows`.
-        sampling: Likewise.
+        sampling: As in `plan_windows`.
     """
     ends = [0, num_chunks]
     if header is not None and (sampling.chunks == "independent" or 0 < window < num_chunks):
@@ -80,12 +80,12 @@ def plan_parts(num_chunks: int, header: HeaderChunks | None, window: int, sampli
 
 
 def chunks_of(group: list[Window], stop: int) -> Tensor:
-    """Chunk indices int64 `(N, W)` of N equally long windows; from `stop` on its last chunk stands for padding."""
+    """Returns chunk indices int64 `(N, W)` of N equally long windows; beyond `stop` the last chunk is repeated."""
     return torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=stop - 1)
 
 
 def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Window]]:
-    """The plan in groups that may be written at once: windows that see no other, as many as make `max_rows`."""
+    """Returns the plan in groups that are written at once: independent windows, up to `max_rows` of all networks."""
     if any(window.start < window.new for window in plan):
         return [[window] for window in plan]
     num = max(1, max_rows // batch)

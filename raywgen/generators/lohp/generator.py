@@ -9,14 +9,14 @@
 
 The choices, and why:
 
-- Every local target ends a sub-trajectory of its own, which is rewarded by its distance to it: the policy is local, and
-  no task is asked.
-- Policy and flow predict where a sub-trajectory ends. Both are then exact for a known target, whatever the state.
-- The balance is asked of every coordinate by itself (`flow: factored`): one scalar residual for thousands of values
-  says little about each.
-- Stored sub-trajectories end where the reward lies, not at the target itself. There the reward is always the same, and
-  the flow may then absorb what the policy should learn.
-- Generation follows the policy's mean from one predicted end to the next: by default one evaluation for each.
+- Every local target ends a sub-trajectory of its own, whose reward is the distance of its end to the target. So the
+  policy is local, and training needs no task's loss.
+- Policy and flow predict the end of a sub-trajectory. Both are then exact for a known target, from any state.
+- Every coordinate has a balance of its own (`flow: factored`): one scalar residual for thousands of values says little
+  about each of them.
+- Stored sub-trajectories end at a draw from the reward, not at the target itself. At the target the reward would always
+  be the same, and the flow could absorb what the policy should learn.
+- Generation follows the policy's mean from one predicted end to the next, by default with one evaluation for each.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class LoHp(SupportSetGenerator):
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Every optimiser of the corpus: each has an embedding of its own."""
+        """The optimisers of the corpus, each of which has an embedding of its own."""
         return self.data.policies
 
     def all_stages(self) -> list[Stage]:
-        """Policy learning alone: preparation is the zoo's."""
+        """Returns the stage of policy learning; `raywgen.zoo` does the preparation."""
         return [PolicyStage(self.config, self.policy, self.normalizers)]
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Paths that the policy is trained on: its own rollouts, stored trajectories, and the one spliced into the other.
+"""Makes the paths that the policy is trained on: its own rollouts, stored trajectories, and mixtures of both.
 
-Any path with full support may be used (Madan et al. 2022, arXiv 2209.12782), so a stored sub-trajectory need not be one
-that the policy would have taken. It leads from where it starts, by a Brownian bridge, to a state that the local target
-rewards.
+Any distribution of paths with full support may be used (Madan et al. 2022, arXiv 2209.12782), so a stored
+sub-trajectory need not be likely under the policy. It is a Brownian bridge from its start to a draw around the local
+target.
 
-Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+Here A counts sub-trajectories (one for each local target), L the steps of each, and D the values of a state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raywgen.generators.lohp.kernels import sample_bridge
 from raywgen.weights import KeyedNoise
 
 Ends = Callable[[Tensor, int], Tensor]
-"""From states `(B, D)` at a step of the whole path to where their sub-trajectory ends `(B, D)`."""
+"""Maps states `(B, D)` at a step of the whole path to the ends `(B, D)` of their sub-trajectory."""
 
 
 @torch.no_grad()
@@ -33,17 +33,17 @@ def make_paths(
     hybrid: Hybrid,
     exploration: float,
 ) -> Tensor:
-    """States `(B, k, L + 1, D)` of every sub-trajectory, its start and its end among them.
+    """Returns the states `(B, A, L + 1, D)` of every sub-trajectory, with its start and its end.
 
     Args:
-        ends: The forward policy.
+        ends: The forward policy's prediction of ends.
         targets_BAD: Local targets.
-        is_stored_BA: Which sub-trajectories lead to their local target instead of where the policy goes.
-        noise: B rows.
-        config: Of the path.
-        hybrid: Where `mixed`, a stored sub-trajectory starts at the local target before it; where `spliced`, at the
-            state that the path has come to.
-        exploration: Extra spread of the policy's own steps, as a share of theirs.
+        is_stored_BA: Which sub-trajectories lead to their local target instead of following the policy.
+        noise: B rows of keyed noise.
+        config: Settings of the path.
+        hybrid: With `mixed`, a stored sub-trajectory starts at the previous local target; with `spliced`, at the
+            current state of the path.
+        exploration: Extra standard deviation of the policy's own steps, as a share of theirs.
     """
     _, k, D = targets_BAD.shape
     L, sigma = config.length, config.sigma

@@ -1,18 +1,20 @@
 """Forward policy, backward policy and flow of Lo-Hp, on Gaussian steps from one local target to the next.
 
-A sub-trajectory starts at a state a, has L steps of spread sigma, and is rewarded for where it ends:
+A sub-trajectory starts at a state a and has L steps of standard deviation sigma. Its end x has the reward
 
     log R(x) = log N(x; theta, L sigma^2)                      theta: the local target
 
-The forward policy predicts where it ends and moves there in even steps, `P_F = N(x + (theta_hat - a) / L, sigma^2)`.
-The backward policy is the Brownian bridge pinned at a (or learned, beginning there). The flow predicts likewise:
+The forward policy predicts the end and moves there in even steps, `P_F = N(x + (theta_hat - a) / L, sigma^2)`. The
+backward policy is the Brownian bridge pinned at a, or a learned one that is initialised as this bridge. The flow
+predicts the end, too:
 
     log F(x_n) = log N(x_n; a + n (theta_hat_F - a) / L, n sigma^2) + log Z,   log F(x_L) = log R(x_L)
 
-With theta_hat = theta_hat_F = theta and log Z = 0 every sub-trajectory is in balance, whatever a is: no network has to
-model a curvature, and a policy that errs meets the right target from wherever it has come to.
+With theta_hat = theta_hat_F = theta and log Z = 0 every sub-trajectory is in balance, whatever a is. So no network has
+to model a curvature, and a policy that has erred is led to the right target from its current state.
 
-Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state, T values of what is told.
+Here A counts sub-trajectories (one for each local target), L the steps of each, D the values of a state, and T the
+values of an embedded condition.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from raywgen.weights import Condition, Layout, NormalizerTable
 
 
 class EmbeddedCondition(NamedTuple):
-    """A batch of embedded tasks, once for each network that reads them; and `log Z` of each sub-trajectory."""
+    """The embedded conditions of a batch, for each network that reads them, and `log Z` of each sub-trajectory."""
 
     forward: Tensor
     flow: Tensor
@@ -38,12 +40,12 @@ class EmbeddedCondition(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Predicts where each sub-trajectory ends, from any state of it.
+    """Predicts the end of each sub-trajectory from any of its states.
 
     Args:
         config: Sizes and path.
         normalizers: Layouts with their normalisers.
-        data: What support sets look like, and the optimisers whose behaviour can be asked for.
+        data: Sizes of support sets, and the optimisers that a condition may name.
     """
 
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
@@ -56,13 +58,13 @@ class Policy(nn.Module):
         width = self.forward_net.condition_width()
         self.names_net = nn.Parameter(torch.zeros(max(1, len(self.names)), width))
         self.log_z_net = nn.Linear(width, self.path.num_targets)
-        # Zero, so that it begins at the bridge. Not a scalar, which DeepSpeed cannot send to other workers.
+        # Zero, so that it is initialised as the bridge. Not a scalar, which DeepSpeed cannot send to other workers.
         self.backward_share = nn.Parameter(torch.zeros(1))
         nn.init.zeros_(self.log_z_net.weight)
         nn.init.zeros_(self.log_z_net.bias)
 
     def embed_condition(self, condition: Condition, layout: Layout) -> EmbeddedCondition:
-        """Embeds support sets and the optimisers that are asked for."""
+        """Embeds support sets and the named optimisers."""
         known = (condition.samples_BSF, condition.labels_BS, layout)
         named = self._named(condition)
         nets = (self.forward_net, self.flow_net, self.backward_net)
@@ -83,7 +85,7 @@ class Policy(nn.Module):
         return net.predict(x_BnD, time_Bn, condition_embedding, layout)
 
     def _named(self, condition: Condition) -> Tensor:
-        """Returns the embedding of each optimiser that is asked for, `(B, T)`; for any optimiser, the mean of all."""
+        """Returns the embedding of each named optimiser, `(B, T)`; without a name, the mean of all."""
         index_of = {name: number for number, name in enumerate(self.names)}
         mean_T = self.names_net.mean(dim=0)
         named = condition.policies or ("",) * len(condition)
@@ -91,5 +93,5 @@ class Policy(nn.Module):
 
 
 def _with(condition_embedding: Tensor, named_BT: Tensor) -> Tensor:
-    """The same for all classes of a head, so that their order still does not matter."""
+    """Adds the optimiser's embedding, equally for all classes of a head, so that their order still does not matter."""
     return condition_embedding + (named_BT if condition_embedding.dim() == 2 else named_BT.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Past rollouts, to learn from more than once."""
+"""A replay buffer of past rollouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rollout:
 
     Attributes:
         batch: The networks.
-        states_BALD: States of every sub-trajectory, its start and end among them.
+        states_BALD: States of every sub-trajectory, with its start and its end.
     """
 
     batch: WeightBatch
@@ -34,10 +34,10 @@ class Rollout:
 
 
 class ReplayBuffer:
-    """The newest rollouts; which one is drawn depends on the step alone.
+    """Keeps the newest rollouts; which one is drawn depends on the step alone.
 
     Args:
-        size: How many are kept.
+        size: Number of rollouts that are kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -47,14 +47,14 @@ class ReplayBuffer:
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Rollout]:
-        """The oldest one first."""
+        """Yields the rollouts, the oldest one first."""
         return iter(self._kept)
 
     def add(self, rollout: Rollout) -> None:
-        """Keeps it; the oldest one goes."""
+        """Adds a rollout; a full buffer drops its oldest one."""
         self._kept.append(rollout)
 
     def draw(self, step: int) -> Rollout:
-        """Any of them, each as likely."""
+        """Returns a rollout, each with equal probability."""
         assert self._kept, "an empty buffer"
         return self._kept[int(KeyedNoise(0, torch.tensor([step])).integers(len(self._kept))[0])]

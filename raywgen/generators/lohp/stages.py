@@ -1,8 +1,8 @@
-"""Stage II of Lo-Hp: hybrid-policy sub-trajectory balance. No task is asked, unless its loss is wanted as a reward.
+"""Stage II of Lo-Hp: hybrid-policy sub-trajectory balance. It needs no task's loss, unless this is part of the reward.
 
-Stage I is the zoo: trajectories of several optimisers, with and without SAM, as queries of the corpus.
+Stage I is the zoo: it makes trajectories of several optimisers, with and without SAM.
 
-Shape legend: B networks, k sub-trajectories, L steps of each, D values of a state.
+Here A counts sub-trajectories (one for each local target), L the steps of each, and D the values of a state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
 
 
 class PolicyStage(Stage):
-    """Balances every sub-trajectory of rollouts and stored trajectories."""
+    """Trains policy and flow to balance every sub-trajectory of rollouts and stored trajectories."""
 
     name = "policy"
 
@@ -50,7 +50,7 @@ class PolicyStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tasks, and the local targets of trajectories of whole networks."""
+        """The stage needs tasks, and local targets of trajectories of whole networks."""
         return StageNeeds(num_targets=self._config.path.num_targets)
 
     @property
@@ -59,7 +59,7 @@ class PolicyStage(Stage):
         return "whole"
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Shows the networks what samples look like; policy and flow may begin at weights that are known to be good."""
+        """Initialises the networks from samples; policy and flow may start from known good weights."""
         seen = list(batches)
         for net in (self.policy.forward_net, self.policy.flow_net):
             net.setup(seen, predicts_weights=True)
@@ -67,7 +67,7 @@ class PolicyStage(Stage):
             self.policy.backward_net.setup(seen, predicts_weights=False)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The balance of this batch's paths, and of a past batch's where some are kept."""
+        """Returns the balance loss of this batch's paths, averaged with that of a replayed batch if there is one."""
         if self.config.objective == "cloning":
             return self._cloning(batch)
         embedded = self.policy.embed_condition(batch.condition, batch.layout)
@@ -84,13 +84,13 @@ class PolicyStage(Stage):
         return StageLoss(loss=loss, metrics=metrics)
 
     def after_step(self, all_reduce: AllReduce) -> None:
-        """Keeps the rollouts of the step, which was taken in one or more parts."""
+        """Adds the rollouts of the step, which may have been taken in several parts, to the replay buffer."""
         if self._new:
             self._replay.add(Rollout.join(self._new))
             self._new.clear()
 
     def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
-        """The replayed paths of all workers, `(batch_size, k, L + 1, D)` by the step that made them."""
+        """Returns the replay buffer's paths of all workers, `(batch_size, A, L + 1, D)`, by the step that made them."""
         state = {}
         for rollout in self._replay:
             whole = rollout.states_BALD.new_zeros(self.config.batch_size, *rollout.states_BALD.shape[1:])
@@ -99,14 +99,14 @@ class PolicyStage(Stage):
         return state
 
     def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
-        """This worker's part of each, with the batch that it was made for."""
+        """Restores this worker's part of the replay buffer, with the batches that its paths were made for."""
         for step in sorted(int(name.removeprefix("rollout.")) for name in state):
             batch = batch_at(step)
             whole = state[f"rollout.{step}"].to(batch.values_BD.device)
             self._replay.add(Rollout(batch=batch, states_BALD=whole[self._places(batch)]))
 
     def _cloning(self, batch: WeightBatch) -> StageLoss:
-        """The forward policy fitted to stored steps alone: squared error where each stored sub-trajectory ends."""
+        """Fits the forward policy to stored steps alone, by the squared error of the predicted ends."""
         k, L = self._config.path.num_targets, self._config.path.length
         targets_BAD = self._targets(batch)
         starts_BAD = torch.cat([torch.zeros_like(targets_BAD[:, :1]), targets_BAD[:, :-1]], dim=1)
@@ -145,10 +145,10 @@ class PolicyStage(Stage):
     def _balance(
         self, rollout: Rollout, targets_BAD: Tensor, embedded: EmbeddedCondition
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective over all sub-trajectories."""
+        """Returns the objective over all sub-trajectories, and metrics."""
         g_BALD, ends_BALD = self._potentials(rollout, targets_BAD, embedded)
         if self.config.flow == "joint":
-            # The root keeps a residual's size where thousands of values add up.
+            # Divided by the root of D, so that a sum over thousands of values keeps the size of one.
             g_BALD = g_BALD.sum(dim=-1, keepdim=True) / targets_BAD.shape[-1] ** 0.5
         loss = self._objective(g_BALD.flatten(0, 1))
         distance = (ends_BALD - targets_BAD.unsqueeze(2)).square().mean()
@@ -164,7 +164,7 @@ class PolicyStage(Stage):
                 return sub_trajectory_balance_loss(g_NLD, self.config.lam)
 
     def _potentials(self, rollout: Rollout, targets_BAD: Tensor, embedded: EmbeddedCondition) -> tuple[Tensor, Tensor]:
-        """`g` whose differences are the residuals, `(B, k, L + 1, D)`, and where the policy says that paths end."""
+        """Returns `g`, whose differences are the residuals, `(B, A, L + 1, D)`, and the policy's predicted ends."""
         path, layout = self._config.path, rollout.batch.layout
         B, k, D = targets_BAD.shape
         L, sigma = path.length, path.sigma
@@ -197,7 +197,7 @@ class PolicyStage(Stage):
 
     @torch.no_grad()
     def _log_reward(self, rollout: Rollout, targets_BAD: Tensor) -> Tensor:
-        """`log N(x; theta, noise^2)` of where sub-trajectories end, `(B, k, D)`, with the task's loss if wanted."""
+        """Returns `log N(x; theta, noise^2)` of the ends, `(B, A, D)`, less the weighted task's loss."""
         ends_BAD = rollout.states_BALD[:, :, -1]
         reward = forward_log_prob(ends_BAD, targets_BAD, torch.zeros_like(targets_BAD), self._config.path.noise)
         if self.config.task_reward > 0:
@@ -208,7 +208,7 @@ class PolicyStage(Stage):
         return reward
 
     def _step(self, batch: WeightBatch) -> int:
-        """Returns the step of a batch, from its samples' index, so that a resumed run goes on alike on any worker."""
+        """Returns the step of a batch, from its sample index, which is the same on every worker and after a resume."""
         return int(batch.sample_index_B[0]) // self.config.batch_size
 
     def _places(self, batch: WeightBatch) -> Tensor:

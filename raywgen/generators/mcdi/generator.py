@@ -5,22 +5,22 @@
 | phase A, weight preparation with SAM and augmentation | `raywgen.zoo`; k local targets: `raywgen.training.data` |
 | local chains, `abar_t^i` | `schedule.Schedule` |
 | local consistency loss `L_i^loc` | `local_consistency.local_consistency_loss` |
-| phase B, inner and outer loop | `raywgen.generators.reptile`, `stages.DenoiserStage` |
+| phase B, inner and outer loop | `raywgen.generators.common.reptile`, `stages.DenoiserStage` |
 | sampling | `samplers.sample` |
 
-Where the paper is silent, or this differs, and why (effects: README, and `jobs/benchmark.py mcdi-ablation`):
+It differs from the paper, or fills its gaps, in these points (`jobs/benchmark.py mcdi-ablation` shows their effects):
 
-- The denoiser predicts weights by default and the mean step leaves out the noise: both were worth points.
-- The loss is weighted uniformly in the local target; the paper's own weighting is a choice.
-- A local chain is trained on the steps after the local target before it. On all steps before its end, as the paper has
-  it (`spans=whole`), several chains ask for different weights in the same state, and no denoiser can give them: at the
-  first of 20 steps with k = 3 they ask for 1.91, 1.17 and 1 times their targets.
-- A linear head is denoised class by class, so that the order of classes does not matter; one small layout all values at
-  once; any others chunk by chunk, or as the latents of a tokeniser.
-- The task embedding is made of the support set by the denoiser itself, on features of a frozen encoder where the corpus
-  was made on such, in place of a ResNet-101.
-- Reptile's outer step is taken by AdamW on the pseudo-gradient; `denoiser.optimizer.kind=sgd` is the paper's own.
-- The task-loss stage is not of the paper; it is off by default and reported apart.
+- The denoiser predicts weights by default, and the default sampler adds no noise. Both raised accuracy.
+- The loss is by default weighted uniformly in the local target; the paper's own weighting is a setting.
+- A local chain is trained on the steps after the previous local target. The paper trains it on all steps before its end
+  (`spans=whole`). Then several chains demand different weights in the same state, which no denoiser can give: at the
+  first of 20 steps with k = 3 they demand 1.91, 1.17 and 1 times their targets.
+- A linear head is denoised class by class, so that the order of classes does not matter. A single small layout is
+  denoised as one vector, any other layouts as chunks or as the latents of a tokeniser.
+- The denoiser embeds the support set itself, or the features of a frozen encoder if the corpus was made with one, in
+  place of a ResNet-101.
+- AdamW takes Reptile's outer step on the pseudo-gradient; `denoiser.optimizer.kind=sgd` is the paper's own.
+- The task-loss stage is not in the paper; it is off by default.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class McDi(SupportSetGenerator):
         return self.denoiser
 
     def all_stages(self) -> list[Stage]:
-        """The tokeniser where latents are denoised, the denoiser, and the task-loss stage."""
+        """Returns the stages: the tokeniser's if latents are denoised, the denoiser's, and the task-loss stage."""
         return [
             *([TokenizerStage(self.tokenizer, self.normalizers)] if self.tokenizer is not None else []),
             DenoiserStage(self.config, self.denoiser, self.normalizers),
@@ -65,7 +65,7 @@ class McDi(SupportSetGenerator):
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
-        """Walks from noise to weights, all noise scaled by the temperature; the instruction is not used."""
+        """Runs the sampler from noise to weights; the temperature scales all noise, and the instruction is not used."""
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, McDiSampling)
         condition, layout, temperature = request.condition, request.layout, request.temperature
@@ -82,7 +82,7 @@ class McDi(SupportSetGenerator):
 
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
-        """Takes weights to latents and back, where latents are denoised."""
+        """Encodes weights to latents and decodes them, if latents are denoised; otherwise returns the weights."""
         if not isinstance(self.denoiser, LatentWeights):
             return values_BD
         normalizer = self.normalizer(layout)

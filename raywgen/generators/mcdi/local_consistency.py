@@ -5,16 +5,16 @@ With `eps ~ N(0, I)`, `theta_i` the i-th local target and `t < i T / k` (arXiv 2
     x_t     = sqrt(abar_t^i) theta_i + sqrt(1 - abar_t^i) eps
     L_i^loc = E_t || sqrt(1 - abar_t^i) f(x_t, t) - sqrt(1 - abar_t) eps ||^2
 
-Where it is zero, the mean step of the global sampler is the mean step of every local chain. With k = 1 it is the
+If it is zero, the mean step of the global sampler equals the mean step of every local chain. With k = 1 it is the
 vanilla loss `(1 - abar_t) || f - eps ||^2` (the paper's Mv-Di).
 
-**Weight prediction.** A network that predicts the end `w` of the global chain stands for the noise
-`f = (x_t - sqrt(abar_t) w) / sqrt(1 - abar_t)`. Put into the residual r above, with `c = abar_t / abar_t^i`:
+**Weight prediction.** A network that predicts the end `w` of the global chain implies the noise
+`f = (x_t - sqrt(abar_t) w) / sqrt(1 - abar_t)`. Inserted into the residual r above, with `c = abar_t / abar_t^i`:
 
     r = sqrt(1 - abar_t) sqrt(abar_t^i / (1 - abar_t^i)) (theta_i - theta_hat_i)
     theta_hat_i = sqrt(abar_t^i) (1 - c) / (1 - abar_t) x_t + (1 - abar_t^i) / (1 - abar_t) sqrt(c) w
 
-`theta_hat_i` is the local target that the prediction implies. This form divides by nothing small.
+`theta_hat_i` is the local target that the prediction implies. This form never divides by a small number.
 
 **Weighting over time.** All published variants minimise the same residual and differ by a factor of t:
 
@@ -25,7 +25,7 @@ vanilla loss `(1 - abar_t) || f - eps ||^2` (the paper's Mv-Di).
 
 For k = 1 `weights` and `local` are the same.
 
-Shape legend: B samples, D values.
+Here B counts samples of the chain.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Weighting = Literal["local", "paper", "noise", "weights"]
 
 
 def noised(target_BD: Tensor, local_abar_B: Tensor, eps_BD: Tensor) -> Tensor:
-    """`x_t = sqrt(abar_t^i) theta_i + sqrt(1 - abar_t^i) eps`, `(B, D)`."""
+    """Returns `x_t = sqrt(abar_t^i) theta_i + sqrt(1 - abar_t^i) eps`, `(B, D)`."""
     signal_B1 = local_abar_B.unsqueeze(-1)
     return signal_B1.sqrt() * target_BD + (1 - signal_B1).sqrt() * eps_BD
 
@@ -54,10 +54,10 @@ def local_consistency_loss(
     parameterisation: Parameterisation,
     weighting: Weighting,
 ) -> Tensor:
-    """`|| sqrt(1 - abar_t^i) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 / D`, `(B,)` (Mc-Di, section 3.2).
+    """Returns `|| sqrt(1 - abar_t^i) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 / D`, `(B,)` (Mc-Di, section 3.2).
 
     Args:
-        prediction_BD: What the network says of `noised(target_BD, local_abar_B, eps_BD)`.
+        prediction_BD: The network's prediction for `noised(target_BD, local_abar_B, eps_BD)`.
         target_BD: `theta_i`.
         eps_BD: The noise.
         abar_B: Signal of the global chain at t.

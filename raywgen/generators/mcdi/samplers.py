@@ -1,4 +1,4 @@
-"""Walks the global chain from noise to weights.
+"""Samples weights along the global chain, from noise.
 
 One step goes from t to u > t. With `alpha = abar_t / abar_u`, `f` the predicted noise and `w` the predicted weights:
 
@@ -6,9 +6,7 @@ One step goes from t to u > t. With `alpha = abar_t / abar_u`, `f` the predicted
     stochastic     x_u + sqrt((1 - alpha) (1 - abar_u) / (1 - abar_t)) n,  n ~ N(0, I)    (DDPM)
     deterministic  x_u = sqrt(abar_u) w + sqrt(1 - abar_u) f                              (DDIM, eta = 0)
 
-Steps may leave out steps of the chain, so fewer are needed than in training.
-
-Shape legend: B networks, D values.
+A sampling step may span several steps of the chain, so sampling needs fewer steps than the chain has.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from raywgen.weights import KeyedNoise
 Sampler = Literal["mean", "stochastic", "deterministic"]
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""From states `(B, D)` and their steps int64 `(B,)` to noise or weights `(B, D)`."""
+"""Maps states `(B, D)` and their steps int64 `(B,)` to predicted noise or weights `(B, D)`."""
 
 
 def sample(
@@ -40,17 +38,17 @@ def sample(
     noise: KeyedNoise | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Weights `(B, D)` at the end of the chain, differentiable in `predict`.
+    """Returns the weights `(B, D)` at the end of the chain, differentiable in the parameters of `predict`.
 
     Args:
-        predict: The denoiser, conditioned.
-        start_BD: Noise.
+        predict: The denoiser with its condition.
+        start_BD: The noise that the chain starts from.
         schedule: The chain.
         parameterisation: Whether `predict` gives `noise` or `weights`.
         sampler: `mean`, `stochastic` or `deterministic`.
-        num_steps: At most those of the chain.
-        noise: B rows; the stochastic sampler draws from it.
-        temperature: Scales what the stochastic sampler draws.
+        num_steps: Number of sampling steps, at most those of the chain.
+        noise: B rows of keyed noise, for the stochastic sampler.
+        temperature: Scales the noise of the stochastic sampler.
     """
     x_BD = start_BD
     for t, u in schedule.steps(num_steps):

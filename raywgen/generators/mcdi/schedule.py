@@ -1,4 +1,4 @@
-"""Noise schedules of short chains, and the local chains that lie within them (Mc-Di, arXiv 2502.01117, section 3.2).
+"""Noise schedules of short chains, and the local chains within them (Mc-Di, arXiv 2502.01117, section 3.2).
 
 Time runs in the order of generation, from noise (t = 0) to weights (t = T). Step j multiplies the signal by
 `1 / sqrt(alpha_j)`, so j = 0 is the noisiest step. With k local targets the i-th chain ends at step `i T / k`
@@ -7,10 +7,10 @@ Time runs in the order of generation, from noise (t = 0) to weights (t = T). Ste
     abar_t   = prod_{j=t}^{T-1} alpha_j           the global chain
     abar_t^i = prod_{j=t}^{i T / k - 1} alpha_j   the i-th local chain, t < i T / k
 
-The paper is silent on its betas. Those of long chains (1e-4 to 0.02) leave a signal of 0.82 in the first state of 20
-steps, which is then no noise; here every schedule reaches noise whatever T is.
+The paper does not give its betas. The usual betas of long chains (1e-4 to 0.02) would leave a signal of 0.82 in the
+first state of 20 steps. Here every schedule starts at nearly pure noise, whatever T is.
 
-Shape legend: T steps, B samples.
+Here T counts the steps of a chain, and B samples of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Schedule:
 
     Attributes:
         abar_T: float64 `(T + 1,)`; `abar_T[t]` is the global signal at t, and 1 at T.
-        ends: Step at which each local chain ends, ascending; the last is T.
+        ends: The step at which each local chain ends, ascending; the last is T.
     """
 
     abar_T: Tensor
@@ -69,7 +69,7 @@ class Schedule:
         return len(self.abar_T) - 1
 
     def signal(self, t_B: Tensor, end_B: Tensor | int | None = None) -> Tensor:
-        """`prod_{j=t}^{end-1} alpha_j`, float32 `(B,)`; to the end of the global chain by default."""
+        """Returns `prod_{j=t}^{end-1} alpha_j`, float32 `(B,)`; by default to the end of the global chain."""
         abar_B = self.abar_T[t_B]
         return (abar_B if end_B is None else abar_B / self.abar_T[end_B]).float()
 
@@ -77,7 +77,7 @@ class Schedule:
         """Lists the begin and end of each of `num_steps` sampling steps, evenly spread over the chain.
 
         Raises:
-            ValueError: There are not that many.
+            ValueError: The chain has fewer steps.
         """
         if not 1 <= num_steps <= self.num_steps:
             raise ValueError(f"sampling_steps={num_steps}: must lie between 1 and num_steps={self.num_steps}")

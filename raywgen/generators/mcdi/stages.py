@@ -1,7 +1,7 @@
 """The stages that train Mc-Di: local consistency, meta-learned by Reptile or jointly; then the task's own loss.
 
-Shape legend: B networks, n noised versions of each, k local targets, D values (of a network or a state), S samples,
-F features of a sample.
+Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, Z values of a denoised state. A
+counts local targets.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Draws(NamedTuple):
 
     Attributes:
         target_BnD: The local target, in generator units.
-        eps_BnD: Noise.
+        eps_BnD: The noise.
         time_Bn: Fraction of the chain that is done, in [0, 1).
         abar_Bn: Signal of the global chain.
-        local_abar_Bn: Signal of the target's chain.
+        local_abar_Bn: Signal of the local target's chain.
     """
 
     target_BnD: Tensor
@@ -50,10 +50,10 @@ def draw(
 
     Args:
         targets_BAD: Local targets in generator units.
-        config: The chain.
-        noise: B rows.
+        config: Settings of the chain.
+        noise: B rows of keyed noise.
         num_draws: n.
-        num_steps: Entries of the result.
+        num_steps: Number of entries of the result.
     """
     schedule = config.chain()
     B, k, D = targets_BAD.shape
@@ -83,7 +83,7 @@ def draw(
 
 
 def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, config: DiffusionConfig) -> Tensor:
-    """Mean local consistency loss of some draws, a scalar; `predict` takes noised weights and time."""
+    """Returns the mean local consistency loss of some draws; `predict` takes noised weights and time."""
     x_BnD = noised(draws.target_BnD, draws.local_abar_Bn, draws.eps_BnD)
     return local_consistency_loss(
         predict(x_BnD, draws.time_Bn),
@@ -107,14 +107,14 @@ class _McDiStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tasks, and the local targets of trajectories of whole networks."""
+        """The stage needs tasks, and local targets of trajectories of whole networks."""
         return StageNeeds(num_targets=self._config.diffusion.num_targets)
 
     def _measure(self, batches: Iterable[WeightBatch]) -> None:
         self.denoiser.setup(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
 
     def _targets(self, batch: WeightBatch) -> Tensor:
-        """The batch's local targets as states, `(B, k, Z)`."""
+        """Returns the batch's local targets as states, `(B, A, Z)`."""
         return self.denoiser.encode(normalised_targets(batch, self.normalizers), batch.condition, batch.layout)
 
 
@@ -130,7 +130,7 @@ class DenoiserStage(_McDiStage):
         return self._config.denoiser
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Shows the denoiser what samples look like."""
+        """Initialises the denoiser's statistics of support sets."""
         self._measure(batches)
 
     @property
@@ -139,7 +139,7 @@ class DenoiserStage(_McDiStage):
         return "functional" if self.config.meta == "reptile" else "modules"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The pseudo-gradient's loss in meta-training; else, and to be judged by, the plain one."""
+        """Returns Reptile's pseudo-gradient loss in meta-training, else (also in validation) the plain loss."""
         targets_BAD = self._targets(batch)
         if self.training and self.config.meta == "reptile":
             return self._reptile(targets_BAD, batch, noise)
@@ -173,7 +173,7 @@ class DenoiserStage(_McDiStage):
 
 
 class McDiTaskLossStage(_McDiStage):
-    """A few steps through a short sampler by the task's own loss on support and query samples."""
+    """Trains the denoiser through a short sampler by the task's loss on support and query samples."""
 
     name = "task_loss"
     is_optional = True
@@ -184,7 +184,7 @@ class McDiTaskLossStage(_McDiStage):
         return self._config.task_loss
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Shows the denoiser what samples look like, unless the stage before has."""
+        """Initialises the denoiser's statistics of support sets, unless the stage before has."""
         if self._config.denoiser.num_steps == 0:
             self._measure(batches)
 
@@ -194,7 +194,7 @@ class McDiTaskLossStage(_McDiStage):
         return "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """The task's loss of the networks that the sampler writes, plus the weighted consistency loss."""
+        """Returns the task's loss of the sampled networks, plus the weighted consistency loss."""
         condition, layout = batch.condition, batch.layout
         condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
         start_BD = noise.normal(self.denoiser.num_states(layout))
@@ -228,7 +228,7 @@ def run_sampler(
     noise: KeyedNoise,
     temperature: float = 1.0,
 ) -> Tensor:
-    """States at the end of the chain `(B, D)`, from noise and embedded tasks."""
+    """Returns the states `(B, D)` at the end of the chain, given noise and embedded conditions."""
     T = config.num_steps
 
     def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The stage that trains the tokeniser (IGPG, section 3, stage 1).
 
-Shape letters beyond the legend in `raywgen.weights`: M chunks, G place features.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
 
-# A thousand for each of 256 codes; more make k-means of large networks take minutes, and no better.
+# A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
 _MOST_INITIAL_VECTORS = 1 << 18
 
 
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
-    """`||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ).
+    """Returns `||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ).
 
-    The mask is that of all networks, or one of each, `(B, M, K)`.
+    The mask is the same for all networks, or one for each, `(B, M, K)`.
     """
     error = (chunks_BMK - decoded_BMK).square() * mask_MK
     return error.sum() / _num_real(chunks_BMK, mask_MK)
 
 
 def snr_db(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
-    """Signal to noise over real values, in decibels."""
+    """Returns the signal-to-noise ratio over real values, in decibels."""
     power = (chunks_BMK.square() * mask_MK).sum() / _num_real(chunks_BMK, mask_MK)
     return 10 * torch.log10(power / masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK))
 
@@ -47,10 +47,10 @@ class _Seen(NamedTuple):
     """The part of each network that a step sees: all of it, or a window.
 
     Attributes:
-        chunks_BMK: Normalised.
-        positions_MG: The same of all networks, or `(B, M, G)`.
-        mask_MK: Which values are real, likewise.
-        values_MK: Which of them are weights, likewise; the others are scales.
+        chunks_BMK: Normalised chunks.
+        positions_MG: Position features, the same for all networks or `(B, M, G)`.
+        mask_MK: 1 for values, 0 for padding, the same for all networks or `(B, M, K)`.
+        values_MK: 1 for values that are weights, 0 for scales and padding, in the shape of `mask_MK`.
     """
 
     chunks_BMK: Tensor
@@ -76,7 +76,7 @@ class TokenizerStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """Tasks only where outputs are compared, and windows where it is trained on windows."""
+        """The stage needs tasks only if outputs are compared, and whole networks only if it has no window."""
         return StageNeeds(tasks=self.config.output_loss_weight > 0, whole_networks=self.config.window == 0)
 
     @torch.no_grad()
@@ -99,10 +99,11 @@ class TokenizerStage(Stage):
         tokenizer.quantiser.initialise(vectors_NK, 10, generator, masks_NK)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Masked reconstruction plus, weighted, the quantiser's own loss and that on outputs; straight through it.
+        """Returns the masked reconstruction loss plus the weighted losses of the quantiser and of outputs.
 
-        That is `||z - sg[z_q]||^2`, mean over real values, for codebooks of moving averages, which minimise the third
-        term, `||sg[z] - z_q||^2`, themselves (IGPG, section 3, L_VQ); for Gumbel softmax the KL to the uniform prior.
+        For moving-average codebooks the quantiser's loss is `||z - sg[z_q]||^2`, mean over real values; their updates
+        minimise the third term, `||sg[z] - z_q||^2` (IGPG, section 3, L_VQ). For Gumbel softmax it is the KL to the
+        uniform prior. Gradients pass straight through the quantiser.
         """
         tokenizer = self.tokenizer
         chunks_BMK, positions_MG, mask_MK, values_MK = self._seen(batch, noise, by_code=not self.training)
@@ -128,11 +129,11 @@ class TokenizerStage(Stage):
         return StageLoss(loss=loss, metrics=metrics)
 
     def after_step(self, all_reduce: AllReduce) -> None:
-        """Moves the codebooks by the statistics of all workers."""
+        """Updates the codebooks by the statistics of all workers."""
         self.tokenizer.quantiser.update(all_reduce)
 
     def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
-        """Whole networks, or where they are longer than `window` the blocks of chunks of a random one of each."""
+        """Returns whole networks, or, if they are longer than `window`, the blocks of a random window of each."""
         tokenizer, layout = self.tokenizer, batch.layout
         chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
         mask_MK = tokenizer.mask(layout)
@@ -145,6 +146,6 @@ class TokenizerStage(Stage):
         blocks_BN = random_windows(noise, -(-num_chunks // block), max(1, self.config.window // block))
         index_BW = (blocks_BN.unsqueeze(2) * block + torch.arange(block, device=blocks_BN.device)).flatten(1)
         rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
-        # The last block may be shorter than others; what fills it up is padding.
+        # The last block may be shorter than the others, so it is padded.
         chunks, *others = (F.pad(part, (0, 0, 0, -num_chunks % block)) for part in whole)
         return _Seen(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))

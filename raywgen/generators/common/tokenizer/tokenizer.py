@@ -1,15 +1,15 @@
 """The VQ-VAE that turns chunks into tokens (IGPG, section 3, stage 1).
 
-The paper's tokeniser is a Gumbel-softmax VQ-VAE over images folded from chunks. Here encoder and decoder are
-residual around the identity, told each chunk's place, by default perceptrons, and the quantiser is by default residual
-with moving average codebooks: it starts as plain residual k-means and can only improve on it. Few values per token
-matter more than a large decoder, which memorises.
+The paper's tokeniser is a Gumbel-softmax VQ-VAE over images folded from chunks. Here encoder and decoder are residual
+around the identity, read each chunk's position features, and are by default perceptrons. The quantiser is by default
+residual with moving-average codebooks. So the tokeniser starts as plain residual k-means and can only improve on it.
+Few values per token matter more than a large decoder, which memorises.
 
-With `scales=tensor` or `filter` the first chunks of a network hold its own scales and means, `scales.py`, and nothing
-has to be known outside the tokens but the layout, and a base where networks share one.
+With `scales=tensor` or `filter` the first chunks of a network hold its own scales and means (`scales.py`). Decoding
+then needs only the tokens and the layout, and the base if networks share one.
 
-Shape legend: B networks, M chunks, W chunks of a window, X chunks of the blocks around it, K values of a chunk, G place
-features, L levels.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features, X chunks of the blocks
+around a window.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from raywgen.weights.chunks import chunk_mask, from_chunks, num_position_feature
 
 
 class Tokenizer(nn.Module):
-    """Chunks to codes and back; one for all layouts."""
+    """Encodes chunks to codes and decodes them; one tokeniser serves all layouts."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -46,23 +46,23 @@ class Tokenizer(nn.Module):
         self.decoder = self._coder()
 
     def latents(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Whole networks' chunks before quantisation, `(B, M, K)`; without a mask all values are real."""
+        """Encodes whole networks' chunks, without quantising, `(B, M, K)`; without a mask all values are real."""
         return chunks_BMK + self.encoder(chunks_BMK, positions_MG, mask_MK)
 
     def encode(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor) -> Tensor:
-        """Tokens int64 `(B, M, L)` of whole networks' normalised chunks, whose padding (mask 0) has no say."""
+        """Returns tokens int64 `(B, M, L)` of whole networks' normalised chunks, unaffected by padding (mask 0)."""
         return self._quantise(self.latents(chunks_BMK, positions_MG, mask_MK), mask_MK)
 
     def encode_windows(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
-        """Returns the tokens of `encode` that are of one window of each network, `(B, W, L)`.
+        """Returns the part of `encode`'s tokens that belongs to one window of each network, `(B, W, L)`.
 
-        No more is encoded than the blocks of chunks that the encoder sees at once and that the windows touch.
+        Only the encoder's blocks of chunks that overlap the windows are encoded.
 
         Args:
-            chunks_BMK: Of whole networks.
-            positions_MG: Likewise.
-            mask_MK: Likewise.
-            index_BW: Consecutive chunks of each network, int64.
+            chunks_BMK: Chunks of whole networks.
+            positions_MG: Position features of all chunks.
+            mask_MK: 1 for values, 0 for padding, of all chunks.
+            index_BW: Indices of consecutive chunks of each network, int64.
         """
         block = self.encoder.context
         index_BX = covering_blocks(index_BW, block, len(positions_MG))
@@ -73,23 +73,23 @@ class Tokenizer(nn.Module):
         return self._quantise(latents_BXK[rows_B1, index_BW - index_BX[:, :1]], mask_MK[index_BW])
 
     def decode_latents(self, latents_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Whole networks' normalised chunks `(B, M, K)` of latents, be they code vectors or expectations over them."""
+        """Decodes latents (code vectors or expectations over them) to whole networks' normalised chunks `(B, M, K)`."""
         return latents_BMK + self.decoder(latents_BMK, positions_MG, mask_MK)
 
     def decode(self, codes_BML: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Whole networks' normalised chunks `(B, M, K)` of tokens."""
+        """Decodes tokens to whole networks' normalised chunks `(B, M, K)`."""
         return self.decode_latents(self.quantiser.decode(codes_BML), positions_MG, mask_MK)
 
     def chunks(self, values_BD: Tensor, layout: Layout, normalizer: Normalizer, *, by_code: bool = True) -> Tensor:
-        """Flat vectors to normalised chunks `(B, M, K)`.
+        """Cuts flat vectors into normalised chunks `(B, M, K)`.
 
         Args:
             values_BD: Networks.
             layout: Their layout.
             normalizer: Base and scale; only the base is used where scales are coded.
-            by_code: Whether values are normalised by what the code keeps of coded scales, or by these themselves: so
-                in training, where codes of scales may be bad, values of any size would come of that, and codebooks
-                would follow them.
+            by_code: Whether values are normalised by the decoded scales, or by the scales themselves. Training uses
+                the scales themselves: early codes of scales may be bad, and would give values of any size, which the
+                codebooks would follow.
         """
         scaled = self.scaled(layout)
         if scaled is None:
@@ -105,19 +105,19 @@ class Tokenizer(nn.Module):
         return scaled.encode(unit_normalizer(layout, normalizer).normalise(values_BD), kept)
 
     def values(self, chunks_BMK: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
-        """Normalised chunks to flat vectors `(B, D)`."""
+        """Turns normalised chunks back to flat vectors `(B, D)`."""
         scaled = self.scaled(layout)
         if scaled is None:
             return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
         return unit_normalizer(layout, normalizer).denormalise(scaled.decode(chunks_BMK))
 
     def scaled(self, layout: Layout) -> ScaledChunks | None:
-        """A layout's chunks with the scales among them; None where scales are not coded."""
+        """Returns a layout's chunks with a header of scales; None where scales are not coded."""
         config = self.config
         return scaled_chunks(layout, config.scales, config.chunk_length) if config.codes_scales else None
 
     def mask(self, layout: Layout) -> Tensor:
-        """Says which values of its chunks are real, `(M, K)`."""
+        """Returns the mask of a layout's chunks, `(M, K)`: 1 for values, 0 for padding."""
         scaled = self.scaled(layout)
         return chunk_mask(layout, self.config.chunk_length) if scaled is None else scaled.mask_MK
 
@@ -137,16 +137,16 @@ class Tokenizer(nn.Module):
         )
 
     def real_tokens(self, layout: Layout) -> Tensor:
-        """Says which tokens of its chunks hold a value, bool `(M, L)`."""
+        """Returns which tokens of a layout's chunks hold a value, bool `(M, L)`."""
         return self.quantiser.real_tokens(self.mask(layout))
 
     @property
     def num_position_features(self) -> int:
-        """Returns G, the number of place features."""
+        """Returns G, the number of position features."""
         return num_scaled_position_features() if self.config.codes_scales else num_position_features()
 
     def num_header_chunks(self, layout: Layout) -> int:
-        """Chunks before those of the values, which hold scales and means."""
+        """Returns the number of header chunks, which hold scales and means."""
         scaled = self.scaled(layout)
         return 0 if scaled is None else scaled.num_header_chunks
 

@@ -1,6 +1,6 @@
 """Random windows of chunks, and the blocks of chunks that hold them.
 
-Shape letters beyond the legend in `raywgen.weights`: X chunks of all blocks that a window may touch.
+Shape letters beyond the legend in `raywgen.weights`: X chunks of the blocks around a window.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from raywgen.weights import KeyedNoise
 
 
 def random_windows(noise: KeyedNoise, num_chunks: int, window: int) -> Tensor:
-    """Chunk indices int64 `(B, W)` of one random window per network.
+    """Returns chunk indices int64 `(B, W)` of one random window per network.
 
-    Windows that would stick out are moved inside, so that chunks near an end, which fewer windows could hold,
-    are seen no less often than those in the middle.
+    Windows that reach beyond an end are moved inside. So chunks near an end, which fewer windows contain, are not drawn
+    less often than those in the middle.
     """
     start_B = noise.integers(num_chunks + window - 1) - (window - 1)
     start_B = start_B.clamp(0, num_chunks - window)
@@ -23,12 +23,12 @@ def random_windows(noise: KeyedNoise, num_chunks: int, window: int) -> Tensor:
 
 
 def covering_blocks(index_BW: Tensor, block: int, num_chunks: int) -> Tensor:
-    """Chunk indices int64 `(B, X)` of the blocks that each window touches, and as many for all.
+    """Returns chunk indices int64 `(B, X)` of the blocks that each window overlaps, equally many for all windows.
 
     Args:
-        index_BW: Consecutive chunks of each network.
+        index_BW: Indices of consecutive chunks of each network.
         block: Chunks of a block; blocks lie side by side from chunk 0 on.
-        num_chunks: Of the network; indices from there on are padding of its last block.
+        num_chunks: Chunks of the network; higher indices are padding of its last block.
     """
     num_blocks = -(-num_chunks // block)
     num_touched = min(num_blocks, (index_BW.shape[1] + block - 2) // block + 1)

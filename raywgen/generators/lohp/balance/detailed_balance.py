@@ -2,7 +2,7 @@
 
     L_DB = mean_t (g_t - g_{t+1})^2
 
-Shape legend: B paths, L steps; `...` coordinates.
+Here B counts paths and L steps; `...` stands for coordinates.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def detailed_balance_loss(g: Tensor) -> Tensor:
-    """Mean squared residual of the windows of length 1, a scalar.
+    """Returns the mean squared residual of the windows of length 1, a scalar.
 
     Args:
         g: Potentials, `(B, L + 1, ...)`.

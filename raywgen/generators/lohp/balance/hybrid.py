@@ -1,11 +1,11 @@
-"""The balance of on-policy and off-policy paths together.
+"""Draws which paths of a batch are off-policy ones, that is, stored.
 
     L = (1 - mix) E_on[L_balance] + mix E_off[L_balance]
 
-Each path is a stored one with probability `mix`, so the plain mean of any balance loss over all paths has this
+Each path is a stored one with probability `mix`. So the plain mean of any balance loss over all paths has this
 expectation, however a batch is split over workers.
 
-Shape legend: B networks, k sub-trajectories.
+Here A counts sub-trajectories.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def draw_stored(noise: KeyedNoise, num: int, mix: float, hybrid: Hybrid) -> Tens
     """Draws which sub-trajectories are stored ones, bool `(B, k)`.
 
     Args:
-        noise: B rows.
-        num: k.
-        mix: Share of stored ones.
+        noise: B rows of keyed noise.
+        num: A.
+        mix: Probability of a stored one.
         hybrid: `mixed` for whole paths, `spliced` for each sub-trajectory by itself.
     """
     drawn = noise.uniform(1 if hybrid == "mixed" else num) < mix

@@ -10,10 +10,10 @@ vanishes. With
 
     g_t = log F(s_t) - sum_{j < t} (log P_F(s_{j+1} | s_j) - log P_B(s_j | s_{j+1}))
 
-it is `delta(m, n) = g_m - g_n`: L + 1 numbers hold what L (L + 1) / 2 windows ask for.
+`delta(m, n) = g_m - g_n`: L + 1 numbers give the residuals of all L (L + 1) / 2 windows.
 
-Shape legend: B paths, L steps (L + 1 states); `...` coordinates, each with a residual of its own. Where flow and both
-kernels factor over coordinates, the residual of the whole is the sum of theirs, and vanishes if each does.
+Here B counts paths and L steps (L + 1 states); `...` stands for coordinates, each with a residual of its own. Where
+flow and both kernels factor over coordinates, the whole residual is their sum, and vanishes if each of them does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 def potentials(log_flow: Tensor, log_forward: Tensor, log_backward: Tensor) -> Tensor:
-    """`g`, `(B, L + 1, ...)`.
+    """Returns `g`, `(B, L + 1, ...)`.
 
     Args:
         log_flow: `log F(s_t)`, `(B, L + 1, ...)`.

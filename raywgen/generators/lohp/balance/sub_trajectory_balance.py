@@ -7,12 +7,12 @@ is the quadratic form of the graph Laplacian of W:
 
     sum_{m < n} W_mn (g_m - g_n)^2 = g^T (diag(W 1) - W) g
 
-so no tensor holds pairs of states of each path. The form does not see a constant added to g, but its rounding errors
-do: g is centred over time first.
+so no tensor holds pairs of states of each path. A constant added to g does not change the form, but it does increase
+rounding errors, so g is centred over time first.
 
 Small lam, or a greatest length of 1, is detailed balance; large lam tends to trajectory balance.
 
-Shape legend: B paths, L steps, S = L + 1 states; `...` coordinates.
+Here B counts paths, L steps and S = L + 1 states; `...` stands for coordinates.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from torch import Tensor
 
 
 def sub_trajectory_balance_loss(g: Tensor, lam: float, max_length: int | None = None) -> Tensor:
-    """Weighted mean of the squared residuals of all windows, a scalar.
+    """Returns the weighted mean of the squared residuals of all windows, a scalar.
 
     Args:
         g: Potentials, `(B, L + 1, ...)`.
         lam: Geometric weight of a longer window.
-        max_length: Of windows; all by default.
+        max_length: Length of the longest window; all windows by default.
 
     Raises:
-        ValueError: As `window_weights`.
+        ValueError: As in `window_weights`.
     """
     W_SS = window_weights(g.shape[1] - 1, lam, max_length).to(g)
     laplacian_SS = W_SS.sum(dim=1).diag() - W_SS
     centred = g - g.mean(dim=1, keepdim=True)
-    # What does not stand in time counts as samples.
+    # All dimensions but time are treated as samples.
     centred_SN = centred.transpose(0, 1).flatten(start_dim=1)
     return (centred_SN * (laplacian_SS @ centred_SN)).sum() / centred_SN.shape[1]
 
 
 def window_weights(length: int, lam: float, max_length: int | None = None) -> Tensor:
-    """`W`, symmetric float64 `(L + 1, L + 1)`; the half above its diagonal sums to 1.
+    """Returns `W`, symmetric float64 `(L + 1, L + 1)`; the part above its diagonal sums to 1.
 
     Args:
         length: L.
         lam: Geometric weight of a longer window.
-        max_length: Of windows; all by default.
+        max_length: Length of the longest window; all windows by default.
 
     Raises:
         ValueError: lam is not a positive number, or no window is left.

@@ -2,7 +2,7 @@
 
     L_TB = (g_0 - g_L)^2
 
-Shape legend: B paths, L steps; `...` coordinates.
+Here B counts paths and L steps; `...` stands for coordinates.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def trajectory_balance_loss(g: Tensor) -> Tensor:
-    """Mean squared residual of the window from the first state to the last, a scalar.
+    """Returns the mean squared residual of the window from the first state to the last, a scalar.
 
     Args:
         g: Potentials, `(B, L + 1, ...)`; those between the first and the last do not matter.
