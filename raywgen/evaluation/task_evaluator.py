@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +159,7 @@ def make_evaluator(
 
 
 def generated_candidates(
-    evaluator: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int, **options: Any
+    evaluator: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int
 ) -> Generated:
     """Generates `num` networks per task, `(T * num, D)`; all of a task get the same condition."""
     condition = evaluator.condition.repeat(num)
@@ -171,7 +170,6 @@ def generated_candidates(
         noise=noise,
         temperature=temperature,
         normalizer=evaluator.normalizer,
-        **options,
     )
     return generator.generate(request)
 
