@@ -1,6 +1,6 @@
-"""Encoders of what a generator is told: instruction text, labelled samples, the place in the layout.
+"""Encoders of a generator's condition: instruction text, labelled samples, and the layout's position features.
 
-Shape legend: B networks, S samples, F features of a sample, M chunks, G place features, H width.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def class_members(labels_BS: Tensor, num_classes: int, dtype: torch.dtype) -> Te
 class SampleEncoder(nn.Module):
     """Deep set over labelled samples (Zaheer et al. 2017): order does not matter, their number may vary.
 
-    Samples are centred and scaled per set. Of each class the mean's direction is seen beside: what all sets have
-    in common would drown what tells tasks apart, and training by a task's loss would stay at chance for long.
+    Samples are centred and scaled per set, and the direction of each class mean is an input of its own. Otherwise what
+    all sets have in common would hide the differences between tasks, and training by a task's loss would stay at chance
+    for long.
     """
 
     def __init__(self, num_features: int, max_classes: int, width: int) -> None:
@@ -34,7 +35,7 @@ class SampleEncoder(nn.Module):
         self.head = nn.Sequential(nn.GELU(), nn.Linear(width, width))
 
     def forward(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
-        """`(B, H)` of B sets of samples."""
+        """Returns the embeddings `(B, H)` of B sets of samples."""
         centred_BSF = samples_BSF - samples_BSF.mean(dim=1, keepdim=True)
         centred_BSF = centred_BSF / centred_BSF.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
         mixed_BH = self.mix(self.pixel(centred_BSF) + self.label(labels_BS)).mean(dim=1)
@@ -42,13 +43,13 @@ class SampleEncoder(nn.Module):
         member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
         share_BC1 = member_BSC.sum(1).clamp(min=1.0).unsqueeze(-1)
         means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, centred_BSF) / share_BC1
-        # Below a hundredth of the samples' spread a mean is rounding, for instance where all have one label.
+        # A mean below a hundredth of the samples' spread is rounding, for instance if all samples have one label.
         direction_BCF = means_BCF / means_BCF.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-2)
         return self.head(mixed_BH + torch.einsum("bcf,cfh->bh", direction_BCF, self.per_class))
 
 
 class PositionEncoder(nn.Module):
-    """Embeds what is known of each chunk's place in the layout."""
+    """Embeds the position features of each chunk."""
 
     def __init__(self, num_position_features: int, width: int) -> None:
         super().__init__()
@@ -57,20 +58,20 @@ class PositionEncoder(nn.Module):
         )
 
     def forward(self, positions_MG: Tensor) -> Tensor:
-        """`(M, H)` of M chunks."""
+        """Returns the embeddings `(M, H)` of M chunks."""
         return self.net(positions_MG)
 
 
 class ConditionEncoder(nn.Module):
-    """Text, samples and layout as a prefix of three tokens.
+    """Encodes text, samples and layout as a prefix of three tokens.
 
     Args:
         num_features: F.
         max_classes: Most classes of the samples.
-        num_place_features: G.
+        num_position_features: G.
         width: H.
-        text_encoder: What `build_text_encoder` takes.
-        can_drop: Whether instruction and samples may be left out; a learned token then stands for each.
+        text_encoder: Name of the text encoder, as `build_text_encoder` takes it.
+        can_drop: Whether instruction and samples may be left out; a learned token then replaces each.
     """
 
     num_tokens = 3
@@ -90,7 +91,7 @@ class ConditionEncoder(nn.Module):
         self.samples = SampleEncoder(num_features, max_classes, width)
         self.layout = PositionEncoder(num_position_features, width)
         self.norm = nn.LayerNorm(width)
-        # Missing where nothing is ever dropped: a parameter without a gradient stalls some optimisers.
+        # Created only if used, because ZeRO hangs on parameters without gradients.
         self.dropped = nn.Parameter(torch.zeros(2, width)) if can_drop else None
 
     def forward(
@@ -101,14 +102,14 @@ class ConditionEncoder(nn.Module):
         positions_MG: Tensor,
         is_dropped_B2: Tensor | None = None,
     ) -> Tensor:
-        """Prefix tokens `(B, 3, H)`: instruction, samples, layout.
+        """Returns the prefix tokens `(B, 3, H)`: instruction, samples, layout.
 
         Args:
             texts: B instructions.
             samples_BSF: Samples.
             labels_BS: Their labels.
-            positions_MG: Of all chunks of the layout.
-            is_dropped_B2: Whose instruction, whose samples are left out, bool; none by default.
+            positions_MG: Position features of all chunks of the layout.
+            is_dropped_B2: For which networks the instruction, and the samples, are left out, bool; none by default.
         """
         text_BH = self.text(texts)
         parts_B2H = torch.stack([text_BH, self.samples(samples_BSF, labels_BS)], dim=1)
@@ -122,10 +123,10 @@ class ConditionEncoder(nn.Module):
 
 
 class ConditionSummary(nn.Module):
-    """Tells every place the whole condition: `place + told + place * told`.
+    """Adds the whole condition to every position: `position + condition + position * condition`.
 
-    Both sides are normalised first. Without that the condition drowns in the places' common mean and training
-    by a task's loss stays at chance.
+    Both sides are normalised first. Otherwise the common mean of the positions hides the condition, and training by a
+    task's loss stays at chance.
     """
 
     def __init__(self, width: int) -> None:
@@ -133,6 +134,6 @@ class ConditionSummary(nn.Module):
         self.project = nn.Sequential(nn.Linear(ConditionEncoder.num_tokens * width, width), nn.LayerNorm(width))
 
     def forward(self, prefix_BTH: Tensor, positions_MH: Tensor) -> Tensor:
-        """`(B, M, H)` of prefix tokens and embedded places, the same ones for all networks or `(B, M, H)`."""
+        """Returns `(B, M, H)` from prefix tokens and embedded positions, the same for all networks or `(B, M, H)`."""
         condition_B1H = self.project(prefix_BTH.flatten(1)).unsqueeze(1)
         return positions_MH + condition_B1H + positions_MH * condition_B1H

@@ -1,9 +1,9 @@
-"""Denoisers of weights: networks that see noised weights, the step of the chain and what is known of the task.
+"""Denoisers of weights: networks that read noised weights, the step of the chain and the task's support set.
 
-Both predict for several noised versions of the same weights at once, so that a task is embedded once.
+They predict for several noised versions of the same weights at once, so that a task is embedded once.
 
-Shape legend: B tasks, n noised versions of each, C classes, R values of a class's row, S samples, F features of a
-sample, D values of a network, M chunks, K values of a chunk, G place features, H width.
+Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, R values of a class's row, M
+chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TimeEncoder(nn.Module):
         self.net = nn.Sequential(nn.Linear(2 * _NUM_FREQUENCIES, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        """`(..., H)` of fractions in [0, 1]."""
+        """Returns the embeddings `(..., H)` of fractions in [0, 1]."""
         angle = time.unsqueeze(-1) * math.pi * 2.0 ** torch.arange(-1, _NUM_FREQUENCIES - 1, device=time.device)
         return self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
@@ -37,8 +37,8 @@ class HeadFrame(NamedTuple):
     """The centre and spread of a support set's features: `z = (x - centre) / spread`.
 
     Attributes:
-        centre_BF: Mean of the class means, of classes that have samples.
-        spread_B: Root mean square of all features about it.
+        centre_BF: Mean of the class means, over classes that have samples.
+        spread_B: Root mean square of all features about the centre.
     """
 
     centre_BF: Tensor
@@ -48,12 +48,12 @@ class HeadFrame(NamedTuple):
 class HeadDenoiser(nn.Module):
     """Denoises a linear head, one row a class; permuting the classes permutes what it predicts.
 
-    Every class goes through the same network, which sees its own noised row and support mean, and the means of both
-    over all classes. So it takes any number of classes. It sees features only in their support set's own frame, and
-    rows are those of a head on such features: where features of other data lie, and how widely, does not matter to it.
+    Every class goes through the same network, which reads the class's noised row and support mean, and the mean of both
+    over all classes. So it takes any number of classes. Features are centred and scaled by their support set, and rows
+    belong to a head on such features, so a shift or scaling of other data's features does not matter.
 
     Args:
-        num_features: F, of an encoded sample.
+        num_features: F, features of an encoded sample.
         width: H.
         num_layers: Residual blocks.
     """
@@ -67,8 +67,8 @@ class HeadDenoiser(nn.Module):
         self.blocks = nn.ModuleList(_ClassBlock(width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_values)
-        # Straight from the support means and their squared lengths: the head of nearest class means (Snell et al. 2017,
-        # section 2.4) is linear in these, so nothing hidden has to learn it.
+        # A linear path from the support means and their squared lengths: the head of nearest class means (Snell et al.
+        # 2017, section 2.4) is linear in these, so the hidden layers need not learn it.
         self.direct = nn.Linear(num_features + 1, num_values, bias=False)
         self.condition_width = width + num_values
         self.register_buffer("spread", torch.ones(()))
@@ -77,12 +77,12 @@ class HeadDenoiser(nn.Module):
 
     @torch.no_grad()
     def measure(self, spread_X: Tensor) -> None:
-        """Takes the usual spread of a support set from examples, so that rows keep their size."""
+        """Sets the usual spread of a support set from examples, so that rows keep their size."""
         self.spread.copy_(spread_X.mean())
 
     @torch.no_grad()
     def begin_at_nearest_means(self) -> None:
-        """Has it write the head of nearest class means, whatever its state and time; call `measure` before.
+        """Initialises the output at the head of nearest class means, for any state and time; call `measure` before.
 
         With u a class's mean in the frame, that head has the logits `a (2 u . z - |u|^2)`; `2 a = spread` gives rows
         the size u, in units where a bias counts for sqrt(F) weights.
@@ -95,7 +95,7 @@ class HeadDenoiser(nn.Module):
         self.direct.weight[F, F] = -self.spread * F**0.5 / 2
 
     def frame(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> HeadFrame:
-        """Measures the frames of B support sets."""
+        """Returns the centre and spread of B support sets."""
         member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
         num_present_B1 = member_BSC.amax(dim=1).sum(dim=1, keepdim=True)
         centre_BF = _class_means(samples_BSF, labels_BS, num_classes).sum(dim=1) / num_present_B1
@@ -103,13 +103,13 @@ class HeadDenoiser(nn.Module):
         return HeadFrame(centre_BF, offset_BSF.square().mean(dim=(1, 2)).sqrt().clamp(min=1e-6))
 
     def into_frame(self, rows_BACR: Tensor, frame: HeadFrame) -> Tensor:
-        """Rows of a head on features to those of the same head on features in the frame.
+        """Maps the rows of a head on features to those of the same head on normalised features.
 
         `w . x + b = (w s) . z + (b + w . c)`, with weights in units of the usual spread.
 
         Args:
-            rows_BACR: Weights and, in units where it counts for sqrt(F) of them, the bias.
-            frame: c and s.
+            rows_BACR: Weights, and the bias in units where it counts as much as sqrt(F) weights.
+            frame: Centre c and spread s.
         """
         weight, bias = rows_BACR[..., :-1], rows_BACR[..., -1]
         moved = bias + _products(weight, frame.centre_BF)
@@ -123,12 +123,12 @@ class HeadDenoiser(nn.Module):
         return torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-        """Embeds B support sets for `forward`, `(B, C, H + R)`: all that no step of the chain changes."""
+        """Embeds B support sets for `forward`, `(B, C, H + R)`; the result serves all steps of the chain."""
         known_BCI = self.known(samples_BSF, labels_BS, num_classes)
         return torch.cat([self.task(known_BCI), self.direct(_with_square(known_BCI))], dim=-1)
 
     def known(self, samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-        """Summarises each class, `(B, C, 2F)`: its support mean and its scatter, both in the frame."""
+        """Summarises each class, `(B, C, 2F)`, by its support mean and variance, both of normalised features."""
         centre_BF, spread_B = self.frame(samples_BSF, labels_BS, num_classes)
         scaled_BSF = (samples_BSF - centre_BF.unsqueeze(1)) / spread_B[:, None, None]
         means_BCF = _class_means(scaled_BSF, labels_BS, num_classes)
@@ -136,7 +136,7 @@ class HeadDenoiser(nn.Module):
         return torch.cat([means_BCF, (squares_BCF - means_BCF.square()).clamp(min=0.0)], dim=-1)
 
     def forward(self, x_BnCR: Tensor, time_Bn: Tensor, condition_BCT: Tensor) -> Tensor:
-        """`(B, n, C, R)` of noised rows, fractions of the chain, and what `embed_condition` says."""
+        """Returns predicted rows `(B, n, C, R)`, given noised rows, fractions of the chain and embedded conditions."""
         common_BnCR = x_BnCR.mean(dim=2, keepdim=True).expand_as(x_BnCR)
         task_BCH, direct_BCR = condition_BCT.split([self.task.out_features, self.direct.out_features], dim=-1)
         hidden = self.row(torch.cat([x_BnCR, common_BnCR], dim=-1))
@@ -147,19 +147,19 @@ class HeadDenoiser(nn.Module):
 
 
 def _class_means(samples_BSF: Tensor, labels_BS: Tensor, num_classes: int) -> Tensor:
-    """Returns the denoised rows, `(B, C, F)`."""
+    """Returns the mean of the samples of each class, `(B, C, F)`."""
     member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
     share_BSC = member_BSC / member_BSC.sum(dim=1, keepdim=True).clamp(min=1.0)
     return share_BSC.transpose(1, 2) @ samples_BSF
 
 
 def _products(weight_BACF: Tensor, centre_BF: Tensor) -> Tensor:
-    """`w . c` in units of the bias, `(B, k, C)`."""
+    """Returns `w . c` in units of the bias, `(B, A, C)`."""
     return torch.einsum("bkcf,bf->bkc", weight_BACF, centre_BF) * centre_BF.shape[-1] ** -0.5
 
 
 def _with_square(known_BCI: Tensor) -> Tensor:
-    """Support means with their squared lengths, `(B, C, F + 1)`, all of about the means' size."""
+    """Returns support means with their squared lengths, `(B, C, F + 1)`, all of about the means' size."""
     own_BCF, _ = known_BCI.chunk(2, dim=-1)
     square_BC1 = own_BCF.square().mean(dim=-1, keepdim=True)
     # What all classes have in common changes no decision, and would make biases large.
@@ -186,11 +186,11 @@ class FlatDenoiser(nn.Module):
     """Denoises all values of one small network at once, by a residual perceptron.
 
     Args:
-        num_values: D, of the network.
+        num_values: D, values of the network.
         num_features: F.
         max_classes: Most classes a task may have.
         width: H.
-        num_layers: Residual blocks, on the task as on the values.
+        num_layers: Residual blocks for the task, and as many for the values.
     """
 
     def __init__(self, num_values: int, num_features: int, max_classes: int, width: int, num_layers: int) -> None:
@@ -204,11 +204,11 @@ class FlatDenoiser(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_values))
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
-        """`(B, H)` of B sets of labelled samples."""
+        """Embeds B sets of labelled samples, `(B, H)`."""
         return self.condition(self.samples(samples_BSF, labels_BS))
 
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, condition_BH: Tensor) -> Tensor:
-        """`(B, n, D)` of noised values, fractions of the chain, and what `embed_condition` says."""
+        """Returns predicted values `(B, n, D)`, given noised values, fractions of the chain and embedded conditions."""
         hidden = self.values(x_BnD) + self.time(time_Bn) + condition_BH.unsqueeze(1)
         for block in self.blocks:
             hidden = block(hidden)
@@ -216,7 +216,7 @@ class FlatDenoiser(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block over classes."""
+    """A residual block of a perceptron, over any leading dimensions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class ChunkDenoiser(nn.Module):
 
     Args:
         chunk_length: K.
-        num_place_features: G.
+        num_position_features: G.
         num_features: F.
         max_classes: Most classes a task may have.
         width: H, a multiple of twice `num_heads`.
@@ -263,7 +263,7 @@ class ChunkDenoiser(nn.Module):
         self.out = nn.Linear(width, chunk_length)
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
-        """`(B, H)` of B sets of labelled samples."""
+        """Embeds B sets of labelled samples, `(B, H)`."""
         return self.condition(self.samples(samples_BSF, labels_BS))
 
     def forward(self, x_BnMK: Tensor, time_Bn: Tensor, condition_BH: Tensor, positions_MG: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A transformer with rotary positions, causal with a static key-value cache or not.
+"""A transformer with rotary positions: causal, with an optional static key-value cache, or not causal.
 
-Shape legend: B sequences, T positions, A heads, E width of a head, H width.
+Here B counts sequences, A heads, and E is the width of a head of attention.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ class KeyValueCache:
     """Keys and values of all positions written so far, in buffers that are allocated once.
 
     Args:
-        batch: Sequences.
+        batch: Number of sequences.
         num_layers: Blocks.
         num_kv_heads: Heads of keys and values.
-        length: Most positions.
+        length: Most positions of a sequence.
         head_width: E.
-        device: Of the buffers.
-        dtype: Of the buffers, and so of the attention over them; bfloat16 halves both.
+        device: Device of the buffers.
+        dtype: Type of the buffers, and so of the attention over them; bfloat16 halves memory and traffic.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KeyValueCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def repeat(self, num: int, length: int) -> KeyValueCache:
-        """A cache for `length` positions in which every sequence stands `num` times in a row, as far as written."""
+        """Returns a cache for `length` positions with a copy of every sequence `num` times in a row."""
         layers, batch, heads, _, width = self.keys.shape
         copy = KeyValueCache(batch * num, layers, heads, length, width, self.keys.device, self.keys.dtype)
         for mine, other in ((self.keys, copy.keys), (self.values, copy.values)):
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         num_layers: Blocks.
         num_heads: A.
         dropout: Applied to the residual branches in training.
-        is_causal: Whether a position sees only those before it; only then can there be a cache.
+        is_causal: Whether a position attends to itself and earlier ones only; a cache needs this.
         num_kv_heads: Heads of keys and values, each shared by a group of query heads (Ainslie et al. 2023, "GQA");
             a divisor of `num_heads`, which is the default.
     """
@@ -94,16 +94,18 @@ class Transformer(nn.Module):
         is_seen_BT: Tensor | None = None,
         num_common: int | None = None,
     ) -> Tensor:
-        """Hidden states `(B, T, H)`; with a cache, `x_BTH` continues what the cache holds.
+        """Returns hidden states `(B, T, H)`; with a cache, `x_BTH` continues the cached sequences.
 
         Args:
             x_BTH: Inputs.
-            cache: Of a causal one.
-            is_seen_BT: Which positions may be seen, bool, of one that is not causal; at least one of each sequence.
-            num_common: Of a causal one without a cache: every position after so many stands where the first of them
-                does, and sees no other of them. They are as many sequences that begin alike, at the cost of one.
+            cache: Keys and values of earlier positions; only for a causal transformer.
+            is_seen_BT: Which positions may be attended to, bool, at least one of each sequence; only for a transformer
+                that is not causal.
+            num_common: Length of a shared prefix; only for a causal transformer without a cache. Each later position
+                attends to the prefix and itself alone, at the same rotary position: many one-token continuations in
+                one pass.
         """
-        # Sums over layers stay in the parameters' precision, also where products are taken in a lower one.
+        # The residual stream keeps the parameters' precision, even if matrix products use a lower one.
         x_BTH = x_BTH.to(self.norm.weight.dtype)
         start, length, mask_TT = 0 if cache is None else cache.length, x_BTH.shape[1], None
         rotation = _rotation(start, length, self.head_width, x_BTH.device)
@@ -119,7 +121,7 @@ class Transformer(nn.Module):
         return self.norm(x_BTH)
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype | None = None) -> KeyValueCache:
-        """An empty cache for `length` positions, on this module's device and in its dtype unless told another."""
+        """Returns an empty cache for `length` positions, on this module's device and by default in its dtype."""
         weight = self.norm.weight
         return KeyValueCache(
             batch, len(self.blocks), self.num_kv_heads, length, self.head_width, weight.device, dtype or weight.dtype
@@ -161,15 +163,15 @@ class _Block(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, is_seen_BT: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Attention of the last positions to all, in the keys' dtype."""
+        """Returns the attention of the last positions to all, in the keys' dtype."""
         num_new, num_all = query.shape[2], key.shape[2]
         is_causal = self.is_causal and num_new > 1 and mask is None
         if is_causal and num_new < num_all:
-            # What `is_causal` masks is aligned with the first key, a continuation with the last one.
+            # Torch aligns the mask of `is_causal` with the first key; a continuation must be aligned with the last.
             mask = torch.ones(num_new, num_all, dtype=torch.bool, device=query.device).tril(num_all - num_new)
             is_causal = False
         if is_seen_BT is not None:
-            assert not self.is_causal, "what may be seen is told by the order"
+            assert not self.is_causal, "a causal transformer takes no mask of positions"
             mask = is_seen_BT[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query.to(key.dtype),
@@ -183,7 +185,7 @@ class _Block(nn.Module):
 
 
 def _rotation(start: int, length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `(T, E/2)` of RoPE (Su et al. 2021, eq. 34)."""
+    """Returns the cosines and sines `(T, E/2)` of RoPE (Su et al. 2021, eq. 34)."""
     frequency = 10_000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
     angle = torch.arange(start, start + length, device=device).unsqueeze(1) * frequency
     return angle.cos(), angle.sin()

@@ -162,7 +162,7 @@ class LevelHead(nn.Module):
             gumbel_RLV: Noise; None takes the likeliest code.
             temperature: Divides the log-probabilities.
             sampling: Guidance and truncation.
-            forced_RL: Tokens that are known before.
+            padding_codes_RL: Codes of padding tokens.
         """
         state_SRH = self.state(state_SRH)
         chosen_RH = torch.zeros_like(state_SRH[0])

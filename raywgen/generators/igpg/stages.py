@@ -185,7 +185,7 @@ class PriorStage(Stage):
 
     @property
     def parameter_use(self) -> ParameterUse:
-        """Where chunks on their own are mixed in, the batch decides which modules run, and how often."""
+        """The batch decides which modules run, and how often, if some networks have independent chunks."""
         return "modules" if self.config.independent_share in (0, 1) else "whole"
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:

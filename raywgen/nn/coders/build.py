@@ -27,7 +27,7 @@ def build_coder(
     Args:
         kind: One of `CODERS`.
         chunk_length: K.
-        num_place_features: G.
+        num_position_features: G.
         width: H.
         num_layers: Residual blocks of `conv`, layers of `transformer`.
         context: Chunks that see each other, of `transformer`.

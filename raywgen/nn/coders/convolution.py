@@ -29,7 +29,7 @@ class ConvolutionCoder(Coder):
 
     Args:
         chunk_length: K; a prime number makes a signal of one row.
-        num_place_features: G.
+        num_position_features: G.
         width: H, a multiple of 4.
         num_layers: Residual blocks of two convolutions.
     """

@@ -17,7 +17,7 @@ class PerceptronCoder(Coder):
 
     Args:
         chunk_length: K.
-        num_place_features: G.
+        num_position_features: G.
         width: H.
     """
 

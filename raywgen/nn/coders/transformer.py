@@ -27,7 +27,7 @@ class TransformerCoder(Coder):
 
     Args:
         chunk_length: K.
-        num_place_features: G.
+        num_position_features: G.
         width: H, a multiple of 8.
         num_layers: Layers of attention.
         context: W; 1 lets every chunk see itself alone.

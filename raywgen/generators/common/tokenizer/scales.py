@@ -98,7 +98,7 @@ class ScaledChunks:
         return from_chunks(scaled_BMK, self._num_values) * self._scale(scales_BMK) + self._mean(means_BMK)
 
     def _scale_index(self, firsts_Q: Tensor) -> Tensor:
-        """Computes `scale_index_M4`."""
+        """Computes the attribute `scale_index_M4`, given the first value of each group."""
         start_M = torch.arange(0, self._num_values, self._length)
         ends_M2 = torch.stack([start_M, (start_M + self._length - 1).clamp(max=self._num_values - 1)], dim=1)
         group_M2 = torch.searchsorted(firsts_Q, ends_M2, right=True) - 1
