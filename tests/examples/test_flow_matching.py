@@ -22,9 +22,10 @@ from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.training import TrainConfig, launch, load_train_config, read_metrics
 from raywgen.training.data import data_spec, measure_normalizers
+from raywgen.training.session import ray_session
 from raywgen.training.status import run_status
 from raywgen.trust import UntrustedError, trusting
-from raywgen.tuning import TuneConfig
+from raywgen.tuning import TuneConfig, tune
 from raywgen.tuning.pipeline import Pipeline
 from tests.conftest import TINY_ZOO, make_zoo
 
@@ -148,3 +149,22 @@ def test_it_is_scored_beside_the_baselines(run: Path, corpus: Corpus, tmp_path: 
     with trusting(*TRUST):
         rows = {cell.row for cell in evaluate(settings).ladder}
     assert {"original", "generated", "nearest_loss"} <= rows
+
+
+@pytest.mark.slow
+def test_it_is_tuned_and_trained_by_workers(corpus: Corpus, tmp_path: Path) -> None:
+    settings = TuneConfig(
+        corpus=corpus.location,
+        train=FLOW,
+        fixed={"train.num_workers": 0, "train.generator.flow.num_steps": 8, "train.generator.network.width": 16},
+        space={RATE: {"choice": [0.001, 0.01]}},
+        num_trials=2,
+        max_concurrent=1,
+        rungs=[1.0],
+        out=str(tmp_path / "tune"),
+    )
+    assert len(tune(settings).rows) == 2
+    best = load_train_config(str(tmp_path / "tune" / "best.yaml"), ["num_workers=2"])
+    with ray_session():
+        launch([best])
+    assert isinstance(raywgen.load(best.out, trust=TRUST).generator, FlowMatching)
