@@ -1,10 +1,9 @@
-"""Running statistics of batch normalisation for weights that have changed, from unlabelled inputs.
+"""Corrects running statistics of batch normalisation for weights that have changed, from unlabelled inputs.
 
-Weights that come back from a code give other activations, while running means and variances still describe the old
-ones. Shifting them by how much the activations moved costs nothing where they are stored anyway, and is the largest
-lever at few bits.
+Decoded weights give other activations, while running means and variances still describe the old ones. Shifting these by
+the change of the activations costs no storage, and is the most effective correction at few bits.
 
-Shape legend: D channels.
+Here D counts channels.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ Statistics = Literal["stored", "batch"]
 
 
 def differentiable(module: nn.Module, statistics: Statistics) -> nn.Module:
-    """A module to which running statistics may be given with a call, by `functional_call`, together with gradients.
+    """Returns a module that takes running statistics by `functional_call` and lets gradients flow to them.
 
-    Torch's own layers refuse such statistics. The result normalises alike in either mode and changes nothing that it
-    is given. Without batch normalisation it is the module itself, otherwise a copy.
+    Torch's own layers refuse such statistics. The result normalises in the same way in training and evaluation mode and
+    does not update statistics. Without batch normalisation it is the module itself, otherwise a copy.
 
     Args:
-        module: Any.
+        module: Any network.
         statistics: `stored` normalises by the running statistics, `batch` by those of the inputs at hand.
     """
     if not _layers(module):
@@ -65,12 +64,12 @@ class _Normalisation(nn.Module):
 
 @torch.no_grad()
 def reestimate_statistics(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Statistics of the module's activations on `x` alone, as `state_dict` entries; the module is left as it is.
+    """Returns statistics of the module's activations on `x` alone, as `state_dict` entries; the module does not change.
 
-    Every layer's are taken after those of the layers before it have changed.
+    Each layer is measured after the statistics of the layers before it have been replaced.
 
     Args:
-        module: With the weights whose statistics are asked for.
+        module: The network whose statistics are estimated.
         x: One batch of inputs, the larger the better.
     """
     return _replaced(module, x, lambda name, layer, moments: moments)
@@ -78,17 +77,17 @@ def reestimate_statistics(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The original's statistics, moved by what `module`'s other weights do to the activations on `x`.
+    """Returns the original's statistics, shifted by the change of the activations on `x` from `original` to `module`.
 
         mean = m + (mean_0 - m_0) * sqrt(v / v_0),    variance = variance_0 * v / v_0
 
-    with m, v of `module` and m_0, v_0 of `original`, both on `x`. Where the weights are equal nothing moves, however
-    few inputs there are and wherever they come from, which is not so for `reestimate_statistics`; a scale and shift of
-    a channel is undone exactly.
+    with m, v of `module` and m_0, v_0 of `original`, both on `x`. With equal weights nothing changes,
+    however few the inputs are and whatever their source, unlike in `reestimate_statistics`. A scale and shift of a
+    channel is undone exactly.
 
     Args:
-        module: With the changed weights.
-        original: Of the same architecture, with its own weights and statistics.
+        module: The network with changed weights.
+        original: The network before, of the same architecture, with its statistics.
         x: One batch of inputs.
     """
     before: dict[str, _Moments] = {}
@@ -101,7 +100,7 @@ def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[
     def move(name: str, layer: nn.Module, moments: _Moments) -> _Moments:
         (mean_D, variance_D), (old_mean_D, old_variance_D) = own[name], before[name]
         ratio_D = moments[1] / old_variance_D.clamp(min=1e-12)
-        # A channel that is constant on these inputs says nothing of its variance.
+        # The variance of a channel that is constant on these inputs cannot be measured.
         ratio_D = torch.where(old_variance_D > 1e-12, ratio_D, torch.ones_like(ratio_D))
         return moments[0] + (mean_D - old_mean_D) * ratio_D.sqrt(), variance_D * ratio_D
 
@@ -112,7 +111,7 @@ def match_statistics(module: nn.Module, original: nn.Module, x: Tensor) -> dict[
 def _replaced(
     module: nn.Module, x: Tensor, choose: Callable[[str, nn.Module, _Moments], _Moments]
 ) -> dict[str, Tensor]:
-    """Statistics after a pass in which each layer's are replaced just before it runs."""
+    """Returns the statistics after a pass in which those of each layer are replaced just before it runs."""
     module = copy.deepcopy(module).eval()
     for name, layer in _layers(module).items():
         layer.register_forward_pre_hook(partial(_replace, partial(choose, name)))

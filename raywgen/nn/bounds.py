@@ -1,4 +1,4 @@
-"""Bounds what a network that came as data may fill before its memory is taken."""
+"""Bounds the size of networks that are built from data, before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_VALUES = 1 << 30
-"""Of a network whose data do not show that there are more; vision transformers of size L have a third of it."""
+"""The bound for a network with few stored values; vision transformers of size L have a third of it."""
 _SLACK = 4
-"""How many times the values that are stored a network may hold while it is built: adapters have a base beside them."""
+"""Ratio of values that may be built to values that are stored: adapters also need their base network."""
 _MOST_CALLS = 100_000
 
 
 class TooLargeError(ValueError):
-    """A network that came as data and would take more memory than any that belongs to it."""
+    """A network from data would take far more memory than its stored values justify."""
 
 
 class Bounded(TorchDispatchMode):
-    """Refuses modules whose tensors together would hold too many values; nothing is allocated for them.
+    """Refuses to build modules whose tensors hold too many values in all, before they are allocated.
 
     Args:
-        num_stored: Values that are stored for them, as far as it is known.
+        num_stored: Number of values that are stored for the modules, as far as it is known.
     """
 
     def __init__(self, num_stored: int = 0) -> None:
@@ -34,14 +34,14 @@ class Bounded(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Looks at the size that a call asks for, and then lets it through.
+        """Adds up the sizes that torch calls ask for, and then runs each call.
 
         Raises:
-            TooLargeError: It asks for too much.
+            TooLargeError: The calls ask for too much.
         """
         self._num_calls += 1
         size = args[0] if args else ()
-        # Only what makes a tensor out of nothing takes its size first.
+        # Only functions that create a tensor take its size as their first argument.
         if isinstance(size, list | tuple) and all(isinstance(each, int) for each in size):
             self._num_values += math.prod(size)
         if self._num_values > self._most_values:

@@ -1,6 +1,6 @@
-"""The choice of tokens that may be drawn, and their weights.
+"""Truncation and guidance of the distribution that tokens are drawn from.
 
-Shape legend: X positions in any shape, V codes.
+Shape letters beyond the legend in `raywgen.weights`: X positions in any shape.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def truncated(log_p_XV: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """
     num_codes = log_p_XV.shape[-1]
     if 0 < top_k < num_codes:
-        # By place, not by value, so that ties leave exactly `top_k`.
+        # By index, not by value, so that ties leave exactly `top_k`.
         kept = log_p_XV.topk(top_k, dim=-1).indices
         log_p_XV = torch.full_like(log_p_XV, -torch.inf).scatter(-1, kept, log_p_XV.gather(-1, kept))
     if top_p < 1:
@@ -37,8 +37,8 @@ def guided(log_p_XV: Tensor, unconditional_XV: Tensor, guidance: float) -> Tenso
     """`log p_u + g * (log p_c - log p_u)`: classifier-free guidance (Ho and Salimans 2021, eq. 6; g = 1 + w there).
 
     Args:
-        log_p_XV: Given the condition.
-        unconditional_XV: Not given it.
-        guidance: g; 0 forgets the condition, 1 is plain sampling, above 1 exaggerates what the condition changes.
+        log_p_XV: Log-probabilities with the condition.
+        unconditional_XV: Log-probabilities without it.
+        guidance: g; 0 ignores the condition, 1 is plain sampling, above 1 exaggerates what the condition changes.
     """
     return unconditional_XV + guidance * (log_p_XV - unconditional_XV)

@@ -1,6 +1,6 @@
 """Encoders of instruction texts, trained along with a generator or frozen.
 
-Shape legend: B texts, N distinct texts, T bytes, H width, E width of a frozen encoder's features.
+Here B counts texts, N distinct texts, T bytes, and E is the width of a frozen encoder's features.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _WORD = re.compile(r"\w+")
 
 
 class TextEncoderError(ValueError):
-    """A text encoder that cannot be used as asked, or a text that it does not take; the message names the remedy."""
+    """A text encoder cannot be used, or does not take a text; the message names the remedy."""
 
 
 def check_text_encoder(name: str) -> None:
-    """Refuses what `build_text_encoder` would not know.
+    """Refuses names that `build_text_encoder` does not know.
 
     Raises:
-        TextEncoderError: It is none of them.
+        TextEncoderError: The name is none of the known ones.
     """
     if name not in ("words", "bytes") and not (name.startswith(HUB) and len(name) > len(HUB)):
         raise TextEncoderError(one_of("text_encoder", name, KINDS))
 
 
 def build_text_encoder(name: str, width: int) -> nn.Module:
-    """A module from B texts to `(B, H)`.
+    """Builds a module that maps B texts to `(B, H)`.
 
     Args:
         name: `words`, `bytes`, or `hf:NAME_OR_PATH` for a frozen model of the hub or in a folder.
         width: H.
 
     Raises:
-        TextEncoderError: It is none of them, or the model cannot be loaded.
+        TextEncoderError: The name is unknown, or the model cannot be loaded.
     """
     check_text_encoder(name)
     if name.startswith(HUB):
@@ -53,10 +53,10 @@ def build_text_encoder(name: str, width: int) -> nn.Module:
 
 
 class WordEncoder(nn.Module):
-    """Set of hashed words (Joulin et al. 2017, "Bag of tricks for efficient text classification").
+    """Encodes the set of a text's hashed words (Joulin et al. 2017, "Bag of tricks for efficient text classification").
 
-    Trained along with the generator, it needs no download and no vocabulary file. Neither the order of words nor
-    how often each occurs is seen, nor punctuation: commas alone would outweigh the words that tell tasks apart.
+    It is trained with the generator and needs no download and no vocabulary file. It ignores the order of words, their
+    counts, and punctuation: commas alone would outweigh the words that distinguish tasks.
     """
 
     def __init__(self, width: int, num_buckets: int = 1024) -> None:
@@ -67,7 +67,7 @@ class WordEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """`(B, H)` of B texts."""
+        """Returns the embeddings `(B, H)` of B texts."""
         bags = [self._buckets(text) for text in texts]
         device = self.words.weight.device
         offsets = torch.tensor([0] + [len(bag) for bag in bags[:-1]], device=device).cumsum(0)
@@ -80,14 +80,14 @@ class WordEncoder(nn.Module):
 
 
 class ByteEncoder(nn.Module):
-    """Residual convolutions over UTF-8 bytes, trained along: order, case and punctuation are seen.
+    """Residual convolutions over UTF-8 bytes, trained with the generator; they read order, case and punctuation.
 
-    Three layers of five bytes see 13 around each place. Their mean, and their largest value by feature, say
-    what the text holds; both are taken over the text's own bytes, so that others in a batch do not matter.
+    Three layers of five bytes see 13 bytes around each position. The mean and the maximum of each feature over the
+    text's own bytes are the embedding, so other texts of a batch do not matter.
     """
 
     max_bytes = 4096
-    """Longest text; a longer one is refused rather than cut."""
+    """Bytes of the longest text; a longer one is refused rather than cut."""
 
     def __init__(self, width: int, num_layers: int = 3, kernel: int = 5) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ByteEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """`(B, H)` of B texts.
+        """Returns the embeddings `(B, H)` of B texts.
 
         Raises:
             TextEncoderError: A text is longer than `max_bytes`.
@@ -108,7 +108,7 @@ class ByteEncoder(nn.Module):
         is_real_NT1 = (padded_NT >= 0).unsqueeze(-1)
         x_NTH = self.bytes(padded_NT.clamp(min=0)) * is_real_NT1
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            # Padding stays zero, which is also what a convolution sees beyond an end.
+            # Padding stays zero, as a convolution pads beyond an end.
             mixed_NTH = layer((norm(x_NTH) * is_real_NT1).transpose(1, 2)).transpose(1, 2)
             x_NTH = x_NTH + gelu(mixed_NTH) * is_real_NT1
         mean_NH = x_NTH.sum(dim=1) / is_real_NT1.sum(dim=1)
@@ -129,7 +129,7 @@ class HubTextEncoder(nn.Module):
     """A frozen text model of `transformers`, and a small trained head on its features.
 
     The features are the mean of the last hidden state over a text's tokens. They are computed once for each distinct
-    text and kept. The model is no part of this module's state: who loads a generator needs it by the same name.
+    text and cached. The model is no part of this module's state: loading a generator needs it under the same name.
 
     Args:
         name: `hf:NAME_OR_PATH`.
@@ -137,7 +137,7 @@ class HubTextEncoder(nn.Module):
 
     Raises:
         TextEncoderError: `transformers` is not installed, or there is no such text model.
-        UntrustedError: It came as data, and the user did not name it; see `raywgen.trust`.
+        UntrustedError: The name came as data, and the user did not give it; see `raywgen.trust`.
     """
 
     def __init__(self, name: str, width: int) -> None:
@@ -152,7 +152,7 @@ class HubTextEncoder(nn.Module):
         )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """`(B, H)` of B texts.
+        """Returns the embeddings `(B, H)` of B texts.
 
         Raises:
             TextEncoderError: A text is longer than the model takes.
@@ -168,7 +168,7 @@ class HubTextEncoder(nn.Module):
 
     @torch.no_grad()
     def _embed(self, text: str) -> Tensor:
-        """Features `(E,)` float32; one text at a time, so that padding plays no part."""
+        """Returns features `(E,)` float32 of one text; without a batch, padding cannot matter."""
         tokenizer, model = self._frozen
         tokens = tokenizer(text or " ", return_tensors="pt")
         longest = getattr(model.config, "max_position_embeddings", None)
@@ -182,7 +182,7 @@ class HubTextEncoder(nn.Module):
 
 
 def _load_hub(name: str) -> tuple[Any, Any]:
-    """Tokenizer and model, in eval mode."""
+    """Loads a tokenizer and its model, in eval mode."""
     check_address(name, "text_encoder")
     try:
         from transformers import AutoModel, AutoTokenizer
@@ -199,7 +199,7 @@ def _load_hub(name: str) -> tuple[Any, Any]:
         raise TextEncoderError(
             f"text_encoder={name} cannot be loaded ({error}); check the name and the connection"
         ) from error
-    model = getattr(model, "text_model", model)  # Of models of images and text.
+    model = getattr(model, "text_model", model)  # The text part of a model of images and text.
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
@@ -208,6 +208,6 @@ def _load_hub(name: str) -> tuple[Any, Any]:
 
 
 def _distinct(texts: Sequence[str], device: torch.device) -> tuple[list[str], Tensor]:
-    """The distinct texts in order, and which of them each text is, int64 `(B,)`."""
+    """Returns the distinct texts in order, and the index of each text among them, int64 `(B,)`."""
     order = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     return list(order), torch.tensor([order[text] for text in texts], device=device)

@@ -27,7 +27,7 @@ class PriorConfig(StageConfig):
         num_heads: Attention heads; must divide `width` into even parts.
         num_kv_heads: Heads of keys and values, a divisor of `num_heads`; 0 for as many as those.
         window: Most chunks that are seen at once; longer networks are trained on random windows and written window
-            after window. 0 for whole networks. Where scales are tokens, those of a window's values are told it.
+            after window. 0 for whole networks. Where scales are tokens, each window is given those of its values.
         text_encoder: `words` (hashed, trained along), `bytes` (convolutions over UTF-8, trained along) or `hf:NAME`,
             a frozen text model of the hub or in a folder.
         data_encoder: Frozen encoder through which labelled samples are seen: a folder that `raywgen encoder train`
@@ -82,8 +82,8 @@ class SamplingConfig(Sampling):
         decoding: `expected` decodes the expected code along the tokens drawn, `tokens` the tokens themselves.
         num_averaged: Networks drawn for each that is written, which is their mean over weights; its log-probability
             is their mean too.
-        chunks: `coherent` draws each chunk given all before it, `independent` given condition and place alone,
-            `shuffled` coherently, but told the condition of another network of the batch.
+        chunks: `coherent` draws each chunk given all before it, `independent` given condition and position alone,
+            `shuffled` coherently, but given the condition of another network of the batch.
         windows: Networks longer than `prior.window` are written in windows: `sequential` gives each the tail of the
             one before (IGPG, section 3), `parallel` writes all at once, none seeing another.
         overlap: Share of a window that is that tail; at least one chunk is.

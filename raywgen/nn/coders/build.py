@@ -22,7 +22,7 @@ def build_coder(
     num_layers: int = 1,
     context: int = 32,
 ) -> Coder:
-    """The coder of that name.
+    """Builds the coder of that name.
 
     Args:
         kind: One of `CODERS`.
@@ -30,7 +30,7 @@ def build_coder(
         num_position_features: G.
         width: H.
         num_layers: Residual blocks of `conv`, layers of `transformer`.
-        context: Chunks that see each other, of `transformer`.
+        context: Chunks that attend to each other in `transformer`.
     """
     match kind:
         case "conv":
@@ -43,7 +43,7 @@ def build_coder(
 
 
 def check_coder(kind: CoderKind, width: int, num_layers: int, context: int) -> None:
-    """Refuses what no coder can be built of.
+    """Refuses settings that no coder can be built with.
 
     Raises:
         ValueError: The message names the setting.

@@ -5,8 +5,8 @@ convolutions shrink to as many pixels as it has tokens. Chunks here hold few val
 so the image keeps its size; normalisation, activation and residual blocks are the paper's (group norm, swish, two
 convolutions of 3 x 3).
 
-Shape legend: B networks, M chunks, N = B * M, K values of a chunk, G place features, C channels, R rows and X columns
-of the image.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features, R rows and X columns
+of the image. Here N = B * M, and C counts channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHANNEL_SHARE = 4
 
 
 class ConvolutionCoder(Coder):
-    """An image of R x X = K values, lifted to C = H / 4 channels, which the place shifts.
+    """An image of R x X = K values, lifted to C = H / 4 channels, which the position features shift.
 
     `18 C^2 + 6 C` parameters a block and `C (K + G + 22) + 1` besides (23,000 with one block at K = 16, H = 128,
     G = 98). Weights are shared between pixels, so a chunk takes about K times as many multiplications.
@@ -40,7 +40,7 @@ class ConvolutionCoder(Coder):
         self._shape = fold(chunk_length)
         self.lift = nn.Conv2d(1, channels, 3, padding=1)
         self.position = nn.Linear(num_position_features, channels)
-        # Convolutions cannot tell the pixels of an image apart, but a chunk's values have each a place of their own.
+        # Convolutions treat all pixels alike, but each value of a chunk has a position of its own.
         self.pixel_CRX = nn.Parameter(torch.zeros(channels, *self._shape))
         self.blocks = nn.ModuleList(_Block(channels) for _ in range(num_layers))
         final = nn.Conv2d(channels, 1, 3, padding=1)
@@ -48,7 +48,7 @@ class ConvolutionCoder(Coder):
         silence(final)
 
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Does what `Coder` says."""
+        """Returns what is added to each chunk, as `Coder` describes."""
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
         positions_BMC = self.position(positions_MG).expand(*x_BMK.shape[:2], -1)
         image_NCRX = self.lift(real_BMK.reshape(-1, 1, *self._shape))
@@ -82,5 +82,5 @@ def fold(chunk_length: int) -> tuple[int, int]:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # All channels in one group: in small groups what the place adds to a channel would be normalised away.
+    # All channels in one group: in small groups, normalisation would remove what the position adds to a channel.
     return nn.GroupNorm(1, channels)

@@ -1,6 +1,6 @@
-"""A residual perceptron over each chunk on its own.
+"""A residual perceptron over each chunk by itself.
 
-Shape legend: B networks, M chunks, K values of a chunk, G place features, H width.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from raywgen.nn.coders.base import Coder, silence
 
 
 class PerceptronCoder(Coder):
-    """Two hidden layers, the first of which is told the place.
+    """A perceptron of two hidden layers, the first of which reads the position features.
 
     `H^2 + H (2 K + G + 3) + K` parameters (33,000 at K = 16, H = 128, G = 98), and as many multiplications a chunk.
 
@@ -29,5 +29,5 @@ class PerceptronCoder(Coder):
         silence(self.out[-1])
 
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Does what `Coder` says; padding is read as it is: zero in weights, and in latents what the codes hold."""
+        """Returns what is added to each chunk; padding is read as it is: zero in weights, in latents the codes."""
         return self.out(self.value(x_BMK) + self.position(positions_MG))

@@ -1,10 +1,9 @@
 """Attention over the chunks of a network, in blocks of fixed size, so that its cost grows with the network's length.
 
-Blocks are aligned to the network, not to what is asked for: a chunk is coded alike whichever window of the network it
-is coded in, as long as its whole block is there.
+Blocks are aligned to the network, not to a window: all windows that hold a whole block give its chunks the same code.
 
-Shape legend: B networks, M chunks, W chunks of a block, N blocks of all networks, K values of a chunk, G place
-features, H width.
+Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features. Here W counts the
+chunks of a block, and N the blocks of all networks.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ NUM_HEADS = 4
 
 
 class TransformerCoder(Coder):
-    """Every chunk of a block sees all of the block.
+    """Each chunk of a block attends to the whole block.
 
     `12 H^2 + 7 H` parameters a layer and `H (2 K + G + 3) + K` besides (215,000 with one layer at K = 16, H = 128,
     G = 98). A chunk takes as many multiplications, and `2 H W` a layer more for attention.
@@ -30,7 +29,7 @@ class TransformerCoder(Coder):
         num_position_features: G.
         width: H, a multiple of 8.
         num_layers: Layers of attention.
-        context: W; 1 lets every chunk see itself alone.
+        context: W; with 1 each chunk is coded by itself.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class TransformerCoder(Coder):
         silence(self.out)
 
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
-        """Does what `Coder` says."""
+        """Returns what is added to each chunk, as `Coder` describes."""
         B, M = x_BMK.shape[:2]
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK
         states_BMH = self.value(real_BMK) + self.position(positions_MG)
