@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.files import write_text
@@ -46,7 +46,7 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
 
 
 def merge_config(
-    schema: type[ConfigT], given: Sequence[tuple[str, dict[str, Any]]], base: ConfigT | None = None
+    schema: type[ConfigT], given: Sequence[tuple[str, Mapping[str, object]]], base: ConfigT | None = None
 ) -> ConfigT:
     """Merges nested mappings, later ones over earlier ones; each comes with a name for messages.
 
@@ -90,72 +90,90 @@ def merge_config(
     return config
 
 
-def _merge(node: Any, content: dict[str, Any], source: str) -> Any:
+def _merge(node: DictConfig, content: Mapping[str, object], source: str) -> DictConfig:
     for key, value in content.items():
         try:
-            node = OmegaConf.merge(node, {key: value})
+            merged = OmegaConf.merge(node, {key: value})
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error, source, key)) from error
+        assert isinstance(merged, DictConfig), "a mapping merged into a config is a config"
+        node = merged
     return node
 
 
-def _defaults(schema: type[Any]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(schema)}
+def _values(config: Any) -> dict[str, object]:
+    """Returns the values of a config's fields; for a config class those of the fields that have a default."""
+    if not isinstance(config, type):
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {}
+    for field in dataclasses.fields(config):
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return values
 
 
-def _open_groups(schema: type[Any]) -> dict[str, Callable[[Mapping[str, Any]], type[Any]]]:
+def _open_groups(schema: type) -> dict[str, Callable[[Mapping[str, object]], type]]:
     """Returns the fields whose dataclass depends on the values of other fields, each with its function for it."""
     fields = dataclasses.fields(schema)
     return {field.name: field.metadata["group"] for field in fields if "group" in field.metadata}
 
 
-def stored_config(schema: type[ConfigT], content: Mapping[str, Any], source: str) -> ConfigT:
-    """A config that came as data. Every value is taken as it stands: `${...}`, `???` and `=` have no meaning in it.
+def stored_config(schema: type[ConfigT], content: Mapping[str, object], source: str) -> ConfigT:
+    """Makes a config of stored data. Values are taken literally: `${...}`, `???` and `=` have no meaning in it.
 
     Args:
-        schema: A dataclass type; keys left out take their defaults.
+        schema: A dataclass type; keys left out take the defaults of the fields that hold them.
         content: A nested mapping, as JSON or YAML holds it.
         source: Name for messages.
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type or is refused by the schema.
-        UntrustedError: It names a package to import that the user did not.
+        UntrustedError: The content names a package to import that the user did not name.
     """
+    return _stored(schema, content, source, None)
+
+
+def _stored(schema: type[ConfigT], content: Mapping[str, object], source: str, base: ConfigT | None) -> ConfigT:
+    """Does the work of `stored_config`; keys left out take the values of `base`, if there is one."""
     if not isinstance(content, Mapping):
         raise ConfigError(f"{source}: holds no group of keys")
     _check_keys(schema, dict(content), source)
     hints = typing.get_type_hints(schema)
+    defaults = _values(schema) if base is None else _values(base)
     try:
         for key, choose in _open_groups(schema).items():
             # Always, so that a name which came as data is refused before the schema looks it up.
-            group = choose(_defaults(schema) | dict(content))
+            group = choose(defaults | dict(content))
             if content.get(key) is not None:
                 hints[key] = group
-        return schema(**{key: _typed(hints[key], value, source, key) for key, value in content.items()})
+        given = {key: _typed(hints[key], value, source, key, defaults.get(key)) for key, value in content.items()}
+        return schema(**given) if base is None else dataclasses.replace(typing.cast(Any, base), **given)
     except (ConfigError, UntrustedError):
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _check_out(schema: Any) -> None:
-    """Refuses an empty `out` where it names a folder: all would go where the command was typed."""
+def _check_out(schema: type) -> None:
+    """Refuses an empty `out` if it names a folder: everything would be written to the current folder."""
     default = next((field.default for field in dataclasses.fields(schema) if field.name == "out"), "")
     if default:
         raise ConfigError(f"out is empty; name a folder, such as out={default}")
 
 
 def read_stored_config(schema: type[ConfigT], path: str | Path) -> ConfigT:
-    """`stored_config` of a YAML file, such as the one in a run folder.
+    """Reads a stored config from a YAML file, such as the one in a run folder.
 
     Raises:
-        ConfigError: As `stored_config`, or the file cannot be read.
+        ConfigError: The file cannot be read, or `stored_config` refuses its content.
     """
     return stored_config(schema, read_yaml(path), str(path))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; references in it are not followed.
+def read_yaml(path: str | Path) -> dict[str, object]:
+    """Reads the mapping in a YAML file; `${...}` stays text.
 
     Raises:
         ConfigError: The file is missing, or holds no mapping.
@@ -163,18 +181,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _read_yaml(Path(path))
 
 
-def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
-    """The value, if it is of the type that a schema's field has; lists become the tuples that they were."""
+def _typed(hint: Any, value: object, source: str, key: str, default: Any = None) -> Any:
+    """Returns a value if it has the type of its field. Lists become tuples where the field takes tuples.
+
+    Keys that a group leaves out take the values of the field's default, if that is a group of the same type.
+    """
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return stored_config(typing.cast(type[Any], hint), value, f"{source}: {key}")
+        base = default if type(default) is hint else None
+        return _stored(typing.cast(type, hint), value, f"{source}: {key}", base)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
         (hint,) = (part for part in parts if part is not type(None))
-        return _typed(hint, value, source, key)
+        return _typed(hint, value, source, key, default)
     if origin is typing.Literal:
         if any(type(value) is type(part) and value == part for part in parts):
             return value
@@ -184,7 +206,7 @@ def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {name: _typed(parts[1], entry, source, key) for name, entry in value.items()}
     if hint is float and type(value) in (int, float):
-        return float(value)
+        return float(typing.cast(float, value))
     if type(value) is hint:
         return value
     raise ConfigError(f"{source}: {key} holds a {type(value).__name__}, where it takes {hint}")
@@ -209,19 +231,19 @@ def shipped_config(folder: str, name: str | None) -> str | None:
 
 
 def check_file_or_name(name: str, known: Collection[str]) -> None:
-    """Refuses what is neither like a file nor one of some names.
+    """Refuses a text that is neither a file name nor one of the known names.
 
     Raises:
-        ConfigError: It is neither; the nearest name is told.
+        ConfigError: It is neither; the message says the nearest name.
     """
     if known and not Path(name).exists() and "/" not in name and Path(name).suffix not in (".yaml", ".yml"):
         raise ConfigError(f"'{name}' is no file and none of {', '.join(known)}; did you mean '{nearest(name, known)}'?")
 
 
-def to_yaml(config: Any) -> str:
-    """The complete config, defaults included, as YAML that `load_config` takes back unchanged.
+def to_yaml(config: object) -> str:
+    """Writes the complete config, with all defaults, as YAML that `load_config` reads back unchanged.
 
-    Texts with `${...}` or `???` keep their OmegaConf meaning: a reference, a value still to be given.
+    Texts with `${...}` or `???` keep their meaning in OmegaConf: a reference, and a value that must be given.
     """
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -231,7 +253,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def save_config(config: Any, path: str | Path) -> None:
+def save_config(config: object, path: str | Path) -> None:
     """Writes the complete config beside a run's results."""
     write_text(path, to_yaml(config))
 
@@ -261,11 +283,11 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return next((found for part in typing.get_args(hint) if (found := choices(part))), ())
 
 
-def load_yaml(path: str | Path) -> Any:
-    """The content of a YAML file, `${...}` resolved; OmegaConf's reader takes 1e-3 for a number, YAML 1.1 for a text.
+def load_yaml(path: str | Path) -> object:
+    """Reads a YAML file; `${...}` stays text. OmegaConf reads 1e-3 as a number, plain YAML 1.1 reads it as text.
 
     Raises:
-        OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException: It cannot be read, or is no YAML.
+        OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException: The file cannot be read, or is not YAML.
     """
     try:
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(path))))
@@ -273,7 +295,7 @@ def load_yaml(path: str | Path) -> Any:
         raise UnusableFileError(f"{path} is nested too deeply") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     if path.is_dir():
         inside = next((f", such as {each}" for each in sorted(path.glob("*.yaml"))), "")
         raise ConfigError(f"config file {path} is a folder; give a YAML file{inside}")
@@ -298,7 +320,7 @@ def _shown(path: Path) -> str:
 
 
 def given_once(overrides: Sequence[str]) -> list[str]:
-    """The overrides that a person typed, each key once: of two values for one key nobody knows which is meant.
+    """Returns the overrides that a person typed, and refuses two different values for one key.
 
     Raises:
         ConfigError: A key has two values.
@@ -311,21 +333,23 @@ def given_once(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")
-    # YAML reads nothing as null, but who writes `group=` means no group.
-    told = [f"{override}''" if override.index("=") == len(override) - 1 else override for override in overrides]
+    # YAML reads an empty value as null, but `group=` means the empty text.
+    quoted = [f"{override}''" if override.index("=") == len(override) - 1 else override for override in overrides]
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(told))
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(quoted))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the overrides {list(overrides)}: {one_line(error)}") from error
     assert isinstance(parsed, dict)
     return {str(key): value for key, value in parsed.items()}
 
 
-def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str = "", root: _Root | None = None) -> None:
+def _check_keys(
+    schema: Any, content: Mapping[str, object], source: str, prefix: str = "", root: _Root | None = None
+) -> None:
     root = root or _Root(schema, prefix)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
@@ -343,7 +367,7 @@ def _check_keys(schema: Any, content: dict[str, Any], source: str, prefix: str =
             _check_group(hints[key], value, source, f"{prefix}{key}", root)
 
 
-def _leaves(key: str, value: Any) -> list[str]:
+def _leaves(key: str, value: object) -> list[str]:
     if not isinstance(value, dict):
         return [key]
     return [leaf for name, entry in value.items() for leaf in _leaves(f"{key}.{name}", entry)]
@@ -351,9 +375,9 @@ def _leaves(key: str, value: Any) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Root:
-    """A config, and what its keys begin with."""
+    """A config class, and the prefix of its keys in messages."""
 
-    schema: type[Any]
+    schema: type
     prefix: str
 
     def has(self, key: str) -> bool:
@@ -363,7 +387,7 @@ class _Root:
         return hint is not None
 
 
-def _check_group(schema: Any, value: Any, source: str, key: str, root: _Root | None = None) -> None:
+def _check_group(schema: Any, value: object, source: str, key: str, root: _Root | None = None) -> None:
     if not isinstance(value, dict):
         renamed = new_name([key], root.has) if root else None
         if renamed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,6 +42,23 @@ class Run:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
+
+
+@dataclass
+class Stage:
+    optimiser: Optimiser = field(default_factory=lambda: Optimiser(learning_rate=0.5, num_steps=7))
+    spare: Optimiser | None = None
+
+
+@dataclass
+class Method:
+    stage: Stage = field(default_factory=Stage)
+
+
+@dataclass
+class OpenRun:
+    stage: Stage = field(default_factory=lambda: Stage(optimiser=Optimiser(num_steps=3)))
+    method: Any = field(default=None, metadata={"group": lambda values: Method})
 
 
 @dataclass
@@ -163,6 +181,17 @@ def test_a_stored_choice_is_one_of_the_known(value: object) -> None:
     )
     with pytest.raises(ConfigError, match=r"^run: optimiser: schedule=.*: give one of cosine, linear, constant; did"):
         stored_config(Run, {"optimiser": {"schedule": value}}, "run")
+
+
+STORED = {"stage": {"optimiser": {"name": "sgd"}}, "method": {"stage": {"optimiser": {"name": "sgd"}}}}
+
+
+def test_keys_that_a_group_leaves_out_take_the_values_of_the_field_that_holds_it(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps(STORED))
+    for read in (stored_config(OpenRun, STORED, "run"), load_config(OpenRun, path)):
+        assert read.stage.optimiser == Optimiser(name="sgd", num_steps=3)
+        assert read.method.stage.optimiser == Optimiser(name="sgd", learning_rate=0.5, num_steps=7)
+    assert stored_config(Stage, {"spare": {"name": "sgd"}}, "run").spare == Optimiser(name="sgd")
 
 
 def test_a_value_without_default_must_be_given() -> None:
