@@ -1,10 +1,10 @@
-"""A pool of Ray actors that works through items: an actor that dies costs one attempt at one item.
+"""A pool of Ray actors that processes items: an actor that dies costs one attempt at one item.
 
-Ray's own retries are off. Ray would start work whose process was killed for want of memory again without end and
-without a word, beside as many others as before; a restarted actor that finds no room would keep its items for ever.
-`ray.util.ActorPool` raises the first error and loses what a dead actor held, so it does not serve here.
+Ray's own retries are off. Ray would silently restart work that was killed for lack of memory without end, beside as
+many others as before, and a restarted actor for which there is no room would keep its items for ever.
+`ray.util.ActorPool` does not serve here: it raises the first error and loses the items of a dead actor.
 
-A few items are with each actor at any time, so that it never idles and results never pile up before they are taken.
+Each actor holds a few items at any time, so that it never idles and results never pile up.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from raywgen.trust import trusted, trusting
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,11 +50,11 @@ class PoolConfig:
 
     Attributes:
         num_cpus: CPUs of an actor.
-        max_actors: Actors at most; None for as many as the cluster has room for.
-        ahead: Items that are with an actor at a time.
+        max_actors: Largest number of actors; None means as many as the cluster has room for.
+        ahead: Number of items that each actor holds at a time.
         start_timeout: Seconds to wait for a first actor while the cluster is full.
-        death_remedy: A clause that says what to do where actors die.
-        room_remedy: A clause that says what to do where no actor can start.
+        death_remedy: A clause that says what to do if actors die.
+        room_remedy: A clause that says what to do if no actor can start.
     """
 
     num_cpus: int = 1
@@ -62,7 +66,7 @@ class PoolConfig:
 
 
 def paced(on_share: OnShare) -> OnShare:
-    """Passes a share on if the last one was passed on some seconds ago."""
+    """Wraps a callback so that it is called at most once in a few seconds."""
     last = time.monotonic()
 
     def report(share: float) -> None:
@@ -74,26 +78,26 @@ def paced(on_share: OnShare) -> OnShare:
     return report
 
 
-class _Worker:
-    """Runs items in a process of its own."""
+class _Worker(Generic[Item, Result]):
+    """Processes items in a Ray worker process."""
 
-    def __init__(self, work: Callable[[Any, OnShare], Any], trust: tuple[str, ...]) -> None:
+    def __init__(self, work: Callable[[Item, OnShare], Result], trust: tuple[str, ...]) -> None:
         self._work, self._trust = work, trust
 
     def ready(self) -> tuple[str, None]:
-        """Returns `("ready", None)` once the process is there."""
+        """Returns `("ready", None)` once the process has started."""
         return "ready", None
 
-    def run(self, item: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, item: Item) -> Iterator[tuple[str, float | Result]]:
         """Yields `("share", SHARE)` while work goes on, and last `("result", RESULT)`."""
         yield "share", 0.0
         shares: SimpleQueue[float | None] = SimpleQueue()
 
-        def trusting_work() -> Any:
+        def trusting_work() -> Result:
             with trusting(*self._trust):
                 return self._work(item, paced(shares.put))
 
-        # Work calls back, a Ray generator yields: the thread joins the two.
+        # The work reports by a callback, a Ray generator yields: the thread connects the two.
         with ThreadPoolExecutor(max_workers=1) as thread:
             result = thread.submit(trusting_work)
             result.add_done_callback(lambda _: shares.put(None))
@@ -103,20 +107,20 @@ class _Worker:
 
 
 class ActorPool(Generic[Item, Result]):
-    """Actors that work through items, in whatever order they get done.
+    """Actors that process items and return results in the order in which they finish.
 
-    When an actor dies the pool shrinks to the actors at work, and the item waits; each item that is done brings one of
-    both back. So fewer run at once the scarcer memory is. After several deaths an item is given up: nothing new is
-    handed out then, what is under way is finished, and the end is an error.
+    When an actor dies, the pool shrinks to the actors that are working, and the item waits. Each finished item adds one
+    actor and one waiting item again, so that fewer actors run when memory is scarce. After several deaths an item is
+    given up: no further items are handed out, the running ones are finished, and `run` raises an error.
 
     Args:
-        work: Called in an actor with an item and a function that takes the share of it that is done. It is sent to
-            each actor once; what it keeps in itself serves all later items of that actor.
-        config: Size and messages.
+        work: Called in an actor with an item and a callback for the share of it that is done. It is sent to each actor
+            once, so its own state is kept for all later items of that actor.
+        config: Number of actors, and messages.
         name_of: Returns an item's name for messages.
-        on_news: Called with a sentence when an actor was lost, and when there is no room for any.
-        on_share: Called with an item's index and the share of it that is done; a share falls back to 0 where an actor
-            died.
+        on_news: Called with a sentence when an actor is lost, and when there is no room for any.
+        on_share: Called with an item's index and the share of it that is done; the share returns to 0 when
+            its actor dies.
     """
 
     def __init__(
@@ -128,10 +132,11 @@ class ActorPool(Generic[Item, Result]):
         on_share: Callable[[int, float], None] | None = None,
     ) -> None:
         import ray
+        import ray.exceptions
 
-        self._ray: Any = ray
-        # SPREAD and not the default: inside a trial of Ray Tune that would ask for the CPU that the trial itself holds.
-        self._actor_class: Any = ray.remote(_Worker).options(
+        self._ray, self._errors = ray, ray.exceptions
+        # Not the default strategy: inside a trial of Ray Tune it would ask for the CPU that the trial itself holds.
+        self._actor_class = ray.remote(_Worker).options(
             num_cpus=config.num_cpus, scheduling_strategy="SPREAD", max_restarts=0
         )
         self._work, self._trust = ray.put(work), trusted()
@@ -141,15 +146,15 @@ class ActorPool(Generic[Item, Result]):
         self._items: Sequence[Item] = ()
         self._queue: deque[int] = deque()
         self._waiting: deque[int] = deque()
-        self._starting: dict[Any, Any] = {}
-        self._assigned: dict[Any, deque[tuple[Any, int]]] = {}
+        self._starting: dict[ObjectRef | Iterator[ObjectRef], ActorHandle] = {}
+        self._assigned: dict[ActorHandle, deque[tuple[Iterator[ObjectRef], int]]] = {}
         self._deaths: Counter[int] = Counter()
         self._limit = math.inf if config.max_actors is None else config.max_actors
         self._deaths_in_vain = 0
         self._given_up = ""
 
     def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """Yields the index of each item with its result, in the order in which they are done.
+        """Yields the index and the result of each item, in the order in which they finish.
 
         Raises:
             NoResourcesError: No actor could start within `start_timeout`.
@@ -164,10 +169,10 @@ class ActorPool(Generic[Item, Result]):
                 self._hand_out()
             actor, ref = self._next()
             try:
-                kind, value = self._ray.get(ref if ref in self._starting else next(ref))
-            except self._ray.exceptions.RayTaskError as error:
+                kind, value = self._ray.get(next(ref) if isinstance(ref, Iterator) else ref)
+            except self._errors.RayTaskError as error:
                 raise (error.cause or error) from None
-            except self._ray.exceptions.RayError as error:
+            except self._errors.RayError as error:
                 self._on_failure(actor, error)
                 continue
             if kind == "ready":
@@ -192,18 +197,19 @@ class ActorPool(Generic[Item, Result]):
         return any(self._assigned.values())
 
     def _add(self) -> None:
-        """Starts an actor, which gets its first item once it is there: one that waits for room holds none."""
-        actor = self._actor_class.remote(self._work, self._trust)
+        """Starts an actor. It gets its first item once it is ready, so an actor that waits for room holds none."""
+        # Ray's stubs give the class of the actor, which lacks `remote` at its methods.
+        actor = cast("ActorHandle", self._actor_class.remote(self._work, self._trust))
         self._starting[actor.ready.remote()] = actor
 
     def _grow(self) -> None:
-        """Adds actors while there is more to do than those under way to start can take."""
+        """Adds actors while there are more queued items than starting actors."""
         num_useful = min(_MOST_STARTING, len(self._queue), max(1, self._limit) - len(self._assigned))
         while len(self._starting) < num_useful:
             self._add()
 
     def _hand_out(self) -> None:
-        """Gives one item to each actor, then the second ones: the last items should not wait behind others."""
+        """Gives one item to each actor, then second ones, so that the last items do not wait behind others."""
         for depth in range(1, self._config.ahead + 1):
             for actor, assigned in self._assigned.items():
                 if self._queue and len(assigned) < depth:
@@ -212,28 +218,28 @@ class ActorPool(Generic[Item, Result]):
                     assigned.append((stream, index))
 
     def _on_result(self) -> None:
-        """Brings an actor and an item that were lost back, now that another item is done."""
+        """Allows one more actor and requeues one waiting item, now that an item has finished."""
         self._limit = min(self._limit + 1, self._config.max_actors or math.inf)
         self._deaths_in_vain = 0
         if self._waiting:
             self._queue.append(self._waiting.popleft())
 
     def _retry_if_idle(self) -> None:
-        """Retries an item where nothing is under way; after a while, as others than these may have taken the memory."""
+        """Requeues a waiting item if nothing runs, after a pause, because other processes may have used the memory."""
         has_actors = bool(self._assigned or self._starting)
         if self._is_busy or not self._waiting or (self._queue and has_actors):
             return
         index = self._waiting.pop()
         time.sleep(2 ** self._deaths[index])
-        # Others come first; but where all of them fail, the same one is tried until it is given up.
+        # Other items come first; but if all of them fail, the same one is tried until it is given up.
         put = self._queue.appendleft if self._deaths_in_vain >= _MOST_DEATHS else self._queue.append
         put(index)
 
-    def _next(self) -> tuple[Any, Any]:
-        """Returns the next actor with news and what the news are: that it is ready, or those of its first item.
+    def _next(self) -> tuple[ActorHandle, ObjectRef | Iterator[ObjectRef]]:
+        """Waits for an actor to become ready or to yield, and returns the actor and the reference that is ready.
 
         Raises:
-            NoResourcesError, ActorsLostError: No actor has begun for long.
+            NoResourcesError, ActorsLostError: No actor has started for a long time.
         """
         owners = dict(self._starting)
         owners |= {assigned[0][0]: actor for actor, assigned in self._assigned.items() if assigned}
@@ -266,10 +272,10 @@ class ActorPool(Generic[Item, Result]):
                     f"{self._config.room_remedy}; see also the logs of Ray"
                 )
 
-    def _on_failure(self, actor: Any, error: Exception) -> None:
-        """Takes a dead actor's items back; the one under way, or the next if none was, waits or is given up."""
+    def _on_failure(self, actor: ActorHandle, error: Exception) -> None:
+        """Requeues a dead actor's items; the first of them, or else the next queued one, waits or is given up."""
         self._queue.extendleft(index for _, index in reversed(self._assigned.pop(actor, deque())))
-        # Its process may live on where only its answer was lost.
+        # If only its answer was lost, its process may still be alive.
         for other in {actor, *self._starting.values()}:
             self._ray.kill(other)
         self._starting = {}
@@ -281,7 +287,7 @@ class ActorPool(Generic[Item, Result]):
         self._deaths[index] += 1
         self._on_share(index, 0.0)
         name, deaths = self._name_of(self._items[index]), self._deaths[index]
-        is_memory = isinstance(error, self._ray.exceptions.OutOfMemoryError)
+        is_memory = isinstance(error, self._errors.OutOfMemoryError)
         reason = "killed, as its node ran out of memory" if is_memory else f"lost ({type(error).__name__})"
         if deaths < _MOST_DEATHS:
             self._waiting.append(index)

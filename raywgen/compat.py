@@ -92,7 +92,7 @@ def packed_paths(folder: Path, excludes: Sequence[str]) -> list[Path]:
 
 
 def ignore_matcher(folder: Path, patterns: Sequence[str]) -> Callable[[Path], bool]:
-    """Returns Ray's own function that tells whether patterns, written as in `.gitignore`, match a path in a folder."""
+    """Returns Ray's own function for whether patterns, written as in `.gitignore`, match a path in a folder."""
     from ray._private.runtime_env.packaging import _get_excludes
 
     return _get_excludes(folder, list(patterns))

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of a config: its dotted name, default and what its docstring says of it."""
+    """One key of a config: its dotted name, its default, and its help text from the docstring."""
 
     key: str
     default: str
     help: str
 
 
-def describe(schema: type[Any], prefix: str = "") -> list[Setting]:
-    """All keys that `schema` takes, nested ones under dotted names, with the help of their docstrings."""
+def describe(schema: type, prefix: str = "") -> list[Setting]:
+    """Returns all keys of a config class, nested ones under dotted names, with their help texts."""
     texts = _attribute_texts(schema)
     settings = []
     for field in dataclasses.fields(schema):
@@ -31,8 +30,8 @@ def describe(schema: type[Any], prefix: str = "") -> list[Setting]:
     return settings
 
 
-def _attribute_texts(schema: type[Any]) -> dict[str, str]:
-    """The `Attributes:` section of a docstring, of base classes too."""
+def _attribute_texts(schema: type) -> dict[str, str]:
+    """Parses the `Attributes:` sections of a class and its base classes."""
     texts: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]

@@ -1,6 +1,6 @@
-"""Files that appear in one step: whoever reads, also after a kill or on a full disk, sees the old one or the new.
+"""Writes files in one step: a reader sees the old file or the new one, also after a kill or on a full disk.
 
-They are on the disk before they have their name, so that a machine that loses its power does not keep the name alone.
+The content is flushed to the disk before the file gets its name, so that a power failure cannot leave an empty file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errn
 
 @contextmanager
 def in_one_step(path: str | Path) -> Iterator[Path]:
-    """A place beside `path` to write to, which takes its name at the end; after an error nothing is left of it."""
+    """Yields a temporary path beside `path`, which is renamed to it at the end; after an error it is removed."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -32,7 +32,7 @@ def in_one_step(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: str | Path) -> None:
-    """Waits until a file's content is on the disk."""
+    """Flushes a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +41,7 @@ def sync(path: str | Path) -> None:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Waits until the names in a folder are on the disk, where the file system can say so of a folder."""
+    """Flushes the names in a folder to the disk, if the file system supports that for folders."""
     try:
         sync(folder)
     except OSError as error:
@@ -53,7 +53,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a text in UTF-8 in one step.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; an old file is still there.
+        OSError: The disk is full or the folder cannot be written; an earlier file stays.
     """
     try:
         with in_one_step(path) as partial:

@@ -1,6 +1,6 @@
-"""Opens what others wrote: regular files alone, within bounds of size, so that nothing hangs or fills the memory.
+"""Opens files from unknown sources: only regular files of a bounded size, so that nothing hangs or fills the memory.
 
-A file that claims to hold much more than it is long, a pipe, and a path that leads out of its folder are refused
+Pipes, files that claim to hold far more data than they are long, and paths that lead out of their folder are refused
 before they are read.
 """
 
@@ -20,9 +20,9 @@ import yaml
 MAX_JSON_BYTES = 256 << 20
 MAX_YAML_BYTES = 16 << 20
 _EXPANDED_BYTES = 256 << 20
-"""What anything may unpack to, however short it is."""
+"""Number of bytes that any file may unpack to, however short it is."""
 _EXPANSION = 64
-"""Beyond that, how many times as long as the file; weights shrink to a half at best, and constant ones are rare."""
+"""Beyond that, the largest ratio of unpacked to packed size; weights rarely shrink to less than a half."""
 _YAML_NODES = 100_000
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -34,19 +34,19 @@ _KINDS = (
 
 
 class UnusableFileError(OSError, ValueError):
-    """A file that is not opened, or whose content is not unpacked; the message says why, without the remedy."""
+    """A file that is refused; the message says why, and the caller adds the remedy."""
 
 
 def check_regular(path: str | Path) -> int:
-    """Refuses what is no regular file, before it is opened: to open a pipe waits for a writer, perhaps for ever.
+    """Refuses anything but a regular file before it is opened, because opening a pipe may wait for ever.
 
     Returns:
-        Its size in bytes.
+        The size of the file in bytes.
 
     Raises:
-        UnusableFileError: It is a folder, pipe, socket or device.
-        FileNotFoundError: There is nothing.
-        OSError: It cannot be looked at.
+        UnusableFileError: The path is a folder, pipe, socket or device.
+        FileNotFoundError: The path does not exist.
+        OSError: The path cannot be examined.
     """
     try:
         status = os.stat(path)
@@ -59,14 +59,14 @@ def check_regular(path: str | Path) -> int:
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Opens a regular file; raises as `check_regular`."""
+    """Opens a regular file; raises as `check_regular` does."""
     check_regular(path)
-    # Not blocking, should something else have taken its name meanwhile.
+    # Non-blocking, in case a pipe has replaced the file since the check.
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def read_regular(path: str | Path, max_bytes: int) -> bytes:
-    """The whole of a regular file that is not longer than `max_bytes`; raises as `check_regular`."""
+    """Reads a whole regular file of at most `max_bytes`; raises as `check_regular` does."""
     size = check_regular(path)
     if size > max_bytes:
         raise UnusableFileError(f"{path} has {size} bytes, and at most {max_bytes} are read of such a file")
@@ -79,10 +79,10 @@ def parse_json(content: str | bytes, make_object: Callable[[list[tuple[str, Any]
 
     Args:
         content: The text.
-        make_object: Makes an object of its keys and values; a dict by default.
+        make_object: Creates an object from its keys and values; a dict by default.
 
     Raises:
-        ValueError: It is no JSON, or nested more deeply than any that is read here.
+        ValueError: The text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(content, object_pairs_hook=make_object)
@@ -91,16 +91,17 @@ def parse_json(content: str | bytes, make_object: Callable[[list[tuple[str, Any]
 
 
 def read_json(path: str | Path) -> Any:
-    """Parses a JSON file; raises as `read_regular` and `parse_json`."""
+    """Parses a JSON file; raises as `read_regular` and `parse_json` do."""
     return parse_json(read_regular(path, MAX_JSON_BYTES))
 
 
 def read_yaml_text(path: str | Path) -> str:
-    """The text of a YAML file whose references, written out, are not many more nodes than it has letters.
+    """Reads the text of a YAML file, and refuses it if its references would expand to far more nodes than it is long.
 
     Raises:
-        yaml.YAMLError: It is no YAML.
-        OSError, UnicodeDecodeError: It cannot be read, is no regular file, too long, too deep, or refers to itself.
+        yaml.YAMLError: The file is not YAML.
+        OSError, UnicodeDecodeError: The file cannot be read, is not a regular one, is too long or too deeply nested, or
+            refers to itself.
     """
     text = read_regular(path, MAX_YAML_BYTES).decode()
     if "*" in text or "&" in text:
@@ -115,7 +116,7 @@ def read_yaml_text(path: str | Path) -> str:
 
 
 def _nodes(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """Nodes below, each reference counted as often as it is used."""
+    """Counts the nodes below a node; a referenced node counts once per use."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in above:
@@ -127,39 +128,39 @@ def _nodes(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 
 
 def check_expansion(num_bytes: int, file_bytes: int, what: str) -> None:
-    """Refuses what would unpack to far more bytes than its file has.
+    """Refuses content that would unpack to far more bytes than its file has.
 
     Args:
-        num_bytes: That it would fill.
-        file_bytes: Of the file.
-        what: Names it in the message.
+        num_bytes: Number of unpacked bytes.
+        file_bytes: Number of bytes of the file.
+        what: Name of the content for messages.
 
     Raises:
-        UnusableFileError: It is more than 256 MiB and more than 64 times the file.
+        UnusableFileError: The content unpacks to more than 256 MiB and more than 64 times the file.
     """
     if num_bytes > max(_EXPANDED_BYTES, _EXPANSION * file_bytes):
         raise UnusableFileError(f"{what} would unpack to {num_bytes} bytes from a file of {file_bytes}")
 
 
 def check_zip(entries: Sequence[zipfile.ZipInfo], file_bytes: int, source: str) -> None:
-    """Refuses a zip file whose entries together expand far beyond it, or share its bytes; reads nothing of them.
+    """Refuses a zip file whose entries expand far beyond it or overlap, without reading them.
 
     Raises:
-        UnusableFileError: It is such a file.
+        UnusableFileError: The entries expand too far, or overlap.
     """
     if sum(entry.compress_size for entry in entries) > file_bytes:
         raise UnusableFileError(f"{source} has entries that claim more bytes than the file has")
     check_expansion(sum(entry.file_size for entry in entries), file_bytes, source)
 
 
-def inside(name: Any) -> str:
-    """A file's name relative to a folder, as data gives it, which cannot lead out of the folder.
+def inside(name: object) -> str:
+    """Returns a relative file name that came as data, after checking that it cannot lead out of its folder.
 
     Raises:
-        UnusableFileError: It is no such name: absolute, with `..`, a backslash, a NUL, or an address.
+        UnusableFileError: The name is absolute, an address, or has `..`, a backslash or a NUL.
     """
-    is_plain = isinstance(name, str) and bool(name) and not any(sign in name for sign in "\\\0") and "://" not in name
-    if not is_plain or name.startswith("/") or {"..", ".", ""} & {*name.split("/")}:
+    is_plain = isinstance(name, str) and "://" not in name and not any(sign in name for sign in "\\\0")
+    if not isinstance(name, str) or not is_plain or {"..", ".", ""} & {*name.split("/")}:
         raise UnusableFileError(f"{name!r} is no name of a file below its folder")
     return str(PurePosixPath(name))
 
@@ -168,7 +169,7 @@ def check_stays(root: str | Path, name: str) -> None:
     """Refuses a file that a symbolic link takes out of its folder.
 
     Raises:
-        UnusableFileError: It lies elsewhere.
+        UnusableFileError: The file lies elsewhere.
     """
     real = os.path.realpath(os.path.join(root, name))
     if not Path(real).is_relative_to(os.path.realpath(root)):

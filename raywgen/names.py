@@ -1,4 +1,4 @@
-"""Says which name is meant by one that is wrong: every choice by name in configs and commands goes through here."""
+"""Suggests the right name for a wrong one, for every choice by name in configs and commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """The known name that is most like another, whatever its case; the first one where none is like it."""
+    """Returns the known name most similar to another, ignoring case; the first one if none is similar."""
     names = [str(each) for each in known]
     assert names, "there is nothing to choose from"
     folded = {each.casefold(): each for each in reversed(names)}
@@ -16,6 +16,6 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def one_of(key: str, value: object, known: Iterable[object]) -> str:
-    """Returns the message for a setting that takes one of some names and holds another."""
+    """Returns the message for a setting whose value is not one of the known names."""
     names = [str(each) for each in known]
     return f"{key}={value}: give one of {', '.join(names)}; did you mean '{nearest(value, names)}'?"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,38 +16,38 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 
 def plain(text: str) -> str:
-    """A text from elsewhere for a console: nothing in it is markup, moves the cursor or turns the direction."""
+    """Escapes a text for the console, so that it holds no markup, cursor movement or change of direction."""
     return escape(without_control(text))
 
 
 def without_control(text: str) -> str:
-    """Control characters as the escapes by which Python writes them; line ends stay."""
+    """Replaces control characters by their Python escapes; line ends stay."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Bar:
-    """The bar of one step."""
+    """The progress bar of one step."""
 
     def __init__(self, progress: Progress | None, console: Console, title: str) -> None:
         self._progress = progress
         self._console = console
         self._title = title
         self._task = progress.add_task(plain(title), total=None) if progress else None
-        self._told = time.monotonic()
+        self._shown_at = time.monotonic()
         self._first: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
-        """A line above the bar that stays."""
+        """Prints a line above the bar; it stays."""
         self._console.print(f"  {plain(line)}", highlight=False, soft_wrap=True)
 
     def update(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done, with the time that is left at the rate so far."""
+        """Shows that `done` of `total` are done, and estimates the remaining time from the rate so far."""
         self._show(self._title, done, total, f"{done}/{total}{self._left(done, total)}")
 
     def _left(self, done: int, total: int) -> str:
-        """Time left, in words; nothing before there is a rate.
+        """Returns the estimated remaining time as text; empty until there is a rate.
 
-        What an interrupted run had done before this one says nothing of its rate, so the first update is the start.
+        The rate counts from the first update: work that an interrupted run did earlier says nothing about it.
         """
         now = time.monotonic()
         if self._first is None:
@@ -60,11 +59,11 @@ class Bar:
         return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
     def named(self, done: int, total: int, what: str) -> None:
-        """The same, with a name for what is under way."""
+        """Shows the same, with a name for the current work."""
         self._show(f"{self._title}: {what}", done, total, what)
 
-    def training(self, run: str, stage: str, step: int, total: int, row: dict[str, Any]) -> None:
-        """A new row of a metric log."""
+    def training(self, run: str, stage: str, step: int, total: int, row: Mapping[str, float]) -> None:
+        """Shows a new row of a metric log."""
         shown = [f"{name} {row[name]:.3f}" for name in ("loss", "val_accuracy", "accuracy", "snr_db") if name in row]
         what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}"
         self._show(what, step, total, what)
@@ -72,20 +71,20 @@ class Bar:
     def _show(self, description: str, done: int, total: int, line: str) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=plain(description), completed=done, total=total)
-        elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES or done == total:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._shown_at > _SECONDS_BETWEEN_LINES or done == total:
+            self._shown_at = time.monotonic()
             self._console.print(f"  {plain(line)}", highlight=False)
 
 
 class Reporter:
-    """Says what a command is doing; keeps to standard error, so that output stays clean."""
+    """Reports what a command is doing on standard error, so that standard output holds results only."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, emoji=False)
 
     @contextmanager
     def step(self, name: str, what: str) -> Iterator[Bar]:
-        """A step with a bar; its time is told at the end."""
+        """Shows a step with a progress bar, and prints its duration at the end."""
         begin = time.monotonic()
         self.console.print(f"[bold]{name}[/bold]: {plain(what)}", highlight=False)
         if self.console.is_terminal:

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers and takes the token, asked once before Ray itself would wait for minutes."""
+"""Checks that a Ray cluster answers and accepts the token, because Ray itself would retry for minutes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TOKEN_HELP = (
 
 
 class ClusterError(RuntimeError):
-    """A cluster that cannot be used as asked; the message names the remedy."""
+    """A cluster that cannot be used; the message names the remedy."""
 
 
 def check_address(address: str) -> None:
-    """Refuses an address of `RAY_ADDRESS` that nobody answers at, or whose cluster takes no such token.
+    """Refuses a `RAY_ADDRESS` at which nobody answers, or whose cluster rejects the token.
 
-    Ray retries both for minutes and ends without a reason. `auto` and `local` name no cluster and pass.
+    Ray would retry both for minutes and end without a reason. `auto` and `local` name no cluster and pass.
 
     Raises:
         ClusterError: Nobody answers, the token is refused, or the address is a dashboard's.
@@ -62,7 +62,7 @@ def check_port(address: str) -> None:
 
 
 def check_token_file() -> None:
-    """Refuses a token file that is not there: Ray would end the process without a word.
+    """Refuses a missing token file, at which Ray would end the process without a message.
 
     Raises:
         ClusterError: `RAY_AUTH_TOKEN_PATH` names no file, or an empty one.
@@ -95,7 +95,7 @@ def _check_head(address: str) -> None:
     try:
         request_cluster_id(address, _TIMEOUT_SECONDS)
     except grpc.RpcError as error:
-        # Every error of a call that was made is a call too; only the base class does not say so.
+        # Errors of calls also implement `grpc.Call`, which their base class does not declare.
         code = error.code() if isinstance(error, grpc.Call) else None
         if code == grpc.StatusCode.UNAUTHENTICATED:
             raise refused_token(address) from error

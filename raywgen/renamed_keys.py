@@ -1,4 +1,4 @@
-"""Keys of configs that have a new name, so that the error for an old key can say the new one.
+"""Config keys that were renamed, so that the error for an old key can name the new one.
 
 `CHANGELOG.md` has the same table. A row for `generator.KEY` also holds for the demo and the benchmarks, where the
 settings of a method stand under another name, such as `igpg.KEY`.
@@ -76,7 +76,7 @@ def new_name(keys: Iterable[str], is_known: Callable[[str], bool]) -> tuple[str,
 
     Args:
         keys: Dotted keys to look for, the most specific one first.
-        is_known: Tells whether a config has a key of this name.
+        is_known: Returns whether a config has a key of this name.
 
     Returns:
         The key that was renamed and its new name, or None if no key was renamed.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command ends in order, says what is kept, and has the exit status that shells expect."""
+"""Handles Ctrl-C and SIGTERM: a command stops cleanly, says what is kept, and exits with the usual status."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Stopped(SystemExit):
     """A signal asked the process to end; the exit status is 128 plus its number.
 
     Attributes:
-        kept: In words what is kept and how to go on.
+        kept: A sentence about what is kept and how to continue.
     """
 
-    def __init__(self, number: int, kept: str = "") -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
-        self.kept = kept
+        self.kept = ""
 
     def __str__(self) -> str:
         kept = self.kept or "the same command does the work again from its beginning"
@@ -30,10 +30,10 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """The signals that have come in a block of `stop_signals`.
+    """The signals received in a block of `stop_signals`.
 
     Attributes:
-        number: The first signal that came while the block was ready to end by itself.
+        number: The first signal received inside `awaited`, or None.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,12 @@ class Stop:
         self._is_patient = False
 
     def asked(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.number is not None
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """A block that looks at `asked` and ends by itself; a signal does not break it off within the grace time."""
+        """Marks a block that polls `asked` and ends by itself; a signal does not interrupt it within the grace time."""
         self._is_patient = True
         try:
             yield
@@ -54,7 +54,7 @@ class Stop:
             self._is_patient = False
 
     def receive(self, number: int, grace: float) -> None:
-        """Remembers a first signal where somebody looks for it, and raises `Stopped` otherwise."""
+        """Stores a first signal inside `awaited`; raises `Stopped` for any other."""
         if self.number is not None or not self._is_patient:
             raise Stopped(number)
         self.number = number
@@ -66,10 +66,10 @@ class Stop:
 def stop_signals(grace: float = 0.0) -> Iterator[Stop]:
     """Makes SIGINT and SIGTERM raise `Stopped`, within `Stop.awaited` only after a grace time or a second signal.
 
-    Handlers belong to the main thread; in another one nothing is changed and nothing is ever asked.
+    Only the main thread can set handlers; in any other thread this does nothing.
 
     Args:
-        grace: Seconds.
+        grace: Seconds between a first signal in `Stop.awaited` and `Stopped`.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -88,14 +88,14 @@ def stop_signals(grace: float = 0.0) -> Iterator[Stop]:
         if grace:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
-            # None stands for a handler that was not set by Python and cannot be set by it again.
+            # None means that the handler was not set by Python, which cannot restore it.
             if handler is not None:
                 signal.signal(number, handler)
 
 
 @contextmanager
 def keeping(kept: str) -> Iterator[None]:
-    """Says what is kept of a block's work where a signal breaks it off."""
+    """Adds what is kept of a block's work to a `Stopped` that interrupts it."""
     try:
         yield
     except Stopped as stopped:

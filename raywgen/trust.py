@@ -1,8 +1,8 @@
 """Decides what may be imported or contacted: only what the user named, never what came as data.
 
-A recipe, an encoder or a method that stands in a corpus, a bundle or a run folder is data. Its name is looked up in the
-registries; it becomes an import or a connection only where the user named that package or address: in `trusting`, by
-`--trust` on the command line, or in a config of their own, as `entry_point` gathers it.
+A recipe, an encoder or a method in a corpus, a bundle or a run folder is data. Its name is looked up in the registries.
+It leads to an import or a connection only if the user named that package or address: by `trusting`, by `--trust` on the
+command line, or in a config of their own (see `entry_point`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HUB = "hf:"
 _PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _IMPORT_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^/?#]+.*|hf:.+|/.+")
-# Texts in words, which nobody opens.
+# Keys whose texts are prose, and never opened.
 _WORDS = ("instruction",)
 
 
@@ -58,16 +58,16 @@ class StoredRecipe(dict[str, Any]):
     """A recipe that came as data, and is built within bounds.
 
     Attributes:
-        source: Where it stands, for messages.
-        num_stored: Values that are stored for what it builds, as far as that is known.
+        source: Path or URI of the file that holds it, for messages.
+        num_stored: Number of values stored for the network that it builds; 0 if unknown.
     """
 
     source: str = ""
     num_stored: int = 0
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any], source: str, num_stored: int = 0) -> StoredRecipe:
-        """A copy that knows its source."""
+    def of(cls, recipe: Mapping[str, object], source: str, num_stored: int = 0) -> StoredRecipe:
+        """Returns a copy that records its source."""
         stored = cls(recipe)
         stored.source, stored.num_stored = source, num_stored
         return stored
@@ -75,14 +75,14 @@ class StoredRecipe(dict[str, Any]):
 
 @contextmanager
 def trusting(*names: str) -> Iterator[None]:
-    """Lets data import from these packages and contact these addresses, within the block.
+    """Allows data to import from these packages and to contact these addresses within the block.
 
     Args:
         names: Packages such as `mynets`, which includes `mynets.vision`; addresses such as `hf:NAME` or `s3://bucket`,
             which includes all below it; absolute paths of folders.
 
     Raises:
-        UntrustedError: A name is neither, for instance `*`.
+        UntrustedError: A name is neither a package nor an address, for instance `*`.
     """
     for name in names:
         if not (_PACKAGE.fullmatch(name) or _ADDRESS.fullmatch(name)):
@@ -101,11 +101,11 @@ def trusted() -> tuple[str, ...]:
 
 @contextmanager
 def reading(source: str, folder: str = "") -> Iterator[None]:
-    """Says where data comes from while it is read.
+    """Records the source of data while it is read.
 
     Args:
         source: Path or URI, for messages; an empty one changes nothing.
-        folder: Files outside of it are not opened; by default those outside of the folder that is being read already.
+        folder: Files outside of this folder are not opened; empty keeps the folder of an enclosing `reading`.
     """
     token = _SOURCE.set(_Source(source, folder or _source().folder)) if source else None
     try:
@@ -116,9 +116,9 @@ def reading(source: str, folder: str = "") -> Iterator[None]:
 
 
 def entry_point(function: Callable[P, R]) -> Callable[P, R]:
-    """Trusts what the caller's own configs name, while the function runs.
+    """Trusts the packages and addresses that the function's arguments name while the function runs.
 
-    For functions that people call with configs which they wrote themselves, and for no others.
+    Use it only for functions that people call with configs that they wrote themselves.
     """
 
     @wraps(function)
@@ -129,8 +129,8 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def named_in(value: Any) -> set[str]:
-    """Modules of import paths, and addresses, that a config names."""
+def named_in(value: object) -> set[str]:
+    """Returns the modules and addresses that a config names."""
     if isinstance(value, str):
         return _named(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -149,16 +149,16 @@ def _named(text: str) -> set[str]:
 
 
 def is_address(text: str) -> bool:
-    """Whether opening this may reach beyond this machine's files, or fetch a model by its name."""
+    """Whether opening this text as a path may contact another machine or fetch a model by its name."""
     return text.startswith((HUB, "//", "\\\\")) or ("://" in text and not text.startswith("file:///"))
 
 
 @contextmanager
 def beside(folder: str) -> Iterator[None]:
-    """Lets `import_class` look in this folder too, within the block, for what is installed nowhere.
+    """Lets `import_class` also look in this folder, within the block, for packages that are not installed.
 
-    The folder is no part of the import path until a module that the user named is found in it: libraries try to import
-    many optional packages, and a downloaded folder that somebody works in could hold files of these names.
+    The folder joins the import path only once a module that the user named is found in it: libraries try to import many
+    optional packages, and a downloaded working folder could hold files of these names.
     """
     token = _BESIDE.set(folder)
     try:
@@ -168,17 +168,17 @@ def beside(folder: str) -> Iterator[None]:
 
 
 def import_class(path: str, base: type[T], what: str) -> type[T]:
-    """The class that `package.module:Class` names. The only place where a name becomes an import.
+    """Imports the class that `package.module:Class` names. Nothing else imports by a name from data.
 
     Args:
-        path: The name.
-        base: It must be a subclass of this.
-        what: Kind of thing in a word, for messages.
+        path: `package.module:Class`.
+        base: The class must be a subclass of this.
+        what: The kind of class, such as `encoder`, for messages.
 
     Raises:
         UntrustedError: The user did not name the package; nothing was imported.
         ImportError: There is no such module or attribute.
-        TypeError: It is no subclass of `base`; nothing was called.
+        TypeError: The attribute is no subclass of `base`; nothing was called.
     """
     module_name, _, attribute = path.partition(":")
     if not any(module_name == name or module_name.startswith(f"{name}.") for name in _TRUSTED.get()):
@@ -209,7 +209,7 @@ def check_address(address: str, what: str) -> None:
     """Refuses an address that the user did not name, and a file outside of the folder that is being read.
 
     Raises:
-        UntrustedError: It is one; nothing was contacted.
+        UntrustedError: The address is not allowed; nothing was contacted.
     """
     if any(_lies_below(address, name) for name in _TRUSTED.get()):
         return
@@ -226,18 +226,18 @@ def check_address(address: str, what: str) -> None:
         )
 
 
-def check_recipe(recipe: Mapping[str, Any], what: str) -> None:
+def check_recipe(recipe: Mapping[str, object], what: str) -> None:
     """Refuses a recipe with an address that the user did not name, at any depth.
 
     Raises:
-        UntrustedError: It has one; nothing was contacted.
+        UntrustedError: The recipe has such an address; nothing was contacted.
     """
     for text in _texts(recipe):
         if is_address(text):
             check_address(text, what)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -250,7 +250,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _lies_below(address: str, name: str) -> bool:
-    """Whether a trusted name covers an address; a query or `..` may lead elsewhere."""
+    """Whether a trusted name covers an address; not if the rest has a query or `..`, which may lead elsewhere."""
     if address == name:
         return True
     below = address.removeprefix(f"{name.rstrip('/')}/")

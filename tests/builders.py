@@ -135,10 +135,10 @@ def noise_for(num: int, seed: int = 0, first: int = 0) -> KeyedNoise:
 
 def level_logits(head: LevelHead, hidden_XH: Tensor, chosen_XK: Tensor, level: int, rvq: Codebooks) -> Tensor:
     """One level's logits `(X, V)`, term by term: nearness of a query to each code vector, and free ones."""
-    told_XH = torch.nn.functional.gelu(head.state(hidden_XH) + head.chosen(chosen_XK) + head.level[level])
+    chosen_XH = torch.nn.functional.gelu(head.state(hidden_XH) + head.chosen(chosen_XK) + head.level[level])
     codebook_VK = rvq.codebooks_LVK[level]
-    near_XV = told_XH @ head.query[level] @ (codebook_VK / codebook_VK.square().mean().sqrt()).t()
-    return near_XV + told_XH @ head.free[level] + head.bias[level]
+    near_XV = chosen_XH @ head.query[level] @ (codebook_VK / codebook_VK.square().mean().sqrt()).t()
+    return near_XV + chosen_XH @ head.free[level] + head.bias[level]
 
 
 def same(tensor: Tensor) -> Tensor:

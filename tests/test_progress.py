@@ -30,5 +30,5 @@ def test_what_was_done_before_says_nothing_of_the_rate(monkeypatch: pytest.Monke
     assert lines_of([(0, 80), (20, 90), (41, 100)], monkeypatch) == ["90/100, about 20 s left", "100/100"]
 
 
-def test_no_time_is_told_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_remaining_time_is_shown_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines_of([(20, 10), (40, 10), (60, 5)], monkeypatch) == ["10/100", "10/100", "5/100"]

@@ -48,7 +48,7 @@ app.add_typer(use_app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit status 1; so is a signal, with its own."""
+    """Runs the command. A user's mistake gives one line and exit status 1; a signal one line and its own status."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -70,9 +70,9 @@ def main() -> None:
 
 @app.command(cls=SettingsCommand)
 def demo(overrides: Overrides = None) -> None:
-    """Everything once, offline, on two cores: digits, zoo, corpus, generators, new networks, score, report.
+    """Run everything once, offline, on two cores: digits, zoo, corpus, generators, new networks, score, report.
 
-    Takes about five minutes. Run it again and it goes on where it stopped. For instance:
+    It takes about five minutes. If it was interrupted, run it again to continue. For instance:
 
         raywgen demo out=runs/demo seed=1
 
@@ -95,7 +95,8 @@ def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust =
     """Train a zoo and write it as a corpus, for instance `raywgen zoo train digits seed=1`.
 
     CONFIG is a YAML file or a shipped recipe; `raywgen zoo list` names them. Your own network: `networks=[{name:
-    package.module:Class}]`; your own data: `tasks.kind=images tasks.path=images.parquet`. Interrupted, run it again.
+    package.module:Class}]`; your own data: `tasks.kind=images tasks.path=images.parquet`. If it was interrupted, run it
+    again to continue.
     """
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig, train_zoo
@@ -104,14 +105,14 @@ def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust =
     settings = load_config(ZooConfig, shipped_zoo(path), rest)
     with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(
-            settings, settings.out, bar.update, lambda told: out.print(f"  {plain(told)}", highlight=False)
+            settings, settings.out, bar.update, lambda line: out.print(f"  {plain(line)}", highlight=False)
         )
     print_info(corpus.info())
 
 
 @zoo_app.command("list")
 def zoo_list() -> None:
-    """Name the shipped recipes and what each makes."""
+    """List the shipped recipes and the networks that each trains."""
     table = Table("recipe", "what it makes")
     for path in zoo_recipes():
         table.add_row(path.stem, plain(path.read_text().splitlines()[0].lstrip("# ")))
@@ -124,8 +125,8 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
 
     CONFIG is a YAML file, a shipped config such as `mcdi/heads`, or a method's name, as in
     `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`; a generator of your own is `package.module:Class`.
-    `num_workers=0` trains in this process. The same command again goes on where the last one stopped. Of a generator
-    that writes tokens it prints what these cost and keep, and leaves that in `tokenizer.json`.
+    `num_workers=0` trains in this process. The same command again continues an interrupted run. For a generator that
+    writes tokens it also prints the size and the fidelity of the tokens, and writes them to `tokenizer.json`.
     """
     from raywgen.evaluation.tables import print_tokenizer
     from raywgen.evaluation.tokenizer_report import report_run
@@ -167,9 +168,9 @@ def generate(
 
     raywgen generate ... out=runs/generated --num 1000 --into corpus --where ray
 
-    The third one fills architectures that the generator may never have seen, with a warning. The last
-    one writes a thousand networks for each task and architecture over all cores and nodes. Interrupted, run it again.
-    Of a corpus that holds weights alone each architecture is written, told its name, and nothing is judged.
+    The third command writes architectures that the generator may never have seen, with a warning. The last one writes
+    a thousand networks for each task and architecture over all cores and nodes. If it was interrupted, run it again.
+    If the corpus has no tasks, the condition of each network is the name of its architecture, and nothing is judged.
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
@@ -255,19 +256,19 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     out.print(str(write_report(run)))
 
 
-# Here, so that help lists them after what comes first in a user's life.
+# Added here, so that help lists them after the commands that users need first.
 app.command("status")(run_status_command)
 app.command(cls=SettingsCommand)(tune)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """One line, without the place in raywgen's own code that nobody asked for."""
+    """Prints a warning in one line, without the place in raywgen's own code."""
     console = Console(stderr=True, emoji=False)
     console.print(f"[yellow]{category.__name__}:[/yellow] {plain(str(message))}", highlight=False, soft_wrap=True)
 
 
 def _is_rays(error: Exception) -> bool:
-    """Whether Ray itself raised it, and not code of ours in one of its workers."""
+    """Whether Ray itself raised the error, and not our own code in one of its workers."""
     exceptions = sys.modules.get("ray.exceptions")
     return (
         exceptions is not None

@@ -1,4 +1,4 @@
-"""`raywgen cluster ...`: manifests and launcher files that agree with a run."""
+"""The commands `raywgen cluster ...` write manifests and launcher files that fit a run."""
 
 from __future__ import annotations
 

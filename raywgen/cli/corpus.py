@@ -1,4 +1,4 @@
-"""`raywgen corpus ...`: build, describe, look at, check, export, split, merge, dedupe, align, compress."""
+"""The commands `raywgen corpus ...` build, describe, show, check, export, split, merge, align and compress corpora."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def build(
 
     raywgen corpus build runs/corpus --from ~/checkpoints --from 'nets/*.pt' --facts facts.csv
 
-    Pickled code is never executed. What cannot be read or is not finite is set aside with the reason. Killed, run it
-    again: it goes on where it stopped, and nobody sees half a corpus.
+    Pickled code is never executed. Checkpoints that cannot be read or are not finite are set aside with the reason. If
+    it was interrupted, run it again to continue; readers never see half a corpus.
     """
     from raywgen.corpus.build import BuildConfig, build_corpus
     from raywgen.training.session import ray_session
@@ -112,14 +112,14 @@ def describe(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="YAML with `tasks:` and `networks:`.")] = "",
     trust: Trust = None,
 ) -> None:
-    """Say of checkpoints from elsewhere what they do and how they are built, in place.
+    """Describe in place what imported checkpoints do and how they are built.
 
     raywgen corpus describe runs/corpus networks.yaml
 
     The file holds recipes by name: `tasks: {cifar10: {name: images, path: train.parquet, test_path: test.parquet}}` and
-    `networks: {resnet20: {name: cifar-resnet, depth: 20}}`, where a name may be `package.module:Class`. Without it
-    generators see weights alone; with it they are told data, trained by what networks do, and judged. Without FILE the
-    command prints one to fill in, with the names that the corpus has.
+    `networks: {resnet20: {name: cifar-resnet, depth: 20}}`, where a name may be `package.module:Class`. Without a
+    description generators see weights alone; with it they get data as condition, can be trained through the task's
+    loss, and are judged. Without FILE the command prints a template with the names of the corpus.
     """
     from raywgen.corpus import Corpus
     from raywgen.corpus.describe import template
@@ -138,7 +138,7 @@ def info(
 ) -> None:
     """Count checkpoints, trajectories, tasks, architectures, values and bytes.
 
-    `steps_of_trajectories` shows what was taken for runs: the longest, with their numbers of checkpoints.
+    `steps_of_trajectories` lists the longest runs that were recognised, with their numbers of checkpoints.
     """
     from raywgen.corpus import Corpus
 
@@ -156,7 +156,7 @@ def verify(
         bool, typer.Option("--repair", help="Take damaged shards out and put their checkpoints on the quarantine list.")
     ] = False,
 ) -> None:
-    """Check every checksum, length, layout and row count; names what is damaged and exits with 1."""
+    """Check every checksum, length, layout and row count; damaged files are named, and the exit status is 1."""
     from raywgen.corpus import verify_corpus
     from raywgen.corpus.verify import repair_corpus
 
@@ -184,7 +184,7 @@ def export(
 ) -> None:
     """Write checkpoints back as `.safetensors`, bit for bit, in their own dtypes and under their own names.
 
-    Metadata of the files they came from, and configs of model folders, come along: `from_pretrained` loads the folder.
+    The metadata of the original files and the configs of model folders are kept, so `from_pretrained` loads the folder.
     """
     from raywgen.corpus import Corpus
     from raywgen.corpus.export import export as write
@@ -209,13 +209,13 @@ def filter_(path: Path_, target: Out, query: Query = None) -> None:
 @app.command()
 def merge(
     target: Out,
-    paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="To join.")],
+    paths: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="Corpora to join.")],
     as_text: AsText = None,
 ) -> None:
-    """Join corpora into a new one; where two hold one id, the later one's ids get its number in front.
+    """Join corpora into a new one; if ids clash, those of the later corpus are prefixed with its number.
 
     A fact that is a number in one corpus and text in another is refused before anything is written; `--as-text FACT`
-    takes it as text.
+    converts it to text.
     """
     from raywgen.corpus import Corpus
     from raywgen.corpus.merge import merge as join
@@ -230,7 +230,7 @@ def split(
     target: Out,
     by: Annotated[str, typer.Option(help="The fact by which checkpoints are grouped.")] = "trajectory_id",
     heldout: Annotated[float, typer.Option(help="Share of the groups that is held out.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Which groups.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of groups.")] = 0,
 ) -> None:
     """Hold out whole groups (trajectories, tasks, architectures) in a new corpus."""
     from raywgen.corpus import Corpus
@@ -284,19 +284,19 @@ def align(
     input_shape: Annotated[
         str, typer.Option(help="Shape of one input, such as 3,32,32, where the corpus has no tasks.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="In which order layers are visited.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are visited.")] = 0,
     trust: Trust = None,
 ) -> None:
-    """Reorder hidden units so that networks from starts of their own lie close to one reference.
+    """Reorder hidden units so that networks from different starts lie close to one reference.
 
     raywgen corpus align runs/zoo/tiny-mnist runs/zoo/tiny-mnist-aligned
 
     raywgen corpus align nets aligned --network '{name: cifar-resnet, depth: 20}' --input-shape 3,32,32
 
-    Weight matching (Git Re-Basin). What every network computes stays as it is, and trajectories stay trajectories: all
-    checkpoints of one are reordered by its last. Works for any module that can be traced; what cannot be followed,
-    such as attention heads, keeps its order. Networks that share a start need none and are refused. The facts
-    `unaligned_distance` and `aligned_distance` say how much closer each came.
+    This is weight matching (Git Re-Basin). The function of every network stays the same, and all checkpoints of a
+    trajectory are reordered by its last one. It works for any module that can be traced; units that cannot be followed,
+    such as those of attention heads, keep their order. Networks that share a start need no alignment and are refused.
+    The facts `unaligned_distance` and `aligned_distance` are the distances before and after.
     """
     from raywgen.config import load_config
     from raywgen.corpus import Corpus
@@ -336,15 +336,15 @@ def compress(
     ] = 1024,
     small_bits: Annotated[int, typer.Option(help="Bits per value of these tensors.")] = 10,
     state_bits: Annotated[
-        int, typer.Option(help="Effort of the search, 4 to 16: two more take two to four times as long.")
+        int, typer.Option(help="Effort of the search, 4 to 16: two more take two to four times longer.")
     ] = 10,
 ) -> None:
-    """Shrink a corpus to a few bits per value; `raywgen corpus decompress` gives it back, nearly as it was.
+    """Compress a corpus to a few bits per value, with a small loss; `raywgen corpus decompress` restores it.
 
     raywgen corpus compress runs/corpus runs/corpus-4bit
 
     At 4.25 bits, an eighth of float32, published networks lose a few tenths of a percentage point of accuracy. Facts,
-    tasks, counters and masks stay as they are. The compressed folder is no corpus: train from what `decompress` writes.
+    tasks, counters and masks do not change. The compressed folder is not a corpus: train on the output of `decompress`.
     """
     from raywgen.corpus import Corpus
     from raywgen.corpus.compression import CodecConfig
@@ -366,7 +366,7 @@ def decompress(
     path: Annotated[str, typer.Argument(metavar="COMPRESSED", help="What `raywgen corpus compress` wrote.")],
     target: Out,
 ) -> None:
-    """Write the corpus that a compressed one stands for, in its own dtypes and under its own names."""
+    """Restore the corpus of a compressed folder, in its original dtypes and under its original names."""
     from raywgen.corpus.compression import decompress as write
 
     with Reporter().step("decompress", f"into {target}") as bar:

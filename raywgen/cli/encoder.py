@@ -1,4 +1,4 @@
-"""`raywgen encoder ...`: train encoders that tasks are seen through."""
+"""The commands `raywgen encoder ...` train frozen encoders that turn samples into features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_
 from raywgen.config import load_config, shipped_config
 from raywgen.progress import Reporter
 
-app = typer.Typer(no_args_is_help=True, help="Train frozen encoders, through which tasks are seen as features.")
+app = typer.Typer(no_args_is_help=True, help="Train frozen encoders that turn the samples of tasks into features.")
 
 
 @app.callback()
@@ -20,8 +20,8 @@ def group() -> None:
 def train(config: Config = None, overrides: Overrides = None) -> None:
     """Train an encoder, for instance `raywgen encoder train omniglot out=runs/encoders/mine`.
 
-    CONFIG is a YAML file or a shipped one: `omniglot`. It learns on the classes that episodes are trained on, and never
-    sees one of validation or test. A finished encoder of the same settings is taken as it is.
+    CONFIG is a YAML file or a shipped one: `omniglot`. It is trained on the training classes of episodes only, never on
+    those of validation or test. A finished encoder with the same settings is reused.
     """
     from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
 
@@ -31,4 +31,4 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
         card = train_encoder(settings, bar.named)
     accuracy, seconds = card.facts["validation_accuracy"], card.facts["seconds"]
     out.print(f"5-way 1-shot accuracy on validation classes: {100 * accuracy:.1f}, trained in {seconds:.0f} s")
-    out.print(f"{settings.out} holds the encoder; name it to a zoo as tasks.encoder", highlight=False)
+    out.print(f"{settings.out} holds the encoder; give it to a zoo as tasks.encoder", highlight=False)

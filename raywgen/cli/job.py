@@ -1,4 +1,4 @@
-"""`raywgen job ...`: send jobs to a Ray cluster, watch them, stop them; `raywgen status`: how far a run is."""
+"""The commands `raywgen job ...` submit, watch and stop jobs on a Ray cluster; `raywgen status` shows a run."""
 
 from __future__ import annotations
 
@@ -21,41 +21,45 @@ Address = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `raywgen job list` names it.")]
 
 
-# What follows the job's name is the job's own.
+# Options after the job's name belong to the job.
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def submit(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A script of jobs/, such as train or generate.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="As the job takes it.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="An argument of the job.")
+    ] = None,
     address: Address = None,
-    working_dir: Annotated[str, typer.Option(help="Sent to every node; holds jobs/.")] = ".",
+    working_dir: Annotated[str, typer.Option(help="Folder that is sent to every node; it holds jobs/.")] = ".",
     runtime_env: Annotated[
-        str | None, typer.Option(help="YAML of what nodes install first, such as cluster/runtime_env.yaml.")
+        str | None, typer.Option(help="YAML of packages that nodes install first, such as cluster/runtime_env.yaml.")
     ] = None,
     send: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="A file (or variable) that may go although it looks like a secret; repeat."),
+        typer.Option(metavar="PATH", help="A file or variable to send although it looks like a secret; repeat."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
 ) -> None:
-    """Send a job, after a look at cluster, token, room, and the size and secrets of what is sent.
+    """Submit a job, after checking the cluster, the token, its room, and the size and secrets of the upload.
 
     raywgen job submit --address http://127.0.0.1:8265 train configs/igpg/digits.yaml num_workers=8 out=/mnt/raywgen/a
 
-    The same as `ray job submit --working-dir . -- python jobs/train.py ...`, which works too. Ends with status 1 where
-    the job does not succeed.
+    The same as `ray job submit --working-dir . -- python jobs/train.py ...`, which works too. The exit status is 1 if
+    the job fails.
     """
     from raywgen.cluster.connect import connect
     from raywgen.cluster.submit import Job
     from raywgen.cluster.submit import submit as submit_job
 
     client = connect(address)
-    told = Job(name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env, send=send or [])
-    submitted = submit_job(client, told)
+    request = Job(
+        name=job, arguments=arguments or [], working_dir=working_dir, runtime_env=runtime_env, send=send or []
+    )
+    submitted = submit_job(client, request)
     job_id = submitted.id
     if submitted.left_out:
         names = plain(", ".join(submitted.left_out))
         out.print(f"not sent, as secrets are kept there (send one by --send PATH): {names}", soft_wrap=True)
-    out.print(f"{job_id}: {plain(told.entrypoint())}", highlight=False, soft_wrap=True)
+    out.print(f"{job_id}: {plain(request.entrypoint())}", highlight=False, soft_wrap=True)
     where = f" --address {address}" if address else ""
     out.print(f"watch: raywgen job status{where} {job_id}; stop: raywgen job stop{where} {job_id}", soft_wrap=True)
     if wait:
@@ -64,7 +68,7 @@ def submit(
 
 @app.command()
 def status(job_id: Id, address: Address = None) -> None:
-    """Show a job's state, and how far its run is where the run folder can be read from here.
+    """Show a job's state, and its progress if the run folder can be read from here.
 
     raywgen job status raysubmit_X1y2Z3
     """
@@ -87,9 +91,9 @@ def status(job_id: Id, address: Address = None) -> None:
 def logs(
     job_id: Id,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the log until the job ends.")] = False,
 ) -> None:
-    """Print a job's log: the same lines that the command prints where it is started by hand."""
+    """Print a job's log, the lines that the command would print here."""
     from raywgen.cluster.connect import connect
     from raywgen.cluster.submit import find
 
@@ -103,7 +107,7 @@ def logs(
 
 @app.command()
 def stop(job_id: Id, address: Address = None) -> None:
-    """End a job. What it has trained stays, up to the last checkpoint: the same command again goes on from there."""
+    """Stop a job. Training up to the last checkpoint is kept, and the same command continues from there."""
     from raywgen.cluster.connect import connect
     from raywgen.cluster.submit import find
     from raywgen.cluster.submit import stop as end
@@ -131,7 +135,7 @@ def list_jobs(address: Address = None) -> None:
 def run_status_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder: the `out` of `raywgen train`.")],
 ) -> None:
-    """Show how far a run is, from its folder alone: also while it runs, without Ray.
+    """Show the progress of a run from its folder alone, without Ray, also while it runs.
 
     raywgen status runs/igpg
     """
@@ -141,10 +145,10 @@ def run_status_command(
 
 
 def _run_lines(folder: str | None) -> list[str]:
-    """Describes how far a job's run is; empty where its folder cannot be read from here."""
+    """Describes the progress of a job's run; empty if its folder cannot be read from here."""
     if not folder or not Path(folder).is_dir():
         return []
-    # Not before: they bring torch, for which no look at a job should wait.
+    # Imported late: torch takes seconds.
     from raywgen.training.run_folder import CONFIG
     from raywgen.training.status import run_status
 

@@ -1,8 +1,9 @@
-"""The parts that commands share: settings in `--help`, tables, overrides."""
+"""Functions and argument types that commands share: settings in `--help`, tables, overrides."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +60,7 @@ Trust = Annotated[
 
 
 class SettingsCommand(TyperCommand):
-    """A command whose help lists all its settings; the schema is imported only when help is asked for."""
+    """A command whose help lists all its settings; their class is imported only when help is printed."""
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Appends the settings to the usual help."""
@@ -71,11 +72,11 @@ class SettingsCommand(TyperCommand):
         if name == "TrainConfig":
             from raywgen.generators import METHODS
 
-            for told, known in METHODS.items():
-                _print_settings(known.Config, f"method={told}", "generator.")
+            for method, known in METHODS.items():
+                _print_settings(known.Config, f"method={method}", "generator.")
 
 
-def _print_settings(schema: type[Any], title: str, prefix: str = "") -> None:
+def _print_settings(schema: type, title: str, prefix: str = "") -> None:
     table = Table("setting", "default", "meaning", title=title, title_justify="left")
     for setting in describe(schema, prefix):
         table.add_row(setting.key, setting.default, setting.help)
@@ -83,7 +84,7 @@ def _print_settings(schema: type[Any], title: str, prefix: str = "") -> None:
 
 
 def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
-    """A first argument with `=` and no YAML suffix is an override, not a file.
+    """Separates the config from the overrides; a first argument with `=` is an override, not a file.
 
     Raises:
         ConfigError: An override is given twice with two values.
@@ -94,8 +95,8 @@ def split_config(config: str | None, overrides: list[str] | None) -> tuple[str |
     return config, given_once(rest)
 
 
-def print_info(info: dict[str, Any]) -> None:
-    """Counts as a table."""
+def print_info(info: Mapping[str, object]) -> None:
+    """Prints counts as a table."""
     table = Table(show_header=False)
     for key, value in info.items():
         text = ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else value
@@ -104,9 +105,9 @@ def print_info(info: dict[str, Any]) -> None:
 
 
 def print_networks(rows: list[NetworkRow]) -> None:
-    """Written networks as a table: each, or where there are several for a task and architecture, their means.
+    """Prints written networks as a table: one row each, or means if a task and architecture has several.
 
-    Of networks that were run on nothing it has their log-probabilities.
+    For networks without a task it shows their log-probabilities instead of losses and accuracies.
     """
     groups: dict[tuple[str, str], list[NetworkRow]] = {}
     for row in rows:
@@ -114,9 +115,9 @@ def print_networks(rows: list[NetworkRow]) -> None:
     several = len(groups) < len(rows)
     is_tried = any(row.example_loss is not None for row in rows)
     judged_by = ("task", "loss", "accuracy", "chance", "test accuracy")
-    told = judged_by if is_tried else ("log-probability, nats",)
+    columns = judged_by if is_tried else ("log-probability, nats",)
     caption = "Balanced loss, and accuracy in percent, on the labelled samples." if is_tried else None
-    table = Table("network", *told, "networks" if several else "kept as", caption=caption, caption_justify="left")
+    table = Table("network", *columns, "networks" if several else "kept as", caption=caption, caption_justify="left")
     table.columns[0].no_wrap = True
     for (network, task), members in groups.items():
         kept = Path(members[0].path).name or members[0].checkpoint_id
@@ -151,10 +152,10 @@ def _mean(values: list[float], digits: int, several: bool) -> str:
 
 
 def zoo_recipes() -> list[Path]:
-    """Lists the shipped zoos."""
+    """Returns the files of the shipped zoo recipes."""
     return shipped_configs("zoo")
 
 
 def shipped_zoo(config: str | None) -> str | None:
-    """The file of a recipe's bare name; anything else stays as it is."""
+    """Returns the file of a shipped recipe's name; anything else stays as it is."""
     return shipped_config("zoo", config)

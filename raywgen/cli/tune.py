@@ -1,4 +1,4 @@
-"""`raywgen tune`: parses, calls, prints."""
+"""The command `raywgen tune` searches over the settings of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raywgen.progress import Reporter
 
 
 def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Search over any keys of a whole pipeline: prepare a corpus, train a generator, judge what it writes.
+    """Search over any settings of a whole pipeline: prepare a corpus, train a generator, judge its networks.
 
     raywgen tune igpg out=runs/tune
 
@@ -17,9 +17,10 @@ def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None
     raywgen tune zoo=digits train=mynets.flow:Flow 'space.train.generator.flow.optimizer.learning_rate={loguniform:
     [1.0e-4, 1.0e-2]}' out=runs/tune/flow
 
-    CONFIG is a YAML file or a shipped search: `igpg`, `mcdi`, `lohp`; a generator of your own takes one of your own, as
-    the third one. Keys of the pipeline begin with `zoo.` and `train.`: those of `space` are searched over, those of
-    `fixed` set. The same command again goes on where the last one stopped; more `num_trials` go on beyond its end.
+    CONFIG is a YAML file or a shipped search: `igpg`, `mcdi`, `lohp`. A generator of your own needs a search of your
+    own, as in the third command. Keys of the pipeline begin with `zoo.` and `train.`: those of `space` are searched,
+    those of `fixed` are set. The same command again continues an interrupted search; a larger `num_trials` extends a
+    finished one.
     """
     from raywgen.tuning import TuneConfig
     from raywgen.tuning import tune as search

@@ -1,4 +1,4 @@
-"""`raywgen retrieve`, `select`, `finetune`: what a corpus and a generator are good for on a task of one's own."""
+"""The commands `raywgen retrieve`, `select` and `finetune` use a corpus and a generator for a task of your own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local 
 
 @app.command(cls=SettingsCommand)
 def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Find the stored networks nearest to a task: by their loss on its labelled samples, else by instruction and data.
+    """Find the stored networks nearest to a task, by their loss on labelled samples or by instruction and data.
 
     raywgen retrieve runs/zoo/corpus data=examples.npz out=nearest.safetensors
 
@@ -53,7 +53,7 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
 
 @app.command(cls=SettingsCommand)
 def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Rank architectures for a task, and say what such a ranking was worth on tasks left out.
+    """Rank architectures for a task, and measure such a ranking on held-out tasks.
 
     raywgen select runs/zoo/corpus data=examples.npz
 
@@ -93,7 +93,7 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
 
 @app.command(cls=SettingsCommand)
 def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Train on from a generated start, a random one, the nearest stored network or a file, all alike, and count epochs.
+    """Fine-tune generated, random, nearest stored or your own networks under equal settings, and count epochs.
 
     raywgen finetune generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen epochs=25
 
@@ -122,7 +122,7 @@ def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = 
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table without the columns that no row fills."""
+    """Prints a table without its empty columns."""
     filled = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
     if not rows:
         out.print(title)

@@ -1,4 +1,4 @@
 """Jobs on Ray clusters, and clusters for them: preflight, submission, manifests.
 
-Nothing is imported here: `connect` and most of `submit` need no torch, and commands should not wait for it.
+Nothing is imported here, so that commands that need only `connect` or `submit` do not wait for torch.
 """

@@ -1,4 +1,4 @@
-"""A client of a cluster's job server, refused in one line where there is none or the token is wrong."""
+"""Connects to a cluster's job server; a missing server or a wrong token is reported in one line."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     """Connects to the job server of a cluster.
 
     Args:
-        address: Of the dashboard (`http://...`) or of the head node; else that of `RAY_API_SERVER_ADDRESS` or
-            `RAY_ADDRESS`, as for `ray job`, else the dashboard of this machine.
+        address: Address of the dashboard (`http://...`) or of the head node. None takes `RAY_API_SERVER_ADDRESS` or
+            `RAY_ADDRESS`, as `ray job` does, or else the dashboard of this machine.
 
     Raises:
-        ClusterError: Nobody answers there, what answers is no Ray, or the token is refused.
+        ClusterError: Nobody answers there, the answer is not Ray's, or the token is refused.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     check_token_file()
-    asked = address or os.environ.get(_ENVIRONMENT) or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
-    if asked.startswith(("http://", "https://")):
-        check_port(asked)
+    target = address or os.environ.get(_ENVIRONMENT) or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+    if target.startswith(("http://", "https://")):
+        check_port(target)
     else:
-        check_address(asked)
+        check_address(target)
     before = os.environ.get(_ENVIRONMENT)
-    os.environ[_ENVIRONMENT] = asked  # Ray lets this variable overrule the argument.
+    os.environ[_ENVIRONMENT] = target  # Ray lets this variable overrule the argument.
     try:
-        return JobSubmissionClient(asked)
+        return JobSubmissionClient(target)
     except AuthenticationError as error:
-        raise refused_token(asked) from error
+        raise refused_token(target) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
-            f"what answers at {asked} is no job server of Ray ({reason}); is it the dashboard's port?"
+            f"the answer at {target} is not that of a Ray job server ({reason}); is it the dashboard's port?"
         ) from error
     finally:
         if before is None:

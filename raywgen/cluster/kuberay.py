@@ -1,12 +1,11 @@
-"""KubeRay's RayCluster and RayJob, and the storage they share."""
+"""Manifests of KubeRay's RayCluster and RayJob, and of the storage that they share."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from raywgen.cluster.network import CLUSTER_LABEL, job_clusters
 from raywgen.cluster.preflight import STORAGE_LABEL
 from raywgen.cluster.settings import RenderConfig
+from raywgen.json_types import JsonObject
 from raywgen.training.resource_check import GROUP_LABEL, write_group
 
 # The user and group `ray` of the stock images.
@@ -18,9 +17,9 @@ _HEAD = {"cpu": "2", "memory": "8Gi"}
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
-def storage_claim(cluster: RenderConfig) -> dict[str, Any]:
-    """A claim that every node may write to: they read the corpus, and write their part of a run folder."""
-    spec: dict[str, Any] = {
+def storage_claim(cluster: RenderConfig) -> JsonObject:
+    """Returns a storage claim that every node may write to, for corpora and run folders."""
+    spec: JsonObject = {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": cluster.storage_size}},
     }
@@ -29,8 +28,8 @@ def storage_claim(cluster: RenderConfig) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": _metadata(cluster), "spec": spec}
 
 
-def ray_cluster(cluster: RenderConfig) -> dict[str, Any]:
-    """A cluster that stays until it is deleted."""
+def ray_cluster(cluster: RenderConfig) -> JsonObject:
+    """Returns a RayCluster, which stays until it is deleted."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -39,8 +38,8 @@ def ray_cluster(cluster: RenderConfig) -> dict[str, Any]:
     }
 
 
-def ray_job(cluster: RenderConfig, entrypoint: str, runtime_env: str) -> dict[str, Any]:
-    """A run on a cluster of its own; a retry makes a new one, and goes on from the last checkpoint."""
+def ray_job(cluster: RenderConfig, entrypoint: str, runtime_env: str) -> JsonObject:
+    """Returns a RayJob: a run on a cluster of its own. A retry starts a new cluster and resumes from a checkpoint."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -58,7 +57,7 @@ def ray_job(cluster: RenderConfig, entrypoint: str, runtime_env: str) -> dict[st
 
 
 def head_labels(cluster: RenderConfig) -> dict[str, str]:
-    """Records what the autoscaler may add and where credentials come from, for a job's preflight to read."""
+    """Returns labels that say what the autoscaler may add and where credentials come from, for a job's preflight."""
     labels = {f"{GROUP_LABEL}{name}": write_group(most, has) for name, (most, has) in cluster.groups.items() if most}
     if access := cluster.s3_secret or cluster.service_account:
         labels[STORAGE_LABEL] = access
@@ -69,15 +68,13 @@ def _metadata(cluster: RenderConfig) -> dict[str, str]:
     return {"name": cluster.name, "namespace": cluster.namespace}
 
 
-def _cluster_spec(cluster: RenderConfig, name: str) -> dict[str, Any]:
+def _cluster_spec(cluster: RenderConfig, name: str) -> JsonObject:
     cpus = {"cpu": str(cluster.cpus)}
-    groups = [_group(cluster, "cpu", cluster.min_nodes, cpus | {"memory": cluster.memory})]
+    groups = [_group(cluster, name, "cpu", cluster.min_nodes, cpus | {"memory": cluster.memory})]
     if cluster.max_gpu_nodes:
         has = cpus | {"memory": cluster.gpu_memory, "nvidia.com/gpu": str(cluster.gpus)}
-        groups.append(_group(cluster, "gpu", 0, has))
-    head = _pod(cluster, "ray-head", cluster.image_of("cpu"), dict(_HEAD))
-    for template in (head, *(group["template"] for group in groups)):
-        template["metadata"] = {"labels": {CLUSTER_LABEL: name}}
+        groups.append(_group(cluster, name, "gpu", 0, has))
+    head = _pod(cluster, name, "ray-head", cluster.image_of("cpu"), dict(_HEAD))
     return {
         "rayVersion": cluster.ray_version,
         "enableInTreeAutoscaling": True,
@@ -92,19 +89,19 @@ def _cluster_spec(cluster: RenderConfig, name: str) -> dict[str, Any]:
     }
 
 
-def _group(cluster: RenderConfig, kind: str, least: int, has: dict[str, str]) -> dict[str, Any]:
+def _group(cluster: RenderConfig, cluster_name: str, kind: str, least: int, has: dict[str, str]) -> JsonObject:
     return {
         "groupName": kind,
         "replicas": least,
         "minReplicas": least,
         "maxReplicas": cluster.groups[kind][0],
         "rayStartParams": {},
-        "template": _pod(cluster, "ray-worker", cluster.image_of(kind), has),
+        "template": _pod(cluster, cluster_name, "ray-worker", cluster.image_of(kind), has),
     }
 
 
-def _pod(cluster: RenderConfig, name: str, image: str, has: dict[str, str]) -> dict[str, Any]:
-    container: dict[str, Any] = {
+def _pod(cluster: RenderConfig, cluster_name: str, name: str, image: str, has: dict[str, str]) -> JsonObject:
+    container: JsonObject = {
         "name": name,
         "image": image,
         "resources": {"requests": dict(has), "limits": dict(has)},
@@ -118,11 +115,11 @@ def _pod(cluster: RenderConfig, name: str, image: str, has: dict[str, str]) -> d
             {"name": key, "valueFrom": {"secretKeyRef": {"name": cluster.s3_secret, "key": key}}}
             for key in _CREDENTIALS
         ]
-    spec: dict[str, Any] = {"securityContext": dict(_USER)}
+    spec: JsonObject = {"securityContext": dict(_USER)}
     if cluster.service_account:
         spec["serviceAccountName"] = cluster.service_account
     if "nvidia.com/gpu" in has:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     spec["containers"] = [container]
     spec["volumes"] = [{"name": _VOLUME, "persistentVolumeClaim": {"claimName": cluster.name}}]
-    return {"spec": spec}
+    return {"spec": spec, "metadata": {"labels": {CLUSTER_LABEL: cluster_name}}}

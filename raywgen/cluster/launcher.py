@@ -1,36 +1,35 @@
-"""Files of Ray's own cluster launcher (`ray up`): machines that are there, and machines of a cloud."""
+"""Files for Ray's own cluster launcher (`ray up`), for machines of your own and for machines of a cloud."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from raywgen.cluster.kuberay import head_labels
 from raywgen.cluster.settings import RenderConfig
+from raywgen.json_types import JsonObject
 from raywgen.training.resource_check import GROUP_LABEL, write_group
 
-# Of the image's user; the launcher copies the token's file there, so that the token stands in no file that is shared.
+# The launcher copies the token file here, in the home of the image's user, so that no shared file holds the token.
 _TOKEN = "/home/ray/.ray/auth_token"
 _HEAD_TYPE = "m7i.large"
 
 
-def on_premise(cluster: RenderConfig) -> dict[str, Any]:
-    """Nodes by address; the launcher starts Ray on them over ssh."""
+def on_premise(cluster: RenderConfig) -> JsonObject:
+    """Describes a cluster of machines with fixed addresses, on which the launcher starts Ray over ssh."""
     num_nodes = len(cluster.worker_ips)
     return {
         "cluster_name": cluster.name,
         "provider": {"type": "local", "head_ip": cluster.head_ip, "worker_ips": list(cluster.worker_ips)},
         "auth": {"ssh_user": cluster.ssh_user},
-        # Those are all there are, and they cost the same when idle.
+        # There are no others, and they cost the same when idle.
         "min_workers": num_nodes,
         "max_workers": num_nodes,
         **_common(cluster, {f"{GROUP_LABEL}cpu": write_group(num_nodes, cluster.groups["cpu"][1])}),
     }
 
 
-def aws(cluster: RenderConfig) -> dict[str, Any]:
-    """Nodes that come and go with the work."""
+def aws(cluster: RenderConfig) -> JsonObject:
+    """Describes a cluster on AWS, whose nodes are added and removed with the load."""
     worker, gpu = cluster.groups["cpu"], cluster.groups["gpu"]
-    types: dict[str, Any] = {
+    types: JsonObject = {
         "head": {"node_config": {"InstanceType": _HEAD_TYPE}, "resources": {"CPU": 0}},
         "cpu": {
             "node_config": {"InstanceType": cluster.node_type},
@@ -62,11 +61,11 @@ def aws(cluster: RenderConfig) -> dict[str, Any]:
     }
 
 
-def _common(cluster: RenderConfig, labels: dict[str, str]) -> dict[str, Any]:
-    told = ",".join(f"{name}={value}" for name, value in labels.items())
+def _common(cluster: RenderConfig, labels: dict[str, str]) -> JsonObject:
+    label_list = ",".join(f"{name}={value}" for name, value in labels.items())
     start = "RAY_AUTH_MODE=token ray start"
     head = f"{start} --head --num-cpus=0 --port=6379 --dashboard-host=127.0.0.1"
-    head += f" --autoscaling-config=~/ray_bootstrap_config.yaml --labels={told}"
+    head += f" --autoscaling-config=~/ray_bootstrap_config.yaml --labels={label_list}"
     return {
         "docker": {
             "image": cluster.image_of("cpu"),

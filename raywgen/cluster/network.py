@@ -1,46 +1,45 @@
-"""Kubernetes network policies: who reaches a cluster's ports, and what its pods reach."""
+"""Kubernetes network policies that say who may reach a cluster's ports, and what its pods may reach."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from raywgen.cluster.settings import RenderConfig
+from raywgen.json_types import JsonObject
 
 CLUSTER_LABEL = "raywgen/cluster"
-"""A label of every pod; Ray's own label holds the name of the cluster, which a RayJob draws anew each time."""
+"""A label of every pod. Ray's own label has the name of the cluster, which a RayJob draws anew each time."""
 _DASHBOARD = 8265
 _DNS = 53
 _METADATA_PORTS = (80, 988)
 _OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
-# Here clouds answer any pod with the credentials of its machine.
+# At this address clouds give any pod the credentials of its machine.
 _METADATA = "169.254.0.0/16"
 _METADATA_V6 = "fd00:ec2::/32"
 
 
-def network_policies(cluster: RenderConfig) -> dict[str, Any]:
-    """One policy for the cluster that stays, and one for the clusters of RayJobs."""
+def network_policies(cluster: RenderConfig) -> JsonObject:
+    """Returns one policy for the permanent cluster, and one for the clusters of RayJobs."""
     names = (cluster.name, job_clusters(cluster))
     return {"apiVersion": "v1", "kind": "List", "items": [_policy(cluster, name) for name in names]}
 
 
 def job_clusters(cluster: RenderConfig) -> str:
-    """The value of `CLUSTER_LABEL` that the pods of RayJobs have."""
+    """Returns the value of `CLUSTER_LABEL` for the pods of RayJobs."""
     return f"{cluster.name}-train"
 
 
-def _policy(cluster: RenderConfig, name: str) -> dict[str, Any]:
+def _policy(cluster: RenderConfig, name: str) -> JsonObject:
     ours = {"podSelector": {"matchLabels": {CLUSTER_LABEL: name}}}
-    outside: list[dict[str, Any]] = [
+    outside: list[JsonObject] = [
         {"ipBlock": {"cidr": "0.0.0.0/0", "except": [_METADATA]}},
         {"ipBlock": {"cidr": "::/0", "except": [_METADATA_V6]}},
     ]
-    egress: list[dict[str, Any]] = [
+    egress: list[JsonObject] = [
         {"to": [ours]},
         {"ports": [{"protocol": protocol, "port": _DNS} for protocol in ("UDP", "TCP")]},
         {"to": outside, "ports": _tcp(*cluster.egress_ports)},
     ]
     if cluster.service_account:
-        # The credentials of a service account come from such an address.
+        # A service account gets its credentials from such an address.
         egress.append({"to": [{"ipBlock": {"cidr": _METADATA}}], "ports": _tcp(*_METADATA_PORTS)})
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -55,14 +54,14 @@ def _policy(cluster: RenderConfig, name: str) -> dict[str, Any]:
     }
 
 
-def _users(cluster: RenderConfig) -> list[dict[str, Any]]:
-    """Pods of the cluster's own namespace, of those that are named, and KubeRay's operator wherever it runs."""
-    named = [
+def _users(cluster: RenderConfig) -> list[JsonObject]:
+    """Selects the pods of the cluster's namespace, those of the named namespaces, and KubeRay's operator anywhere."""
+    named: list[JsonObject] = [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
         for name in cluster.dashboard_namespaces
     ]
     return [{"podSelector": {}}, *named, {"namespaceSelector": {}, "podSelector": {"matchLabels": dict(_OPERATOR)}}]
 
 
-def _tcp(*ports: int) -> list[dict[str, Any]]:
+def _tcp(*ports: int) -> list[JsonObject]:
     return [{"protocol": "TCP", "port": port} for port in ports]

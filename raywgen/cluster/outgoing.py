@@ -1,4 +1,4 @@
-"""Looks for secrets in what a job would send to the cluster, and keeps them here unless the user names them."""
+"""Looks for secrets in the files and settings that a job would send, and holds them back unless the user names them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raywgen.compat import ignore_matcher
 from raywgen.ray_address import ClusterError
 
 _LOOKED_AT_BYTES = 8 << 20
-"""Of one file; all files together are bounded by the size that a working directory may have."""
+"""Number of bytes that are examined of each file."""
 _TEXT_BYTES = 4096
 _NAMED = 8
 
@@ -24,8 +24,8 @@ class Outgoing:
     """The files and variables that a job may send.
 
     Attributes:
-        excludes: Patterns for the runtime environment; Ray obeys them in any folder, with or without ignore files.
-        left_out: Files that they keep here and that would have been sent otherwise.
+        excludes: Patterns for the runtime environment, which Ray applies in any folder, with or without ignore files.
+        left_out: Files that would have been sent without these patterns.
     """
 
     excludes: list[str]
@@ -35,24 +35,24 @@ class Outgoing:
 def check_outgoing(
     working_dir: str | Path, environment: Mapping[str, Any], arguments: Sequence[str], send: Sequence[str] = ()
 ) -> Outgoing:
-    """Refuses a job that would take a secret along which the user has not named.
+    """Refuses a job that would send a secret that the user has not named.
 
     Args:
         working_dir: The folder that is sent.
         environment: The runtime environment, without the working directory.
-        arguments: Of the job; every user of the cluster can read them.
-        send: What the user allows by name: files relative to `working_dir`, environment variables, keys of arguments.
+        arguments: Arguments of the job, which every user of the cluster can read.
+        send: Names that the user allows: files relative to `working_dir`, environment variables, keys of arguments.
 
     Raises:
-        ClusterError: Something looks like a secret, or `send` names a file that is not there or is ignored.
+        ClusterError: Something looks like a secret, or `send` names a file that is missing or ignored.
     """
     root = Path(working_dir)
     given = [str(pattern) for pattern in environment.get("excludes") or []]
     would_go = uploaded_files(root, given)
     variables = {str(name): str(value) for name, value in (environment.get("env_vars") or {}).items()}
-    told = {argument.partition("=")[0].lstrip("-") for argument in arguments}
+    keys = {argument.partition("=")[0].lstrip("-") for argument in arguments}
     allowed = {_relative(name, root) for name in send}
-    _check_allowed(allowed, set(would_go) | set(variables) | told, root)
+    _check_allowed(allowed, set(would_go) | set(variables) | keys, root)
 
     is_kept = ignore_matcher(root, PATTERNS)
     left_out = sorted(name for name in would_go if is_kept(root / name) and name not in allowed)
@@ -72,7 +72,7 @@ def check_outgoing(
     for folder in environment.get("py_modules") or []:
         if Path(str(folder)).exists():
             raise ClusterError(
-                f"py_modules of the runtime environment names {folder} here, which would be sent without a look at it; "
+                f"py_modules of the runtime environment names {folder} here, which would be sent unexamined; "
                 "put it into the working directory, or install it into the nodes' image"
             )
     rest = {key: value for key, value in environment.items() if key not in ("env_vars", "excludes")}
@@ -127,5 +127,5 @@ def _refusal(found: Mapping[str, str], root: Path) -> str:
 
 
 def _escape(name: str) -> str:
-    """A pattern that means this file alone."""
+    """Returns a pattern that matches this file alone."""
     return "".join(f"\\{sign}" if sign in "\\*?[]!# " else sign for sign in name)

@@ -1,4 +1,4 @@
-"""Finds what would make a job fail or wait for ever, before anything is uploaded."""
+"""Checks before the upload whether a job would fail or wait for ever."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 STORAGE_LABEL = "raywgen/s3"
-"""A head node's label that names the secret or service account by which its nodes reach object storage."""
+"""Label of a head node that names the secret or service account by which its nodes reach object storage."""
 
 
 def train_config(arguments: Sequence[str], working_dir: str | Path) -> TrainConfig:
-    """The run that `jobs/train.py` would make of its arguments.
+    """Returns the config that `jobs/train.py` would make of its arguments.
 
     Raises:
-        ConfigError: As the job would say, with the nearest right key.
+        ConfigError: The arguments are wrong; the message is the one that the job would give.
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
     name = None if not given or "=" in given[0] else given[0]
@@ -38,7 +38,7 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
 
     Raises:
         ConfigError: A training run's settings are wrong.
-        ClusterError: No room for its workers, or no way to the object storage it names.
+        ClusterError: The cluster has no room for its workers, or no access to its object storage.
     """
     alive = _alive(client)
     if not alive:
@@ -63,8 +63,8 @@ def _alive(client: JobSubmissionClient) -> list[tuple[Resources, Mapping[str, st
 
 def _check_storage(arguments: Sequence[str], labels: Sequence[Mapping[str, str]]) -> None:
     remote = next((argument for argument in arguments if "=s3://" in argument or argument.startswith("s3://")), None)
-    rendered = any(label.startswith(GROUP_LABEL) for told in labels for label in told)
-    if remote and rendered and not any(STORAGE_LABEL in told for told in labels):
+    rendered = any(label.startswith(GROUP_LABEL) for of_node in labels for label in of_node)
+    if remote and rendered and not any(STORAGE_LABEL in of_node for of_node in labels):
         raise ClusterError(
             f"{remote}: the cluster's nodes hold no credentials for object storage; render it with cluster.s3_secret "
             "(a Kubernetes secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or cluster.service_account"

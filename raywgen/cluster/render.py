@@ -1,4 +1,4 @@
-"""Manifests and launcher files that agree with a run: room for its workers, one version of Ray, paths all nodes see."""
+"""Renders manifests and launcher files that fit a run: room for its workers, one version of Ray, shared paths."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import posixpath
 import re
 import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,19 +16,20 @@ from raywgen.cluster.kuberay import ray_cluster, ray_job, storage_claim
 from raywgen.cluster.launcher import aws, on_premise
 from raywgen.cluster.network import network_policies
 from raywgen.cluster.settings import RenderConfig
+from raywgen.json_types import JsonObject
 from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig
 from raywgen.training.resource_check import Nodes, check_run
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-"""The project's file, where the package is used from a clone."""
+"""The project file, which exists if the package is used from a clone."""
 _IN_THE_IMAGE = {"ray", "pyarrow", "numpy"}
 _HEADERS: dict[str, list[str]] = {
     "storage.yaml": ["Storage that every node sees: corpora, run folders and, for RayJobs, the code."],
     "network.yaml": [
-        "Who reaches the cluster: its own pods every port, those of namespace {namespace} and KubeRay's operator the",
-        "dashboard. What its pods reach: one another, DNS, and TCP ports {egress_ports} outside, but not the address",
-        "by which clouds give a machine's credentials. It holds where the network plugin enforces policies.",
+        "The cluster's own pods may reach every port; pods of namespace {namespace} and KubeRay's operator may reach",
+        "the dashboard. Its pods may reach one another, DNS, and TCP ports {egress_ports} outside, but not the address",
+        "at which clouds give a machine's credentials. The network plugin must enforce policies for this to hold.",
     ],
     "raycluster.yaml": [
         "A Ray cluster for raywgen on Kubernetes, with KubeRay 1.6 or newer, which adds readiness and liveness probes:",
@@ -40,13 +40,15 @@ _HEADERS: dict[str, list[str]] = {
         "  raywgen job submit --runtime-env runtime_env.yaml {arguments}",
     ],
     "rayjob.yaml": [
-        "A training run with a cluster of its own, which goes when the run ends. The code lies at {code},",
+        "A training run with a cluster of its own, which is removed when the run ends. The code lies at {code},",
         "for instance by `kubectl cp . POD:/mnt/raywgen/code` through any pod that mounts the storage:",
         "  kubectl apply -n {namespace} -f storage.yaml -f network.yaml",
         "  kubectl create -n {namespace} -f rayjob.yaml",
-        "Created again after a failure or a stop, it goes on from the last checkpoint of `out`.",
+        "Created again after a failure or a stop, it resumes from the last checkpoint of `out`.",
     ],
-    "runtime_env.yaml": ["What the stock Ray images lack; raywgen itself travels as the job's working directory."],
+    "runtime_env.yaml": [
+        "Packages that the stock Ray images lack; raywgen itself is sent as the job's working directory."
+    ],
     "onprem.yaml": [
         "A Ray cluster on machines of your own, all of which mount {mount} and hold docker:",
         "  ray get-auth-token --generate && ray up -y onprem.yaml && ray dashboard onprem.yaml",
@@ -65,13 +67,13 @@ _HEADERS: dict[str, list[str]] = {
 def render(
     run: TrainConfig, cluster: RenderConfig, config: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Files by name.
+    """Returns the text of each file by its name.
 
     Args:
-        run: What is to be trained.
-        cluster: What it is to be trained on.
+        run: Config of the training run.
+        cluster: Settings of the cluster.
         config: The run's YAML file, relative to the working directory of jobs.
-        overrides: The run's `key=value`.
+        overrides: The run's `key=value` overrides.
 
     Raises:
         ClusterError: The largest cluster has no room for the run's workers, a path is not on shared storage, or
@@ -80,8 +82,8 @@ def render(
     _check(run, cluster, config)
     arguments = _arguments(run, cluster, config, overrides)
     entrypoint = f"python jobs/train.py {arguments}"
-    environment = {"pip": requirements()}
-    files: dict[str, Any] = {
+    environment: JsonObject = {"pip": requirements()}
+    files: dict[str, JsonObject] = {
         "storage.yaml": storage_claim(cluster),
         "network.yaml": network_policies(cluster),
         "raycluster.yaml": ray_cluster(cluster),
@@ -90,12 +92,12 @@ def render(
         "onprem.yaml": on_premise(cluster),
         "aws.yaml": aws(cluster),
     }
-    told = vars(cluster) | {
+    values = vars(cluster) | {
         "arguments": f"train {arguments}",
         "secret": cluster.token_secret or cluster.name,
         "egress_ports": ", ".join(map(str, cluster.egress_ports)),
     }
-    return {name: _header(name, told) + _dump(content) for name, content in files.items()}
+    return {name: _header(name, values) + _dump(content) for name, content in files.items()}
 
 
 def requirements() -> list[str]:
@@ -125,7 +127,7 @@ def _check(run: TrainConfig, cluster: RenderConfig, config: str | None) -> None:
 
 
 def _arguments(run: TrainConfig, cluster: RenderConfig, config: str | None, overrides: Sequence[str]) -> str:
-    """The run's own, with paths that all nodes see."""
+    """Returns the arguments of the run, with paths that all nodes share."""
     rest = [override for override in overrides if not override.startswith(("corpus=", "out="))]
     paths = [f"corpus={_shared(run.corpus, 'corpus', cluster)}", f"out={_shared(run.out, 'out', cluster)}"]
     return shlex.join([*([config] if config else []), *paths, *rest])
@@ -139,25 +141,25 @@ def _shared(path: str, key: str, cluster: RenderConfig) -> str:
     return posixpath.join(cluster.mount, path)
 
 
-def _header(name: str, told: dict[str, Any]) -> str:
+def _header(name: str, values: Mapping[str, object]) -> str:
     written = "Written by `raywgen cluster render`, which fills it for another run."
-    return "".join(f"# {line.format(**told)}\n" for line in [*_HEADERS[name], written])
+    return "".join(f"# {line.format(**values)}\n" for line in [*_HEADERS[name], written])
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and nothing by reference."""
+    """Writes texts of several lines as blocks, and never refers to a value by an anchor."""
 
-    def ignore_aliases(self, data: Any) -> bool:
-        """Each use is written out: whoever edits one pod means that one."""
+    def ignore_aliases(self, data: object) -> bool:
+        """Writes each use out, so that an edit of one pod changes that pod only."""
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """A block where there are several lines."""
+        """Writes a text of several lines as a block."""
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def _dump(content: Any) -> str:
+def _dump(content: Mapping[str, object]) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=1000)

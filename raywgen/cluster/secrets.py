@@ -113,7 +113,7 @@ PATTERNS = (
     ".modal.toml",
     "**/.streamlit/secrets.toml",
 )
-"""Names, as `.gitignore` writes them, under which secrets are kept; a job never takes them along unasked."""
+"""Patterns, as in `.gitignore`, of files that hold secrets; a job never sends them unless the user names them."""
 
 _CODE = {".py", ".pyi", ".ipynb", ".md", ".rst", ".sh", ".js", ".ts", ".c", ".cpp", ".h", ".cu", ".rs", ".go", ".html"}
 _WORDS = re.compile(
@@ -125,17 +125,17 @@ _VARIABLE = re.compile(
     r"secret|passw|token|credential|api_?key|access_?key|private_?key|auth_?key|connection_?string|_key$|^key$|_pat$",
     re.IGNORECASE,
 )
-# A public place or a file's name under such a variable is no secret.
+# Paths, small numbers and the like are no secrets, even in such a variable.
 _HARMLESS = re.compile(r"^(?:|true|false|none|\d{1,5}|\$\{?\w+\}?|[./~][^\n]*)$", re.IGNORECASE)
 _ENTROPY = 3.5
-"""Bits a character from which gitleaks takes a value for a key rather than for words."""
+"""Entropy in bits per character above which a value counts as a key, as in gitleaks."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
     what: str
     literals: tuple[bytes, ...]
-    """In lower case; where none occurs, the expression is not tried."""
+    """Lower-case texts; the expression is tried only if one of them occurs."""
     form: re.Pattern[bytes]
 
 
@@ -185,7 +185,7 @@ _ASSIGNED = re.compile(
     rb"\s{0,4}\\?[\"']([A-Za-z0-9+/=_~.!@#%^&*-]{16,200})\\?[\"']",
     re.IGNORECASE,
 )
-# As in YAML, shells and Makefiles, without quotes. Values without digits here and there are names in code.
+# Values without quotes, as in YAML, shells and Makefiles. Values with few digits are names in code.
 _UNQUOTED = re.compile(
     rb"(?:secret|passw(?:or)?d|passwd|token|api_?key|access_?key|auth_?key|private_?key)[\w-]{0,20}\s{0,4}:?[=:]\s{0,4}"
     rb"(?=(?:[A-Za-z+/=~_-]*\d){4})([A-Za-z0-9+/=~_-]{20,200})(?=[\s\\\"',;]|$)",
@@ -195,14 +195,14 @@ _ASSIGNED_LITERALS = (b"secret", b"passw", b"token", b"key")
 
 
 def looks_secret_by_name(path: str) -> bool:
-    """Whether a file's name says that it holds a secret although no pattern of `PATTERNS` need match it."""
+    """Whether a word in a file's name says that it holds a secret, beyond the patterns of `PATTERNS`."""
     name = path.rpartition("/")[2]
     return Path(name).suffix.lower() not in _CODE and _WORDS.search(name) is not None
 
 
 def secret_in(content: bytes) -> str | None:
     """Returns the kind of secret that a text holds, or None."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # Windows' shells write UTF-16.
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # Shells of Windows write UTF-16.
         content = content.decode("utf-16", errors="replace").encode()
     lower = content.lower()
     for rule in _RULES:
@@ -222,7 +222,7 @@ def is_secret_variable(name: str, value: str) -> bool:
 
 
 def _is_random(value: bytes) -> bool:
-    """Letters and digits mixed as in keys; words, paths and dotted names are not."""
+    """Whether letters and digits are mixed as in keys, unlike in words, paths and dotted names."""
     kinds = (re.search(rb"\d", value), re.search(rb"[A-Za-z]", value))
     counts = Counter(value)
     entropy = -sum(count / len(value) * math.log2(count / len(value)) for count in counts.values())

@@ -9,36 +9,36 @@ from raywgen.training.resource_check import Resources
 
 @dataclass(kw_only=True)
 class RenderConfig:
-    """A cluster.
+    """Settings of a cluster.
 
     Attributes:
-        name: Of the cluster, and of its service, token secret and storage claim.
-        namespace: Of Kubernetes.
-        ray_version: Of images and manifests; empty takes the installed Ray's.
-        python: Of the images.
+        name: Name of the cluster, its service, token secret and storage claim.
+        namespace: Kubernetes namespace.
+        ray_version: Ray version of images and manifests; empty takes the installed one.
+        python: Python version of the images.
         image: Repository of the images; those of Ray lack a few packages, which jobs install by runtime_env.yaml.
         cpus: CPUs of a worker node.
-        memory: Of a worker node, as Kubernetes writes it.
-        min_nodes: Worker nodes that stay while nothing runs.
-        max_nodes: Worker nodes at most; the autoscaler moves between the two.
+        memory: Memory of a worker node, in Kubernetes' notation.
+        min_nodes: Number of worker nodes that stay while nothing runs.
+        max_nodes: Largest number of worker nodes that the autoscaler may start.
         gpus: GPUs of a node of the GPU group.
         gpu_memory: Memory of a node of the GPU group.
-        max_gpu_nodes: Nodes of the GPU group at most; they scale from nothing.
-        idle_seconds: After which an unused node is given back.
-        mount: Where all nodes see the shared storage.
-        storage_size: Asked of the storage class.
-        storage_class: A class that many nodes may write to; empty takes the default one.
-        token_secret: Secret whose key `auth_token` holds the cluster's token; empty lets the operator draw one.
+        max_gpu_nodes: Largest number of nodes of the GPU group, which scales from 0.
+        idle_seconds: Seconds after which an unused node is removed.
+        mount: Path of the shared storage on all nodes.
+        storage_size: Size of the storage claim.
+        storage_class: Storage class that many nodes may write to; empty takes the default one.
+        token_secret: Secret whose key `auth_token` holds the cluster's token; empty lets the operator create one.
         s3_secret: Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for corpora at s3:// addresses.
-        service_account: Kubernetes service account whose role may read those, in place of a secret.
+        service_account: Kubernetes service account whose role may read these, instead of a secret.
         dashboard_namespaces: Namespaces, beside the cluster's own, whose pods may reach its dashboard and job server.
-        egress_ports: TCP ports by which nodes reach what lies outside: object storage, package indexes, and the
-            Kubernetes API, by which the autoscaler adds nodes. Add that of a storage server of your own.
-        code: Where a RayJob finds the code: a folder that nodes mount, or a zip file's URI.
-        head_ip: Of the on-premise head node.
-        worker_ips: Of the on-premise worker nodes.
-        ssh_user: For on-premise nodes.
-        region: Of the cloud.
+        egress_ports: TCP ports that nodes may reach outside: object storage, package indexes, and the Kubernetes API,
+            through which the autoscaler adds nodes. Add the port of your own storage server.
+        code: Location of the code for a RayJob: a folder that nodes mount, or the URI of a zip file.
+        head_ip: Address of the on-premise head node.
+        worker_ips: Addresses of the on-premise worker nodes.
+        ssh_user: User on the on-premise nodes.
+        region: Region of the cloud.
         file_system: Id of the cloud's shared file system (EFS).
         node_type: The cloud's name for a worker node of `cpus` CPUs.
         gpu_node_type: The cloud's name for a node of `gpus` GPUs.
@@ -86,12 +86,12 @@ class RenderConfig:
 
     @property
     def groups(self) -> dict[str, tuple[int, Resources]]:
-        """Node groups: how many nodes at most, and what Ray sees on each."""
+        """Largest number of nodes of each group, and the resources of a node as Ray sees them."""
         return {
             "cpu": (self.max_nodes, {"CPU": float(self.cpus)}),
             "gpu": (self.max_gpu_nodes, {"CPU": float(self.cpus), "GPU": float(self.gpus)}),
         }
 
     def image_of(self, kind: str) -> str:
-        """The image of `cpu` or `gpu` nodes."""
+        """Returns the image of `cpu` or `gpu` nodes."""
         return f"{self.image}:{self.ray_version}-py{self.python.replace('.', '')}-{kind}"

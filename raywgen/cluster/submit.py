@@ -1,4 +1,4 @@
-"""Jobs: what `ray job submit --working-dir . -- python jobs/X.py ...` does, looked at before it is sent."""
+"""Submits jobs as `ray job submit --working-dir . -- python jobs/X.py ...` does, after checking them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from raywgen.names import nearest
 from raywgen.ray_address import ClusterError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 OUT = "raywgen.out"
-"""Key of a job's metadata that says where its run folder is."""
+"""Key of the run folder in a job's metadata."""
 
 _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One of the scripts of `jobs/`, and what it is told.
+    """One of the scripts of `jobs/` with its arguments.
 
     Attributes:
-        name: Such as `train`.
-        arguments: All that follows, as the script takes it.
-        working_dir: Sent to every node; the script lies in its `jobs/`.
-        runtime_env: YAML file of what nodes have to install first; none where they have it all.
-        send: Files, environment variables and keys of arguments that may go although they look like secrets.
+        name: Name of the script, such as `train`.
+        arguments: Arguments of the script.
+        working_dir: The folder that is sent to every node; the script lies in its `jobs/`.
+        runtime_env: YAML file of packages that nodes have to install first; None if they have them all.
+        send: Files, environment variables and keys of arguments to send although they look like secrets.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Job:
     send: Sequence[str] = field(default_factory=list)
 
     def entrypoint(self) -> str:
-        """The command that runs on the cluster."""
+        """Returns the command that runs on the cluster."""
         return shlex.join(["python", f"jobs/{self.name}.py", *self.arguments])
 
 
@@ -56,8 +56,8 @@ class Submitted:
     """A job that was sent.
 
     Attributes:
-        id: By which it is asked for.
-        left_out: Files of the working directory that were not sent, because secrets are kept under such names.
+        id: Id of the job.
+        left_out: Files of the working directory that were not sent, because their names are typical of secrets.
     """
 
     id: str
@@ -68,11 +68,11 @@ def submit(client: JobSubmissionClient, job: Job) -> Submitted:
     """Checks a job and sends it.
 
     Raises:
-        ClusterError: There is no such script, the working directory is too large, a secret would go along, or the
+        ClusterError: There is no such script, the working directory is too large, a secret would be sent, or the
             cluster has no room.
         ConfigError: A training run's settings are wrong.
     """
-    from raywgen.cluster.preflight import check_job  # Knows the settings of runs, and so brings torch.
+    from raywgen.cluster.preflight import check_job  # Imported late, because it imports torch.
 
     _check_script(job)
     environment = _environment(job.runtime_env)
@@ -84,7 +84,7 @@ def submit(client: JobSubmissionClient, job: Job) -> Submitted:
         job_id = client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment, metadata=_metadata(job))
     except (ClusterError, ConfigError, AssertionError):
         raise
-    except Exception as error:  # Ray raises what it got from the server, with the server's traceback.
+    except Exception as error:  # Ray raises the server's answer, with the server's traceback.
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise ClusterError(
             f"the cluster did not take the job ({reason.strip()}); mend that and submit it again"
@@ -93,7 +93,7 @@ def submit(client: JobSubmissionClient, job: Job) -> Submitted:
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> str:
-    """Hands on a job's log as it grows, and returns the state it ends in."""
+    """Passes a job's log on as it grows, and returns the final state."""
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(job_id):
@@ -104,10 +104,10 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> str:
-    """Ends a job and waits for it; what it has trained stays, up to the last checkpoint.
+    """Stops a job and waits for its end; its training up to the last checkpoint is kept.
 
     Returns:
-        The state it ended in; one that had ended already keeps its own.
+        The final state of the job, which is unchanged if it had ended before.
     """
     find(client, job_id)
     client.stop_job(job_id)
@@ -117,8 +117,8 @@ def stop(client: JobSubmissionClient, job_id: str) -> str:
     return str(status)
 
 
-def find(client: JobSubmissionClient, job_id: str) -> Any:
-    """A job's facts.
+def find(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Returns the details of a job.
 
     Raises:
         ClusterError: The cluster knows no such job.
@@ -155,10 +155,10 @@ def _environment(path: str | None) -> dict[str, Any]:
 
 
 def _metadata(job: Job) -> dict[str, str]:
-    told = {"raywgen.job": job.name}
+    metadata = {"raywgen.job": job.name}
     if job.name == "train":
         from raywgen.cluster.preflight import train_config
 
-        return told | {OUT: train_config(job.arguments, job.working_dir).out}
+        return metadata | {OUT: train_config(job.arguments, job.working_dir).out}
     given = [argument.removeprefix("out=") for argument in job.arguments if argument.startswith("out=")]
-    return told | ({OUT: given[-1]} if given else {})
+    return metadata | ({OUT: given[-1]} if given else {})

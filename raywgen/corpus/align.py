@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, write_corpus
 from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.facts import FactValue
 from raywgen.trust import entry_point
 from raywgen.weights import Layout, LayoutMismatchError, StateDict
 from raywgen.weights.alignment import match_weights
 from raywgen.weights.symmetry import Symmetry, check_symmetry, find_symmetry
 
-Build = Callable[[Mapping[str, Any]], nn.Module]
+Build = Callable[[Mapping[str, object]], nn.Module]
 """Builds a network from its recipe, as `raywgen.tasks.build_network` does."""
 _BATCH_VALUES = 1 << 24
 _TRIED_SAMPLES = 2
@@ -55,14 +56,14 @@ class Aligned:
     distance: float
     matched: float
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, FactValue]:
         """Returns the facts that every checkpoint of the trajectory gets."""
         moved = sum(int((order_U != torch.arange(len(order_U))).sum()) for order_U in self.orders)
         return dict(zip(_COLUMNS, (self.reference, self.chosen_by, self.distance, self.matched, moved), strict=True))
 
 
 Key = tuple[str, str]
-"""Layout and trajectory."""
+"""Layout id and trajectory id."""
 
 
 @dataclass(kw_only=True)
@@ -70,7 +71,7 @@ class AlignConfig:
     """Settings of an alignment.
 
     Attributes:
-        references: Checkpoint ids, at most one an architecture; by default the last checkpoint of the first training
+        references: Checkpoint ids, at most one per architecture; by default the last checkpoint of the first training
             trajectory of each.
         network: Recipe of the corpus's networks, if the corpus has none.
         input_shape: Shape of one input, without the batch; by default that of the corpus's task samples.
@@ -96,15 +97,15 @@ def align(
 
     Each checkpoint gets these facts: `aligned_to` (the reference), `aligned_by` (the last checkpoint of its
     trajectory, whose weights were matched), `unaligned_distance` and `aligned_distance` (of that checkpoint to the
-    reference, divided by its norm, without running statistics), `moved_units`.
+    reference, divided by its norm, without running statistics), and `moved_units`.
 
     Args:
         root: Path or URI of the new corpus.
         corpus: Networks from different starts.
         build: Builds a module from a recipe.
         config: References, recipe, inputs.
-        on_match: Called with the trajectories matched and their number.
-        on_progress: Called with the checkpoints written and their number.
+        on_match: Called with the number of trajectories matched and their total.
+        on_progress: Called with the number of checkpoints written and their total.
 
     Raises:
         CorpusError: Networks share a start, a reference is missing or superfluous, a network cannot be built or has
@@ -143,7 +144,7 @@ def summary(aligned: Corpus) -> list[tuple[str, int, float, float]]:
     rows = list(zip(*(ends.column(name).to_pylist() for name in names), strict=True))
     summaries = []
     for reference in dict.fromkeys(row[0] for row in rows):
-        # The distance of the reference to itself says nothing.
+        # The distance of the reference's own trajectory says nothing.
         own = aligned.select(checkpoint_id=reference).column("trajectory_id")[0].as_py()
         found = [
             row[1:]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
 from raywgen.corpus.aside import in_one_line, is_refused
 from raywgen.corpus.commit import commit_corpus
@@ -26,10 +25,11 @@ from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
+from raywgen.json_types import JsonObject
 from raywgen.weights import Layout
 
 OnBytes = Callable[[int, int, str], None]
-"""Called with bytes read, bytes of all files, and a line of counts."""
+"""Called with the bytes read, the bytes of all files, and a line of counts."""
 _SHOWN_PROBLEMS = 20
 
 
@@ -41,14 +41,14 @@ class BuildConfig:
         out: Path or URI of the corpus, which all nodes reach.
         sources: Folders, files, globs, model or adapter folders, zoos of runs, hub names.
         facts: CSV, TSV, JSON, JSON lines or Parquet with a column `path` (a name or pattern) and facts.
-        strict_facts: A row of `facts` that fits no checkpoint or several, or contradicts another, ends the ingest.
-        as_text: Facts of your own that become text, for instance where sources hold them as numbers and as text.
+        strict_facts: Whether a row of `facts` that fits no checkpoint or several, or contradicts another, is an error.
+        as_text: Facts of your own to convert to text, for instance if sources hold them as numbers and as text.
         select: Keys of the networks to take from files that hold several: `state_dict_ema`, a pattern, `*` for each.
-        strict: A file that cannot be read, or weights that are not finite, end the ingest.
-        constants: Names of tensors, with `*` and `?`, that the architecture fixes and that need not be finite: masks,
-            tables. They are kept and never generated. Masks of zeros and minus infinity (or the least float) are found
-            without.
-        distributed: Ray Data tasks over all cores and nodes; false works in this process.
+        strict: Whether files that cannot be read and weights that are not finite are errors.
+        constants: Names of tensors, with `*` and `?`, that the architecture fixes and that need not be finite, such as
+            tables. They are stored and never generated. Masks of zeros and minus infinity (or the least float) are
+            recognised without.
+        distributed: Whether to use Ray Data tasks over all cores and nodes instead of this process.
     """
 
     out: str = "runs/corpus"
@@ -73,7 +73,7 @@ def build_corpus(
 
     Args:
         config: The sources and the settings of the ingest.
-        on_progress: Called with bytes read, bytes of all files, and a line of counts.
+        on_progress: Called with the bytes read, the bytes of all files, and a line of counts.
         on_notice: Called before the work begins with a line for each row of `config.facts` that could not be used.
 
     Raises:
@@ -91,11 +91,11 @@ def build_corpus(
     storage = Storage.at(config.out)
     aside = [row.to_row() for row in found.aside]
     content = [[item.name for item in items], aside]
-    recipe: dict[str, Any] = {"ingest": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    recipe: JsonObject = {"ingest": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     if storage.size(MANIFEST) is not None:
         return _existing(config, recipe)
     with writing(config.out):
-        if storage.size(MANIFEST) is not None:  # The process that held the folder a moment ago may have finished it.
+        if storage.size(MANIFEST) is not None:  # Another process that held the folder a moment ago may have finished.
             return _existing(config, recipe)
         _ingest_remaining(items, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
@@ -110,7 +110,7 @@ def build_corpus(
 def _with_facts(
     checkpoints: list[SourceCheckpoint], config: BuildConfig, on_notice: Callable[[str], None] | None
 ) -> tuple[list[SourceCheckpoint], FactsReport]:
-    """Adds the user's facts in their final types, and joins checkpoints whose names show that they are of one run."""
+    """Adds the user's facts in their final types, and joins checkpoints of one run, as their names show."""
     checkpoints, report = join_facts(read_facts(config.facts) if config.facts else [], checkpoints)
     if report.problems and config.strict_facts:
         raise CorpusError(
@@ -132,7 +132,7 @@ def _origin(checkpoint: SourceCheckpoint) -> str:
     return checkpoint.files[0] if checkpoint.stored_id is not None else f"'{checkpoint.name}'"
 
 
-def _existing(config: BuildConfig, recipe: dict[str, Any]) -> Corpus:
+def _existing(config: BuildConfig, recipe: JsonObject) -> Corpus:
     corpus = Corpus.open(config.out)
     if corpus.manifest["recipe"].get("ingest") != recipe["ingest"]:
         raise CorpusError(
@@ -161,12 +161,12 @@ def _ingest_remaining(
             on_progress(done, total, f"{checkpoints} checkpoints, {quarantined} refused")
 
 
-def _in_process(items: list[IngestItem], root: str) -> Iterator[dict[str, Any]]:
+def _in_process(items: list[IngestItem], root: str) -> Iterator[dict[str, int]]:
     for item in items:
         yield ingest_item(item, root)
 
 
-def _over_ray(items: list[IngestItem], root: str) -> Iterator[dict[str, Any]]:
+def _over_ray(items: list[IngestItem], root: str) -> Iterator[dict[str, int]]:
     if not items:
         return
     import ray.data
@@ -175,7 +175,7 @@ def _over_ray(items: list[IngestItem], root: str) -> Iterator[dict[str, Any]]:
     yield from work.map(partial(_ingest_row, root=root), num_cpus=1).iter_rows()
 
 
-def _ingest_row(row: dict[str, Any], root: str) -> dict[str, Any]:
+def _ingest_row(row: dict[str, IngestItem], root: str) -> dict[str, int]:
     return ingest_item(row["item"], root)
 
 
@@ -183,7 +183,7 @@ def _commit(
     items: list[IngestItem],
     config: BuildConfig,
     storage: Storage,
-    recipe: dict[str, Any],
+    recipe: JsonObject,
     parts: list[Corpus],
     aside: list[dict[str, str]],
 ) -> Corpus:

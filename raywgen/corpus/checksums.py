@@ -17,7 +17,7 @@ import pyarrow.compute
 import xxhash
 from torch import Tensor
 
-# Arrow makes these functions when it is imported, where no type checker sees them.
+# Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 Digest = Callable[[memoryview], str]
 _SLOW, _FAST = "sha256", "xxh3"

@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +17,7 @@ from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import (
     CHECKPOINT_SCHEMA,
     QUARANTINE_SCHEMA,
+    FactValue,
     NetworkFacts,
     TaskFacts,
     facts_table,
@@ -37,7 +37,7 @@ def commit_corpus(
     shards: Sequence[Shard],
     tasks: Sequence[TaskFacts],
     networks: Sequence[NetworkFacts],
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
     quarantine: Sequence[Mapping[str, str]] = (),
     statistics: Mapping[str, LayoutStatistics] | None = None,
     forms: Mapping[str, Layout] | None = None,
@@ -88,14 +88,14 @@ def commit_corpus(
     return Corpus.open(root)
 
 
-def stored_shards(corpus: Corpus, **columns: Sequence[Any]) -> list[Shard]:
+def stored_shards(corpus: Corpus, **columns: Sequence[FactValue]) -> list[Shard]:
     """Returns a corpus' shards with their facts as `commit_corpus` takes them.
 
     Args:
         corpus: The corpus, whose shards do not change.
         columns: Facts to replace, each with one value for each row of `corpus.facts`.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, FactValue]]] = {}
     for index, row in enumerate(corpus.facts.to_pylist()):
         known = {name: value for name, value in row.items() if value is not None}
         known |= {name: values[index] for name, values in columns.items()}

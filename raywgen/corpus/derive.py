@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -19,20 +18,28 @@ from raywgen.corpus.checksums import row_sums
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CheckpointFacts, NetworkFacts, TaskFacts
+from raywgen.corpus.facts import (
+    CHECKPOINT_COLUMNS,
+    CHECKPOINT_SCHEMA,
+    CheckpointFacts,
+    FactValue,
+    NetworkFacts,
+    TaskFacts,
+)
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.packed_weights import may_be_packed
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import remove_unused_shards, writing
+from raywgen.json_types import JsonObject
 from raywgen.weights import Layout
 
 _SHARD_BYTES = 256 << 20
 _SHARD_CHECKPOINTS = 4_096
 _SIDES = ("train", "heldout")
 OnCheckpoint = Callable[[int, int], None]
-"""Called with the checkpoints written and their number."""
+"""Called with the number of checkpoints written and their total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,7 @@ class Selection:
 
 
 def write_corpus(
-    root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None = None
+    root: str, parts: Sequence[Selection], recipe: JsonObject, on_progress: OnCheckpoint | None = None
 ) -> Corpus:
     """Copies checkpoints into a new corpus, bit for bit unless a selection changes them.
 
@@ -77,7 +84,7 @@ def write_corpus(
 
 
 def _write_corpus(
-    root: str, parts: Sequence[Selection], recipe: dict[str, Any], on_progress: OnCheckpoint | None, shards: list[Shard]
+    root: str, parts: Sequence[Selection], recipe: JsonObject, on_progress: OnCheckpoint | None, shards: list[Shard]
 ) -> Corpus:
     """Writes the corpus, and adds each written shard to `shards`."""
     total = sum(part.facts.num_rows for part in parts)
@@ -157,7 +164,7 @@ def split(
         by: The fact that groups checkpoints.
         heldout: Share of the groups to hold out, in (0, 1).
         seed: Seed of the choice of groups.
-        on_progress: Called with the checkpoints written and their number.
+        on_progress: Called with the number of checkpoints written and their total.
 
     Raises:
         CorpusError: The share leaves one side empty, or `write_corpus` raises it.
@@ -187,7 +194,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheck
         root: Path or URI of the new corpus.
         corpus: The corpus to deduplicate.
         near: Largest distance, divided by the norm of the kept checkpoint, of a duplicate; 0 means equal bytes.
-        on_progress: Called with the checkpoints written and their number.
+        on_progress: Called with the number of checkpoints written and their total.
 
     Raises:
         CorpusError: `write_corpus` raises it.
@@ -279,7 +286,7 @@ def new_facts(group: pa.Table) -> list[CheckpointFacts]:
     return rows
 
 
-def replace_columns(facts: pa.Table, stored_id: pa.Table | None = None, **columns: list[Any]) -> pa.Table:
+def replace_columns(facts: pa.Table, stored_id: pa.Table | None = None, **columns: Sequence[FactValue]) -> pa.Table:
     """Replaces columns of facts; `stored_id` gives the table whose ids the old shards use."""
     if stored_id is not None:
         facts = facts.append_column("stored_id", stored_id.column("checkpoint_id"))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from raywgen.corpus.commit import commit_corpus, stored_shards
 from raywgen.corpus.corpus import Corpus
@@ -26,7 +25,7 @@ _SHOWN_NAMES = 8
 def describe(
     location: str | Path,
     tasks: Sequence[TaskFacts],
-    recipes: Mapping[str, Mapping[str, Any]],
+    recipes: Mapping[str, Mapping[str, object]],
     layouts: Mapping[str, Layout] | None = None,
 ) -> Corpus:
     """Adds tasks and recipes of networks to a corpus in place; entries with the same names are replaced.
@@ -52,7 +51,7 @@ def describe(
 def _describe(
     corpus: Corpus,
     tasks: Sequence[TaskFacts],
-    recipes: Mapping[str, Mapping[str, Any]],
+    recipes: Mapping[str, Mapping[str, object]],
     layouts: Mapping[str, Layout],
 ) -> Corpus:
     recipes = by_network_name(corpus, recipes)
@@ -87,13 +86,13 @@ def _describe(
     )
 
 
-def by_network_name(corpus: Corpus, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def by_network_name(corpus: Corpus, recipes: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, object]]:
     """Converts recipes by name or layout id to recipes by the names of the corpus' networks.
 
     Raises:
         CorpusError: There is no such network, or one is named twice.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Mapping[str, object]] = {}
     for key, recipe in recipes.items():
         name = _network_of(corpus, key)
         if name in found:

@@ -16,7 +16,7 @@ class DamagedFileError(CorpusError):
 
 
 class ChangedCorpusError(CorpusError):
-    """A corpus that another process deleted or rebuilt while it was read."""
+    """A corpus that another process deleted or rebuilt during the read."""
 
 
 class FetchError(CorpusError):

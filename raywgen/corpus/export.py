@@ -23,7 +23,7 @@ from raywgen.weights.safetensors_writer import is_writable, read_metadata
 _SUFFIX = ".safetensors"
 _OURS = "raywgen."
 _KEPT_APART = (FILE_METADATA, CONFIG_FILES)
-# A name has 255 bytes on most file systems, and a file has a longer one while it is being written.
+# Most file systems allow 255 bytes, and a file has a longer name while it is being written.
 _NAME_BYTES = 240
 # The names under which transformers, diffusers and peft find weights beside a config.
 _LOADED_AS = {
@@ -60,8 +60,8 @@ def export(
     Args:
         corpus: The corpus to export.
         out: The folder to write to.
-        terms: Query that selects checkpoints, as `Corpus.query` takes it.
-        on_progress: Called with the files written and their number.
+        terms: Query that selects checkpoints, as for `Corpus.query`.
+        on_progress: Called with the number of files written and their total.
         overwrite: Whether to replace other files. A killed export can continue without it.
 
     Raises:
@@ -159,8 +159,8 @@ def _check_clashes(files: Mapping[str, _File], *, fold_case: bool) -> None:
         if other != checkpoint_id:
             raise CorpusError(
                 f"checkpoints '{other}' and '{checkpoint_id}' would both be written to {file.path}"
-                f"{' (this file system does not tell upper from lower case)' if fold_case else ''}; choose one by "
-                "a query such as 'checkpoint_id!=...', or rename one"
+                f"{' (this file system does not distinguish upper from lower case)' if fold_case else ''}; choose one "
+                "by a query such as 'checkpoint_id!=...', or rename one"
             )
     configs: dict[str, tuple[str, str]] = {}
     for checkpoint_id, file in files.items():

@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CheckpointFacts, FactValue
 
 KNOWN_TYPES = {field.name: str(field.type) for field in dataclasses.fields(CheckpointFacts) if field.name != "more"}
 _LARGEST_EXACT_FLOAT = 2**53
 
 
-def convert(name: str, value: Any) -> Any:
+def convert(name: str, value: Any) -> FactValue:
     """Converts a known fact to its type; a fact of the user's own keeps its type, or becomes text.
 
     Raises:
@@ -50,7 +50,7 @@ def _whole_number(value: Any) -> int:
     return int(value)
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Converts a fact to text: numbers and nested values are written as JSON, dates by ISO 8601."""
     if isinstance(value, str):
         return value
@@ -59,7 +59,7 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def kind_of_fact(value: Any) -> str:
+def kind_of_fact(value: FactValue) -> str:
     """Returns `text`, `number` or `true or false`; values of one column must be of one kind."""
     if isinstance(value, bool):
         return "true or false"
@@ -99,8 +99,8 @@ def _exact_number(cell: str) -> int | float | None:
 
 
 def one_type_each(
-    rows: Iterable[tuple[str, dict[str, Any]]], cast_to_text: Collection[str] = ()
-) -> list[dict[str, Any]]:
+    rows: Iterable[tuple[str, dict[str, FactValue]]], cast_to_text: Collection[str] = ()
+) -> list[dict[str, FactValue]]:
     """Checks that each fact has one type, after converting some to text.
 
     Args:
@@ -110,7 +110,7 @@ def one_type_each(
     Raises:
         CorpusError: A fact is a number in one place and text in another; both are named, and the remedy.
     """
-    seen: dict[str, tuple[str, str, Any]] = {}
+    seen: dict[str, tuple[str, str, FactValue]] = {}
     result = []
     for where, facts in rows:
         facts = {name: as_text(value) if name in cast_to_text else value for name, value in facts.items()}

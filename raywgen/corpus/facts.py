@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.errors import CorpusError
+from raywgen.json_types import JsonObject
 from raywgen.weights import Layout
+
+FactValue = str | int | float | bool | None
+"""A fact as a table holds it; None if it is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +68,9 @@ class CheckpointFacts:
     licence: str
     architecture: str = ""
     key_prefix: str = ""
-    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+    more: dict[str, FactValue] = dataclasses.field(default_factory=dict)
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, FactValue]:
         """Returns the row of the table of facts; further facts are columns of their own."""
         return {**self.more, **dict(zip(CHECKPOINT_COLUMNS, _known_facts(self), strict=True))}
 
@@ -100,7 +104,7 @@ class NetworkFacts:
     recipe: dict[str, Any]
     layout: Layout
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the JSON object of the manifest."""
         layout = self.layout
         return {"name": self.name, "recipe": self.recipe, "layout": layout.to_json(), "form_id": layout.form_id}
@@ -148,7 +152,7 @@ TASK_SCHEMA = pa.schema(
 )
 
 
-def facts_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def facts_table(rows: Sequence[Mapping[str, FactValue]]) -> pa.Table:
     """Makes a table of facts; further facts follow the known columns, null if a checkpoint has none.
 
     Raises:
@@ -192,13 +196,13 @@ def tasks_from_table(table: pa.Table) -> dict[str, TaskFacts]:
     return {task.task_id: task for task in map(_task, _rows(table))}
 
 
-def _rows(table: pa.Table) -> Iterable[dict[str, Any]]:
+def _rows(table: pa.Table) -> Iterable[dict[str, pa.Scalar]]:
     arrays = {name: table.column(name) for name in table.column_names}
     for index in range(table.num_rows):
         yield {name: column[index] for name, column in arrays.items()}
 
 
-def _task(row: dict[str, Any]) -> TaskFacts:
+def _task(row: Mapping[str, pa.Scalar]) -> TaskFacts:
     labels = np.array(row["labels"].values)
     samples = np.array(row["samples"].values)
     return TaskFacts(

@@ -8,9 +8,9 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import KNOWN_TYPES, convert, numbers_of_text
-from raywgen.corpus.facts import CONFIG_FILES, FILE_METADATA
+from raywgen.corpus.facts import CONFIG_FILES, FILE_METADATA, FactValue
 from raywgen.inputs import check_regular, parse_json, read_regular
 from raywgen.parquet import bounded_table
 
@@ -55,7 +55,7 @@ class FactsRow:
 
     number: int
     path: str
-    facts: dict[str, Any]
+    facts: dict[str, FactValue]
 
 
 def read_facts(path: str) -> list[FactsRow]:
@@ -99,7 +99,7 @@ def _decoded(path: str) -> str:
 def _text_table(path: str, text: str, separators: str) -> list[FactsRow]:
     if not text.strip():
         raise CorpusError(f"facts={path} is empty; give {_KINDS} with a column 'path'")
-    # In some countries spreadsheets separate by `;`: the header shows it.
+    # In some countries spreadsheets separate cells by `;`, which the header shows.
     headers = {sign: next(csv.reader(io.StringIO(text, newline=""), delimiter=sign)) for sign in separators}
     found = (sign for sign, cells in headers.items() if _PATH in (cell.strip() for cell in cells))
     separator = next(found, separators[0])
@@ -140,7 +140,7 @@ def _parquet(path: str) -> list[FactsRow]:
 def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
     if lines:
         numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        content: list[Any] = [(number, _json_line(path, number, line)) for number, line in numbered]
+        content: list[tuple[int, object]] = [(number, _json_line(path, number, line)) for number, line in numbered]
     else:
         whole = parse_json(text, lambda pairs: _object(path, pairs))
         content = list(enumerate(whole, 1)) if isinstance(whole, list) else [(1, None)]
@@ -154,7 +154,7 @@ def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
         raise CorpusError(_no_path(f"{path}, row {lost[0]}", list(dict(rows)[lost[0]])))
     if rows:
         _check_columns(path, names)
-    # Tables in memory mark a missing text by NaN.
+    # pandas writes a missing text as NaN.
     texts = {name for _, row in rows for name, value in row.items() if isinstance(value, str)}
     return [
         _row(path, number, {name: value for name, value in row.items() if not (name in texts and _is_nan(value))})
@@ -162,14 +162,14 @@ def _json(path: str, text: str, *, lines: bool) -> list[FactsRow]:
     ]
 
 
-def _json_line(path: str, number: int, line: str) -> Any:
+def _json_line(path: str, number: int, line: str) -> object:
     try:
         return parse_json(line, lambda pairs: _object(path, pairs))
     except json.JSONDecodeError as error:
         raise CorpusError(f"{path}, line {number} is no JSON ({error}); give one object a line") from error
 
 
-def _object(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(path: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
     counts = Counter(name for name, _ in pairs)
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise CorpusError(f"{path}: an object names '{doubled[0]}' twice; keep one")
@@ -195,8 +195,8 @@ def _no_path(where: str, names: list[str]) -> str:
     return f"{where} has no column 'path' (it has {known}); name by it the checkpoints, for instance resnet20/*"
 
 
-def _row(path: str, number: int, row: dict[str, Any]) -> FactsRow:
-    facts: dict[str, Any] = {}
+def _row(path: str, number: int, row: Mapping[str, object]) -> FactsRow:
+    facts: dict[str, FactValue] = {}
     for name, value in row.items():
         if name == _PATH or value is None or (KNOWN_TYPES.get(name, "").startswith("str") and _is_nan(value)):
             continue
@@ -213,5 +213,5 @@ def _row(path: str, number: int, row: dict[str, Any]) -> FactsRow:
     return FactsRow(number, "" if where is None else str(where), facts)
 
 
-def _is_nan(value: Any) -> bool:
+def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)

@@ -9,10 +9,11 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any
 
+from raywgen.corpus.facts import FactValue
 from raywgen.corpus.facts_file import FactsRow
 from raywgen.corpus.sources import SourceCheckpoint
+from raywgen.json_types import JsonObject
 
 _INDEX = ".index.json"
 _SHOWN_NAMES = 4
@@ -33,7 +34,7 @@ class FactsReport:
     num_used: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the JSON object of the manifest."""
         kept = self.problems[:_KEPT_PROBLEMS]
         return {"rows": self.num_rows, "used": self.num_used, "num_problems": len(self.problems), "problems": kept}
@@ -98,7 +99,7 @@ class _JoinedFacts:
     """Collects facts by checkpoint, with the row that each comes from."""
 
     def __init__(self, checkpoints: Sequence[SourceCheckpoint], report: FactsReport) -> None:
-        self.facts: list[dict[str, Any]] = [{} for _ in checkpoints]
+        self.facts: list[dict[str, FactValue]] = [{} for _ in checkpoints]
         self._from: list[dict[str, tuple[int, int, bool]]] = [{} for _ in checkpoints]
         self._checkpoints = checkpoints
         self._report = report
@@ -109,11 +110,11 @@ class _JoinedFacts:
                 for name, value in row.facts.items():
                     self._add(index, name, value, (row.number, len(found), by_pattern))
 
-    def _add(self, index: int, name: str, value: Any, source: tuple[int, int, bool]) -> None:
+    def _add(self, index: int, name: str, value: FactValue, source: tuple[int, int, bool]) -> None:
         before, earlier = self._from[index].get(name), self.facts[index].get(name)
         if before is not None and earlier != value and not (earlier != earlier and value != value):
             number, num_found, by_pattern = before
-            # A narrower pattern may correct a wider one before it, and a name any pattern.
+            # A narrower pattern may correct an earlier wider one, and a name may correct any pattern.
             if by_pattern == source[2] and (not by_pattern or num_found <= source[1]):
                 self._report.problems.append(
                     f"rows {number} and {source[0]} say {name}={earlier} and {name}={value} of "

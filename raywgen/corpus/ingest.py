@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
 from raywgen.corpus.constants import find_constants, why_not_finite, with_nan
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, FILE_METADATA, CheckpointFacts
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, FILE_METADATA, CheckpointFacts, FactValue
 from raywgen.corpus.sharded import read_weight_map
 from raywgen.corpus.shards import Shard, num_pages, write_shard
 from raywgen.corpus.source_tree import local_file, open_remote
@@ -40,7 +40,7 @@ _ITEM_CHECKPOINTS = 2_000
 _ITEM_BYTES = 256 << 20
 _PEEK_BYTES = 64 << 20
 _T = TypeVar("_T")
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, FactValue] = {
     "task_id": None,
     "step": 0,
     "split": "train",
@@ -55,7 +55,7 @@ _DEFAULTS: dict[str, Any] = {
     "licence": "unknown",
     "architecture": "",
 }
-_DEFAULT_FACTS: dict[str, Any] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
+_DEFAULT_FACTS: dict[str, FactValue] = dict.fromkeys(CHECKPOINT_COLUMNS) | _DEFAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class IngestResult:
     quarantine: list[dict[str, str]]
     statistics: dict[str, LayoutStatistics]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns the content of the journal."""
         return {
             "shards": [shard.to_json() | {"facts": shard.facts} for shard in self.shards],
@@ -161,7 +161,7 @@ def read_journal(storage: Storage, item_name: str) -> IngestResult:
         ) from error
 
 
-def ingest_item(item: IngestItem, root: str) -> dict[str, Any]:
+def ingest_item(item: IngestItem, root: str) -> dict[str, int]:
     """Reads an item's files, writes its shards, then its journal.
 
     Returns:
@@ -188,7 +188,7 @@ class _Ingest:
         self._done = IngestResult(shards=[], layouts={}, quarantine=[], statistics={})
 
     def run(self) -> IngestResult:
-        reader = _Reader()
+        reader = _CheckpointReader()
         for checkpoint in self._item.checkpoints:
             try:
                 found = reader.read(checkpoint)
@@ -255,7 +255,7 @@ def _stack(parts: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(parts))
 
 
-class _Reader:
+class _CheckpointReader:
     """Reads checkpoints from all kinds of sources; corpora stay open."""
 
     def __init__(self) -> None:
@@ -271,7 +271,7 @@ class _Reader:
         peek = files.peek if checkpoint.num_bytes >= _PEEK_BYTES else None
         return self._fetched(checkpoint.files[0], files.read_all, peek)
 
-    def _fetched(self, file: str, read: Callable[[str], _T], peek: Callable[[Any, str], None] | None = None) -> _T:
+    def _fetched(self, file: str, read: Callable[[str], _T], peek: Callable[[BinaryIO, str], None] | None = None) -> _T:
         """Reads a local file, or a copy of a remote one; errors name the file, not the copy."""
         if peek is not None and "://" in file:
             # A large file that turns out to be an optimizer's state must not be copied first.

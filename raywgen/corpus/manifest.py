@@ -20,7 +20,7 @@ from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout
 
 SCHEMA_VERSION = 2
-# In this version every form of an architecture was a layout, whose id was what is a form's id now.
+# In this version every form of an architecture was a layout of its own, with the present form id as its id.
 _LAYOUTS_BY_FORM = 1
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
@@ -64,7 +64,7 @@ class Contents:
         _check_names(storage, [shard.path for shard in shards], [shard.sha256 for shard in shards])
         _check_names(storage, list(manifest["files"].values()))
         networks_read = [with_source(NetworkFacts.from_json(row), storage.name) for row in manifest["networks"]]
-        # The first of several networks of one layout, at the place of the last.
+        # Of several networks of one layout the first one counts, at the position of the last one.
         first = {network.layout.id: network for network in reversed(networks_read)}
         networks = {network.layout.id: first[network.layout.id] for network in networks_read}
         forms = {network.layout.form_id: network.layout for network in networks_read}
@@ -87,12 +87,12 @@ class Contents:
         return cls(shards, networks, arranged, layout_of, statistics)
 
 
-def _check_names(storage: Storage, names: Sequence[Any], checksums: Sequence[Any] = ()) -> None:
+def _check_names(storage: Storage, names: Sequence[object], checksums: Sequence[object] = ()) -> None:
     """Refuses files outside of the corpus, and checksums that could be the name of any file."""
     for name in names:
-        inside(name)
+        plain = inside(name)
         if storage.is_local:
-            check_stays(storage.root, name)
+            check_stays(storage.root, plain)
     if wrong := [each for each in checksums if not isinstance(each, str) or not re.fullmatch("[0-9a-f]{64}", each)]:
         raise UnusableFileError(f"{wrong[0]!r} is no checksum")
 

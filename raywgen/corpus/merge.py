@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,7 +12,7 @@ from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, repl
 from raywgen.corpus.errors import CorpusError, UnknownFactError
 from raywgen.corpus.fact_types import as_text as to_text
 from raywgen.corpus.fact_types import one_type_each
-from raywgen.corpus.facts import CHECKPOINT_SCHEMA
+from raywgen.corpus.facts import CHECKPOINT_SCHEMA, FactValue
 
 _IDS = ("checkpoint_id", "trajectory_id", "base_id")
 
@@ -26,7 +25,7 @@ def merge(
     Args:
         root: Path or URI of the new corpus.
         corpora: The corpora to join.
-        on_progress: Called with the checkpoints written and their number.
+        on_progress: Called with the number of checkpoints written and their total.
         as_text: Facts of the user's own to convert to text, because corpora differ in their type.
 
     Raises:
@@ -44,7 +43,7 @@ def merge(
         ids = facts.column("checkpoint_id").to_pylist()
         renamed = {"checkpoint_id": ids}
         if seen & set(ids):
-            # The same people name trajectories and bases: if checkpoints clash, these clash too.
+            # Trajectories and bases are named alike: if checkpoint ids clash, theirs clash too.
             free = (n for n in itertools.count(number) if not seen & {f"{n}/{name}" for name in ids})
             prefix = next(free)
             renamed = {name: _numbered(prefix, facts.column(name).to_pylist()) for name in _IDS}
@@ -87,7 +86,7 @@ def _with_text(facts: pa.Table, names: Collection[str]) -> pa.Table:
     return facts
 
 
-def _example(facts: pa.Table, name: str) -> Any:
+def _example(facts: pa.Table, name: str) -> FactValue:
     """Returns a value of a column, all of which have one type."""
     column = facts.column(name).drop_null()
     return column[0].as_py() if len(column) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic
+from typing import Generic, TypedDict
 
 import numpy as np
 
@@ -12,8 +12,15 @@ from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.order import Cursor
 
 
+class MixedCursor(TypedDict):
+    """The position of a `MixedStream`: the number of draws, and the cursor of each stream."""
+
+    drawn: int
+    cursors: list[dict[str, int]]
+
+
 class MixedStream(Generic[Batch]):
-    """Endless batches of several streams, drawn by seed and batch number alone, so that all workers draw equally.
+    """Draws endless batches from several streams by seed and batch number alone, so that all workers draw alike.
 
     A stream that ends begins its next epoch.
 
@@ -44,11 +51,11 @@ class MixedStream(Generic[Batch]):
             self._drawn += 1
             yield index, batch
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> MixedCursor:
         """Returns the position of the stream, for a checkpoint."""
         return {"drawn": self._drawn, "cursors": [stream.cursor.to_json() for stream in self._streams]}
 
-    def go_to(self, place: dict[str, Any]) -> None:
+    def go_to(self, place: MixedCursor) -> None:
         """Continues at a position from `to_json`; call it before iterating."""
         self._drawn = place["drawn"]
         for stream, cursor in zip(self._streams, place["cursors"], strict=True):

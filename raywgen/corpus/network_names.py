@@ -1,4 +1,4 @@
-"""Names networks after their folders and files, if these say more than a hash."""
+"""Names networks after their folders and files, if these are more telling than a hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of an epoch: a pure function of seed and epoch, whatever the number of workers.
+"""The order of an epoch is a pure function of seed and epoch, whatever the number of workers.
 
 Items form blocks of neighbours. Blocks are permuted, a window of permuted blocks is permuted item by item, and batches
 are cut from the result. So neighbours on disk are read together, yet mixed with items from anywhere.

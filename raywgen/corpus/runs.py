@@ -1,4 +1,4 @@
-"""Recognises checkpoints that are steps of one run by the names that trainers give them.
+"""Recognises the checkpoints that are steps of one run, by the file names that trainers use.
 
 A number in a name counts as a step only if a word says so (`step`, `epoch`, `iter`, `checkpoint`, ...), or if it begins
 a name that also identifies the run (`0003_acc0.94_seed0001`). Names that differ in any other number (`net0` and `net1`,
@@ -54,7 +54,7 @@ class _ParsedName:
         name: The remaining file name; empty if the name was nothing but a step.
         shown: Folder below the source, and name.
         step: The step; None if the name has none.
-        ends: Whether the name says `best`, `last` or `final`.
+        ends: Whether the name contains `best`, `last` or `final`.
     """
 
     folder: str

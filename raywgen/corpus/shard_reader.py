@@ -27,7 +27,7 @@ from raywgen.corpus.shards import (
 from raywgen.corpus.storage import Storage
 from raywgen.weights import Layout
 
-# Mapping a shard anew costs a page fault for every 16 pages of it; one that stays mapped costs a file descriptor.
+# Mapping a shard again costs a page fault per 16 pages; a shard that stays mapped costs a file descriptor.
 _OPENED_SHARDS = 512
 
 

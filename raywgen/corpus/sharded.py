@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 from raywgen.corpus.errors import CorpusError
@@ -66,7 +65,7 @@ def weight_map(text: str, source: str) -> dict[str, str]:
         CorpusError: The text is no index, or names a file in another folder.
     """
     try:
-        content: Any = json.loads(text)
+        content: object = json.loads(text)
     except ValueError:
         content = None
     names = content.get("weight_map") if isinstance(content, Mapping) else None
@@ -75,7 +74,7 @@ def weight_map(text: str, source: str) -> dict[str, str]:
     return names
 
 
-def _lies_beside(name: Any) -> bool:
+def _lies_beside(name: object) -> bool:
     """Whether a name is a plain file name, which cannot lead out of the folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 

@@ -68,7 +68,7 @@ class SourceTree:
         self.listed = listing.files
         self.aside = listing.aside
         self.sizes = {path: file.size for path, file in listing.files.items()}
-        # The keys are strings, because paths cost much more.
+        # The keys are strings, because paths are much slower and larger.
         self._files: dict[str, list[PurePosixPath]] = {}
         for path in self.sizes:
             self._files.setdefault(_folder(str(path)), []).append(path)

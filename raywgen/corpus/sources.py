@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 from raywgen.corpus.aside import PASSED_OVER, REFUSED, SetAside
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.fact_types import convert
-from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CONFIG_FILES, CONFIG_NAMES
+from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CONFIG_FILES, CONFIG_NAMES, FactValue
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
@@ -38,7 +37,7 @@ _ROOT = PurePosixPath()
 _MODEL_CONFIG = {"architectures", "model_type", "_class_name", "peft_type"}
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _RUN_CHECKPOINT = re.compile(r"^checkpoint_(\d+)$")
-# Texts and images are only counted; all other files without a weights' suffix are examined.
+# Files with these suffixes are only counted; all others without a weights' suffix are examined.
 _NO_WEIGHTS = (
     *(".json", ".jsonl", ".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".py"),
     *(".ipynb", ".html", ".sh", ".xml", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".parquet", ".arrow"),
@@ -56,7 +55,7 @@ class SourceCheckpoint:
         facts: Facts from its folder and neighbouring files.
         stored_id: Its id in the corpus `files[0]`; None if it is read from files.
         index: The index that maps tensors to files; None for a checkpoint of one file.
-        changed: When its files were last changed; it differs if their bytes do.
+        changed: Time of the last change of its files; it differs if their bytes do.
         full_name: The name with the suffix, for which `name` is short.
         real: Identity of the bytes on the disk, whatever the path to them.
         select: Keys of the networks to take from files that hold several.
@@ -66,7 +65,7 @@ class SourceCheckpoint:
     name: str
     files: tuple[str, ...]
     num_bytes: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, FactValue] = field(default_factory=dict)
     stored_id: str | None = None
     index: str | None = None
     changed: str = ""
@@ -158,7 +157,7 @@ def _named_apart(found: list[SourceCheckpoint]) -> list[SourceCheckpoint]:
         if one.name == other.name:
             raise CorpusError(
                 f"two checkpoints are called '{one.name}' ({one.files[0]} and {other.files[0]}); give one folder that "
-                "holds both, so that their paths tell them apart"
+                "holds both, so that their paths distinguish them"
             )
     return found
 
@@ -257,7 +256,7 @@ def _of_folder(tree: SourceTree, folder: PurePosixPath, wanted: set[PurePosixPat
 
 
 def _of_index(
-    tree: SourceTree, index: PurePosixPath, facts: dict[str, Any]
+    tree: SourceTree, index: PurePosixPath, facts: dict[str, FactValue]
 ) -> tuple[SourceCheckpoint | SetAside, set[PurePosixPath]]:
     """Returns a sharded checkpoint and its files; if the index is bad, the files that seem to be its parts."""
     name = str(name_of_index(index))
@@ -282,7 +281,7 @@ def _of_index(
     return checkpoint, set(parts)
 
 
-def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, Any]) -> Iterator[_Entry]:
+def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, FactValue]) -> Iterator[_Entry]:
     unknown = [file for file in files if not weights_suffix(file.name) and file.suffix.lower() not in _NO_WEIGHTS]
     heads = dict(zip(unknown, tree.heads(unknown), strict=True))
     for file in files:
@@ -296,7 +295,7 @@ def _of_files(tree: SourceTree, files: list[PurePosixPath], facts: dict[str, Any
             yield _Other(file.suffix)
 
 
-def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, facts: dict[str, Any]) -> _Entry:
+def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, facts: dict[str, FactValue]) -> _Entry:
     """Classifies a file without a weights' suffix by its content."""
     if isinstance(head, OSError):
         return _aside(tree, file, f"cannot be read ({head.strerror or head}); check its permissions", REFUSED)
@@ -313,7 +312,7 @@ def _by_content(tree: SourceTree, file: PurePosixPath, head: bytes | OSError, fa
     return _Other(file.suffix)
 
 
-def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, Any], suffix: str) -> SourceCheckpoint:
+def _single(tree: SourceTree, file: PurePosixPath, facts: dict[str, FactValue], suffix: str) -> SourceCheckpoint:
     """Returns the checkpoint of one file, whose name ends in this suffix (empty for none)."""
     listed = tree.listed[file]
     name = str(file)
@@ -338,9 +337,9 @@ def _name(path: PurePosixPath) -> str:
     return str(path)[: -len(suffix)] if suffix else str(path)
 
 
-def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
+def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, FactValue]:
     """Reads the architecture of a model folder or adapter, and the hyperparameters of a run."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, FactValue] = {}
     config = tree.read_json(folder / "config.json")
     names = config.get("architectures")
     if isinstance(names, list) and names:
@@ -361,9 +360,9 @@ def _folder_facts(tree: SourceTree, folder: PurePosixPath) -> dict[str, Any]:
     return facts
 
 
-def _run_metrics(tree: SourceTree, folder: PurePosixPath) -> dict[int, dict[str, Any]]:
+def _run_metrics(tree: SourceTree, folder: PurePosixPath) -> dict[int, dict[str, FactValue]]:
     """Reads facts by step from a run's `result.json`, which has one JSON object a line."""
-    metrics: dict[int, dict[str, Any]] = {}
+    metrics: dict[int, dict[str, FactValue]] = {}
     for line in tree.read_text(folder / "result.json").splitlines():
         try:
             row = json.loads(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from raywgen.weights import Layout
 from raywgen.weights.tensors import real_values
 
 _BLOCK_VALUES = 1 << 16
+
+
+class StatisticsJson(TypedDict):
+    """The form of `LayoutStatistics` in JSON."""
+
+    num_checkpoints: int
+    sums: dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +80,16 @@ class LayoutStatistics:
             result[name] = (mean, math.sqrt(max(squares / max(count, 1) - mean * mean, 0.0)))
         return result
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> StatisticsJson:
         """Returns the JSON object of journals and the manifest."""
         return {"num_checkpoints": self.num_checkpoints, "sums": {name: list(row) for name, row in self.sums.items()}}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
+    def from_json(cls, content: StatisticsJson) -> Self:
         """Reads what `to_json` wrote."""
-        return cls(content["num_checkpoints"], {name: tuple(row) for name, row in content["sums"].items()})
+        return cls(
+            content["num_checkpoints"], {name: (int(row[0]), row[1], row[2]) for name, row in content["sums"].items()}
+        )
 
 
 def _sums(values: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Files of a corpus, local or remote, through `pyarrow.fs`; they are written as a whole or not at all."""
+"""Reads and writes files, local or remote, through `pyarrow.fs`; they are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -126,7 +126,7 @@ class Storage:
         self.write_all({relative: content})
         return hashlib.sha256(content).hexdigest()
 
-    def write_stream(self, relative: str, write: Callable[[Any], None]) -> tuple[str, int]:
+    def write_stream(self, relative: str, write: Callable[[pa.NativeFile], None]) -> tuple[str, int]:
         """Writes a large file in one step without holding it in memory; returns its SHA-256 and its bytes.
 
         Args:
@@ -176,9 +176,9 @@ class Storage:
                         self.filesystem.delete_file(partial)
             raise
 
-    def _write_partial(self, relative: str, write: Callable[[Any], None]) -> str:
+    def _write_partial(self, relative: str, write: Callable[[pa.NativeFile], None]) -> str:
         target = self.path(relative)
-        # A remote file appears when its upload completes; a local one would be seen growing.
+        # A remote file appears when its upload completes; a local one would be visible half-written.
         partial = f"{target}.{os.getpid()}.partial" if self.is_local else target
         try:
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)

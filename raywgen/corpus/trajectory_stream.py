@@ -1,4 +1,4 @@
-"""Windows of optimisation trajectories as a stream of batches.
+"""Streams batches of windows of optimisation trajectories.
 
 Shape letter beyond the legend in `raywgen.weights`: M windows of an epoch. Here B is the number of windows of a batch
 on this worker, and A that of the states of a window.
@@ -30,7 +30,7 @@ class TrajectoryStream(BatchStream[TrajectoryBatch]):
         num_targets: k: keep k + 1 states of each trajectory, evenly spaced in steps, including both ends; None keeps
             all that `terms` select.
         length: l: every run of l transitions (l + 1 states) is a window; None makes each trajectory one window.
-        terms: Query that selects checkpoints, as `Corpus.query` takes it, including steps, such as `step>=100`.
+        terms: Query that selects checkpoints, as for `Corpus.query`, including steps, such as `step>=100`.
         seed: Seed of the order; the order of an epoch depends on nothing else.
         rank: Rank of this worker.
         num_workers: Number of workers.

@@ -31,7 +31,7 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
 
     Args:
         location: Path or URI.
-        on_progress: Called with the shards checked and their number.
+        on_progress: Called with the number of shards checked and their total.
 
     Raises:
         CorpusError: There is no readable manifest.

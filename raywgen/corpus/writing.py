@@ -1,4 +1,4 @@
-"""Locks a folder for one writer, which begins by removing the half-written files of killed ones."""
+"""Locks a folder for one writer, which first removes the half-written files of killed writers."""
 
 from __future__ import annotations
 

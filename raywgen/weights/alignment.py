@@ -1,15 +1,15 @@
-"""Weight matching: the order of hidden units in which networks lie closest to a reference.
+"""Weight matching finds the order of hidden units in which networks lie closest to a reference.
 
 Source: Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023 (arXiv 2209.04836),
 section 3.2, algorithm 1. It maximises the inner product of all parameters with those of the reference, which minimises
 their distance, by solving one linear assignment after another until none gains.
 
-Where the paper is silent or raywgen departs from it: the descent starts twice, from the order that the networks have
-and from one that is settled layer by layer from the input (each group of units is matched by the axes whose neighbours
-are settled already), and the better end is kept. So a network never ends farther from the reference than it began, and
-a network that is the reference in another order is found exactly. An assignment counts only if it gains on all tensors
-that it touches: where both axes of a tensor are of one group, the linear problem is an approximation. Running
-statistics move along with their units but have no say.
+raywgen departs from the paper as follows. The descent starts twice, from the given order of the networks and from an
+order that is matched layer by layer from the input (each group of units by the axes whose neighbours are matched
+already), and the better result is kept. So a network never ends farther from the reference than it began, and a
+reordered copy of the reference is matched exactly. An assignment is accepted only if it gains over all tensors that it
+touches, because the linear problem is an approximation if both axes of a tensor belong to one group. Running statistics
+move along with their units but do not count.
 
 Shape letters beyond the legend in `raywgen.weights`: U units of a group, M places that a unit takes on an axis. Here K
 is the number of values of a unit.
@@ -95,7 +95,7 @@ class _Matching:
         self.orders = [torch.arange(group.num_units).repeat(self._num, 1) for group in self._groups]
 
     def settle(self) -> None:
-        """Matches each group once, whether it gains or not: next the one whose axes are settled for the most part."""
+        """Matches each group once, even without gain; next comes the group with the largest matched share of values."""
         remaining = list(range(len(self._groups)))
         while remaining:
             settled = {index: self._settled(index, remaining) for index in remaining}

@@ -1,4 +1,4 @@
-"""The cache folder of a machine: all processes of a user share one, and what is in it can be recomputed."""
+"""The cache folder, which all processes of a user on a machine share; its content can be recomputed."""
 
 from __future__ import annotations
 

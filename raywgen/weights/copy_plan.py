@@ -55,7 +55,7 @@ class CopyRange:
     target: int
     num_bytes: int
     is_whole: bool = False
-    """Whether it copies the whole entry, and nothing else copies from that entry."""
+    """Whether this is the only copy from the entry and covers all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class CopyPlan:
         prefix: The prefix that a wrapper had put before every name.
         copies: Byte ranges to copy, in the order of the packed form.
         entries: Number of bytes of each entry.
-        doubles: Tensors that the metadata tie to another, but that the file stores too: name, both starts, bytes.
+        doubles: Tensors that the metadata tie to another tensor though the file stores both: name, both starts, bytes.
         metadata: Metadata in the header of a safetensors file.
     """
 
@@ -83,7 +83,7 @@ def safetensors_plan(header: bytes, path: str) -> CopyPlan:
     """Plans the copies of a safetensors file from its header.
 
     Raises:
-        WeightsError: It is damaged, or holds no tensor or an unknown dtype.
+        WeightsError: The file is damaged, or holds no tensor or an unknown dtype.
     """
     try:
         with safe_open(path, "pt"):  # The library's own checks of offsets, overlaps and lengths.
@@ -115,7 +115,7 @@ def _stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape
 
 
-def _ties_in_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+def _ties_in_metadata(metadata: Mapping[str, str], tensors: Mapping[str, object]) -> dict[str, str]:
     """Reads ties from metadata as safetensors' `save_model` writes them: the name of a tensor -> that of its owner.
 
     The tied tensor may be stored in the file too.

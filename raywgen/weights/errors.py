@@ -1,4 +1,4 @@
-"""Errors about weights that a user can mend; each message names the file or tensor and the remedy."""
+"""Errors about weights that a user can fix; each message names the file or tensor and the remedy."""
 
 
 class WeightsError(ValueError):

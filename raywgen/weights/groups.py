@@ -14,7 +14,7 @@ from torch import Tensor
 from raywgen.weights.layout import Layout
 from raywgen.weights.tensors import KINDS
 
-# A row of fewer values shares its tensor's scale: a number for so few would cost more than it helps.
+# Shorter rows share their tensor's scale, because a scale for so few values costs more than it helps.
 _LEAST_FILTER = 16
 
 

@@ -27,7 +27,7 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# Harmless values are pickled as calls of these; they are not recorded, and not made either.
+# Harmless values are pickled as calls of these. They are not recorded as unknown calls, and not made either.
 _DATA_MODULES = ("numpy", "pathlib", "datetime", "collections", "decimal", "fractions", "uuid", "copyreg", "argparse")
 _DATA_BUILTINS = (
     "set",
@@ -151,7 +151,7 @@ class Array(Opaque):
 
 @dataclass(frozen=True, slots=True)
 class _Global:
-    """A name of a module, not looked up; calling it makes an `Opaque`."""
+    """A global name that is not looked up; calling it creates an `Opaque`."""
 
     name: str
     calls: list[str]
@@ -260,7 +260,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcces
         return found
 
     def load_build(self: Any) -> None:
-        """Drops the attributes (`_metadata`) of a `state_dict`; attributes of anything else could undo its checks."""
+        """Drops the attributes (`_metadata`) of a `state_dict`; others are refused, as they could undo checks."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Opaque):
             self.stack[-1].state = state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import IO
 
 HEAD_BYTES = 512
 MAX_HEADER_BYTES = 100 << 20
@@ -92,7 +92,7 @@ def foreign(head: bytes, name: str) -> Foreign | None:
     return next((kind for suffix, kind in _BY_SUFFIX.items() if name.lower().endswith(suffix)), None)
 
 
-def foreign_archive(file: Any) -> Foreign | None:
+def foreign_archive(file: IO[bytes]) -> Foreign | None:
     """Recognises the format of an open zip file; None if torch wrote it, or if it is damaged."""
     try:
         names = zipfile.ZipFile(file).namelist()

@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from raywgen.json_types import JsonObject
 from raywgen.weights.errors import LayoutMismatchError, NonFiniteWeightsError, WeightsError
 from raywgen.weights.names import plain_names, without_wrappers
 from raywgen.weights.tensors import StateDict, TensorSpec, find_ties, is_mask, kind_of, real_values
@@ -45,7 +46,7 @@ class Layout:
         """Reads names, shapes, dtypes, kinds, ties and masks from a `state_dict`.
 
         Raises:
-            WeightsError: It is empty, or an entry is not a tensor.
+            WeightsError: The `state_dict` is empty, or an entry is not a tensor.
         """
         if not state_dict:
             raise WeightsError("the state_dict is empty; give one with at least one tensor")
@@ -73,7 +74,7 @@ class Layout:
         """Reads what `to_json` wrote."""
         return cls(tuple(TensorSpec(**{**row, "shape": tuple(row["shape"])}) for row in rows))
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[JsonObject]:
         """Returns one JSON object per tensor, in the order of the packed form."""
         return [spec.to_json() for _, spec in self.packed_order]
 
@@ -119,7 +120,7 @@ class Layout:
         return Layout(tensors, None if packing == tuple(range(len(packing))) else packing)
 
     def has_order_of(self, known: Layout) -> bool:
-        """Whether flat vectors of another form of the architecture have the same order."""
+        """Whether the flat vector of another form of the architecture has the same order."""
         ours, theirs = (
             [name for name, spec in zip(layout.plain_names, layout.tensors, strict=True) if spec.is_generated]
             for layout in (self, known)
@@ -192,7 +193,7 @@ class Layout:
         return self.byte_offsets[-1]
 
     def check(self, state_dict: Mapping[str, Tensor], source: str = "state_dict") -> None:
-        """Asserts that a `state_dict` has exactly this layout and only finite values.
+        """Checks that a `state_dict` has exactly this layout and only finite values.
 
         Raises:
             LayoutMismatchError: A tensor is missing, unknown, or has another shape or dtype.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Attention masks hold -1e4 where half precision has to hold them, else -1e9, the least float, or minus infinity.
+# Attention masks hold -1e4 for half precision, otherwise -1e9, the least float, or minus infinity.
 _LEAST_MASKED = -1e4
 _LEARNED = ("running_mean", "running_var")
 

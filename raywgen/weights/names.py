@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Prefixes that a wrapper around the whole network puts before every name."""
-# No network has a part of its own under such a name.
+# No network uses these names itself.
 _SEGMENTS = frozenset(
     {"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_module"}
 )
-# A network may have parts of its own under these names, so they are removed only to compare names.
+# A network may use these names itself, so they are removed only to compare names.
 _WRAPPED = "module"
 _LIGHTNING = "model."
 

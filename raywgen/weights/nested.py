@@ -1,4 +1,4 @@
-"""Finds the networks in what people save: training states, wrappers, lists of networks, prefixes."""
+"""Finds the networks in saved objects: training states, wrappers, lists of networks, prefixed names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from raywgen.weights.names import PREFIXES
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params")
 _MAX_DEPTH = 8
 _MAX_PLACES = 100_000
-# Trainers save these in the same file; they hold tensors, but no network.
+# Trainers save these entries in the same file; they hold tensors, but no network.
 _NO_NETWORK = re.compile(r"optim|sched|scaler|rng|random|hyper_?param|hparam|config|^args$|callback|loops|metric", re.I)
-_MOMENTS = {
+_OPTIMIZER_TENSORS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "exp_inf"),
     *("exp_avg_sq_row", "exp_avg_sq_col", "sum", "step", "step_size", "prev", "fp32_flat_groups", "fp32_groups"),
 }
@@ -91,7 +91,7 @@ class _NetworkSearch:
     def __init__(self, leaf: type | tuple[type, ...], top: Mapping[Any, Any]) -> None:
         self.networks: list[Network] = []
         self.has_floats = False
-        self.has_moments = False
+        self.has_optimizer_state = False
         self._leaf = leaf
         self._top = top
         self._places = 0
@@ -109,12 +109,12 @@ class _NetworkSearch:
         if not isinstance(place, Mapping) or not place or len(path) > _MAX_DEPTH or self._places > _MAX_PLACES:
             self.has_floats |= isinstance(place, self._leaf) and _is_floating(place)
             return
-        # By item, not by method: a pickle may set an `items` of its own on an OrderedDict.
+        # Indexed rather than by `items()`, which a pickle may replace on an OrderedDict.
         tensors = {name: place[name] for name in place if isinstance(place[name], self._leaf)}
         rest = {name: place[name] for name in place if name not in tensors}
         self.has_floats |= any(map(_is_floating, tensors.values()))
-        if "param_groups" in rest or (tensors and {str(name) for name in tensors} <= _MOMENTS):
-            self.has_moments = True
+        if "param_groups" in rest or (tensors and {str(name) for name in tensors} <= _OPTIMIZER_TENSORS):
+            self.has_optimizer_state = True
         elif tensors and self._is_network(tensors, rest, path):
             self.networks.append(Network(path, tensors, self._top))
         else:
@@ -135,7 +135,7 @@ class _NetworkSearch:
         before = len(self.networks)
         for name, value in rest.items():
             if isinstance(name, str) and _NO_NETWORK.search(name):
-                self.has_moments |= "optim" in name.lower()
+                self.has_optimizer_state |= "optim" in name.lower()
             else:
                 self.look(value, (*path, str(name)))
         if beside_tensors and len(self.networks) == before and rest and not self._mixed:
@@ -147,7 +147,7 @@ class _NetworkSearch:
 
     def error(self, content: Any, source: str) -> WeightsError:
         """Returns the error that explains why there is no network."""
-        if self.has_moments:
+        if self.has_optimizer_state:
             return NotWeightsError(f"{source} holds no state_dict (it is an optimizer's state); {_REMEDY}")
         if self._mixed and self.has_floats:
             return WeightsError(f"{source} holds no state_dict ({self._mixed}); {_REMEDY}")

@@ -14,7 +14,7 @@ _GATHER = (
 )
 
 
-def check_whole(state: Mapping[str, Any], beside: Mapping[Any, Any], source: str) -> None:
+def check_whole(state: Mapping[str, Any], beside: Mapping[Any, object], source: str) -> None:
     """Refuses a part of a network.
 
     Args:
@@ -39,7 +39,7 @@ def check_whole(state: Mapping[str, Any], beside: Mapping[Any, Any], source: str
         raise WeightsError(
             f"{source}: tensor '{flat[0]}' is a flat shard of FSDP, a part of a network; save a full state_dict"
         )
-    # By item, not by method: a pickle may set a `get` of its own on an OrderedDict.
+    # Indexed rather than by `get()`, which a pickle may replace on an OrderedDict.
     ranks = beside["mp_world_size"] if "mp_world_size" in beside else 1  # noqa: SIM401
     if isinstance(ranks, int) and ranks > 1:
         raise WeightsError(

@@ -1,6 +1,6 @@
-"""Labels that say which hidden units lie along an axis of a tensor, and which of them move together.
+"""Labels for the hidden units along the axes of tensors, which record the units that move together.
 
-An axis is a product of factors, the slowest first, as flattening makes it: channels, height, width. A factor is an
+An axis is a product of factors, the slowest first, as after flattening: channels, height, width. A factor is an
 array of labels: the number of a unit, `FIXED` where the position has a meaning of its own (a pixel, a class), or a
 number below `FIXED` where all positions with that label hold one constant (the zeros that padding adds).
 

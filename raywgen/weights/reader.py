@@ -1,4 +1,4 @@
-"""Reads weights files into the packed form of their layout, thousands a second where they share a layout.
+"""Reads weights files into the packed form of their layout, thousands per second if they share a layout.
 
 The description of a checkpoint (the header of a safetensors file, the pickle of a torch file) is the same, byte for
 byte, for every checkpoint of an architecture. It is checked and parsed once; from every further file only the values
@@ -165,13 +165,13 @@ class WeightsReader:
         found = [(key, self._take(archive, wanted, size, source)) for key, wanted in known.networks]
         return ReadNetworks(tuple(found), known.others)
 
-    def peek(self, file: Any, source: str) -> None:
+    def peek(self, file: BinaryIO, source: str) -> None:
         """Checks only the description of an open file's tensors, because a large remote file is slow to read.
 
         Raises:
             WeightsError: The description shows that `read_all` would raise it.
         """
-        with suppress(NotPlainError):  # Only reading the file can tell.
+        with suppress(NotPlainError):  # Only reading the whole file decides that.
             if file.read(len(ZIP)) == ZIP:
                 self._contents(parse_pickle(TorchArchive(file, source).pickle_bytes()), source)
 
@@ -305,7 +305,7 @@ def load_pickled(path: str | Path, why: str = "") -> Any:
 
     Args:
         path: The file.
-        why: The reason for which it is unsafe, if it is known.
+        why: The reason why the file is unsafe, if known.
 
     Raises:
         UnsafeFileError: The file asks for more than tensors.

@@ -1,4 +1,4 @@
-"""The one place that writes safetensors: equal tensors and metadata give equal bytes, whichever process writes them.
+"""Writes safetensors reproducibly: equal tensors and metadata give equal bytes in every process.
 
 The library keeps metadata in a hash map whose order changes from process to process, and sorts tensors by dtype and
 name. So the header is sorted afterwards: the metadata by key, and the tensors as they were given, so that a file keeps

@@ -2,7 +2,7 @@
 
 The module is traced once, without values, to a graph of ATen operations, through which
 `raywgen.weights.permutation_axes` follows its units. So residual sums, batch norm and flattening need nothing from the
-module's author. A unit that meets an operation through which it cannot be followed (attention heads, grouped
+module's author. A unit that reaches an operation through which it cannot be followed (attention heads, grouped
 convolutions, an operation without a rule) stays in place.
 
 Shape letters beyond the legend in `raywgen.weights`: U units of a group, M places that a unit takes on an axis.
@@ -27,7 +27,7 @@ from raywgen.weights.permutation_axes import Axis, HiddenUnits, places_of
 from raywgen.weights.permutation_rules import RULES, Axes, freeze_all, pointwise
 from raywgen.weights.tensors import StateDict
 
-# Rounding of float32 through a hundred layers stays below; a unit in a wrong place does not.
+# Rounding of float32 through a hundred layers stays below this; the error of a misplaced unit does not.
 _TOLERANCE = 1e-4
 _LEAST = 1e-30
 
@@ -70,11 +70,6 @@ class Symmetry:
     groups: tuple[UnitGroup, ...]
     blocked_by: tuple[str, ...]
 
-    @property
-    def num_units(self) -> int:
-        """Number of hidden units that may move."""
-        return sum(group.num_units for group in self.groups)
-
     def permute(self, state: Mapping[str, Tensor], permutations: Sequence[Tensor]) -> StateDict:
         """Reorders the units of a network, which keeps its function; tensors without such units are not copied.
 
@@ -92,10 +87,6 @@ class Symmetry:
                 index[place.index_UM] = place.index_UM[order_U]
                 permuted[place.tensor] = tensor.index_select(place.axis, index.to(tensor.device))
         return permuted
-
-    def identity(self) -> list[Tensor]:
-        """Returns the permutations that leave every unit in place."""
-        return [torch.arange(group.num_units) for group in self.groups]
 
 
 def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
@@ -117,7 +108,7 @@ def find_symmetry(module: nn.Module, *inputs: Tensor) -> Symmetry:
 
 
 @torch.no_grad()
-def check_symmetry(module: nn.Module, symmetry: Symmetry, *inputs: Tensor, seed: int = 0) -> float:
+def check_symmetry(module: nn.Module, symmetry: Symmetry, *inputs: Tensor) -> float:
     """Reorders all units at random and compares the outputs of the module.
 
     Returns:
@@ -126,7 +117,7 @@ def check_symmetry(module: nn.Module, symmetry: Symmetry, *inputs: Tensor, seed:
     Raises:
         SymmetryError: The difference is larger than rounding explains.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(group.num_units, generator=generator) for group in symmetry.groups]
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     before, after = (_outputs(module, weights, inputs) for weights in (state, symmetry.permute(state, orders)))
@@ -250,7 +241,7 @@ def _groups(units: HiddenUnits, leaves: Mapping[str, Axes], names: Mapping[str, 
                 if unit < 0 or (root := units.find(unit)) not in members:
                     continue
                 seat = (name, dim, factor, units.key(unit))
-                # Two units of a set that cannot be distinguished: which of them goes where would be a guess.
+                # Two units of a set are indistinguishable, so their order would be a guess.
                 if seat in seats[root]:
                     shared.add(root)
                 seats[root][seat] = place

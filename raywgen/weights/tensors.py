@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from raywgen.json_types import JsonObject
 from raywgen.weights.masks import masks, may_be_mask
 
 StateDict = dict[str, Tensor]
@@ -75,9 +75,14 @@ class TensorSpec:
         """Shape of the real values: complex tensors have a last dimension of two."""
         return (*self.shape, 2) if self.torch_dtype.is_complex else self.shape
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the entry as a JSON object."""
-        row: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "kind": self.kind}
+        row: JsonObject = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "kind": self.kind,
+        }
         if self.tied_to:
             row["tied_to"] = self.tied_to
         return row | ({"is_constant": True} if self.is_constant else {})
@@ -105,7 +110,7 @@ def real_values(tensor: Tensor) -> Tensor:
 
 def find_ties(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """Finds names that share memory and shape with an earlier name; returns that name for each."""
-    first: dict[tuple[Any, ...], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     ties = {}
     for name, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():

@@ -111,7 +111,7 @@ def check_entries(file: BinaryIO, source: str) -> None:
         archive = zipfile.ZipFile(file)
         check_zip(archive.infolist(), file.seek(0, io.SEEK_END), source)
         count = Counter(archive.namelist())
-        # torch reads nothing of an entry marked as a folder, and perhaps another one of the same name.
+        # torch ignores entries marked as folders, and may read another entry of the same name.
         doubtful = (
             entry.filename
             for entry in archive.infolist()

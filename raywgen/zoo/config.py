@@ -25,22 +25,22 @@ class ZooTasks:
             `episodes` (few-shot), `domains` (one task each, the last ones unseen), or `texts` (classes of sentences).
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
         test_path: Images that nothing is trained on; without it a fifth is held out.
-        size: Images are scaled to `size x size`; as they are by default.
-        channels: 1 or 3; as they are by default.
+        size: Images are scaled to `size x size`; by default they are not scaled.
+        channels: 1 or 3; by default that of the images.
         limit: Training images, equally many of each class; all by default.
-        test_limit: Test images likewise.
+        test_limit: Test images, equally many of each class; all by default.
         subset_size: Classes of a class-subset task.
         way: Classes of an episode.
-        shot: Support images of each.
-        num_query: Query images of each.
+        shot: Support images of each class.
+        num_query: Query images of each class.
         group: Column whose groups stay in one split of an episode's classes, such as `alphabet`.
-        rotations: Turned classes of episodes are classes of their own.
-        domains: Such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other data.
-            Episodes take turns in them, those of unseen tasks in the last ones alone; other data gives all its classes,
-            and none of the validation tasks.
+        rotations: Whether classes rotated by 90, 180 and 270 degrees count as further classes of episodes.
+        domains: Domains such as `plain`, `rotate-30`, `invert`, `contrast-0.5`, `scale-0.75`; `PATH::plain` is other
+            data. Episodes take turns in them, those of unseen tasks only in the last ones. Other data contributes all
+            its classes, and no validation tasks.
         num_unseen_domains: Number of domains, the last ones, that only unseen tasks have.
         num_features: Features of a sentence, a hashed bag of words.
-        encoder: Frozen encoder through which tasks are seen: a folder that `raywgen encoder train` wrote,
+        encoder: Frozen encoder that turns samples into features: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.
     """
 
@@ -104,33 +104,33 @@ class ZooConfig:
 
     Attributes:
         tasks: Tasks that networks are trained for.
-        networks: Each the widths of a ReLU perceptron, a registry name, or a mapping with `name` (of the registry or
-            `package.module:Class`) and arguments.
+        networks: Architectures: each the widths of a ReLU perceptron, a name of the registry, or a mapping with `name`
+            (of the registry, or `package.module:Class`) and arguments.
         num_seen_tasks: Tasks whose networks a generator is trained on.
-        num_validation_tasks: Tasks held out whole, to choose settings by.
-        num_unseen_tasks: Tasks held out whole, to report on.
-        seeds_per_task: Networks per task, architecture and optimiser, each with its own data order; the last one of a
-            seen task is its held-out trajectory, where there are several.
+        num_validation_tasks: Tasks held out completely, for choosing settings.
+        num_unseen_tasks: Tasks held out completely, for reporting.
+        seeds_per_task: Networks per task, architecture and optimiser, each with its own data order. If there are
+            several, the last one of a seen task is its held-out trajectory.
         start: `shared` by all networks of an architecture, `own` (drawn by each one's seed), or `branched` (a shared
             start trained for `branch_steps` on the first seen task).
         branch_steps: Steps that a branched start is trained for.
-        optimizers: Each trains all networks; without any, Adam at `learning_rate`.
+        optimizers: Optimisers, each of which trains all networks; by default Adam at `learning_rate`.
         num_steps: Optimiser steps of each network.
-        checkpoint_steps: Steps whose weights are kept, ascending; 0 is the start.
-        keep_optimizer: Keep the optimiser's tensors beside each checkpoint, so that training can go on from it.
+        checkpoint_steps: Steps whose weights are stored, ascending; 0 is the start.
+        keep_optimizer: Whether to store the optimiser's state with each checkpoint, so that training can continue.
         batch_size: Samples in a step.
-        learning_rate: Rate of Adam, where no `optimizers` are given.
-        augment: `flip`, `shift-K`, or both joined by `+`.
-        loss: `balanced` or `plain`.
+        learning_rate: Learning rate of Adam if `optimizers` is empty.
+        augment: Augmentation: `flip`, `shift-K`, or both joined by `+`.
+        loss: Cross entropy, `balanced` over classes or `plain`.
         execution: `stacked` trains networks at once, `sequential` one after another in channels-last, `auto` measures
-            which is faster here.
+            which is faster on this machine.
         num_condition_samples: Labelled training samples of a task that are kept as the condition of a generator.
         stack_size: Networks that one worker trains at a time.
         seed: Seed of tasks, starts, data orders and condition samples.
-        out: Where the corpus goes: a path or URI that all nodes reach.
+        out: Path or URI of the corpus, which all nodes reach.
 
     Raises:
-        ValueError: A value makes no zoo; the message names it.
+        ValueError: A value is out of range or contradicts another; the message names it.
     """
 
     tasks: ZooTasks = field(default_factory=ZooTasks)
@@ -199,7 +199,7 @@ class ZooConfig:
         return [network_recipe(network) for network in self.networks]
 
     def recipe(self) -> dict[str, Any]:
-        """Returns what decides the networks: all but where they are stored and how many are trained at once."""
+        """Returns the settings that decide the networks: all except `out` and `stack_size`."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_OF_THE_RECIPE}
 
     def _check_networks(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads a user's description of imported networks: what they do, and how they are built.
+"""Reads a user's description of the tasks and architectures of imported networks.
 
 tasks:
   cifar10: {name: images, path: cifar10-train.parquet, test_path: cifar10-test.parquet}
@@ -27,23 +27,22 @@ from raywgen.zoo.plan import task_facts
 
 _PARTS = ("tasks", "networks")
 _SPLIT = "split"
+_NUM_CONDITION_SAMPLES = 64
 _SPLITS = ("seen", "validation", "unseen")
 
 
-def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64, seed: int = 0) -> Corpus:
+def describe_corpus(location: str, path: str) -> Corpus:
     """Adds the descriptions of a YAML file to a corpus in place.
 
     Args:
         location: The corpus.
-        path: With `tasks`, by the ids that checkpoints name (a single one where they name none), each a recipe of
-            `build_task` and maybe `instruction` and `split`; and `networks`, by the names that `raywgen corpus info`
-            lists, each what `network_recipe` takes.
-        num_condition_samples: Labelled samples of each task that are kept for conditioning.
-        seed: Seed of their draw.
+        path: A YAML file. Its `tasks` maps the task ids of checkpoints (or one new id if they have none) to recipes for
+            `build_task`, with optional `instruction` and `split`. Its `networks` maps the names that `raywgen corpus
+            info` lists to what `network_recipe` takes.
 
     Raises:
-        ConfigError: The file cannot be read, or holds something else.
-        TaskError: A task or network cannot be built, or a network is another one than the corpus holds.
+        ConfigError: The file cannot be read, or has other keys.
+        TaskError: A task or network cannot be built, or a recipe builds another network than the corpus holds.
         CorpusError: The corpus has no network or task of such a name.
     """
     content = _read(Path(path))
@@ -55,9 +54,7 @@ def describe_corpus(location: str, path: str, *, num_condition_samples: int = 64
             for network in corpus.networks.values()
             if network.name in recipes
         }
-        tasks = [
-            _task(str(task_id), entry, path, num_condition_samples, seed) for task_id, entry in content["tasks"].items()
-        ]
+        tasks = [_task(str(task_id), entry, path) for task_id, entry in content["tasks"].items()]
     return describe(location, tasks, recipes, built)
 
 
@@ -77,8 +74,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _built(name: str, recipe: Mapping[str, Any], stored: Layout) -> Layout:
-    """Returns the layout of what a recipe builds: its names and dtypes, with the flat vector of the corpus.
+def _built(name: str, recipe: Mapping[str, object], stored: Layout) -> Layout:
+    """Returns the layout of the network that a recipe builds, with the flat vector of the corpus.
 
     Raises:
         TaskError: The recipe builds another architecture than the corpus holds.
@@ -89,7 +86,7 @@ def _built(name: str, recipe: Mapping[str, Any], stored: Layout) -> Layout:
     built = built.rooted_at(own)
     if built.id == stored.id:
         return Layout(built.arranged_like(stored).tensors)
-    # Files without counters, such as the number of batches that a norm has seen, are taken as they are.
+    # Files may lack counters, such as the number of batches that a norm has seen.
     theirs, ours = ({spec.name: spec.shape for spec in layout.generated} for layout in (stored, built))
     if theirs == ours:
         return stored
@@ -104,11 +101,11 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _task(task_id: str, entry: Any, path: str, num_condition_samples: int, seed: int) -> TaskFacts:
+def _task(task_id: str, entry: object, path: str) -> TaskFacts:
     if not isinstance(entry, dict):
         raise ConfigError(f"{path}: task '{task_id}' is no recipe; write for instance {{name: images, path: ...}}")
     recipe = {str(key): value for key, value in entry.items()}
     split = str(recipe.pop(_SPLIT, _SPLITS[0]))
     if split not in _SPLITS:
         raise ConfigError(f"{path}: split={split} of task '{task_id}': give one of {', '.join(_SPLITS)}")
-    return task_facts(task_id, build_task(recipe), split, num_condition_samples, seed)
+    return task_facts(task_id, build_task(recipe), split, _NUM_CONDITION_SAMPLES, seed=0)

@@ -24,11 +24,11 @@ def draw_tasks(config: ZooConfig) -> Recipes:
     if not config.tasks.encoder:
         return recipes
     encoder = _absolute_encoder(config.tasks.encoder)
-    return {split: [_seen_through(encoder, recipe) for recipe in drawn] for split, drawn in recipes.items()}
+    return {split: [_encoded(encoder, recipe) for recipe in drawn] for split, drawn in recipes.items()}
 
 
 def network_recipes(config: ZooConfig) -> list[dict[str, Any]]:
-    """Returns recipes of the networks that mean the same on any node."""
+    """Returns recipes of the networks in which paths are absolute, so that they are valid on any node."""
     return [_absolute_network(recipe) for recipe in config.network_recipes()]
 
 
@@ -64,7 +64,7 @@ def _episodes(config: ZooConfig) -> Recipes:
     shared = {"name": "episode", "seed": config.seed} | {name: getattr(config.tasks, name) for name in names}
     shared["path"] = _absolute(config.tasks.path)
     known, new = _split_domains(config) if config.tasks.domains else ([("", "plain")], [("", "plain")])
-    # Other data has no classes apart for validation.
+    # Other data has no validation classes of its own.
     own = [(path, domain) for path, domain in known if not path] or [("", "plain")]
     drawn: Recipes = {}
     for split, classes, count, domains in (
@@ -75,7 +75,7 @@ def _episodes(config: ZooConfig) -> Recipes:
         drawn[split] = []
         for index in range(count):
             path, domain = domains[index % len(domains)]
-            # Classes of other data cannot be those of a split of this data.
+            # Other data is not split: all its classes are used.
             other = {"path": path, "group": "", "split": "all"} if path else {}
             drawn[split].append(shared | {"split": classes, "index": index, "domain": domain} | other)
     return drawn
@@ -113,7 +113,7 @@ def _texts(config: ZooConfig) -> Recipes:
 
 
 def _absolute(path: str) -> str:
-    """Returns a path that means the same to a worker, and to whoever reads the recipe later."""
+    """Makes a path absolute, so that it is valid for workers and later readers of the recipe."""
     return path if path in ("", DIGITS) else absolute(path)
 
 
@@ -121,7 +121,7 @@ def _absolute_encoder(encoder: str) -> str:
     return _absolute(encoder) if encoder_kind(encoder) == "folder" else encoder
 
 
-def _seen_through(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
+def _encoded(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["name"] == "episode":
         return recipe | {"name": "feature-episode", "encoder": encoder}
     return {"name": "encoded", "encoder": encoder, "task": recipe}

@@ -1,4 +1,4 @@
-"""Chooses how networks are trained here: at once as a stack, or one after another.
+"""Chooses how networks are trained on this machine: at once as a stack, or one after another.
 
 Shape letters beyond the legend in `raywgen.weights`: N networks of a stack.
 """
@@ -49,8 +49,8 @@ class ExecutionTimes:
 def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None = None) -> dict[str, Execution]:
     """Measures for each network whether `stacked` or `sequential` takes less CPU time for a few steps of a few copies.
 
-    CPU time is compared and not wall time, which on a busy machine says who was interrupted. The order within a pair
-    alternates, so that a change of the processor's speed meets both executions.
+    CPU time is compared, because wall time depends on other processes of the machine. The order within a pair
+    alternates, so that a change of the processor's speed affects both executions.
 
     Args:
         config: The recipe.
@@ -83,7 +83,7 @@ def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None
 
 
 def _measure(recipe: Mapping[str, object], data: FitData, config: FitConfig, num: int) -> ExecutionTimes:
-    """Times both executions in pairs of alternating order, after one pair that warms up."""
+    """Times both executions in pairs of alternating order, after one warm-up pair."""
     start = Recorded(step=0, state_N=repeat_state(initial_state(dict(recipe), 0), num))
     module = build_network(recipe)
     milliseconds: dict[Execution, list[float]] = {name: [] for name in EXECUTIONS}

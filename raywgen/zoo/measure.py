@@ -28,11 +28,11 @@ def measure(
     """Returns balanced training loss `(N,)`, on at most 2,048 samples, and balanced test accuracy `(N,)`.
 
     Args:
-        module: Any network of the architecture, in eval mode.
+        module: A network of the architecture, in eval mode.
         state_N: A stacked `state_dict`.
         train: Training samples of the N networks.
         test: Test samples of the N networks.
-        execution: As the networks were trained.
+        execution: The execution with which the networks were trained.
     """
     first = train.first(_MAX_TRAIN_SAMPLES)
     loss_N = balanced_cross_entropy(network_logits(module, state_N, first.x, execution, first.rows_NS), first.labels_NS)

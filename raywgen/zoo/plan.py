@@ -28,7 +28,7 @@ from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.draw import draw_tasks, network_recipes
 
-# A seen task's last trajectory is kept from training; its name says so.
+# The last trajectory of a seen task is held out.
 _HELD_OUT = {"seen": "heldout"}
 _SEEN = {"seen": "train"}
 _SHARED_VALUES = 1 << 20
@@ -40,8 +40,7 @@ class Start:
 
     Attributes:
         network: Name, recipe and layout.
-        state: The shared or branched start; where each network has its own start, it is drawn like this one by its own
-            seed.
+        state: The shared or branched start; if each network has its own start, an example of one.
         seed: Seed of the start.
         kind: `shared`, `own` or `branched`.
     """
@@ -64,7 +63,7 @@ class TrajectorySpec:
     Attributes:
         task_recipe: Task that the network learns.
         split: Split of its checkpoints.
-        trajectory: Its number among the task's trajectories.
+        trajectory: Index of the trajectory among those of its task.
         order_seed: Seed of its data order.
         start_seed: Seed of its start.
     """
@@ -77,7 +76,7 @@ class TrajectorySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
+class ZooStack:
     """Trajectories that one worker trains together, and the name of the shard that it writes."""
 
     name: str
@@ -93,7 +92,7 @@ class ZooPlan:
     """All starts, stacks and tasks of a zoo, before any training."""
 
     starts: list[Start]
-    stacks: list[Stack]
+    stacks: list[ZooStack]
     tasks: list[TaskFacts]
 
 
@@ -137,7 +136,7 @@ def plan_zoo(config: ZooConfig, executions: Mapping[str, Execution] | None = Non
     )
 
 
-def initial_state(recipe: Mapping[str, Any], seed: int) -> StateDict:
+def initial_state(recipe: Mapping[str, object], seed: int) -> StateDict:
     """Builds a network under a seed and returns its `state_dict`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,7 +159,7 @@ def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -
 
 
 def _try(recipe: dict[str, Any], state: StateDict, task: Task) -> None:
-    """Runs two samples through a network, so that a misfit is reported before anything is trained."""
+    """Runs two samples through a network, so that wrong shapes are reported before anything is trained."""
     module = build_network(recipe).eval()
     module.load_state_dict(state)
     try:
@@ -200,7 +199,7 @@ def _trajectory_specs(config: ZooConfig, tasks: dict[str, list[Task]]) -> dict[s
 
 def _stacks(
     start: Start, trajectories: dict[str, list[TrajectorySpec]], config: ZooConfig, one: FitConfig, execution: Execution
-) -> list[Stack]:
+) -> list[ZooStack]:
     prefix = f"{start.network.name}-{one.label}" if config.optimizers else start.network.name
     stacks = []
     for split, of_split in trajectories.items():
@@ -211,14 +210,14 @@ def _stacks(
                 name = f"{prefix}-{split}-{number:03d}"
                 channels = config.tasks.channels or 1
                 stacks.append(
-                    Stack(name=name, start=start, trajectories=part, fit=one, execution=execution, channels=channels)
+                    ZooStack(name=name, start=start, trajectories=part, fit=one, execution=execution, channels=channels)
                 )
                 number += 1
     return stacks
 
 
 def _groups(trajectories: list[TrajectorySpec]) -> list[list[TrajectorySpec]]:
-    """Groups trajectories whose samples can lie in one tensor: the same ones, or equally many small ones."""
+    """Groups trajectories whose samples fit in one tensor: the same samples, or equally many small ones."""
     groups: dict[object, list[TrajectorySpec]] = {}
     for spec in trajectories:
         task = build_task(spec.task_recipe)

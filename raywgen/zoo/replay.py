@@ -1,8 +1,6 @@
-"""Trains a trajectory again from its recorded facts."""
+"""Trains a trajectory again from its recorded facts, with the same result to the last bit."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
@@ -12,21 +10,17 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.tasks import Recorded, build_network, build_task, fit
 from raywgen.weights import StateDict
 from raywgen.zoo.config import ZooConfig
-from raywgen.zoo.plan import Stack, plan_zoo
+from raywgen.zoo.plan import ZooStack, plan_zoo
 from raywgen.zoo.stacks import fit_networks, training_data, trajectory_id_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
-    """The weights of a trajectory by step."""
-
-    states: dict[int, StateDict]
-
-
-def replay(corpus: Corpus, trajectory_id: str) -> Replayed:
+def replay(corpus: Corpus, trajectory_id: str) -> dict[int, StateDict]:
     """Trains the stack in which a trajectory was trained, from its start.
 
-    The whole stack, because how many networks share a matrix product decides the last bits of each.
+    The whole stack is trained, because the number of networks in a matrix product decides the last bits of each.
+
+    Returns:
+        The weights of the trajectory by step.
 
     Raises:
         CorpusError: The corpus is no zoo, or does not hold the trajectory.
@@ -34,11 +28,14 @@ def replay(corpus: Corpus, trajectory_id: str) -> Replayed:
     config, stack, index = _find(corpus, trajectory_id)
     tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     recorded = fit_networks(stack, config, tasks)
-    return Replayed(states=_of(recorded, index))
+    return _of(recorded, index)
 
 
-def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
-    """Trains the stack of a trajectory on from a stored step, by its stored optimiser tensors.
+def go_on(corpus: Corpus, trajectory_id: str, step: int) -> dict[int, StateDict]:
+    """Continues the training of a trajectory's stack from a stored step, with its stored optimiser state.
+
+    Returns:
+        The weights of the trajectory by step.
 
     Raises:
         CorpusError: The corpus is no zoo, does not hold the trajectory, or has no optimiser tensors.
@@ -51,8 +48,8 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
             f"{corpus.location} keeps no optimiser tensors of step {step}; train with keep_optimizer=true"
         )
     states = [corpus.state_dict(name) for name in ids]
-    moments = [corpus.state_dict(f"{name}/optimizer") for name in ids] if step else []
-    start = Recorded(step=step, state_N=_stacked(states), optimizer_N=_stacked(moments) if moments else {})
+    optimizers = [corpus.state_dict(f"{name}/optimizer") for name in ids] if step else []
+    start = Recorded(step=step, state_N=_stacked(states), optimizer_N=_stacked(optimizers) if optimizers else {})
     recorded = fit(
         build_network(stack.start.network.recipe),
         start,
@@ -62,10 +59,10 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> Replayed:
         record_steps=[later for later in config.checkpoint_steps if later >= step],
         execution=stack.execution,
     )
-    return Replayed(states=_of(recorded, index))
+    return _of(recorded, index)
 
 
-def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, Stack, int]:
+def _find(corpus: Corpus, trajectory_id: str) -> tuple[ZooConfig, ZooStack, int]:
     recipe = corpus.manifest["recipe"]
     if "zoo" not in recipe:
         raise CorpusError(f"{corpus.location} was not made by `raywgen zoo train`; only a zoo can be trained again")

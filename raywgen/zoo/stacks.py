@@ -6,18 +6,18 @@ Shape letters beyond the legend in `raywgen.weights`: N networks of a stack, K r
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raywgen.corpus import CheckpointFacts, Shard, write_shard
+from raywgen.corpus.facts import FactValue
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.tasks import FitData, OnStep, Recorded, Task, build_network, build_task, fit, repeat_state
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.measure import measure
-from raywgen.zoo.plan import Stack, Start, initial_state
+from raywgen.zoo.plan import Start, ZooStack, initial_state
 
 _UNKNOWN = float("nan")
 _DIGITS = ("raywgen zoo on scikit-learn's digits", "CC-BY-4.0")
@@ -28,11 +28,11 @@ class TrainedStack:
     """The shards and facts of a trained stack.
 
     Attributes:
-        shard: Checkpoints; None where no network is left.
-        optimizer_shard: The optimiser's tensors beside them, where they are kept.
-        optimizer_layout: Layout of the optimiser's tensors.
+        shard: Shard of the checkpoints; None if all networks diverged.
+        optimizer_shard: Shard of the optimiser's state, if it is stored.
+        optimizer_layout: Layout of the optimiser's state.
         statistics: Statistics of the shard.
-        diverged: Trajectories that were dropped whole, as weights or loss of a recorded step are not finite.
+        diverged: Ids of trajectories that were dropped because weights or loss of a recorded step are not finite.
     """
 
     shard: Shard | None
@@ -42,24 +42,26 @@ class TrainedStack:
     diverged: tuple[str, ...] = field(default=())
 
 
-def train_stack(stack: Stack, config: ZooConfig, root: str, on_step: OnStep | None = None) -> TrainedStack:
-    """Trains all networks of a stack on this process' one thread and writes their shard.
+def train_stack(stack: ZooStack, config: ZooConfig, root: str, on_step: OnStep | None = None) -> TrainedStack:
+    """Trains all networks of a stack on one thread of this process and writes their shard.
 
     Args:
         stack: The stack to train.
         config: The recipe.
         root: Folder of the corpus.
-        on_step: Called after every step, like that of `fit`.
+        on_step: Called after every step, as `fit` does.
 
     Raises:
         CorpusError: The shard cannot be written.
     """
     torch.set_num_threads(1)
     tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
-    return write_stack(stack, config, tasks, fit_networks(stack, config, tasks, on_step), root)
+    return write_stack(stack, tasks, fit_networks(stack, config, tasks, on_step), root)
 
 
-def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: OnStep | None = None) -> list[Recorded]:
+def fit_networks(
+    stack: ZooStack, config: ZooConfig, tasks: list[Task], on_step: OnStep | None = None
+) -> list[Recorded]:
     """Trains the networks of a stack and returns them at every step of `config.checkpoint_steps`."""
     recipe = stack.start.network.recipe
     if stack.start.kind == "own":
@@ -80,30 +82,27 @@ def fit_networks(stack: Stack, config: ZooConfig, tasks: list[Task], on_step: On
     )
 
 
-def write_stack(
-    stack: Stack, config: ZooConfig, tasks: list[Task], recorded: list[Recorded], root: str
-) -> TrainedStack:
+def write_stack(stack: ZooStack, tasks: list[Task], recorded: list[Recorded], root: str) -> TrainedStack:
     """Measures trained networks and writes those that did not diverge.
 
     Args:
         stack: N trajectories.
-        config: The recipe; its K `checkpoint_steps` are the steps of the records.
         tasks: N tasks.
-        recorded: K records.
+        recorded: The networks at K steps.
         root: Folder of the corpus.
     """
     loss_KN, accuracy_KN = _measure(stack, tasks, recorded)
     layout = stack.start.network.layout
     kept_N = loss_KN.isfinite().all(dim=0)
     for record in recorded:
-        # Masks hold infinities by design.
+        # Only generated tensors: masks hold infinities by design.
         for tensor in (record.state_N[spec.name] for spec in layout.generated):
             kept_N &= tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
     facts, packed = [], []
     optimizer: list[tuple[CheckpointFacts, dict[str, Tensor]]] = []
     for k, record in enumerate(recorded):
         for n in kept_N.nonzero().flatten().tolist():
-            row = _facts(stack, n, tasks[n].id, record.step, float(loss_KN[k, n]), float(accuracy_KN[k, n]), config)
+            row = _facts(stack, n, tasks[n].id, record.step, float(loss_KN[k, n]), float(accuracy_KN[k, n]))
             facts.append(row)
             packed.append(layout.pack({name: tensor[n] for name, tensor in record.state_N.items()}))
             if record.optimizer_N:
@@ -149,7 +148,7 @@ def write_start(start: Start, root: str) -> Shard:
 
 
 def _write_optimizer(
-    stack: Stack, kept: list[tuple[CheckpointFacts, dict[str, Tensor]]], root: str
+    stack: ZooStack, kept: list[tuple[CheckpointFacts, dict[str, Tensor]]], root: str
 ) -> tuple[Shard | None, Layout | None]:
     """Writes optimiser tensors as checkpoints of a layout of their own, in the split "optimizer"."""
     if not kept:
@@ -175,7 +174,7 @@ def training_data(tasks: list[Task], channels: int = 1) -> FitData:
     return FitData.joined([task.train_inputs for task in tasks], labels_NS, channels)
 
 
-def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:
+def _measure(stack: ZooStack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:
     """Returns balanced training loss and balanced test accuracy, `(K, N)` each."""
     module = build_network(stack.start.network.recipe).eval()
     test_y_NS = torch.stack([task.test_y_S for task in tasks])
@@ -184,27 +183,25 @@ def _measure(stack: Stack, tasks: list[Task], recorded: list[Recorded]) -> tuple
     return torch.stack([loss for loss, _ in pairs]), torch.stack([accuracy for _, accuracy in pairs])
 
 
-def trajectory_id_of(stack: Stack, n: int, task_id: str) -> str:
+def trajectory_id_of(stack: ZooStack, n: int, task_id: str) -> str:
     """Returns the trajectory id of the n-th network."""
     return f"{_prefix(stack)}/{task_id}/{stack.trajectories[n].trajectory}"
 
 
-def _prefix(stack: Stack) -> str:
+def _prefix(stack: ZooStack) -> str:
     """Returns the name of the architecture, with the optimiser where a zoo has several."""
     name = stack.start.network.name
     return f"{name}-{stack.fit.label}" if stack.name.startswith(f"{name}-{stack.fit.label}-") else name
 
 
-def _facts(
-    stack: Stack, n: int, task_id: str, step: int, loss: float, accuracy: float, config: ZooConfig
-) -> CheckpointFacts:
+def _facts(stack: ZooStack, n: int, task_id: str, step: int, loss: float, accuracy: float) -> CheckpointFacts:
     spec, start, one = stack.trajectories[n], stack.start, stack.fit
     trajectory_id = trajectory_id_of(stack, n, task_id)
     own = start.kind == "own"
     seen = spec.task_recipe.get("task", spec.task_recipe)
     on_digits = seen["name"] == "digits-subset"
     source, licence = _DIGITS if on_digits else (f"raywgen zoo on {seen['path']}", "unknown")
-    more: dict[str, Any] = {
+    more: dict[str, FactValue] = {
         "sam_rho": one.sam.rho,
         "sam_adaptive": one.sam.adaptive,
         "momentum": one.momentum if one.optimizer == "sgd" else 0.0,

@@ -21,19 +21,19 @@ def run_over_ray(
     on_news: OnNews | None = None,
     on_share: Callable[[int, float], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Yields results with the indices of their items, on whatever CPUs the cluster has, as they get done.
+    """Yields the index and the result of each item as it finishes, on all CPUs of the cluster.
 
     Args:
-        work: Does an item on one CPU; it may report the share that is done.
-        items: All there is to do.
+        work: Processes an item on one CPU; it may report the share that is done.
+        items: All items to process.
         name_of: Returns an item's name.
         on_news: Called with a sentence when a worker died, and when there is no room for any.
-        on_share: Called every few seconds with an item's index and the share of it that is done; a share falls back
-            to 0 where a worker died.
+        on_share: Called every few seconds with an item's index and the share of it that is done; the share
+            returns to 0 when its worker dies.
 
     Raises:
-        ActorsLostError: The workers of an item died again and again, or none began though CPUs were free. All else
-            that had been started was done before.
+        ActorsLostError: The workers of an item died again and again, or none started though CPUs were free. All other
+            items that had been started were finished first.
         Exception: What `work` raises.
     """
     pool = ActorPool(work, _CONFIG, name_of, on_news, on_share)

@@ -1,4 +1,4 @@
-"""Trains a zoo over all cores and nodes, straight into a corpus; interrupted, it goes on where it stopped."""
+"""Trains a zoo over all cores and nodes into a corpus; an interrupted zoo continues where it stopped."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.execution import choose_executions
-from raywgen.zoo.plan import Stack, ZooPlan, plan_zoo
+from raywgen.zoo.plan import ZooPlan, ZooStack, plan_zoo
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
 from raywgen.zoo.task_pool import run_over_ray
 
 OnProgress = Callable[[int, int], None]
-"""Called with the optimiser steps taken so far and those to take, summed over all networks."""
+"""Called with the optimiser steps so far and in total, summed over all networks."""
 _PLAN = f"{JOURNALS}/zoo.json"
 
 
@@ -40,27 +40,27 @@ def train_zoo(
     *,
     distributed: bool = True,
 ) -> Corpus:
-    """Trains all networks and commits them as a corpus; a corpus of this recipe that is there already is reused.
+    """Trains all networks and commits them as a corpus; an existing corpus of this recipe is reused.
 
     Args:
         config: The recipe.
         root: Folder of the corpus, a path or URI that all nodes reach.
         on_progress: Called every few seconds and after every stack.
-        on_news: Called with sentences: the execution of each network where `config.execution` is `auto`, and workers
-            that were lost.
+        on_news: Called with sentences: the execution of each network if `config.execution` is `auto`, and lost
+            workers.
         distributed: Whether to train over Ray actors; else training runs in this process.
 
     Raises:
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
         InUseError: Another process works on `root`.
-        ActorsLostError: Workers die again and again, or do not start; the same command goes on with what is left.
+        ActorsLostError: Workers die again and again, or do not start; the same command continues with the rest.
     """
     if (corpus := _existing(config, root)) is not None:
         return corpus
     kept = keeping(f"{root} keeps the networks that are trained; the same command goes on with the others")
     with kept, writing(root):
-        # Whoever held the folder a moment ago may have finished it.
+        # Another process that held the folder a moment ago may have finished the corpus.
         corpus = _existing(config, root)
         return _train(config, root, on_progress, on_news, distributed) if corpus is None else corpus
 
@@ -88,9 +88,9 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
 
 
 def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, Execution]:
-    """Returns the execution of each network by name; it is measured once, as an interrupted zoo must go on alike."""
+    """Returns the execution of each network by name. It is stored, because an interrupted zoo must continue alike."""
     kept = _read_state(storage, _PLAN) if storage.size(_PLAN) is not None else {}
-    # As JSON has it: tuples become lists.
+    # Stored as JSON, in which tuples become lists.
     recipe = json.loads(json.dumps(config.recipe()))
     recipe["stack_size"] = config.stack_size
     if kept and kept["zoo"] != recipe:
@@ -105,7 +105,7 @@ def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> 
 
 
 def _train_all(
-    stacks: list[Stack],
+    stacks: list[ZooStack],
     config: ZooConfig,
     root: str,
     storage: Storage,
@@ -144,7 +144,7 @@ def _train_all(
     return [trained[index] for index in range(len(stacks))]
 
 
-def train_and_record(stack: Stack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
+def train_and_record(stack: ZooStack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
     """Trains a stack, then writes its journal in one step."""
     trained = train_stack(stack, config, root, lambda done, total: on_share(done / total))
     Storage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
@@ -198,7 +198,7 @@ def _read_state(storage: Storage, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _to_json(trained: TrainedStack) -> dict[str, Any]:
+def _to_json(trained: TrainedStack) -> dict[str, object]:
     return {
         "shard": None if trained.shard is None else asdict(trained.shard),
         "optimizer_shard": None if trained.optimizer_shard is None else asdict(trained.optimizer_shard),

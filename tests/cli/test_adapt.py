@@ -20,8 +20,8 @@ def test_a_task_is_adapted_to_and_milliseconds_are_printed(tmp_path: Path) -> No
     save_bundle(McDi(config, normalizers(SMALL), DATA).eval(), tmp_path / "generator", {})
     np.savez(tmp_path / "s.npz", x=np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), y=np.arange(8) % 2)
     out = tmp_path / "adapted.safetensors"
-    told = ["adapt", str(tmp_path), "--support", str(tmp_path / "s.npz"), f"out={out}"]
-    result = CliRunner().invoke(app, told)
+    arguments = ["adapt", str(tmp_path), "--support", str(tmp_path / "s.npz"), f"out={out}"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "38 values for 2 classes from 8 examples" in result.output.replace("\n", " ")
     assert "ms to generate" in result.output

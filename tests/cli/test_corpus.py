@@ -240,8 +240,8 @@ def test_align_brings_networks_closer_and_says_how_much(tmp_path: Path) -> None:
         (tmp_path / "nets").mkdir(exist_ok=True)
         save_file(build_network(MLP).state_dict(), tmp_path / "nets" / f"net{seed}.safetensors")
     done("build", tmp_path / "c", "--from", tmp_path / "nets", "--here")
-    told = ["--network", "{name: mlp, widths: [3, 9, 2]}", "--input-shape", "3", "--reference", "net1"]
-    text = done("align", tmp_path / "c", tmp_path / "a", *told)
+    options = ["--network", "{name: mlp, widths: [3, 9, 2]}", "--input-shape", "3", "--reference", "net1"]
+    text = done("align", tmp_path / "c", tmp_path / "a", *options)
     found = re.search(r"aligned to net1: 2 trajectories, mean distance (\S+) -> (\S+) of its norm", text)
     assert found is not None, text
     assert float(found[2]) < float(found[1])

@@ -11,7 +11,7 @@ from raywgen.tasks.encoders import EncoderError, load_encoder
 SETTINGS = ["path=digits", "size=16", "width=4", "way=8", "num_episodes=2", "validation_episodes=10"]
 
 
-def test_an_encoder_is_trained_and_its_folder_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_is_trained_and_its_folder_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["encoder", "train", *SETTINGS, "out=encoder"])
     assert result.exit_code == 0, (result.output, result.exception)

@@ -23,7 +23,7 @@ print("imported:", *(name for name in ("torch", "deepspeed", "sklearn") if name 
     ("command", "said"),
     [
         ("--help", "Train a generator"),
-        ("job --help", "Send a job"),
+        ("job --help", "Submit a job"),
         ("job submit --help", "working-dir"),
         ("cluster --help", "Write KubeRay manifests"),
         ("zoo list", "digits"),

@@ -52,6 +52,6 @@ def test_the_command_says_it_in_one_line(
     with only_one(out), pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    told = capsys.readouterr().err
-    assert told.count("error:") == 1
-    assert f"{out} is in use: `raywgen train lohp" in told
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1
+    assert f"{out} is in use: `raywgen train lohp" in message

@@ -58,8 +58,8 @@ def test_a_mistake_names_its_remedy(arguments: str, said: str, monkeypatch: pyte
 def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    told = refusal("train", f"corpus={zoo_corpus.location}", "use_gpu=true", "num_workers=2")
-    assert "asks for 2 GPUs, and this machine has none: leave use_gpu out" in told
+    message = refusal("train", f"corpus={zoo_corpus.location}", "use_gpu=true", "num_workers=2")
+    assert "asks for 2 GPUs, and this machine has none: leave use_gpu out" in message
 
 
 def test_a_run_goes_into_no_corpus_and_no_file(zoo_corpus: Corpus, tmp_path: Path) -> None:
@@ -78,15 +78,15 @@ def test_misspelt_tasks_and_networks_of_a_corpus_name_the_nearest(zoo_corpus: Co
 
 
 def test_an_empty_generator_is_called_empty(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    told = refusal("generate", f"corpus={zoo_corpus.location}", "generator=", f"out={tmp_path / 'out'}")
-    assert "the generator is empty; give the run folder" in told
+    message = refusal("generate", f"corpus={zoo_corpus.location}", "generator=", f"out={tmp_path / 'out'}")
+    assert "the generator is empty; give the run folder" in message
 
 
 def test_yaml_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("seed: 1\nseed: 2\n")
-    told = refusal("train", str(tmp_path / "run.yaml"))
-    assert "found duplicate key seed" in told
-    assert "\n" not in told
+    message = refusal("train", str(tmp_path / "run.yaml"))
+    assert "found duplicate key seed" in message
+    assert "\n" not in message
 
 
 def test_rays_own_failure_to_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpu
     command += ["generator.prior.num_steps=0", "generator.task_loss.num_steps=0"]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, (done.output, done.exception)
-    told = " ".join(done.stdout.split())
-    assert "Tokeniser: transformer coders, 2 residual tokens of 8 codes" in told
+    text = " ".join(done.stdout.split())
+    assert "Tokeniser: transformer coders, 2 residual tokens of 8 codes" in text
     kept = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     assert [split["split"] for split in kept["splits"]] == ["training", "held out"]

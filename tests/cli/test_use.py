@@ -9,7 +9,7 @@ from raywgen import cli
 from raywgen.corpus import Corpus
 
 
-def told(*arguments: str) -> str:
+def output_of(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, list(arguments))
     assert result.exit_code == 0, (result.output, result.exception)
     return " ".join(result.stdout.split())
@@ -18,7 +18,7 @@ def told(*arguments: str) -> str:
 def test_retrieve_names_the_nearest_and_writes_it(zoo_corpus: Corpus, tmp_path: Path) -> None:
     task = next(iter(zoo_corpus.tasks))
     out = tmp_path / "best.safetensors"
-    shown = told("retrieve", zoo_corpus.location, f"task={task}", f"out={out}", "top=2")
+    shown = output_of("retrieve", zoo_corpus.location, f"task={task}", f"out={out}", "top=2")
     assert "nearest first by loss" in shown
     assert f"/{task}/" in shown.replace(" ", "")
     assert out.is_file()
@@ -27,7 +27,7 @@ def test_retrieve_names_the_nearest_and_writes_it(zoo_corpus: Corpus, tmp_path: 
 
 def test_select_prints_the_ranking_and_what_it_is_worth(zoo_corpus: Corpus, tmp_path: Path) -> None:
     task = next(iter(zoo_corpus.tasks))
-    shown = told("select", zoo_corpus.location, f"task={task}", f"out={tmp_path / 'selected.json'}")
+    shown = output_of("select", zoo_corpus.location, f"task={task}", f"out={tmp_path / 'selected.json'}")
     assert "Best first, by predicted" in shown
     assert "What such a ranking is worth" in shown
     assert "rank correlation" in shown
@@ -35,7 +35,7 @@ def test_select_prints_the_ranking_and_what_it_is_worth(zoo_corpus: Corpus, tmp_
 
 def test_finetune_prints_a_row_a_start(zoo_corpus: Corpus, tmp_path: Path) -> None:
     settings = [f"corpus={zoo_corpus.location}", f"out={tmp_path}", "start=[random,shared]", "epochs=1", "limit=1"]
-    shown = told("finetune", *settings, "network=mlp-64-6-2", "learning_rates=[0.003]")
+    shown = output_of("finetune", *settings, "network=mlp-64-6-2", "learning_rates=[0.003]")
     assert "after 1" in shown
     assert "random" in shown
     assert "shared" in shown
@@ -46,6 +46,6 @@ def test_finetune_prints_a_row_a_start(zoo_corpus: Corpus, tmp_path: Path) -> No
     ("command", "setting"), [("retrieve", "num_samples"), ("select", "best_of"), ("finetune", "learning_rates")]
 )
 def test_help_lists_the_settings(command: str, setting: str) -> None:
-    shown = told(command, "--help")
+    shown = output_of(command, "--help")
     assert setting in shown.replace(" ", "")
     assert f"raywgen {command}" in shown

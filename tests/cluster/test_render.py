@@ -100,8 +100,8 @@ def test_the_command_takes_run_and_cluster(tmp_path: Path) -> None:
     from raywgen.cli import app
 
     into = tmp_path / "rendered"
-    told = ["num_workers=3", "cluster.cpus=2", "cluster.max_nodes=2", "--into", str(into)]
-    done = CliRunner().invoke(app, ["cluster", "render", "method=mcdi", *told])
+    arguments = ["num_workers=3", "cluster.cpus=2", "cluster.max_nodes=2", "--into", str(into)]
+    done = CliRunner().invoke(app, ["cluster", "render", "method=mcdi", *arguments])
     assert done.exit_code == 0, done.output
     spec = yaml.safe_load((into / "raycluster.yaml").read_text())["spec"]
     assert spec["workerGroupSpecs"][0]["maxReplicas"] == 2

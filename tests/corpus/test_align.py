@@ -176,8 +176,8 @@ def test_networks_from_files_are_aligned_by_a_recipe_and_an_input_shape(tmp_path
         network=wrong,
         input_shape=[3, 8, 8],
     )
-    told = AlignConfig(network=recipe, input_shape=[3, 8, 8])
-    aligned = align(str(tmp_path / "a"), corpus, build_network, told)
+    config = AlignConfig(network=recipe, input_shape=[3, 8, 8])
+    aligned = align(str(tmp_path / "a"), corpus, build_network, config)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     module = build_network(recipe).double().eval()
     for name in facts_of(corpus):

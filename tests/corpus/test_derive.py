@@ -49,7 +49,7 @@ def runs(num: int, first_seed: int = 0) -> dict[str, StateDict]:
     }
 
 
-def told(num: int) -> list[dict[str, Any]]:
+def table_rows(num: int) -> list[dict[str, Any]]:
     return [
         {"path": f"run-{run}/*", "trajectory_id": f"run-{run}", "start_seed": run, "group": f"g{run % 2}", "depth": run}
         for run in range(num)
@@ -58,7 +58,7 @@ def told(num: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return make(tmp_path_factory.mktemp("source"), "source", runs(10), told(10))
+    return make(tmp_path_factory.mktemp("source"), "source", runs(10), table_rows(10))
 
 
 def facts_of(corpus: Corpus) -> dict[str, dict[str, Any]]:
@@ -78,12 +78,14 @@ def assert_copied(derived: Corpus, source: Corpus, ids: list[str]) -> None:
 
 def test_a_filtered_corpus_holds_what_the_query_selects_bit_for_bit(source: Corpus, tmp_path: Path) -> None:
     selected = source.query(["depth>=4", "group=g1"])
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     part = Selection(corpus=source, facts=selected)
-    derived = write_corpus(str(tmp_path / "c"), [part], {"filter": []}, lambda done, all_: told.append((done, all_)))
+    derived = write_corpus(
+        str(tmp_path / "c"), [part], {"filter": []}, lambda done, all_: progress.append((done, all_))
+    )
     assert_copied(derived, source, [f"run-{run}/{step}" for run in (5, 7, 9) for step in range(3)])
     assert derived.query(["depth=7"]).num_rows == 3
-    assert told[-1] == (9, 9)
+    assert progress[-1] == (9, 9)
     assert list(derived.networks) == derived.facts.column("layout_id").unique().to_pylist()
 
 
@@ -202,7 +204,7 @@ def test_merged_corpora_with_names_of_their_own_keep_them(tmp_path: Path) -> Non
 
 
 def test_ids_that_clash_get_the_number_of_their_corpus_and_read_back(tmp_path: Path) -> None:
-    rows = [*told(3), {"path": "run-1/*", "base_id": "run-1/0"}]
+    rows = [*table_rows(3), {"path": "run-1/*", "base_id": "run-1/0"}]
     parts = [make(tmp_path, f"part-{i}", runs(3, 1000 * i), rows) for i in range(3)]
     merged = merge(str(tmp_path / "c"), parts)
     found = facts_of(merged)
@@ -241,7 +243,7 @@ def of_task(root: Path, task_id: str, labels: list[int], first_seed: int) -> Cor
 def test_a_merge_knows_the_tasks_of_all_its_corpora(tmp_path: Path) -> None:
     parts = [of_task(tmp_path / "one", "task/1", [1, 4], 0), of_task(tmp_path / "two", "task/2", [2, 4], 10)]
     merged = merge(str(tmp_path / "c"), parts)
-    assert {name: told.recipe["labels"] for name, told in merged.tasks.items()} == {
+    assert {name: task.recipe["labels"] for name, task in merged.tasks.items()} == {
         "task/1": [1, 4],
         "task/2": [2, 4],
     }
@@ -336,8 +338,8 @@ def test_a_split_leaves_tasks_that_are_held_out_whole_as_they_are(tmp_path: Path
 def test_a_merge_refuses_tasks_and_recipes_that_contradict(
     tmp_path: Path, task: dict[str, Any], network: dict[str, Any], said: str
 ) -> None:
-    told = [({"labels": [0, 1]}, {"widths": [4, 3, 2]}), (task, network)]
-    corpora = [described(tmp_path / f"{number}", *recipes) for number, recipes in enumerate(told)]
+    recipes_of = [({"labels": [0, 1]}, {"widths": [4, 3, 2]}), (task, network)]
+    corpora = [described(tmp_path / f"{number}", *recipes) for number, recipes in enumerate(recipes_of)]
     if said:
         with pytest.raises(CorpusError, match=said) as refused:
             merge(str(tmp_path / "both"), corpora)

@@ -52,14 +52,14 @@ def same(left: StateDict, right: StateDict) -> None:
 def test_exported_files_are_the_ingested_ones_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     states = networks()
     corpus = build(tmp_path, states, save_file if suffix == ".safetensors" else torch.save, suffix)
-    told: list[tuple[int, int]] = []
-    written = export(corpus, tmp_path / "out", on_progress=lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    written = export(corpus, tmp_path / "out", on_progress=lambda done, total: progress.append((done, total)))
     assert sorted(written) == sorted(tmp_path / f"out/{name}.safetensors" for name in states)
     again = build_corpus(BuildConfig(out=str(tmp_path / "again"), sources=[str(tmp_path / "out")], distributed=False))
     assert again.manifest["recipe"]["others"] == {}, "the lock is no file that is passed over"
     files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == {*written, tmp_path / "out" / LOCK}
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for name, state in states.items():
         same(load_file(tmp_path / f"out/{name}.safetensors"), state)
 
@@ -68,10 +68,10 @@ def test_an_exported_file_tells_its_facts(tmp_path: Path) -> None:
     corpus = build(tmp_path, networks(), save_file, ".safetensors")
     (path,) = export(corpus, tmp_path / "out", ["checkpoint_id=large"])
     with safe_open(path, "pt") as file:
-        told = file.metadata()
-    found = tuple(told[f"raywgen.{name}"] for name in ("checkpoint_id", "dtype", "num_values"))
+        metadata = file.metadata()
+    found = tuple(metadata[f"raywgen.{name}"] for name in ("checkpoint_id", "dtype", "num_values"))
     assert found == ("large", "float32", "220001")
-    assert told["raywgen.sha256"] == corpus.select(checkpoint_id="large").column("sha256")[0].as_py()
+    assert metadata["raywgen.sha256"] == corpus.select(checkpoint_id="large").column("sha256")[0].as_py()
 
 
 def test_a_query_chooses_what_is_written(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def build(tmp_path: Path, facts: str) -> Corpus:
     return build_corpus(config)
 
 
-def told(facts: str, name: str, file: str) -> dict[str, Any]:
-    """The facts that a file tells of one checkpoint."""
+def facts_of(facts: str, name: str, file: str) -> dict[str, Any]:
+    """The facts of one checkpoint in a file."""
     (joined,), _ = join_facts(read_facts(facts), [SourceCheckpoint(name=name, files=(file,), num_bytes=1)])
     return joined.facts
 
@@ -70,32 +70,32 @@ def test_later_patterns_win_and_an_exact_name_beats_them_all(tmp_path: Path) -> 
             {"path": "cnn/?", "step": 3},
         ],
     )
-    assert told(path, "cnn/a", "/x/cnn/a.pt") == {"step": 1, "licence": "MIT"}
-    assert told(path, "cnn/b", "/x/cnn/b.pt") == {"step": 3, "licence": "MIT"}
-    assert told(path, "mlp/b", "/x/mlp/b.pt") == {"step": 2, "licence": "MIT"}
+    assert facts_of(path, "cnn/a", "/x/cnn/a.pt") == {"step": 1, "licence": "MIT"}
+    assert facts_of(path, "cnn/b", "/x/cnn/b.pt") == {"step": 3, "licence": "MIT"}
+    assert facts_of(path, "mlp/b", "/x/mlp/b.pt") == {"step": 2, "licence": "MIT"}
 
 
 def test_rows_about_one_checkpoint_add_up_and_the_later_wins(tmp_path: Path) -> None:
     rows = [{"path": "a", "step": 1, "licence": "MIT"}, {"path": "a", "step": 2}]
-    assert told(write(tmp_path / "facts.json", rows), "a", "/x/a.pt") == {"step": 2, "licence": "MIT"}
+    assert facts_of(write(tmp_path / "facts.json", rows), "a", "/x/a.pt") == {"step": 2, "licence": "MIT"}
 
 
 @pytest.mark.parametrize("where", ["a", "a.pt", "/x/a.pt", "/x/*.pt"])
 def test_a_row_may_name_the_file(tmp_path: Path, where: str) -> None:
     path = write(tmp_path / "facts.json", [{"path": where, "step": 5}])
-    assert told(path, "a", "/x/a.pt") == {"step": 5}
-    assert told(path, "b", "/x/b.npy") == {}
+    assert facts_of(path, "a", "/x/a.pt") == {"step": 5}
+    assert facts_of(path, "b", "/x/b.npy") == {}
 
 
 def test_an_empty_cell_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "facts.csv").write_text("path,architecture,step\n*,cnn,7\na,,\n")
-    assert told(str(tmp_path / "facts.csv"), "a", "/x/a.pt") == {"architecture": "cnn", "step": 7}
+    assert facts_of(str(tmp_path / "facts.csv"), "a", "/x/a.pt") == {"architecture": "cnn", "step": 7}
 
 
 def test_known_facts_get_their_types_and_others_stay_or_become_text(tmp_path: Path) -> None:
     row = {"path": "a", "step": "12", "start_seed": 3.0, "learning_rate": "1e-3", "architecture": 18}
     more = {"depth": 4, "score": 0.5, "frozen": True, "tags": ["x"]}
-    found = told(write(tmp_path / "facts.json", [row | more]), "a", "/x/a.pt")
+    found = facts_of(write(tmp_path / "facts.json", [row | more]), "a", "/x/a.pt")
     assert found == {
         "step": 12,
         "start_seed": 3,

@@ -178,15 +178,13 @@ def make_run(run: Path, params: dict[str, object]) -> None:
 PARAMS = {"model::type": "CNN", "optim::optimizer": "sgd", "optim::lr": "0.03", "seed": 7, "other": "x"}
 
 
-def test_a_zoo_of_runs_tells_trajectory_step_accuracy_and_hyperparameters(tmp_path: Path) -> None:
+def test_a_zoo_of_runs_has_trajectory_step_accuracy_and_hyperparameters(tmp_path: Path) -> None:
     make_run(tmp_path / "zoo/NN_tune_1_lr=0.1", PARAMS)
-    zero, ten = sorted(
-        find_checkpoints([str(tmp_path / "zoo")]).checkpoints, key=lambda checkpoint: checkpoint.facts["step"]
-    )
-    told = {"architecture": "CNN", "optimizer": "sgd", "learning_rate": 0.03, "start_seed": 7}
-    told |= {"trajectory_id": "NN_tune_1_lr=0.1"}
-    assert zero.facts == told | {"step": 0, "test_accuracy": 0.1}
-    assert ten.facts == told | {"step": 10, "test_accuracy": 0.75, "train_loss": 0.5}
+    zero, ten = sorted(find_checkpoints([str(tmp_path / "zoo")]).checkpoints, key=lambda checkpoint: checkpoint.name)
+    expected = {"architecture": "CNN", "optimizer": "sgd", "learning_rate": 0.03, "start_seed": 7}
+    expected |= {"trajectory_id": "NN_tune_1_lr=0.1"}
+    assert zero.facts == expected | {"step": 0, "test_accuracy": 0.1}
+    assert ten.facts == expected | {"step": 10, "test_accuracy": 0.75, "train_loss": 0.5}
     assert [zero.name, ten.name] == ["NN_tune_1_lr=0.1/step-0", "NN_tune_1_lr=0.1/step-10"]
 
 

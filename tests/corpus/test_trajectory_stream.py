@@ -14,7 +14,7 @@ STEPS = (0, 10, 20, 30, 45, 60, 100)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Five trajectories of seven states whose every value tells run and step, and a longer one of another layout."""
+    """Five trajectories of seven states whose every value encodes run and step, and a longer one of another layout."""
     folder = tmp_path_factory.mktemp("runs")
     rows = ["path,trajectory_id,step,architecture"]
     for run in range(5):
@@ -131,7 +131,7 @@ def test_a_mix_needs_a_weight_for_each(corpus: Corpus) -> None:
             MixedStream([stream], weights)
 
 
-def test_a_corpus_without_trajectories_is_told_so(tmp_path: Path) -> None:
+def test_a_corpus_without_trajectories_is_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, tmp_path / "one.safetensors")
     alone = build_corpus(BuildConfig(out=str(tmp_path / "c"), sources=[str(tmp_path)], distributed=False))
     with pytest.raises(CorpusError, match="no trajectory with enough states"):

@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_a_second_writer_is_told_who_holds_the_folder(
+def test_a_second_writer_learns_who_holds_the_folder(
     source: Path, tmp_path: Path, write: Callable[[Path, Path], object]
 ) -> None:
     with only_one(tmp_path / "out"), pytest.raises(InUseError, match=r"out is in use: `.*` \(process \d+ on"):

@@ -20,7 +20,7 @@ from raywgen.generators import DataSpec, Generated, GenerationRequest
 from raywgen.tasks.standing import BETTER, DOUBTFUL
 from raywgen.weights import load_state_dict
 from tests.builders import condition, hypernetwork, igpg, layout_of, network
-from tests.cli.test_use import told as shown_by
+from tests.cli.test_use import output_of as shown_by
 from tests.generation.test_generate import bundle
 
 __all__ = ["bundle"]

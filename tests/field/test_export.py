@@ -113,7 +113,7 @@ def test_a_pickled_model_is_exported_under_the_name_that_loaders_look_for(tmp_pa
         (None, "lora:lab"),
     ],
 )
-def test_adapters_are_told_apart_and_keep_their_config(tmp_path: Path, kind: str | None, expected: str) -> None:
+def test_adapters_are_distinguished_and_keep_their_config(tmp_path: Path, kind: str | None, expected: str) -> None:
     (tmp_path / "in/a").mkdir(parents=True)
     save_file({"layers.0.x": torch.ones(2, 2)}, tmp_path / "in/a/adapter_model.safetensors")
     config = {"base_model_name_or_path": "lab"} | ({"peft_type": kind} if kind else {})
@@ -152,7 +152,9 @@ def test_large_and_small_letters_clash_where_the_file_system_folds_them(tmp_path
     corpus = corpus_of(tmp_path, "A/net", "a/net")
     files = {row["checkpoint_id"]: _file(row, tmp_path / "out") for row in corpus.facts.to_pylist()}
     _check_clashes(files, fold_case=False)
-    with pytest.raises(CorpusError, match=r"'A/net' and 'a/net' would both be written .*tell upper from lower case"):
+    with pytest.raises(
+        CorpusError, match=r"'A/net' and 'a/net' would both be written .*distinguish upper from lower case"
+    ):
         _check_clashes(files, fold_case=True)
 
 

@@ -43,7 +43,7 @@ def test_several_networks_are_named_and_enter_where_they_are_selected(tmp_path: 
         build(tmp_path, tmp_path / "in", out="none", select=["nobody"], strict=True)
 
 
-def test_averaged_weights_beside_a_model_are_told_and_can_be_selected(tmp_path: Path) -> None:
+def test_averaged_weights_beside_a_model_are_listed_and_can_be_selected(tmp_path: Path) -> None:
     save(
         tmp_path / "in/net.pth.tar", {"state_dict": net(0), "state_dict_ema": net(1), "optimizer": {"param_groups": []}}
     )

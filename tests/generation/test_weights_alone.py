@@ -23,8 +23,8 @@ from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.training import launch
 from raywgen.training.data import task_recipe
 from raywgen.weights import Condition, KeyedNoise, load_state_dict
-from tests.cli.test_use import told as shown_by
-from tests.zoo.test_describe import NETWORKS, TASK, brought, run, told
+from tests.cli.test_use import output_of as shown_by
+from tests.zoo.test_describe import NETWORKS, TASK, brought, run, with_description
 
 __all__ = ["brought"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +144,7 @@ def test_an_architecture_of_ones_own_is_filled_with_a_warning(brought: Corpus, t
 def test_corpus_and_generator_must_know_the_same(brought: Corpus, trained: str, tmp_path: Path) -> None:
     plain = brought.location
     settings = config(brought, trained, tmp_path / "out")
-    described = told(brought, TASK, NETWORKS)
+    described = with_description(brought, TASK, NETWORKS)
     with pytest.raises(ConfigError, match=r"trained on weights alone, .* knows tasks; train it anew"):
         generate(settings)
     launch([run(described, 2)])
@@ -155,7 +155,7 @@ def test_corpus_and_generator_must_know_the_same(brought: Corpus, trained: str, 
 
 
 def test_tasks_without_recipes_are_conditions_but_not_tried(brought: Corpus, tmp_path: Path) -> None:
-    corpus = told(brought, TASK)
+    corpus = with_description(brought, TASK)
     launch([run(corpus, 0)])
     settings = {"tasks": "seen", "network": "narrow"}
     (row,) = generate(config(corpus, run(corpus, 0).out, tmp_path / "out", **settings))
@@ -171,7 +171,7 @@ def test_a_generator_of_tasks_asks_for_one_where_the_corpus_knows_none(
     written = generate(config(brought, trained, tmp_path / "weights", into="corpus"))
     assert written
     weights = Corpus.open(tmp_path / "weights")
-    corpus = told(brought, TASK, NETWORKS)
+    corpus = with_description(brought, TASK, NETWORKS)
     launch([run(corpus, 2)])
     with pytest.raises(ConfigError, match=r"trained on tasks, .* holds weights alone; say what to write for"):
         generate(config(weights, run(corpus, 2).out, tmp_path / "out"))

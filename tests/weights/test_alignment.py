@@ -100,7 +100,7 @@ def test_matching_never_leads_away_from_the_reference(seed: int, near: float, or
     for index, state in enumerate(states):
         matched = distance(symmetry.permute(state, found.of(index)), reference)
         assert matched <= distance(state, reference) + 1e-6
-        # What is told is what was done; float32 squares.
+        # The reported distance is that of the result; the squares are in float32.
         assert matched == pytest.approx(float(found.matched_N[index]), abs=1e-5)
         assert distance(state, reference) == pytest.approx(float(found.distance_N[index]), abs=1e-5)
         assert all(sorted(one.tolist()) == list(range(len(one))) for one in found.of(index))

@@ -96,7 +96,7 @@ def test_a_single_network_is_found_wherever_it_lies(content: Any, key: str) -> N
     assert (name, network.key, list(network.state)) == (None, key, ["a"])
 
 
-def test_networks_are_selected_by_key_and_pattern_and_the_rest_is_told() -> None:
+def test_networks_are_selected_by_key_and_pattern_and_the_others_are_listed() -> None:
     content = {"model": {"a": T}, "ema": {"a": T}, "nest": {"x": {"a": T}, "y": {"a": T}}}
     usual = choose_networks(content, torch.Tensor, "file")
     assert [network.key for _, network in usual.networks] == ["model"]

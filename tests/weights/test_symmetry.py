@@ -196,7 +196,7 @@ CASES: dict[str, tuple[nn.Module, list[int]]] = {
     "dense": (Net(_dense, a=lin(6, 4), b=lin(4, 3), norm=nn.BatchNorm1d(7), c=lin(7, 2)), [3, 4]),
     "halves": (Net(_halves, a=lin(6, 7), b=lin(7, 2)), [3, 4]),
     "ring": (Net(_ring, a=lin(6, 4), b=lin(4, 2)), []),
-    # Which of its two places a unit would go to is not told.
+    # Either of two places would be a guess.
     "twice": (Net(_twice, a=lin(6, 4), b=lin(8, 2)), []),
     "sorted": (Net(_sorted, a=lin(6, 4), b=lin(4, 2)), []),
     "in place": (Net(_in_place, a=lin(6, 4), b=lin(4, 2)), [4]),

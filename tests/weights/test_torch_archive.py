@@ -241,7 +241,7 @@ def test_every_flipped_byte_of_the_values_is_found(tmp_path: Path, dtype: str, t
             WeightsReader().read(path)
 
 
-def test_a_damaged_pickle_is_told_from_a_hostile_one(tmp_path: Path) -> None:
+def test_a_damaged_pickle_is_distinguished_from_a_hostile_one(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"some_name": torch.ones(2)}, path)
     path.write_bytes(path.read_bytes().replace(b"some_name", b"same_name", 1))

@@ -49,10 +49,10 @@ def brought(zoo_corpus: Corpus, tmp_path: Path) -> Corpus:
     )
 
 
-def told(corpus: Corpus, *parts: str) -> Corpus:
-    path = Path(corpus.location).parent / "told.yaml"
+def with_description(corpus: Corpus, *parts: str) -> Corpus:
+    path = Path(corpus.location).parent / "description.yaml"
     path.write_text("\n".join(parts))
-    return describe_corpus(corpus.location, str(path), num_condition_samples=8)
+    return describe_corpus(corpus.location, str(path))
 
 
 def run(corpus: Corpus, task_loss_steps: int) -> TrainConfig:
@@ -94,10 +94,10 @@ def test_a_task_that_is_named_but_not_described_is_none(brought: Corpus) -> None
 
 def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None:
     before = {row["checkpoint_id"]: state for row, state in brought.checkpoints()}
-    corpus = told(brought, TASK, NETWORKS)
+    corpus = with_description(brought, TASK, NETWORKS)
     assert not verify_corpus(corpus.location)
     assert corpus.tasks["digits"].instruction == "Is it 1 or 4 or 7?"
-    assert len(corpus.tasks["digits"].labels_S) == 8
+    assert len(corpus.tasks["digits"].labels_S) == 64
     assert set(corpus.facts.column("task_id").to_pylist()) == {"digits"}
     assert {network.name: network.recipe["widths"] for network in corpus.networks.values()} == {
         "narrow": [64, 6, 2],
@@ -111,7 +111,7 @@ def test_described_networks_are_trained_by_what_they_do(brought: Corpus) -> None
 
 @pytest.mark.parametrize("heldout", [0.0, 0.25])
 def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout: float) -> None:
-    corpus = told(brought, TASK, NETWORKS)
+    corpus = with_description(brought, TASK, NETWORKS)
     if heldout:
         corpus = split(f"{corpus.location}-split", corpus, by="trajectory_id", heldout=heldout)
     launch([run(corpus, 2)])
@@ -132,7 +132,7 @@ def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout
 
 
 def test_described_networks_are_written_again(brought: Corpus, tmp_path: Path) -> None:
-    corpus = told(brought, TASK, NETWORKS)
+    corpus = with_description(brought, TASK, NETWORKS)
     launch([run(corpus, 0)])
     config = GenerateConfig(
         generator=run(corpus, 0).out, corpus=corpus.location, tasks="digits", out=str(tmp_path / "written"), best_of=2
@@ -150,8 +150,8 @@ def test_weights_alone_cannot_be_judged(brought: Corpus) -> None:
 
 
 def test_describing_again_replaces_what_was_said(brought: Corpus) -> None:
-    told(brought, TASK, NETWORKS)
-    corpus = told(brought, "tasks: {digits: {name: digits-subset, labels: [0, 2]}}")
+    with_description(brought, TASK, NETWORKS)
+    corpus = with_description(brought, "tasks: {digits: {name: digits-subset, labels: [0, 2]}}")
     assert corpus.tasks["digits"].recipe["labels"] == [0, 2]
     assert all(network.recipe for network in corpus.networks.values())
 
@@ -188,6 +188,6 @@ def test_what_does_not_fit_is_named_and_changes_nothing(
 ) -> None:
     manifest = (Path(brought.location) / "manifest.json").read_bytes()
     with pytest.raises(error, match=message) as refused:
-        told(brought, text)
+        with_description(brought, text)
     assert "\n" not in str(refused.value)
     assert (Path(brought.location) / "manifest.json").read_bytes() == manifest

@@ -58,8 +58,8 @@ def test_the_last_domain_is_unseen() -> None:
 
 
 def test_episodes_take_turns_in_domains_and_unseen_ones_see_the_last() -> None:
-    told = ["plain", "invert", "other.parquet::plain", "scale-0.5"]
-    drawn = draw_tasks(zoo("episodes", way=2, shot=3, group="writer", domains=told))
+    domains = ["plain", "invert", "other.parquet::plain", "scale-0.5"]
+    drawn = draw_tasks(zoo("episodes", way=2, shot=3, group="writer", domains=domains))
     assert [recipe["domain"] for recipe in drawn["seen"]] == ["plain", "invert", "plain", "plain", "invert"]
     assert [recipe["split"] for recipe in drawn["seen"]] == ["train", "train", "all", "train", "train"]
     assert [recipe["group"] for recipe in drawn["seen"]] == ["writer", "writer", "", "writer", "writer"]
@@ -97,7 +97,7 @@ def test_sentences_train_a_zoo(tmp_path: Path) -> None:
     assert corpus.facts.column("test_accuracy").to_pylist() == [1.0] * 4
 
 
-def test_a_network_that_does_not_fit_is_told_before_training() -> None:
+def test_a_network_that_does_not_fit_is_refused_before_training() -> None:
     config = dataclasses.replace(zoo("images"), networks=[{"name": "mlp", "widths": [63, 10]}])
     with pytest.raises(TaskError, match="does not take samples of 64 values"):
         plan_zoo(config)
@@ -146,12 +146,12 @@ def test_overrides_reach_every_nested_setting() -> None:
 
 
 def test_an_execution_is_chosen_by_measurement_and_reported() -> None:
-    told: list[str] = []
-    executions = choose_executions(zoo("images"), told.append)
+    sentences: list[str] = []
+    executions = choose_executions(zoo("images"), sentences.append)
     assert executions.keys() == {"mlp-64-8-10"}
     assert set(executions.values()) <= {"stacked", "sequential"}
-    assert told[0].startswith("mlp-64-8-10: ")
-    assert "CPU time a network and step: stack" in told[0]
+    assert sentences[0].startswith("mlp-64-8-10: ")
+    assert "CPU time a network and step: stack" in sentences[0]
 
 
 def test_the_execution_is_that_of_the_median_pair() -> None:

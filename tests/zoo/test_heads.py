@@ -52,14 +52,14 @@ def test_other_tasks_are_encoded(kind: TaskKind, settings: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "placed"),
+    ("given", "placed"),
     [("encoders/mine", "{here}/encoders/mine"), (ENCODER, ENCODER), ("hf:a/b", "hf:a/b"), ("s3://b/c", "s3://b/c")],
 )
 def test_the_place_of_an_encoder_is_absolute(
-    told: str, placed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    given: str, placed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (recipe,) = draw_tasks(zoo("images", told))["seen"]
+    (recipe,) = draw_tasks(zoo("images", given))["seen"]
     assert recipe["encoder"] == placed.format(here=tmp_path)
 
 

@@ -39,12 +39,12 @@ def test_stacks_that_are_done_are_not_trained_again(tmp_path: Path, monkeypatch:
         Corpus.open(tmp_path / "c")
     with pytest.raises(CorpusError, match="holds an unfinished zoo of another recipe"):
         train_zoo(dataclasses.replace(CONFIG, seed=1), str(tmp_path / "c"), distributed=False)
-    told: list[tuple[int, int]] = []
-    train_zoo(CONFIG, str(tmp_path / "c"), lambda done, total: told.append((done, total)), distributed=False)
+    progress: list[tuple[int, int]] = []
+    train_zoo(CONFIG, str(tmp_path / "c"), lambda done, total: progress.append((done, total)), distributed=False)
     assert len(trained) - 1 == len(set(trained)), "only the one that was stopped is trained twice"
     # What was done before counts from the first report on.
-    assert told[0][0] > told[-1][1] / len(set(trained))
-    assert told[-1][0] == told[-1][1]
+    assert progress[0][0] > progress[-1][1] / len(set(trained))
+    assert progress[-1][0] == progress[-1][1]
     assert files(tmp_path / "c") == files(whole)
 
 

@@ -72,17 +72,17 @@ def test_adapters_learn_their_tasks_and_load_strictly(adapters: Corpus) -> None:
 def test_an_adapter_is_trained_again_bit_for_bit(adapters: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(adapters.location).parent)
     row = next(row for row in adapters.facts.to_pylist() if row["split"] == "unseen" and row["step"] == 60)
-    again = replay(adapters, row["trajectory_id"]).states[60]
+    again = replay(adapters, row["trajectory_id"])[60]
     stored = adapters.state_dict(row["checkpoint_id"])
     assert all(torch.equal(tensor, stored[name]) for name, tensor in again.items())
 
 
-def test_executions_are_told_by_the_names_of_the_plan(adapters: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executions_are_named_as_in_the_plan(adapters: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(adapters.location).parent)
     assert list(choose_executions(config())) == [start.network.name for start in plan_zoo(config()).starts]
 
 
-def test_a_missing_base_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_base_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TaskError, match=f"{tmp_path}/base.safetensors does not exist"):
         plan_zoo(config())

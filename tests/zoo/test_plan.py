@@ -143,7 +143,7 @@ def test_too_many_tasks_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seeds_per_task": 0}, "seeds_per_task=0"),
         ({"networks": [[64, 4, 3]]}, "64 pixels to 2 classes"),
@@ -155,6 +155,6 @@ def test_too_many_tasks_are_refused() -> None:
         ({"num_seen_tasks": 0, "num_validation_tasks": 0, "num_unseen_tasks": 0}, "ask for a task"),
     ],
 )
-def test_settings_that_make_no_zoo_are_named(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_make_no_zoo_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ZooConfig(**changes)

@@ -69,7 +69,7 @@ def assert_stored(zoo: Corpus, trajectory_id: str, states: dict[int, dict[str, t
 
 def test_a_trajectory_is_trained_again_bit_for_bit(zoo: Corpus) -> None:
     for trajectory_id in trajectories(zoo):
-        states = replay(zoo, trajectory_id).states
+        states = replay(zoo, trajectory_id)
         assert list(states) == [0, 8, 20]
         assert_stored(zoo, trajectory_id, states)
 
@@ -77,7 +77,7 @@ def test_a_trajectory_is_trained_again_bit_for_bit(zoo: Corpus) -> None:
 @pytest.mark.parametrize("step", [0, 8])
 def test_a_trajectory_goes_on_from_any_stored_step_bit_for_bit(zoo: Corpus, step: int) -> None:
     for trajectory_id in trajectories(zoo)[:2]:
-        states = go_on(zoo, trajectory_id, step).states
+        states = go_on(zoo, trajectory_id, step)
         assert max(states) == 20
         assert_stored(zoo, trajectory_id, states)
 
@@ -99,7 +99,7 @@ def test_every_start_is_what_the_facts_say(zoo: Corpus) -> None:
         assert all(torch.equal(tensor, first[name]) for name, tensor in zoo.state_dict(base).items())
 
 
-def test_what_is_no_zoo_or_kept_no_optimiser_is_told_so(tmp_path: Path) -> None:
+def test_what_is_no_zoo_or_kept_no_optimiser_is_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "net.safetensors")
     built = build_corpus(BuildConfig(out=str(tmp_path / "b"), sources=[str(tmp_path)], distributed=False))
     with pytest.raises(CorpusError, match=r"was not made by `raywgen zoo train`"):

@@ -33,7 +33,7 @@ def test_units_killed_for_memory_are_given_up() -> None:
     def rest(seconds: float, on_share: OnShare) -> None:
         time.sleep(seconds)
 
-    told: list[str] = []
+    news: list[str] = []
     with pytest.raises(ActorsLostError, match=r"given up: each of its 4 workers was killed, as its node ran out of"):
-        list(run_over_ray(rest, [60.0, 61.0, 62.0], str, told.append))
-    assert any("ran out of memory; tried again" in line for line in told)
+        list(run_over_ray(rest, [60.0, 61.0, 62.0], str, news.append))
+    assert any("ran out of memory; tried again" in line for line in news)

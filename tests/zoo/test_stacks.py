@@ -73,7 +73,7 @@ def test_diverged_networks_are_dropped_whole_and_counted(tmp_path: Path) -> None
     first = next(iter(states[0]))
     states[0][first][1] = torch.nan  # An early checkpoint alone, the last one being sane.
     states[1][first][3] = torch.inf
-    left = write_stack(stack, TINY_ZOO, tasks, recorded(states), str(tmp_path))
+    left = write_stack(stack, tasks, recorded(states), str(tmp_path))
     assert len(left.diverged) == 2
     assert left.shard is not None
     corpus = commit_corpus(
@@ -88,7 +88,7 @@ def test_a_stack_that_diverged_altogether_leaves_no_shard(tmp_path: Path) -> Non
     stack = plan_zoo(TINY_ZOO).stacks[0]
     tasks = [build_task(spec.task_recipe) for spec in stack.trajectories]
     nothing = {name: torch.full((len(tasks), *tensor.shape), torch.nan) for name, tensor in stack.start.state.items()}
-    left = write_stack(stack, TINY_ZOO, tasks, recorded([nothing, nothing]), str(tmp_path))
+    left = write_stack(stack, tasks, recorded([nothing, nothing]), str(tmp_path))
     assert left.shard is None
     assert len(left.diverged) == len(stack.trajectories)
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Units over a real Ray session: whoever dies on the way, what can be done is done, and the end is told."""
+"""Items over a real Ray session: if workers die, all that can be done is done, and the error says so."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def number(text: str, on_share: OnShare) -> float:
 
 
 def test_units_whose_workers_died_are_done_by_others(tmp_path: Path) -> None:
-    told: list[str] = []
-    done = dict(run_over_ray(dying(tmp_path, {1: 3, 4: 1}), range(6), str, told.append))
+    news: list[str] = []
+    done = dict(run_over_ray(dying(tmp_path, {1: 3, 4: 1}), range(6), str, news.append))
     assert done == {place: place**2 for place in range(6)}
-    assert [line.split(" was ")[0] for line in told].count("the worker of 1") == 3
-    assert sum("the worker of" in line for line in told) == 4
+    assert [line.split(" was ")[0] for line in news].count("the worker of 1") == 3
+    assert sum("the worker of" in line for line in news) == 4
 
 
 def test_a_unit_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ def test_a_zoo_whose_workers_die_keeps_what_is_done_and_goes_on(tmp_path: Path) 
         checkpoint_steps=[20],
     )
     mark.touch()
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with pytest.raises(ActorsLostError, match="smaller stack_size"):
-        train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)))
+        train_zoo(config, str(tmp_path / "c"), lambda done, total: progress.append((done, total)))
     # Three of six networks, in steps; what the others' workers had begun counts for nothing once they are dead.
-    assert told[-1] == (3 * 20, 6 * 20)
+    assert progress[-1] == (3 * 20, 6 * 20)
     mark.unlink()
     again: list[tuple[int, int]] = []
     corpus = train_zoo(config, str(tmp_path / "c"), lambda done, total: again.append((done, total)))
@@ -126,13 +126,13 @@ def test_long_work_and_cpus_that_others_hold_are_no_alarm(monkeypatch: pytest.Mo
     # Both must be there before, or a unit would be first.
     while ray.available_resources().get("CPU", 0.0) > 0:
         time.sleep(0.05)
-    told: list[str] = []
-    assert list(run_over_ray(rest, [6.0], str, told.append)) == [(0, 6.0)]
-    assert told == ["waiting for a worker: the cluster has 2 CPUs, 0 of them free"]
+    news: list[str] = []
+    assert list(run_over_ray(rest, [6.0], str, news.append)) == [(0, 6.0)]
+    assert news == ["waiting for a worker: the cluster has 2 CPUs, 0 of them free"]
     ray.get(held)
 
 
-def test_workers_that_never_begin_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_never_begin_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience at all: even a worker that begins after a while comes too late."""
     monkeypatch.setattr(actor_pool, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(actor_pool, "_PATIENCE_SECONDS", 0.0)

@@ -28,9 +28,9 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, int]]]:
     root = tmp_path_factory.mktemp("zoo") / "corpus"
-    told: list[tuple[int, int]] = []
-    train_zoo(TINY_ZOO, str(root), lambda done, total: told.append((done, total)))
-    return root, told
+    progress: list[tuple[int, int]] = []
+    train_zoo(TINY_ZOO, str(root), lambda done, total: progress.append((done, total)))
+    return root, progress
 
 
 def weights(root: Path) -> dict[str, bytes]:
@@ -40,21 +40,21 @@ def weights(root: Path) -> dict[str, bytes]:
 def test_parallel_tasks_write_what_one_process_writes(
     trained: tuple[Path, list[tuple[int, int]]], zoo_corpus: Corpus
 ) -> None:
-    root, told = trained
+    root, progress = trained
     assert weights(root) == weights(Path(zoo_corpus.location))
     num_steps = (12 + 3 + 4) * 2 * 2 * TINY_ZOO.num_steps
-    assert told[-1] == (num_steps, num_steps)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert progress[-1] == (num_steps, num_steps)
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
 
 
-def test_progress_is_told_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_pool, "_SECONDS_BETWEEN_SHARES", 0.0)
     config = dataclasses.replace(TINY_ZOO, networks=[[64, 6, 2]], num_steps=20, checkpoint_steps=[20])
-    told: list[tuple[int, int]] = []
-    train_zoo(config, str(tmp_path / "c"), lambda done, total: told.append((done, total)), distributed=False)
+    progress: list[tuple[int, int]] = []
+    train_zoo(config, str(tmp_path / "c"), lambda done, total: progress.append((done, total)), distributed=False)
     total = (12 + 3 + 4) * 2 * 20
-    done = [steps for steps, _ in told]
-    assert {steps for _, steps in told} == {total}
+    done = [steps for steps, _ in progress]
+    assert {steps for _, steps in progress} == {total}
     assert done == sorted(done)
     # A report a step of each stack, and more stacks than one.
     assert len(set(done)) > 20
@@ -78,10 +78,10 @@ def test_a_share_reaches_the_driver_while_its_unit_is_under_way() -> None:
 def test_the_same_recipe_again_is_reused(trained: tuple[Path, list[tuple[int, int]]]) -> None:
     root, _ = trained
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     config = dataclasses.replace(TINY_ZOO, stack_size=99, out="elsewhere")
-    corpus = train_zoo(config, str(root), lambda done, total: told.append((done, total)))
-    assert not told
+    corpus = train_zoo(config, str(root), lambda done, total: progress.append((done, total)))
+    assert not progress
     assert corpus.manifest["recipe"]["num_diverged"] == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
 

@@ -46,7 +46,7 @@ def from_bytes(content: bytes, layout: Layout, codec: NetworkCodec) -> CodedNetw
     Raises:
         BitstreamError: The bytes are too few or too many for this layout.
     """
-    reader = _Reader(content)
+    reader = _BitReader(content)
     large, small = codec.large_tensors(layout), codec.small_tensors(layout)
     threshold = int(reader.take(1, THRESHOLD_BITS)[0])
     rows_G = reader.take(sum(spec.shape[0] for spec in large), SCALE_BITS)
@@ -77,7 +77,7 @@ def from_bytes(content: bytes, layout: Layout, codec: NetworkCodec) -> CodedNetw
     )
 
 
-class _Reader:
+class _BitReader:
     """Reads the parts of a stream, one after another."""
 
     def __init__(self, content: bytes) -> None:
