@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.batch_stream import BatchStream, check_shares, select
+from raywgen.corpus.chunk_copy import copy_chunks
 from raywgen.corpus.chunk_map import ChunkMap, chunk_map
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.order import Cursor, EpochOrder
-from raywgen.corpus.shards import ShardView
 from raywgen.weights import Layout
 
 _BLOCK_VALUES = 1 << 20
@@ -140,26 +140,6 @@ class ChunkStream(BatchStream[ChunkBatch]):
 
     def _fill(self, out_BK: Tensor, checkpoint_B: np.ndarray, chunk_B: np.ndarray) -> np.ndarray:
         """Reads chunks of one shard; returns their lengths."""
-        layout = self._layouts[self._shard_N[checkpoint_B[0]]]
-        chunks = self._maps[self._shard_N[checkpoint_B[0]]]
-        view = self._corpus.view(self._paths[self._shard_N[checkpoint_B[0]]], layout)
-        row_B, word_B, length_B = self._row_N[checkpoint_B], chunks.word_W[chunk_B], chunks.length_W[chunk_B]
-        plain_B = (word_B >= 0) & (length_B == self._K)
-        if plain_B.all():
-            view.copy_words(row_B, word_B, out_BK)
-            return length_B
-        if plain_B.any():
-            out_BK[torch.from_numpy(plain_B)] = view.words(row_B[plain_B], word_B[plain_B], self._K)
-        for index in np.flatnonzero(~plain_B):
-            self._fill_one(out_BK[index], view, layout, int(row_B[index]), int(chunk_B[index]), int(word_B[index]))
-        return length_B
-
-    def _fill_one(self, out_K: Tensor, view: ShardView, layout: Layout, row: int, chunk: int, word: int) -> None:
-        """Reads a chunk that is shorter than K, or not contiguous float32."""
-        start = chunk * self._K
-        length = min(self._K, layout.num_values - start)
-        if word >= 0:
-            out_K[:length] = view.words(np.array([row]), np.array([word]), length)[0]
-        else:
-            out_K[:length] = layout.slice_values(view.packed(row), start, length)
-        out_K[length:] = 0
+        shard = self._shard_N[checkpoint_B[0]]
+        view = self._corpus.view(self._paths[shard], self._layouts[shard])
+        return copy_chunks(view, self._maps[shard], self._row_N[checkpoint_B], chunk_B, out_BK)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -267,9 +268,8 @@ class ShardView:
         self.ids = checkpoint_ids(table, layout)
         chunks = [chunk for chunk in table.column("packed").chunks if len(chunk)]
         self._parts_NP = [_packed_chunk(chunk, layout, pages) for chunk in chunks]
-        self._words = [part.view(-1).view(torch.float32) for part in self._parts_NP]
         self._ends = np.cumsum([len(part) for part in self._parts_NP])
-        self._words_per_row = layout.num_bytes // 4
+        self.row_bytes = layout.num_bytes
         self._check = check
 
     def _checked(self, row_N: np.ndarray) -> None:
@@ -293,7 +293,7 @@ class ShardView:
     def rows(self, row_N: np.ndarray) -> Tensor:
         """Copies checkpoints to `(N, P)`."""
         self._checked(row_N)
-        out = torch.empty(len(row_N), self._words_per_row * 4, dtype=torch.uint8)
+        out = torch.empty(len(row_N), self.row_bytes, dtype=torch.uint8)
         part_N = np.searchsorted(self._ends, row_N, side="right")
         for part in np.unique(part_N):
             (place,) = np.nonzero(part_N == part)
@@ -301,22 +301,18 @@ class ShardView:
             out[torch.from_numpy(place)] = self._parts_NP[part][torch.from_numpy(row_N[place] - first)]
         return out
 
-    def words(self, row_B: np.ndarray, word_B: np.ndarray, length: int) -> Tensor:
-        """Copies runs of float32 values to `(B, length)`."""
-        out = torch.empty(len(row_B), length)
-        self.copy_words(row_B, word_B, out)
-        return out
+    def parts(self, row_B: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, Tensor]]:
+        """Splits ascending rows by the record batches that hold them.
 
-    def copy_words(self, row_B: np.ndarray, word_B: np.ndarray, out_BK: Tensor) -> None:
-        """Copies runs of float32 values that begin at words of rows; rows must not descend from part to part."""
+        Yields:
+            The ends of a part of `row_B`, its rows within the record batch, and all bytes of that batch, flat.
+
+        Raises:
+            DamagedFileError: A checkpoint has changed since it was written.
+        """
         self._checked(row_B)
-        part_B = np.searchsorted(self._ends, row_B, side="right")
-        length = out_BK.shape[1]
-        for part in np.unique(part_B):
-            (place,) = np.nonzero(part_B == part)
-            words = self._words[part]
-            first = self._ends[part - 1] if part else 0
-            start = torch.from_numpy((row_B[place] - first) * self._words_per_row + word_B[place])
-            # A view whose row i begins at word i: selecting rows of it copies whole runs at any position.
-            rows = torch.as_strided(words, (words.numel() - length + 1, length), (1, 1))
-            torch.index_select(rows, 0, start, out=out_BK[place[0] : place[-1] + 1])
+        edges = np.searchsorted(row_B, self._ends)
+        for part, (first, last) in enumerate(pairwise((0, *edges.tolist()))):
+            if first < last:
+                before = self._ends[part - 1] if part else 0
+                yield first, last, row_B[first:last] - before, self._parts_NP[part].view(-1)

@@ -17,7 +17,7 @@ from raywgen.corpus.order import Cursor, EpochOrder
 
 
 def networks() -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Plain float32, with counters between, mixed dtypes, and one of many pages."""
+    """Plain float32, with counters between, mixed dtypes in two orders, complex values, and one of many pages."""
     torch.manual_seed(0)
     for index in range(7):
         yield f"mlp-{index}", nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).state_dict()
@@ -25,6 +25,8 @@ def networks() -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield f"norm-{index}", nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)).state_dict()
     for index in range(3):
         yield f"mixed-{index}", {"a": torch.randn(9), "b": torch.randn(4, 5).half(), "c": torch.randn(17).bfloat16()}
+        yield f"half-{index}", {"a": torch.randn(6).half(), "b": torch.randn(40), "c": torch.randn(3).double()}
+        yield f"complex-{index}", {"a": torch.randn(7, dtype=torch.complex64), "b": torch.randn(5)}
     yield "large", {"w": torch.randn(300, 500), "b": torch.randn(70_001)}
 
 
@@ -51,7 +53,7 @@ def keys(batches: Iterator[ChunkBatch]) -> list[list[tuple[int, int]]]:
     return [list(zip(b.checkpoint_B.tolist(), b.chunk_B.tolist(), strict=True)) for b in batches]
 
 
-@pytest.mark.parametrize("chunk_length", [7, 16, 1000])
+@pytest.mark.parametrize("chunk_length", [1, 7, 16, 1000])
 def test_every_chunk_of_every_layout_holds_the_flat_vectors_values(corpus: Corpus, chunk_length: int) -> None:
     whole = stream(corpus, chunk_length=chunk_length, terms=[], batch_size=64)
     found: dict[tuple[int, int], Tensor] = {}
