@@ -54,6 +54,13 @@ class ShardReader:
         # Rows of a tensor, not of the table: Arrow would copy by stored offsets, which it does not check.
         return view.rows(row_N)
 
+    def row(self, shard: Shard, row: int, checkpoint_id: str, layout: Layout) -> Tensor:
+        """Returns one row `(P,)` of a shard as a view, after checking its id; raises as `view` does."""
+        view = self.view(shard, layout)
+        if len(view.ids) <= row or view.ids[row] != checkpoint_id:
+            raise self._failure(shard.path, f"does not hold checkpoint '{checkpoint_id}' where the facts say")
+        return view.packed(row)
+
     def view(self, shard: Shard, layout: Layout) -> ShardView:
         """Returns a view of a shard's weights without a copy; the most recently used ones stay open.
 

@@ -271,6 +271,9 @@ class Layout:
 
     def unpack(self, packed_P: Tensor) -> StateDict:
         """Returns the `state_dict` of a packed form `(P,)` or `(N, P)`, bit for bit; as views if alignment allows."""
+        is_aligned = packed_P.is_contiguous() and packed_P.storage_offset() % _ALIGNMENT == 0
+        if packed_P.dim() == 1 and packed_P.numel() and is_aligned:
+            return self._unpack_aligned(packed_P)
         own: StateDict = {}
         batch = packed_P.shape[:-1]
         for spec, start in zip(self.tensors, self.byte_offsets, strict=False):
@@ -278,6 +281,30 @@ class Layout:
                 raw = packed_P[..., start : start + spec.num_bytes]
                 own[spec.name] = _view(raw, spec.torch_dtype).reshape((*batch, *spec.shape))
         return {spec.name: own[spec.tied_to or spec.name] for _, spec in self.packed_order}
+
+    def _unpack_aligned(self, packed_P: Tensor) -> StateDict:
+        """Unpacks one aligned packed form; several times as fast as slicing it tensor by tensor."""
+        elements = {dtype: packed_P.view(dtype) for dtype in {dtype for _, dtype, *_ in self._strided}}
+        found: StateDict = {}
+        for name, dtype, shape, stride, start in self._strided:
+            view = elements[dtype]
+            found[name] = view.as_strided(shape, stride, view.storage_offset() + start)
+        return {spec.name: found[spec.tied_to or spec.name] for _, spec in self.packed_order}
+
+    @cached_property
+    def _strided(self) -> list[tuple[str, torch.dtype, tuple[int, ...], tuple[int, ...], int]]:
+        """Name, dtype, shape, strides and first element of each tensor that is not tied, in the packed form."""
+        return [
+            (
+                spec.name,
+                spec.torch_dtype,
+                spec.shape,
+                torch.empty(spec.shape, device="meta").stride(),
+                start // spec.torch_dtype.itemsize,
+            )
+            for spec, start in zip(self.tensors, self.byte_offsets, strict=False)
+            if not spec.tied_to
+        ]
 
     def values(self, packed_NP: Tensor) -> Tensor:
         """Returns flat vectors `(N, D)` of packed forms `(N, P)`: a view if all tensors are float32 without gaps."""

@@ -107,6 +107,7 @@ def test_flipped_byte_is_found_and_named_with_its_checkpoint(root: Path) -> None
 READERS: dict[str, Callable[[Corpus], object]] = {
     "packed": lambda corpus: corpus.packed(corpus.select(split="heldout")),
     "values": lambda corpus: corpus.values(corpus.select(split="heldout")),
+    "checkpoints": lambda corpus: list(corpus.checkpoints(["split=heldout"])),
     "stream": lambda corpus: list(chunks(corpus).epoch()),
     "stream that reads ahead": lambda corpus: list(chunks(corpus, prefetch=2).epoch()),
     "stream of ragged chunks": lambda corpus: list(chunks(corpus, chunk_length=5).epoch()),

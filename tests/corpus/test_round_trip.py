@@ -82,6 +82,24 @@ def test_results_are_the_callers_own_memory(opened: tuple[Corpus, dict[str, Stat
     builders.assert_same_bits(corpus.state_dict("held1"), states["held1"])
 
 
+def test_every_checkpoint_comes_whole_with_its_facts_in_memory_of_its_own(
+    opened: tuple[Corpus, dict[str, StateDict]],
+) -> None:
+    corpus, states = opened
+    found = list(corpus.checkpoints(["layout_id=" + Layout.from_state_dict(states["narrow0"]).id]))
+    assert len(found) == 605
+    for row, state in found:
+        assert row["layout_id"] == Layout.from_state_dict(state).id
+        builders.assert_same_bits(state, states[row["checkpoint_id"]])
+    for _, state in found:
+        # One storage per checkpoint: whoever keeps or saves one does not keep its neighbours.
+        assert {tensor.untyped_storage().nbytes() for tensor in state.values()} == {
+            Layout.from_state_dict(state).num_bytes
+        }
+        state["0.weight"].zero_()
+    builders.assert_same_bits(corpus.state_dict("narrow0"), states["narrow0"])
+
+
 def test_base_values_are_those_of_the_shared_start(opened: tuple[Corpus, dict[str, StateDict]]) -> None:
     corpus, states = opened
     layout = Layout.from_state_dict(states["base0"])
