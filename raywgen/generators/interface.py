@@ -48,7 +48,6 @@ class OptimizerConfig:
         grad_clip: Largest global norm of the gradient.
         ema_decay: Decay of an exponential moving average of the parameters, which validation, bundles and later stages
             use in place of the parameters; 0 for none.
-        accumulation: Number of parts into which each worker splits its share of a batch, to save memory.
     """
 
     kind: OptimizerKind = "adamw"
@@ -61,7 +60,6 @@ class OptimizerConfig:
     floor: float = 0.05
     grad_clip: float = 1.0
     ema_decay: float = 0.0
-    accumulation: int = 1
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
@@ -76,10 +74,8 @@ class OptimizerConfig:
             raise ValueError(f"betas={list(self.betas)}, ema_decay={self.ema_decay}: give values from 0 to below 1")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor={self.floor}: give a share of learning_rate, from 0 to 1")
-        if self.accumulation < 1 or self.warmup_steps < 0:
-            raise ValueError(
-                f"accumulation={self.accumulation}, warmup_steps={self.warmup_steps}: need at least 1 and 0"
-            )
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: must be at least 0")
 
 
 @dataclass(kw_only=True)

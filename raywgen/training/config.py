@@ -40,6 +40,7 @@ class TrainConfig:
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
+        accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
         zero_stage: DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
         use_gpu: One GPU per worker.
         precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
@@ -62,6 +63,7 @@ class TrainConfig:
     corpus: str = "runs/zoo/corpus"
     out: str = "runs/igpg"
     num_workers: int = 2
+    accumulate: int = 1
     zero_stage: int = 1
     use_gpu: bool = False
     precision: Precision = "fp32"
@@ -77,11 +79,13 @@ class TrainConfig:
 
     def engine_settings(self) -> EngineSettings:
         """Returns the settings that concern the engine."""
-        return EngineSettings(precision=self.precision, zero_stage=self.zero_stage)
+        return EngineSettings(precision=self.precision, accumulate=self.accumulate, zero_stage=self.zero_stage)
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage={self.zero_stage}: give 0, 1, 2 or 3")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate={self.accumulate}: must be at least 1")
         if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
             raise ValueError("num_workers must be at least 0; checkpoint_every, log_every, validate_every at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:

@@ -62,7 +62,7 @@ def launch(
             checkpoint of its own.
 
     Raises:
-        ConfigError: A run folder holds another run, or a batch does not divide among the workers.
+        ConfigError: A run folder holds another run, or a stage has fewer networks in a batch than workers and parts.
         BundleFormatError: A run folder holds a generator of another version of raywgen.
         CorpusError: The corpus cannot be read.
         ClusterError: The cluster has no room for the workers and never will.
@@ -184,25 +184,25 @@ def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
     The generator is built here once and not kept: a large one takes long, and the workers build their own.
     """
     stages = spec.build().stages()
-    _check_batches(stages, max(1, spec.config.num_workers))
+    _check_batches(stages, max(1, spec.config.num_workers), spec.config.accumulate)
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
     return stage_records(stages)
 
 
-def _check_batches(stages: Sequence[Stage], num_workers: int) -> None:
-    """Refuses batches that workers, or the parts of a worker's share, cannot divide."""
+def _check_batches(stages: Sequence[Stage], num_workers: int, accumulate: int) -> None:
+    """Refuses batches with fewer networks than there are workers, or a worker's share with fewer than its parts."""
     for stage in stages:
-        batch_size, accumulation = stage.config.batch_size, stage.config.optimizer.accumulation
-        if batch_size % num_workers:
+        batch_size = stage.config.batch_size
+        if batch_size < num_workers:
             raise ConfigError(
-                f"batch_size={batch_size} does not divide among num_workers={num_workers}; "
-                "give a multiple, so that every worker takes an equal part"
+                f"num_workers={num_workers} is more than the networks of a batch, generator.{stage.name}.batch_size="
+                f"{batch_size}; give at most as many workers as networks"
             )
-        if batch_size // num_workers < accumulation:
+        if batch_size // num_workers < accumulate:
             raise ConfigError(
-                f"generator.{stage.name}.optimizer.accumulation={accumulation} is more than the "
-                f"{batch_size // num_workers} networks of each worker; give at most that many parts"
+                f"accumulate={accumulate} is more than the {batch_size // num_workers} networks that a worker takes of "
+                f"generator.{stage.name}.batch_size={batch_size}; give at most that many parts"
             )
 
 
@@ -237,8 +237,11 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     The place of the run, its workers, and how often it saves and logs may change. The content of the corpus is compared
     by its digest.
     """
-    free = {"out": "", "num_workers": 1, "zero_stage": 0, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
-    fixed = replace(config, **free, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus))
+    free = {"out": "", "num_workers": 1, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
+    engine = {"accumulate": 1, "zero_stage": 0}
+    fixed = replace(
+        config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
+    )
     return dict(flatten(asdict(fixed)))
 
 

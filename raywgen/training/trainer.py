@@ -243,7 +243,7 @@ class Trainer:
         noise = KeyedNoise(self.config.seed, batch.sample_index_B, STAGE_STREAM + index)
         # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
         torch.manual_seed(hash((self.config.seed, index, step, self.worker.rank)) % 2**63)
-        metrics = engine.train_step(batch, noise, learning_rate(stage.config, step))
+        metrics = engine.train_step(batch, noise, learning_rate(stage.config, step), stage.config.batch_size)
         if not math.isfinite(float(metrics["loss"])):
             raise DivergedError(
                 f"{self.config.out}: the loss of stage '{stage.name}' is {float(metrics['loss'])} at step {step}; "
@@ -272,10 +272,11 @@ class Trainer:
     def _validate(self, engine: Engine, index: int, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
+        total = max(_VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
-            batch = plan.batch(turn, _VALIDATION_BATCH)
+            batch = plan.batch(turn, total)
             noise = KeyedNoise(self.config.seed + 1, batch.sample_index_B, STAGE_STREAM + index)
-            for name, value in engine.evaluate(batch, noise).items():
+            for name, value in engine.evaluate(batch, noise, total).items():
                 sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
         return sums
 

@@ -13,7 +13,7 @@ from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, load_averages
-from raywgen.weights import KeyedNoise
+from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
 
 NUM_STEPS = 6
@@ -170,18 +170,17 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize(
-    "make", [LocalEngine, deepspeed_engine(0), deepspeed_engine(2)], ids=["local", "zero 0", "zero 2"]
-)
-@pytest.mark.parametrize("accumulation", [3, 8])
-def test_parts_of_a_batch_give_the_gradient_of_all(make: Callable[[Stage], Engine], accumulation: int) -> None:
+@pytest.mark.parametrize("zero_stage", [None, 0, 2, 3])
+@pytest.mark.parametrize("accumulate", [3, 8])
+def test_parts_of_a_batch_give_the_gradient_of_all(zero_stage: int | None, accumulate: int) -> None:
     """Parts of 3, 3 and 2 networks, or of one each."""
-    whole, split = prior_stage(), prior_stage()
-    split.config.optimizer.accumulation = accumulation
-    expected = steps(LocalEngine(whole), 0, NUM_STEPS)
-    assert steps(make(split), 0, NUM_STEPS) == pytest.approx(expected, rel=1e-4)
-    for (name, mine), theirs in zip(split.named_parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
+    settings = EngineSettings(accumulate=accumulate, zero_stage=zero_stage or 0, min_sharded=0)
+    whole = LocalEngine(prior_stage())
+    split = LocalEngine(prior_stage(), settings) if zero_stage is None else DeepSpeedEngine(prior_stage(), 1, settings)
+    assert steps(split, 0, NUM_STEPS) == pytest.approx(steps(whole, 0, NUM_STEPS), rel=1e-4)
+    theirs = whole.state_dict(whole.stage)
+    for name, mine in split.state_dict(split.stage).items():
+        torch.testing.assert_close(mine, theirs[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -270,6 +269,27 @@ def test_evaluation_learns_nothing() -> None:
     assert {"loss", "reconstruction", "snr_db"} <= scalars.keys()
     for name, tensor in generator.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_unequal_parts_count_for_their_size(accumulate: int) -> None:
+    """The mean of what three workers' gradients give is what the gradient of the whole batch gives."""
+
+    def step(part: WeightBatch, num_workers: int, total: int | None) -> tuple[dict[str, Tensor], float]:
+        stage = descent_stage(weight_decay=0.0)
+        stage.config.optimizer.grad_clip = 1e9
+        engine = LocalEngine(stage, EngineSettings(accumulate=accumulate))
+        engine.num_workers, engine.all_reduce = num_workers, lambda tensor: tensor * num_workers  # Those of all alike.
+        metrics = engine.train_step(part, KeyedNoise(0, part.sample_index_B), 1.0, total)
+        return engine.state_dict(stage), float(metrics["loss"])
+
+    batch = weight_batch()
+    whole, loss = step(batch, 1, None)
+    parts = [step(batch.take(torch.tensor(rows)), 3, 8) for rows in ([0, 3, 6], [1, 4, 7], [2, 5])]
+    assert sum(part[1] for part in parts) / 3 == pytest.approx(loss, rel=1e-5)
+    for name, mine in whole.items():
+        mean = torch.stack([part[0][name] for part in parts]).mean(dim=0)
+        torch.testing.assert_close(mean, mine, rtol=1e-4, atol=1e-6)
 
 
 def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,8 +304,9 @@ class IGPGTaskLossStage(Stage):
             "accuracy": accuracy_B.mean().detach(),
             "distance": distance.detach(),
         }
-        if self.config.diversity_weight > 0 and len(loss_B) > 1:
-            diversity = diversity_loss(normalised_BD, corpus_BD)
+        if self.config.diversity_weight > 0:
+            # All workers give the same metrics, also one whose part is a single network.
+            diversity = diversity_loss(normalised_BD, corpus_BD) if len(loss_B) > 1 else loss.new_zeros(())
             metrics["diversity_loss"] = diversity.detach()
             # Weighted by confidence: at chance, the term would drive networks apart before they learn anything.
             loss = loss + self.config.diversity_weight * _confidence(loss_B.detach(), batch) * diversity

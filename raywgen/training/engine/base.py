@@ -24,11 +24,13 @@ class EngineSettings:
 
     Attributes:
         precision: Of matrix products; parameters, gradients and the optimiser's state stay float32.
+        accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
         zero_stage: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
         min_sharded: ZeRO-3 keeps parameters of fewer values whole on every worker.
     """
 
     precision: Precision = "fp32"
+    accumulate: int = 1
     zero_stage: int = 1
     min_sharded: int = 100_000
 
@@ -51,32 +53,46 @@ class Engine(ABC):
         self.settings = settings
         self._averages: dict[str, Tensor] = {}
 
-    def train_step(self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float) -> dict[str, Tensor]:
-        """Takes one optimiser step on this worker's part of a batch; returns metrics averaged over all workers."""
+    def train_step(
+        self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float, total: int | None = None
+    ) -> dict[str, Tensor]:
+        """Takes one optimiser step.
+
+        Args:
+            batch: This worker's part of a batch.
+            noise: Keyed noise of these networks.
+            learning_rate: The rate of this step.
+            total: Networks of the whole batch; by default every worker's part is as large as this one's.
+
+        Returns:
+            Metrics, averaged over the networks of all workers.
+        """
         self.stage.train()
-        parts = _parts(len(batch.sample_index_B), self.stage.config.optimizer.accumulation)
-        metrics: dict[str, Tensor] = {}
+        weight, metrics = self._weight(batch, total), {}
+        parts = _parts(len(batch.sample_index_B), self.settings.accumulate)
         for number, index_N in enumerate(parts):
             with self._gathered():
                 if len(parts) == 1:
-                    result, share = self._forward(batch, noise), 1.0
+                    result, share = self._forward(batch, noise), weight
                 else:
                     result = self._forward(batch.take(index_N), noise.take(index_N))
-                    share = len(index_N) / len(batch.sample_index_B)
+                    share = weight * len(index_N) / len(batch.sample_index_B)
                 self._backward(result.loss, share, is_first=number == 0)
             for name, value in _detached(result).items():
-                metrics[name] = value if len(parts) == 1 else metrics.get(name, 0.0) + share * value
+                metrics[name] = value if weight == len(parts) == 1 else metrics.get(name, 0.0) + share * value
         self._step(learning_rate)
         self.stage.after_step(self.all_reduce)
         self._update_averages()
         return self._mean(metrics)
 
     @torch.no_grad()
-    def evaluate(self, batch: WeightBatch, noise: KeyedNoise) -> dict[str, Tensor]:
-        """Returns metrics of a batch, averaged over all workers, and learns nothing from it."""
+    def evaluate(self, batch: WeightBatch, noise: KeyedNoise, total: int | None = None) -> dict[str, Tensor]:
+        """Returns metrics of a batch, averaged over all workers, and learns nothing from it; see `train_step`."""
         self.stage.eval()
+        weight = self._weight(batch, total)
         with self._averaged_parameters(), self._gathered():
-            return self._mean(_detached(self._forward(batch, noise)))
+            metrics = _detached(self._forward(batch, noise))
+        return self._mean({name: value if weight == 1 else weight * value for name, value in metrics.items()})
 
     # What an engine gives and takes
 
@@ -197,6 +213,10 @@ class Engine(ABC):
     @abstractmethod
     def _step(self, learning_rate: float) -> None: ...
 
+    def _weight(self, batch: WeightBatch, total: int | None) -> float:
+        """Returns what this worker's part counts for where the workers' parts would count for 1 if they were equal."""
+        return 1.0 if total is None else len(batch.sample_index_B) * self.num_workers / total
+
     def _mean(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mean = self.all_reduce(torch.stack(list(metrics.values())).float()) / self.num_workers
         return dict(zip(metrics, mean.unbind(), strict=True))
@@ -254,10 +274,10 @@ def load_averages(stage: Stage, averages: Mapping[str, Tensor]) -> None:
             parameter.copy_(averages[name])
 
 
-def _parts(num: int, accumulation: int) -> list[Tensor]:
+def _parts(num: int, num_parts: int) -> list[Tensor]:
     """Indices of the parts of a worker's share of a batch."""
-    assert num >= accumulation, f"{num} networks do not make {accumulation} parts"
-    return list(torch.arange(num).tensor_split(accumulation))
+    assert num >= num_parts, f"{num} networks do not make {num_parts} parts"
+    return list(torch.arange(num).tensor_split(num_parts))
 
 
 def _detached(result: StageLoss) -> dict[str, Tensor]:

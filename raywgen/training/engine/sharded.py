@@ -64,10 +64,10 @@ class DeepSpeedEngine(Engine):
 
     def _config(self) -> dict[str, Any]:
         settings, config = self.settings, self.stage.config
-        accumulation = config.optimizer.accumulation
         return {
-            "train_micro_batch_size_per_gpu": max(1, config.batch_size // self.num_workers // accumulation),
-            "gradient_accumulation_steps": accumulation,
+            # Only counted: parts may be of any size, and the engine weights them itself.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": settings.accumulate,
             "gradient_clipping": config.optimizer.grad_clip,
             "zero_optimization": {
                 "stage": settings.zero_stage,
@@ -186,7 +186,7 @@ class DeepSpeedEngine(Engine):
         if not is_first:
             self._engine.step()  # It only counts the parts until the last one.
         # DeepSpeed divides each part's loss by their number.
-        scale = share * self.stage.config.optimizer.accumulation
+        scale = share * self.settings.accumulate
         self._engine.backward(loss if scale == 1 else loss * scale)
 
     def _step(self, learning_rate: float) -> None:
