@@ -1,7 +1,4 @@
-"""A placeholder task for corpora of weights alone.
-
-Shape legend: B networks, S samples, F features of a sample.
-"""
+"""A placeholder task for corpora of weights alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A user's own module, made to run on flat samples, once before anything is generated for it.
-
-Shape legend: S samples, F values of a sample, C classes.
-"""
+"""Makes a user's own module run on flat samples, and checks it before anything is generated for it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The ascent step of sharpness-aware minimisation, for one network or for a stack of them.
-
-Shape legend: N networks of a stack.
-"""
+"""The ascent step of sharpness-aware minimisation, for one network or for a stack of them."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ def ascend(parameters: Sequence[Tensor], config: SAMConfig, *, stacked: bool) ->
     `w + rho * w^2 g / ||w g||`. The norm is global over all tensors of one network.
 
     Args:
-        parameters: Of one network, or of N with a leading dimension; each with a gradient.
+        parameters: Parameters of one network, or of N with a leading dimension; each has a gradient.
         config: Radius and kind.
-        stacked: Whether there is a leading dimension: each network then has a norm of its own.
+        stacked: Whether there is a leading dimension; the norm is then taken for each network.
 
     Returns:
         Copies of the parameters as they were.
@@ -45,7 +42,7 @@ def ascend(parameters: Sequence[Tensor], config: SAMConfig, *, stacked: bool) ->
 
 @torch.no_grad()
 def descend(parameters: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-    """Puts parameters back where `ascend` found them; their gradients stay those of the worst point."""
+    """Restores the parameters of before `ascend`; their gradients stay those of the worst point."""
     for parameter, before in zip(parameters, kept, strict=True):
         parameter.copy_(before)
 

@@ -17,11 +17,11 @@ def largest_eigenvalue(
     The one of largest size; it is negative only where the curve bends down more than it bends up anywhere.
 
     Args:
-        module: In eval mode, so that samples do not touch each other.
+        module: The network, in eval mode, so that samples do not affect each other.
         x_SF: Inputs.
         labels_S: int64.
         num_iterations: Hessian-vector products.
-        seed: Of the first direction.
+        seed: Seed of the first direction.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     loss = nn.functional.cross_entropy(module(x_SF), labels_S)

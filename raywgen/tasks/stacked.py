@@ -1,7 +1,4 @@
-"""Many networks of one architecture run at once.
-
-Shape legend: N networks, S samples, F features of a sample, C classes.
-"""
+"""Many networks of one architecture run at once."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-# Read for every call of networks so small that it would take its time.
+# Cached, because for small networks this would take longer than the call itself.
 _TIED: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Outputs `(N, S, C)` of N networks, differentiable in their weights.
+    """Returns the outputs `(N, S, C)` of N networks, differentiable in their weights.
 
     Args:
         module: Any network of the architecture; its mode (train or eval) holds, its own values are not used.
@@ -33,14 +30,14 @@ def stacked_logits(module: nn.Module, state_N: dict[str, Tensor], x: Tensor) -> 
 
 
 def without_ties(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A `state_dict` as `functional_call` takes it: of the names of one tensor the first."""
+    """Returns a `state_dict` as `functional_call` takes it: with the first name of each tied tensor."""
     if tied := _tied_names(module):
         return {name: tensor for name, tensor in state.items() if name not in tied}
     return state
 
 
 def _tied_names(module: nn.Module) -> frozenset[str]:
-    """Names in a module's `state_dict` of tensors that it has under an earlier name too."""
+    """Returns the names in a `state_dict` of tensors that also have an earlier name."""
     if module not in _TIED:
         first: dict[int, str] = {}
         state = module.state_dict(keep_vars=True)
@@ -49,7 +46,7 @@ def _tied_names(module: nn.Module) -> frozenset[str]:
 
 
 def balanced_cross_entropy(logits_NSC: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy `(N,)` in nats in which every class present weighs the same.
+    """Returns the cross-entropy `(N,)` in nats, in which every class present has the same weight.
 
     Args:
         logits_NSC: Outputs.
@@ -61,14 +58,14 @@ def balanced_cross_entropy(logits_NSC: Tensor, labels: Tensor) -> Tensor:
 
 
 def balanced_accuracy(logits_NSC: Tensor, labels: Tensor) -> Tensor:
-    """Mean recall over the classes present, `(N,)` in [0, 1]; arguments as `balanced_cross_entropy`."""
+    """Returns the mean recall over the classes present, `(N,)`; arguments as in `balanced_cross_entropy`."""
     member_NSC, share_NSC = _class_shares(logits_NSC, labels)
     right_NSC = torch.nn.functional.one_hot(logits_NSC.argmax(dim=-1), logits_NSC.shape[-1])
     return (right_NSC * member_NSC * share_NSC).sum(dim=(1, 2))
 
 
 def _class_shares(logits_NSC: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Membership of each sample `(N, S, C)`, and what a sample of each class weighs `(N, 1, C)`."""
+    """Returns one-hot labels `(N, S, C)`, and the weight of a sample of each class `(N, 1, C)`."""
     labels_NS = labels.expand(logits_NSC.shape[:2])
     member_NSC = torch.nn.functional.one_hot(labels_NS, logits_NSC.shape[-1]).to(logits_NSC.dtype)
     count_N1C = member_NSC.sum(dim=1, keepdim=True)

@@ -1,7 +1,4 @@
-"""Compares a network's accuracy on labelled samples with what guessing reaches.
-
-Shape legend: S samples, C classes.
-"""
+"""Compares a network's accuracy on labelled samples with the accuracy of guessing."""
 
 from __future__ import annotations
 
@@ -30,16 +27,16 @@ class Standing:
     Attributes:
         loss: Class-balanced cross-entropy, nats.
         accuracy: Balanced: the mean over the classes of the share of their samples that are answered rightly.
-        chance: What guessing reaches of that: one over the number of classes.
-        share_right: Of all samples, whatever their class.
-        majority: What answering with the most frequent class alone reaches of that.
+        chance: Balanced accuracy of guessing: one over the number of classes.
+        share_right: Share of all samples that are answered rightly, whatever their class.
+        majority: The share that is right if every answer is the most frequent class.
         num_samples: S.
         num_classes: Classes among the labels.
         p_above: Probability that a network whose answers have nothing to do with the samples' classes is at least as
             accurate, times the number of networks that this one was the best of. Such a network gives the same answers
             in any order, so its accuracy is that under random orders of the labels.
         p_below: Likewise at most as accurate, for this one network.
-        can_tell: Whether there are samples enough that answers without a mistake would be told apart from chance.
+        can_tell: Whether there are enough samples to distinguish answers without a mistake from chance.
     """
 
     loss: float
@@ -55,7 +52,7 @@ class Standing:
 
     @property
     def guess_loss(self) -> float:
-        """Loss of answering every sample with equal odds, nats."""
+        """The loss of uniform probabilities for every sample, in nats."""
         return math.log(self.num_classes)
 
     @property
@@ -74,7 +71,7 @@ class Standing:
         return self.verdict in DOUBTFUL
 
     def sentence(self) -> str:
-        """All of it in one line."""
+        """Returns the whole result in one line."""
         return (
             f"accuracy {self.accuracy:.2f} over {self.num_classes} classes (chance {self.chance:.2f}), "
             f"{self.share_right:.2f} of all {self.num_samples:,} samples (the most frequent class alone "
@@ -88,7 +85,7 @@ def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1) -> Standing:
     Args:
         logits_SC: Outputs.
         labels_S: Classes, int64.
-        best_of: Networks that it was chosen from by these very samples.
+        best_of: Number of networks that it was chosen from by these samples.
     """
     answers_S = logits_SC.argmax(dim=-1)
     present_C, rows_S = labels_S.unique(return_inverse=True)

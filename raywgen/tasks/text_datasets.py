@@ -2,8 +2,6 @@
 
 A file is Hugging Face-style: a `label` column of integers, class names in the schema's metadata. A path is a local
 one or a URI that `pyarrow.fs` takes, may hold `*`, `?` and `[...]`, or begins with `hf://`.
-
-Shape legend: S samples.
 """
 
 from __future__ import annotations

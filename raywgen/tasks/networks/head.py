@@ -1,7 +1,4 @@
-"""A linear head on the features of a frozen encoder.
-
-Shape legend: S samples, E features, C classes.
-"""
+"""A linear head on the features of a frozen encoder."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Source: Schürholt et al., "Model Zoos: A Dataset of Diverse Populations of Neur
 (arXiv 2209.14764), its small and its larger CNN, and the code published with it. Nothing is padded; each layer is a
 convolution, then max-pooling, then the activation. The `state_dict` names are those of that code (`module_list.0`,
 `module_list.3`, ...), so that a network of its zoos loads with `strict=True`.
-
-Shape legend: S samples, F features of a sample, C classes.
 """
 
 from __future__ import annotations
