@@ -139,7 +139,7 @@ def _config(case: Case, batch_size: int, optimizer: Mapping[str, Any] | None) ->
     settings = {name: dict(group) if isinstance(group, Mapping) else group for name, group in case.settings.items()}
     stage = settings[case.stage]
     stage |= {"batch_size": batch_size, "optimizer": {**stage["optimizer"], **(optimizer or {})}}
-    return merge_config(method(case.method).config, [(case.method, settings)])
+    return merge_config(method(case.method).Config, [(case.method, settings)])
 
 
 @cache
