@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -108,9 +109,10 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     """Trains on workers of the Ray cluster that this process is connected to.
 
     Raises:
-        TrainingError: Workers failed too often.
+        TrainingError: Workers failed too often, or cannot import a class of the user's own.
     """
     import ray.train
+    from ray.exceptions import ActorDiedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     first = specs[0].config
@@ -133,6 +135,14 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
         raise TrainingError(
             f"{first.out}: training stopped: {reason}; logs are under {first.out}/{_RAY} and in Ray's session folder, "
             "the same command goes on from the last checkpoint"
+        ) from error
+    except ActorDiedError as error:
+        missing = re.search(r"No module named '([\w.]+)'", str(error))
+        if missing is None:
+            raise
+        raise TrainingError(
+            f"{first.out}: workers cannot import '{missing[1]}', which this process can; install it on all nodes, or "
+            "give the command in the folder that holds it (for a job, the folder that is sent)"
         ) from error
 
 

@@ -20,7 +20,7 @@ from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.evaluate import evaluate
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.bundle import build_generator, save_bundle
-from raywgen.training import TrainConfig, launch, load_train_config, read_metrics
+from raywgen.training import TrainConfig, TrainingError, launch, load_train_config, read_metrics
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.session import ray_session
 from raywgen.training.status import run_status
@@ -168,3 +168,16 @@ def test_it_is_tuned_and_trained_by_workers(corpus: Corpus, tmp_path: Path) -> N
     with ray_session():
         launch([best])
     assert isinstance(raywgen.load(best.out, trust=TRUST).generator, FlowMatching)
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_import_it_are_named_in_one_line(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "far_flow.py").write_text((Path(__file__).parents[2] / "examples" / "flow_matching.py").read_text())
+    with ray_session():
+        monkeypatch.syspath_prepend(str(tmp_path))  # Too late for the session's workers.
+        overrides = [f"corpus={corpus.location}", f"out={tmp_path / 'run'}", "num_workers=2", "max_failures=0"]
+        with pytest.raises(TrainingError, match=r"workers cannot import 'far_flow'.*install it on all nodes") as caught:
+            launch([load_train_config("far_flow:FlowMatching", overrides)])
+    assert "\n" not in str(caught.value)
