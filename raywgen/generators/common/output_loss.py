@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from raywgen.nn.batch_norm import differentiable
 from raywgen.tasks import stacked_logits
 from raywgen.weights import Layout, WeightBatch
 
@@ -48,10 +49,11 @@ def check_module(module: nn.Module, layout: Layout) -> None:
 
 def _log_probabilities(values_BD: Tensor, batch: WeightBatch) -> Tensor:
     """Runs the networks in evaluation mode, in which they are used."""
-    is_training = batch.module.training
-    batch.module.eval()
-    logits_BSC = stacked_logits(batch.module, batch.layout.unflatten(values_BD), batch.query.samples_BSF)
-    batch.module.train(is_training)
+    module = differentiable(batch.module, "stored")
+    is_training = module.training
+    module.eval()
+    logits_BSC = stacked_logits(module, batch.layout.unflatten(values_BD), batch.query.samples_BSF)
+    module.train(is_training)
     return logits_BSC.float().log_softmax(dim=-1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.common.tokenizer import VQVAEConfig
 from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
 from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting
 from raywgen.generators.mcdi.samplers import Sampler
@@ -121,11 +121,9 @@ class McDiConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     task_loss: McDiTaskLossConfig = field(default_factory=McDiTaskLossConfig)
     sampling: McDiSampling = field(default_factory=McDiSampling)
-    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(chunk_length=128))
+    tokenizer: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(chunk_length=128))
 
     def __post_init__(self) -> None:
-        if self.tokenizer.codes_scales:
-            raise ValueError(f"tokenizer.scales={self.tokenizer.scales}: a latent has no tokens; give normalizer")
         self.diffusion.chain().steps(self.sampling.num_steps)
         if self.task_loss.num_steps > 0:
             self.diffusion.chain().steps(self.task_loss.sampling_steps)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywgen.config import load_config
+from raywgen.config import ConfigError, load_config
 from raywgen.generators.common.denoisers import (
     ChunkWeights,
     Denoiser,
@@ -26,6 +26,7 @@ from raywgen.generators.common.denoisers import (
 )
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec
+from raywgen.generators.mcdi import McDiConfig
 from tests.builders import DEEP, NUM_FEATURES, SMALL, layout_of, network, normalizers
 from tests.generators.mcdi.builders import DATA, HEAD, config, head_batch, head_normalizers, support_and_query
 
@@ -185,7 +186,6 @@ def test_denoisers_of_whole_networks_need_no_beginning(kind: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"meta": "maml"}, "reptile, joint"),
         ({"inner_steps": 0}, "inner_steps"),
         ({"num_draws": 0}, "num_draws"),
         ({"inner_rate": 0.0}, "inner_rate: above 0"),
@@ -216,10 +216,6 @@ def test_an_unknown_kind_of_network_is_named() -> None:
 @pytest.mark.parametrize(
     ("diffusion", "task_loss", "message"),
     [
-        ({"targets": "tw"}, {}, "consistent, naive"),
-        ({"schedule": "sqrt"}, {}, "cosine, linear"),
-        ({"parameterisation": "score"}, {}, "weights, noise"),
-        ({"weighting": "snr"}, {}, "local, paper, noise, weights"),
         ({"num_targets": 7}, {}, "num_targets=7"),
         ({}, {"num_steps": 1, "sampling_steps": 7}, "sampling_steps=7"),
     ],
@@ -229,13 +225,25 @@ def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict,
         config(diffusion=diffusion, task_loss=task_loss)
 
 
+def test_settings_that_walk_no_chain_are_named() -> None:
+    with pytest.raises(ValueError, match="sampling_steps=7"):
+        config(sampling={"num_steps": 7})
+
+
 @pytest.mark.parametrize(
-    ("sampling", "message"),
-    [({"sampler": "ddim"}, "mean, stochastic, deterministic"), ({"num_steps": 7}, "sampling_steps=7")],
+    ("wrong", "message"),
+    [
+        ("denoiser.meta=maml", "reptile, joint"),
+        ("diffusion.targets=tw", "consistent, naive"),
+        ("diffusion.schedule=sqrt", "cosine, linear"),
+        ("diffusion.parameterisation=score", "weights, noise"),
+        ("diffusion.weighting=snr", "local, paper, noise, weights"),
+        ("sampling.sampler=ddim", "mean, stochastic, deterministic"),
+    ],
 )
-def test_settings_that_walk_no_chain_are_named(sampling: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config(sampling=sampling)
+def test_unknown_choices_are_named(wrong: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(McDiConfig, None, [wrong])
 
 
 def test_a_heads_bias_counts_for_as_much_as_the_weights_of_its_class() -> None:

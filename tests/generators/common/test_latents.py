@@ -15,7 +15,7 @@ from raywgen.generators import GenerationRequest, OptimizerConfig
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.denoisers import LatentWeights, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.common.tokenizer import Tokenizer, TokenizerConfig, TokenizerStage
+from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage, VQVAEConfig
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.mcdi.config import Meta
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage
@@ -25,7 +25,7 @@ from tests.builders import DEEP, SMALL, layout_of, noise_for, normalizers, train
 from tests.generators.mcdi.builders import DATA, chunk_batch, config, mcdi, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TOKENIZER = TokenizerConfig(
+TOKENIZER = VQVAEConfig(
     chunk_length=12,
     quantiser=QuantiserConfig(num_levels=2, num_codes=8),
     width=16,

@@ -105,6 +105,18 @@ def test_networks_run_on_the_statistics_that_are_written_and_stay_in_their_mode(
     assert torch.equal(batch.values_BD, layout.flatten(module.state_dict()).repeat(2, 1))
 
 
+def test_it_has_a_gradient_where_networks_have_batch_normalisation() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    layout = Layout.from_state_dict(module.state_dict())
+    stored_BD = layout.flatten(module.state_dict()) + 0.2 * torch.rand(3, layout.num_values)
+    batch = replace(weight_batch(DEEP, 3), values_BD=stored_BD, layout=layout, module=module)
+    values_BD = (stored_BD + 0.1).requires_grad_()
+    output_loss(values_BD, batch).sum().backward()
+    assert values_BD.grad is not None
+    assert float(layout.unflatten(values_BD.grad)["1.running_mean"].abs().max()) > 0
+
+
 def test_it_is_added_with_its_weight_and_off_by_default() -> None:
     plain, weighted = igpg(), igpg(with_output_loss(0.3))
     batch = weight_batch(DEEP)

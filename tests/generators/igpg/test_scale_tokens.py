@@ -278,8 +278,8 @@ def test_scales_of_the_corpus_are_as_they_were() -> None:
 def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(ConfigError, match="normalizer, tensor, filter"):
         load_config(TokenizerConfig, None, ["scales=row"])
-    with pytest.raises(ValueError, match="give normalizer"):
-        McDiConfig(tokenizer=TokenizerConfig(scales="filter"))
+    with pytest.raises(ConfigError, match=r"unknown key 'tokenizer\.scales'"):
+        load_config(McDiConfig, None, ["tokenizer.scales=filter"])
 
 
 def test_evaluation_of_the_stage_is_of_values_alone() -> None:

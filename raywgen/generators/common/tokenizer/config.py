@@ -13,8 +13,8 @@ Scales = Literal["normalizer", "tensor", "filter"]
 
 
 @dataclass(kw_only=True)
-class TokenizerConfig(StageConfig):
-    """The VQ-VAE.
+class VQVAEConfig(StageConfig):
+    """The VQ-VAE, and the stage that trains it.
 
     Attributes:
         chunk_length: K, values of a chunk, one position of the prior.
@@ -29,9 +29,6 @@ class TokenizerConfig(StageConfig):
             reconstruction on the task's samples; 0 switches it off.
         window: Most chunks of a network that a step of its training sees; of longer ones a random window of whole
             blocks. 0 for whole networks. What is encoded later does not depend on it.
-        scales: Source of the scales of weights: `normalizer` (one for each tensor, measured over the corpus and kept
-            beside the tokens, layout by layout), or tokens that hold each network's own scales, one for each `tensor`
-            or for each `filter`.
     """
 
     num_steps: int = 150
@@ -46,7 +43,6 @@ class TokenizerConfig(StageConfig):
     context: int = 32
     output_loss_weight: float = 0.0
     window: int = 0
-    scales: Scales = "normalizer"
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -60,12 +56,28 @@ class TokenizerConfig(StageConfig):
                 f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "
                 "output_loss_weight=0"
             )
+        self.quantiser.check_width(self.chunk_length, "chunk_length")
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig(VQVAEConfig):
+    """The VQ-VAE as a tokeniser, whose tokens may hold the scales of weights too.
+
+    Attributes:
+        scales: Source of the scales of weights: `normalizer` (one for each tensor, measured over the corpus and kept
+            beside the tokens, layout by layout), or tokens that hold each network's own scales, one for each `tensor`
+            or for each `filter`.
+    """
+
+    scales: Scales = "normalizer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.codes_scales and self.coder == "transformer":
             raise ValueError(
                 "coder=transformer: scales are coded before the chunks that it would see beside them; give coder=mlp "
                 "or conv, or scales=normalizer"
             )
-        self.quantiser.check_width(self.chunk_length, "chunk_length")
 
     @property
     def codes_scales(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raywgen.generators.common.output_loss import check_module, output_loss
-from raywgen.generators.common.tokenizer.config import TokenizerConfig
+from raywgen.generators.common.tokenizer.config import VQVAEConfig
 from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss, StageNeeds
@@ -70,7 +70,7 @@ class TokenizerStage(Stage):
         self.normalizers = normalizers
 
     @property
-    def config(self) -> TokenizerConfig:
+    def config(self) -> VQVAEConfig:
         """Returns the settings of the tokeniser."""
         return self.tokenizer.config
 

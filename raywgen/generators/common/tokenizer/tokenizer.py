@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, HeaderChunks
-from raywgen.generators.common.tokenizer.config import TokenizerConfig
+from raywgen.generators.common.tokenizer.config import Scales, TokenizerConfig, VQVAEConfig
 from raywgen.generators.common.tokenizer.scales import (
     ScaledChunks,
     num_scaled_position_features,
@@ -38,9 +38,10 @@ from raywgen.weights.chunks import chunk_mask, from_chunks, num_position_feature
 class Tokenizer(nn.Module):
     """Encodes chunks to codes and decodes them; one tokeniser serves all layouts."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self._scales: Scales = config.scales if isinstance(config, TokenizerConfig) else "normalizer"
         self.encoder = self._coder()
         self.quantiser = build_quantiser(config.quantiser, config.chunk_length, config.num_steps)
         self.decoder = self._coder()
@@ -113,8 +114,9 @@ class Tokenizer(nn.Module):
 
     def scaled(self, layout: Layout) -> ScaledChunks | None:
         """Returns a layout's chunks with a header of scales; None where scales are not coded."""
-        config = self.config
-        return scaled_chunks(layout, config.scales, config.chunk_length) if config.codes_scales else None
+        if self._scales == "normalizer":
+            return None
+        return scaled_chunks(layout, self._scales, self.config.chunk_length)
 
     def mask(self, layout: Layout) -> Tensor:
         """Returns the mask of a layout's chunks, `(M, K)`: 1 for values, 0 for padding."""
@@ -143,7 +145,7 @@ class Tokenizer(nn.Module):
     @property
     def num_position_features(self) -> int:
         """Returns G, the number of position features."""
-        return num_scaled_position_features() if self.config.codes_scales else num_position_features()
+        return num_scaled_position_features() if self._scales != "normalizer" else num_position_features()
 
     def num_header_chunks(self, layout: Layout) -> int:
         """Returns the number of header chunks, which hold scales and means."""
