@@ -1,7 +1,8 @@
 """Compares the chunk stream with raw Arrow and a torch `DataLoader`, on Ray actors that read at the same time.
 
 All three copy the same chunks into contiguous torch batches; that they are the same, value for value, is asserted
-first. A first epoch begins with the shards out of the page cache.
+first. A first epoch begins with the shards out of the page cache. `stream_peers` compares ragged chunks, whole
+checkpoints and the first batch with peers of their own.
 
 Shape letters beyond the legend in `raywgen.weights`: B chunks of a batch on a worker.
 """
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from raywgen.benchmarks import stream_peers
 from raywgen.corpus import CheckpointFacts, Corpus, NetworkFacts, commit_corpus, write_shard
 from raywgen.corpus.chunk_stream import ChunkStream
 from raywgen.training.session import ray_session
@@ -49,6 +51,7 @@ class CorpusStreamConfig:
         num_batches: Batches of a measurement.
         rounds: Alternations; figures are medians.
         num_steps: Steps of the training loop whose waiting is measured.
+        num_small: Networks of 9,882 values from which ragged chunks and whole checkpoints are read.
         folder: Folder of the corpus; a temporary one by default.
     """
 
@@ -60,12 +63,14 @@ class CorpusStreamConfig:
     num_batches: int = 300
     rounds: int = 5
     num_steps: int = 60
+    num_small: int = 4000
     folder: str = ""
 
 
 def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Makes a corpus, then lets the three readers take turns."""
+    """Makes corpora, then lets the readers take turns."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-stream-"))
+    small_figures, small_conditions = stream_peers.small_figures(folder / "small", config.num_small, config.rounds)
     corpus = _make_corpus(folder, config)
     gigabytes = sum(shard.num_bytes for shard in corpus.shards) / 1e9
     with ray_session():
@@ -78,12 +83,13 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
         first: dict[str, list[float]] = {"stream": [], "pyarrow": []}
         for _ in range(config.rounds):
             for name, found in first.items():
-                _forget(folder)
+                _forget(folder / "weights")
                 fresh = _start(config, corpus)
                 ray.get([reader.ready.remote() for reader in fresh])
                 found.append(sum(ray.get([reader.first_epoch.remote(name) for reader in fresh])))
                 for reader in fresh:
                     ray.kill(reader)
+        first_batch_figures, first_batch_conditions = _first_batch(folder, corpus, config)
         waits = ray.get([reader.exposed_wait.remote() for reader in readers])
         limited = _start(config, corpus)
         memory = ray.get([reader.epoch_under_limit.remote() for reader in limited])
@@ -95,6 +101,8 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
         "first_epoch_ratio": _ratio(first["stream"], first["pyarrow"]),
         "peak_anon_gib": max(peak for peak, _ in memory),
         "exposed_wait": max(waits),
+        **small_figures,
+        **first_batch_figures,
     }
     conditions = {
         "gigabytes": round(gigabytes, 2),
@@ -107,6 +115,8 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
         "data_limit_gib": round(max(limit for _, limit in memory), 2),
         "step_seconds": _STEP_SECONDS,
         "cores": os.cpu_count(),
+        **small_conditions,
+        **first_batch_conditions,
     }
     return {name: round(value, 4) for name, value in figures.items()}, conditions
 
@@ -115,6 +125,38 @@ def _start(config: CorpusStreamConfig, corpus: Corpus) -> list[Any]:
     """Starts an actor for each worker."""
     actor: Any = ray.remote(num_cpus=0)(_Reader)
     return [actor.remote(asdict(config), corpus.location, rank) for rank in range(config.num_workers)]
+
+
+def _first_batch(folder: Path, corpus: Corpus, config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compares the time to the first batch with that of Hugging Face's `datasets`; nothing if it is not installed."""
+    if not stream_peers.has_datasets():
+        return {}, {"first_batch": "not measured: Hugging Face's datasets is not installed"}
+    arrays = _open_arrays(corpus, config.num_values)
+    paths = stream_peers.write_datasets_files(arrays, config.chunk_length, folder / "datasets")
+    del arrays
+    actor: Any = ray.remote(num_cpus=0)(stream_peers.FirstBatch)
+
+    def ask(method: str, *arguments: str) -> Any:
+        reader = actor.remote(corpus.location, paths, config.chunk_length, config.batch_size)
+        answer = ray.get(getattr(reader, method).remote(*arguments))
+        ray.kill(reader)
+        return answer
+
+    assert ask("equal"), "the first batch differs from the rows of datasets"
+    seconds: dict[str, list[float]] = {"stream": [], "datasets": [], "cold_stream": [], "cold_datasets": []}
+    for _ in range(config.rounds):
+        for name, found in seconds.items():
+            if name.startswith("cold"):
+                _forget(folder / "weights")
+                _forget(folder / "datasets")
+            found.append(ask("seconds", name.removeprefix("cold_")))
+    figures = {
+        "first_batch_ratio": _ratio(seconds["stream"], seconds["datasets"]),
+        "first_batch_cold_ratio": _ratio(seconds["cold_stream"], seconds["cold_datasets"]),
+    }
+    return figures, {
+        "first_batch_seconds": {name: [round(value, 3) for value in found] for name, found in seconds.items()}
+    }
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
@@ -303,8 +345,8 @@ def _make_corpus(folder: Path, config: CorpusStreamConfig) -> Corpus:
 
 
 def _forget(folder: Path) -> None:
-    """Asks the kernel to drop the shards from its page cache."""
-    for path in (folder / "weights").iterdir():
+    """Asks the kernel to drop the files of a folder from its page cache."""
+    for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -25,7 +25,10 @@ def test_corpus_ingest(tmp_path: Path) -> None:
 
 def test_corpus_stream() -> None:
     settings = ["num_checkpoints=4", "num_values=300000", "batch_size=32", "num_batches=3", "rounds=1", "num_steps=4"]
-    result = run(["corpus-stream", *settings])
+    result = run(["corpus-stream", "num_small=30", *settings])
+    assert result["figures"]["ragged_ratio"] > 0
+    assert result["figures"]["checkpoints_ratio"] > 0
+    assert ("first_batch_ratio" in result["figures"]) != ("first_batch" in result["conditions"])
     assert result["figures"]["peak_anon_gib"] < result["conditions"]["data_limit_gib"]
     assert 0 <= result["figures"]["exposed_wait"] < 1
 
