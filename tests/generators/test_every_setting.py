@@ -84,7 +84,6 @@ OPTIMIZER = {
     "optimizer.floor": tried(0.9),
     "optimizer.grad_clip": tried(1e-3, "*.optimizer.kind=sgd"),
     "optimizer.ema_decay": tried(0.9),
-    "optimizer.accumulation": tried(2),
 }
 STAGE = {"num_steps": tried(2), "batch_size": tried(4), **OPTIMIZER}
 STAGE_BASE = ("*.num_steps=3", "*.batch_size=8", "*.optimizer.learning_rate=0.01", "*.optimizer.warmup_steps=0")
