@@ -33,6 +33,7 @@ BENCHMARKS = {
     "igpg-windows": "raywgen.benchmarks.igpg_windows",
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
+    "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "tune": "raywgen.benchmarks.tune",
 }
 
@@ -79,6 +80,6 @@ def main() -> None:
         sys.exit(1)
     table = Table("figure", "value", title=f"benchmark {result['benchmark']}")
     for name, value in result["figures"].items():
-        table.add_row(name, f"{value:.3f}")
+        table.add_row(name, f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}")
     Console().print(table)
     print(json.dumps(result))

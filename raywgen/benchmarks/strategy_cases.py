@@ -36,7 +36,9 @@ _IGPG = {
     # Neither of the two is a mean over networks: one is of a quarter of the part of a worker, one between networks.
     "task_loss": _STAGE | {"nll_weight": 0.0, "diversity_weight": 0.0, "temperature": 0.0},
 }
-_MCDI = {"diffusion": {"num_targets": NUM_TARGETS}, "network": _NETWORK, "denoiser": _STAGE, "task_loss": _STAGE}
+# Reptile's gradient is a difference of parameters: the longer its inner steps, the fewer digits are lost.
+_REPTILE = _STAGE | {"inner_rate": 0.2}
+_MCDI = {"diffusion": {"num_targets": NUM_TARGETS}, "network": _NETWORK, "denoiser": _REPTILE, "task_loss": _STAGE}
 
 
 @dataclass(frozen=True, kw_only=True)
