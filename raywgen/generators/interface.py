@@ -22,6 +22,7 @@ from raywgen.weights import (
     NormalizerTable,
     StateDict,
     WeightBatch,
+    Windows,
     normalizer_of_similar,
 )
 
@@ -160,6 +161,20 @@ class Stage(nn.Module, ABC):
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the stage from data; every worker calls it with the same batches."""
+
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws the window of each network that a step sees; None where the stage needs whole networks.
+
+        A trainer calls it with the noise that `forward` then goes on with, and gives `forward` a batch that holds these
+        windows alone. A stage must also take a batch of whole networks, of which it sees the same windows.
+        """
+        return None
+
+    def see(self, batch: WeightBatch, noise: KeyedNoise) -> WeightBatch:
+        """Returns a batch as the trainer would have given it, with windows only where these suffice."""
+        if batch.windows is not None or (windows := self.windows(batch.layout, noise)) is None:
+            return batch
+        return batch.cut(windows)
 
     @abstractmethod
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:

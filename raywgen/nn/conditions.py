@@ -99,7 +99,7 @@ class ConditionEncoder(nn.Module):
         texts: Sequence[str],
         samples_BSF: Tensor,
         labels_BS: Tensor,
-        positions_MG: Tensor,
+        mean_position_G: Tensor,
         is_dropped_B2: Tensor | None = None,
     ) -> Tensor:
         """Returns the prefix tokens `(B, 3, H)`: instruction, samples, layout.
@@ -108,7 +108,7 @@ class ConditionEncoder(nn.Module):
             texts: B instructions.
             samples_BSF: Samples.
             labels_BS: Their labels.
-            positions_MG: Position features of all chunks of the layout.
+            mean_position_G: Mean of the position features of the layout's chunks.
             is_dropped_B2: For which networks the instruction, and the samples, are left out, bool; none by default.
         """
         text_BH = self.text(texts)
@@ -118,7 +118,7 @@ class ConditionEncoder(nn.Module):
             if is_dropped_B2 is None:
                 is_dropped_B2 = torch.zeros(parts_B2H.shape[:2], dtype=torch.bool, device=parts_B2H.device)
             parts_B2H = torch.where(is_dropped_B2.unsqueeze(-1), self.dropped, parts_B2H)
-        layout_BH = self.layout(positions_MG.mean(dim=0)).expand_as(text_BH)
+        layout_BH = self.layout(mean_position_G).expand_as(text_BH)
         return self.norm(torch.cat([parts_B2H, layout_BH.unsqueeze(1)], dim=1))
 
 

@@ -26,9 +26,10 @@ from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
-from raywgen.training.data import data_digest, data_spec, has_tasks, measure_normalizers
+from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
+from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, is_done, snapshot_folder, warn
 from raywgen.training.runlog import Row, read_metrics
 from raywgen.training.stages_file import StageRecord, stage_records, write_stages

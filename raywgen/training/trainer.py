@@ -28,14 +28,15 @@ from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import DataSpec, Generator, Stage
 from raywgen.generators.bundle import build_generator, save_bundle
+from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
 from raywgen.training.config import TrainConfig
-from raywgen.training.data import STAGE_STREAM, BatchPlan, RunRows, data_digest
 from raywgen.training.engine import Engine
+from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
-from raywgen.weights import KeyedNoise, NormalizerTable
+from raywgen.weights import NormalizerTable
 
 _NUM_SETUP_BATCHES = 16
 _VALIDATION_BATCH = 64
@@ -122,7 +123,7 @@ def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
         WorkersDisagreeError: Workers hold different data, settings or versions.
     """
     corpus = Corpus.open(specs[0].config.corpus, specs[0].snapshot)
-    rows, digest = RunRows.read(corpus), data_digest(corpus)
+    rows, digest = RunRows.of(corpus), data_digest(corpus)
     for spec in specs:
         trainer = Trainer(spec, rows, digest, worker)
         trainer.resume(warn)
@@ -225,7 +226,9 @@ class Trainer:
         """Prepares a stage at its beginning, or as its checkpoint left it."""
         batch_size = stage.config.batch_size
         if self.state.step == 0:
-            initial = (self.batches.whole_batch(step, batch_size) for step in range(_NUM_SETUP_BATCHES))
+            view = StageView(stage, self.config.seed, 0)
+            steps = range(_NUM_SETUP_BATCHES)
+            initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
             stage.setup(initial, self.config.seed)
         engine = self.worker.engine(stage, self.config)
         if optimizer_state := self.state.part("optimizer."):
@@ -239,8 +242,8 @@ class Trainer:
     def _train_step(self, engine: Engine, index: int, step: int) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""
         stage = engine.stage
-        batch = self.batches.batch(step, stage.config.batch_size)
-        noise = KeyedNoise(self.config.seed, batch.sample_index_B, STAGE_STREAM + index)
+        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
+        batch, noise = self.batches.for_stage(step, stage.config.batch_size, view)
         # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
         torch.manual_seed(hash((self.config.seed, index, step, self.worker.rank)) % 2**63)
         metrics = engine.train_step(batch, noise, learning_rate(stage.config, step), stage.config.batch_size)
@@ -272,10 +275,10 @@ class Trainer:
     def _validate(self, engine: Engine, index: int, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
+        view = StageView(engine.stage, self.config.seed + 1, STAGE_STREAM + index)
         total = max(_VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
-            batch = plan.batch(turn, total)
-            noise = KeyedNoise(self.config.seed + 1, batch.sample_index_B, STAGE_STREAM + index)
+            batch, noise = plan.for_stage(turn, total, view)
             for name, value in engine.evaluate(batch, noise, total).items():
                 sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
         return sums
@@ -313,7 +316,7 @@ class Trainer:
     def _batch_plans(self) -> tuple[BatchPlan, BatchPlan | None]:
         """The batches to train on, and those to validate on if the corpus has networks for that."""
 
-        def plan(rows: list[Any], seed: int) -> BatchPlan:
+        def plan(rows: list[LayoutRows], seed: int) -> BatchPlan:
             return BatchPlan(
                 rows,
                 seed=seed,

@@ -13,7 +13,7 @@ only the letters that it adds to these:
     V  codes of a level                                   X  any length: the values of a tensor, for instance
 """
 
-from raywgen.weights.batch import Condition, WeightBatch
+from raywgen.weights.batch import Condition, WeightBatch, Windows
 from raywgen.weights.errors import (
     LayoutMismatchError,
     NonFiniteWeightsError,
@@ -44,6 +44,7 @@ __all__ = [
     "UnsafeFileError",
     "WeightBatch",
     "WeightsError",
+    "Windows",
     "layout_normalizer",
     "load_state_dict",
     "normalizer_of_similar",

@@ -78,18 +78,63 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """A window of each of B networks: consecutive chunks of its flat vector, as many of each.
+
+    Attributes:
+        chunk_length: K, values of a chunk.
+        num_chunks: Chunks of a window, with those around it that its encoder needs.
+        first_B: First chunk of each window, int64.
+        inner_BW: Chunks `(B, W)` of the window without those around it; None if these are all. Positions in the
+            network, as `index_BW` has them.
+    """
+
+    chunk_length: int
+    num_chunks: int
+    first_B: Tensor
+    inner_BW: Tensor | None = None
+
+    @property
+    def num_values(self) -> int:
+        """X, the values of a window."""
+        return self.num_chunks * self.chunk_length
+
+    @property
+    def index_BW(self) -> Tensor:
+        """Position in its network of each chunk, int64 `(B, num_chunks)`."""
+        return self.first_B.unsqueeze(1) + torch.arange(self.num_chunks, device=self.first_B.device)
+
+    @property
+    def position_BX(self) -> Tensor:
+        """Position in the flat vector of each value, int64 `(B, X)`; it may lie beyond the end of the network."""
+        first_B1 = self.first_B.unsqueeze(1) * self.chunk_length
+        return first_B1 + torch.arange(self.num_values, device=self.first_B.device)
+
+    def to(self, device: torch.device) -> Self:
+        """Copies the windows to another device."""
+        inner_BW = None if self.inner_BW is None else self.inner_BW.to(device)
+        return replace(self, first_B=self.first_B.to(device), inner_BW=inner_BW)
+
+    def take(self, index_N: Tensor) -> Self:
+        """Selects windows by index, in this order."""
+        inner_BW = None if self.inner_BW is None else self.inner_BW[index_N]
+        return replace(self, first_B=self.first_B[index_N], inner_BW=inner_BW)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBatch:
     """B checkpoints of one layout, with their conditions.
 
     Attributes:
-        values_BD: Flat vectors, float32.
+        values_BD: Flat vectors, float32; with `windows`, the values of these alone, and zeros beyond a network's end.
         layout: Layout of the checkpoints.
         module: A network of this layout that generated weights are run through; its own values are not used.
         condition: The condition of the generator; its samples are drawn from training data.
         query: Further labelled samples of the same tasks, for losses on the outputs of networks.
         sample_index_B: Global index of each sample in the run, int64; keys its noise.
         targets_BAD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
-            the generator needs them.
+            the generator needs them. With `windows`, the values of these alone.
+        windows: The part of each network that the batch holds; None for whole networks.
     """
 
     values_BD: Tensor
@@ -99,10 +144,40 @@ class WeightBatch:
     query: Condition
     sample_index_B: Tensor
     targets_BAD: Tensor | None = None
+    windows: Windows | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_index_B)
+
+    def to(self, device: torch.device) -> Self:
+        """Copies the batch to another device; the module, whose values are not used, stays where it is."""
+        return replace(
+            self,
+            values_BD=self.values_BD.to(device),
+            condition=self.condition.to(device),
+            query=self.query.to(device),
+            sample_index_B=self.sample_index_B.to(device),
+            targets_BAD=None if self.targets_BAD is None else self.targets_BAD.to(device),
+            windows=None if self.windows is None else self.windows.to(device),
+        )
+
+    def cut(self, windows: Windows) -> Self:
+        """Returns the windows of a batch of whole networks."""
+        assert self.windows is None, "the batch holds windows already"
+        position_BX = windows.position_BX
+        is_real_BX = position_BX < self.layout.num_values
+        position_BX = position_BX.clamp(max=self.layout.num_values - 1)
+        values_BX = self.values_BD.gather(1, position_BX) * is_real_BX
+        targets = self.targets_BAD
+        if targets is not None:
+            position_BAX = position_BX.unsqueeze(1).expand(-1, targets.shape[1], -1)
+            targets = targets.gather(2, position_BAX) * is_real_BX.unsqueeze(1)
+        return replace(self, values_BD=values_BX, targets_BAD=targets, windows=windows)
 
     @classmethod
     def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
-        """Joins batches of one layout."""
+        """Joins batches of one layout, of whole networks."""
+        assert all(part.windows is None for part in parts), "windows are not joined"
         targets = [part.targets_BAD for part in parts if part.targets_BAD is not None]
         return replace(
             parts[0],
@@ -115,14 +190,7 @@ class WeightBatch:
 
     def first(self, num: int) -> Self:
         """Returns the first `num` networks of the batch."""
-        return replace(
-            self,
-            values_BD=self.values_BD[:num],
-            condition=self.condition.first(num),
-            query=self.query.first(num),
-            sample_index_B=self.sample_index_B[:num],
-            targets_BAD=None if self.targets_BAD is None else self.targets_BAD[:num],
-        )
+        return self.take(torch.arange(min(num, len(self)), device=self.sample_index_B.device))
 
     def take(self, index_N: Tensor) -> Self:
         """Selects networks by index, in this order."""
@@ -133,4 +201,5 @@ class WeightBatch:
             query=self.query.take(index_N),
             sample_index_B=self.sample_index_B[index_N],
             targets_BAD=None if self.targets_BAD is None else self.targets_BAD[index_N],
+            windows=None if self.windows is None else self.windows.take(index_N),
         )

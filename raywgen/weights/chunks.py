@@ -15,6 +15,8 @@ from raywgen.weights.layout import Layout
 from raywgen.weights.tensors import KINDS, TensorSpec
 
 _NUM_FREQUENCIES = 6
+# Chunks whose features are held at once.
+_BLOCK = 1 << 14
 
 
 def num_chunks(layout: Layout, chunk_length: int) -> int:
@@ -34,9 +36,18 @@ def from_chunks(chunks_BWK: Tensor, num_values: int) -> Tensor:
     return chunks_BWK.flatten(-2)[..., :num_values]
 
 
-def chunk_mask(layout: Layout, chunk_length: int) -> Tensor:
-    """Returns float32 `(W, K)`: 1 where a chunk holds a value, 0 where it is padding."""
-    return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
+def chunk_mask(layout: Layout, chunk_length: int, index_X: Tensor | None = None) -> Tensor:
+    """Returns float32 `(X, K)`: 1 where a chunk holds a value, 0 where it is padding.
+
+    Args:
+        layout: The layout.
+        chunk_length: K.
+        index_X: The chunks, int64, in any shape; all of them by default.
+    """
+    if index_X is None:
+        return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
+    position_XK = index_X.unsqueeze(-1) * chunk_length + torch.arange(chunk_length, device=index_X.device)
+    return (position_XK < layout.num_values).to(torch.float32)
 
 
 def num_position_features() -> int:
@@ -52,33 +63,61 @@ def position_features(layout: Layout, chunk_length: int) -> Tensor:
     position in the whole network as sines and cosines. They follow from the layout alone, so layouts that were never
     seen in training have them too. Treat the result as read-only: it is shared between calls.
     """
-    first = torch.arange(num_chunks(layout, chunk_length)) * chunk_length
+    return chunk_features(layout, chunk_length, torch.arange(num_chunks(layout, chunk_length)))
+
+
+def chunk_features(layout: Layout, chunk_length: int, index_X: Tensor) -> Tensor:
+    """Returns the rows `(X, G)` of `position_features` of some chunks, int64 of any shape.
+
+    A chunk beyond the network's end, which holds nothing but padding, has the features of the last value.
+    """
+    first = (index_X * chunk_length).clamp(max=layout.num_values - 1)
     last = (first + chunk_length - 1).clamp(max=layout.num_values - 1)
     return span_features(layout, first, last)
 
 
-def span_features(layout: Layout, first_W: Tensor, last_W: Tensor) -> Tensor:
-    """Returns features `(W, G)` of spans, given the positions of their first and last value, int64 `(W,)`."""
-    return torch.cat([_value_features(layout, first_W), _value_features(layout, last_W)], dim=1)
+@lru_cache(maxsize=256)
+def mean_position_features(layout: Layout, chunk_length: int, device: torch.device | None = None) -> Tensor:
+    """Returns the mean `(G,)` of the rows of `position_features`, in memory that does not grow with the network."""
+    count = num_chunks(layout, chunk_length)
+    if count <= _BLOCK:
+        return position_features(layout, chunk_length).mean(dim=0).to(device)
+    total = torch.zeros(num_position_features(), dtype=torch.float64)
+    for start in range(0, count, _BLOCK):
+        index_X = torch.arange(start, min(start + _BLOCK, count))
+        total += chunk_features(layout, chunk_length, index_X).sum(dim=0, dtype=torch.float64)
+    return (total / count).float().to(device)
+
+
+def span_features(layout: Layout, first_X: Tensor, last_X: Tensor) -> Tensor:
+    """Returns features `(X, G)` of spans, given the positions of their first and last value, int64."""
+    return torch.cat([_value_features(layout, first_X), _value_features(layout, last_X)], dim=-1)
 
 
 def _num_value_features() -> int:
     return len(KINDS) + 5 + 3 * 2 * _NUM_FREQUENCIES
 
 
-def _value_features(layout: Layout, position_N: Tensor) -> Tensor:
-    """Returns features `(N, G / 2)` of the values at N positions of the flat vector."""
+def _value_features(layout: Layout, position_X: Tensor) -> Tensor:
+    """Returns features `(X, G / 2)` of the values at some positions of the flat vector."""
+    ends, starts, matrices, facts = _tensor_table(layout, position_X.device)
+    tensor_X = torch.searchsorted(ends, position_X, right=True)
+    num_rows_X, num_columns_X = matrices[tensor_X].unbind(-1)
+    inside_X = position_X - starts[tensor_X]
+    row_X = torch.div(inside_X, num_columns_X, rounding_mode="floor") / num_rows_X
+    column_X = (inside_X % num_columns_X) / num_columns_X
+    waves = [_waves(row_X), _waves(column_X), _waves(position_X / layout.num_values)]
+    return torch.cat([facts[tensor_X], *waves], dim=-1)
+
+
+@lru_cache(maxsize=256)
+def _tensor_table(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns end and start in the flat vector, rows and columns, and features of each tensor of a layout."""
     counts = torch.tensor([spec.num_values for spec in layout.generated])
     ends = counts.cumsum(0)
-    tensor_N = torch.searchsorted(ends, position_N, right=True)
     matrices = torch.tensor([_matrix_shape(spec) for spec in layout.generated])
-    num_rows_N, num_columns_N = matrices[tensor_N].unbind(1)
-    inside_N = position_N - (ends - counts)[tensor_N]
-    row_N = torch.div(inside_N, num_columns_N, rounding_mode="floor") / num_rows_N
-    column_N = (inside_N % num_columns_N) / num_columns_N
-    waves = [_waves(row_N), _waves(column_N), _waves(position_N / layout.num_values)]
     facts = torch.stack([_tensor_facts(layout, index) for index in range(len(layout.generated))])
-    return torch.cat([facts[tensor_N], *waves], dim=1)
+    return ends.to(device), (ends - counts).to(device), matrices.to(device), facts.to(device)
 
 
 def _tensor_facts(layout: Layout, index: int) -> Tensor:
@@ -103,7 +142,7 @@ def _matrix_shape(spec: TensorSpec) -> tuple[int, int]:
     return max(1, num_rows), max(1, spec.num_values // max(1, num_rows))
 
 
-def _waves(fraction_N: Tensor) -> Tensor:
-    frequencies = math.pi * 2.0 ** torch.arange(_NUM_FREQUENCIES)
-    angle = fraction_N.unsqueeze(1) * frequencies
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+def _waves(fraction_X: Tensor) -> Tensor:
+    frequencies = math.pi * 2.0 ** torch.arange(_NUM_FREQUENCIES, device=fraction_X.device)
+    angle = fraction_X.unsqueeze(-1) * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)

@@ -46,6 +46,12 @@ class KeyedNoise:
         parts._key_B = torch.where(index_N == 0, key_BN, _mix(key_BN ^ _mix(index_N + _mix_int(stream)))).flatten()
         return parts
 
+    def to(self, device: torch.device) -> KeyedNoise:
+        """Returns the noise that goes on after these draws on another device, with the same values."""
+        moved = copy(self)
+        moved._key_B = self._key_B.to(device)
+        return moved
+
     def first(self, num: int) -> KeyedNoise:
         """Returns the noise of the first `num` samples."""
         rows = copy(self)

@@ -21,7 +21,7 @@ from raywgen.generators import GenerationRequest
 from raywgen.tasks import build_network
 from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.training import launch
-from raywgen.training.data import task_recipe
+from raywgen.training.rows import task_recipe
 from raywgen.weights import Condition, KeyedNoise, load_state_dict
 from tests.cli.test_use import output_of as shown_by
 from tests.zoo.test_describe import NETWORKS, TASK, brought, run, with_description

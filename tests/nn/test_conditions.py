@@ -89,13 +89,13 @@ def test_a_class_without_samples_is_no_nan(samples: SampleEncoder) -> None:
 def test_condition_encoder_gives_three_tokens_and_every_part_reaches_them() -> None:
     torch.manual_seed(0)
     encoder = ConditionEncoder(num_features=6, max_classes=2, num_position_features=NUM_POSITION, width=WIDTH)
-    cond, positions_MG = condition(2), torch.randn(7, NUM_POSITION)
-    tokens = encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG)
+    cond, mean_position_G = condition(2), torch.randn(NUM_POSITION)
+    tokens = encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, mean_position_G)
     assert tokens.shape == (2, ConditionEncoder.num_tokens, WIDTH)
     others = [
-        encoder(("other", "words"), cond.samples_BSF, cond.labels_BS, positions_MG),
-        encoder(cond.instructions, cond.samples_BSF.flip(2), cond.labels_BS, positions_MG),
-        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG + 1),
+        encoder(("other", "words"), cond.samples_BSF, cond.labels_BS, mean_position_G),
+        encoder(cond.instructions, cond.samples_BSF.flip(2), cond.labels_BS, mean_position_G),
+        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, mean_position_G + 1),
     ]
     for place, other in enumerate(others):
         changed = [not torch.allclose(tokens[:, t], other[:, t], atol=1e-3) for t in range(3)]
@@ -109,14 +109,14 @@ def test_a_dropped_part_is_not_seen_and_the_others_are_as_they_were() -> None:
     )
     assert encoder.dropped is not None
     torch.nn.init.normal_(encoder.dropped)
-    cond, other, positions_MG = condition(4), condition(4, seed=1), torch.randn(7, NUM_POSITION)
+    cond, other, mean_position_G = condition(4), condition(4, seed=1), torch.randn(NUM_POSITION)
     other = replace(other, instructions=("a", "b", "c", "d"))
     is_dropped_B2 = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
     whole, kept = (
-        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, positions_MG, dropped)
+        encoder(cond.instructions, cond.samples_BSF, cond.labels_BS, mean_position_G, dropped)
         for dropped in (None, is_dropped_B2)
     )
-    changed = encoder(other.instructions, other.samples_BSF, other.labels_BS, positions_MG, is_dropped_B2)
+    changed = encoder(other.instructions, other.samples_BSF, other.labels_BS, mean_position_G, is_dropped_B2)
     for part in range(2):
         for b in range(4):
             assert torch.equal(kept[b, part], changed[b, part]) == bool(is_dropped_B2[b, part])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.training.data import RunRows, collect_rows, data_digest
+from raywgen.training.rows import RunRows, data_digest, layout_rows
 
 _RANK = """
 import sys
@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 from raywgen.corpus import Corpus
 from raywgen.training.agreement import WorkersDisagreeError, check_agreement
-from raywgen.training.data import RunRows, data_digest
+from raywgen.training.rows import RunRows, data_digest
 
 rank, place, location, is_shuffled = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "shuffled"
 distributed.init_process_group(
@@ -29,12 +29,12 @@ distributed.init_process_group(
 )
 corpus = Corpus.open(location)
 if is_shuffled and rank == 1:
-    # As where blocks come as they like and nobody sorts them.
-    from raywgen.training import data
-    data._places = lambda corpus: {
-        name: (0, -place) for place, name in enumerate(corpus.facts.column("checkpoint_id").to_pylist())
-    }
-parts = {"corpus": data_digest(corpus), "order of checkpoints": RunRows.read(corpus).digest(), "config": "seed: 0"}
+    # As if another corpus lay there, which holds the same checkpoints the other way round.
+    import pyarrow as pa
+    facts = corpus.facts
+    rows = pa.array([-row for row in facts.column("row").to_pylist()])
+    corpus.__dict__["facts"] = facts.set_column(facts.schema.get_field_index("row"), "row", rows)
+parts = {"corpus": data_digest(corpus), "order of checkpoints": RunRows.of(corpus).digest(), "config": "seed: 0"}
 try:
     check_agreement(parts, torch.device("cpu"))
     print("agreed")
@@ -59,23 +59,26 @@ def test_a_rank_that_reads_another_order_is_named_on_all_ranks(kind: str, zoo_co
         assert "\n" not in told[0]
 
 
-def test_rows_have_one_order_whatever_order_blocks_come_in(zoo_corpus: Corpus) -> None:
-    blocks = [block for shard in zoo_corpus.blocks(["train"]) for block in (shard.slice(0, 3), shard.slice(3))]
-    wanted = collect_rows(zoo_corpus.blocks(["train"]), zoo_corpus)
+def test_rows_have_one_order_whatever_order_the_facts_are_in(zoo_corpus: Corpus) -> None:
+    wanted = layout_rows(zoo_corpus, ["train"])
     places = {name: place for place, name in enumerate(zoo_corpus.facts.column("checkpoint_id").to_pylist())}
     for rows in wanted:
         assert [places[name] for name in rows.ids] == sorted(places[name] for name in rows.ids)
     for seed in range(4):
-        random.Random(seed).shuffle(blocks)
-        found = collect_rows(blocks, zoo_corpus)
+        shuffled = Corpus.open(zoo_corpus.location)
+        order = list(range(shuffled.facts.num_rows))
+        random.Random(seed).shuffle(order)
+        shuffled.__dict__["facts"] = shuffled.facts.take(order)
+        found = layout_rows(shuffled, ["train"])
         assert [rows.digest() for rows in found] == [rows.digest() for rows in wanted]
         for one, other in zip(found, wanted, strict=True):
-            assert torch.equal(one.values_ND, other.values_ND)
+            every_N = torch.arange(len(one))
+            assert torch.equal(one.values(every_N), other.values(every_N))
             assert [task.id for task in one.tasks] == [task.id for task in other.tasks]
 
 
 def test_the_digest_sees_order_and_facts_and_the_data_digest_sees_values(zoo_corpus: Corpus) -> None:
-    (rows, *others), held = RunRows.read(zoo_corpus).train, RunRows.read(zoo_corpus).held
+    (rows, *others), held = RunRows.of(zoo_corpus).train, RunRows.of(zoo_corpus).held
     whole = RunRows(train=[rows, *others], held=held).digest()
     swapped = [rows.ids[1], rows.ids[0], *rows.ids[2:]]
     changed = {"ids": swapped, "steps": [9, *rows.steps[1:]], "policies": ["sgd", *rows.policies[1:]]}

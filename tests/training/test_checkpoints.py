@@ -25,7 +25,8 @@ from raywgen.training.checkpoints import (
     CheckpointWarning,
     TrainState,
 )
-from raywgen.training.data import data_digest, data_spec, measure_normalizers
+from raywgen.training.data import data_spec, measure_normalizers
+from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import warn
 from raywgen.training.trainer import RunSpec, resumed_state
 from tests.conftest import TINY_ZOO, make_zoo

@@ -7,21 +7,20 @@ import torch
 
 from raywgen.corpus import Corpus
 from raywgen.tasks import SAMConfig
-from raywgen.training.data import (
-    BatchPlan,
-    LayoutRows,
-    collect_rows,
-    data_spec,
-    measure_normalizers,
-    policy_names,
-)
+from raywgen.training.batch_plan import BatchPlan
+from raywgen.training.data import data_spec, measure_normalizers
+from raywgen.training.rows import LayoutRows, layout_rows, policy_names
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer
 from tests.conftest import make_zoo
 
 
 def rows_of(corpus: Corpus) -> list[LayoutRows]:
-    return collect_rows(corpus.blocks(["train"]), corpus)
+    return layout_rows(corpus, ["train"])
+
+
+def values_of(rows: LayoutRows) -> torch.Tensor:
+    return rows.values(torch.arange(len(rows)))
 
 
 def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> BatchPlan:
@@ -48,7 +47,7 @@ def test_an_epoch_holds_every_network_once(zoo_corpus: Corpus) -> None:
     per_layout = len(rows[0].tasks)
     batches = [order(rows).batch(step, 4) for step in range(0, 2 * per_layout // 4, len(rows))]
     seen = Counter(tuple(value_D.tolist()) for batch in batches for value_D in batch.values_BD)
-    stored = Counter(tuple(value_D.tolist()) for value_D in rows[0].values_ND)
+    stored = Counter(tuple(value_D.tolist()) for value_D in values_of(rows[0]))
     assert seen == stored
 
 
@@ -151,6 +150,8 @@ def test_policies_are_named_as_a_zoo_names_its_optimisers(tmp_path: Path) -> Non
     batch = order(rows_of(corpus)).batch(0, 8)
     assert sorted(batch.condition.policies) == sorted([*wanted, *wanted])
     (rows,) = rows_of(corpus)
-    policy_of = {tuple(value_D): policy for value_D, policy in zip(rows.values_ND.tolist(), rows.policies, strict=True)}
+    policy_of = {
+        tuple(value_D): policy for value_D, policy in zip(values_of(rows).tolist(), rows.policies, strict=True)
+    }
     assert batch.condition.policies == tuple(policy_of[tuple(value_D)] for value_D in batch.values_BD.tolist())
     assert batch.first(2).condition.policies == batch.condition.policies[:2]

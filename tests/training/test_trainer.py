@@ -18,8 +18,10 @@ from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
-from raywgen.training.data import BatchPlan, RunRows, data_spec, measure_normalizers
+from raywgen.training.batch_plan import BatchPlan
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, LocalEngine
+from raywgen.training.rows import RunRows
 from raywgen.training.trainer import RunSpec, train_runs
 
 NUM_STEPS, BATCH = 3, 8
@@ -86,8 +88,10 @@ def test_it_is_trained_on_training_networks_and_validated_on_networks_of_validat
     zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
 ) -> None:
     train(config(zoo_corpus, tmp_path), zoo_corpus)
-    rows = RunRows.read(zoo_corpus)
-    known, held = (rows_in([part.values_ND for part in parts]) for parts in (rows.train, rows.held))
+    rows = RunRows.of(zoo_corpus)
+    known, held = (
+        rows_in([part.values(torch.arange(len(part))) for part in parts]) for parts in (rows.train, rows.held)
+    )
     assert known.isdisjoint(held)
     trained, validated = (rows_in([values for values, _ in seen[name]]) for name in ("train_step", "evaluate"))
     assert trained <= known
@@ -110,7 +114,7 @@ def test_a_worker_trains_on_its_own_part_of_every_batch(
     run = config(zoo_corpus, tmp_path)
     train(run, zoo_corpus, OneOf(rank=1, num_workers=2))
     order = BatchPlan(
-        RunRows.read(zoo_corpus).train,
+        RunRows.of(zoo_corpus).train,
         seed=run.seed,
         num_condition_samples=run.num_condition_samples,
         num_query_samples=run.num_query_samples,

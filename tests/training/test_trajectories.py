@@ -21,20 +21,30 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.training import TrainConfig, launch, read_metrics
-from raywgen.training.data import (
-    BatchPlan,
-    LayoutRows,
-    TrajectoryError,
-    collect_rows,
-    data_spec,
-    measure_normalizers,
-    trajectory_rows,
-)
+from raywgen.training.batch_plan import BatchPlan
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
+from raywgen.training.rows import LayoutRows, TrajectoryError, layout_rows, trajectory_rows
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import SMALL, layout_of, network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class HeldWeights:
+    """Networks in memory."""
+
+    def __init__(self, values_ND: Tensor) -> None:
+        self._values_ND = values_ND
+
+    def __len__(self) -> int:
+        return len(self._values_ND)
+
+    def values(self, index_B: Tensor) -> Tensor:
+        return self._values_ND[index_B]
+
+    def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
+        raise NotImplementedError
 
 
 def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
@@ -46,7 +56,8 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
     return LayoutRows(
         layout=layout,
         module=network(SMALL),
-        values_ND=torch.arange(len(facts)).float().unsqueeze(1).expand(-1, layout.num_values),
+        weights=HeldWeights(torch.arange(len(facts)).float().unsqueeze(1).expand(-1, layout.num_values)),
+        index_N=torch.arange(len(facts)),
         tasks=list(range(len(facts))),  # pyright: ignore[reportArgumentType]
         trajectories=[name for name, _ in facts],
         steps=[step for _, step in facts],
@@ -58,12 +69,14 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
 def chosen_steps(rows: LayoutRows, num_targets: int) -> dict[str, list[int]]:
     """Of each trajectory; looks whether everything else fits them."""
     found = trajectory_rows(rows, num_targets)
-    assert found.targets_NAD is not None
-    assert len(found.tasks) == len(found.steps) == len(found.trajectories) == len(found.values_ND)
-    assert torch.equal(found.targets_NAD[:, -1], found.values_ND)
+    row_N = torch.arange(len(found))
+    targets_NAD = found.targets(row_N)
+    assert targets_NAD is not None
+    assert len(found.tasks) == len(found.steps) == len(found.trajectories) == len(found.values(row_N))
+    assert torch.equal(targets_NAD[:, -1], found.values(row_N))
     chosen = {}
     for n, name in enumerate(found.trajectories):
-        places = found.targets_NAD[n, :, 0].long().tolist()
+        places = targets_NAD[n, :, 0].long().tolist()
         assert {rows.trajectories[place] for place in places} == {name}
         assert found.tasks[n] == places[-1]
         chosen[name] = [rows.steps[place] for place in places]
@@ -113,7 +126,7 @@ def test_the_start_alone_is_no_trajectory() -> None:
 
 
 def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int) -> BatchPlan:
-    rows = collect_rows(corpus.blocks(["train"]), corpus)
+    rows = layout_rows(corpus, ["train"])
     settings: dict[str, Any] = {
         "num_condition_samples": 5,
         "num_query_samples": 7,
@@ -129,7 +142,7 @@ def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corp
     order = order_of(zoo_corpus)
     (rows,) = [rows for rows in order._rows if rows.layout.id == order.batch(0, 4).layout.id]
     assert len(rows.tasks) == len({name for name, _ in by_step if by_step[name, 120]["layout_id"] == rows.layout.id})
-    targets_NAD = rows.targets_NAD
+    targets_NAD = rows.targets(torch.arange(len(rows)))
     assert targets_NAD is not None
     for n, name in enumerate(rows.trajectories):
         for i, step in enumerate((100, 120)):

@@ -13,8 +13,10 @@ from torch import nn
 
 from raywgen.weights import Layout
 from raywgen.weights.chunks import (
+    chunk_features,
     chunk_mask,
     from_chunks,
+    mean_position_features,
     num_chunks,
     num_position_features,
     position_features,
@@ -81,3 +83,18 @@ def test_values_of_a_row_share_its_waves_and_values_of_a_column_its_own() -> Non
     for fraction, found in ((1 / 5, row[1, 0]), (1 / 7, column[0, 1]), (8 / 35, whole[1, 1])):
         angle = torch.pi * fraction * 2.0 ** torch.arange(6)
         torch.testing.assert_close(found, torch.cat([angle.sin(), angle.cos()]))
+
+
+def test_features_and_mask_of_some_chunks_are_rows_of_the_whole_tables(layout: Layout) -> None:
+    index_23 = torch.tensor([[0, 4, 1], [2, 3, 0]])
+    assert torch.equal(chunk_features(layout, 4, index_23), position_features(layout, 4)[index_23])
+    assert torch.equal(chunk_mask(layout, 4, index_23), chunk_mask(layout, 4)[index_23])
+    last = num_chunks(layout, 4) - 1
+    beyond = chunk_features(layout, 4, torch.tensor([last + 5]))
+    assert torch.equal(beyond[0, : beyond.shape[1] // 2], beyond[0, beyond.shape[1] // 2 :])
+
+
+def test_the_mean_of_the_features_of_a_large_layout_needs_no_table() -> None:
+    layout = Layout.from_state_dict({"a.weight": torch.empty(300, 400), "a.bias": torch.empty(300)})
+    found = mean_position_features(layout, 4)
+    torch.testing.assert_close(found, position_features(layout, 4).double().mean(dim=0).float(), rtol=1e-5, atol=1e-6)

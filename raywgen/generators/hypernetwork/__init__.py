@@ -75,7 +75,8 @@ class Hypernetwork(Generator):
     def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
         positions_MG = position_features(layout, _CHUNK_LENGTH)
-        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, positions_MG)
+        mean_G = positions_MG.mean(dim=0)
+        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, mean_G)
         chunks_BMK = self.body(self.condition_summary(tokens_BTH, self.position(positions_MG)))
         return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
 

@@ -74,16 +74,16 @@ class Prior(nn.Module):
         )
         self.head = LevelHead(H, num_levels, num_codes, K)
 
-    def prefix(self, cond: Condition, positions_MG: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
+    def prefix(self, cond: Condition, mean_position_G: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
         """Returns the condition tokens `(B, T, H)`.
 
         Args:
             cond: The conditions of B networks.
-            positions_MG: Position features of all chunks of the layout.
+            mean_position_G: Mean of the position features of the layout's chunks.
             is_dropped_B2: For which networks the instruction, and the samples, are left out, bool.
         """
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
-        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, positions_MG, is_dropped_B2)
+        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, mean_position_G, is_dropped_B2)
 
     def inputs(self, prefix_BTH: Tensor, positions_WH: Tensor, scales_BW4: Tensor | None) -> Tensor:
         """Embeds the inputs of every position except the chunk before it, `(B, W, H)`."""
@@ -154,7 +154,7 @@ class Prior(nn.Module):
         self, codes_BML: Tensor, cond: Condition, table: ChunkTable, rvq: Codebooks, sampling: SamplingConfig
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yields, for each group of windows, the chunks that it writes and their states."""
-        prefix_BTH = self.prefix(cond, table.positions_MG)
+        prefix_BTH = self.prefix(cond, table.mean_position_G)
         B, M = codes_BML.shape[:2]
         header = self.header(table)
         for part in plan_parts(M, header, self.config.window, sampling):

@@ -20,7 +20,7 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
-from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
+from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch, Windows
 
 # A noise stream of its own, because sampling the same networks' tokens uses stream 0.
 _LIKELIHOOD_STREAM = 1
@@ -38,12 +38,12 @@ def token_nll(
     `independent_share=1` chunks are independent in evaluation mode too.
     """
     config, rvq = prior.config, tokenizer.quantiser
-    table = tokenizer.table(batch.layout)
-    seen = _seen_tokens(prior, tokenizer, batch, normalizers, table, noise)
+    seen = _seen_tokens(prior, tokenizer, batch, normalizers, noise)
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
-    prefix_BTH = prior.prefix(batch.condition, table.positions_MG, is_dropped_B2)
+    mean_position_G = tokenizer.mean_position(batch.layout, batch.values_BD.device)
+    prefix_BTH = prior.prefix(batch.condition, mean_position_G, is_dropped_B2)
     if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
         return -_log_likelihood(prior, prefix_BTH, seen, rvq).mean()
     is_alone_B = noise.uniform(1)[:, 0] < config.independent_share
@@ -108,33 +108,53 @@ def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebook
     return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.padding_codes_WL) * seen.weight
 
 
+def prior_windows(prior: Prior, tokenizer: Tokenizer, layout: Layout, noise: KeyedNoise) -> Windows | None:
+    """Draws a random window of the prior for each network, and the blocks of chunks that its tokens follow from.
+
+    None where all of a network is one window, and where scales are tokens, which are measured over a whole network.
+    """
+    count, window = tokenizer.num_chunks(layout), prior.config.window
+    if tokenizer.codes_scales or not 0 < window < count:
+        return None
+    return tokenizer.windows_with(layout, random_windows(noise, count, window))
+
+
 @torch.no_grad()
 def _seen_tokens(
-    prior: Prior,
-    tokenizer: Tokenizer,
-    batch: WeightBatch,
-    normalizers: NormalizerTable,
-    table: ChunkTable,
-    noise: KeyedNoise,
+    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, normalizers: NormalizerTable, noise: KeyedNoise
 ) -> _Seen:
     """Encodes the part of each network that the step sees, and little more."""
-    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizers[batch.layout.id][1])
+    layout, normalizer = batch.layout, normalizers[batch.layout.id][1]
+    if batch.windows is None and (windows := prior_windows(prior, tokenizer, layout, noise)) is not None:
+        batch = batch.cut(windows)
+    if (windows := batch.windows) is not None and windows.inner_BW is not None:
+        codes_BWL = tokenizer.encode_windows(tokenizer.window_chunks(batch, normalizer), layout, windows)
+        index_BW = windows.inner_BW
+        return _Seen(
+            codes_BWL, tokenizer.positions(layout, index_BW), tokenizer.padding_codes(layout, index_BW), None, None
+        )
+    return _seen_of_whole(prior, tokenizer, batch, tokenizer.table(layout), normalizer, noise)
+
+
+def _seen_of_whole(
+    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer, noise: KeyedNoise
+) -> _Seen:
+    """Encodes whole networks, and where scales are tokens selects a window of each."""
+    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
+    codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
+    seen = _Seen(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
+    index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
     if 0 < window < M:
         index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-        codes_BWL = tokenizer.encode_windows(chunks_BMK, table.positions_MG, mask_MK, index_BW)
+        rows_B1 = torch.arange(B, device=chunks_BMK.device).unsqueeze(1)
+        codes_BWL = codes_BML[rows_B1, index_BW]
         seen = _Seen(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
-    else:
-        index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
-        codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
-        seen = _Seen(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
     header = prior.header(table)
     if header is None:
         return seen
-    part = slice(0, header.num)
-    codes_BXL = tokenizer.encode(chunks_BMK[:, part], table.positions_MG[part], mask_MK[part])
-    alone_BW4 = header.chunk_scales(codes_BXL).of_each(index_BW)
+    alone_BW4 = header.chunk_scales(codes_BML).of_each(index_BW)
     # A window that begins within the header gets no scales beside the tokens, here as in sampling.
     is_after_B11 = (index_BW[:, :1, None] >= header.num).to(alone_BW4.dtype)
     return seen._replace(scales_BW4=alone_BW4 * is_after_B11, alone_BW4=alone_BW4)
@@ -187,6 +207,11 @@ class PriorStage(Stage):
     def parameter_use(self) -> ParameterUse:
         """The batch decides which modules run, and how often, if some networks have independent chunks."""
         return "modules" if self.config.independent_share in (0, 1) else "whole"
+
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a random window of each network that is longer than the prior's."""
+        (tokenizer,) = self._frozen
+        return prior_windows(self.prior, tokenizer, layout, noise)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the mean negative log-likelihood of the tokens."""

@@ -70,7 +70,7 @@ def sample_tokens(
         GuidanceError: Guidance is asked for, but the prior was never trained without its condition.
     """
     sampling = sampling or SamplingConfig()
-    prefix_STH = prior.prefix(cond, table.positions_MG)
+    prefix_STH = prior.prefix(cond, table.mean_position_G)
     if sampling.guidance != 1:
         if prior.condition.dropped is None:
             raise GuidanceError(
@@ -78,7 +78,7 @@ def sample_tokens(
                 "do without its condition; train it with 0.1, or leave guidance at 1"
             )
         all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
-        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.positions_MG, all_B2)])
+        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.mean_position_G, all_B2)])
     return _sample_windows(prior, prefix_STH, table, rvq, noise, temperature, sampling)
 
 

@@ -131,7 +131,7 @@ def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserK
     index_BW = random_windows(noise, M, window) if window else torch.arange(M).expand(8, -1)
     assert not bool(is_real_ML[index_BW].all())
     is_alone_B = noise.uniform(1)[:, 0] < share
-    prefix_BTH = prior.prefix(batch.condition, positions_MG)
+    prefix_BTH = prior.prefix(batch.condition, positions_MG.mean(dim=0))
     losses = []
     for b, index_W in enumerate(index_BW):
         codes_1WL = codes_BML[b : b + 1, index_W]

@@ -116,7 +116,7 @@ def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, table, cond,
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)
     with torch.no_grad():
         read_BM = prior.log_likelihood(codes_BML, cond, table, rvq, sampling)
-        prefix_BTH = prior.prefix(cond, table.positions_MG)
+        prefix_BTH = prior.prefix(cond, table.positions_MG.mean(dim=0))
         for window in plan_windows(NUM_CHUNKS, 4, sampling):
             seen = slice(window.start, min(window.stop, NUM_CHUNKS))
             states = prior.states(prefix_BTH, table.positions_MG[seen], rvq.decode(codes_BML[:, seen]))
@@ -170,7 +170,7 @@ def test_independent_chunks_are_drawn_with_their_probability(rvq, table) -> None
     first_2, alone = ChunkTable(positions_MG=table.positions_MG[:2]), SamplingConfig(chunks="independent")
     drawn = sample_tokens(prior, cond, first_2, rvq, noise_for(num, seed=5), 1.0, alone)
     with torch.no_grad():
-        prefix_BTH = prior.prefix(condition(1), table.positions_MG[:2])
+        prefix_BTH = prior.prefix(condition(1), table.positions_MG[:2].mean(dim=0))
         zeros_11K = torch.zeros(1, 1, LENGTH)
         states = [prior.states(prefix_BTH, table.positions_MG[m : m + 1], zeros_11K)[0, 0] for m in range(2)]
         p_MV = torch.stack([level_logits(prior.head, state, torch.zeros(LENGTH), 0, rvq) for state in states]).softmax(

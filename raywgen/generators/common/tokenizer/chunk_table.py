@@ -85,6 +85,11 @@ class ChunkTable:
     def __len__(self) -> int:
         return len(self.positions_MG)
 
+    @property
+    def mean_position_G(self) -> Tensor:
+        """The mean of the chunks' position features."""
+        return self.positions_MG.mean(dim=0)
+
     def padding_codes(self, index_X: Tensor | slice) -> Tensor | None:
         """Returns `padding_codes_ML` of some chunks, `(X, L)`."""
         return None if self.padding_codes_ML is None else self.padding_codes_ML[index_X]

@@ -18,7 +18,7 @@ from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.quantisers import AllReduce
-from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
+from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
 
 # A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
 _MOST_INITIAL_VECTORS = 1 << 18
@@ -79,6 +79,16 @@ class TokenizerStage(Stage):
         """The stage needs tasks only if outputs are compared, and whole networks only if it has no window."""
         return StageNeeds(tasks=self.config.output_loss_weight > 0, whole_networks=self.config.window == 0)
 
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws whole blocks of chunks of networks longer than `window`."""
+        tokenizer = self.tokenizer
+        count, block = tokenizer.num_chunks(layout), tokenizer.encoder.context
+        if tokenizer.codes_scales or not 0 < self.config.window < count:
+            return None  # The scales of a network are measured over all of it.
+        num_blocks = max(1, self.config.window // block)
+        first_B = random_windows(noise, -(-count // block), num_blocks)[:, 0] * block
+        return Windows(chunk_length=self.config.chunk_length, num_chunks=num_blocks * block, first_B=first_B)
+
     @torch.no_grad()
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Fits the quantiser to chunks of the first batches, by k-means where it has codebooks."""
@@ -135,6 +145,12 @@ class TokenizerStage(Stage):
     def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
         """Returns whole networks, or, if they are longer than `window`, the blocks of a random window of each."""
         tokenizer, layout = self.tokenizer, batch.layout
+        batch = self.see(batch, noise)
+        if batch.windows is not None:
+            index_BW = batch.windows.index_BW
+            chunks_BWK = tokenizer.window_chunks(batch, self.normalizers[layout.id][1])
+            mask_BWK = tokenizer.mask(layout, index_BW)
+            return _Seen(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, mask_BWK)
         chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
         mask_MK = tokenizer.mask(layout)
         values_MK = mask_MK.clone()

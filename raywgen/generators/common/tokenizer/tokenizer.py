@@ -18,7 +18,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, HeaderChunks
 from raywgen.generators.common.tokenizer.config import Scales, TokenizerConfig, VQVAEConfig
@@ -31,8 +30,17 @@ from raywgen.generators.common.tokenizer.scales import (
 from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import build_quantiser
-from raywgen.weights import Layout, Normalizer
-from raywgen.weights.chunks import chunk_mask, from_chunks, num_position_features, position_features, to_chunks
+from raywgen.weights import Layout, Normalizer, WeightBatch, Windows
+from raywgen.weights.chunks import (
+    chunk_features,
+    chunk_mask,
+    from_chunks,
+    mean_position_features,
+    num_chunks,
+    num_position_features,
+    position_features,
+    to_chunks,
+)
 
 
 class Tokenizer(nn.Module):
@@ -54,24 +62,19 @@ class Tokenizer(nn.Module):
         """Returns tokens int64 `(B, M, L)` of whole networks' normalised chunks, unaffected by padding (mask 0)."""
         return self._quantise(self.latents(chunks_BMK, positions_MG, mask_MK), mask_MK)
 
-    def encode_windows(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor, index_BW: Tensor) -> Tensor:
-        """Returns the part of `encode`'s tokens that belongs to one window of each network, `(B, W, L)`.
-
-        Only the encoder's blocks of chunks that overlap the windows are encoded.
+    def encode_windows(self, chunks_BXK: Tensor, layout: Layout, windows: Windows) -> Tensor:
+        """Returns the tokens of `encode` that are of one window of each network, `(B, W, L)`.
 
         Args:
-            chunks_BMK: Chunks of whole networks.
-            positions_MG: Position features of all chunks.
-            mask_MK: 1 for values, 0 for padding, of all chunks.
-            index_BW: Indices of consecutive chunks of each network, int64.
+            chunks_BXK: The blocks of chunks that the encoder sees at once and that the windows touch.
+            layout: Layout of the networks.
+            windows: The windows.
         """
-        block = self.encoder.context
-        index_BX = covering_blocks(index_BW, block, len(positions_MG))
-        whole = (F.pad(part, (0, 0, 0, -len(positions_MG) % block)) for part in (chunks_BMK, positions_MG, mask_MK))
-        whole_BMK, whole_MG, whole_mask_MK = whole
-        rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
-        latents_BXK = self.latents(whole_BMK[rows_B1, index_BX], whole_MG[index_BX], whole_mask_MK[index_BX])
-        return self._quantise(latents_BXK[rows_B1, index_BW - index_BX[:, :1]], mask_MK[index_BW])
+        index_BX, inner_BW = windows.index_BW, windows.inner_BW
+        assert inner_BW is not None
+        rows_B1 = torch.arange(len(index_BX), device=index_BX.device).unsqueeze(1)
+        latents_BXK = self.latents(chunks_BXK, self.positions(layout, index_BX), self.mask(layout, index_BX))
+        return self._quantise(latents_BXK[rows_B1, inner_BW - index_BX[:, :1]], self.mask(layout, inner_BW))
 
     def decode_latents(self, latents_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Decodes latents (code vectors or expectations over them) to whole networks' normalised chunks `(B, M, K)`."""
@@ -118,15 +121,72 @@ class Tokenizer(nn.Module):
             return None
         return scaled_chunks(layout, self._scales, self.config.chunk_length)
 
-    def mask(self, layout: Layout) -> Tensor:
-        """Returns the mask of a layout's chunks, `(M, K)`: 1 for values, 0 for padding."""
-        scaled = self.scaled(layout)
-        return chunk_mask(layout, self.config.chunk_length) if scaled is None else scaled.mask_MK
+    @property
+    def codes_scales(self) -> bool:
+        """Whether scales are tokens, which follow from all of a network's values together."""
+        return self._scales != "normalizer"
 
-    def positions(self, layout: Layout) -> Tensor:
-        """Returns the position features of each chunk, `(M, G)`."""
+    def num_chunks(self, layout: Layout) -> int:
+        """Returns M, the length of a network's token sequence."""
         scaled = self.scaled(layout)
-        return position_features(layout, self.config.chunk_length) if scaled is None else scaled.positions_MG
+        return num_chunks(layout, self.config.chunk_length) if scaled is None else len(scaled.mask_MK)
+
+    def mask(self, layout: Layout, index_X: Tensor | None = None) -> Tensor:
+        """Returns the mask of a layout's chunks, `(M, K)`, or of some chunks, `(X, K)`: 1 for values, 0 for padding."""
+        scaled = self.scaled(layout)
+        if scaled is None:
+            return chunk_mask(layout, self.config.chunk_length, index_X)
+        return scaled.mask_MK if index_X is None else scaled.mask_MK.to(index_X.device)[index_X]
+
+    def positions(self, layout: Layout, index_X: Tensor | None = None) -> Tensor:
+        """Returns the position features of each chunk, `(M, G)`, or of some chunks, `(X, G)`; zeros beyond the end."""
+        scaled = self.scaled(layout)
+        if scaled is not None:
+            return scaled.positions_MG if index_X is None else scaled.positions_MG.to(index_X.device)[index_X]
+        if index_X is None:
+            return position_features(layout, self.config.chunk_length)
+        # Chunks beyond the end fill up the last block; there a coder sees zeros.
+        features_XG = chunk_features(layout, self.config.chunk_length, index_X)
+        return features_XG * (index_X < self.num_chunks(layout)).unsqueeze(-1)
+
+    def mean_position(self, layout: Layout, device: torch.device) -> Tensor:
+        """Returns the mean `(G,)` of the position features of a layout's chunks."""
+        scaled = self.scaled(layout)
+        if scaled is None:
+            return mean_position_features(layout, self.config.chunk_length, device)
+        return scaled.positions_MG.mean(dim=0).to(device)
+
+    def windows_with(self, layout: Layout, index_BW: Tensor) -> Windows:
+        """Returns the windows of the given chunks, with the other chunks that their tokens follow from around them."""
+        index_BX = covering_blocks(index_BW, self.encoder.context, self.num_chunks(layout))
+        return Windows(
+            chunk_length=self.config.chunk_length,
+            num_chunks=index_BX.shape[1],
+            first_B=index_BX[:, 0],
+            inner_BW=index_BW,
+        )
+
+    def window_chunks(self, batch: WeightBatch, normalizer: Normalizer) -> Tensor:
+        """Returns the normalised chunks `(B, W, K)` of a batch of windows, zeros beyond the end of a network.
+
+        Only where scales are no tokens: those of a network are known from all of its values alone.
+        """
+        windows, layout = batch.windows, batch.layout
+        assert windows is not None
+        assert not self.codes_scales
+        position_BX = windows.position_BX
+        normalised_BX = normalizer.normalise(batch.values_BD, position_BX.clamp(max=layout.num_values - 1))
+        normalised_BX = torch.where(position_BX < layout.num_values, normalised_BX, 0.0)
+        return to_chunks(normalised_BX, self.config.chunk_length)
+
+    def padding_codes(self, layout: Layout, index_X: Tensor) -> Tensor | None:
+        """Returns the codes `(X, L)` of padding tokens of some chunks, -1 for all others; None without such tokens."""
+        last_1 = torch.tensor([self.num_chunks(layout) - 1], device=index_X.device)
+        if bool(self.quantiser.real_tokens(self.mask(layout, last_1)).all()) and self.scaled(layout) is None:
+            return None  # Only the last chunk may be partly filled.
+        mask_XK = self.mask(layout, index_X)
+        is_real_XL = self.quantiser.real_tokens(mask_XK.flatten(0, -2)).unflatten(0, index_X.shape)
+        return torch.where(is_real_XL, -1, self.quantiser.encode(mask_XK.new_zeros(1, mask_XK.shape[-1])))
 
     def table(self, layout: Layout) -> ChunkTable:
         """Returns the prior's inputs about a layout's chunks."""

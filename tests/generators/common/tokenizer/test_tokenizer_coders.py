@@ -75,13 +75,16 @@ def test_tokens_of_a_chunk_do_not_depend_on_the_window(coder: str, widths: tuple
     generator = generator_of(coder)
     chunks_BMK, positions_MG, mask_MK = chunks_of(generator, widths)
     codes_BML = generator.tokenizer.encode(chunks_BMK, positions_MG, mask_MK)
-    M = len(positions_MG)
+    M, layout = len(positions_MG), layout_of(widths)
+    batch = weight_batch(widths, NUM)
     for window in range(1, M + 1):
         for turn in range(M - window + 1):
             # Every network of the batch has a window of its own.
             start_B = (turn + torch.arange(NUM)) % (M - window + 1)
             index_BW = start_B.unsqueeze(1) + torch.arange(window)
-            seen_BWL = generator.tokenizer.encode_windows(chunks_BMK, positions_MG, mask_MK, index_BW)
+            windows = generator.tokenizer.windows_with(layout, index_BW)
+            chunks_BXK = generator.tokenizer.window_chunks(batch.cut(windows), generator.normalizer(layout))
+            seen_BWL = generator.tokenizer.encode_windows(chunks_BXK, layout, windows)
             assert torch.equal(seen_BWL, codes_BML[torch.arange(NUM).unsqueeze(1), index_BW])
 
 
@@ -100,10 +103,9 @@ def test_the_prior_is_trained_on_the_tokens_of_whole_networks(coder: str) -> Non
     positions_MG = tokenizer.positions(batch.layout)
     whole_BML = generator.tokens(batch.values_BD, batch.layout)
     generator.prior.config = replace(generator.prior.config, window=4)
-    table = tokenizer.table(batch.layout)
     for seed in range(8):
         noise = noise_for(NUM, seed)
-        seen = _seen_tokens(generator.prior, tokenizer, batch, generator.normalizers, table, noise)
+        seen = _seen_tokens(generator.prior, tokenizer, batch, generator.normalizers, noise)
         index_BW = random_windows(noise_for(NUM, seed), len(positions_MG), 4)
         assert torch.equal(seen.positions_WG, positions_MG[index_BW])
         assert torch.equal(seen.codes_BWL, whole_BML[torch.arange(NUM).unsqueeze(1), index_BW])

@@ -1,0 +1,87 @@
+"""Reads the weights of a run's checkpoints from the shards of its corpus, whole or a window of each.
+
+Shards are memory-mapped, so the workers of a node share their pages and the system may drop them: what a worker keeps
+does not grow with the number of checkpoints, nor, where it reads windows, with their size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raywgen.corpus import Corpus
+from raywgen.corpus.shards import ShardView
+from raywgen.weights import Layout
+
+
+class Weights(Protocol):
+    """The flat vectors of N checkpoints of one layout."""
+
+    def __len__(self) -> int: ...
+
+    def values(self, index_B: Tensor) -> Tensor:
+        """Returns whole flat vectors, float32 `(B, D)`."""
+        ...
+
+    def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
+        """Returns `length` consecutive values of each, float32 `(B, length)`; zeros beyond the end of a network.
+
+        Args:
+            index_B: Checkpoints, int64.
+            start_B: Position in the flat vector where each window begins, int64.
+            length: Values of a window.
+        """
+        ...
+
+
+class StoredWeights:
+    """Checkpoints of a corpus; each is compared with its checksum when it is first used.
+
+    Args:
+        corpus: The corpus.
+        layout: Their layout.
+        facts: Their facts, in the order in which they are counted.
+    """
+
+    def __init__(self, corpus: Corpus, layout: Layout, facts: pa.Table) -> None:
+        self._corpus, self._layout = corpus, layout
+        shards = facts.column("shard").combine_chunks().dictionary_encode()
+        self._paths: list[str] = shards.dictionary.to_pylist()
+        self._shard_N = shards.indices.to_numpy(zero_copy_only=False)
+        self._row_N = facts.column("row").to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._row_N)
+
+    def values(self, index_B: Tensor) -> Tensor:
+        """Returns whole flat vectors, float32 `(B, D)`.
+
+        Raises:
+            MissingFileError, DamagedFileError: A shard cannot be read, or a checkpoint has changed.
+            ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
+        """
+        index = index_B.numpy()
+        out_BD = torch.empty(len(index), self._layout.num_values)
+        for shard in np.unique(self._shard_N[index]):
+            (place,) = np.nonzero(self._shard_N[index] == shard)
+            form, view = self._view(shard)
+            out_BD[torch.from_numpy(place)] = form.values(view.rows(self._row_N[index[place]]))
+        return out_BD
+
+    def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
+        """Returns `length` consecutive values of each, as `Weights.windows` says; raises as `values` does."""
+        out_BX = torch.zeros(len(index_B), length)
+        for window_X, index, start in zip(out_BX, index_B.tolist(), start_B.tolist(), strict=True):
+            form, view = self._view(int(self._shard_N[index]))
+            values = form.slice_values(view.packed(int(self._row_N[index])), start, length)
+            window_X[: len(values)] = values
+        return out_BX
+
+    def _view(self, shard: int) -> tuple[Layout, ShardView]:
+        path = self._paths[shard]
+        form = self._corpus.form(path)
+        return form, self._corpus.view(path, form)
