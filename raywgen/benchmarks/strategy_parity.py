@@ -38,7 +38,7 @@ _RATE = 1e-3
 
 @dataclass(kw_only=True)
 class StrategyParityConfig:
-    """What is compared.
+    """The stages that are compared, and the ways to train them.
 
     Attributes:
         cases: Names of stages, see `strategy_cases`; all by default.

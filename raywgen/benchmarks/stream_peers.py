@@ -1,4 +1,4 @@
-"""What `corpus-stream` compares beside steady reading: ragged chunks, whole checkpoints, and the first batch.
+"""Cases that `corpus-stream` compares beside steady reading: ragged chunks, whole checkpoints, and the first batch.
 
 Ragged chunks and whole checkpoints are read from a corpus of small networks, in CPU seconds of one thread, because they
 are bound by it. The first batch is compared with Hugging Face's `datasets`, in seconds, in processes of their own.

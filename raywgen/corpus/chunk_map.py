@@ -81,7 +81,7 @@ class ChunkMap:
 
     @property
     def num_chunks(self) -> int:
-        """Number of chunks."""
+        """Number of chunks, the last of which may be shorter."""
         return -(-self.num_values // self.chunk_length)
 
     def lengths(self, chunk_B: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a run has to know of its corpus before it begins: units of weights, kinds of tasks, names of policies."""
+"""Facts that a run needs of its corpus before it begins: units of weights, kinds of tasks, names of policies."""
 
 from __future__ import annotations
 
