@@ -8,7 +8,9 @@ from raywgen.generators import DataSpec
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training.rows import policy_names
-from raywgen.weights import Normalizer, NormalizerTable
+from raywgen.training.stored_weights import StoredWeights
+from raywgen.training.tensor_moments import measured_normalizer
+from raywgen.weights import NormalizerTable
 
 
 def has_tasks(corpus: Corpus) -> bool:
@@ -36,9 +38,9 @@ def measure_normalizers(corpus: Corpus) -> NormalizerTable:
     refuse_packed_weights(corpus)
     normalizers = {}
     for layout_id, network in corpus.networks.items():
-        values_ND = corpus.values(corpus.select(layout_id=layout_id, split="train"))
-        base_D = corpus.base_values(layout_id)
-        normalizers[layout_id] = (network.layout, Normalizer.measure(network.layout, values_ND, base_D))
+        weights = StoredWeights(corpus, network.layout, corpus.select(layout_id=layout_id, split="train"))
+        start_D = corpus.base_values(layout_id)
+        normalizers[layout_id] = (network.layout, measured_normalizer(weights, network.layout, start_D))
     return normalizers
 
 

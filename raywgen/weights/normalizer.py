@@ -59,19 +59,31 @@ class Normalizer(nn.Module):
     @classmethod
     def measure(cls, layout: Layout, values_ND: Tensor, start_D: Tensor | None) -> Self:
         """Takes mean and scale of each tensor from N training networks, about their shared start if they have one."""
-        is_log = [spec.kind == "running_var" for spec in layout.generated]
+        means, scales = [], []
         sizes = [spec.num_values for spec in layout.generated]
-        bases, scales = [], []
         starts = [None] * len(sizes) if start_D is None else start_D.split(sizes)
-        for log, part_NX, start_X in zip(is_log, values_ND.split(sizes, dim=1), starts, strict=True):
-            seen_NX = _log(part_NX) if log else part_NX
-            mean = seen_NX.mean() if part_NX.numel() else part_NX.new_zeros(())
-            bases.append(_exp(mean) if log else mean)
-            about = bases[-1] if start_X is None else start_X
-            offset_NX = seen_NX - (_log(about) if log else about)
-            scale = offset_NX.std(unbiased=False) if part_NX.numel() else part_NX.new_ones(())
-            scales.append(scale.clamp(min=_LEAST_SCALE))
-        return cls(layout, torch.stack(bases), torch.stack(scales), start_D)
+        for spec, part_NX, start_X in zip(layout.generated, values_ND.split(sizes, dim=1), starts, strict=True):
+            seen_NX = cls.in_units(spec, part_NX)
+            about = seen_NX.mean() if start_X is None else cls.in_units(spec, start_X)
+            is_empty = not part_NX.numel()
+            means.append(seen_NX.new_zeros(()) if is_empty else seen_NX.mean())
+            scales.append(seen_NX.new_ones(()) if is_empty else (seen_NX - about).std(unbiased=False))
+        return cls.from_units(layout, torch.stack(means), torch.stack(scales), start_D)
+
+    @classmethod
+    def from_units(cls, layout: Layout, mean_N: Tensor, deviation_N: Tensor, start_D: Tensor | None) -> Self:
+        """Returns the normaliser with these means and deviations of the tensors, as `in_units` gives their values."""
+        bases = [
+            _exp(mean) if spec.kind == "running_var" else mean
+            for spec, mean in zip(layout.generated, mean_N, strict=True)
+        ]
+        base_N = torch.stack(bases) if bases and start_D is None else torch.zeros_like(mean_N)
+        return cls(layout, base_N, deviation_N.clamp(min=_LEAST_SCALE), start_D)
+
+    @staticmethod
+    def in_units(spec: TensorSpec, values: Tensor) -> Tensor:
+        """Returns values of a tensor as mean and deviation are taken: running variances by their logarithms."""
+        return _log(values) if spec.kind == "running_var" else values
 
     def copy(self) -> Normalizer:
         """Returns one that can be moved to another device on its own; the tensors are shared until then."""

@@ -27,24 +27,9 @@ from raywgen.training.engine import LocalEngine
 from raywgen.training.rows import LayoutRows, TrajectoryError, layout_rows, trajectory_rows
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import SMALL, layout_of, network
+from tests.training.held_weights import HeldWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class HeldWeights:
-    """Networks in memory."""
-
-    def __init__(self, values_ND: Tensor) -> None:
-        self._values_ND = values_ND
-
-    def __len__(self) -> int:
-        return len(self._values_ND)
-
-    def values(self, index_B: Tensor) -> Tensor:
-        return self._values_ND[index_B]
-
-    def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
-        raise NotImplementedError
 
 
 def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:

@@ -1,0 +1,67 @@
+"""Normalisers are measured in blocks, whatever the number and the size of networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from raywgen.training import tensor_moments
+from raywgen.training.tensor_moments import Moments, measured_normalizer
+from raywgen.weights import Normalizer
+from tests.training.held_weights import HeldWeights
+from tests.weights.test_normalizer import trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Counted(HeldWeights):
+    """Networks in memory, which remember how much was read at once."""
+
+    most = 0
+
+    def values(self, index_B: Tensor) -> Tensor:
+        found = super().values(index_B)
+        self.most = max(self.most, found.numel())
+        return found
+
+    def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
+        found = super().windows(index_B, start_B, length)
+        self.most = max(self.most, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_one_block_gives_the_numbers_of_the_whole(start: bool) -> None:
+    layout, values_ND = trained(6, 4, 5, 3)
+    start_D = 3 * values_ND[0] if start else None
+    found = measured_normalizer(HeldWeights(values_ND), layout, start_D)
+    wanted = Normalizer.measure(layout, values_ND, start_D)
+    assert torch.equal(found.base_N, wanted.base_N)
+    assert torch.equal(found.scale_N, wanted.scale_N)
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("block", [7, 33, 100])
+def test_blocks_of_any_size_give_the_same(block: int, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks have 58 values: blocks are parts of one, or several."""
+    layout, values_ND = trained(9, 4, 5, 3)
+    start_D = 3 * values_ND[0] if start else None
+    wanted = Normalizer.measure(layout, values_ND.double(), None if start_D is None else start_D.double())
+    monkeypatch.setattr(tensor_moments, "_BLOCK", block)
+    weights = Counted(values_ND)
+    found = measured_normalizer(weights, layout, start_D)
+    # Float32 of the blocks' own means and deviations, against float64 of all values.
+    torch.testing.assert_close(found.scale_N, wanted.scale_N.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.base_N, wanted.base_N.float(), rtol=1e-5, atol=1e-6)
+    assert 0 < weights.most <= block
+
+
+def test_moments_of_parts_are_those_of_all() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3 + 50
+    seen = Moments()
+    for part in (values[:1], values[1:400], values[400:400], values[400:]):
+        seen.add(part)
+    assert seen.count == 1000
+    assert seen.mean == pytest.approx(float(values.double().mean()), rel=1e-6)
+    assert seen.deviation == pytest.approx(float(values.double().std(unbiased=False)), rel=1e-5)
