@@ -76,20 +76,21 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
     with ray_session():
         readers = _start(config, corpus)
         assert all(ray.get([reader.equal.remote() for reader in readers])), "the readers give different values"
-        rates = {"stream": [], "pyarrow": [], "dataloader": []}
-        for _ in range(config.rounds):
-            for name, found in rates.items():
-                found.append(sum(ray.get([reader.steady.remote(name) for reader in readers])))
+        _stop(readers)
         first: dict[str, list[float]] = {"stream": [], "pyarrow": []}
         for _ in range(config.rounds):
             for name, found in first.items():
                 _forget(folder / "weights")
                 fresh = _start(config, corpus)
-                ray.get([reader.ready.remote() for reader in fresh])
+                ray.get([reader.process_id.remote() for reader in fresh])
                 found.append(sum(ray.get([reader.first_epoch.remote(name) for reader in fresh])))
-                for reader in fresh:
-                    ray.kill(reader)
+                _stop(fresh)
         first_batch_figures, first_batch_conditions = _first_batch(folder, corpus, config)
+        readers = _start(config, corpus)
+        rates = {"stream": [], "pyarrow": [], "dataloader": []}
+        for _ in range(config.rounds):
+            for name, found in rates.items():
+                found.append(sum(ray.get([reader.steady.remote(name) for reader in readers])))
         waits = ray.get([reader.exposed_wait.remote() for reader in readers])
         limited = _start(config, corpus)
         memory = ray.get([reader.epoch_under_limit.remote() for reader in limited])
@@ -127,6 +128,22 @@ def _start(config: CorpusStreamConfig, corpus: Corpus) -> list[Any]:
     return [actor.remote(asdict(config), corpus.location, rank) for rank in range(config.num_workers)]
 
 
+def _stop(readers: list[Any]) -> None:
+    """Kills actors and waits until they map no file: the kernel keeps mapped pages when it is asked to drop them."""
+    processes = ray.get([reader.process_id.remote() for reader in readers])
+    for reader in readers:
+        ray.kill(reader)
+    while any(_maps_files(process) for process in processes):
+        time.sleep(0.02)
+
+
+def _maps_files(process: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{process}/maps").read_text())
+    except OSError:
+        return False
+
+
 def _first_batch(folder: Path, corpus: Corpus, config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Compares the time to the first batch with that of Hugging Face's `datasets`; nothing if it is not installed."""
     if not stream_peers.has_datasets():
@@ -139,7 +156,7 @@ def _first_batch(folder: Path, corpus: Corpus, config: CorpusStreamConfig) -> tu
     def ask(method: str, *arguments: str) -> Any:
         reader = actor.remote(corpus.location, paths, config.chunk_length, config.batch_size)
         answer = ray.get(getattr(reader, method).remote(*arguments))
-        ray.kill(reader)
+        _stop([reader])
         return answer
 
     assert ask("equal"), "the first batch differs from the rows of datasets"
@@ -172,9 +189,9 @@ class _Reader:
         self._corpus = Corpus.open(location)
         self._rank = rank
 
-    def ready(self) -> bool:
-        """Whether the actor has started."""
-        return True
+    def process_id(self) -> int:
+        """Returns the id of the actor's process, once it has started."""
+        return os.getpid()
 
     def equal(self) -> bool:
         """Whether all readers give the same batches."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,10 @@ class FirstBatch:
         # Both libraries are imported before anything is timed.
         self._datasets: Any = importlib.import_module("datasets")
         torch.set_num_threads(1)
+
+    def process_id(self) -> int:
+        """Returns the id of the actor's process."""
+        return os.getpid()
 
     def seconds(self, name: str) -> float:
         """Measures the time until the first batch is there."""

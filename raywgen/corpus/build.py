@@ -22,7 +22,7 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.network_names import network_names
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import Statistics, add_statistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
 from raywgen.json_types import JsonObject
@@ -196,12 +196,11 @@ def _commit(
         raise CorpusError(f"none of the {len(quarantine)} checkpoints can be used, first: {in_one_line(first)}")
     networks = _networks(done, {key: network for part in parts for key, network in part.networks.items()})
     of_id = {network.layout.id: network.layout for network in networks}
-    statistics: dict[str, LayoutStatistics] = {}
+    statistics: Statistics = {}
     for item in done:
-        for form_id, sums in item.statistics.items():
+        for (form_id, split), sums in item.statistics.items():
             form = item.layouts[form_id]
-            named = sums.named_as(form, of_id[form.id])
-            statistics[form.id] = statistics[form.id] + named if form.id in statistics else named
+            add_statistics(statistics, (form.id, split), sums.named_as(form, of_id[form.id]))
     return commit_corpus(
         config.out,
         shards=shards,

@@ -25,7 +25,7 @@ from raywgen.corpus.facts import (
 )
 from raywgen.corpus.manifest import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS
 from raywgen.corpus.shards import Shard
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import Statistics, statistics_to_json
 from raywgen.corpus.storage import Storage
 from raywgen.sealed import sealed_json
 from raywgen.weights import Layout
@@ -39,7 +39,7 @@ def commit_corpus(
     networks: Sequence[NetworkFacts],
     recipe: Mapping[str, object],
     quarantine: Sequence[Mapping[str, str]] = (),
-    statistics: Mapping[str, LayoutStatistics] | None = None,
+    statistics: Statistics | None = None,
     forms: Mapping[str, Layout] | None = None,
 ) -> Corpus:
     """Commits written shards as a corpus: writes facts to Parquet, then the manifest in one step.
@@ -51,7 +51,7 @@ def commit_corpus(
         networks: One network per layout.
         recipe: A description of how the corpus was made.
         quarantine: Entries that were not taken: `checkpoint_id`, `file`, `reason`, and `kind` (see `SetAside`).
-        statistics: Statistics by layout id.
+        statistics: Sums over the checkpoints of each layout and split.
         forms: By form id, the forms of shards that differ from their network's layout.
 
     Raises:
@@ -80,7 +80,7 @@ def commit_corpus(
         "networks": [network.to_json() for network in networks],
         "forms": {key: (forms or {})[key].to_json() for key in sorted({shard.form_id for shard in shards} - {""})},
         "shards": [shard.to_json() for shard in shards],
-        "statistics": {layout_id: stats.to_json() for layout_id, stats in (statistics or {}).items()},
+        "statistics": statistics_to_json(statistics or {}),
         "files": files,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }

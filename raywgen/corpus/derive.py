@@ -29,7 +29,7 @@ from raywgen.corpus.facts import (
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.packed_weights import may_be_packed
 from raywgen.corpus.shards import Shard, write_shard
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.json_types import JsonObject
@@ -97,7 +97,7 @@ def _write_corpus(
                 networks[key] = network
         tasks |= {key: task for key, task in part.corpus.tasks.items() if key not in tasks}
     forms: dict[str, Layout] = {}
-    statistics: dict[str, LayoutStatistics] = {}
+    statistics: Statistics = {}
     done = 0
     for part in parts:
         for group in groups_of_shards(part.corpus, part.facts):
@@ -111,7 +111,7 @@ def _write_corpus(
             )
             forms[layout.form_id] = layout
             sums = LayoutStatistics.measure(layout, packed_NP).named_as(layout, networks[layout.id].layout)
-            statistics[layout.id] = statistics[layout.id] + sums if layout.id in statistics else sums
+            add_statistics(statistics, (layout.id, group.column("split")[0].as_py()), sums)
             done += group.num_rows
             if on_progress is not None:
                 on_progress(done, total)

@@ -11,7 +11,7 @@ from raywgen.corpus.commit import commit_corpus, stored_shards
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import TaskFacts
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import statistics_from_json
 from raywgen.corpus.writing import writing
 from raywgen.names import nearest
 from raywgen.weights import Layout
@@ -80,8 +80,8 @@ def _describe(
         quarantine=corpus.quarantine.to_pylist(),
         forms=corpus.forms,
         statistics={
-            key: LayoutStatistics.from_json(row).named_as(corpus.layout(key), networks[key].layout)
-            for key, row in corpus.manifest.get("statistics", {}).items()
+            (key, split): sums.named_as(corpus.layout(key), networks[key].layout)
+            for (key, split), sums in statistics_from_json(corpus.manifest.get("statistics", {})).items()
         },
     )
 

@@ -26,7 +26,13 @@ from raywgen.corpus.sharded import read_weight_map
 from raywgen.corpus.shards import Shard, num_pages, write_shard
 from raywgen.corpus.source_tree import local_file, open_remote
 from raywgen.corpus.sources import SourceCheckpoint
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import (
+    LayoutStatistics,
+    Statistics,
+    add_statistics,
+    statistics_from_json,
+    statistics_to_json,
+)
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import JOURNALS
 from raywgen.sealed import sealed_json, unseal
@@ -86,13 +92,13 @@ class IngestResult:
         shards: Shards with the facts of their checkpoints.
         layouts: Layouts by form id.
         quarantine: One row for each entry that is not taken: `checkpoint_id`, `file`, `reason`, `kind`.
-        statistics: Statistics by form id.
+        statistics: Sums over the checkpoints of each form and split.
     """
 
     shards: list[Shard]
     layouts: dict[str, Layout]
     quarantine: list[dict[str, str]]
-    statistics: dict[str, LayoutStatistics]
+    statistics: Statistics
 
     def to_json(self) -> dict[str, object]:
         """Returns the content of the journal."""
@@ -100,7 +106,7 @@ class IngestResult:
             "shards": [shard.to_json() | {"facts": shard.facts} for shard in self.shards],
             "layouts": {form_id: layout.to_json() for form_id, layout in self.layouts.items()},
             "quarantine": self.quarantine,
-            "statistics": {form_id: stats.to_json() for form_id, stats in self.statistics.items()},
+            "statistics": statistics_to_json(self.statistics),
         }
 
     @classmethod
@@ -110,7 +116,7 @@ class IngestResult:
             shards=[Shard(**row) for row in content["shards"]],
             layouts={form_id: Layout.from_json(rows) for form_id, rows in content["layouts"].items()},
             quarantine=content["quarantine"],
-            statistics={key: LayoutStatistics.from_json(row) for key, row in content["statistics"].items()},
+            statistics=statistics_from_json(content["statistics"]),
         )
 
 
@@ -245,8 +251,7 @@ class _Ingest:
         earlier = self._done.layouts.get(layout.form_id, layout)
         marked = {spec.name for spec in earlier.tensors if spec.is_constant}
         self._done.layouts[layout.form_id] = layout.with_constants(marked)
-        known = self._done.statistics.get(layout.form_id)
-        self._done.statistics[layout.form_id] = statistics if known is None else known + statistics
+        add_statistics(self._done.statistics, key, statistics)
 
 
 def _stack(parts: list[np.ndarray]) -> Tensor:

@@ -12,7 +12,7 @@ from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import RESTORE, CorpusError
 from raywgen.corpus.manifest import CHECKPOINTS, read_manifest
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics, statistics_from_json
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import writing
 
@@ -93,18 +93,19 @@ def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
     )
 
 
-def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> dict[str, LayoutStatistics]:
+def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> Statistics:
     """Returns the statistics of the kept shards; measures them again only if a layout has lost a shard."""
     kept_paths = {shard.path for shard in kept}
     touched = {shard.layout_id for shard in corpus.shards if shard.path not in kept_paths}
-    known = {key: LayoutStatistics.from_json(row) for key, row in corpus.manifest.get("statistics", {}).items()}
-    found = {layout_id: sums for layout_id, sums in known.items() if layout_id not in touched}
+    known = statistics_from_json(corpus.manifest.get("statistics", {}))
+    found = {key: sums for key, sums in known.items() if key[0] not in touched}
+    measured = touched & {layout_id for layout_id, _ in known}
     for shard in kept:
-        if shard.layout_id in touched & set(known):
+        if shard.layout_id in measured:
             layout = corpus.form(shard.path)
             sums = LayoutStatistics.measure(layout, packed_tensor(read_shard(corpus.storage, shard.path), layout))
             sums = sums.named_as(layout, corpus.layout(layout.id))
-            found[layout.id] = found[layout.id] + sums if layout.id in found else sums
+            add_statistics(found, (layout.id, shard.facts[0]["split"]), sums)
     return found
 
 

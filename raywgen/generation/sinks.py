@@ -23,7 +23,7 @@ import torch
 from raywgen.config import save_config
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, commit_corpus, write_shard
 from raywgen.corpus.manifest import MANIFEST
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import JOURNALS
 from raywgen.files import write_text
@@ -195,11 +195,11 @@ class CorpusSink(Sink):
     def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
         if all(journal["shard"] is None for journal in journals):
             raise CorpusError(f"{self.out}: no generated network is finite; train the generator longer, or anew")
-        statistics: dict[str, LayoutStatistics] = {}
+        statistics: Statistics = {}
         for journal in journals:
             if journal["shard"] is not None:
-                sums, key = LayoutStatistics.from_json(journal["statistics"]), journal["layout_id"]
-                statistics[key] = statistics[key] + sums if key in statistics else sums
+                key = journal["layout_id"], journal["shard"]["facts"][0]["split"]
+                add_statistics(statistics, key, LayoutStatistics.from_json(journal["statistics"]))
         corpus = commit_corpus(
             self.out,
             shards=[Shard(**journal["shard"]) for journal in journals if journal["shard"] is not None],

@@ -12,7 +12,7 @@ from raywgen.actor_pool import OnNews, OnShare, paced
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
 from raywgen.corpus.ingest import journal
 from raywgen.corpus.manifest import MANIFEST
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage, absolute
 from raywgen.corpus.writing import JOURNALS, writing
 from raywgen.sealed import SealError, sealed_json, unseal
@@ -163,11 +163,11 @@ def _commit(
     shards += [stack.optimizer_shard for stack in trained if stack.optimizer_shard is not None]
     if not any(stack.shard for stack in trained):
         raise CorpusError(f"{root}: every network diverged; lower the learning rate")
-    statistics: dict[str, LayoutStatistics] = {}
+    statistics: Statistics = {}
     for stack in trained:
         if stack.shard is not None and stack.statistics is not None:
-            known = statistics.get(stack.shard.layout_id)
-            statistics[stack.shard.layout_id] = stack.statistics if known is None else known + stack.statistics
+            key = stack.shard.layout_id, stack.shard.facts[0]["split"]
+            add_statistics(statistics, key, stack.statistics)
     kept = {stack.optimizer_layout.id: stack.optimizer_layout for stack in trained if stack.optimizer_layout}
     networks = [start.network for start in plan.starts]
     networks += [NetworkFacts(name=f"optimizer-{key[:6]}", recipe={}, layout=layout) for key, layout in kept.items()]

@@ -31,7 +31,7 @@ from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, Missin
 from raywgen.corpus.facts import tasks_from_table
 from raywgen.corpus.manifest import CHECKPOINTS, QUARANTINE, TASKS, Contents
 from raywgen.corpus.shards import Shard, write_shard
-from raywgen.corpus.statistics import LayoutStatistics
+from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage
 from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.inputs import UnusableFileError
@@ -132,7 +132,7 @@ def decompress(root: str, location: str, on_progress: Progress | None = None) ->
     tables = {name: _table(source, path, manifest["sha256"][path]) for name, path in manifest["files"].items()}
     place_of = {name: index for index, name in enumerate(tables[CHECKPOINTS].column("checkpoint_id").to_pylist())}
     shards: list[Shard] = []
-    statistics: dict[str, LayoutStatistics] = {}
+    statistics: Statistics = {}
     done = 0
     with writing(root):
         for index, file in enumerate(manifest["codes"]):
@@ -148,7 +148,7 @@ def decompress(root: str, location: str, on_progress: Progress | None = None) ->
             facts = tables[CHECKPOINTS].take([place_of[name] for name in table.column("checkpoint_id").to_pylist()])
             shards.append(write_shard(root, f"{index:06d}", form, new_facts(facts), packed_NP))
             sums = LayoutStatistics.measure(form, packed_NP).named_as(form, contents.networks[form.id].layout)
-            statistics[form.id] = statistics[form.id] + sums if form.id in statistics else sums
+            add_statistics(statistics, (form.id, facts.column("split")[0].as_py()), sums)
         corpus = commit_corpus(
             root,
             shards=shards,
