@@ -272,7 +272,9 @@ class Layout:
     def unpack(self, packed_P: Tensor) -> StateDict:
         """Returns the `state_dict` of a packed form `(P,)` or `(N, P)`, bit for bit; as views if alignment allows."""
         is_aligned = packed_P.is_contiguous() and packed_P.storage_offset() % _ALIGNMENT == 0
-        if packed_P.dim() == 1 and packed_P.numel() and is_aligned:
+        # Elements of complex128 are wider than the alignment.
+        is_narrow = all(dtype.itemsize <= _ALIGNMENT for _, dtype, *_ in self._strided)
+        if packed_P.dim() == 1 and packed_P.numel() and is_aligned and is_narrow:
             return self._unpack_aligned(packed_P)
         own: StateDict = {}
         batch = packed_P.shape[:-1]
