@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raywgen.nn.blocks import Blocks
 from raywgen.nn.conditions import PositionEncoder, SampleEncoder, class_members
 from raywgen.nn.transformer import Transformer
 
@@ -64,7 +65,7 @@ class HeadDenoiser(nn.Module):
         self.row = nn.Linear(2 * num_values, width)
         self.task = nn.Linear(2 * num_features, width)
         self.time = TimeEncoder(width)
-        self.blocks = nn.ModuleList(_ClassBlock(width) for _ in range(num_layers))
+        self.blocks = Blocks(_ClassBlock(width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_values)
         # A linear path from the support means and their squared lengths: the head of nearest class means (Snell et al.
@@ -141,8 +142,8 @@ class HeadDenoiser(nn.Module):
         task_BCH, direct_BCR = condition_BCT.split([self.task.out_features, self.direct.out_features], dim=-1)
         hidden = self.row(torch.cat([x_BnCR, common_BnCR], dim=-1))
         hidden = hidden + task_BCH.unsqueeze(1) + self.time(time_Bn).unsqueeze(2)
-        for block in self.blocks:
-            hidden = block(hidden)
+        for index in range(len(self.blocks)):
+            hidden = self.blocks.run(index, hidden)
         return self.out(self.norm(hidden)) + direct_BCR.unsqueeze(1)
 
 
@@ -200,7 +201,7 @@ class FlatDenoiser(nn.Module):
         self.condition = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
         self.time = TimeEncoder(width)
         self.values = nn.Linear(num_values, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(num_layers))
+        self.blocks = Blocks(_Block(width) for _ in range(num_layers))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_values))
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
@@ -210,8 +211,8 @@ class FlatDenoiser(nn.Module):
     def forward(self, x_BnD: Tensor, time_Bn: Tensor, condition_BH: Tensor) -> Tensor:
         """Returns predicted values `(B, n, D)`, given noised values, fractions of the chain and embedded conditions."""
         hidden = self.values(x_BnD) + self.time(time_Bn) + condition_BH.unsqueeze(1)
-        for block in self.blocks:
-            hidden = block(hidden)
+        for index in range(len(self.blocks)):
+            hidden = self.blocks.run(index, hidden)
         return self.out(hidden)
 
 

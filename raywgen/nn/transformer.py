@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raywgen.nn.blocks import Blocks
+
 
 class KeyValueCache:
     """Keys and values of all positions written so far, in buffers that are allocated once.
@@ -81,9 +83,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         assert num_heads % self.num_kv_heads == 0, f"{num_heads} heads in groups of {self.num_kv_heads}"
-        self.blocks = nn.ModuleList(
-            _Block(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers)
-        )
+        self.blocks = Blocks(_Block(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.head_width = width // num_heads
 
@@ -115,7 +115,10 @@ class Transformer(nn.Module):
             mask_TT = (position_T < num_common).expand(length, -1).tril() | (position_T == position_T.unsqueeze(1))
             rotation = tuple(part[position_T.clamp(max=num_common)] for part in rotation)
         for layer, block in enumerate(self.blocks):
-            x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT, mask_TT)
+            if cache is None:
+                x_BTH = self.blocks.run(layer, x_BTH, rotation, None, layer, is_seen_BT, mask_TT)
+            else:
+                x_BTH = block(x_BTH, rotation, cache, layer, is_seen_BT, mask_TT)
         if cache is not None:
             cache.length += x_BTH.shape[1]
         return self.norm(x_BTH)

@@ -18,7 +18,7 @@ from raywgen.config import (
 )
 from raywgen.generators import METHODS, UnknownMethodError, is_import_path, method
 from raywgen.nn.precision import Precision
-from raywgen.training.engine import EngineSettings
+from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting
 
 
@@ -41,7 +41,11 @@ class TrainConfig:
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
         accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
+        activation_checkpointing: Keeps the inputs of blocks only, and computes their activations again in the backward
+            pass: about a third more work, and far less memory.
+        compile: Compiles the blocks of networks; needs a C++ compiler, or Triton on a GPU, and has no effect without.
         zero_stage: DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
+        offload: Keeps the `optimizer`'s state, or `parameters` too (ZeRO-3), in the memory of the host; or `none`.
         use_gpu: One GPU per worker.
         precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
             processor has units for it.
@@ -64,7 +68,10 @@ class TrainConfig:
     out: str = "runs/igpg"
     num_workers: int = 2
     accumulate: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
     zero_stage: int = 1
+    offload: Offload = "none"
     use_gpu: bool = False
     precision: Precision = "fp32"
     checkpoint_every: int = 100
@@ -79,11 +86,24 @@ class TrainConfig:
 
     def engine_settings(self) -> EngineSettings:
         """Returns the settings that concern the engine."""
-        return EngineSettings(precision=self.precision, accumulate=self.accumulate, zero_stage=self.zero_stage)
+        return EngineSettings(
+            precision=self.precision,
+            accumulate=self.accumulate,
+            activation_checkpointing=self.activation_checkpointing,
+            compile=self.compile,
+            zero_stage=self.zero_stage,
+            offload=self.offload,
+        )
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage={self.zero_stage}: give 0, 1, 2 or 3")
+        self._check_offload()
+        if self.compile and self.zero_stage == 3 and self.num_workers:
+            raise ValueError(
+                "compile=true: under zero_stage=3 every module gathers its parameters, and nothing compiles; "
+                "give zero_stage=2, or compile=false"
+            )
         if self.accumulate < 1:
             raise ValueError(f"accumulate={self.accumulate}: must be at least 1")
         if self.num_workers < 0 or min(self.checkpoint_every, self.log_every, self.validate_every) < 1:
@@ -100,6 +120,13 @@ class TrainConfig:
             self.generator = schema()
         if not isinstance(self.generator, schema):
             raise ValueError(f"generator: method={self.method} takes a {schema.__name__}, not {self.generator!r}")
+
+    def _check_offload(self) -> None:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if least and not self.num_workers:
+            raise ValueError(f"offload={self.offload}: DeepSpeed offloads, and num_workers=0 trains without it")
+        if self.zero_stage < least:
+            raise ValueError(f"offload={self.offload}: needs zero_stage={least} at least, not {self.zero_stage}")
 
 
 def load_train_config(

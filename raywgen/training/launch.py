@@ -185,10 +185,22 @@ def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
     The generator is built here once and not kept: a large one takes long, and the workers build their own.
     """
     stages = spec.build().stages()
+    _check_blocks(stages, spec.config)
     _check_batches(stages, max(1, spec.config.num_workers), spec.config.accumulate)
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
     return stage_records(stages)
+
+
+def _check_blocks(stages: Sequence[Stage], config: TrainConfig) -> None:
+    """Refuses to recompute or compile blocks in a stage whose inner steps `torch.func` takes, which can do neither."""
+    for key in ("activation_checkpointing", "compile"):
+        for stage in stages:
+            if getattr(config, key) and stage.parameter_use == "functional":
+                raise ConfigError(
+                    f"{key}=true: stage '{stage.name}' of {config.method} takes inner steps on copies of its "
+                    f"parameters, which torch.func does not do together with it; leave {key} out"
+                )
 
 
 def _check_batches(stages: Sequence[Stage], num_workers: int, accumulate: int) -> None:
@@ -239,7 +251,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     by its digest.
     """
     free = {"out": "", "num_workers": 1, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
-    engine = {"accumulate": 1, "zero_stage": 0}
+    engine = {"accumulate": 1, "activation_checkpointing": False, "compile": False, "zero_stage": 0, "offload": "none"}
     fixed = replace(
         config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
     )

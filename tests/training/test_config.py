@@ -28,6 +28,33 @@ def test_impossible_values_are_refused(override: str) -> None:
         load_config(TrainConfig, None, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["offload=optimizer", "zero_stage=0"], "offload=optimizer: needs zero_stage=1 at least, not 0"),
+        (["offload=parameters", "zero_stage=2"], "offload=parameters: needs zero_stage=3 at least, not 2"),
+        (["offload=optimizer", "num_workers=0"], "num_workers=0 trains without it"),
+        (["compile=true", "zero_stage=3"], "compile=true: under zero_stage=3"),
+        (["accumulate=0"], "accumulate=0: must be at least 1"),
+    ],
+)
+def test_strategies_that_do_not_exist_are_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_config(TrainConfig, None, overrides)
+
+
+@pytest.mark.parametrize("key", ["activation_checkpointing", "compile"])
+def test_inner_steps_are_neither_recomputed_nor_compiled(key: str, zoo_corpus: Corpus, tmp_path: Path) -> None:
+    config = load_config(
+        TrainConfig,
+        None,
+        ["method=mcdi", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}", "num_workers=0", f"{key}=true"],
+    )
+    with pytest.raises(ConfigError, match=f"{key}=true: stage 'denoiser' of mcdi takes inner steps"):
+        launch([config])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_saved_config_loads_unchanged(tmp_path: Path) -> None:
     config = load_config(TrainConfig, None, ["generator.task_loss.num_steps=0", "seed=4"])
     save_config(config, tmp_path / "config.yaml")

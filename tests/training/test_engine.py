@@ -11,8 +11,9 @@ from torch import Tensor
 
 from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
+from raywgen.nn.blocks import Blocks
 from raywgen.nn.precision import Precision
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, load_averages
+from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, Offload, load_averages
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
 
@@ -107,6 +108,47 @@ def test_a_run_goes_on_under_another_engine(
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
     assert_equal_states(undisturbed, resumed)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offload) -> None:
+    undisturbed = LocalEngine(prior_stage())
+    expected = steps(undisturbed, 0, 2 * NUM_STEPS)
+    first, second = prior_stage(), prior_stage()
+    settings = EngineSettings(zero_stage=zero_stage, offload=offload, min_sharded=0)
+    engine = DeepSpeedEngine(first, 1, settings)
+    assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
+    second.load_state_dict(engine.state_dict(first))
+    resumed = DeepSpeedEngine(second, 1, settings)
+    resumed.set_optimizer_state(engine.optimizer_state())
+    assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
+    assert_equal_states(undisturbed, resumed)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [None, 2, 3])
+def test_recomputed_activations_change_no_step(zero_stage: int | None) -> None:
+    settings = EngineSettings(zero_stage=zero_stage or 0, activation_checkpointing=True, min_sharded=0)
+    stage = prior_stage()
+    engine = LocalEngine(stage, settings) if zero_stage is None else DeepSpeedEngine(stage, 1, settings)
+    assert any(part.recompute for part in stage.modules() if isinstance(part, Blocks))
+    assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(LocalEngine(prior_stage()), 0, NUM_STEPS), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_take_the_same_steps() -> None:
+    plain = steps(LocalEngine(prior_stage()), 0, NUM_STEPS)
+    assert steps(LocalEngine(prior_stage(), EngineSettings(compile=True)), 0, NUM_STEPS) == pytest.approx(
+        plain, rel=1e-4
+    )
+
+
+def test_without_a_compiler_a_stage_is_trained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raywgen.training.engine.base.compile_error", lambda device: "no g++")
+    with pytest.warns(UserWarning, match=r"compile=true has no effect: nothing compiles for cpu here \(no g\+\+\)"):
+        engine = LocalEngine(prior_stage(), EngineSettings(compile=True))
+    assert steps(engine, 0, 2) == steps(LocalEngine(prior_stage()), 0, 2)
 
 
 def test_moments_that_are_lost_are_noticed() -> None:

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from raywgen.nn.blocks import Blocks
 from raywgen.nn.coders.base import Coder, silence
 
 CHANNEL_SHARE = 4
@@ -42,7 +43,7 @@ class ConvolutionCoder(Coder):
         self.position = nn.Linear(num_position_features, channels)
         # Convolutions treat all pixels alike, but each value of a chunk has a position of its own.
         self.pixel_CRX = nn.Parameter(torch.zeros(channels, *self._shape))
-        self.blocks = nn.ModuleList(_Block(channels) for _ in range(num_layers))
+        self.blocks = Blocks(_Block(channels) for _ in range(num_layers))
         final = nn.Conv2d(channels, 1, 3, padding=1)
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), final)
         silence(final)
@@ -54,8 +55,8 @@ class ConvolutionCoder(Coder):
         image_NCRX = self.lift(real_BMK.reshape(-1, 1, *self._shape))
         image_NCRX = image_NCRX + positions_BMC.reshape(-1, positions_BMC.shape[-1], 1, 1)
         image_NCRX = image_NCRX + self.pixel_CRX
-        for block in self.blocks:
-            image_NCRX = block(image_NCRX)
+        for index in range(len(self.blocks)):
+            image_NCRX = self.blocks.run(index, image_NCRX)
         return self.out(image_NCRX).view(x_BMK.shape)
 
 

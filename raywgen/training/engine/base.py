@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators import Stage, StageLoss
+from raywgen.nn.blocks import compile_error, prepare_blocks
 from raywgen.nn.precision import Precision
 from raywgen.weights import KeyedNoise, WeightBatch
 
+Offload = Literal["none", "optimizer", "parameters"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
 
@@ -26,12 +30,19 @@ class EngineSettings:
         precision: Of matrix products; parameters, gradients and the optimiser's state stay float32.
         accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
         zero_stage: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
+        offload: Keeps the optimiser's state, or parameters too, in the host's memory, where the optimiser then runs.
+        activation_checkpointing: Computes the activations of blocks again in the backward pass, in place of keeping
+            them.
+        compile: Compiles the blocks of networks.
         min_sharded: ZeRO-3 keeps parameters of fewer values whole on every worker.
     """
 
     precision: Precision = "fp32"
     accumulate: int = 1
     zero_stage: int = 1
+    offload: Offload = "none"
+    activation_checkpointing: bool = False
+    compile: bool = False
     min_sharded: int = 100_000
 
 
@@ -51,6 +62,7 @@ class Engine(ABC):
     def __init__(self, stage: Stage, settings: EngineSettings) -> None:
         self.stage = stage
         self.settings = settings
+        prepare_blocks(stage, recompute=settings.activation_checkpointing, compiled=self._can_compile())
         self._averages: dict[str, Tensor] = {}
 
     def train_step(
@@ -137,6 +149,17 @@ class Engine(ABC):
         self._load_held(self._averages)
 
     # What engines share
+
+    def _can_compile(self) -> bool:
+        """Whether blocks shall be compiled and can be; says so where they cannot."""
+        if not self.settings.compile:
+            return False
+        device = next(self.stage.parameters()).device
+        if reason := compile_error(device):
+            warnings.warn(
+                f"compile=true has no effect: nothing compiles for {device.type} here ({reason})", stacklevel=2
+            )
+        return not reason
 
     @torch.no_grad()
     def _start_averages(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,8 +73,11 @@ class DeepSpeedEngine(Engine):
                 "stage": settings.zero_stage,
                 "stage3_param_persistence_threshold": settings.min_sharded,
                 "memory_efficient_linear": False,
+                **self._offload(),
             },
             "zero_allow_untested_optimizer": True,
+            # Its own Adam for the CPU would have to be compiled on every node; torch's serves as well.
+            "zero_force_ds_cpu_optimizer": False,
             "torch_autocast": {
                 "enabled": resolved(settings.precision, self._device.type) == "bf16",
                 "dtype": "bfloat16",
@@ -83,6 +86,11 @@ class DeepSpeedEngine(Engine):
             },
             "steps_per_print": 1_000_000_000,
         }
+
+    def _offload(self) -> dict[str, Any]:
+        kinds = {"none": [], "optimizer": ["optimizer"], "parameters": ["optimizer", "param"]}[self.settings.offload]
+        where = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        return {f"offload_{kind}": where for kind in kinds}
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sums with the process group's own backend."""
@@ -168,19 +176,20 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
-        """All parameters are whole within this block, where a stage cannot have them gathered module by module."""
-        if not self._gathers_all:
-            yield
-            return
+        """Parameters are gathered within this block: all at once where a stage cannot have it module by module."""
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.stage.parameters())):
+        if self._gathers_all:
+            with deepspeed.zero.GatheredParameters(list(self.stage.parameters())):
+                yield
+        elif self._zero_stage == 3:
+            with releasing_linear():
+                yield
+        else:
             yield
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        is_released = self._zero_stage == 3 and not self._gathers_all
-        with releasing_linear() if is_released else nullcontext():
-            return self._engine(batch, noise)
+        return self._engine(batch, noise)
 
     def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
         if not is_first:
