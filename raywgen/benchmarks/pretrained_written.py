@@ -2,8 +2,6 @@
 
 Each network has a task of its own, which differs from the others' in the description of the network alone. So there is
 one network per condition, and a generator that succeeds has retrieved it: `agreement` and `novelty` measure how far.
-
-Shape letters beyond the legend in `raywgen.weights`: R stored networks of its layout.
 """
 
 from __future__ import annotations
@@ -22,11 +20,12 @@ from raywgen.benchmarks.pretrained_networks import Pretrained
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.evaluation.novelty import distances
+from raywgen.evaluation.novelty import nearest_stored
 from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.tasks import build_task
+from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import Condition, KeyedNoise
 from raywgen.zoo.describe import describe_corpus
 
@@ -110,14 +109,14 @@ def written_again(
     stored_1D = network.values_D.unsqueeze(0)
     tokens_1ML = generator.tokens(stored_1D, layout)
     log_prob_1 = generator.log_prob(stored_1D, condition, layout, sampling)
-    stored_RD = corpus.values(corpus.select(layout_id=layout.id))
-    apart_1R = distances(made.values_BD, stored_RD, generator.normalizers[layout.id][1])
+    stored = StoredWeights(corpus, corpus.layout(layout.id), corpus.select(layout_id=layout.id))
+    distance_1, _ = nearest_stored(made.values_BD, stored, generator.normalizers[layout.id][1])
     return Written(
         values_D=made.values_BD[0],
         reconstructed_D=generator.reconstruct(stored_1D, layout)[0],
         figures={
             "generated_agreement": float((sample.codes_BML == tokens_1ML).double().mean()),
-            "generated_novelty": float(apart_1R.min()),
+            "generated_novelty": float(distance_1),
             "generated_nats_per_token": -float(log_prob_1) / (table.num_real_tokens or tokens_1ML.numel()),
         },
     )

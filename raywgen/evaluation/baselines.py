@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.stored_networks import CoordinateMoments
 from raywgen.evaluation.task_evaluator import TaskEvaluator
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, fit
+from raywgen.training.stored_weights import whole_blocks
 
 _WORD = re.compile(r"\w+")
 
@@ -34,15 +36,16 @@ def shared_start(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
 
 def average(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """Returns the mean of all stored networks, `(T, 1, D)`."""
-    return evaluator.stored.values_RD.mean(dim=0).expand(len(evaluator.tasks), 1, -1)
+    moments = CoordinateMoments.measure(evaluator.stored.weights, evaluator.layout.num_values)
+    return moments.mean_D.float().expand(len(evaluator.tasks), 1, -1)
 
 
 def gaussian(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """Draws each coordinate from its own Gaussian over the stored networks, `(T, n, D)`."""
-    seen_RD = evaluator.normalizer.normalise(evaluator.stored.values_RD)
+    normalizer = evaluator.normalizer
     # A single stored network has no deviation, so the Gaussian is that network.
-    std_D = seen_RD.std(dim=0, correction=min(1, len(seen_RD) - 1))
-    return evaluator.normalizer.denormalise(seen_RD.mean(dim=0) + std_D * _normal(evaluator, config, 2))
+    seen = CoordinateMoments.measure(evaluator.stored.weights, evaluator.layout.num_values, normalizer.normalise)
+    return normalizer.denormalise(seen.mean_D.float() + seen.deviation_D.float() * _normal(evaluator, config, 2))
 
 
 def nearest_by_condition(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
@@ -53,7 +56,7 @@ def nearest_by_condition(evaluator: TaskEvaluator, config: EvaluateConfig) -> Te
         wanted = _words(text)
         similarity_R = torch.tensor([len(wanted & words) / len(wanted | words) for words in stored])
         picks.append(similarity_R.argsort(descending=True, stable=True)[: config.best_of])
-    return evaluator.stored.values_RD[torch.stack(picks)]
+    return evaluator.stored.values(torch.stack(picks))
 
 
 def nearest_by_loss(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
@@ -61,13 +64,7 @@ def nearest_by_loss(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
 
     All R stored networks are tried, which is more than the generator's n candidates.
     """
-    everyone = evaluator.stored.values_RD
-    losses = []
-    for index in range(len(evaluator.tasks)):
-        one = _only(evaluator, index)
-        losses.append(one.example_loss(everyone.unsqueeze(0))[0])
-    best_Tn = torch.stack(losses).argsort(dim=1)[:, : config.best_of]
-    return everyone[best_Tn]
+    return evaluator.stored.values(_best_by_loss(evaluator, config.best_of))
 
 
 def average_of_best(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
@@ -77,7 +74,7 @@ def average_of_best(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
 
 def stored_plus_noise(evaluator: TaskEvaluator, config: EvaluateConfig) -> Tensor:
     """Adds noise to the stored network that fits the examples best, `(T, n, D)`."""
-    best_T1D = nearest_by_loss(evaluator, config)[:, :1]
+    best_T1D = evaluator.stored.values(_best_by_loss(evaluator, 1))
     return evaluator.normalizer.denormalise(
         evaluator.normalizer.normalise(best_T1D) + config.noise * _normal(evaluator, config, 3)
     )
@@ -128,6 +125,19 @@ def _normal(evaluator: TaskEvaluator, config: EvaluateConfig, stream: int) -> Te
 
 def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
+
+
+def _best_by_loss(evaluator: TaskEvaluator, num: int) -> Tensor:
+    """Returns the indices, int64 `(T, n)`, of the stored networks with the lowest loss on each task, best first."""
+    num_tasks = len(evaluator.tasks)
+    loss_Tn, index_Tn = torch.empty(num_tasks, 0), torch.empty(num_tasks, 0, dtype=torch.int64)
+    for index_B, values_BD in whole_blocks(evaluator.stored.weights, evaluator.layout.num_values):
+        each = [_only(evaluator, task).example_loss(values_BD.unsqueeze(0))[0] for task in range(num_tasks)]
+        loss_Tn = torch.cat([loss_Tn, torch.stack(each)], dim=1)
+        index_Tn = torch.cat([index_Tn, index_B.expand(num_tasks, -1)], dim=1)
+        order_Tn = loss_Tn.argsort(dim=1, stable=True)[:, :num]
+        loss_Tn, index_Tn = loss_Tn.gather(1, order_Tn), index_Tn.gather(1, order_Tn)
+    return index_Tn
 
 
 def _only(evaluator: TaskEvaluator, index: int) -> TaskEvaluator:

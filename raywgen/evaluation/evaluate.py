@@ -23,7 +23,7 @@ from raywgen.evaluation.novelty import median_distance, novelty_rows, verdict
 from raywgen.evaluation.results import EVALUATION, Cell, Claim, Codebook, Evaluation, Novelty, NoveltyRow
 from raywgen.evaluation.rows import ladder_rows
 from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
-from raywgen.evaluation.tokenizer_report import tokenizer_report
+from raywgen.evaluation.tokenizer_report import code_counts, tokenizer_report
 from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
@@ -32,6 +32,7 @@ from raywgen.locks import only_one
 from raywgen.tasks import build_task
 from raywgen.training.data import has_tasks
 from raywgen.training.run_folder import STAGES
+from raywgen.training.stored_weights import StoredWeights, whole_blocks
 from raywgen.trust import entry_point
 
 SPLITS = ("seen", "unseen")
@@ -256,8 +257,8 @@ def _codebook(code: WeightCode, corpus: Corpus) -> Codebook:
     usage_LV = torch.zeros(code.num_levels, code.num_codes, dtype=torch.int64)
     for layout_id, network in corpus.networks.items():
         rows = corpus.select(layout_id=layout_id, split="heldout")
-        values_ND = corpus.values(rows if rows.num_rows else corpus.select(layout_id=layout_id, split="train"))
-        codes_NL = code.encode(values_ND, network.layout).flatten(0, 1)
-        for level in range(code.num_levels):
-            usage_LV[level] += torch.bincount(codes_NL[:, level], minlength=code.num_codes)
+        rows = rows if rows.num_rows else corpus.select(layout_id=layout_id, split="train")
+        weights = StoredWeights(corpus, network.layout, rows)
+        for _, values_BD in whole_blocks(weights, network.layout.num_values):
+            usage_LV += code_counts(code.encode(values_BD, network.layout), code.num_codes)
     return Codebook(codes=code.num_codes, usage=tuple(map(tuple, usage_LV.tolist())))

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from raywgen.evaluation.results import NoveltyRow
 from raywgen.evaluation.task_evaluator import TaskEvaluator
+from raywgen.training.stored_weights import Weights, whole_blocks
 from raywgen.weights import Normalizer
 
 _REPLICA = 0.1
 _NOVEL = 0.5
+# Beyond this torch computes distances by inner products, unless it is told.
+_FEW = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +41,41 @@ class Nearness:
 
 def nearness(evaluator: TaskEvaluator, values_TD: Tensor) -> Nearness:
     """Returns distance to, and error overlap with, the nearest stored network."""
-    distance_TR = distances(values_TD, evaluator.stored.values_RD, evaluator.normalizer)
-    distance_T, nearest_T = distance_TR.min(dim=1)
-    overlap_T = error_overlap(evaluator.errors(values_TD), evaluator.errors(evaluator.stored.values_RD[nearest_T]))
+    stored = evaluator.stored
+    distance_T, nearest_T = nearest_stored(values_TD, stored.weights, evaluator.normalizer)
+    overlap_T = error_overlap(evaluator.errors(values_TD), evaluator.errors(stored.values(nearest_T)))
     return Nearness(distance_T=distance_T, overlap_T=overlap_T)
+
+
+def nearest_stored(values_TD: Tensor, weights: Weights, normalizer: Normalizer) -> tuple[Tensor, Tensor]:
+    """Returns the distance to the nearest of many stored networks `(T,)`, and its index int64; reads them in blocks."""
+    normalised_TD = normalizer.normalise(values_TD)
+    distance_T = values_TD.new_full((len(values_TD),), torch.inf)
+    nearest_T = torch.zeros(len(values_TD), dtype=torch.int64)
+    mode = _mode(len(values_TD), len(weights))
+    for index_B, stored_BD in whole_blocks(weights, values_TD.shape[1]):
+        apart_TB = _apart(normalised_TD, normalizer.normalise(stored_BD), mode)
+        least_T, place_T = apart_TB.min(dim=1)
+        is_nearer_T = ~(least_T >= distance_T)  # A distance that is no number stays one.
+        distance_T = torch.where(is_nearer_T, least_T, distance_T)
+        nearest_T = torch.where(is_nearer_T, index_B[place_T], nearest_T)
+    return distance_T, nearest_T
 
 
 def distances(values_TD: Tensor, stored_RD: Tensor, normalizer: Normalizer) -> Tensor:
     """Returns root mean square differences `(T, R)`, in standard deviations of each tensor over the corpus."""
-    apart_TR = torch.cdist(normalizer.normalise(values_TD), normalizer.normalise(stored_RD))
-    return apart_TR / values_TD.shape[1] ** 0.5
+    mode = _mode(len(values_TD), len(stored_RD))
+    return _apart(normalizer.normalise(values_TD), normalizer.normalise(stored_RD), mode)
+
+
+def _apart(normalised_TD: Tensor, stored_RD: Tensor, mode: str) -> Tensor:
+    return torch.cdist(normalised_TD, stored_RD, compute_mode=mode) / normalised_TD.shape[1] ** 0.5
+
+
+def _mode(num: int, num_stored: int) -> str:
+    """Returns how torch would compute all distances at once, so that they do not depend on the size of blocks."""
+    few = max(num, num_stored) <= _FEW
+    return "donot_use_mm_for_euclid_dist" if few else "use_mm_for_euclid_dist"
 
 
 def error_overlap(wrong_TI: Tensor, other_TI: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Judges candidate networks of one layout on the tasks of one split, all by the same labelled examples.
 
-Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task, I test images, R stored networks.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a task, I test images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, TaskFacts
+from raywgen.evaluation.stored_networks import StoredNetworks
 from raywgen.generation.statistics import some_inputs, with_new_statistics
 from raywgen.generators import Generated, GenerationRequest, Generator
 from raywgen.tasks import (
@@ -25,21 +26,6 @@ from raywgen.tasks import (
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 _STACK = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """The training networks of one layout: the end of every training trajectory.
-
-    Attributes:
-        values_RD: Flat vectors.
-        task_ids: Id of each one's task.
-        instructions: Instruction of each one's task.
-    """
-
-    values_RD: Tensor
-    task_ids: list[str]
-    instructions: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +58,7 @@ class TaskEvaluator:
     originals_TD: Tensor
     is_shown: bool
     has_start: bool
-    stored: Stored
+    stored: StoredNetworks
     unlabelled: list[Tensor] | None = None
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
@@ -154,7 +140,7 @@ def make_evaluator(
         originals_TD=_originals(corpus, layout_id, originals, [task.task_id for task in facts]),
         is_shown=is_shown,
         has_start=corpus.base_values(layout_id) is not None,
-        stored=_stored(corpus, layout_id),
+        stored=StoredNetworks.of(corpus, layout_id),
     )
 
 
@@ -188,15 +174,3 @@ def _originals(corpus: Corpus, layout_id: str, split: str, task_ids: list[str]) 
     rows = rows.sort_by([("order_seed", "ascending"), ("step", "ascending")])
     last = {task_id: index for index, task_id in enumerate(rows.column("task_id").to_pylist())}
     return corpus.values(rows.take([last[task_id] for task_id in task_ids]))
-
-
-def _stored(corpus: Corpus, layout_id: str) -> Stored:
-    rows = corpus.select(layout_id=layout_id, split="train").sort_by("step")
-    last = {name: index for index, name in enumerate(rows.column("trajectory_id").to_pylist())}
-    rows = rows.take(sorted(last.values()))
-    task_ids = rows.column("task_id").to_pylist()
-    return Stored(
-        values_RD=corpus.values(rows),
-        task_ids=task_ids,
-        instructions=[corpus.tasks[task_id].instruction for task_id in task_ids],
-    )

@@ -1,6 +1,6 @@
 """Measures bits, distortion and accuracy of a run's tokeniser, on networks that it was trained on and on others.
 
-Shape letters beyond the legend in `raywgen.weights`: X chunks of all networks, P networks of a pass.
+Networks are read, coded and judged in blocks, of which nothing but sums is kept.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,15 +26,16 @@ from raywgen.inputs import read_json
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.run_folder import BUNDLE, CONFIG
+from raywgen.training.stored_weights import StoredWeights, whole_blocks
 from raywgen.trust import check_address, reading
-from raywgen.weights import Layout, Normalizer, NormalizerTable
+from raywgen.weights import Layout, Normalizer
 
 DB_PER_BIT = 20 * math.log10(2)
 
 TOKENIZER = "tokenizer.json"
 _VALUES_OF_A_SPLIT = 1 << 25
-_VALUES_OF_A_PASS = 1 << 22
 _NETWORKS_OF_A_PASS = 16
+_LEAST_POWER = 1e-30
 
 
 def report_run(run_dir: str | Path) -> TokenizerReport | None:
@@ -80,16 +82,12 @@ def tokenizer_report(
     corpus.arrange(generator.layouts)
     no_accuracy, reports = "", []
     for split in SPLITS:
-        parts = []
+        tally = _Tally(usage_LV=torch.zeros(code.num_levels, code.num_codes, dtype=torch.int64))
         for rows, network in _chosen(generator, corpus, split, num_networks):
-            part = _Part(generator, code, network, corpus.values(rows))
-            try:
-                part.judge(_tasks(rows, corpus), num_samples)
-            except (ValueError, KeyError, OSError) as error:
-                no_accuracy = no_accuracy or f"{network.name}: {error}"
-            parts.append(part)
-        if parts:
-            reports.append(_split_report(split, parts, generator.normalizers, code, has_accuracy=not no_accuracy))
+            error = _measure(tally, generator, code, corpus, rows, _Judge(corpus, network, rows, num_samples))
+            no_accuracy = no_accuracy or error
+        if tally.num_networks:
+            reports.append(_split_report(split, tally, code, has_accuracy=not no_accuracy))
     return TokenizerReport(
         coder=code.coder,
         quantiser=code.quantiser,
@@ -103,52 +101,98 @@ def tokenizer_report(
     )
 
 
-class _Part:
-    """Networks of one layout with their tokens, their reconstructions and the accuracy of both."""
+@dataclass(slots=True)
+class _Tally:
+    """What is counted over the networks of a split, block by block.
 
-    def __init__(self, generator: Generator, code: WeightCode, network: NetworkFacts, values_ND: Tensor) -> None:
-        self.network = network
-        self.values_ND = values_ND
-        rows = max(1, _VALUES_OF_A_PASS // network.layout.num_values)
-        layout, passes = network.layout, values_ND.split(rows)
-        self.codes_XL = torch.cat([code.encode(part_ND, layout).flatten(0, 1) for part_ND in passes])
-        self.is_real_XL = code.real_tokens(layout).repeat(len(values_ND), 1)
-        self.decoded_ND = torch.cat([generator.reconstruct(part_ND, layout) for part_ND in passes])
-        self.accuracies_N2 = torch.zeros(0, 2)
+    Attributes:
+        usage_LV: Uses of each code of each level, by tokens that carry values.
+        num_networks: Networks.
+        num_values: Values of all networks.
+        signal: Sum of squares of all values, in units of each tensor's scale.
+        noise: Sum of squares of all errors, likewise.
+        accuracies: Accuracy of networks and of their reconstructions, `(B, 2)` for each block.
+    """
 
-    def power(self, normalizer: Normalizer) -> tuple[float, float]:
-        """Returns the sums of squares of signal and noise, in units of each tensor's scale."""
-        signal_ND = normalizer.normalise(self.values_ND)
-        noise_ND = normalizer.normalise(self.decoded_ND) - signal_ND
-        return float(signal_ND.double().square().sum()), float(noise_ND.double().square().sum())
+    usage_LV: Tensor
+    num_networks: int = 0
+    num_values: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    accuracies: list[Tensor] = field(default_factory=list)
 
-    def judge(self, tasks: list[Task], num_samples: int) -> None:
-        """Measures the accuracy of every network and of its reconstruction.
+
+def _measure(
+    tally: _Tally, generator: Generator, code: WeightCode, corpus: Corpus, rows: pa.Table, judge: _Judge
+) -> str:
+    """Adds networks of one layout to a tally; returns why their accuracy is not known, or nothing."""
+    layout, no_accuracy = judge.network.layout, ""
+    normalizer, is_real_WL = generator.normalizers[layout.id][1], code.real_tokens(layout)
+    for index_B, values_BD in whole_blocks(StoredWeights(corpus, layout, rows), layout.num_values):
+        codes_BWL, decoded_BD = code.encode(values_BD, layout), generator.reconstruct(values_BD, layout)
+        tally.usage_LV += code_counts(codes_BWL, code.num_codes, is_real_WL)
+        signal_BD = normalizer.normalise(values_BD)
+        tally.signal += float(signal_BD.double().square().sum())
+        tally.noise += float((normalizer.normalise(decoded_BD) - signal_BD).double().square().sum())
+        tally.num_networks += len(values_BD)
+        tally.num_values += values_BD.numel()
+        if no_accuracy:
+            continue
+        try:
+            tally.accuracies.append(judge.accuracies(index_B, values_BD, decoded_BD))
+        except (ValueError, KeyError, OSError) as error:
+            no_accuracy = f"{judge.network.name}: {error}"
+    return no_accuracy
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Runs networks of one layout on the test samples of their tasks."""
+
+    corpus: Corpus
+    network: NetworkFacts
+    rows: pa.Table
+    num_samples: int
+
+    def accuracies(self, index_B: Tensor, values_BD: Tensor, decoded_BD: Tensor) -> Tensor:
+        """Returns the accuracy of some of the networks and of their reconstructions, `(B, 2)`, ordered by tasks.
 
         Raises:
-            ValueError: The corpus does not say how the network is built.
+            ValueError: The corpus does not say how the network is built, or what it was trained for.
         """
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(index_B.tolist()):
+            places.setdefault(self._tasks[row].id, []).append(place)
+        return torch.cat(
+            [
+                self._of_task(self._tasks[int(index_B[of_one[0]])], values_BD[of_one], decoded_BD[of_one])
+                for of_one in places.values()
+            ]
+        )
+
+    def _of_task(self, task: Task, *values_ND: Tensor) -> Tensor:
+        # Evenly spread, because samples may be sorted by class.
+        step = max(1, -(-len(task.test_y_S) // self.num_samples))
+        x_SF, labels_S = task.test_inputs[::step], task.test_y_S[::step]
+        columns = []
+        for each_ND in values_ND:
+            passes = map(self.network.layout.unflatten, each_ND.split(_NETWORKS_OF_A_PASS))
+            found = [balanced_accuracy(stacked_logits(self._module, state, x_SF), labels_S) for state in passes]
+            columns.append(torch.cat(found))
+        return torch.stack(columns, dim=1)
+
+    @cached_property
+    def _module(self) -> nn.Module:
         if not self.network.recipe:
             raise ValueError("the corpus has no recipe of this network")
-        module = build_network(self.network.recipe).eval()
-        places: dict[str, list[int]] = {}
-        for place, task in enumerate(tasks):
-            places.setdefault(task.id, []).append(place)
-        found = [self._judge(module, tasks[of_one[0]], of_one, num_samples) for of_one in places.values()]
-        self.accuracies_N2 = torch.cat(found)
+        return build_network(self.network.recipe).eval()
 
-    def _judge(self, module: nn.Module, task: Task, places: list[int], num_samples: int) -> Tensor:
-        # Evenly spread, because samples may be sorted by class.
-        step = max(1, -(-len(task.test_y_S) // num_samples))
-        x_SF, labels_S = task.test_inputs[::step], task.test_y_S[::step]
-        found = []
-        for place_P in torch.tensor(places).split(_NETWORKS_OF_A_PASS):
-            states = [
-                self.network.layout.unflatten(values_ND[place_P]) for values_ND in (self.values_ND, self.decoded_ND)
-            ]
-            accuracy = [balanced_accuracy(stacked_logits(module, state, x_SF), labels_S) for state in states]
-            found.append(torch.stack(accuracy, dim=1))
-        return torch.cat(found)
+    @cached_property
+    def _tasks(self) -> list[Task]:
+        names = self.rows.column("task_id").to_pylist()
+        if not set(names) <= set(self.corpus.tasks):
+            raise ValueError("checkpoints of the corpus name no task, or one that it does not know")
+        return [build_task(self.corpus.tasks[name].recipe) for name in names]
 
 
 def _chosen(
@@ -166,39 +210,23 @@ def _chosen(
             yield rows.take(torch.linspace(0, rows.num_rows - 1, num).round().long().tolist()), network
 
 
-def _tasks(rows: pa.Table, corpus: Corpus) -> list[Task]:
-    names = rows.column("task_id").to_pylist()
-    if not set(names) <= set(corpus.tasks):
-        raise ValueError("checkpoints of the corpus name no task, or one that it does not know")
-    return [build_task(corpus.tasks[name].recipe) for name in names]
-
-
-def _split_report(
-    split: str, parts: list[_Part], normalizers: NormalizerTable, code: WeightCode, *, has_accuracy: bool
-) -> SplitReport:
-    num_values = sum(part.values_ND.numel() for part in parts)
-    codes_XL, is_real_XL = (
-        torch.cat(each) for each in zip(*((part.codes_XL, part.is_real_XL) for part in parts), strict=True)
-    )
-    num_tokens = int(is_real_XL.sum())
-    bits = num_tokens * math.log2(code.num_codes) / num_values
-    powers = [part.power(normalizers[part.network.layout.id][1]) for part in parts]
-    signal, noise = (max(sum(each), 1e-30) for each in zip(*powers, strict=True))
-    snr = 10 * math.log10(signal / noise)
-    columns = zip(codes_XL.t(), is_real_XL.t(), strict=True)
-    use = [code_use(codes_X[is_real_X].unsqueeze(1), code.num_codes) for codes_X, is_real_X in columns]
-    accuracy_2 = torch.cat([part.accuracies_N2 for part in parts]).mean(dim=0)
+def _split_report(split: str, tally: _Tally, code: WeightCode, *, has_accuracy: bool) -> SplitReport:
+    num_tokens = int(tally.usage_LV.sum())
+    bits = num_tokens * math.log2(code.num_codes) / tally.num_values
+    snr = 10 * math.log10(max(tally.signal, _LEAST_POWER) / max(tally.noise, _LEAST_POWER))
+    use = [code_use(usage_V.unsqueeze(0)) for usage_V in tally.usage_LV]
+    accuracy_2 = torch.cat(tally.accuracies).mean(dim=0) if has_accuracy else None
     return SplitReport(
         split=split,
-        num_networks=sum(len(part.values_ND) for part in parts),
+        num_networks=tally.num_networks,
         bits_per_value=bits,
-        values_per_token=num_values / num_tokens,
+        values_per_token=tally.num_values / num_tokens,
         snr_db=snr,
         snr_gap_db=DB_PER_BIT * bits - snr,
         codes_used=tuple(used for used, _ in use),
         code_perplexity=tuple(perplexity for _, perplexity in use),
-        original_accuracy=float(accuracy_2[0]) if has_accuracy else None,
-        reconstructed_accuracy=float(accuracy_2[1]) if has_accuracy else None,
+        original_accuracy=None if accuracy_2 is None else float(accuracy_2[0]),
+        reconstructed_accuracy=None if accuracy_2 is None else float(accuracy_2[1]),
     )
 
 
@@ -208,12 +236,20 @@ def _num_normalizer_values(layout: Layout, normalizer: Normalizer) -> int:
     return num_tensors + (num_tensors if normalizer.start_D is None else layout.num_values)
 
 
-def code_use(codes_NL: Tensor, num_codes: int) -> tuple[float, float]:
+def code_counts(codes_BWL: Tensor, num_codes: int, is_real_WL: Tensor | None = None) -> Tensor:
+    """Counts the uses of each code of each level, int64 `(L, V)`, by all tokens or by those that carry values."""
+    counts = []
+    for level, codes_BW in enumerate(codes_BWL.unbind(-1)):
+        codes_X = codes_BW.flatten() if is_real_WL is None else codes_BW[:, is_real_WL[:, level]].flatten()
+        counts.append(torch.bincount(codes_X, minlength=num_codes))
+    return torch.stack(counts)
+
+
+def code_use(usage_LV: Tensor) -> tuple[float, float]:
     """Returns the share of the codes that occur, and their perplexity; means over the L levels."""
     used, perplexity = [], []
-    for codes_N in codes_NL.t():
-        counts_V = torch.unique(codes_N, return_counts=True)[1].double()
-        share_V = counts_V / counts_V.sum()
-        used.append(len(counts_V) / num_codes)
-        perplexity.append(float(torch.exp(-(share_V * share_V.log()).sum())))
+    for usage_V in usage_LV.double():
+        share_X = usage_V[usage_V > 0] / usage_V.sum()
+        used.append(len(share_X) / len(usage_V))
+        perplexity.append(float(torch.exp(-(share_X * share_X.log()).sum())))
     return sum(used) / max(1, len(used)), sum(perplexity) / max(1, len(perplexity))

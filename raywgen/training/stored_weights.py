@@ -6,6 +6,7 @@ does not grow with the number of checkpoints, nor, where it reads windows, with 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,10 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.corpus.shards import ShardView
 from raywgen.weights import Layout
+
+# Small networks are read many at a time, large ones one by one.
+_VALUES_AT_ONCE = 1 << 22
+_MOST_AT_ONCE = 512
 
 
 class Weights(Protocol):
@@ -85,3 +90,18 @@ class StoredWeights:
         path = self._paths[shard]
         form = self._corpus.form(path)
         return form, self._corpus.view(path, form)
+
+
+def whole_blocks(weights: Weights, num_values: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields all networks, some after another, so that memory does not grow with their number.
+
+    Args:
+        weights: The networks.
+        num_values: D, the values of each.
+
+    Yields:
+        The places of B networks among `weights`, int64 `(B,)`, and their flat vectors `(B, D)`.
+    """
+    at_once = min(max(_VALUES_AT_ONCE // max(num_values, 1), 1), _MOST_AT_ONCE)
+    for index_B in torch.arange(len(weights)).split(at_once):
+        yield index_B, weights.values(index_B)

@@ -14,6 +14,7 @@ from raywgen.generation.statistics import some_inputs
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit
 from raywgen.training.data import measure_normalizers
 from raywgen.weights import Layout
+from tests.evaluation.stored import every_value
 
 CONFIG = EvaluateConfig(best_of=3, gradient_steps=40)
 
@@ -81,7 +82,7 @@ def test_gradient_is_adam_on_all_examples_for_the_steps_of_the_config(evaluator:
 def test_retrieval_gives_stored_networks(evaluator: TaskEvaluator) -> None:
     for name in ("nearest_condition", "nearest_loss"):
         for value_D in BASELINES[name](evaluator, CONFIG).flatten(0, 1):
-            assert bool((evaluator.stored.values_RD == value_D).all(dim=1).any())
+            assert bool((every_value(evaluator.stored) == value_D).all(dim=1).any())
 
 
 def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corpus: Corpus) -> None:
@@ -90,13 +91,13 @@ def test_retrieval_by_condition_finds_the_task_itself_when_it_is_stored(zoo_corp
     assert seen is not None
     found_TD = BASELINES["nearest_condition"](seen, CONFIG)[:, 0]
     for task, value_D in zip(seen.tasks, found_TD, strict=True):
-        row = int((seen.stored.values_RD == value_D).all(dim=1).nonzero()[0])
+        row = int((every_value(seen.stored) == value_D).all(dim=1).nonzero()[0])
         assert seen.stored.task_ids[row] == task.id
 
 
 def test_retrieval_by_loss_is_the_lowest_loss_of_all(evaluator: TaskEvaluator) -> None:
     chosen_TD = BASELINES["nearest_loss"](evaluator, CONFIG)[:, 0]
-    everyone = evaluator.stored.values_RD.expand(len(evaluator.tasks), -1, -1)
+    everyone = every_value(evaluator.stored).expand(len(evaluator.tasks), -1, -1)
     lowest_T = evaluator.example_loss(everyone).min(dim=1).values
     torch.testing.assert_close(evaluator.example_loss(chosen_TD.unsqueeze(1))[:, 0], lowest_T)
 
@@ -104,7 +105,7 @@ def test_retrieval_by_loss_is_the_lowest_loss_of_all(evaluator: TaskEvaluator) -
 def test_gaussian_draws_have_the_mean_and_the_spread_of_the_stored_networks(evaluator: TaskEvaluator) -> None:
     config = replace(CONFIG, best_of=400)
     drawn_RD = evaluator.normalizer.normalise(BASELINES["gaussian"](evaluator, config).flatten(0, 1))
-    stored_RD = evaluator.normalizer.normalise(evaluator.stored.values_RD)
+    stored_RD = evaluator.normalizer.normalise(every_value(evaluator.stored))
     std_D = stored_RD.std(dim=0)
     moves_D = std_D > 1e-6
     num = len(drawn_RD)

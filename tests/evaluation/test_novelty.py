@@ -8,6 +8,7 @@ from raywgen.evaluation.novelty import error_overlap, median_distance, nearness,
 from raywgen.evaluation.results import NoveltyRow
 from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
 from raywgen.training.data import measure_normalizers
+from tests.evaluation.stored import every_value
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_error_overlap_is_intersection_over_union() -> None:
 
 
 def test_a_copy_has_no_distance_and_full_overlap(evaluator: TaskEvaluator) -> None:
-    copies_TD = evaluator.stored.values_RD[: len(evaluator.tasks)]
+    copies_TD = evaluator.stored.values(torch.arange(len(evaluator.tasks)))
     near = nearness(evaluator, copies_TD)
     # cdist by inner products leaves an error of about the square root of float32 resolution.
     assert float(near.distance_T.max()) < 1e-2
@@ -47,7 +48,7 @@ def test_a_copy_has_no_distance_and_full_overlap(evaluator: TaskEvaluator) -> No
 def test_distance_is_the_root_mean_square_in_units_of_scale(evaluator: TaskEvaluator) -> None:
     values_TD = evaluator.originals_TD
     near = nearness(evaluator, values_TD)
-    scale, stored = evaluator.normalizer.scale_D.double(), evaluator.stored.values_RD.double()
+    scale, stored = evaluator.normalizer.scale_D.double(), every_value(evaluator.stored).double()
     for index, value_D in enumerate(values_TD.double()):
         every = ((value_D - stored) / scale).square().mean(dim=1).sqrt()
         assert float(near.distance_T[index]) == pytest.approx(float(every.min()), rel=1e-4)

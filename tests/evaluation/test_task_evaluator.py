@@ -16,6 +16,7 @@ from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import balanced_cross_entropy, build_network
 from raywgen.training.data import data_spec, measure_normalizers
+from tests.evaluation.stored import every_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,9 +43,9 @@ def test_stored_networks_are_the_ends_of_all_training_trajectories(zoo_corpus: C
     rows = zoo_corpus.select(layout_id=layout_id, split="train")
     ends = zoo_corpus.select(layout_id=layout_id, split="train", step=max_step(rows))
     names = ends.column("task_id").to_pylist()
-    assert len(stored.values_RD) == len(set(rows.column("trajectory_id").to_pylist())) == len(names)
+    assert len(stored) == len(set(rows.column("trajectory_id").to_pylist())) == len(names)
     values_RD = zoo_corpus.values(ends)
-    for value_D, task_id, instruction in zip(stored.values_RD, stored.task_ids, stored.instructions, strict=True):
+    for value_D, task_id, instruction in zip(every_value(stored), stored.task_ids, stored.instructions, strict=True):
         found = [names[row] for row in (values_RD == value_D).all(dim=1).nonzero().flatten().tolist()]
         assert task_id in found
         assert instruction == zoo_corpus.tasks[task_id].instruction

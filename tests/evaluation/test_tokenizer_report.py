@@ -21,7 +21,7 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.evaluation.tables import print_tokenizer
 from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
-from raywgen.evaluation.tokenizer_report import code_use, report_run, tokenizer_report
+from raywgen.evaluation.tokenizer_report import code_counts, code_use, report_run, tokenizer_report
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
@@ -208,5 +208,5 @@ def test_figures_that_are_none_are_refused(report: TokenizerReport) -> None:
 
 def test_use_of_codes_by_hand() -> None:
     codes_NL = torch.tensor([[0, 5], [0, 6], [1, 5], [1, 6]])
-    assert code_use(codes_NL, 8) == pytest.approx((0.25, 2.0))
-    assert code_use(torch.zeros(4, 1, dtype=torch.int64), 8) == pytest.approx((0.125, 1.0))
+    assert code_use(code_counts(codes_NL.unsqueeze(1), 8)) == pytest.approx((0.25, 2.0))
+    assert code_use(code_counts(torch.zeros(4, 1, 1, dtype=torch.int64), 8)) == pytest.approx((0.125, 1.0))
