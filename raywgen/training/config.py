@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raywgen.config import (
     SHIPPED,
@@ -40,6 +40,8 @@ class TrainConfig:
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
+        strategy: `manual`, or `auto`: for each stage `accumulate`, `zero_stage` and `offload` are chosen from its
+            sizes, the workers and their memory, whatever stands there; a line says which, and why.
         accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
         activation_checkpointing: Keeps the inputs of blocks only, and computes their activations again in the backward
             pass: about a third more work, and far less memory.
@@ -67,6 +69,7 @@ class TrainConfig:
     corpus: str = "runs/zoo/corpus"
     out: str = "runs/igpg"
     num_workers: int = 2
+    strategy: Literal["manual", "auto"] = "manual"
     accumulate: int = 1
     activation_checkpointing: bool = False
     compile: bool = False

@@ -251,7 +251,14 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     by its digest.
     """
     free = {"out": "", "num_workers": 1, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
-    engine = {"accumulate": 1, "activation_checkpointing": False, "compile": False, "zero_stage": 0, "offload": "none"}
+    engine: dict[str, Any] = {
+        "strategy": "manual",
+        "accumulate": 1,
+        "activation_checkpointing": False,
+        "compile": False,
+        "zero_stage": 0,
+        "offload": "none",
+    }
     fixed = replace(
         config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,11 +32,12 @@ from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
 from raywgen.training.config import TrainConfig
-from raywgen.training.engine import Engine
+from raywgen.training.engine import Engine, EngineSettings
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
+from raywgen.training.strategy import suited_settings
 from raywgen.weights import NormalizerTable
 
 _NUM_SETUP_BATCHES = 16
@@ -106,8 +108,12 @@ class WorkerContext(Protocol):
         """Tells whether to stop."""
         ...
 
-    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+    def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """The engine that takes the steps of a stage."""
+        ...
+
+    def memory(self) -> int:
+        """The bytes that each worker may use of its device."""
         ...
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
@@ -230,7 +236,7 @@ class Trainer:
             steps = range(_NUM_SETUP_BATCHES)
             initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
             stage.setup(initial, self.config.seed)
-        engine = self.worker.engine(stage, self.config)
+        engine = self._engine(stage)
         if optimizer_state := self.state.part("optimizer."):
             engine.set_optimizer_state(optimizer_state)
         if averages := self.state.part("ema."):
@@ -238,6 +244,18 @@ class Trainer:
         stage.set_state(self.state.part("stage."), lambda step: self.batches.batch(step, batch_size))
         self.state = replace(self.state, tensors={})
         return engine
+
+    def _engine(self, stage: Stage) -> Engine:
+        """Returns the engine of a stage, under `strategy=auto` with the settings that suit its sizes."""
+        config, settings = self.config, self.config.engine_settings()
+        if config.strategy == "auto":
+            view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, _NUM_SETUP_BATCHES))
+            examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
+            memory, can_offload = self.worker.memory(), config.use_gpu
+            settings, reason = suited_settings(settings, stage, examples, config.num_workers, memory, can_offload)
+            if self.is_first:
+                print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
+        return self.worker.engine(stage, settings)
 
     def _train_step(self, engine: Engine, index: int, step: int) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""

@@ -17,8 +17,8 @@ from raywgen.corpus.storage import absolute
 from raywgen.generators import Stage
 from raywgen.stops import Stop
 from raywgen.training.agreement import check_agreement
-from raywgen.training.config import TrainConfig
-from raywgen.training.engine import DeepSpeedEngine, Engine, LocalEngine
+from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.training.memory import free_memory
 from raywgen.training.run_folder import warn
 from raywgen.training.trainer import RunSpec, train_runs
 from raywgen.trust import trusted, trusting
@@ -47,9 +47,13 @@ class LocalContext:
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
-    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+    def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """Returns an engine of plain torch."""
-        return LocalEngine(stage, config.engine_settings())
+        return LocalEngine(stage, settings)
+
+    def memory(self) -> int:
+        """Returns the free bytes of this process' device."""
+        return free_memory(torch.device("cpu"))
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
@@ -68,14 +72,21 @@ class RayContext:
 
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self._num_local = context.get_local_world_size()
         self.stop = _StopFile(Path(out) / _STOP)
         self._device = ray.train.torch.get_device()
         if self._device.type == "cpu":
             torch.set_num_threads(1)
 
-    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
+    def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """DeepSpeed ZeRO over all workers."""
-        return DeepSpeedEngine(stage, self.num_workers, config.engine_settings())
+        return DeepSpeedEngine(stage, self.num_workers, settings)
+
+    def memory(self) -> int:
+        """Returns the free bytes of the device of the worker that has the least."""
+        free = torch.tensor(free_memory(self._device, self._num_local), dtype=torch.int64, device=self._device)
+        torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
+        return int(free)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""

@@ -20,7 +20,7 @@ from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
-from raywgen.training.engine import Engine, LocalEngine
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
 from raywgen.training.trainer import RunSpec, train_runs
 
@@ -35,8 +35,11 @@ class OneOf:
     num_workers: int = 1
     stop: Stop = field(default_factory=Stop)
 
-    def engine(self, stage: Stage, config: TrainConfig) -> Engine:
-        return LocalEngine(stage, config.engine_settings())
+    def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
+        return LocalEngine(stage, settings)
+
+    def memory(self) -> int:
+        return 1 << 30
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
@@ -123,6 +126,17 @@ def test_a_worker_trains_on_its_own_part_of_every_batch(
         assert torch.equal(values_BD, order.batch(step, BATCH).values_BD[1::2])
     assert len(seen["train_step"]) == NUM_STEPS
     assert not (tmp_path / "generator").exists(), "the first worker alone writes"
+
+
+def test_a_strategy_that_is_chosen_is_told_and_changes_no_loss(
+    zoo_corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {}
+    for strategy in ("manual", "auto"):
+        train(config(zoo_corpus, tmp_path / strategy, strategy=strategy), zoo_corpus, OneOf())
+        losses[strategy] = [row["loss"] for row in read_metrics(tmp_path / strategy)]
+    assert losses["auto"] == losses["manual"]
+    assert "strategy of stage 'tokenizer': accumulate=1, because " in capsys.readouterr().err
 
 
 def test_every_step_of_every_worker_has_a_dropout_of_its_own(
