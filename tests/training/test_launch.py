@@ -73,15 +73,15 @@ def assert_same_run(found: dict[tuple[str, int], float], alone: dict[tuple[str, 
         assert found[key] == pytest.approx(loss, rel=5e-3), key
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("strategy", [{"strategy": "auto"}, {"zero_stage": 3}], ids=["auto, which is ZeRO-0", "ZeRO-3"])
 def test_two_workers_train_what_one_process_trains(
-    zero_stage: int, zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
+    strategy: dict[str, Any], zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
 ) -> None:
-    launch([config(zoo_corpus, tmp_path, zero_stage=zero_stage)])
+    launch([config(zoo_corpus, tmp_path, **strategy)])
     assert_same_run(losses(tmp_path), alone)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_reptile_over_two_workers_gives_the_weights_of_one(zero_stage: int, zoo_corpus: Corpus, tmp_path: Path) -> None:
     """Each worker adapts to its own half of the meta-batch; the outer step is the mean over both."""
     optimizer = OptimizerConfig(kind="sgd", learning_rate=0.5, grad_clip=100.0, weight_decay=0.0, warmup_steps=0)
@@ -131,7 +131,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
 def test_a_run_goes_on_with_another_number_of_workers(
     zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
 ) -> None:
-    stop = config(zoo_corpus, tmp_path, zero_stage=2, max_failures=0)
+    stop = config(zoo_corpus, tmp_path, zero_stage=3, max_failures=0)
     killed = threading.Event()
     threading.Thread(target=_kill_a_worker, args=(tmp_path, killed), daemon=True).start()
     with pytest.raises(RuntimeError, match="the same command goes on from the last checkpoint"):
