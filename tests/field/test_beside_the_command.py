@@ -99,7 +99,7 @@ def test_workers_of_a_zoo_find_it_too(tmp_path: Path) -> None:
 
 
 def test_input_shape_reaches_a_class_that_asks_for_it() -> None:
-    recipe = {"name": f"{__name__}:Told", "input_shape": [1, 8, 8]}
+    recipe = {"name": f"{__name__}:EmbeddedCondition", "input_shape": [1, 8, 8]}
     with trusting(__name__):
         assert build_network(recipe)(torch.zeros(3, 64)).shape == (3, 2)
-        assert network_name(recipe) == "Told-1-8-8"
+        assert network_name(recipe) == "EmbeddedCondition-1-8-8"
