@@ -5,8 +5,8 @@ worker takes its part of global batch t, and the engine averages the gradients. 
 
     launch.py     checks a run, locks its folder, starts the workers
     workers.py    what a worker is: this process, or one of Ray Train's
-    data.py       which networks and samples make batch t
-    engine.py     forward, backward and the optimiser: plain torch, or DeepSpeed
+    batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
+    engine/       forward, backward and the optimiser: plain torch, or DeepSpeed
     checkpoints.py, runlog.py, run_folder.py    the files of a run
 """
 
@@ -33,6 +33,7 @@ from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
 from raywgen.training.config import TrainConfig
 from raywgen.training.engine import Engine, EngineSettings
+from raywgen.training.prefetch import DrawnBatch, Prefetch
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.runlog import RunLog
@@ -209,12 +210,18 @@ class Trainer:
         engine = self._start_stage(stage)
         num_steps = stage.config.num_steps
         stop_step = self._stop_step(index, num_steps)
-        with self.worker.stop.awaited():
-            for step in range(self.state.step, stop_step):
-                metrics = self._train_step(engine, index, step)
+        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
+
+        def draw(step: int) -> DrawnBatch:
+            return self.batches.for_stage(step, stage.config.batch_size, view)
+
+        steps = range(self.state.step, stop_step)
+        with self.worker.stop.awaited(), Prefetch(draw, steps) as prefetch:
+            for step in steps:
+                metrics = self._train_step(engine, index, step, prefetch)
                 is_last = step + 1 == num_steps
                 if is_last or step % self.config.log_every == 0:
-                    self._write_row(engine, index, step, metrics)
+                    self._write_row(engine, index, step, metrics, prefetch)
                 # The last step is always followed by the checkpoint after the stage.
                 must_stop = engine.any(self.worker.stop.asked()) and step + 1 < stop_step
                 is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step or must_stop
@@ -257,11 +264,10 @@ class Trainer:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)
 
-    def _train_step(self, engine: Engine, index: int, step: int) -> dict[str, Tensor]:
+    def _train_step(self, engine: Engine, index: int, step: int, prefetch: Prefetch) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""
         stage = engine.stage
-        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
-        batch, noise = self.batches.for_stage(step, stage.config.batch_size, view)
+        batch, noise = prefetch.next()
         # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
         torch.manual_seed(hash((self.config.seed, index, step, self.worker.rank)) % 2**63)
         metrics = engine.train_step(batch, noise, learning_rate(stage.config, step), stage.config.batch_size)
@@ -279,24 +285,25 @@ class Trainer:
 
     # Validate and log
 
-    def _write_row(self, engine: Engine, index: int, step: int, metrics: dict[str, Tensor]) -> None:
+    def _write_row(self, engine: Engine, index: int, step: int, metrics: dict[str, Tensor], prefetch: Prefetch) -> None:
         """Logs metrics, with those of a validation when one is due; every worker must call it."""
         stage = engine.stage
         row = {name: float(value) for name, value in metrics.items()}
         row["learning_rate"] = learning_rate(stage.config, step)
         is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
         if self.validation is not None and is_due:
-            row |= self._validate(engine, index, self.validation)
+            row |= self._validate(engine, index, self.validation, prefetch)
         if self.log is not None:
             self.log.write(stage.name, step, row)
 
-    def _validate(self, engine: Engine, index: int, plan: BatchPlan) -> dict[str, float]:
+    def _validate(self, engine: Engine, index: int, plan: BatchPlan, prefetch: Prefetch) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
         view = StageView(engine.stage, self.config.seed + 1, STAGE_STREAM + index)
         total = max(_VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
-            batch, noise = plan.for_stage(turn, total, view)
+            with prefetch.paused():
+                batch, noise = plan.for_stage(turn, total, view)
             for name, value in engine.evaluate(batch, noise, total).items():
                 sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
         return sums
