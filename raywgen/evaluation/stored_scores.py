@@ -13,13 +13,12 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.generation import ConditionError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network
+from raywgen.training.stored_weights import networks_at_once
 from raywgen.zoo.measure import network_logits
 
 # Arrow makes these functions when it is imported, so type checkers do not see them.
 pc: Any = pyarrow.compute
 
-_VALUES_AT_ONCE = 1 << 22
-_MOST_AT_ONCE = 512
 _NO_NETWORKS = ("base", "optimizer")
 
 
@@ -74,7 +73,7 @@ def stored_scores(
             "a corpus of `raywgen zoo train` knows it"
         )
     module = build_network(network.recipe).eval()
-    at_once = min(max(_VALUES_AT_ONCE // max(network.layout.num_values, 1), 1), _MOST_AT_ONCE)
+    at_once = networks_at_once(network.layout.num_values)
     losses, accuracies = [], []
     for first in range(0, facts.num_rows, at_once):
         state_N = network.layout.unpack(corpus.packed(facts.slice(first, at_once)))

@@ -18,7 +18,6 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.shards import ShardView
 from raywgen.weights import Layout
 
-# Small networks are read many at a time, large ones one by one.
 _VALUES_AT_ONCE = 1 << 22
 _MOST_AT_ONCE = 512
 
@@ -102,6 +101,10 @@ def whole_blocks(weights: Weights, num_values: int) -> Iterator[tuple[Tensor, Te
     Yields:
         The places of B networks among `weights`, int64 `(B,)`, and their flat vectors `(B, D)`.
     """
-    at_once = min(max(_VALUES_AT_ONCE // max(num_values, 1), 1), _MOST_AT_ONCE)
-    for index_B in torch.arange(len(weights)).split(at_once):
+    for index_B in torch.arange(len(weights)).split(networks_at_once(num_values)):
         yield index_B, weights.values(index_B)
+
+
+def networks_at_once(num_values: int) -> int:
+    """Returns how many networks of D values are read or run together: many small ones, large ones one by one."""
+    return min(max(_VALUES_AT_ONCE // max(num_values, 1), 1), _MOST_AT_ONCE)

@@ -9,6 +9,7 @@ from torch import nn
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, random_start
 from raywgen.evaluation.config import EvaluateConfig
+from raywgen.evaluation.stored_networks import CoordinateMoments
 from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
 from raywgen.generation.statistics import some_inputs
 from raywgen.tasks import FitConfig, FitData, Recorded, build_network, build_task, fit
@@ -48,6 +49,25 @@ def test_a_baseline_that_chooses_has_as_many_different_candidates_as_the_generat
     assert values_TnD.shape[1] == CONFIG.best_of
     for values_nD in values_TnD:
         assert len(values_nD.unique(dim=0)) == CONFIG.best_of
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_size_of_blocks_changes_no_baseline(
+    name: str, evaluator: TaskEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_TnD = BASELINES[name](evaluator, CONFIG)
+    for at_once in (1, 5):
+        monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", at_once)
+        # Means of blocks are rounded each for itself; chosen networks are the stored ones.
+        tolerance = 1e-6 if name in ("average", "gaussian") else 0.0
+        torch.testing.assert_close(BASELINES[name](evaluator, CONFIG), whole_TnD, rtol=tolerance, atol=tolerance)
+
+
+def test_average_and_gaussian_of_one_block_are_those_of_torch(evaluator: TaskEvaluator) -> None:
+    stored_RD, normalizer = every_value(evaluator.stored), evaluator.normalizer
+    assert torch.equal(BASELINES["average"](evaluator, CONFIG)[0, 0], stored_RD.mean(dim=0))
+    moments = CoordinateMoments.measure(evaluator.stored.weights, stored_RD.shape[1], normalizer.normalise)
+    assert torch.equal(moments.deviation_D.float(), normalizer.normalise(stored_RD).std(dim=0))
 
 
 def test_noise_lies_about_the_best_stored_network_with_the_wanted_spread(evaluator: TaskEvaluator) -> None:

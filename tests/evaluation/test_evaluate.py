@@ -18,6 +18,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch
+from tests.evaluation.stored import NetworksHeld
 
 SMALL_IGPG = IGPGConfig(
     tokenizer=TokenizerConfig(
@@ -114,6 +115,27 @@ def test_the_same_seed_gives_the_same_result(result: Evaluation, run: Path, zoo_
     assert json.loads((run / "again" / "evaluation.json").read_text())["ladder"] == [
         asdict(cell) for cell in again.ladder
     ]
+
+
+def test_no_more_networks_are_held_than_a_block_and_the_candidates(
+    run: Path, zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each split of the corpus has more networks than that, at each architecture."""
+    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 4)
+    config = EvaluateConfig(
+        generator=str(run),
+        corpus=zoo_corpus.location,
+        out=str(run / "bounded"),
+        best_of=2,
+        num_tasks=1,
+        finetune_epochs=[1],
+        gradient_steps=1,
+    )
+    with NetworksHeld([network.layout for network in zoo_corpus.networks.values()], chunk_length=16) as held:
+        bounded = evaluate(config)
+    assert held.most == 4, held.operator
+    assert bounded.tokenizer is not None
+    assert all(split.num_networks > 2 * 4 for split in bounded.tokenizer.splits)
 
 
 def test_a_generator_of_other_layouts_is_refused(run: Path, zoo_corpus: Corpus, tmp_path: Path) -> None:

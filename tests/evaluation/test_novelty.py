@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from raywgen.corpus import Corpus
-from raywgen.evaluation.novelty import error_overlap, median_distance, nearness, novelty_rows, verdict
+from raywgen.evaluation.novelty import (
+    distances,
+    error_overlap,
+    median_distance,
+    nearest_stored,
+    nearness,
+    novelty_rows,
+    verdict,
+)
 from raywgen.evaluation.results import NoveltyRow
 from raywgen.evaluation.task_evaluator import TaskEvaluator, make_evaluator
 from raywgen.training.data import measure_normalizers
@@ -52,6 +60,16 @@ def test_distance_is_the_root_mean_square_in_units_of_scale(evaluator: TaskEvalu
     for index, value_D in enumerate(values_TD.double()):
         every = ((value_D - stored) / scale).square().mean(dim=1).sqrt()
         assert float(near.distance_T[index]) == pytest.approx(float(every.min()), rel=1e-4)
+
+
+def test_the_size_of_blocks_changes_no_distance(evaluator: TaskEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    values_TD, stored = evaluator.originals_TD, evaluator.stored
+    every_TR = distances(values_TD, every_value(stored), evaluator.normalizer)
+    for at_once in (1, 5, len(stored)):
+        monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", at_once)
+        distance_T, nearest_T = nearest_stored(values_TD, stored.weights, evaluator.normalizer)
+        torch.testing.assert_close(distance_T, every_TR.min(dim=1).values)
+        assert torch.equal(nearest_T, every_TR.argmin(dim=1))
 
 
 def test_rows_name_task_and_kind(evaluator: TaskEvaluator) -> None:

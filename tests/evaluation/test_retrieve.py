@@ -22,6 +22,7 @@ from raywgen.weights import load_state_dict, save_state_dict
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooTasks
 from tests.conftest import make_zoo
+from tests.evaluation.stored import NetworksHeld
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +78,7 @@ def test_scores_do_not_depend_on_how_many_networks_are_run_at_once(
     rows = trained_ends(zoo_corpus, ["architecture=mlp-64-6-2"]).slice(0, 5)
     arguments = (zoo_corpus, rows, task.samples_SF, task.labels_S)
     loss_N, accuracy_N = stored_scores(*arguments)
-    monkeypatch.setattr("raywgen.evaluation.stored_scores._MOST_AT_ONCE", 2)
+    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 2)
     few_loss_N, few_accuracy_N = stored_scores(*arguments)
     torch.testing.assert_close(few_loss_N, loss_N)
     torch.testing.assert_close(few_accuracy_N, accuracy_N)
@@ -226,3 +227,13 @@ def test_data_similarity_is_one_over_one_plus_the_frechet_distance() -> None:
         offset = (mean - request.numpy().mean(axis=0)) ** 2 + (std - request.numpy().std(axis=0)) ** 2
         assert float(similarity) == pytest.approx(float(1 / (1 + (offset / variance).mean())), rel=1e-4)
     assert data_similarity(stored[1], stored).argmax() == 1
+
+
+def test_no_more_networks_are_held_than_are_run_together(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 3)
+    task = next(iter(zoo_corpus.tasks.values()))
+    request = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
+    with NetworksHeld([network.layout for network in zoo_corpus.networks.values()]) as held:
+        found = nearest(zoo_corpus, request, top=1)
+    assert found.num_tried > 3
+    assert held.most == 3, held.operator

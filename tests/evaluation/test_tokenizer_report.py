@@ -160,6 +160,20 @@ def test_fewer_networks_and_samples_are_taken_evenly(generator: IGPG, zoo_corpus
     assert all(split.original_accuracy is not None and 0.5 < split.original_accuracy < 1 for split in some.splits)
 
 
+def test_the_size_of_blocks_changes_no_figure(
+    report: TokenizerReport, generator: IGPG, zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 7)
+    again = tokenizer_report(generator, generator.weight_code(), zoo_corpus, num_networks=10_000)
+    for split, other in zip(again.splits, report.splits, strict=True):
+        # Sums are added in another order, counts are not.
+        close = pytest.approx([other.snr_db, other.snr_gap_db, other.original_accuracy, other.reconstructed_accuracy])
+        assert [split.snr_db, split.snr_gap_db, split.original_accuracy, split.reconstructed_accuracy] == close
+        assert split.codes_used == other.codes_used
+        assert split.code_perplexity == other.code_perplexity
+        assert split.bits_per_value == other.bits_per_value
+
+
 def test_a_corpus_without_recipes_has_no_accuracy_and_says_why(generator: IGPG, zoo_corpus: Corpus) -> None:
     corpus = Corpus.open(zoo_corpus.location)
     for layout_id, network in corpus.networks.items():
