@@ -29,6 +29,7 @@ from raywgen.generators import (
     DataSpec,
     Generated,
     GenerationRequest,
+    GeneratorConfig,
     OptimizerConfig,
     Sampling,
     Stage,
@@ -58,7 +59,7 @@ class FlowSampling(Sampling):
 
 
 @dataclass(kw_only=True)
-class FlowConfig:
+class FlowConfig(GeneratorConfig):
     """The settings, given as `generator.flow.num_steps=...` when it is trained.
 
     Attributes:
@@ -76,7 +77,7 @@ class FlowConfig:
     sampling: FlowSampling = field(default_factory=FlowSampling)
 
 
-class FlowMatching(SupportSetGenerator):
+class FlowMatching(SupportSetGenerator[FlowConfig]):
     """Carries noise to weights along a learned velocity."""
 
     Config = FlowConfig

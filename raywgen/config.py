@@ -363,7 +363,7 @@ def _check_keys(
                 f"unknown key '{prefix}{key}' in {source}; did you mean '{prefix}{near}'? "
                 f"(known here: {', '.join(sorted(fields))})"
             )
-        if dataclasses.is_dataclass(hints[key]):
+        if dataclasses.is_dataclass(hints[key]) and "group" not in fields[key].metadata:
             _check_group(hints[key], value, source, f"{prefix}{key}", root)
 
 

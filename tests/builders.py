@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators import DataSpec, Stage
+from raywgen.generators import DataSpec, GeneratorConfig, Stage
 from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
 from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
@@ -25,9 +26,21 @@ from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
+if TYPE_CHECKING:
+    from raywgen.training import TrainConfig
+
 NUM_FEATURES = 6
 DATA = DataSpec(num_features=NUM_FEATURES, max_classes=2)
 SMALL, DEEP = (6, 4, 2), (6, 3, 3, 2)
+
+
+ConfigT = TypeVar("ConfigT", bound=GeneratorConfig)
+
+
+def settings_of(run: TrainConfig, kind: type[ConfigT]) -> ConfigT:
+    """The settings of a run's generator, which are of this kind."""
+    assert isinstance(run.generator, kind)
+    return run.generator
 
 
 def network(widths: Sequence[int] = SMALL) -> nn.Module:

@@ -157,7 +157,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         "values": {depth: one.layout.num_values for depth, one in originals.items()},
         "training_networks": sum(len(one.values_ND) for one in stored.values()),
         "test_images": len(task.test_y_S),
-        "temperature": run.generator.task_loss.temperature,
+        "temperature": rows.generator.config.task_loss.temperature,
     }
     return figures, conditions
 
@@ -221,7 +221,7 @@ class _Rows:
         return rows | ({"cut": ladder.resized(above[0])} if above else {})
 
     def _written(self, generator: Generator, ladder: DepthLadder) -> Tensor:
-        task_loss = self.run.generator.task_loss
+        task_loss = self.generator.config.task_loss
         normalizer = None
         if not generator.knows(ladder.layout):
             normalizer = normalizer_of_similar(ladder.layout, generator.normalizers, ladder.start())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raywgen.config import stored_config
 from raywgen.files import write_text
-from raywgen.generators.interface import DataSpec, Generator
+from raywgen.generators.interface import DataSpec, Generator, GeneratorConfig
 from raywgen.generators.registry import MethodImportError, build, method
 from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
@@ -50,7 +50,9 @@ class BundleFormatError(BundleError):
     """Another version of raywgen wrote the bundle, which is intact; the message names that version."""
 
 
-def build_generator(name: str, config: Any, normalizers: NormalizerTable, data: DataSpec, seed: int) -> Generator:
+def build_generator(
+    name: str, config: GeneratorConfig, normalizers: NormalizerTable, data: DataSpec, seed: int
+) -> Generator:
     """Builds an untrained generator; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

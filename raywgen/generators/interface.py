@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from raywgen.config import merge_config
 from raywgen.generators.reporting import Ablation, WeightCode
@@ -96,6 +97,18 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 0 or self.batch_size < 1:
             raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """The base of every method's settings.
+
+    A method's own dataclass inherits this one. All its fields have defaults; each stage has a field of the stage's name
+    that holds a `StageConfig`.
+    """
+
+
+ConfigT_co = TypeVar("ConfigT_co", bound=GeneratorConfig, default=GeneratorConfig, covariant=True)
 
 
 class StageLoss(NamedTuple):
@@ -262,10 +275,10 @@ class DataSpec:
         return self.max_classes > 1
 
 
-class Generator(nn.Module, ABC):
+class Generator(nn.Module, ABC, Generic[ConfigT_co]):
     """Turns conditions into weights.
 
-    A method is a subclass, and is built by these three arguments alone.
+    A method is a subclass, such as `class Flow(Generator[FlowConfig])`, and is built by these three arguments alone.
 
     Args:
         config: The method's settings, an instance of `Config`.
@@ -274,20 +287,19 @@ class Generator(nn.Module, ABC):
 
     Attributes:
         method: The name that it is built by: a short one of the registry, or `package.module:Class`.
-        Config: Dataclass of the method's settings, with defaults for all; each stage's name is the key of its
-            `StageConfig`.
+        Config: Dataclass of the method's settings, a subclass of `GeneratorConfig`.
         Sampling: Dataclass of the settings by which networks are drawn. A method that has some has a field `sampling`
             of this type in its config, too.
     """
 
     method: str = ""
-    Config: ClassVar[type[Any]]
+    Config: ClassVar[type[GeneratorConfig]]
     Sampling: ClassVar[type[Sampling]] = Sampling
-    config: Any
+    config: ConfigT_co
     ablations: ClassVar[tuple[Ablation, ...]] = ()
     """Rows that evaluation shows beside the finished generator: the generator as it was after earlier stages."""
 
-    def __init__(self, config: Any, normalizers: NormalizerTable, data: DataSpec) -> None:
+    def __init__(self, config: ConfigT_co, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__()
         self.config = config
         self.normalizers = {key: (layout, normalizer.copy()) for key, (layout, normalizer) in normalizers.items()}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import is_dataclass
 from typing import Any
 
 from raywgen.generators.direct import Direct
 from raywgen.generators.hypernetwork import Hypernetwork
 from raywgen.generators.igpg import IGPG
-from raywgen.generators.interface import Generator
+from raywgen.generators.interface import DataSpec, Generator, GeneratorConfig
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.mcdi import McDi
 from raywgen.names import nearest
 from raywgen.trust import import_class, is_address, named_in
+from raywgen.weights import NormalizerTable
 
 METHODS: dict[str, type[Generator]] = {shipped.method: shipped for shipped in (IGPG, McDi, LoHp, Direct, Hypernetwork)}
 _FORM = "package.module:Class"
@@ -57,7 +57,7 @@ def method(name: str) -> type[Generator]:
     return METHODS[name]
 
 
-def build(name: str, config: Any, normalizers: Any, data: Any) -> Generator:
+def build(name: str, config: GeneratorConfig, normalizers: NormalizerTable, data: DataSpec) -> Generator:
     """Builds a method's generator, which keeps the name that it was built by."""
     generator = method(name)(config, normalizers, data)
     generator.method = name
@@ -76,10 +76,10 @@ def _own(path: str) -> type[Generator]:
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise MethodImportError(f"method '{path}' cannot be used: the class does not define {', '.join(missing)}")
     config = getattr(found, "Config", None)
-    if not (inspect.isclass(config) and is_dataclass(config)):
+    if not (inspect.isclass(config) and issubclass(config, GeneratorConfig) and "__dataclass_fields__" in vars(config)):
         raise MethodImportError(
-            f"method '{path}' cannot be used: the class has no `Config`; give it a dataclass of its settings, in which "
-            "each stage's name is the key of a StageConfig"
+            f"method '{path}' cannot be used: the class has no usable `Config`; give it a dataclass of its settings "
+            "that inherits raywgen.generators.GeneratorConfig, in which each stage's name is the key of a StageConfig"
         )
     return found
 

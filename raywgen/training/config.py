@@ -16,13 +16,13 @@ from raywgen.config import (
     read_stored_config,
     read_yaml,
 )
-from raywgen.generators import METHODS, UnknownMethodError, is_import_path, method
+from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting
 
 
-def _generator_config(settings: Mapping[str, Any]) -> type[Any]:
+def _generator_config(settings: Mapping[str, Any]) -> type[GeneratorConfig]:
     """Returns the class of the settings below `generator`, which depends on the method."""
     try:
         return method(str(settings["method"])).Config
@@ -36,7 +36,7 @@ class TrainConfig:
 
     Attributes:
         method: `igpg`, `mcdi`, `lohp`, `direct` or `hypernetwork`, or `package.module:Class`, a generator of your own.
-        generator: The method's own config; keys left out take their defaults.
+        generator: The method's own config; the empty base class stands for its defaults.
         corpus: Path or URI of the training corpus.
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed.
@@ -65,7 +65,7 @@ class TrainConfig:
     """
 
     method: str = "igpg"
-    generator: Any = field(default=None, metadata={"group": _generator_config})
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig, metadata={"group": _generator_config})
     corpus: str = "runs/zoo/corpus"
     out: str = "runs/igpg"
     num_workers: int = 2
@@ -119,7 +119,7 @@ class TrainConfig:
             raise ValueError(f"shot={self.shot}: must be at least 0")
         with trusting(*named_in(self.method)):
             schema = _generator_config({"method": self.method})
-        if self.generator is None:
+        if type(self.generator) is GeneratorConfig:
             self.generator = schema()
         if not isinstance(self.generator, schema):
             raise ValueError(f"generator: method={self.method} takes a {schema.__name__}, not {self.generator!r}")

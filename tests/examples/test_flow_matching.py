@@ -27,6 +27,7 @@ from raywgen.training.status import run_status
 from raywgen.trust import UntrustedError, trusting
 from raywgen.tuning import TuneConfig, tune
 from raywgen.tuning.pipeline import Pipeline
+from tests.builders import settings_of
 from tests.conftest import TINY_ZOO, make_zoo
 
 FLOW = "examples.flow_matching:FlowMatching"
@@ -65,7 +66,7 @@ def accuracy(generator: Path, corpus: Corpus, out: Path) -> float:
 
 
 def test_its_networks_do_what_those_of_an_untrained_generator_do_not(run: Path, corpus: Corpus, tmp_path: Path) -> None:
-    settings = flow_config(corpus, tmp_path, 1).generator
+    settings = settings_of(flow_config(corpus, tmp_path, 1), FlowConfig)
     untrained = build_generator_of_users(settings, corpus)
     save_bundle(untrained, tmp_path / "untrained", {})
     before = accuracy(tmp_path / "untrained", corpus, tmp_path / "before")
@@ -127,7 +128,8 @@ def test_a_search_of_it_names_its_own_knobs(corpus: Corpus, tmp_path: Path) -> N
     settings = TuneConfig(corpus=corpus.location, train=FLOW, space={RATE: {"choice": [0.001, 0.01]}})
     pipeline = Pipeline(settings)
     pipeline.check()
-    assert pipeline.configs({RATE: 0.01}).train.generator.flow.optimizer.learning_rate == 0.01
+    turned = settings_of(pipeline.configs({RATE: 0.01}).train, FlowConfig)
+    assert turned.flow.optimizer.learning_rate == 0.01
     wrong = replace(settings, space={"train.generator.prior.dropout": {"uniform": [0, 0.3]}})
     with pytest.raises(ConfigError, match=rf"a search of {FLOW} takes the settings of that method alone"):
         Pipeline(wrong).check()

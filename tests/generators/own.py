@@ -7,18 +7,27 @@ from typing import Any
 
 from torch import nn
 
-from raywgen.generators import Generated, GenerationRequest, Generator, Stage, StageConfig, StageLoss, StageNeeds
+from raywgen.generators import (
+    Generated,
+    GenerationRequest,
+    Generator,
+    GeneratorConfig,
+    Stage,
+    StageConfig,
+    StageLoss,
+    StageNeeds,
+)
 from raywgen.weights import KeyedNoise, WeightBatch
 
 
 @dataclass(kw_only=True)
-class OwnConfig:
+class OwnConfig(GeneratorConfig):
     """Length of the only stage."""
 
     only: StageConfig = field(default_factory=StageConfig)
 
 
-class Unfinished(Generator):
+class Unfinished(Generator[OwnConfig]):
     """A generator that has no stages yet."""
 
     Config = OwnConfig
@@ -40,6 +49,25 @@ class WithoutConfig(Own):
     """A generator whose settings are no dataclass."""
 
     Config: Any = dict
+
+
+class WithForeignConfig(Own):
+    """A generator whose settings do not inherit `GeneratorConfig`."""
+
+    @dataclass
+    class Config:
+        """Length of the only stage."""
+
+        only: StageConfig = field(default_factory=StageConfig)
+
+
+class WithUndecoratedConfig(Own):
+    """A generator whose settings are no dataclass of their own."""
+
+    class Config(GeneratorConfig):
+        """Length of the only stage."""
+
+        only: StageConfig = StageConfig()
 
 
 class OwnStage(Stage):

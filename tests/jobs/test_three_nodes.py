@@ -12,8 +12,10 @@ import yaml
 import raywgen
 from raywgen.config import load_config
 from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, read_metrics
 from raywgen.training.status import run_status
+from tests.builders import settings_of
 from tests.jobs.conftest import SMALL, LocalCluster, local_cluster
 
 pytestmark = pytest.mark.slow
@@ -65,7 +67,7 @@ def test_from_corpus_to_generated_networks(three_nodes: LocalCluster, shared: Pa
     trials = [json.loads(line) for line in (search / "trials.jsonl").read_text().splitlines()]
     assert len(trials) == 2
     best = load_config(TrainConfig, search / "best.yaml")
-    assert 1e-3 <= best.generator.tokenizer.optimizer.learning_rate <= 1e-2
+    assert 1e-3 <= settings_of(best, IGPGConfig).tokenizer.optimizer.learning_rate <= 1e-2
 
     written = shared / "written"
     arguments = [f"generator={trained}", f"corpus={corpus}", "tasks=unseen", "best_of=2", "num=3", f"out={written}"]

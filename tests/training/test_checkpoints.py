@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import (
     PROGRESS,
@@ -29,6 +30,7 @@ from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import warn
 from raywgen.training.trainer import RunSpec, resumed_state
+from tests.builders import settings_of
 from tests.conftest import TINY_ZOO, make_zoo
 from tests.training.test_resume import losses, small_config
 
@@ -211,7 +213,7 @@ def test_a_checkpoint_of_another_generator_is_passed_over(
 ) -> None:
     shutil.copytree(interrupted[1] / "checkpoints", tmp_path / "checkpoints")
     config = small_config(zoo_corpus, tmp_path)
-    config.generator.prior.width = 32
+    settings_of(config, IGPGConfig).prior.width = 32
     spec = run_spec(config, zoo_corpus)
     sentences: list[str] = []
     state = resumed_state(spec, spec.build(), data_digest(zoo_corpus), sentences.append)
@@ -267,7 +269,7 @@ def test_another_run_in_the_folder_is_named_by_its_keys(
 ) -> None:
     shutil.copytree(interrupted[1], tmp_path / "run")
     config = small_config(zoo_corpus, tmp_path / "run", seed=3)
-    config.generator.prior.width = 32
+    settings_of(config, IGPGConfig).prior.width = 32
     with pytest.raises(
         ConfigError, match=r"generator\.prior\.width is 16 there and 32 here; seed is 0 there and 3 here; give another"
     ):

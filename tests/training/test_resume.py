@@ -25,6 +25,7 @@ from raywgen.training.engine import LocalEngine
 from raywgen.training.schedule import learning_rate
 from raywgen.training.trainer import RunSpec
 from raywgen.weights import KeyedNoise
+from tests.builders import settings_of
 
 _SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
 
@@ -55,7 +56,8 @@ def averaged_config(corpus: Corpus, out: Path) -> TrainConfig:
     """A run whose settings of the optimiser are not the defaults."""
     config = small_config(corpus, out)
     own = OptimizerConfig(betas=(0.8, 0.95), schedule="linear", floor=0.2, ema_decay=0.7)
-    for stage in (config.generator.tokenizer, config.generator.prior, config.generator.task_loss):
+    settings = settings_of(config, IGPGConfig)
+    for stage in (settings.tokenizer, settings.prior, settings.task_loss):
         stage.optimizer = own
     config.accumulate = 2
     return config
@@ -63,7 +65,7 @@ def averaged_config(corpus: Corpus, out: Path) -> TrainConfig:
 
 def averaged_lohp_config(corpus: Corpus, out: Path) -> TrainConfig:
     config = lohp_config(corpus, out)
-    config.generator.policy.optimizer = OptimizerConfig(ema_decay=0.7)
+    settings_of(config, LoHpConfig).policy.optimizer = OptimizerConfig(ema_decay=0.7)
     config.accumulate = 2
     return config
 
@@ -105,8 +107,9 @@ def test_a_bundle_holds_the_averaged_parameters(zoo_corpus: Corpus, tmp_path: Pa
     weights = {}
     for decay in (0.0, 1 - 1e-12):
         config = small_config(zoo_corpus, tmp_path / str(decay))
-        config.generator.prior.num_steps = config.generator.task_loss.num_steps = 0
-        config.generator.tokenizer.optimizer.ema_decay = decay
+        settings = settings_of(config, IGPGConfig)
+        settings.prior.num_steps = settings.task_loss.num_steps = 0
+        settings.tokenizer.optimizer.ema_decay = decay
         launch([config])
         weights[decay] = load_file(tmp_path / str(decay) / "generator" / "generator.safetensors")
         spec = run_spec(config, zoo_corpus)
@@ -189,7 +192,7 @@ def test_every_stage_is_logged_validated_and_kept(zoo_corpus: Corpus, tmp_path: 
 
 def test_divergence_names_the_setting_to_lower(zoo_corpus: Corpus, tmp_path: Path) -> None:
     config = small_config(zoo_corpus, tmp_path)
-    config.generator.tokenizer.optimizer.learning_rate = 1e30
+    settings_of(config, IGPGConfig).tokenizer.optimizer.learning_rate = 1e30
     with pytest.raises(DivergedError, match=r"generator\.tokenizer\.optimizer\.learning_rate"):
         launch([config])
 

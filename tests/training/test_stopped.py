@@ -14,7 +14,9 @@ import pytest
 
 from raywgen.config import save_config
 from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, launch, read_metrics
+from tests.builders import settings_of
 from tests.training.test_resume import losses, small_config
 
 # Another number of threads rounds otherwise, and losses are compared to the last bit.
@@ -24,10 +26,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def slow_config(corpus: Corpus, out: Path, num_workers: int) -> TrainConfig:
     """Many small steps, and no checkpoint is due before the end of a stage."""
     config = small_config(corpus, out, checkpoint_every=10_000, num_workers=num_workers, validate_every=1000)
-    config.generator.tokenizer.num_steps = 4
-    config.generator.prior.num_steps = 400
-    config.generator.prior.dropout = 0.0  # Each worker draws its own.
-    config.generator.task_loss.num_steps = 0
+    settings = settings_of(config, IGPGConfig)
+    settings.tokenizer.num_steps = 4
+    settings.prior.num_steps = 400
+    settings.prior.dropout = 0.0  # Each worker draws its own.
+    settings.task_loss.num_steps = 0
     return config
 
 

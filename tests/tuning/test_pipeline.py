@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from raywgen.config import ConfigError, load_config, merge_config, save_config
+from raywgen.generators.lohp import LoHpConfig
 from raywgen.training import TrainConfig
 from raywgen.tuning import TuneConfig
 from raywgen.tuning.pipeline import Pipeline
+from tests.builders import settings_of
 
 SEED = {"train.seed": {"int": [0, 3]}}
 ROOT = Path(__file__).parents[2] / "configs" / "tune"
@@ -28,8 +30,9 @@ def test_knobs_and_fixed_values_reach_the_configs() -> None:
     configs = pipeline.configs({"zoo.optimizers.1.sam.rho": 0.1, "train.generator.policy.mix": 0.25})
     assert configs.zoo is not None
     assert [one.sam.rho for one in configs.zoo.optimizers] == [0.0, 0.1]
-    assert (configs.train.generator.policy.mix, configs.train.generator.network.width) == (0.25, 32)
-    assert pipeline.base.train.generator.policy.mix == 0.5
+    settings = settings_of(configs.train, LoHpConfig)
+    assert (settings.policy.mix, settings.network.width) == (0.25, 32)
+    assert settings_of(pipeline.base.train, LoHpConfig).policy.mix == 0.5
     assert pipeline.turns_zoo
 
 
@@ -37,9 +40,9 @@ def test_a_trial_takes_nothing_over_from_the_one_before() -> None:
     """A knob that does not exist beside the values of a trial keeps the base's value."""
     mix, width = "train.generator.policy.mix", "train.generator.network.width"
     pipeline = Pipeline(config(space={mix: {"uniform": [0, 1]}, width: {"choice": [16, 32]}}))
-    base = pipeline.base.train.generator.policy.mix
-    assert pipeline.configs({mix: 0.25, width: 16}).train.generator.policy.mix == 0.25 != base
-    assert pipeline.configs({width: 32}).train.generator.policy.mix == base
+    base = settings_of(pipeline.base.train, LoHpConfig).policy.mix
+    assert settings_of(pipeline.configs({mix: 0.25, width: 16}).train, LoHpConfig).policy.mix == 0.25 != base
+    assert settings_of(pipeline.configs({width: 32}).train, LoHpConfig).policy.mix == base
 
 
 def test_one_recipe_has_one_corpus() -> None:

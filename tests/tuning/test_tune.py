@@ -16,10 +16,12 @@ import pytest
 
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
+from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.tuning import TuneConfig, TuneResult, tune
 from raywgen.tuning.results import TrialState
+from tests.builders import settings_of
 from tests.conftest import TINY_ZOO
 from tests.tuning.builders import RATE, SPACE, WIDTH, tune_config
 
@@ -79,8 +81,9 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert [row["step"] for row in read_metrics(run)] == list(range(whole.rows[1].steps))
 
     best = load_config(TrainConfig, tmp_path / "whole" / "best.yaml")
-    assert best.generator.task_loss.optimizer.learning_rate == whole.best.knobs[RATE]
-    assert best.generator.width == whole.best.knobs[WIDTH]
+    settings = settings_of(best, HypernetworkConfig)
+    assert settings.task_loss.optimizer.learning_rate == whole.best.knobs[RATE]
+    assert settings.width == whole.best.knobs[WIDTH]
     assert best.corpus == zoo_corpus.location
     launch([best])
     assert (tmp_path / "whole" / "best" / "generator" / "generator.json").is_file()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 
 from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, suited_normalizers
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import DataSpec, Generator
+from raywgen.generators.interface import ConfigT_co, DataSpec, Generator
 from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 
-class SupportSetGenerator(Generator):
+class SupportSetGenerator(Generator[ConfigT_co]):
     """A generator whose network reads support sets; a generator of heads takes any number of classes.
 
     Args:
@@ -23,7 +22,7 @@ class SupportSetGenerator(Generator):
         data: What the samples of a condition look like.
     """
 
-    def __init__(self, config: Any, sizes: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
+    def __init__(self, config: ConfigT_co, sizes: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, suited_normalizers(sizes, normalizers, data), data)
 
     @property

@@ -21,6 +21,7 @@ from raywgen.generators.interface import (
     DataSpec,
     Generated,
     GenerationRequest,
+    GeneratorConfig,
     Stage,
     StageConfig,
     StageLoss,
@@ -30,7 +31,7 @@ from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, Weig
 
 
 @dataclass(kw_only=True)
-class DirectConfig:
+class DirectConfig(GeneratorConfig):
     """The network, and the stages that train it.
 
     Attributes:
@@ -44,7 +45,7 @@ class DirectConfig:
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
 
 
-class Direct(SupportSetGenerator):
+class Direct(SupportSetGenerator[DirectConfig]):
     """Maps a support set to weights in one pass."""
 
     method = "direct"
@@ -52,7 +53,6 @@ class Direct(SupportSetGenerator):
 
     def __init__(self, config: DirectConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, config.network, normalizers, data)
-        self.config: DirectConfig
         self.map = build_denoiser(config.network, self.normalizers, data)
 
     @property

@@ -20,6 +20,7 @@ from raywgen.generators.interface import (
     Generated,
     GenerationRequest,
     Generator,
+    GeneratorConfig,
     Stage,
     StageConfig,
     StageLoss,
@@ -34,7 +35,7 @@ _CHUNK_LENGTH = 16
 
 
 @dataclass(kw_only=True)
-class HypernetworkConfig:
+class HypernetworkConfig(GeneratorConfig):
     """Size and training of the hypernetwork.
 
     Attributes:
@@ -48,7 +49,7 @@ class HypernetworkConfig:
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000))
 
 
-class Hypernetwork(Generator):
+class Hypernetwork(Generator[HypernetworkConfig]):
     """Maps condition and position features to all chunks in one pass."""
 
     method = "hypernetwork"
@@ -56,7 +57,6 @@ class Hypernetwork(Generator):
 
     def __init__(self, config: HypernetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, normalizers, data)
-        self.config: HypernetworkConfig
         H = config.width
         self.condition = ConditionEncoder(
             num_features=data.num_features,

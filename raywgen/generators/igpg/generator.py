@@ -41,7 +41,7 @@ from raywgen.weights import (
 _AVERAGE_STREAM = 1
 
 
-class IGPG(Generator):
+class IGPG(Generator[IGPGConfig]):
     """A VQ-VAE tokeniser and a causal transformer: one model for all layouts and tasks of a corpus."""
 
     method = "igpg"
@@ -58,7 +58,6 @@ class IGPG(Generator):
 
     def __init__(self, config: IGPGConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, normalizers, data)
-        self.config: IGPGConfig
         sizes = config.tokenizer
         self.tokenizer = Tokenizer(sizes)
         num_position_features = self.tokenizer.num_position_features

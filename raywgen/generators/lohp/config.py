@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 
 Objective = Literal["sub_trajectory", "trajectory", "detailed", "cloning"]
 Hybrid = Literal["mixed", "spliced"]
@@ -98,7 +98,7 @@ class PolicyConfig(StageConfig):
 
 
 @dataclass(kw_only=True)
-class LoHpConfig:
+class LoHpConfig(GeneratorConfig):
     """All of Lo-Hp.
 
     Attributes:

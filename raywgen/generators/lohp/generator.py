@@ -32,7 +32,7 @@ from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.weights import NormalizerTable
 
 
-class LoHp(SupportSetGenerator):
+class LoHp(SupportSetGenerator[LoHpConfig]):
     """Learned local optimisation policies, conditioned on a task's support set and on an optimiser's name."""
 
     method = "lohp"
@@ -41,7 +41,6 @@ class LoHp(SupportSetGenerator):
 
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, config.network, normalizers, data)
-        self.config: LoHpConfig
         self.policy = Policy(config, self.normalizers, data)
 
     @property

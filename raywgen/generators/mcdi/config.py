@@ -7,7 +7,7 @@ from typing import Literal
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import VQVAEConfig
-from raywgen.generators.interface import OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting
 from raywgen.generators.mcdi.samplers import Sampler
 from raywgen.generators.mcdi.schedule import Schedule, ScheduleKind
@@ -104,7 +104,7 @@ class McDiTaskLossConfig(StageConfig):
 
 
 @dataclass(kw_only=True)
-class McDiConfig:
+class McDiConfig(GeneratorConfig):
     """All of Mc-Di.
 
     Attributes:

@@ -37,7 +37,7 @@ from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, run
 from raywgen.weights import Layout, NormalizerTable
 
 
-class McDi(SupportSetGenerator):
+class McDi(SupportSetGenerator[McDiConfig]):
     """Meta-learned local-consistency diffusion of weights, conditioned on a task's support set."""
 
     method = "mcdi"
@@ -46,7 +46,6 @@ class McDi(SupportSetGenerator):
 
     def __init__(self, config: McDiConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, config.network, normalizers, data)
-        self.config: McDiConfig
         self.tokenizer = Tokenizer(config.tokenizer) if config.network.kind == "latents" else None
         self.denoiser = build_denoiser(config.network, self.normalizers, data, self.tokenizer)
 
