@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -77,6 +78,8 @@ class RayContext:
         self._device = ray.train.torch.get_device()
         if self._device.type == "cpu":
             torch.set_num_threads(1)
+            # DeepSpeed would take a GPU of the node, also where the run has asked for none.
+            os.environ["DS_ACCELERATOR"] = "cpu"
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """DeepSpeed ZeRO over all workers."""

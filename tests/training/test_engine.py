@@ -269,6 +269,11 @@ def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | 
     assert_same(engine.state_dict(stage), own)
     engine.finish()
     assert_same(engine.state_dict(stage), engine.averages())
+    settings, again = engine.settings, prior_with(own)
+    again.config.optimizer.ema_decay = 0.6
+    resumed = LocalEngine(again) if zero_stage is None else DeepSpeedEngine(again, 1, settings)
+    resumed.set_averages({name: average + 1 for name, average in engine.averages().items()})
+    assert_same(resumed.averages(), {name: average + 1 for name, average in engine.averages().items()})
     assert judged(LocalEngine(prior_with(engine.averages()))) == pytest.approx(averaged, rel=1e-6)
     assert judged(LocalEngine(prior_with(own))) != pytest.approx(averaged, rel=1e-3)
 
