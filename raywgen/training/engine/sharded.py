@@ -50,8 +50,8 @@ class DeepSpeedEngine(Engine):
         self.rank, self.num_workers = torch.distributed.get_rank(), num_workers
         self._zero_stage = self.settings.zero_stage
         self._optimizer = new_optimizer(stage)
-        # DeepSpeed moves the stage there.
-        self._device = torch.device(deepspeed.get_accelerator().current_device_name())
+        accelerator: Any = deepspeed.get_accelerator()
+        self._device = torch.device(accelerator.current_device_name())  # DeepSpeed moves the stage there.
         self._engine: Any = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,  # pyright: ignore[reportArgumentType]
