@@ -34,6 +34,7 @@ BENCHMARKS = {
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
+    "train-memory": "raywgen.benchmarks.train_memory",
     "tune": "raywgen.benchmarks.tune",
 }
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from raywgen.weights import (
     load_state_dict,
     save_state_dict,
 )
+from raywgen.weights.start_file import write_start
 
 _CONFIG = "generator.json"
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
+_PART = 1 << 22
 SCHEMA_VERSION = 2
 ENCODER = "encoder"
 """The folder of a bundle that holds the generator's frozen encoder."""
@@ -75,9 +79,12 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     for layout_id, (_, normalizer) in generator.normalizers.items():
         tensors[f"normalizer.{layout_id}.base"] = normalizer.base_N
         tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_N
-        if normalizer.start_D is not None:
-            tensors[f"normalizer.{layout_id}.start"] = normalizer.start_D
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
+    starts = {
+        key: normalizer for key, (_, normalizer) in generator.normalizers.items() if normalizer.start_D is not None
+    }
+    for layout_id, normalizer in starts.items():
+        _save_start(normalizer, folder / _start_of(layout_id))
     content = {
         "schema_version": SCHEMA_VERSION,
         "method": generator.method,
@@ -88,7 +95,8 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
         },
         "facts": dict(facts),
         "encoders": copied,
-        "files": _checksums(folder, {ENCODER, *map(_copy_of, copied)}),
+        "starts": sorted(starts),
+        "files": _checksums(folder, {ENCODER, *map(_copy_of, copied)}, starts),
     }
     for key in copied:
         _put(content["config"], key, _copy_of(key))
@@ -124,7 +132,7 @@ def load_bundle(folder: str | Path) -> Generator:
         with reading(str(folder / _CONFIG), str(folder)):
             config = stored_config(method(content["method"]).Config, content["config"], str(folder / _CONFIG))
             with Bounded((folder / _WEIGHTS).stat().st_size):
-                normalizers = _pop_normalizers(content["layouts"], tensors)
+                normalizers = _pop_normalizers(content["layouts"], tensors, folder, content)
                 generator = build(content["method"], config, normalizers, DataSpec(**content["data"]))
         generator.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except UntrustedError:
@@ -138,14 +146,21 @@ def load_bundle(folder: str | Path) -> Generator:
     return generator.eval()
 
 
-def _pop_normalizers(layouts: Mapping[str, Any], tensors: StateDict) -> NormalizerTable:
+def _pop_normalizers(
+    layouts: Mapping[str, Any], tensors: StateDict, folder: Path, content: Mapping[str, Any]
+) -> NormalizerTable:
+    starts = content.get("starts", [])
     found = {}
     for layout_id, rows in layouts.items():
         layout = Layout.from_json(rows)
         base_N, scale_N = (tensors.pop(f"normalizer.{layout_id}.{name}") for name in ("base", "scale"))
-        start_D = tensors.pop(f"normalizer.{layout_id}.start", None)
+        normalizer = Normalizer(layout, base_N, scale_N)
+        if layout_id in starts:
+            if not layout_id.isalnum():  # It names a file.
+                raise ValueError(f"'{layout_id}' is no id of a layout")
+            normalizer = normalizer.with_start_file(folder / _start_of(layout_id))
         # Older versions named layouts otherwise.
-        found[layout.id] = layout, Normalizer(layout, base_N, scale_N, start_D)
+        found[layout.id] = layout, normalizer
     return found
 
 
@@ -165,9 +180,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _checksums(folder: Path, encoders: Collection[str]) -> dict[str, str]:
+def _start_of(layout_id: str) -> str:
+    """The file in a bundle of the start that a layout's networks share."""
+    return f"starts/{layout_id}.safetensors"
+
+
+def _save_start(normalizer: Normalizer, path: Path) -> None:
+    """Writes a start, or gives the file that holds it a further name, so that a run's bundles share it."""
+    assert normalizer.start_D is not None
+    if normalizer.start_file and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # The file may lie on another disk, or have been deleted.
+            os.link(normalizer.start_file, path)
+            return
+    write_start(path, len(normalizer.start_D), normalizer.start_D.cpu().split(_PART))
+
+
+def _checksums(folder: Path, encoders: Collection[str], starts: Collection[str]) -> dict[str, str]:
     """Returns the checksums of the files that decide what a bundle generates, except the config."""
     names = [_WEIGHTS, *(f"{encoder}/{name}" for encoder in sorted(encoders) for name in (CARD, WEIGHTS))]
+    names += [_start_of(layout_id) for layout_id in sorted(starts)]
     return {name: file_checksum(folder / name) for name in names if (folder / name).is_file()}
 
 
@@ -226,7 +258,7 @@ def bundle_facts(folder: str | Path) -> dict[str, Any]:
 def bundle_digest(folder: str | Path) -> str:
     """Returns 32 hex digits that identify a bundle's config and values."""
     digest = hashlib.sha256()
-    for name in (_CONFIG, _WEIGHTS):
+    for name in (_CONFIG, _WEIGHTS):  # The config holds the checksums of starts.
         with open_regular(Path(folder) / name) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.generators import DataSpec
@@ -10,7 +14,12 @@ from raywgen.tasks.no_task import BLANK
 from raywgen.training.rows import policy_names
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.training.tensor_moments import measured_normalizer
-from raywgen.weights import NormalizerTable
+from raywgen.weights import Layout, NormalizerTable
+from raywgen.weights.start_file import map_start, write_start
+
+# Values of a start that a process holds in memory.
+_MOST_HELD = 1 << 22
+_PART = 1 << 22
 
 
 def has_tasks(corpus: Corpus) -> bool:
@@ -29,8 +38,12 @@ def has_tasks(corpus: Corpus) -> bool:
     return all(known) and all(network.recipe for network in corpus.networks.values())
 
 
-def measure_normalizers(corpus: Corpus) -> NormalizerTable:
+def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> NormalizerTable:
     """Base and scale of every layout, from its training networks.
+
+    Args:
+        corpus: The corpus.
+        folder: Where starts that large networks share are written, to be mapped; None holds them in memory.
 
     Raises:
         CorpusError: Weights are packed in integers, which no generator writes.
@@ -39,9 +52,30 @@ def measure_normalizers(corpus: Corpus) -> NormalizerTable:
     normalizers = {}
     for layout_id, network in corpus.networks.items():
         weights = StoredWeights(corpus, network.layout, corpus.select(layout_id=layout_id, split="train"))
-        start_D = corpus.base_values(layout_id)
-        normalizers[layout_id] = (network.layout, measured_normalizer(weights, network.layout, start_D))
+        start_file = _start_file(corpus, network.layout, folder)
+        if start_file is None:
+            start_D = corpus.base_values(layout_id)
+            normalizer = measured_normalizer(weights, network.layout, start_D)
+        else:
+            start_D = map_start(start_file, network.layout.num_values)
+            normalizer = measured_normalizer(weights, network.layout, start_D).with_start_file(start_file)
+        normalizers[layout_id] = (network.layout, normalizer)
     return normalizers
+
+
+def _start_file(corpus: Corpus, layout: Layout, folder: Path | None) -> Path | None:
+    """Writes the start that large networks of a layout share; None where they share none, or it is small."""
+    facts = corpus.select(layout_id=layout.id, split="base")
+    if folder is None or layout.num_values <= _MOST_HELD or facts.num_rows != 1:
+        return None
+    # The checksum tells the starts of two corpora apart, which may be trained on in one folder one after another.
+    path = folder / f"{layout.id}-{facts.column('sha256')[0].as_py()[:16]}.safetensors"
+    if not path.is_file():
+        weights, first = StoredWeights(corpus, layout, facts), torch.zeros(1, dtype=torch.int64)
+        starts = range(0, layout.num_values, _PART)
+        parts = (weights.windows(first, first + at, min(_PART, layout.num_values - at))[0] for at in starts)
+        write_start(path, layout.num_values, parts)
+    return path
 
 
 def data_spec(corpus: Corpus) -> DataSpec:

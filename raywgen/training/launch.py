@@ -30,7 +30,7 @@ from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
 from raywgen.training.rows import data_digest
-from raywgen.training.run_folder import BUNDLE, CONFIG, is_done, snapshot_folder, warn
+from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
 from raywgen.training.runlog import Row, read_metrics
 from raywgen.training.stages_file import StageRecord, stage_records, write_stages
 from raywgen.training.trainer import RunSpec, resumed_state
@@ -97,7 +97,11 @@ def launch(
 
 
 def _run_specs(configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float, init_from: str) -> list[RunSpec]:
-    normalizers, data, inputs = measure_normalizers(corpus), data_spec(corpus), common_input_form(corpus)
+    normalizers, data, inputs = (
+        measure_normalizers(corpus, Path(configs[0].out) / STARTS),
+        data_spec(corpus),
+        common_input_form(corpus),
+    )
     return [
         RunSpec(
             config=config,

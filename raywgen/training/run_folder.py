@@ -12,6 +12,7 @@ CONFIG = "config.yaml"
 BUNDLE = "generator"
 """The trained generator; a run that has it is done."""
 STAGES = "stages"
+STARTS = "starts"
 """The generator after each stage, one bundle each."""
 SNAPSHOTS = "snapshots"
 

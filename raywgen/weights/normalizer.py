@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.weights.layout import Layout
+from raywgen.weights.start_file import map_start
 from raywgen.weights.tensors import TensorSpec
 
 _LEAST_SCALE = 1e-6
@@ -45,6 +47,7 @@ class Normalizer(nn.Module):
         self._sizes = [spec.num_values for spec in layout.generated]
         kinds = [spec.kind == "running_var" for spec in layout.generated]
         self._has_logs = any(kinds)
+        self._start_file = ""
         tensors = {
             "base_N": base_N,
             "scale_N": scale_N,
@@ -84,6 +87,30 @@ class Normalizer(nn.Module):
     def in_units(spec: TensorSpec, values: Tensor) -> Tensor:
         """Returns values of a tensor as mean and deviation are taken: running variances by their logarithms."""
         return _log(values) if spec.kind == "running_var" else values
+
+    @property
+    def start_file(self) -> str:
+        """The file that `start_D` is mapped from; empty where it is held in memory."""
+        return self._start_file
+
+    def with_start_file(self, path: str | Path) -> Normalizer:
+        """Returns the same normaliser about the start in a file, which is mapped here and where it is unpickled."""
+        about = self.copy()
+        about._start_file = str(Path(path).absolute())
+        about.start_D = map_start(path, sum(self._sizes))
+        return about
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out a start that is mapped from a file: who unpickles it maps it too."""
+        state = dict(self.__dict__)
+        if self._start_file:
+            state["_buffers"] = {**self._buffers, "start_D": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._start_file:
+            self.start_D = map_start(self._start_file, sum(self._sizes))
 
     def copy(self) -> Normalizer:
         """Returns one that can be moved to another device on its own; the tensors are shared until then."""

@@ -53,7 +53,7 @@ def test_round_trip_generates_bit_equal_networks(tmp_path: Path, build: Callable
         )
         assert torch.equal(before.values_BD, after.values_BD)
     assert bundle_facts(tmp_path) == {"seed": 3, "corpus": "zoo"}
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
 
 
 def test_the_card_says_what_it_is(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class PriorConfig(StageConfig):
     num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 0
-    window: int = 0
+    window: int = 4096
     text_encoder: str = "words"
     data_encoder: str = ""
     condition_dropout: float = 0.0

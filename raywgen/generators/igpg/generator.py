@@ -68,7 +68,7 @@ class IGPG(Generator[IGPGConfig]):
             sizes.chunk_length,
             data,
             num_position_features,
-            reads_scales=sizes.codes_scales and config.prior.window > 0,
+            reads_scales=sizes.codes_scales and self._trains_on_windows,
         )
         self.residual_head = PerceptronCoder(sizes.chunk_length, num_position_features, sizes.width)
         # Created only if used, because ZeRO hangs on parameters without gradients.
@@ -181,6 +181,13 @@ class IGPG(Generator[IGPGConfig]):
         if not self.config.tokenizer.codes_scales:
             return super().estimate_normalizer(layout, start_D)
         return layout_normalizer(layout, start_D if self._shares_start else None)
+
+    @property
+    def _trains_on_windows(self) -> bool:
+        """Whether the prior is trained on windows that begin after a network's first chunk."""
+        prior, layouts = self.config.prior, self.layouts
+        is_longer = any(self.tokenizer.num_chunks(layout) > prior.window for layout in layouts)
+        return prior.window > 0 and (prior.independent_share > 0 or is_longer)
 
     @property
     def _shares_start(self) -> bool:

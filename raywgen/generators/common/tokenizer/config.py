@@ -28,7 +28,8 @@ class VQVAEConfig(StageConfig):
         output_loss_weight: Weight of `output_loss`, the KL from the outputs of a network to those of its
             reconstruction on the task's samples; 0 switches it off.
         window: Most chunks of a network that a step of its training sees; of longer ones a random window of whole
-            blocks. 0 for whole networks. What is encoded later does not depend on it.
+            blocks. 0 for whole networks, which `output_loss_weight` always takes. What is encoded later does not
+            depend on it.
     """
 
     num_steps: int = 150
@@ -42,7 +43,7 @@ class VQVAEConfig(StageConfig):
     coder_layers: int = 1
     context: int = 32
     output_loss_weight: float = 0.0
-    window: int = 0
+    window: int = 1024
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -51,11 +52,8 @@ class VQVAEConfig(StageConfig):
             raise ValueError(f"output_loss_weight={self.output_loss_weight}: give a weight of at least 0")
         if self.chunk_length < 1:
             raise ValueError(f"chunk_length={self.chunk_length}: give at least 1")
-        if self.window < 0 or (self.window and self.output_loss_weight > 0):
-            raise ValueError(
-                f"window={self.window}: give a number of chunks, or 0; whole networks alone have outputs, so only with "
-                "output_loss_weight=0"
-            )
+        if self.window < 0:
+            raise ValueError(f"window={self.window}: give a number of chunks, or 0 for whole networks")
         self.quantiser.check_width(self.chunk_length, "chunk_length")
 
 

@@ -22,6 +22,7 @@ from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
 
 # A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
 _MOST_INITIAL_VECTORS = 1 << 18
+_MOST_KEPT_VECTORS = 1 << 20
 
 
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
@@ -59,6 +60,41 @@ class _Seen(NamedTuple):
     values_MK: Tensor
 
 
+class _VectorSample:
+    """Vectors with their masks, thinned out evenly where there are too many to keep.
+
+    Args:
+        generator: Draws which ones are kept.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._share = 1.0
+
+    def add(self, vectors_NK: Tensor, masks_NK: Tensor) -> None:
+        """Adds vectors, of which those of before and these are kept with the same probability."""
+        self._parts.append(self._part((vectors_NK, masks_NK), self._share))
+        while sum(len(vectors) for vectors, _ in self._parts) > _MOST_KEPT_VECTORS:
+            self._parts = [self._part(part, 0.5) for part in self._parts]
+            self._share /= 2
+
+    def all(self, most: int) -> tuple[Tensor, Tensor]:
+        """Returns the vectors that were kept, or a random `most` of them."""
+        vectors_NK, masks_NK = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        if len(vectors_NK) <= most:
+            return vectors_NK, masks_NK
+        chosen_N = torch.randperm(len(vectors_NK), generator=self._generator)[:most]
+        return vectors_NK[chosen_N], masks_NK[chosen_N]
+
+    def _part(self, part: tuple[Tensor, Tensor], share: float) -> tuple[Tensor, Tensor]:
+        vectors_NK, masks_NK = part
+        if share == 1:
+            return vectors_NK, masks_NK
+        chosen_N = torch.randperm(len(vectors_NK), generator=self._generator)[: int(len(vectors_NK) * share)]
+        return vectors_NK[chosen_N], masks_NK[chosen_N]
+
+
 class TokenizerStage(Stage):
     """Trains the VQ-VAE on reconstruction and commitment."""
 
@@ -83,8 +119,10 @@ class TokenizerStage(Stage):
         """Draws whole blocks of chunks of networks longer than `window`."""
         tokenizer = self.tokenizer
         count, block = tokenizer.num_chunks(layout), tokenizer.encoder.context
-        if tokenizer.codes_scales or not 0 < self.config.window < count:
-            return None  # The scales of a network are measured over all of it.
+        # Scales of a network are measured over all of it, and its outputs follow from all of it.
+        needs_whole = tokenizer.codes_scales or self.config.output_loss_weight > 0
+        if needs_whole or not 0 < self.config.window < count:
+            return None
         num_blocks = max(1, self.config.window // block)
         first_B = random_windows(noise, -(-count // block), num_blocks)[:, 0] * block
         return Windows(chunk_length=self.config.chunk_length, num_chunks=num_blocks * block, first_B=first_B)
@@ -93,19 +131,15 @@ class TokenizerStage(Stage):
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Fits the quantiser to chunks of the first batches, by k-means where it has codebooks."""
         tokenizer = self.tokenizer
-        vectors, masks = [], []
+        generator = torch.Generator().manual_seed(seed)
+        sample = _VectorSample(generator)
         for batch in batches:
             if self.config.output_loss_weight > 0:
                 check_module(batch.module, batch.layout)
             seen = self._seen(batch, KeyedNoise(seed, batch.sample_index_B, 0), by_code=False)
             latents_BMK = tokenizer.latents(seen.chunks_BMK, seen.positions_MG, seen.mask_MK)
-            vectors.append(latents_BMK.flatten(0, 1))
-            masks.append(seen.mask_MK.expand_as(latents_BMK).flatten(0, 1))
-        generator = torch.Generator().manual_seed(seed)
-        vectors_NK, masks_NK = torch.cat(vectors), torch.cat(masks)
-        if len(vectors_NK) > _MOST_INITIAL_VECTORS:
-            chosen_N = torch.randperm(len(vectors_NK), generator=generator)[:_MOST_INITIAL_VECTORS]
-            vectors_NK, masks_NK = vectors_NK[chosen_N], masks_NK[chosen_N]
+            sample.add(latents_BMK.flatten(0, 1), seen.mask_MK.expand_as(latents_BMK).flatten(0, 1))
+        vectors_NK, masks_NK = sample.all(_MOST_INITIAL_VECTORS)
         tokenizer.quantiser.initialise(vectors_NK, 10, generator, masks_NK)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
@@ -157,7 +191,7 @@ class TokenizerStage(Stage):
         values_MK[: tokenizer.num_header_chunks(layout)] = 0
         whole = _Seen(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)
         num_chunks, block = len(mask_MK), tokenizer.encoder.context
-        if not 0 < self.config.window < num_chunks:
+        if self.config.output_loss_weight > 0 or not 0 < self.config.window < num_chunks:
             return whole
         blocks_BN = random_windows(noise, -(-num_chunks // block), max(1, self.config.window // block))
         index_BW = (blocks_BN.unsqueeze(2) * block + torch.arange(block, device=blocks_BN.device)).flatten(1)

@@ -1,0 +1,267 @@
+"""Measures how the memory of training grows with the number of checkpoints N and the size D of a network.
+
+Every measurement runs in a process of its own, whose anonymous memory is sampled while it works: pages of mapped shards
+do not count, as the system may drop them. A driver's process does what launching a run does before workers start; a
+worker's process trains each stage for some steps, validates, and writes a checkpoint and a bundle.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from raywgen.corpus import Corpus
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.facts import CheckpointFacts, NetworkFacts
+from raywgen.corpus.shards import Shard, write_shard
+from raywgen.generators.bundle import build_generator
+from raywgen.training import TrainConfig, launch
+from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
+from raywgen.training.config import load_train_config
+from raywgen.training.data import data_spec, measure_normalizers
+from raywgen.training.engine import LocalEngine
+from raywgen.training.rows import RunRows, data_digest
+from raywgen.weights import Layout
+
+_TENSOR = 1 << 20
+_SMALL = 100_000
+_PERIOD = 0.002
+_GIB = 2**30
+_SETTINGS = {
+    "tokenizer": [
+        "method=igpg",
+        "generator.tokenizer.num_steps=3",
+        "generator.tokenizer.batch_size=8",
+        "generator.prior.num_steps=0",
+        "generator.task_loss.num_steps=0",
+    ],
+    "prior": [
+        "method=igpg",
+        "generator.tokenizer.num_steps=1",
+        "generator.tokenizer.batch_size=8",
+        "generator.prior.num_steps=3",
+        "generator.prior.batch_size=8",
+        "generator.prior.window=256",
+        "generator.task_loss.num_steps=0",
+    ],
+}
+
+
+@dataclass(kw_only=True)
+class TrainMemoryConfig:
+    """The corpora, and what is trained on them.
+
+    Attributes:
+        methods: What is trained: `tokenizer`, `prior`.
+        num_networks: N of the corpora that differ in it.
+        network_values: D of these.
+        sizes: D of the corpora that differ in it.
+        networks_of_a_size: N of these.
+        rounds: Steps of which the median CPU time counts.
+        folder: Folder of corpora and runs; a temporary one by default.
+    """
+
+    methods: list[str] = field(default_factory=lambda: list(_SETTINGS))
+    num_networks: list[int] = field(default_factory=lambda: [2, 8, 32])
+    network_values: int = 10_000_000
+    sizes: list[int] = field(default_factory=lambda: [10_000_000, 40_000_000, 160_000_000])
+    networks_of_a_size: int = 2
+    rounds: int = 15
+    folder: str = ""
+
+
+def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Makes the corpora, and measures every method on each of them."""
+    folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-memory-"))
+    by_number = {count: _corpus(folder, count, config.network_values) for count in config.num_networks}
+    by_size = {size: _corpus(folder, config.networks_of_a_size, size) for size in config.sizes}
+    peaks: dict[str, dict[str, list[float]]] = {}
+    figures: dict[str, float] = {}
+    for method in config.methods:
+        found = {
+            "worker_n": [_in_process(_train, method, path, folder) for path in by_number.values()],
+            "driver_n": [_in_process(_prepare, method, path, folder) for path in by_number.values()],
+            "worker_d": [_in_process(_train, method, path, folder) for path in by_size.values()],
+            "driver_d": [_in_process(_prepare, method, path, folder) for path in by_size.values()],
+        }
+        peaks[method] = {name: [round(value / _GIB, 3) for value in values] for name, values in found.items()}
+        bytes_n = [4 * count * config.network_values for count in by_number]
+        bytes_d = [4 * size for size in by_size]
+        for part in ("worker", "driver"):
+            for name, sizes in (("n", bytes_n), ("d", bytes_d)):
+                values = found[f"{part}_{name}"]
+                slope = (values[-1] - values[0]) / (sizes[-1] - sizes[0])
+                key = f"{part}_slope_{name}"
+                figures[key] = max(figures.get(key, 0.0), slope)
+        figures["peak_anon_gib"] = max(figures.get("peak_anon_gib", 0.0), found["worker_d"][-1] / _GIB)
+    small, large = _corpus(folder, config.networks_of_a_size, _SMALL), by_size[config.sizes[-1]]
+    ratios = {method: _step_ratio(method, small, large, config.rounds) for method in config.methods}
+    figures["step_over_small"] = max(ratios.values())
+    figures["bundle_bytes_per_value"] = max(
+        (_bundle_bytes(method, large, folder) - _bundle_bytes(method, small, folder)) / config.sizes[-1]
+        for method in config.methods
+    )
+    if not config.folder:
+        shutil.rmtree(folder)
+    conditions = {
+        "peak_gib": peaks,
+        "num_networks": config.num_networks,
+        "network_values": config.network_values,
+        "sizes": config.sizes,
+        "step_ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        "cores": os.cpu_count(),
+    }
+    return {name: round(value, 5) for name, value in figures.items()}, conditions
+
+
+def _corpus(folder: Path, num: int, num_values: int) -> str:
+    """A corpus of random networks of one layout, each in a shard of its own; kept if it is there."""
+    path = folder / f"corpus-{num}-{num_values}"
+    if (path / "manifest.json").is_file():
+        return str(path)
+    parts = [_TENSOR] * (num_values // _TENSOR) + ([num_values % _TENSOR] if num_values % _TENSOR else [])
+    shapes = {f"{index}.weight": (1024, 1024) if size == _TENSOR else (size,) for index, size in enumerate(parts)}
+    layout = Layout.from_state_dict({name: torch.empty(shape) for name, shape in shapes.items()})
+    shards: list[Shard] = []
+    for index in range(num):
+        generator = torch.Generator().manual_seed(index)
+        state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        facts = CheckpointFacts(
+            checkpoint_id=f"network-{index}",
+            trajectory_id=f"network-{index}",
+            task_id=None,
+            layout_id=layout.id,
+            step=0,
+            split="train",
+            start="own",
+            base_id=None,
+            start_seed=index,
+            order_seed=0,
+            optimizer="none",
+            learning_rate=0.0,
+            train_loss=0.0,
+            test_accuracy=0.0,
+            source="random",
+            licence="CC0-1.0",
+        )
+        packed_1P = layout.pack(state).unsqueeze(0)
+        shards.append(write_shard(str(path), f"network-{index}", layout, [facts], packed_1P, is_finite=True))
+    network = NetworkFacts(name="stack", layout=layout, recipe={})
+    commit_corpus(str(path), shards=shards, tasks=[], networks=[network], recipe={"benchmark": "train-memory"})
+    return str(path)
+
+
+def _run_config(method: str, corpus: str, out: Path) -> TrainConfig:
+    settings = [*_SETTINGS[method], f"corpus={corpus}", f"out={out}", "num_workers=0", "log_every=1"]
+    return load_train_config(None, settings)
+
+
+def _in_process(work: Callable[[TrainConfig], None], method: str, corpus: str, folder: Path) -> float:
+    """Returns by how many bytes the anonymous memory of a fresh process grows at most while it does some work."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    out = folder / "runs" / f"{work.__name__}-{method}-{Path(corpus).name}"
+    shutil.rmtree(out, ignore_errors=True)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(sender, work, method, corpus, out))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _child(sender: Connection, work: Callable[[TrainConfig], None], method: str, corpus: str, out: Path) -> None:
+    config = _run_config(method, corpus, out)
+    with _anonymous_peak() as peak:
+        work(config)
+    sender.send(peak())
+
+
+@contextmanager
+def _anonymous_peak() -> Iterator[Callable[[], float]]:
+    """Samples the process' anonymous memory; the function gives the largest growth seen, in bytes."""
+    before, most, is_done = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not is_done.is_set():
+            most = max(most, anonymous_bytes() - before)
+            time.sleep(_PERIOD)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: float(most)
+    finally:
+        is_done.set()
+        thread.join()
+
+
+def anonymous_bytes() -> int:
+    """Returns the anonymous memory of this process, as Linux counts it (`RssAnon`)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no RssAnon; this benchmark needs Linux")
+
+
+def _train(config: TrainConfig) -> None:
+    launch([config])
+
+
+def _prepare(config: TrainConfig) -> None:
+    """Does what the launching process does before any worker starts."""
+    corpus = Corpus.open(config.corpus)
+    data_digest(corpus)
+    build_generator(config.method, config.generator, measure_normalizers(corpus), data_spec(corpus), config.seed)
+
+
+def _step_ratio(method: str, small: str, large: str, rounds: int) -> float:
+    """The CPU time of a step on large networks over that on small ones, which alternate."""
+    steps = [_stepper(method, corpus) for corpus in (small, large)]
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 2):
+        for step, seconds in zip(steps, times, strict=True):
+            begin = time.process_time()
+            step(index)
+            seconds.append(time.process_time() - begin)
+    return median(times[1][2:]) / median(times[0][2:])
+
+
+def _stepper(method: str, location: str) -> Callable[[int], None]:
+    config, corpus = _run_config(method, location, Path("unused")), Corpus.open(location)
+    generator = build_generator(
+        config.method, config.generator, measure_normalizers(corpus), data_spec(corpus), config.seed
+    )
+    plan = BatchPlan(RunRows.of(corpus).train, seed=0, num_condition_samples=1, num_query_samples=1)
+    first, stage = generator.stages()[0], generator.stages()[-1]
+    view = StageView(first, 0, 0)
+    first.setup((plan.for_stage(step, first.config.batch_size, view, whole=True)[0] for step in range(2)), 0)
+    engine = LocalEngine(stage)
+    size = stage.config.batch_size
+
+    def step(index: int) -> None:
+        batch, noise = plan.for_stage(index, size, StageView(stage, 0, STAGE_STREAM))
+        engine.train_step(batch, noise, 1e-3, size)
+
+    return step
+
+
+def _bundle_bytes(method: str, corpus: str, folder: Path) -> int:
+    out = folder / "runs" / f"_train-{method}-{Path(corpus).name}"
+    if not out.is_dir():
+        launch([_run_config(method, corpus, out)])
+    return sum(file.stat().st_size for file in (out / "generator").rglob("*") if file.is_file())
