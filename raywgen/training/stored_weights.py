@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.shards import ShardView
-from raywgen.weights import Layout
+from raywgen.weights import Layout, NonFiniteWeightsError
 
 _VALUES_AT_ONCE = 1 << 22
 _MOST_AT_ONCE = 512
@@ -56,6 +56,7 @@ class StoredWeights:
         shards = facts.column("shard").combine_chunks().dictionary_encode()
         self._paths: list[str] = shards.dictionary.to_pylist()
         self._shard_N = shards.indices.to_numpy(zero_copy_only=False)
+        self._ids = facts.column("checkpoint_id")
         self._row_N = facts.column("row").to_numpy()
 
     def __len__(self) -> int:
@@ -74,6 +75,7 @@ class StoredWeights:
             (place,) = np.nonzero(self._shard_N[index] == shard)
             form, view = self._view(shard)
             out_BD[torch.from_numpy(place)] = form.values(view.rows(self._row_N[index[place]]))
+        self._check_finite(out_BD, index_B, torch.zeros_like(index_B))
         return out_BD
 
     def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
@@ -83,7 +85,28 @@ class StoredWeights:
             form, view = self._view(int(self._shard_N[index]))
             values = form.slice_values(view.packed(int(self._row_N[index])), start, length)
             window_X[: len(values)] = values
+        self._check_finite(out_BX, index_B, start_B)
         return out_BX
+
+    def _check_finite(self, values_BX: Tensor, index_B: Tensor, start_B: Tensor) -> None:
+        """Names the first checkpoint and tensor that hold NaN or infinity.
+
+        Raises:
+            NonFiniteWeightsError: There is one; the corpus was written by a program that did not check.
+        """
+        if bool(values_BX.isfinite().all()):
+            return
+        row, place = (~values_BX.isfinite()).nonzero()[0].tolist()
+        position, stop = int(start_B[row]) + place, 0
+        for spec in self._layout.generated:
+            stop += spec.num_values
+            if position < stop:
+                break
+        raise NonFiniteWeightsError(
+            f"{self._corpus.location}: checkpoint {self._ids[int(index_B[row])].as_py()}: tensor '{spec.name}' holds "
+            "NaN or infinity; leave the checkpoint out by `raywgen corpus filter`, or ingest it again, which sets it "
+            "aside"
+        )
 
     def _view(self, shard: int) -> tuple[Layout, ShardView]:
         path = self._paths[shard]

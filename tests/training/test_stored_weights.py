@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from raywgen.corpus import Corpus
+from raywgen.corpus.commit import commit_corpus
+from raywgen.corpus.facts import CheckpointFacts, NetworkFacts
+from raywgen.corpus.shards import write_shard
 from raywgen.generators import Stage
 from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import IGPGConfig
@@ -13,8 +18,8 @@ from raywgen.training.batch_plan import BatchPlan, StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import layout_rows
 from raywgen.training.stored_weights import StoredWeights
-from raywgen.weights import KeyedNoise
-from tests.builders import igpg_config
+from raywgen.weights import KeyedNoise, Layout, NonFiniteWeightsError, StateDict
+from tests.builders import SMALL, igpg_config, layout_of, values_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,3 +69,48 @@ def windowed() -> IGPGConfig:
     config.tokenizer.window = 3
     config.prior.window = 4
     return config
+
+
+def test_a_value_that_is_no_number_is_named_by_checkpoint_and_tensor(tmp_path: Path) -> None:
+    layout = layout_of(SMALL)
+    spec, start = layout.generated[1], layout.generated[0].num_values
+    states = [layout.unflatten(values_D) for values_D in values_of(SMALL)[:2].clone()]
+    states[1][spec.name].view(-1)[0] = torch.nan
+    corpus = unchecked_corpus(tmp_path, layout, states)
+    stored = StoredWeights(corpus, layout, corpus.facts)
+    index_2 = torch.tensor([0, 1])
+    message = rf"checkpoint network-1: tensor '{spec.name}' holds NaN"
+    with pytest.raises(NonFiniteWeightsError, match=message):
+        stored.values(index_2)
+    with pytest.raises(NonFiniteWeightsError, match=message):
+        stored.windows(index_2, torch.tensor([0, start - 3]), 5)
+    assert bool(stored.windows(index_2, torch.tensor([0, start + 1]), 5).isfinite().all())
+
+
+def unchecked_corpus(folder: Path, layout: Layout, states: list[StateDict]) -> Corpus:
+    """A corpus as another program may write one, which did not look at the values."""
+    packed_NP = torch.stack([layout.pack(state) for state in states])
+    facts = [
+        CheckpointFacts(
+            checkpoint_id=f"network-{index}",
+            trajectory_id=f"network-{index}",
+            task_id=None,
+            layout_id=layout.id,
+            step=0,
+            split="train",
+            start="own",
+            base_id=None,
+            start_seed=index,
+            order_seed=0,
+            optimizer="none",
+            learning_rate=0.0,
+            train_loss=0.0,
+            test_accuracy=0.0,
+            source="random",
+            licence="CC0-1.0",
+        )
+        for index in range(len(states))
+    ]
+    shard = write_shard(str(folder), "all", layout, facts, packed_NP, is_finite=True)
+    network = NetworkFacts(name="small", recipe={}, layout=layout)
+    return commit_corpus(str(folder), shards=[shard], tasks=[], networks=[network], recipe={})
