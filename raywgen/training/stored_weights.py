@@ -6,7 +6,9 @@ does not grow with the number of checkpoints, nor, where it reads windows, with 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -97,11 +99,8 @@ class StoredWeights:
         if bool(values_BX.isfinite().all()):
             return
         row, place = (~values_BX.isfinite()).nonzero()[0].tolist()
-        position, stop = int(start_B[row]) + place, 0
-        for spec in self._layout.generated:
-            stop += spec.num_values
-            if position < stop:
-                break
+        stops = list(accumulate(spec.num_values for spec in self._layout.generated))
+        spec = self._layout.generated[bisect_right(stops, int(start_B[row]) + place)]
         raise NonFiniteWeightsError(
             f"{self._corpus.location}: checkpoint {self._ids[int(index_B[row])].as_py()}: tensor '{spec.name}' holds "
             "NaN or infinity; leave the checkpoint out by `raywgen corpus filter`, or ingest it again, which sets it "
