@@ -13,7 +13,15 @@ from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
 from raywgen.nn.blocks import Blocks
 from raywgen.nn.precision import Precision
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, Offload, load_averages
+from raywgen.training.engine import (
+    DeepSpeedEngine,
+    DeviceMemoryError,
+    Engine,
+    EngineSettings,
+    LocalEngine,
+    Offload,
+    load_averages,
+)
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
 
@@ -149,6 +157,32 @@ def test_without_a_compiler_a_stage_is_trained_as_it_is(monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match=r"compile=true has no effect: nothing compiles for cpu here \(no g\+\+\)"):
         engine = LocalEngine(prior_stage(), EngineSettings(compile=True))
     assert steps(engine, 0, 2) == steps(LocalEngine(prior_stage()), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (
+            EngineSettings(),
+            r"8 networks at a time: give accumulate=2 \(now 1\), activation_checkpointing=true, a",
+        ),
+        (EngineSettings(accumulate=5), r"2 networks at a time: give accumulate=8 \(now 5\), activation_checkpointing"),
+        (EngineSettings(accumulate=8, activation_checkpointing=True), "1 networks at a time: give a higher zero_stage"),
+    ],
+)
+def test_where_memory_runs_out_it_is_said_what_to_lower(settings: EngineSettings, remedy: str) -> None:
+    engine, batch = LocalEngine(prior_stage(), settings), weight_batch()
+    engine.stage.register_forward_hook(lambda *_: torch.empty(1 << 60))
+    with pytest.raises(DeviceMemoryError, match=f"stage 'prior' has no memory left with {remedy}"):
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
+
+
+def test_other_errors_of_a_step_are_left_alone() -> None:
+    engine, batch = LocalEngine(prior_stage()), weight_batch()
+    engine.stage.register_forward_hook(lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size") as failure:
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)
+    assert not isinstance(failure.value, DeviceMemoryError)
 
 
 def test_moments_that_are_lost_are_noticed() -> None:
@@ -371,7 +405,7 @@ def test_bf16_trains_as_fp32_does_but_for_rounding(build: Callable[[], Stage]) -
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: int) -> None:
     alone = prior_stage()
     sharded = copy.deepcopy(alone)

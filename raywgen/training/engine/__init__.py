@@ -9,8 +9,16 @@ ZeRO stage, or without DeepSpeed.
     sharded.py   DeepSpeed ZeRO 0 to 3
 """
 
-from raywgen.training.engine.base import Engine, EngineSettings, Offload, load_averages
+from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, load_averages
 from raywgen.training.engine.local import LocalEngine
 from raywgen.training.engine.sharded import DeepSpeedEngine
 
-__all__ = ["DeepSpeedEngine", "Engine", "EngineSettings", "LocalEngine", "Offload", "load_averages"]
+__all__ = [
+    "DeepSpeedEngine",
+    "DeviceMemoryError",
+    "Engine",
+    "EngineSettings",
+    "LocalEngine",
+    "Offload",
+    "load_averages",
+]

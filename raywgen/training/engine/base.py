@@ -46,6 +46,10 @@ class EngineSettings:
     min_sharded: int = 100_000
 
 
+class DeviceMemoryError(RuntimeError):
+    """A device has run out of memory; the message says what to lower."""
+
+
 class Engine(ABC):
     """Takes the optimiser steps of one stage, and keeps the moving average of its parameters if it asks for one.
 
@@ -78,7 +82,16 @@ class Engine(ABC):
 
         Returns:
             Metrics, averaged over the networks of all workers.
+
+        Raises:
+            DeviceMemoryError: A part of the batch does not fit into memory.
         """
+        with self._memory_explained(len(batch.sample_index_B)):
+            return self._train_step(batch, noise, learning_rate, total)
+
+    def _train_step(
+        self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float, total: int | None
+    ) -> dict[str, Tensor]:
         self.stage.train()
         weight, metrics = self._weight(batch, total), {}
         parts = _parts(len(batch.sample_index_B), self.settings.accumulate)
@@ -149,6 +162,26 @@ class Engine(ABC):
         self._load_held(self._averages)
 
     # What engines share
+
+    @contextmanager
+    def _memory_explained(self, num_networks: int) -> Iterator[None]:
+        """Says what to lower where memory runs out within this block."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else ""
+            is_full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason
+            if not is_full:
+                raise
+            parts, remedies = self.settings.accumulate, ["a higher zero_stage over more workers, or strategy=auto"]
+            if not self.settings.activation_checkpointing and self.stage.parameter_use != "functional":
+                remedies.insert(0, "activation_checkpointing=true")
+            if parts < num_networks:
+                remedies.insert(0, f"accumulate={min(2 * parts, num_networks)} (now {parts})")
+            raise DeviceMemoryError(
+                f"stage '{self.stage.name}' has no memory left with {-(-num_networks // parts)} networks at a time: "
+                f"give {', '.join(remedies)} ({reason})"
+            ) from error
 
     def _can_compile(self) -> bool:
         """Whether blocks shall be compiled and can be; says so where they cannot."""
