@@ -29,6 +29,7 @@ _SUPPORT, _QUERY = 8, 16
 _OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 0, "weight_decay": 0.01, "grad_clip": 1e9}
 _STAGE: dict[str, Any] = {"num_steps": 30, "optimizer": _OPTIMIZER}
 _NETWORK = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
+_WINDOWS = _NETWORK | {"kind": "chunks", "window": 2}
 _TOKENIZER = _STAGE | {"chunk_length": 8, "quantiser": {"num_levels": 2, "num_codes": 8}, "width": 16}
 _IGPG = {
     "tokenizer": _TOKENIZER,
@@ -68,6 +69,12 @@ CASES = {
     "igpg-task-loss": Case(method="igpg", stage="task_loss", settings=_IGPG),
     "mcdi-reptile": Case(method="mcdi", stage="denoiser", settings=_MCDI),
     "mcdi-joint": Case(method="mcdi", stage="denoiser", settings=_MCDI | {"denoiser": _STAGE | {"meta": "joint"}}),
+    "mcdi-windows": Case(
+        method="mcdi",
+        stage="denoiser",
+        settings=_MCDI | {"network": _WINDOWS, "denoiser": _STAGE | {"meta": "joint"}},
+    ),
+    "mcdi-reptile-windows": Case(method="mcdi", stage="denoiser", settings=_MCDI | {"network": _WINDOWS}),
     "mcdi-task-loss": Case(method="mcdi", stage="task_loss", settings=_MCDI),
     "lohp-policy": Case(
         method="lohp",
@@ -76,6 +83,16 @@ CASES = {
             "path": {"num_steps": 4, "length": 2},
             "sampling": {"num_steps": 2},
             "network": _NETWORK | {"kind": "chunks"},
+            "policy": _STAGE | {"replay_size": 2},
+        },
+    ),
+    "lohp-windows": Case(
+        method="lohp",
+        stage="policy",
+        settings={
+            "path": {"num_steps": 4, "length": 2},
+            "sampling": {"num_steps": 2},
+            "network": _WINDOWS,
             "policy": _STAGE | {"replay_size": 2},
         },
     ),

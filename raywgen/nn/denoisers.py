@@ -230,7 +230,7 @@ class _Block(nn.Module):
 
 
 class ChunkDenoiser(nn.Module):
-    """Denoises a whole network, cut into chunks that attend to each other.
+    """Denoises a network, or a window of it, cut into chunks that attend to each other.
 
     Args:
         chunk_length: K.
@@ -268,13 +268,13 @@ class ChunkDenoiser(nn.Module):
         return self.condition(self.samples(samples_BSF, labels_BS))
 
     def forward(self, x_BnMK: Tensor, time_Bn: Tensor, condition_BH: Tensor, positions_MG: Tensor) -> Tensor:
-        """Returns predicted chunks `(B, n, M, K)`.
+        """Returns predicted chunks `(B, n, M, K)` of whole networks or of windows.
 
         Args:
             x_BnMK: Noised chunks.
             time_Bn: Fractions of the chain that are done.
             condition_BH: The result of `embed_condition`.
-            positions_MG: Position features of the layout's chunks.
+            positions_MG: Position features of the chunks, the same for all networks or `(B, M, G)`.
         """
         B, n = time_Bn.shape
         positions_MH = self.position(positions_MG)

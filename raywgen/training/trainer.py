@@ -207,7 +207,7 @@ class Trainer:
     def _train_stage(self, index: int) -> bool:
         """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""
         stage = self.generator.stages()[index]
-        engine = self._start_stage(stage)
+        engine = self._start_stage(stage, index)
         num_steps = stage.config.num_steps
         stop_step = self._stop_step(index, num_steps)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
@@ -235,7 +235,7 @@ class Trainer:
             self._end_stage(engine, index)
         return stop_step == num_steps
 
-    def _start_stage(self, stage: Stage) -> Engine:
+    def _start_stage(self, stage: Stage, index: int) -> Engine:
         """Prepares a stage at its beginning, or as its checkpoint left it."""
         batch_size = stage.config.batch_size
         if self.state.step == 0:
@@ -248,7 +248,8 @@ class Trainer:
             engine.set_optimizer_state(optimizer_state)
         if averages := self.state.part("ema."):
             engine.set_averages(averages)
-        stage.set_state(self.state.part("stage."), lambda step: self.batches.batch(step, batch_size))
+        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
+        stage.set_state(self.state.part("stage."), lambda step: self.batches.for_stage(step, batch_size, view)[0])
         self.state = replace(self.state, tensors={})
         return engine
 

@@ -115,6 +115,13 @@ class Windows:
         inner_BW = None if self.inner_BW is None else self.inner_BW.to(device)
         return replace(self, first_B=self.first_B.to(device), inner_BW=inner_BW)
 
+    @classmethod
+    def join(cls, parts: Sequence[Windows]) -> Windows:
+        """Joins windows of equal length."""
+        inner = [part.inner_BW for part in parts if part.inner_BW is not None]
+        first_B = torch.cat([part.first_B for part in parts])
+        return replace(parts[0], first_B=first_B, inner_BW=torch.cat(inner) if inner else None)
+
     def take(self, index_N: Tensor) -> Self:
         """Selects windows by index, in this order."""
         inner_BW = None if self.inner_BW is None else self.inner_BW[index_N]
@@ -176,8 +183,8 @@ class WeightBatch:
 
     @classmethod
     def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
-        """Joins batches of one layout, of whole networks."""
-        assert all(part.windows is None for part in parts), "windows are not joined"
+        """Joins batches of one layout, of whole networks or of windows of equal length."""
+        windows = [part.windows for part in parts if part.windows is not None]
         targets = [part.targets_BAD for part in parts if part.targets_BAD is not None]
         return replace(
             parts[0],
@@ -186,6 +193,7 @@ class WeightBatch:
             query=Condition.join([part.query for part in parts]),
             sample_index_B=torch.cat([part.sample_index_B for part in parts]),
             targets_BAD=torch.cat(targets) if targets else None,
+            windows=Windows.join(windows) if windows else None,
         )
 
     def first(self, num: int) -> Self:

@@ -110,7 +110,9 @@ NETWORK = {
     "num_layers": tried(2),
     "num_heads": tried(4, "*.kind=chunks"),
     "chunk_length": tried(4, "*.kind=chunks"),
+    "window": tried(2, "*.kind=chunks"),
 }
+_MAX_ROWS = tried(2, "network.kind=chunks", "network.window=2")
 
 
 def stage_base(name: str, *others: str) -> tuple[str, ...]:
@@ -198,7 +200,11 @@ MCDI = {
         {"sampling_steps": tried(4), "consistency": tried(3.0)},
         base=stage_base("task_loss", "denoiser.num_steps=1"),
     ),
-    **group("sampling", {"sampler": tried("stochastic"), "num_steps": tried(3)}, base=("denoiser.num_steps=1",)),
+    **group(
+        "sampling",
+        {"sampler": tried("stochastic"), "num_steps": tried(3), "max_rows": _MAX_ROWS},
+        base=("denoiser.num_steps=1",),
+    ),
     **group("tokenizer", TOKENIZER, base=stage_base("tokenizer", "network.kind=latents", "denoiser.num_steps=0")),
 }
 LOHP = {
@@ -221,7 +227,7 @@ LOHP = {
         },
         base=stage_base("policy"),
     ),
-    **group("sampling", {"num_steps": tried(3)}),
+    **group("sampling", {"num_steps": tried(3), "max_rows": _MAX_ROWS}),
 }
 DIRECT = {
     **group("network", NETWORK, base=("regression.num_steps=1",)),

@@ -1,6 +1,7 @@
 """Denoisers behind one interface: of heads class by class, of small networks at once, of any by chunks or latents.
 
-Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, Z values of a denoised state.
+Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, Z values of a denoised state, X
+values of a window, G position features.
 """
 
 from __future__ import annotations
@@ -8,31 +9,94 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import Tokenizer
+from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.interface import DataSpec
 from raywgen.nn.denoisers import ChunkDenoiser, FlatDenoiser, HeadDenoiser, HeadFrame
-from raywgen.weights import Condition, Layout, Normalizer, NormalizerTable, WeightBatch
-from raywgen.weights.chunks import from_chunks, num_chunks, num_position_features, position_features, to_chunks
+from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch, Windows
+from raywgen.weights.chunks import (
+    chunk_features,
+    chunk_mask,
+    from_chunks,
+    num_chunks,
+    num_position_features,
+    position_features,
+    to_chunks,
+)
 
 # A perceptron on more values has more parameters than the attention between their chunks costs.
 _MOST_FLAT_VALUES = 1 << 14
 
 
+class Place(NamedTuple):
+    """Where in its network the window of each of B networks lies; tensors alone, so that it passes through `vmap`.
+
+    Attributes:
+        positions_BWG: Position features of the window's chunks.
+        weight_BX: Weight of each value in a mean over the window: equal for all, 0 beyond the end of the network, 1 on
+            average.
+    """
+
+    positions_BWG: Tensor
+    weight_BX: Tensor
+
+    @property
+    def is_real_BX(self) -> Tensor:
+        """Whether each value lies within the network."""
+        return self.weight_BX > 0
+
+
 class Denoiser(nn.Module, ABC):
-    """Predicts weights or noise of normalised flat vectors, conditioned on a task's support set."""
+    """Predicts weights or noise of normalised flat vectors, conditioned on a task's support set.
+
+    Attributes:
+        window: Most chunks that are seen at once, where longer networks are taken in windows; 0 where no network is.
+    """
+
+    window = 0
 
     @abstractmethod
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
         """Embeds B support sets, once for all steps of the chain."""
 
     @abstractmethod
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
-        """Returns predictions `(B, n, D)`, given fractions of the chain in [0, 1] and embedded conditions."""
+    def predict(
+        self,
+        x_BnD: Tensor,
+        time_Bn: Tensor,
+        condition_embedding: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
+        """Returns predictions of the shape of `x_BnD`.
+
+        Args:
+            x_BnD: Noised states of whole networks, or with `place` those of windows `(B, n, X)`; of no effect, and
+                predicted at random, beyond the end of a network.
+            time_Bn: Fractions of the chain that are done, in [0, 1].
+            condition_embedding: The result of `embed_condition`.
+            layout: Layout of the networks.
+            place: Where the windows lie.
+        """
+
+    def draw_windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a window of each network; None where a network is seen as a whole."""
+        return None
+
+    def all_windows(self, layout: Layout) -> Windows | None:
+        """Returns windows of one network that together cover it, in order; None where it is seen as a whole."""
+        return None
+
+    def place(self, layout: Layout, windows: Windows | None) -> Place | None:
+        """Returns what `predict` needs to know of windows; None for None."""
+        assert windows is None, "this denoiser sees whole networks"
+        return None
 
     @abstractmethod
     def condition_width(self) -> int:
@@ -46,11 +110,16 @@ class Denoiser(nn.Module, ABC):
             predicts_weights: Whether the predictions are weights, so that they may be initialised at known good ones.
         """
 
-    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
-        """Maps weights in generator units to the denoised states `(B, A, Z)`; by default these are the weights."""
+    def encode(
+        self, normalised_BAD: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None
+    ) -> Tensor:
+        """Maps weights in generator units, or windows of them, to the denoised states `(B, A, Z)`.
+
+        By default these are the weights.
+        """
         return normalised_BAD
 
-    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None) -> Tensor:
         """Maps states at the end of the chain to weights in generator units, `(B, D)`, differentiably."""
         return states_BZ
 
@@ -58,9 +127,17 @@ class Denoiser(nn.Module, ABC):
         """Returns Z, the number of values of a state."""
         return layout.num_values
 
-    def forward(self, x_BnD: Tensor, time_Bn: Tensor, samples_BSF: Tensor, labels_BS: Tensor, layout: Layout) -> Tensor:
+    def forward(
+        self,
+        x_BnD: Tensor,
+        time_Bn: Tensor,
+        samples_BSF: Tensor,
+        labels_BS: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
         """Calls `predict` after `embed_condition`."""
-        return self.predict(x_BnD, time_Bn, self.embed_condition(samples_BSF, labels_BS, layout), layout)
+        return self.predict(x_BnD, time_Bn, self.embed_condition(samples_BSF, labels_BS, layout), layout, place)
 
 
 class HeadWeights(Denoiser):
@@ -80,12 +157,14 @@ class HeadWeights(Denoiser):
         if predicts_weights:
             self.net.begin_at_nearest_means()
 
-    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def encode(
+        self, normalised_BAD: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None
+    ) -> Tensor:
         """Expresses head weights in support-normalised features."""
         rows = to_rows(normalised_BAD, layout)
         return from_rows(self.net.into_frame(rows, self._frame(condition, layout)), layout)
 
-    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None) -> Tensor:
         """Takes head weights back to the given features."""
         rows = to_rows(states_BZ.unsqueeze(1), layout)
         return from_rows(self.net.out_of_frame(rows, self._frame(condition, layout)), layout).squeeze(1)
@@ -101,7 +180,14 @@ class HeadWeights(Denoiser):
         """Returns H + E + 1, the width of an embedded class."""
         return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
+    def predict(
+        self,
+        x_BnD: Tensor,
+        time_Bn: Tensor,
+        condition_embedding: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
         """Predicts the end of the chain class by class."""
         return from_rows(self.net(to_rows(x_BnD, layout), time_Bn, condition_embedding), layout)
 
@@ -122,18 +208,29 @@ class FlatWeights(Denoiser):
         """Returns H, the width of the embedded condition."""
         return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
+    def predict(
+        self,
+        x_BnD: Tensor,
+        time_Bn: Tensor,
+        condition_embedding: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
         """Predicts all values at once."""
         assert layout.id == self._layout_id, "a flat denoiser knows one layout"
         return self.net(x_BnD, time_Bn, condition_embedding)
 
 
 class ChunkWeights(Denoiser):
-    """Writes any network as chunks that attend to each other."""
+    """Writes any network as chunks that attend to each other, those of a long network in windows.
 
-    def __init__(self, config: NetworkConfig, data: DataSpec) -> None:
+    A window consists of whole blocks of chunks. Windows lie inside the network but for what fills up its last block.
+    """
+
+    def __init__(self, config: NetworkConfig, data: DataSpec, block: int = 1) -> None:
         super().__init__()
-        self._length = config.chunk_length
+        self._length, self._block = config.chunk_length, block
+        self.window = config.window
         self.net = ChunkDenoiser(
             chunk_length=config.chunk_length,
             num_position_features=num_position_features(),
@@ -152,50 +249,105 @@ class ChunkWeights(Denoiser):
         """Returns H, the width of the embedded condition."""
         return self.net.condition_width
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
-        """Predicts all chunks at once."""
-        positions_MG = position_features(layout, self._length).to(x_BnD.device)
-        chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions_MG)
+    def predict(
+        self,
+        x_BnD: Tensor,
+        time_Bn: Tensor,
+        condition_embedding: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
+        """Predicts all chunks of networks or windows at once."""
+        if place is None:
+            positions = position_features(layout, self._length).to(x_BnD.device)
+        else:
+            positions, x_BnD = place.positions_BWG, x_BnD * place.is_real_BX.unsqueeze(1)
+        chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions)
         return from_chunks(chunks, x_BnD.shape[-1])
+
+    def draw_windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a window of each network that is longer than one."""
+        num_blocks, num_seen = self._num_blocks(layout)
+        if num_seen == num_blocks:
+            return None
+        return self._windows(random_windows(noise, num_blocks, num_seen)[:, 0], num_seen)
+
+    def all_windows(self, layout: Layout) -> Windows | None:
+        """Returns windows side by side; the last one overlaps the one before, so that all are equally long."""
+        num_blocks, num_seen = self._num_blocks(layout)
+        if num_seen == num_blocks:
+            return None
+        return self._windows(torch.arange(0, num_blocks, num_seen).clamp(max=num_blocks - num_seen), num_seen)
+
+    def place(self, layout: Layout, windows: Windows | None) -> Place | None:
+        """Returns position features of the windows' chunks, and which of their values exist."""
+        if windows is None:
+            return None
+        is_real_BX = self._is_real(layout, windows).to(torch.float32)
+        weight_BX = is_real_BX / is_real_BX.mean(dim=1, keepdim=True)
+        return Place(chunk_features(layout, self._length, windows.index_BW), weight_BX)
+
+    def _num_blocks(self, layout: Layout) -> tuple[int, int]:
+        """Returns how many blocks of chunks a network has, and how many of them are seen at once."""
+        num_blocks = -(-num_chunks(layout, self._length) // self._block)
+        return num_blocks, min(num_blocks, max(1, self.window // self._block)) if self.window else num_blocks
+
+    def _windows(self, first_B: Tensor, num_blocks: int) -> Windows:
+        """Returns windows of so many blocks each, given their first ones."""
+        return Windows(chunk_length=self._length, num_chunks=num_blocks * self._block, first_B=first_B * self._block)
+
+    def _is_real(self, layout: Layout, windows: Windows) -> Tensor:
+        """Returns which values `(B, X)` of the windows' states are those of a network."""
+        return chunk_mask(layout, self._length, windows.index_BW).flatten(1) > 0
 
 
 class LatentWeights(ChunkWeights):
     """Writes any network as latents of a trained tokeniser, one for each chunk."""
 
     def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, data: DataSpec) -> None:
-        super().__init__(replace(config, chunk_length=tokenizer.config.chunk_length), data)
+        super().__init__(
+            replace(config, chunk_length=tokenizer.config.chunk_length), data, block=tokenizer.encoder.context
+        )
         self._frozen = (tokenizer,)
 
     @torch.no_grad()
-    def encode(self, normalised_BAD: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def encode(
+        self, normalised_BAD: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None
+    ) -> Tensor:
         """Encodes weights by the tokeniser, without quantising."""
-        return self.latents(normalised_BAD, layout)
+        return self.latents(normalised_BAD, layout, windows)
 
-    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout) -> Tensor:
+    def decode(self, states_BZ: Tensor, condition: Condition, layout: Layout, windows: Windows | None = None) -> Tensor:
         """Decodes latents by the tokeniser."""
-        return self.weights(states_BZ, layout)
+        return self.weights(states_BZ, layout, windows)
 
-    def latents(self, normalised_BAD: Tensor, layout: Layout) -> Tensor:
+    def latents(self, normalised_BAD: Tensor, layout: Layout, windows: Windows | None = None) -> Tensor:
         """Encodes weights to latents; unlike `encode` it takes no condition."""
         (tokenizer,) = self._frozen
         chunks = to_chunks(normalised_BAD, self._length)
-        positions_MG, mask_MK = (
-            part.to(chunks.device) for part in (tokenizer.positions(layout), tokenizer.mask(layout))
-        )
+        num_states = 1 if windows is None else chunks.shape[1]
+        positions, mask = (part.repeat_interleave(num_states, dim=0) for part in self._about(layout, windows, chunks))
         return (
-            tokenizer.latents(chunks.flatten(0, 1), positions_MG, mask_MK)
-            .flatten(1)
-            .unflatten(0, normalised_BAD.shape[:2])
+            tokenizer.latents(chunks.flatten(0, 1), positions, mask).flatten(1).unflatten(0, normalised_BAD.shape[:2])
         )
 
-    def weights(self, states_BZ: Tensor, layout: Layout) -> Tensor:
+    def weights(self, states_BZ: Tensor, layout: Layout, windows: Windows | None = None) -> Tensor:
         """Decodes latents to weights; unlike `decode` it takes no condition."""
         (tokenizer,) = self._frozen
-        positions_MG, mask_MK = (
-            part.to(states_BZ.device) for part in (tokenizer.positions(layout), tokenizer.mask(layout))
-        )
-        chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), positions_MG, mask_MK)
-        return from_chunks(chunks, layout.num_values)
+        chunks = tokenizer.decode_latents(to_chunks(states_BZ, self._length), *self._about(layout, windows, states_BZ))
+        return from_chunks(chunks, layout.num_values if windows is None else windows.num_values)
+
+    def _about(self, layout: Layout, windows: Windows | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns position features and mask of all chunks, or of those of windows, as the tokeniser has them."""
+        (tokenizer,) = self._frozen
+        index_BW = None if windows is None else windows.index_BW
+        positions, mask = tokenizer.positions(layout, index_BW), tokenizer.mask(layout, index_BW)
+        return positions.to(like.device), mask.to(like.device)
+
+    def _is_real(self, layout: Layout, windows: Windows) -> Tensor:
+        """Returns which latents are those of a network; one that fills up the last chunk is."""
+        is_real_BW = windows.index_BW < num_chunks(layout, self._length)
+        return is_real_BW.repeat_interleave(self._length, dim=1)
 
     def num_states(self, layout: Layout) -> int:
         """Returns the number of values of all chunks, including the padding of the last one."""

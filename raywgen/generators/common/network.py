@@ -8,6 +8,10 @@ from typing import Literal
 NetworkKind = Literal["auto", "head", "flat", "chunks", "latents"]
 
 
+MAX_ROWS = 16
+"""Windows of all networks that are written at once, by default."""
+
+
 @dataclass(kw_only=True)
 class NetworkConfig:
     """A network from states and support sets to weights.
@@ -20,6 +24,8 @@ class NetworkConfig:
         num_layers: Blocks.
         num_heads: Attention heads of `chunks`; twice as many must divide `width`.
         chunk_length: K of `chunks`.
+        window: Most chunks that `chunks` and `latents` see at once. Longer networks are trained on random windows of so
+            many chunks, and written window by window, none of which sees another. 0 for whole networks.
     """
 
     kind: NetworkKind = "auto"
@@ -27,10 +33,13 @@ class NetworkConfig:
     num_layers: int = 2
     num_heads: int = 4
     chunk_length: int = 32
+    window: int = 1024
 
     def __post_init__(self) -> None:
         counts = ("num_layers", "chunk_length", "num_heads", "width")
         if min(getattr(self, name) for name in counts) < 1:
             raise ValueError(f"{', '.join(counts)}: at least 1")
+        if self.window < 0:
+            raise ValueError(f"window={self.window}: give a number of chunks, or 0 for whole networks")
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width={self.width} must be a multiple of 2 * num_heads={2 * self.num_heads}")

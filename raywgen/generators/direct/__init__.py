@@ -16,7 +16,9 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.targets import normalised
 from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import (
     DataSpec,
     Generated,
@@ -27,7 +29,7 @@ from raywgen.generators.interface import (
     StageLoss,
     StageNeeds,
 )
-from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
+from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 
 @dataclass(kw_only=True)
@@ -72,10 +74,8 @@ class Direct(SupportSetGenerator[DirectConfig]):
         """Writes networks; the same support set gives the same network, whatever the temperature."""
         self.resolve_sampling(request.sampling)
         condition, layout = request.condition, request.layout
-        normalised_BD = self.map.decode(_states(self.map, condition, layout), condition, layout)
-        return Generated(
-            values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None
-        )
+        written_BD = _write(self.map, condition, layout, request.noise)
+        return Generated(values_BD=self.normalizer(layout, request.normalizer).denormalise(written_BD), log_prob_B=None)
 
 
 class _DirectStage(Stage):
@@ -87,17 +87,21 @@ class _DirectStage(Stage):
         self.map = network
         self.normalizers = normalizers
 
-    @property
-    def needs(self) -> StageNeeds:
-        """The stage needs the ends of trajectories alone, which are Mc-Di's last targets."""
-        return StageNeeds(num_targets=1)
-
 
 class RegressionStage(_DirectStage):
     """Minimises the squared error to the stored weights, in units of each tensor's scale."""
 
     name = "regression"
     is_optional = True
+
+    @property
+    def needs(self) -> StageNeeds:
+        """The stage needs the ends of trajectories alone, which are Mc-Di's last targets; windows may suffice."""
+        return StageNeeds(num_targets=1, whole_networks=self.map.window == 0)
+
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a random window of each network that is longer than the network's own."""
+        return self.map.draw_windows(layout, noise)
 
     @property
     def config(self) -> StageConfig:
@@ -110,10 +114,15 @@ class RegressionStage(_DirectStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the mean squared error per value."""
-        written_BD = _states(self.map, batch.condition, batch.layout)
-        stored_BD = self.normalizers[batch.layout.id][1].normalise(batch.values_BD)
-        states_B1D = self.map.encode(stored_BD.unsqueeze(1), batch.condition, batch.layout)
-        loss = (written_BD - states_B1D.squeeze(1)).square().mean()
+        batch = self.see(batch, noise)
+        condition, layout, windows = batch.condition, batch.layout, batch.windows
+        stored_B1D = normalised(batch.values_BD.unsqueeze(1), batch, self.normalizers)
+        states_BZ = self.map.encode(stored_B1D, condition, layout, windows).squeeze(1)
+        place = self.map.place(layout, windows)
+        condition_embedding = self.map.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
+        rows = Rows(condition_embedding, noise, place, states_BZ.shape[1])
+        square_BZ = (_states(self.map, rows, layout) - states_BZ).square()
+        loss = (square_BZ if place is None else square_BZ * place.weight_BX).mean()
         return StageLoss(loss=loss, metrics={})
 
 
@@ -122,6 +131,11 @@ class DirectTaskLossStage(_DirectStage):
 
     name = "task_loss"
     is_optional = True
+
+    @property
+    def needs(self) -> StageNeeds:
+        """The stage needs whole networks to run."""
+        return StageNeeds(num_targets=1)
 
     @property
     def config(self) -> StageConfig:
@@ -135,15 +149,22 @@ class DirectTaskLossStage(_DirectStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the class-balanced cross-entropy of the written networks."""
-        states_BD = _states(self.map, batch.condition, batch.layout)
-        written_BD = self.map.decode(states_BD, batch.condition, batch.layout)
+        written_BD = _write(self.map, batch.condition, batch.layout, noise)
         loss_B, accuracy_B = task_loss(self.normalizers[batch.layout.id][1].denormalise(written_BD), batch)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
 
 
-def _states(network: Denoiser, condition: Condition, layout: Layout) -> Tensor:
-    """Returns the network's output `(B, D)` for a zero state at the beginning of the chain."""
-    B = len(condition)
-    empty_B1D = condition.samples_BSF.new_zeros(B, 1, layout.num_values)
-    time_B1 = condition.samples_BSF.new_zeros(B, 1)
-    return network(empty_B1D, time_B1, condition.samples_BSF, condition.labels_BS, layout).squeeze(1)
+def _write(network: Denoiser, condition: Condition, layout: Layout, noise: KeyedNoise) -> Tensor:
+    """Returns weights in generator units, `(B, D)`."""
+    condition_embedding = network.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
+    return write_networks(
+        network, lambda rows: _states(network, rows, layout), condition_embedding, condition, layout, noise
+    )
+
+
+def _states(network: Denoiser, rows: Rows, layout: Layout) -> Tensor:
+    """Returns the network's output `(R, Z)` for a zero state at the beginning of the chain."""
+    embedding = rows.condition_embedding
+    empty_R1Z = torch.zeros(len(embedding), 1, rows.num_states, device=embedding.device)
+    time_R1 = torch.zeros(len(embedding), 1, device=embedding.device)
+    return network.predict(empty_R1Z, time_R1, embedding, layout, rows.place).squeeze(1)

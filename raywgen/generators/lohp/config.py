@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.common.network import MAX_ROWS, NetworkConfig
 from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 
 Objective = Literal["sub_trajectory", "trajectory", "detailed", "cloning"]
@@ -53,9 +53,16 @@ class LoHpSampling(Sampling):
     Attributes:
         num_steps: Evaluations of the policy, a multiple of the number of sub-trajectories and at most
             `path.num_steps`.
+        max_rows: Windows of all networks that are written at once, where networks are longer than `network.window`;
+            bounds the memory and changes nothing else.
     """
 
     num_steps: int = 3
+    max_rows: int = MAX_ROWS
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows}: must be at least 1")
 
 
 @dataclass(kw_only=True)
@@ -67,12 +74,14 @@ class PolicyConfig(StageConfig):
         lam: Geometric weight of a longer window in sub-trajectory balance (lambda).
         mix: Share of off-policy paths, from stored trajectories; 0 is on-policy alone, 1 off-policy alone.
         hybrid: `mixed`: whole paths are either; `spliced`: stored sub-trajectories are put into rollouts.
-        flow: `factored` over coordinates, each of which balances by itself, or `joint`: one balance for all.
+        flow: `factored` over coordinates, each of which balances by itself, or `joint`: one balance for all those of a
+            network or window.
         backward: `bridge` (fixed), or `learned`, which begins there.
         exploration: Extra spread of rollouts at the first step, as a share of the policy's own.
         exploration_steps: Optimiser steps until it has gone.
         replay_size: Batches of past rollouts that are kept, also in checkpoints, and drawn from; 0 keeps none.
-        task_reward: Weight of the task's loss in the reward of a path's end; 0 leaves tasks out of training.
+        task_reward: Weight of the task's loss in the reward of a path's end; 0 leaves tasks out of training. Above 0
+            networks must not be longer than `network.window`.
     """
 
     num_steps: int = 600

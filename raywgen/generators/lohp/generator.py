@@ -17,19 +17,23 @@ The choices, and why:
 - Stored sub-trajectories end at a draw from the reward, not at the target itself. At the target the reward would always
   be the same, and the flow could absorb what the policy should learn.
 - Generation follows the policy's mean from one predicted end to the next, by default with one evaluation for each.
+- Networks longer than a window are trained on and written in windows, each of which balances by itself. The task's loss
+  belongs to whole networks, so as a part of the reward it takes networks that are one window.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
 from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
-from raywgen.weights import NormalizerTable
+from raywgen.weights import Layout, NormalizerTable
 
 
 class LoHp(SupportSetGenerator[LoHpConfig]):
@@ -42,6 +46,8 @@ class LoHp(SupportSetGenerator[LoHpConfig]):
     def __init__(self, config: LoHpConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, config.network, normalizers, data)
         self.policy = Policy(config, self.normalizers, data)
+        if config.policy.task_reward > 0:
+            self._check_whole()
 
     @property
     def network(self) -> Denoiser:
@@ -63,17 +69,45 @@ class LoHp(SupportSetGenerator[LoHpConfig]):
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, LoHpSampling)
         condition, layout, temperature = request.condition, request.layout, request.temperature
+        net, condition_embedding = self.policy.forward_net, self.policy.embed_forward_condition(condition, layout)
+
+        def follow(rows: Rows) -> Tensor:
+            return self._follow(rows, layout, sampling.num_steps, temperature)
+
+        normalised_BD = write_networks(
+            net, follow, condition_embedding, condition, layout, request.noise, sampling.max_rows
+        )
+        values_BD = self.normalizer(layout, request.normalizer).denormalise(normalised_BD)
+        return Generated(values_BD=values_BD, log_prob_B=None)
+
+    def _follow(self, rows: Rows, layout: Layout, num_steps: int, temperature: float) -> Tensor:
+        """Returns the states of some rows at the end of the path, `(R, Z)`."""
         path, net = self.config.path, self.policy.forward_net
-        condition_embedding = self.policy.embed_forward_condition(condition, layout)
-        x_BD = condition_embedding.new_zeros(len(condition), net.num_states(layout))
-        each = sampling.num_steps // path.num_targets
+        x_RZ = rows.condition_embedding.new_zeros(len(rows.condition_embedding), rows.num_states)
+        each = num_steps // path.num_targets
         for i in range(path.num_targets):
-            start_BD = x_BD
+            start_RZ = x_RZ
             for n in range(each):
                 step_1 = torch.tensor([i * path.length + n * path.length // each])
-                ends_BD = self.policy.ends(net, x_BD.unsqueeze(1), step_1, condition_embedding, layout).squeeze(1)
-                x_BD = x_BD + (ends_BD - start_BD) / each
+                x_R1Z = x_RZ.unsqueeze(1)
+                ends_RZ = self.policy.ends(net, x_R1Z, step_1, rows.condition_embedding, layout, rows.place).squeeze(1)
+                x_RZ = x_RZ + (ends_RZ - start_RZ) / each
                 if temperature > 0:
-                    x_BD = x_BD + temperature * path.noise / each**0.5 * request.noise.normal(x_BD.shape[1])
-        values_BD = self.normalizer(layout, request.normalizer).denormalise(net.decode(x_BD, condition, layout))
-        return Generated(values_BD=values_BD, log_prob_B=None)
+                    x_RZ = x_RZ + temperature * path.noise / each**0.5 * rows.noise.normal(x_RZ.shape[1])
+        return x_RZ
+
+    def _check_whole(self) -> None:
+        """Refuses a reward that takes whole networks where only windows of them are seen.
+
+        Raises:
+            ValueError: A layout is longer than a window.
+        """
+        net, config = self.policy.forward_net, self.config
+        for layout in self.layouts:
+            windows = net.all_windows(layout)
+            if windows is not None:
+                raise ValueError(
+                    f"policy.task_reward={config.policy.task_reward:g} takes the task's loss of whole networks, but of "
+                    f"those of {layout.num_values:,} values network.window={net.window} sees {windows.num_values:,} at "
+                    "once; give policy.task_reward=0, or network.window=0 if whole networks fit into memory"
+                )

@@ -24,19 +24,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.denoisers import Denoiser, build_denoiser
+from raywgen.generators.common.denoisers import Denoiser, Place, build_denoiser
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp.config import LoHpConfig
-from raywgen.weights import Condition, Layout, NormalizerTable
+from raywgen.weights import Condition, Layout, NormalizerTable, Windows
 
 
 class EmbeddedCondition(NamedTuple):
-    """The embedded conditions of a batch, for each network that reads them, and `log Z` of each sub-trajectory."""
+    """The embedded conditions of a batch, for each network that reads them, and `log Z` of each sub-trajectory.
+
+    Where the batch holds windows, `place` says where they lie, and `log Z` is that of a window.
+    """
 
     forward: Tensor
     flow: Tensor
     backward: Tensor | None
     log_z_BA: Tensor
+    place: Place | None = None
 
 
 class Policy(nn.Module):
@@ -63,8 +67,10 @@ class Policy(nn.Module):
         nn.init.zeros_(self.log_z_net.weight)
         nn.init.zeros_(self.log_z_net.bias)
 
-    def embed_condition(self, condition: Condition, layout: Layout) -> EmbeddedCondition:
-        """Embeds support sets and the named optimisers."""
+    def embed_condition(
+        self, condition: Condition, layout: Layout, windows: Windows | None = None
+    ) -> EmbeddedCondition:
+        """Embeds support sets, the named optimisers, and where windows lie."""
         known = (condition.samples_BSF, condition.labels_BS, layout)
         named = self._named(condition)
         nets = (self.forward_net, self.flow_net, self.backward_net)
@@ -72,17 +78,26 @@ class Policy(nn.Module):
         assert forward is not None
         assert flow is not None
         pooled = flow if flow.dim() == 2 else flow.mean(dim=1)
-        return EmbeddedCondition(forward=forward, flow=flow, backward=backward, log_z_BA=self.log_z_net(pooled))
+        log_z_BA, place = self.log_z_net(pooled), self.forward_net.place(layout, windows)
+        return EmbeddedCondition(forward=forward, flow=flow, backward=backward, log_z_BA=log_z_BA, place=place)
 
     def embed_forward_condition(self, condition: Condition, layout: Layout) -> Tensor:
         """Embeds the condition of the forward policy alone, as generation needs it."""
         condition_embedding = self.forward_net.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
         return _with(condition_embedding, self._named(condition))
 
-    def ends(self, net: Denoiser, x_BnD: Tensor, step_n: Tensor, condition_embedding: Tensor, layout: Layout) -> Tensor:
+    def ends(
+        self,
+        net: Denoiser,
+        x_BnD: Tensor,
+        step_n: Tensor,
+        condition_embedding: Tensor,
+        layout: Layout,
+        place: Place | None = None,
+    ) -> Tensor:
         """Evaluates a network on states `(B, n, D)` at steps int64 `(n,)` of the whole path; returns `(B, n, D)`."""
         time_Bn = (step_n / self.path.num_steps).expand(x_BnD.shape[:2]).to(x_BnD.device)
-        return net.predict(x_BnD, time_Bn, condition_embedding, layout)
+        return net.predict(x_BnD, time_Bn, condition_embedding, layout, place)
 
     def _named(self, condition: Condition) -> Tensor:
         """Returns the embedding of each named optimiser, `(B, T)`; without a name, the mean of all."""

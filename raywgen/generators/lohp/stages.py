@@ -2,7 +2,9 @@
 
 Stage I is the zoo: it makes trajectories of several optimisers, with and without SAM.
 
-Here A counts sub-trajectories (one for each local target), L the steps of each, and D the values of a state.
+Here A counts sub-trajectories (one for each local target), L the steps of each, and D the values of a state, which may
+be that of a window. Given condition and position, windows are independent of each other: policy, flow and the reward of
+local targets factor over them, so each balances by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.denoisers import Place
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.interface import AllReduce, ParameterUse, Stage, StageLoss, StageNeeds
@@ -27,7 +30,7 @@ from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
 from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.policy import EmbeddedCondition, Policy
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
-from raywgen.weights import KeyedNoise, NormalizerTable, WeightBatch
+from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 
 class PolicyStage(Stage):
@@ -50,8 +53,13 @@ class PolicyStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """The stage needs tasks, and local targets of trajectories of whole networks."""
-        return StageNeeds(num_targets=self._config.path.num_targets)
+        """The stage needs tasks and local targets; whole networks only without windows, or for the task's loss."""
+        whole_networks = self.policy.forward_net.window == 0 or self.config.task_reward > 0
+        return StageNeeds(num_targets=self._config.path.num_targets, whole_networks=whole_networks)
+
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a random window of each network that is longer than the policy's, the same for all its targets."""
+        return self.policy.forward_net.draw_windows(layout, noise)
 
     @property
     def parameter_use(self) -> ParameterUse:
@@ -68,16 +76,17 @@ class PolicyStage(Stage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the balance loss of this batch's paths, averaged with that of a replayed batch if there is one."""
+        batch = self.see(batch, noise)
         if self.config.objective == "cloning":
             return self._cloning(batch)
-        embedded = self.policy.embed_condition(batch.condition, batch.layout)
+        embedded = self.policy.embed_condition(batch.condition, batch.layout, batch.windows)
         targets_BAD = self._targets(batch)
         rollout = self._roll_out(batch, targets_BAD, embedded, noise)
         loss, metrics = self._balance(rollout, targets_BAD, embedded)
         if self.training and self.config.replay_size:
             if len(self._replay):
                 past = self._replay.draw(self._step(batch))
-                embedded = self.policy.embed_condition(past.batch.condition, past.batch.layout)
+                embedded = self.policy.embed_condition(past.batch.condition, past.batch.layout, past.batch.windows)
                 replayed, _ = self._balance(past, self._targets(past.batch), embedded)
                 loss = (loss + replayed) / 2
             self._new.append(rollout)
@@ -114,10 +123,9 @@ class PolicyStage(Stage):
         states_BALD = starts_BAD.unsqueeze(2) + share_L1 * (targets_BAD - starts_BAD).unsqueeze(2)
         embedded = self.policy.embed_forward_condition(batch.condition, batch.layout)
         net, step_n = self.policy.forward_net, torch.arange(k * L)
-        ends_BALD = self.policy.ends(net, states_BALD.flatten(1, 2), step_n, embedded, batch.layout).unflatten(
-            1, (k, L)
-        )
-        loss = (ends_BALD - targets_BAD.unsqueeze(2)).square().mean()
+        place = net.place(batch.layout, batch.windows)
+        ends_BnD = self.policy.ends(net, states_BALD.flatten(1, 2), step_n, embedded, batch.layout, place)
+        loss = _mean_square(ends_BnD.unflatten(1, (k, L)) - targets_BAD.unsqueeze(2), place)
         return StageLoss(loss=loss, metrics={"distance": loss.detach()})
 
     def _roll_out(
@@ -127,7 +135,8 @@ class PolicyStage(Stage):
 
         def ends(x_BD: Tensor, step: int) -> Tensor:
             at = torch.tensor([step])
-            return self.policy.ends(net, x_BD.unsqueeze(1), at, embedded.forward, batch.layout).squeeze(1)
+            x_B1D = x_BD.unsqueeze(1)
+            return self.policy.ends(net, x_B1D, at, embedded.forward, batch.layout, embedded.place).squeeze(1)
 
         is_stored_BA = draw_stored(noise, targets_BAD.shape[1], config.mix, config.hybrid)
         left = max(0.0, 1 - self._step(batch) / max(1, config.exploration_steps)) if self.training else 0.0
@@ -147,11 +156,15 @@ class PolicyStage(Stage):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the objective over all sub-trajectories, and metrics."""
         g_BALD, ends_BALD = self._potentials(rollout, targets_BAD, embedded)
+        place = embedded.place
         if self.config.flow == "joint":
             # Divided by the root of D, so that a sum over thousands of values keeps the size of one.
-            g_BALD = g_BALD.sum(dim=-1, keepdim=True) / targets_BAD.shape[-1] ** 0.5
+            real_BALD = g_BALD if place is None else g_BALD * place.is_real_BX[:, None, None]
+            g_BALD = real_BALD.sum(dim=-1, keepdim=True) / _num_values(targets_BAD, place) ** 0.5
+        elif place is not None:
+            g_BALD = g_BALD * place.weight_BX[:, None, None].sqrt()  # Every objective is quadratic in g.
         loss = self._objective(g_BALD.flatten(0, 1))
-        distance = (ends_BALD - targets_BAD.unsqueeze(2)).square().mean()
+        distance = _mean_square(ends_BALD - targets_BAD.unsqueeze(2), place)
         return loss, {"balance": loss.detach(), "distance": distance.detach()}
 
     def _objective(self, g_NLD: Tensor) -> Tensor:
@@ -173,7 +186,8 @@ class PolicyStage(Stage):
         step_AL = torch.arange(k * L).view(k, L)
 
         def said(net, x: Tensor, step: Tensor, known: Tensor) -> Tensor:
-            return self.policy.ends(net, x.flatten(1, 2), step.flatten(), known, layout).unflatten(1, (k, -1))
+            ends = self.policy.ends(net, x.flatten(1, 2), step.flatten(), known, layout, embedded.place)
+            return ends.unflatten(1, (k, -1))
 
         ends_BALD = said(self.policy.forward_net, x_BALD, step_AL, embedded.forward)
         log_forward = forward_log_prob(next_BALD, x_BALD, (ends_BALD - start_BA1D) / L, sigma)
@@ -184,7 +198,7 @@ class PolicyStage(Stage):
             pinned = start_BA1D + self.policy.backward_share * moved
         n_L1, zero = torch.arange(L, device=states_BALD.device).unsqueeze(1), torch.zeros((), device=states_BALD.device)
         log_backward = bridge_log_prob(x_BALD, next_BALD, pinned, n_L1, sigma)
-        log_z = embedded.log_z_BA.view(B, k, 1, 1) / D
+        log_z = embedded.log_z_BA.view(B, k, 1, 1) / _num_values(targets_BAD, embedded.place)
         log_flow = [log_z.expand(B, k, 1, D)]
         if L > 1:
             flow_ends = said(self.policy.flow_net, states_BALD[:, :, 1:-1], step_AL[:, 1:], embedded.flow)
@@ -216,6 +230,16 @@ class PolicyStage(Stage):
         return batch.sample_index_B % self.config.batch_size
 
     def _targets(self, batch: WeightBatch) -> Tensor:
-        return self.policy.forward_net.encode(
-            normalised_targets(batch, self.normalizers), batch.condition, batch.layout
-        )
+        targets_BAD = normalised_targets(batch, self.normalizers)
+        return self.policy.forward_net.encode(targets_BAD, batch.condition, batch.layout, batch.windows)
+
+
+def _mean_square(error_BALD: Tensor, place: Place | None) -> Tensor:
+    """Returns the mean squared error, over values that exist where these are windows."""
+    square_BALD = error_BALD.square()
+    return square_BALD.mean() if place is None else (square_BALD * place.weight_BX[:, None, None]).mean()
+
+
+def _num_values(targets_BAD: Tensor, place: Place | None) -> int | Tensor:
+    """Returns the number of values of a state, for windows that of those that exist, `(B, 1, 1, 1)`."""
+    return targets_BAD.shape[-1] if place is None else place.is_real_BX.sum(dim=-1).view(-1, 1, 1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raywgen.generators.common.network import NetworkConfig
+from raywgen.generators.common.network import MAX_ROWS, NetworkConfig
 from raywgen.generators.common.tokenizer import VQVAEConfig
 from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting
@@ -56,10 +56,17 @@ class McDiSampling(Sampling):
     Attributes:
         sampler: `mean`, `stochastic` or `deterministic`.
         num_steps: Evaluations of the denoiser, at most `diffusion.num_steps`.
+        max_rows: Windows of all networks that are written at once, where networks are longer than `network.window`;
+            bounds the memory and changes nothing else.
     """
 
     sampler: Sampler = "mean"
     num_steps: int = 20
+    max_rows: int = MAX_ROWS
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows}: must be at least 1")
 
 
 @dataclass(kw_only=True)

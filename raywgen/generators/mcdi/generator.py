@@ -33,7 +33,7 @@ from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
 from raywgen.generators.mcdi.config import McDiConfig, McDiSampling
-from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, run_sampler
+from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, write_by_sampler
 from raywgen.weights import Layout, NormalizerTable
 
 
@@ -69,12 +69,16 @@ class McDi(SupportSetGenerator[McDiConfig]):
         assert isinstance(sampling, McDiSampling)
         condition, layout, temperature = request.condition, request.layout, request.temperature
         condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
-        start_BD = temperature * request.noise.normal(self.denoiser.num_states(layout))
-        diffusion = self.config.diffusion
-        states_BD = run_sampler(
-            self.denoiser, condition_embedding, layout, start_BD, diffusion, sampling, request.noise, temperature
+        normalised_BD = write_by_sampler(
+            self.denoiser,
+            condition_embedding,
+            condition,
+            layout,
+            self.config.diffusion,
+            sampling,
+            request.noise,
+            temperature,
         )
-        normalised_BD = self.denoiser.decode(states_BD, condition, layout)
         return Generated(
             values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None
         )

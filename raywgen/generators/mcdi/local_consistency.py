@@ -53,6 +53,7 @@ def local_consistency_loss(
     *,
     parameterisation: Parameterisation,
     weighting: Weighting,
+    weight_BD: Tensor | None = None,
 ) -> Tensor:
     """Returns `|| sqrt(1 - abar_t^i) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 / D`, `(B,)` (Mc-Di, section 3.2).
 
@@ -64,18 +65,23 @@ def local_consistency_loss(
         local_abar_B: Signal of the i-th local chain at t, at least `abar_B`.
         parameterisation: Whether the prediction is `noise` or `weights`.
         weighting: Factor over time: `paper`, `noise`, `weights` or `local`; see the module's docstring.
+        weight_BD: Weight of each value in the mean over D, 1 on average; equal for all by default.
     """
     abar_B1, local_B1 = abar_B.unsqueeze(-1), local_abar_B.unsqueeze(-1)
     factor_B = _factor(weighting, abar_B, local_abar_B)
     if parameterisation == "noise":
         residual_BD = (1 - local_B1).sqrt() * prediction_BD - (1 - abar_B1).sqrt() * eps_BD
-        return factor_B * residual_BD.square().mean(dim=-1)
+        return factor_B * _mean(residual_BD.square(), weight_BD)
     x_BD = noised(target_BD, local_abar_B, eps_BD)
     c_B1 = abar_B1 / local_B1
     x_share_B1 = local_B1.sqrt() * (1 - c_B1) / (1 - abar_B1)
     implied_BD = x_share_B1 * x_BD + (1 - local_B1) / (1 - abar_B1) * c_B1.sqrt() * prediction_BD
     squared_residual_per_local_B = (1 - abar_B) * local_abar_B / (1 - local_abar_B)
-    return factor_B * squared_residual_per_local_B * (target_BD - implied_BD).square().mean(dim=-1)
+    return factor_B * squared_residual_per_local_B * _mean((target_BD - implied_BD).square(), weight_BD)
+
+
+def _mean(square_BD: Tensor, weight_BD: Tensor | None) -> Tensor:
+    return (square_BD if weight_BD is None else weight_BD * square_BD).mean(dim=-1)
 
 
 def _factor(weighting: Weighting, abar_B: Tensor, local_abar_B: Tensor) -> Tensor:

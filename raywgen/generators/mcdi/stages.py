@@ -1,7 +1,7 @@
 """The stages that train Mc-Di: local consistency, meta-learned by Reptile or jointly; then the task's own loss.
 
 Shape letters beyond the legend in `raywgen.weights`: n noised versions of a network, Z values of a denoised state. A
-counts local targets.
+counts local targets. D values may also be those of a window.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from raywgen.generators.common.denoisers import Denoiser
+from raywgen.generators.common.denoisers import Denoiser, Place
 from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
-from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
+from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 
 class Draws(NamedTuple):
@@ -82,8 +83,13 @@ def draw(
     return steps
 
 
-def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, config: DiffusionConfig) -> Tensor:
-    """Returns the mean local consistency loss of some draws; `predict` takes noised weights and time."""
+def consistency_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, config: DiffusionConfig, place: Place | None = None
+) -> Tensor:
+    """Returns the mean local consistency loss of some draws, with `place` over values that exist in the windows.
+
+    `predict` takes noised weights and time.
+    """
     x_BnD = noised(draws.target_BnD, draws.local_abar_Bn, draws.eps_BnD)
     return local_consistency_loss(
         predict(x_BnD, draws.time_Bn),
@@ -93,6 +99,7 @@ def consistency_loss(predict: Callable[[Tensor, Tensor], Tensor], draws: Draws, 
         draws.local_abar_Bn,
         parameterisation=config.parameterisation,
         weighting=config.weighting,
+        weight_BD=None if place is None else place.weight_BX.unsqueeze(1),
     ).mean()
 
 
@@ -105,17 +112,13 @@ class _McDiStage(Stage):
         self.denoiser = denoiser
         self.normalizers = normalizers
 
-    @property
-    def needs(self) -> StageNeeds:
-        """The stage needs tasks, and local targets of trajectories of whole networks."""
-        return StageNeeds(num_targets=self._config.diffusion.num_targets)
-
     def _measure(self, batches: Iterable[WeightBatch]) -> None:
         self.denoiser.setup(batches, predicts_weights=self._config.diffusion.parameterisation == "weights")
 
     def _targets(self, batch: WeightBatch) -> Tensor:
         """Returns the batch's local targets as states, `(B, A, Z)`."""
-        return self.denoiser.encode(normalised_targets(batch, self.normalizers), batch.condition, batch.layout)
+        targets_BAD = normalised_targets(batch, self.normalizers)
+        return self.denoiser.encode(targets_BAD, batch.condition, batch.layout, batch.windows)
 
 
 class DenoiserStage(_McDiStage):
@@ -129,6 +132,16 @@ class DenoiserStage(_McDiStage):
         """Returns the settings of this stage."""
         return self._config.denoiser
 
+    @property
+    def needs(self) -> StageNeeds:
+        """The stage needs tasks, and local targets of trajectories; windows suffice where the denoiser sees windows."""
+        num_targets = self._config.diffusion.num_targets
+        return StageNeeds(num_targets=num_targets, whole_networks=self.denoiser.window == 0)
+
+    def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
+        """Draws a random window of each network that is longer than the denoiser's, the same for all its targets."""
+        return self.denoiser.draw_windows(layout, noise)
+
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the denoiser's statistics of support sets."""
         self._measure(batches)
@@ -140,43 +153,55 @@ class DenoiserStage(_McDiStage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns Reptile's pseudo-gradient loss in meta-training, else (also in validation) the plain loss."""
-        targets_BAD = self._targets(batch)
+        batch = self.see(batch, noise)
+        targets_BAD, place = self._targets(batch), self.denoiser.place(batch.layout, batch.windows)
         if self.training and self.config.meta == "reptile":
-            return self._reptile(targets_BAD, batch, noise)
+            return self._reptile(targets_BAD, batch, noise, place)
         (draws,) = draw(targets_BAD, self._config.diffusion, noise, self.config.num_draws)
         condition = batch.condition
 
         def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
-            return self.denoiser(x_BnD, time_Bn, condition.samples_BSF, condition.labels_BS, batch.layout)
+            return self.denoiser(x_BnD, time_Bn, condition.samples_BSF, condition.labels_BS, batch.layout, place)
 
-        loss = consistency_loss(predict, draws, self._config.diffusion)
+        loss = consistency_loss(predict, draws, self._config.diffusion, place)
         return StageLoss(loss=loss, metrics={"consistency": loss.detach()})
 
-    def _reptile(self, targets_BAD: Tensor, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+    def _reptile(self, targets_BAD: Tensor, batch: WeightBatch, noise: KeyedNoise, place: Place | None) -> StageLoss:
         config, diffusion, layout = self.config, self._config.diffusion, batch.layout
         parameters = dict(self.denoiser.named_parameters())
 
-        def loss_of_item(own: dict[str, Tensor], samples_SF: Tensor, labels_S: Tensor, *tensors: Tensor) -> Tensor:
-            def predict(x_1nD: Tensor, time_1n: Tensor) -> Tensor:
-                support = (samples_SF.unsqueeze(0), labels_S.unsqueeze(0))
-                return functional_call(self.denoiser, own, (x_1nD, time_1n, *support, layout))
+        def loss_of_item(own: dict[str, Tensor], *tensors: Tensor) -> Tensor:
+            samples_1SF, labels_1S, *rest = (tensor.unsqueeze(0) for tensor in tensors)
+            draws, where = Draws(*rest[: len(Draws._fields)]), rest[len(Draws._fields) :]
+            own_place = Place(*where) if where else None
 
-            return consistency_loss(predict, Draws(*(tensor.unsqueeze(0) for tensor in tensors)), diffusion)
+            def predict(x_1nD: Tensor, time_1n: Tensor) -> Tensor:
+                return functional_call(self.denoiser, own, (x_1nD, time_1n, samples_1SF, labels_1S, layout, own_place))
+
+            return consistency_loss(predict, draws, diffusion, own_place)
 
         steps = draw(targets_BAD, diffusion, noise, config.num_draws, config.inner_steps)
         support = (batch.condition.samples_BSF, batch.condition.labels_BS)
         adapted, first_loss_B = adapt(
-            parameters, loss_of_item, [(*support, *draws) for draws in steps], config.inner_rate
+            parameters, loss_of_item, [(*support, *draws, *(place or ())) for draws in steps], config.inner_rate
         )
         loss = pseudo_gradient_loss(parameters, adapted)
         return StageLoss(loss=loss, metrics={"consistency": first_loss_B.mean()})
 
 
 class McDiTaskLossStage(_McDiStage):
-    """Trains the denoiser through a short sampler by the task's loss on support and query samples."""
+    """Trains the denoiser through a short sampler by the task's loss on support and query samples.
+
+    Networks longer than the denoiser's window are written window by window, as in generation, and run as a whole.
+    """
 
     name = "task_loss"
     is_optional = True
+
+    @property
+    def needs(self) -> StageNeeds:
+        """The stage needs tasks, whole networks to run, and local targets of trajectories."""
+        return StageNeeds(num_targets=self._config.diffusion.num_targets)
 
     @property
     def config(self) -> McDiTaskLossConfig:
@@ -196,20 +221,22 @@ class McDiTaskLossStage(_McDiStage):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the task's loss of the sampled networks, plus the weighted consistency loss."""
         condition, layout = batch.condition, batch.layout
-        condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
-        start_BD = noise.normal(self.denoiser.num_states(layout))
         sampling = replace(self._config.sampling, num_steps=self.config.sampling_steps)
-        states_BD = run_sampler(
-            self.denoiser, condition_embedding, layout, start_BD, self._config.diffusion, sampling, noise
+        condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
+        written_BD = write_by_sampler(
+            self.denoiser, condition_embedding, condition, layout, self._config.diffusion, sampling, noise
         )
-        values_BD = self.normalizers[layout.id][1].denormalise(self.denoiser.decode(states_BD, condition, layout))
+        values_BD = self.normalizers[layout.id][1].denormalise(written_BD)
         loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
-        (draws,) = draw(self._targets(batch), self._config.diffusion, noise, 1)
+        windows = self.denoiser.draw_windows(layout, noise)
+        seen = batch if windows is None else batch.cut(windows)
+        (draws,) = draw(self._targets(seen), self._config.diffusion, noise, 1)
+        place = self.denoiser.place(layout, windows)
 
         def predict(x_BnD: Tensor, time_Bn: Tensor) -> Tensor:
-            return self.denoiser.predict(x_BnD, time_Bn, condition_embedding, layout)
+            return self.denoiser.predict(x_BnD, time_Bn, condition_embedding, layout, place)
 
-        consistency = consistency_loss(predict, draws, self._config.diffusion)
+        consistency = consistency_loss(predict, draws, self._config.diffusion, place)
         metrics = {
             "task_loss": loss_B.mean().detach(),
             "accuracy": accuracy_B.mean().detach(),
@@ -218,30 +245,49 @@ class McDiTaskLossStage(_McDiStage):
         return StageLoss(loss=loss_B.mean() + self.config.consistency * consistency, metrics=metrics)
 
 
-def run_sampler(
+def write_by_sampler(
     denoiser: Denoiser,
     condition_embedding: Tensor,
+    condition: Condition,
     layout: Layout,
-    start_BD: Tensor,
     config: DiffusionConfig,
     sampling: McDiSampling,
     noise: KeyedNoise,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Returns the states `(B, D)` at the end of the chain, given noise and embedded conditions."""
+    """Runs the sampler from noise to weights in generator units, `(B, D)`; the temperature scales all noise."""
+
+    def follow(rows: Rows) -> Tensor:
+        start_RZ = temperature * rows.noise.normal(rows.num_states)
+        return run_sampler(denoiser, rows, layout, start_RZ, config, sampling, temperature)
+
+    return write_networks(denoiser, follow, condition_embedding, condition, layout, noise, sampling.max_rows)
+
+
+def run_sampler(
+    denoiser: Denoiser,
+    rows: Rows,
+    layout: Layout,
+    start_RZ: Tensor,
+    config: DiffusionConfig,
+    sampling: McDiSampling,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Returns the states of some rows at the end of the chain, `(R, Z)`, given those at its start."""
     T = config.num_steps
 
-    def predict(x_BD: Tensor, t_B: Tensor) -> Tensor:
-        return denoiser.predict(x_BD.unsqueeze(1), (t_B / T).unsqueeze(1), condition_embedding, layout).squeeze(1)
+    def predict(x_RZ: Tensor, t_R: Tensor) -> Tensor:
+        x_R1Z, time_R1 = x_RZ.unsqueeze(1), (t_R / T).unsqueeze(1)
+        return denoiser.predict(x_R1Z, time_R1, rows.condition_embedding, layout, rows.place).squeeze(1)
 
     return sample(
         predict,
-        start_BD,
+        start_RZ,
         config.chain(),
         parameterisation=config.parameterisation,
         sampler=sampling.sampler,
         num_steps=sampling.num_steps,
-        noise=noise,
+        noise=rows.noise,
         temperature=temperature,
     )
 

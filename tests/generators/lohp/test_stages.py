@@ -70,7 +70,7 @@ class Known(nn.Module):
         super().__init__()
         self.targets_BAD, self.length = targets_BAD, length
 
-    def predict(self, x_BnD: Tensor, time_Bn: Tensor, condition_embedding: Tensor, layout: object) -> Tensor:
+    def predict(self, x_BnD: Tensor, time_Bn: Tensor, *_: object) -> Tensor:
         k = self.targets_BAD.shape[1]
         place_Bn = (time_Bn * k * self.length).round().long() // self.length
         return self.targets_BAD.gather(1, place_Bn.unsqueeze(2).expand(-1, -1, x_BnD.shape[2]))

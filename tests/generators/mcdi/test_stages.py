@@ -19,6 +19,7 @@ from torch import Tensor
 from raywgen.generators import GenerationRequest, OptimizerConfig, Stage
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.writing import Rows
 from raywgen.generators.mcdi import McDi, McDiSampling
 from raywgen.generators.mcdi.config import DiffusionConfig, Spans
 from raywgen.generators.mcdi.local_consistency import noised
@@ -350,9 +351,8 @@ def test_the_sampler_is_differentiable_by_finite_differences(sampler: Sampler, p
     def loss() -> Tensor:
         condition_embedding = denoiser.embed_condition(support.samples_BSF, support.labels_BS, batch.layout)
         sampling, noise = McDiSampling(sampler=sampler, num_steps=3), KeyedNoise(0, torch.arange(4))
-        values_BD = run_sampler(
-            denoiser, condition_embedding, batch.layout, start_BD, generator.config.diffusion, sampling, noise
-        )
+        rows = Rows(condition_embedding, noise, None, start_BD.shape[1])
+        values_BD = run_sampler(denoiser, rows, batch.layout, start_BD, generator.config.diffusion, sampling)
         return task_loss(values_BD, batch)[0].mean()
 
     loss().backward()
