@@ -103,7 +103,7 @@ def tokenizer_report(
 
 @dataclass(slots=True)
 class _Tally:
-    """What is counted over the networks of a split, block by block.
+    """Counts over the networks of a split, block by block.
 
     Attributes:
         usage_LV: Uses of each code of each level, by tokens that carry values.
