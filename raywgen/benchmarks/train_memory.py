@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isqrt
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -25,9 +26,10 @@ import torch
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.commit import commit_corpus
-from raywgen.corpus.facts import CheckpointFacts, NetworkFacts
+from raywgen.corpus.facts import CheckpointFacts, NetworkFacts, TaskFacts
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.generators.bundle import build_generator
+from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.config import load_train_config
@@ -36,7 +38,6 @@ from raywgen.training.engine import LocalEngine
 from raywgen.training.rows import RunRows, data_digest
 from raywgen.weights import Layout
 
-_TENSOR = 1 << 20
 _SMALL = 100_000
 _PERIOD = 0.002
 _GIB = 2**30
@@ -57,6 +58,22 @@ _SETTINGS = {
         "generator.prior.window=256",
         "generator.task_loss.num_steps=0",
     ],
+    "mcdi": [
+        "method=mcdi",
+        "generator.diffusion.num_targets=2",
+        "generator.denoiser.num_steps=3",
+        "generator.denoiser.batch_size=8",
+        "generator.denoiser.meta=joint",
+        "generator.network.kind=chunks",
+    ],
+    "lohp": [
+        "method=lohp",
+        "generator.path={num_steps: 4, length: 2}",
+        "generator.sampling.num_steps=2",
+        "generator.policy.num_steps=3",
+        "generator.policy.batch_size=8",
+        "generator.network.kind=chunks",
+    ],
 }
 
 
@@ -65,7 +82,7 @@ class TrainMemoryConfig:
     """The corpora, and what is trained on them.
 
     Attributes:
-        methods: What is trained: `tokenizer`, `prior`.
+        methods: What is trained: `tokenizer`, `prior`, `mcdi`, `lohp`.
         num_networks: N of the corpora that differ in it.
         network_values: D of these.
         sizes: D of the corpora that differ in it.
@@ -132,23 +149,36 @@ def _corpus(folder: Path, num: int, num_values: int) -> str:
     path = folder / f"corpus-{num}-{num_values}"
     if (path / "manifest.json").is_file():
         return str(path)
-    parts = [_TENSOR] * (num_values // _TENSOR) + ([num_values % _TENSOR] if num_values % _TENSOR else [])
-    shapes = {f"{index}.weight": (1024, 1024) if size == _TENSOR else (size,) for index, size in enumerate(parts)}
+    width = isqrt(num_values)
+    recipe = {"name": "mlp", "widths": [64, width, width, 2]}
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build_network(recipe).state_dict().items()}
     layout = Layout.from_state_dict({name: torch.empty(shape) for name, shape in shapes.items()})
+    labels = [0, 2, 4, 6, 8]
+    task = build_task({"name": "digits-subset", "labels": labels})
+    facts_of_task = TaskFacts(
+        task_id="even",
+        instruction=task.instruction,
+        split="seen",
+        recipe={"name": "digits-subset", "labels": labels},
+        samples_SF=task.train_x_SF[:64],
+        labels_S=task.train_y_S[:64],
+    )
     shards: list[Shard] = []
     for index in range(num):
         generator = torch.Generator().manual_seed(index)
         state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         facts = CheckpointFacts(
             checkpoint_id=f"network-{index}",
-            trajectory_id=f"network-{index}",
-            task_id=None,
+            # Two states of each run, which Mc-Di and Lo-Hp learn from.
+            trajectory_id=f"run-{index // 2}",
+            task_id="even",
             layout_id=layout.id,
-            step=0,
+            step=1 + index % 2,
             split="train",
             start="own",
             base_id=None,
-            start_seed=index,
+            start_seed=index // 2,
             order_seed=0,
             optimizer="none",
             learning_rate=0.0,
@@ -159,8 +189,8 @@ def _corpus(folder: Path, num: int, num_values: int) -> str:
         )
         packed_1P = layout.pack(state).unsqueeze(0)
         shards.append(write_shard(str(path), f"network-{index}", layout, [facts], packed_1P, is_finite=True))
-    network = NetworkFacts(name="stack", layout=layout, recipe={})
-    commit_corpus(str(path), shards=shards, tasks=[], networks=[network], recipe={"benchmark": "train-memory"})
+    network = NetworkFacts(name="mlp", layout=layout, recipe=recipe)
+    commit_corpus(str(path), shards=shards, tasks=[facts_of_task], networks=[network], recipe={"benchmark": "memory"})
     return str(path)
 
 
@@ -246,7 +276,13 @@ def _stepper(method: str, location: str) -> Callable[[int], None]:
     generator = build_generator(
         config.method, config.generator, measure_normalizers(corpus), data_spec(corpus), config.seed
     )
-    plan = BatchPlan(RunRows.of(corpus).train, seed=0, num_condition_samples=1, num_query_samples=1)
+    plan = BatchPlan(
+        RunRows.of(corpus).train,
+        seed=0,
+        num_condition_samples=4,
+        num_query_samples=4,
+        num_targets=generator.needs.num_targets,
+    )
     first, stage = generator.stages()[0], generator.stages()[-1]
     view = StageView(first, 0, 0)
     first.setup((plan.for_stage(step, first.config.batch_size, view, whole=True)[0] for step in range(2)), 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raywgen.generators import Stage
 from raywgen.tasks import Task, draw_condition, draw_few_shot
@@ -116,7 +116,8 @@ class BatchPlan:
         batch = WeightBatch(
             values_BD=rows.values(row_B, windows),
             layout=rows.layout,
-            module=rows.module,
+            # A network is as large as what it is generated for, and windows of it are run through none.
+            module=rows.module() if windows is None else nn.Module(),
             condition=condition,
             query=query,
             sample_index_B=sample_index_B,

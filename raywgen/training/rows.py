@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ class LayoutRows:
 
     Attributes:
         layout: Theirs.
-        module: A network of it; an empty module where the corpus does not know how to build one.
+        module: Builds a network of it, once; an empty module where the corpus does not know how to build one.
         weights: Where their flat vectors are read.
         index_N: Which of `weights` each is, int64.
         tasks: What each was trained for, N entries.
@@ -45,7 +46,7 @@ class LayoutRows:
     """
 
     layout: Layout
-    module: nn.Module
+    module: Callable[[], nn.Module]
     weights: Weights
     index_N: Tensor
     tasks: list[Task]
@@ -108,7 +109,7 @@ def layout_rows(corpus: Corpus, splits: Sequence[str]) -> list[LayoutRows]:
         found.append(
             LayoutRows(
                 layout=network.layout,
-                module=build_network(network.recipe) if network.recipe else nn.Module(),
+                module=cache(partial(build_network, network.recipe) if network.recipe else nn.Module),
                 weights=StoredWeights(corpus, network.layout, facts),
                 index_N=torch.arange(len(ids)),
                 tasks=[

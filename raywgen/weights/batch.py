@@ -135,7 +135,8 @@ class WeightBatch:
     Attributes:
         values_BD: Flat vectors, float32; with `windows`, the values of these alone, and zeros beyond a network's end.
         layout: Layout of the checkpoints.
-        module: A network of this layout that generated weights are run through; its own values are not used.
+        module: A network of this layout that generated weights are run through; its own values are not used. An empty
+            module with `windows`.
         condition: The condition of the generator; its samples are drawn from training data.
         query: Further labelled samples of the same tasks, for losses on the outputs of networks.
         sample_index_B: Global index of each sample in the run, int64; keys its noise.

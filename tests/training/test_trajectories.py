@@ -40,7 +40,7 @@ def rows_of(trajectories: dict[str, list[int]], seed: int = 0) -> LayoutRows:
     layout = layout_of(SMALL)
     return LayoutRows(
         layout=layout,
-        module=network(SMALL),
+        module=lambda: network(SMALL),
         weights=HeldWeights(torch.arange(len(facts)).float().unsqueeze(1).expand(-1, layout.num_values)),
         index_N=torch.arange(len(facts)),
         tasks=list(range(len(facts))),  # pyright: ignore[reportArgumentType]
