@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,27 @@ def plain(text: str) -> str:
 def without_control(text: str) -> str:
     """Replaces control characters by their Python escapes; line ends stay."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def rates_text(perf: Mapping[str, float]) -> str:
+    """Returns the figures of a metric log's `perf` as text: rates, utilisation, waiting for input, and memory."""
+    shown = [
+        f"{_short(perf[f'{name}_per_second'])} {name}/s"
+        for name in ("values", "tokens")
+        if f"{name}_per_second" in perf
+    ]
+    shown += [f"MFU {perf['mfu']:.0%}"] if "mfu" in perf else []
+    shown += [f"{perf['input_wait']:.0%} waiting for input"] if "input_wait" in perf else []
+    shown += [f"{perf['anon_gib']:.1f} GiB"] if "anon_gib" in perf else []
+    shown += [f"{perf['gpu_peak_gib']:.1f} GiB of the GPU"] if "gpu_peak_gib" in perf else []
+    return ", ".join(shown)
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 class Bar:
@@ -62,11 +84,12 @@ class Bar:
         """Shows the same, with a name for the current work."""
         self._show(f"{self._title}: {what}", done, total, what)
 
-    def training(self, run: str, stage: str, step: int, total: int, row: Mapping[str, float]) -> None:
-        """Shows a new row of a metric log."""
+    def training(self, run: str, stage: str, step: int, total: int, row: Mapping[str, Any]) -> None:
+        """Shows a new row of a metric log, with the speed of its steps."""
         shown = [f"{name} {row[name]:.3f}" for name in ("loss", "val_accuracy", "accuracy", "snr_db") if name in row]
         what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}"
-        self._show(what, step, total, what)
+        rates = rates_text(row.get("perf", {}))
+        self._show(what, step, total, f"{what}; {rates}" if rates else what)
 
     def _show(self, description: str, done: int, total: int, line: str) -> None:
         if self._progress is not None and self._task is not None:

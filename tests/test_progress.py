@@ -32,3 +32,15 @@ def test_what_was_done_before_says_nothing_of_the_rate(monkeypatch: pytest.Monke
 
 def test_no_remaining_time_is_shown_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines_of([(20, 10), (40, 10), (60, 5)], monkeypatch) == ["10/100", "10/100", "5/100"]
+
+
+def test_a_row_of_a_run_is_shown_with_its_rates() -> None:
+    text = io.StringIO()
+    perf = {"values_per_second": 2.5e9, "tokens_per_second": 812.0, "mfu": 0.31, "input_wait": 0.004, "gpu_peak_gib": 9}
+    with Reporter(Console(file=text, width=200)).step("train", "a thing") as bar:
+        bar.training("runs/igpg", "prior", 30, 30, {"loss": 0.5, "perf": perf})
+        bar.training("runs/igpg", "prior", 30, 30, {"loss": 0.5})
+    assert [line.strip() for line in text.getvalue().splitlines()[1:-1]] == [
+        "igpg prior 30/30 loss 0.500; 2.5G values/s, 812 tokens/s, MFU 31%, 0% waiting for input, 9.0 GiB of the GPU",
+        "igpg prior 30/30 loss 0.500",
+    ]

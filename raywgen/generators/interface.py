@@ -193,6 +193,10 @@ class Stage(nn.Module, ABC):
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the loss of one batch, mean over its networks."""
 
+    def num_tokens(self, batch: WeightBatch) -> int:
+        """Returns how many tokens of a batch a step learns from, for rates; 0 where the stage knows no tokens."""
+        return 0
+
     def after_step(self, all_reduce: AllReduce) -> None:
         """Runs after every optimiser step, for instance to update codebooks."""
 

@@ -12,7 +12,9 @@ from raywgen.files import write_text
 from raywgen.inputs import MAX_JSON_BYTES, parse_json, read_regular
 
 Row = dict[str, Any]
-"""One row of the log: `stage`, `step`, `time` in seconds since the run began, and the metrics of the step."""
+"""One row of the log: `stage`, `step`, `time` in seconds since the run began, the metrics of the step, and below `perf`
+the figures of `StepMeter`, which differ from run to run. Logs of older versions have no `perf`."""
+PERF = "perf"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -37,13 +39,16 @@ class RunLog:
         self._begin = time.monotonic()
         self._writer = SummaryWriter(str(Path(folder) / TENSORBOARD))
 
-    def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
-        """Appends one row with all scalars of a step."""
+    def write(self, stage: str, step: int, scalars: dict[str, float], perf: Mapping[str, float] | None = None) -> None:
+        """Appends one row with all scalars of a step, and the speed of the steps up to it."""
         elapsed = round(self._offset + time.monotonic() - self._begin, 3)
         with self._path.open("a") as log:
-            log.write(json.dumps({"stage": stage, "step": step, "time": elapsed, **scalars}) + "\n")
+            row = {"stage": stage, "step": step, "time": elapsed, **scalars, PERF: dict(perf or {})}
+            log.write(json.dumps(row) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
+        for name, value in (perf or {}).items():
+            self._writer.add_scalar(f"{stage}/{PERF}/{name}", value, step)
 
     def close(self) -> None:
         """Flushes TensorBoard's file."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raywgen.config import ConfigError
+from raywgen.progress import rates_text
 from raywgen.training.config import read_method
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
-from raywgen.training.runlog import METRICS, Row, read_metrics
+from raywgen.training.runlog import METRICS, PERF, Row, read_metrics
 from raywgen.training.stages_file import read_stages
 
 _ROWS_FOR_RATE = 20
@@ -29,6 +30,7 @@ class RunStatus:
         step: Steps taken in that stage, by the newest row.
         num_steps: Steps of that stage.
         scalars: The first metrics of the newest row.
+        perf: Speed and memory at the newest row; empty in logs of older versions.
         steps_per_second: Mean over the newest rows of the stage; None if there are fewer than two.
         seconds_since_row: Seconds since the metric log was last written to; None without a log.
     """
@@ -41,6 +43,7 @@ class RunStatus:
     step: int = 0
     num_steps: int = 0
     scalars: dict[str, float]
+    perf: dict[str, float] = field(default_factory=dict)
     steps_per_second: float | None = None
     seconds_since_row: float | None = None
 
@@ -56,6 +59,8 @@ class RunStatus:
         if not self.done and self.steps_per_second:
             remaining = (self.num_steps - self.step) / self.steps_per_second
             lines.append(f"{self.steps_per_second:.3g} steps/s, {_duration(remaining)} left in this stage")
+        if not self.done and (rates := rates_text(self.perf)):
+            lines.append(rates)
         if not self.done and self.seconds_since_row is not None:
             lines.append(f"last row written {_duration(self.seconds_since_row)} ago")
         return lines
@@ -84,13 +89,15 @@ def _with_newest(status: RunStatus, rows: list[Row]) -> RunStatus:
     num_steps = {stage.name: stage.num_steps for stage in read_stages(out)}
     recent = [row for row in rows if row["stage"] == newest["stage"]][-_ROWS_FOR_RATE:]
     seconds = newest["time"] - recent[0]["time"]
-    scalars = {name: value for name, value in newest.items() if name not in ("stage", "step", "time", "learning_rate")}
+    beside = ("stage", "step", "time", "learning_rate", PERF)
+    scalars = {name: value for name, value in newest.items() if name not in beside}
     return replace(
         status,
         stage=newest["stage"],
         step=newest["step"] + 1,
         num_steps=num_steps.get(newest["stage"], 0),
         scalars=dict(list(scalars.items())[:_SHOWN]),
+        perf=newest.get(PERF, {}),
         steps_per_second=(newest["step"] - recent[0]["step"]) / seconds if seconds > 0 else None,
         seconds_since_row=max(0.0, time.time() - (out / METRICS).stat().st_mtime),
     )

@@ -38,6 +38,7 @@ from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
+from raywgen.training.step_meter import StepMeter
 from raywgen.training.strategy import suited_settings
 from raywgen.weights import NormalizerTable
 
@@ -139,6 +140,16 @@ def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class _StageRun:
+    """The steps of one stage that a launch takes: its engine and number, its batches, and the measure of its speed."""
+
+    engine: Engine
+    index: int
+    batches: Prefetch
+    meter: StepMeter
+
+
 class Trainer:
     """Trains one run on one worker.
 
@@ -216,12 +227,13 @@ class Trainer:
             return self.batches.for_stage(step, stage.config.batch_size, view)
 
         steps = range(self.state.step, stop_step)
-        with self.worker.stop.awaited(), Prefetch(draw, steps) as prefetch:
+        with self.worker.stop.awaited(), Prefetch(draw, steps) as batches:
+            run = _StageRun(engine, index, batches, StepMeter(engine))
             for step in steps:
-                metrics = self._train_step(engine, index, step, prefetch)
+                metrics = self._train_step(run, step)
                 is_last = step + 1 == num_steps
                 if is_last or step % self.config.log_every == 0:
-                    self._write_row(engine, index, step, metrics, prefetch)
+                    self._write_row(run, step, metrics)
                 # The last step is always followed by the checkpoint after the stage.
                 must_stop = engine.any(self.worker.stop.asked()) and step + 1 < stop_step
                 is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step or must_stop
@@ -265,16 +277,20 @@ class Trainer:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)
 
-    def _train_step(self, engine: Engine, index: int, step: int, prefetch: Prefetch) -> dict[str, Tensor]:
+    def _train_step(self, run: _StageRun, step: int) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""
-        stage = engine.stage
-        batch, noise = prefetch.next()
+        stage = run.engine.stage
+        with run.meter.waiting():
+            batch, noise = run.batches.next()
         # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
-        torch.manual_seed(hash((self.config.seed, index, step, self.worker.rank)) % 2**63)
-        metrics = engine.train_step(batch, noise, learning_rate(stage.config, step), stage.config.batch_size)
-        if not math.isfinite(float(metrics["loss"])):
+        torch.manual_seed(hash((self.config.seed, run.index, step, self.worker.rank)) % 2**63)
+        with run.meter.step(batch):
+            rate = learning_rate(stage.config, step)
+            metrics = run.engine.train_step(batch, noise, rate, stage.config.batch_size)
+            loss = float(metrics["loss"])
+        if not math.isfinite(loss):
             raise DivergedError(
-                f"{self.config.out}: the loss of stage '{stage.name}' is {float(metrics['loss'])} at step {step}; "
+                f"{self.config.out}: the loss of stage '{stage.name}' is {loss} at step {step}; "
                 f"lower generator.{stage.name}.optimizer.learning_rate (now {stage.config.optimizer.learning_rate})"
             )
         return metrics
@@ -286,26 +302,26 @@ class Trainer:
 
     # Validate and log
 
-    def _write_row(self, engine: Engine, index: int, step: int, metrics: dict[str, Tensor], prefetch: Prefetch) -> None:
+    def _write_row(self, run: _StageRun, step: int, metrics: dict[str, Tensor]) -> None:
         """Logs metrics, with those of a validation when one is due; every worker must call it."""
-        stage = engine.stage
+        stage, perf = run.engine.stage, run.meter.figures()
         row = {name: float(value) for name, value in metrics.items()}
         row["learning_rate"] = learning_rate(stage.config, step)
         is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
         if self.validation is not None and is_due:
-            row |= self._validate(engine, index, self.validation, prefetch)
+            row |= self._validate(run, self.validation)
         if self.log is not None:
-            self.log.write(stage.name, step, row)
+            self.log.write(stage.name, step, row, perf)
 
-    def _validate(self, engine: Engine, index: int, plan: BatchPlan, prefetch: Prefetch) -> dict[str, float]:
+    def _validate(self, run: _StageRun, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
-        view = StageView(engine.stage, self.config.seed + 1, STAGE_STREAM + index)
+        view = StageView(run.engine.stage, self.config.seed + 1, STAGE_STREAM + run.index)
         total = max(_VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
-            with prefetch.paused():
+            with run.batches.paused():
                 batch, noise = plan.for_stage(turn, total, view)
-            for name, value in engine.evaluate(batch, noise, total).items():
+            for name, value in run.engine.evaluate(batch, noise, total).items():
                 sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
         return sums
 

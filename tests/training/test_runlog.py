@@ -10,11 +10,13 @@ from raywgen.training.runlog import METRICS, TENSORBOARD, RunLog, read_metrics
 def test_rows_and_tensorboard_hold_the_same_scalars(tmp_path: Path) -> None:
     log = RunLog(tmp_path, {})
     for step in range(3):
-        log.write("prior", step, {"loss": 1.0 / (step + 1)})
+        log.write("prior", step, {"loss": 1.0 / (step + 1)}, {"input_wait": 0.5})
     log.close()
     assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 0.5, 1 / 3]
+    assert [row["perf"] for row in read_metrics(tmp_path)] == [{"input_wait": 0.5}] * 3
     events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
     assert [event.step for event in events.Scalars("prior/loss")] == [0, 1, 2]
+    assert [event.value for event in events.Scalars("prior/perf/input_wait")] == [0.5] * 3
 
 
 def test_a_torn_last_row_is_skipped(tmp_path: Path) -> None:

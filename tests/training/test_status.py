@@ -47,6 +47,7 @@ def test_a_run_under_way(finished: Path, tmp_path: Path) -> None:
     rows = [row for row in read_metrics(finished) if row["stage"] == "tokenizer" or row["step"] < 3]
     for number, row in enumerate(rows):
         row["time"] = 0.5 * number
+    rows[-1]["perf"] = {"values_per_second": 1_234_567.0, "input_wait": 0.02, "anon_gib": 1.25}
     (out / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "pri')
     status = run_status(out)
     assert (status.done, status.finished) == (False, ["tokenizer"])
@@ -57,6 +58,7 @@ def test_a_run_under_way(finished: Path, tmp_path: Path) -> None:
     assert lines[1] == "stages trained: tokenizer"
     assert lines[2].startswith("prior: step 3 of 6, ")
     assert lines[3] == "2 steps/s, 2 s left in this stage"
+    assert lines[4] == "1.23M values/s, 2% waiting for input, 1.2 GiB"
 
 
 def test_a_run_before_its_first_row(finished: Path, tmp_path: Path) -> None:

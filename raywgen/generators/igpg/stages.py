@@ -213,6 +213,12 @@ class PriorStage(Stage):
         (tokenizer,) = self._frozen
         return prior_windows(self.prior, tokenizer, layout, noise)
 
+    def num_tokens(self, batch: WeightBatch) -> int:
+        """Counts the tokens of the windows that the prior sees."""
+        (tokenizer,) = self._frozen
+        num_chunks, window = tokenizer.num_chunks(batch.layout), self.config.window
+        return len(batch) * min(num_chunks, window or num_chunks) * tokenizer.quantiser.num_levels
+
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the mean negative log-likelihood of the tokens."""
         (tokenizer,) = self._frozen
