@@ -13,9 +13,8 @@ from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training.rows import policy_names
 from raywgen.training.stored_weights import StoredWeights
-from raywgen.training.tensor_moments import measured_normalizer
-from raywgen.weights import Layout, NormalizerTable
-from raywgen.weights.start_file import map_start, write_start
+from raywgen.weights import Layout, Normalizer, NormalizerTable
+from raywgen.weights.start_file import write_start
 
 # Values of a start that a process holds in memory.
 _MOST_HELD = 1 << 22
@@ -50,16 +49,14 @@ def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> Normalize
     """
     refuse_packed_weights(corpus)
     normalizers = {}
-    for layout_id, network in corpus.networks.items():
-        weights = StoredWeights(corpus, network.layout, corpus.select(layout_id=layout_id, split="train"))
-        start_file = _start_file(corpus, network.layout, folder)
-        if start_file is None:
-            start_D = corpus.base_values(layout_id)
-            normalizer = measured_normalizer(weights, network.layout, start_D)
-        else:
-            start_D = map_start(start_file, network.layout.num_values)
-            normalizer = measured_normalizer(weights, network.layout, start_D).with_start_file(start_file)
-        normalizers[layout_id] = (network.layout, normalizer)
+    for layout_id, found in corpus.tensor_moments("train").items():
+        layout = corpus.layout(layout_id)
+        start_file = _start_file(corpus, layout, folder)
+        start_D = corpus.base_values(layout_id) if found.shares_start and start_file is None else None
+        normalizer = Normalizer.from_units(layout, found.mean_N.float(), found.spread_N.float(), start_D)
+        if start_file is not None:
+            normalizer = normalizer.with_start_file(start_file)
+        normalizers[layout_id] = (layout, normalizer)
     return normalizers
 
 
