@@ -172,6 +172,15 @@ class Stage(nn.Module, ABC):
     def needs(self) -> StageNeeds:
         """Returns what the stage's batches must hold."""
 
+    @property
+    def bytes_per_value(self) -> float:
+        """Returns about how many bytes a step keeps for each value of a whole network, at least.
+
+        A run is refused before it begins where its stages that need whole networks would take more memory by this than
+        there is. By default the stage keeps the values that it is given, and a gradient or another copy of them.
+        """
+        return 8.0
+
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the stage from data; every worker calls it with the same batches."""
 

@@ -34,6 +34,7 @@ from raywgen.training.checkpoints import CheckpointError, CheckpointManager, Tra
 from raywgen.training.config import TrainConfig
 from raywgen.training.engine import Engine, EngineSettings
 from raywgen.training.prefetch import DrawnBatch, Prefetch
+from raywgen.training.resource_check import check_whole_networks
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.runlog import RunLog
@@ -200,9 +201,13 @@ class Trainer:
         """Trains the stages that are left, and writes a bundle after each.
 
         A checkpoint says where training stands if it was asked to stop or reached `stop_at`.
+
+        Raises:
+            ConfigError: A stage that runs whole networks does not fit into memory.
         """
         if is_done(self.config.out):
             return
+        self._check_memory()
         self.batches, self.validation = self._batch_plans()
         self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
         is_finished = True
@@ -214,6 +219,12 @@ class Trainer:
             self.log.close()
         if is_finished:
             self._save_bundle(BUNDLE)
+
+    def _check_memory(self) -> None:
+        """Refuses a run with a stage to come whose whole networks do not fit into a worker's memory."""
+        stages = [stage for stage in self.generator.stages()[self.state.stage :] if stage.needs.whole_networks]
+        if stages:
+            check_whole_networks(stages, self.generator.layouts, self.config, self.worker.memory())
 
     def _train_stage(self, index: int) -> bool:
         """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""

@@ -127,6 +127,11 @@ class Denoiser(nn.Module, ABC):
         """Returns Z, the number of values of a state."""
         return layout.num_values
 
+    @property
+    def bytes_per_value(self) -> float:
+        """Returns about how many bytes an evaluation keeps for the backward pass, for each value of a network."""
+        return 0.0
+
     def forward(
         self,
         x_BnD: Tensor,
@@ -264,6 +269,12 @@ class ChunkWeights(Denoiser):
             positions, x_BnD = place.positions_BWG, x_BnD * place.is_real_BX.unsqueeze(1)
         chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions)
         return from_chunks(chunks, x_BnD.shape[-1])
+
+    @property
+    def bytes_per_value(self) -> float:
+        """Returns what was measured: 21 numbers for each unit of a block, and 7 around the blocks."""
+        net = self.net
+        return 4 * (21 * len(net.trunk.blocks) + 7) * net.condition_width / self._length
 
     def draw_windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a window of each network that is longer than one."""

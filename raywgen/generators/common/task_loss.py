@@ -8,6 +8,10 @@ from raywgen.nn.batch_norm import Statistics, differentiable
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
 from raywgen.weights import Condition, WeightBatch
 
+BYTES_PER_VALUE = 40.0
+"""Bytes that a loss of a network keeps for each of its values, as measured: the value itself, what it was made from by
+base and scale, and gradients; without what the network's own layers keep."""
+
 
 def task_loss(
     values_BD: Tensor, batch: WeightBatch, samples: Condition | None = None, statistics: Statistics = "stored"

@@ -17,7 +17,7 @@ from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.targets import normalised
-from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import (
     DataSpec,
@@ -141,6 +141,11 @@ class DirectTaskLossStage(_DirectStage):
     def config(self) -> StageConfig:
         """Returns the settings of this stage."""
         return self._config.task_loss
+
+    @property
+    def bytes_per_value(self) -> float:
+        """The network is evaluated once."""
+        return BYTES_PER_VALUE + self.map.bytes_per_value
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the network's statistics of support sets, unless the stage before has."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.interface import (
     DataSpec,
     Generated,
@@ -107,6 +107,11 @@ class HypernetworkStage(Stage):
     def needs(self) -> StageNeeds:
         """The stage needs tasks, and whole networks to run."""
         return StageNeeds()
+
+    @property
+    def bytes_per_value(self) -> float:
+        """Ten numbers are kept for each hidden unit of a chunk, as measured."""
+        return BYTES_PER_VALUE + 4 * 10 * self.generator.config.width / _CHUNK_LENGTH
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the class-balanced cross-entropy on the query samples."""

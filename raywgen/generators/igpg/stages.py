@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
@@ -300,6 +300,12 @@ class IGPGTaskLossStage(Stage):
     def needs(self) -> StageNeeds:
         """The stage needs tasks, and whole networks to run."""
         return StageNeeds()
+
+    @property
+    def bytes_per_value(self) -> float:
+        """The prior keeps 25 numbers for each unit of a block, and 16 around the blocks, as measured."""
+        (tokenizer,), prior = self._frozen, self.prior.config
+        return BYTES_PER_VALUE + 4 * (25 * prior.num_layers + 16) * prior.width / tokenizer.config.chunk_length
 
     @property
     def parameter_use(self) -> ParameterUse:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from raywgen.generators.common.denoisers import Denoiser, Place
 from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
-from raywgen.generators.common.task_loss import task_loss
+from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
@@ -207,6 +207,11 @@ class McDiTaskLossStage(_McDiStage):
     def config(self) -> McDiTaskLossConfig:
         """Returns the settings of this stage."""
         return self._config.task_loss
+
+    @property
+    def bytes_per_value(self) -> float:
+        """Every step of the sampler evaluates the denoiser; the consistency loss may see windows alone."""
+        return BYTES_PER_VALUE + self.config.sampling_steps * self.denoiser.bytes_per_value
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the denoiser's statistics of support sets, unless the stage before has."""
