@@ -35,7 +35,7 @@ _MOST_FLAT_VALUES = 1 << 14
 
 
 class Place(NamedTuple):
-    """Where in its network the window of each of B networks lies; tensors alone, so that it passes through `vmap`.
+    """The place of the window of each of B networks; tensors alone, so that it passes through `vmap`.
 
     Attributes:
         positions_BWG: Position features of the window's chunks.
