@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from raywgen.files import sync_folder, write_text
 from raywgen.generators import Generator
 from raywgen.inputs import open_regular, read_json
-from raywgen.weights import WeightsError, load_state_dict, save_state_dict
+from raywgen.weights import save_state_dict
 
 CHECKPOINTS = "checkpoints"
 STATE, PROGRESS = "state.safetensors", "progress.json"
@@ -61,7 +63,7 @@ class TrainState:
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainState:
-        """Reads what `save` wrote.
+        """Maps what `save` wrote: tensors lie in the file until they are copied, so that every worker may hold them.
 
         Raises:
             CheckpointError: A file is missing, damaged, or belongs to another checkpoint; or a value is NaN.
@@ -78,8 +80,8 @@ class TrainState:
         try:
             if _digest(content, state) != expected:
                 raise CheckpointError(f"{state} is damaged, or belongs to another {PROGRESS}: its digest differs")
-            progress.tensors.update(load_state_dict(state))
-        except (OSError, WeightsError) as error:
+            progress.tensors.update(load_file(state))
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{state} is {_told(error)}") from error
         if spoilt := [name for name, tensor in progress.tensors.items() if tensor.isnan().any()]:
             raise CheckpointError(f"{state} holds NaN in '{spoilt[0]}'")

@@ -181,7 +181,10 @@ def read_method(path: str | Path) -> str:
     Raises:
         ConfigError: As `read_train_config`.
     """
-    name = read_yaml(path).get("method")
+    try:
+        name = read_yaml(path).get("method")
+    except ConfigError:
+        name = None  # What is wrong with the file is said below, with the remedy.
     return name if isinstance(name, str) and is_import_path(name) else read_train_config(path).method
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -54,6 +55,20 @@ def test_progress_round_trip(tmp_path: Path) -> None:
     assert set(again.part("optimizer.")) == {"step"}
     assert CheckpointManager(tmp_path / "kept").position() == (2, 3)
     assert CheckpointManager(tmp_path / "none").newest(taken) == (None, [])
+
+
+def test_a_checkpoint_is_read_without_a_copy_of_its_tensors(tmp_path: Path) -> None:
+    def anonymous_bytes() -> int:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found
+        return int(found[1]) * 1024
+
+    num = 1 << 20
+    TrainState(tensors={f"model.{name}": torch.ones(num) for name in range(32)}).save(tmp_path)
+    before = anonymous_bytes()
+    state = TrainState.load(tmp_path)
+    assert anonymous_bytes() - before < 32 * 4 * num / 4
+    assert all(bool((tensor == 1).all()) for tensor in state.tensors.values())
 
 
 @pytest.mark.parametrize("number", range(6))
