@@ -86,6 +86,16 @@ class BatchPlan:
         """Returns all of batch `step`, the same on every worker."""
         return self._batch(step, batch_size, torch.arange(batch_size), None)[0]
 
+    def build_modules(self, stage: Stage) -> None:
+        """Builds the networks that batches of a stage hold, in this thread.
+
+        Their first values come from torch's own generator, from which a thread that draws batches ahead must take none:
+        dropout takes its masks from it at the same time.
+        """
+        for rows in self._rows:
+            if stage.windows(rows.layout, KeyedNoise(0, torch.zeros(1, dtype=torch.int64))) is None:
+                rows.module()
+
     def for_stage(
         self, step: int, batch_size: int, view: StageView, *, whole: bool = False
     ) -> tuple[WeightBatch, KeyedNoise]:

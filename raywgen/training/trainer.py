@@ -274,6 +274,7 @@ class Trainer:
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
         stage.set_state(self.state.part("stage."), lambda step: self.batches.for_stage(step, batch_size, view)[0])
         self.state = replace(self.state, tensors={})
+        self.batches.build_modules(stage)
         return engine
 
     def _engine(self, stage: Stage) -> Engine:
