@@ -1,7 +1,4 @@
-"""Derives new corpora from old ones: selections, splits, deduplication, changed weights.
-
-Shape letter beyond the legend in `raywgen.weights`: M networks that were kept.
-"""
+"""Derives new corpora from old ones: selections, splits, deduplication, changed weights."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from raywgen.corpus.facts import (
     TaskFacts,
 )
 from raywgen.corpus.manifest import MANIFEST
-from raywgen.corpus.packed_weights import may_be_packed
+from raywgen.corpus.near_duplicates import networks_apart, networks_at_once
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage
@@ -206,7 +203,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheck
         first.setdefault(key, index)
     kept = sorted(first.values())
     if near > 0:
-        kept = [index for layout_id in corpus.networks for index in _apart(corpus, layout_id, kept, near)]
+        kept = [index for layout_id in corpus.networks for index in networks_apart(corpus, layout_id, kept, near)]
     part = Selection(corpus=corpus, facts=facts.take(sorted(kept)))
     return write_corpus(root, [part], {"dedupe": near}, on_progress)
 
@@ -218,47 +215,12 @@ def _contents(corpus: Corpus) -> list[str]:
         if form.packing is None:
             continue
         flat = Layout(form.tensors)
-        for start in range(0, len(place_N), 512):
-            packed_NP = corpus.packed(facts.slice(start, 512))
+        at_once = networks_at_once(form.num_bytes // 4)
+        for start in range(0, len(place_N), at_once):
+            packed_NP = corpus.packed(facts.slice(start, at_once))
             sums = row_sums(torch.stack([flat.pack(form.unpack(packed_P)) for packed_P in packed_NP]))
-            for place, digest in zip(place_N[start : start + 512].tolist(), sums, strict=True):
+            for place, digest in zip(place_N[start : start + at_once].tolist(), sums, strict=True):
                 digests[place] = digest
-    return digests
-
-
-def _apart(corpus: Corpus, layout_id: str, kept: list[int], near: float) -> list[int]:
-    """Returns the rows of one layout that are not near an earlier one."""
-    column = corpus.facts.column("layout_id")
-    rows = [index for index in kept if column[index].as_py() == layout_id]
-    chosen: list[int] = []
-    layout = corpus.layout(layout_id)
-    if not layout.num_values:
-        return rows  # without weights there is no distance, and equal bytes are removed already
-    # Packed integers have no distance: networks can be near only if these are equal.
-    held: dict[bytes, Tensor] = {}
-    for start in range(0, len(rows), 512):
-        facts = corpus.facts.take(rows[start : start + 512])
-        for index, value_D, packed in zip(
-            rows[start : start + 512], corpus.values(facts), _packed_values(corpus, layout, facts), strict=True
-        ):
-            held_MD = held.get(packed, torch.empty(0, layout.num_values))
-            norm_M = held_MD.norm(dim=1)
-            if bool(((held_MD - value_D).norm(dim=1) <= near * norm_M).any()):
-                continue
-            chosen.append(index)
-            held[packed] = torch.cat([held_MD, value_D.unsqueeze(0)])
-    return chosen
-
-
-def _packed_values(corpus: Corpus, layout: Layout, facts: pa.Table) -> list[bytes]:
-    """Returns a digest of all tensors of a checkpoint that may be packed weights, for each checkpoint."""
-    names = [spec.name for spec in layout.tensors if may_be_packed(spec)]
-    digests = [b""] * facts.num_rows
-    for form, part, place_N in corpus.by_form(facts) if names else ():
-        state, own = form.unpack(corpus.packed(part)), layout.names_in(form)
-        for index, place in enumerate(place_N.tolist()):
-            rows = (state[own[name]][index].contiguous().reshape(-1).view(torch.uint8) for name in names)
-            digests[place] = hashlib.sha256(b"".join(row.numpy().tobytes() for row in rows)).digest()
     return digests
 
 

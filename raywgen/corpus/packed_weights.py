@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from raywgen.corpus.corpus import Corpus
@@ -26,11 +28,10 @@ def refuse_packed_weights(corpus: Corpus) -> None:
             continue
         facts = corpus.select(layout_id=layout_id, split="train").slice(0, _MOST_COMPARED)
         for form, part, _ in corpus.by_form(facts):
-            state = form.unpack(corpus.packed(part))
+            states = [form.unpack(corpus.view(row["shard"], form).packed(row["row"])) for row in part.to_pylist()]
             names = network.layout.names_in(form)
             for spec in kept:
-                tensor_NX = state[names[spec.name]].reshape(part.num_rows, -1)
-                if spec.dtype.startswith("float4") or _differ(tensor_NX):
+                if spec.dtype.startswith("float4") or _differ([state[names[spec.name]] for state in states]):
                     raise CorpusError(
                         f"{corpus.location}: tensor '{spec.name}' ({spec.dtype}{list(spec.shape)}) of '{network.name}' "
                         "holds packed weights, as it differs from network to network, and generators write no packed "
@@ -46,6 +47,6 @@ def may_be_packed(spec: TensorSpec) -> bool:
     return spec.num_values >= _FEWEST_NUMBERS or spec.dtype.startswith("float4")
 
 
-def _differ(tensor_NX: torch.Tensor) -> bool:
-    raw_NX = tensor_NX.contiguous().view(torch.uint8).reshape(len(tensor_NX), -1)
-    return bool((raw_NX != raw_NX[:1]).any())
+def _differ(tensors: Sequence[torch.Tensor]) -> bool:
+    first_X, *others = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors)
+    return any(not torch.equal(other_X, first_X) for other_X in others)

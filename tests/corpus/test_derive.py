@@ -23,9 +23,11 @@ from raywgen.corpus.derive import Selection, dedupe, split, write_corpus
 from raywgen.corpus.describe import describe
 from raywgen.corpus.facts import TaskFacts
 from raywgen.corpus.merge import merge
+from raywgen.corpus.near_duplicates import networks_apart
 from raywgen.weights import Layout, StateDict
 from tests.corpus import builders
 from tests.corpus.builders import assert_same_bits, network
+from tests.networks_held import NetworksHeld
 
 
 def make(root: Path, name: str, states: dict[str, StateDict], rows: list[dict[str, Any]] | None = None) -> Corpus:
@@ -298,13 +300,29 @@ def brute_force(states: dict[str, StateDict], near: float) -> list[str]:
 
 @pytest.mark.parametrize("near", [0.0, 0.05, 0.5, 1.2])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_dedupe_keeps_what_brute_force_keeps(tmp_path: Path, near: float, seed: int) -> None:
+@pytest.mark.parametrize("at_once", [4, 512])
+def test_dedupe_keeps_what_brute_force_keeps(
+    tmp_path: Path, near: float, seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raywgen.corpus.near_duplicates._MOST_AT_ONCE", at_once)
     states = noisy(30, seed)
     corpus = make(tmp_path, "source", states)
     derived = dedupe(str(tmp_path / "c"), corpus, near=near)
     expected = brute_force(states, near)
     assert 0 < len(expected) < len(states)
     assert_copied(derived, corpus, expected)
+
+
+def test_no_more_networks_are_held_than_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raywgen.corpus.near_duplicates._MOST_AT_ONCE", 3)
+    # They have one norm, so that each has to be compared with all before it.
+    states = {f"net-{index:02d}": {"0.weight": 3.0 * torch.eye(20)[index]} for index in range(20)}
+    corpus = make(tmp_path, "source", states)
+    (layout,) = (known.layout for known in corpus.networks.values())
+    with NetworksHeld([layout]) as held:
+        kept = networks_apart(corpus, layout.id, range(20), 0.01)
+    assert len(kept) == 20
+    assert held.most == 3, held.function
 
 
 def test_checkpoints_without_weights_are_doubles_only_if_equal(tmp_path: Path) -> None:

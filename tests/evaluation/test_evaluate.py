@@ -18,7 +18,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch
-from tests.evaluation.stored import NetworksHeld
+from tests.networks_held import NetworksHeld
 
 SMALL_IGPG = IGPGConfig(
     tokenizer=TokenizerConfig(
@@ -133,7 +133,7 @@ def test_no_more_networks_are_held_than_a_block_and_the_candidates(
     )
     with NetworksHeld([network.layout for network in zoo_corpus.networks.values()], chunk_length=16) as held:
         bounded = evaluate(config)
-    assert held.most == 4, held.operator
+    assert held.most == 4, held.function
     assert bounded.tokenizer is not None
     assert all(split.num_networks > 2 * 4 for split in bounded.tokenizer.splits)
 

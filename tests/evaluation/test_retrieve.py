@@ -22,7 +22,7 @@ from raywgen.weights import load_state_dict, save_state_dict
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooTasks
 from tests.conftest import make_zoo
-from tests.evaluation.stored import NetworksHeld
+from tests.networks_held import NetworksHeld
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,4 +236,4 @@ def test_no_more_networks_are_held_than_are_run_together(zoo_corpus: Corpus, mon
     with NetworksHeld([network.layout for network in zoo_corpus.networks.values()]) as held:
         found = nearest(zoo_corpus, request, top=1)
     assert found.num_tried > 3
-    assert held.most == 3, held.operator
+    assert held.most == 3, held.function
