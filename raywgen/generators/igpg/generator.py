@@ -160,15 +160,12 @@ class IGPG(Generator[IGPGConfig]):
     @torch.no_grad()
     def reconstruct(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Encodes to tokens and decodes again."""
-        positions_MG, mask_MK = self.tokenizer.positions(layout), self.tokenizer.mask(layout)
-        chunks_BMK = self.tokenizer.decode(self.tokens(values_BD, layout), positions_MG, mask_MK)
-        return self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout))
+        return self.tokenizer.decoded_values(self.tokens(values_BD, layout), layout, self.normalizer(layout))
 
     @torch.no_grad()
     def tokens(self, values_BD: Tensor, layout: Layout) -> Tensor:
         """Returns the tokens int64 `(B, M, L)` of given weights."""
-        chunks_BMK = self.tokenizer.chunks(values_BD, layout, self.normalizer(layout))
-        return self.tokenizer.encode(chunks_BMK, self.tokenizer.positions(layout), self.tokenizer.mask(layout))
+        return self.tokenizer.tokens(values_BD, layout, self.normalizer(layout))
 
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """Returns a layout's normaliser; with scale tokens and no shared base, an unknown layout has its own."""

@@ -14,6 +14,7 @@ around a window.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -41,6 +42,9 @@ from raywgen.weights.chunks import (
     position_features,
     to_chunks,
 )
+
+# Position features and hidden states take many times the memory of chunks.
+_CHUNKS_OF_A_PASS = 1 << 16
 
 
 class Tokenizer(nn.Module):
@@ -75,6 +79,17 @@ class Tokenizer(nn.Module):
         rows_B1 = torch.arange(len(index_BX), device=index_BX.device).unsqueeze(1)
         latents_BXK = self.latents(chunks_BXK, self.positions(layout, index_BX), self.mask(layout, index_BX))
         return self._quantise(latents_BXK[rows_B1, inner_BW - index_BX[:, :1]], self.mask(layout, inner_BW))
+
+    def tokens(self, values_BD: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
+        """Returns the tokens int64 `(B, M, L)` of whole networks, long ones in passes over their chunks."""
+        chunks_BMK = self.chunks(values_BD, layout, normalizer)
+        codes = [self.encode(chunks_BMK[:, part], *inputs) for part, *inputs in self._passes(layout, len(values_BD))]
+        return torch.cat(codes, dim=1)
+
+    def decoded_values(self, codes_BML: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
+        """Returns the flat vectors `(B, D)` that tokens stand for, those of long networks in passes."""
+        chunks = [self.decode(codes_BML[:, part], *inputs) for part, *inputs in self._passes(layout, len(codes_BML))]
+        return self.values(torch.cat(chunks, dim=1), layout, normalizer)
 
     def decode_latents(self, latents_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Decodes latents (code vectors or expectations over them) to whole networks' normalised chunks `(B, M, K)`."""
@@ -219,6 +234,17 @@ class Tokenizer(nn.Module):
         part = slice(0, scaled.num_header_chunks)
         decode = partial(self.decode, positions_MG=scaled.positions_MG[part], mask_MK=scaled.mask_MK[part])
         return HeaderChunks(num=scaled.num_header_chunks, decode=decode, scale_index_M4=scaled.scale_index_M4)
+
+    def _passes(self, layout: Layout, num: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yields chunks of `num` networks that are coded together, whole blocks of them, with positions and mask."""
+        count, block = self.num_chunks(layout), self.encoder.context
+        at_once = max(1, _CHUNKS_OF_A_PASS // max(1, num) // block) * block
+        if count <= at_once:
+            yield slice(count), self.positions(layout), self.mask(layout)
+            return
+        for index_X in torch.arange(count).split(at_once):
+            part = slice(int(index_X[0]), int(index_X[-1]) + 1)
+            yield part, self.positions(layout, index_X), self.mask(layout, index_X)
 
     def _quantise(self, latents_BMK: Tensor, mask_MK: Tensor) -> Tensor:
         mask_BMK = mask_MK.expand_as(latents_BMK)

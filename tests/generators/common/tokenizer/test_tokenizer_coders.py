@@ -59,6 +59,22 @@ def chunks_of(generator: IGPG, widths: tuple[int, ...]) -> tuple[Tensor, Tensor,
 
 
 @pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("widths", [SMALL, DEEP])
+def test_networks_coded_in_passes_have_the_same_tokens_and_values(
+    coder: str, widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, layout, values_BD = generator_of(coder), layout_of(widths), values_of(widths)[:NUM]
+    whole_BML, decoded_BD = generator.tokens(values_BD, layout), generator.reconstruct(values_BD, layout)
+    monkeypatch.setattr("raywgen.generators.common.tokenizer.tokenizer._CHUNKS_OF_A_PASS", 5 * NUM)
+    seen: list[int] = []
+    generator.tokenizer.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    assert torch.equal(generator.tokens(values_BD, layout), whole_BML)
+    torch.testing.assert_close(generator.reconstruct(values_BD, layout), decoded_BD, rtol=1e-5, atol=1e-6)
+    assert len(seen) > 2
+    assert max(seen) <= 5
+
+
+@pytest.mark.parametrize("coder", CODERS)
 def test_an_untrained_tokenizer_is_its_quantiser(coder: str) -> None:
     generator = generator_of(coder, is_trained=False)
     chunks_BMK, positions_MG, mask_MK = chunks_of(generator, DEEP)
