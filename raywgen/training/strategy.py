@@ -79,7 +79,7 @@ class StageSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How a stage is trained.
+    """The way in which a stage is trained.
 
     Attributes:
         zero_stage: ZeRO stage; of no effect in one process.

@@ -33,7 +33,7 @@ class NetworkConfig:
     num_layers: int = 2
     num_heads: int = 4
     chunk_length: int = 32
-    window: int = 1024
+    window: int = 512
 
     def __post_init__(self) -> None:
         counts = ("num_layers", "chunk_length", "num_heads", "width")

@@ -21,6 +21,8 @@ It differs from the paper, or fills its gaps, in these points (`jobs/benchmark.p
   place of a ResNet-101.
 - AdamW takes Reptile's outer step on the pseudo-gradient; `denoiser.optimizer.kind=sgd` is the paper's own.
 - The task-loss stage is not in the paper; it is off by default.
+- Networks longer than `network.window` chunks are trained on and written in windows, independent of each other given
+  condition and position; a window is at the same place of all local targets.
 """
 
 from __future__ import annotations

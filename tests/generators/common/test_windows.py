@@ -71,7 +71,7 @@ def test_a_network_that_fits_is_trained_on_as_a_whole_to_the_last_bit(name: str)
     case = CASES[name]
     case = replace(case, settings={**case.settings, "network": NETWORK})
     batch, losses = batch_of(case, 0, 4), []
-    for window in (0, 5, 1024):  # 38 values are 5 chunks.
+    for window in (0, 5, 512):  # 38 values are 5 chunks.
         stage = build_stage(with_window(case, window), 4).train()
         assert stage.see(batch, noise_of(batch)) is batch
         losses.append(stage(batch, noise_of(batch)).loss)
