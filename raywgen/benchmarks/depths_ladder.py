@@ -81,7 +81,7 @@ def at_depth(recipe: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredDepth:
     """Trained networks of one depth."""
 
     depth: int
@@ -89,13 +89,13 @@ class Stored:
     values_ND: Tensor
 
 
-def stored_networks(corpus: Corpus) -> dict[int, Stored]:
+def stored_networks(corpus: Corpus) -> dict[int, StoredDepth]:
     """Returns the ends of all trajectories, by depth in ascending order."""
     last = max(corpus.facts.column("step").to_pylist())
     found = {}
     for layout_id, network in corpus.networks.items():
         values_ND = corpus.values(corpus.select(layout_id=layout_id, step=last))
-        found[int(network.recipe["depth"])] = Stored(int(network.recipe["depth"]), network.layout, values_ND)
+        found[int(network.recipe["depth"])] = StoredDepth(int(network.recipe["depth"]), network.layout, values_ND)
     return dict(sorted(found.items()))
 
 
@@ -116,7 +116,7 @@ class DepthLadder:
     def __init__(
         self,
         task: Task,
-        originals: Stored,
+        originals: StoredDepth,
         recipe: Mapping[str, Any],
         *,
         best_of: int,
@@ -160,11 +160,11 @@ class DepthLadder:
             fresh = [self.layout.flatten(build_network(self._recipe).state_dict()) for _ in range(self._num)]
         return torch.stack(fresh)
 
-    def resized(self, stored: Stored) -> Tensor:
+    def resized(self, stored: StoredDepth) -> Tensor:
         """Brings stored networks of another depth to this one, `(N, D)`."""
         return self._repeated(stretched(stored.values_ND, stored.layout, self.layout))
 
-    def average(self, stored: Mapping[int, Stored]) -> Tensor:
+    def average(self, stored: Mapping[int, StoredDepth]) -> Tensor:
         """Returns the mean `(1, D)` of all stored networks that can be brought to this depth."""
         can = [one for one in stored.values() if num_blocks(one.layout) > 1 or num_blocks(self.layout) == 1]
         return torch.cat([stretched(one.values_ND, one.layout, self.layout) for one in can]).mean(dim=0, keepdim=True)

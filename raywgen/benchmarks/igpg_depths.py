@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, at_depth, num_blocks, stored_networks
+from raywgen.benchmarks.depths_ladder import DepthLadder, StoredDepth, at_depth, num_blocks, stored_networks
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.config import SHIPPED, load_config
@@ -132,7 +132,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         run, hypernetwork = _trained(config, root, corpus, seed)
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
-    rows = _Rows(
+    rows = _DepthRows(
         config, zoo, run, stored, _igpg(run.out), _igpg(f"{run.out}/{STAGES}/prior"), load(hypernetwork.out).generator
     )
     figures: dict[str, float] = {}
@@ -182,13 +182,13 @@ def _igpg(folder: str) -> IGPG:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _DepthRows:
     """The generators and stored networks behind all rows of a depth."""
 
     config: IGPGDepthsConfig
     zoo: ZooConfig
     run: TrainConfig
-    stored: Mapping[int, Stored]
+    stored: Mapping[int, StoredDepth]
     generator: IGPG
     token_prior: IGPG
     hypernetwork: Generator

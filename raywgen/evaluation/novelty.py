@@ -22,7 +22,7 @@ from raywgen.weights import Normalizer
 
 _REPLICA = 0.1
 _NOVEL = 0.5
-# Beyond this torch computes distances by inner products, unless it is told.
+# Beyond this torch computes distances by inner products, unless it is set otherwise.
 _FEW = 25
 
 

@@ -198,10 +198,10 @@ class FlatDenoiser(nn.Module):
         super().__init__()
         self.condition_width = width
         self.samples = SampleEncoder(num_features, max_classes, width)
-        self.condition = nn.Sequential(*(_Block(width) for _ in range(num_layers)), nn.LayerNorm(width))
+        self.condition = nn.Sequential(*(_ResidualMLP(width) for _ in range(num_layers)), nn.LayerNorm(width))
         self.time = TimeEncoder(width)
         self.values = nn.Linear(num_values, width)
-        self.blocks = Blocks(_Block(width) for _ in range(num_layers))
+        self.blocks = Blocks(_ResidualMLP(width) for _ in range(num_layers))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_values))
 
     def embed_condition(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class FlatDenoiser(nn.Module):
         return self.out(hidden)
 
 
-class _Block(nn.Module):
+class _ResidualMLP(nn.Module):
     """A residual block of a perceptron, over any leading dimensions."""
 
     def __init__(self, width: int) -> None:

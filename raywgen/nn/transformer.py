@@ -83,7 +83,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         assert num_heads % self.num_kv_heads == 0, f"{num_heads} heads in groups of {self.num_kv_heads}"
-        self.blocks = Blocks(_Block(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers))
+        self.blocks = Blocks(
+            _TransformerBlock(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers)
+        )
         self.norm = nn.RMSNorm(width)
         self.head_width = width // num_heads
 
@@ -131,7 +133,7 @@ class Transformer(nn.Module):
         )
 
 
-class _Block(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, dropout: float, is_causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads

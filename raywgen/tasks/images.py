@@ -99,7 +99,7 @@ def load_images(
         )
     filesystem, infos = find_files(path)
     is_folder = infos[0].type == fs.FileType.Directory
-    rows: _Rows = _FolderRows(filesystem, infos[0].path) if is_folder else _TableRows(open_tables(path))
+    rows: _LazyImages = _FolderRows(filesystem, infos[0].path) if is_folder else _TableRows(open_tables(path))
     chosen_S = np.arange(len(rows.labels_S)) if limit is None else balanced_rows(rows.labels_S, limit, seed)
     pixels = _decoded(rows, chosen_S, size, channels, on_progress)
     return ImageData(
@@ -177,7 +177,7 @@ def _check_pixels(x_SCHW: Tensor) -> None:
         raise TaskError(f"pixels {tuple(x_SCHW.shape)} of {x_SCHW.dtype}: give uint8 (..., C, H, W), not empty")
 
 
-class _Rows(Protocol):
+class _LazyImages(Protocol):
     """Images that are still encoded."""
 
     labels_S: np.ndarray
@@ -282,7 +282,7 @@ def _file_bytes(image: dict | bytes | None, where: str) -> bytes:
 
 
 def _decoded(
-    rows: _Rows, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
+    rows: _LazyImages, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
 ) -> np.ndarray:
     """Pixels uint8 `(S, C, H, W)`, from the cache where they are there."""
     files = [(info.path, info.size, info.mtime_ns) for info in rows.files()]

@@ -182,8 +182,8 @@ def most_nodes(
         alive: Resources and labels of each node.
         reports: Gives the monitor's reports until there is one; None while there is not.
     """
-    resources = [told for told, _ in alive]
-    labelled = [(told, labels) for told, labels in alive if any(label.startswith(GROUP_LABEL) for label in labels)]
+    resources = [node for node, _ in alive]
+    labelled = [(node, labels) for node, labels in alive if any(label.startswith(GROUP_LABEL) for label in labels)]
     if labelled:
         head, labels = labelled[0]
         groups = [read_group(value) for label, value in labels.items() if label.startswith(GROUP_LABEL)]

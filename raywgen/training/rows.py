@@ -78,7 +78,7 @@ class LayoutRows:
 
     def digest(self) -> str:
         """Changes with which checkpoints these are, with their order, and with what is known of each."""
-        told = [
+        facts = [
             self.layout.id,
             self.ids,
             [task.id for task in self.tasks],
@@ -86,7 +86,7 @@ class LayoutRows:
             self.steps,
             self.policies,
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 class TrajectoryError(ValueError):
@@ -149,8 +149,8 @@ class RunRows:
 
     def digest(self) -> str:
         """Changes with which checkpoints these are and with their order."""
-        told = [[rows.digest() for rows in self.train], [rows.digest() for rows in self.held]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        facts = [[rows.digest() for rows in self.train], [rows.digest() for rows in self.held]]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def data_digest(corpus: Corpus) -> str:
@@ -165,8 +165,8 @@ def data_digest(corpus: Corpus) -> str:
     facts = [list(row) for row in zip(*columns, strict=True) if row[0] in read]
     recipes = {name: task.recipe for name, task in corpus.tasks.items()}
     networks = {key: network.recipe for key, network in corpus.networks.items()}
-    told = [[shard.sha256 for shard in shards], facts, recipes, networks]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = [[shard.sha256 for shard in shards], facts, recipes, networks]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def task_recipe(corpus: Corpus, task_id: str | None, layout_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ class StageRecord:
         batch_size: Networks of a step, over all workers.
         optimizer: Its optimiser settings by name.
         is_optional: Whether `num_steps=0` leaves it out.
-        config_key: Dotted key of its settings in the run's config, such as `generator.prior`.
     """
 
     name: str
@@ -37,7 +36,6 @@ class StageRecord:
     batch_size: int
     optimizer: dict[str, Any]
     is_optional: bool
-    config_key: str
 
 
 def stage_records(stages: Sequence[Stage]) -> list[StageRecord]:
@@ -49,7 +47,6 @@ def stage_records(stages: Sequence[Stage]) -> list[StageRecord]:
             batch_size=stage.config.batch_size,
             optimizer=asdict(stage.config.optimizer),
             is_optional=stage.is_optional,
-            config_key=f"generator.{stage.name}",
         )
         for stage in stages
     ]
@@ -69,7 +66,9 @@ def read_stages(out: str | Path) -> list[StageRecord]:
     """
     path = Path(out) / STAGES_FILE
     try:
-        records = [StageRecord(**record) for record in read_json(path)["stages"]]
+        # Files of earlier versions hold further keys.
+        known = [field.name for field in fields(StageRecord)]
+        records = [StageRecord(**{name: record[name] for name in known}) for record in read_json(path)["stages"]]
         if not all(isinstance(record.name, str) and isinstance(record.num_steps, int) for record in records):
             raise TypeError("a value of another type")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -23,7 +23,13 @@ from raywgen.zoo import ZooConfig
 PARTS = ("zoo", "train")
 _NUM_DRAWS = 32
 # The search itself sets a trial's folder and corpus, and all trials need the same resources of the cluster.
-_NOT_FOR_KNOBS = ("zoo.out", "train.out", "train.corpus", "train.method", "train.num_workers", "train.use_gpu")
+_SET_BY_SEARCH = {
+    "zoo.out": "give `out` of the search itself",
+    "train.out": "give `out` of the search itself",
+    "train.corpus": "give `corpus` of the search itself",
+    "train.method": "give the method or its config as `train` of the search itself, such as train=mcdi",
+}
+_ONLY_FIXED = ("train.num_workers", "train.use_gpu")
 Tree = dict[str, Any]
 
 
@@ -59,8 +65,8 @@ class Pipeline:
         if config.zoo:
             self._trees["zoo"] = _tree(load_config(ZooConfig, shipped_config("zoo", config.zoo)))
         for key, value in flatten(config.fixed, lambda value: not isinstance(value, dict)).items():
-            if key in _NOT_FOR_KNOBS[:3]:
-                raise ConfigError(f"fixed: {key} is chosen by the search; give out and corpus of the search itself")
+            if key in _SET_BY_SEARCH:
+                raise ConfigError(f"fixed: {key} is chosen by the search; {_SET_BY_SEARCH[key]}")
             _assign(self._trees, key, value, "fixed")
         zoo = merge_config(ZooConfig, [("zoo", self._trees["zoo"])]) if config.zoo else None
         train = merge_config(TrainConfig, [("train", self._trees["train"])])
@@ -101,7 +107,9 @@ class Pipeline:
             ConfigError: The space allows values that no config accepts.
         """
         for knob in self.knobs:
-            if knob.key in _NOT_FOR_KNOBS:
+            if knob.key in _SET_BY_SEARCH:
+                raise ConfigError(f"space: {knob.key} is no knob; {_SET_BY_SEARCH[knob.key]}")
+            if knob.key in _ONLY_FIXED:
                 raise ConfigError(f"space: {knob.key} is no knob; every trial has the same, set it in `fixed`")
             for value in knob.corners():
                 self._try({**self._beside(knob), knob.key: value}, f"{knob.key}={value}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.benchmarks.depths_ladder import DepthLadder, Stored, StretchError, at_depth, num_blocks, stretched
+from raywgen.benchmarks.depths_ladder import DepthLadder, StoredDepth, StretchError, at_depth, num_blocks, stretched
 from raywgen.benchmarks.igpg_depths import IGPGDepthsConfig, zoo_recipe
 from raywgen.benchmarks.run import run
 from raywgen.nn.batch_norm import reestimate_statistics
@@ -85,7 +85,7 @@ def test_stages_of_one_block_cannot_be_stretched() -> None:
 def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> DepthLadder:
     task = build_task({"name": "images", "path": "digits"})
     settings: dict[str, Any] = {"num_condition_samples": 16, "num_unlabelled": 40, "seed": 0}
-    stored = Stored(14, layout_of(14), values_ND)
+    stored = StoredDepth(14, layout_of(14), values_ND)
     return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **settings)
 
 

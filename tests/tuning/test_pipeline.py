@@ -76,6 +76,9 @@ def test_a_training_config_may_be_a_file(tmp_path: Path) -> None:
         ({"space": {"train.seed.more": {"int": [0, 1]}}}, "train.seed is a value"),
         ({"fixed": {"zoo.num_seen": 3}}, "unknown key 'zoo.num_seen' in fixed; did you mean 'zoo.num_s"),
         ({"fixed": {"train.out": "here"}}, "train.out is chosen by the search"),
+        ({"fixed": {"train.method": "mcdi"}}, "train.method is chosen by the search; give the method or its config as"),
+        ({"fixed": {"train": {"method": "mcdi"}}}, "such as train=mcdi"),
+        ({"space": {"train.method": {"choice": ["mcdi", "lohp"]}}}, "train.method is no knob; give the method"),
         ({"zoo": "", "corpus": "c", "space": {"zoo.seed": {"int": [0, 1]}}}, "zoo.seed is a key of a recipe"),
         ({"space": {"train.num_workers": {"int": [0, 4]}}}, "train.num_workers is no knob"),
         (

@@ -50,7 +50,7 @@ def token_nll(
     return -_mixed_log_likelihood(prior, prefix_BTH, seen, rvq, is_alone_B) / seen.codes_BWL.numel()
 
 
-class _Seen(NamedTuple):
+class _TokenWindow(NamedTuple):
     """The part of each network that a step sees: all tokens, or those of a window.
 
     Attributes:
@@ -67,10 +67,10 @@ class _Seen(NamedTuple):
     scales_BW4: Tensor | None
     alone_BW4: Tensor | None
 
-    def of(self, rows_B: Tensor) -> _Seen:
+    def of(self, rows_B: Tensor) -> _TokenWindow:
         """Selects some of the networks."""
         parts = (None if part is None else part.expand(len(self.codes_BWL), -1, -1)[rows_B] for part in self)
-        return _Seen(*parts)  # pyright: ignore[reportArgumentType]
+        return _TokenWindow(*parts)  # pyright: ignore[reportArgumentType]
 
     @property
     def weight(self) -> Tensor | float:
@@ -81,7 +81,9 @@ class _Seen(NamedTuple):
         return is_real_WL / is_real_WL.mean(dim=(-2, -1), keepdim=True)
 
 
-def _mixed_log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks, is_alone_B: Tensor) -> Tensor:
+def _mixed_log_likelihood(
+    prior: Prior, prefix_BTH: Tensor, seen: _TokenWindow, rvq: Codebooks, is_alone_B: Tensor
+) -> Tensor:
     """Returns the weighted sum over all tokens; where `is_alone_B`, each chunk is a window of its own."""
     total = prefix_BTH.new_zeros(())
     if not bool(is_alone_B.all()):
@@ -102,7 +104,7 @@ def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
     return torch.stack([no_instruction_B, no_samples_B], dim=1)
 
 
-def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _Seen, rvq: Codebooks) -> Tensor:
+def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _TokenWindow, rvq: Codebooks) -> Tensor:
     """Returns the weighted log-probability of each token, `(B, W, L)`."""
     hidden_BWH = prior.states(prefix_BTH, seen.positions_WG, rvq.decode(seen.codes_BWL), seen.scales_BW4)
     return prior.head.log_likelihood(hidden_BWH, seen.codes_BWL, rvq, seen.padding_codes_WL) * seen.weight
@@ -122,7 +124,7 @@ def prior_windows(prior: Prior, tokenizer: Tokenizer, layout: Layout, noise: Key
 @torch.no_grad()
 def _seen_tokens(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, normalizers: NormalizerTable, noise: KeyedNoise
-) -> _Seen:
+) -> _TokenWindow:
     """Encodes the part of each network that the step sees, and little more."""
     layout, normalizer = batch.layout, normalizers[batch.layout.id][1]
     if batch.windows is None and (windows := prior_windows(prior, tokenizer, layout, noise)) is not None:
@@ -130,7 +132,7 @@ def _seen_tokens(
     if (windows := batch.windows) is not None and windows.inner_BW is not None:
         codes_BWL = tokenizer.encode_windows(tokenizer.window_chunks(batch, normalizer), layout, windows)
         index_BW = windows.inner_BW
-        return _Seen(
+        return _TokenWindow(
             codes_BWL, tokenizer.positions(layout, index_BW), tokenizer.padding_codes(layout, index_BW), None, None
         )
     return _seen_of_whole(prior, tokenizer, batch, tokenizer.table(layout), normalizer, noise)
@@ -138,19 +140,19 @@ def _seen_tokens(
 
 def _seen_of_whole(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer, noise: KeyedNoise
-) -> _Seen:
+) -> _TokenWindow:
     """Encodes whole networks, and where scales are tokens selects a window of each."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
     mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
     codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
-    seen = _Seen(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
+    seen = _TokenWindow(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
     index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
     if 0 < window < M:
         index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
         rows_B1 = torch.arange(B, device=chunks_BMK.device).unsqueeze(1)
         codes_BWL = codes_BML[rows_B1, index_BW]
-        seen = _Seen(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
+        seen = _TokenWindow(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
     header = prior.header(table)
     if header is None:
         return seen

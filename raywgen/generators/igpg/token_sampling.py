@@ -120,7 +120,7 @@ def _sample_windows(
         recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
         for group in side_by_side(part.plan, B, sampling.max_rows):
             cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
-            rows = _Rows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), chunk_scales, cache)
+            rows = _WindowRows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), chunk_scales, cache)
             parts = noise.split(torch.arange(done, done + len(group)))
             num_recent = recent_BML.shape[1]
             tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
@@ -141,7 +141,7 @@ def _codes_of(written: list[TokenSample]) -> Tensor:
     return torch.cat([each.codes_BML for each in written], dim=1)
 
 
-class _Rows:
+class _WindowRows:
     """Windows written side by side: the inputs of each position, the codes of padding tokens, and the cache."""
 
     def __init__(
@@ -171,7 +171,7 @@ class _Rows:
 
 
 def _write(
-    rows: _Rows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
+    rows: _WindowRows, tail_BOK: Tensor, rvq: Codebooks, noise: KeyedNoise, temperature: float, sampling: SamplingConfig
 ) -> TokenSample:
     """Writes the new chunks of a group of windows, `(B, N * W)`, with those beyond the end of their part."""
     head, num_tail = rows.prior.head, tail_BOK.shape[1]

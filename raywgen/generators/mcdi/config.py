@@ -133,4 +133,4 @@ class McDiConfig(GeneratorConfig):
     def __post_init__(self) -> None:
         self.diffusion.chain().steps(self.sampling.num_steps)
         if self.task_loss.num_steps > 0:
-            self.diffusion.chain().steps(self.task_loss.sampling_steps)
+            self.diffusion.chain().steps(self.task_loss.sampling_steps, "task_loss.sampling_steps")

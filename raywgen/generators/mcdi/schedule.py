@@ -73,14 +73,18 @@ class Schedule:
         abar_B = self.abar_T[t_B]
         return (abar_B if end_B is None else abar_B / self.abar_T[end_B]).float()
 
-    def steps(self, num_steps: int) -> list[tuple[int, int]]:
+    def steps(self, num_steps: int, key: str = "sampling.num_steps") -> list[tuple[int, int]]:
         """Lists the begin and end of each of `num_steps` sampling steps, evenly spread over the chain.
+
+        Args:
+            num_steps: Number of sampling steps.
+            key: The setting that gives it, for the error.
 
         Raises:
             ValueError: The chain has fewer steps.
         """
         if not 1 <= num_steps <= self.num_steps:
-            raise ValueError(f"sampling_steps={num_steps}: must lie between 1 and num_steps={self.num_steps}")
+            raise ValueError(f"{key}={num_steps}: must lie between 1 and diffusion.num_steps={self.num_steps}")
         stops = [round(s * self.num_steps / num_steps) for s in range(num_steps + 1)]
         return list(itertools.pairwise(stops))
 

@@ -43,7 +43,7 @@ class ConvolutionCoder(Coder):
         self.position = nn.Linear(num_position_features, channels)
         # Convolutions treat all pixels alike, but each value of a chunk has a position of its own.
         self.pixel_CRX = nn.Parameter(torch.zeros(channels, *self._shape))
-        self.blocks = Blocks(_Block(channels) for _ in range(num_layers))
+        self.blocks = Blocks(_ResidualConvolution(channels) for _ in range(num_layers))
         final = nn.Conv2d(channels, 1, 3, padding=1)
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), final)
         silence(final)
@@ -60,7 +60,7 @@ class ConvolutionCoder(Coder):
         return self.out(image_NCRX).view(x_BMK.shape)
 
 
-class _Block(nn.Module):
+class _ResidualConvolution(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.net = nn.Sequential(

@@ -69,7 +69,7 @@ class CifarResNet(nn.Module):
         return self.linear(x_SDHW.mean(dim=(2, 3)))
 
 
-class _Block(nn.Module):
+class _BasicBlock(nn.Module):
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.width = width
@@ -103,8 +103,8 @@ def option_a_shortcut(x_SDHW: Tensor, width: int, stride: int) -> Tensor:
 
 
 def _stage(width_in: int, width: int, stride: int, num_blocks: int) -> nn.Module:
-    rest = [_Block(width, width, 1) for _ in range(num_blocks - 1)]
-    return nn.Sequential(_Block(width_in, width, stride), *rest)
+    rest = [_BasicBlock(width, width, 1) for _ in range(num_blocks - 1)]
+    return nn.Sequential(_BasicBlock(width_in, width, stride), *rest)
 
 
 def _nearest_depth(depth: int) -> int:

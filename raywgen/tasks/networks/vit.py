@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, width))
         self.patch_embed = _PatchEmbedding(in_channels, width, patch_size)
-        self.blocks = nn.Sequential(*(_Block(width, num_heads) for _ in range(num_layers)))
+        self.blocks = nn.Sequential(*(_EncoderBlock(width, num_heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, num_classes)
         self._initialise()
@@ -118,7 +118,7 @@ class _PatchEmbedding(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class _Block(nn.Module):
+class _EncoderBlock(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)

@@ -226,7 +226,7 @@ def test_settings_that_make_no_chain_are_named(diffusion: dict, task_loss: dict,
 
 
 def test_settings_that_walk_no_chain_are_named() -> None:
-    with pytest.raises(ValueError, match="sampling_steps=7"):
+    with pytest.raises(ValueError, match=r"sampling\.num_steps=7"):
         config(sampling={"num_steps": 7})
 
 

@@ -137,7 +137,7 @@ def test_no_schedule_has_more_targets_than_steps(
 
 @pytest.mark.parametrize("num_steps", [0, 21])
 def test_no_more_sampling_steps_than_the_chain_has(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=rf"sampling_steps={num_steps}.*num_steps=20"):
+    with pytest.raises(ValueError, match=rf"sampling\.num_steps={num_steps}.*diffusion\.num_steps=20"):
         Schedule.make("cosine", 20, 3).steps(num_steps)
 
 

@@ -44,7 +44,7 @@ def _num_real(chunks_BMK: Tensor, mask_MK: Tensor) -> Tensor:
     return (mask_MK.sum() * (len(chunks_BMK) if mask_MK.dim() == 2 else 1)).clamp(min=1)
 
 
-class _Seen(NamedTuple):
+class _ChunkWindow(NamedTuple):
     """The part of each network that a step sees: all of it, or a window.
 
     Attributes:
@@ -176,7 +176,7 @@ class TokenizerStage(Stage):
         """Updates the codebooks by the statistics of all workers."""
         self.tokenizer.quantiser.update(all_reduce)
 
-    def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _Seen:
+    def _seen(self, batch: WeightBatch, noise: KeyedNoise, *, by_code: bool) -> _ChunkWindow:
         """Returns whole networks, or, if they are longer than `window`, the blocks of a random window of each."""
         tokenizer, layout = self.tokenizer, batch.layout
         batch = self.see(batch, noise)
@@ -184,12 +184,12 @@ class TokenizerStage(Stage):
             index_BW = batch.windows.index_BW
             chunks_BWK = tokenizer.window_chunks(batch, self.normalizers[layout.id][1])
             mask_BWK = tokenizer.mask(layout, index_BW)
-            return _Seen(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, mask_BWK)
+            return _ChunkWindow(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, mask_BWK)
         chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
         mask_MK = tokenizer.mask(layout)
         values_MK = mask_MK.clone()
         values_MK[: tokenizer.num_header_chunks(layout)] = 0
-        whole = _Seen(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)
+        whole = _ChunkWindow(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)
         num_chunks, block = len(mask_MK), tokenizer.encoder.context
         if self.config.output_loss_weight > 0 or not 0 < self.config.window < num_chunks:
             return whole
@@ -198,4 +198,4 @@ class TokenizerStage(Stage):
         rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
         # The last block may be shorter than the others, so it is padded.
         chunks, *others = (F.pad(part, (0, 0, 0, -num_chunks % block)) for part in whole)
-        return _Seen(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))
+        return _ChunkWindow(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))
