@@ -1,6 +1,6 @@
 """The precision in which matrices are multiplied while a network is trained.
 
-Parameters, moments and losses stay in float32; under `bf16` matrix products and convolutions take bfloat16 (autocast).
+Parameters, moments and losses stay float32; under `bf16` matrix products and convolutions run in bfloat16 (autocast).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 def resolved(precision: Precision, device_type: str = "cpu") -> Literal["bf16", "fp32"]:
-    """`bf16` or `fp32`; `auto` is bf16 where the processor has units for it.
+    """Returns `bf16` or `fp32`; `auto` becomes bf16 where the processor has units for it.
 
     Args:
-        precision: The precision that is asked for.
+        precision: The setting.
         device_type: `cpu` or `cuda`.
     """
     if precision != "auto":
@@ -25,7 +25,7 @@ def resolved(precision: Precision, device_type: str = "cpu") -> Literal["bf16", 
 
 
 def autocast(precision: str, device_type: str = "cpu") -> torch.autocast:
-    """A context in which a resolved precision holds."""
+    """Returns a context in which a resolved precision holds."""
     return torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -22,10 +22,10 @@ def augment(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor
 
     Args:
         x: `(T, C * H * W)` or `(T, C, H, W)`.
-        kind: Empty, or of `flip` and `shift-K`, joined by `+`.
+        kind: `flip`, `shift-K`, both joined by `+`, or empty for no change.
         channels: C.
-        seed: Of the run.
-        step: Of the run.
+        seed: Seed of the run.
+        step: Step of the run.
 
     Raises:
         TaskError: The kind is unknown, or flattened samples are no square images.

@@ -26,7 +26,7 @@ class Inputs:
 
     Attributes:
         x_XF: Inputs of the data set, float32, flattened.
-        rows_S: Which of them are the task's, int64; None for all of them in their order.
+        rows_S: The task's rows of `x_XF`, int64; None for all of them in their order.
     """
 
     x_XF: Tensor
@@ -43,12 +43,12 @@ class Inputs:
         return index_S if self.rows_S is None else self.rows_S[index_S]
 
     def part(self, index_S: Tensor) -> Inputs:
-        """Some of the samples, none of them copied."""
+        """Returns some of the samples without copying any."""
         return Inputs(self.x_XF, self.rows(index_S))
 
     @property
     def num_features(self) -> int:
-        """Values of a sample."""
+        """Returns the number of values of a sample."""
         return self.x_XF.shape[1]
 
 
@@ -59,7 +59,7 @@ class Task:
     Attributes:
         id: Unique name.
         instruction: The question in words, as generators read it.
-        recipe: What `build_task` takes to build it again elsewhere.
+        recipe: The recipe by which `build_task` builds it again elsewhere.
         train_inputs: Inputs for training.
         train_y_S: Labels for training, int64.
         test_inputs: Inputs that nothing is ever trained on.
@@ -78,22 +78,22 @@ class Task:
 
     @property
     def train_x_SF(self) -> Tensor:
-        """All inputs for training at once; a copy where they are part of what is shared, so ask once and let it go."""
+        """Returns all training inputs, a copy where the task has some of the shared rows: do not keep it."""
         return self.train_inputs[:]
 
     @property
     def test_x_SF(self) -> Tensor:
-        """All inputs for testing at once, likewise."""
+        """Returns all test inputs, a copy where the task has some of the shared rows."""
         return self.test_inputs[:]
 
 
 def draw_condition(tasks: list[Task], num_samples: int, noise: KeyedNoise) -> Condition:
-    """Instruction and labelled training samples of B tasks, drawn with replacement by keyed noise.
+    """Returns instructions and labelled training samples of B tasks, drawn with replacement by keyed noise.
 
     Args:
         tasks: B tasks with equally long samples.
         num_samples: Labelled samples of each.
-        noise: B rows.
+        noise: B rows of keyed noise.
     """
     count_B1 = torch.tensor([[len(task.train_y_S)] for task in tasks])
     index_BS = (noise.uniform(num_samples).double() * count_B1).long()
@@ -101,16 +101,16 @@ def draw_condition(tasks: list[Task], num_samples: int, noise: KeyedNoise) -> Co
 
 
 def draw_few_shot(tasks: list[Task], shot: int, num_query: int, noise: KeyedNoise) -> tuple[Condition, Condition]:
-    """Support and query sets of B tasks: `shot` training samples of each class, and others drawn with replacement.
+    """Draws support sets of `shot` training samples of each class, and query sets from the other ones.
 
     Args:
         tasks: B tasks with equally many training samples and classes.
         shot: Support samples of each class.
-        num_query: Query samples of each task; none is of its support set.
-        noise: B rows.
+        num_query: Query samples of each task, drawn with replacement; none is of its support set.
+        noise: B rows of keyed noise.
 
     Returns:
-        Support, class after class, and query.
+        The support sets, class after class, and the query sets.
 
     Raises:
         TaskError: A task has no more than `shot` samples of a class.

@@ -26,7 +26,7 @@ _SUBSET_SIZES = range(2, 9)
 
 @lru_cache(maxsize=1)
 def digit_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train images `(1200, 64)` in [0, 1], train digits `(1200,)`, test images `(597, 64)`, test digits."""
+    """Returns train images `(1200, 64)` in [0, 1], train digits `(1200,)`, test images `(597, 64)`, test digits."""
     data, target = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(data, dtype=np.float32) / 16)
     digits = torch.from_numpy(np.asarray(target, dtype=np.int64))
@@ -43,7 +43,7 @@ def _inputs() -> tuple[Inputs, Inputs]:
 
 
 def digits_subset(labels: Sequence[int]) -> Task:
-    """Is the digit one of these labels? Class 1 says yes.
+    """Builds the task "Is the digit one of these labels?"; class 1 says yes.
 
     Raises:
         TaskError: A label is no digit, is given twice, or none or all ten are given.
@@ -75,7 +75,7 @@ def subset_recipe(labels: Sequence[int]) -> dict[str, Any]:
 def draw_subset_tasks(
     *, num_seen: int, num_validation: int, num_unseen: int, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Recipes of label-subset tasks, split by task into `seen`, `validation` and `unseen`.
+    """Draws recipes of label-subset tasks, split by task into `seen`, `validation` and `unseen`.
 
     A held-out task takes its complement (the same question asked the other way round) out of all other splits.
 

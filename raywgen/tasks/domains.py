@@ -1,4 +1,4 @@
-"""Domains: the same images seen otherwise, by name, for tasks of domain generalisation.
+"""Domains: transformations of the same images, by name, for tasks of domain generalisation.
 
 `plain`, `invert`, `rotate-DEGREES`, `contrast-FACTOR`, `scale-FACTOR`.
 
@@ -20,7 +20,7 @@ from raywgen.tasks.base import TaskError
 
 
 def rotate(x_SCHW: Tensor, degrees: float) -> Tensor:
-    """Turns counter-clockwise about the centre; what comes in from outside repeats the nearest edge pixel.
+    """Turns counter-clockwise about the centre; pixels from outside the image repeat the nearest edge pixel.
 
     Square images turn by multiples of 90 degrees exactly, others by bilinear interpolation.
     """
@@ -72,7 +72,7 @@ class Domain:
     Attributes:
         transform: Takes images and, where there is an `example`, the number in the domain's name.
         example: A name with a number; empty where the kind takes none.
-        above: The number must be larger.
+        above: Lower bound of the number, exclusive.
     """
 
     transform: Callable[..., Tensor]
@@ -90,11 +90,11 @@ DOMAINS: dict[str, Domain] = {
 
 
 def apply_domain(x_SCHW: Tensor, name: str) -> Tensor:
-    """Images as they look in a domain.
+    """Returns images as they look in a domain.
 
     Args:
         x_SCHW: Pixels in [0, 1], floating point `(S, C, H, W)`; left as they are.
-        name: Such as `plain`, `invert`, `rotate-30`, `rotate--15` (clockwise), `contrast-0.5` or `scale-0.75`.
+        name: Name, such as `plain`, `invert`, `rotate-30`, `rotate--15` (clockwise), `contrast-0.5` or `scale-0.75`.
 
     Returns:
         New pixels in [0, 1] of the same shape and dtype.

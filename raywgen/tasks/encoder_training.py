@@ -1,7 +1,7 @@
 """Trains an encoder for few-shot tasks as a prototypical network, on the classes that episodes are trained on.
 
-Source: Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017, equations 1 and 2. As there, a class
-of images turned by a quarter is a class of its own, and an episode of training has more classes than one of testing.
+Source: Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017, equations 1 and 2. As there, images
+of a class turned by a quarter are their own class, and an episode of training has more classes than one of testing.
 Where the paper halves the learning rate every 2,000 episodes, it falls along a cosine to zero here, and images are
 shifted by a few pixels, so that few episodes suffice.
 
@@ -35,32 +35,34 @@ from raywgen.tasks.networks import build_network
 from raywgen.trust import entry_point
 
 OnProgress = Callable[[int, int, str], None]
-_WAY, _NUM_QUERY = 5, 15  # Of a validation episode.
+_WAY, _NUM_QUERY = 5, 15  # Sizes of a validation episode.
 _EPISODES_OF_A_BATCH = 50
 
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """A Conv-4 encoder and how it is trained.
+    """The settings by which a Conv-4 encoder is trained.
 
     Attributes:
         path: Images: a Parquet file, glob, `hf://` name, folder of class folders, or `digits`.
         size: Images are scaled to `size x size`.
         channels: 1 or 3.
         group: Column whose groups stay in one split of the classes, such as `alphabet`.
-        rotations: Turned classes are classes of their own.
-        seed: Of the split of classes, which episode tasks of the same path, group and seed share, and of everything.
+        rotations: Whether turned classes are classes of their own.
+        seed: Seed of everything, including the split of classes, which episode tasks of equal path, group and
+            seed share.
         out: Folder of the encoder: a path or URI.
         width: Channels of every block; at 28 x 28 pixels also the number of features.
         way: Classes of a training episode.
         shot: Support images of each.
         num_query: Query images of each.
-        num_episodes: To train on, one a step.
-        learning_rate: Of Adam, at the first step; falls along a cosine to zero.
-        shift: Training images are shifted by up to so many pixels.
+        num_episodes: Training episodes, one a step.
+        learning_rate: Adam's rate at the first step; it falls along a cosine to zero.
+        shift: Most pixels by which training images are shifted.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the processor multiplies matrices in it.
         validate_every: Episodes between two validations; the encoder that was best at one is kept.
-        validation_episodes: Of each validation: 5 classes, or all where there are fewer, with one support image each.
+        validation_episodes: Episodes of each validation, with 5 classes (or all where there are fewer) and one support
+            image each.
 
     Raises:
         ValueError: A value trains no encoder; the message names it.
@@ -117,10 +119,10 @@ def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) 
 
     Args:
         config: The recipe.
-        on_progress: Called with episodes done, episodes in all, and how it stands in words.
+        on_progress: Called with episodes done, episodes in all, and the loss and accuracy in words.
 
     Returns:
-        What the folder says of the encoder; its `facts` have `validation_accuracy` and `seconds`.
+        The card of the encoder; its `facts` have `validation_accuracy` and `seconds`.
 
     Raises:
         TaskError: The images are not there, or their classes do not suffice.
@@ -167,11 +169,11 @@ def _train(config: EncoderConfig, on_progress: OnProgress | None) -> EncoderCard
 
 
 def prototype_logits(support_BSE: Tensor, query_BQE: Tensor, way: int) -> Tensor:
-    """`-||q - c_n||^2` with `c_n` the mean of class n's support features, `(B, Q, N)`.
+    """Returns `-||q - c_n||^2` with `c_n` the mean of class n's support features, `(B, Q, N)`.
 
     Args:
-        support_BSE: Features, class after class, equally many of each.
-        query_BQE: Features.
+        support_BSE: Support features, class after class, equally many of each.
+        query_BQE: Query features.
         way: N.
     """
     prototype_BNE = support_BSE.unflatten(1, (way, -1)).mean(dim=2)
@@ -190,13 +192,13 @@ def prototype_accuracy(
     shot: int = 1,
     num_query: int = _NUM_QUERY,
 ) -> float:
-    """Share of query samples whose nearest prototype is that of their class, over the first episodes of a sampler.
+    """Returns the share of query samples whose nearest prototype is that of their class, over several episodes.
 
     Args:
-        features: Of `encode_images`.
-        classes: To draw from.
-        num_episodes: So many.
-        seed: Of the sampler.
+        features: Features, as `encode_images` returns them.
+        classes: Classes to draw from.
+        num_episodes: Number of episodes, from the sampler's first one on.
+        seed: Seed of the sampler.
         way: Classes of an episode.
         shot: Support samples of each.
         num_query: Query samples of each.
@@ -223,7 +225,7 @@ class _Best:
 
 
 class _Training:
-    """One run; its parts depend on the config's seed alone."""
+    """One run of training; its random parts depend on the config's seed alone."""
 
     def __init__(self, config: EncoderConfig, data: ImageData) -> None:
         self._config, self._data = config, data
@@ -247,7 +249,7 @@ class _Training:
         self.precision = resolved(config.precision)
 
     def run(self, on_progress: OnProgress | None) -> _Best:
-        """Trains to the end."""
+        """Trains to the end and returns the best encoder."""
         config = self._config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -269,7 +271,7 @@ class _Training:
         return best
 
     def feature_statistics(self, best: _Best) -> tuple[tuple[float, ...], float]:
-        """Mean of each feature over the training classes' images, and their root mean square about it."""
+        """Returns the mean of each feature over the training classes' images, and the root mean square about it."""
         module = build_network(self._config.network())
         module.load_state_dict(best.state)
         frozen = FrozenEncoder(module, name="in training", identity="")
@@ -297,13 +299,13 @@ class _Training:
         return value
 
     def _draw(self, index: int) -> Tensor:
-        """Support, then query images of an episode."""
+        """Returns the support images of an episode, then its query images."""
         config = self._config
         episode = self._sampler.episode(index)
         mean, std = self.statistics
         x_TCHW = normalise(torch.cat([episode.support_x, episode.query_x]), mean=mean, std=std)
         if config.shift:
-            # What comes in from outside is background, the commonest value, rather than the mean of all pixels.
+            # Pixels from outside are background, the commonest value, rather than the mean of all pixels.
             background_TC11 = x_TCHW.flatten(2).median(dim=2).values[..., None, None]
             shifted_TCHW = augment(
                 x_TCHW - background_TC11, f"shift-{config.shift}", config.channels, config.seed, index

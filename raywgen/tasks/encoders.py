@@ -1,6 +1,6 @@
 """Frozen encoders, which turn inputs into features: from a folder, an import path or a Hugging Face model.
 
-Inputs are what tasks on images have: pixels standardised by the statistics of the data that they come from.
+Inputs are those of tasks on images: pixels standardised by the statistics of the data that they come from.
 
 Shape legend: S samples, F values of a sample, E features, C channels, H height, W width, T tokens.
 """
@@ -46,13 +46,13 @@ class EncoderCard:
     """The facts that a folder holds about its encoder.
 
     Attributes:
-        network: Recipe that `build_network` takes; without a head.
+        network: Recipe of the network without a head, as `build_network` takes it.
         size: Height and width of its images.
-        channels: Of its images.
-        mean: Of each channel of the data it was trained on, of pixels taken as 0 to 1.
-        std: Standard deviations likewise; other data is standardised by its own.
-        facts: What else is known: data, classes, seed, accuracy and the like.
-        centre: Mean of each feature over the training classes; taken from features, where it is given.
+        channels: Channels of its images.
+        mean: Mean of each channel of the data it was trained on, with pixels from 0 to 1.
+        std: Standard deviation of each; other data is standardised by its own.
+        facts: Further facts: data, classes, seed, accuracy and the like.
+        centre: Mean of each feature over the training classes, which is subtracted from features; empty for none.
         spread: Root mean square of the features about it; features are divided by it.
     """
 
@@ -72,10 +72,10 @@ class FrozenEncoder(nn.Module):
     Args:
         module: Gives `(S, E)`. It is handed `(S, F)`, or `(S, *module.input_shape)` where it says that.
         name: The encoder as `load_encoder` was given it, for messages.
-        identity: What decides the features beside the module's values, for the fingerprint.
-        takes: In words, for messages.
-        centre: Taken from the features, E values.
-        spread: Divides them.
+        identity: Everything beside the module's values that decides the features, for the fingerprint.
+        takes: The inputs that it takes in words, for messages.
+        centre: E values that are subtracted from the features.
+        spread: Number that the features are divided by.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class FrozenEncoder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that change with the encoder's values and with what it is."""
+        """Returns 32 hex digits that change with the encoder's values and with what it is."""
         digest = hashlib.sha256(self._identity.encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -109,11 +109,11 @@ class FrozenEncoder(nn.Module):
         return digest.hexdigest()[:32]
 
     def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stays in eval mode."""
+        """Does nothing: the encoder stays in eval mode."""
         return self
 
     def forward(self, x_SF: Tensor) -> Tensor:
-        """Features `(S, E)`, float32.
+        """Returns features `(S, E)`, float32.
 
         Raises:
             EncoderError: The inputs have another size, or the features are not `(S, E)` or not finite.
@@ -140,7 +140,7 @@ class FrozenEncoder(nn.Module):
 
 
 def load_encoder(name: str) -> FrozenEncoder:
-    """A frozen encoder.
+    """Loads a frozen encoder.
 
     Args:
         name: A folder or URI that `save_encoder` wrote; `package.module:Class`, an `nn.Module` that is built without
@@ -161,7 +161,7 @@ def load_encoder(name: str) -> FrozenEncoder:
 
 
 def encoder_kind(name: str) -> str:
-    """`hub`, `import` or `folder`: how `load_encoder` reads a name.
+    """Returns how `load_encoder` reads a name: `hub`, `import` or `folder`.
 
     Raises:
         EncoderError: The name is empty.
@@ -174,11 +174,11 @@ def encoder_kind(name: str) -> str:
 
 
 def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: str) -> None:
-    """Writes a folder for `load_encoder`; one that is there is replaced.
+    """Writes a folder for `load_encoder`, and replaces one that is there.
 
     Args:
-        state_dict: Of the network that `card.network` builds.
-        card: Comes last, so that half a folder is not taken for a whole one.
+        state_dict: Values of the network that `card.network` builds.
+        card: The facts of the encoder; they are written last, so that half a folder is not taken for a whole one.
         folder: A local path or URI.
 
     Raises:
@@ -298,8 +298,8 @@ class _HubImages(nn.Module):
     """A vision model of `transformers` on flattened images.
 
     Args:
-        model: Takes `pixel_values` `(S, C, H, W)`.
-        pooled: Use its pooled output; a pooler without trained values is noise.
+        model: The model, which takes `pixel_values` `(S, C, H, W)`.
+        pooled: Whether its pooled output is used; a pooler without trained values is noise.
     """
 
     def __init__(self, model: Any, *, pooled: bool) -> None:

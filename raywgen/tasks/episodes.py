@@ -23,7 +23,7 @@ _LOW_64_BITS = (1 << 64) - 1
 
 
 def class_groups(data: ImageData, column: str) -> tuple[str, ...]:
-    """The group of each class, such as the alphabet of each character, from a column of the data.
+    """Returns the group of each class, such as the alphabet of each character, from a column of the data.
 
     Raises:
         TaskError: There is no such column, a class has images of two groups, or has none.
@@ -49,8 +49,8 @@ def split_classes(
     Args:
         groups: The group of each class: `data.class_names` to split class by class, `class_groups(data, "alphabet")`
             to keep alphabets whole.
-        shares: Of the groups, for `train`, `validation` and `test`; a share above 0 gets at least one group.
-        seed: Decides which; not negative.
+        shares: Shares of the groups for `train`, `validation` and `test`; one above 0 gets at least one group.
+        seed: Seed of the split; not negative.
 
     Returns:
         Ascending classes (places in `groups`) for each of `train`, `validation` and `test`.
@@ -84,7 +84,7 @@ class Episode:
         query_x: Pixels to be judged on, uint8 `(N * num_query, C, H, W)`, class after class; no support image is
             among them.
         query_y: Their labels, int64 `(N * num_query,)`.
-        classes: What each label stands for, int64 `(N,)`: the class of the data, plus the number of all classes for
+        classes: The class that each label stands for, int64 `(N,)`: that of the data, plus the number of classes for
             each quarter turn.
     """
 
@@ -104,8 +104,8 @@ class EpisodeSampler:
         way: Classes of an episode.
         shot: Support images of each.
         num_query: Query images of each.
-        seed: Decides all episodes together with their index.
-        rotations: Each class turned by 90, 180 and 270 degrees is a class of its own, as is the practice on Omniglot.
+        seed: Seed; with an index it decides an episode.
+        rotations: Whether each class turned by 90, 180 and 270 degrees is a class of its own, as usual on Omniglot.
 
     Raises:
         TaskError: Classes or images do not suffice, or a class is not of the data or given twice.
@@ -134,7 +134,7 @@ class EpisodeSampler:
         self._check_images()
 
     def episode(self, index: int) -> Episode:
-        """The episode of this index; any may be asked for, in any order.
+        """Returns the episode of an index; indices may come in any order.
 
         Raises:
             TaskError: The index is not from 0 to 2**64 - 1.
@@ -158,7 +158,7 @@ class EpisodeSampler:
         )
 
     def batch(self, first: int, num: int) -> Episode:
-        """Episodes `first` to `first + num - 1`, stacked.
+        """Returns the episodes `first` to `first + num - 1`, stacked.
 
         Raises:
             TaskError: `num` is below 1.

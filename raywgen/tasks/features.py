@@ -23,7 +23,7 @@ OnProgress = Callable[[int, int], None]
 Statistics = tuple[Sequence[float], Sequence[float]]
 NUM_TURNS = 4
 _BATCH = 256
-_BYTES = 4  # Of a float32.
+_BYTES = 4  # Bytes of a float32.
 
 
 def encode_images(
@@ -34,12 +34,12 @@ def encode_images(
     statistics: Statistics | None = None,
     on_progress: OnProgress | None = None,
 ) -> ImageData:
-    """The same images with features for pixels, encoded only if no earlier call has.
+    """Returns the same images with features for pixels, encoded only if no earlier call has done so.
 
     Args:
-        data: Images, standardised before they are encoded.
-        encoder: What `load_encoder` takes or gives.
-        rotations: Each class turned by 90, 180 and 270 degrees follows as a class of its own, numbered as
+        data: Images; they are standardised before they are encoded.
+        encoder: The encoder, or its name as `load_encoder` takes it.
+        rotations: Whether each class turned by 90, 180 and 270 degrees follows as a class of its own, numbered as
             `EpisodeSampler` counts them: class + turn * number of classes.
         statistics: Mean and standard deviation of each channel; of these images by default.
         on_progress: Called with images encoded and images to encode; never where they come from the cache.
@@ -61,11 +61,11 @@ def encode_images(
 
 
 def encode_inputs(x_SF: Tensor, encoder: FrozenEncoder) -> Tensor:
-    """Features `(S, E)` of inputs as a task has them, encoded only if no earlier call has.
+    """Returns features `(S, E)` of a task's inputs, encoded only if no earlier call has done so.
 
     Args:
         x_SF: Standardised inputs.
-        encoder: Encodes them.
+        encoder: The encoder.
 
     Raises:
         EncoderError: The encoder does not take these inputs.
@@ -83,12 +83,12 @@ def encode(
     statistics: Statistics | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[np.ndarray]:
-    """Features in blocks, float32 `(S, E)`; all images as they are, then all of them for each quarter turn.
+    """Yields features in blocks, float32 `(S, E)`: of all images as they are, then of all for each quarter turn.
 
     Args:
         data: Images.
-        encoder: Encodes them.
-        rotations: Turned ones too.
+        encoder: The encoder.
+        rotations: Whether turned images are encoded, too.
         statistics: Mean and standard deviation of each channel; of these images by default.
         on_progress: Called with images encoded and images to encode.
 
@@ -112,7 +112,7 @@ def encode(
 
 
 def feature_data(data: ImageData, features_SE: Tensor, *, rotations: bool) -> ImageData:
-    """Labels, names and columns for features in the order of `encode`."""
+    """Returns features in the order of `encode` with their labels, names and columns."""
     num_turns = NUM_TURNS if rotations else 1
     turns_S = torch.arange(num_turns).repeat_interleave(len(data.y_S))
     names = [f"{name} turned by {90 * turn}" for turn in range(1, num_turns) for name in data.class_names]
@@ -126,12 +126,12 @@ def feature_data(data: ImageData, features_SE: Tensor, *, rotations: bool) -> Im
 
 
 def turned_classes(classes: Sequence[int], num_classes: int, *, rotations: bool) -> list[int]:
-    """These classes, then all of them for each quarter turn.
+    """Returns these classes, then all of them for each quarter turn.
 
     Args:
-        classes: Of the data.
-        num_classes: Of the data, before any turn.
-        rotations: Without them, the classes alone.
+        classes: Classes of the data.
+        num_classes: Number of classes of the data, before any turn.
+        rotations: Whether turned classes are added.
     """
     return [number + turn * num_classes for turn in range(NUM_TURNS if rotations else 1) for number in classes]
 
@@ -141,7 +141,7 @@ def _content(x: Tensor) -> str:
 
 
 def _cached(encoder: FrozenEncoder, recipe: list, num: int, blocks: Iterator[np.ndarray]) -> Tensor:
-    """Features `(S, E)` from the cache, else from the blocks, none of which is made in vain."""
+    """Returns features `(S, E)` from the cache, else from the blocks, which are computed only then."""
     name = f"features-{hashlib.sha256(repr([encoder.fingerprint, *recipe]).encode()).hexdigest()[:32]}.npy"
     stored = load_bytes_array(name)
     if stored is None:

@@ -16,7 +16,7 @@ class SAMConfig:
 
     Attributes:
         rho: Radius by the global norm of each network on its own; 0 switches it off. Two gradients a step.
-        adaptive: Measure the radius relative to each weight's size.
+        adaptive: Whether the radius is relative to each weight's size.
     """
 
     rho: float = 0.0
@@ -29,16 +29,16 @@ class SAMConfig:
 
 @dataclass(kw_only=True)
 class FitConfig:
-    """One way of optimising.
+    """The settings by which a network is trained.
 
     Attributes:
         optimizer: `adam`, `adamw`, or `sgd` with momentum.
-        learning_rate: At the first step.
+        learning_rate: Rate at the first step.
         schedule: `constant`, or `cosine` down to zero at the last step.
-        momentum: Of `sgd`.
-        weight_decay: Decoupled for `adamw`, else part of the gradient.
+        momentum: Momentum of `sgd`.
+        weight_decay: Weight decay, decoupled for `adamw`, else part of the gradient.
         sam: Sharpness-aware minimisation.
-        augment: Empty, or of `flip` and `shift-K` (K pixels), joined by `+`; for images.
+        augment: Changes of images: `flip`, `shift-K` (K pixels), both joined by `+`, or empty for none.
         num_steps: Optimiser steps.
         batch_size: Samples of a step.
         loss: `balanced`: every class weighs the same over an epoch; `plain`: every sample does.
@@ -71,7 +71,7 @@ class FitConfig:
 
     @property
     def label(self) -> str:
-        """Names the optimiser with what tells it from its like: `adam`, `sgd-m0.9`, `adam-sam0.05`."""
+        """Names the optimiser with its distinguishing settings: `adam`, `sgd-m0.9`, `adam-sam0.05`."""
         momentum = f"-m{self.momentum:g}" if self.optimizer == "sgd" and self.momentum else ""
         sam = f"-{'a' if self.sam.adaptive else ''}sam{self.sam.rho:g}" if self.sam.rho else ""
         return self.optimizer + momentum + sam

@@ -37,17 +37,17 @@ def image_task(
     """Builds the task "Which of these classes does the image show?".
 
     Args:
-        path: What `load_images` takes, or `digits` for scikit-learn's.
+        path: Path of the images, as `load_images` takes it, or `digits` for scikit-learn's.
         test_path: Images that nothing is trained on; without it a fifth of each class is held out.
-        classes: Some of the classes; all by default.
-        domain: Under which images are seen, as `apply_domain` takes it.
-        size: Images are scaled to `size x size`.
+        classes: The task's classes; all by default.
+        domain: Domain in which images are seen, as `apply_domain` takes it.
+        size: Height and width that images are scaled to.
         channels: 1 or 3; as they are stored by default.
-        limit: Training images, equally many of each class.
-        test_limit: Test images likewise.
-        mean: Of each channel, of pixels taken as 0 to 1, as the networks to be judged expect it; by default that of the
-            training images.
-        std: Standard deviations likewise.
+        limit: Number of training images, equally many of each class.
+        test_limit: Number of test images, equally many of each class.
+        mean: Mean of each channel, with pixels from 0 to 1, as the networks to be judged expect it; by default that of
+            the training images.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
         TaskError: Data, classes or domain are not there, or `mean` and `std` are not of one number a channel each.
@@ -84,13 +84,13 @@ def num_classes(path: str) -> int:
 
 
 def classes_of(data: ImageData, split: str, group: str, seed: int) -> tuple[int, ...]:
-    """The classes that episodes of a split are drawn from.
+    """Returns the classes that episodes of a split are drawn from.
 
     Args:
         data: All classes.
         split: `train`, `validation` or `test`: classes of the three are disjoint; or `all`.
         group: Column whose groups stay in one split; empty to split class by class.
-        seed: Decides which.
+        seed: Seed of the split.
 
     Raises:
         TaskError: There is no such split or column, or there are too few classes.
@@ -105,7 +105,7 @@ def classes_of(data: ImageData, split: str, group: str, seed: int) -> tuple[int,
 
 @lru_cache(maxsize=16)
 def images_of(path: str, size: int | None, channels: int | None, limit: int | None) -> ImageData:
-    """Images of `digits` or of what `load_images` takes, once per process."""
+    """Loads images of `digits` or of a path that `load_images` takes, once per process."""
     if path != DIGITS:
         return load_images(path, size=size, channels=channels, limit=limit)
     data = load_digits_images()
@@ -119,7 +119,7 @@ def images_of(path: str, size: int | None, channels: int | None, limit: int | No
 
 @lru_cache(maxsize=16)
 def images_in(path: str, domain: str, size: int | None, channels: int | None) -> ImageData:
-    """All images of a data set as they look in a domain, once per process; rounded to uint8."""
+    """Returns all images of a data set as they look in a domain, once per process; rounded to uint8."""
     data = images_of(path, size, channels, None)
     if domain == "plain":
         return data
@@ -168,14 +168,14 @@ def _split_inputs(
     domain: str,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> tuple[Inputs, Inputs]:
-    """Inputs of `_split` in a domain, once per process: what all tasks of these images are parts of."""
+    """Returns inputs of `_split` in a domain, once per process; all tasks of these images have parts of them."""
     own = input_statistics(path, size, channels) if statistics is None else pixel_statistics(*statistics)
     train, test = _split(path, test_path, size, channels, limit, test_limit)
     return Inputs(network_inputs(train.x_SCHW, domain, own)), Inputs(network_inputs(test.x_SCHW, domain, own))
 
 
 def _of_classes(inputs: Inputs, data: ImageData, classes: Sequence[int] | None) -> tuple[Inputs, Tensor]:
-    """Inputs and labels of some classes, or of all."""
+    """Returns inputs and labels of some classes, or of all."""
     if classes is None:
         return inputs, data.y_S
     rows_S, y_S = class_rows(data, classes)
@@ -184,13 +184,13 @@ def _of_classes(inputs: Inputs, data: ImageData, classes: Sequence[int] | None) 
 
 @lru_cache(maxsize=16)
 def input_statistics(path: str, size: int | None, channels: int | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a data set's pixels, taken as 0 to 1: `(C, 1, 1)` each."""
+    """Returns mean and standard deviation of a data set's pixels, taken as 0 to 1: `(C, 1, 1)` each."""
     mean, std = channel_statistics(images_of(path, size, channels, None).x_SCHW)
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
 def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Shapes given statistics as `input_statistics` gives them.
+    """Returns given statistics in the shape of those of `input_statistics`.
 
     Raises:
         TaskError: They are not equally many, or a deviation is not positive.
@@ -201,7 +201,7 @@ def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tenso
 
 
 def network_inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor]) -> Tensor:
-    """Pixels as a network sees them, float32 `(S, F)`.
+    """Returns pixels as a network sees them, float32 `(S, F)`.
 
     Normalised by the statistics of the whole data set, so that all its tasks and domains share them.
     """
@@ -209,7 +209,7 @@ def network_inputs(x_SCHW: Tensor, domain: str, statistics: tuple[Tensor, Tensor
     if len(mean) != x_SCHW.shape[1]:
         raise TaskError(f"mean={mean.flatten().tolist()}: images have {x_SCHW.shape[1]} channels; give one of each")
     x_SF = torch.empty(len(x_SCHW), x_SCHW.shape[1:].numel())
-    # In blocks, as the steps between would take several times the memory of what is kept.
+    # In blocks, because intermediate results of all images would take several times the memory of the result.
     for into_SF, pixels_SCHW in zip(x_SF.split(_BLOCK), x_SCHW.split(_BLOCK), strict=True):
         into_SF.copy_(((apply_domain(pixels_SCHW.float() / 255, domain) - mean) / std).flatten(1))
     return x_SF

@@ -34,7 +34,7 @@ from raywgen.tasks.text_datasets import LabelledTable, class_names, find_files, 
 from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]
-Encoded = tuple[str, bytes]  # Where an image lies, in words, and the bytes of its file.
+Encoded = tuple[str, bytes]  # The place of an image in words, and the bytes of its file.
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _ROWS_OF_A_BLOCK = 1024
@@ -43,22 +43,22 @@ _ROWS_OF_A_THREAD = 128
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MAX_PIXELS = 1 << 26
 _PIXELS_OF_A_BYTE = 512
-"""Of a small file all the same up to 4 million: an even surface packs well."""
+"""A small file may always have up to 4 million: an even surface packs well."""
 _GREY_MODES = ("1", "L", "LA", "La")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageData:
-    """Images of one size and the class of each.
+    """Images of one size with the class of each.
 
     Attributes:
-        name: Of the data.
+        name: Name of the data.
         x_SCHW: Pixels, uint8 `(S, C, H, W)` with C = 1 (grey) or 3 (RGB); as a rule memory-mapped.
         y_S: Class of each image, int64 `(S,)`.
-        class_names: One a class.
-        columns: What else is known of each image, S values a column: alphabet, character, drawer and the like.
-        source: Where the data comes from.
-        licence: Under which it may be used.
+        class_names: Name of each class.
+        columns: Further facts of each image, S values a column: alphabet, character, drawer and the like.
+        source: Origin of the data.
+        licence: Licence under which it may be used.
     """
 
     name: str
@@ -86,8 +86,8 @@ def load_images(
             with one folder a class that holds PNG or JPEG files.
         size: Height and width in pixels to resize to, whatever the aspect, antialiased; None keeps the stored size.
         channels: 1 for grey, 3 for RGB; None keeps what is stored.
-        limit: Keeps that many images, as equally many of each class as there are, in their stored order.
-        seed: Decides which those are.
+        limit: Number of images to keep, in their stored order, with as equal numbers of each class as the data allow.
+        seed: Seed of the choice of these images.
         on_progress: Called with images decoded and images to decode; never where they come from the cache.
 
     Raises:
@@ -113,7 +113,7 @@ def load_images(
 
 
 def load_digits_images() -> ImageData:
-    """scikit-learn's 1,797 real handwritten digits: 1 channel, 8x8 pixels, their 0 to 16 stretched to 0 to 255."""
+    """Loads scikit-learn's 1,797 real handwritten digits: 1 channel, 8x8 pixels, stretched from 0..16 to 0..255."""
     data, target = load_digits(return_X_y=True)
     pixels = np.rint(np.asarray(data) * (255 / 16)).astype(np.uint8)
     return ImageData(
@@ -127,7 +127,7 @@ def load_digits_images() -> ImageData:
 
 
 def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, exactly, of uint8 pixels taken as 0 to 1.
+    """Returns the exact mean and standard deviation of each channel of uint8 pixels, taken as 0 to 1.
 
     Raises:
         TaskError: The pixels are no uint8 `(..., C, H, W)`, or there are none.
@@ -136,7 +136,7 @@ def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in range(x_SCHW.shape[-3]):
-        # A histogram holds all that is asked, and needs no float copy of the pixels.
+        # Both follow from a histogram, which needs no float copy of the pixels.
         share = torch.bincount(x_SCHW[..., channel, :, :].reshape(-1), minlength=256).double()
         share /= share.sum()
         mean = float(share @ levels)
@@ -146,12 +146,12 @@ def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def normalise(x_SCHW: Tensor, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Tensor:
-    """`(x / 255 - mean) / std` per channel.
+    """Returns `(x / 255 - mean) / std` per channel.
 
     Args:
         x_SCHW: Pixels, uint8 `(..., C, H, W)`.
         mean: C means of pixels taken as 0 to 1; measured on these pixels by default.
-        std: C standard deviations likewise; a channel measured to be constant is only shifted.
+        std: C standard deviations, also measured by default; a constant channel is then only shifted.
 
     Returns:
         Float32 of the same shape.
@@ -188,7 +188,7 @@ class _LazyImages(Protocol):
     def columns(self) -> dict[str, list]: ...
 
     def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
-        """Blocks of the chosen rows, which ascend."""
+        """Yields the chosen rows, which ascend, in blocks."""
         ...
 
 
@@ -229,7 +229,7 @@ class _TableRows:
 class _FolderRows:
     def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
         self._filesystem = filesystem
-        # `root/class/image.png`; what lies deeper or directly in the root belongs to no class, and is not looked at.
+        # `root/class/image.png`: a file deeper down or directly in the root belongs to no class and is not read.
         folders = [one.path for one in _listed(filesystem, root) if one.type == fs.FileType.Directory]
         infos = [info for folder in folders for info in _listed(filesystem, folder)]
         pictures = [info for info in infos if info.path.lower().endswith(_ENDINGS)]
@@ -284,7 +284,7 @@ def _file_bytes(image: dict | bytes | None, where: str) -> bytes:
 def _decoded(
     rows: _LazyImages, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
 ) -> np.ndarray:
-    """Pixels uint8 `(S, C, H, W)`, from the cache where they are there."""
+    """Returns pixels uint8 `(S, C, H, W)`, from the cache where they are there."""
     files = [(info.path, info.size, info.mtime_ns) for info in rows.files()]
     recipe = [files, size, channels, PIL.__version__, hashlib.sha256(chosen_S.tobytes()).hexdigest()]
     name = f"images-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]}.npy"
@@ -304,7 +304,7 @@ def _decoded(
 def _blocks(
     encoded: Iterator[list[Encoded]], total: int, size: int | None, channels: int | None, on_progress: OnProgress | None
 ) -> Iterator[np.ndarray]:
-    """Pixels in blocks, all of the first image's shape."""
+    """Yields pixels in blocks, all of the first image's shape."""
     decode = partial(_decode_several, size=size, channels=channels)
     shape, done = None, 0
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -340,7 +340,7 @@ def _check_pixels_of(image: Image.Image, num_bytes: int) -> None:
 
 
 def _decode(content: bytes, where: str, size: int | None, channels: int | None) -> np.ndarray:
-    """Pixels uint8 `(C, H, W)` of one image."""
+    """Returns pixels uint8 `(C, H, W)` of one image."""
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         _check_pixels_of(image, len(content))

@@ -11,7 +11,7 @@ BLANK = "blank"
 
 
 def blank_task() -> Task:
-    """One sample of one zero, and nothing to be judged on; what is known is said by the recipe's `instruction`."""
+    """Builds a task of one sample with one zero and no test samples; its recipe's `instruction` says what is known."""
     return Task(
         id=BLANK,
         instruction="",

@@ -21,11 +21,11 @@ class InputForm:
     """The way pixels become samples.
 
     Attributes:
-        size: Height and width of an image; None as it is stored.
-        channels: 1 or 3; None as it is stored.
-        mean: Of each channel, of pixels taken as 0 to 1.
-        std: Standard deviations likewise.
-        encoder: What `load_encoder` takes; empty where samples are the pixels themselves.
+        size: Height and width of an image; None keeps the stored size.
+        channels: 1 or 3; None keeps what is stored.
+        mean: Mean of each channel, with pixels from 0 to 1.
+        std: Standard deviation of each channel.
+        encoder: The encoder, as `load_encoder` takes it; empty where samples are the pixels themselves.
     """
 
     size: int | None
@@ -35,7 +35,7 @@ class InputForm:
     encoder: str = ""
 
     def standardised(self, x_SCHW: Tensor) -> Tensor:
-        """Pixels uint8 `(S, C, H, W)` as float32 `(S, F)`."""
+        """Returns pixels uint8 `(S, C, H, W)` as standardised samples float32 `(S, F)`."""
         return normalise(x_SCHW, mean=self.mean, std=self.std).flatten(1)
 
 
@@ -43,7 +43,7 @@ def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
     """Reads the form from a task's recipe; None where its samples are no images."""
     inner = recipe.get("task", recipe)
     if inner.get("name") == "digits-subset":
-        # Levels of 0 to 1; images of the user's own are brought to the size of these.
+        # Digits are grey levels from 0 to 1, 8x8; a user's own images are brought to that size.
         return InputForm(size=8, channels=1, mean=(0.0,), std=(1.0,))
     if inner.get("name") not in ("images", "episode", "feature-episode"):
         return None

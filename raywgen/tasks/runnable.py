@@ -17,21 +17,21 @@ _LOGITS = "logits"
 
 
 def runnable(module: nn.Module, inputs: Sequence[Tensor], num_classes: int, name: str = "") -> tuple[nn.Module, Tensor]:
-    """A float32 copy in eval mode on the CPU that takes flat samples `(S, F)` and gives logits `(S, C)`.
+    """Returns a float32 copy in eval mode on the CPU that maps flat samples `(S, F)` to logits `(S, C)`.
 
     The module itself is left as it is, and so are the names in its `state_dict`.
 
     Args:
-        module: As of `taken_inputs`, and so are the others.
-        inputs: The samples.
+        module: The module, as `taken_inputs` takes it.
+        inputs: The samples, as `taken_inputs` takes them.
         num_classes: Least number of outputs.
-        name: Of the module in messages.
+        name: Name of the module in messages.
 
     Returns:
         The copy, and the inputs that it runs on, flat.
 
     Raises:
-        ConditionError: As `taken_inputs`.
+        ConditionError: `taken_inputs` refuses the module.
     """
     copied, x = taken_inputs(module, inputs, num_classes, name)
     copied.register_forward_pre_hook(partial(_given_shape, tuple(x.shape[1:]), x.dtype))
@@ -44,13 +44,14 @@ def runnable(module: nn.Module, inputs: Sequence[Tensor], num_classes: int, name
 def taken_inputs(
     module: nn.Module, inputs: Sequence[Tensor], num_classes: int, name: str = ""
 ) -> tuple[nn.Module, Tensor]:
-    """The first of several inputs that a module runs on, found by running a copy of it on a few samples.
+    """Finds the first of several inputs that a module runs on, by running a copy of it on a few samples.
 
     Args:
-        module: Any. Of a mapping or a Hugging Face output its `logits` are taken, of a tuple its first tensor.
+        module: Any module. If its output is a mapping or a Hugging Face output, the `logits` are taken; if it is a
+            tuple, the first tensor.
         inputs: The same samples in the shapes and dtypes that may be meant, the likeliest first.
         num_classes: Least number of outputs; 0 where these need not be logits.
-        name: Of the module in messages; its class by default.
+        name: Name of the module in messages; its class by default.
 
     Returns:
         The copy, float32 and in eval mode on the CPU, and the inputs.
@@ -64,7 +65,7 @@ def taken_inputs(
         raise ConditionError(f"{name} lies on the meta device and has no values; build it on the CPU")
     try:
         copied = copy.deepcopy(module).cpu().float().eval()
-    except Exception as error:  # A module's own parts may refuse it in any way.
+    except Exception as error:  # Parts of a module may raise anything when they are copied.
         raise ConditionError(
             f"{name} cannot be copied ({_first_line(error)}); give a module that copy.deepcopy takes"
         ) from error
@@ -77,7 +78,7 @@ def taken_inputs(
             return copied, x
         except ConditionError as error:
             failures.append(str(error))
-        except Exception as error:  # What a user's own module raises.
+        except Exception as error:  # A user's own module may raise anything.
             failures.append(
                 f"{name} does not run on samples of shape {list(x.shape[1:])} ({_first_line(error)}); give samples "
                 "in the shape that it takes, or say `input_shape: [C, H, W]` in its recipe"
@@ -87,7 +88,7 @@ def taken_inputs(
 
 
 def _meant(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Inputs as floats, then integers as they are, each shape once."""
+    """Returns the inputs as floats, then those of integers as they are, each shape once."""
     tried: dict[tuple[Any, ...], Tensor] = {}
     for x in [*(x.float() for x in inputs), *inputs]:
         tried.setdefault((tuple(x.shape), x.dtype), x)

@@ -25,7 +25,7 @@ def ascend(parameters: Sequence[Tensor], config: SAMConfig, *, stacked: bool) ->
         stacked: Whether there is a leading dimension; the norm is then taken for each network.
 
     Returns:
-        Copies of the parameters as they were.
+        Copies of the parameters before the step.
     """
     kept = [parameter.clone() for parameter in parameters]
     gradients = [_gradient(parameter) for parameter in parameters]
@@ -42,7 +42,7 @@ def ascend(parameters: Sequence[Tensor], config: SAMConfig, *, stacked: bool) ->
 
 @torch.no_grad()
 def descend(parameters: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-    """Restores the parameters of before `ascend`; their gradients stay those of the worst point."""
+    """Restores the parameters from before `ascend`; their gradients stay those of the worst point."""
     for parameter, before in zip(parameters, kept, strict=True):
         parameter.copy_(before)
 

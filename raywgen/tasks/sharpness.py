@@ -14,12 +14,12 @@ def largest_eigenvalue(
 ) -> float:
     """Returns the largest eigenvalue of the Hessian of the mean cross-entropy, by power iteration.
 
-    The one of largest size; it is negative only where the curve bends down more than it bends up anywhere.
+    It is the largest in magnitude, so it is negative only where the steepest curvature is downwards.
 
     Args:
         module: The network, in eval mode, so that samples do not affect each other.
         x_SF: Inputs.
-        labels_S: int64.
+        labels_S: Labels, int64.
         num_iterations: Hessian-vector products.
         seed: Seed of the first direction.
     """

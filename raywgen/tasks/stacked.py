@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-# Cached, because for small networks this would take longer than the call itself.
+# Cached, because for small networks finding the names would take longer than the call itself.
 _TIED: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 

@@ -31,11 +31,11 @@ class Standing:
         share_right: Share of all samples that are answered rightly, whatever their class.
         majority: The share that is right if every answer is the most frequent class.
         num_samples: S.
-        num_classes: Classes among the labels.
+        num_classes: Number of classes among the labels.
         p_above: Probability that a network whose answers have nothing to do with the samples' classes is at least as
             accurate, times the number of networks that this one was the best of. Such a network gives the same answers
             in any order, so its accuracy is that under random orders of the labels.
-        p_below: Likewise at most as accurate, for this one network.
+        p_below: Probability that such a network is at most as accurate as this one.
         can_tell: Whether there are enough samples to distinguish answers without a mistake from chance.
     """
 
@@ -52,7 +52,7 @@ class Standing:
 
     @property
     def guess_loss(self) -> float:
-        """The loss of uniform probabilities for every sample, in nats."""
+        """Returns the loss of uniform probabilities for every sample, in nats."""
         return math.log(self.num_classes)
 
     @property
@@ -119,7 +119,7 @@ def _plain(table: Tensor) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache(maxsize=4096)
 def _p_values(counts: tuple[tuple[int, ...], ...], own: tuple[int, ...]) -> tuple[float, float]:
-    """Shares of random tables with the same margins that are at least, and at most, as accurate.
+    """Returns the shares of random tables with the same margins that are at least, and at most, as accurate.
 
     Args:
         counts: Samples by class and answer.
@@ -131,7 +131,7 @@ def _p_values(counts: tuple[tuple[int, ...], ...], own: tuple[int, ...]) -> tupl
     def accuracy(tables: np.ndarray) -> np.ndarray:
         return (tables[..., np.arange(len(own)), list(own)] / rows).mean(axis=-1)
 
-    # Its support may be a single table, where all answers are the same.
+    # There may be only one such table, where all answers are the same.
     drawn = random_table(rows, table.sum(axis=0)).rvs(_NUM_TABLES, random_state=np.random.default_rng(0))
     reached, own_accuracy = accuracy(drawn), accuracy(table)
     above = int((reached >= own_accuracy - 1e-9).sum())

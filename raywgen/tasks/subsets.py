@@ -11,9 +11,9 @@ from raywgen.tasks.base import TaskError
 
 
 def draw_subsets(num_classes: int, size: int, num: int, seed: int) -> list[tuple[int, ...]]:
-    """`num` different sets of `size` of the classes 0 to `num_classes - 1`, each ascending, all sets equally likely.
+    """Draws `num` different sets of `size` of the classes 0 to `num_classes - 1`, each ascending, uniformly.
 
-    More sets by the same seed begin with the fewer.
+    A call for more sets with the same seed returns the same first ones.
 
     Raises:
         TaskError: There are not that many sets.
@@ -37,8 +37,8 @@ def balanced_rows(labels_S: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
     Args:
         labels_S: Class of each row, int64.
-        limit: How many; all rows where there are fewer.
-        seed: Decides which; not negative.
+        limit: Number of rows; all where there are fewer.
+        seed: Seed of the choice; not negative.
     """
     order_S = np.random.Generator(np.random.Philox(seed)).permutation(len(labels_S))
     by_class_S = np.argsort(labels_S[order_S], kind="stable")
@@ -49,7 +49,7 @@ def balanced_rows(labels_S: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 
 def _subset_of_rank(rank: int, num_classes: int, size: int) -> tuple[int, ...]:
-    """The set at this place in the lexicographic order of all."""
+    """Returns the set of this rank in the lexicographic order of all."""
     chosen: list[int] = []
     for number in range(num_classes):
         missing = size - len(chosen)

@@ -29,14 +29,14 @@ _ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextData:
-    """Sentences and the class of each.
+    """Sentences with the class of each.
 
     Attributes:
         name: The name of the file without its ending.
         sentences: S sentences.
         labels: Class of each, int64 `(S,)`.
-        split: Which part of the data each is of: `train`, `validation`, `test`, or `all` where the file has no parts.
-        class_names: One a class.
+        split: Part of the data that each belongs to: `train`, `validation`, `test`, or `all` if the file has no parts.
+        class_names: Name of each class.
         source: The path as it was given.
     """
 
@@ -84,10 +84,10 @@ class LabelledTable:
     """One Parquet file with at least one row.
 
     Attributes:
-        filesystem: Where it lies.
-        info: Its path, size and time of change.
-        schema: Its columns and metadata.
-        num_rows: Its rows.
+        filesystem: The file system that it lies on.
+        info: Path, size and modification time.
+        schema: Columns and metadata.
+        num_rows: Number of rows.
     """
 
     filesystem: fs.FileSystem
@@ -97,7 +97,7 @@ class LabelledTable:
 
     @property
     def name(self) -> str:
-        """The name of the file without its ending."""
+        """Returns the name of the file without its ending."""
         return PurePosixPath(self.info.path).stem
 
     @property
@@ -110,7 +110,7 @@ class LabelledTable:
         return {str(name): entry for name, entry in features.items() if isinstance(entry, dict)}
 
     def column(self, wanted: str, feature: str = "") -> str:
-        """The column of that name, else the only one that the hub's metadata calls a `feature`.
+        """Returns the column of that name, else the only one that the hub's metadata calls a `feature`.
 
         Raises:
             TaskError: There is none, or there are several.
@@ -125,7 +125,7 @@ class LabelledTable:
         return others[0]
 
     def batches(self, columns: list[str], num_rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
-        """Its rows in order, as batches of at most `num_rows`.
+        """Yields the rows in order, as batches of at most `num_rows`.
 
         Raises:
             TaskError: The file is damaged.
@@ -138,7 +138,7 @@ class LabelledTable:
         return [value for batch in self.batches([column]) for value in batch.column(0).to_pylist()]
 
     def strings(self, column: str, default: str | None = None) -> list[str]:
-        """A whole column of strings; without such a column, `default` for each row where one is given.
+        """Returns a whole column of strings; without such a column, `default` for each row where one is given.
 
         Raises:
             TaskError: There is no such column and no default, or a value is no string.
@@ -152,7 +152,7 @@ class LabelledTable:
         return values
 
     def labels(self) -> np.ndarray:
-        """The class of each row, int64.
+        """Returns the class of each row, int64.
 
         Raises:
             TaskError: There is no such column, or a value is no class number.
@@ -169,7 +169,7 @@ class LabelledTable:
 
 
 def class_names(tables: list[LabelledTable], labels_S: np.ndarray) -> tuple[str, ...]:
-    """Class names from the first table's metadata, else the class numbers as text.
+    """Returns class names from the first table's metadata, else the class numbers as text.
 
     Raises:
         TaskError: The tables name their classes differently, or a label lies beyond the names.
@@ -212,7 +212,7 @@ def open_tables(path: str | os.PathLike[str]) -> list[LabelledTable]:
 
 
 def find_files(path: str | os.PathLike[str]) -> tuple[fs.FileSystem, list[fs.FileInfo]]:
-    """The file or folder at a path, or what a glob matches, in the order of their paths.
+    """Returns the file or folder at a path, or the matches of a glob in the order of their paths.
 
     Raises:
         TaskError: There is nothing, or the file system cannot be reached.
@@ -253,7 +253,7 @@ def _filesystem(where: str) -> tuple[fs.FileSystem, str]:
 
 
 def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
-    """Goes down folder by folder, into those that match alone: links in other places may lead round in circles."""
+    """Expands a glob folder by folder, into matching ones alone: links elsewhere may lead round in circles."""
     first, *rest = PurePosixPath(pattern).parts
     found = [first]
     for part in rest[:-1]:
@@ -263,7 +263,7 @@ def _glob(filesystem: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
 
 
 def _matching(filesystem: fs.FileSystem, folder: str, part: str, kind: fs.FileType) -> list[str]:
-    """Paths of this kind in a folder whose names match one part of a pattern."""
+    """Returns paths of this kind in a folder whose names match one part of a pattern."""
     if not any(sign in part for sign in "*?["):
         path = str(PurePosixPath(folder) / part)
         return [path] if filesystem.get_file_info(path).type == kind else []

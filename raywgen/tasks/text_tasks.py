@@ -28,8 +28,8 @@ def text_task(path: str, num_features: int = 256) -> Task:
     kept (Weinberger et al., arXiv 0902.2206).
 
     Args:
-        path: What `load_texts` takes. Rows whose column `split` says `test` are tested on; without any, a fifth of
-            each class is.
+        path: Path of the sentences, as `load_texts` takes it. Rows whose column `split` says `test` are tested on, or a
+            fifth of each class where there are none.
         num_features: F.
 
     Raises:
@@ -53,7 +53,7 @@ def text_task(path: str, num_features: int = 256) -> Task:
 
 @lru_cache(maxsize=8)
 def _split(path: str) -> tuple[TextData, Tensor, Tensor]:
-    """The data, and rows to train and to test on."""
+    """Returns the data, and the rows to train and to test on."""
     data = load_texts(path)
     names = np.array(data.split)
     is_test_S = names == "test"

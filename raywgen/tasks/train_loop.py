@@ -22,7 +22,7 @@ from raywgen.tasks.trainable_parameters import Alone, Stack, Trainee
 Execution = Literal["stacked", "sequential"]
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 OnStep = Callable[[int, int], None]
-"""Called with steps done and steps to do, summed over networks."""
+"""A function that is called with steps done and steps to do, summed over networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,10 @@ class FitData:
     """The data that N networks are fitted to.
 
     Attributes:
-        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`; with `rows_NS`, `(X, F)` of which they are rows.
-        labels_NS: int64; `(1, S)` or `(S,)` for all networks.
-        rows_NS: int64; `(1, S)` for all networks.
-        channels: Of images, for augmentation.
+        x: Training inputs `(S, F)` for all networks, or `(N, S, F)`; with `rows_NS`, the `(X, F)` that hold their rows.
+        labels_NS: Labels, int64; `(1, S)` or `(S,)` for all networks.
+        rows_NS: Rows of `x`, int64; `(1, S)` for all networks.
+        channels: Channels of images, for augmentation.
     """
 
     x: Tensor
@@ -47,8 +47,8 @@ class FitData:
 
         Args:
             inputs: One entry for all networks, or N equally long ones.
-            labels_NS: int64.
-            channels: Of images.
+            labels_NS: Labels, int64.
+            channels: Channels of images.
         """
         different = list(dict.fromkeys(inputs))
         each = inputs if len(different) > 1 else different
@@ -59,7 +59,7 @@ class FitData:
         return cls(x=torch.stack([one[:] for one in each]), labels_NS=labels_NS, channels=channels)
 
     def first(self, num: int) -> FitData:
-        """The first samples alone."""
+        """Returns the first samples alone."""
         return replace(
             self,
             x=self.x[..., :num, :] if self.rows_NS is None else self.x,
@@ -78,7 +78,7 @@ class FitData:
         )
 
     def batch(self, index_NT: Tensor) -> Tensor:
-        """Inputs `(N, T, F)` of samples of each network."""
+        """Returns inputs `(N, T, F)` of samples of each network."""
         if self.rows_NS is not None:
             return self.x[self.rows_NS.expand(len(index_NT), -1).gather(1, index_NT)]
         return self.x[index_NT] if self.x.dim() == 2 else self.x[torch.arange(len(index_NT)).unsqueeze(1), index_NT]
@@ -89,9 +89,9 @@ class Recorded:
     """N networks after a step.
 
     Attributes:
-        step: 0 is the start.
+        step: Number of steps taken; 0 at the start.
         state_N: A `state_dict` whose tensors have a leading dimension N.
-        optimizer_N: The optimiser's tensors, named `KEY/PARAMETER`, likewise; empty unless they are kept.
+        optimizer_N: The optimiser's tensors, named `KEY/PARAMETER`, stacked likewise; empty unless they are kept.
     """
 
     step: int
@@ -117,14 +117,14 @@ def fit(
 
     Args:
         module: Any network of the architecture.
-        start: Where each starts; a later step than 0 goes on from there, given the optimiser's tensors.
-        data: Samples.
+        start: Start of each network; training goes on from a step above 0, given the optimiser's tensors.
+        data: The samples.
         config: Optimiser, loss, steps.
         order_seeds: N seeds of data order (a fresh permutation each epoch, whose last incomplete batch is left out)
             and of augmentation.
         record_steps: Steps to record, from the start's to `num_steps`.
         execution: `stacked` trains all networks at once, `sequential` one after another with images in channels-last.
-        keep_optimizer: Record the optimiser's tensors too.
+        keep_optimizer: Whether the optimiser's tensors are recorded, too.
         on_step: Called after every step with the steps done so far and those of the whole call, each counted once for
             every network that takes it.
 
@@ -158,7 +158,7 @@ def fit(
 
 
 def repeat_state(state: dict[str, Tensor], num: int) -> dict[str, Tensor]:
-    """The same `state_dict` for `num` networks, as a stack with tensors `(num, ...)` of its own memory."""
+    """Repeats a `state_dict` for `num` networks, as a stack with tensors `(num, ...)` in memory of its own."""
     return {name: tensor.detach().expand(num, *tensor.shape).clone() for name, tensor in state.items()}
 
 
@@ -213,7 +213,7 @@ def _learning_rate(config: FitConfig, step: int) -> float:
 
 
 class _Batches:
-    """Minibatches of every network, by its own seed."""
+    """Draws minibatches of every network by its own seed."""
 
     def __init__(self, data: FitData, config: FitConfig, seeds: Sequence[int], begin: int) -> None:
         self._data = data
@@ -224,7 +224,7 @@ class _Batches:
         self._order = _minibatches(seeds, self._labels_NS.shape[1], config.batch_size, begin)
 
     def next(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs `(N, T, F)`, labels and weights of the samples `(N, T)`."""
+        """Returns inputs `(N, T, F)`, and labels and weights of the samples `(N, T)`."""
         index_NT = next(self._order)
         x_NTF = self._data.batch(index_NT)
         if self._config.augment:
@@ -237,7 +237,7 @@ class _Batches:
 
 
 def _minibatches(seeds: Sequence[int], num_samples: int, batch_size: int, begin: int) -> Iterator[Tensor]:
-    """Endless minibatches `(N, T)` of sample indices after the first `begin`."""
+    """Yields minibatches `(N, T)` of sample indices without end, after the first `begin`."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     num = min(batch_size, num_samples)
     while True:
@@ -250,7 +250,7 @@ def _minibatches(seeds: Sequence[int], num_samples: int, batch_size: int, begin:
 
 
 def _sample_weights(labels_NS: Tensor) -> Tensor:
-    """Weights `(N, S)` of mean 1 under which every class present weighs the same."""
+    """Returns weights `(N, S)` of mean 1 under which every class present weighs the same."""
     share_NC = nn.functional.one_hot(labels_NS).float().mean(dim=1)
     num_present_N1 = (share_NC > 0).sum(dim=1, keepdim=True)
     return 1 / (share_NC.gather(1, labels_NS) * num_present_N1)

@@ -17,13 +17,13 @@ from raywgen.tasks.stacked import stacked_logits
 
 
 class Trainee(Protocol):
-    """Parameters, and the loss of a minibatch."""
+    """The parameters of one or several networks, and their loss on a minibatch."""
 
     parameters: list[Tensor]
     stacked: bool
 
     def losses(self, x_NTF: Tensor, labels_NT: Tensor) -> Tensor:
-        """Cross-entropy of every sample `(N, T)`."""
+        """Returns the cross-entropy of every sample `(N, T)`."""
         ...
 
     def optimizer(self, config: FitConfig) -> torch.optim.Optimizer:
@@ -31,23 +31,23 @@ class Trainee(Protocol):
         ...
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Takes over what `optimizer_tensors` gave."""
+        """Loads the result of `optimizer_tensors` at a step."""
         ...
 
     def optimizer_tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Moments and the like, named `KEY/PARAMETER`, with a leading dimension N."""
+        """Returns moments and the like, named `KEY/PARAMETER`, with a leading dimension N."""
         ...
 
     def buffers(self) -> list[Tensor]:
-        """Copies of running statistics."""
+        """Returns copies of running statistics."""
         ...
 
     def restore_buffers(self, kept: list[Tensor]) -> None:
-        """Puts them back."""
+        """Restores running statistics."""
         ...
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the `state_dict`, its tensors with a leading dimension N."""
+        """Returns a copy of the `state_dict`, its tensors with a leading dimension N."""
         ...
 
 
@@ -64,40 +64,40 @@ class Stack:
         self.parameters = [self._state_N[name].requires_grad_() for name in self._names]
 
     def losses(self, x_NTF: Tensor, labels_NT: Tensor) -> Tensor:
-        """Cross-entropy of every sample `(N, T)`."""
+        """Returns the cross-entropy of every sample `(N, T)`."""
         logits_NTC = stacked_logits(self._module, self._state_N, x_NTF)
         return nn.functional.cross_entropy(logits_NTC.transpose(1, 2), labels_NT, reduction="none")
 
     def optimizer(self, config: FitConfig) -> torch.optim.Optimizer:
-        """Elementwise, so N networks do not touch each other."""
+        """Builds the optimiser; it is elementwise, so N networks do not touch each other."""
         return make_optimizer(self.parameters, config, fused=False)
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Takes over what `optimizer_tensors` gave."""
+        """Loads the result of `optimizer_tensors` at a step."""
         for name, parameter in zip(self._names, self.parameters, strict=True):
             _load(optimizer, parameter, _of(tensors, name), step)
 
     def optimizer_tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Moments and the like, named `KEY/PARAMETER`, with a leading dimension N."""
+        """Returns moments and the like, named `KEY/PARAMETER`, with a leading dimension N."""
         pairs = zip(self._names, self.parameters, strict=True)
         return {f"{key}/{name}": value for name, p in pairs for key, value in _tensors(optimizer, p).items()}
 
     def buffers(self) -> list[Tensor]:
-        """Copies of running statistics."""
+        """Returns copies of running statistics."""
         return [self._state_N[name].clone() for name, _ in self._module.named_buffers()]
 
     def restore_buffers(self, kept: list[Tensor]) -> None:
-        """Puts them back."""
+        """Restores running statistics."""
         for (name, _), before in zip(self._module.named_buffers(), kept, strict=True):
             self._state_N[name].copy_(before)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the `state_dict`, its tensors with a leading dimension N."""
+        """Returns a copy of the `state_dict`, its tensors with a leading dimension N."""
         return {name: tensor.detach().clone() for name, tensor in self._state_N.items()}
 
 
 class Alone:
-    """One network, its convolutions in channels-last: what is fastest on a CPU where they bound the step."""
+    """One network in channels-last, the fastest on a CPU where convolutions take most of a step."""
 
     stacked = False
 
@@ -109,40 +109,40 @@ class Alone:
         self.parameters: list[Tensor] = list(self._module.parameters())
 
     def losses(self, x_NTF: Tensor, labels_NT: Tensor) -> Tensor:
-        """Cross-entropy of every sample `(1, T)`."""
+        """Returns the cross-entropy of every sample `(1, T)`."""
         logits_TC = self._module(x_NTF[0])
         return nn.functional.cross_entropy(logits_TC, labels_NT[0], reduction="none").unsqueeze(0)
 
     def optimizer(self, config: FitConfig) -> torch.optim.Optimizer:
-        """One fused kernel instead of a dozen small ones a tensor."""
+        """Builds the optimiser with one fused kernel in place of a dozen small ones a tensor."""
         return make_optimizer(self.parameters, config, fused=True)
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Takes over what `optimizer_tensors` gave."""
+        """Loads the result of `optimizer_tensors` at a step."""
         for name, parameter in zip(self._names, self.parameters, strict=True):
             _load(optimizer, parameter, {key: value[0] for key, value in _of(tensors, name).items()}, step)
 
     def optimizer_tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Moments and the like, named `KEY/PARAMETER`, with a leading dimension 1."""
+        """Returns moments and the like, named `KEY/PARAMETER`, with a leading dimension 1."""
         pairs = zip(self._names, self.parameters, strict=True)
         return {f"{key}/{name}": _plain(value) for name, p in pairs for key, value in _tensors(optimizer, p).items()}
 
     def buffers(self) -> list[Tensor]:
-        """Copies of running statistics."""
+        """Returns copies of running statistics."""
         return [buffer.clone() for buffer in self._module.buffers()]
 
     def restore_buffers(self, kept: list[Tensor]) -> None:
-        """Puts them back."""
+        """Restores running statistics."""
         for buffer, before in zip(self._module.buffers(), kept, strict=True):
             buffer.copy_(before)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the `state_dict`, its tensors with a leading dimension 1."""
+        """Returns a copy of the `state_dict`, its tensors with a leading dimension 1."""
         return {name: _plain(tensor) for name, tensor in self._module.state_dict().items()}
 
 
 def make_optimizer(parameters: list[Tensor], config: FitConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """torch's own optimiser as the config says."""
+    """Builds torch's own optimiser by the config."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=fused)

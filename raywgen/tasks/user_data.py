@@ -27,7 +27,7 @@ class UserData:
     Attributes:
         x: Inputs `(S, ...)` in the user's own shape; pixels are standardised as those of the generator's tasks.
         y_S: Their classes from 0, int64; None where there are no labels.
-        class_names: One a class, in order.
+        class_names: Name of each class, in order.
     """
 
     x: Tensor
@@ -36,7 +36,7 @@ class UserData:
 
     @property
     def labels(self) -> Tensor:
-        """The classes; only where labels were asked for."""
+        """Returns the classes; there must be labels."""
         assert self.y_S is not None
         return self.y_S
 
@@ -50,14 +50,14 @@ class UserData:
 
 
 def read_data(data: Any, form: InputForm | None = None, *, needs_labels: bool = True) -> UserData:
-    """Reads a user's samples, in whatever they are held.
+    """Reads a user's samples from any of several forms.
 
     Args:
         data: `(samples, labels)` of tensors, arrays or lists; a `DataLoader`, a `Dataset` or any iterable of pairs; a
             mapping, a pandas, Arrow or Hugging Face table with columns such as `x` and `y`; or the path of an `.npz`
             file with `x` and `y`, a Parquet file, or a folder of class folders with images. Samples alone, without
             labels, are an array, or the path of an `.npy` file or of an `.npz` file with `x`.
-        form: How pixels became samples where the generator was trained; uint8 images are brought to that form.
+        form: Preprocessing of the generator's training samples, which uint8 images get, too.
         needs_labels: Whether samples without labels are refused.
 
     Raises:
@@ -82,7 +82,7 @@ def read_data(data: Any, form: InputForm | None = None, *, needs_labels: bool = 
 
 
 def _labels(labels: Any, name: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Classes int64 `(S,)` and their names."""
+    """Returns classes int64 `(S,)` and their names."""
     names: tuple[str, ...] = ()
     if isinstance(labels, Named):
         y, names = labels.labels_S, labels.names
@@ -109,7 +109,7 @@ def _labels(labels: Any, name: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]
 
 
 def _words(labels: Any) -> np.ndarray | None:
-    """Labels that are the names of classes."""
+    """Returns labels that are names of classes as an array of strings; None for other labels."""
     if isinstance(labels, Tensor):
         return None
     try:
@@ -122,7 +122,7 @@ def _words(labels: Any) -> np.ndarray | None:
 
 
 def _standardised(x: Tensor, form: InputForm | None) -> Tensor:
-    """Pixels as the generator's tasks have them; anything else as float32, or as the integers that it is."""
+    """Standardises pixels as the generator's tasks do; returns anything else as float32 or integers."""
     if x.dtype == torch.uint8 and form is not None and (images := _images(x, form)) is not None:
         return form.standardised(images).view(images.shape)
     if x.dtype in (torch.uint8, torch.bool) or x.is_floating_point():
@@ -131,7 +131,7 @@ def _standardised(x: Tensor, form: InputForm | None) -> Tensor:
 
 
 def _images(x: Tensor, form: InputForm) -> Tensor | None:
-    """uint8 images `(S, C, H, W)` as the form has them; None of what is no image of it."""
+    """Returns uint8 images `(S, C, H, W)` in the size and channels of the form; None for anything else."""
     if x.dim() == 3 and form.channels != 3:
         x = x.unsqueeze(1)
     if x.dim() != 4:

@@ -1,4 +1,4 @@
-"""Inputs and labels out of whatever a user holds them in; `user_data` checks what comes out of here.
+"""Reads inputs and labels from the forms in which users hold them; `user_data` checks the result.
 
 Shape legend: S samples, C channels, H height, W width.
 """
@@ -45,7 +45,7 @@ Raw = tuple[Any, Any]
 
 
 def raw_data(data: Any, form: InputForm | None) -> Raw:
-    """Inputs and labels of anything that `TAKEN` lists, or inputs alone of a single array.
+    """Returns inputs and labels of anything that `TAKEN` lists, or the inputs alone of a single array.
 
     Raises:
         ConditionError: It is something else, or has parts missing.
@@ -60,7 +60,7 @@ def raw_data(data: Any, form: InputForm | None) -> Raw:
     if isinstance(data, Mapping):
         return _of_mapping(data)
     if hasattr(data, "iloc") and hasattr(data, "columns"):
-        columns = {str(name): name for name in data.columns}  # Their names may be numbers.
+        columns = {str(name): name for name in data.columns}  # Names of columns may be numbers.
         return _of_columns("the table", list(columns), lambda name: _of_rows(list(data[columns[name]])))
     if isinstance(getattr(data, "column_names", None), list):
         return _of_columns("the data set", data.column_names, lambda name: _of_rows(list(data[name])))
@@ -78,7 +78,7 @@ def raw_data(data: Any, form: InputForm | None) -> Raw:
 
 
 def pixels(image: Image.Image, form: InputForm | None) -> np.ndarray:
-    """Pixels uint8 `(C, H, W)` of an image, in the size and colours that a generator was trained on."""
+    """Returns pixels uint8 `(C, H, W)` of an image, in the size and colours that a generator was trained on."""
     channels, size = (None, None) if form is None else (form.channels, form.size)
     is_grey = channels == 1 if channels else image.mode in ("1", "L", "LA", "La")
     image = image.convert("L" if is_grey else "RGB")
@@ -155,7 +155,7 @@ def _of_mapping(data: Mapping[Any, Any]) -> Raw:
 
 
 def _of_columns(source: str, names: Sequence[str], column: Callable[[str], Any]) -> Raw:
-    """A column of inputs and one of labels, by name; without the former all other columns together are the inputs."""
+    """Picks columns of inputs and labels by name; without one of inputs, all other columns together are the inputs."""
     label = _found(names, LABELS)
     if wanted := _found(names, INPUTS):
         return column(wanted), None if label is None else column(label)
@@ -174,7 +174,7 @@ def _found(names: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def _of_rows(values: list[Any]) -> Any:
-    """A column's cells; those of the hub hold the bytes of image files."""
+    """Returns a column's cells; in tables of the hub they may hold the bytes of image files."""
     if values and isinstance(values[0], Mapping) and "bytes" in values[0]:
         raise ConditionError("a column holds encoded images; give the path of the Parquet file instead of its rows")
     return values
@@ -188,7 +188,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def _bounded(items: Iterable[Any]) -> Iterator[Any]:
-    """All items of what says no length, which may be endless."""
+    """Yields all items of an iterable, and refuses one that has no end."""
     first = list(itertools.islice(items, _MOST_UNSIZED + 1))
     if len(first) > _MOST_UNSIZED:
         raise ConditionError(
@@ -199,7 +199,7 @@ def _bounded(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _joined(items: Iterable[Any], form: InputForm | None, *, is_batched: bool) -> Raw:
-    """All items or batches of a data set."""
+    """Joins all items or batches of a data set."""
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     try:
@@ -236,7 +236,7 @@ def _of_item(item: Any) -> Raw:
 
 
 def as_tensor(value: Any, what: str) -> Tensor:
-    """A strided tensor on the CPU, of numbers, detached; uint8 stays uint8.
+    """Returns a strided, detached tensor of numbers on the CPU; uint8 stays uint8.
 
     Raises:
         ConditionError: It holds no numbers, or rows of different shapes.

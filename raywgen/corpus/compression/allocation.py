@@ -32,7 +32,7 @@ _LOWEST, _HIGHEST = -(MAX_BITS + 16) * _THRESHOLD_STEPS, 16 * _THRESHOLD_STEPS
 
 
 def kernel_sizes(large: Sequence[TensorSpec]) -> Tensor:
-    """Number of values of each kernel of some tensors, int64 `(P,)`."""
+    """Returns the number of values of each kernel of some tensors, int64 `(P,)`."""
     sizes = [
         torch.full((spec.shape[0] * spec.shape[1],), spec.num_values // (spec.shape[0] * spec.shape[1]))
         for spec in large
@@ -62,8 +62,8 @@ def bits_of_kernels(
         large: The tensors.
         rows_G: Row tokens of all of them.
         columns_I: Column tokens of all of them.
-        threshold: In 1/256 octaves.
-        count_equally: Whether tensors or values count equally.
+        threshold: The threshold of the allocation, in 1/256 octaves.
+        count_equally: The things whose errors count equally: `tensors` or `values`.
     """
     rows = rows_G.split([spec.shape[0] for spec in large])
     columns = columns_I.split([spec.shape[1] for spec in large])
@@ -79,7 +79,7 @@ def bits_of_kernels(
 
 
 def padded_bits(widths_P: Tensor, sizes_P: Tensor, vector_length: int) -> int:
-    """Number of bits of all vectors; the last vector of each width is padded."""
+    """Returns the number of bits of all vectors; the last vector of each width is padded."""
     counts = torch.bincount(widths_P, weights=sizes_P.double(), minlength=MAX_BITS + 1).long()
     return sum(bits * vector_length * -(-int(counts[bits]) // vector_length) for bits in range(1, MAX_BITS + 1))
 

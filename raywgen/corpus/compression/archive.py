@@ -4,7 +4,7 @@
     checkpoints.parquet   facts, tasks and quarantine, copied from the corpus
     codes/*.parquet       rows of `checkpoint_id`, `code` (bytes) and `kept` (tensors that no generator writes)
 
-It is no corpus; `decompress` makes it one again. The manifest is written last and in one step.
+A compressed corpus is not a corpus itself; `decompress` makes one of it. The manifest is written last and in one step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CODE_SCHEMA = pa.schema(
     [("checkpoint_id", pa.string()), ("code", pa.large_binary()), ("kept", pa.large_binary())]
 )  # fmt: skip
 Progress = Callable[[int, int], None]
-"""Called with the number of checkpoints that are done, and of all."""
+"""A function that is called with the number of checkpoints that are done, and of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def compress(root: str, corpus: Corpus, config: CodecConfig, on_progress: Progre
 
     Args:
         root: The folder, a path or URI.
-        corpus: What is compressed.
+        corpus: The corpus to compress.
         config: The codec's settings.
         on_progress: Called after each checkpoint.
 

@@ -91,8 +91,8 @@ class NetworkCodec:
             layout: Its layout, where another arrangement than that of the `state_dict` is wanted.
 
         Raises:
-            BudgetError: The budget does not hold even the scales and small tensors.
-            WeightsError: It holds NaN or infinity, or is no `state_dict`.
+            BudgetError: Scales and small tensors alone exceed the budget.
+            WeightsError: The network holds NaN or infinity, or is no `state_dict`.
         """
         layout = layout or Layout.from_state_dict(state_dict)
         layout.check(state_dict)
@@ -155,7 +155,7 @@ class NetworkCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of a vector, L."""
+        """Returns L, the number of tokens of a vector."""
         return self.trellises[MAX_BITS].num_tokens
 
     def large_tensors(self, layout: Layout) -> list[TensorSpec]:

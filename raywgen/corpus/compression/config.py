@@ -14,13 +14,14 @@ class CodecConfig:
 
     Attributes:
         bits_per_value: Most bits per value of a network, everything counted.
-        count_equally: Whether the relative error of all `tensors` counts equally, for what networks do, or that of all
-            `values`, for the best signal to noise.
-        min_values: A tensor of fewer values, or of one dimension, is written on an even grid of `small_bits` per value.
+        count_equally: The things whose relative errors count equally: `tensors`, which keeps what networks compute, or
+            `values`, which gives the best signal to noise.
+        min_values: Least number of values of a tensor that the trellis writes; smaller ones, and any of one dimension,
+            go on an even grid of `small_bits` per value.
         small_bits: Bits of a value on that grid. At 8 in place of 10 the answers of a ResNet-20 diverge twice as far.
         state_bits: Logarithm of the trellis's number of states. More states come closer to the rate-distortion bound
             and take two to four times as long with every two bits; at 4 bits a value 12 gain nothing over 10.
-        vector_length: Values that are rotated and coded together, a power of two.
+        vector_length: Number of values that are rotated and coded together, a power of two.
     """
 
     bits_per_value: float = 4.25

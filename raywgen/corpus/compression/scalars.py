@@ -19,14 +19,14 @@ _SMALLEST_VARIANCE = 1e-12
 
 
 def encode_scales(scales_G: Tensor) -> Tensor:
-    """Tokens int64 `(G,)` in `[0, 256)`: eighths of an octave from 2^-24 on, within 4.5 % of the scale."""
+    """Returns tokens int64 `(G,)` in `[0, 256)`: eighths of an octave from 2^-24 on, within 4.5 % of the scale."""
     octave_G = scales_G.double().clamp(min=2.0**-60).log2()
     token_G = torch.round((octave_G - _SMALLEST_OCTAVE) * _STEPS_OF_AN_OCTAVE).to(torch.int64)
     return token_G.clamp(0, (1 << SCALE_BITS) - 1)
 
 
 def decode_scales(tokens_G: Tensor) -> Tensor:
-    """Scales float32 `(G,)`, always positive."""
+    """Returns scales float32 `(G,)`, always positive."""
     return torch.exp2(tokens_G.double() / _STEPS_OF_AN_OCTAVE + _SMALLEST_OCTAVE).float()
 
 
@@ -46,18 +46,18 @@ def encode_even(values_X: Tensor, bits: int, is_variance: bool) -> tuple[Tensor,
 
 
 def decode_even(codes_X: Tensor, ends_2: Tensor, bits: int, is_variance: bool) -> Tensor:
-    """Values float32 `(X,)`."""
+    """Returns values float32 `(X,)`."""
     middle, reach = ends_2.float()
     value_X = middle + reach * (codes_X.float() * (2 / ((1 << bits) - 1)) - 1)
     return value_X.exp() if is_variance else value_X
 
 
 def encode_columns(scales_I: Tensor) -> Tensor:
-    """Tokens int64 `(I,)` in `[0, 16)`: quarters of an octave from 1/8 on."""
+    """Returns tokens int64 `(I,)` in `[0, 16)`: quarters of an octave from 1/8 on."""
     octave_I = scales_I.clamp(min=2.0**-60).log2() - _SMALLEST_COLUMN_OCTAVE
     return torch.round(octave_I * _STEPS_OF_A_COLUMN_OCTAVE).long().clamp(0, (1 << COLUMN_BITS) - 1)
 
 
 def decode_columns(tokens_I: Tensor) -> Tensor:
-    """Column scales float32 `(I,)`, always positive."""
+    """Returns column scales float32 `(I,)`, always positive."""
     return torch.exp2(tokens_I.double() / _STEPS_OF_A_COLUMN_OCTAVE + _SMALLEST_COLUMN_OCTAVE).float()

@@ -22,20 +22,20 @@ class PriorConfig(StageConfig):
     """The causal transformer.
 
     Attributes:
-        width: H.
-        num_layers: Blocks.
-        num_heads: Attention heads; must divide `width` into even parts.
-        num_kv_heads: Heads of keys and values, a divisor of `num_heads`; 0 for as many as those.
-        window: Most chunks that are seen at once; longer networks are trained on random windows and written window
-            after window. 0 for whole networks. Where scales are tokens, each window is given those of its values.
+        width: H, the width of the transformer.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; must divide `width` into even parts.
+        num_kv_heads: Number of heads of keys and values, a divisor of `num_heads`; 0 for as many as `num_heads`.
+        window: Most chunks that are seen at once, 0 for whole networks; longer networks are trained on random windows
+            and written window after window. If scales are tokens, each window is given those of its values.
         text_encoder: `words` (hashed, trained along), `bytes` (convolutions over UTF-8, trained along) or `hf:NAME`,
             a frozen text model of the hub or in a folder.
-        data_encoder: Frozen encoder through which labelled samples are seen: a folder that `raywgen encoder train`
-            wrote, `package.module:Class` or `hf:NAME`. By default the samples themselves are.
+        data_encoder: Frozen encoder that turns labelled samples into features: a folder that `raywgen encoder train`
+            wrote, `package.module:Class` or `hf:NAME`; empty for the samples as they are.
         condition_dropout: Share of networks trained without a part of their condition: instruction, samples and both
             in equal parts. Guidance needs it above 0.
-        independent_share: Share of networks trained with every chunk on its own, which then sees no other.
-        dropout: On the residual branches; the one source of noise that the number of workers changes.
+        independent_share: Share of networks trained with chunks that do not see each other.
+        dropout: Dropout rate of the residual branches; the only noise that depends on the number of workers.
     """
 
     num_steps: int = 250
@@ -73,23 +73,24 @@ class PriorConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Sampling):
-    """The settings of how networks are written, beside the temperature that every generator takes (0 is argmax).
+    """The settings by which networks are written, beside the temperature that every generator takes (0 is argmax).
 
     Attributes:
-        top_k: Only this many likeliest codes are drawn from; 0 for all.
-        top_p: Only the likeliest codes that together hold this probability are drawn from; 1 for all.
-        guidance: Of classifier-free guidance: 0 forgets instruction and samples, 1 is none, above 1 exaggerates them.
-        decoding: `expected` decodes the expected code along the tokens drawn, `tokens` the tokens themselves.
-        num_averaged: Networks drawn for each that is written, which is their mean over weights; its log-probability
-            is their mean too.
-        chunks: `coherent` draws each chunk given all before it, `independent` given condition and position alone,
-            `shuffled` coherently, but given the condition of another network of the batch.
-        windows: Networks longer than `prior.window` are written in windows: `sequential` gives each the tail of the
+        top_k: Number of likeliest codes that are drawn from; 0 for all.
+        top_p: Probability that the likeliest codes that are drawn from hold together; 1 for all.
+        guidance: Scale of classifier-free guidance: 0 ignores instruction and samples, 1 is none, above 1
+            amplifies them.
+        decoding: Codes that are decoded: `expected` ones along the tokens drawn, or the `tokens` themselves.
+        num_averaged: Number of networks drawn for each that is written, which is the mean of their weights; its
+            log-probability is their mean, too.
+        chunks: Dependence of chunks: `coherent` draws each given all before it, `independent` given condition and
+            position alone, `shuffled` coherently, but given the condition of another network of the batch.
+        windows: Order of the windows of networks longer than `prior.window`: `sequential` gives each the tail of the
             one before (IGPG, section 3), `parallel` writes all at once, none seeing another.
-        overlap: Share of a window that is that tail; at least one chunk is.
-        max_rows: Windows of all networks that are written at once by `parallel` and `independent`; bounds the memory
-            and changes nothing else.
-        half_cache: Keys and values in bfloat16.
+        overlap: Share of a window that is the tail of the one before; at least one chunk.
+        max_rows: Most windows of all networks that `parallel` and `independent` write at once; bounds the memory and
+            changes nothing else.
+        half_cache: Whether keys and values are cached in bfloat16.
     """
 
     top_k: int = 0
@@ -120,14 +121,15 @@ class IGPGTaskLossConfig(StageConfig):
         temperature: Temperature of the samples whose prefix the soft tokens continue.
         nll_weight: Weight of the token likelihood that is kept beside the task's loss.
         l2_anchor_weight: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale.
-            Where networks start each on their own it pulls all towards one, and belongs at 0.
+            If each network has a start of its own, it pulls all towards one and should be 0.
         diversity_weight: Weight of `diversity_loss`, which keeps networks of a batch apart, times their mean confidence
-            in the right classes beyond chance. Where all are of one task, its loss alone makes them nearly one and the
-            same. Above 0 it also gives the generator a coder by which what was drawn reaches its own chunk.
-        windows: How networks longer than `prior.window` are written, as in `SamplingConfig`; generate them likewise.
-        statistics: Of batch normalisation in the networks whose loss is taken: `stored` are those that the generator
-            writes, `batch` those of the samples at hand. Deep networks learn by the latter; what is then written as
-            statistics means nothing, and takes `raywgen.nn.batch_norm.reestimate_statistics` to be put right.
+            in the right classes beyond chance. If all are of one task, that task's loss alone makes them nearly equal.
+            Above 0 it also gives the generator a coder through which a chunk's draw affects that chunk.
+        windows: Order of the windows of networks longer than `prior.window`, as in `SamplingConfig`; use the same when
+            generating.
+        statistics: Statistics of batch normalisation in the networks whose loss is taken: `stored` are those that the
+            generator writes, `batch` those of the samples at hand. Deep networks learn by the latter; the statistics
+            that are then written mean nothing until `raywgen.nn.batch_norm.reestimate_statistics` corrects them.
     """
 
     num_steps: int = 450
@@ -142,13 +144,13 @@ class IGPGTaskLossConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class IGPGConfig(GeneratorConfig):
-    """All of IGPG.
+    """The settings of IGPG.
 
     Attributes:
         tokenizer: The tokeniser, and the stage that trains it.
         prior: The causal transformer, and the stage that trains it.
         task_loss: The stage that trains the prior by the task's loss.
-        sampling: How networks are drawn where a request does not say it.
+        sampling: Sampling settings of requests that give none.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -19,8 +19,8 @@ class PathConfig:
     """The path of states from the start of an optimisation to its end.
 
     Attributes:
-        num_steps: T, in all.
-        length: Steps of a sub-trajectory, which leads from one local target to the next; divides `num_steps`.
+        num_steps: T, the number of steps of the whole path.
+        length: Number of steps of a sub-trajectory, which leads from one local target to the next; divides `num_steps`.
         noise: Spread of the states that a local target rewards, in units of each tensor's scale; a sub-trajectory of
             the forward policy spreads as much.
     """
@@ -37,12 +37,12 @@ class PathConfig:
 
     @property
     def num_targets(self) -> int:
-        """k, local targets of a trajectory."""
+        """Returns k, the number of local targets of a trajectory."""
         return self.num_steps // self.length
 
     @property
     def sigma(self) -> float:
-        """Spread of one step."""
+        """Returns the spread of one step."""
         return self.noise / self.length**0.5
 
 
@@ -51,9 +51,9 @@ class LoHpSampling(Sampling):
     """The settings by which the policy is followed.
 
     Attributes:
-        num_steps: Evaluations of the policy, a multiple of the number of sub-trajectories and at most
+        num_steps: Number of evaluations of the policy, a multiple of the number of sub-trajectories and at most
             `path.num_steps`.
-        max_rows: Windows of all networks that are written at once, where networks are longer than `network.window`;
+        max_rows: Most windows of all networks that are written at once if networks are longer than `network.window`;
             bounds the memory and changes nothing else.
     """
 
@@ -70,16 +70,16 @@ class PolicyConfig(StageConfig):
     """The balance that forward policy, backward policy and flow are trained for.
 
     Attributes:
-        objective: `sub_trajectory` balance (SubTB), `trajectory` or `detailed` balance, or `cloning` of stored steps.
+        objective: Loss: `sub_trajectory` (SubTB), `trajectory` or `detailed` balance, or `cloning` of stored steps.
         lam: Geometric weight of a longer window in sub-trajectory balance (lambda).
         mix: Share of off-policy paths, from stored trajectories; 0 is on-policy alone, 1 off-policy alone.
-        hybrid: `mixed`: whole paths are either; `spliced`: stored sub-trajectories are put into rollouts.
-        flow: `factored` over coordinates, each of which balances by itself, or `joint`: one balance for all those of a
-            network or window.
-        backward: `bridge` (fixed), or `learned`, which begins there.
+        hybrid: Combination of both: `mixed` has whole paths of either, `spliced` stored sub-trajectories in rollouts.
+        flow: Form of the flow: `factored` over coordinates, each of which balances by itself, or `joint`: one balance
+            for all coordinates of a network or window.
+        backward: Backward policy: a fixed `bridge`, or a `learned` one that begins as the bridge.
         exploration: Extra spread of rollouts at the first step, as a share of the policy's own.
-        exploration_steps: Optimiser steps until it has gone.
-        replay_size: Batches of past rollouts that are kept, also in checkpoints, and drawn from; 0 keeps none.
+        exploration_steps: Number of optimiser steps until `exploration` has fallen to 0.
+        replay_size: Number of batches of past rollouts that are kept, also in checkpoints, and drawn from.
         task_reward: Weight of the task's loss in the reward of a path's end; 0 leaves tasks out of training. Above 0
             networks must not be longer than `network.window`.
     """
@@ -108,13 +108,13 @@ class PolicyConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class LoHpConfig(GeneratorConfig):
-    """All of Lo-Hp.
+    """The settings of Lo-Hp.
 
     Attributes:
         path: The path of states.
         network: Kind and sizes of the networks of policy and flow.
-        policy: The stage that trains them.
-        sampling: How the policy is followed where a request does not say it.
+        policy: The stage that trains policy and flow.
+        sampling: Sampling settings of requests that give none.
     """
 
     path: PathConfig = field(default_factory=PathConfig)

@@ -22,15 +22,15 @@ class DiffusionConfig:
     """The chain from noise to weights.
 
     Attributes:
-        num_steps: T.
-        num_targets: k, local targets along each trajectory; 1 is vanilla diffusion (the paper's Mv-Di).
-        targets: `consistent`: each local target ends its own local chain (Mc-Di); `naive`: each ends the whole chain
-            (the paper's Tw-Di).
+        num_steps: T, the number of steps of the chain.
+        num_targets: k, the number of local targets along each trajectory; 1 is vanilla diffusion (the paper's Mv-Di).
+        targets: Chain that a local target ends: with `consistent` a local chain of its own (Mc-Di), with `naive` the
+            whole chain (the paper's Tw-Di).
         spans: Steps that a local chain is trained on: `own`: those after the local target before it, so that no two
             chains ask for different weights in the same state; `whole`: all before its end, as in the paper.
-        schedule: `cosine` or `linear`.
-        parameterisation: Whether the denoiser predicts `weights` or `noise`.
-        weighting: Of the loss over time: `local`, `paper`, `noise` or `weights`.
+        schedule: Noise schedule, `cosine` or `linear`.
+        parameterisation: Prediction of the denoiser, `weights` or `noise`.
+        weighting: Weighting of the loss over time: `local`, `paper`, `noise` or `weights`.
     """
 
     num_steps: int = 20
@@ -54,9 +54,9 @@ class McDiSampling(Sampling):
     """The settings by which the chain is walked.
 
     Attributes:
-        sampler: `mean`, `stochastic` or `deterministic`.
-        num_steps: Evaluations of the denoiser, at most `diffusion.num_steps`.
-        max_rows: Windows of all networks that are written at once, where networks are longer than `network.window`;
+        sampler: Kind of sampling step: `mean`, `stochastic` or `deterministic`.
+        num_steps: Number of evaluations of the denoiser, at most `diffusion.num_steps`.
+        max_rows: Most windows of all networks that are written at once if networks are longer than `network.window`;
             bounds the memory and changes nothing else.
     """
 
@@ -74,10 +74,10 @@ class DenoiserConfig(StageConfig):
     """The settings by which the denoiser is meta-trained.
 
     Attributes:
-        meta: `reptile`, or `joint` for ordinary training on all tasks at once.
+        meta: Meta-learning: `reptile`, or `joint` for ordinary training on all tasks at once.
         inner_rate: Reptile's rate within a task (eta).
-        inner_steps: Reptile's steps within a task (K).
-        num_draws: Noised versions of one local target in a step.
+        inner_steps: Number of Reptile's steps within a task (K).
+        num_draws: Number of noised versions of one local target in a step.
     """
 
     num_steps: int = 1000
@@ -99,7 +99,7 @@ class McDiTaskLossConfig(StageConfig):
     """A few steps through a short sampler by the task's own loss; `num_steps=0` switches it off.
 
     Attributes:
-        sampling_steps: Steps of the sampler that is trained through.
+        sampling_steps: Number of steps of the sampler that is trained through.
         consistency: Weight of the local consistency loss that is kept beside the task's loss.
     """
 
@@ -112,15 +112,16 @@ class McDiTaskLossConfig(StageConfig):
 
 @dataclass(kw_only=True)
 class McDiConfig(GeneratorConfig):
-    """All of Mc-Di.
+    """The settings of Mc-Di.
 
     Attributes:
         diffusion: The chain.
         network: Kind and sizes of the denoiser.
-        denoiser: The stage that trains it on local targets.
-        task_loss: The stage that trains it by the task's loss.
-        sampling: How the chain is walked where a request does not say it; the task-loss stage takes its sampler.
-        tokenizer: Trained first, where `network.kind` is `latents`; its `chunk_length` is what a latent stands for.
+        denoiser: The stage that trains the denoiser on local targets.
+        task_loss: The stage that trains the denoiser by the task's loss.
+        sampling: Sampling settings of requests that give none; the task-loss stage uses their sampler.
+        tokenizer: The tokeniser, which is trained first if `network.kind` is `latents`; a latent stands for its
+            `chunk_length` values.
     """
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -25,7 +25,7 @@ class Quantised(NamedTuple):
     Attributes:
         vectors_NK: Reconstructions; gradients pass straight through to the input.
         codes_NL: Tokens, int64.
-        loss: What the quantiser asks to be minimised beside the reconstruction error, a scalar.
+        loss: Scalar loss of the quantiser, to be added to the reconstruction error.
     """
 
     vectors_NK: Tensor
@@ -34,15 +34,15 @@ class Quantised(NamedTuple):
 
 
 class Quantiser(nn.Module, ABC):
-    """Vectors to tokens and back.
+    """Maps vectors to tokens and back.
 
     State that moves without gradients is kept in float32 buffers, never in parameters: an optimiser's own master copy
-    would overwrite them. `collect` gathers statistics during a step, `update` sums them over workers and moves the
-    state, so that all workers hold bit-equal ones. A mask is 1 for a real value and 0 for padding, which has no say in
-    codes, statistics or losses.
+    would overwrite them. `collect` gathers statistics during a step; `update` sums them over workers and moves the
+    state, so that it is bit-equal on all workers. A mask is 1 for a real value and 0 for padding, which does not
+    affect codes, statistics or losses.
 
     Args:
-        width: K.
+        width: K, values of a vector.
     """
 
     def __init__(self, width: int) -> None:
@@ -61,16 +61,16 @@ class Quantiser(nn.Module, ABC):
 
     @property
     def num_codebook_values(self) -> int:
-        """Numbers that must be known to decode."""
+        """Returns how many numbers must be known to decode."""
         return 0
 
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
-        """Quantises, and collects statistics while training.
+        """Quantises vectors, and collects statistics while training.
 
         Args:
             vectors_NK: Float vectors.
             mask_NK: 1 for a real value, 0 for padding.
-            gumbel: Noise for a quantiser that samples its codes while training; others leave it alone.
+            gumbel: Noise for a quantiser that samples its codes while training; others ignore it.
         """
         codes_NL = self.encode(vectors_NK, mask_NK)
         if self.training:
@@ -82,18 +82,18 @@ class Quantiser(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-        """Tokens int64 `(N, L)`."""
+        """Returns tokens int64 `(N, L)`."""
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Says which tokens have a real value to code, bool `(N, L)`; any other has the code of zeros.
+        """Returns which tokens code a real value, bool `(N, L)`; any other has the code of zeros.
 
-        By default each token has a say in the whole vector.
+        By default each token codes the whole vector.
         """
         return real_parts(mask_NK, 1).expand(-1, self.num_tokens)
 
     @abstractmethod
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """Reconstructions float32 `(N, K)`; leading dimensions may be any."""
+        """Returns reconstructions float32 `(N, K)`; leading dimensions may be any."""
 
     @abstractmethod
     def initialise(
@@ -109,12 +109,12 @@ class Quantiser(nn.Module, ABC):
 
 
 def real_parts(mask_NK: Tensor, num_parts: int) -> Tensor:
-    """Says which of equally long parts of vectors hold a real value, bool `(N, num_parts)`."""
+    """Returns which of equally long parts of vectors hold a real value, bool `(N, num_parts)`."""
     return (mask_NK > 0).unflatten(-1, (num_parts, -1)).any(dim=-1)
 
 
 def masked_mean(values_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
-    """Mean over real values; 0 where there are none."""
+    """Returns the mean over real values; 0 where there are none."""
     if mask_NK is None:
         return values_NK.mean()
     return (values_NK * mask_NK).sum() / mask_NK.sum().clamp(min=1.0)

@@ -15,9 +15,9 @@ def build_quantiser(config: QuantiserConfig, width: int, num_steps: int = 1) -> 
     """Returns the quantiser of a config, for vectors of `width` values.
 
     Args:
-        config: Its kind and sizes.
-        width: K.
-        num_steps: Optimiser steps of its training, over which temperatures fall.
+        config: Kind and sizes of the quantiser.
+        width: K, values of a vector.
+        num_steps: Optimiser steps of the training, over which temperatures fall.
     """
     match config.kind:
         case "gumbel":

@@ -12,10 +12,10 @@ _MAX_SCALAR_LEVELS = 1 << 12
 
 @dataclass(kw_only=True)
 class QuantiserConfig:
-    """A quantiser of vectors.
+    """The settings of a quantiser of vectors.
 
     Attributes:
-        kind: `residual` (each token codes what those before it left over; one level is plain vector quantisation),
+        kind: `residual` (each token codes the remainder of those before it; one level is plain vector quantisation),
             `gumbel` (IGPG's; each token codes its part of a vector) or `finite_scalar` (likewise, without codebooks).
         num_levels: L, tokens of a vector.
         num_codes: V, codes of a token; bits per value = L * log2(V) / K.
@@ -44,11 +44,11 @@ class QuantiserConfig:
         """Checks that the sizes fit vectors of `width` values.
 
         Args:
-            width: K.
-            name: Setting that holds it, for the message.
+            width: K, values of a vector.
+            name: Name of the setting that holds K, for the message.
 
         Raises:
-            ValueError: They do not; the message says which.
+            ValueError: A size does not fit; the message names it.
         """
         if self.kind != "residual" and width % self.num_levels:
             raise ValueError(f"num_levels={self.num_levels}: must divide {name}={width}")

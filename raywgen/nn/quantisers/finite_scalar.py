@@ -3,8 +3,8 @@
     i = round(h * (tanh(z / g) + 1)),    h = (levels - 1) / 2
 
 The paper shifts an even grid so that 0 is a grid point; weights lie evenly around 0, so the grid here is symmetric. Its
-decoder is learned and takes the grid itself; here a level stands for the mean of what falls on it, so that decoding
-needs no network. Width g and means are those that a unit Gaussian asks for, until `initialise` has seen data.
+decoder is learned and takes the grid itself; here a level stands for the mean of the values that fall on it, so that
+decoding needs no network. Until `initialise` has seen data, width g and means are the best for a unit Gaussian.
 
 Shape legend: N vectors, K values of a vector, L tokens of a vector, V levels.
 """
@@ -21,7 +21,7 @@ from raywgen.nn.quantisers.gumbel import summands
 
 
 class FiniteScalarQuantiser(Quantiser):
-    """Every value on its own.
+    """Quantises every value on its own.
 
     Args:
         num_points: Levels of a value; a value costs `log2(num_points)` bits.
@@ -57,33 +57,33 @@ class FiniteScalarQuantiser(Quantiser):
 
     @property
     def codebooks_LVK(self) -> Tensor:
-        """Each token's code vectors as summands of the whole vector: zero outside its own part."""
+        """Returns each token's code vectors as summands of the whole vector: zero outside its own part."""
         codes_V1 = torch.arange(self.num_codes, device=self.points_V.device).unsqueeze(1)
         return summands(self.decode(codes_V1), self.num_tokens)
 
     @property
     def num_codebook_values(self) -> int:
-        """Numbers that must be known to decode."""
+        """Returns how many numbers must be known to decode."""
         return self.points_V.numel() + 1
 
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
-        """Straight through, without a loss of its own."""
+        """Quantises with straight-through gradients and without a loss of its own."""
         quantised = super().forward(vectors_NK, mask_NK, gumbel)
         return quantised._replace(loss=vectors_NK.new_zeros(()))
 
     @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-        """Tokens int64 `(N, L)`."""
+        """Returns tokens int64 `(N, L)`."""
         real_NK = vectors_NK if mask_NK is None else vectors_NK * mask_NK
         grouped = self._levels(real_NK.float()).unflatten(-1, (-1, self.values_per_token))
         return (grouped * self._place_values(grouped.device)).sum(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Says which tokens' own values are not all padding, bool `(N, L)`."""
+        """Returns which tokens code a real value, bool `(N, L)`."""
         return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """Reconstructions `(N, K)`; leading dimensions may be any."""
+        """Returns reconstructions `(N, K)`; leading dimensions may be any."""
         place_values = self._place_values(codes_NL.device)
         return self.points_V[(codes_NL.unsqueeze(-1) // place_values) % self.num_points].flatten(-2)
 
@@ -112,7 +112,7 @@ class FiniteScalarQuantiser(Quantiser):
 
 
 def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:
-    """Width g and points float64 `(V,)` with the least squared error on a unit Gaussian.
+    """Returns width g and points float64 `(V,)` with the least squared error on a unit Gaussian.
 
     The error is `1 - sum_i P_i c_i^2` with cell means `c_i = (phi(a_i) - phi(b_i)) / P_i`, exactly; g is searched on a
     grid of steps of 1 %.
@@ -124,7 +124,7 @@ def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:
     ends_GE = torch.nn.functional.pad(edges_GE, (1, 0), value=-math.inf)
     ends_GE = torch.nn.functional.pad(ends_GE, (0, 1), value=math.inf)
     from_GV, to_GV = ends_GE[:, :-1], ends_GE[:, 1:]
-    # In the upper half both terms are near 1: there the mirrored cell is measured.
+    # In the upper half both terms are near 1, so the mirrored cell is computed there.
     is_upper_GV = from_GV > 0
     low_GV, high_GV = torch.where(is_upper_GV, -to_GV, from_GV), torch.where(is_upper_GV, -from_GV, to_GV)
     probability_GV = _below(high_GV) - _below(low_GV)
@@ -136,5 +136,5 @@ def gaussian_levels(num_levels: int) -> tuple[float, Tensor]:
 
 
 def _below(value: Tensor) -> Tensor:
-    """The normal distribution function, accurate far below 0 too, where `torch.special.ndtr` gives 0."""
+    """Returns the normal distribution function, accurate far below 0 too, where `torch.special.ndtr` gives 0."""
     return 0.5 * torch.special.erfc(-value / math.sqrt(2))

@@ -25,11 +25,11 @@ from raywgen.nn.quantisers.kmeans import kmeans, nearest_code, whole_vectors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annealing:
-    """The temperature's way down: a cosine in each cycle.
+    """The schedule of the temperature: a falling cosine in each cycle.
 
     Attributes:
         start: tau at the start of each cycle.
-        end: tau at the end of each cycle, and ever after the last.
+        end: tau at the end of each cycle, and after the last one.
         steps: Optimiser steps of all cycles together.
         num_cycles: Number of cosine falls from start to end.
     """
@@ -47,7 +47,7 @@ class GumbelQuantiser(Quantiser):
         num_tokens: L, parts of a vector, each with a token of its own.
         num_codes: V.
         width: K, a multiple of L.
-        annealing: The temperature's way down.
+        annealing: The schedule of the temperature.
         kl_weight: Weight of the KL to the uniform prior within the quantiser's loss.
     """
 
@@ -81,21 +81,21 @@ class GumbelQuantiser(Quantiser):
 
     @property
     def codebooks_LVK(self) -> Tensor:
-        """Each token's code vectors as summands of the whole vector: zero outside its own part."""
+        """Returns each token's code vectors as summands of the whole vector: zero outside its own part."""
         return summands(self.codebook_VJ, self.num_tokens)
 
     @property
     def num_codebook_values(self) -> int:
-        """Numbers that must be known to decode."""
+        """Returns how many numbers must be known to decode."""
         return self.codebook_VJ.numel()
 
     @property
     def temperature(self) -> float:
-        """tau of the next step."""
+        """Returns tau of the next step."""
         return annealed_temperature(self.annealing, int(self.num_updates))
 
     def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
-        """Draws codes while training (which asks for noise), takes the likeliest ones otherwise."""
+        """Draws codes while training, for which it needs noise, and takes the likeliest ones otherwise."""
         logits_NLV = self._logits(vectors_NK, mask_NK)
         is_real_NL = None if mask_NK is None else self.real_tokens(mask_NK).to(logits_NLV.dtype)
         loss = self.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
@@ -105,7 +105,7 @@ class GumbelQuantiser(Quantiser):
         assert gumbel is not None, "training samples codes: pass keyed Gumbel noise"
         gumbel_NLV = gumbel(*logits_NLV.shape[1:])
         if is_real_NL is not None:
-            # Of padding the likeliest code is taken, as everywhere else.
+            # Padding gets its likeliest code, as in `encode`.
             gumbel_NLV = gumbel_NLV * is_real_NL.unsqueeze(-1)
         one_hot_NLV = straight_through_sample(logits_NLV, gumbel_NLV, self.temperature)
         vectors_NK = (one_hot_NLV @ self.codebook_VJ).flatten(-2)
@@ -113,24 +113,24 @@ class GumbelQuantiser(Quantiser):
 
     @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-        """Tokens int64 `(N, L)`."""
-        # In bfloat16 codes that are nearly as likely tie, in training alone.
+        """Returns tokens int64 `(N, L)`."""
+        # In bfloat16, which only training uses, codes of nearly equal probability would tie.
         with torch.autocast(vectors_NK.device.type, enabled=False):
             return self._logits(vectors_NK.float(), mask_NK).argmax(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:
-        """Says which tokens' own values are not all padding, bool `(N, L)`."""
+        """Returns which tokens code a real value, bool `(N, L)`."""
         return real_parts(mask_NK, self.num_tokens)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """Reconstructions `(N, K)`; leading dimensions may be any."""
+        """Returns reconstructions `(N, K)`; leading dimensions may be any."""
         return self.codebook_VJ[codes_NL].flatten(-2)
 
     @torch.no_grad()
     def initialise(
         self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
     ) -> None:
-        """k-means for the codes; for the logits the posterior `-|z - e_j|^2 / (2 sigma^2)`, sigma^2 its error."""
+        """Fits codes by k-means; logits become the posterior `-|z - e_j|^2 / (2 sigma^2)`, sigma^2 being its error."""
         parts_XJ = self._parts(vectors_NK.float()).flatten(0, 1)
         masks_XJ = None if mask_NK is None else self._parts(mask_NK).flatten(0, 1)
         parts_XJ = whole_vectors(parts_XJ, masks_XJ)
@@ -143,7 +143,7 @@ class GumbelQuantiser(Quantiser):
 
     @torch.no_grad()
     def update(self, all_reduce: AllReduce) -> None:
-        """One step of the temperature's schedule; the rest is trained by gradients."""
+        """Takes one step of the temperature's schedule; the rest is trained by gradients."""
         self.num_updates += 1
 
     def _logits(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
@@ -154,20 +154,20 @@ class GumbelQuantiser(Quantiser):
 
 
 def summands(codebook_VJ: Tensor, num_parts: int) -> Tensor:
-    """One codebook for every part of a vector, `(L, V, L * J)`; the sum of chosen ones is the vector."""
+    """Returns one codebook for every part of a vector, `(L, V, L * J)`; the sum of chosen ones is the vector."""
     own_LL11 = torch.eye(num_parts, device=codebook_VJ.device, dtype=codebook_VJ.dtype)[..., None, None]
     return (own_LL11 * codebook_VJ).transpose(1, 2).flatten(2)
 
 
 def straight_through_sample(logits_NLV: Tensor, gumbel_NLV: Tensor, temperature: float) -> Tensor:
-    """One-hot of `argmax_j(log pi_j + g_j)`, with the gradient of `softmax((log pi + g) / tau)`."""
+    """Returns the one-hot of `argmax_j(log pi_j + g_j)`, with the gradient of `softmax((log pi + g) / tau)`."""
     soft_NLV = ((logits_NLV + gumbel_NLV) / temperature).softmax(dim=-1)
     hard_NLV = nn.functional.one_hot(soft_NLV.argmax(dim=-1), soft_NLV.shape[-1]).to(soft_NLV.dtype)
     return hard_NLV + (soft_NLV - soft_NLV.detach())
 
 
 def kl_to_uniform(logits_NLV: Tensor) -> Tensor:
-    """`sum_j q_j log(q_j V)` with `q = softmax(logits)`, nats `(N, L)`."""
+    """Returns `sum_j q_j log(q_j V)` with `q = softmax(logits)`, nats `(N, L)`."""
     log_q_NLV = logits_NLV.log_softmax(dim=-1)
     return (log_q_NLV.exp() * (log_q_NLV + math.log(logits_NLV.shape[-1]))).sum(dim=-1)
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-    """Index of the nearest code vector, int64 `(N,)`, over real values only."""
+    """Returns the index of the nearest code vector, int64 `(N,)`, over real values only."""
     return code_gain(vectors_NK, codebook_VK, mask_NK).argmax(dim=1)
 
 
 def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:
-    """`(|x|^2 - |x - c|^2) / 2` for every code, `(..., V)`."""
+    """Returns `(|x|^2 - |x - c|^2) / 2` for every code, `(..., V)`."""
     half_square_VK = 0.5 * codebook_VK.square()
-    # In bfloat16 another code than the nearest would be chosen now and then, in training alone.
+    # In bfloat16, which only training uses, a code that is not the nearest would be chosen now and then.
     with torch.autocast(vectors_XK.device.type, enabled=False):
         if mask_XK is None:
             return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
@@ -25,7 +25,7 @@ def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -
 
 
 def whole_vectors(vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
-    """The vectors without padding; where there are none, all of them with zeros for it."""
+    """Returns the vectors that have no padding; if all have some, all of them with zeros for it."""
     if mask_NK is None:
         return vectors_NK
     is_whole_N = (mask_NK > 0).all(dim=1)
@@ -33,7 +33,7 @@ def whole_vectors(vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
 
 
 def kmeans(vectors_NK: Tensor, num_codes: int, num_iterations: int, generator: torch.Generator) -> Tensor:
-    """Code vectors `(V, K)` by Lloyd's algorithm from randomly chosen vectors; an empty code starts again on one."""
+    """Returns codes `(V, K)` by Lloyd's algorithm from random vectors; an empty code restarts on one of them."""
     pick = torch.randint(len(vectors_NK), (num_codes,), generator=generator).to(vectors_NK.device)
     codebook_VK = vectors_NK[pick].clone()
     for _ in range(num_iterations):

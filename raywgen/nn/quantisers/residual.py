@@ -19,15 +19,15 @@ _HASH = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 
 
 class ResidualQuantiser(Quantiser):
-    """L codebooks, each coding what the levels before it left over.
+    """L codebooks, each of which codes the remainder of the levels before it.
 
     Args:
-        num_levels: L.
-        num_codes: V.
-        width: K.
+        num_levels: L, number of codebooks.
+        num_codes: V, codes of a codebook.
+        width: K, values of a vector.
         decay: Weight of the past in the moving averages.
-        beam: W, partial sums that encoding keeps; 1 is greedy.
-        revive_below: Codes used less than this part of the mean are put on a vector of the batch; 0 lets them die.
+        beam: W, number of partial sums that encoding keeps; 1 is greedy.
+        revive_below: Share of the mean use below which a code is put on a vector of the batch; 0 lets codes die.
     """
 
     codebooks_LVK: Tensor
@@ -76,11 +76,11 @@ class ResidualQuantiser(Quantiser):
 
     @property
     def num_codebook_values(self) -> int:
-        """`L * V * K`."""
+        """Returns `L * V * K`, the numbers of all codebooks."""
         return self.codebooks_LVK.numel()
 
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-        """Codes int64 `(N, L)` by nearest neighbour level after level, or by beam search over the levels."""
+        """Returns codes int64 `(N, L)` by nearest neighbour level after level, or by beam search over the levels."""
         if self.beam > 1 and self.num_levels > 1:
             return self._encode_by_beam(vectors_NK.float(), mask_NK)
         residual_NK = vectors_NK.float()
@@ -92,7 +92,7 @@ class ResidualQuantiser(Quantiser):
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """The sum of the chosen code vectors, `(N, K)`; leading dimensions may be any."""
+        """Returns the sum of the chosen code vectors, `(N, K)`; leading dimensions may be any."""
         levels = torch.arange(self.num_levels, device=codes_NL.device)
         return self.codebooks_LVK[levels, codes_NL].sum(dim=-2)
 
@@ -100,7 +100,7 @@ class ResidualQuantiser(Quantiser):
     def initialise(
         self, vectors_NK: Tensor, num_iterations: int, generator: torch.Generator, mask_NK: Tensor | None = None
     ) -> None:
-        """k-means, level after level, from randomly chosen vectors without padding; revives empty codes on the way."""
+        """Fits level after level by k-means from random vectors without padding, and revives empty codes."""
         residual_NK = whole_vectors(vectors_NK, mask_NK).float()
         for level in range(self.num_levels):
             codebook_VK = kmeans(residual_NK, self.num_codes, num_iterations, generator)
@@ -123,7 +123,7 @@ class ResidualQuantiser(Quantiser):
             code_N = codes_NL[:, level]
             chosen_NK = self.codebooks_LVK[level][code_N]
             if mask_NK is not None:
-                # Where there is only padding the code's own value stands, which pulls the code nowhere.
+                # Padding counts as the code's own value, which does not move the code.
                 residual_NK = torch.where(mask_NK > 0, residual_NK, chosen_NK)
             self.new_counts_LV[level] += torch.bincount(code_N, minlength=self.num_codes)
             self.new_sums_LVK[level].index_add_(0, code_N, residual_NK)
@@ -149,8 +149,8 @@ class ResidualQuantiser(Quantiser):
     def _revive(self, all_reduce: AllReduce) -> None:
         """Puts dead codes on vectors of the batch, the same ones on all workers.
 
-        A sum over workers is all there is, so every place for a candidate is filled by each worker with probability
-        one in their number, and counts if exactly one worker filled it.
+        Workers share sums only. So each worker fills a candidate's slot with probability 1 / (number of workers), and
+        a slot is used if exactly one worker has filled it.
         """
         num_workers = float(all_reduce(torch.ones(1, device=self.counts_LV.device)))
         filled_LV = _share_of_hash(self.candidates_LVK) * num_workers < 1
@@ -164,7 +164,7 @@ class ResidualQuantiser(Quantiser):
             self.sums_LVK[level, dead_D] = fresh_VK[: len(dead_D)]
 
     def _some_of(self, vectors_NK: Tensor) -> Tensor:
-        """V vectors, as far apart in the batch as there are vectors; which ones follows from the batch."""
+        """Picks V vectors at even distances in the batch, from a start that the batch decides."""
         start = int(_hash(vectors_NK[:1]).abs()) % len(vectors_NK)
         step = max(1, len(vectors_NK) // self.num_codes)
         rows_V = start + step * torch.arange(self.num_codes, device=vectors_NK.device)
@@ -179,7 +179,7 @@ class ResidualQuantiser(Quantiser):
     def _beam(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
         N, V = len(vectors_NK), self.num_codes
         residual_NWK = vectors_NK.unsqueeze(1)
-        # A path's gain is by how much it lowers half the squared error of nothing at all.
+        # A path's gain is by how much it lowers half the squared error of a zero reconstruction.
         gain_NW = vectors_NK.new_zeros(N, 1)
         codes_NWL = torch.zeros(N, 1, 0, dtype=torch.int64, device=vectors_NK.device)
         for codebook_VK in self.codebooks_LVK:
@@ -194,10 +194,10 @@ class ResidualQuantiser(Quantiser):
 
 
 def _hash(vectors_XK: Tensor) -> Tensor:
-    """Int64 `(X,)` from the bits of each vector."""
+    """Returns an int64 hash `(X,)` of the bits of each vector."""
     return (vectors_XK.contiguous().view(torch.int32).sum(dim=-1) * _HASH) >> 32
 
 
 def _share_of_hash(vectors_XK: Tensor) -> Tensor:
-    """A number in [0, 1) from the bits of each vector, float32 `(X,)`."""
+    """Returns a number in [0, 1) from the bits of each vector, float32 `(X,)`."""
     return (_hash(vectors_XK) & 0xFFFF).float() / (1 << 16)

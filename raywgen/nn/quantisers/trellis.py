@@ -31,7 +31,7 @@ class TrellisConfig:
     """Sizes of a trellis.
 
     Attributes:
-        bits: k, bits of a value.
+        bits: k, the number of bits of a value.
         state_bits: S. On a Gaussian at 2 bits 8, 10 and 12 leave 0.93, 0.70 and 0.53 dB to the rate-distortion bound,
             and encoding takes two to four times as long with every step; at 4 bits 10 leaves 1.0 dB and 12 no less.
         values_per_token: Values whose bits make one token of `bits * values_per_token` bits.
@@ -53,10 +53,10 @@ class TrellisConfig:
 
 
 class TrellisQuantiser:
-    """Writes one stream of bits per vector.
+    """Codes each vector as one stream of bits.
 
     Args:
-        config: Sizes.
+        config: Sizes of the trellis.
         width: K; a multiple of `values_per_token`, with `width * bits >= state_bits`.
     """
 
@@ -72,12 +72,12 @@ class TrellisQuantiser:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of a vector, L."""
+        """Returns L, the number of tokens of a vector."""
         return self.width // self.config.values_per_token
 
     @property
     def bits_per_token(self) -> int:
-        """Bits of a token; every token is below two to this power."""
+        """Returns the number of bits of a token; every token is below two to this power."""
         return self.config.bits * self.config.values_per_token
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ def viterbi(values_NK: Tensor, table_Q: Tensor, bits: int, overlap_N: Tensor | N
     Args:
         values_NK: Sequences, float32.
         table_Q: Reconstruction of each state.
-        bits: k.
+        bits: k, the number of bits of a value.
         overlap_N: The S - k bits that precede the first symbol and end the last state; None leaves both free.
     """
     num_sequences, length = values_NK.shape
@@ -129,7 +129,7 @@ def viterbi(values_NK: Tensor, table_Q: Tensor, bits: int, overlap_N: Tensor | N
     # (value - table)^2 without the value's own square, which is the same on every path: one small product a step.
     terms_Q2 = torch.stack([table_Q.square(), -2 * table_Q], dim=1)
     values_K2N = torch.stack([torch.ones_like(values_NK), values_NK]).permute(2, 0, 1).contiguous()
-    # The least cost of a path to each prefix before a step: all that is needed to find the way back.
+    # The least cost of a path to each prefix before a step; tracing back needs nothing else.
     best_KPN = values_NK.new_zeros(length, num_prefixes, num_sequences)
     if overlap_N is not None:
         best_KPN[0].fill_(torch.inf).scatter_(0, overlap_N.unsqueeze(0), 0.0)
@@ -162,13 +162,13 @@ def _trace_back(last_N: Tensor, best_KPN: Tensor, values_K2N: Tensor, terms_Q2: 
 
 
 def _states_ending_in(prefix_N: Tensor, num_symbols: int, num_prefixes: int) -> Tensor:
-    """The states `(A, N)` whose low S - k bits are given."""
+    """Returns the states `(A, N)` whose low S - k bits are given."""
     high_A1 = torch.arange(num_symbols, device=prefix_N.device).unsqueeze(1) * num_prefixes
     return high_A1 + prefix_N
 
 
 def gaussian_table(config: TrellisConfig) -> Tensor:
-    """Reconstructions float32 `(Q,)`: Gaussian quantiles, placed so that the states of every choice lie far apart.
+    """Returns float32 `(Q,)`: Gaussian quantiles, placed so that the states of every choice lie far apart.
 
     The quantiles fall into 2^k strata. Of the states that follow one another's prefix (lowest k bits differ), and of
     those that lead to the same prefix (highest k bits differ), each lies in another stratum, at the same place within
@@ -188,7 +188,7 @@ def gaussian_table(config: TrellisConfig) -> Tensor:
 
 
 def _rows_of_a_pass(width: int, config: TrellisConfig) -> int:
-    """Sequences searched at once: few enough for a core's cache, and for 64 MiB of best costs."""
+    """Returns how many sequences are searched at once: few enough for a core's cache, and for 64 MiB of best costs."""
     in_cache = max(16, _COSTS_IN_CACHE >> config.state_bits)
     return max(1, min(in_cache, _COSTS_IN_MEMORY // (width << (config.state_bits - config.bits))))
 
@@ -204,5 +204,5 @@ def _split(codes_NL: Tensor, bits: int, values_per_token: int) -> Tensor:
 
 
 def _shifts(bits: int, values_per_token: int, device: torch.device) -> Tensor:
-    """The first value of a token stands in its highest bits."""
+    """Returns the shift of each value in a token, whose first value has the highest bits."""
     return torch.arange(values_per_token - 1, -1, -1, device=device) * bits

@@ -56,7 +56,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(S, C)`.
+        """Returns logits `(S, C)`.
 
         Args:
             x: Floats `(S, in_channels, H, W)` (32x32 for CIFAR), or square images flattened to `(S, F)`.
@@ -85,7 +85,7 @@ class _BasicBlock(nn.Module):
 
 
 def option_a_shortcut(x_SDHW: Tensor, width: int, stride: int) -> Tensor:
-    """The parameter-free shortcut: every `stride`-th pixel, and zeros for the channels that are new.
+    """Returns the parameter-free shortcut: every `stride`-th pixel, and zeros for the new channels.
 
     The paper says only that zeros are added for the new channels. As in the public checkpoints, half of them come
     before the old channels and half (the larger half) after. The result is `(S, width, H', W')` with
@@ -94,7 +94,7 @@ def option_a_shortcut(x_SDHW: Tensor, width: int, stride: int) -> Tensor:
     Args:
         x_SDHW: A block's input, of any dtype, which is kept.
         width: Channels of the result, at least D.
-        stride: Of the block.
+        stride: Stride of the block.
     """
     extra = width - x_SDHW.shape[1]
     if extra == 0 and stride == 1:

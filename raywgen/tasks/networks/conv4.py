@@ -47,7 +47,7 @@ class Conv4(nn.Module):
         self.head = None if num_classes is None else nn.Linear(width * side**2, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features `(S, E)`, E = `width * (image_size // 16)**2`.
+        """Returns features `(S, E)`, E = `width * (image_size // 16)**2`.
 
         Args:
             x: Floats `(S, in_channels, image_size, image_size)`, or the same flattened to `(S, F)`.
@@ -58,7 +58,7 @@ class Conv4(nn.Module):
         return self.blocks(as_images(x, self.in_channels, self.image_size)).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(S, C)`, or features `(S, E)` without a head; inputs and errors as `features`."""
+        """Returns logits `(S, C)`, or features `(S, E)` without a head; inputs and errors as `features`."""
         features_SE = self.features(x)
         return features_SE if self.head is None else self.head(features_SE)
 

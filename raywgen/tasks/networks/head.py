@@ -26,5 +26,5 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, x_SE: Tensor) -> Tensor:
-        """Logits `(S, C)`."""
+        """Returns logits `(S, C)`."""
         return nn.functional.linear(x_SE, self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""Inputs as images, however a data set holds them.
+"""Brings inputs into the shape of images, flattened or not.
 
 Shape legend: S samples, F features of a sample, C channels, H height, W width.
 """
@@ -13,12 +13,12 @@ from raywgen.tasks.base import TaskError
 
 
 def as_images(x: Tensor, channels: int, side: int | None = None) -> Tensor:
-    """Inputs `(S, C, H, W)` from images of that shape, or from their rows `(S, F)`, channels first.
+    """Returns images `(S, C, H, W)` from images of that shape, or from their rows `(S, F)`, channels first.
 
     Args:
         x: Images, of any dtype, or square images flattened.
         channels: C.
-        side: H and W where the network takes only that one; None takes any, and flattened images then tell theirs.
+        side: The only H and W that the network takes; None for any, which is then found from the number of values.
 
     Raises:
         TaskError: The inputs are no such images.

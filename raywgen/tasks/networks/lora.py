@@ -41,7 +41,7 @@ class LoRANetwork(nn.Module):
         rank: R.
         targets: Regular expressions; a weight of an `nn.Linear` or `nn.Conv2d` is adapted if one is found in its name.
         alpha: The product of the factors counts `alpha / rank` times; `rank` by default.
-        train_head: Regular expressions likewise, for parameters of any kind that are trained whole.
+        train_head: Regular expressions for the names of parameters of any kind that are trained whole.
 
     Raises:
         TaskError: An expression finds nothing, a tensor is wanted in both ways, or the rank is above what a weight has.
@@ -59,7 +59,7 @@ class LoRANetwork(nn.Module):
         check_sizes(rank=rank)
         if alpha is not None and not alpha > 0:
             raise TaskError(f"alpha={alpha}: must be above 0")
-        # In a tuple, a module is none of this one's own: the frozen values stay out of the state_dict.
+        # A module in a tuple is not registered: the frozen values stay out of the state_dict.
         self._frozen = (base.eval().requires_grad_(False),)
         self._scale = 1.0 if alpha is None else alpha / rank
         self._adapted = _found("targets", targets, _matrices(base))
@@ -78,26 +78,26 @@ class LoRANetwork(nn.Module):
         """Returns the outputs of the frozen network with the adapted weights.
 
         Args:
-            x: As the frozen network takes it, for instance rows `(S, F)` for logits `(S, C)`.
+            x: Inputs, as the frozen network takes them, for instance rows `(S, F)` for logits `(S, C)`.
         """
         return functional_call(self._base(), self._changed(), (x,))
 
     def extra_repr(self) -> str:
-        """The adapted tensors and the scale."""
+        """Returns the adapted tensors and the scale in words."""
         return f"targets={self._adapted}, train_head={self._whole}, scale={self._scale:g}"
 
     def _base(self) -> nn.Module:
-        """The frozen network, where the parameters are: `functional_call` may bring them from another device."""
+        """Returns the frozen network on the device of the parameters, which `functional_call` may have changed."""
         (base,) = self._frozen
         device = next(self.parameters()).device
         if device.type != "meta" and device != next(base.parameters()).device:
-            # What is moved in inference mode could not be trained through later.
+            # A tensor that is moved in inference mode could not be trained through later.
             with torch.inference_mode(False):
                 base.to(device)
         return base
 
     def _changed(self) -> StateDict:
-        """The weights that differ from the frozen network's, differentiable in this network's parameters."""
+        """Returns the weights that differ from the frozen network's, differentiable in this network's parameters."""
         base = self._base()
         weights = {name: attrgetter(name)(self) for name in self._whole}
         for name in self._adapted:
@@ -106,7 +106,7 @@ class LoRANetwork(nn.Module):
         return weights
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Another device or dtype is the frozen network's too, though it is no submodule."""
+        """Moves the frozen network, too, though it is no submodule."""
         self._frozen[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -141,20 +141,20 @@ def load_base(base: nn.Module, path: str, name: str) -> None:
 
 
 def adapted_weight(frozen: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """Equation 3's W = W0 + (alpha / r) B A, with `scale` = alpha / r, in the shape of W0.
+    """Returns equation 3's W = W0 + (alpha / r) B A, with `scale` = alpha / r, in the shape of W0.
 
     Args:
         frozen: W0, `(O, I)`, or a kernel `(O, D, H, W)` with I = D * H * W.
         a_RI: A.
         b_OR: B.
-        scale: Of the update.
+        scale: Scale of the update.
     """
     return frozen + scale * (b_OR @ a_RI).reshape(frozen.shape)
 
 
 @torch.no_grad()
 def merge(network: LoRANetwork) -> StateDict:
-    """The `state_dict` of the frozen network's own architecture that computes what the adapted one does."""
+    """Returns a `state_dict` of the frozen architecture that computes the same function as the adapted network."""
     base = network._base()
     # By identity, so that a weight that is tied to an adapted one changes with it.
     changed = {id(attrgetter(name)(base)): weight for name, weight in network._changed().items()}
@@ -163,7 +163,7 @@ def merge(network: LoRANetwork) -> StateDict:
 
 
 def _start(name: str, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A random, B zero."""
+    """Returns the factors at the start: A random, B zero."""
     num_out, num_in = weight.flatten(1).shape
     if rank > min(num_out, num_in):
         most = min(num_out, num_in)
@@ -189,14 +189,14 @@ def _register(root: nn.Module, name: str, values: Tensor) -> None:
 
 
 def _matrices(base: nn.Module) -> list[str]:
-    """Names of the weights that are matrices or kernels."""
+    """Returns the names of the weights that are matrices or kernels."""
     kinds = {path: isinstance(module, nn.Linear | nn.Conv2d) for path, module in base.named_modules()}
     names = [name.rpartition(".") for name, _ in base.named_parameters()]
     return ["".join(parts) for parts in names if kinds[parts[0]] and parts[2] == "weight"]
 
 
 def _found(key: str, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names in which one of the patterns is found, in their order."""
+    """Returns the names in which one of the patterns is found, in their order."""
     if isinstance(patterns, str):
         raise TaskError(f"{key}={patterns}: give a list, for instance [{patterns}]")
     found: set[str] = set()

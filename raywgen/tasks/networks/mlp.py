@@ -11,7 +11,7 @@ from raywgen.tasks.base import TaskError
 
 
 def mlp(widths: Sequence[int]) -> nn.Module:
-    """A ReLU perceptron; `widths` runs from the features of a sample to the classes.
+    """Builds a ReLU perceptron; `widths` runs from the features of a sample to the classes.
 
     It takes `(S, widths[0])` floats and gives logits `(S, widths[-1])`.
 

@@ -121,12 +121,12 @@ def network_recipe(network: str | Sequence[int] | Mapping[str, Any]) -> dict[str
 
 
 def network_name(recipe: Mapping[str, Any]) -> str:
-    """A short name that says the architecture, for instance `mlp-64-14-2` or `cifar-resnet-20-num_classes_100`.
+    """Returns a short name of the architecture, for instance `mlp-64-14-2` or `cifar-resnet-20-num_classes_100`.
 
     Arguments stand in the order of the builder's signature: bare as long as they fill it from its first parameter on
     without a gap, with their own name after that. So recipes of one builder have different names unless their
     arguments are equal, in whichever order they were written. An argument that is a recipe stands as its own name;
-    what reads as no part of a name (a path, a pattern) is replaced by a hash at the end,
+    a value that does not read as part of a name (a path, a pattern) is replaced by a hash at the end,
     `lora-mlp-64-8-2-rank_2-3f09c1d2`.
 
     Raises:
@@ -152,7 +152,7 @@ def network_name(recipe: Mapping[str, Any]) -> str:
 
 
 def _name_part(value: Any) -> str | None:
-    """A value as part of a name; None where it does not read as one."""
+    """Returns a value as part of a name; None where it does not read as one."""
     if isinstance(value, Mapping):
         return network_name(value) if "name" in value else None
     if isinstance(value, list | tuple):
@@ -176,7 +176,7 @@ def _split(recipe: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _shape_argument(recipe: Mapping[str, Any], build: Callable[..., nn.Module]) -> dict[str, Any]:
-    """`input_shape`, where the builder itself asks for it."""
+    """Returns `input_shape` as an argument where the builder itself has one of that name."""
     return {INPUT_SHAPE: recipe[INPUT_SHAPE]} if INPUT_SHAPE in recipe and INPUT_SHAPE in _parameters(build) else {}
 
 
@@ -197,7 +197,7 @@ def _import(path: str) -> Callable[..., nn.Module]:
 
 
 def _parameters(build: Callable[..., nn.Module]) -> dict[str, int]:
-    """Place of each parameter in the builder's signature; empty where it has none to show."""
+    """Returns the index of each parameter in the builder's signature; empty where it has no signature."""
     try:
         return {name: place for place, name in enumerate(inspect.signature(build).parameters)}
     except (TypeError, ValueError):

@@ -48,7 +48,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(S, C)`.
+        """Returns logits `(S, C)`.
 
         Args:
             x: Floats `(S, in_channels, H, W)` (224x224 for ImageNet), or square images flattened to `(S, F)`.

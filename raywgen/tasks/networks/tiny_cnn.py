@@ -25,7 +25,7 @@ class TinyCnn(nn.Module):
     Args:
         modules: The layers, numbered as the published code numbers them.
         in_channels: Channels of an image.
-        image_size: Its height and width.
+        image_size: Height and width of an image.
     """
 
     def __init__(self, modules: Sequence[nn.Module], in_channels: int, image_size: int) -> None:
@@ -35,7 +35,7 @@ class TinyCnn(nn.Module):
         self.image_size = image_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(S, C)`.
+        """Returns logits `(S, C)`.
 
         Args:
             x: Floats `(S, in_channels, image_size, image_size)`, or the same flattened to `(S, F)`.

@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(S, C)`.
+        """Returns logits `(S, C)`.
 
         Args:
             x: Floats `(S, in_channels, image_size, image_size)`, or the same flattened to `(S, F)`.
@@ -80,7 +80,7 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(self.blocks(x_STH)[:, 0]))
 
     def _initialise(self) -> None:
-        """Timm's start: truncated normals of deviation 0.02, biases at zero, the class token close to it."""
+        """Starts as timm does: truncated normals of deviation 0.02, biases at zero, the class token close to it."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         for module in self.modules():
