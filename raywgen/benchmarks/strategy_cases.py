@@ -51,12 +51,15 @@ class Case:
         stage: Name of the stage.
         settings: Those of the generator.
         frozen: Parts of the stage that are kept as they are, such as codebooks whose arg-min might flip by rounding.
+        loss: The metric that is compared. Reptile's own loss is an inner product that has a gradient for its only
+            meaning, and in which nearly all digits cancel; the loss that its inner steps lower stands for it.
     """
 
     method: str
     stage: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
+    loss: str = "loss"
 
 
 CASES = {
@@ -67,14 +70,16 @@ CASES = {
         method="igpg", stage="prior", settings=_IGPG | {"prior": _IGPG["prior"] | {"independent_share": 0.5}}
     ),
     "igpg-task-loss": Case(method="igpg", stage="task_loss", settings=_IGPG),
-    "mcdi-reptile": Case(method="mcdi", stage="denoiser", settings=_MCDI),
+    "mcdi-reptile": Case(method="mcdi", stage="denoiser", settings=_MCDI, loss="consistency"),
     "mcdi-joint": Case(method="mcdi", stage="denoiser", settings=_MCDI | {"denoiser": _STAGE | {"meta": "joint"}}),
     "mcdi-windows": Case(
         method="mcdi",
         stage="denoiser",
         settings=_MCDI | {"network": _WINDOWS, "denoiser": _STAGE | {"meta": "joint"}},
     ),
-    "mcdi-reptile-windows": Case(method="mcdi", stage="denoiser", settings=_MCDI | {"network": _WINDOWS}),
+    "mcdi-reptile-windows": Case(
+        method="mcdi", stage="denoiser", settings=_MCDI | {"network": _WINDOWS}, loss="consistency"
+    ),
     "mcdi-task-loss": Case(method="mcdi", stage="task_loss", settings=_MCDI),
     "lohp-policy": Case(
         method="lohp",

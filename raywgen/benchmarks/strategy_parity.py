@@ -4,7 +4,7 @@ For each stage of each method the same seeds and batches are trained on in one p
 over groups of processes (gloo, on the CPU), among which the networks of a batch are parted, also unequally.
 
     grad_rel_diff    | g - g_0 | / | g_0 |, the gradient of the first step against that of one process
-    loss_rel_diff    largest | l_t - l_0t | / | l_0t | over all steps
+    loss_rel_diff    largest | l_t - l_0t | / | l_0t | over all steps; of Reptile's stage, of its inner steps' loss
     resume_rel_diff  likewise, of steps after a run has gone on under another strategy and number of workers
 
 Each is the largest over all strategies and cases.
@@ -28,6 +28,7 @@ from torch.multiprocessing.spawn import spawn
 
 from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, noise_of
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.weights import WeightBatch
 
 _TIMEOUT = timedelta(minutes=20)
 _BETA = 0.9
@@ -165,7 +166,12 @@ def _engine(job: Job, rank: int, num_workers: int) -> Engine:
     engine = DeepSpeedEngine(stage, num_workers, job.settings)
     engine.set_optimizer_state(start["optimizer"])
     engine.set_averages(start["averages"])
-    stage.set_state(start["stage"], lambda step: batch_of(case, step, job.batch_size, rank, num_workers))
+
+    def batch_at(step: int) -> WeightBatch:
+        batch = batch_of(case, step, job.batch_size, rank, num_workers)
+        return stage.see(batch, noise_of(batch))
+
+    stage.set_state(start["stage"], batch_at)
     return engine
 
 
@@ -187,7 +193,7 @@ def _train(engine: Engine, job: Job, rank: int, num_workers: int) -> dict[str, A
             state = _state(engine)
         batch = batch_of(case, step, job.batch_size, rank, num_workers)
         metrics = engine.train_step(batch, noise_of(batch), _RATE, job.batch_size)
-        losses.append(float(metrics["loss"]))
+        losses.append(float(metrics[case.loss]))
         if step == 0:
             moments = engine.optimizer_state()
             gradient = {name: mean / (1 - _BETA) for name, mean in moments.items() if name.endswith("|exp_avg")}
