@@ -218,7 +218,7 @@ class Stage(nn.Module, ABC):
 
         Args:
             state: The state of all workers.
-            batch_at: Returns this worker's part of the batch of a step.
+            batch_at: Returns this worker's part of the batch of a step, in windows where the step saw windows.
         """
 
 
