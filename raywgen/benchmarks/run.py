@@ -35,6 +35,7 @@ BENCHMARKS = {
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",
+    "train-overhead": "raywgen.benchmarks.train_overhead",
     "tune": "raywgen.benchmarks.tune",
 }
 
