@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     import ray.data
 
     from raywgen.corpus.chunk_stream import ChunkStream
-    from raywgen.corpus.moments import TensorMoments
     from raywgen.corpus.trajectory_stream import TrajectoryStream
 
 # Arrow creates these functions at import, so no type checker sees them.
@@ -123,12 +122,6 @@ class Corpus:
         """Returns mean and standard deviation of each tensor over all checkpoints of a layout; empty if unknown."""
         content = self.manifest.get("statistics", {}).get(layout_id)
         return LayoutStatistics.from_json(content).moments() if content else {}
-
-    def tensor_moments(self, split: str = "train", terms: Sequence[str] = ()) -> dict[str, TensorMoments]:
-        """Returns mean and spread of each tensor over a split's networks; see `raywgen.corpus.moments`."""
-        from raywgen.corpus.moments import tensor_moments
-
-        return tensor_moments(self, split, terms)
 
     @property
     def location(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from raywgen.corpus import Corpus, CorpusError
+from raywgen.corpus.moments import tensor_moments
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.generators import DataSpec
 from raywgen.tasks import build_task
@@ -49,7 +50,7 @@ def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> Normalize
     """
     refuse_packed_weights(corpus)
     normalizers = {}
-    for layout_id, found in corpus.tensor_moments("train").items():
+    for layout_id, found in tensor_moments(corpus).items():
         layout = corpus.layout(layout_id)
         start_file = _start_file(corpus, layout, folder)
         start_D = corpus.base_values(layout_id) if found.shares_start and start_file is None else None

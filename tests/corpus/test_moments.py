@@ -15,7 +15,7 @@ from raywgen.corpus import moments as moments_module
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.corpus.derive import Selection, write_corpus
 from raywgen.corpus.describe import describe
-from raywgen.corpus.moments import TensorMoments
+from raywgen.corpus.moments import TensorMoments, tensor_moments
 from raywgen.sealed import sealed_json
 from raywgen.weights import Normalizer, StateDict
 from tests.corpus import builders
@@ -66,7 +66,7 @@ def states_of(corpus: Corpus, **equals: object) -> list[StateDict]:
 
 
 def assert_moments_of_split(corpus: Corpus, split: str) -> None:
-    found = corpus.tensor_moments(split)
+    found = tensor_moments(corpus, split)
     assert found.keys() == corpus.networks.keys()
     for layout_id, moments in found.items():
         names = [spec.name for spec in corpus.layout(layout_id).generated]
@@ -88,7 +88,7 @@ def test_the_manifest_holds_the_moments_of_every_split(
 ) -> None:
     assert_moments_of_split(corpus, split)
     refuse_reading(monkeypatch)
-    assert len(Corpus.open(corpus.location).tensor_moments(split)) == 2
+    assert len(tensor_moments(Corpus.open(corpus.location), split)) == 2
 
 
 def test_corpora_made_of_others_keep_them(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_corpora_made_of_others_keep_them(corpus: Corpus, tmp_path: Path, monkey
     described = describe(derived.location, [], {derived.networks[key].name: {"name": "x"} for key in derived.networks})
     assert_moments_of_split(described, "train")
     refuse_reading(monkeypatch)
-    assert len(described.tensor_moments("heldout")) == 2
+    assert len(tensor_moments(described, "heldout")) == 2
 
 
 @pytest.mark.parametrize("bytes_at_once", [1, 1 << 24])
@@ -107,7 +107,7 @@ def test_a_pass_over_the_shards_gives_the_same(
     monkeypatch.setattr(moments_module, "_BYTES_AT_ONCE", bytes_at_once)
     monkeypatch.setattr(moments_module, "_COLUMNS_AT_ONCE", columns)
     terms = ["checkpoint_id!=n00", "checkpoint_id!=n05"]
-    for layout_id, moments in corpus.tensor_moments("train", terms).items():
+    for layout_id, moments in tensor_moments(corpus, "train", terms).items():
         facts = corpus.query(["split=train", f"layout_id={layout_id}", *terms])
         states = [corpus.state_dict(name.as_py()) for name in facts["checkpoint_id"]]
         assert_moments_of(moments, states, [spec.name for spec in corpus.layout(layout_id).generated])
@@ -134,7 +134,7 @@ def test_spreads_are_about_the_shared_start(tmp_path: Path) -> None:
     states = {f"n{i}": {name: t + network(i)[name] for name, t in start.items()} for i in range(5)}
     shards = [builders.shard(tmp_path, "a", states), builders.shard(tmp_path, "b", {"s": start}, split="base")]
     corpus = builders.commit(tmp_path, shards, [builders.Layout.from_state_dict(start)])
-    (found,) = corpus.tensor_moments().values()
+    (found,) = tensor_moments(corpus).values()
     (layout_id,) = corpus.networks
     normalizer = Normalizer.measure(
         corpus.layout(layout_id), corpus.values(corpus.select(split="train")), corpus.base_values(layout_id)
@@ -148,4 +148,4 @@ def test_spreads_are_about_the_shared_start(tmp_path: Path) -> None:
 
 def test_no_network_is_refused(corpus: Corpus) -> None:
     with pytest.raises(CorpusError, match="has no network of split unseen; see `raywgen corpus info`"):
-        corpus.tensor_moments("unseen")
+        tensor_moments(corpus, "unseen")
