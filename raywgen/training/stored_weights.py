@@ -22,6 +22,8 @@ from raywgen.weights import Layout, NonFiniteWeightsError
 
 _VALUES_AT_ONCE = 1 << 22
 _MOST_AT_ONCE = 512
+# Networks of more values are copied one by one, straight out of the mapped shard.
+_LARGE = 1 << 16
 
 
 class Weights(Protocol):
@@ -72,11 +74,17 @@ class StoredWeights:
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         index = index_B.numpy()
+        # Opened first: what stays open of a shard must not lie behind a block in memory, or the allocator would never
+        # use that memory for a block again.
+        views = {shard: self._view(shard) for shard in np.unique(self._shard_N[index]).tolist()}
         out_BD = torch.empty(len(index), self._layout.num_values)
-        for shard in np.unique(self._shard_N[index]):
+        for shard, (form, view) in views.items():
             (place,) = np.nonzero(self._shard_N[index] == shard)
-            form, view = self._view(shard)
-            out_BD[torch.from_numpy(place)] = form.values(view.rows(self._row_N[index[place]]))
+            if self._layout.num_values >= _LARGE:
+                for each in place.tolist():
+                    out_BD[each] = form.values(view.packed(int(self._row_N[index[each]])))
+            else:
+                out_BD[torch.from_numpy(place)] = form.values(view.rows(self._row_N[index[place]]))
         self._check_finite(out_BD, index_B, torch.zeros_like(index_B))
         return out_BD
 

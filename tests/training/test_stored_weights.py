@@ -24,7 +24,11 @@ from tests.builders import SMALL, igpg_config, layout_of, values_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_weights_are_those_of_the_corpus_in_any_order(zoo_corpus: Corpus) -> None:
+@pytest.mark.parametrize("large", [1, 1 << 16])
+def test_weights_are_those_of_the_corpus_in_any_order(
+    zoo_corpus: Corpus, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raywgen.training.stored_weights._LARGE", large)
     for layout_id, network in zoo_corpus.networks.items():
         facts = zoo_corpus.select(layout_id=layout_id, split="train")
         stored, wanted_ND = StoredWeights(zoo_corpus, network.layout, facts), zoo_corpus.values(facts)
