@@ -418,12 +418,12 @@ def networks(num_targets: int) -> WeightBatch:
     generator = torch.Generator().manual_seed(1)
     end_ND = base_D + 0.2 * torch.rand(_NUM_NETWORKS, layout.num_values, generator=generator)
     shares_A1 = torch.arange(1, num_targets + 1).unsqueeze(1) / num_targets
-    told = condition(_NUM_NETWORKS, 0)
+    conditions = condition(_NUM_NETWORKS, 0)
     return WeightBatch(
         values_BD=end_ND,
         layout=layout,
         module=module,
-        condition=replace(told, policies=("adam", "sgd") * (_NUM_NETWORKS // 2)),
+        condition=replace(conditions, policies=("adam", "sgd") * (_NUM_NETWORKS // 2)),
         query=condition(_NUM_NETWORKS, 100),
         sample_index_B=torch.arange(_NUM_NETWORKS),
         targets_BAD=base_D + (end_ND - base_D).unsqueeze(1) * shares_A1,

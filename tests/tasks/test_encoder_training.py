@@ -64,17 +64,17 @@ def test_equal_seeds_give_equal_encoders(tmp_path: Path) -> None:
 
 
 def test_a_finished_encoder_is_used_again_and_one_of_another_config_is_not(tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+    messages: list[tuple[int, int, str]] = []
     config = EncoderConfig(**TINY, out=str(tmp_path / "encoder"))
-    card = train_encoder(config, lambda *progress: told.append(progress))
-    assert [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6]
-    assert told[-1][2].startswith("episode 6, loss ")
-    assert "validation accuracy" in told[-1][2]
-    again = train_encoder(config, lambda *progress: told.append(progress))
-    assert len(told) == 6
+    card = train_encoder(config, lambda *progress: messages.append(progress))
+    assert [done for done, _, _ in messages] == [1, 2, 3, 4, 5, 6]
+    assert messages[-1][2].startswith("episode 6, loss ")
+    assert "validation accuracy" in messages[-1][2]
+    again = train_encoder(config, lambda *progress: messages.append(progress))
+    assert len(messages) == 6
     assert again.facts == card.facts
-    train_encoder(dataclasses.replace(config, num_episodes=2), lambda *progress: told.append(progress))
-    assert len(told) == 8
+    train_encoder(dataclasses.replace(config, num_episodes=2), lambda *progress: messages.append(progress))
+    assert len(messages) == 8
     assert read_card(config.out).facts["recipe"]["num_episodes"] == 2
 
 
@@ -95,8 +95,8 @@ def test_training_makes_features_that_tell_unseen_classes_apart(tmp_path: Path) 
     # Five of the eight turned classes of two unseen digits; chance is 0.2.
     assert facts["validation_accuracy"] > 0.5
     assert facts["episode"] in (30, 60)
-    told = {"path": "digits", "size": 16, "way": 2, "shot": 5, "split": "test", "index": 0}
-    task = build_task({"name": "feature-episode", "encoder": config.out, **told})
+    arguments = {"path": "digits", "size": 16, "way": 2, "shot": 5, "split": "test", "index": 0}
+    task = build_task({"name": "feature-episode", "encoder": config.out, **arguments})
     logits_1QN = prototype_logits(task.train_x_SF.unsqueeze(0), task.test_x_SF.unsqueeze(0), way=2)
     assert float((logits_1QN[0].argmax(dim=1) == task.test_y_S).float().mean()) > 0.7
 

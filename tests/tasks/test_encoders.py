@@ -29,8 +29,8 @@ HERE = "tests.tasks.test_encoders"
 
 
 def card(**changes: object) -> EncoderCard:
-    told = {"network": NETWORK, "size": 16, "channels": 1, "mean": (0.2,), "std": (0.3,), "facts": {"seed": 3}}
-    return EncoderCard(**(told | changes))  # pyright: ignore[reportArgumentType]
+    fields = {"network": NETWORK, "size": 16, "channels": 1, "mean": (0.2,), "std": (0.3,), "facts": {"seed": 3}}
+    return EncoderCard(**(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
 def conv4(seed: int = 0) -> Conv4:
@@ -109,19 +109,19 @@ def test_the_fingerprint_tells_values_and_networks_apart(tmp_path: Path) -> None
 
 
 def test_a_module_by_import_path_has_the_values_of_a_fixed_seed() -> None:
-    told = f"{HERE}:Corner"
+    name = f"{HERE}:Corner"
     x_SF = torch.randn(6, 16)
-    features_SE = load_encoder(told)(x_SF)
+    features_SE = load_encoder(name)(x_SF)
     assert features_SE.shape == (6, 3)
     torch.manual_seed(11)
-    torch.testing.assert_close(load_encoder(told)(x_SF), features_SE, rtol=0, atol=0)
+    torch.testing.assert_close(load_encoder(name)(x_SF), features_SE, rtol=0, atol=0)
     assert (
-        load_encoder(told).fingerprint == load_encoder(told).fingerprint != load_encoder(f"{HERE}:Unflat").fingerprint
+        load_encoder(name).fingerprint == load_encoder(name).fingerprint != load_encoder(f"{HERE}:Unflat").fingerprint
     )
 
 
 @pytest.mark.parametrize(
-    ("told", "kind"),
+    ("name", "kind"),
     [
         ("runs/encoders/omniglot", "folder"),
         ("s3://bucket/encoder", "folder"),
@@ -131,12 +131,12 @@ def test_a_module_by_import_path_has_the_values_of_a_fixed_seed() -> None:
         ("hf:resnet", "hub"),
     ],
 )
-def test_what_is_told_says_how_it_is_read(told: str, kind: str) -> None:
-    assert encoder_kind(told) == kind
+def test_the_form_of_a_name_says_how_it_is_read(name: str, kind: str) -> None:
+    assert encoder_kind(name) == kind
 
 
 @pytest.mark.parametrize(
-    ("told", "size", "message"),
+    ("name", "size", "message"),
     [
         ("", 16, "encoder is empty; give a folder"),
         ("no/such/folder", 16, "no encoder in 'no/such/folder'.*encoder train"),
@@ -147,37 +147,37 @@ def test_what_is_told_says_how_it_is_read(told: str, kind: str) -> None:
         (f"{HERE}:NotANumber", 16, "NaN or infinite features"),
     ],
 )
-def test_encoders_that_cannot_be_used_say_why(told: str, size: int, message: str) -> None:
+def test_encoders_that_cannot_be_used_say_why(name: str, size: int, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
-        load_encoder(told)(torch.randn(2, size))
+        load_encoder(name)(torch.randn(2, size))
 
 
-def test_the_size_of_images_is_told(folder: str) -> None:
+def test_a_wrong_size_is_refused_with_the_right_one(folder: str) -> None:
     with pytest.raises(EncoderError, match=r"samples of 784 values.*takes images of 16 x 16 pixels and 1 channels"):
         load_encoder(folder)(torch.randn(2, 784))
 
 
 def test_a_damaged_folder_is_named(folder: str) -> None:
-    weights, told = Path(folder) / WEIGHTS, Path(folder) / CARD
-    whole, text = weights.read_bytes(), told.read_text()
+    weights, card_path = Path(folder) / WEIGHTS, Path(folder) / CARD
+    whole, text = weights.read_bytes(), card_path.read_text()
     for content in (whole[:-7], whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(content)
         with pytest.raises(EncoderError, match=f"{WEIGHTS} is damaged"):
             load_encoder(folder)
     weights.write_bytes(whole)
     for content in ("", text[:50], json.dumps({"network": NETWORK}), "[]"):
-        told.write_text(content)
+        card_path.write_text(content)
         with pytest.raises(EncoderError, match=f"{CARD} is damaged"):
             load_encoder(folder)
-    told.write_text(text.replace('"width": 4', '"width": 5'))
+    card_path.write_text(text.replace('"width": 4', '"width": 5'))
     with pytest.raises(EncoderError, match=f"{CARD} is damaged.*changed since it was written"):
         load_encoder(folder)
     content = unseal(text)
     content["network"]["width"] = 5
-    told.write_text(sealed_json(content))
+    card_path.write_text(sealed_json(content))
     with pytest.raises(EncoderError, match="does not fit the network"):
         load_encoder(folder)
-    told.write_text(text)
+    card_path.write_text(text)
     weights.unlink()
     with pytest.raises(EncoderError, match="there is no encoder"):
         load_encoder(folder)

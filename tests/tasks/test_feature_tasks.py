@@ -37,9 +37,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_feature_episode_is_the_pixel_episode_encoded(split: str, rotations: bool) -> None:
     encoder = load_encoder(ENCODER)
     for index in range(4):
-        told = EPISODE | {"split": split, "index": index, "rotations": rotations, "seed": 2, "way": 2}
-        pixels = build_task({"name": "episode", **told})
-        features = build_task({"name": "feature-episode", "encoder": ENCODER, **told})
+        arguments = EPISODE | {"split": split, "index": index, "rotations": rotations, "seed": 2, "way": 2}
+        pixels = build_task({"name": "episode", **arguments})
+        features = build_task({"name": "feature-episode", "encoder": ENCODER, **arguments})
         torch.testing.assert_close(features.train_x_SF, encoder(pixels.train_x_SF))
         torch.testing.assert_close(features.test_x_SF, encoder(pixels.test_x_SF))
         assert torch.equal(features.train_y_S, pixels.train_y_S)
@@ -51,10 +51,10 @@ def test_a_feature_episode_is_the_pixel_episode_encoded(split: str, rotations: b
 
 @pytest.mark.parametrize("domain", ["invert", "rotate-30", "contrast-0.5"])
 def test_a_domain_changes_pixels_and_not_rows_and_is_standardised_as_the_plain_one(domain: str) -> None:
-    told = EPISODE | {"index": 1, "split": "all", "way": 9, "rotations": False}
-    plain = build_task({"name": "episode", **told})
-    pixels = build_task({"name": "episode", **told, "domain": domain})
-    features = build_task({"name": "feature-episode", "encoder": ENCODER, **told, "domain": domain})
+    arguments = EPISODE | {"index": 1, "split": "all", "way": 9, "rotations": False}
+    plain = build_task({"name": "episode", **arguments})
+    pixels = build_task({"name": "episode", **arguments, "domain": domain})
+    features = build_task({"name": "feature-episode", "encoder": ENCODER, **arguments, "domain": domain})
     mean, std = (value.flatten() for value in input_statistics("digits", None, None))
     seen_SCHW = apply_domain((plain.train_x_SF * std + mean).clamp(0, 1).view(-1, 1, 8, 8), domain)
     # Pixels in a domain are rounded to 256 levels.
@@ -118,10 +118,10 @@ def test_real_omniglot_episodes_are_drawn_fast(tmp_path: Path) -> None:
     network = {"name": "conv4", "width": 2}
     card = EncoderCard(network=network, size=28, channels=1, mean=(0.5,), std=(0.5,))
     save_encoder(Conv4(width=2).state_dict(), card, folder)
-    told: dict[str, Any] = {"path": str(OMNIGLOT), "group": "alphabet", "way": 5, "shot": 15, "num_query": 5}
-    told |= {"size": 28, "channels": 1}
-    recipe = {"name": "feature-episode", "encoder": folder, **told}
-    pixels = build_task({"name": "episode", "index": 1, **told})
+    arguments: dict[str, Any] = {"path": str(OMNIGLOT), "group": "alphabet", "way": 5, "shot": 15, "num_query": 5}
+    arguments |= {"size": 28, "channels": 1}
+    recipe = {"name": "feature-episode", "encoder": folder, **arguments}
+    pixels = build_task({"name": "episode", "index": 1, **arguments})
     features = build_task({**recipe, "index": 1})
     torch.testing.assert_close(features.train_x_SF, load_encoder(folder)(pixels.train_x_SF), rtol=1e-4, atol=1e-5)
     begin = time.perf_counter()

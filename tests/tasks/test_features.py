@@ -68,25 +68,25 @@ def test_other_images_of_one_name_have_other_features() -> None:
 
 
 def test_images_are_encoded_once(cache: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
     def encoded(data: ImageData, encoder: str | FrozenEncoder = ENCODER, rotations: bool = False) -> torch.Tensor:
         return encode_images(
-            data, encoder, rotations=rotations, on_progress=lambda done, total: told.append((done, total))
+            data, encoder, rotations=rotations, on_progress=lambda done, total: progress.append((done, total))
         ).x_SCHW
 
     data = images()
     first = encoded(data)
-    assert told == [(11, 11)]
+    assert progress == [(11, 11)]
     assert torch.equal(encoded(data), first)
-    assert len(told) == len(list(cache.iterdir())) == 1
+    assert len(progress) == len(list(cache.iterdir())) == 1
     changed = images()
     changed.x_SCHW[3, 0, 1, 1] ^= 1
     other = FrozenEncoder(nn.Linear(16, 3), name="other", identity="")
     assert not torch.equal(encoded(changed), first)
     assert not torch.equal(encoded(data, other), first)
     assert torch.equal(encoded(data, rotations=True)[:11], first)
-    assert len(told) == 1 + 1 + 1 + 4
+    assert len(progress) == 1 + 1 + 1 + 4
     next(cache.glob("*.npy")).write_bytes(b"damaged")
     assert torch.equal(encoded(data), first)
 

@@ -87,10 +87,10 @@ def test_classes_are_renumbered_and_limits_balanced() -> None:
 
 @pytest.mark.parametrize("domain", ["plain", "rotate-30", "contrast-0.5"])
 def test_tasks_of_some_classes_share_the_images_of_all(domain: str) -> None:
-    told = {"name": "images", "path": "digits", "limit": 400, "domain": domain}
-    whole = build_task(told)
+    recipe = {"name": "images", "path": "digits", "limit": 400, "domain": domain}
+    whole = build_task(recipe)
     # The recipe that a zoo draws names what is not given; the task's own leaves it out.
-    parts = [build_task({**told, "size": None, "classes": classes}) for classes in ([7, 2], [2, 7, 5], [0])]
+    parts = [build_task({**recipe, "size": None, "classes": classes}) for classes in ([7, 2], [2, 7, 5], [0])]
     parts += [build_task(part.recipe) for part in parts]
     for part in parts:
         classes = torch.tensor(part.recipe["classes"])

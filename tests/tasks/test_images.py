@@ -214,25 +214,25 @@ def test_grey_of_one_and_of_sixteen_bits_fills_the_range(tmp_path: Path) -> None
 def test_decoding_happens_once_and_again_where_the_file_has_changed(tmp_path: Path, cache: Path) -> None:
     pixels = random_pixels(3000, 4, 4)
     path = write_table(tmp_path / "a.parquet", [encoded(p) for p in pixels], [0, 1] * 1500)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
     def load(**options: Any) -> torch.Tensor:
-        told.clear()
-        return load_images(path, on_progress=lambda done, total: told.append((done, total)), **options).x_SCHW
+        progress.clear()
+        return load_images(path, on_progress=lambda done, total: progress.append((done, total)), **options).x_SCHW
 
     first = load()
-    assert told[-1] == (3000, 3000)
-    assert len(told) > 1
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert progress[-1] == (3000, 3000)
+    assert len(progress) > 1
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
     assert torch.equal(load(), first)
-    assert told == []
+    assert progress == []
     # A mapped array takes writes for itself: the cache stays as it was.
     load()[0] = 0
     assert torch.equal(load(), first)
     load(size=3)
-    assert told
+    assert progress
     load(limit=10, seed=1)
-    assert told[-1] == (10, 10)
+    assert progress[-1] == (10, 10)
     write_table(path, [encoded(255 - p) for p in pixels], [0, 1] * 1500)
     assert torch.equal(load(), 255 - first)
     assert not [name for name in os.listdir(cache) if name.startswith(".")]

@@ -43,7 +43,7 @@ def test_real_texts_are_read_whole_and_by_split(name: str, num: int, num_classes
     parts = {split: load_texts(path, split=split) for split in splits}
     assert sum(len(part.sentences) for part in parts.values()) == num
     for split, part in parts.items():
-        rows = [row for row, told in enumerate(stored["split"]) if told == split]
+        rows = [row for row, part in enumerate(stored["split"]) if part == split]
         assert list(part.sentences) == [stored["sentence"][row] for row in rows]
         assert part.labels.tolist() == [stored["label"][row] for row in rows]
         assert set(part.split) == {split}

@@ -169,10 +169,10 @@ def test_a_network_with_convolutions_trains_the_same_by_both_executions() -> Non
 def test_images_are_changed_by_their_networks_seed_and_step(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
     def noted(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor:
-        told.append((seed, step))
+        calls.append((seed, step))
         return augment(x, kind, channels, seed, step)
 
     monkeypatch.setattr("raywgen.tasks.train_loop.augment", noted)
@@ -180,7 +180,7 @@ def test_images_are_changed_by_their_networks_seed_and_step(
     data = FitData(x=torch.rand(12, 4), labels_NS=torch.arange(12) % 2)
     config = FitConfig(num_steps=5, batch_size=4, augment="flip")
     fit(module, from_start(module, 2), data, config, order_seeds=[7, 9], record_steps=[5], execution=execution)
-    assert sorted(told) == [(seed, step) for seed in (7, 9) for step in range(1, 6)]
+    assert sorted(calls) == [(seed, step) for seed in (7, 9) for step in range(1, 6)]
 
 
 def test_records_the_asked_steps_in_the_asked_order() -> None:

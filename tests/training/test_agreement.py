@@ -50,13 +50,13 @@ def test_a_rank_that_reads_another_order_is_named_on_all_ranks(kind: str, zoo_co
         subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    outputs = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
     if kind == "equal":
-        assert told == ["agreed", "agreed"]
+        assert outputs == ["agreed", "agreed"]
     else:
-        assert told[0] == told[1]
-        assert told[0].startswith("rank 1 has another order of checkpoints than rank 0, so their batches")
-        assert "\n" not in told[0]
+        assert outputs[0] == outputs[1]
+        assert outputs[0].startswith("rank 1 has another order of checkpoints than rank 0, so their batches")
+        assert "\n" not in outputs[0]
 
 
 def test_rows_have_one_order_whatever_order_the_facts_are_in(zoo_corpus: Corpus) -> None:

@@ -67,8 +67,8 @@ def test_the_refusal_names_the_number_that_fits() -> None:
 
 def test_what_an_autoscaler_may_add_counts() -> None:
     labels = {f"{GROUP_LABEL}cpu": write_group(2, {"CPU": 4.0}), f"{GROUP_LABEL}gpu": write_group(1, {"GPU": 2.0})}
-    told = [({"CPU": 0.0}, labels), ({"CPU": 4.0}, {})]
-    nodes = most_nodes(told, lambda: pytest.fail("the labels say all"))
+    alive = [({"CPU": 0.0}, labels), ({"CPU": 4.0}, {})]
+    nodes = most_nodes(alive, lambda: pytest.fail("the labels say all"))
     check_run(TrainConfig(num_workers=7), nodes)
     check_run(TrainConfig(num_workers=2, use_gpu=True), nodes)
     with pytest.raises(ClusterError, match="give num_workers=7"):

@@ -1,4 +1,4 @@
-"""A real `raywgen train` that is told to end: it keeps a checkpoint, says so, and the same command goes on."""
+"""A real `raywgen train` that gets a signal to end keeps a checkpoint and says so; the same command goes on."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def stopped_by(number: signal.Signals, config: TrainConfig, path: Path) -> str:
             break
         time.sleep(0.02)
     process.send_signal(number)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 128 + number, told
-    return told
+    _, output = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, output
+    return output
 
 
-def check(told: str, config: TrainConfig, name: str, whole: Path, tolerance: float) -> None:
-    (line,) = [line for line in told.splitlines() if line.startswith("stopped by")]
-    assert "Traceback" not in told
+def check(output: str, config: TrainConfig, name: str, whole: Path, tolerance: float) -> None:
+    (line,) = [line for line in output.splitlines() if line.startswith("stopped by")]
+    assert "Traceback" not in output
     found = re.fullmatch(
         rf"stopped by {name}: {config.out} keeps a checkpoint at step (\d+) of stage 'prior'; the same command goes on "
         "from there",

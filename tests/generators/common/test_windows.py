@@ -221,7 +221,7 @@ def test_the_balance_of_windows_is_that_of_whole_networks_restricted_to_them(pol
 
 def test_a_window_beyond_the_end_does_not_see_what_stands_there() -> None:
     denoiser = build_denoiser(NetworkConfig(**NETWORK, window=2), normalizers(SMALL), DATA)  # pyright: ignore[reportArgumentType]
-    layout, told = layout_of(SMALL), condition(2)
+    layout, conditions = layout_of(SMALL), condition(2)
     windows = Windows(chunk_length=8, num_chunks=2, first_B=torch.tensor([0, 3]))
     place = denoiser.place(layout, windows)
     assert place is not None
@@ -231,7 +231,7 @@ def test_a_window_beyond_the_end_does_not_see_what_stands_there() -> None:
     found = []
     for junk in (0.0, 5.0):
         x_BnX[1, :, 14:] = junk
-        found.append(denoiser(x_BnX, time_Bn, told.samples_BSF, told.labels_BS, layout, place))
+        found.append(denoiser(x_BnX, time_Bn, conditions.samples_BSF, conditions.labels_BS, layout, place))
     assert torch.equal(found[0], found[1])
 
 
@@ -306,7 +306,7 @@ def test_every_value_is_written_once_at_its_place(num_values: int, window: int, 
     sizes: dict[str, Any] = NETWORK | {"chunk_length": 4, "window": window}
     config = NetworkConfig(**sizes)
     denoiser = Positions(config, DATA)
-    told, asked = condition(num), []
+    conditions, asked = condition(num), []
 
     def follow(rows: Rows) -> Tensor:
         if rows.place is None:
@@ -315,7 +315,7 @@ def test_every_value_is_written_once_at_its_place(num_values: int, window: int, 
         assert torch.equal(rows.condition_embedding, torch.arange(num).repeat_interleave(asked[-1] // num))
         return rows.place.positions_BWG
 
-    written = write_networks(denoiser, follow, torch.arange(num), told, layout, noise_for(num), max_rows)
+    written = write_networks(denoiser, follow, torch.arange(num), conditions, layout, noise_for(num), max_rows)
     assert torch.equal(written, torch.arange(num_values).expand(num, -1))
     num_chunks = -(-num_values // 4)
     assert sum(asked) == (num * -(-num_chunks // window) if num_chunks > window else 0)
@@ -343,8 +343,8 @@ def test_windows_are_drawn_apart_whatever_is_written_beside_them(name: str) -> N
         return seen[-1]
 
     denoiser = build_denoiser(NetworkConfig(**NETWORK, window=2), normalizers(SMALL), DATA)  # pyright: ignore[reportArgumentType]
-    told = condition(2)
-    write_networks(denoiser, follow, torch.zeros(2, 4), told, layout_of(SMALL), noise_for(2), max_rows=2)
+    conditions = condition(2)
+    write_networks(denoiser, follow, torch.zeros(2, 4), conditions, layout_of(SMALL), noise_for(2), max_rows=2)
     drawn_RX = torch.cat([*seen, noise_for(2).normal(16)])
     assert len(drawn_RX.unique(dim=0)) == len(drawn_RX) == 8
 
@@ -379,9 +379,9 @@ def test_windows_of_latents_are_those_of_whole_networks(context: int) -> None:
 
     one = replace(batch.take(torch.zeros(len(plan.first_B), dtype=torch.int64)), windows=None)
     slices = normalised_targets(one.cut(plan), table)[:, -1:]
-    told = batch.condition.first(1)
-    written = write_networks(denoiser, follow, torch.zeros(1, 1), told, layout, noise_for(1))
-    torch.testing.assert_close(written, denoiser.decode(whole[:1, -1], told, layout))
+    conditions = batch.condition.first(1)
+    written = write_networks(denoiser, follow, torch.zeros(1, 1), conditions, layout, noise_for(1))
+    torch.testing.assert_close(written, denoiser.decode(whole[:1, -1], conditions, layout))
 
 
 # All together

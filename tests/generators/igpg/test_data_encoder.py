@@ -76,7 +76,7 @@ def on_images(data_encoder: str) -> IGPG:
 
 
 def test_the_prior_sees_features_in_place_of_samples(generator: IGPG) -> None:
-    """The same prior without an encoder, told the features themselves, writes the same."""
+    """The same prior without an encoder, conditioned on the features themselves, writes the same."""
     assert generator.prior.data is not None
     torch.manual_seed(0)
     plain = IGPG(igpg_config(), normalizers(), DataSpec(num_features=3, max_classes=2)).eval()

@@ -122,7 +122,7 @@ def test_the_expected_code_of_padding_is_its_code(quantiser: QuantiserKind, way:
 @pytest.mark.parametrize("quantiser", CODERS)
 @pytest.mark.parametrize(("window", "share"), [(0, 0.0), (5, 0.0), (0, 1.0), (5, 0.5)])
 def test_the_loss_is_the_mean_over_tokens_that_hold_values(quantiser: QuantiserKind, window: int, share: float) -> None:
-    # Windows are told no scales where these are no tokens.
+    # Windows get no scales where these are no tokens.
     generator = generator_of(quantiser, "normalizer" if window else "filter", window, independent_share=share)
     tokenizer, prior, batch = generator.tokenizer, generator.prior, weight_batch(WIDE)
     codes_BML, positions_MG = generator.tokens(batch.values_BD, batch.layout), tokenizer.positions(batch.layout)

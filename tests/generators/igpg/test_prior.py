@@ -19,7 +19,7 @@ from raywgen.nn.quantisers import ResidualQuantiser
 from raywgen.weights import Condition
 from tests.builders import DATA, condition, level_logits, noise_for, part_of
 
-# Of two levels the second would be told the same by a sum over all before and by the last one alone.
+# With two levels, the second would get the same input from a sum over all before and from the last one alone.
 NUM_CHUNKS, NUM_LEVELS, NUM_CODES, LENGTH = 2, 3, 3, 4
 
 

@@ -66,7 +66,7 @@ def test_guidance_zero_is_unconditional(generator: IGPG, chunks: Chunks) -> None
         prior.prefix = prefix  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(free.codes_BML, forgotten.codes_BML)
     torch.testing.assert_close(free.expected_BMK, forgotten.expected_BMK, rtol=1e-4, atol=1e-5)
-    # Likelihoods stay those of the condition that was told.
+    # Likelihoods stay those of the condition that was given.
     assert not torch.allclose(free.log_prob_BM, forgotten.log_prob_BM, atol=1e-3)
 
 

@@ -1,6 +1,6 @@
-"""Windows that are told the scales of their values: what they are told, and that written and read tokens agree.
+"""Windows that are conditioned on the scales of their values: these are right, and written and read tokens agree.
 
-Shape legend: B networks, M chunks, W chunks of a window, K values of a chunk, F numbers that a chunk is told.
+Shape legend: B networks, M chunks, W chunks of a window, K values of a chunk, F condition values of a chunk.
 """
 
 from __future__ import annotations
