@@ -21,7 +21,7 @@ from raywgen.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
-from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.generators.settings import OptimizerConfig, StageConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch

@@ -5,17 +5,13 @@ from raywgen.generators.interface import (
     Generated,
     GenerationRequest,
     Generator,
-    GeneratorConfig,
-    OptimizerConfig,
     ParameterUse,
-    Sampling,
-    SamplingError,
     Stage,
-    StageConfig,
     StageLoss,
     StageNeeds,
 )
 from raywgen.generators.registry import METHODS, MethodImportError, UnknownMethodError, is_import_path, method
+from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, SamplingError, StageConfig
 
 __all__ = [
     "METHODS",

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from raywgen.config import stored_config
 from raywgen.files import write_text
-from raywgen.generators.interface import DataSpec, Generator, GeneratorConfig
+from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import MethodImportError, build, method
+from raywgen.generators.settings import GeneratorConfig
 from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal

@@ -9,9 +9,10 @@ from typing import Any
 from raywgen.generators.direct import Direct
 from raywgen.generators.hypernetwork import Hypernetwork
 from raywgen.generators.igpg import IGPG
-from raywgen.generators.interface import DataSpec, Generator, GeneratorConfig
+from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.mcdi import McDi
+from raywgen.generators.settings import GeneratorConfig
 from raywgen.names import nearest
 from raywgen.trust import import_class, is_address, named_in
 from raywgen.weights import NormalizerTable

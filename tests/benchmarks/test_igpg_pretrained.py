@@ -17,7 +17,7 @@ from raywgen.benchmarks.trained import TrainingConfig, trained_generators
 from raywgen.corpus import Corpus, verify_corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig, SamplingConfig
-from raywgen.generators.interface import OptimizerConfig
+from raywgen.generators.settings import OptimizerConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks.networks import CifarResNet, build_network
 from raywgen.weights import save_state_dict

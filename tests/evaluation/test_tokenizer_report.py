@@ -26,7 +26,7 @@ from raywgen.generators.bundle import load_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig
-from raywgen.generators.interface import StageConfig
+from raywgen.generators.settings import StageConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch

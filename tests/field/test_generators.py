@@ -19,9 +19,10 @@ from raywgen.generators.bundle import build_generator, load_bundle, save_bundle
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import DirectConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.interface import Generator, OptimizerConfig, StageConfig
+from raywgen.generators.interface import Generator
 from raywgen.generators.lohp.config import LoHpConfig, PolicyConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, McDiConfig
+from raywgen.generators.settings import OptimizerConfig, StageConfig
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch
 from tests.builders import DATA, NUM_FEATURES, condition, igpg_config, train
 

@@ -7,7 +7,7 @@ import torch
 
 from raywgen.generators import GenerationRequest
 from raywgen.generators.igpg import SamplingConfig
-from raywgen.generators.interface import SamplingError
+from raywgen.generators.settings import SamplingError
 from tests.builders import DEEP, SMALL, condition, hypernetwork, layout_of, noise_for, train, values_of, weight_batch
 
 

@@ -15,8 +15,8 @@ from raywgen.generators import OptimizerConfig, StageConfig
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
-from raywgen.generators.interface import Schedule
 from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
+from raywgen.generators.settings import Schedule
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
 from raywgen.training.checkpoints import CheckpointManager, TrainState

@@ -8,7 +8,8 @@ import torch
 
 from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, suited_normalizers
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import ConfigT_co, DataSpec, Generator
+from raywgen.generators.interface import DataSpec, Generator
+from raywgen.generators.settings import ConfigT_co
 from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 

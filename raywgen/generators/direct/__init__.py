@@ -19,16 +19,8 @@ from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.targets import normalised
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import (
-    DataSpec,
-    Generated,
-    GenerationRequest,
-    GeneratorConfig,
-    Stage,
-    StageConfig,
-    StageLoss,
-    StageNeeds,
-)
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage, StageLoss, StageNeeds
+from raywgen.generators.settings import GeneratorConfig, StageConfig
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 

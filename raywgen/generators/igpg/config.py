@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.text_encoders import check_text_encoder
 from raywgen.tasks.encoders import encoder_kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raywgen.generators.common.network import MAX_ROWS, NetworkConfig
-from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 
 Objective = Literal["sub_trajectory", "trajectory", "detailed", "cloning"]
 Hybrid = Literal["mixed", "spliced"]

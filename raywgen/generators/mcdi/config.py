@@ -7,10 +7,10 @@ from typing import Literal
 
 from raywgen.generators.common.network import MAX_ROWS, NetworkConfig
 from raywgen.generators.common.tokenizer import VQVAEConfig
-from raywgen.generators.interface import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 from raywgen.generators.mcdi.local_consistency import Parameterisation, Weighting
 from raywgen.generators.mcdi.samplers import Sampler
 from raywgen.generators.mcdi.schedule import Schedule, ScheduleKind
+from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 
 Targets = Literal["consistent", "naive"]
 Spans = Literal["own", "whole"]

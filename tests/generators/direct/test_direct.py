@@ -7,7 +7,7 @@ from raywgen.generators import GenerationRequest, OptimizerConfig, StageConfig
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.direct import Direct, DirectConfig, RegressionStage
 from raywgen.generators.igpg import SamplingConfig
-from raywgen.generators.interface import SamplingError
+from raywgen.generators.settings import SamplingError
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise
 from tests.builders import DATA, SMALL, layout_of, normalizers, weight_batch

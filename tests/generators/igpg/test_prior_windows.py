@@ -110,7 +110,7 @@ def test_written_tokens_are_as_likely_as_the_same_tokens_read(rvq, table, cond, 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
 def test_a_windows_likelihood_is_that_of_a_sequence_of_its_own(rvq, table, cond, mode) -> None:
-    """Computes each window by itself, from the definition: the prefix and its chunks, without input before the first."""
+    """Computes each window by itself from the definition: prefix and chunks, no input before the first."""
     prior, sampling = prior_of(4), replace(MODES[mode])
     generator = torch.Generator().manual_seed(3)
     codes_BML = torch.randint(NUM_CODES, (4, NUM_CHUNKS, NUM_LEVELS), generator=generator)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import DataSpec, OptimizerConfig
+from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp import LoHp, LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
+from raywgen.generators.settings import OptimizerConfig
 from raywgen.weights import NormalizerTable
 from tests.builders import NUM_FEATURES, SMALL, normalizers
 from tests.generators.mcdi.builders import NUM_CLASSES, head_normalizers

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import DataSpec, OptimizerConfig
+from raywgen.generators.interface import DataSpec
 from raywgen.generators.mcdi import McDi, McDiConfig, McDiSampling
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
+from raywgen.generators.settings import OptimizerConfig
 from raywgen.weights import Condition, Normalizer, NormalizerTable, WeightBatch
 from tests.builders import NUM_FEATURES, SMALL, layout_of, network, normalizers, weight_batch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raywgen.generators.interface import OptimizerConfig, StageConfig
+from raywgen.generators.settings import OptimizerConfig, StageConfig
 from raywgen.nn.coders import CoderKind, check_coder
 from raywgen.nn.quantisers import QuantiserConfig
 
