@@ -52,6 +52,19 @@ def test_help_lists_the_settings(command: str, setting: str) -> None:
     assert "meaning" in done.stdout
 
 
+@pytest.mark.parametrize("form", ["{}", "method={}"])
+def test_help_lists_the_settings_of_a_method_of_the_users_own(form: str) -> None:
+    done = raywgen("train", form.format("tests.generators.own:Own"), "--help")
+    assert done.returncode == 0
+    shown = "".join(done.stdout.replace("│", " ").split())
+    assert "generator.only.num_steps" in shown
+    assert "generator.tokenizer" not in shown
+
+
+def test_help_names_a_method_that_is_not_there() -> None:
+    refused(raywgen("train", "tests.generators.own:Owm", "--help"), "did you mean 'tests.generators.own:Own'?")
+
+
 def test_an_unknown_key_names_the_nearest() -> None:
     refused(raywgen("train", "sed=1"), "unknown key 'sed'", "did you mean 'seed'?")
 

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from raywgen.config import given_once, shipped_config, shipped_configs
 from raywgen.config_help import describe
 from raywgen.progress import plain
-from raywgen.trust import trusting
+from raywgen.trust import named_in, trusting
 
 if TYPE_CHECKING:
     from raywgen.generation import NetworkRow
@@ -36,6 +36,7 @@ SCHEMAS = {
     "cluster render": "raywgen.cluster.settings:RenderConfig",
     "tune": "raywgen.tuning:TuneConfig",
 }
+_GIVEN = "raywgen.given"
 _OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
 Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
@@ -62,6 +63,11 @@ Trust = Annotated[
 class SettingsCommand(TyperCommand):
     """A command whose help lists all its settings; their class is imported only when help is printed."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Keeps the arguments for `format_help`, which runs before they are parsed."""
+        ctx.meta[_GIVEN] = list(args)
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Appends the settings to the usual help."""
         super().format_help(ctx, formatter)
@@ -70,10 +76,13 @@ class SettingsCommand(TyperCommand):
         prefix = "cluster." if name == "RenderConfig" else ""
         _print_settings(schema, "Settings, given as key=value", prefix)
         if name == "TrainConfig":
-            from raywgen.generators import METHODS
+            from raywgen.generators import METHODS, is_import_path, method
 
-            for method, known in METHODS.items():
-                _print_settings(known.Config, f"method={method}", "generator.")
+            given = [argument.removeprefix("method=") for argument in ctx.meta.get(_GIVEN, [])]
+            own = [name for name in given if is_import_path(name)]
+            with trusting(*named_in(own)):
+                for name in own or METHODS:
+                    _print_settings(method(name).Config, f"method={name}", "generator.")
 
 
 def _print_settings(schema: type, title: str, prefix: str = "") -> None:
