@@ -56,12 +56,12 @@ class TrainConfig:
         validate_every: Optimiser steps between validations, on tasks that are never trained on.
         grace_seconds: After Ctrl-C or SIGTERM, how long the step under way may take to end and its checkpoint to be
             written; clusters kill a process about 30 seconds after they have asked it to end.
-        max_failures: How often a run restarts from its last checkpoint when a worker dies.
+        max_failures: Number of times that a run restarts from its last checkpoint when a worker dies.
         num_condition_samples: Labelled samples a generator is shown per network.
         num_query_samples: Further labelled samples per network, for losses on what it does.
         shot: Labelled samples of each class that a generator is shown, in place of `num_condition_samples` at random;
             none of them is among the further ones. 0 draws at random.
-        seed: Of initialisation, data order and noise.
+        seed: Seed of initialisation, data order and noise.
     """
 
     method: str = "igpg"

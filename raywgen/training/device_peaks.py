@@ -1,4 +1,4 @@
-"""The matrix products that known GPUs can do in a second, by which the utilisation of a device is told."""
+"""The matrix products that known GPUs can do in a second, from which the utilisation of a device follows."""
 
 from __future__ import annotations
 
