@@ -50,6 +50,7 @@ class PoolConfig:
 
     Attributes:
         num_cpus: CPUs of an actor.
+        num_gpus: GPUs of an actor.
         max_actors: Largest number of actors; None means as many as the cluster has room for.
         ahead: Number of items that each actor holds at a time.
         start_timeout: Seconds to wait for a first actor while the cluster is full.
@@ -58,6 +59,7 @@ class PoolConfig:
     """
 
     num_cpus: int = 1
+    num_gpus: int = 0
     max_actors: int | None = None
     ahead: int = 1
     start_timeout: float = math.inf
@@ -137,7 +139,7 @@ class ActorPool(Generic[Item, Result]):
         self._ray, self._errors = ray, ray.exceptions
         # Not the default strategy: inside a trial of Ray Tune it would ask for the CPU that the trial itself holds.
         self._actor_class = ray.remote(_Worker).options(
-            num_cpus=config.num_cpus, scheduling_strategy="SPREAD", max_restarts=0
+            num_cpus=config.num_cpus, num_gpus=config.num_gpus, scheduling_strategy="SPREAD", max_restarts=0
         )
         self._work, self._trust = ray.put(work), trusted()
         self._config, self._name_of = config, name_of
@@ -250,25 +252,26 @@ class ActorPool(Generic[Item, Result]):
             ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=seconds, fetch_local=False)
             if ready:
                 return owners[ready[0]], ready[0]
+            kind, needed = ("GPU", self._config.num_gpus) if self._config.num_gpus else ("CPU", self._config.num_cpus)
             free, total = (
-                resources.get("CPU", 0.0)
+                resources.get(kind, 0.0)
                 for resources in (self._ray.available_resources(), self._ray.cluster_resources())
             )
             now = time.monotonic()
-            if free < self._config.num_cpus:
+            if free < needed:
                 free_since = now
             if not is_said:
-                self._on_news(f"waiting for a worker: the cluster has {total:g} CPUs, {free:g} of them free")
+                self._on_news(f"waiting for a worker: the cluster has {total:g} {kind}s, {free:g} of them free")
                 is_said = True
             if now - begin >= self._config.start_timeout:
                 raise NoResourcesError(
                     f"no actor could start within {self._config.start_timeout:g} s: each needs "
-                    f"{self._config.num_cpus} CPUs of one node, the cluster has {total:g}, {free:g} of them free; "
+                    f"{needed} {kind}s of one node, the cluster has {total:g}, {free:g} of them free; "
                     f"{self._config.room_remedy}"
                 )
             if now - free_since > _PATIENCE_SECONDS:
                 raise ActorsLostError(
-                    f"no worker has begun for {_PATIENCE_SECONDS:g} s, though {free:g} of {total:g} CPUs are free; "
+                    f"no worker has begun for {_PATIENCE_SECONDS:g} s, though {free:g} of {total:g} {kind}s are free; "
                     f"{self._config.room_remedy}; see also the logs of Ray"
                 )
 

@@ -67,6 +67,7 @@ RENAMED = {
     "generator.diffusion.sampler": "generator.sampling.sampler",
     "generator.diffusion.sampling_steps": "generator.sampling.num_steps",
     "generator.path.sampling_steps": "generator.sampling.num_steps",
+    "use_gpu": "device",
     "way": "execution",
 }
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from raywgen.corpus import Corpus
 from raywgen.trust import trusting
-from raywgen.weights.chunks import position_features
+from raywgen.weights.chunks import position_features_on
 from raywgen.zoo import ZooConfig, train_zoo
 
 # Nothing is timed, as machines are busy, and the same examples come every time.
@@ -49,11 +49,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def float64() -> Iterator[None]:
     """All that is made without a dtype is float64, also what is otherwise kept from one call to the next."""
-    position_features.cache_clear()
+    position_features_on.cache_clear()
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-    position_features.cache_clear()
+    position_features_on.cache_clear()
 
 
 @pytest.fixture(scope="session")

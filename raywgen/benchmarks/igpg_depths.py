@@ -133,7 +133,13 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
     rows = _DepthRows(
-        config, zoo, run, stored, _igpg(run.out), _igpg(f"{run.out}/{STAGES}/prior"), load(hypernetwork.out).generator
+        config,
+        zoo,
+        run,
+        stored,
+        _igpg(run.out),
+        _igpg(f"{run.out}/{STAGES}/prior"),
+        load(hypernetwork.out, device="cpu").generator,
     )
     figures: dict[str, float] = {}
     with Reporter().step("ladder", "seen, between, beyond") as bar:
@@ -176,7 +182,7 @@ def _trained(config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int) -> 
 
 
 def _igpg(folder: str) -> IGPG:
-    generator = load(folder).generator
+    generator = load(folder, device="cpu").generator
     assert isinstance(generator, IGPG)
     return generator.eval()
 

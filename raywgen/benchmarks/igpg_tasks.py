@@ -143,8 +143,8 @@ def _ladder(config: IGPGTasksConfig, root: str, kind: str, seed: int) -> dict[st
     generators = {
         "generated": igpg,
         "token_prior": _igpg(f"{runs['igpg']}/{STAGES}/prior"),
-        "regression": load(runs["regression"]).generator,
-        "hypernetwork": load(runs["hypernetwork"]).generator,
+        "regression": load(runs["regression"], device="cpu").generator,
+        "hypernetwork": load(runs["hypernetwork"], device="cpu").generator,
     }
     figures = {"original": unseen.percent(unseen.originals_TD)}
     figures["reconstructed"] = unseen.percent(igpg.reconstruct(unseen.originals_TD, unseen.layout))
@@ -177,7 +177,7 @@ def _coherence(config: IGPGTasksConfig, root: str, start: str, seed: int) -> dic
 
 
 def _igpg(folder: str) -> IGPG:
-    generator = load(folder).generator
+    generator = load(folder, device="cpu").generator
     assert isinstance(generator, IGPG)
     return generator
 

@@ -135,7 +135,7 @@ def _trained(config: IGPGWindowsConfig, root: str, seed: int) -> tuple[UnseenTas
         runs = trained_runs(config, root, corpus, config.generators(), shot=config.shot, seed=seed)
     priors: dict[str, IGPG] = {}
     for name, run in runs.items():
-        generator = load(run).generator
+        generator = load(run, device="cpu").generator
         assert isinstance(generator, IGPG)
         priors[name] = generator
     return unseen_tasks(corpus, "unseen", config.shot, seed), priors

@@ -164,4 +164,4 @@ def _trained(config: IGPGZooConfig, root: str, corpus: Corpus, seed: int) -> tup
     run = make([*config.igpg, *run_settings, f"out={out}"])
     with Reporter().step("train", "tokeniser, prior, task-loss stage") as bar:
         launch([run], bar.training)
-    return load(out).generator.eval(), load_bundle(Path(out) / STAGES / "prior").eval()
+    return load(out, device="cpu").generator.eval(), load_bundle(Path(out) / STAGES / "prior").eval()

@@ -63,7 +63,7 @@ def trained_generators(
 ) -> dict[str, Generator]:
     """Trains generators by `trained_runs` and loads them."""
     runs = trained_runs(config, root, corpus, chosen, **settings)
-    return {name: load(folder).generator for name, folder in runs.items()}
+    return {name: load(folder, device="cpu").generator for name, folder in runs.items()}
 
 
 def trained_runs(

@@ -10,7 +10,6 @@ from raywgen.compat import dashboard_node_types
 from raywgen.config import given_once
 from raywgen.ray_address import ClusterError
 from raywgen.training import TrainConfig, load_train_config
-from raywgen.training.early import check_settings
 from raywgen.training.resource_check import GROUP_LABEL, Resources, check_request, check_run, most_nodes
 from raywgen.trust import beside
 
@@ -46,7 +45,6 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
     nodes = most_nodes(alive, lambda: iter([dashboard_node_types(client)]))
     if job == "train":
         config = train_config(arguments, working_dir)
-        check_settings(config)
         if config.num_workers > 0:
             check_run(config, nodes)
     else:

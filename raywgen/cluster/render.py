@@ -115,7 +115,7 @@ def _check(run: TrainConfig, cluster: RenderConfig, config: str | None) -> None:
         try:
             check_run(run, Nodes(alive=[], most=most))
         except ClusterError as error:
-            key = "cluster.max_gpu_nodes" if run.use_gpu else "cluster.max_nodes"
+            key = "cluster.max_gpu_nodes" if run.device == "cuda" else "cluster.max_nodes"
             raise ClusterError(f"{error} by {key}") from error
     if config is not None and (Path(config).is_absolute() or ".." in Path(config).parts):
         raise ClusterError(f"{config}: name the config relative to the clone, which is what the cluster gets")

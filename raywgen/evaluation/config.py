@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raywgen.nn.devices import Device
+
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
@@ -28,6 +30,8 @@ class EvaluateConfig:
         num_unlabelled: Training inputs of each task from which statistics of batch normalisation of all candidates are
             estimated anew; 0 leaves them as they are. Originals keep theirs.
         seed: Seed of the candidates.
+        device: Where networks are generated and run, fine-tuning excepted: `cpu`, `cuda`, or `auto`: a GPU where there
+            is one.
     """
 
     generator: str = "runs/igpg"
@@ -44,6 +48,7 @@ class EvaluateConfig:
     noise: float = 0.1
     num_unlabelled: int = 0
     seed: int = 0
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if min(self.best_of, self.num_tasks, self.gradient_steps, *self.finetune_epochs) < 1:

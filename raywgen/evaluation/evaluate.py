@@ -29,6 +29,7 @@ from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
 from raywgen.locks import only_one
+from raywgen.nn.devices import resolved_device, say_device
 from raywgen.tasks import build_task
 from raywgen.training.data import has_tasks
 from raywgen.training.run_folder import STAGES
@@ -57,12 +58,15 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None) -> E
 
     Raises:
         BundleError: The generator cannot be read.
+        DeviceError: A GPU is asked for, and there is none.
         CorpusError: The corpus cannot be read.
         EvaluationError: The corpus has a layout that the generator was not trained on, or holds weights alone.
         InUseError: Another process works on `out`.
     """
     corpus = Corpus.open(config.corpus)
-    generator = load_bundle(Path(config.generator) / "generator")
+    device = resolved_device(config.device)
+    say_device(f"{config.out}: networks run", config.device, device)
+    generator = load_bundle(Path(config.generator) / "generator").to(device)
     corpus.arrange(generator.layouts)
     with only_one(config.out):
         return _evaluate(config, corpus, generator, on_progress)
@@ -112,7 +116,13 @@ def _evaluators(config: EvaluateConfig, corpus: Corpus, generator: Generator) ->
         (
             layout_id,
             make_evaluator(
-                corpus, layout_id, split, generator.normalizers[layout_id][1], config.num_tasks, config.num_unlabelled
+                corpus,
+                layout_id,
+                split,
+                generator.normalizers[layout_id][1],
+                config.num_tasks,
+                config.num_unlabelled,
+                generator.device,
             ),
         )
         for split in SPLITS
@@ -127,9 +137,10 @@ def _other_generators(config: EvaluateConfig, generator: Generator) -> dict[str,
     for ablation in generator.ablations:
         folder = Path(config.generator) / STAGES / ablation.stage
         if folder.is_dir():
-            others[ablation.row] = load_bundle(folder)
+            others[ablation.row] = load_bundle(folder).to(generator.device)
     if config.hypernetwork:
-        others["hypernetwork"] = load_bundle(Path(config.hypernetwork) / "generator")
+        hypernetwork = load_bundle(Path(config.hypernetwork) / "generator")
+        others["hypernetwork"] = hypernetwork.to(generator.device)
     return others
 
 
@@ -141,9 +152,10 @@ def _networks(
     recipe: dict[str, Any],
 ) -> dict[str, Tensor]:
     """Returns the chosen network of each task for every row, `(T, D)` each."""
+    originals_TD = evaluator.originals_TD.to(generator.device)
     networks = {
         "original": evaluator.originals_TD,
-        "reconstructed": generator.reconstruct(evaluator.originals_TD, evaluator.layout),
+        "reconstructed": generator.reconstruct(originals_TD, evaluator.layout).cpu(),
         "generated": evaluator.choose(_written(evaluator, generator, config)),
         "random": evaluator.choose(random_start(evaluator, config, recipe)),
     }
@@ -209,7 +221,7 @@ def _result(
             verdict=word,
             verdict_text=sentence,
         ),
-        codebook=None if code is None else _codebook(code, corpus),
+        codebook=None if code is None else _codebook(code, corpus, generator.device),
         tokenizer=None if code is None else tokenizer_report(generator, code, corpus),
         figures=figures,
         claims=_claims(figures),
@@ -252,7 +264,7 @@ def _claims(figures: dict[str, float]) -> tuple[Claim, ...]:
 
 
 @torch.no_grad()
-def _codebook(code: WeightCode, corpus: Corpus) -> Codebook:
+def _codebook(code: WeightCode, corpus: Corpus, device: torch.device) -> Codebook:
     """Counts the uses of each code of each level on held-out networks; on training networks where none is held out."""
     usage_LV = torch.zeros(code.num_levels, code.num_codes, dtype=torch.int64)
     for layout_id, network in corpus.networks.items():
@@ -260,5 +272,6 @@ def _codebook(code: WeightCode, corpus: Corpus) -> Codebook:
         rows = rows if rows.num_rows else corpus.select(layout_id=layout_id, split="train")
         weights = StoredWeights(corpus, network.layout, rows)
         for _, values_BD in whole_blocks(weights, network.layout.num_values):
-            usage_LV += code_counts(code.encode(values_BD, network.layout), code.num_codes)
+            codes_BWL = code.encode(values_BD.to(device), network.layout)
+            usage_LV += code_counts(codes_BWL.cpu(), code.num_codes)
     return Codebook(codes=code.num_codes, usage=tuple(map(tuple, usage_LV.tolist())))

@@ -24,6 +24,7 @@ from raywgen.files import write_text
 from raywgen.generation import TrainedGenerator, generate_best, load
 from raywgen.locks import only_one
 from raywgen.names import nearest as nearest_name
+from raywgen.nn.devices import Device
 from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.trust import entry_point
 from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
@@ -50,6 +51,7 @@ class FinetuneConfig(FineTuningConfig):
         accuracy: Balanced test accuracy to which epochs are counted. 0 takes, for each task, the final accuracy of the
             start that ends lowest.
         out: Folder for `finetune.json` and the trained networks.
+        device: Where `generated` is made: `cpu`, `cuda`, or `auto`: a GPU where there is one.
     """
 
     start: Any = field(default_factory=lambda: ["generated", "nearest", "random"])
@@ -62,6 +64,7 @@ class FinetuneConfig(FineTuningConfig):
     temperature: float = 0.5
     accuracy: float = 0.0
     out: str = "runs/finetune"
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         FineTuningConfig.__post_init__(self)
@@ -119,7 +122,7 @@ def finetune(config: FinetuneConfig, on_progress: Callable[[int, int, str], None
         _check_start(start)
     corpus = Corpus.open(config.corpus)
     facts = tasks_named(corpus, config.tasks)[: config.limit]
-    trained = load(config.generator) if "generated" in config.start else None
+    trained = load(config.generator, device=config.device) if "generated" in config.start else None
     if trained is not None:
         corpus.arrange(trained.generator.layouts)
     networks = networks_named(corpus, config.network)

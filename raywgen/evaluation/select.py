@@ -40,6 +40,7 @@ from raywgen.evaluation.request import TaskRequest, read_task_request
 from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
 from raywgen.generation.conditions import make_condition
+from raywgen.nn.devices import Device
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
 from raywgen.trust import entry_point
@@ -69,6 +70,7 @@ class SelectConfig:
         num_samples: Maximum number of samples that are used, equally many of each class.
         seed: Seed of generation and of the tasks left out in turn.
         out: JSON file for the ranking and its quality; empty to write none.
+        device: Where networks are generated: `cpu`, `cuda`, or `auto`: a GPU where there is one.
     """
 
     corpus: str = "runs/zoo/corpus"
@@ -84,6 +86,7 @@ class SelectConfig:
     num_samples: int = 512
     seed: int = 0
     out: str = "selected.json"
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if self.by not in (*ANSWERS, "auto"):
@@ -263,7 +266,7 @@ class _Writer:
         on_progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self._config, self._recipes, self._on_progress = config, recipes, on_progress
-        self._trained: TrainedGenerator = load(config.generator)
+        self._trained: TrainedGenerator = load(config.generator, device=config.device)
 
     def scores(self, tasks: Sequence[TaskRequest], names: Sequence[str]) -> np.ndarray:
         """Returns minus the loss of the best of n, nats, `(T, A)`."""

@@ -5,8 +5,9 @@ Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class TaskEvaluator:
         stored: The generator's training networks.
         unlabelled: Training inputs of each task `(S, F)` from which statistics of batch normalisation of candidates are
             estimated anew; None leaves them as they are.
+        device: Where networks are run; everything that is given and returned is on the CPU.
     """
 
     split: str
@@ -60,6 +62,7 @@ class TaskEvaluator:
     has_start: bool
     stored: StoredNetworks
     unlabelled: list[Tensor] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
         """Returns the class-balanced loss `(T, n)` on the labelled examples of each task."""
@@ -74,9 +77,11 @@ class TaskEvaluator:
     def choose(self, values_TnD: Tensor) -> Tensor:
         """Returns the candidate of each task with the lowest loss on its examples, `(T, D)`."""
         if self.unlabelled is not None:
-            each = zip(values_TnD, self.unlabelled, strict=True)
-            anew = [with_new_statistics(self.module, self.layout, values_nD, x_SF) for values_nD, x_SF in each]
-            values_TnD = torch.stack(anew)
+            module, each = self._module(), zip(values_TnD.to(self.device), self.unlabelled, strict=True)
+            anew = [
+                with_new_statistics(module, self.layout, values_nD, x_SF.to(self.device)) for values_nD, x_SF in each
+            ]
+            values_TnD = torch.stack(anew).cpu()
         best_T = self.example_loss(values_TnD).argmin(dim=1)
         return values_TnD[torch.arange(len(values_TnD)), best_T]
 
@@ -93,21 +98,33 @@ class TaskEvaluator:
     def test_logits(self, values_TD: Tensor) -> Tensor:
         """Returns outputs `(T, I, C)` on the test images."""
         test_x_TIF = torch.stack([task.test_x_SF for task in self.tasks])
-        return stacked_logits(self.module, self.layout.unflatten(values_TD), test_x_TIF)
+        return self._logits(self._module(), values_TD, test_x_TIF)
+
+    def _module(self) -> nn.Module:
+        """The module on the device; a copy, unless that is the CPU."""
+        return self.module if self.device.type == "cpu" else copy.deepcopy(self.module).to(self.device)
+
+    def _logits(self, module: nn.Module, values_ND: Tensor, x: Tensor) -> Tensor:
+        return stacked_logits(module, self.layout.unflatten(values_ND.to(self.device)), x.to(self.device)).cpu()
 
     def _map(self, values_TnD: Tensor, score: Callable[[Tensor, slice], Tensor], x: Tensor) -> Tensor:
         """Scores candidates a stack at a time, so that memory stays bounded."""
-        flat_ND = values_TnD.flatten(0, 1)
+        flat_ND, module = values_TnD.flatten(0, 1), self._module()
         scores = []
         for first in range(0, len(flat_ND), _STACK):
             rows = slice(first, first + _STACK)
-            logits = stacked_logits(self.module, self.layout.unflatten(flat_ND[rows]), x[rows])
-            scores.append(score(logits, rows))
+            scores.append(score(self._logits(module, flat_ND[rows], x[rows]), rows))
         return torch.cat(scores).view(values_TnD.shape[:2])
 
 
 def make_evaluator(
-    corpus: Corpus, layout_id: str, split: str, normalizer: Normalizer, num_tasks: int, num_unlabelled: int = 0
+    corpus: Corpus,
+    layout_id: str,
+    split: str,
+    normalizer: Normalizer,
+    num_tasks: int,
+    num_unlabelled: int = 0,
+    device: torch.device | None = None,
 ) -> TaskEvaluator | None:
     """Collects everything for one split of tasks and one layout; None where it has no network of such a task.
 
@@ -118,6 +135,7 @@ def make_evaluator(
         normalizer: Base and scale of the layout.
         num_tasks: Maximum number of tasks.
         num_unlabelled: Training inputs of each task from which candidates' statistics are estimated anew; 0 for none.
+        device: Where networks are run; the CPU by default.
     """
     network = corpus.networks[layout_id]
     is_shown = split == "seen" and not corpus.select(layout_id=layout_id, split="heldout").num_rows
@@ -133,8 +151,9 @@ def make_evaluator(
         network=network.name,
         layout=network.layout,
         module=build_network(network.recipe),
-        normalizer=normalizer,
+        normalizer=normalizer.copy().cpu(),
         tasks=tasks,
+        device=device or torch.device("cpu"),
         unlabelled=[some_inputs(task, num_unlabelled) for task in tasks] if num_unlabelled and has_statistics else None,
         condition=_condition(facts),
         originals_TD=_originals(corpus, layout_id, originals, [task.task_id for task in facts]),
@@ -148,8 +167,8 @@ def generated_candidates(
     evaluator: TaskEvaluator, generator: Generator, num: int, temperature: float, seed: int
 ) -> Generated:
     """Generates `num` networks per task, `(T * num, D)`; all of a task get the same condition."""
-    condition = evaluator.condition.repeat(num)
-    noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
+    condition = evaluator.condition.to(generator.device).repeat(num)
+    noise = KeyedNoise(seed, torch.arange(len(condition), device=generator.device), 0)
     request = GenerationRequest(
         condition=condition,
         layout=evaluator.layout,
@@ -157,7 +176,7 @@ def generated_candidates(
         temperature=temperature,
         normalizer=evaluator.normalizer,
     )
-    return generator.generate(request)
+    return generator.generate(request).cpu()
 
 
 def _condition(facts: list[TaskFacts]) -> Condition:

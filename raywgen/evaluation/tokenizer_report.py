@@ -23,6 +23,7 @@ from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
 from raywgen.inputs import read_json
+from raywgen.nn.devices import resolved_device
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.run_folder import BUNDLE, CONFIG
@@ -52,7 +53,7 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     root, path = Path(run_dir), Path(run_dir) / TOKENIZER
     if path.is_file():
         return TokenizerReport.from_json(read_json(path))
-    generator = load_bundle(root / BUNDLE)
+    generator = load_bundle(root / BUNDLE).to(resolved_device("auto"))
     code = generator.weight_code()
     if code is None:
         return None
@@ -129,9 +130,10 @@ def _measure(
     layout, no_accuracy = judge.network.layout, ""
     normalizer, is_real_WL = generator.normalizers[layout.id][1], code.real_tokens(layout)
     for index_B, values_BD in whole_blocks(StoredWeights(corpus, layout, rows), layout.num_values):
-        codes_BWL, decoded_BD = code.encode(values_BD, layout), generator.reconstruct(values_BD, layout)
-        tally.usage_LV += code_counts(codes_BWL, code.num_codes, is_real_WL)
-        signal_BD = normalizer.normalise(values_BD)
+        given_BD = values_BD.to(generator.device)
+        codes_BWL, decoded_BD = code.encode(given_BD, layout), generator.reconstruct(given_BD, layout)
+        tally.usage_LV += code_counts(codes_BWL, code.num_codes, is_real_WL).cpu()
+        signal_BD = normalizer.normalise(given_BD)
         tally.signal += float(signal_BD.double().square().sum())
         tally.noise += float((normalizer.normalise(decoded_BD) - signal_BD).double().square().sum())
         tally.num_networks += len(values_BD)
@@ -139,7 +141,7 @@ def _measure(
         if no_accuracy:
             continue
         try:
-            tally.accuracies.append(judge.accuracies(index_B, values_BD, decoded_BD))
+            tally.accuracies.append(judge.accuracies(index_B, values_BD, decoded_BD.cpu()))
         except (ValueError, KeyError, OSError) as error:
             no_accuracy = f"{judge.network.name}: {error}"
     return no_accuracy

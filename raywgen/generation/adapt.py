@@ -17,6 +17,7 @@ from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, Unknown
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
+from raywgen.nn.devices import Device, say_device
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing
 from raywgen.tasks.user_data import ConditionError, read_data
@@ -39,6 +40,7 @@ class AdaptConfig:
             generator that has learned several.
         temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
         seed: Keys the noise.
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
     """
 
     generator: str = "runs/mcdi"
@@ -47,6 +49,7 @@ class AdaptConfig:
     policy: str = ""
     temperature: float = 0.0
     seed: int = 0
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -86,6 +89,7 @@ def adapt(config: AdaptConfig) -> Adapted:
 
     Raises:
         BundleError, EncoderError: The generator cannot be read.
+        DeviceError: A GPU is asked for, and there is none.
         TaskError, ConditionError: The examples cannot be read, or do not fit.
         UnknownLayoutError: The generator knows several architectures.
         WeightsError: The file cannot be written.
@@ -93,7 +97,8 @@ def adapt(config: AdaptConfig) -> Adapted:
     Warns:
         ChanceWarning: The network answers the examples no better than chance.
     """
-    trained = load(config.generator)
+    trained = load(config.generator, device=config.device)
+    say_device(f"{config.out}: generates", config.device, trained.generator.device)
     samples, labels_S, classes = read_support(config.support, trained)
     layout = support_layout(trained, len(classes))
     recipe = _head_recipe(trained, len(classes))

@@ -22,7 +22,7 @@ from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The best candidate of each network.
+    """The best candidate of each network, on the CPU.
 
     Attributes:
         values_BD: Flat vectors.
@@ -53,17 +53,19 @@ def generate_candidates(
 ) -> Generated:
     """Generates the `B * best_of` networks that `generate_best` chooses from, those of a condition side by side.
 
+    They are on the generator's device, wherever the condition is.
+
     Raises:
         SamplingError: The generator does not take `sampling`.
     """
     index_B = torch.arange(len(condition)) if index_B is None else index_B
     candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
-    noise = KeyedNoise(seed, candidate_N, 0)
+    device = generator.device
     return generator.generate(
         GenerationRequest(
-            condition=condition.repeat(best_of),
+            condition=condition.to(device).repeat(best_of),
             layout=layout,
-            noise=noise,
+            noise=KeyedNoise(seed, candidate_N.to(device), 0),
             temperature=temperature,
             normalizer=normalizer,
             sampling=sampling,
@@ -121,24 +123,25 @@ def generate_best(
         index_B=index_B,
         best_of=best_of,
     )
-    repeated, values_ND = condition.repeat(best_of), candidates.values_BD
-    samples_BSF = condition.samples_BSF if samples_BSF is None else samples_BSF
+    values_ND, device = candidates.values_BD, candidates.values_BD.device
+    samples_NSF = (condition.samples_BSF if samples_BSF is None else samples_BSF).to(device)
+    samples_NSF = samples_NSF.repeat_interleave(best_of, 0)
+    labels_NS = condition.labels_BS.to(device).repeat_interleave(best_of, 0)
+    # A copy, because the caller's modules may be in modes of their own; dropout would blur the comparison.
+    runs = copy.deepcopy(module).eval().to(device)
     if unlabelled is not None:
         each = zip(values_ND.split(best_of), unlabelled, strict=True)
-        values_ND = torch.cat([with_new_statistics(module, layout, part_nD, x_SF) for part_nD, x_SF in each])
-    # A copy, because the caller's modules may be in modes of their own; dropout would blur the comparison.
-    logits = candidate_logits(
-        copy.deepcopy(module).eval(), layout, values_ND, samples_BSF.repeat_interleave(best_of, 0)
-    )
-    loss_Bn = balanced_cross_entropy(logits, repeated.labels_BS).view(len(condition), best_of)
+        values_ND = torch.cat([with_new_statistics(runs, layout, part_nD, x_SF.to(device)) for part_nD, x_SF in each])
+    logits = candidate_logits(runs, layout, values_ND, samples_NSF)
+    loss_Bn = balanced_cross_entropy(logits, labels_NS).view(len(condition), best_of)
     # argmin would take a NaN for the smallest of all.
     loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)
-    best_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition)) * best_of
+    best_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition), device=device) * best_of
     return Best(
-        values_BD=values_ND[best_B],
-        loss_B=loss_Bn.min(dim=1).values,
-        logits_BSC=logits[best_B],
-        log_prob_B=None if candidates.log_prob_B is None else candidates.log_prob_B[best_B],
+        values_BD=values_ND[best_B].cpu(),
+        loss_B=loss_Bn.min(dim=1).values.cpu(),
+        logits_BSC=logits[best_B].cpu(),
+        log_prob_B=None if candidates.log_prob_B is None else candidates.log_prob_B[best_B].cpu(),
     )
 
 

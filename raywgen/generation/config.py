@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raywgen.nn.devices import Device
+
 Where = Literal["here", "ray"]
 Into = Literal["files", "corpus"]
 
@@ -35,6 +37,8 @@ class GenerateConfig:
         seed: Keys the noise.
         where: `here`, in this process, or `ray`, over actors. Networks are the same to the last bit
             on processors of one kind.
+        device: `cpu`, `cuda` (one GPU for each actor, with `where=ray`) or `auto`: GPUs where there are some. Networks
+            of a GPU differ from those of a CPU in rounding.
         batch_size: Candidates generated and scored at once; bounds the memory. An architecture of millions of values
             has smaller batches.
         threads: Threads of a process that generates, and CPUs of an actor. More threads speed up large networks;
@@ -62,6 +66,7 @@ class GenerateConfig:
     limit: int = 24
     seed: int = 0
     where: Where = "here"
+    device: Device = "auto"
     batch_size: int = 256
     threads: int = 1
     num_actors: int = 0

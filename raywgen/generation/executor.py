@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
@@ -14,12 +17,35 @@ from raywgen.generation.loading import load
 from raywgen.generation.plan import GenerationPlan, WorkItem, WorkResult
 from raywgen.generation.worker import Worker
 from raywgen.generators.bundle import BundleError
+from raywgen.nn.devices import Device, DeviceError, resolved_device, say_device
+
+
+def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
+    """Returns the kind of device that networks are generated on; under `auto` it is said in one line.
+
+    Raises:
+        DeviceError: A GPU is asked for, and this machine, or the Ray cluster, has none.
+    """
+    if config.where == "here":
+        device = resolved_device(config.device)
+        say_device(f"{config.out}: generates", config.device, device)
+        return "cuda" if device.type == "cuda" else "cpu"
+    if config.device == "cpu":
+        return "cpu"
+    if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not _is_connected():
+        resolved_device("cuda")  # Said before Ray is started on this machine.
+    has_gpus = _connected().cluster_resources().get("GPU", 0) > 0
+    if config.device == "cuda" and not has_gpus:
+        raise DeviceError("device=cuda: the Ray cluster has no GPU; give device=auto or device=cpu, or add one")
+    if config.device == "auto":
+        print(f"{config.out}: generates on {'GPUs' if has_gpus else 'CPUs'} of Ray", file=sys.stderr, flush=True)
+    return "cuda" if has_gpus else "cpu"
 
 
 def execute(
     config: GenerateConfig, plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGenerator
 ) -> Iterator[WorkResult]:
-    """Yields the results of work items as they get done, as `config.where` says.
+    """Yields the results of work items as they get done, as `config.where` says, on the `chosen_device`.
 
     Raises:
         NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
@@ -28,7 +54,8 @@ def execute(
     if not items:
         return iter(())
     if config.where == "ray":
-        return run_over_ray(plan, items, config.num_actors, config.start_timeout)
+        uses_gpus = config.device == "cuda"
+        return run_over_ray(plan, items, config.num_actors, config.start_timeout, uses_gpus=uses_gpus)
     return run_here(plan, items, trained)
 
 
@@ -41,7 +68,7 @@ def run_here(plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGe
 
 
 def run_over_ray(
-    plan: GenerationPlan, items: Sequence[WorkItem], num_actors: int, start_timeout: float
+    plan: GenerationPlan, items: Sequence[WorkItem], num_actors: int, start_timeout: float, *, uses_gpus: bool = False
 ) -> Iterator[WorkResult]:
     """Yields the results of work items in the order in which they are done.
 
@@ -50,28 +77,46 @@ def run_over_ray(
     Args:
         plan: The plan that the items belong to.
         items: Work items to do.
-        num_actors: Number of actors; 0 for one per free core.
+        num_actors: Number of actors; 0 for one per free core, or per free GPU.
         start_timeout: Seconds to wait for a first actor.
+        uses_gpus: Whether each actor takes a GPU.
     """
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    num_free = max(1, int(ray.available_resources().get("CPU", 0) // plan.threads))
+    free = _connected().available_resources()
+    num_free = int(free.get("CPU", 0) // plan.threads)
+    if uses_gpus:
+        num_free = min(num_free, int(free.get("GPU", 0)))
     pool_config = PoolConfig(
         num_cpus=plan.threads,
-        max_actors=num_actors or num_free,
+        num_gpus=int(uses_gpus),
+        max_actors=num_actors or max(1, num_free),
         ahead=2,
         start_timeout=start_timeout,
         death_remedy="lower batch_size or num_actors; see also the logs of Ray",
         room_remedy="wait or add nodes, lower threads, give more time by start_timeout, or generate with where=here",
     )
-    pool = ActorPool(_RemoteWorker(plan), pool_config, lambda item: f"work item {item.index}")
+    pool = ActorPool(
+        _RemoteWorker(plan, "cuda" if uses_gpus else "cpu"), pool_config, lambda item: f"work item {item.index}"
+    )
     try:
         for _, result in pool.run(items):
             yield result
     finally:
         pool.shutdown()
+
+
+def _is_connected() -> bool:
+    import ray
+
+    return ray.is_initialized()
+
+
+def _connected() -> Any:
+    """Returns Ray, connected to a cluster or started here."""
+    import ray
+
+    if not _is_connected():
+        ray.init(log_to_driver=False)
+    return ray
 
 
 class _RemoteWorker:
@@ -81,8 +126,9 @@ class _RemoteWorker:
     unchanged.
     """
 
-    def __init__(self, plan: GenerationPlan) -> None:
+    def __init__(self, plan: GenerationPlan, device: Device) -> None:
         self._plan = plan
+        self._device: Device = device
         self._worker: Worker | None = None
 
     def __call__(self, item: WorkItem, on_share: OnShare) -> WorkResult:
@@ -94,7 +140,7 @@ class _RemoteWorker:
         with _threads(self._plan.threads):
             if self._worker is None:
                 try:
-                    self._worker = Worker(self._plan, load(self._plan.generator))
+                    self._worker = Worker(self._plan, load(self._plan.generator, device=self._device))
                 except BundleError as error:
                     raise BundleError(f"{error} (the generator must lie where every node reaches it)") from error
             return self._worker.run(item)

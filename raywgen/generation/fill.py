@@ -74,7 +74,7 @@ class TrainedGenerator:
     ) -> None:
         self.generator = generator
         self.inputs = inputs
-        self.encoder = encoder
+        self.encoder = None if encoder is None else encoder.to(generator.device)
 
     def adapt(
         self,
@@ -121,13 +121,13 @@ class TrainedGenerator:
 
     def features(self, samples: Tensor) -> Tensor:
         """Returns samples `(S, F)` as a condition holds them: encoded, where the generator works on features."""
-        samples = torch.as_tensor(samples)
+        samples = torch.as_tensor(samples).cpu()
         if samples.dtype == torch.uint8 and self.inputs is not None and samples.dim() == 4:
             samples = self.inputs.standardised(samples)
         flat_SF = samples.reshape(len(samples), -1)
         if self.encoder is None or flat_SF.shape[1] == self.generator.data.num_features:
             return flat_SF
-        return self.encoder(flat_SF.float())
+        return self.encoder(flat_SF.float().to(self.generator.device)).cpu()
 
     def fill(
         self,
@@ -272,7 +272,7 @@ class TrainedGenerator:
         """Generates a single network, and returns it with its log-probability."""
         if best_of not in (None, 1):
             raise ConditionError(f"best_of={best_of}: without data nothing says which network is best; leave it out")
-        first = generate_candidates(self.generator, condition, layout, **drawn)
+        first = generate_candidates(self.generator, condition, layout, **drawn).cpu()
         values_1D = first.values_BD
         if unlabelled is not None:
             runs, inputs_SF = runnable(module, [unlabelled, unlabelled.reshape(len(unlabelled), -1)], 0)
@@ -311,15 +311,20 @@ def _first_of(log_prob_B: Tensor | None) -> float | None:
 
 
 def adapt_weights(generator: Generator, layout: Layout, condition: Condition, temperature: float, seed: int) -> Tensor:
-    """Generates the flat vector `(D,)` of one network.
+    """Generates the flat vector `(D,)` of one network, on the CPU.
 
     Raises:
         UnknownLayoutError: The generator has no normaliser for the layout.
     """
     check_known(generator, layout)
-    noise = KeyedNoise(seed, torch.arange(1), 0)
-    request = GenerationRequest(condition=condition, layout=layout, noise=noise, temperature=temperature)
-    return generator.generate(request).values_BD[0]
+    device = generator.device
+    request = GenerationRequest(
+        condition=condition.to(device),
+        layout=layout,
+        noise=KeyedNoise(seed, torch.arange(1, device=device), 0),
+        temperature=temperature,
+    )
+    return generator.generate(request).values_BD[0].cpu()
 
 
 def check_known(generator: Generator, layout: Layout) -> None:

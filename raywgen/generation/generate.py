@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.writing import writing
 from raywgen.generation.config import GenerateConfig
-from raywgen.generation.executor import execute
+from raywgen.generation.executor import chosen_device, execute
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import ChanceWarning, remedies
 from raywgen.generation.loading import load
@@ -48,6 +49,7 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
         ConditionError: Instruction or data do not fit the generator.
         TaskError: An architecture of `networks` cannot be built.
         SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
+        DeviceError: A GPU is asked for, and there is none.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         UnfinishedError: `out` holds part of a run with other settings.
         InUseError: Another process works on `out`.
@@ -59,7 +61,9 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
     """
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
-    trained = load(config.generator)
+    config = replace(config, device=chosen_device(config))
+    # Over Ray only the actors generate.
+    trained = load(config.generator, device="cpu" if config.where == "ray" else config.device)
     if corpus is not None:
         corpus.arrange(trained.generator.layouts)
     sampling = trained.generator.resolve_sampling(config.sampling)

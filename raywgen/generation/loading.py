@@ -7,24 +7,28 @@ from pathlib import Path
 
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
+from raywgen.nn.devices import Device, resolved_device
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.preprocessing import InputForm
 from raywgen.trust import reading, trusting
 
 
-def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
+def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()) -> TrainedGenerator:
     """Loads a generator from a run folder or a bundle.
 
     Args:
         path: The folder.
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one. `generator.device` of the result says which.
         trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
             `("mynets", "hf:openai/clip-vit-base-patch32")`. Nothing else that it names is imported or fetched.
 
     Raises:
         BundleError: There is no bundle, or it is damaged.
         EncoderError: The generator works on features of an encoder that is not there.
+        DeviceError: There is no GPU, and one is asked for.
         UntrustedError: The bundle names an encoder that is not to be trusted.
     """
+    chosen = resolved_device(device)
     folder = bundle_folder(path)
     with trusting(*trust):
         generator = load_bundle(folder)
@@ -35,7 +39,7 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
         if inputs is not None and inputs.encoder:
             with reading(str(folder), str(folder)):
                 encoder = load_encoder(str(stored) if stored.is_dir() else inputs.encoder)
-    return TrainedGenerator(generator, inputs, encoder)
+    return TrainedGenerator(generator.to(chosen), inputs, encoder)
 
 
 def bundle_folder(path: str | Path) -> Path:

@@ -272,6 +272,8 @@ def sink_recipe(config: GenerateConfig, plan: GenerationPlan) -> dict[str, Any]:
         "sampling": asdict(plan.sampling),
         "best_of": request.best_of,
     }
+    if config.device == "cuda":
+        decisive["device"] = "cuda"  # Networks differ in rounding from those of a CPU.
     names = ("into", "num", "temperature", "seed", "batch_size", "threads", "num_unlabelled")
     return json.loads(json.dumps(decisive | {name: getattr(config, name) for name in names}))
 

@@ -69,7 +69,7 @@ class Worker:
             accuracies = self._test_accuracies(kept.values_BD, task_R, network.layout, module)
             rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
         else:
-            kept = generate_candidates(*arguments, **kwargs)
+            kept = generate_candidates(*arguments, **kwargs).cpu()
         if kept.log_prob_B is not None:
             rows = [replace(row, log_prob=value) for row, value in zip(rows, kept.log_prob_B.tolist(), strict=True)]
         return WorkResult(item=item, values_RD=kept.values_BD, rows=rows)

@@ -80,6 +80,7 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     for layout_id, (_, normalizer) in generator.normalizers.items():
         tensors[f"normalizer.{layout_id}.base"] = normalizer.base_N
         tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_N
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
     starts = {
         key: normalizer for key, (_, normalizer) in generator.normalizers.items() if normalizer.start_D is not None

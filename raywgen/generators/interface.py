@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from itertools import chain
 from operator import or_
 from typing import Any, ClassVar, Generic, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from raywgen.config import merge_config
@@ -145,7 +147,7 @@ class Stage(nn.Module, ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """The networks that a generator is asked for, and how it draws them.
+    """The networks that a generator is asked for, and how it draws them; all tensors are on the generator's device.
 
     Attributes:
         condition: B conditions, one for each network.
@@ -175,6 +177,11 @@ class Generated:
 
     values_BD: Tensor
     log_prob_B: Tensor | None
+
+    def cpu(self) -> Generated:
+        """Copies the networks to the CPU."""
+        log_prob_B = None if self.log_prob_B is None else self.log_prob_B.cpu()
+        return Generated(values_BD=self.values_BD.cpu(), log_prob_B=log_prob_B)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +246,11 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
     def stages(self) -> list[Stage]:
         """Returns the stages that are trained, in order."""
         return [stage for stage in self.all_stages() if stage.config.num_steps > 0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the generator's parameters, where its conditions and noise must be."""
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def needs(self) -> StageNeeds:
@@ -340,4 +352,4 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
             layout: A layout that the generator was not trained on.
             start_D: The base, used if the known networks share their starts.
         """
-        return normalizer_of_similar(layout, self.normalizers, start_D)
+        return normalizer_of_similar(layout, self.normalizers, start_D.to(self.device))

@@ -5,6 +5,7 @@ Parameters, moments and losses stay float32; under `bf16` matrix products and co
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -24,8 +25,10 @@ def resolved(precision: Precision, device_type: str = "cpu") -> Literal["bf16", 
     return "bf16" if _has_units(device_type) else "fp32"
 
 
-def autocast(precision: str, device_type: str = "cpu") -> torch.autocast:
+def autocast(precision: str, device_type: str = "cpu") -> AbstractContextManager[object]:
     """Returns a context in which a resolved precision holds."""
+    if precision == "fp32" and not torch.amp.is_autocast_available(device_type):
+        return nullcontext()  # Such a device has no other precision.
     return torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -46,7 +46,7 @@ class BatchPlan:
         num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
         rank: This worker.
         num_workers: Of how many.
-        device: Where batches go.
+        device: The device of the batches.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class BatchPlan:
             values_BD=rows.values(row_B, windows),
             layout=rows.layout,
             # A network is as large as what it is generated for, and windows of it are run through none.
-            module=rows.module() if windows is None else nn.Module(),
+            module=self._moved(rows.module()) if windows is None else nn.Module(),
             condition=condition,
             query=query,
             sample_index_B=sample_index_B,
@@ -135,6 +135,11 @@ class BatchPlan:
             windows=windows,
         )
         return batch.to(self._device), noise.to(self._device)
+
+    def _moved(self, module: nn.Module) -> nn.Module:
+        """Moves a module once, for the sake of tensors that are in no `state_dict`, which no batch brings."""
+        tensors = [*module.parameters(), *module.buffers()] if self._device.type != "cpu" else []
+        return module.to(self._device) if any(tensor.device != self._device for tensor in tensors) else module
 
     def _samples(self, tasks: list[Task], sample_index_B: Tensor) -> tuple[Condition, Condition]:
         """Returns the conditions of the networks, and the query samples by which they are judged."""

@@ -17,6 +17,7 @@ from raywgen.config import (
     read_yaml,
 )
 from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
+from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting
@@ -48,7 +49,8 @@ class TrainConfig:
         compile: Compiles the blocks of networks; needs a C++ compiler, or Triton on a GPU, and has no effect without.
         zero_stage: DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
         offload: Keeps the `optimizer`'s state, or `parameters` too (ZeRO-3), in the memory of the host; or `none`.
-        use_gpu: One GPU per worker.
+        device: `cpu`, `cuda` (one GPU per worker, or one for this process where there are no workers) or `auto`: GPUs
+            where there are enough.
         precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
             processor has units for it.
         checkpoint_every: Optimiser steps between checkpoints.
@@ -75,7 +77,7 @@ class TrainConfig:
     compile: bool = False
     zero_stage: int = 1
     offload: Offload = "none"
-    use_gpu: bool = False
+    device: Device = "auto"
     precision: Precision = "fp32"
     checkpoint_every: int = 100
     log_every: int = 10

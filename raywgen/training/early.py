@@ -10,6 +10,7 @@ import torch
 from raywgen.config import ConfigError
 from raywgen.corpus.manifest import MANIFEST, read_manifest
 from raywgen.corpus.storage import Storage
+from raywgen.nn.devices import resolved_device
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
 
@@ -18,30 +19,15 @@ def check_early(config: TrainConfig) -> None:
     """Refuses a run that could not begin.
 
     Raises:
-        ConfigError: Its settings contradict each other, or name no corpus.
+        ConfigError: Its settings name no corpus, or a folder that is none.
         CorpusError: There is no corpus, or its manifest is damaged.
-        ClusterError: It is to run on GPUs that this machine does not have, and on no cluster.
+        DeviceError, ClusterError: It is to run on GPUs that this machine does not have, and on no cluster.
     """
-    check_settings(config)
+    _check_device(config)
     if not config.corpus.strip():
         raise ConfigError(f"corpus is empty; name the corpus to train on, such as corpus={TrainConfig.corpus}")
     _check_out(config.out)
     read_manifest(Storage.at(config.corpus))
-    if config.use_gpu and not os.environ.get("RAY_ADDRESS"):
-        _check_gpus(config.num_workers)
-
-
-def check_settings(config: TrainConfig) -> None:
-    """Refuses settings that contradict each other.
-
-    Raises:
-        ConfigError: GPUs are asked for, and no workers that would use them.
-    """
-    if config.use_gpu and config.num_workers == 0:
-        raise ConfigError(
-            "use_gpu=true and num_workers=0: without workers a run trains in this process on its CPU; give "
-            "num_workers=1 to train on one GPU, or leave use_gpu out"
-        )
 
 
 def _check_out(out: str) -> None:
@@ -51,15 +37,18 @@ def _check_out(out: str) -> None:
         raise ConfigError(f"out={out} holds a corpus; name another folder for the run, such as out={TrainConfig.out}")
 
 
-def _check_gpus(wanted: int) -> None:
+def _check_device(config: TrainConfig) -> None:
+    if config.num_workers == 0:
+        resolved_device(config.device)
+        return
     import ray
 
-    if ray.is_initialized():
+    if config.device != "cuda" or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
         return  # Whoever made the session knows what it has, and a launch compares them.
-    found = torch.cuda.device_count()
+    wanted, found = config.num_workers, torch.cuda.device_count()
     if found < wanted:
-        fewer = f"num_workers={found} fits it" if found else "leave use_gpu out to train on its CPUs"
+        fewer = f"num_workers={found} fits it" if found else "give device=cpu to train on its CPUs"
         raise ClusterError(
-            f"num_workers={wanted} use_gpu=true asks for {wanted} GPU{'s' * (wanted > 1)}, and this machine has "
+            f"num_workers={wanted} device=cuda asks for {wanted} GPU{'s' * (wanted > 1)}, and this machine has "
             f"{found or 'none'}: {fewer}, or set RAY_ADDRESS to a cluster that has them"
         )

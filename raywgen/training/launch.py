@@ -27,6 +27,7 @@ from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
 from raywgen.training.data import data_spec, has_tasks, measure_normalizers
+from raywgen.training.devices import with_device
 from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
 from raywgen.training.rows import data_digest
@@ -66,6 +67,7 @@ def launch(
         ConfigError: A run folder holds another run, or a stage has fewer networks in a batch than workers and parts.
         BundleFormatError: A run folder holds a generator of another version of raywgen.
         CorpusError: The corpus cannot be read.
+        DeviceError: A run without workers asks for a GPU, and this machine has none.
         ClusterError: The cluster has no room for the workers and never will.
         InUseError: Another process works on a run folder.
         TrainingError: Workers failed too often.
@@ -75,9 +77,10 @@ def launch(
     unfinished = [config for config in configs if not is_done(config.out)]
     if not unfinished:
         return
-    _check_room(unfinished[0])
+    placed = [with_device(config) for config in unfinished]
+    _check_room(placed[0])
     corpus = Corpus.open(unfinished[0].corpus)
-    specs = _run_specs(unfinished, corpus, stop_at, init_from)
+    specs = _run_specs(placed, corpus, stop_at, init_from)
     stages = [_checked_stages(spec, corpus) for spec in specs]
     with ExitStack() as stack:
         for config in unfinished:
@@ -170,8 +173,9 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                 f"{config.out} holds a run with another config ({Path(config.out) / CONFIG}): {'; '.join(different)}; "
                 "give another `out`, or delete the folder"
             )
-        if (config.corpus, config.num_workers) != (configs[0].corpus, configs[0].num_workers):
-            raise ConfigError("runs of one launch must share `corpus` and `num_workers`")
+        first = configs[0]
+        if (config.corpus, config.num_workers, config.device) != (first.corpus, first.num_workers, first.device):
+            raise ConfigError("runs of one launch must share `corpus`, `num_workers` and `device`")
 
 
 def _check_room(config: TrainConfig) -> None:
@@ -254,7 +258,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     The place of the run, its workers, and how often it saves and logs may change. The content of the corpus is compared
     by its digest.
     """
-    free = {"out": "", "num_workers": 1, "use_gpu": False, "max_failures": 0, "grace_seconds": 1.0}
+    free = {"out": "", "num_workers": 1, "device": "auto", "max_failures": 0, "grace_seconds": 1.0}
     engine: dict[str, Any] = {
         "strategy": "manual",
         "accumulate": 1,

@@ -44,7 +44,7 @@ class Nodes:
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
     """Returns what a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
-    worker = {"GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
+    worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
     return [*[worker] * config.num_workers, {"CPU": 1.0}]
 
 
@@ -73,7 +73,7 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
         return
     if first_unplaceable(worker_requests(config), room) is None:
         return
-    kind = "GPU" if config.use_gpu else "CPU"
+    kind = "GPU" if config.device == "cuda" else "CPU"
     fitting = _most_workers(config, room)
     remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
     raise ClusterError(

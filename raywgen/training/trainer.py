@@ -101,10 +101,12 @@ class WorkerContext(Protocol):
     Attributes:
         rank: Its number; 0 writes the files.
         num_workers: Size of the group.
+        device: The device it trains on.
     """
 
     rank: int
     num_workers: int
+    device: torch.device
 
     @property
     def stop(self) -> StopRequest:
@@ -169,7 +171,7 @@ class Trainer:
     def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: WorkerContext) -> None:
         self.spec, self.config, self.worker = spec, spec.config, worker
         self.is_first = worker.rank == 0
-        self.generator = spec.build()
+        self.generator = spec.build().to(worker.device)
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
         self.was_stopped = False
@@ -283,7 +285,7 @@ class Trainer:
         if config.strategy == "auto":
             view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, _NUM_SETUP_BATCHES))
             examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
-            memory, can_offload = self.worker.memory(), config.use_gpu
+            memory, can_offload = self.worker.memory(), self.worker.device.type == "cuda"
             settings, reason = suited_settings(settings, stage, examples, config.num_workers, memory, can_offload)
             if self.is_first:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
@@ -355,7 +357,7 @@ class Trainer:
     def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
         weights = engine.state_dict(self.generator, everywhere=True)
-        self.generator = self.spec.build()
+        self.generator = self.spec.build().to(self.worker.device)
         self.generator.load_state_dict(weights)
         self._save_bundle(f"{STAGES}/{self.stage_names[index]}")
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
@@ -380,6 +382,7 @@ class Trainer:
                 num_targets=self.generator.needs.num_targets,
                 rank=self.worker.rank,
                 num_workers=self.worker.num_workers,
+                device=self.worker.device,
             )
 
         train = plan(self._rows.train, self.config.seed)

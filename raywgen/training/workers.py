@@ -16,6 +16,7 @@ import torch
 
 from raywgen.corpus.storage import absolute
 from raywgen.generators import Stage
+from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
 from raywgen.training.agreement import check_agreement
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
@@ -41,12 +42,14 @@ class LocalContext:
 
     Args:
         stop: Tells whether to stop.
+        device: The device to train on.
     """
 
     rank, num_workers = 0, 1
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: Stop, device: torch.device) -> None:
         self.stop = stop
+        self.device = device
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """Returns an engine of plain torch."""
@@ -54,7 +57,7 @@ class LocalContext:
 
     def memory(self) -> int:
         """Returns the free bytes of this process' device."""
-        return free_memory(torch.device("cpu"))
+        return free_memory(self.device)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
@@ -75,11 +78,15 @@ class RayContext:
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self._num_local = context.get_local_world_size()
         self.stop = _StopFile(Path(out) / _STOP)
-        self._device = ray.train.torch.get_device()
-        if self._device.type == "cpu":
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
             torch.set_num_threads(1)
             # DeepSpeed would take a GPU of the node, also where the run has asked for none.
             os.environ["DS_ACCELERATOR"] = "cpu"
+        else:
+            # DeepSpeed takes the GPU of this number, and Ray may have given this worker another than its local rank.
+            torch.cuda.set_device(self.device)
+            os.environ["LOCAL_RANK"] = str(self.device.index or 0)
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         """DeepSpeed ZeRO over all workers."""
@@ -87,13 +94,13 @@ class RayContext:
 
     def memory(self) -> int:
         """Returns the free bytes of the device of the worker that has the least."""
-        free = torch.tensor(free_memory(self._device, self._num_local), dtype=torch.int64, device=self._device)
+        free = torch.tensor(free_memory(self.device, self._num_local), dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
         return int(free)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""
-        check_agreement(parts, self._device)
+        check_agreement(parts, self.device)
 
 
 class _StopFile:
@@ -116,7 +123,7 @@ class _StopFile:
 
 def train_here(specs: list[RunSpec], stop: Stop) -> None:
     """Trains in this process."""
-    train_runs(specs, LocalContext(stop), warn)
+    train_runs(specs, LocalContext(stop, resolved_device(specs[0].config.device)), warn)
 
 
 def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
@@ -130,11 +137,12 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     first = specs[0].config
+    uses_gpus = first.device == "cuda"
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
-        torch_config=TorchConfig(backend="nccl" if first.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=first.use_gpu),
+        torch_config=TorchConfig(backend="nccl" if uses_gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=uses_gpus),
         run_config=ray.train.RunConfig(
             name=_RAY,
             storage_path=absolute(first.out),

@@ -29,7 +29,7 @@ _SET_BY_SEARCH = {
     "train.corpus": "give `corpus` of the search itself",
     "train.method": "give the method or its config as `train` of the search itself, such as train=mcdi",
 }
-_ONLY_FIXED = ("train.num_workers", "train.use_gpu")
+_ONLY_FIXED = ("train.num_workers", "train.device")
 Tree = dict[str, Any]
 
 
@@ -106,6 +106,11 @@ class Pipeline:
         Raises:
             ConfigError: The space allows values that no config accepts.
         """
+        if self.base.train.device == "cuda" and self.base.train.num_workers == 0:
+            raise ConfigError(
+                "train.device=cuda: a trial with train.num_workers=0 has no GPU of its own; give "
+                "train.num_workers=1, or leave train.device out, in `fixed`"
+            )
         for knob in self.knobs:
             if knob.key in _SET_BY_SEARCH:
                 raise ConfigError(f"space: {knob.key} is no knob; {_SET_BY_SEARCH[knob.key]}")

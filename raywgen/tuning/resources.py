@@ -23,6 +23,10 @@ class Node:
     gpus: int = 0
 
 
+def _uses_gpus(train: TrainConfig) -> bool:
+    return train.device == "cuda"
+
+
 def cpus_of_trial(num_workers: int, use_gpu: bool) -> int:
     """Returns a trial's logical CPUs: its own, and with workers one for their data and, without GPUs, one for each."""
     return 1 if num_workers == 0 else 2 if use_gpu else 2 + num_workers
@@ -37,16 +41,16 @@ def nodes_to_come(train: TrainConfig, cluster: Nodes) -> list[Node]:
     """Returns all nodes that the cluster can have; an unknown number to be added counts as room for one trial."""
     known = cluster.alive if cluster.most is None else cluster.most
     nodes = [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in known]
-    if cluster.most is None and trials_at_once(nodes, train.num_workers, train.use_gpu) == 0:
-        cpus = cpus_of_trial(train.num_workers, train.use_gpu)
-        nodes.append(Node(cpus=cpus, gpus=train.num_workers if train.use_gpu else 0))
+    if cluster.most is None and trials_at_once(nodes, train.num_workers, _uses_gpus(train)) == 0:
+        cpus = cpus_of_trial(train.num_workers, _uses_gpus(train))
+        nodes.append(Node(cpus=cpus, gpus=train.num_workers if _uses_gpus(train) else 0))
     return nodes
 
 
 def _requests(train: TrainConfig) -> list[Resources]:
     """Returns the resources of one trial in single units."""
-    gpus = train.num_workers if train.use_gpu else 0
-    return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, train.use_gpu), *[{"GPU": 1.0}] * gpus]
+    gpus = train.num_workers if _uses_gpus(train) else 0
+    return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, _uses_gpus(train)), *[{"GPU": 1.0}] * gpus]
 
 
 def trials_at_once(nodes: Sequence[Node], num_workers: int, use_gpu: bool) -> int:
@@ -71,7 +75,7 @@ def check_resources(nodes: Sequence[Node], train: TrainConfig, requested: int) -
     Raises:
         ConfigError: Not even one trial fits, or fewer than requested.
     """
-    workers, use_gpu = train.num_workers, train.use_gpu
+    workers, use_gpu = train.num_workers, _uses_gpus(train)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     has = f"this cluster has {cpus} CPUs and {gpus} GPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
     needs = f"a trial of train.num_workers={workers} needs {cpus_of_trial(workers, use_gpu)} CPUs"
@@ -79,7 +83,7 @@ def check_resources(nodes: Sequence[Node], train: TrainConfig, requested: int) -
         needs += f"{f' and {workers} GPUs' * use_gpu} (itself, its data, {workers} workers)"
     fit = trials_at_once(nodes, workers, use_gpu)
     if fit == 0:
-        remedy = "set train.use_gpu=false, or a lower train.num_workers" if gpus < workers and use_gpu else ""
+        remedy = "set train.device=cpu, or a lower train.num_workers" if gpus < workers and use_gpu else ""
         remedy = remedy or "set a lower train.num_workers, or 0 for one process,"
         raise ConfigError(f"{needs}, and {has}; {remedy} in `fixed`")
     if requested > fit:

@@ -93,7 +93,9 @@ def run_folder(settings: TuneConfig, state: TrialState) -> str:
 def trial_configs(state: TrialState, pipeline: Pipeline, settings: TuneConfig) -> TrialConfigs:
     """Returns the trial's configs with all paths filled in."""
     configs = pipeline.configs(state.knobs)
-    train = replace(configs.train, out=run_folder(settings, state))
+    # The search counts what a trial takes, so a trial must not choose for itself.
+    device = "cpu" if configs.train.device == "auto" else configs.train.device
+    train = replace(configs.train, out=run_folder(settings, state), device=device)
     if configs.zoo is not None:
         corpus = f"{settings.out}/{CORPORA}/{configs.corpus_name}"
         configs, train = replace(configs, zoo=replace(configs.zoo, out=corpus)), replace(train, corpus=corpus)

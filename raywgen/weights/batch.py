@@ -43,7 +43,7 @@ class Condition:
 
     def to(self, device: torch.device) -> Self:
         """Copies the condition to another device."""
-        return replace(self, samples_BSF=self.samples_BSF.to(device), labels_BS=self.labels_BS.to(device))
+        return replace(self, samples_BSF=_moved(self.samples_BSF, device), labels_BS=_moved(self.labels_BS, device))
 
     def first(self, num: int) -> Self:
         """Returns the conditions of the first `num` networks."""
@@ -57,7 +57,7 @@ class Condition:
 
     def take(self, index_N: Tensor) -> Self:
         """Selects conditions by index, in this order; an index may occur several times."""
-        places = index_N.tolist()
+        places, index_N = index_N.tolist(), index_N.to(self.labels_BS.device)
         return replace(
             self,
             instructions=tuple(self.instructions[place] for place in places),
@@ -112,8 +112,8 @@ class Windows:
 
     def to(self, device: torch.device) -> Self:
         """Copies the windows to another device."""
-        inner_BW = None if self.inner_BW is None else self.inner_BW.to(device)
-        return replace(self, first_B=self.first_B.to(device), inner_BW=inner_BW)
+        inner_BW = None if self.inner_BW is None else _moved(self.inner_BW, device)
+        return replace(self, first_B=_moved(self.first_B, device), inner_BW=inner_BW)
 
     @classmethod
     def join(cls, parts: Sequence[Windows]) -> Windows:
@@ -124,6 +124,7 @@ class Windows:
 
     def take(self, index_N: Tensor) -> Self:
         """Selects windows by index, in this order."""
+        index_N = index_N.to(self.first_B.device)
         inner_BW = None if self.inner_BW is None else self.inner_BW[index_N]
         return replace(self, first_B=self.first_B[index_N], inner_BW=inner_BW)
 
@@ -161,11 +162,11 @@ class WeightBatch:
         """Copies the batch to another device; the module, whose values are not used, stays where it is."""
         return replace(
             self,
-            values_BD=self.values_BD.to(device),
+            values_BD=_moved(self.values_BD, device),
             condition=self.condition.to(device),
             query=self.query.to(device),
-            sample_index_B=self.sample_index_B.to(device),
-            targets_BAD=None if self.targets_BAD is None else self.targets_BAD.to(device),
+            sample_index_B=_moved(self.sample_index_B, device),
+            targets_BAD=None if self.targets_BAD is None else _moved(self.targets_BAD, device),
             windows=None if self.windows is None else self.windows.to(device),
         )
 
@@ -203,12 +204,20 @@ class WeightBatch:
 
     def take(self, index_N: Tensor) -> Self:
         """Selects networks by index, in this order."""
+        own_N = index_N.to(self.sample_index_B.device)
         return replace(
             self,
-            values_BD=self.values_BD[index_N],
+            values_BD=self.values_BD[own_N],
             condition=self.condition.take(index_N),
             query=self.query.take(index_N),
-            sample_index_B=self.sample_index_B[index_N],
-            targets_BAD=None if self.targets_BAD is None else self.targets_BAD[index_N],
+            sample_index_B=self.sample_index_B[own_N],
+            targets_BAD=None if self.targets_BAD is None else self.targets_BAD[own_N],
             windows=None if self.windows is None else self.windows.take(index_N),
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor to another device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

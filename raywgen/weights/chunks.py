@@ -36,16 +36,19 @@ def from_chunks(chunks_BWK: Tensor, num_values: int) -> Tensor:
     return chunks_BWK.flatten(-2)[..., :num_values]
 
 
-def chunk_mask(layout: Layout, chunk_length: int, index_X: Tensor | None = None) -> Tensor:
+def chunk_mask(
+    layout: Layout, chunk_length: int, index_X: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
     """Returns float32 `(X, K)`: 1 where a chunk holds a value, 0 where it is padding.
 
     Args:
         layout: The layout.
         chunk_length: K.
         index_X: The chunks, int64, in any shape; all of them by default.
+        device: The device of the mask of all chunks; that of some chunks is where `index_X` is.
     """
     if index_X is None:
-        return to_chunks(torch.ones(1, layout.num_values), chunk_length)[0]
+        return to_chunks(torch.ones(1, layout.num_values, device=device), chunk_length)[0]
     position_XK = index_X.unsqueeze(-1) * chunk_length + torch.arange(chunk_length, device=index_X.device)
     return (position_XK < layout.num_values).to(torch.float32)
 
@@ -55,15 +58,20 @@ def num_position_features() -> int:
     return 2 * _num_value_features()
 
 
-@lru_cache(maxsize=256)
-def position_features(layout: Layout, chunk_length: int) -> Tensor:
+def position_features(layout: Layout, chunk_length: int, device: torch.device | None = None) -> Tensor:
     """Returns features of each chunk's position in the network, float32 `(W, G)`.
 
     They describe the chunk's first and last value: kind of tensor, depth in the network, shape, and row, column and
     position in the whole network as sines and cosines. They follow from the layout alone, so layouts that were never
     seen in training have them too. Treat the result as read-only: it is shared between calls.
     """
-    return chunk_features(layout, chunk_length, torch.arange(num_chunks(layout, chunk_length)))
+    return position_features_on(layout, chunk_length, device or torch.device("cpu"))
+
+
+@lru_cache(maxsize=256)
+def position_features_on(layout: Layout, chunk_length: int, device: torch.device) -> Tensor:
+    """Returns `position_features` on a device; computed once."""
+    return chunk_features(layout, chunk_length, torch.arange(num_chunks(layout, chunk_length))).to(device)
 
 
 def chunk_features(layout: Layout, chunk_length: int, index_X: Tensor) -> Tensor:

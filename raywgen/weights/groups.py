@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,20 @@ from raywgen.weights.tensors import KINDS
 
 # Shorter rows share their tensor's scale, because a scale for so few values costs more than it helps.
 _LEAST_FILTER = 16
+
+
+class _Tables(NamedTuple):
+    """The facts about groups, as tensors on one device.
+
+    Attributes:
+        num_values_G: Number of values of each group.
+        with_mean_M: The groups that have a mean.
+        mean_place_G: Index of each group's mean; M where it has none.
+    """
+
+    num_values_G: Tensor
+    with_mean_M: Tensor
+    mean_place_G: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Groups:
     def means(self, values_BD: Tensor) -> Tensor:
         """Returns the means of the groups that have one, `(B, M)`."""
         means_BG = torch.cat([part_BRX.mean(dim=-1) for part_BRX in self._parts(values_BD)], dim=1)
-        return means_BG[:, list(self.with_mean)]
+        return means_BG[:, self._tables(values_BD.device).with_mean_M]
 
     def sizes(self, values_BD: Tensor) -> Tensor:
         """Returns the root of the mean square of each group, `(B, G)`."""
@@ -46,23 +61,31 @@ class Groups:
 
     def over_values(self, numbers_BG: Tensor) -> Tensor:
         """Spreads each group's number over its values, `(B, D)`."""
-        return numbers_BG.repeat_interleave(self._num_values_G.to(numbers_BG.device), dim=1)
+        num_values_G = self._tables(numbers_BG.device).num_values_G
+        return numbers_BG.repeat_interleave(num_values_G, dim=1, output_size=self._num_values)
 
     def means_over_values(self, means_BM: Tensor) -> Tensor:
         """Spreads means over values, `(B, D)`; zero where a group has none."""
         padded = torch.nn.functional.pad(means_BM, (0, 1))
-        return self.over_values(padded[:, self._mean_place_G.to(means_BM.device)])
+        return self.over_values(padded[:, self._tables(means_BM.device).mean_place_G])
 
     @cached_property
-    def _num_values_G(self) -> Tensor:
-        return torch.tensor([size for num, size in self.rows for _ in range(num)])
+    def _num_values(self) -> int:
+        return sum(num * size for num, size in self.rows)
+
+    def _tables(self, device: torch.device) -> _Tables:
+        if device not in self._tables_by_device:
+            num_values_G = torch.tensor([size for num, size in self.rows for _ in range(num)])
+            with_mean_M = torch.tensor(self.with_mean, dtype=torch.int64)
+            place_G = torch.full((len(self.firsts),), len(self.with_mean))
+            place_G[with_mean_M] = torch.arange(len(self.with_mean))
+            tables = _Tables(*(tensor.to(device) for tensor in (num_values_G, with_mean_M, place_G)))
+            self._tables_by_device[device] = tables
+        return self._tables_by_device[device]
 
     @cached_property
-    def _mean_place_G(self) -> Tensor:
-        """Index of each group's mean; M where it has none."""
-        place_G = torch.full((len(self.firsts),), len(self.with_mean))
-        place_G[list(self.with_mean)] = torch.arange(len(self.with_mean))
-        return place_G
+    def _tables_by_device(self) -> dict[torch.device, _Tables]:
+        return {}
 
     def _parts(self, values_BD: Tensor) -> list[Tensor]:
         parts_BX = values_BD.split([num * size for num, size in self.rows], dim=1)

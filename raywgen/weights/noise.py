@@ -61,7 +61,7 @@ class KeyedNoise:
     def take(self, index_N: Tensor) -> KeyedNoise:
         """Returns the noise of some samples, selected by index."""
         rows = copy(self)
-        rows._key_B = self._key_B[index_N]
+        rows._key_B = self._key_B[index_N.to(self._key_B.device)]
         return rows
 
     def uniform(self, *shape: int) -> Tensor:

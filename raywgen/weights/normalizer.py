@@ -52,8 +52,8 @@ class Normalizer(nn.Module):
             "base_N": base_N,
             "scale_N": scale_N,
             "start_D": start_D,
-            "_stop_N": torch.tensor(self._sizes).cumsum(0),
-            "_is_log_N": torch.tensor(kinds),
+            "_stop_N": torch.tensor(self._sizes, device=base_N.device).cumsum(0),
+            "_is_log_N": torch.tensor(kinds, device=base_N.device),
         }
         for name, tensor in tensors.items():
             # The bundle keeps them beside the parameters, as checkpoints of a run need none.
@@ -161,7 +161,7 @@ NormalizerTable = Mapping[str, tuple[Layout, Normalizer]]
 """Layout id -> the layout and its normaliser."""
 
 
-def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normalizer:
+def layout_normalizer(layout: Layout, start_D: Tensor | None = None, device: torch.device | None = None) -> Normalizer:
     """Returns base and scale that follow from shapes and kinds alone, not from the values of any network.
 
     Weights are in units of `sqrt(2 / fan in)` (He et al. 2015, eq. 10); norm scales and running variances lie around 1.
@@ -169,12 +169,13 @@ def layout_normalizer(layout: Layout, start_D: Tensor | None = None) -> Normaliz
     Args:
         layout: Layout of the networks.
         start_D: The base if networks share their start.
+        device: The device of the normaliser.
     """
     around_one = ("norm_scale", "running_var")
     return Normalizer(
         layout,
-        base_N=torch.tensor([float(spec.kind in around_one) for spec in layout.generated]),
-        scale_N=torch.tensor([_scale_of(spec) for spec in layout.generated]),
+        base_N=torch.tensor([float(spec.kind in around_one) for spec in layout.generated], device=device),
+        scale_N=torch.tensor([_scale_of(spec) for spec in layout.generated], device=device),
         start_D=start_D,
     )
 
@@ -253,7 +254,7 @@ def _resized(values_X: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Te
     values = values_X.view(old)
     for dim, (a, b) in enumerate(zip(old, new, strict=True)):
         if a != b:
-            place_B = (torch.arange(b) * a / b).round().long().clamp(max=a - 1)
+            place_B = (torch.arange(b, device=values.device) * a / b).round().long().clamp(max=a - 1)
             values = values.index_select(dim, place_B)
     return values.reshape(-1)
 

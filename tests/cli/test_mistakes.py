@@ -37,7 +37,7 @@ def refusal(*arguments: str) -> str:
         ("train corpus=", "corpus is empty"),
         ("train corpus=/no/where", "/no/where holds no manifest.json"),
         ("train seed=1 seed=2", "seed is given twice, as '1' and as '2'"),
-        ("train use_gpu=true num_workers=0", "give num_workers=1 to train on one GPU"),
+        ("train device=cuda num_workers=0", "device=cuda: torch"),
         ("zoo train digit", "did you mean 'digits'?"),
         ("zoo train digits out=", "out is empty"),
         ("tune igpq", "did you mean 'igpg'?"),
@@ -58,8 +58,8 @@ def test_a_mistake_names_its_remedy(arguments: str, said: str, monkeypatch: pyte
 def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    message = refusal("train", f"corpus={zoo_corpus.location}", "use_gpu=true", "num_workers=2")
-    assert "asks for 2 GPUs, and this machine has none: leave use_gpu out" in message
+    message = refusal("train", f"corpus={zoo_corpus.location}", "device=cuda", "num_workers=2")
+    assert "asks for 2 GPUs, and this machine has none: give device=cpu" in message
 
 
 def test_a_run_goes_into_no_corpus_and_no_file(zoo_corpus: Corpus, tmp_path: Path) -> None:

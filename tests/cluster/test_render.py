@@ -33,7 +33,7 @@ def test_the_elastic_range_holds_the_runs_workers() -> None:
 
 
 def test_a_run_on_gpus_needs_gpu_nodes() -> None:
-    run = TrainConfig(num_workers=4, use_gpu=True)
+    run = TrainConfig(num_workers=4, device="cuda")
     spec = rendered(run, gpus=2, max_gpu_nodes=2)["raycluster.yaml"]["spec"]
     limits = spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "2"

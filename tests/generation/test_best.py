@@ -20,6 +20,8 @@ NUM, BEST_OF = 3, 4
 class Scripted:
     """Stands in for a generator: writes what it is given."""
 
+    device = torch.device("cpu")
+
     def __init__(self, values_BD: Tensor) -> None:
         self.values_BD = values_BD
 

@@ -52,7 +52,7 @@ def test_what_the_cluster_cannot_run_is_refused_before_anything_is_sent(
     submit = ["job", "submit"]
     cases = [
         ([*submit, *run, "num_workers=8"], "4 CPU on 1 node: give num_workers=3, or add nodes"),
-        ([*submit, *run, "num_workers=1", "use_gpu=true"], "num_workers=1 asks for 1 x 1 GPU"),
+        ([*submit, *run, "num_workers=1", "device=cuda"], "num_workers=1 asks for 1 x 1 GPU"),
         ([*submit, *run, "sed=1"], "unknown key 'sed' in the command line; did you mean 'seed'?"),
         ([*submit, "trian"], "has no trian.py; jobs there: adapt, benchmark"),
         ([*submit, "--working-dir", str(tmp_path), "train"], "largest are data.bin (200.0 MiB)"),

@@ -45,7 +45,7 @@ def test_workers_fit_where_some_placing_of_them_does(use_gpu: bool) -> None:
     answers = []
     for nodes in itertools.combinations_with_replacement(kinds, 3):
         for num_workers in (1, 2, 3):
-            requests = worker_requests(TrainConfig(num_workers=num_workers, use_gpu=use_gpu))
+            requests = worker_requests(TrainConfig(num_workers=num_workers, device="cuda" if use_gpu else "cpu"))
             answers.append(first_unplaceable(requests, nodes) is None)
             assert answers[-1] == fits_somehow(requests, nodes), (nodes, num_workers)
     assert any(answers)
@@ -61,7 +61,7 @@ def test_the_refusal_names_the_number_that_fits() -> None:
         "one) on 2 nodes: give num_workers=2, or add nodes"
     )
     with pytest.raises(ClusterError, match="has 4 CPU on 1 node: num_workers=0 trains in one process"):
-        check_run(TrainConfig(num_workers=1, use_gpu=True), fixed({"CPU": 4.0}))
+        check_run(TrainConfig(num_workers=1, device="cuda"), fixed({"CPU": 4.0}))
     check_run(TrainConfig(num_workers=2), fixed({"CPU": 2.0}, {"CPU": 1.0}))
 
 
@@ -70,7 +70,7 @@ def test_what_an_autoscaler_may_add_counts() -> None:
     alive = [({"CPU": 0.0}, labels), ({"CPU": 4.0}, {})]
     nodes = most_nodes(alive, lambda: pytest.fail("the labels say all"))
     check_run(TrainConfig(num_workers=7), nodes)
-    check_run(TrainConfig(num_workers=2, use_gpu=True), nodes)
+    check_run(TrainConfig(num_workers=2, device="cuda"), nodes)
     with pytest.raises(ClusterError, match="give num_workers=7"):
         check_run(TrainConfig(num_workers=8), nodes)
     with pytest.raises(ClusterError, match="a trial asks for 8 CPU on one node"):

@@ -33,6 +33,7 @@ class OneOf:
 
     rank: int = 0
     num_workers: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Stop = field(default_factory=Stop)
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:

@@ -41,7 +41,7 @@ def test_as_many_as_can_all_train_and_no_more(nodes: list[Node], num_workers: in
     assert not all_train(nodes, fit + 1, num_workers, use_gpu)
 
 
-def train(**changes: int | bool) -> TrainConfig:
+def train(**changes: int | str) -> TrainConfig:
     return TrainConfig(**changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -52,8 +52,8 @@ def test_what_no_cluster_has_is_one_line_that_names_the_key() -> None:
     message = str(caught.value)
     assert "a trial of train.num_workers=8 needs 10 CPUs" in message
     assert "this cluster has 3 CPUs and 0 GPUs on 2 nodes; set a lower train.num_workers" in message
-    with pytest.raises(ConfigError, match=r"needs 2 CPUs and 1 GPUs.*set train.use_gpu=false"):
-        check_resources(nodes, train(num_workers=1, use_gpu=True), 0)
+    with pytest.raises(ConfigError, match=r"needs 2 CPUs and 1 GPUs.*set train.device=cpu"):
+        check_resources(nodes, train(num_workers=1, device="cuda"), 0)
     with pytest.raises(ConfigError, match=r"max_concurrent=2: .* at most 1 at once"):
         check_resources(nodes, train(num_workers=1), 2)
 
@@ -74,7 +74,7 @@ def test_what_an_autoscaler_may_add_counts() -> None:
 
 @pytest.mark.parametrize("use_gpu", [False, True])
 def test_where_nobody_knows_what_may_be_added_one_trial_begins(use_gpu: bool) -> None:
-    config = train(num_workers=3, use_gpu=use_gpu)
+    config = train(num_workers=3, device="cuda" if use_gpu else "cpu")
     assert check_resources(nodes_to_come(config, Nodes(alive=[{"CPU": 1.0}], most=None)), config, 0) == 1
     large = Nodes(alive=[{"CPU": 10.0, "GPU": 6.0}], most=None)
     assert check_resources(nodes_to_come(config, large), config, 0) == 2

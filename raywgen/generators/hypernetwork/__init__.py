@@ -65,7 +65,7 @@ class Hypernetwork(Generator[HypernetworkConfig]):
 
     def values(self, condition: Condition, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
-        positions_MG = position_features(layout, _CHUNK_LENGTH)
+        positions_MG = position_features(layout, _CHUNK_LENGTH, self.device)
         mean_G = positions_MG.mean(dim=0)
         tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, mean_G)
         chunks_BMK = self.body(self.condition_summary(tokens_BTH, self.position(positions_MG)))

@@ -170,14 +170,14 @@ class IGPG(Generator[IGPGConfig]):
     def normalizer(self, layout: Layout, given: Normalizer | None = None) -> Normalizer:
         """Returns a layout's normaliser; with scale tokens and no shared base, an unknown layout has its own."""
         if self.config.tokenizer.codes_scales and given is None and not self.knows(layout) and not self._shares_start:
-            return layout_normalizer(layout)
+            return layout_normalizer(layout, device=self.device)
         return super().normalizer(layout, given)
 
     def estimate_normalizer(self, layout: Layout, start_D: Tensor) -> Normalizer:
         """Returns an estimate, or, where scales are tokens, the layout's own units about the shared base, if any."""
         if not self.config.tokenizer.codes_scales:
             return super().estimate_normalizer(layout, start_D)
-        return layout_normalizer(layout, start_D if self._shares_start else None)
+        return layout_normalizer(layout, start_D.to(self.device) if self._shares_start else None, self.device)
 
     @property
     def _trains_on_windows(self) -> bool:

@@ -163,7 +163,7 @@ class Prior(nn.Module):
             num_positions = B * (part.plan[0].stop - part.plan[0].start)
             for group in side_by_side(part.plan, num_positions, sampling.max_rows):
                 N, tail = len(group), group[0].new - group[0].start
-                index_NW = chunks_of(group, part.stop)
+                index_NW = chunks_of(group, part.stop, codes_BML.device)
                 latents_BNWK = rvq.decode(codes_BML[:, index_NW])
                 hidden_RWH = self.states(
                     prefix_BTH.repeat_interleave(N, dim=0),

@@ -42,7 +42,7 @@ def token_nll(
     is_dropped_B2 = None
     if prior.training and config.condition_dropout > 0:
         is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
-    mean_position_G = tokenizer.mean_position(batch.layout, batch.values_BD.device)
+    mean_position_G = tokenizer.mean_position(batch.layout)
     prefix_BTH = prior.prefix(batch.condition, mean_position_G, is_dropped_B2)
     if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
         return -_log_likelihood(prior, prefix_BTH, seen, rvq).mean()
@@ -143,7 +143,7 @@ def _seen_of_whole(
 ) -> _TokenWindow:
     """Encodes whole networks, and where scales are tokens selects a window of each."""
     chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
-    mask_MK = tokenizer.mask(batch.layout).to(chunks_BMK.device)
+    mask_MK = tokenizer.mask(batch.layout)
     (B, M), window = chunks_BMK.shape[:2], prior.config.window
     codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
     seen = _TokenWindow(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)

@@ -120,7 +120,8 @@ def _sample_windows(
         recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
         for group in side_by_side(part.plan, B, sampling.max_rows):
             cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
-            rows = _WindowRows(prior, prefix_STH, num_sides, table, chunks_of(group, part.stop), chunk_scales, cache)
+            index_NW = chunks_of(group, part.stop, prefix_STH.device)
+            rows = _WindowRows(prior, prefix_STH, num_sides, table, index_NW, chunk_scales, cache)
             parts = noise.split(torch.arange(done, done + len(group)))
             num_recent = recent_BML.shape[1]
             tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])

@@ -79,9 +79,10 @@ def plan_parts(num_chunks: int, header: HeaderChunks | None, window: int, sampli
     return parts
 
 
-def chunks_of(group: list[Window], stop: int) -> Tensor:
+def chunks_of(group: list[Window], stop: int, device: torch.device | None = None) -> Tensor:
     """Returns chunk indices int64 `(N, W)` of N equally long windows; beyond `stop` the last chunk is repeated."""
-    return torch.stack([torch.arange(window.start, window.stop) for window in group]).clamp(max=stop - 1)
+    indices = [torch.arange(window.start, window.stop, device=device) for window in group]
+    return torch.stack(indices).clamp(max=stop - 1)
 
 
 def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Window]]:

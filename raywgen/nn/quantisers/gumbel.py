@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raywgen.nn.precision import autocast
 from raywgen.nn.quantisers.base import AllReduce, Gumbel, Quantised, Quantiser, masked_mean, real_parts
 from raywgen.nn.quantisers.kmeans import kmeans, nearest_code, whole_vectors
 
@@ -115,7 +116,7 @@ class GumbelQuantiser(Quantiser):
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Returns tokens int64 `(N, L)`."""
         # In bfloat16, which only training uses, codes of nearly equal probability would tie.
-        with torch.autocast(vectors_NK.device.type, enabled=False):
+        with autocast("fp32", vectors_NK.device.type):
             return self._logits(vectors_NK.float(), mask_NK).argmax(dim=-1)
 
     def real_tokens(self, mask_NK: Tensor) -> Tensor:

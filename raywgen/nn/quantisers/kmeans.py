@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raywgen.nn.precision import autocast
+
 
 def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
     """Returns the index of the nearest code vector, int64 `(N,)`, over real values only."""
@@ -18,7 +20,7 @@ def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -
     """Returns `(|x|^2 - |x - c|^2) / 2` for every code, `(..., V)`."""
     half_square_VK = 0.5 * codebook_VK.square()
     # In bfloat16, which only training uses, a code that is not the nearest would be chosen now and then.
-    with torch.autocast(vectors_XK.device.type, enabled=False):
+    with autocast("fp32", vectors_XK.device.type):
         if mask_XK is None:
             return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
         return (vectors_XK * mask_XK) @ codebook_VK.t() - mask_XK @ half_square_VK.t()

@@ -64,7 +64,7 @@ class ChunkWeights(Denoiser):
     ) -> Tensor:
         """Predicts all chunks of networks or windows at once."""
         if place is None:
-            positions = position_features(layout, self._length).to(x_BnD.device)
+            positions = position_features(layout, self._length, x_BnD.device)
         else:
             positions, x_BnD = place.positions_BWG, x_BnD * place.is_real_BX.unsqueeze(1)
         chunks = self.net(to_chunks(x_BnD, self._length), time_Bn, condition_embedding, positions)

@@ -56,7 +56,7 @@ class ScaledChunks:
         positions_MG: Position features of each chunk: `position_features`, then two flags, for means and for scales.
     """
 
-    def __init__(self, layout: Layout, per: str, chunk_length: int) -> None:
+    def __init__(self, layout: Layout, per: str, chunk_length: int, device: torch.device | None = None) -> None:
         self._groups = groups_of(layout, per)
         self._num_values, self._length = layout.num_values, chunk_length
         firsts_Q, kinds_Q = torch.tensor(self._groups.firsts), torch.tensor(self._groups.kinds)
@@ -72,9 +72,11 @@ class ScaledChunks:
             positions.append(_flagged(ends_MG, flag))
         self._num_means, self._num_scales = (len(mask_MK) for mask_MK in masks)
         self.num_header_chunks = self._num_means + self._num_scales
-        self.mask_MK = torch.cat([*masks, chunk_mask(layout, chunk_length)])
-        self.positions_MG = torch.cat([*positions, _flagged(position_features(layout, chunk_length), None)])
-        self.scale_index_M4 = self._scale_index(firsts_Q)
+        self.mask_MK = torch.cat([*masks, chunk_mask(layout, chunk_length)]).to(device)
+        positions_MG = torch.cat([*positions, _flagged(position_features(layout, chunk_length), None)])
+        self.positions_MG = positions_MG.to(device)
+        self.scale_index_M4 = self._scale_index(firsts_Q).to(device)
+        self._mean_order_X, self._scale_order_X = self._mean_order_X.to(device), self._scale_order_X.to(device)
 
     def encode(self, values_BD: Tensor, kept: Kept) -> Tensor:
         """Returns all chunks `(B, M, K)`.
@@ -83,10 +85,10 @@ class ScaledChunks:
             values_BD: Flat vectors in the layout's units.
             kept: Encodes and decodes header chunks; values are normalised by its result.
         """
-        mean_BX = self._groups.means(values_BD).asinh()[:, self._mean_order_X.to(values_BD.device)]
+        mean_BX = self._groups.means(values_BD).asinh()[:, self._mean_order_X]
         means_BMK = to_chunks(mean_BX, self._length)
         centred_BD = values_BD - self._mean(kept(means_BMK, slice(0, self._num_means)))
-        scale_BX = self._groups.sizes(centred_BD).log().asinh()[:, self._scale_order_X.to(values_BD.device)]
+        scale_BX = self._groups.sizes(centred_BD).log().asinh()[:, self._scale_order_X]
         scales_BMK = to_chunks((scale_BX / _SCALE_UNIT).clamp(-_MOST, _MOST), self._length)
         scaled_BD = centred_BD / self._scale(kept(scales_BMK, slice(self._num_means, self.num_header_chunks)))
         return torch.cat([means_BMK, scales_BMK, to_chunks(scaled_BD, self._length)], dim=1)
@@ -113,19 +115,19 @@ class ScaledChunks:
     def _mean(self, means_BMK: Tensor) -> Tensor:
         """Returns the mean that each value is centred by, `(B, D)`."""
         mean_BX = from_chunks(means_BMK, len(self._mean_order_X)).clamp(-_MOST, _MOST).sinh()
-        return self._groups.means_over_values(mean_BX[:, self._mean_order_X.argsort().to(mean_BX.device)])
+        return self._groups.means_over_values(mean_BX[:, self._mean_order_X.argsort()])
 
     def _scale(self, scales_BMK: Tensor) -> Tensor:
         """Returns the positive scale that each value is divided by, `(B, D)`."""
         number_BX = from_chunks(scales_BMK, len(self._scale_order_X)).clamp(-_MOST, _MOST)
         scale_BX = (_SCALE_UNIT * number_BX).sinh().exp()
-        return self._groups.over_values(scale_BX[:, self._scale_order_X.argsort().to(scale_BX.device)])
+        return self._groups.over_values(scale_BX[:, self._scale_order_X.argsort()])
 
 
 @lru_cache(maxsize=64)
-def scaled_chunks(layout: Layout, per: str, chunk_length: int) -> ScaledChunks:
+def scaled_chunks(layout: Layout, per: str, chunk_length: int, device: torch.device | None = None) -> ScaledChunks:
     """Returns the chunks of a layout with its scales; the result is shared between calls."""
-    return ScaledChunks(layout, per, chunk_length)
+    return ScaledChunks(layout, per, chunk_length, device)
 
 
 def num_scaled_position_features() -> int:
@@ -135,7 +137,7 @@ def num_scaled_position_features() -> int:
 
 def unit_normalizer(layout: Layout, normalizer: Normalizer) -> Normalizer:
     """Returns the normaliser of the layout's own units, about the start that networks share if they share one."""
-    return layout_normalizer(layout, normalizer.start_D)
+    return layout_normalizer(layout, normalizer.start_D, normalizer.scale_N.device)
 
 
 def _flagged(positions_MG: Tensor, flag: int | None) -> Tensor:

@@ -57,6 +57,12 @@ class Tokenizer(nn.Module):
         self.encoder = self._coder()
         self.quantiser = build_quantiser(config.quantiser, config.chunk_length, config.num_steps)
         self.decoder = self._coder()
+        self._padded_layouts: dict[str, bool] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tokeniser, where masks and positions are too."""
+        return next(self.parameters()).device
 
     def latents(self, chunks_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Encodes whole networks' chunks, without quantising, `(B, M, K)`; without a mask all values are real."""
@@ -134,7 +140,7 @@ class Tokenizer(nn.Module):
         """Returns a layout's chunks with a header of scales; None where scales are not coded."""
         if self._scales == "normalizer":
             return None
-        return scaled_chunks(layout, self._scales, self.config.chunk_length)
+        return scaled_chunks(layout, self._scales, self.config.chunk_length, self.device)
 
     @property
     def codes_scales(self) -> bool:
@@ -150,26 +156,26 @@ class Tokenizer(nn.Module):
         """Returns the mask of a layout's chunks, `(M, K)`, or of some chunks, `(X, K)`: 1 for values, 0 for padding."""
         scaled = self.scaled(layout)
         if scaled is None:
-            return chunk_mask(layout, self.config.chunk_length, index_X)
-        return scaled.mask_MK if index_X is None else scaled.mask_MK.to(index_X.device)[index_X]
+            return chunk_mask(layout, self.config.chunk_length, index_X, self.device)
+        return scaled.mask_MK if index_X is None else scaled.mask_MK[index_X]
 
     def positions(self, layout: Layout, index_X: Tensor | None = None) -> Tensor:
         """Returns the position features of each chunk, `(M, G)`, or of some chunks, `(X, G)`; zeros beyond the end."""
         scaled = self.scaled(layout)
         if scaled is not None:
-            return scaled.positions_MG if index_X is None else scaled.positions_MG.to(index_X.device)[index_X]
+            return scaled.positions_MG if index_X is None else scaled.positions_MG[index_X]
         if index_X is None:
-            return position_features(layout, self.config.chunk_length)
+            return position_features(layout, self.config.chunk_length, self.device)
         # Chunks beyond the end fill up the last block; there a coder sees zeros.
         features_XG = chunk_features(layout, self.config.chunk_length, index_X)
         return features_XG * (index_X < self.num_chunks(layout)).unsqueeze(-1)
 
-    def mean_position(self, layout: Layout, device: torch.device) -> Tensor:
+    def mean_position(self, layout: Layout) -> Tensor:
         """Returns the mean `(G,)` of the position features of a layout's chunks."""
         scaled = self.scaled(layout)
         if scaled is None:
-            return mean_position_features(layout, self.config.chunk_length, device)
-        return scaled.positions_MG.mean(dim=0).to(device)
+            return mean_position_features(layout, self.config.chunk_length, self.device)
+        return scaled.positions_MG.mean(dim=0)
 
     def windows_with(self, layout: Layout, index_BW: Tensor) -> Windows:
         """Returns the windows of the given chunks, with the other chunks that their tokens follow from around them."""
@@ -196,19 +202,18 @@ class Tokenizer(nn.Module):
 
     def padding_codes(self, layout: Layout, index_X: Tensor) -> Tensor | None:
         """Returns the codes `(X, L)` of padding tokens of some chunks, -1 for all others; None without such tokens."""
-        last_1 = torch.tensor([self.num_chunks(layout) - 1], device=index_X.device)
-        if bool(self.quantiser.real_tokens(self.mask(layout, last_1)).all()) and self.scaled(layout) is None:
-            return None  # Only the last chunk may be partly filled.
+        if not self._has_padding_tokens(layout):
+            return None
         mask_XK = self.mask(layout, index_X)
         is_real_XL = self.quantiser.real_tokens(mask_XK.flatten(0, -2)).unflatten(0, index_X.shape)
         return torch.where(is_real_XL, -1, self.quantiser.encode(mask_XK.new_zeros(1, mask_XK.shape[-1])))
 
     def table(self, layout: Layout) -> ChunkTable:
         """Returns the prior's inputs about a layout's chunks."""
-        is_real_ML, padding_codes_ML = self.real_tokens(layout), None
-        if not bool(is_real_ML.all()):
-            zeros_1K = torch.zeros(1, self.config.chunk_length, device=is_real_ML.device)
-            padding_codes_ML = torch.where(is_real_ML, -1, self.quantiser.encode(zeros_1K))
+        padding_codes_ML = None
+        if self._has_padding_tokens(layout):
+            zeros_1K = torch.zeros(1, self.config.chunk_length, device=self.device)
+            padding_codes_ML = torch.where(self.real_tokens(layout), -1, self.quantiser.encode(zeros_1K))
         return ChunkTable(
             positions_MG=self.positions(layout), padding_codes_ML=padding_codes_ML, header=self._header(layout)
         )
@@ -216,6 +221,15 @@ class Tokenizer(nn.Module):
     def real_tokens(self, layout: Layout) -> Tensor:
         """Returns which tokens of a layout's chunks hold a value, bool `(M, L)`."""
         return self.quantiser.real_tokens(self.mask(layout))
+
+    def _has_padding_tokens(self, layout: Layout) -> bool:
+        """Whether some tokens of a layout hold no value. It is asked of the device once, which would wait for it."""
+        if layout.id not in self._padded_layouts:
+            last_1 = torch.tensor([self.num_chunks(layout) - 1], device=self.device)
+            # Without a header only the last chunk may be partly filled.
+            mask_XK = self.mask(layout, last_1 if self.scaled(layout) is None else None)
+            self._padded_layouts[layout.id] = not bool(self.quantiser.real_tokens(mask_XK).all())
+        return self._padded_layouts[layout.id]
 
     @property
     def num_position_features(self) -> int:
