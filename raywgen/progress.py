@@ -66,6 +66,20 @@ class Bar:
         """Shows that `done` of `total` are done, and estimates the remaining time from the rate so far."""
         self._show(self._title, done, total, f"{done}/{total}{self._left(done, total)}")
 
+    def amount(self, done: int, total: int, unit: str) -> None:
+        """Shows how much of a large amount is done, at what rate, and the estimated remaining time."""
+        rate = self._rate(done)
+        each = f", {_short(rate)} {unit}/s" if rate > 0 else ""
+        line = f"{_short(done)}/{_short(total)} {unit}{each}{self._left(done, total)}"
+        self._show(f"{self._title}: {line}", done, total, line)
+
+    def _rate(self, done: int) -> float:
+        """Returns the rate since the first update, 0 until there is one."""
+        if self._first is None:
+            return 0.0
+        since, before = self._first
+        return (done - before) / max(1e-9, time.monotonic() - since)
+
     def _left(self, done: int, total: int) -> str:
         """Returns the estimated remaining time as text; empty until there is a rate.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raywgen.cli.cluster import app as cluster_app
-from raywgen.cli.corpus import app as corpus_app
+from raywgen.cli.corpus_encode import app as corpus_app
 from raywgen.cli.encoder import app as encoder_app
 from raywgen.cli.job import app as job_app
 from raywgen.cli.job import run_status_command

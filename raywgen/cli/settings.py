@@ -25,6 +25,7 @@ out = Console(emoji=False)
 SCHEMAS = {
     "demo": "raywgen.benchmarks.demo:DemoConfig",
     "zoo train": "raywgen.zoo:ZooConfig",
+    "corpus encode": "raywgen.training.encode_corpus:EncodeConfig",
     "encoder train": "raywgen.tasks.encoder_training:EncoderConfig",
     "train": "raywgen.training:TrainConfig",
     "generate": "raywgen.generation:GenerateConfig",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 _SHOWN_RUNS = 8
+_SHOWN_OF_TOKENS = ("chunk_length", "num_levels", "num_codes")
 
 
 def summary(corpus: Corpus) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def summary(corpus: Corpus) -> dict[str, Any]:
     known = accuracy.filter(pc.is_finite(accuracy))
     refused = sum(map(is_refused, corpus.quarantine.to_pylist()))
     runs = Counter(facts.column("trajectory_id").to_pylist())
-    return {
+    counts = {
         "location": corpus.location,
         "schema_version": corpus.manifest["schema_version"],
         "checkpoints": facts.num_rows,
@@ -43,3 +44,5 @@ def summary(corpus: Corpus) -> dict[str, Any]:
         "test_accuracy": [pc.min(known).as_py(), pc.max(known).as_py()] if len(known) else None,
         "licences": sorted(set(facts.column("licence").to_pylist())),
     }
+    tokens = corpus.manifest["recipe"].get("tokens")
+    return counts if tokens is None else counts | {"tokens": {key: tokens[key] for key in _SHOWN_OF_TOKENS}}

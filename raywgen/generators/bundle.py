@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raywgen.config import stored_config
+from raywgen.config_places import without_places
 from raywgen.files import write_text
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import MethodImportError, build, method
@@ -90,7 +91,7 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     content = {
         "schema_version": SCHEMA_VERSION,
         "method": generator.method,
-        "config": dataclasses.asdict(generator.config),
+        "config": dataclasses.asdict(without_places(generator.config)),
         "data": dataclasses.asdict(generator.data),
         "layouts": {
             layout_id: Layout(layout.tensors).to_json() for layout_id, (layout, _) in generator.normalizers.items()

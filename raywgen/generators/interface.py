@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raywgen.config import merge_config
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.generators.settings import ConfigT_co, GeneratorConfig, Sampling, SamplingError, StageConfig
+from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import (
     Condition,
@@ -103,6 +104,15 @@ class Stage(nn.Module, ABC):
         there is. By default the stage keeps the values that it is given, and a gradient or another copy of them.
         """
         return 8.0
+
+    @property
+    def tokens(self) -> str:
+        """The source of the tokens that batches hold in place of values.
+
+        It is `none` for a stage whose batches hold values, `auto` for one whose trainer makes the tokens by the
+        generator's `token_encoder`, or the path or URI of a corpus of tokens.
+        """
+        return "none"
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the stage from data; every worker calls it with the same batches."""
@@ -297,6 +307,10 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
 
     def weight_code(self) -> WeightCode | None:
         """Returns the discrete code that the generator stores weights in, for reports; None where it has none."""
+        return None
+
+    def token_encoder(self) -> TokenEncoder | None:
+        """Returns the encoder by which tokens of weights are stored; None where the generator has no tokens."""
         return None
 
     def encoders(self) -> dict[str, str]:

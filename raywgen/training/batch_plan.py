@@ -123,8 +123,10 @@ class BatchPlan:
         tasks = [rows.tasks[int(row)] for row in row_B]
         condition, query = self._samples(tasks, sample_index_B)
         condition = replace(condition, policies=tuple(rows.policies[int(row)] for row in row_B))
+        reads_tokens = view is not None and view.stage.tokens != "none" and rows.tokens is not None
         batch = WeightBatch(
-            values_BD=rows.values(row_B, windows),
+            values_BD=torch.empty(len(row_B), 0) if reads_tokens else rows.values(row_B, windows),
+            codes_BWL=rows.codes(row_B, windows) if reads_tokens else None,
             layout=rows.layout,
             # A network is as large as what it is generated for, and windows of it are run through none.
             module=self._moved(rows.module()) if windows is None else nn.Module(),

@@ -9,6 +9,7 @@ import torch
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.moments import tensor_moments
 from raywgen.corpus.packed_weights import refuse_packed_weights
+from raywgen.corpus.tokens import is_tokens
 from raywgen.generators import DataSpec
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
@@ -46,8 +47,13 @@ def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> Normalize
         folder: Where starts that large networks share are written, to be mapped; None holds them in memory.
 
     Raises:
-        CorpusError: Weights are packed in integers, which no generator writes.
+        CorpusError: The corpus holds tokens, or weights packed in integers, which no generator writes.
     """
+    if is_tokens(corpus):
+        raise CorpusError(
+            f"{corpus.location} holds tokens, not weights; train on the corpus of weights, with "
+            f"generator.prior.tokens={corpus.location}"
+        )
     refuse_packed_weights(corpus)
     normalizers = {}
     for layout_id, found in tensor_moments(corpus).items():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from raywgen.config import ConfigError, save_config
+from raywgen.config_places import without_places
 from raywgen.corpus import Corpus
 from raywgen.corpus.storage import absolute
 from raywgen.generators import Stage
@@ -32,6 +33,7 @@ from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
+from raywgen.training.run_tokens import check_tokens
 from raywgen.training.runlog import Row, read_metrics
 from raywgen.training.stages_file import StageRecord, stage_records, write_stages
 from raywgen.training.trainer import RunSpec, resumed_state
@@ -194,6 +196,8 @@ def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
     """
     stages = spec.build().stages()
     _check_blocks(stages, spec.config)
+    for stage in stages:
+        check_tokens(stage.tokens, corpus)
     _check_batches(stages, max(1, spec.config.num_workers), spec.config.accumulate)
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
@@ -255,8 +259,8 @@ def _differences(config: TrainConfig) -> list[str]:
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that may not change when a run goes on.
 
-    The place of the run, its workers, and how often it saves and logs may change. The content of the corpus is compared
-    by its digest.
+    The place of the run and of stored tokens, its workers, and how often it saves and logs may change. The content of
+    the corpus is compared by its digest.
     """
     free = {"out": "", "num_workers": 1, "device": "auto", "max_failures": 0, "grace_seconds": 1.0}
     engine: dict[str, Any] = {
@@ -270,7 +274,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     fixed = replace(
         config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
     )
-    return dict(flatten(asdict(fixed)))
+    return dict(flatten(asdict(without_places(fixed))))
 
 
 def _metadata(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:

@@ -95,6 +95,6 @@ class Prefetch:
                 batch, noise = self._draw(step)
         except BaseException as error:
             return error
-        targets = batch.targets_BAD
-        self._batch_bytes = batch.values_BD.nbytes + (0 if targets is None else targets.nbytes)
+        parts = (batch.values_BD, batch.targets_BAD, batch.codes_BWL)
+        self._batch_bytes = sum(part.nbytes for part in parts if part is not None)
         return batch, noise

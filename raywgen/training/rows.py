@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import Corpus
+from raywgen.corpus.tokens import StoredTokens, TokenCorpus
 from raywgen.tasks import Task, build_network, build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training.stored_weights import StoredWeights, Weights
@@ -42,6 +43,7 @@ class LayoutRows:
         steps: Optimiser step of each, N entries.
         policies: Name of the optimiser of each, N entries.
         ids: Id of each, N entries.
+        tokens: Where the tokens of `weights` are read; None where there are none.
         target_index_NA: Which of `weights` the local targets of each are, where `trajectory_rows` made the rows.
     """
 
@@ -54,6 +56,7 @@ class LayoutRows:
     steps: list[int]
     policies: list[str]
     ids: list[str]
+    tokens: StoredTokens | None = None
     target_index_NA: Tensor | None = None
 
     def __len__(self) -> int:
@@ -62,6 +65,14 @@ class LayoutRows:
     def values(self, row_B: Tensor, windows: Windows | None = None) -> Tensor:
         """Reads networks, float32 `(B, D)`, or the values of a window of each."""
         return self._read(self.index_N[row_B], windows)
+
+    def codes(self, row_B: Tensor, windows: Windows | None = None) -> Tensor:
+        """Reads the tokens of networks, int64 `(B, M, L)`, or of the inner chunks of a window of each."""
+        assert self.tokens is not None, "the rows have no tokens"
+        if windows is None:
+            return self.tokens.codes(self.index_N[row_B])
+        index_BW = windows.index_BW if windows.inner_BW is None else windows.inner_BW
+        return self.tokens.codes(self.index_N[row_B], index_BW[:, 0], index_BW.shape[1])
 
     def targets(self, row_B: Tensor, windows: Windows | None = None) -> Tensor | None:
         """Reads the local targets of networks, float32 `(B, A, D)`, or a window of each; None where rows have none."""
@@ -146,6 +157,18 @@ class RunRows:
         """
         corpus.shards_of([_TRAIN])  # Raises where there are none.
         return cls(train=layout_rows(corpus, [_TRAIN]), held=layout_rows(corpus, [_HELD]))
+
+    def with_tokens(self, tokens: TokenCorpus) -> RunRows:
+        """Returns the same checkpoints with their tokens.
+
+        Raises:
+            TokensError: The tokens of a checkpoint are not there.
+        """
+        train, held = (
+            [replace(rows, tokens=tokens.of(rows.layout.id, rows.ids)) for rows in part]
+            for part in (self.train, self.held)
+        )
+        return RunRows(train=train, held=held)
 
     def digest(self) -> str:
         """Changes with which checkpoints these are and with their order."""

@@ -58,7 +58,7 @@ class StepMeter:
         checkpointing does again included. Counting is slow, so that step adds nothing to the rates.
         """
         stage, layout_id = self._engine.stage, batch.layout.id
-        num_seen = (batch.values_BD if batch.targets_BAD is None else batch.targets_BAD).numel()
+        num_seen = batch.num_values
         if self._peak is not None and layout_id not in self._flops_per_value:
             self._waited = self._waited_before
             with FlopCounterMode(display=False) as counter, _uncompiled(self._engine.settings.compile):

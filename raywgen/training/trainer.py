@@ -37,6 +37,7 @@ from raywgen.training.prefetch import DrawnBatch, Prefetch
 from raywgen.training.resource_check import check_whole_networks
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
+from raywgen.training.run_tokens import AUTO, NONE, make_tokens, open_tokens
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
 from raywgen.training.step_meter import StepMeter
@@ -232,6 +233,9 @@ class Trainer:
         """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""
         stage = self.generator.stages()[index]
         engine = self._start_stage(stage, index)
+        if stage.tokens != NONE and not self._read_tokens(engine):
+            self.was_stopped = True
+            return False
         num_steps = stage.config.num_steps
         stop_step = self._stop_step(index, num_steps)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
@@ -290,6 +294,27 @@ class Trainer:
             if self.is_first:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)
+
+    def _read_tokens(self, engine: Engine) -> bool:
+        """Makes or opens the tokens that a stage learns from; returns False where a worker was asked to stop."""
+        corpus, source = Corpus.open(self.config.corpus, self.spec.snapshot), engine.stage.tokens
+        if source == AUTO:
+            worker = self.worker
+            tokens = make_tokens(
+                self.config.out,
+                corpus,
+                self.generator,
+                rank=worker.rank,
+                num_workers=worker.num_workers,
+                asked_to_stop=worker.stop.asked,
+            )
+        else:
+            tokens = open_tokens(source, corpus, self.generator)
+        if engine.any(tokens is None) or tokens is None:
+            return False
+        self._rows = self._rows.with_tokens(tokens)
+        self.batches, self.validation = self._batch_plans()
+        return True
 
     def _train_step(self, run: _StageRun, step: int) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""

@@ -144,6 +144,8 @@ class WeightBatch:
         targets_BAD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
             the generator needs them. With `windows`, the values of these alone.
         windows: The part of each network that the batch holds; None for whole networks.
+        codes_BWL: Stored tokens of the windows (of their inner chunks) or of whole networks, int64, in place of values,
+            of which there are then none, `(B, 0)`; None in a batch of values.
     """
 
     values_BD: Tensor
@@ -154,9 +156,17 @@ class WeightBatch:
     sample_index_B: Tensor
     targets_BAD: Tensor | None = None
     windows: Windows | None = None
+    codes_BWL: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample_index_B)
+
+    @property
+    def num_values(self) -> int:
+        """Number of values that the batch holds or, where it holds tokens, that these stand for."""
+        if self.codes_BWL is not None:
+            return len(self) * (self.layout.num_values if self.windows is None else self.windows.num_values)
+        return (self.values_BD if self.targets_BAD is None else self.targets_BAD).numel()
 
     def to(self, device: torch.device) -> Self:
         """Copies the batch to another device; the module, whose values are not used, stays where it is."""
@@ -168,11 +178,16 @@ class WeightBatch:
             sample_index_B=_moved(self.sample_index_B, device),
             targets_BAD=None if self.targets_BAD is None else _moved(self.targets_BAD, device),
             windows=None if self.windows is None else self.windows.to(device),
+            codes_BWL=None if self.codes_BWL is None else self.codes_BWL.to(device),
         )
 
     def cut(self, windows: Windows) -> Self:
         """Returns the windows of a batch of whole networks."""
         assert self.windows is None, "the batch holds windows already"
+        if self.codes_BWL is not None:
+            index_BW = windows.index_BW if windows.inner_BW is None else windows.inner_BW
+            rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
+            return replace(self, codes_BWL=self.codes_BWL[rows_B1, index_BW], windows=windows)
         position_BX = windows.position_BX
         is_real_BX = position_BX < self.layout.num_values
         position_BX = position_BX.clamp(max=self.layout.num_values - 1)
@@ -187,6 +202,7 @@ class WeightBatch:
     def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
         """Joins batches of one layout, of whole networks or of windows of equal length."""
         windows = [part.windows for part in parts if part.windows is not None]
+        codes = [part.codes_BWL for part in parts if part.codes_BWL is not None]
         targets = [part.targets_BAD for part in parts if part.targets_BAD is not None]
         return replace(
             parts[0],
@@ -196,6 +212,7 @@ class WeightBatch:
             sample_index_B=torch.cat([part.sample_index_B for part in parts]),
             targets_BAD=torch.cat(targets) if targets else None,
             windows=Windows.join(windows) if windows else None,
+            codes_BWL=torch.cat(codes) if codes else None,
         )
 
     def first(self, num: int) -> Self:
@@ -213,6 +230,7 @@ class WeightBatch:
             sample_index_B=self.sample_index_B[own_N],
             targets_BAD=None if self.targets_BAD is None else self.targets_BAD[own_N],
             windows=None if self.windows is None else self.windows.take(index_N),
+            codes_BWL=None if self.codes_BWL is None else self.codes_BWL[index_N],
         )
 
 

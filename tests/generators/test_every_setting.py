@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from raywgen.config import load_config
+from raywgen.config_places import PLACE
 from raywgen.generators import METHODS, DataSpec, GenerationRequest, Generator, Sampling, Stage
 from raywgen.generators.bundle import build_generator
 from raywgen.training.engine import LocalEngine
@@ -265,9 +266,11 @@ BASES = {
 
 
 def settings_of(config: object, prefix: str = "") -> list[str]:
-    """Lists the dotted names of all settings, those of nested groups included."""
+    """Lists the dotted names of all settings, but for places, which change nothing; those of nested groups included."""
     names = []
     for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        if field.metadata.get(PLACE):
+            continue
         value = getattr(config, field.name)
         key = f"{prefix}{field.name}"
         names += settings_of(value, f"{key}.") if dataclasses.is_dataclass(value) else [key]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from raywgen.config_places import PLACE
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
 from raywgen.nn.batch_norm import Statistics
@@ -36,6 +37,9 @@ class PriorConfig(StageConfig):
             in equal parts. Guidance needs it above 0.
         independent_share: Share of networks trained with chunks that do not see each other.
         dropout: Dropout rate of the residual branches; the only noise that depends on the number of workers.
+        tokens: Source of the tokens that are learned: `none` encodes the weights of each batch, `auto` encodes the
+            corpus once, into the run folder, and the path or URI of tokens (`raywgen corpus encode`) reads these. What
+            is learned is the same.
     """
 
     num_steps: int = 250
@@ -51,6 +55,7 @@ class PriorConfig(StageConfig):
     condition_dropout: float = 0.0
     independent_share: float = 0.0
     dropout: float = 0.0
+    tokens: str = field(default="none", metadata={PLACE: True})
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
@@ -69,6 +74,10 @@ class PriorConfig(StageConfig):
         if self.data_encoder and encoder_kind(self.data_encoder) == "folder" and "://" not in self.data_encoder:
             # A worker starts in a folder of its own.
             self.data_encoder = str(Path(self.data_encoder).absolute())
+        if self.tokens in ("", "False"):  # YAML reads `off` as False.
+            raise ValueError("tokens: give none, auto, or the folder of a corpus of tokens")
+        if self.tokens not in ("none", "auto") and "://" not in self.tokens:
+            self.tokens = str(Path(self.tokens).absolute())
 
 
 @dataclass(frozen=True, kw_only=True)

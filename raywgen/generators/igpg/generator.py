@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
+from raywgen.generators.common.tokenizer.encoder import TokenizerEncoder
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.shuffled_conditions import shuffled_conditions
@@ -28,6 +29,7 @@ from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_l
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage
 from raywgen.generators.reporting import Ablation, WeightCode
+from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (
     Condition,
@@ -105,6 +107,10 @@ class IGPG(Generator[IGPGConfig]):
             encode=self.tokens,
             real_tokens=tokenizer.real_tokens,
         )
+
+    def token_encoder(self) -> TokenEncoder:
+        """Returns the tokeniser as it encodes whole corpora."""
+        return TokenizerEncoder(self.tokenizer, self.normalizers)
 
     def encoders(self) -> dict[str, str]:
         """Returns the encoder of the samples, if there is one."""

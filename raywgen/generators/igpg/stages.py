@@ -125,13 +125,15 @@ def prior_windows(prior: Prior, tokenizer: Tokenizer, layout: Layout, noise: Key
 def _seen_tokens(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, normalizers: NormalizerTable, noise: KeyedNoise
 ) -> _TokenWindow:
-    """Encodes the part of each network that the step sees, and little more."""
+    """Encodes the part of each network that the step sees, and little more, or takes its stored tokens."""
     layout, normalizer = batch.layout, normalizers[batch.layout.id][1]
     if batch.windows is None and (windows := prior_windows(prior, tokenizer, layout, noise)) is not None:
         batch = batch.cut(windows)
     if (windows := batch.windows) is not None and windows.inner_BW is not None:
-        codes_BWL = tokenizer.encode_windows(tokenizer.window_chunks(batch, normalizer), layout, windows)
-        index_BW = windows.inner_BW
+        index_BW, codes_BWL = windows.inner_BW, batch.codes_BWL
+        if codes_BWL is None:
+            chunks_BXK = tokenizer.window_chunks(batch.values_BD, windows, layout, normalizer)
+            codes_BWL = tokenizer.encode_windows(chunks_BXK, layout, windows)
         return _TokenWindow(
             codes_BWL, tokenizer.positions(layout, index_BW), tokenizer.padding_codes(layout, index_BW), None, None
         )
@@ -141,16 +143,18 @@ def _seen_tokens(
 def _seen_of_whole(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer, noise: KeyedNoise
 ) -> _TokenWindow:
-    """Encodes whole networks, and where scales are tokens selects a window of each."""
-    chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
-    mask_MK = tokenizer.mask(batch.layout)
-    (B, M), window = chunks_BMK.shape[:2], prior.config.window
-    codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
+    """Encodes whole networks or takes their tokens, and where scales are tokens selects a window of each."""
+    codes_BML, window = batch.codes_BWL, prior.config.window
+    if codes_BML is None:
+        chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
+        mask_MK = tokenizer.mask(batch.layout)
+        codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
+    B, M = codes_BML.shape[:2]
     seen = _TokenWindow(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
-    index_BW = torch.arange(M, device=chunks_BMK.device).expand(B, -1)
+    index_BW = torch.arange(M, device=codes_BML.device).expand(B, -1)
     if 0 < window < M:
-        index_BW = random_windows(noise, M, window).to(chunks_BMK.device)
-        rows_B1 = torch.arange(B, device=chunks_BMK.device).unsqueeze(1)
+        index_BW = random_windows(noise, M, window).to(codes_BML.device)
+        rows_B1 = torch.arange(B, device=codes_BML.device).unsqueeze(1)
         codes_BWL = codes_BML[rows_B1, index_BW]
         seen = _TokenWindow(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
     header = prior.header(table)
@@ -209,6 +213,11 @@ class PriorStage(Stage):
     def parameter_use(self) -> ParameterUse:
         """The batch decides which modules run, and how often, if some networks have independent chunks."""
         return "modules" if self.config.independent_share in (0, 1) else "whole"
+
+    @property
+    def tokens(self) -> str:
+        """The stage reads stored tokens if its settings say so."""
+        return self.config.tokens
 
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a random window of each network that is longer than the prior's."""

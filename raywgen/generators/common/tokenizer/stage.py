@@ -182,7 +182,7 @@ class TokenizerStage(Stage):
         batch = self.see(batch, noise)
         if batch.windows is not None:
             index_BW = batch.windows.index_BW
-            chunks_BWK = tokenizer.window_chunks(batch, self.normalizers[layout.id][1])
+            chunks_BWK = tokenizer.window_chunks(batch.values_BD, batch.windows, layout, self.normalizers[layout.id][1])
             mask_BWK = tokenizer.mask(layout, index_BW)
             return _ChunkWindow(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, mask_BWK)
         chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)

@@ -31,7 +31,7 @@ from raywgen.generators.common.tokenizer.scales import (
 from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import build_quantiser
-from raywgen.weights import Layout, Normalizer, WeightBatch, Windows
+from raywgen.weights import Layout, Normalizer, Windows
 from raywgen.weights.chunks import (
     chunk_features,
     chunk_mask,
@@ -187,16 +187,14 @@ class Tokenizer(nn.Module):
             inner_BW=index_BW,
         )
 
-    def window_chunks(self, batch: WeightBatch, normalizer: Normalizer) -> Tensor:
-        """Returns the normalised chunks `(B, W, K)` of a batch of windows, zeros beyond the end of a network.
+    def window_chunks(self, values_BX: Tensor, windows: Windows, layout: Layout, normalizer: Normalizer) -> Tensor:
+        """Returns the normalised chunks `(B, W, K)` of the values of windows, zeros beyond the end of a network.
 
         Only where scales are no tokens: those of a network are known from all of its values alone.
         """
-        windows, layout = batch.windows, batch.layout
-        assert windows is not None
         assert not self.codes_scales
         position_BX = windows.position_BX
-        normalised_BX = normalizer.normalise(batch.values_BD, position_BX.clamp(max=layout.num_values - 1))
+        normalised_BX = normalizer.normalise(values_BX, position_BX.clamp(max=layout.num_values - 1))
         normalised_BX = torch.where(position_BX < layout.num_values, normalised_BX, 0.0)
         return to_chunks(normalised_BX, self.config.chunk_length)
 

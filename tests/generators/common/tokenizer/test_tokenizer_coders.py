@@ -99,7 +99,8 @@ def test_tokens_of_a_chunk_do_not_depend_on_the_window(coder: str, widths: tuple
             start_B = (turn + torch.arange(NUM)) % (M - window + 1)
             index_BW = start_B.unsqueeze(1) + torch.arange(window)
             windows = generator.tokenizer.windows_with(layout, index_BW)
-            chunks_BXK = generator.tokenizer.window_chunks(batch.cut(windows), generator.normalizer(layout))
+            values_BX, normalizer = batch.cut(windows).values_BD, generator.normalizer(layout)
+            chunks_BXK = generator.tokenizer.window_chunks(values_BX, windows, layout, normalizer)
             seen_BWL = generator.tokenizer.encode_windows(chunks_BXK, layout, windows)
             assert torch.equal(seen_BWL, codes_BML[torch.arange(NUM).unsqueeze(1), index_BW])
 
