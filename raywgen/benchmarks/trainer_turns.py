@@ -77,6 +77,7 @@ class _TurnTaking:
     def __init__(self, spec: RunSpec, rank: int, num_workers: int) -> None:
         self.spec, self.rank, self.num_workers = spec, rank, num_workers
         self.stop = self
+        self.device = torch.device("cpu")
         self.times = Times()
         self._loss = 0.0
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
 from raywgen.training.config import TrainConfig
-from raywgen.training.engine import Engine, EngineSettings
+from raywgen.training.engine import Engine
 from raywgen.training.prefetch import DrawnBatch, Prefetch
 from raywgen.training.resource_check import check_whole_networks
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
@@ -42,6 +41,7 @@ from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
 from raywgen.training.step_meter import StepMeter
 from raywgen.training.strategy import suited_settings
+from raywgen.training.worker_context import WorkerContext
 from raywgen.weights import NormalizerTable
 
 _NUM_SETUP_BATCHES = 16
@@ -82,49 +82,6 @@ class RunSpec:
         """A fresh generator; the same on every worker."""
         config = self.config
         return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
-
-
-class StopRequest(Protocol):
-    """The source of requests to stop a run before its end, such as signals."""
-
-    def asked(self) -> bool:
-        """Whether this worker shall stop; one worker's yes counts for all."""
-        ...
-
-    def awaited(self) -> AbstractContextManager[None]:
-        """Wraps the training steps, after each of which `asked` is called."""
-        ...
-
-
-class WorkerContext(Protocol):
-    """The process that trains, one of `num_workers`.
-
-    Attributes:
-        rank: Its number; 0 writes the files.
-        num_workers: Size of the group.
-        device: The device it trains on.
-    """
-
-    rank: int
-    num_workers: int
-    device: torch.device
-
-    @property
-    def stop(self) -> StopRequest:
-        """Tells whether to stop."""
-        ...
-
-    def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
-        """The engine that takes the steps of a stage."""
-        ...
-
-    def memory(self) -> int:
-        """The bytes that each worker may use of its device."""
-        ...
-
-    def check_agreement(self, parts: Mapping[str, str]) -> None:
-        """Raises on all workers if one of them holds something else."""
-        ...
 
 
 def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
