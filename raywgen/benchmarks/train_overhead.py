@@ -4,6 +4,8 @@
     overhead_2       likewise, of two processes (gloo) under DeepSpeed over bare `DistributedDataParallel`
     input_wait       share of the steps' time spent waiting for batches of a mapped corpus, by default four times larger
                      than a limit on the worker's private memory (`RLIMIT_DATA`)
+    token_speedup    step time of a prior that encodes windows of weights over that of one on stored tokens
+    token_ratio      bytes of the corpus over those of its tokens
     startup_seconds  from the start of a process to the end of the first step on two workers of Ray Train, the setup
                      of its stage included, such as k-means for codebooks
 
@@ -29,11 +31,13 @@ from typing import Any
 import torch
 
 from raywgen.benchmarks.random_corpus import random_corpus
+from raywgen.benchmarks.token_steps import token_figures
 from raywgen.benchmarks.trainer_turns import Times, train_in_turns
 from raywgen.corpus import Corpus
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, launch, load_train_config, read_metrics
 from raywgen.training.data import data_spec, measure_normalizers
+from raywgen.training.run_folder import BUNDLE
 from raywgen.training.runlog import TENSORBOARD
 from raywgen.training.session import ray_session
 from raywgen.training.stages_file import STAGES_FILE
@@ -99,10 +103,11 @@ def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, An
     if config.startup:
         conditions["startup"] = _startup(config, small, folder / "startup")
         figures["startup_seconds"] = sum(conditions["startup"].values())
+    run = _run_config(config, small.location, folder / "tokens-run")
+    figures |= token_figures(run, small, folder / "run-1" / BUNDLE, folder / "tokens", config.num_steps)
     if not config.folder:
         shutil.rmtree(folder)
     conditions |= {
-        "tokens": "token_speedup and token_ratio are not measured: there are no token corpora yet",
         "steps": config.num_steps,
         "batch_size": config.batch_size,
         "zero_stage": config.zero_stage,
