@@ -161,7 +161,7 @@ class ActorPool(Generic[Item, Result]):
         Raises:
             NoResourcesError: No actor could start within `start_timeout`.
             ActorsLostError: Actors died again and again at one item, or none began though CPUs were free.
-            Exception: What `work` raises.
+            Exception: The error that `work` raises.
         """
         self._items, self._queue = items, deque(range(len(items)))
         while self._is_busy or (not self._given_up and (self._queue or self._waiting)):

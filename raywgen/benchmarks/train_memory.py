@@ -82,7 +82,7 @@ class TrainMemoryConfig:
     """The corpora, and what is trained on them.
 
     Attributes:
-        methods: What is trained: `tokenizer`, `prior`, `mcdi`, `lohp`.
+        methods: The stages that are trained: `tokenizer`, `prior`, `mcdi`, `lohp`.
         num_networks: N of the corpora that differ in it.
         network_values: D of these.
         sizes: D of the corpora that differ in it.

@@ -30,8 +30,8 @@ class EvaluateConfig:
         num_unlabelled: Training inputs of each task from which statistics of batch normalisation of all candidates are
             estimated anew; 0 leaves them as they are. Originals keep theirs.
         seed: Seed of the candidates.
-        device: Where networks are generated and run, fine-tuning excepted: `cpu`, `cuda`, or `auto`: a GPU where there
-            is one.
+        device: The device that generates and runs networks, fine-tuning excepted: `cpu`, `cuda`, or `auto`: a GPU
+            where there is one.
     """
 
     generator: str = "runs/igpg"

@@ -51,7 +51,7 @@ class FinetuneConfig(FineTuningConfig):
         accuracy: Balanced test accuracy to which epochs are counted. 0 takes, for each task, the final accuracy of the
             start that ends lowest.
         out: Folder for `finetune.json` and the trained networks.
-        device: Where `generated` is made: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        device: The device that makes `generated`: `cpu`, `cuda`, or `auto`: a GPU where there is one.
     """
 
     start: Any = field(default_factory=lambda: ["generated", "nearest", "random"])

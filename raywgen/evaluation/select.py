@@ -70,7 +70,7 @@ class SelectConfig:
         num_samples: Maximum number of samples that are used, equally many of each class.
         seed: Seed of generation and of the tasks left out in turn.
         out: JSON file for the ranking and its quality; empty to write none.
-        device: Where networks are generated: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        device: The device that generates networks: `cpu`, `cuda`, or `auto`: a GPU where there is one.
     """
 
     corpus: str = "runs/zoo/corpus"

@@ -21,7 +21,7 @@ class StoredNetworks:
     """The training networks of one layout: the end of every training trajectory.
 
     Attributes:
-        weights: Where their flat vectors are read.
+        weights: The reader of their flat vectors.
         task_ids: Id of each one's task.
         instructions: Instruction of each one's task.
     """

@@ -47,7 +47,7 @@ class TaskEvaluator:
         stored: The generator's training networks.
         unlabelled: Training inputs of each task `(S, F)` from which statistics of batch normalisation of candidates are
             estimated anew; None leaves them as they are.
-        device: Where networks are run; everything that is given and returned is on the CPU.
+        device: The device that runs networks; everything that is given and returned is on the CPU.
     """
 
     split: str
@@ -135,7 +135,7 @@ def make_evaluator(
         normalizer: Base and scale of the layout.
         num_tasks: Maximum number of tasks.
         num_unlabelled: Training inputs of each task from which candidates' statistics are estimated anew; 0 for none.
-        device: Where networks are run; the CPU by default.
+        device: The device that runs networks; the CPU by default.
     """
     network = corpus.networks[layout_id]
     is_shown = split == "seen" and not corpus.select(layout_id=layout_id, split="heldout").num_rows

@@ -49,7 +49,7 @@ def execute(
 
     Raises:
         NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
-        Exception: What `Worker.run` raises.
+        Exception: The error that `Worker.run` raises.
     """
     if not items:
         return iter(())

@@ -225,7 +225,7 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
     Args:
         config: The method's settings, an instance of `Config`.
         normalizers: The layouts of the training corpus with their normalisers.
-        data: What the samples of a condition look like.
+        data: The form of the samples of a condition.
 
     Attributes:
         method: The name that it is built by: a short one of the registry, or `package.module:Class`.

@@ -19,8 +19,8 @@ def check_agreement(parts: Mapping[str, str], device: torch.device) -> None:
     """Compares what all ranks of the process group hold; every rank must call it with the same names.
 
     Args:
-        parts: What a part is, in words -> its content.
-        device: Where the process group's backend exchanges tensors.
+        parts: Description of each part -> its content.
+        device: The device on which the process group's backend exchanges tensors.
 
     Raises:
         WorkersDisagreeError: A rank differs from the first one; all ranks raise it.

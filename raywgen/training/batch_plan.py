@@ -38,14 +38,14 @@ class BatchPlan:
     """Batch t of a stage, as one worker sees it.
 
     Args:
-        rows: What there is to draw from.
-        seed: Of order, conditions and queries.
+        rows: The checkpoints to draw from.
+        seed: Seed of the order, of conditions and of queries.
         num_condition_samples: Labelled samples shown per network.
         num_query_samples: Further labelled samples per network.
         shot: Labelled samples of each class shown per network, none of them among its query; 0 draws both at random.
         num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
         rank: This worker.
-        num_workers: Of how many.
+        num_workers: Number of workers.
         device: The device of the batches.
     """
 

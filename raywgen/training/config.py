@@ -51,8 +51,8 @@ class TrainConfig:
         offload: Keeps the `optimizer`'s state, or `parameters` too (ZeRO-3), in the memory of the host; or `none`.
         device: `cpu`, `cuda` (one GPU per worker, or one for this process where there are no workers) or `auto`: GPUs
             where there are enough.
-        precision: Of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16 where the
-            processor has units for it.
+        precision: Precision of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16
+            where the processor has units for it.
         checkpoint_every: Optimiser steps between checkpoints.
         log_every: Optimiser steps between rows of the metric log.
         validate_every: Optimiser steps between validations, on tasks that are never trained on.

@@ -44,7 +44,7 @@ def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> Normalize
 
     Args:
         corpus: The corpus.
-        folder: Where starts that large networks share are written, to be mapped; None holds them in memory.
+        folder: The folder for starts that large networks share, which are mapped from there; None holds them in memory.
 
     Raises:
         CorpusError: The corpus holds tokens, or weights packed in integers, which no generator writes.

@@ -162,7 +162,8 @@ def connected_nodes(requests: Sequence[Resources]) -> Nodes:
     """Returns the nodes of the cluster that this process is connected to.
 
     Args:
-        requests: What is to be placed. If it fits on the nodes that are there, nobody is asked what else may come.
+        requests: The resources to be placed. If they fit on the nodes that are there, nobody is asked what else may
+            come.
     """
     import ray
 

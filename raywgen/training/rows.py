@@ -36,14 +36,14 @@ class LayoutRows:
     Attributes:
         layout: Theirs.
         module: Builds a network of it, once; an empty module where the corpus does not know how to build one.
-        weights: Where their flat vectors are read.
+        weights: The reader of their flat vectors.
         index_N: Which of `weights` each is, int64.
-        tasks: What each was trained for, N entries.
+        tasks: The task that each was trained for, N entries.
         trajectories: On which optimisation run each lies, N entries.
         steps: Optimiser step of each, N entries.
         policies: Name of the optimiser of each, N entries.
         ids: Id of each, N entries.
-        tokens: Where the tokens of `weights` are read; None where there are none.
+        tokens: The reader of the tokens of `weights`; None without tokens.
         target_index_NA: Which of `weights` the local targets of each are, where `trajectory_rows` made the rows.
     """
 

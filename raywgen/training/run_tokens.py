@@ -66,7 +66,7 @@ def make_tokens(
         corpus: Its corpus.
         generator: The generator with its trained tokeniser.
         rank: This worker.
-        num_workers: Of how many.
+        num_workers: Number of workers.
         asked_to_stop: Whether to stop and go on another time.
 
     Returns:

@@ -83,7 +83,7 @@ class Strategy:
 
     Attributes:
         zero_stage: ZeRO stage; of no effect in one process.
-        offload: What is kept in the host's memory.
+        offload: The state that is kept in the host's memory.
         accumulate: Parts of a worker's share of a batch.
         reason: Why, in a sentence.
     """
@@ -105,7 +105,7 @@ def suited_settings(
     """Returns the settings under which a stage fits, and a sentence that says which they are and why.
 
     Args:
-        settings: What does not concern the strategy stays as it is here.
+        settings: The engine's settings; those that do not concern the strategy stay as they are.
         stage: The stage, before its engine is made.
         examples: Batches of one network, with their noise.
         num_workers: As in `choose_strategy`, which raises where nothing fits.

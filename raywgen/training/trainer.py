@@ -121,7 +121,7 @@ class Trainer:
         worker: This process.
 
     Attributes:
-        state: Where training stands; `resume` and every checkpoint replace it. Once a stage has begun it holds no
+        state: The position of training; `resume` and every checkpoint replace it. Once a stage has begun it holds no
             tensors.
         was_stopped: Whether training was asked to stop, and did so before its end.
     """

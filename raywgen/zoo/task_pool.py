@@ -34,7 +34,7 @@ def run_over_ray(
     Raises:
         ActorsLostError: The workers of an item died again and again, or none started though CPUs were free. All other
             items that had been started were finished first.
-        Exception: What `work` raises.
+        Exception: The error that `work` raises.
     """
     pool = ActorPool(work, _CONFIG, name_of, on_news, on_share)
     try:

@@ -20,7 +20,7 @@ class SupportSetGenerator(Generator[ConfigT_co]):
         config: The method's settings.
         sizes: Kind and sizes of its network.
         normalizers: The layouts of the training corpus with their normalisers.
-        data: What the samples of a condition look like.
+        data: The form of the samples of a condition.
     """
 
     def __init__(self, config: ConfigT_co, sizes: NetworkConfig, normalizers: NormalizerTable, data: DataSpec) -> None:

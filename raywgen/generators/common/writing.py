@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     Attributes:
         condition_embedding: The embedded condition of each.
         noise: Keyed noise of each.
-        place: Where windows lie; None for whole networks.
+        place: The position of the windows; None for whole networks.
         num_states: Z, the number of values of a state.
     """
 

@@ -27,7 +27,7 @@ class EngineSettings:
     """The settings of an engine; none of them changes what a stage learns, but for rounding.
 
     Attributes:
-        precision: Of matrix products; parameters, gradients and the optimiser's state stay float32.
+        precision: Precision of matrix products; parameters, gradients and the optimiser's state stay float32.
         accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
         zero_stage: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
         offload: Keeps the optimiser's state, or parameters too, in the host's memory, where the optimiser then runs.
@@ -58,7 +58,7 @@ class Engine(ABC):
 
     Args:
         stage: The stage to train, on its device.
-        settings: How it is trained.
+        settings: Settings of the engine.
     """
 
     rank, num_workers = 0, 1

@@ -17,7 +17,7 @@ class LocalEngine(Engine):
 
     Args:
         stage: The stage to train.
-        settings: How it is trained; those of ZeRO have no effect.
+        settings: Settings of the engine; those of ZeRO have no effect.
     """
 
     def __init__(self, stage: Stage, settings: EngineSettings | None = None) -> None:

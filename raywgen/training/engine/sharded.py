@@ -39,7 +39,7 @@ class DeepSpeedEngine(Engine):
     Args:
         stage: The stage to train.
         num_workers: Size of the process group, which is there already.
-        settings: How it is trained.
+        settings: Settings of the engine.
     """
 
     def __init__(self, stage: Stage, num_workers: int, settings: EngineSettings | None = None) -> None:
