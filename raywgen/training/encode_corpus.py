@@ -16,7 +16,9 @@ from raywgen.corpus.tokens import TokenCorpus, TokensError
 from raywgen.corpus.writing import writing
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.token_encoder import TokenEncoder
+from raywgen.nn.devices import Device, resolved_device
 from raywgen.stops import keeping
+from raywgen.training.devices import num_gpus
 from raywgen.training.encode import EncodeItem, EncodePlan
 from raywgen.training.run_folder import BUNDLE, STAGES
 from raywgen.training.stages_file import read_stages
@@ -38,7 +40,7 @@ class EncodeConfig:
         where: `ray` encodes over actors on all nodes, `here` in this process.
         num_actors: Most actors; 0 for as many as the cluster has room for.
         num_cpus: CPUs of an actor.
-        use_gpu: One GPU per actor; in this process, its GPU.
+        device: `cpu`, `cuda` (one GPU per actor, or that of this process) or `auto`: GPUs where there are some.
     """
 
     corpus: str = ""
@@ -47,7 +49,7 @@ class EncodeConfig:
     where: Literal["ray", "here"] = "ray"
     num_actors: int = 0
     num_cpus: int = 1
-    use_gpu: bool = False
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         for name in ("corpus", "tokenizer", "out"):
@@ -76,7 +78,9 @@ def encode_corpus(
         ActorsLostError: Workers die again and again; the same command continues with the rest.
     """
     corpus = Corpus.open(config.corpus)
-    plan = EncodePlan(corpus, load_encoder(config.tokenizer, corpus, _device(config.use_gpu)), config.out)
+    # Over Ray this process only plans.
+    device = resolved_device(config.device if config.where == "here" else "cpu")
+    plan = EncodePlan(corpus, load_encoder(config.tokenizer, corpus, device), config.out)
     if (found := plan.existing()) is not None:
         return found
     kept = keeping(f"{config.out} keeps the shards that are encoded; the same command goes on with the others")
@@ -134,7 +138,8 @@ class ShardEncoder:
         torch.set_num_threads(config.num_cpus)
         if self._plan is None:
             corpus = Corpus.open(config.corpus, self._snapshot)
-            self._plan = EncodePlan(corpus, load_encoder(config.tokenizer, corpus, _device(config.use_gpu)), config.out)
+            encoder = load_encoder(config.tokenizer, corpus, resolved_device(config.device))
+            self._plan = EncodePlan(corpus, encoder, config.out)
         self._plan.encode(item, on_share)
 
 
@@ -177,23 +182,20 @@ def _over_ray(
 ) -> Iterator[int]:
     if not items:
         return
+    device: Device = "cuda" if config.device == "cuda" or (config.device == "auto" and num_gpus()) else "cpu"
     paths = {name: absolute(getattr(config, name)) for name in ("corpus", "tokenizer", "out")}
     pool_config = PoolConfig(
         num_cpus=config.num_cpus,
-        num_gpus=int(config.use_gpu),
+        num_gpus=int(device == "cuda"),
         max_actors=config.num_actors or None,
         death_remedy="lower num_actors, so that fewer run at once, and run the same command again, which keeps what is "
         "done",
         room_remedy="free some CPUs, or lower num_cpus, and run the same command again, which keeps what is done",
     )
-    work = ShardEncoder(replace(config, **paths), plan.corpus.snapshot)
+    work = ShardEncoder(replace(config, device=device, **paths), plan.corpus.snapshot)
     pool = ActorPool(work, pool_config, lambda item: item.shard.path, on_news, on_share)
     try:
         for index, _ in pool.run(items):
             yield index
     finally:
         pool.shutdown()
-
-
-def _device(use_gpu: bool) -> torch.device:
-    return torch.device("cuda" if use_gpu else "cpu")
