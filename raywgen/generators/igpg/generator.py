@@ -189,7 +189,7 @@ class IGPG(Generator[IGPGConfig]):
     def _trains_on_windows(self) -> bool:
         """Whether the prior is trained on windows that begin after a network's first chunk."""
         prior, layouts = self.config.prior, self.layouts
-        is_longer = any(self.tokenizer.num_chunks(layout) > prior.window for layout in layouts)
+        is_longer = not layouts or any(self.tokenizer.num_chunks(layout) > prior.window for layout in layouts)
         return prior.window > 0 and (prior.independent_share > 0 or is_longer)
 
     @property

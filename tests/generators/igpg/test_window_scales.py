@@ -197,7 +197,8 @@ def test_the_loss_of_random_windows_reads_the_scales_that_writing_reads(window: 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
 def test_a_network_that_fits_one_window_sees_its_scales_and_needs_no_more(mode: str) -> None:
-    generator, cond, layout = generator_of(100), condition(NUM), layout_of(WIDE)
+    generator, cond, layout = generator_of(), condition(NUM), layout_of(SMALL)
+    generator = generator_of(generator.tokenizer.num_chunks(layout))
     before = generator.generate(
         GenerationRequest(condition=cond, layout=layout, noise=noise_for(NUM), sampling=MODES[mode])
     )
@@ -207,6 +208,12 @@ def test_a_network_that_fits_one_window_sees_its_scales_and_needs_no_more(mode: 
         GenerationRequest(condition=cond, layout=layout, noise=noise_for(NUM), sampling=MODES[mode])
     )
     assert torch.equal(before.values_BD, after.values_BD)
+
+
+def test_where_all_networks_fit_one_window_nothing_is_there_to_train() -> None:
+    """A parameter that no loss reaches would stall ZeRO."""
+    assert generator_of(100).prior.scales is None
+    assert generator_of(100, independent_share=0.5).prior.scales is not None
 
 
 @pytest.mark.parametrize(("window", "scales"), [(0, "filter"), (4, "normalizer")])
