@@ -366,4 +366,6 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
             layout: A layout that the generator was not trained on.
             start_D: The base, used if the known networks share their starts.
         """
-        return normalizer_of_similar(layout, self.normalizers, start_D.to(self.device))
+        # A module without values is refused by whoever fills it, in words of its own.
+        start_D = start_D if start_D.is_meta else start_D.to(self.device)
+        return normalizer_of_similar(layout, self.normalizers, start_D)

@@ -87,7 +87,7 @@ def test_equal_priors_give_equal_figures(unseen: UnseenTasks) -> None:
         ({"zoo": ZooConfig()}, "one architecture"),
         ({"zoo": ZooConfig(networks=[[64, 14, 2]], start="own")}, "shared start"),
         ({"igpg": IGPGConfig(prior=PriorConfig(window=59))}, "59 chunks"),
-        ({"igpg": IGPGConfig()}, "window=0"),
+        ({"igpg": IGPGConfig(prior=PriorConfig(window=0))}, "window=0"),
     ],
 )
 def test_settings_that_measure_nothing_are_named(settings: dict, message: str) -> None:
