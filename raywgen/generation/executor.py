@@ -32,9 +32,11 @@ def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
         return "cuda" if device.type == "cuda" else "cpu"
     if config.device == "cpu":
         return "cpu"
-    if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not _is_connected():
-        resolved_device("cuda")  # Said before Ray is started on this machine.
-    has_gpus = _connected().cluster_resources().get("GPU", 0) > 0
+    if _is_started_here():
+        # Asked of this machine, as Ray may have nothing left to do, and need not be started to say so.
+        has_gpus = resolved_device(config.device).type == "cuda"
+    else:
+        has_gpus = _connected().cluster_resources().get("GPU", 0) > 0
     if config.device == "cuda" and not has_gpus:
         raise DeviceError("device=cuda: the Ray cluster has no GPU; give device=auto or device=cpu, or add one")
     if config.device == "auto":
@@ -104,17 +106,18 @@ def run_over_ray(
         pool.shutdown()
 
 
-def _is_connected() -> bool:
+def _is_started_here() -> bool:
+    """Whether work for Ray would first start it, on this machine."""
     import ray
 
-    return ray.is_initialized()
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
 
 
 def _connected() -> Any:
     """Returns Ray, connected to a cluster or started here."""
     import ray
 
-    if not _is_connected():
+    if not ray.is_initialized():
         ray.init(log_to_driver=False)
     return ray
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from raywgen.config import ConfigError, load_config
@@ -196,7 +197,8 @@ def test_a_corpus_of_the_same_settings_is_reused_and_another_refused(
     settings = config(zoo_corpus, str(mine), tmp_path / "out", into="corpus", **SETTINGS)
     rows = generate(settings)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert generate(dataclasses.replace(settings, where="ray", num_actors=2)) == rows, "nothing is left to do for Ray"
+    assert generate(dataclasses.replace(settings, where="ray", num_actors=2)) == rows
+    assert not ray.is_initialized(), "nothing is left to do for Ray"
     with pytest.raises(CorpusError, match="another recipe"):
         generate(dataclasses.replace(settings, num=6))
     # The same folder, but other values: no earlier network may pass for one of theirs.
