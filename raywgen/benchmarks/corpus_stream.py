@@ -13,7 +13,6 @@ import os
 import resource
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,10 +28,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from raywgen.benchmarks import stream_peers
-from raywgen.corpus import CheckpointFacts, Corpus, NetworkFacts, commit_corpus, write_shard
+from raywgen.benchmarks.memory_peak import memory_peak
+from raywgen.benchmarks.random_corpus import random_corpus
+from raywgen.corpus import Corpus
 from raywgen.corpus.chunk_stream import ChunkStream
 from raywgen.training.session import ray_session
-from raywgen.weights import Layout
 
 _GIB = 1 << 30
 _STEP_SECONDS = 0.05
@@ -71,7 +71,7 @@ def measure(config: CorpusStreamConfig) -> tuple[dict[str, float], dict[str, Any
     """Makes corpora, then lets the readers take turns."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-stream-"))
     small_figures, small_conditions = stream_peers.small_figures(folder / "small", config.num_small, config.rounds)
-    corpus = _make_corpus(folder, config)
+    corpus = random_corpus(folder, config.num_checkpoints, (config.num_values,))
     gigabytes = sum(shard.num_bytes for shard in corpus.shards) / 1e9
     with ray_session():
         readers = _start(config, corpus)
@@ -234,20 +234,10 @@ class _Reader:
         held = _status("VmData")
         limit = held + _GIB
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        peak, stop = [0], threading.Event()
-
-        def watch() -> None:
-            while not stop.is_set():
-                peak[0] = max(peak[0], _status("RssAnon"))
-                time.sleep(0.01)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        for _ in self._stream().epoch():
-            pass
-        stop.set()
-        thread.join()
-        return peak[0] / _GIB, limit / _GIB
+        with memory_peak() as peak:
+            for _ in self._stream().epoch():
+                pass
+            return peak() / _GIB, limit / _GIB
 
     def _stream(self, prefetch: int = 2) -> ChunkStream:
         return ChunkStream(
@@ -329,36 +319,6 @@ def _open_arrays(corpus: Corpus, num_values: int) -> list[np.ndarray]:
         data = table.column("packed").chunk(0).buffers()[2]
         arrays.append(np.frombuffer(data, dtype=np.float32, count=num_values))
     return arrays
-
-
-def _make_corpus(folder: Path, config: CorpusStreamConfig) -> Corpus:
-    state = {"weight": torch.empty(config.num_values)}
-    layout = Layout.from_state_dict(state)
-    shards = []
-    for index in range(config.num_checkpoints):
-        values = torch.randn(config.num_values, generator=torch.Generator().manual_seed(index))
-        facts = CheckpointFacts(
-            checkpoint_id=f"{index:04d}",
-            trajectory_id=f"{index:04d}",
-            task_id=None,
-            layout_id=layout.id,
-            step=0,
-            split="train",
-            start="own",
-            base_id=None,
-            start_seed=index,
-            order_seed=0,
-            optimizer="none",
-            learning_rate=0.0,
-            train_loss=0.0,
-            test_accuracy=0.0,
-            source="random",
-            licence="CC0-1.0",
-        )
-        packed = layout.pack({"weight": values}).unsqueeze(0)
-        shards.append(write_shard(str(folder), f"{index:04d}", layout, [facts], packed))
-    network = NetworkFacts(name="random", recipe={}, layout=layout)
-    return commit_corpus(str(folder), shards=shards, tasks=[], networks=[network], recipe={"benchmark": "stream"})
 
 
 def _forget(folder: Path) -> None:

@@ -17,7 +17,7 @@ from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode_corpus import EncodeConfig, encode_corpus
 from raywgen.training.engine import LocalEngine
 from raywgen.training.rows import RunRows
-from raywgen.training.trainer import RunSpec
+from raywgen.training.run_spec import RunSpec
 
 _WARM_UP = 2
 

@@ -11,10 +11,8 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isqrt
 from multiprocessing.connection import Connection
@@ -24,10 +22,10 @@ from typing import Any
 
 import torch
 
-from raywgen.corpus import Corpus
-from raywgen.corpus.commit import commit_corpus
-from raywgen.corpus.facts import CheckpointFacts, NetworkFacts, TaskFacts
-from raywgen.corpus.shards import Shard, write_shard
+from raywgen.benchmarks.memory_peak import memory_peak
+from raywgen.benchmarks.random_corpus import random_facts
+from raywgen.corpus import Corpus, NetworkFacts, TaskFacts, commit_corpus, write_shard
+from raywgen.corpus.shards import Shard
 from raywgen.generators.bundle import build_generator
 from raywgen.tasks import build_network, build_task
 from raywgen.training import TrainConfig, launch
@@ -39,7 +37,6 @@ from raywgen.training.rows import RunRows, data_digest
 from raywgen.weights import Layout
 
 _SMALL = 100_000
-_PERIOD = 0.002
 _GIB = 2**30
 _SETTINGS = {
     "tokenizer": [
@@ -62,7 +59,7 @@ _SETTINGS = {
         "method=mcdi",
         "generator.diffusion.num_targets=2",
         "generator.denoiser.num_steps=3",
-        "generator.denoiser.batch_size=8",
+        "generator.denoiser.batch_size=4",
         "generator.denoiser.meta=joint",
         "generator.network.kind=chunks",
     ],
@@ -71,7 +68,7 @@ _SETTINGS = {
         "generator.path={num_steps: 4, length: 2}",
         "generator.sampling.num_steps=2",
         "generator.policy.num_steps=3",
-        "generator.policy.batch_size=8",
+        "generator.policy.batch_size=4",
         "generator.network.kind=chunks",
     ],
 }
@@ -87,6 +84,7 @@ class TrainMemoryConfig:
         network_values: D of these.
         sizes: D of the corpora that differ in it.
         networks_of_a_size: N of these.
+        repeats: Processes for each measurement, of which the median counts.
         rounds: Steps of which the median CPU time counts.
         folder: Folder of corpora and runs; a temporary one by default.
     """
@@ -96,6 +94,7 @@ class TrainMemoryConfig:
     network_values: int = 10_000_000
     sizes: list[int] = field(default_factory=lambda: [10_000_000, 40_000_000, 160_000_000])
     networks_of_a_size: int = 2
+    repeats: int = 3
     rounds: int = 15
     folder: str = ""
 
@@ -109,10 +108,9 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
     figures: dict[str, float] = {}
     for method in config.methods:
         found = {
-            "worker_n": [_in_process(_train, method, path, folder) for path in by_number.values()],
-            "driver_n": [_in_process(_prepare, method, path, folder) for path in by_number.values()],
-            "worker_d": [_in_process(_train, method, path, folder) for path in by_size.values()],
-            "driver_d": [_in_process(_prepare, method, path, folder) for path in by_size.values()],
+            f"{part}_{name}": [_peak(work, method, path, folder, config.repeats) for path in corpora.values()]
+            for part, work in (("worker", _train), ("driver", _prepare))
+            for name, corpora in (("n", by_number), ("d", by_size))
         }
         peaks[method] = {name: [round(value / _GIB, 3) for value in values] for name, values in found.items()}
         bytes_n = [4 * count * config.network_values for count in by_number]
@@ -138,6 +136,7 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
         "num_networks": config.num_networks,
         "network_values": config.network_values,
         "sizes": config.sizes,
+        "repeats": config.repeats,
         "step_ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "cores": os.cpu_count(),
     }
@@ -168,25 +167,9 @@ def _corpus(folder: Path, num: int, num_values: int) -> str:
     for index in range(num):
         generator = torch.Generator().manual_seed(index)
         state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        facts = CheckpointFacts(
-            checkpoint_id=f"network-{index}",
-            # Two states of each run, which Mc-Di and Lo-Hp learn from.
-            trajectory_id=f"run-{index // 2}",
-            task_id="even",
-            layout_id=layout.id,
-            step=1 + index % 2,
-            split="train",
-            start="own",
-            base_id=None,
-            start_seed=index // 2,
-            order_seed=0,
-            optimizer="none",
-            learning_rate=0.0,
-            train_loss=0.0,
-            test_accuracy=0.0,
-            source="random",
-            licence="CC0-1.0",
-        )
+        # Two states of each run, which Mc-Di and Lo-Hp learn from.
+        run = {"trajectory_id": f"run-{index // 2}", "start_seed": index // 2, "step": 1 + index % 2, "task_id": "even"}
+        facts = random_facts(f"network-{index}", layout, **run)
         packed_1P = layout.pack(state).unsqueeze(0)
         shards.append(write_shard(str(path), f"network-{index}", layout, [facts], packed_1P, is_finite=True))
     network = NetworkFacts(name="mlp", layout=layout, recipe=recipe)
@@ -197,6 +180,11 @@ def _corpus(folder: Path, num: int, num_values: int) -> str:
 def _run_config(method: str, corpus: str, out: Path) -> TrainConfig:
     settings = [*_SETTINGS[method], f"corpus={corpus}", f"out={out}", "num_workers=0", "log_every=1"]
     return load_train_config(None, settings)
+
+
+def _peak(work: Callable[[TrainConfig], None], method: str, corpus: str, folder: Path, repeats: int) -> float:
+    """Returns the median over some processes of what `_in_process` measures: allocators do not place all runs alike."""
+    return median(_in_process(work, method, corpus, folder) for _ in range(repeats))
 
 
 def _in_process(work: Callable[[TrainConfig], None], method: str, corpus: str, folder: Path) -> float:
@@ -215,37 +203,10 @@ def _in_process(work: Callable[[TrainConfig], None], method: str, corpus: str, f
 
 def _child(sender: Connection, work: Callable[[TrainConfig], None], method: str, corpus: str, out: Path) -> None:
     config = _run_config(method, corpus, out)
-    with _anonymous_peak() as peak:
+    with memory_peak() as peak:
+        before = peak()
         work(config)
-    sender.send(peak())
-
-
-@contextmanager
-def _anonymous_peak() -> Iterator[Callable[[], float]]:
-    """Samples the process' anonymous memory; the function gives the largest growth seen, in bytes."""
-    before, most, is_done = anonymous_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not is_done.is_set():
-            most = max(most, anonymous_bytes() - before)
-            time.sleep(_PERIOD)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: float(most)
-    finally:
-        is_done.set()
-        thread.join()
-
-
-def anonymous_bytes() -> int:
-    """Returns the anonymous memory of this process, as Linux counts it (`RssAnon`)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon; this benchmark needs Linux")
+        sender.send(float(peak() - before))
 
 
 def _train(config: TrainConfig) -> None:

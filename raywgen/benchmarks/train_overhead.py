@@ -38,14 +38,15 @@ from raywgen.stops import Stop
 from raywgen.training import TrainConfig, launch, load_train_config, read_metrics
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.run_folder import BUNDLE
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.runlog import TENSORBOARD
 from raywgen.training.session import ray_session
 from raywgen.training.stages_file import STAGES_FILE
-from raywgen.training.trainer import RunSpec
 from raywgen.training.workers import train_here
 
 _GIB = 1 << 30
 _WARM_UP = 2
+_COLUMNS = 1000
 _LOG_EVERY = 10
 
 
@@ -91,7 +92,7 @@ class TrainOverheadConfig:
 def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Makes the corpora, and measures one thing after another."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-overhead-"))
-    small = random_corpus(folder / "small", config.num_networks, config.num_values)
+    small = random_corpus(folder / "small", config.num_networks, _shape(config.num_values))
     figures: dict[str, float] = {}
     conditions: dict[str, Any] = {}
     for num in (1, 2):
@@ -115,6 +116,10 @@ def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, An
         "torch": torch.__version__,
     }
     return {name: round(value, 4) for name, value in figures.items()}, conditions
+
+
+def _shape(num_values: int) -> tuple[int, int]:
+    return num_values // _COLUMNS, _COLUMNS
 
 
 def _spec(config: TrainOverheadConfig, corpus: Corpus, out: Path) -> RunSpec:
@@ -162,7 +167,7 @@ def _input_wait(config: TrainOverheadConfig, folder: Path) -> tuple[dict[str, fl
     """Trains on a corpus larger than the worker's limit, in a process of its own."""
     limit = int(config.limit_gib * _GIB)
     num_networks = math.ceil(config.over_limit * limit / (4 * config.large_values))
-    corpus = random_corpus(folder / "large", num_networks, config.large_values)
+    corpus = random_corpus(folder / "large", num_networks, _shape(config.large_values))
     spec = _spec(config, corpus, folder / "run-large")
     _in_process(_train_limited, spec, limit)
     rows = [row["perf"] for row in read_metrics(spec.config.out)][2:]  # Without the first step of each stage.

@@ -29,8 +29,9 @@ from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
 from raywgen.training.memory import host_memory
 from raywgen.training.rows import RunRows, data_digest
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.schedule import learning_rate
-from raywgen.training.trainer import RunSpec, Trainer
+from raywgen.training.trainer import Trainer
 
 _TIMEOUT = timedelta(minutes=20)
 # Two workers add in another order than DistributedDataParallel; one process must give the very same losses.

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raywgen.corpus.at_once import networks_at_once
 from raywgen.corpus.checksums import row_sums
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.corpus import Corpus
@@ -24,7 +25,7 @@ from raywgen.corpus.facts import (
     TaskFacts,
 )
 from raywgen.corpus.manifest import MANIFEST
-from raywgen.corpus.near_duplicates import networks_apart, networks_at_once
+from raywgen.corpus.near_duplicates import networks_apart
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import Storage

@@ -12,19 +12,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raywgen.corpus.at_once import networks_at_once
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.packed_weights import may_be_packed
 from raywgen.weights import Layout
 
-_VALUES_AT_ONCE = 1 << 22
-_MOST_AT_ONCE = 512
 # More than the rounding of two norms in float32, relative to their sum.
 _SLACK = 1e-3
-
-
-def networks_at_once(num_values: int) -> int:
-    """Returns how many networks of D values are read together: many small ones, large ones one by one."""
-    return min(max(_VALUES_AT_ONCE // max(num_values, 1), 1), _MOST_AT_ONCE)
 
 
 def networks_apart(corpus: Corpus, layout_id: str, rows: Sequence[int], near: float) -> list[int]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
+from raywgen.corpus.at_once import networks_at_once
 from raywgen.generation import ConditionError
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network
-from raywgen.training.stored_weights import networks_at_once
 from raywgen.zoo.measure import network_logits
 
 # Arrow makes these functions when it is imported, so type checkers do not see them.

@@ -31,12 +31,13 @@ from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
 from raywgen.training.engine import load_averages
 from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
+from raywgen.training.resume import resumed_state
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import check_tokens
 from raywgen.training.runlog import Row, read_metrics
 from raywgen.training.stages_file import StageRecord, stage_records, write_stages
-from raywgen.training.trainer import RunSpec, resumed_state
 from raywgen.training.workers import train_here, train_on_ray
 from raywgen.trust import entry_point
 

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
+from raywgen.corpus.at_once import networks_at_once
 from raywgen.corpus.shards import ShardView
 from raywgen.weights import Layout, NonFiniteWeightsError
 
-_VALUES_AT_ONCE = 1 << 22
-_MOST_AT_ONCE = 512
 # Networks of more values are copied one by one, straight out of the mapped shard.
 _LARGE = 1 << 16
 
@@ -133,8 +132,3 @@ def whole_blocks(weights: Weights, num_values: int) -> Iterator[tuple[Tensor, Te
     """
     for index_B in torch.arange(len(weights)).split(networks_at_once(num_values)):
         yield index_B, weights.values(index_B)
-
-
-def networks_at_once(num_values: int) -> int:
-    """Returns how many networks of D values are read or run together: many small ones, large ones one by one."""
-    return min(max(_VALUES_AT_ONCE // max(num_values, 1), 1), _MOST_AT_ONCE)

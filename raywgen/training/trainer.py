@@ -5,6 +5,7 @@ worker takes its part of global batch t, and the engine averages the gradients. 
 
     launch.py     checks a run, locks its folder, starts the workers
     workers.py    what a worker is: this process, or one of Ray Train's
+    resume.py     which checkpoint a run goes on from
     batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
     engine/       forward, backward and the optimiser: plain torch, or DeepSpeed
     checkpoints.py, runlog.py, run_folder.py    the files of a run
@@ -15,73 +16,39 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from raywgen.config import ConfigError, to_yaml
+from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
-from raywgen.generators import DataSpec, Generator, Stage
-from raywgen.generators.bundle import build_generator, save_bundle
+from raywgen.generators import Stage
+from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
-from raywgen.training.checkpoints import CheckpointError, CheckpointManager, TrainState
-from raywgen.training.config import TrainConfig
+from raywgen.training.checkpoints import CheckpointManager, TrainState
 from raywgen.training.engine import Engine
 from raywgen.training.prefetch import DrawnBatch, Prefetch
 from raywgen.training.resource_check import check_whole_networks
+from raywgen.training.resume import Warn, resumed_state, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import AUTO, NONE, make_tokens, open_tokens
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
 from raywgen.training.step_meter import StepMeter
 from raywgen.training.strategy import suited_settings
 from raywgen.training.worker_context import WorkerContext
-from raywgen.weights import NormalizerTable
 
 _NUM_SETUP_BATCHES = 16
 _VALIDATION_BATCH = 64
 _VALIDATION_SEED = 5
 
-Warn = Callable[[str], None]
-"""Takes a sentence about a checkpoint that is skipped."""
-
 
 class DivergedError(RuntimeError):
     """Training gave a loss that is not finite."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSpec:
-    """One run, as the launching process sends it to every worker.
-
-    Attributes:
-        config: The run's config.
-        metadata: Facts for the cards of its bundles.
-        normalizers: Base and scale of every layout of the corpus.
-        data: Features and classes of the corpus' tasks.
-        snapshot: Version of the corpus at launch; empty for the newest.
-        stop_at: Share of the last stage's steps after which training stops with an ordinary checkpoint.
-        init_from: Folder of a checkpoint from which a run begins that has none of its own.
-    """
-
-    config: TrainConfig
-    metadata: dict[str, Any]
-    normalizers: NormalizerTable
-    data: DataSpec
-    snapshot: str = ""
-    stop_at: float = 1.0
-    init_from: str = ""
-
-    def build(self) -> Generator:
-        """A fresh generator; the same on every worker."""
-        config = self.config
-        return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
 
 
 def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
@@ -376,46 +343,3 @@ class Trainer:
         if self.state.stage < len(self.stage_names):
             kept[self.stage_names[self.state.stage]] = self.state.step
         return kept
-
-
-def resumed_state(spec: RunSpec, generator: Generator, digest: str, warn: Warn) -> TrainState:
-    """The state from which a run goes on: its newest usable checkpoint, else `init_from`, else the beginning.
-
-    Args:
-        spec: The run.
-        generator: A fresh generator of the run.
-        digest: Digest of the corpus, see `data_digest`.
-        warn: Called for each checkpoint that is skipped.
-
-    Raises:
-        ConfigError: The corpus holds other checkpoints than it did when the run was begun.
-        CheckpointError: `init_from` cannot be used.
-    """
-    config = spec.config
-    state, skipped = CheckpointManager(config.out).newest(lambda found: found.check(generator))
-    if state is not None and state.corpus != digest:
-        raise ConfigError(
-            f"{config.out} was begun with other checkpoints than {config.corpus} holds now, so it cannot go on with "
-            "them; restore the corpus, or give another out"
-        )
-    if state is None and spec.init_from:
-        try:
-            state = replace(TrainState.load(spec.init_from), corpus=digest)
-            state.check(generator)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; train the run that stopped in {spec.init_from} again") from error
-    state = state or TrainState(corpus=digest)
-    names = [*(stage.name for stage in generator.stages()), "none: all are trained"]
-    where = f"step {state.step} of stage '{names[state.stage]}'" if state.tensors else "its beginning"
-    for sentence in skipped:
-        warn(f"{sentence}; training goes on from {where}")
-    return state
-
-
-def versions() -> dict[str, str]:
-    """The versions of what decides the values of a step."""
-    try:
-        own = version("raywgen")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"raywgen": own, "torch": torch.__version__}

@@ -22,7 +22,8 @@ from raywgen.training.agreement import check_agreement
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
 from raywgen.training.memory import free_memory
 from raywgen.training.run_folder import warn
-from raywgen.training.trainer import RunSpec, train_runs
+from raywgen.training.run_spec import RunSpec
+from raywgen.training.trainer import train_runs
 from raywgen.trust import trusted, trusting
 
 if TYPE_CHECKING:

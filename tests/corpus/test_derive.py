@@ -304,7 +304,7 @@ def brute_force(states: dict[str, StateDict], near: float) -> list[str]:
 def test_dedupe_keeps_what_brute_force_keeps(
     tmp_path: Path, near: float, seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raywgen.corpus.near_duplicates._MOST_AT_ONCE", at_once)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", at_once)
     states = noisy(30, seed)
     corpus = make(tmp_path, "source", states)
     derived = dedupe(str(tmp_path / "c"), corpus, near=near)
@@ -314,7 +314,7 @@ def test_dedupe_keeps_what_brute_force_keeps(
 
 
 def test_no_more_networks_are_held_than_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raywgen.corpus.near_duplicates._MOST_AT_ONCE", 3)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", 3)
     # They have one norm, so that each has to be compared with all before it.
     states = {f"net-{index:02d}": {"0.weight": 3.0 * torch.eye(20)[index]} for index in range(20)}
     corpus = make(tmp_path, "source", states)

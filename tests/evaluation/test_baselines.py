@@ -57,7 +57,7 @@ def test_the_size_of_blocks_changes_no_baseline(
 ) -> None:
     whole_TnD = BASELINES[name](evaluator, CONFIG)
     for at_once in (1, 5):
-        monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", at_once)
+        monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", at_once)
         # Means of blocks are rounded each for itself; chosen networks are the stored ones.
         tolerance = 1e-6 if name in ("average", "gaussian") else 0.0
         torch.testing.assert_close(BASELINES[name](evaluator, CONFIG), whole_TnD, rtol=tolerance, atol=tolerance)

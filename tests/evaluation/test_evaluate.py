@@ -121,7 +121,7 @@ def test_no_more_networks_are_held_than_a_block_and_the_candidates(
     run: Path, zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each split of the corpus has more networks than that, at each architecture."""
-    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 4)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", 4)
     config = EvaluateConfig(
         generator=str(run),
         corpus=zoo_corpus.location,

@@ -66,7 +66,7 @@ def test_the_size_of_blocks_changes_no_distance(evaluator: TaskEvaluator, monkey
     values_TD, stored = evaluator.originals_TD, evaluator.stored
     every_TR = distances(values_TD, every_value(stored), evaluator.normalizer)
     for at_once in (1, 5, len(stored)):
-        monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", at_once)
+        monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", at_once)
         distance_T, nearest_T = nearest_stored(values_TD, stored.weights, evaluator.normalizer)
         torch.testing.assert_close(distance_T, every_TR.min(dim=1).values)
         assert torch.equal(nearest_T, every_TR.argmin(dim=1))

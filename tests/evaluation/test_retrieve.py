@@ -78,7 +78,7 @@ def test_scores_do_not_depend_on_how_many_networks_are_run_at_once(
     rows = trained_ends(zoo_corpus, ["architecture=mlp-64-6-2"]).slice(0, 5)
     arguments = (zoo_corpus, rows, task.samples_SF, task.labels_S)
     loss_N, accuracy_N = stored_scores(*arguments)
-    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 2)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", 2)
     few_loss_N, few_accuracy_N = stored_scores(*arguments)
     torch.testing.assert_close(few_loss_N, loss_N)
     torch.testing.assert_close(few_accuracy_N, accuracy_N)
@@ -230,7 +230,7 @@ def test_data_similarity_is_one_over_one_plus_the_frechet_distance() -> None:
 
 
 def test_no_more_networks_are_held_than_are_run_together(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 3)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", 3)
     task = next(iter(zoo_corpus.tasks.values()))
     request = TaskRequest(instruction="", samples_SF=task.samples_SF, labels_S=task.labels_S)
     with NetworksHeld([network.layout for network in zoo_corpus.networks.values()]) as held:

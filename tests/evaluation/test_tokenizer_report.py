@@ -163,7 +163,7 @@ def test_fewer_networks_and_samples_are_taken_evenly(generator: IGPG, zoo_corpus
 def test_the_size_of_blocks_changes_no_figure(
     report: TokenizerReport, generator: IGPG, zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raywgen.training.stored_weights._MOST_AT_ONCE", 7)
+    monkeypatch.setattr("raywgen.corpus.at_once._NETWORKS", 7)
     again = tokenizer_report(generator, generator.weight_code(), zoo_corpus, num_networks=10_000)
     for split, other in zip(again.splits, report.splits, strict=True):
         # Sums are added in another order, counts are not.

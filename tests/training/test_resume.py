@@ -22,8 +22,8 @@ from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, s
 from raywgen.training.checkpoints import CheckpointManager, TrainState
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.schedule import learning_rate
-from raywgen.training.trainer import RunSpec
 from raywgen.weights import KeyedNoise
 from tests.builders import settings_of
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raywgen.corpus import Corpus
-from raywgen.corpus.commit import commit_corpus
-from raywgen.corpus.facts import CheckpointFacts, NetworkFacts
-from raywgen.corpus.shards import write_shard
+from raywgen.benchmarks.random_corpus import random_facts
+from raywgen.corpus import Corpus, NetworkFacts, commit_corpus, write_shard
 from raywgen.generators import Stage
 from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import IGPGConfig
@@ -94,27 +92,7 @@ def test_a_value_that_is_no_number_is_named_by_checkpoint_and_tensor(tmp_path: P
 def unchecked_corpus(folder: Path, layout: Layout, states: list[StateDict]) -> Corpus:
     """A corpus as another program may write one, which did not look at the values."""
     packed_NP = torch.stack([layout.pack(state) for state in states])
-    facts = [
-        CheckpointFacts(
-            checkpoint_id=f"network-{index}",
-            trajectory_id=f"network-{index}",
-            task_id=None,
-            layout_id=layout.id,
-            step=0,
-            split="train",
-            start="own",
-            base_id=None,
-            start_seed=index,
-            order_seed=0,
-            optimizer="none",
-            learning_rate=0.0,
-            train_loss=0.0,
-            test_accuracy=0.0,
-            source="random",
-            licence="CC0-1.0",
-        )
-        for index in range(len(states))
-    ]
+    facts = [random_facts(f"network-{index}", layout) for index in range(len(states))]
     shard = write_shard(str(folder), "all", layout, facts, packed_NP, is_finite=True)
     network = NetworkFacts(name="small", recipe={}, layout=layout)
     return commit_corpus(str(folder), shards=[shard], tasks=[], networks=[network], recipe={})

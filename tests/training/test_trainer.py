@@ -22,7 +22,8 @@ from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
-from raywgen.training.trainer import RunSpec, train_runs
+from raywgen.training.run_spec import RunSpec
+from raywgen.training.trainer import train_runs
 
 NUM_STEPS, BATCH = 3, 8
 
