@@ -5,6 +5,7 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -116,9 +117,14 @@ def prior_windows(prior: Prior, tokenizer: Tokenizer, layout: Layout, noise: Key
     None where all of a network is one window, and where scales are tokens, which are measured over a whole network.
     """
     count, window = tokenizer.num_chunks(layout), prior.config.window
-    if tokenizer.codes_scales or not 0 < window < count:
+    if not takes_windows(prior, tokenizer) or count <= window:
         return None
     return tokenizer.windows_with(layout, random_windows(noise, count, window))
+
+
+def takes_windows(prior: Prior, tokenizer: Tokenizer) -> bool:
+    """Whether windows suffice to train a prior: scales, where they are tokens, are measured over whole networks."""
+    return prior.config.window > 0 and not tokenizer.codes_scales
 
 
 @torch.no_grad()
@@ -143,27 +149,46 @@ def _seen_tokens(
 def _seen_of_whole(
     prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer, noise: KeyedNoise
 ) -> _TokenWindow:
-    """Encodes whole networks or takes their tokens, and where scales are tokens selects a window of each."""
-    codes_BML, window = batch.codes_BWL, prior.config.window
-    if codes_BML is None:
-        chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
-        mask_MK = tokenizer.mask(batch.layout)
-        codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, mask_MK)
-    B, M = codes_BML.shape[:2]
-    seen = _TokenWindow(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
-    index_BW = torch.arange(M, device=codes_BML.device).expand(B, -1)
+    """Takes whole networks or their tokens; where scales are tokens, a window of each and the header."""
+    B, M, window = len(batch), len(table), prior.config.window
+    codes_of = _codes_of(tokenizer, batch, table, normalizer)
     if 0 < window < M:
-        index_BW = random_windows(noise, M, window).to(codes_BML.device)
-        rows_B1 = torch.arange(B, device=codes_BML.device).unsqueeze(1)
-        codes_BWL = codes_BML[rows_B1, index_BW]
-        seen = _TokenWindow(codes_BWL, table.positions_MG[index_BW], table.padding_codes(index_BW), None, None)
+        index_BW = random_windows(noise, M, window).to(tokenizer.device)
+        positions, padding_codes = table.positions_MG[index_BW], table.padding_codes(index_BW)
+        codes_BWL = codes_of(index_BW)
+    else:
+        index_BW = torch.arange(M, device=tokenizer.device).expand(B, -1)
+        positions, padding_codes, codes_BWL = table.positions_MG, table.padding_codes_ML, codes_of(None)
+    seen = _TokenWindow(codes_BWL, positions, padding_codes, None, None)
     header = prior.header(table)
     if header is None:
         return seen
-    alone_BW4 = header.chunk_scales(codes_BML).of_each(index_BW)
+    header_codes_BXL = codes_of(torch.arange(header.num, device=tokenizer.device).expand(B, -1))
+    alone_BW4 = header.chunk_scales(header_codes_BXL).of_each(index_BW)
     # A window that begins within the header gets no scales beside the tokens, here as in sampling.
     is_after_B11 = (index_BW[:, :1, None] >= header.num).to(alone_BW4.dtype)
     return seen._replace(scales_BW4=alone_BW4 * is_after_B11, alone_BW4=alone_BW4)
+
+
+def _codes_of(
+    tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer
+) -> Callable[[Tensor | None], Tensor]:
+    """Returns the function that gives the tokens of some chunks of each network, int64 `(B, W)`, or with None of all.
+
+    It encodes no other chunks than these.
+    """
+    layout, stored_BML = batch.layout, batch.codes_BWL
+    rows_B1 = torch.arange(len(batch), device=tokenizer.device).unsqueeze(1)
+    if stored_BML is not None:
+        return lambda index_BW: stored_BML if index_BW is None else stored_BML[rows_B1, index_BW]
+    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, normalizer)
+
+    def encode(index_BW: Tensor | None) -> Tensor:
+        if index_BW is None:
+            return tokenizer.encode(chunks_BMK, table.positions_MG, tokenizer.mask(layout))
+        return tokenizer.encode_windows(chunks_BMK[rows_B1, index_BW], layout, tokenizer.windows_with(layout, index_BW))
+
+    return encode
 
 
 def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
@@ -206,8 +231,9 @@ class PriorStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """The stage needs no tasks, and windows suffice where the prior sees windows."""
-        return StageNeeds(tasks=False, whole_networks=self.config.window == 0)
+        """The stage needs no tasks, and windows suffice where the prior sees windows and scales are no tokens."""
+        (tokenizer,) = self._frozen
+        return StageNeeds(tasks=False, whole_networks=not takes_windows(self.prior, tokenizer))
 
     @property
     def parameter_use(self) -> ParameterUse:

@@ -26,6 +26,7 @@ from tests.builders import (
     SMALL,
     igpg,
     igpg_config,
+    layout_of,
     noise_for,
     tokenizer_stage,
     train,
@@ -396,3 +397,24 @@ def test_samples_of_the_task_loss_stage_have_no_dropout(monkeypatch: pytest.Monk
     assert [training for training, _ in seen] == [False, False]
     assert torch.equal(seen[0][1].codes_BML, seen[1][1].codes_BML)
     assert generator.prior.training
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prior", "whole"),
+    [
+        ({}, {}, (False, False)),
+        ({"window": 0}, {"window": 0}, (True, True)),
+        ({"scales": "filter"}, {}, (True, True)),
+        ({"output_loss_weight": 1.0}, {}, (True, False)),
+    ],
+)
+def test_a_stage_says_that_it_needs_whole_networks_exactly_where_it_draws_no_windows(
+    tokenizer: dict[str, Any], prior: dict[str, Any], whole: tuple[bool, bool]
+) -> None:
+    config = igpg_config()
+    config.tokenizer = replace(config.tokenizer, **{"window": 3} | tokenizer)
+    config.prior = replace(config.prior, **{"window": 3} | prior)
+    layout = layout_of()
+    for stage, needs_whole in zip(igpg(config).all_stages(), (*whole, True), strict=True):
+        assert stage.needs.whole_networks == needs_whole, stage.name
+        assert (stage.windows(layout, noise_for(2)) is None) == needs_whole, stage.name

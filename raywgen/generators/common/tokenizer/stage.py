@@ -112,16 +112,20 @@ class TokenizerStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """The stage needs tasks only if outputs are compared, and whole networks only if it has no window."""
-        return StageNeeds(tasks=self.config.output_loss_weight > 0, whole_networks=self.config.window == 0)
+        """The stage needs tasks only if outputs are compared, and whole networks unless windows suffice."""
+        return StageNeeds(tasks=self.config.output_loss_weight > 0, whole_networks=not self._takes_windows)
+
+    @property
+    def _takes_windows(self) -> bool:
+        """Whether windows suffice: scales of a network are measured over all of it, as its outputs follow from it."""
+        is_local = not self.tokenizer.codes_scales and self.config.output_loss_weight == 0
+        return is_local and self.config.window > 0
 
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws whole blocks of chunks of networks longer than `window`."""
         tokenizer = self.tokenizer
         count, block = tokenizer.num_chunks(layout), tokenizer.encoder.context
-        # Scales of a network are measured over all of it, and its outputs follow from all of it.
-        needs_whole = tokenizer.codes_scales or self.config.output_loss_weight > 0
-        if needs_whole or not 0 < self.config.window < count:
+        if not self._takes_windows or count <= self.config.window:
             return None
         num_blocks = max(1, self.config.window // block)
         first_B = random_windows(noise, -(-count // block), num_blocks)[:, 0] * block
