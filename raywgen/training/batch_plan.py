@@ -77,15 +77,6 @@ class BatchPlan:
         """Layouts that take turns."""
         return len(self._rows)
 
-    def batch(self, step: int, batch_size: int) -> WeightBatch:
-        """Returns this worker's part of batch `step`; parts of all workers together are `batch_size` networks."""
-        place_B = torch.arange(self._rank, batch_size, self._num_workers)
-        return self._batch(step, batch_size, place_B, None)[0]
-
-    def whole_batch(self, step: int, batch_size: int) -> WeightBatch:
-        """Returns all of batch `step`, the same on every worker."""
-        return self._batch(step, batch_size, torch.arange(batch_size), None)[0]
-
     def build_modules(self, stage: Stage) -> None:
         """Builds the networks that batches of a stage hold, in this thread.
 
@@ -107,23 +98,19 @@ class BatchPlan:
             view: The stage, and the seed and stream of its noise.
             whole: Whether to return all of the batch, the same on every worker, in place of this worker's part.
         """
-        first, stride = (0, 1) if whole else (self._rank, self._num_workers)
-        return self._batch(step, batch_size, torch.arange(first, batch_size, stride), view)
-
-    def _batch(
-        self, step: int, batch_size: int, place_B: Tensor, view: StageView | None
-    ) -> tuple[WeightBatch, KeyedNoise]:
+        stage = view.stage
+        place_B = torch.arange(batch_size) if whole else torch.arange(self._rank, batch_size, self._num_workers)
         turn = step % len(self._rows)
         rows = self._rows[turn]
         first = step // len(self._rows) * batch_size
         row_B = self._row_indices(turn, first + place_B)
         sample_index_B = step * batch_size + place_B
-        noise = KeyedNoise(0, sample_index_B) if view is None else view.noise(sample_index_B)
-        windows = None if view is None else view.stage.windows(rows.layout, noise)
+        noise = view.noise(sample_index_B)
+        windows = stage.windows(rows.layout, noise)
         tasks = [rows.tasks[int(row)] for row in row_B]
         condition, query = self._samples(tasks, sample_index_B)
         condition = replace(condition, policies=tuple(rows.policies[int(row)] for row in row_B))
-        reads_tokens = view is not None and view.stage.tokens != "none" and rows.tokens is not None
+        reads_tokens = stage.tokens != "none" and rows.tokens is not None
         batch = WeightBatch(
             values_BD=torch.empty(len(row_B), 0) if reads_tokens else rows.values(row_B, windows),
             codes_BWL=rows.codes(row_B, windows) if reads_tokens else None,

@@ -7,12 +7,12 @@ import torch
 
 from raywgen.corpus import Corpus
 from raywgen.tasks import SAMConfig
-from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import LayoutRows, layout_rows, policy_names
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import ZooOptimizer
 from tests.conftest import make_zoo
+from tests.training.whole_plan import WholePlan
 
 
 def rows_of(corpus: Corpus) -> list[LayoutRows]:
@@ -23,8 +23,8 @@ def values_of(rows: LayoutRows) -> torch.Tensor:
     return rows.values(torch.arange(len(rows)))
 
 
-def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> BatchPlan:
-    return BatchPlan(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
+def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> WholePlan:
+    return WholePlan(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
 
 
 def test_parts_of_all_workers_are_the_whole_batch(zoo_corpus: Corpus) -> None:

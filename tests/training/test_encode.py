@@ -21,7 +21,7 @@ from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.igpg import IGPG
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, encode, launch, read_metrics
-from raywgen.training.batch_plan import BatchPlan, StageView
+from raywgen.training.batch_plan import StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode import EncodePlan
 from raywgen.training.encode_corpus import EncodeConfig, encode_corpus
@@ -30,6 +30,7 @@ from raywgen.training.rows import RunRows
 from raywgen.training.run_tokens import make_tokens, open_tokens
 from raywgen.weights import Windows
 from tests.builders import hypernetwork, igpg_config
+from tests.training.whole_plan import WholePlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +43,7 @@ def generator_of(corpus: Corpus, window: int = 4, tokens: str = "none", **tokeni
     config.prior = replace(config.prior, window=window, tokens=tokens)
     generator = build_generator("igpg", config, measure_normalizers(corpus), data_spec(corpus), 0)
     assert isinstance(generator, IGPG)
-    plan = BatchPlan(RunRows.of(corpus).train, seed=0, num_condition_samples=1, num_query_samples=1)
+    plan = WholePlan(RunRows.of(corpus).train, seed=0, num_condition_samples=1, num_query_samples=1)
     generator.stages()[0].setup([plan.batch(step, 16) for step in range(2)], 0)
     return generator
 
@@ -134,7 +135,7 @@ def test_a_prior_learns_from_tokens_what_it_learns_from_weights(
     stage = generator.stages()[1]
     rows = RunRows.of(zoo_corpus)
     for part, other in ((rows.train, rows.with_tokens(tokens).train), (rows.held, rows.with_tokens(tokens).held)):
-        plans = [BatchPlan(each, seed=3, num_condition_samples=5, num_query_samples=7) for each in (part, other)]
+        plans = [WholePlan(each, seed=3, num_condition_samples=5, num_query_samples=7) for each in (part, other)]
         for step in range(4):
             found = []
             for plan in plans:

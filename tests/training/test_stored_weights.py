@@ -12,12 +12,13 @@ from raywgen.corpus import Corpus, NetworkFacts, commit_corpus, write_shard
 from raywgen.generators import Stage
 from raywgen.generators.bundle import build_generator
 from raywgen.generators.igpg import IGPGConfig
-from raywgen.training.batch_plan import BatchPlan, StageView
+from raywgen.training.batch_plan import StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import layout_rows
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import KeyedNoise, Layout, NonFiniteWeightsError, StateDict
 from tests.builders import SMALL, igpg_config, layout_of, values_of
+from tests.training.whole_plan import WholePlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +54,7 @@ def test_a_stage_sees_in_windows_what_it_sees_of_whole_networks(zoo_corpus: Corp
     """The trainer reads the windows alone; a stage that is given whole networks cuts the same ones out of them."""
     generator = build_generator("igpg", windowed(), measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
     stage: Stage = generator.stages()[index].train()
-    plan = BatchPlan(layout_rows(zoo_corpus, ["train"]), seed=3, num_condition_samples=5, num_query_samples=7)
+    plan = WholePlan(layout_rows(zoo_corpus, ["train"]), seed=3, num_condition_samples=5, num_query_samples=7)
     if index == 0:
         stage.setup([plan.whole_batch(step, 16) for step in range(2)], 0)
     for step in range(4):

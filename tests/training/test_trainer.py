@@ -18,12 +18,12 @@ from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics
-from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.trainer import train_runs
+from tests.training.whole_plan import WholePlan
 
 NUM_STEPS, BATCH = 3, 8
 
@@ -118,7 +118,7 @@ def test_a_worker_trains_on_its_own_part_of_every_batch(
 ) -> None:
     run = config(zoo_corpus, tmp_path)
     train(run, zoo_corpus, OneOf(rank=1, num_workers=2))
-    order = BatchPlan(
+    order = WholePlan(
         RunRows.of(zoo_corpus).train,
         seed=run.seed,
         num_condition_samples=run.num_condition_samples,

@@ -21,13 +21,13 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.mcdi import McDi, McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiTaskLossConfig
 from raywgen.training import TrainConfig, launch, read_metrics
-from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.rows import LayoutRows, TrajectoryError, layout_rows, trajectory_rows
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import SMALL, layout_of, network
 from tests.training.held_weights import HeldWeights
+from tests.training.whole_plan import WholePlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,7 +110,7 @@ def test_the_start_alone_is_no_trajectory() -> None:
         trajectory_rows(rows_of({"run/a": [0]}), 1)
 
 
-def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int) -> BatchPlan:
+def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int) -> WholePlan:
     rows = layout_rows(corpus, ["train"])
     settings: dict[str, Any] = {
         "num_condition_samples": 5,
@@ -118,7 +118,7 @@ def order_of(corpus: Corpus, rank: int = 0, num_workers: int = 1, **changes: int
         "shot": 2,
         "num_targets": 2,
     } | changes
-    return BatchPlan(rows, seed=3, rank=rank, num_workers=num_workers, **settings)
+    return WholePlan(rows, seed=3, rank=rank, num_workers=num_workers, **settings)
 
 
 def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corpus: Corpus) -> None:

@@ -18,7 +18,6 @@ from raywgen.generators.common.output_loss import RebuildError, check_module, ou
 from raywgen.generators.common.tokenizer import TokenizerConfig, TokenizerStage
 from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.nn.quantisers import QuantiserConfig
-from raywgen.training.batch_plan import BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.rows import layout_rows
@@ -36,6 +35,7 @@ from tests.builders import (
     values_of,
     weight_batch,
 )
+from tests.training.whole_plan import WholePlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,7 +173,7 @@ def test_networks_that_cannot_be_rebuilt_are_refused_before_the_first_step(modul
 def test_it_lowers_the_mismatch_of_real_networks_it_was_not_trained_on(zoo_corpus: Corpus) -> None:
     normalizers, data = measure_normalizers(zoo_corpus), data_spec(zoo_corpus)
     rows, held = (layout_rows(zoo_corpus, splits) for splits in (["train"], ["heldout", "unseen"]))
-    order, unseen = (BatchPlan(each, seed=0, num_condition_samples=4, num_query_samples=64) for each in (rows, held))
+    order, unseen = (WholePlan(each, seed=0, num_condition_samples=4, num_query_samples=64) for each in (rows, held))
     judged = [unseen.batch(turn, 32) for turn in range(2)]
     mismatch = {}
     for weight in (0.0, 1.0):

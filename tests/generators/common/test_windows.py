@@ -34,13 +34,14 @@ from raywgen.generators.mcdi.stages import DenoiserStage, consistency_loss, draw
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training import TrainConfig, launch, read_metrics
-from raywgen.training.batch_plan import BatchPlan, StageView
+from raywgen.training.batch_plan import StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import LayoutRows, layout_rows
 from raywgen.weights import KeyedNoise, Layout, Normalizer, TensorSpec, Windows
 from raywgen.weights.chunks import position_features
 from tests.builders import SMALL, condition, layout_of, noise_for, normalizers
 from tests.generators.mcdi.builders import DATA, chunk_batch
+from tests.training.whole_plan import WholePlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WINDOWED = [name for name in CASES if name.endswith("windows")]
@@ -132,9 +133,9 @@ def sampling_of(name: str) -> dict[str, Any]:
     return {"sampling": {"num_steps": 2}} if name == "lohp" else {}
 
 
-def plan_of(rows: list[LayoutRows], needs: StageNeeds) -> BatchPlan:
+def plan_of(rows: list[LayoutRows], needs: StageNeeds) -> WholePlan:
     num_targets = needs.num_targets
-    return BatchPlan(rows, seed=3, num_condition_samples=5, num_query_samples=7, num_targets=num_targets)
+    return WholePlan(rows, seed=3, num_condition_samples=5, num_query_samples=7, num_targets=num_targets)
 
 
 @pytest.mark.parametrize("meta", ["joint", "reptile"])
