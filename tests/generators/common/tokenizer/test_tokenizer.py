@@ -13,7 +13,7 @@ import torch
 
 from raywgen.generators import GenerationRequest
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
+from raywgen.generators.common.tokenizer.stage import _VectorSample, masked_reconstruction_loss
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, IGPGConfig, PriorConfig
 from raywgen.nn.coders import PerceptronCoder
@@ -238,3 +238,20 @@ def test_windows_train_the_tokeniser() -> None:
     stage.setup([weight_batch(), weight_batch(DEEP)], 0)
     losses = train(stage, [weight_batch(SMALL, 32)] * 60, 1e-2)
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_first_vectors_are_thinned_out_evenly_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raywgen.generators.common.tokenizer.stage._MOST_KEPT_VECTORS", 1000)
+    sample = _VectorSample(torch.Generator().manual_seed(0))
+    parts = [torch.full((400, 2), float(part)) for part in range(20)]
+    for number, vectors_NK in enumerate(parts, start=1):
+        sample.add(vectors_NK, vectors_NK + 0.5)
+        kept_NK, masks_NK = sample.all(10_000)
+        assert len(kept_NK) <= 1000
+        assert torch.equal(masks_NK, kept_NK + 0.5)
+        if number == 2:
+            assert torch.equal(kept_NK, torch.cat(parts[:2])), "all of a few"
+    # One in eight or sixteen of each part, whether it came first or last.
+    counts = kept_NK[:, 0].long().bincount(minlength=20)
+    assert int(counts.min()) >= 0.5 * int(counts.max()) > 0
+    assert len(sample.all(30)[0]) == 30
