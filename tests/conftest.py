@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from raywgen.corpus import Corpus
 from raywgen.trust import trusting
+from raywgen.weights.cache import FOLDER
 from raywgen.weights.chunks import position_features_on
 from raywgen.zoo import ZooConfig, train_zoo
 
@@ -54,6 +56,30 @@ def float64() -> Iterator[None]:
     yield
     torch.set_default_dtype(torch.float32)
     position_features_on.cache_clear()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a real S3 server of this process."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        FOLDER: str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    # Servers of one process share their buckets.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.align import align
 from raywgen.corpus.derive import split
 from raywgen.corpus.manifest import MANIFEST
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.generation import load
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
@@ -151,7 +151,7 @@ def _aligned(root: str, corpus: Corpus, seed: int) -> Corpus:
 
 
 def _kept(folder: str) -> Corpus | None:
-    return None if Storage.at(folder).size(MANIFEST) is None else Corpus.open(folder)
+    return None if CorpusStorage.at(folder).size(MANIFEST) is None else Corpus.open(folder)
 
 
 def _trained(config: IGPGZooConfig, root: str, corpus: Corpus, seed: int) -> tuple[Generator, Generator]:

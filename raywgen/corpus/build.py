@@ -23,9 +23,10 @@ from raywgen.corpus.network_names import network_names
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import Statistics, add_statistics
-from raywgen.corpus.storage import Storage, absolute
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
 from raywgen.json_types import JsonObject
+from raywgen.storage import absolute
 from raywgen.weights import Layout
 
 OnBytes = Callable[[int, int, str], None]
@@ -88,7 +89,7 @@ def build_corpus(
     if config.select:
         checkpoints = [replace(checkpoint, select=tuple(config.select)) for checkpoint in checkpoints]
     items = plan_items(checkpoints, config.constants)
-    storage = Storage.at(config.out)
+    storage = CorpusStorage.at(config.out)
     aside = [row.to_row() for row in found.aside]
     content = [[item.name for item in items], aside]
     recipe: JsonObject = {"ingest": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
@@ -144,7 +145,7 @@ def _existing(config: BuildConfig, recipe: JsonObject) -> Corpus:
 
 
 def _ingest_remaining(
-    items: list[IngestItem], config: BuildConfig, storage: Storage, on_progress: OnBytes | None
+    items: list[IngestItem], config: BuildConfig, storage: CorpusStorage, on_progress: OnBytes | None
 ) -> None:
     kept = set(storage.list(JOURNALS))
     remaining = [item for item in items if journal(item.name).rpartition("/")[2] not in kept]
@@ -182,7 +183,7 @@ def _ingest_row(row: dict[str, IngestItem], root: str) -> dict[str, int]:
 def _commit(
     items: list[IngestItem],
     config: BuildConfig,
-    storage: Storage,
+    storage: CorpusStorage,
     recipe: JsonObject,
     parts: list[Corpus],
     aside: list[dict[str, str]],

@@ -11,11 +11,11 @@ from pyarrow import fs
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.shards import Shard
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.weights.cache import FOLDER, cache_folder
 
 
-def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
+def local_copy(storage: CorpusStorage, shard: Shard) -> tuple[CorpusStorage, str]:
     """Returns storage and path of a shard that can be mapped: itself if it is local, else a copy that is fetched once.
 
     Raises:
@@ -29,7 +29,7 @@ def local_copy(storage: Storage, shard: Shard) -> tuple[Storage, str]:
         folder = cache_folder()
     except OSError as error:
         raise CorpusError(f"{storage.name}/{shard.path} cannot be copied: {error}") from error
-    cache, name = Storage.at(folder), f"{shard.sha256}.arrow"
+    cache, name = CorpusStorage.at(folder), f"{shard.sha256}.arrow"
     if cache.size(name) == shard.num_bytes:
         return cache, name
     try:

@@ -26,7 +26,7 @@ from raywgen.corpus.facts import (
 from raywgen.corpus.manifest import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import Statistics, statistics_to_json
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.sealed import sealed_json
 from raywgen.weights import Layout
 
@@ -57,7 +57,7 @@ def commit_corpus(
     Raises:
         CorpusError: Checkpoint ids are not unique, or a file cannot be written; an earlier corpus stays as it was.
     """
-    storage = Storage.at(root)
+    storage = CorpusStorage.at(root)
     own = {network.layout.form_id for network in networks}
     shards = [replace(shard, form_id="") if shard.form_id in own else shard for shard in shards]
     rows = [row for shard in shards for row in shard.facts]
@@ -104,7 +104,7 @@ def stored_shards(corpus: Corpus, **columns: Sequence[FactValue]) -> list[Shard]
     return [replace(shard, facts=rows[shard.path], form_id=corpus.form(shard.path).form_id) for shard in corpus.shards]
 
 
-def _file_name(name: str, content: bytes, storage: Storage) -> str:
+def _file_name(name: str, content: bytes, storage: CorpusStorage) -> str:
     """Names a file of facts; a new name if a corpus exists, which stays whole until its manifest is replaced."""
     if storage.size(MANIFEST) is None:
         return name

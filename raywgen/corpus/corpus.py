@@ -35,7 +35,7 @@ from raywgen.corpus.query import filter_facts
 from raywgen.corpus.shard_reader import ShardReader
 from raywgen.corpus.shards import Shard, ShardView
 from raywgen.corpus.statistics import LayoutStatistics
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.summary import summary
 from raywgen.inputs import UnusableFileError
 from raywgen.names import nearest
@@ -58,7 +58,7 @@ _FACTS_PER_BLOCK = 256
 class Corpus:
     """An opened corpus; `Corpus.open` returns one."""
 
-    def __init__(self, storage: Storage, manifest: dict[str, Any]) -> None:
+    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any]) -> None:
         self.storage = storage
         self._as_stored = manifest
         contents = Contents.read(manifest, storage)
@@ -81,7 +81,7 @@ class Corpus:
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
             CorpusError: The corpus has another schema version.
         """
-        storage = Storage.at(location)
+        storage = CorpusStorage.at(location)
         manifest = read_manifest(storage)
         corpus = cls(storage, manifest)
         if snapshot and corpus.snapshot != snapshot:

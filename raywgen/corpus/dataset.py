@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.shards import Shard, num_blocks, read_block
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -36,7 +36,7 @@ class ArrowShardDatasource(Datasource):
         DamagedFileError: A shard is truncated.
     """
 
-    def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
+    def __init__(self, storage: CorpusStorage, shards: Sequence[Shard]) -> None:
         super().__init__()
         self._storage = storage
         self._tasks: list[tuple[Shard, int, int]] = []
@@ -88,5 +88,5 @@ def dataset(corpus: Corpus, splits: Sequence[str]) -> ray.data.Dataset:
     return found
 
 
-def _read(storage: Storage, path: str, layout_id: str, index: int) -> Iterator[pa.Table]:
+def _read(storage: CorpusStorage, path: str, layout_id: str, index: int) -> Iterator[pa.Table]:
     yield read_block(storage, path, layout_id, index)

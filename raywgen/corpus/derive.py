@@ -28,7 +28,7 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.near_duplicates import networks_apart
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.json_types import JsonObject
 from raywgen.weights import Layout
@@ -75,7 +75,7 @@ def write_corpus(
             corpus = _write_corpus(root, parts, recipe, on_progress, shards)
         except BaseException:  # Ctrl-C must not leave anything behind either.
             for shard in shards:
-                Storage.at(root).delete(shard.path)
+                CorpusStorage.at(root).delete(shard.path)
             raise
         remove_unused_shards(corpus)
         return corpus
@@ -130,7 +130,7 @@ def refuse_existing(root: str) -> None:
     Raises:
         CorpusError: `root` holds a corpus.
     """
-    if Storage.at(root).size(MANIFEST) is not None:
+    if CorpusStorage.at(root).size(MANIFEST) is not None:
         raise CorpusError(f"{root} already holds a corpus; give another folder")
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from raywgen.storage import NoSuchFileError, StorageError, UnreadableFileError
 
-class CorpusError(ValueError):
+
+class CorpusError(StorageError):
     """A corpus that cannot be read or written."""
 
 
-class MissingFileError(CorpusError):
+class MissingFileError(CorpusError, NoSuchFileError):
     """A file that the manifest names is not there."""
 
 
-class DamagedFileError(CorpusError):
+class DamagedFileError(CorpusError, UnreadableFileError):
     """A file that is truncated, has another checksum, or cannot be parsed."""
 
 

@@ -33,7 +33,7 @@ from raywgen.corpus.statistics import (
     statistics_from_json,
     statistics_to_json,
 )
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS
 from raywgen.sealed import sealed_json, unseal
 from raywgen.weights import Layout, WeightsError
@@ -151,7 +151,7 @@ def journal(item_name: str) -> str:
     return f"{JOURNALS}/{item_name}.json"
 
 
-def read_journal(storage: Storage, item_name: str) -> IngestResult:
+def read_journal(storage: CorpusStorage, item_name: str) -> IngestResult:
     """Reads the result of an item from its journal.
 
     Raises:
@@ -177,7 +177,7 @@ def ingest_item(item: IngestItem, root: str) -> dict[str, int]:
         CorpusError: A shard cannot be written.
     """
     torch.set_num_threads(1)
-    storage = Storage.at(root)
+    storage = CorpusStorage.at(root)
     done = _Ingest(item, root).run()
     storage.write(journal(item.name), sealed_json(done.to_json()).encode())
     kept = sum(len(shard.facts) for shard in done.shards)

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from raywgen.corpus.errors import RESTORE, ChangedCorpusError, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.facts import NetworkFacts, TaskFacts
 from raywgen.corpus.shards import Shard
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
 from raywgen.sealed import SealError, unseal
 from raywgen.trust import StoredRecipe
@@ -47,7 +47,7 @@ class Contents:
     statistics: dict[str, Any]
 
     @classmethod
-    def read(cls, manifest: dict[str, Any], storage: Storage) -> Self:
+    def read(cls, manifest: dict[str, Any], storage: CorpusStorage) -> Self:
         """Parses a manifest from `read_manifest`.
 
         Raises:
@@ -59,7 +59,7 @@ class Contents:
             raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged ({error}); {RESTORE}") from error
 
     @classmethod
-    def _read(cls, manifest: dict[str, Any], storage: Storage) -> Self:
+    def _read(cls, manifest: dict[str, Any], storage: CorpusStorage) -> Self:
         shards = [Shard(**row) for row in manifest["shards"]]
         _check_names(storage, [shard.path for shard in shards], [shard.sha256 for shard in shards])
         _check_names(storage, list(manifest["files"].values()))
@@ -87,7 +87,7 @@ class Contents:
         return cls(shards, networks, arranged, layout_of, statistics)
 
 
-def _check_names(storage: Storage, names: Sequence[object], checksums: Sequence[object] = ()) -> None:
+def _check_names(storage: CorpusStorage, names: Sequence[object], checksums: Sequence[object] = ()) -> None:
     """Refuses files outside of the corpus, and checksums that could be the name of any file."""
     for name in names:
         plain = inside(name)
@@ -108,7 +108,7 @@ def with_source(facts: FactsT, location: str) -> FactsT:
     return replace(facts, recipe=StoredRecipe.of(facts.recipe, location, num_stored))
 
 
-def read_manifest(storage: Storage) -> dict[str, Any]:
+def read_manifest(storage: CorpusStorage) -> dict[str, Any]:
     """Reads `manifest.json`; raises as `Corpus.open` does."""
     if storage.size(MANIFEST) is None:
         raise MissingFileError(
@@ -135,7 +135,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: {error}; {RESTORE}") from error
 
 
-def cause(error: CorpusError, storage: Storage, manifest: dict[str, Any]) -> CorpusError:
+def cause(error: CorpusError, storage: CorpusStorage, manifest: dict[str, Any]) -> CorpusError:
     """Returns the error itself, or one that says that the corpus was replaced since its manifest was read."""
     try:
         is_same = read_manifest(storage) == manifest
@@ -149,6 +149,6 @@ def cause(error: CorpusError, storage: Storage, manifest: dict[str, Any]) -> Cor
     return error if is_same else rebuilt(storage)
 
 
-def rebuilt(storage: Storage) -> ChangedCorpusError:
+def rebuilt(storage: CorpusStorage) -> ChangedCorpusError:
     """Returns the error for a corpus that was replaced."""
     return ChangedCorpusError(f"{storage.name} was rebuilt while it was read; run the same command again")

@@ -24,7 +24,7 @@ from raywgen.corpus.shards import (
     read_block,
     read_shard,
 )
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.weights import Layout
 
 # Mapping a shard again costs a page fault per 16 pages; a shard that stays mapped costs a file descriptor.
@@ -40,7 +40,7 @@ class ShardReader:
         facts: The facts, one row a checkpoint.
     """
 
-    def __init__(self, storage: Storage, manifest: dict[str, Any], facts: pa.Table) -> None:
+    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], facts: pa.Table) -> None:
         self._storage, self._manifest, self._facts = storage, manifest, facts
         self._opened: dict[str, ShardView] = {}
         self._checks: dict[tuple[str, object], RowCheck] = {}

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.source_tree import SourceTree
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 
 # A variant stands before the format (`model.fp16.safetensors.index.json`) or behind the word index.
 _INDEX = re.compile(r"(.+)\.(?:safetensors|bin)\.index(?:\.([\w-]+))?\.json", re.IGNORECASE)
@@ -54,7 +54,7 @@ def read_weight_map(file: str) -> dict[str, str]:
     """
     location, mark, query = file.partition("?") if "://" in file else (file, "", "")
     folder, _, name = location.rpartition("/")
-    content = Storage.at(f"{folder}{mark}{query}").read(unquote(name) if "://" in file else name)
+    content = CorpusStorage.at(f"{folder}{mark}{query}").read(unquote(name) if "://" in file else name)
     return weight_map(content.decode(errors="replace"), file)
 
 

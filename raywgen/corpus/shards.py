@@ -24,7 +24,7 @@ from raywgen.corpus.arrow_file import check_uncompressed
 from raywgen.corpus.checksums import RowCheck, row_facts
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.facts import CheckpointFacts
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.weights import Layout, NonFiniteWeightsError
 from raywgen.weights.tensors import real_values
 
@@ -112,7 +112,9 @@ def write_shard(
     ids = [row.checkpoint_id for row in facts]
     with ThreadPoolExecutor(1) as beside:
         sums = beside.submit(row_facts, packed_NP)
-        sha256, num_bytes = Storage.at(root).write_stream(path, lambda sink: _write_ipc(sink, ids, packed_NP, layout))
+        sha256, num_bytes = CorpusStorage.at(root).write_stream(
+            path, lambda sink: _write_ipc(sink, ids, packed_NP, layout)
+        )
     rows = [
         {
             **row.to_row(),
@@ -135,7 +137,7 @@ def write_shard(
     )
 
 
-def read_shard(storage: Storage, path: str) -> pa.Table:
+def read_shard(storage: CorpusStorage, path: str) -> pa.Table:
     """Reads all rows of a shard, without a copy if the file is local.
 
     Raises:
@@ -146,7 +148,7 @@ def read_shard(storage: Storage, path: str) -> pa.Table:
         return _checked(_open(storage, path).read_all())
 
 
-def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Table:
+def read_block(storage: CorpusStorage, path: str, layout_id: str, index: int) -> pa.Table:
     """Reads one record batch of a shard, with the layout's id as a third column; raises as `read_shard` does."""
     with _naming(storage, path):
         batch = _open(storage, path).get_batch(index)
@@ -154,20 +156,20 @@ def read_block(storage: Storage, path: str, layout_id: str, index: int) -> pa.Ta
         return table.append_column("layout_id", pa.repeat(pa.scalar(layout_id), table.num_rows))
 
 
-def num_blocks(storage: Storage, path: str) -> int:
+def num_blocks(storage: CorpusStorage, path: str) -> int:
     """Returns the number of record batches of a shard; raises as `read_shard` does."""
     with _naming(storage, path), storage.open(path) as file:
         return pa.ipc.open_file(file).num_record_batches
 
 
-def _open(storage: Storage, path: str) -> pa.RecordBatchFileReader:
+def _open(storage: CorpusStorage, path: str) -> pa.RecordBatchFileReader:
     file = storage.open(path)
     check_uncompressed(file)
     return pa.ipc.open_file(file)
 
 
 @contextmanager
-def _naming(storage: Storage, path: str) -> Iterator[None]:
+def _naming(storage: CorpusStorage, path: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

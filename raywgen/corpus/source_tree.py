@@ -19,9 +19,10 @@ from pyarrow import fs
 
 from raywgen.corpus.aside import PASSED_OVER, REFUSED
 from raywgen.corpus.errors import CorpusError, FetchError
-from raywgen.corpus.storage import Storage, absolute, as_uri
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.walk import File, Listing, walk
 from raywgen.locks import LOCK
+from raywgen.storage import absolute, as_uri
 from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["
@@ -47,7 +48,7 @@ class SourceTree:
     """
 
     def __init__(self, location: str, pattern: str = "**", *, only: str = "") -> None:
-        self._storage = Storage.at(location)
+        self._storage = CorpusStorage.at(location)
         self._location = as_uri(location) if "://" in location else location
         self._parts = pattern.split("/")
         self._regex = re.compile(glob_regex(pattern))
@@ -205,7 +206,7 @@ def until_magic(source: str) -> tuple[str, str]:
 
 def open_remote(file: str) -> pa.NativeFile:
     """Opens a remote file for random access; raises as `local_file` does."""
-    storage = Storage.at(file)
+    storage = CorpusStorage.at(file)
     try:
         return storage.filesystem.open_input_file(storage.root)
     except (OSError, pa.ArrowException) as error:
@@ -227,7 +228,7 @@ def local_file(file: str) -> Iterator[str]:
         yield file
         return
     with tempfile.TemporaryDirectory() as folder:
-        storage = Storage.at(file)
+        storage = CorpusStorage.at(file)
         path = Path(folder) / Path(storage.root).name
         try:
             fs.copy_files(

@@ -20,7 +20,8 @@ from raywgen.corpus.facts import CHECKPOINT_COLUMNS, CHECKPOINT_SCHEMA, CONFIG_F
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
-from raywgen.corpus.storage import Storage, absolute, as_uri
+from raywgen.corpus.storage import CorpusStorage
+from raywgen.storage import absolute, as_uri
 from raywgen.weights.kinds import (
     LEGACY,
     SUFFIXES,
@@ -174,7 +175,7 @@ def _of_source(source: str) -> Iterator[_Entry]:
     elif path.is_file():
         yield from _of_file(str(path.absolute().parent), path.name)
     elif is_remote or path.is_dir():
-        storage = Storage.at(source)
+        storage = CorpusStorage.at(source)
         if storage.size(MANIFEST) is not None:
             yield from _of_corpus(source)
         elif is_remote and storage.filesystem.get_file_info(storage.root).is_file:

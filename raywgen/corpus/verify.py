@@ -13,7 +13,7 @@ from raywgen.corpus.errors import RESTORE, CorpusError
 from raywgen.corpus.manifest import CHECKPOINTS, read_manifest
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics, statistics_from_json
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import writing
 
 
@@ -36,7 +36,7 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
     Raises:
         CorpusError: There is no readable manifest.
     """
-    storage = Storage.at(location)
+    storage = CorpusStorage.at(location)
     corpus = Corpus(storage, read_manifest(storage))
     damages = []
     for name, sha256 in corpus.manifest["sha256"].items():
@@ -66,7 +66,7 @@ def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
 
 
 def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
-    storage = Storage.at(location)
+    storage = CorpusStorage.at(location)
     bad = {damage.file: damage for damage in damages}
     corpus = Corpus(storage, read_manifest(storage))
     if facts := sorted(set(bad) & set(corpus.manifest["sha256"])):
@@ -109,7 +109,7 @@ def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> Statistics:
     return found
 
 
-def _file_damage(storage: Storage, path: str, sha256: str) -> str | None:
+def _file_damage(storage: CorpusStorage, path: str, sha256: str) -> str | None:
     if storage.size(path) is None:
         return "is missing"
     try:

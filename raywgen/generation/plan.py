@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import NetworkFacts
-from raywgen.corpus.storage import absolute
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.request import ResolvedRequest
 from raywgen.generators import Sampling
+from raywgen.storage import absolute
 from raywgen.tasks import build_network
 
 # A GiB of float32: fewer candidates of a large architecture are generated at once.

@@ -24,7 +24,7 @@ from raywgen.config import save_config
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, commit_corpus, write_shard
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS
 from raywgen.files import write_text
 from raywgen.generation.config import GenerateConfig
@@ -57,7 +57,7 @@ class Sink(ABC):
 
     def __init__(self, config: GenerateConfig, plan: GenerationPlan, recipe: dict[str, Any]) -> None:
         self.config, self.plan, self.recipe, self.out = config, plan, recipe, config.out
-        self._storage = Storage.at(config.out)
+        self._storage = CorpusStorage.at(config.out)
         self._digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
         self._states: tuple[int, Callable[[torch.Tensor], StateDict]] | None = None
 

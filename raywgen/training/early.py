@@ -9,7 +9,7 @@ import torch
 
 from raywgen.config import ConfigError
 from raywgen.corpus.manifest import MANIFEST, read_manifest
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.nn.devices import resolved_device
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
@@ -27,7 +27,7 @@ def check_early(config: TrainConfig) -> None:
     if not config.corpus.strip():
         raise ConfigError(f"corpus is empty; name the corpus to train on, such as corpus={TrainConfig.corpus}")
     _check_out(config.out)
-    read_manifest(Storage.at(config.corpus))
+    read_manifest(CorpusStorage.at(config.corpus))
 
 
 def _check_out(out: str) -> None:

@@ -24,7 +24,7 @@ from raywgen.actor_pool import OnShare
 from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corpus
 from raywgen.corpus.ingest import journal
 from raywgen.corpus.manifest import MANIFEST, read_manifest
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.tokens import (
     TOKENS,
     TokenCorpus,
@@ -81,7 +81,7 @@ class EncodePlan:
     def __init__(self, corpus: Corpus, encoder: TokenEncoder, root: str) -> None:
         if is_tokens(corpus):
             raise TokensError(f"{corpus.location} holds tokens already; give the corpus of weights")
-        self.corpus, self.encoder, self.storage = corpus, encoder, Storage.at(root)
+        self.corpus, self.encoder, self.storage = corpus, encoder, CorpusStorage.at(root)
         self.tokenizer, self.weights = encoder.digest(), weights_digest(corpus)
         self.items = self._plan()
 

@@ -11,13 +11,13 @@ import torch
 
 from raywgen.actor_pool import ActorPool, OnNews, OnShare, PoolConfig, paced
 from raywgen.corpus import Corpus
-from raywgen.corpus.storage import absolute
 from raywgen.corpus.tokens import TokenCorpus, TokensError
 from raywgen.corpus.writing import writing
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.devices import Device, resolved_device
 from raywgen.stops import keeping
+from raywgen.storage import absolute
 from raywgen.training.devices import num_gpus
 from raywgen.training.encode import EncodeItem, EncodePlan
 from raywgen.training.run_folder import BUNDLE, STAGES

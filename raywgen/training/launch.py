@@ -18,11 +18,11 @@ import torch
 from raywgen.config import ConfigError, save_config
 from raywgen.config_places import without_places
 from raywgen.corpus import Corpus
-from raywgen.corpus.storage import absolute
 from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
+from raywgen.storage import absolute
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raywgen.corpus.storage import absolute
 from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
+from raywgen.storage import absolute
 from raywgen.training.agreement import check_agreement
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
 from raywgen.training.memory import free_memory

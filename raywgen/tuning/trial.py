@@ -18,8 +18,8 @@ import torch
 from ray import tune
 
 from raywgen.corpus import Corpus
-from raywgen.corpus.storage import absolute
 from raywgen.locks import waiting
+from raywgen.storage import absolute
 from raywgen.training import (
     BUNDLE,
     DivergedError,

@@ -13,10 +13,11 @@ from raywgen.corpus import Corpus, CorpusError, NetworkFacts, Shard, commit_corp
 from raywgen.corpus.ingest import journal
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.corpus.storage import Storage, absolute
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, writing
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
+from raywgen.storage import absolute
 from raywgen.tasks.train_loop import Execution
 from raywgen.trust import entry_point
 from raywgen.weights import Layout
@@ -68,7 +69,7 @@ def train_zoo(
 def _train(
     config: ZooConfig, root: str, on_progress: OnProgress | None, on_news: OnNews | None, distributed: bool
 ) -> Corpus:
-    storage = Storage.at(root)
+    storage = CorpusStorage.at(root)
     executions = _executions(config, storage, on_news)
     plan = plan_zoo(config, executions)
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
@@ -79,7 +80,7 @@ def _train(
 
 
 def _existing(config: ZooConfig, root: str) -> Corpus | None:
-    if Storage.at(root).size(MANIFEST) is None:
+    if CorpusStorage.at(root).size(MANIFEST) is None:
         return None
     corpus = Corpus.open(root)
     if corpus.manifest["recipe"].get("zoo") != config.recipe():
@@ -87,7 +88,7 @@ def _existing(config: ZooConfig, root: str) -> Corpus | None:
     return corpus
 
 
-def _executions(config: ZooConfig, storage: Storage, on_news: OnNews | None) -> dict[str, Execution]:
+def _executions(config: ZooConfig, storage: CorpusStorage, on_news: OnNews | None) -> dict[str, Execution]:
     """Returns the execution of each network by name. It is stored, because an interrupted zoo must continue alike."""
     kept = _read_state(storage, _PLAN) if storage.size(_PLAN) is not None else {}
     # Stored as JSON, in which tuples become lists.
@@ -108,7 +109,7 @@ def _train_all(
     stacks: list[ZooStack],
     config: ZooConfig,
     root: str,
-    storage: Storage,
+    storage: CorpusStorage,
     on_progress: OnProgress | None,
     on_news: OnNews | None,
     distributed: bool,
@@ -147,7 +148,7 @@ def _train_all(
 def train_and_record(stack: ZooStack, on_share: OnShare, config: ZooConfig, root: str) -> TrainedStack:
     """Trains a stack, then writes its journal in one step."""
     trained = train_stack(stack, config, root, lambda done, total: on_share(done / total))
-    Storage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
+    CorpusStorage.at(root).write(journal(stack.name), sealed_json(_to_json(trained)).encode())
     return trained
 
 
@@ -188,7 +189,7 @@ def _commit(
     )
 
 
-def _read_state(storage: Storage, name: str) -> dict[str, Any]:
+def _read_state(storage: CorpusStorage, name: str) -> dict[str, Any]:
     try:
         return unseal(storage.read(name))
     except SealError as error:

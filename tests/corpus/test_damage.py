@@ -29,7 +29,7 @@ from raywgen.corpus.checksums import RowCheck
 from raywgen.corpus.chunk_stream import ChunkStream
 from raywgen.corpus.describe import describe
 from raywgen.corpus.shards import read_shard
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.weights import Layout, NonFiniteWeightsError
 from tests.corpus import builders
 
@@ -281,7 +281,7 @@ def test_one_shard_holds_one_split(tmp_path: Path) -> None:
 def test_a_block_of_another_layout_is_refused(root: Path) -> None:
     other = Layout.from_state_dict(builders.network(5, 0))
     with pytest.raises(CorpusError, match=f"{other.num_bytes} bytes"):
-        packed_tensor(read_shard(Storage.at(root), "weights/c-held.arrow"), other)
+        packed_tensor(read_shard(CorpusStorage.at(root), "weights/c-held.arrow"), other)
 
 
 def test_values_of_nothing_or_of_mixed_layouts_are_refused(root: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file, save_file
 
 from raywgen.corpus import Corpus, CorpusError, DamagedFileError, MissingFileError, verify_corpus
@@ -18,27 +15,6 @@ from raywgen.corpus.derive import dedupe, split
 from raywgen.corpus.export import export
 from raywgen.corpus.merge import merge
 from raywgen.corpus.verify import repair_corpus
-from raywgen.weights.cache import FOLDER
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        FOLDER: str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    # Servers of one process share their buckets.
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
-    server.stop()
 
 
 @pytest.fixture

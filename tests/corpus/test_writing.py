@@ -34,8 +34,8 @@ WRITERS: dict[str, Callable[[Path, Path], object]] = {
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from raywgen.corpus import storage
-sync = storage.sync if hasattr(storage, "sync") else storage._sync
+from raywgen import storage
+sync = storage.sync
 count = 0
 def stop(path, *more):
     global count
@@ -45,7 +45,7 @@ def stop(path, *more):
             os.kill(os.getpid(), signal.SIGKILL)
         raise KeyboardInterrupt
     return sync(path, *more)
-setattr(storage, "sync" if hasattr(storage, "sync") else "_sync", stop)
+storage.sync = stop
 from tests.corpus.test_writing import WRITERS
 WRITERS[sys.argv[4]](Path(sys.argv[1]), Path(sys.argv[2]))
 """

@@ -25,7 +25,7 @@ from raywgen.config import ConfigError, load_config
 from raywgen.corpus.errors import CorpusError, DamagedFileError
 from raywgen.corpus.facts_file import read_facts
 from raywgen.corpus.shards import read_block, read_shard
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.evaluation.report import ReportError, write_report
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.inputs import UnusableFileError, check_zip, parse_json, read_json, read_regular
@@ -108,7 +108,7 @@ def test_bundles_and_shards_are_regular_files(special: Callable[[str], Path]) ->
     path = special("bundle/generator.json")
     assert isinstance(soon(lambda: load_bundle(path.parent)), BundleError)
     shard = special("weights/one.arrow")
-    error = soon(lambda: read_shard(Storage.at(shard.parents[1]), "weights/one.arrow"))
+    error = soon(lambda: read_shard(CorpusStorage.at(shard.parents[1]), "weights/one.arrow"))
     assert isinstance(error, DamagedFileError)
 
 
@@ -276,7 +276,7 @@ def test_a_table_of_plain_rows_is_read_whole() -> None:
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_a_compressed_shard_is_refused_before_it_expands(tmp_path: Path, codec: str) -> None:
-    storage = Storage.at(tmp_path)
+    storage = CorpusStorage.at(tmp_path)
     schema = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.large_binary())])
     table = pa.table({"checkpoint_id": ["a"], "packed": pa.array([bytes(64 * MIB)], pa.large_binary())}, schema)
     options = pa.ipc.IpcWriteOptions(compression=codec)
@@ -291,7 +291,7 @@ def test_a_compressed_shard_is_refused_before_it_expands(tmp_path: Path, codec: 
 
 
 def test_damage_to_the_metadata_of_a_shard_never_crashes(tmp_path: Path) -> None:
-    storage, path = Storage.at(tmp_path), tmp_path / "one.arrow"
+    storage, path = CorpusStorage.at(tmp_path), tmp_path / "one.arrow"
     schema = pa.schema([("checkpoint_id", pa.string()), ("packed", pa.large_binary())])
     table = pa.table({"checkpoint_id": ["a", "b"], "packed": pa.array([b"1234"] * 2, pa.large_binary())}, schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:

@@ -32,7 +32,7 @@ from raywgen.corpus.facts import tasks_from_table
 from raywgen.corpus.manifest import CHECKPOINTS, QUARANTINE, TASKS, Contents
 from raywgen.corpus.shards import Shard, write_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.corpus.storage import Storage
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.inputs import UnusableFileError
 from raywgen.parquet import bounded_table
@@ -79,7 +79,7 @@ def compress(root: str, corpus: Corpus, config: CodecConfig, on_progress: Progre
         CorpusError: `root` holds a corpus or a compressed one.
         InUseError: Another process works on `root`.
     """
-    storage = Storage.at(root)
+    storage = CorpusStorage.at(root)
     refuse_existing(root)
     if storage.size(COMPRESSED) is not None:
         raise CorpusError(f"{root} already holds a compressed corpus; give another folder")
@@ -124,7 +124,7 @@ def decompress(root: str, location: str, on_progress: Progress | None = None) ->
         MissingFileError: `location` is no compressed corpus, or a file of it is missing.
         InUseError: Another process works on `root`.
     """
-    source = Storage.at(location)
+    source = CorpusStorage.at(location)
     manifest = _read_manifest(source)
     contents = Contents.read(manifest, source)
     codec = NetworkCodec(_codec_config(manifest, source))
@@ -198,7 +198,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _write_manifest(storage: Storage, corpus: Corpus, config: CodecConfig, codes: list[dict[str, str]]) -> None:
+def _write_manifest(storage: CorpusStorage, corpus: Corpus, config: CodecConfig, codes: list[dict[str, str]]) -> None:
     files = {kind: corpus.storage.read(name) for kind, name in corpus.manifest["files"].items()}
     contents = {kind: content for kind, content in files.items() if kind in (CHECKPOINTS, TASKS, QUARANTINE)}
     manifest = {
@@ -214,7 +214,7 @@ def _write_manifest(storage: Storage, corpus: Corpus, config: CodecConfig, codes
     storage.write_all({**contents, COMPRESSED: sealed_json(manifest, indent=1).encode()})
 
 
-def _read_manifest(storage: Storage) -> dict[str, Any]:
+def _read_manifest(storage: CorpusStorage) -> dict[str, Any]:
     if storage.size(COMPRESSED) is None:
         raise MissingFileError(
             f"{storage.name} holds no {COMPRESSED}: it is no compressed corpus; make one by `raywgen corpus compress`"
@@ -231,14 +231,14 @@ def _read_manifest(storage: Storage) -> dict[str, Any]:
     return manifest
 
 
-def _codec_config(manifest: dict[str, Any], storage: Storage) -> CodecConfig:
+def _codec_config(manifest: dict[str, Any], storage: CorpusStorage) -> CodecConfig:
     try:
         return stored_config(CodecConfig, manifest["codec"], f"{storage.name}/{COMPRESSED}: codec")
     except ConfigError as error:
         raise DamagedFileError(f"{error}; {RESTORE}") from error
 
 
-def _table(storage: Storage, path: str, digest: str) -> pa.Table:
+def _table(storage: CorpusStorage, path: str, digest: str) -> pa.Table:
     content = storage.read(path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise DamagedFileError(f"{storage.name}/{path} has another checksum than {COMPRESSED} says; {RESTORE}")

@@ -1,0 +1,85 @@
+"""Files on a disk and on a real S3 server behave alike."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raywgen.storage import NoSuchFileError, Storage, StorageError, joined
+
+
+@pytest.fixture(params=["path", "file", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/deep/folder"
+    return str(tmp_path / "folder") if request.param == "path" else f"file://{tmp_path}/folder"
+
+
+def test_files_are_written_listed_read_renamed_and_removed(location: str) -> None:
+    storage = Storage.at(location)
+    assert not storage.exists()
+    assert not storage.walk()
+    assert not storage.exists("a")
+    assert storage.write("a/one.txt", b"one") == hashlib.sha256(b"one").hexdigest()
+    with storage.open_output("a/deep/two.txt") as sink:
+        sink.write(b"t")
+        sink.write(b"wo")
+    storage.write("three.txt", b"three")
+    assert storage.walk() == ["a/deep/two.txt", "a/one.txt", "three.txt"]
+    assert storage.walk("a") == ["a/deep/two.txt", "a/one.txt"]
+    assert storage.list("a") == ["one.txt"]
+    assert storage.exists()
+    assert storage.exists("a")
+    assert storage.exists("a/one.txt")
+    assert not storage.exists("b")
+    storage.move("a/one.txt", "a/deep/one.txt")
+    assert storage.walk("a") == ["a/deep/one.txt", "a/deep/two.txt"]
+    assert storage.read("a/deep/two.txt") == b"two"
+    assert Storage.at(joined(location, "a/deep")).read("one.txt") == b"one"
+    storage.delete("a")
+    assert storage.walk() == ["three.txt"]
+    with pytest.raises(NoSuchFileError, match=r"folder/a/one\.txt is missing; restore it"):
+        storage.read("a/one.txt")
+
+
+def test_a_file_that_fails_half_way_is_not_there(location: str) -> None:
+    def stop(sink: pa.NativeFile) -> None:
+        sink.write(b"half")
+        raise KeyboardInterrupt
+
+    storage = Storage.at(location)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_stream("a/one.txt", stop)
+    assert storage.walk() == []
+
+
+def test_folders_are_copied_both_ways(location: str, tmp_path: Path) -> None:
+    storage, local = Storage.at(location), tmp_path / "local"
+    (local / "in").mkdir(parents=True)
+    (local / "in" / "one").write_bytes(b"1" * 10_000_000)
+    (local / "two").write_bytes(b"")
+    storage.upload(local, "tree")
+    storage.upload(local / "in" / "one", "one")
+    assert storage.walk() == ["one", "tree/in/one", "tree/two"]
+    storage.download("tree", tmp_path / "back")
+    storage.download("one", tmp_path / "back" / "more")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    assert files == {"one": b"1" * 10_000_000, "two": b"", "more": b"1" * 10_000_000}
+    storage.upload(local, "")
+    assert storage.walk("in") == ["in/one"]
+    with pytest.raises(NoSuchFileError, match="folder/nothing is missing"):
+        storage.download("nothing", tmp_path / "back")
+
+
+def test_names_are_joined_before_the_query_of_a_uri() -> None:
+    assert joined("runs/a/", "b") == "runs/a/b"
+    assert joined("runs/why?", "b") == "runs/why?/b"
+    assert joined("s3://bucket/a?region=eu-west-1", "b/c") == "s3://bucket/a/b/c?region=eu-west-1"
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(bucket: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot write s3://missing/run/a: .*not found.*run the same command again"):
+        Storage.at("s3://missing/run").write("a", b"a")
