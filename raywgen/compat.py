@@ -164,6 +164,22 @@ def remove_gathering_hooks(engine: object) -> None:
     cast("Any", engine).optimizer.parameter_offload.destroy()
 
 
+def release_engine(engine: object) -> None:
+    """Cuts all by which DeepSpeed holds on to an engine, so that its stage and optimiser can be freed.
+
+    Its own `destroy` leaves hooks after the backward pass, and ZeRO-3 leaves the stage on a list of the process.
+
+    Args:
+        engine: A `DeepSpeedEngine` of any ZeRO stage, which takes no step any more.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+
+    found = cast("Any", engine)
+    found.destroy()
+    modules = parameter_offload.FWD_MODULE_STACK
+    modules[:] = [module for module in modules if module is not found.module]
+
+
 @contextmanager
 def releasing_linear() -> Iterator[None]:
     """Linear layers of this block keep no hold of their weights, so that ZeRO-3 can release them until the backward.

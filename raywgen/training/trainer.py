@@ -306,6 +306,7 @@ class Trainer:
     def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
         weights = engine.state_dict(self.generator, everywhere=True)
+        engine.close()
         self.generator = self.spec.build().to(self.worker.device)
         self.generator.load_state_dict(weights)
         self._save_bundle(f"{STAGES}/{self.stage_names[index]}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import mmap
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +44,11 @@ def steps(engine: Engine, first: int, last: int) -> list[float]:
         scalars = engine.train_step(batch, KeyedNoise(0, batch.sample_index_B + 100 * step), 1e-2 / (step + 1))
         losses.append(float(scalars["loss"]))
     return losses
+
+
+def num_mapped_bytes() -> int:
+    """Address space of this process, used or not."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
 def deepspeed_engine(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
@@ -243,6 +252,22 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(local, resumed)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_closed_engine_frees_its_stage_and_takes_no_more_than_that_needs(zero_stage: int) -> None:
+    """Otherwise what a stage takes stays while the next ones are trained."""
+    before = num_mapped_bytes()
+    engine = deepspeed_engine(zero_stage)(prior_stage())
+    steps(engine, 0, 1)
+    # A stage of less than a MiB; what threads and allocators map beside it varies.
+    assert num_mapped_bytes() - before < 1 << 30
+    parts = [weakref.ref(engine.stage), weakref.ref(engine)]
+    engine.close()
+    del engine
+    gc.collect()
+    assert [part() for part in parts] == [None, None]
 
 
 @pytest.mark.usefixtures("process_group")

@@ -161,6 +161,9 @@ class Engine(ABC):
         """Gives the parameters their moving averages, at the end of the stage."""
         self._load_held(self._averages)
 
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing beyond themselves)
+        """Lets go of the stage and of the optimiser's state, when no step is to follow."""
+
     # What engines share
 
     @contextmanager

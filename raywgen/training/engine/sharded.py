@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raywgen.compat import (
     link_optimizer_state,
     refresh_whole_parameters,
+    release_engine,
     releasing_linear,
     remove_gathering_hooks,
     shard_of,
@@ -31,6 +32,8 @@ from raywgen.training.engine.base import (
     set_optimizer_state,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
+
+_MAX_BUCKET = 500_000_000  # DeepSpeed's own default.
 
 
 class DeepSpeedEngine(Engine):
@@ -65,6 +68,9 @@ class DeepSpeedEngine(Engine):
 
     def _config(self) -> dict[str, Any]:
         settings, config = self.settings, self.stage.config
+        # DeepSpeed allocates its buffers whole: 2 GB of them, also for a small stage.
+        num_values = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.stage.parameters())
+        bucket_size = min(num_values, _MAX_BUCKET)
         return {
             # Only counted: parts may be of any size, and the engine weights them itself.
             "train_micro_batch_size_per_gpu": 1,
@@ -73,6 +79,8 @@ class DeepSpeedEngine(Engine):
             "zero_optimization": {
                 "stage": settings.zero_stage,
                 "stage3_param_persistence_threshold": settings.min_sharded,
+                "reduce_bucket_size": bucket_size,
+                "allgather_bucket_size": bucket_size,
                 "memory_efficient_linear": False,
                 **self._offload(),
             },
@@ -92,6 +100,10 @@ class DeepSpeedEngine(Engine):
         kinds = {"none": [], "optimizer": ["optimizer"], "parameters": ["optimizer", "param"]}[self.settings.offload]
         where = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
         return {f"offload_{kind}": where for kind in kinds}
+
+    def close(self) -> None:
+        """Removes DeepSpeed's hooks; without that, a stage that is over would keep its memory to the end of the run."""
+        release_engine(self._engine)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sums with the process group's own backend."""
