@@ -1,13 +1,14 @@
-"""Checksums of checkpoints, which are compared once per opened corpus, when a checkpoint's weights are first used.
+"""Checksums of checkpoints, which are compared once per opened corpus, when weights are first used.
 
 Every checkpoint has two. SHA-256 identifies equal checkpoints; XXH3, several times faster, detects changed bytes.
-Corpora of older versions have only the first.
+A checkpoint of several pages also has the XXH3 of each page, so that a window of it is used when its own pages are
+compared. Corpora of older versions have only the first, or no checksums of pages.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,13 @@ from torch import Tensor
 # Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
 Digest = Callable[[memoryview], str]
+PageSums = Callable[[str], bytes | None]
+"""Returns the checksums of a checkpoint's pages, joined, by its id; None where they are not known."""
+PAGE_BYTES = 1 << 20
+PAGE_SUMS = "xxh3_pages"
+"""Key of the checksums of pages among the facts of a checkpoint that is not committed yet."""
 _SLOW, _FAST = "sha256", "xxh3"
+_SUM_BYTES = 8
 
 
 def sha256(content: memoryview) -> str:
@@ -39,8 +46,29 @@ def row_sums(packed_NP: Tensor) -> list[str]:
 
 
 def row_facts(packed_NP: Tensor) -> list[dict[str, str]]:
-    """Returns both checksums of each row, by the names of their facts."""
-    return [{_SLOW: sha256(row.data), _FAST: xxh3(row.data)} for row in packed_NP.numpy()]
+    """Returns all checksums of each row, by the names of their facts."""
+    return [_row_facts(row.data) for row in packed_NP.numpy()]
+
+
+def _row_facts(content: memoryview) -> dict[str, str]:
+    if len(content) <= PAGE_BYTES:
+        return {_SLOW: sha256(content), _FAST: xxh3(content)}
+    slow, fast, pages = hashlib.sha256(), xxhash.xxh3_64(), []
+    # Page by page, so that each is read from memory once.
+    for page in _pages(content):
+        slow.update(page)
+        fast.update(page)
+        pages.append(xxh3(page))
+    return {_SLOW: slow.hexdigest(), _FAST: fast.hexdigest(), PAGE_SUMS: "".join(pages)}
+
+
+def page_sums(content: memoryview) -> bytes:
+    """Returns the XXH3 digests of the pages of a checkpoint, joined."""
+    return b"".join(xxhash.xxh3_64_digest(page) for page in _pages(content))
+
+
+def _pages(content: memoryview) -> Iterator[memoryview]:
+    return (content[start : start + PAGE_BYTES] for start in range(0, len(content), PAGE_BYTES))
 
 
 class RowCheck:
@@ -50,11 +78,22 @@ class RowCheck:
         sums: Checksum of each checkpoint, by row.
         digest: The function that computes them.
         failure: Creates the error to raise from a description.
+        ids: Id of each checkpoint, by row.
+        page_sums: Returns the checksums of a checkpoint's pages.
     """
 
-    def __init__(self, sums: Sequence[str], digest: Digest, failure: Callable[[str], Exception]) -> None:
+    def __init__(
+        self,
+        sums: Sequence[str],
+        digest: Digest,
+        failure: Callable[[str], Exception],
+        ids: Sequence[str],
+        page_sums: PageSums,
+    ) -> None:
         self._sums, self._digest, self._failure = sums, digest, failure
+        self.ids, self._page_sums = ids, page_sums
         self._is_whole_N = np.zeros(len(sums), dtype=bool)
+        self._seen_pages: dict[int, set[int]] = {}
 
     def unseen(self, row_N: np.ndarray) -> np.ndarray:
         """Returns the rows that were never compared, without repetition.
@@ -79,15 +118,48 @@ class RowCheck:
                 raise self._failure(f"checkpoint '{ids[row]}' has another checksum than its facts")
             self._is_whole_N[row] = True
 
+    def unseen_pages(self, row: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+        """Returns which pages that hold these bytes of a checkpoint were never compared, in order.
+
+        None means that the corpus knows no pages of a checkpoint that was never compared: it is compared as a whole.
+        """
+        if not len(self.unseen(np.array([row]))):
+            return []
+        if self._page_sums(self.ids[row]) is None:
+            return None
+        return sorted(set(pages_of(ranges)) - self._seen_pages.get(row, set()))
+
+    def compare_page(self, row: int, page: int, content: memoryview) -> None:
+        """Compares a page of a checkpoint.
+
+        Raises:
+            CorpusError: The page has another checksum.
+        """
+        sums = self._page_sums(self.ids[row]) or b""
+        if xxhash.xxh3_64_digest(content) != sums[page * _SUM_BYTES : (page + 1) * _SUM_BYTES]:
+            raise self._failure(
+                f"checkpoint '{self.ids[row]}' has another checksum than its facts in bytes {page * PAGE_BYTES} to "
+                f"{page * PAGE_BYTES + len(content) - 1}"
+            )
+        self._seen_pages.setdefault(row, set()).add(page)
+
+
+def pages_of(ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Yields the pages that hold these bytes of a checkpoint; each range is its first byte and its end."""
+    for first, end in ranges:
+        yield from range(first // PAGE_BYTES, -(-end // PAGE_BYTES))
+
 
 class Checksums:
     """The checksums in the facts of a corpus.
 
     Args:
         facts: The facts, one row a checkpoint.
+        page_sums: Returns the checksums of a checkpoint's pages.
     """
 
-    def __init__(self, facts: pa.Table) -> None:
+    def __init__(self, facts: pa.Table, page_sums: PageSums) -> None:
+        self._page_sums = page_sums
         is_fast = _FAST in facts.column_names and not facts.column(_FAST).null_count
         self._facts, self._name = facts, _FAST if is_fast else _SLOW
         self._digest = xxh3 if is_fast else sha256
@@ -95,7 +167,9 @@ class Checksums:
     def check_of(self, shard: str, failure: Callable[[str], Exception]) -> RowCheck:
         """Returns the check of one shard's checkpoints."""
         of_shard = self._by_shard.get(shard)
-        return RowCheck([] if of_shard is None else of_shard.column(self._name).to_pylist(), self._digest, failure)
+        names = (self._name, "checkpoint_id")
+        sums, ids = ([] if of_shard is None else of_shard.column(name).to_pylist() for name in names)
+        return RowCheck(sums, self._digest, failure, ids, self._page_sums)
 
     def first_changed(self, ids: Sequence[str], packed_NP: Tensor) -> str | None:
         """Returns the first of these checkpoints whose bytes have changed, or None."""
@@ -111,7 +185,7 @@ class Checksums:
     @cached_property
     def _by_shard(self) -> dict[str, pa.Table]:
         """The facts of each shard, by row."""
-        facts = self._facts.select(["shard", "row", self._name])
+        facts = self._facts.select(["shard", "row", "checkpoint_id", self._name])
         facts = facts.sort_by([("shard", "ascending"), ("row", "ascending")])
         found, start = {}, 0
         for count in pc.value_counts(facts.column("shard")).to_pylist():

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raywgen.corpus.aside import REFUSED
+from raywgen.corpus.checksums import PAGE_SUMS
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import (
     CHECKPOINT_SCHEMA,
+    PAGES_SCHEMA,
     QUARANTINE_SCHEMA,
     FactValue,
     NetworkFacts,
@@ -23,7 +25,7 @@ from raywgen.corpus.facts import (
     facts_table,
     tasks_to_table,
 )
-from raywgen.corpus.manifest import CHECKPOINTS, MANIFEST, QUARANTINE, SCHEMA_VERSION, TASKS
+from raywgen.corpus.manifest import CHECKPOINTS, MANIFEST, PAGES, QUARANTINE, SCHEMA_VERSION, TASKS
 from raywgen.corpus.shards import Shard
 from raywgen.corpus.statistics import Statistics, statistics_to_json
 from raywgen.corpus.storage import CorpusStorage
@@ -60,7 +62,8 @@ def commit_corpus(
     storage = CorpusStorage.at(root)
     own = {network.layout.form_id for network in networks}
     shards = [replace(shard, form_id="") if shard.form_id in own else shard for shard in shards]
-    rows = [row for shard in shards for row in shard.facts]
+    all_rows = [row for shard in shards for row in shard.facts]
+    rows = [{name: value for name, value in row.items() if name != PAGE_SUMS} for row in all_rows]
     counts = Counter(row["checkpoint_id"] for row in rows)
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise CorpusError(f"{root}: checkpoint id '{doubled[0]}' is there twice; give each its own")
@@ -68,6 +71,9 @@ def commit_corpus(
         CHECKPOINTS: _parquet(facts_table(rows)),
         TASKS: _parquet(tasks_to_table(tasks)),
     }
+    if page_sums := {row["checkpoint_id"]: bytes.fromhex(row[PAGE_SUMS]) for row in all_rows if PAGE_SUMS in row}:
+        columns = [list(page_sums), list(page_sums.values())]
+        facts[PAGES] = _parquet(pa.table(columns, schema=PAGES_SCHEMA))
     if quarantine:
         facts[QUARANTINE] = _parquet(
             pa.Table.from_pylist([{"kind": REFUSED, **row} for row in quarantine], QUARANTINE_SCHEMA)
@@ -99,6 +105,8 @@ def stored_shards(corpus: Corpus, **columns: Sequence[FactValue]) -> list[Shard]
     for index, row in enumerate(corpus.facts.to_pylist()):
         known = {name: value for name, value in row.items() if value is not None}
         known |= {name: values[index] for name, values in columns.items()}
+        if (page_sums := corpus.page_sums(row["checkpoint_id"])) is not None:
+            known[PAGE_SUMS] = page_sums.hex()
         complete = {name: known.get(name) for name in CHECKPOINT_SCHEMA.names} | known
         rows.setdefault(row["shard"], []).append(complete)
     return [replace(shard, facts=rows[shard.path], form_id=corpus.form(shard.path).form_id) for shard in corpus.shards]

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
-from raywgen.corpus.facts import QUARANTINE_SCHEMA, TaskFacts, tasks_from_table
+from raywgen.corpus.facts import PAGES_SCHEMA, QUARANTINE_SCHEMA, TaskFacts, tasks_from_table
 from raywgen.corpus.manifest import (
     CHECKPOINTS,
     MANIFEST,
+    PAGES,
     QUARANTINE,
     TASKS,
     Contents,
@@ -117,6 +118,21 @@ class Corpus:
         if QUARANTINE not in self.manifest["files"]:
             return QUARANTINE_SCHEMA.empty_table()
         return self._read_facts(QUARANTINE)
+
+    def page_sums(self, checkpoint_id: str) -> bytes | None:
+        """Returns the checksums of a checkpoint's pages (see `checksums`); None if it has one page or they are unknown.
+
+        Raises:
+            MissingFileError, DamagedFileError: They cannot be read.
+        """
+        return self._page_sums.get(checkpoint_id)
+
+    @cached_property
+    def _page_sums(self) -> dict[str, bytes]:
+        if PAGES not in self.manifest["files"]:
+            return {}
+        table = self._read_facts(PAGES)
+        return dict(zip(*(table.column(name).to_pylist() for name in PAGES_SCHEMA.names), strict=True))
 
     def moments(self, layout_id: str) -> dict[str, tuple[float, float]]:
         """Returns mean and standard deviation of each tensor over all checkpoints of a layout; empty if unknown."""
@@ -247,7 +263,7 @@ class Corpus:
 
     @cached_property
     def _reader(self) -> ShardReader:
-        return ShardReader(self.storage, self._as_stored, self.facts)
+        return ShardReader(self.storage, self._as_stored, self.facts, self.page_sums)
 
     def view(self, path: str, layout: Layout) -> ShardView:
         """Returns a view of a shard's weights without a copy; raises as `ShardReader.view` does."""

@@ -140,6 +140,8 @@ CHECKPOINT_SCHEMA = pa.schema(
 QUARANTINE_SCHEMA = pa.schema(
     [("checkpoint_id", pa.string()), ("file", pa.string()), ("reason", pa.string()), ("kind", pa.string())]
 )
+PAGES_SCHEMA = pa.schema([("checkpoint_id", pa.string()), ("xxh3", pa.binary())])
+"""The checksums of the pages of every checkpoint that has several, 8 bytes a page."""
 TASK_SCHEMA = pa.schema(
     [
         ("task_id", pa.string()),

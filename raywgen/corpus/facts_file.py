@@ -31,6 +31,7 @@ _SET_BY_RAYWGEN = (
     "dtype",
     "sha256",
     "xxh3",
+    "xxh3_pages",
     "num_values",
     "shard",
     "row",

@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
 TASKS = "tasks.parquet"
 QUARANTINE = "quarantine.parquet"
+PAGES = "pages.parquet"
 
 
 @dataclass(frozen=True, slots=True)

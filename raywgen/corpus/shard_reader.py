@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from raywgen.corpus.cache import local_copy
-from raywgen.corpus.checksums import Checksums, RowCheck
+from raywgen.corpus.checksums import Checksums, PageSums, RowCheck
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.manifest import cause
 from raywgen.corpus.shards import (
@@ -38,10 +38,12 @@ class ShardReader:
         storage: The corpus' folder.
         manifest: The manifest that was read, by which a rebuilt corpus is distinguished from a damaged one.
         facts: The facts, one row a checkpoint.
+        page_sums: Returns the checksums of a checkpoint's pages.
     """
 
-    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], facts: pa.Table) -> None:
+    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], facts: pa.Table, page_sums: PageSums) -> None:
         self._storage, self._manifest, self._facts = storage, manifest, facts
+        self._page_sums = page_sums
         self._opened: dict[str, ShardView] = {}
         self._checks: dict[tuple[str, object], RowCheck] = {}
 
@@ -113,7 +115,7 @@ class ShardReader:
 
     @cached_property
     def _checksums(self) -> Checksums:
-        return Checksums(self._facts)
+        return Checksums(self._facts, self._page_sums)
 
     @cached_property
     def _shard_of(self) -> dict[str, str]:

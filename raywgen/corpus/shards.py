@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus.arrow_file import check_uncompressed
-from raywgen.corpus.checksums import RowCheck, row_facts
+from raywgen.corpus.checksums import PAGE_BYTES, RowCheck, row_facts
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError
 from raywgen.corpus.facts import CheckpointFacts
 from raywgen.corpus.storage import CorpusStorage
@@ -287,6 +287,24 @@ class ShardView:
         """Returns the bytes uint8 `(P,)` of a checkpoint as a view."""
         self._checked(np.array([row]))
         return self._packed(row)
+
+    def ranges(self, row: int, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Returns some bytes of a checkpoint as views, each uint8; only the pages that hold them are checked.
+
+        Args:
+            row: The checkpoint.
+            ranges: The first byte and the end of each.
+
+        Raises:
+            DamagedFileError: A page has changed since it was written.
+        """
+        packed_P = self._packed(row)
+        pages = self._check.unseen_pages(row, ranges)
+        if pages is None:
+            self._checked(np.array([row]))
+        for page in pages or ():
+            self._check.compare_page(row, page, packed_P[page * PAGE_BYTES : (page + 1) * PAGE_BYTES].numpy().data)
+        return [packed_P[first:end] for first, end in ranges]
 
     def _packed(self, row: int) -> Tensor:
         part = int(np.searchsorted(self._ends, row, side="right"))

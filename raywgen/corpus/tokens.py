@@ -247,13 +247,10 @@ class StoredTokens:
         width = L * self._dtype.itemsize
         for codes_WL, index, first in zip(out_BWL, index_B.tolist(), starts, strict=True):
             assert 0 <= first <= M - W, "a window beyond the end"
-            raw = self._packed(index)[first * width : (first + W) * width]
+            view = self._corpus.view(self._paths[int(self._shard_N[index])], self._layout)
+            (raw,) = view.ranges(int(self._row_N[index]), [(first * width, (first + W) * width)])
             codes_WL.copy_(_view(raw, self._dtype).view(W, L))
         return out_BWL
-
-    def _packed(self, index: int) -> Tensor:
-        path = self._paths[int(self._shard_N[index])]
-        return self._corpus.view(path, self._layout).packed(int(self._row_N[index]))
 
 
 def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:

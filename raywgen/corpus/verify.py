@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raywgen.corpus.checksums import row_sums
+from raywgen.corpus.checksums import PAGE_BYTES, PAGE_SUMS, page_sums, row_sums
 from raywgen.corpus.commit import commit_corpus, stored_shards
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import RESTORE, CorpusError
-from raywgen.corpus.manifest import CHECKPOINTS, read_manifest
+from raywgen.corpus.manifest import CHECKPOINTS, PAGES, read_manifest
 from raywgen.corpus.shards import Shard, checkpoint_ids, packed_tensor, read_shard
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics, statistics_from_json
 from raywgen.corpus.storage import CorpusStorage
@@ -42,9 +42,10 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
     for name, sha256 in corpus.manifest["sha256"].items():
         if reason := _file_damage(storage, name, sha256):
             damages.append(Damage(file=name, reason=reason, checkpoint_ids=()))
-    facts_are_whole = all(damage.file != corpus.manifest["files"][CHECKPOINTS] for damage in damages)
+    files, damaged = corpus.manifest["files"], {damage.file for damage in damages}
+    facts_are_whole, pages_are_whole = files[CHECKPOINTS] not in damaged, files.get(PAGES) not in damaged
     for done, shard in enumerate(corpus.shards, start=1):
-        if reason := _file_damage(storage, shard.path, shard.sha256) or _content_damage(corpus, shard):
+        if reason := _file_damage(storage, shard.path, shard.sha256) or _content_damage(corpus, shard, pages_are_whole):
             lost = _lost_checkpoints(corpus, shard) if facts_are_whole else ()
             damages.append(Damage(file=shard.path, reason=reason, checkpoint_ids=lost))
         if on_progress is not None:
@@ -55,7 +56,8 @@ def verify_corpus(location: str | Path, on_progress: Callable[[int, int], None] 
 def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
     """Removes damaged shards from a corpus and adds their checkpoints to its quarantine; nothing else changes.
 
-    The files of the shards are not deleted, so that intact parts can still be rescued by hand.
+    Damaged checksums of pages are made anew. The files of the shards are not deleted, so that intact parts can still be
+    rescued by hand.
 
     Raises:
         CorpusError: The facts themselves are damaged, or every shard is.
@@ -68,13 +70,19 @@ def repair_corpus(location: str | Path, damages: Sequence[Damage]) -> Corpus:
 def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
     storage = CorpusStorage.at(location)
     bad = {damage.file: damage for damage in damages}
-    corpus = Corpus(storage, read_manifest(storage))
+    manifest = read_manifest(storage)
+    if has_bad_pages := manifest["files"].get(PAGES) in bad:
+        del bad[manifest["files"].pop(PAGES)]
+    corpus = Corpus(storage, manifest)
     if facts := sorted(set(bad) & set(corpus.manifest["sha256"])):
         raise CorpusError(f"{corpus.location}/{facts[0]} {bad[facts[0]].reason}; {RESTORE}")
     shards = stored_shards(corpus)
     kept = [shard for shard in shards if shard.path not in bad]
     if not kept:
         raise CorpusError(f"{corpus.location}: every shard is damaged; {RESTORE}")
+    if has_bad_pages:
+        for shard in kept:
+            _add_page_sums(corpus, shard)
     lost = [
         {"checkpoint_id": row["checkpoint_id"], "file": shard.path, "reason": bad[shard.path].reason}
         for shard in shards
@@ -91,6 +99,15 @@ def _repair(location: str | Path, damages: Sequence[Damage]) -> Corpus:
         statistics=_statistics(corpus, kept),
         forms=corpus.forms,
     )
+
+
+def _add_page_sums(corpus: Corpus, shard: Shard) -> None:
+    """Adds the checksums of pages to the facts of a shard, which lie in the order of its rows."""
+    form = corpus.form(shard.path)
+    if form.num_bytes > PAGE_BYTES:
+        packed_NP = packed_tensor(read_shard(corpus.storage, shard.path), form)
+        for row in shard.facts:
+            row[PAGE_SUMS] = page_sums(packed_NP[row["row"]].numpy().data).hex()
 
 
 def _statistics(corpus: Corpus, kept: Sequence[Shard]) -> Statistics:
@@ -131,10 +148,16 @@ def _lost_checkpoints(corpus: Corpus, shard: Shard) -> tuple[str, ...]:
     return tuple(checkpoint_id for checkpoint_id, digest in written if (checkpoint_id, digest) not in found)
 
 
-def _content_damage(corpus: Corpus, shard: Shard) -> str | None:
+def _content_damage(corpus: Corpus, shard: Shard, pages_are_whole: bool) -> str | None:
     try:
-        table = read_shard(corpus.storage, shard.path)
-        packed_tensor(table, corpus.form(shard.path))
+        table, form = read_shard(corpus.storage, shard.path), corpus.form(shard.path)
+        packed_NP = packed_tensor(table, form)
     except (CorpusError, KeyError) as error:
         return str(error)
-    return None if table.num_rows == shard.num_rows else f"holds {table.num_rows} rows, not {shard.num_rows}"
+    if table.num_rows != shard.num_rows:
+        return f"holds {table.num_rows} rows, not {shard.num_rows}"
+    for checkpoint_id, row in zip(checkpoint_ids(table, form), packed_NP.numpy(), strict=True):
+        written = corpus.page_sums(checkpoint_id) if pages_are_whole else None
+        if written not in (None, page_sums(row.data)):
+            return f"has other pages of checkpoint '{checkpoint_id}' than {PAGES} says"
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -92,7 +93,7 @@ class StoredWeights:
         out_BX = torch.zeros(len(index_B), length)
         for window_X, index, start in zip(out_BX, index_B.tolist(), start_B.tolist(), strict=True):
             form, view = self._view(int(self._shard_N[index]))
-            values = form.slice_values(view.packed(int(self._row_N[index])), start, length)
+            values = form.slice_values(partial(view.ranges, int(self._row_N[index])), start, length)
             window_X[: len(values)] = values
         self._check_finite(out_BX, index_B, start_B)
         return out_BX

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -23,6 +23,7 @@ from raywgen.weights.names import plain_names, without_wrappers
 from raywgen.weights.tensors import StateDict, TensorSpec, find_ties, is_mask, kind_of, real_values
 
 _ALIGNMENT = 8
+ReadRanges = Callable[[Sequence[tuple[int, int]]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -318,9 +319,15 @@ class Layout:
         parts = [real_values(state[spec.name]).reshape((*batch, spec.num_values)).float() for spec in self.generated]
         return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
-    def slice_values(self, packed_P: Tensor, start: int, length: int) -> Tensor:
-        """Reads a part of the flat vector of one packed form, float32 `(length,)`, without reading the rest."""
-        parts = []
+    def slice_values(self, read: ReadRanges, start: int, length: int) -> Tensor:
+        """Reads a part of the flat vector of one packed form, float32 `(length,)`, without reading the rest.
+
+        Args:
+            read: Returns some bytes of the packed form, given the first byte and the end of each range.
+            start: The first value.
+            length: Number of values; those beyond the end of the vector are left out.
+        """
+        dtypes, ranges = [], []
         value = 0
         for spec, byte in zip(self.tensors, self.byte_offsets, strict=False):
             if not spec.is_generated:
@@ -328,9 +335,10 @@ class Layout:
             first, last = max(start - value, 0), min(start + length - value, spec.num_values)
             if first < last:
                 dtype = spec.torch_dtype.to_real() if spec.torch_dtype.is_complex else spec.torch_dtype
-                raw = packed_P[byte + first * dtype.itemsize : byte + last * dtype.itemsize]
-                parts.append(_view(raw, dtype).to(torch.float32))
+                dtypes.append(dtype)
+                ranges.append((byte + first * dtype.itemsize, byte + last * dtype.itemsize))
             value += spec.num_values
+        parts = [_view(raw, dtype).to(torch.float32) for raw, dtype in zip(read(ranges), dtypes, strict=True)]
         return torch.cat(parts) if parts else torch.empty(0)
 
 
