@@ -16,6 +16,8 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _NUM_BITS = 24  # of each draw: what a float32 holds exactly
+# Beyond this many values one draw gives some noticeably more often than others, and beyond 2**24 some never.
+_COARSE = 1 << 16
 
 
 class KeyedNoise:
@@ -77,8 +79,11 @@ class KeyedNoise:
         return -torch.log(-torch.log(self.uniform(*shape)))
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """Draws int64 `(B, *shape)` from `[0, high)`, for `high` up to 2**24."""
-        return (self._bits(shape) * high) >> _NUM_BITS
+        """Draws int64 `(B, *shape)` from `[0, high)`, for `high` up to 2**38."""
+        scaled = self._bits(shape) * high
+        if high > _COARSE:
+            scaled += (self._bits(shape) * high) >> _NUM_BITS
+        return scaled >> _NUM_BITS
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         """Draws int64 `(B, *shape)` from `[0, 2**24)`."""
