@@ -139,7 +139,7 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
     check_early(settings)
     with trusting(*named_in(settings)):
         with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
-            if settings.num_workers == 0:
+            if settings.max_workers == 0:
                 launch([settings], bar.training)
             else:
                 with ray_session():

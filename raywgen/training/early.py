@@ -38,17 +38,17 @@ def _check_out(out: str) -> None:
 
 
 def _check_device(config: TrainConfig) -> None:
-    if config.num_workers == 0:
+    if config.max_workers == 0:
         resolved_device(config.device)
         return
     import ray
 
     if config.device != "cuda" or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
         return  # Whoever made the session knows what it has, and a launch compares them.
-    wanted, found = config.num_workers, torch.cuda.device_count()
+    wanted, found = config.min_workers, torch.cuda.device_count()
     if found < wanted:
         fewer = f"num_workers={found} fits it" if found else "give device=cpu to train on its CPUs"
         raise ClusterError(
-            f"num_workers={wanted} device=cuda asks for {wanted} GPU{'s' * (wanted > 1)}, and this machine has "
-            f"{found or 'none'}: {fewer}, or set RAY_ADDRESS to a cluster that has them"
+            f"num_workers={config.num_workers} device=cuda asks for {wanted} GPU{'s' * (wanted > 1)}, and this machine "
+            f"has {found or 'none'}: {fewer}, or set RAY_ADDRESS to a cluster that has them"
         )

@@ -130,7 +130,7 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
     """
     with stop_signals(specs[0].config.grace_seconds) as stop:
         try:
-            if specs[0].config.num_workers == 0:
+            if specs[0].config.max_workers == 0:
                 train_here(specs, stop)
             else:
                 digest = data_digest(corpus)
@@ -182,7 +182,7 @@ def _check(configs: Sequence[TrainConfig]) -> None:
 
 
 def _check_room(config: TrainConfig) -> None:
-    if config.num_workers == 0:
+    if config.max_workers == 0:
         return
     import ray
 
@@ -199,7 +199,7 @@ def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
     _check_blocks(stages, spec.config)
     for stage in stages:
         check_tokens(stage.tokens, corpus)
-    _check_batches(stages, max(1, spec.config.num_workers), spec.config.accumulate)
+    _check_batches(stages, max(1, spec.config.max_workers), spec.config.accumulate)
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
     return stage_records(stages)
@@ -263,7 +263,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     The place of the run and of stored tokens, its workers, and how often it saves and logs may change. The content of
     the corpus is compared by its digest.
     """
-    free = {"out": "", "num_workers": 1, "device": "auto", "max_failures": 0, "grace_seconds": 1.0}
+    free: dict[str, Any] = {"out": "", "num_workers": 1, "device": "auto"}
+    free |= {"max_failures": 0, "grace_seconds": 1.0, "worker_timeout": 1.0, "resize_seconds": 1.0}
     engine: dict[str, Any] = {
         "strategy": "manual",
         "accumulate": 1,

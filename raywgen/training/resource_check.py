@@ -43,9 +43,9 @@ class Nodes:
 
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
-    """Returns what a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
+    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and a CPU to read the corpus."""
     worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    return [*[worker] * config.num_workers, {"CPU": 1.0}]
+    return [*[worker] * config.min_workers, {"CPU": 1.0}]
 
 
 def first_unplaceable(requests: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
@@ -77,7 +77,7 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
     fitting = _most_workers(config, room)
     remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
     raise ClusterError(
-        f"num_workers={config.num_workers} asks for {config.num_workers} x 1 {kind} and one more CPU to read the "
+        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind} and one more CPU to read the "
         f"corpus, but the cluster has {describe(room)}: {remedy}, or add nodes"
     )
 
@@ -96,7 +96,7 @@ def check_whole_networks(stages: Sequence[Stage], layouts: Sequence[Layout], con
     Raises:
         ConfigError: A stage does not fit; the message says what it would need, and what to lower.
     """
-    num_values, num_workers = max(layout.num_values for layout in layouts), max(1, config.num_workers)
+    num_values, num_workers = max(layout.num_values for layout in layouts), max(1, config.min_workers)
     for stage in stages:
         if not stage.needs.whole_networks:
             continue
@@ -222,6 +222,6 @@ def _only_looks_on(mapping: Mapping[str, str]) -> bool:
 def _most_workers(config: TrainConfig, room: Sequence[Resources]) -> int:
     worker, reader = worker_requests(config)[0], worker_requests(config)[-1]
     fitting = 0
-    while fitting < config.num_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
+    while fitting < config.min_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
         fitting += 1
     return fitting

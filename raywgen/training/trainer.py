@@ -214,7 +214,8 @@ class Trainer:
             view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, _NUM_SETUP_BATCHES))
             examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
             memory, can_offload = self.worker.memory(), self.worker.device.type == "cuda"
-            settings, reason = suited_settings(settings, stage, examples, config.num_workers, memory, can_offload)
+            num_workers = self.worker.num_workers if config.max_workers else 0
+            settings, reason = suited_settings(settings, stage, examples, num_workers, memory, can_offload)
             if self.is_first:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)

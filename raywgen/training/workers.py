@@ -143,7 +143,11 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
         worker_loop,
         train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
         torch_config=TorchConfig(backend="nccl" if uses_gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=uses_gpus),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(first.min_workers, first.max_workers) if first.is_elastic else first.max_workers,
+            use_gpu=uses_gpus,
+            elastic_resize_monitor_interval_s=first.resize_seconds,
+        ),
         run_config=ray.train.RunConfig(
             name=_RAY,
             storage_path=absolute(first.out),

@@ -144,7 +144,7 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
     share, steps = settings.rungs[rung - 1], 0
     try:
         configs = trial_configs(state, pipeline, settings)
-        corpus = prepare(configs, distributed=configs.train.num_workers > 0)
+        corpus = prepare(configs, distributed=configs.train.max_workers > 0)
         launch([configs.train], stop_at=share, init_from=state.start)
         steps = steps_taken(configs.train, share)
         bundle = snapshot_folder(configs.train.out, share) if share < 1 else Path(configs.train.out) / BUNDLE
