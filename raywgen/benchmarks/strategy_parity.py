@@ -1,7 +1,7 @@
 """Whether parallel strategies train alike: ZeRO 0 to 3, with and without accumulation, over several workers.
 
-For each stage of each method the same seeds and batches are trained on in one process by plain torch, and by DeepSpeed
-over groups of processes (gloo, on the CPU), among which the networks of a batch are parted, also unequally.
+For each stage of each method the same seeds and batches are trained on in one process by plain torch, and over groups
+of processes (gloo, on the CPU) by the engine of each ZeRO stage. The networks of a batch are parted, also unequally.
 
     grad_rel_diff    | g - g_0 | / | g_0 |, the gradient of the first step against that of one process
     loss_rel_diff    largest | l_t - l_0t | / | l_0t | over all steps; of Reptile's stage, of its inner steps' loss
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, noise_of
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.weights import WeightBatch
 
 _TIMEOUT = timedelta(minutes=20)
@@ -160,10 +160,10 @@ def _engine(job: Job, rank: int, num_workers: int) -> Engine:
     case = CASES[job.case]
     stage = build_stage(case, job.batch_size, _OPTIMIZER)
     if not job.start:
-        return DeepSpeedEngine(stage, num_workers, job.settings)
+        return distributed_engine(stage, num_workers, job.settings)
     start = torch.load(job.start, weights_only=True)["state"]
     stage.load_state_dict(start["model"])
-    engine = DeepSpeedEngine(stage, num_workers, job.settings)
+    engine = distributed_engine(stage, num_workers, job.settings)
     engine.set_optimizer_state(start["optimizer"])
     engine.set_averages(start["averages"])
 

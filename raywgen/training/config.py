@@ -48,7 +48,7 @@ class TrainConfig:
         activation_checkpointing: Keeps the inputs of blocks only, and computes their activations again in the backward
             pass: about a third more work, and far less memory.
         compile: Compiles the blocks of networks; needs a C++ compiler, or Triton on a GPU, and has no effect without.
-        zero_stage: DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too.
+        zero_stage: 0 shards nothing; DeepSpeed ZeRO shards: 1 the optimiser's state, 2 gradients too, 3 parameters too.
         offload: Keeps the `optimizer`'s state, or `parameters` too (ZeRO-3), in the memory of the host; or `none`.
         device: `cpu`, `cuda` (one GPU per worker, or one for this process where there are no workers) or `auto`: GPUs
             where there are enough.

@@ -7,7 +7,7 @@ worker takes its part of global batch t, and the engine averages the gradients. 
     workers.py    what a worker is: this process, or one of Ray Train's
     resume.py     which checkpoint a run goes on from
     batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
-    engine/       forward, backward and the optimiser: plain torch, or DeepSpeed
+    engine/       forward, backward and the optimiser: plain torch, replicated or not, or DeepSpeed
     checkpoints.py, runlog.py, run_folder.py    the files of a run
 """
 

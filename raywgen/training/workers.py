@@ -1,4 +1,4 @@
-"""Starts the workers of a launch: this process alone, or Ray Train workers with DeepSpeed."""
+"""Starts the workers of a launch: this process alone, or Ray Train workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
 from raywgen.storage import absolute
 from raywgen.training.agreement import check_agreement
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
@@ -90,8 +90,8 @@ class RayContext:
             os.environ["LOCAL_RANK"] = str(self.device.index or 0)
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
-        """DeepSpeed ZeRO over all workers."""
-        return DeepSpeedEngine(stage, self.num_workers, settings)
+        """Returns an engine over all workers."""
+        return distributed_engine(stage, self.num_workers, settings)
 
     def memory(self) -> int:
         """Returns the free bytes of the device of the worker that has the least."""

@@ -18,12 +18,12 @@ from raywgen.generators.igpg.stages import PriorStage
 from raywgen.nn.blocks import Blocks
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import (
-    DeepSpeedEngine,
     DeviceMemoryError,
     Engine,
     EngineSettings,
     LocalEngine,
     Offload,
+    distributed_engine,
     load_averages,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -51,10 +51,10 @@ def num_mapped_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
-def deepspeed_engine(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
+def distributed(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
     """In ZeRO-3 every parameter is sharded, also in a group of one worker."""
     settings = EngineSettings(zero_stage=zero_stage, precision=precision, min_sharded=0)
-    return lambda stage: DeepSpeedEngine(stage, 1, settings)
+    return lambda stage: distributed_engine(stage, 1, settings)
 
 
 def assert_equal_states(one: Engine, other: Engine) -> None:
@@ -86,7 +86,7 @@ def test_a_step_is_that_of_plain_torch() -> None:
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     alone, sharded, plain_linear = prior_stage(), prior_stage(), torch.nn.functional.linear
-    local, engine = LocalEngine(alone), deepspeed_engine(zero_stage)(sharded)
+    local, engine = LocalEngine(alone), distributed(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
     assert_equal_states(engine, local)
     assert torch.nn.functional.linear is plain_linear
@@ -102,13 +102,13 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     ("before", "after"),
     [
         (LocalEngine, LocalEngine),
-        (LocalEngine, deepspeed_engine(0)),
-        (LocalEngine, deepspeed_engine(2)),
-        (LocalEngine, deepspeed_engine(3)),
-        (deepspeed_engine(2), deepspeed_engine(1)),
-        (deepspeed_engine(2), deepspeed_engine(3)),
-        (deepspeed_engine(3), LocalEngine),
-        (deepspeed_engine(3), deepspeed_engine(2)),
+        (LocalEngine, distributed(0)),
+        (LocalEngine, distributed(2)),
+        (LocalEngine, distributed(3)),
+        (distributed(2), distributed(1)),
+        (distributed(2), distributed(3)),
+        (distributed(3), LocalEngine),
+        (distributed(3), distributed(2)),
     ],
     ids=["local-local", "local-0", "local-2", "local-3", "2-1", "2-3", "3-local", "3-2"],
 )
@@ -134,10 +134,10 @@ def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offloa
     expected = steps(undisturbed, 0, 2 * NUM_STEPS)
     first, second = prior_stage(), prior_stage()
     settings = EngineSettings(zero_stage=zero_stage, offload=offload, min_sharded=0)
-    engine = DeepSpeedEngine(first, 1, settings)
+    engine = distributed_engine(first, 1, settings)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
     second.load_state_dict(engine.state_dict(first))
-    resumed = DeepSpeedEngine(second, 1, settings)
+    resumed = distributed_engine(second, 1, settings)
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(undisturbed, resumed)
@@ -148,7 +148,7 @@ def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offloa
 def test_recomputed_activations_change_no_step(zero_stage: int | None) -> None:
     settings = EngineSettings(zero_stage=zero_stage or 0, activation_checkpointing=True, min_sharded=0)
     stage = prior_stage()
-    engine = LocalEngine(stage, settings) if zero_stage is None else DeepSpeedEngine(stage, 1, settings)
+    engine = LocalEngine(stage, settings) if zero_stage is None else distributed_engine(stage, 1, settings)
     assert any(part.recompute for part in stage.modules() if isinstance(part, Blocks))
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(LocalEngine(prior_stage()), 0, NUM_STEPS), rel=1e-5)
 
@@ -244,11 +244,11 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     alone, sharded, second = descent_stage(), descent_stage(), descent_stage()
     local = LocalEngine(alone)
     expected = steps(local, 0, 2 * NUM_STEPS)
-    engine = deepspeed_engine(zero_stage)(sharded)
+    engine = distributed(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
     assert engine.optimizer_state() == {}
     second.load_state_dict(engine.state_dict(sharded))
-    resumed = deepspeed_engine(zero_stage)(second)
+    resumed = distributed(zero_stage)(second)
     resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(local, resumed)
@@ -259,7 +259,7 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
 def test_a_closed_engine_frees_its_stage_and_takes_no_more_than_that_needs(zero_stage: int) -> None:
     """Otherwise what a stage takes stays while the next ones are trained."""
     before = num_mapped_bytes()
-    engine = deepspeed_engine(zero_stage)(prior_stage())
+    engine = distributed(zero_stage)(prior_stage())
     steps(engine, 0, 1)
     # A stage of less than a MiB; what threads and allocators map beside it varies.
     assert num_mapped_bytes() - before < 1 << 30
@@ -277,7 +277,9 @@ def test_parts_of_a_batch_give_the_gradient_of_all(zero_stage: int | None, accum
     """Parts of 3, 3 and 2 networks, or of one each."""
     settings = EngineSettings(accumulate=accumulate, zero_stage=zero_stage or 0, min_sharded=0)
     whole = LocalEngine(prior_stage())
-    split = LocalEngine(prior_stage(), settings) if zero_stage is None else DeepSpeedEngine(prior_stage(), 1, settings)
+    split = (
+        LocalEngine(prior_stage(), settings) if zero_stage is None else distributed_engine(prior_stage(), 1, settings)
+    )
     assert steps(split, 0, NUM_STEPS) == pytest.approx(steps(whole, 0, NUM_STEPS), rel=1e-4)
     theirs = whole.state_dict(whole.stage)
     for name, mine in split.state_dict(split.stage).items():
@@ -285,7 +287,7 @@ def test_parts_of_a_batch_give_the_gradient_of_all(zero_stage: int | None, accum
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("make", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
+@pytest.mark.parametrize("make", [LocalEngine, distributed(2)], ids=["local", "zero 2"])
 def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engine]) -> None:
     stage = prior_stage()
     stage.config.optimizer.betas, stage.config.optimizer.epsilon = (0.5, 0.7), 1e-3
@@ -315,7 +317,7 @@ def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | 
     if zero_stage is None:
         engine = LocalEngine(stage)
     else:
-        engine = DeepSpeedEngine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
+        engine = distributed_engine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
     expected = {name: tensor.double() for name, tensor in engine.state_dict(stage).items()}
     for step in range(NUM_STEPS):
         steps(engine, step, step + 1)
@@ -330,7 +332,7 @@ def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | 
     assert_same(engine.state_dict(stage), engine.averages())
     settings, again = engine.settings, prior_with(own)
     again.config.optimizer.ema_decay = 0.6
-    resumed = LocalEngine(again) if zero_stage is None else DeepSpeedEngine(again, 1, settings)
+    resumed = LocalEngine(again) if zero_stage is None else distributed_engine(again, 1, settings)
     resumed.set_averages({name: average + 1 for name, average in engine.averages().items()})
     assert_same(resumed.averages(), {name: average + 1 for name, average in engine.averages().items()})
     assert judged(LocalEngine(prior_with(engine.averages()))) == pytest.approx(averaged, rel=1e-6)
@@ -435,7 +437,7 @@ def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: in
     alone = prior_stage()
     sharded = copy.deepcopy(alone)
     local = LocalEngine(alone, EngineSettings(precision="bf16"))
-    engine = deepspeed_engine(zero_stage, "bf16")(sharded)
+    engine = distributed(zero_stage, "bf16")(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
 

@@ -96,7 +96,7 @@ class Engine(ABC):
         weight, metrics = self._weight(batch, total), {}
         parts = _parts(len(batch.sample_index_B), self.settings.accumulate)
         for number, index_N in enumerate(parts):
-            with self._gathered():
+            with self._gathered(), self._exchange(is_last=number + 1 == len(parts)):
                 if len(parts) == 1:
                     result, share = self._forward(batch, noise), weight
                 else:
@@ -252,7 +252,10 @@ class Engine(ABC):
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker; every worker must call it and gets the same answer."""
-        return flag
+        if self.num_workers == 1:
+            return flag
+        device = next(self.stage.parameters()).device
+        return bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -260,6 +263,10 @@ class Engine(ABC):
 
     def _gathered(self) -> AbstractContextManager[None]:
         """Wraps forward and backward, where an engine has to make parameters whole for them."""
+        return nullcontext()
+
+    def _exchange(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Wraps forward and backward of a part of a batch, where gradients are exchanged after the last part alone."""
         return nullcontext()
 
     @abstractmethod

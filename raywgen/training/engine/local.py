@@ -22,6 +22,7 @@ class LocalEngine(Engine):
 
     def __init__(self, stage: Stage, settings: EngineSettings | None = None) -> None:
         super().__init__(stage, settings or EngineSettings())
+        self._module: nn.Module = stage
         self._device_type = next(stage.parameters()).device.type
         self._precision = resolved(self.settings.precision, self._device_type)
         self._optimizer = new_optimizer(stage)
@@ -41,7 +42,7 @@ class LocalEngine(Engine):
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         with autocast(self._precision, self._device_type):
-            return self.stage(batch, noise)
+            return self._module(batch, noise)
 
     def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
         if is_first:

@@ -28,8 +28,6 @@ from raywgen.training.engine.base import (
     EngineSettings,
     has_moments,
     new_optimizer,
-    optimizer_state,
-    set_optimizer_state,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
 
@@ -37,7 +35,7 @@ _MAX_BUCKET = 500_000_000  # DeepSpeed's own default.
 
 
 class DeepSpeedEngine(Engine):
-    """Trains on all workers of a process group with DeepSpeed ZeRO 0 to 3.
+    """Trains on all workers of a process group with DeepSpeed ZeRO 1 to 3.
 
     Args:
         stage: The stage to train.
@@ -50,6 +48,7 @@ class DeepSpeedEngine(Engine):
 
         skip_shared_memory_collectives()
         super().__init__(stage, settings or EngineSettings())
+        assert self.settings.zero_stage, "without shards, use ReplicatedEngine"
         self.rank, self.num_workers = torch.distributed.get_rank(), num_workers
         self._zero_stage = self.settings.zero_stage
         self._optimizer = new_optimizer(stage)
@@ -110,14 +109,10 @@ class DeepSpeedEngine(Engine):
         torch.distributed.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Sums the flags of all workers."""
-        return bool(self.all_reduce(torch.tensor(float(flag), device=self._device)) > 0)
-
     def optimizer_state(self) -> dict[str, Tensor]:
         """Gathers all workers' shards, one parameter after another."""
-        if self._zero_stage == 0 or not has_moments(self.stage):
-            return optimizer_state(self.stage, self._optimizer) if self.rank == 0 else {}
+        if not has_moments(self.stage):
+            return {}
         from deepspeed.utils import safe_get_full_optimizer_state
 
         full: dict[str, Tensor] = {}
@@ -131,8 +126,7 @@ class DeepSpeedEngine(Engine):
 
     def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Gives each worker its own shard."""
-        if self._zero_stage == 0 or not has_moments(self.stage):
-            set_optimizer_state(self.stage, self._optimizer, state)
+        if not has_moments(self.stage):
             return
         # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
         for shard in state_shards(self._engine):
