@@ -29,8 +29,8 @@ from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import CheckpointManager, TrainState
 from raywgen.training.engine import Engine
+from raywgen.training.memory_check import check_memory
 from raywgen.training.prefetch import DrawnBatch, Prefetch
-from raywgen.training.resource_check import check_whole_networks
 from raywgen.training.resume import Warn, resumed_state, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
@@ -130,7 +130,7 @@ class Trainer:
         A checkpoint says where training stands if it was asked to stop or reached `stop_at`.
 
         Raises:
-            ConfigError: A stage that runs whole networks does not fit into memory.
+            DoesNotFitError: A stage does not fit into memory.
         """
         if is_done(self.config.out):
             return
@@ -148,10 +148,10 @@ class Trainer:
             self._save_bundle(BUNDLE)
 
     def _check_memory(self) -> None:
-        """Refuses a run with a stage to come whose whole networks do not fit into a worker's memory."""
-        stages = [stage for stage in self.generator.stages()[self.state.stage :] if stage.needs.whole_networks]
-        if stages:
-            check_whole_networks(stages, self.generator.layouts, self.config, self.worker.memory())
+        """Refuses a run with a stage to come that does not fit into a worker's memory; all workers decide alike."""
+        held = sum(parameter.nbytes for parameter in self.generator.parameters())
+        stages = self.generator.stages()[self.state.stage :]
+        check_memory(stages, self.generator.layouts, self.config, self.worker.memory() + held)
 
     def _train_stage(self, index: int) -> bool:
         """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""

@@ -23,10 +23,12 @@ from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distrib
 from raywgen.training.memory import free_memory
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
+from raywgen.training.strategy import DoesNotFitError
 from raywgen.training.trainer import train_runs
 from raywgen.trust import trusted, trusting
 
 if TYPE_CHECKING:
+    from ray.train import Result
     from ray.train.torch import TorchTrainer
 
 _RAY = "ray_train"
@@ -131,6 +133,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     """Trains on workers of the Ray cluster that this process is connected to.
 
     Raises:
+        DoesNotFitError: The workers found that a stage does not fit into their memory.
         TrainingError: Workers failed too often, or cannot import a class of the user's own.
     """
     import ray.train
@@ -155,7 +158,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
         ),
     )
     try:
-        _fit(trainer, Path(first.out) / _STOP, stop)
+        refusal = _fit(trainer, Path(first.out) / _STOP, stop).return_value
     except ray.train.WorkerGroupError as error:
         first_failure = next(iter(error.worker_failures.values()), error)
         reason = str(first_failure).strip().splitlines()[-1]
@@ -171,27 +174,37 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
             f"{first.out}: workers cannot import '{missing[1]}', which this process can; install it on all nodes, or "
             "give the command in the folder that holds it (for a job, the folder that is sent)"
         ) from error
+    if refusal is not None:
+        raise DoesNotFitError(refusal)
 
 
-def worker_loop(arguments: dict[str, Any]) -> None:
-    """The training loop of every Ray Train worker. Ray pickles an importable function by its name."""
+def worker_loop(arguments: dict[str, Any]) -> str | None:
+    """The training loop of every Ray Train worker. Ray pickles an importable function by its name.
+
+    Returns:
+        Why a run does not fit into memory, on which all workers agree; Ray Train would try again after an error.
+    """
     specs: list[RunSpec] = arguments["specs"]
     with trusting(*arguments["trust"]):
-        # The launching process has already warned of checkpoints that are skipped.
-        train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+        try:
+            # The launching process has already warned of checkpoints that are skipped.
+            train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+        except DoesNotFitError as error:
+            return str(error)
+    return None
 
 
-def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> None:
+def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> Result:
     """Runs a trainer while this process waits for signals, and passes a request to stop on by a file."""
     flag.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
-        trainer.fit()
-        return
+        return trainer.fit()
     failures: list[BaseException] = []
+    results: list[Result] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            results.append(trainer.fit())
         except BaseException as error:
             failures.append(error)
 
@@ -208,6 +221,7 @@ def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> None:
         flag.unlink(missing_ok=True)
     if failures:
         raise failures[0]
+    return results[0]
 
 
 def _with_absolute_paths(spec: RunSpec) -> RunSpec:

@@ -22,6 +22,7 @@ from raywgen.locks import waiting
 from raywgen.storage import absolute
 from raywgen.training import (
     BUNDLE,
+    DeviceMemoryError,
     DivergedError,
     TrainConfig,
     TrainingError,
@@ -149,7 +150,7 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
         steps = steps_taken(configs.train, share)
         bundle = snapshot_folder(configs.train.out, share) if share < 1 else Path(configs.train.out) / BUNDLE
         score = judge(bundle, corpus, configs.train.shot, settings.objective)
-    except (DivergedError, TrainingError, ValueError) as error:
+    except (DeviceMemoryError, DivergedError, TrainingError, ValueError) as error:
         state, score = replace(state, failed=str(error)), 0.0
     seconds = round(before + time.monotonic() - begin, 3)
     state = state.with_score(RungScore(rung=rung, score=score, steps=steps, seconds=seconds))
