@@ -7,6 +7,7 @@ import io
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,8 +196,11 @@ def _typed(hint: Any, value: object, source: str, key: str, default: Any = None)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
-        (hint,) = (part for part in parts if part is not type(None))
-        return _typed(hint, value, source, key, default)
+        *others, last = (part for part in parts if part is not type(None))
+        for part in others:
+            with suppress(ConfigError):
+                return _typed(part, value, source, key, default)
+        return _typed(last, value, source, key, default)
     if origin is typing.Literal:
         if any(type(value) is type(part) and value == part for part in parts):
             return value

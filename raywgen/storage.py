@@ -247,6 +247,11 @@ class Storage:
         selector = fs.FileSelector(self.path(relative), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
 
+    def sizes(self, relative: str) -> dict[str, int]:
+        """Returns the number of bytes of each file in a folder by its name, with few requests; empty without it."""
+        selector = fs.FileSelector(self.path(relative), allow_not_found=True)
+        return {info.base_name: info.size for info in self.filesystem.get_file_info(selector) if info.is_file}
+
     def write_all(self, contents: Mapping[str, pa.Buffer | bytes]) -> None:
         """Writes several files; all are written in full before the first of them gets its name, in order.
 

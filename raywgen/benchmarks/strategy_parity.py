@@ -1,7 +1,7 @@
 """Whether parallel strategies train alike: ZeRO 0 to 3, with and without accumulation, over several workers.
 
-For each stage of each method the same seeds and batches are trained on in one process by plain torch, and by DeepSpeed
-over groups of processes (gloo, on the CPU), among which the networks of a batch are parted, also unequally.
+For each stage of each method the same seeds and batches are trained on in one process by plain torch, and over groups
+of processes (gloo, on the CPU) by the engine of each ZeRO stage. The networks of a batch are parted, also unequally.
 
     grad_rel_diff    | g - g_0 | / | g_0 |, the gradient of the first step against that of one process
     loss_rel_diff    largest | l_t - l_0t | / | l_0t | over all steps; of Reptile's stage, of its inner steps' loss
@@ -27,10 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, noise_of
-from raywgen.storage import Storage
-from raywgen.training.agreement import exchange
-from raywgen.training.checkpoints import Alone, Checkpoint, CheckpointManager, Group, TrainState, agree_on_folder
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine, load_parameters
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.weights import WeightBatch
 
 _TIMEOUT = timedelta(minutes=20)
@@ -38,7 +35,6 @@ _BETA = 0.9
 # A step of Adam normalises gradients, also those that are rounding alone; below epsilon it does not.
 _OPTIMIZER = {"betas": [_BETA, 0.99], "epsilon": 1e-6, "ema_decay": 0.5}
 _RATE = 1e-3
-_RESULT = "result"
 
 
 @dataclass(kw_only=True)
@@ -79,8 +75,8 @@ class Job:
         settings: The strategy.
         steps: First step, and the end of the steps, exclusive.
         batch_size: Networks of a batch.
-        out: Folder for losses, the first gradient, and a checkpoint of the middle of the steps.
-        start: Folder of a job in whose middle this one begins; empty for the beginning.
+        out: File for losses, the first gradient, and the state in the middle of the steps.
+        start: File of a result in whose middle the job begins; empty for the beginning.
     """
 
     case: str
@@ -111,7 +107,7 @@ def _compare(config: StrategyParityConfig, folder: Path) -> dict[str, float]:
         jobs = _jobs(config, folder / str(num_workers), before)
         run_jobs(jobs, num_workers)
         for job in jobs:
-            result, expected = torch.load(f"{job.out}/{_RESULT}", weights_only=True), alone[job.case]
+            result, expected = torch.load(job.out, weights_only=True), alone[job.case]
             losses = zip(result["losses"], expected["losses"][job.steps[0] :], strict=True)
             found = {"resume_rel_diff" if job.start else "loss_rel_diff": max(abs(x - y) / abs(y) for x, y in losses)}
             if not job.start:
@@ -153,9 +149,9 @@ def _work(rank: int, num_workers: int, folder: str, jobs: Sequence[Job]) -> None
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", store, _TIMEOUT, num_workers, rank)
     for job in jobs:
-        result = _train(_engine(job, rank, num_workers), job, _Worker(rank, num_workers))
+        result = _train(_engine(job, rank, num_workers), job, rank, num_workers)
         if rank == 0:
-            torch.save(result, f"{job.out}/{_RESULT}")
+            torch.save(result, job.out)
     torch.distributed.destroy_process_group()
 
 
@@ -164,66 +160,54 @@ def _engine(job: Job, rank: int, num_workers: int) -> Engine:
     case = CASES[job.case]
     stage = build_stage(case, job.batch_size, _OPTIMIZER)
     if not job.start:
-        return DeepSpeedEngine(stage, num_workers, job.settings)
-    stored = Checkpoint.open(Storage.at(f"{job.start}/checkpoints/{TrainState(step=job.steps[0]).folder}"))
-    load_parameters(stage, stored, "model.")
-    engine = DeepSpeedEngine(stage, num_workers, job.settings)
-    engine.load(stored)
+        return distributed_engine(stage, num_workers, job.settings)
+    start = torch.load(job.start, weights_only=True)["state"]
+    stage.load_state_dict(start["model"])
+    engine = distributed_engine(stage, num_workers, job.settings)
+    engine.set_optimizer_state(start["optimizer"])
+    engine.set_averages(start["averages"])
 
     def batch_at(step: int) -> WeightBatch:
         batch = batch_of(case, step, job.batch_size, rank, num_workers)
         return stage.see(batch, noise_of(batch))
 
-    stage.set_state(stored.under("stage."), batch_at)
+    stage.set_state(start["stage"], batch_at)
     return engine
 
 
 def _train_alone(case: str, config: StrategyParityConfig) -> dict[str, Any]:
-    engine = LocalEngine(build_stage(CASES[case], config.batch_size, _OPTIMIZER))
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            case=case,
-            settings=EngineSettings(),
-            steps=(0, config.num_steps),
-            batch_size=config.batch_size,
-            out=folder,
-        )
-        return _train(engine, job, Alone())
+    job = Job(
+        case=case,
+        settings=EngineSettings(),
+        steps=(0, config.num_steps),
+        batch_size=config.batch_size,
+        out="",
+    )
+    return _train(LocalEngine(build_stage(CASES[case], config.batch_size, _OPTIMIZER)), job, 0, 1)
 
 
-def _train(engine: Engine, job: Job, group: Group) -> dict[str, Any]:
-    case, losses, gradient = CASES[job.case], [], {}
-    checkpoints = CheckpointManager(job.out, group, agree_on_folder(job.out, group))
+def _train(engine: Engine, job: Job, rank: int, num_workers: int) -> dict[str, Any]:
+    case, losses, gradient, state = CASES[job.case], [], {}, {}
     for step in range(*job.steps):
         if step == job.middle:
-            checkpoints.save(TrainState(step=step), engine.state(engine.stage))
-        batch = batch_of(case, step, job.batch_size, group.rank, group.num_workers)
+            state = _state(engine)
+        batch = batch_of(case, step, job.batch_size, rank, num_workers)
         metrics = engine.train_step(batch, noise_of(batch), _RATE, job.batch_size)
         losses.append(float(metrics[case.loss]))
         if step == 0:
-            gradient = _gradient(engine, checkpoints)
-    checkpoints.wait()
-    return {"losses": losses, "gradient": gradient}
+            moments = engine.optimizer_state()
+            gradient = {name: mean / (1 - _BETA) for name, mean in moments.items() if name.endswith("|exp_avg")}
+    return {"losses": losses, "gradient": gradient, "state": state}
 
 
-def _gradient(engine: Engine, checkpoints: CheckpointManager) -> dict[str, Tensor]:
-    """Returns the gradient of the first step, which is in the moments after it, as a checkpoint has them."""
-    state = TrainState(step=1)
-    checkpoints.save(state, engine.state(engine.stage))
-    checkpoints.wait()
-    moments = checkpoints.open(state.folder).under("optimizer.")
-    return {name: mean / (1 - _BETA) for name, mean in moments.items() if name.endswith("|exp_avg")}
-
-
-class _Worker:
-    """One process of a group."""
-
-    def __init__(self, rank: int, num_workers: int) -> None:
-        self.rank, self.num_workers = rank, num_workers
-
-    def exchange(self, text: str) -> list[str]:
-        """Returns the texts of all processes."""
-        return exchange(text, torch.device("cpu"))
+def _state(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """All that is needed to go on, as a checkpoint has it."""
+    return {
+        "model": engine.state_dict(engine.stage),
+        "optimizer": engine.optimizer_state(),
+        "averages": engine.averages(),
+        "stage": engine.stage.state(engine.all_reduce),
+    }
 
 
 def _difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:

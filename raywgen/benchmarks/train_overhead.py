@@ -1,7 +1,8 @@
 """Measures what the trainer costs beside the computation: overhead of a step, waiting for input, and start-up.
 
     overhead_1       step time through the trainer over a bare PyTorch loop of the same model and data, minus 1
-    overhead_2       likewise, of two processes (gloo) under DeepSpeed over bare `DistributedDataParallel`
+    overhead_2       likewise, of two processes (gloo) that shard nothing, over bare `DistributedDataParallel`
+    overhead_2_zero  likewise, of two processes under DeepSpeed ZeRO
     input_wait       share of the steps' time spent waiting for batches of a mapped corpus, by default four times larger
                      than a limit on the worker's private memory (`RLIMIT_DATA`)
     token_speedup    step time of a prior that encodes windows of weights over that of one on stored tokens
@@ -62,7 +63,7 @@ class TrainOverheadConfig:
         window: Chunks that the prior sees.
         batch_size: Networks of a batch.
         num_steps: Steps of a measurement; figures are medians over blocks of 10 steps, each with one row of the log.
-        zero_stage: DeepSpeed ZeRO of the two processes.
+        zero_stage: DeepSpeed ZeRO stage of `overhead_2_zero`.
         limit_gib: Limit on the private memory of the worker whose waiting is measured.
         large_values: Values of each network of its corpus.
         over_limit: Size of its corpus over the limit.
@@ -95,10 +96,10 @@ def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, An
     small = random_corpus(folder / "small", config.num_networks, _shape(config.num_values))
     figures: dict[str, float] = {}
     conditions: dict[str, Any] = {}
-    for num in (1, 2):
-        times = train_in_turns(_spec(config, small, folder / f"run-{num}"), num)
-        figures[f"overhead_{num}"] = _overhead(times.trainer, times.bare)
-        conditions[f"process_{num}"] = _conditions(times)
+    for name, num_processes, zero_stage in (("1", 1, 0), ("2", 2, 0), ("2_zero", 2, config.zero_stage)):
+        times = train_in_turns(_spec(config, small, folder / f"run-{name}", zero_stage=zero_stage), num_processes)
+        figures[f"overhead_{name}"] = _overhead(times.trainer, times.bare)
+        conditions[f"processes_{name}"] = _conditions(times)
     wait_figures, conditions["input"] = _input_wait(config, folder)
     figures |= wait_figures
     if config.startup:
@@ -122,10 +123,10 @@ def _shape(num_values: int) -> tuple[int, int]:
     return num_values // _COLUMNS, _COLUMNS
 
 
-def _spec(config: TrainOverheadConfig, corpus: Corpus, out: Path) -> RunSpec:
+def _spec(config: TrainOverheadConfig, corpus: Corpus, out: Path, **changes: int) -> RunSpec:
     """A run of IGPG whose last stage, the prior, is measured."""
     shutil.rmtree(out, ignore_errors=True)
-    run = _run_config(config, corpus.location, out)
+    run = _run_config(config, corpus.location, out, **changes)
     return RunSpec(config=run, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
 
 

@@ -25,9 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
-from raywgen.training.agreement import exchange
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import host_memory
 from raywgen.training.rows import RunRows, data_digest
 from raywgen.training.run_spec import RunSpec
@@ -86,9 +85,6 @@ class _TurnTaking:
     def memory(self) -> int:
         return host_memory()
 
-    def exchange(self, text: str) -> list[str]:
-        return exchange(text, self.device) if self.num_workers > 1 else [text]
-
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
 
@@ -100,7 +96,7 @@ class _TurnTaking:
         index = [one.name for one in self.spec.build().stages()].index(stage.name)
         self._bare = _BareLoop(copy.deepcopy(stage), self._plan(), StageView(stage, self.spec.config.seed, 0), index)
         many = self.num_workers > 1
-        engine = DeepSpeedEngine(stage, self.num_workers, settings) if many else LocalEngine(stage, settings)
+        engine = distributed_engine(stage, self.num_workers, settings) if many else LocalEngine(stage, settings)
         take_step = engine.train_step
 
         def noted(*arguments: Any, **named: Any) -> dict[str, Tensor]:

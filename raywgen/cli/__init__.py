@@ -46,6 +46,9 @@ app.add_typer(job_app, name="job")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(use_app)
 
+# What torch says where the memory of the host is used up.
+_NO_MEMORY = "can't allocate memory"
+
 
 def main() -> None:
     """Runs the command. A user's mistake gives one line and exit status 1; a signal one line and its own status."""
@@ -61,7 +64,8 @@ def main() -> None:
         Console(stderr=True, emoji=False).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
         sys.exit(stopped.code)
     except Exception as error:
-        if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError)) and not _is_rays(error):
+        known = (ValueError, KeyError, OSError, RuntimeError, MemoryError)
+        if not isinstance(error, known) and not _is_rays(error):
             raise
         console = Console(stderr=True, emoji=False)
         console.print(f"[bold red]error:[/bold red] {plain(_message(error))}", highlight=False, soft_wrap=True)
@@ -139,7 +143,7 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
     check_early(settings)
     with trusting(*named_in(settings)):
         with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
-            if settings.num_workers == 0:
+            if settings.max_workers == 0:
                 launch([settings], bar.training)
             else:
                 with ray_session():
@@ -280,4 +284,10 @@ def _is_rays(error: Exception) -> bool:
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, ConfigError):
         return f"{error.filename or ''}: {error.strerror or error}"
+    if isinstance(error, MemoryError) or (type(error) is RuntimeError and _NO_MEMORY in str(error)):
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        return (
+            f"this machine has no memory left ({reason}); end other programs, give smaller batches or windows, or see "
+            "by `raywgen plan` what a run needs"
+        )
     return str(error.args[0]) if error.args else str(error)

@@ -45,7 +45,7 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
     nodes = most_nodes(alive, lambda: iter([dashboard_node_types(client)]))
     if job == "train":
         config = train_config(arguments, working_dir)
-        if config.num_workers > 0:
+        if config.max_workers > 0:
             check_run(config, nodes)
     else:
         check_request({"CPU": 1.0}, f"jobs/{job}.py", nodes)

@@ -111,7 +111,7 @@ def requirements() -> list[str]:
 
 def _check(run: TrainConfig, cluster: RenderConfig, config: str | None) -> None:
     most = [has for count, has in cluster.groups.values() for _ in range(count)]
-    if run.num_workers > 0:
+    if run.max_workers > 0:
         try:
             check_run(run, Nodes(alive=[], most=most))
         except ClusterError as error:

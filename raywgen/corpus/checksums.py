@@ -8,7 +8,7 @@ compared. Corpora of older versions have only the first, or no checksums of page
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,9 @@ def _pages(content: memoryview) -> Iterator[memoryview]:
     return (content[start : start + PAGE_BYTES] for start in range(0, len(content), PAGE_BYTES))
 
 
+_DIGESTS: dict[Digest, Callable[[], Any]] = {sha256: hashlib.sha256, xxh3: xxhash.xxh3_64}
+
+
 class RowCheck:
     """Compares each checkpoint of a shard with its checksum, once.
 
@@ -118,6 +121,19 @@ class RowCheck:
                 raise self._failure(f"checkpoint '{ids[row]}' has another checksum than its facts")
             self._is_whole_N[row] = True
 
+    def compare_stream(self, row: int, blocks: Iterable[memoryview]) -> None:
+        """Compares a checkpoint that comes in blocks; raises as `compare` does."""
+        digest = _DIGESTS[self._digest]()
+        for block in blocks:
+            digest.update(block)
+        if digest.hexdigest() != self._sums[row]:
+            raise self._failure(f"checkpoint '{self.ids[row]}' has another checksum than its facts")
+        self._is_whole_N[row] = True
+
+    def knows_pages(self, row: int) -> bool:
+        """Whether there are checksums of a checkpoint's pages."""
+        return self._page_sums(self.ids[row]) is not None
+
     def unseen_pages(self, row: int, ranges: Sequence[tuple[int, int]]) -> list[int] | None:
         """Returns which pages that hold these bytes of a checkpoint were never compared, in order.
 
@@ -125,7 +141,7 @@ class RowCheck:
         """
         if not len(self.unseen(np.array([row]))):
             return []
-        if self._page_sums(self.ids[row]) is None:
+        if not self.knows_pages(row):
             return None
         return sorted(set(pages_of(ranges)) - self._seen_pages.get(row, set()))
 

@@ -21,6 +21,7 @@ from raywgen.corpus.chunk_map import ChunkMap, chunk_map
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.order import Cursor, EpochOrder
+from raywgen.corpus.shards import ShardView
 from raywgen.weights import Layout
 
 _BLOCK_VALUES = 1 << 20
@@ -142,4 +143,5 @@ class ChunkStream(BatchStream[ChunkBatch]):
         """Reads chunks of one shard; returns their lengths."""
         shard = self._shard_N[checkpoint_B[0]]
         view = self._corpus.view(self._paths[shard], self._layouts[shard])
+        assert isinstance(view, ShardView), "a stream reads mapped shards"
         return copy_chunks(view, self._maps[shard], self._row_N[checkpoint_B], chunk_B, out_BK)

@@ -34,7 +34,7 @@ from raywgen.corpus.manifest import (
 )
 from raywgen.corpus.query import filter_facts
 from raywgen.corpus.shard_reader import ShardReader
-from raywgen.corpus.shards import Shard, ShardView
+from raywgen.corpus.shards import WEIGHTS, Shard, WeightsView
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.summary import summary
@@ -59,8 +59,8 @@ _FACTS_PER_BLOCK = 256
 class Corpus:
     """An opened corpus; `Corpus.open` returns one."""
 
-    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any]) -> None:
-        self.storage = storage
+    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], *, copies: bool = True) -> None:
+        self.storage, self.copies = storage, copies
         self._as_stored = manifest
         contents = Contents.read(manifest, storage)
         self.manifest = {**manifest, "statistics": contents.statistics} if contents.layout_of else manifest
@@ -69,12 +69,14 @@ class Corpus:
         self._shard_at = {shard.path: shard for shard in self.shards}
 
     @classmethod
-    def open(cls, location: str | Path, snapshot: str = "") -> Self:
+    def open(cls, location: str | Path, snapshot: str = "", *, copies: bool = True) -> Self:
         """Reads the manifest and checks that every file is there in full length.
 
         Args:
             location: Path or URI.
             snapshot: Snapshot of the corpus that another process of the same run has opened; any by default.
+            copies: Whether shards are mapped, of remote ones a copy in the cache of this machine; else what is used of
+                them is read where they lie.
 
         Raises:
             MissingFileError: There is no corpus, or a file of it is missing.
@@ -84,7 +86,7 @@ class Corpus:
         """
         storage = CorpusStorage.at(location)
         manifest = read_manifest(storage)
-        corpus = cls(storage, manifest)
+        corpus = cls(storage, manifest, copies=copies)
         if snapshot and corpus.snapshot != snapshot:
             raise rebuilt(storage)
         try:
@@ -96,8 +98,10 @@ class Corpus:
     def _check_files(self) -> None:
         """Checks the sizes of all files and reads the facts."""
         storage = self.storage
+        # An object store takes as long for one file as for a page of its listing.
+        listed = {} if storage.is_local else storage.sizes(WEIGHTS)
         for shard in self.shards:
-            size = storage.size(shard.path)
+            size = listed.get(shard.path.removeprefix(f"{WEIGHTS}/")) or storage.size(shard.path)
             if size is None:
                 raise MissingFileError(f"{storage.name}/{shard.path} is missing; {RESTORE}")
             if size != shard.num_bytes:
@@ -263,10 +267,10 @@ class Corpus:
 
     @cached_property
     def _reader(self) -> ShardReader:
-        return ShardReader(self.storage, self._as_stored, self.facts, self.page_sums)
+        return ShardReader(self.storage, self._as_stored, self.facts, self.page_sums, copies=self.copies)
 
-    def view(self, path: str, layout: Layout) -> ShardView:
-        """Returns a view of a shard's weights without a copy; raises as `ShardReader.view` does."""
+    def view(self, path: str, layout: Layout) -> WeightsView:
+        """Returns a view of a shard's weights; raises as `ShardReader.view` does."""
         return self._reader.view(self._shard_at[path], layout)
 
     def checked_block(self, block: pa.Table) -> tuple[list[str], Layout, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
@@ -14,10 +15,12 @@ from raywgen.corpus.cache import local_copy
 from raywgen.corpus.checksums import Checksums, PageSums, RowCheck
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.manifest import cause
+from raywgen.corpus.remote_view import RemoteView
 from raywgen.corpus.shards import (
     WEIGHTS,
     Shard,
     ShardView,
+    WeightsView,
     checkpoint_ids,
     num_blocks,
     packed_tensor,
@@ -39,12 +42,22 @@ class ShardReader:
         manifest: The manifest that was read, by which a rebuilt corpus is distinguished from a damaged one.
         facts: The facts, one row a checkpoint.
         page_sums: Returns the checksums of a checkpoint's pages.
+        copies: Whether shards are mapped, of remote ones a copy; else parts of them are read where they lie.
     """
 
-    def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], facts: pa.Table, page_sums: PageSums) -> None:
+    def __init__(
+        self,
+        storage: CorpusStorage,
+        manifest: dict[str, Any],
+        facts: pa.Table,
+        page_sums: PageSums,
+        *,
+        copies: bool = True,
+    ) -> None:
         self._storage, self._manifest, self._facts = storage, manifest, facts
-        self._page_sums = page_sums
-        self._opened: dict[str, ShardView] = {}
+        self._page_sums, self._copies = page_sums, copies
+        self._opened: dict[str, WeightsView] = {}
+        self._opening = threading.Lock()
         self._checks: dict[tuple[str, object], RowCheck] = {}
 
     def rows(self, shard: Shard, row_N: np.ndarray, id_N: np.ndarray, layout: Layout) -> Tensor:
@@ -63,27 +76,49 @@ class ShardReader:
             raise self._failure(shard.path, f"does not hold checkpoint '{checkpoint_id}' where the facts say")
         return view.packed(row)
 
-    def view(self, shard: Shard, layout: Layout) -> ShardView:
-        """Returns a view of a shard's weights without a copy; the most recently used ones stay open.
+    def view(self, shard: Shard, layout: Layout) -> WeightsView:
+        """Returns a view of a shard's weights; the most recently used ones stay open. Threads may call it.
 
         Raises:
             MissingFileError, DamagedFileError: The shard cannot be read.
             ChangedCorpusError: The corpus was deleted or rebuilt in the meantime.
         """
         path = shard.path
-        if path in self._opened:
-            self._opened[path] = self._opened.pop(path)
-            return self._opened[path]
+        with self._opening:
+            if path in self._opened:
+                self._opened[path] = self._opened.pop(path)
+                return self._opened[path]
+        view = self._mapped(shard, layout) if self._copies else self._remote(shard, layout)
+        with self._opening:
+            self._opened[path] = view
+            if len(self._opened) > _OPENED_SHARDS:
+                del self._opened[next(iter(self._opened))]
+        return view
+
+    def _mapped(self, shard: Shard, layout: Layout) -> ShardView:
+        path = shard.path
         try:
-            table = read_shard(*local_copy(self._storage, shard))
-            self._opened[path] = ShardView(table, layout, self._row_check(path))
+            return ShardView(read_shard(*local_copy(self._storage, shard)), layout, self._row_check(path))
         except MissingFileError as error:
             raise self._cause(error) from error
         except DamagedFileError as error:
             raise self._cause(DamagedFileError(f"{self._storage.name}/{path}: {error}")) from error
-        if len(self._opened) > _OPENED_SHARDS:
-            del self._opened[next(iter(self._opened))]
-        return self._opened[path]
+
+    def _remote(self, shard: Shard, layout: Layout) -> RemoteView:
+        path = shard.path
+        try:
+            return RemoteView(self._storage.open(path), layout, self._row_check(path), partial(self._unreadable, path))
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(path, f"is truncated or no Arrow file ({error}); {RESTORE}", error) from error
+        except CorpusError as error:
+            raise self._cause(error) from error
+
+    def _unreadable(self, path: str, reason: str, error: Exception | None) -> CorpusError:
+        """Returns the error for a shard that cannot be read where it lies, which may have been lost meanwhile."""
+        name = f"{self._storage.name}/{path}"
+        if error is not None and self._storage.size(path) is None:
+            return self._cause(MissingFileError(f"{name} is missing; {RESTORE}"))
+        return self._cause(DamagedFileError(f"{name} {reason}"))
 
     def checked_block(self, block: pa.Table, form: Callable[[str], Layout]) -> tuple[list[str], Layout, Tensor]:
         """Returns ids, form and packed weights uint8 `(N, P)` of a block.

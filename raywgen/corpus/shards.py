@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -253,8 +254,41 @@ def _write_ipc(sink: Any, checkpoint_ids: list[str], packed_NP: Tensor, layout: 
             writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), column], schema=_SCHEMA))
 
 
-class ShardView:
-    """A view of a shard's weights without a copy; every checkpoint is checked before its first use.
+class WeightsView(ABC):
+    """The weights of an opened shard; what is used of them is compared with checksums."""
+
+    @property
+    @abstractmethod
+    def ids(self) -> Sequence[str]:
+        """Ids of the checkpoints by row."""
+
+    @abstractmethod
+    def packed(self, row: int) -> Tensor:
+        """Returns the bytes uint8 `(P,)` of a checkpoint, which are not to be written to.
+
+        Raises:
+            DamagedFileError: The checkpoint has changed since it was written.
+        """
+
+    @abstractmethod
+    def rows(self, row_N: np.ndarray) -> Tensor:
+        """Copies checkpoints to `(N, P)`; raises as `packed` does."""
+
+    @abstractmethod
+    def ranges(self, row: int, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Returns some bytes of a checkpoint, each uint8; only the pages that hold them are checked.
+
+        Args:
+            row: The checkpoint.
+            ranges: The first byte and the end of each.
+
+        Raises:
+            DamagedFileError: A page has changed since it was written.
+        """
+
+
+class ShardView(WeightsView):
+    """A view of a mapped shard's weights without a copy; every checkpoint is checked before its first use.
 
     Args:
         table: The whole shard.
@@ -267,12 +301,17 @@ class ShardView:
 
     def __init__(self, table: pa.Table, layout: Layout, check: RowCheck) -> None:
         pages = num_pages(layout)
-        self.ids = checkpoint_ids(table, layout)
+        self._ids = checkpoint_ids(table, layout)
         chunks = [chunk for chunk in table.column("packed").chunks if len(chunk)]
         self._parts_NP = [_packed_chunk(chunk, layout, pages) for chunk in chunks]
         self._ends = np.cumsum([len(part) for part in self._parts_NP])
         self.row_bytes = layout.num_bytes
         self._check = check
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the checkpoints by row, as the shard holds them."""
+        return self._ids
 
     def _checked(self, row_N: np.ndarray) -> None:
         """Checks the rows that were never checked before.
@@ -289,15 +328,7 @@ class ShardView:
         return self._packed(row)
 
     def ranges(self, row: int, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Returns some bytes of a checkpoint as views, each uint8; only the pages that hold them are checked.
-
-        Args:
-            row: The checkpoint.
-            ranges: The first byte and the end of each.
-
-        Raises:
-            DamagedFileError: A page has changed since it was written.
-        """
+        """Returns some bytes of a checkpoint as views, as `WeightsView.ranges` says."""
         packed_P = self._packed(row)
         pages = self._check.unseen_pages(row, ranges)
         if pages is None:

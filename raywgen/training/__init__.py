@@ -1,6 +1,7 @@
 """Trains generators. Begin with `raywgen.training.trainer`: one run from its first step to its last."""
 
 from raywgen.training.config import TrainConfig, load_train_config
+from raywgen.training.engine import DeviceMemoryError
 from raywgen.training.launch import launch
 from raywgen.training.run_folder import BUNDLE, snapshot_folder
 from raywgen.training.runlog import read_metrics
@@ -10,6 +11,7 @@ from raywgen.training.workers import TrainingError
 
 __all__ = [
     "BUNDLE",
+    "DeviceMemoryError",
     "DivergedError",
     "StageRecord",
     "TrainConfig",

@@ -1,4 +1,4 @@
-"""The matrix products that known GPUs can do in a second, from which the utilisation of a device follows."""
+"""The matrix products that known GPUs can do in a second, from which their utilisation follows, and their memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ _PEAKS = {
     r"RTX 4090\b": (165.2, 82.6),
     r"RTX 3090\b": (71.0, 35.6),
 }
+
+# Gigabytes of the data sheets, of the variant with the most where a name leaves several open.
+_MEMORY = {
+    r"B200|GB200": 192,
+    r"H200|GH200": 144,
+    r"H100 NVL": 94,
+    r"H100": 96,
+    r"H20\b": 96,
+    r"A100.*40": 40,
+    r"A100": 80,
+    r"A40\b|A6000|L40|L40S": 48,
+    r"RTX [34]090\b|A10G?\b|L4\b|A30\b": 24,
+    r"V100": 32,
+    r"T4\b|P100": 16,
+}
+
+
+def named_memory(name: str) -> int | None:
+    """Returns the bytes of memory of a GPU by its name, at most; None where the name is not known."""
+    found = next((size for pattern, size in _MEMORY.items() if re.search(pattern, name)), None)
+    return None if found is None else found * 10**9
 
 
 def peak_flops(device: torch.device, precision: Literal["bf16", "fp32"]) -> float | None:

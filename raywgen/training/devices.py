@@ -19,11 +19,11 @@ def with_device(config: TrainConfig) -> TrainConfig:
     Raises:
         DeviceError: A run without workers asks for a GPU, and this machine has none.
     """
-    if config.num_workers == 0:
+    if config.max_workers == 0:
         device = resolved_device(config.device)
         chosen, text = device.type, device_text(device)
     elif config.device == "auto":
-        chosen = "cuda" if num_gpus() >= config.num_workers else "cpu"
+        chosen = "cuda" if num_gpus() >= config.min_workers else "cpu"
         text = "a GPU for each worker" if chosen == "cuda" else "CPUs"
     else:
         return config

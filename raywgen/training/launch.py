@@ -22,16 +22,18 @@ from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
-from raywgen.storage import Storage, absolute
+from raywgen.storage import absolute
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
-from raywgen.training.checkpoints import CheckpointManager, check_fits
+from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
 from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
-from raywgen.training.export import stored_tensors
-from raywgen.training.resource_check import check_run, connected_nodes, worker_requests
-from raywgen.training.resume import resumed_checkpoint
+from raywgen.training.early import check_batches
+from raywgen.training.engine import load_averages
+from raywgen.training.memory_check import check_memory, declared_memory
+from raywgen.training.resource_check import Nodes, check_run, connected_nodes, worker_requests
+from raywgen.training.resume import resumed_state
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
 from raywgen.training.run_spec import RunSpec
@@ -68,6 +70,7 @@ def launch(
 
     Raises:
         ConfigError: A run folder holds another run, or a stage has fewer networks in a batch than workers and parts.
+        DoesNotFitError: A stage does not fit into the memory of the workers.
         BundleFormatError: A run folder holds a generator of another version of raywgen.
         CorpusError: The corpus cannot be read.
         DeviceError: A run without workers asks for a GPU, and this machine has none.
@@ -81,10 +84,10 @@ def launch(
     if not unfinished:
         return
     placed = [with_device(config) for config in unfinished]
-    _check_room(placed[0])
+    nodes = _check_room(placed[0])
     corpus = Corpus.open(unfinished[0].corpus)
     specs = _run_specs(placed, corpus, stop_at, init_from)
-    stages = [_checked_stages(spec, corpus) for spec in specs]
+    stages = [_checked_stages(spec, corpus, nodes) for spec in specs]
     with ExitStack() as stack:
         for config in unfinished:
             stack.enter_context(only_one(config.out))
@@ -130,13 +133,12 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
     """
     with stop_signals(specs[0].config.grace_seconds) as stop:
         try:
-            if specs[0].config.num_workers == 0:
+            if specs[0].config.max_workers == 0:
                 train_here(specs, stop)
             else:
                 digest = data_digest(corpus)
                 for spec in specs:  # Warns here, before any worker starts, of checkpoints that workers will skip.
-                    checkpoints = CheckpointManager(spec.config.out)
-                    resumed_checkpoint(spec, spec.build(), digest, checkpoints, warn, thorough=False)
+                    resumed_state(spec, spec.build(), digest, warn)
                 train_on_ray(specs, stop)
             if stop.number is not None and not all(is_done(spec.config.out) for spec in specs):
                 raise Stopped(stop.number)
@@ -148,10 +150,13 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
 def _save_snapshot(spec: RunSpec) -> None:
     """Copies the newest checkpoint to `snapshot_folder`, with its generator as a bundle beside it."""
     generator, folder = spec.build(), snapshot_folder(spec.config.out, spec.stop_at)
-    stored, _ = CheckpointManager(spec.config.out).newest(lambda found: check_fits(found.index, generator))
-    assert stored is not None, f"{spec.config.out} was trained and holds no checkpoint"
-    save_bundle(generator, folder, spec.metadata, stored_tensors(stored, generator))
-    stored.copy_to(Storage.at(folder))
+    state, _ = CheckpointManager(spec.config.out).newest(lambda found: found.check(generator))
+    assert state is not None, f"{spec.config.out} was trained and holds no checkpoint"
+    generator.load_state_dict(state.part("model."))
+    if averages := state.part("ema."):
+        load_averages(generator.stages()[state.stage], averages)
+    save_bundle(generator, folder, spec.metadata)
+    state.save(folder)
 
 
 def _kept(specs: list[RunSpec]) -> str:
@@ -179,27 +184,35 @@ def _check(configs: Sequence[TrainConfig]) -> None:
             raise ConfigError("runs of one launch must share `corpus`, `num_workers` and `device`")
 
 
-def _check_room(config: TrainConfig) -> None:
-    if config.num_workers == 0:
-        return
+def _check_room(config: TrainConfig) -> Nodes | None:
+    """Refuses workers that no node could hold; returns the nodes of the cluster, None where none is needed."""
+    if config.max_workers == 0:
+        return None
     import ray
 
-    if ray.is_initialized():
-        check_run(config, connected_nodes(worker_requests(config)))
+    if not ray.is_initialized():
+        return None
+    nodes = connected_nodes(worker_requests(config))
+    check_run(config, nodes)
+    return nodes
 
 
-def _checked_stages(spec: RunSpec, corpus: Corpus) -> list[StageRecord]:
+def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[StageRecord]:
     """Describes the stages of a run, after it has checked that they can be trained to their end.
 
     The generator is built here once and not kept: a large one takes long, and the workers build their own.
     """
-    stages = spec.build().stages()
+    generator = spec.build()
+    stages = generator.stages()
     _check_blocks(stages, spec.config)
     for stage in stages:
         check_tokens(stage.tokens, corpus)
-    _check_batches(stages, max(1, spec.config.num_workers), spec.config.accumulate)
+    check_batches(spec.config)
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
+    if nodes is not None and (memory := declared_memory(spec.config, nodes)) is not None:
+        begun, _ = CheckpointManager(spec.config.out).position() or (0, 0)
+        check_memory(stages[begun:], generator.layouts, spec.config, memory)
     return stage_records(stages)
 
 
@@ -212,22 +225,6 @@ def _check_blocks(stages: Sequence[Stage], config: TrainConfig) -> None:
                     f"{key}=true: stage '{stage.name}' of {config.method} takes inner steps on copies of its "
                     f"parameters, which torch.func does not do together with it; leave {key} out"
                 )
-
-
-def _check_batches(stages: Sequence[Stage], num_workers: int, accumulate: int) -> None:
-    """Refuses batches with fewer networks than there are workers, or a worker's share with fewer than its parts."""
-    for stage in stages:
-        batch_size = stage.config.batch_size
-        if batch_size < num_workers:
-            raise ConfigError(
-                f"num_workers={num_workers} is more than the networks of a batch, generator.{stage.name}.batch_size="
-                f"{batch_size}; give at most as many workers as networks"
-            )
-        if batch_size // num_workers < accumulate:
-            raise ConfigError(
-                f"accumulate={accumulate} is more than the {batch_size // num_workers} networks that a worker takes of "
-                f"generator.{stage.name}.batch_size={batch_size}; give at most that many parts"
-            )
 
 
 def _check_tasks(stages: Sequence[Stage], method: str, corpus: str) -> None:
@@ -261,7 +258,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     The place of the run and of stored tokens, its workers, and how often it saves and logs may change. The content of
     the corpus is compared by its digest.
     """
-    free = {"out": "", "num_workers": 1, "device": "auto", "max_failures": 0, "grace_seconds": 1.0}
+    free: dict[str, Any] = {"out": "", "num_workers": 1, "device": "auto"}
+    free |= {"max_failures": 0, "grace_seconds": 1.0, "worker_timeout": 1.0, "resize_seconds": 1.0}
     engine: dict[str, Any] = {
         "strategy": "manual",
         "accumulate": 1,
@@ -270,16 +268,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "zero_stage": 0,
         "offload": "none",
     }
-    kept: dict[str, Any] = {"keep_newest": 2, "keep_best": 0, "best_metric": "val_loss"}
     fixed = replace(
-        config,
-        **free,
-        **engine,
-        **kept,
-        checkpoint_every=1,
-        log_every=1,
-        validate_every=1,
-        corpus=absolute(config.corpus),
+        config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
     )
     return dict(flatten(asdict(without_places(fixed))))
 

@@ -49,3 +49,8 @@ def _number(path: Path) -> int | None:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
+
+
+def gib(num: float) -> str:
+    """Returns bytes as text, in GiB."""
+    return f"{num / 2**30:.3g} GiB"

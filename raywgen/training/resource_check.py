@@ -1,4 +1,4 @@
-"""Whether a run's workers can be placed at all, and hold the networks that they run, said before anything begins.
+"""Whether a run's workers can be placed at all, said before anything begins.
 
 Without an autoscaler Ray Train asks for its workers again every minute, for ever. And where workers take every CPU,
 the tasks that read the corpus never start.
@@ -6,17 +6,13 @@ the tasks that read the corpus never start.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raywgen.compat import autoscaler_node_types
-from raywgen.config import ConfigError
-from raywgen.generators import Stage
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
-from raywgen.weights import Layout
 
 Resources = Mapping[str, float]
 
@@ -24,8 +20,6 @@ GROUP_LABEL = "raywgen/group-"
 """Begins a head node's labels that say what the autoscaler may add; open-source Ray keeps that to itself."""
 
 _SHOWN = ("CPU", "GPU")
-# Bytes that are kept for each value of a network where the activations of blocks are computed again.
-_MOST_RECOMPUTED = 40.0
 _REPORT_SECONDS = 10.0
 
 
@@ -43,9 +37,9 @@ class Nodes:
 
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
-    """Returns what a run on Ray Train asks for: every worker's part, and a CPU for the tasks that read the corpus."""
+    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and a CPU to read the corpus."""
     worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    return [*[worker] * config.num_workers, {"CPU": 1.0}]
+    return [*[worker] * config.min_workers, {"CPU": 1.0}]
 
 
 def first_unplaceable(requests: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
@@ -77,60 +71,9 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
     fitting = _most_workers(config, room)
     remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
     raise ClusterError(
-        f"num_workers={config.num_workers} asks for {config.num_workers} x 1 {kind} and one more CPU to read the "
+        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind} and one more CPU to read the "
         f"corpus, but the cluster has {describe(room)}: {remedy}, or add nodes"
     )
-
-
-def check_whole_networks(stages: Sequence[Stage], layouts: Sequence[Layout], config: TrainConfig, memory: int) -> None:
-    """Refuses stages that run whole networks, where those of one part of a batch do not fit into memory.
-
-    The need is estimated from below, so what is not refused may still fail.
-
-    Args:
-        stages: Stages of the run.
-        layouts: The layouts of its networks.
-        config: The run.
-        memory: Bytes that each worker may use.
-
-    Raises:
-        ConfigError: A stage does not fit; the message says what it would need, and what to lower.
-    """
-    num_values, num_workers = max(layout.num_values for layout in layouts), max(1, config.num_workers)
-    for stage in stages:
-        if not stage.needs.whole_networks:
-            continue
-        each, share = num_values * _bytes_per_value(stage, config), math.ceil(stage.config.batch_size / num_workers)
-        at_once = 1 if config.strategy == "auto" else math.ceil(share / config.accumulate)
-        if at_once * each <= memory:
-            continue
-        name, fitting = f"generator.{stage.name}", int(memory // each)
-        remedies = []
-        if 1 <= fitting < share and math.ceil(share / fitting) <= stage.config.batch_size // num_workers:
-            remedies.append(f"accumulate={math.ceil(share / fitting)}")
-        if fitting:
-            remedies.append(f"{name}.batch_size={fitting * num_workers * config.accumulate}")
-        if stage.is_optional:
-            remedies.append(f"{name}.num_steps=0, which leaves the stage out")
-        workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
-        raise ConfigError(
-            f"stage '{stage.name}' of {config.method} runs whole networks: those of {num_values:,} values take at "
-            f"least {_gib(each)} each, and {at_once} at once ({name}.batch_size={stage.config.batch_size}, {workers}, "
-            f"accumulate={config.accumulate}) {_gib(at_once * each)}, but a worker has {_gib(memory)}; give "
-            f"{', or '.join([*remedies, 'more memory'])}"
-        )
-
-
-def _bytes_per_value(stage: Stage, config: TrainConfig) -> float:
-    """Returns the bytes that a stage keeps for each value of a network, at least."""
-    per_value = stage.bytes_per_value
-    if config.activation_checkpointing:
-        per_value = min(per_value, _MOST_RECOMPUTED)
-    return per_value if config.precision == "fp32" else per_value / 2
-
-
-def _gib(num: float) -> str:
-    return f"{num / 2**30:.3g} GiB"
 
 
 def check_request(request: Resources, what: str, nodes: Nodes) -> None:
@@ -222,6 +165,6 @@ def _only_looks_on(mapping: Mapping[str, str]) -> bool:
 def _most_workers(config: TrainConfig, room: Sequence[Resources]) -> int:
     worker, reader = worker_requests(config)[0], worker_requests(config)[-1]
     fitting = 0
-    while fitting < config.num_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
+    while fitting < config.min_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
         fitting += 1
     return fitting

@@ -1,16 +1,18 @@
 """Reads the weights of a run's checkpoints from the shards of its corpus, whole or a window of each.
 
 Shards are memory-mapped, so the workers of a node share their pages and the system may drop them: what a worker keeps
-does not grow with the number of checkpoints, nor, where it reads windows, with their size.
+does not grow with the number of checkpoints, nor, where it reads windows, with their size. Of a corpus that is opened
+without copies, parts of shards are read where they lie, many at a time.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +21,15 @@ from torch import Tensor
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.at_once import networks_at_once
-from raywgen.corpus.shards import ShardView
+from raywgen.corpus.shards import WeightsView
 from raywgen.weights import Layout, NonFiniteWeightsError
 
 # Networks of more values are copied one by one, straight out of the mapped shard.
 _LARGE = 1 << 16
+# A request to an object store takes some ten milliseconds, whatever else is asked of it.
+_REQUESTS_AT_ONCE = 32
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 
 
 class Weights(Protocol):
@@ -76,27 +82,44 @@ class StoredWeights:
         index = index_B.numpy()
         # Opened first: what stays open of a shard must not lie behind a block in memory, or the allocator would never
         # use that memory for a block again.
-        views = {shard: self._view(shard) for shard in np.unique(self._shard_N[index]).tolist()}
+        shards = np.unique(self._shard_N[index]).tolist()
+        views = dict(zip(shards, self._each(self._view, shards), strict=True))
         out_BD = torch.empty(len(index), self._layout.num_values)
-        for shard, (form, view) in views.items():
-            (place,) = np.nonzero(self._shard_N[index] == shard)
+
+        def read(place: np.ndarray) -> None:
+            form, view = views[int(self._shard_N[index[place[0]]])]
             if self._layout.num_values >= _LARGE:
                 for each in place.tolist():
                     out_BD[each] = form.values(view.packed(int(self._row_N[index[each]])))
             else:
                 out_BD[torch.from_numpy(place)] = form.values(view.rows(self._row_N[index[place]]))
+
+        list(self._each(read, [np.flatnonzero(self._shard_N[index] == shard) for shard in shards]))
         self._check_finite(out_BD, index_B, torch.zeros_like(index_B))
         return out_BD
 
     def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
         """Returns `length` consecutive values of each, as `Weights.windows` says; raises as `values` does."""
         out_BX = torch.zeros(len(index_B), length)
-        for window_X, index, start in zip(out_BX, index_B.tolist(), start_B.tolist(), strict=True):
+
+        def read(wanted: tuple[int, int]) -> Tensor:
+            index, start = wanted
             form, view = self._view(int(self._shard_N[index]))
-            values = form.slice_values(partial(view.ranges, int(self._row_N[index])), start, length)
+            return form.slice_values(partial(view.ranges, int(self._row_N[index])), start, length)
+
+        windows = self._each(read, zip(index_B.tolist(), start_B.tolist(), strict=True))
+        for window_X, values in zip(out_BX, windows, strict=True):
             window_X[: len(values)] = values
         self._check_finite(out_BX, index_B, start_B)
         return out_BX
+
+    def paths(self, index_B: Tensor) -> list[str]:
+        """Returns the shards that hold some checkpoints, by their paths in the corpus."""
+        return [self._paths[shard] for shard in np.unique(self._shard_N[index_B.numpy()]).tolist()]
+
+    def _each(self, read: Callable[[_S], _T], items: Iterable[_S]) -> Iterable[_T]:
+        """Maps items, many at a time where each takes a request to an object store."""
+        return map(read, items) if self._corpus.copies else _pool().map(read, items)
 
     def _check_finite(self, values_BX: Tensor, index_B: Tensor, start_B: Tensor) -> None:
         """Names the first checkpoint and tensor that hold NaN or infinity.
@@ -115,10 +138,15 @@ class StoredWeights:
             "aside"
         )
 
-    def _view(self, shard: int) -> tuple[Layout, ShardView]:
+    def _view(self, shard: int) -> tuple[Layout, WeightsView]:
         path = self._paths[shard]
         form = self._corpus.form(path)
         return form, self._corpus.view(path, form)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_REQUESTS_AT_ONCE, thread_name_prefix="raywgen-read")
 
 
 def whole_blocks(weights: Weights, num_values: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from raywgen.config import ConfigError
 from raywgen.generators import Stage
 from raywgen.nn.blocks import prepare_blocks
 from raywgen.training.engine import EngineSettings, Offload
+from raywgen.training.memory import gib
 from raywgen.weights import KeyedNoise, WeightBatch
 
 _USABLE = 0.85
@@ -40,7 +42,11 @@ _CHOICES: tuple[tuple[int, Offload], ...] = (
 _FEW_PARTS = 4
 
 
-class StrategyError(ValueError):
+class DoesNotFitError(ConfigError):
+    """A stage does not fit into the memory of the workers, which no new try would change."""
+
+
+class StrategyError(DoesNotFitError):
     """A stage fits under no strategy; the message says what it would need."""
 
 
@@ -53,6 +59,7 @@ class StageSizes:
         activation_bytes: Bytes that the backward pass of one network needs.
         batch_size: Networks of a batch, over all workers.
         has_averages: Whether averages of the parameters are kept.
+        has_moments: Whether the optimiser keeps two moments of each parameter, and not just the parameters.
         gathers_all: Whether the stage needs all its parameters at once.
     """
 
@@ -60,19 +67,27 @@ class StageSizes:
     activation_bytes: int
     batch_size: int
     has_averages: bool = False
+    has_moments: bool = True
     gathers_all: bool = False
 
     @classmethod
     def measure(cls, stage: Stage, examples: Iterable[tuple[WeightBatch, KeyedNoise]]) -> StageSizes:
         """Measures a stage by forward passes, which learn nothing, of batches of one network with their noise."""
-        num_parameters = sum(parameter.numel() for parameter in stage.parameters())
+        sizes = cls.of_states(stage)
         # Inner steps have changed copies of the parameters, and their gradients, for every network.
-        copies = 8 * num_parameters if stage.parameter_use == "functional" else 0
+        copies = 8 * sizes.num_parameters if stage.parameter_use == "functional" else 0
+        activations = max(_saved_bytes(stage, batch, noise) for batch, noise in examples)
+        return replace(sizes, activation_bytes=copies + activations)
+
+    @classmethod
+    def of_states(cls, stage: Stage) -> StageSizes:
+        """Returns what is known of a stage without running it: no activations."""
         return cls(
-            num_parameters=num_parameters,
-            activation_bytes=copies + max(_saved_bytes(stage, batch, noise) for batch, noise in examples),
+            num_parameters=sum(parameter.numel() for parameter in stage.parameters()),
+            activation_bytes=0,
             batch_size=stage.config.batch_size,
             has_averages=stage.config.optimizer.ema_decay > 0,
+            has_moments=stage.config.optimizer.kind == "adamw",
             gathers_all=stage.parameter_use != "modules",
         )
 
@@ -140,8 +155,7 @@ def choose_strategy(
     # Every worker takes the same number of parts, and each part needs a network.
     most_parts = sizes.batch_size // max(1, num_workers)
     feasible: list[Strategy] = []
-    tried = [choice for choice in _CHOICES if choice[0] <= max_zero_stage and (can_offload or choice[1] == "none")]
-    tried = tried if num_workers else tried[:1]
+    tried = allowed_choices(num_workers, can_offload=can_offload, max_zero_stage=max_zero_stage)
     for zero_stage, offload in tried:
         state = state_bytes(sizes, max(1, num_workers), zero_stage, offload)
         left = _USABLE * memory - state
@@ -152,8 +166,8 @@ def choose_strategy(
         if parts > most_parts:
             continue
         reason = (
-            f"{_amount(sizes.num_parameters)} parameters take {_gib(state)} of {_gib(memory)} of a worker, and "
-            f"{_gib(sizes.activation_bytes)} a network in {parts} {'part' if parts == 1 else 'parts'} of {share}"
+            f"{_amount(sizes.num_parameters)} parameters take {gib(state)} of {gib(memory)} of a worker, and "
+            f"{gib(sizes.activation_bytes)} a network in {parts} {'part' if parts == 1 else 'parts'} of {share}"
         )
         feasible.append(Strategy(zero_stage=zero_stage, offload=offload, accumulate=parts, reason=reason))
     few = [strategy for strategy in feasible if strategy.accumulate <= _FEW_PARTS]
@@ -161,9 +175,15 @@ def choose_strategy(
         return chosen
     least = min(state_bytes(sizes, max(1, num_workers), *choice) for choice in tried) + sizes.activation_bytes
     raise StrategyError(
-        f"{_amount(sizes.num_parameters)} parameters and one network of a batch need {_gib(least)} of a worker, which "
-        f"has {_gib(memory)}: give more workers, a smaller generator, or activation_checkpointing=true"
+        f"{_amount(sizes.num_parameters)} parameters and one network of a batch need {gib(least)} of a worker, which "
+        f"has {gib(memory)}: give more workers, a smaller generator, or activation_checkpointing=true"
     )
+
+
+def allowed_choices(num_workers: int, *, can_offload: bool, max_zero_stage: int = 3) -> list[tuple[int, Offload]]:
+    """Returns ZeRO stages with what is offloaded, of which the first that fits is chosen; see `choose_strategy`."""
+    choices = [choice for choice in _CHOICES if choice[0] <= max_zero_stage and (can_offload or choice[1] == "none")]
+    return choices if num_workers else choices[:1]
 
 
 def state_bytes(sizes: StageSizes, num_workers: int, zero_stage: int, offload: Offload) -> int:
@@ -171,7 +191,8 @@ def state_bytes(sizes: StageSizes, num_workers: int, zero_stage: int, offload: O
     P, W = sizes.num_parameters, num_workers
     parameters = 4 * P / W if zero_stage == 3 else 4 * P
     gradients = 4 * P / W if zero_stage >= 2 else 4 * P
-    optimizer = 12 * P / W if zero_stage else 8 * P
+    moments = 8 if sizes.has_moments else 0
+    optimizer = (moments + 4) * P / W if zero_stage else moments * P
     averages = parameters if sizes.has_averages else 0
     gathered = 4 * P if zero_stage == 3 and sizes.gathers_all else 0
     if offload != "none":
@@ -203,7 +224,3 @@ def _saved_bytes(stage: Stage, batch: WeightBatch, noise: KeyedNoise) -> int:
 
 def _amount(num: int) -> str:
     return f"{num / 1e6:.3g} M" if num >= 1e5 else str(num)
-
-
-def _gib(num: float) -> str:
-    return f"{num / 2**30:.3g} GiB"

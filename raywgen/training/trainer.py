@@ -7,9 +7,8 @@ worker takes its part of global batch t, and the engine averages the gradients. 
     workers.py    what a worker is: this process, or one of Ray Train's
     resume.py     which checkpoint a run goes on from
     batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
-    engine/       forward, backward and the optimiser: plain torch, or DeepSpeed
-    checkpoints/  slices of the generator and of the optimiser's state, saved beside training
-    runlog.py, run_folder.py    the other files of a run
+    engine/       forward, backward and the optimiser: plain torch, replicated or not, or DeepSpeed
+    checkpoints.py, runlog.py, run_folder.py    the files of a run
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,12 +27,11 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
-from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
-from raywgen.training.engine import Engine, load_parameters
-from raywgen.training.export import stored_tensors
+from raywgen.training.checkpoints import CheckpointManager, TrainState
+from raywgen.training.engine import Engine
+from raywgen.training.memory_check import check_memory
 from raywgen.training.prefetch import DrawnBatch, Prefetch
-from raywgen.training.resource_check import check_whole_networks
-from raywgen.training.resume import Warn, resumed_checkpoint, versions
+from raywgen.training.resume import Warn, resumed_state, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.run_spec import RunSpec
@@ -91,7 +88,8 @@ class Trainer:
         worker: This process.
 
     Attributes:
-        state: The position of training; `resume` and every checkpoint replace it.
+        state: The position of training; `resume` and every checkpoint replace it. Once a stage has begun it holds no
+            tensors.
         was_stopped: Whether training was asked to stop, and did so before its end.
     """
 
@@ -102,19 +100,14 @@ class Trainer:
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
         self.was_stopped = False
-        launch = agree_on_folder(self.config.out, worker)
-        self.checkpoints = CheckpointManager(self.config.out, worker, launch, self.config.retention())
+        self.checkpoints = CheckpointManager(self.config.out)
         self._rows = rows
-        self._stored: Checkpoint | None = None  # What this launch, or the stage under way, began from.
-        self._validated: Mapping[str, float] = {}
 
     # Resume
 
     def resume(self, warn: Warn) -> None:
         """Loads the newest usable checkpoint, and checks that all workers found the same run."""
-        self._stored = resumed_checkpoint(self.spec, self.generator, self.state.corpus, self.checkpoints, warn)
-        if self._stored is not None:
-            self.state = replace(self._stored.state, corpus=self.state.corpus)
+        self.state = resumed_state(self.spec, self.generator, self.state.corpus, warn)
         self.worker.check_agreement(
             {
                 "corpus": self.state.corpus,
@@ -126,8 +119,8 @@ class Trainer:
                 ),
             }
         )
-        if self._stored is not None:
-            load_parameters(self.generator, self._stored, "model.")
+        if model := self.state.part("model."):
+            self.generator.load_state_dict(model)
 
     # Train
 
@@ -137,30 +130,28 @@ class Trainer:
         A checkpoint says where training stands if it was asked to stop or reached `stop_at`.
 
         Raises:
-            ConfigError: A stage that runs whole networks does not fit into memory.
+            DoesNotFitError: A stage does not fit into memory.
         """
         if is_done(self.config.out):
             return
         self._check_memory()
         self.batches, self.validation = self._batch_plans()
         self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
-        if self.state.stage and not self.state.step:
-            self._save_stage_bundle()  # The run may have been killed between the checkpoint and the bundle.
-        try:
-            is_finished = all(self._train_stage(index) for index in range(self.state.stage, len(self.stage_names)))
-            self.checkpoints.wait()
-        finally:
-            self.checkpoints.close()
+        is_finished = True
+        for index in range(self.state.stage, len(self.stage_names)):
+            is_finished = self._train_stage(index)
+            if not is_finished:
+                break
         if self.log is not None:
             self.log.close()
         if is_finished:
             self._save_bundle(BUNDLE)
 
     def _check_memory(self) -> None:
-        """Refuses a run with a stage to come whose whole networks do not fit into a worker's memory."""
-        stages = [stage for stage in self.generator.stages()[self.state.stage :] if stage.needs.whole_networks]
-        if stages:
-            check_whole_networks(stages, self.generator.layouts, self.config, self.worker.memory())
+        """Refuses a run with a stage to come that does not fit into a worker's memory; all workers decide alike."""
+        held = sum(parameter.nbytes for parameter in self.generator.parameters())
+        stages = self.generator.stages()[self.state.stage :]
+        check_memory(stages, self.generator.layouts, self.config, self.worker.memory() + held)
 
     def _train_stage(self, index: int) -> bool:
         """Takes the steps of a stage that are left, and saves it; returns whether it is at its end."""
@@ -185,16 +176,11 @@ class Trainer:
                 if is_last or step % self.config.log_every == 0:
                     self._write_row(run, step, metrics)
                 # The last step is always followed by the checkpoint after the stage.
-                must_stop = engine.any(self.worker.stop.asked() or self.checkpoints.has_failed)
-                if must_stop:
-                    self.checkpoints.wait()  # Raises where a save has failed.
-                must_stop = must_stop and step + 1 < stop_step
+                must_stop = engine.any(self.worker.stop.asked()) and step + 1 < stop_step
                 is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step or must_stop
                 if is_due and not is_last:
-                    state = replace(self.state, stage=index, step=step + 1, metrics=self._validated)
-                    self._save(state, engine.state(self.generator))
+                    self._save(self._capture(engine, index, step + 1))
                 if must_stop:
-                    self.checkpoints.wait()
                     self.was_stopped = True
                     return False
         if stop_step == num_steps:
@@ -211,12 +197,13 @@ class Trainer:
             initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
             stage.setup(initial, self.config.seed)
         engine = self._engine(stage)
-        if self._stored is not None and self.state.step:
-            engine.load(self._stored)
+        if optimizer_state := self.state.part("optimizer."):
+            engine.set_optimizer_state(optimizer_state)
+        if averages := self.state.part("ema."):
+            engine.set_averages(averages)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
-        state = self._stored.under("stage.") if self._stored is not None else {}
-        stage.set_state(state, lambda step: self.batches.for_stage(step, batch_size, view)[0])
-        self._validated = self.state.metrics
+        stage.set_state(self.state.part("stage."), lambda step: self.batches.for_stage(step, batch_size, view)[0])
+        self.state = replace(self.state, tensors={})
         self.batches.build_modules(stage)
         return engine
 
@@ -227,7 +214,8 @@ class Trainer:
             view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, _NUM_SETUP_BATCHES))
             examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
             memory, can_offload = self.worker.memory(), self.worker.device.type == "cuda"
-            settings, reason = suited_settings(settings, stage, examples, config.num_workers, memory, can_offload)
+            num_workers = self.worker.num_workers if config.max_workers else 0
+            settings, reason = suited_settings(settings, stage, examples, num_workers, memory, can_offload)
             if self.is_first:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)
@@ -285,8 +273,7 @@ class Trainer:
         row["learning_rate"] = learning_rate(stage.config, step)
         is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
         if self.validation is not None and is_due:
-            self._validated = self._validate(run, self.validation)
-            row |= self._validated
+            row |= self._validate(run, self.validation)
         if self.log is not None:
             self.log.write(stage.name, step, row, perf)
 
@@ -304,29 +291,32 @@ class Trainer:
 
     # Save
 
-    def _save(self, state: TrainState, tensors: Mapping[str, Part]) -> None:
-        """Saves a checkpoint in the background; every worker must call it."""
-        self.state = state
-        self.checkpoints.save(state, tensors)
+    def _capture(self, engine: Engine, index: int, step: int) -> TrainState:
+        """All that is needed to go on; every worker must call it."""
+        tensors = {f"model.{name}": tensor for name, tensor in engine.state_dict(self.generator).items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in engine.averages().items()}
+        tensors |= {f"stage.{name}": tensor.cpu() for name, tensor in engine.stage.state(engine.all_reduce).items()}
+        return TrainState(stage=index, step=step, corpus=self.state.corpus, tensors=tensors)
+
+    def _save(self, state: TrainState) -> None:
+        self.state = replace(state, tensors={})
+        if self.is_first:
+            self.checkpoints.save(state)
 
     def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
-        self._save(TrainState(stage=index + 1, corpus=self.state.corpus), engine.parameters_of(self.generator))
-        self.checkpoints.wait()
+        weights = engine.state_dict(self.generator, everywhere=True)
         engine.close()
-        self._stored = self.checkpoints.open(self.state.folder)
         self.generator = self.spec.build().to(self.worker.device)
-        load_parameters(self.generator, self._stored, "model.")
-        self._save_stage_bundle()
-
-    def _save_stage_bundle(self) -> None:
-        self._save_bundle(f"{STAGES}/{self.stage_names[self.state.stage - 1]}")
+        self.generator.load_state_dict(weights)
+        self._save_bundle(f"{STAGES}/{self.stage_names[index]}")
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+        self._save(TrainState(stage=index + 1, corpus=self.state.corpus, tensors=tensors))
 
     def _save_bundle(self, name: str) -> None:
-        """Writes the generator as it was when the stage under way began, or after the last one."""
         if self.is_first:
-            tensors = None if self._stored is None else stored_tensors(self._stored, self.generator)
-            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata, tensors)
+            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata)
 
     # Build
 

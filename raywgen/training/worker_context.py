@@ -50,10 +50,6 @@ class WorkerContext(Protocol):
         """The bytes that each worker may use of its device."""
         ...
 
-    def exchange(self, text: str) -> list[str]:
-        """Returns the texts of all workers, by rank; every worker must call it."""
-        ...
-
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Raises on all workers if one of them holds something else."""
         ...

@@ -1,4 +1,4 @@
-"""Starts the workers of a launch: this process alone, or Ray Train workers with DeepSpeed."""
+"""Starts the workers of a launch: this process alone, or Ray Train workers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
 from raywgen.storage import absolute
-from raywgen.training.agreement import check_agreement, exchange
-from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from raywgen.training.agreement import check_agreement
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
+from raywgen.training.strategy import DoesNotFitError
 from raywgen.training.trainer import train_runs
 from raywgen.trust import trusted, trusting
 
 if TYPE_CHECKING:
+    from ray.train import Result
     from ray.train.torch import TorchTrainer
 
 _RAY = "ray_train"
@@ -60,10 +62,6 @@ class LocalContext:
         """Returns the free bytes of this process' device."""
         return free_memory(self.device)
 
-    def exchange(self, text: str) -> list[str]:
-        """Returns the text: there is no other worker."""
-        return [text]
-
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
 
@@ -94,18 +92,14 @@ class RayContext:
             os.environ["LOCAL_RANK"] = str(self.device.index or 0)
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
-        """DeepSpeed ZeRO over all workers."""
-        return DeepSpeedEngine(stage, self.num_workers, settings)
+        """Returns an engine over all workers."""
+        return distributed_engine(stage, self.num_workers, settings)
 
     def memory(self) -> int:
         """Returns the free bytes of the device of the worker that has the least."""
         free = torch.tensor(free_memory(self.device, self._num_local), dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
         return int(free)
-
-    def exchange(self, text: str) -> list[str]:
-        """Returns what all workers give, through the process group."""
-        return exchange(text, self.device)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""
@@ -139,6 +133,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     """Trains on workers of the Ray cluster that this process is connected to.
 
     Raises:
+        DoesNotFitError: The workers found that a stage does not fit into their memory.
         TrainingError: Workers failed too often, or cannot import a class of the user's own.
     """
     import ray.train
@@ -151,7 +146,11 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
         worker_loop,
         train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
         torch_config=TorchConfig(backend="nccl" if uses_gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=first.num_workers, use_gpu=uses_gpus),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(first.min_workers, first.max_workers) if first.is_elastic else first.max_workers,
+            use_gpu=uses_gpus,
+            elastic_resize_monitor_interval_s=first.resize_seconds,
+        ),
         run_config=ray.train.RunConfig(
             name=_RAY,
             storage_path=absolute(first.out),
@@ -159,7 +158,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
         ),
     )
     try:
-        _fit(trainer, Path(first.out) / _STOP, stop)
+        refusal = _fit(trainer, Path(first.out) / _STOP, stop).return_value
     except ray.train.WorkerGroupError as error:
         first_failure = next(iter(error.worker_failures.values()), error)
         reason = str(first_failure).strip().splitlines()[-1]
@@ -175,27 +174,37 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
             f"{first.out}: workers cannot import '{missing[1]}', which this process can; install it on all nodes, or "
             "give the command in the folder that holds it (for a job, the folder that is sent)"
         ) from error
+    if refusal is not None:
+        raise DoesNotFitError(refusal)
 
 
-def worker_loop(arguments: dict[str, Any]) -> None:
-    """The training loop of every Ray Train worker. Ray pickles an importable function by its name."""
+def worker_loop(arguments: dict[str, Any]) -> str | None:
+    """The training loop of every Ray Train worker. Ray pickles an importable function by its name.
+
+    Returns:
+        Why a run does not fit into memory, on which all workers agree; Ray Train would try again after an error.
+    """
     specs: list[RunSpec] = arguments["specs"]
     with trusting(*arguments["trust"]):
-        # The launching process has already warned of checkpoints that are skipped.
-        train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+        try:
+            # The launching process has already warned of checkpoints that are skipped.
+            train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+        except DoesNotFitError as error:
+            return str(error)
+    return None
 
 
-def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> None:
+def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> Result:
     """Runs a trainer while this process waits for signals, and passes a request to stop on by a file."""
     flag.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
-        trainer.fit()
-        return
+        return trainer.fit()
     failures: list[BaseException] = []
+    results: list[Result] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            results.append(trainer.fit())
         except BaseException as error:
             failures.append(error)
 
@@ -212,6 +221,7 @@ def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> None:
         flag.unlink(missing_ok=True)
     if failures:
         raise failures[0]
+    return results[0]
 
 
 def _with_absolute_paths(spec: RunSpec) -> RunSpec:

@@ -74,7 +74,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     kept = keeping(f"{config.out} keeps all trials and their checkpoints; the same command goes on with the search")
     with kept, trusting(*named_in(pipeline.base)), only_one(settings.out):
         _keep_config(config)
-        workers = pipeline.base.train.num_workers
+        workers = pipeline.base.train.max_workers
         if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
             return _finish(pipeline, config)
         # A machine that can train can tune: the waiting trial and its data tasks get logical CPUs beyond the real ones.

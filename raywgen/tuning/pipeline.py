@@ -106,7 +106,7 @@ class Pipeline:
         Raises:
             ConfigError: The space allows values that no config accepts.
         """
-        if self.base.train.device == "cuda" and self.base.train.num_workers == 0:
+        if self.base.train.device == "cuda" and self.base.train.max_workers == 0:
             raise ConfigError(
                 "train.device=cuda: a trial with train.num_workers=0 has no GPU of its own; give "
                 "train.num_workers=1, or leave train.device out, in `fixed`"

@@ -2,7 +2,7 @@
 
 A trial holds one CPU itself. While it trains on workers these hold one CPU or one GPU each, and Ray Data's tasks,
 which feed them, need one more free CPU. Ray takes nothing back from a waiting trial, so no more trials may begin than
-could all train at once.
+could all train at once; a trial whose workers are a range counts with its most.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def nodes_to_come(train: TrainConfig, cluster: Nodes) -> list[Node]:
     """Returns all nodes that the cluster can have; an unknown number to be added counts as room for one trial."""
     known = cluster.alive if cluster.most is None else cluster.most
     nodes = [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in known]
-    if cluster.most is None and trials_at_once(nodes, train.num_workers, _uses_gpus(train)) == 0:
-        cpus = cpus_of_trial(train.num_workers, _uses_gpus(train))
-        nodes.append(Node(cpus=cpus, gpus=train.num_workers if _uses_gpus(train) else 0))
+    if cluster.most is None and trials_at_once(nodes, train.max_workers, _uses_gpus(train)) == 0:
+        cpus = cpus_of_trial(train.max_workers, _uses_gpus(train))
+        nodes.append(Node(cpus=cpus, gpus=train.max_workers if _uses_gpus(train) else 0))
     return nodes
 
 
 def _requests(train: TrainConfig) -> list[Resources]:
     """Returns the resources of one trial in single units."""
-    gpus = train.num_workers if _uses_gpus(train) else 0
-    return [*[{"CPU": 1.0}] * cpus_of_trial(train.num_workers, _uses_gpus(train)), *[{"GPU": 1.0}] * gpus]
+    gpus = train.max_workers if _uses_gpus(train) else 0
+    return [*[{"CPU": 1.0}] * cpus_of_trial(train.max_workers, _uses_gpus(train)), *[{"GPU": 1.0}] * gpus]
 
 
 def trials_at_once(nodes: Sequence[Node], num_workers: int, use_gpu: bool) -> int:
@@ -75,10 +75,10 @@ def check_resources(nodes: Sequence[Node], train: TrainConfig, requested: int) -
     Raises:
         ConfigError: Not even one trial fits, or fewer than requested.
     """
-    workers, use_gpu = train.num_workers, _uses_gpus(train)
+    workers, use_gpu = train.max_workers, _uses_gpus(train)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     has = f"this cluster has {cpus} CPUs and {gpus} GPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
-    needs = f"a trial of train.num_workers={workers} needs {cpus_of_trial(workers, use_gpu)} CPUs"
+    needs = f"a trial of train.num_workers={train.num_workers} needs {cpus_of_trial(workers, use_gpu)} CPUs"
     if workers:
         needs += f"{f' and {workers} GPUs' * use_gpu} (itself, its data, {workers} workers)"
     fit = trials_at_once(nodes, workers, use_gpu)

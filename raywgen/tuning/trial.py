@@ -22,6 +22,7 @@ from raywgen.locks import waiting
 from raywgen.storage import absolute
 from raywgen.training import (
     BUNDLE,
+    DeviceMemoryError,
     DivergedError,
     TrainConfig,
     TrainingError,
@@ -144,12 +145,12 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
     share, steps = settings.rungs[rung - 1], 0
     try:
         configs = trial_configs(state, pipeline, settings)
-        corpus = prepare(configs, distributed=configs.train.num_workers > 0)
+        corpus = prepare(configs, distributed=configs.train.max_workers > 0)
         launch([configs.train], stop_at=share, init_from=state.start)
         steps = steps_taken(configs.train, share)
         bundle = snapshot_folder(configs.train.out, share) if share < 1 else Path(configs.train.out) / BUNDLE
         score = judge(bundle, corpus, configs.train.shot, settings.objective)
-    except (DivergedError, TrainingError, ValueError) as error:
+    except (DeviceMemoryError, DivergedError, TrainingError, ValueError) as error:
         state, score = replace(state, failed=str(error)), 0.0
     seconds = round(before + time.monotonic() - begin, 3)
     state = state.with_score(RungScore(rung=rung, score=score, steps=steps, seconds=seconds))

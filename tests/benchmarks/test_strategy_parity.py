@@ -14,7 +14,7 @@ def test_two_and_three_processes_train_as_one() -> None:
         cases=["igpg-prior", "igpg-tokenizer-live", "mcdi-reptile"],
         num_steps=4,
         num_workers=[2, 3],
-        zero_stages=[3],
+        zero_stages=[0, 3],
         accumulate=[2],
     )
     figures, _ = measure(config)

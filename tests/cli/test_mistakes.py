@@ -38,6 +38,8 @@ def refusal(*arguments: str) -> str:
         ("train corpus=/no/where", "/no/where holds no manifest.json"),
         ("train seed=1 seed=2", "seed is given twice, as '1' and as '2'"),
         ("train device=cuda num_workers=0", "device=cuda: torch"),
+        ("train num_workers=48", "num_workers=48 is more than the networks of a batch, generator.prior.batch_size=32"),
+        ("train accumulate=9 num_workers=4", "accumulate=9 is more than the 8 networks that a worker takes"),
         ("zoo train digit", "did you mean 'digits'?"),
         ("zoo train digits out=", "out is empty"),
         ("tune igpq", "did you mean 'igpg'?"),
@@ -105,3 +107,20 @@ def test_an_assertion_of_ours_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("raywgen.cli.app", fail)
     with pytest.raises(AssertionError, match="ours"):
         main()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 8 TiB"), RuntimeError("[enforce fail] . can't allocate memory: 8 bytes")]
+)
+def test_memory_that_is_used_up_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("raywgen.cli.app", fail)
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: this machine has no memory left ({error}); end other programs")
+    assert said.count("\n") == 1

@@ -17,6 +17,7 @@ from raywgen.corpus.checksums import PAGE_BYTES, PAGE_SUMS, page_sums
 from raywgen.corpus.derive import split
 from raywgen.corpus.describe import describe
 from raywgen.corpus.merge import merge
+from raywgen.corpus.shards import ShardView
 from raywgen.corpus.verify import repair_corpus
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import Layout, StateDict
@@ -104,6 +105,7 @@ def test_a_page_is_compared_once(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     compared = []
     corpus = Corpus.open(root)
     view = corpus.view("weights/large.arrow", corpus.form("weights/large.arrow"))
+    assert isinstance(view, ShardView)
     compare = view._check.compare_page
     monkeypatch.setattr(
         view._check, "compare_page", lambda row, page, *more: (compared.append((row, page)), compare(row, page, *more))

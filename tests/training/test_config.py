@@ -10,6 +10,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators.bundle import SCHEMA_VERSION, BundleFormatError
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.training import TrainConfig, launch
+from raywgen.training.config import read_train_config
 
 
 def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
@@ -22,10 +23,33 @@ def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
         load_config(TrainConfig, None, ["method=igp"])
 
 
-@pytest.mark.parametrize("override", ["zero_stage=4", "num_workers=-1", "log_every=0", "num_query_samples=0"])
+@pytest.mark.parametrize(
+    "override", ["zero_stage=4", "num_workers=-1", "log_every=0", "num_query_samples=0", "worker_timeout=0"]
+)
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         load_config(TrainConfig, None, [override])
+
+
+def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
+    one, some = (load_config(TrainConfig, None, [f"num_workers={given}"]) for given in ("3", "[2,8]"))
+    assert (one.min_workers, one.max_workers, one.is_elastic) == (3, 3, False)
+    assert (some.min_workers, some.max_workers, some.is_elastic) == (2, 8, True)
+    save_config(some, tmp_path / "config.yaml")
+    for read in (load_config(TrainConfig, tmp_path / "config.yaml"), read_train_config(tmp_path / "config.yaml")):
+        assert read == some
+
+
+@pytest.mark.parametrize("given", ["[2]", "[0,2]", "[3,2]", "[1,2,3]", "[]"])
+def test_what_is_no_range_of_workers_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match="give a number, or the fewest and the most"):
+        load_config(TrainConfig, None, [f"num_workers={given}"])
+
+
+@pytest.mark.parametrize("given", ["[1,x]", "two", "[1.5,2]"])
+def test_workers_that_are_no_numbers_are_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"num_workers: .*incompatible with type hint"):
+        load_config(TrainConfig, None, [f"num_workers={given}"])
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,16 @@ from raywgen.generators.igpg.stages import PriorStage
 from raywgen.nn.blocks import Blocks
 from raywgen.nn.precision import Precision
 from raywgen.training.engine import (
-    DeepSpeedEngine,
     DeviceMemoryError,
     Engine,
     EngineSettings,
     LocalEngine,
     Offload,
-    load_parameters,
+    distributed_engine,
+    load_averages,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
-from tests.training.engine_states import Held, averages_of, moments_of, parameters_of, state_of
 
 NUM_STEPS = 6
 
@@ -52,15 +51,15 @@ def num_mapped_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
-def deepspeed_engine(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
+def distributed(zero_stage: int, precision: Precision = "fp32") -> Callable[[Stage], Engine]:
     """In ZeRO-3 every parameter is sharded, also in a group of one worker."""
     settings = EngineSettings(zero_stage=zero_stage, precision=precision, min_sharded=0)
-    return lambda stage: DeepSpeedEngine(stage, 1, settings)
+    return lambda stage: distributed_engine(stage, 1, settings)
 
 
 def assert_equal_states(one: Engine, other: Engine) -> None:
-    theirs = parameters_of(other)
-    for name, mine in parameters_of(one).items():
+    theirs = other.state_dict(other.stage)
+    for name, mine in one.state_dict(one.stage).items():
         # ZeRO flattens parameters into one buffer: the norm for clipping is summed in another order.
         torch.testing.assert_close(mine, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
 
@@ -87,12 +86,12 @@ def test_a_step_is_that_of_plain_torch() -> None:
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     alone, sharded, plain_linear = prior_stage(), prior_stage(), torch.nn.functional.linear
-    local, engine = LocalEngine(alone), deepspeed_engine(zero_stage)(sharded)
+    local, engine = LocalEngine(alone), distributed(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-5)
     assert_equal_states(engine, local)
     assert torch.nn.functional.linear is plain_linear
     assert all(bool(parameter.numel()) == (zero_stage < 3) for parameter in sharded.parameters())
-    mine, theirs = moments_of(engine), moments_of(local)
+    mine, theirs = engine.optimizer_state(), local.optimizer_state()
     assert mine.keys() == theirs.keys()
     for name, moment in theirs.items():
         torch.testing.assert_close(mine[name], moment, rtol=1e-3, atol=1e-8)
@@ -103,13 +102,13 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     ("before", "after"),
     [
         (LocalEngine, LocalEngine),
-        (LocalEngine, deepspeed_engine(0)),
-        (LocalEngine, deepspeed_engine(2)),
-        (LocalEngine, deepspeed_engine(3)),
-        (deepspeed_engine(2), deepspeed_engine(1)),
-        (deepspeed_engine(2), deepspeed_engine(3)),
-        (deepspeed_engine(3), LocalEngine),
-        (deepspeed_engine(3), deepspeed_engine(2)),
+        (LocalEngine, distributed(0)),
+        (LocalEngine, distributed(2)),
+        (LocalEngine, distributed(3)),
+        (distributed(2), distributed(1)),
+        (distributed(2), distributed(3)),
+        (distributed(3), LocalEngine),
+        (distributed(3), distributed(2)),
     ],
     ids=["local-local", "local-0", "local-2", "local-3", "2-1", "2-3", "3-local", "3-2"],
 )
@@ -121,10 +120,9 @@ def test_a_run_goes_on_under_another_engine(
     first, second = prior_stage(), prior_stage()
     engine = before(first)
     steps(engine, 0, NUM_STEPS)
-    stored = state_of(engine)
-    load_parameters(second, stored, "model.")
+    second.load_state_dict(engine.state_dict(first))
     resumed = after(second)
-    resumed.load(stored)
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
     assert_equal_states(undisturbed, resumed)
 
@@ -136,12 +134,11 @@ def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offloa
     expected = steps(undisturbed, 0, 2 * NUM_STEPS)
     first, second = prior_stage(), prior_stage()
     settings = EngineSettings(zero_stage=zero_stage, offload=offload, min_sharded=0)
-    engine = DeepSpeedEngine(first, 1, settings)
+    engine = distributed_engine(first, 1, settings)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
-    stored = state_of(engine)
-    load_parameters(second, stored, "model.")
-    resumed = DeepSpeedEngine(second, 1, settings)
-    resumed.load(stored)
+    second.load_state_dict(engine.state_dict(first))
+    resumed = distributed_engine(second, 1, settings)
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(undisturbed, resumed)
 
@@ -151,7 +148,7 @@ def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offloa
 def test_recomputed_activations_change_no_step(zero_stage: int | None) -> None:
     settings = EngineSettings(zero_stage=zero_stage or 0, activation_checkpointing=True, min_sharded=0)
     stage = prior_stage()
-    engine = LocalEngine(stage, settings) if zero_stage is None else DeepSpeedEngine(stage, 1, settings)
+    engine = LocalEngine(stage, settings) if zero_stage is None else distributed_engine(stage, 1, settings)
     assert any(part.recompute for part in stage.modules() if isinstance(part, Blocks))
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(LocalEngine(prior_stage()), 0, NUM_STEPS), rel=1e-5)
 
@@ -232,10 +229,10 @@ def test_descent_has_no_moments_and_goes_on_without_them() -> None:
     expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
     engine = LocalEngine(first)
     steps(engine, 0, NUM_STEPS)
-    assert moments_of(engine) == {}
+    assert engine.optimizer_state() == {}
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = LocalEngine(second)
-    resumed.load(state_of(engine))
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == expected
     for mine, theirs in zip(undisturbed.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -247,13 +244,12 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     alone, sharded, second = descent_stage(), descent_stage(), descent_stage()
     local = LocalEngine(alone)
     expected = steps(local, 0, 2 * NUM_STEPS)
-    engine = deepspeed_engine(zero_stage)(sharded)
+    engine = distributed(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
-    assert moments_of(engine) == {}
-    stored = state_of(engine)
-    load_parameters(second, stored, "model.")
-    resumed = deepspeed_engine(zero_stage)(second)
-    resumed.load(stored)
+    assert engine.optimizer_state() == {}
+    second.load_state_dict(engine.state_dict(sharded))
+    resumed = distributed(zero_stage)(second)
+    resumed.set_optimizer_state(engine.optimizer_state())
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(local, resumed)
 
@@ -263,7 +259,7 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
 def test_a_closed_engine_frees_its_stage_and_takes_no_more_than_that_needs(zero_stage: int) -> None:
     """Otherwise what a stage takes stays while the next ones are trained."""
     before = num_mapped_bytes()
-    engine = deepspeed_engine(zero_stage)(prior_stage())
+    engine = distributed(zero_stage)(prior_stage())
     steps(engine, 0, 1)
     # A stage of less than a MiB; what threads and allocators map beside it varies.
     assert num_mapped_bytes() - before < 1 << 30
@@ -281,15 +277,17 @@ def test_parts_of_a_batch_give_the_gradient_of_all(zero_stage: int | None, accum
     """Parts of 3, 3 and 2 networks, or of one each."""
     settings = EngineSettings(accumulate=accumulate, zero_stage=zero_stage or 0, min_sharded=0)
     whole = LocalEngine(prior_stage())
-    split = LocalEngine(prior_stage(), settings) if zero_stage is None else DeepSpeedEngine(prior_stage(), 1, settings)
+    split = (
+        LocalEngine(prior_stage(), settings) if zero_stage is None else distributed_engine(prior_stage(), 1, settings)
+    )
     assert steps(split, 0, NUM_STEPS) == pytest.approx(steps(whole, 0, NUM_STEPS), rel=1e-4)
-    theirs = parameters_of(whole)
-    for name, mine in parameters_of(split).items():
+    theirs = whole.state_dict(whole.stage)
+    for name, mine in split.state_dict(split.stage).items():
         torch.testing.assert_close(mine, theirs[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("make", [LocalEngine, deepspeed_engine(2)], ids=["local", "zero 2"])
+@pytest.mark.parametrize("make", [LocalEngine, distributed(2)], ids=["local", "zero 2"])
 def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engine]) -> None:
     stage = prior_stage()
     stage.config.optimizer.betas, stage.config.optimizer.epsilon = (0.5, 0.7), 1e-3
@@ -306,7 +304,7 @@ def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engi
         expected.train()(batch, KeyedNoise(0, batch.sample_index_B + 100 * step)).loss.backward()
         torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.optimizer.grad_clip)
         adam.step()
-    for name, mine in parameters_of(engine).items():
+    for name, mine in engine.state_dict(stage).items():
         torch.testing.assert_close(mine, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
@@ -319,25 +317,25 @@ def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | 
     if zero_stage is None:
         engine = LocalEngine(stage)
     else:
-        engine = DeepSpeedEngine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
-    expected = {name: tensor.double() for name, tensor in parameters_of(engine).items()}
+        engine = distributed_engine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
+    expected = {name: tensor.double() for name, tensor in engine.state_dict(stage).items()}
     for step in range(NUM_STEPS):
         steps(engine, step, step + 1)
-        for name, tensor in parameters_of(engine).items():
+        for name, tensor in engine.state_dict(stage).items():
             expected[name] = 0.6 * expected[name] + 0.4 * tensor.double()
-    for name, average in averages_of(engine).items():
+    for name, average in engine.averages().items():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
-    own = parameters_of(engine)
+    own = engine.state_dict(stage)
     averaged = judged(engine)
-    assert_same(parameters_of(engine), own)
+    assert_same(engine.state_dict(stage), own)
     engine.finish()
-    assert_same(parameters_of(engine), averages_of(engine))
+    assert_same(engine.state_dict(stage), engine.averages())
     settings, again = engine.settings, prior_with(own)
     again.config.optimizer.ema_decay = 0.6
-    resumed = LocalEngine(again) if zero_stage is None else DeepSpeedEngine(again, 1, settings)
-    resumed.load(Held({f"ema.{name}": average + 1 for name, average in averages_of(engine).items()}))
-    assert_same(averages_of(resumed), {name: average + 1 for name, average in averages_of(engine).items()})
-    assert judged(LocalEngine(prior_with(averages_of(engine)))) == pytest.approx(averaged, rel=1e-6)
+    resumed = LocalEngine(again) if zero_stage is None else distributed_engine(again, 1, settings)
+    resumed.set_averages({name: average + 1 for name, average in engine.averages().items()})
+    assert_same(resumed.averages(), {name: average + 1 for name, average in engine.averages().items()})
+    assert judged(LocalEngine(prior_with(engine.averages()))) == pytest.approx(averaged, rel=1e-6)
     assert judged(LocalEngine(prior_with(own))) != pytest.approx(averaged, rel=1e-3)
 
 
@@ -348,7 +346,7 @@ def judged(engine: Engine) -> float:
 
 def prior_with(parameters: dict[str, Tensor]) -> Stage:
     stage = prior_stage()
-    load_parameters(stage, Held({**stage.state_dict(), **parameters}), "")
+    load_averages(stage, parameters)
     return stage
 
 
@@ -391,7 +389,7 @@ def test_unequal_parts_count_for_their_size(accumulate: int) -> None:
         engine = LocalEngine(stage, EngineSettings(accumulate=accumulate))
         engine.num_workers, engine.all_reduce = num_workers, lambda tensor: tensor * num_workers  # Those of all alike.
         metrics = engine.train_step(part, KeyedNoise(0, part.sample_index_B), 1.0, total)
-        return parameters_of(engine), float(metrics["loss"])
+        return engine.state_dict(stage), float(metrics["loss"])
 
     batch = weight_batch()
     whole, loss = step(batch, 1, None)
@@ -439,7 +437,7 @@ def test_deepspeed_in_bf16_takes_the_steps_of_one_process_in_bf16(zero_stage: in
     alone = prior_stage()
     sharded = copy.deepcopy(alone)
     local = LocalEngine(alone, EngineSettings(precision="bf16"))
-    engine = deepspeed_engine(zero_stage, "bf16")(sharded)
+    engine = distributed(zero_stage, "bf16")(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(steps(local, 0, NUM_STEPS), rel=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in sharded.parameters())
 

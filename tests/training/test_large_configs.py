@@ -53,7 +53,7 @@ def test_they_shard_parameters_and_see_windows_of_networks_of_any_size(
     path = str(ROOT / method / f"{name}.yaml")
     config = load_train_config(path, [])
     assert (config.method, config.zero_stage, config.device) == (method, 3, "cuda")
-    assert config.num_workers >= 8
+    assert config.min_workers >= 8
     small = load_train_config(path, shrunk(method, zoo_corpus, tmp_path))
     assert (small.zero_stage, small.num_workers, small.activation_checkpointing) == (3, 2, True)
 

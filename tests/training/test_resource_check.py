@@ -52,6 +52,13 @@ def test_workers_fit_where_some_placing_of_them_does(use_gpu: bool) -> None:
     assert not all(answers)
 
 
+def test_a_range_of_workers_needs_room_for_its_fewest() -> None:
+    nodes = fixed({"CPU": 2.0}, {"CPU": 1.0})
+    check_run(TrainConfig(num_workers=[2, 8]), nodes)
+    with pytest.raises(ClusterError, match=r"num_workers=\[3, 8\] asks for 3 x 1 CPU .* give num_workers=2, or add"):
+        check_run(TrainConfig(num_workers=[3, 8]), nodes)
+
+
 def test_the_refusal_names_the_number_that_fits() -> None:
     config = TrainConfig(num_workers=8)
     with pytest.raises(ClusterError) as refused:

@@ -41,7 +41,7 @@ def test_as_many_as_can_all_train_and_no_more(nodes: list[Node], num_workers: in
     assert not all_train(nodes, fit + 1, num_workers, use_gpu)
 
 
-def train(**changes: int | str) -> TrainConfig:
+def train(**changes: int | str | list[int]) -> TrainConfig:
     return TrainConfig(**changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -52,6 +52,8 @@ def test_what_no_cluster_has_is_one_line_that_names_the_key() -> None:
     message = str(caught.value)
     assert "a trial of train.num_workers=8 needs 10 CPUs" in message
     assert "this cluster has 3 CPUs and 0 GPUs on 2 nodes; set a lower train.num_workers" in message
+    with pytest.raises(ConfigError, match=r"train.num_workers=\[1, 8\] needs 10 CPUs"):
+        check_resources(nodes, train(num_workers=[1, 8]), 0)
     with pytest.raises(ConfigError, match=r"needs 2 CPUs and 1 GPUs.*set train.device=cpu"):
         check_resources(nodes, train(num_workers=1, device="cuda"), 0)
     with pytest.raises(ConfigError, match=r"max_concurrent=2: .* at most 1 at once"):

@@ -91,6 +91,11 @@ class RegressionStage(_DirectStage):
         """The stage needs the ends of trajectories alone, which are Mc-Di's last targets; windows may suffice."""
         return StageNeeds(num_targets=1, whole_networks=self.map.window == 0)
 
+    @property
+    def bytes_per_value(self) -> float:
+        """The network is evaluated once."""
+        return 8 + self.map.bytes_per_value
+
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a random window of each network that is longer than the network's own."""
         return self.map.draw_windows(layout, noise)

@@ -27,6 +27,10 @@ from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, Wei
 _LIKELIHOOD_STREAM = 1
 # Smaller variances are rounding. A much larger bound would give nearly equal networks no gradient apart.
 _LEAST_VARIANCE = 1e-8
+# What a step on whole networks holds of each value, as measured: beside the windows that the prior sees, and beside the
+# prior where it sees all of a network.
+_BYTES_BESIDE_WINDOWS = 16.0
+_BYTES_BESIDE_PRIOR = 16.0
 
 
 def token_nll(
@@ -244,6 +248,16 @@ class PriorStage(Stage):
     def tokens(self) -> str:
         """The stage reads stored tokens if its settings say so."""
         return self.config.tokens
+
+    @property
+    def bytes_per_value(self) -> float:
+        """The prior keeps 21 numbers for each unit of a block, and around the blocks those of its levels and codes."""
+        (tokenizer,), config = self._frozen, self.config
+        if config.window > 0:
+            return _BYTES_BESIDE_WINDOWS
+        num_levels, num_codes = tokenizer.quantiser.num_levels, tokenizer.config.quantiser.num_codes
+        numbers = (21 * config.num_layers + 7 + 2 * num_levels) * config.width + num_levels * num_codes
+        return _BYTES_BESIDE_PRIOR + 4 * numbers / tokenizer.config.chunk_length
 
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a random window of each network that is longer than the prior's."""

@@ -57,6 +57,13 @@ class PolicyStage(Stage):
         whole_networks = self.policy.forward_net.window == 0 or self.config.task_reward > 0
         return StageNeeds(num_targets=self._config.path.num_targets, whole_networks=whole_networks)
 
+    @property
+    def bytes_per_value(self) -> float:
+        """Every step of a sub-trajectory evaluates the policy, and every state within it the flow."""
+        path, config = self._config.path, self.config
+        num_evaluations = path.num_targets * (path.length if config.objective == "cloning" else 2 * path.length - 1)
+        return 8 * path.num_targets + num_evaluations * (8 + self.policy.forward_net.bytes_per_value)
+
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a random window of each network that is longer than the policy's, the same for all its targets."""
         return self.policy.forward_net.draw_windows(layout, noise)

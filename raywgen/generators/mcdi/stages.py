@@ -138,6 +138,11 @@ class DenoiserStage(_McDiStage):
         num_targets = self._config.diffusion.num_targets
         return StageNeeds(num_targets=num_targets, whole_networks=self.denoiser.window == 0)
 
+    @property
+    def bytes_per_value(self) -> float:
+        """Every draw evaluates the denoiser once, beside the local targets as they are and in units of the scale."""
+        return 8 * self.needs.num_targets + self.config.num_draws * (8 + self.denoiser.bytes_per_value)
+
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws a random window of each network that is longer than the denoiser's, the same for all its targets."""
         return self.denoiser.draw_windows(layout, noise)

@@ -20,6 +20,11 @@ class Coder(nn.Module, ABC):
 
     context: int = 1
 
+    @property
+    @abstractmethod
+    def bytes_per_chunk(self) -> float:
+        """Returns about how many bytes a call keeps for the backward pass, for each chunk, as measured."""
+
     @abstractmethod
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk, `(B, M, K)`.

@@ -48,6 +48,11 @@ class ConvolutionCoder(Coder):
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), final)
         silence(final)
 
+    @property
+    def bytes_per_chunk(self) -> float:
+        """Returns those of 6 numbers for each channel of a pixel in a block, and of 3 around the blocks."""
+        return 4 * (6 * len(self.blocks) + 3) * self.pixel_CRX.numel()
+
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk, as `Coder` describes."""
         real_BMK = x_BMK if mask_MK is None else x_BMK * mask_MK

@@ -28,6 +28,11 @@ class PerceptronCoder(Coder):
         self.out = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, chunk_length))
         silence(self.out[-1])
 
+    @property
+    def bytes_per_chunk(self) -> float:
+        """Returns those of 4 numbers for each hidden unit."""
+        return 4 * 4 * self.value.out_features
+
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk; padding is read as it is: zero in weights, in latents the codes."""
         return self.out(self.value(x_BMK) + self.position(positions_MG))

@@ -43,6 +43,11 @@ class TransformerCoder(Coder):
         self.out = nn.Linear(width, chunk_length)
         silence(self.out)
 
+    @property
+    def bytes_per_chunk(self) -> float:
+        """Returns those of 21 numbers for each unit of a layer, and of 3 around the layers."""
+        return 4 * (21 * len(self.trunk.blocks) + 3) * self.value.out_features
+
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk, as `Coder` describes."""
         B, M = x_BMK.shape[:2]

@@ -1,16 +1,19 @@
-"""Engines, which take the optimiser steps: plain torch in this process, or DeepSpeed over all workers.
+"""Engines, which take the optimiser steps: plain torch, alone or on every worker, or DeepSpeed over all workers.
 
-Both train the same stage with the same losses. What an engine gives to a checkpoint (parameters, averages, the
-optimiser's state) are slices with the names and places of the whole, whatever the sharding, so that another number of
-workers, another ZeRO stage, or a process without DeepSpeed can go on from it.
+All train the same stage with the same losses. What leaves an engine (parameters, averages, the optimiser's state) has
+names and is whole, whatever the sharding, so that a checkpoint can be resumed by another number of workers, another
+ZeRO stage, or without DeepSpeed.
 
-    base.py      the order of a step, averages of parameters, and what an engine gives and takes
-    local.py     plain torch
-    sharded.py   DeepSpeed ZeRO 0 to 3
+    base.py        the order of a step, averages of parameters, and what an engine gives and takes
+    local.py       plain torch in one process
+    replicated.py  torch's DistributedDataParallel, where nothing is sharded
+    sharded.py     DeepSpeed ZeRO 1 to 3
 """
 
-from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, Stored, load_parameters
+from raywgen.generators import Stage
+from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, load_averages
 from raywgen.training.engine.local import LocalEngine
+from raywgen.training.engine.replicated import ReplicatedEngine
 from raywgen.training.engine.sharded import DeepSpeedEngine
 
 __all__ = [
@@ -20,6 +23,13 @@ __all__ = [
     "EngineSettings",
     "LocalEngine",
     "Offload",
-    "Stored",
-    "load_parameters",
+    "ReplicatedEngine",
+    "distributed_engine",
+    "load_averages",
 ]
+
+
+def distributed_engine(stage: Stage, num_workers: int, settings: EngineSettings) -> Engine:
+    """Returns the engine of a worker of a process group, which is there already, for the ZeRO stage of its settings."""
+    kind = DeepSpeedEngine if settings.zero_stage else ReplicatedEngine
+    return kind(stage, num_workers, settings)

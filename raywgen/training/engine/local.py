@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import autocast, resolved
-from raywgen.training.checkpoints.slices import Part
-from raywgen.training.engine.base import (
-    Engine,
-    EngineSettings,
-    Stored,
-    load_optimizer_state,
-    new_optimizer,
-    optimizer_state,
-)
+from raywgen.training.engine.base import Engine, EngineSettings, new_optimizer, optimizer_state, set_optimizer_state
 from raywgen.weights import KeyedNoise, WeightBatch
 
 
@@ -28,6 +22,7 @@ class LocalEngine(Engine):
 
     def __init__(self, stage: Stage, settings: EngineSettings | None = None) -> None:
         super().__init__(stage, settings or EngineSettings())
+        self._module: nn.Module = stage
         self._device_type = next(stage.parameters()).device.type
         self._precision = resolved(self.settings.precision, self._device_type)
         self._optimizer = new_optimizer(stage)
@@ -37,15 +32,17 @@ class LocalEngine(Engine):
         """Returns the tensor: there is no other worker."""
         return tensor
 
-    def _optimizer_state(self) -> dict[str, Part]:
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Returns the state of torch's optimiser."""
         return optimizer_state(self.stage, self._optimizer)
 
-    def _load_optimizer_state(self, stored: Stored) -> None:
-        load_optimizer_state(self.stage, self._optimizer, stored)
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads the state into torch's optimiser."""
+        set_optimizer_state(self.stage, self._optimizer, state)
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         with autocast(self._precision, self._device_type):
-            return self.stage(batch, noise)
+            return self._module(batch, noise)
 
     def _backward(self, loss: Tensor, share: float, *, is_first: bool) -> None:
         if is_first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from raywgen.compat import (
     link_optimizer_state,
-    moment_fragment,
     refresh_whole_parameters,
     release_engine,
     releasing_linear,
@@ -20,22 +18,16 @@ from raywgen.compat import (
     shard_of,
     skip_shared_memory_collectives,
     state_shards,
-    whole_shape,
 )
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import resolved
-from raywgen.training.checkpoints.slices import Part, Slice
 from raywgen.training.engine.base import (
     MOMENTS,
     STEP,
     Engine,
     EngineSettings,
-    Stored,
     has_moments,
-    load_optimizer_state,
-    load_range,
     new_optimizer,
-    optimizer_state,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
 
@@ -43,7 +35,7 @@ _MAX_BUCKET = 500_000_000  # DeepSpeed's own default.
 
 
 class DeepSpeedEngine(Engine):
-    """Trains on all workers of a process group with DeepSpeed ZeRO 0 to 3.
+    """Trains on all workers of a process group with DeepSpeed ZeRO 1 to 3.
 
     Args:
         stage: The stage to train.
@@ -56,6 +48,7 @@ class DeepSpeedEngine(Engine):
 
         skip_shared_memory_collectives()
         super().__init__(stage, settings or EngineSettings())
+        assert self.settings.zero_stage, "without shards, use ReplicatedEngine"
         self.rank, self.num_workers = torch.distributed.get_rank(), num_workers
         self._zero_stage = self.settings.zero_stage
         self._optimizer = new_optimizer(stage)
@@ -116,37 +109,24 @@ class DeepSpeedEngine(Engine):
         torch.distributed.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Sums the flags of all workers."""
-        return bool(self.all_reduce(torch.tensor(float(flag), device=self._device)) > 0)
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Gathers all workers' shards, one parameter after another."""
+        if not has_moments(self.stage):
+            return {}
+        from deepspeed.utils import safe_get_full_optimizer_state
 
-    def _optimizer_state(self) -> dict[str, Part]:
-        if self._zero_stage == 0 or not has_moments(self.stage):
-            return optimizer_state(self.stage, self._optimizer)
-        if (number := next(self._steps(), None)) is None:
-            return {}  # There is none before the first step.
-        found: dict[str, Part] = {STEP: number}
+        full: dict[str, Tensor] = {}
         for name, parameter in self.stage.named_parameters():
             for key in MOMENTS:
-                if (part := self._moment(parameter, key)) is not None:
-                    found[f"{name}|{key}"] = part
-        return found
+                moment = safe_get_full_optimizer_state(parameter, key)
+                assert moment is not None, f"DeepSpeed keeps no {key} of {name}"
+                if self.rank == 0:
+                    full[f"{name}|{key}"] = moment.detach().cpu().clone()
+        return full | {STEP: next(self._steps()).detach().cpu().clone()} if self.rank == 0 else {}
 
-    def _moment(self, parameter: nn.Parameter, key: str) -> Part | None:
-        """Returns this worker's part of a moment; None where it has none."""
-        from deepspeed.utils import safe_get_local_optimizer_state
-
-        if self._zero_stage == 3:
-            moment = safe_get_local_optimizer_state(parameter, key)
-            assert moment is not None, f"DeepSpeed keeps no {key} of a parameter"
-            return self._part(moment, parameter)
-        if (fragment := moment_fragment(parameter, key)) is None:
-            return None
-        return Slice(tuple(parameter.shape), *fragment)
-
-    def _load_optimizer_state(self, stored: Stored) -> None:
-        if self._zero_stage == 0:
-            load_optimizer_state(self.stage, self._optimizer, stored)
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Gives each worker its own shard."""
+        if not has_moments(self.stage):
             return
         # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
         for shard in state_shards(self._engine):
@@ -156,21 +136,18 @@ class DeepSpeedEngine(Engine):
             link_optimizer_state(self._engine)
         for name, parameter in self.stage.named_parameters():
             for key in MOMENTS:
-                self._load_moment(parameter, key, stored, f"optimizer.{name}|{key}")
+                self._set_moment(parameter, key, state[f"{name}|{key}"])
         for step in self._steps():
-            step.copy_(stored.read(f"optimizer.{STEP}").view(()))
+            step.copy_(state[STEP])
 
-    def _load_moment(self, parameter: nn.Parameter, key: str, stored: Stored, name: str) -> None:
-        from deepspeed.utils import safe_set_local_optimizer_state
+    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self._zero_stage == 3:
             # DeepSpeed's own setter of whole values fails on the last worker where shards are padded.
-            moment = torch.empty_like(self._held(parameter))
-            load_range(moment, stored, name, self._range(parameter))
-            safe_set_local_optimizer_state(parameter, moment, key)
-        elif (fragment := moment_fragment(parameter, key)) is not None:
-            start, values = fragment
-            load_range(values, stored, name, (start, start + values.numel()))
+            safe_set_local_optimizer_state(parameter, self._part(value, parameter), key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
 
     def _steps(self) -> Iterator[Tensor]:
         for state in self._optimizer.state.values():
@@ -183,17 +160,22 @@ class DeepSpeedEngine(Engine):
         shard = shard_of(parameter)
         return parameter if shard is None else shard
 
-    def _part(self, held: Tensor, parameter: Tensor) -> Part:
+    def _whole(self, part: Tensor, parameter: Tensor) -> Tensor:
         if shard_of(parameter) is None:
-            return held
-        start, stop = self._range(parameter)
-        return Slice(whole_shape(parameter), start, held.detach().view(-1)[: stop - start])
+            return part
+        own = part.detach().to(self._device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.num_workers)]
+        torch.distributed.all_gather(parts, own)
+        shape: torch.Size = parameter.ds_shape  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.cat(parts)[: shape.numel()].view(shape)
 
-    def _range(self, parameter: Tensor) -> tuple[int, int]:
-        shard, num = shard_of(parameter), math.prod(whole_shape(parameter))
+    def _part(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        shard = shard_of(parameter)
         if shard is None:
-            return 0, num
-        return min(self.rank * shard.numel(), num), min((self.rank + 1) * shard.numel(), num)
+            return whole
+        padded = torch.zeros(self.num_workers * shard.numel(), dtype=whole.dtype, device=whole.device)
+        padded[: whole.numel()] = whole.flatten()
+        return padded[self.rank * shard.numel() :][: shard.numel()]
 
     def _load_held(self, parts: Mapping[str, Tensor]) -> None:
         super()._load_held(parts)

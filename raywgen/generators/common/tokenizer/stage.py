@@ -23,6 +23,10 @@ from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
 # A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
 _MOST_INITIAL_VECTORS = 1 << 18
 _MOST_KEPT_VECTORS = 1 << 20
+# What a step on whole networks holds of each value, as measured: beside the windows that it sees, and where it keeps
+# all values for the backward pass, beside what coders keep.
+_BYTES_BESIDE_WINDOWS = 32.0
+_BYTES_BESIDE_CODERS = 24.0
 
 
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
@@ -120,6 +124,14 @@ class TokenizerStage(Stage):
         """Whether windows suffice: scales of a network are measured over all of it, as its outputs follow from it."""
         is_local = not self.tokenizer.codes_scales and self.config.output_loss_weight == 0
         return is_local and self.config.window > 0
+
+    @property
+    def bytes_per_value(self) -> float:
+        """Both coders keep what they compute; where networks are read as a whole for windows alone, they see those."""
+        if self.config.window > 0 and self.config.output_loss_weight == 0:
+            return _BYTES_BESIDE_WINDOWS
+        coders = self.tokenizer.encoder.bytes_per_chunk + self.tokenizer.decoder.bytes_per_chunk
+        return _BYTES_BESIDE_CODERS + coders / self.config.chunk_length
 
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws whole blocks of chunks of networks longer than `window`."""
