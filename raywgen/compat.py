@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -115,6 +115,26 @@ def population_based_training(keep: str, **settings: Any) -> PopulationBasedTrai
             return {**config, keep: trial.config[keep]}, operations
 
     return Population(**settings)
+
+
+def lost_worker(error: BaseException) -> Literal["died", "hung"] | None:
+    """Returns whether Ray Train gives up a worker because its process ended or because it does not answer.
+
+    Args:
+        error: One of a `WorkerGroupError`'s failures; None is returned of what the training loop itself has raised.
+    """
+    from ray.train.v2._internal import exceptions
+
+    if isinstance(error, exceptions.WorkerHealthCheckTimeoutError):
+        return "hung"
+    return "died" if isinstance(error, exceptions.WorkerHealthCheckFailedError) else None
+
+
+def worker_log() -> str:
+    """Returns the path, on its node, of the log of the Ray Train worker that this process is; empty if it has none."""
+    from ray.train.v2._internal.logging.logging import get_train_application_worker_log_path
+
+    return get_train_application_worker_log_path() or ""
 
 
 # DeepSpeed

@@ -74,6 +74,15 @@ def test_the_packed_paths_are_those_of_the_package(tmp_path: Path) -> None:
     assert packed(folder, tmp_path / "package.zip", ["left"]) == found
 
 
+def test_the_failure_of_a_worker_tells_whether_its_process_did() -> None:
+    from ray.train.v2._internal import exceptions
+
+    died = exceptions.WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError())
+    hung = exceptions.WorkerHealthCheckTimeoutError("A worker health check has been hanging.")
+    assert [compat.lost_worker(error) for error in (died, hung, RuntimeError())] == ["died", "hung", None]
+    assert compat.worker_log() == "", "this process is no worker; tests/training/test_launch.py asks one"
+
+
 def test_ignore_patterns_match_as_in_gitignore(tmp_path: Path) -> None:
     is_ignored = compat.ignore_matcher(tmp_path, ["*.pem", "!/mine.pem"])
     assert is_ignored(tmp_path / "deep" / "one.pem")

@@ -85,6 +85,12 @@ class _TurnTaking:
     def memory(self) -> int:
         return host_memory()
 
+    def is_warned(self) -> bool:
+        return False
+
+    def places(self) -> list[str]:
+        return []
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
 

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from raywgen.cli.settings import out
 from raywgen.progress import plain
+from raywgen.stops import keeping
+
+_FOLLOW_SECONDS = 2.0
 
 app = typer.Typer(no_args_is_help=True, help="Send jobs to a Ray cluster, watch them, stop them.")
 Address = Annotated[
@@ -134,14 +137,31 @@ def list_jobs(address: Address = None) -> None:
 
 def run_status_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder: the `out` of `raywgen train`.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Show it again whenever it changes, until the end.")] = False,
 ) -> None:
     """Show the progress of a run from its folder alone, without Ray, also while it runs.
 
-    raywgen status runs/igpg
+    raywgen status runs/igpg --follow
+
+    It says the stage, step, loss, rate and time left, the newest checkpoint, how many workers there are and were, and
+    why they were started again.
     """
     from raywgen.training.status import run_status
 
-    _print_lines(run_status(run).lines())
+    status = run_status(run)
+    _print_lines(status.lines())
+    with keeping("the run itself goes on"):
+        while follow and not status.done:
+            time.sleep(_FOLLOW_SECONDS)
+            before, status = status, run_status(run)
+            if (status.step, status.stage, status.done, status.starts) != (
+                before.step,
+                before.stage,
+                before.done,
+                before.starts,
+            ):
+                out.print()
+                _print_lines(status.lines())
 
 
 def _run_lines(folder: str | None) -> list[str]:

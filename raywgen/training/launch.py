@@ -7,6 +7,7 @@ One launch may hold several runs, which the same workers train one after another
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -111,6 +112,7 @@ def _run_specs(configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float, i
         data_spec(corpus),
         common_input_form(corpus),
     )
+    name = uuid.uuid4().hex[:8]
     return [
         RunSpec(
             config=config,
@@ -120,6 +122,7 @@ def _run_specs(configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float, i
             snapshot=corpus.snapshot,
             stop_at=stop_at,
             init_from=init_from,
+            launch=name,
         )
         for config in configs
     ]

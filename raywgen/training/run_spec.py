@@ -23,6 +23,7 @@ class RunSpec:
         snapshot: Version of the corpus at launch; empty for the newest.
         stop_at: Share of the last stage's steps after which training stops with an ordinary checkpoint.
         init_from: Folder of a checkpoint from which a run begins that has none of its own.
+        launch: Name of the launch, by which the workers' history tells a restart from a command given again.
     """
 
     config: TrainConfig
@@ -32,6 +33,7 @@ class RunSpec:
     snapshot: str = ""
     stop_at: float = 1.0
     init_from: str = ""
+    launch: str = ""
 
     def build(self) -> Generator:
         """A fresh generator; the same on every worker."""

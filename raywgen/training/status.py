@@ -8,10 +8,12 @@ from pathlib import Path
 
 from raywgen.config import ConfigError
 from raywgen.progress import rates_text
+from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import read_method
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
 from raywgen.training.runlog import METRICS, PERF, Row, read_metrics
 from raywgen.training.stages_file import read_stages
+from raywgen.training.workers_log import Start, read_workers
 
 _ROWS_FOR_RATE = 20
 _SHOWN = 4
@@ -33,6 +35,8 @@ class RunStatus:
         perf: Speed and memory at the newest row; empty in logs of older versions.
         steps_per_second: Mean over the newest rows of the stage; None if there are fewer than two.
         seconds_since_row: Seconds since the metric log was last written to; None without a log.
+        starts: Each start of the run's workers, oldest first.
+        checkpoint: Stage and step of the newest checkpoint that is durable, in words; empty without one.
     """
 
     out: str
@@ -46,6 +50,8 @@ class RunStatus:
     perf: dict[str, float] = field(default_factory=dict)
     steps_per_second: float | None = None
     seconds_since_row: float | None = None
+    starts: list[Start] = field(default_factory=list)
+    checkpoint: str = ""
 
     def lines(self) -> list[str]:
         """The status as lines for a terminal."""
@@ -63,6 +69,23 @@ class RunStatus:
             lines.append(rates)
         if not self.done and self.seconds_since_row is not None:
             lines.append(f"last row written {_duration(self.seconds_since_row)} ago")
+        if not self.done and self.checkpoint:
+            lines.append(f"newest checkpoint: {self.checkpoint}")
+        return lines + self._worker_lines()
+
+    def _worker_lines(self) -> list[str]:
+        """Says how many workers there are and were, and why they were started again."""
+        if not self.starts:
+            return []
+        newest, again = self.starts[-1], self.starts[1:]
+        lines = [f"{_workers(newest.workers)}{_since(newest, self.done)}"]
+        if again:
+            lines.append(f"started again {len(again)} time{'s' * (len(again) > 1)}, newest first:")
+        for before, start in list(zip(self.starts, again, strict=False))[: -_SHOWN - 1 : -1]:
+            lines.append(
+                f"  {_clock(start)}: {start.reason}; from step {start.step} of {start.stage} by "
+                f"{_workers(start.workers)}, before by {_workers(before.workers)}"
+            )
         return lines
 
 
@@ -80,7 +103,11 @@ def run_status(out: str | Path) -> RunStatus:
     done = (folder / BUNDLE / "generator.json").is_file()
     names = list(dict.fromkeys(row["stage"] for row in rows))
     finished = [name for name in names if (folder / STAGES / name).is_dir()]
-    status = RunStatus(out=str(out), method=method, done=done, finished=finished, scalars={})
+    starts = [event for event in read_workers(folder) if isinstance(event, Start)]
+    checkpoint = _newest_checkpoint(folder)
+    status = RunStatus(
+        out=str(out), method=method, done=done, finished=finished, scalars={}, starts=starts, checkpoint=checkpoint
+    )
     return _with_newest(status, rows) if rows else status
 
 
@@ -101,6 +128,27 @@ def _with_newest(status: RunStatus, rows: list[Row]) -> RunStatus:
         steps_per_second=(newest["step"] - recent[0]["step"]) / seconds if seconds > 0 else None,
         seconds_since_row=max(0.0, time.time() - (out / METRICS).stat().st_mtime),
     )
+
+
+def _newest_checkpoint(out: Path) -> str:
+    position = CheckpointManager(out).position()
+    if position is None:
+        return ""
+    names = [stage.name for stage in read_stages(out)]
+    stage = f"stage '{names[position[0]]}'" if position[0] < len(names) else "the end"
+    return f"step {position[1]} of {stage}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}" if count else "one process without workers"
+
+
+def _since(start: Start, done: bool) -> str:
+    return "" if done else f", since {_clock(start)}"
+
+
+def _clock(start: Start) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.time))
 
 
 def _duration(seconds: float) -> str:

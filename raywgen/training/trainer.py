@@ -41,6 +41,7 @@ from raywgen.training.schedule import learning_rate
 from raywgen.training.step_meter import StepMeter
 from raywgen.training.strategy import suited_settings
 from raywgen.training.worker_context import WorkerContext
+from raywgen.training.workers_log import add_start
 
 _NUM_SETUP_BATCHES = 16
 _VALIDATION_BATCH = 64
@@ -100,6 +101,7 @@ class Trainer:
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
         self.was_stopped = False
+        self._saved_early = False
         self.checkpoints = CheckpointManager(self.config.out)
         self._rows = rows
 
@@ -119,8 +121,19 @@ class Trainer:
                 ),
             }
         )
+        self._log_start()
         if model := self.state.part("model."):
             self.generator.load_state_dict(model)
+
+    def _log_start(self) -> None:
+        """Adds this start to the history of the run's workers; every worker must call it."""
+        if is_done(self.config.out):
+            return
+        places, names = self.worker.places(), [*self.stage_names, "all"]
+        if self.is_first:
+            workers = self.worker.num_workers if self.config.max_workers else 0
+            stage = names[self.state.stage]
+            add_start(self.config.out, self.spec.launch, workers, stage, self.state.step, places)
 
     # Train
 
@@ -176,8 +189,10 @@ class Trainer:
                 if is_last or step % self.config.log_every == 0:
                     self._write_row(run, step, metrics)
                 # The last step is always followed by the checkpoint after the stage.
-                must_stop = engine.any(self.worker.stop.asked()) and step + 1 < stop_step
-                is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step or must_stop
+                must_stop, must_save = self._requests(engine)
+                must_stop = must_stop and step + 1 < stop_step
+                is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step
+                is_due = is_due or must_stop or must_save
                 if is_due and not is_last:
                     self._save(self._capture(engine, index, step + 1))
                 if must_stop:
@@ -258,6 +273,16 @@ class Trainer:
                 f"lower generator.{stage.name}.optimizer.learning_rate (now {stage.config.optimizer.learning_rate})"
             )
         return metrics
+
+    def _requests(self, engine: Engine) -> tuple[bool, bool]:
+        """Returns whether all workers stop after this step, and whether they save, as a node will be taken away."""
+        is_warned = self.worker.is_warned() and not self._saved_early
+        if not engine.any(self.worker.stop.asked() or is_warned):
+            return False, False
+        if engine.any(self.worker.stop.asked()):
+            return True, False
+        self._saved_early = True  # On all workers, also on those that have yet to learn of it.
+        return False, True
 
     def _stop_step(self, index: int, num_steps: int) -> int:
         """Returns the step at which this launch stops in a stage: its end, or in the last stage `stop_at`."""

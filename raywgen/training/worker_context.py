@@ -50,6 +50,14 @@ class WorkerContext(Protocol):
         """The bytes that each worker may use of its device."""
         ...
 
+    def is_warned(self) -> bool:
+        """Whether this worker has learned that a node of the group will be taken away soon."""
+        ...
+
+    def places(self) -> list[str]:
+        """The node, process and log of each worker, by rank, in words; every worker must call it."""
+        ...
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Raises on all workers if one of them holds something else."""
         ...

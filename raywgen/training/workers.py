@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raywgen.compat import worker_log
 from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
@@ -21,6 +24,7 @@ from raywgen.storage import absolute
 from raywgen.training.agreement import check_agreement
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
+from raywgen.training.notices import Notices
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.strategy import DoesNotFitError
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 _RAY = "ray_train"
 _STOP = ".stop"
 _POLL_SECONDS = 0.5
+_LATER_SECONDS = 30.0
 
 
 class TrainingError(RuntimeError):
@@ -62,6 +67,14 @@ class LocalContext:
         """Returns the free bytes of this process' device."""
         return free_memory(self.device)
 
+    def is_warned(self) -> bool:
+        """Returns False: nobody warns of the end of this machine but by a signal."""
+        return False
+
+    def places(self) -> list[str]:
+        """Returns the place of this process alone."""
+        return [f"node {socket.gethostname()}, process {os.getpid()}"]
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
 
@@ -81,6 +94,7 @@ class RayContext:
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self._num_local = context.get_local_world_size()
         self.stop = _StopFile(Path(out) / _STOP)
+        self._notices = Notices(out if self.rank == 0 else "")
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(1)
@@ -100,6 +114,19 @@ class RayContext:
         free = torch.tensor(free_memory(self.device, self._num_local), dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
         return int(free)
+
+    def is_warned(self) -> bool:
+        """Whether Ray has announced that it will take a node of the group away."""
+        return self._notices.came
+
+    def places(self) -> list[str]:
+        """Gathers the places of all workers."""
+        import ray
+
+        place = f"node {socket.gethostname()} at {ray.util.get_node_ip_address()}, process {os.getpid()}"
+        places = [""] * self.num_workers
+        torch.distributed.all_gather_object(places, f"{place}, log {worker_log()}")
+        return places
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""
@@ -140,12 +167,18 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     from ray.exceptions import ActorDiedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raywgen.training.worker_failures import FailureLog, failure_text, places_of, worker_timeouts
+
     first = specs[0].config
     uses_gpus = first.device == "cuda"
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
-        torch_config=TorchConfig(backend="nccl" if uses_gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if uses_gpus else "gloo",
+            # Ray finds a process that hangs within `worker_timeout`; only then do the others give up waiting for it.
+            timeout_s=math.ceil(first.worker_timeout + _LATER_SECONDS),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(first.min_workers, first.max_workers) if first.is_elastic else first.max_workers,
             use_gpu=uses_gpus,
@@ -155,13 +188,14 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
             name=_RAY,
             storage_path=absolute(first.out),
             failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
+            callbacks=[FailureLog([absolute(spec.config.out) for spec in specs], first.worker_timeout)],
         ),
     )
     try:
-        refusal = _fit(trainer, Path(first.out) / _STOP, stop).return_value
+        with worker_timeouts(first.worker_timeout):
+            refusal = _fit(trainer, Path(first.out) / _STOP, stop).return_value
     except ray.train.WorkerGroupError as error:
-        first_failure = next(iter(error.worker_failures.values()), error)
-        reason = str(first_failure).strip().splitlines()[-1]
+        reason = failure_text(error.worker_failures, places_of(first.out), first.worker_timeout)
         raise TrainingError(
             f"{first.out}: training stopped: {reason}; logs are under {first.out}/{_RAY} and in Ray's session folder, "
             "the same command goes on from the last checkpoint"

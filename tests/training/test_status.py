@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from raywgen.cli import app
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators.common.tokenizer import TokenizerConfig
@@ -14,6 +16,7 @@ from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.runlog import METRICS
 from raywgen.training.status import run_status
+from raywgen.training.workers_log import WORKERS, add_start, add_trouble
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,33 @@ def test_a_run_before_its_first_row(finished: Path, tmp_path: Path) -> None:
 def test_a_folder_without_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no run \(config.yaml is missing\)"):
         run_status(tmp_path)
+
+
+def test_the_history_of_workers(finished: Path, tmp_path: Path) -> None:
+    """The folder of a run that lost a node in its second stage and has a new one since."""
+    out = tmp_path / "igpg"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "generator")
+    (out / WORKERS).unlink()
+    assert run_status(out).lines()[-1] == "newest checkpoint: step 0 of the end"
+    add_start(out, "one", 3, "tokenizer", 0, [])
+    assert run_status(out).lines()[-1].startswith("3 workers, since ")
+    add_trouble(out, "rank 2 (node b, process 7, log /logs/b) died")
+    add_start(out, "one", 1, "prior", 4, [])
+    add_start(out, "one", 3, "prior", 5, [])
+    workers, again, newest, first = run_status(out).lines()[-4:]
+    assert workers.startswith("3 workers, since ")
+    assert again == "started again 2 times, newest first:"
+    assert newest.endswith(
+        "there was room for 3 workers instead of 1; from step 5 of prior by 3 workers, before by 1 worker"
+    )
+    assert first.endswith(
+        "rank 2 (node b, process 7, log /logs/b) died; from step 4 of prior by 1 worker, before by 3 workers"
+    )
+
+
+def test_following_ends_with_the_run(finished: Path) -> None:
+    answer = CliRunner().invoke(app, ["status", str(finished), "--follow"])
+    assert answer.exit_code == 0, answer.output
+    assert "prior: step 6 of 6" in answer.output
+    assert "one process without workers" in answer.output

@@ -22,7 +22,7 @@ from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
 from raywgen.training.run_spec import RunSpec
-from raywgen.training.trainer import train_runs
+from raywgen.training.trainer import Trainer, train_runs
 from tests.training.whole_plan import WholePlan
 
 NUM_STEPS, BATCH = 3, 8
@@ -42,6 +42,12 @@ class OneOf:
 
     def memory(self) -> int:
         return 1 << 30
+
+    def is_warned(self) -> bool:
+        return False
+
+    def places(self) -> list[str]:
+        return [f"worker {rank}" for rank in range(self.num_workers)]
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
@@ -139,6 +145,34 @@ def test_a_strategy_that_is_chosen_is_told_and_changes_no_loss(
         losses[strategy] = [row["loss"] for row in read_metrics(tmp_path / strategy)]
     assert losses["auto"] == losses["manual"]
     assert "strategy of stage 'tokenizer': accumulate=1, because " in capsys.readouterr().err
+
+
+@dataclass
+class Warned(OneOf):
+    """A worker that learns in its second step, as of then for good, that a node will be taken away."""
+
+    num_asked: int = 0
+
+    def is_warned(self) -> bool:
+        self.num_asked += 1
+        return self.num_asked >= 2
+
+
+def test_a_notice_makes_one_checkpoint_and_training_goes_on(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Trainer._save  # pyright: ignore[reportPrivateUsage]
+
+    def noted(self: Trainer, state: Any, *others: Any) -> None:
+        saved.append(state.step)
+        save(self, state, *others)
+
+    monkeypatch.setattr(Trainer, "_save", noted)
+    train(config(zoo_corpus, tmp_path), zoo_corpus, Warned())
+    assert saved[0] == 2
+    assert [step for step in saved if step] == [2], "one checkpoint within the stage"
+    assert len(read_metrics(tmp_path)) == NUM_STEPS
 
 
 def test_every_step_of_every_worker_has_a_dropout_of_its_own(

@@ -1,0 +1,94 @@
+"""What is said and kept when workers of Ray Train fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ray.train import UserCallback
+
+from raywgen.compat import lost_worker
+from raywgen.training.run_folder import is_done
+from raywgen.training.workers_log import add_trouble, last_start, read_workers
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
+_SECONDS = (
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",
+)
+_CUT_OFF = ("connection", "timed out", "timeout", "peer", "socket", "broken pipe", "nccl")
+
+
+@contextmanager
+def worker_timeouts(seconds: float) -> Iterator[None]:
+    """Bounds what Ray Train's workers may keep each other waiting; what the user's environment sets stays.
+
+    Ray Train reads its bounds from the environment of the process that calls `fit`.
+    """
+    added = [name for name in _SECONDS if name not in os.environ]
+    os.environ |= dict.fromkeys(added, f"{seconds:g}")
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+class FailureLog(UserCallback):
+    """Keeps each failure of workers in the history of the run under way; Ray Train calls it beside its controller.
+
+    Args:
+        outs: Run folders of the launch, in the order in which they are trained.
+        timeout: Seconds after which a worker that does not answer counts as hung.
+    """
+
+    def __init__(self, outs: Sequence[str], timeout: float) -> None:
+        self._outs, self._timeout = list(outs), timeout
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Does nothing: raywgen keeps its own checkpoints."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Adds the failure that explains the others."""
+        out = next((out for out in self._outs if not is_done(out)), self._outs[-1])
+        add_trouble(out, failure_text(worker_exceptions, places_of(out), self._timeout))
+
+
+def places_of(out: str) -> list[str]:
+    """Returns where the workers of a run were started last, by rank, in words."""
+    start = last_start(read_workers(out))
+    return [] if start is None else start.places
+
+
+def failure_text(failures: Mapping[int, Exception], places: Sequence[str], timeout: float) -> str:
+    """Returns in words what went wrong with which rank, and where it ran.
+
+    If one worker dies or hangs, the others fail too because they lose it; the text is about the one that explains
+    the others.
+
+    Args:
+        failures: The error of each rank that has one.
+        places: Where each rank runs, see `Start`.
+        timeout: Seconds after which a worker that does not answer counts as hung.
+    """
+    rank = min(failures, key=lambda rank: (_weight(failures[rank]), rank))
+    error = failures[rank]
+    lines = str(error).strip().splitlines()
+    what = {
+        "died": "died",
+        "hung": f"did not answer for {timeout:g} s",
+        None: f"failed: {type(error).__name__}: {lines[-1] if lines else 'it gives no reason'}",
+    }[lost_worker(error)]
+    where = f" ({places[rank]})" if rank < len(places) else ""
+    return f"rank {rank}{where} {what}"
+
+
+def _weight(error: Exception) -> int:
+    """Returns 0 for an error that stands for itself, more the likelier another worker's failure has caused it."""
+    if lost_worker(error) is not None:
+        return 0
+    return 2 if any(word in str(error).lower() for word in _CUT_OFF) else 1
