@@ -148,7 +148,7 @@ def skip_shared_memory_collectives() -> None:
 
 
 def link_optimizer_state(engine: object) -> None:
-    """Links each parameter to its shards of the optimiser's state, so that `safe_set_full_optimizer_state` finds them.
+    """Links each parameter to its shards of the optimiser's state, so that `moment_fragment` finds them.
 
     DeepSpeed does so in its first step only, but a resumed run sets the state before that.
 
@@ -173,6 +173,27 @@ def state_shards(engine: object) -> list[Tensor]:
 def shard_of(parameter: Tensor) -> Tensor | None:
     """Returns this worker's shard of a parameter that ZeRO-3 shards, flat and padded; None of any other tensor."""
     return getattr(parameter, "ds_tensor", None)
+
+
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Returns the shape of a whole parameter, whether ZeRO-3 shards it or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def moment_fragment(parameter: Tensor, key: str) -> tuple[int, Tensor] | None:
+    """Returns this worker's values of a moment under ZeRO-1 or 2, and the place of the first in the flat parameter.
+
+    None where the worker has no values of this parameter. They may be written to. DeepSpeed's public functions return
+    the whole moment, summed over all workers.
+
+    Args:
+        parameter: A parameter whose optimiser's state is linked, see `link_optimizer_state`.
+        key: Name of the moment, such as `exp_avg`.
+    """
+    mapping: Any = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
 
 
 def remove_gathering_hooks(engine: object) -> None:

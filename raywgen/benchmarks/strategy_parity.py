@@ -27,7 +27,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, noise_of
-from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
+from raywgen.storage import Storage
+from raywgen.training.agreement import exchange
+from raywgen.training.checkpoints import Alone, Checkpoint, CheckpointManager, Group, TrainState, agree_on_folder
+from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine, load_parameters
 from raywgen.weights import WeightBatch
 
 _TIMEOUT = timedelta(minutes=20)
@@ -35,6 +38,7 @@ _BETA = 0.9
 # A step of Adam normalises gradients, also those that are rounding alone; below epsilon it does not.
 _OPTIMIZER = {"betas": [_BETA, 0.99], "epsilon": 1e-6, "ema_decay": 0.5}
 _RATE = 1e-3
+_RESULT = "result"
 
 
 @dataclass(kw_only=True)
@@ -75,8 +79,8 @@ class Job:
         settings: The strategy.
         steps: First step, and the end of the steps, exclusive.
         batch_size: Networks of a batch.
-        out: File for losses, the first gradient, and the state in the middle of the steps.
-        start: File of a result in whose middle the job begins; empty for the beginning.
+        out: Folder for losses, the first gradient, and a checkpoint of the middle of the steps.
+        start: Folder of a job in whose middle this one begins; empty for the beginning.
     """
 
     case: str
@@ -107,7 +111,7 @@ def _compare(config: StrategyParityConfig, folder: Path) -> dict[str, float]:
         jobs = _jobs(config, folder / str(num_workers), before)
         run_jobs(jobs, num_workers)
         for job in jobs:
-            result, expected = torch.load(job.out, weights_only=True), alone[job.case]
+            result, expected = torch.load(f"{job.out}/{_RESULT}", weights_only=True), alone[job.case]
             losses = zip(result["losses"], expected["losses"][job.steps[0] :], strict=True)
             found = {"resume_rel_diff" if job.start else "loss_rel_diff": max(abs(x - y) / abs(y) for x, y in losses)}
             if not job.start:
@@ -149,9 +153,9 @@ def _work(rank: int, num_workers: int, folder: str, jobs: Sequence[Job]) -> None
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", store, _TIMEOUT, num_workers, rank)
     for job in jobs:
-        result = _train(_engine(job, rank, num_workers), job, rank, num_workers)
+        result = _train(_engine(job, rank, num_workers), job, _Worker(rank, num_workers))
         if rank == 0:
-            torch.save(result, job.out)
+            torch.save(result, f"{job.out}/{_RESULT}")
     torch.distributed.destroy_process_group()
 
 
@@ -161,53 +165,65 @@ def _engine(job: Job, rank: int, num_workers: int) -> Engine:
     stage = build_stage(case, job.batch_size, _OPTIMIZER)
     if not job.start:
         return distributed_engine(stage, num_workers, job.settings)
-    start = torch.load(job.start, weights_only=True)["state"]
-    stage.load_state_dict(start["model"])
+    stored = Checkpoint.open(Storage.at(f"{job.start}/checkpoints/{TrainState(step=job.steps[0]).folder}"))
+    load_parameters(stage, stored, "model.")
     engine = distributed_engine(stage, num_workers, job.settings)
-    engine.set_optimizer_state(start["optimizer"])
-    engine.set_averages(start["averages"])
+    engine.load(stored)
 
     def batch_at(step: int) -> WeightBatch:
         batch = batch_of(case, step, job.batch_size, rank, num_workers)
         return stage.see(batch, noise_of(batch))
 
-    stage.set_state(start["stage"], batch_at)
+    stage.set_state(stored.under("stage."), batch_at)
     return engine
 
 
 def _train_alone(case: str, config: StrategyParityConfig) -> dict[str, Any]:
-    job = Job(
-        case=case,
-        settings=EngineSettings(),
-        steps=(0, config.num_steps),
-        batch_size=config.batch_size,
-        out="",
-    )
-    return _train(LocalEngine(build_stage(CASES[case], config.batch_size, _OPTIMIZER)), job, 0, 1)
+    engine = LocalEngine(build_stage(CASES[case], config.batch_size, _OPTIMIZER))
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            case=case,
+            settings=EngineSettings(),
+            steps=(0, config.num_steps),
+            batch_size=config.batch_size,
+            out=folder,
+        )
+        return _train(engine, job, Alone())
 
 
-def _train(engine: Engine, job: Job, rank: int, num_workers: int) -> dict[str, Any]:
-    case, losses, gradient, state = CASES[job.case], [], {}, {}
+def _train(engine: Engine, job: Job, group: Group) -> dict[str, Any]:
+    case, losses, gradient = CASES[job.case], [], {}
+    checkpoints = CheckpointManager(job.out, group, agree_on_folder(job.out, group))
     for step in range(*job.steps):
         if step == job.middle:
-            state = _state(engine)
-        batch = batch_of(case, step, job.batch_size, rank, num_workers)
+            checkpoints.save(TrainState(step=step), engine.state(engine.stage))
+        batch = batch_of(case, step, job.batch_size, group.rank, group.num_workers)
         metrics = engine.train_step(batch, noise_of(batch), _RATE, job.batch_size)
         losses.append(float(metrics[case.loss]))
         if step == 0:
-            moments = engine.optimizer_state()
-            gradient = {name: mean / (1 - _BETA) for name, mean in moments.items() if name.endswith("|exp_avg")}
-    return {"losses": losses, "gradient": gradient, "state": state}
+            gradient = _gradient(engine, checkpoints)
+    checkpoints.wait()
+    return {"losses": losses, "gradient": gradient}
 
 
-def _state(engine: Engine) -> dict[str, dict[str, Tensor]]:
-    """All that is needed to go on, as a checkpoint has it."""
-    return {
-        "model": engine.state_dict(engine.stage),
-        "optimizer": engine.optimizer_state(),
-        "averages": engine.averages(),
-        "stage": engine.stage.state(engine.all_reduce),
-    }
+def _gradient(engine: Engine, checkpoints: CheckpointManager) -> dict[str, Tensor]:
+    """Returns the gradient of the first step, which is in the moments after it, as a checkpoint has them."""
+    state = TrainState(step=1)
+    checkpoints.save(state, engine.state(engine.stage))
+    checkpoints.wait()
+    moments = checkpoints.open(state.folder).under("optimizer.")
+    return {name: mean / (1 - _BETA) for name, mean in moments.items() if name.endswith("|exp_avg")}
+
+
+class _Worker:
+    """One process of a group."""
+
+    def __init__(self, rank: int, num_workers: int) -> None:
+        self.rank, self.num_workers = rank, num_workers
+
+    def exchange(self, text: str) -> list[str]:
+        """Returns the texts of all processes."""
+        return exchange(text, torch.device("cpu"))
 
 
 def _difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
+from raywgen.training.agreement import exchange
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import host_memory
@@ -90,6 +91,9 @@ class _TurnTaking:
 
     def places(self) -> list[str]:
         return []
+
+    def exchange(self, text: str) -> list[str]:
+        return exchange(text, self.device) if self.num_workers > 1 else [text]
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from raywgen.config import stored_config
 from raywgen.config_places import without_places
@@ -34,9 +33,10 @@ from raywgen.weights import (
     NormalizerTable,
     StateDict,
     load_state_dict,
-    save_state_dict,
 )
+from raywgen.weights.safetensors_stream import StreamedTensor, save_streamed
 from raywgen.weights.start_file import write_start
+from raywgen.weights.tensors import find_ties
 
 _CONFIG = "generator.json"
 _WEIGHTS = "generator.safetensors"
@@ -65,10 +65,21 @@ def build_generator(
         return build(name, config, normalizers, data)
 
 
-def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, Any]) -> None:
-    """Writes a bundle; `facts` (corpus, recipe, seed, ...) go to its config and README.
+def save_bundle(
+    generator: Generator,
+    folder: str | Path,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, StreamedTensor] | None = None,
+) -> None:
+    """Writes a bundle.
 
     A frozen encoder that lies in a folder is copied into the bundle.
+
+    Args:
+        generator: The generator; its values do not matter where `tensors` are given.
+        folder: The folder of the bundle.
+        facts: Corpus, recipe, seed and the like, for its config and README.
+        tensors: The generator's parameters and buffers, which are written block by block.
 
     Raises:
         WeightsError, EncoderError: The disk is full or the folder cannot be written.
@@ -77,12 +88,14 @@ def save_bundle(generator: Generator, folder: str | Path, facts: Mapping[str, An
     copied = [key for key, encoder in generator.encoders().items() if encoder_kind(encoder) == "folder"]
     for key in copied:
         copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
-    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in generator.state_dict().items()}
+    if tensors is None:
+        tensors = {name: StreamedTensor.of(tensor.cpu()) for name, tensor in generator.state_dict().items()}
+    written = {f"model.{name}": tensor for name, tensor in tensors.items()}
     for layout_id, (_, normalizer) in generator.normalizers.items():
-        tensors[f"normalizer.{layout_id}.base"] = normalizer.base_N
-        tensors[f"normalizer.{layout_id}.scale"] = normalizer.scale_N
-    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-    save_state_dict(tensors, folder / _WEIGHTS, {"method": generator.method})
+        written[f"normalizer.{layout_id}.base"] = StreamedTensor.of(normalizer.base_N.cpu())
+        written[f"normalizer.{layout_id}.scale"] = StreamedTensor.of(normalizer.scale_N.cpu())
+    ties = find_ties({f"model.{name}": tensor for name, tensor in generator.state_dict().items()})
+    save_streamed(written, folder / _WEIGHTS, {"method": generator.method, **ties})
     starts = {
         key: normalizer for key, (_, normalizer) in generator.normalizers.items() if normalizer.start_D is not None
     }

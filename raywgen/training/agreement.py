@@ -39,3 +39,25 @@ def check_agreement(parts: Mapping[str, str], device: torch.device) -> None:
                 f"rank {rank} has another {', another '.join(different)} than rank 0, so their batches would not fit "
                 "together; give all nodes the same corpus, run folder and versions of raywgen and torch"
             )
+
+
+def exchange(text: str, device: torch.device) -> list[str]:
+    """Returns the texts of all ranks of the process group, in order; every rank must call it.
+
+    Args:
+        text: The text of this rank.
+        device: The device on which the process group's backend exchanges tensors.
+    """
+    own = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if text else None
+    length = torch.tensor([0 if own is None else len(own)], device=device)
+    lengths = [torch.zeros_like(length) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(lengths, length)
+    longest = max(int(found) for found in lengths)
+    if not longest:
+        return [""] * len(lengths)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    if own is not None:
+        padded[: len(own)] = own
+    texts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(texts, padded)
+    return [bytes(found[: int(num)].tolist()).decode() for found, num in zip(texts, lengths, strict=True)]

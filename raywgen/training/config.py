@@ -19,6 +19,7 @@ from raywgen.config import (
 from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
 from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
+from raywgen.training.checkpoints import Retention
 from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting
 
@@ -55,6 +56,10 @@ class TrainConfig:
         precision: Precision of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16
             where the processor has units for it.
         checkpoint_every: Optimiser steps between checkpoints.
+        keep_newest: Number of the newest checkpoints that are kept.
+        keep_best: Number of checkpoints of each stage that are kept beside the newest: those with the lowest
+            `best_metric`. The run is then validated at every checkpoint, too.
+        best_metric: A metric of the validation, as the metric log names it.
         log_every: Optimiser steps between rows of the metric log.
         validate_every: Optimiser steps between validations, on tasks that are never trained on.
         grace_seconds: After Ctrl-C or SIGTERM, how long the step under way may take to end and its checkpoint to be
@@ -84,6 +89,9 @@ class TrainConfig:
     device: Device = "auto"
     precision: Precision = "fp32"
     checkpoint_every: int = 100
+    keep_newest: int = 2
+    keep_best: int = 0
+    best_metric: str = "val_loss"
     log_every: int = 10
     validate_every: int = 50
     grace_seconds: float = 25.0
@@ -121,6 +129,10 @@ class TrainConfig:
             offload=self.offload,
         )
 
+    def retention(self) -> Retention:
+        """Returns which checkpoints are kept."""
+        return Retention(newest=self.keep_newest, best=self.keep_best, metric=self.best_metric)
+
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage={self.zero_stage}: give 0, 1, 2 or 3")
@@ -140,6 +152,10 @@ class TrainConfig:
         for name in ("grace_seconds", "worker_timeout", "resize_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        if self.keep_newest < 1 or self.keep_best < 0:
+            raise ValueError("keep_newest must be at least 1, keep_best at least 0")
+        if not self.best_metric.startswith("val_"):
+            raise ValueError(f"best_metric={self.best_metric}: give a metric of the validation, such as val_loss")
         if self.shot < 0:
             raise ValueError(f"shot={self.shot}: must be at least 0")
         with trusting(*named_in(self.method)):

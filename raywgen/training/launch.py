@@ -23,18 +23,18 @@ from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
 from raywgen.stops import Stopped, stop_signals
-from raywgen.storage import absolute
+from raywgen.storage import Storage, absolute
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
-from raywgen.training.checkpoints import CheckpointManager
+from raywgen.training.checkpoints import CheckpointManager, check_fits
 from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
 from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
 from raywgen.training.early import check_batches
-from raywgen.training.engine import load_averages
+from raywgen.training.export import stored_tensors
 from raywgen.training.memory_check import check_memory, declared_memory
 from raywgen.training.resource_check import Nodes, check_run, connected_nodes, worker_requests
-from raywgen.training.resume import resumed_state
+from raywgen.training.resume import resumed_checkpoint
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
 from raywgen.training.run_spec import RunSpec
@@ -139,10 +139,16 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
             if specs[0].config.max_workers == 0:
                 train_here(specs, stop)
             else:
-                digest = data_digest(corpus)
+                digest, warned = data_digest(corpus), []
+
+                def tell(sentence: str) -> None:
+                    warn(sentence)
+                    warned.append(sentence)
+
                 for spec in specs:  # Warns here, before any worker starts, of checkpoints that workers will skip.
-                    resumed_state(spec, spec.build(), digest, warn)
-                train_on_ray(specs, stop)
+                    checkpoints = CheckpointManager(spec.config.out)
+                    resumed_checkpoint(spec, spec.build(), digest, checkpoints, tell, thorough=False)
+                train_on_ray(specs, stop, warned)
             if stop.number is not None and not all(is_done(spec.config.out) for spec in specs):
                 raise Stopped(stop.number)
         except Stopped as stopped:
@@ -153,13 +159,10 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
 def _save_snapshot(spec: RunSpec) -> None:
     """Copies the newest checkpoint to `snapshot_folder`, with its generator as a bundle beside it."""
     generator, folder = spec.build(), snapshot_folder(spec.config.out, spec.stop_at)
-    state, _ = CheckpointManager(spec.config.out).newest(lambda found: found.check(generator))
-    assert state is not None, f"{spec.config.out} was trained and holds no checkpoint"
-    generator.load_state_dict(state.part("model."))
-    if averages := state.part("ema."):
-        load_averages(generator.stages()[state.stage], averages)
-    save_bundle(generator, folder, spec.metadata)
-    state.save(folder)
+    stored, _ = CheckpointManager(spec.config.out).newest(lambda found: check_fits(found.index, generator))
+    assert stored is not None, f"{spec.config.out} was trained and holds no checkpoint"
+    save_bundle(generator, folder, spec.metadata, stored_tensors(stored, generator))
+    stored.copy_to(Storage.at(folder))
 
 
 def _kept(specs: list[RunSpec]) -> str:
@@ -271,8 +274,16 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "zero_stage": 0,
         "offload": "none",
     }
+    kept: dict[str, Any] = {"keep_newest": 2, "keep_best": 0, "best_metric": "val_loss"}
     fixed = replace(
-        config, **free, **engine, checkpoint_every=1, log_every=1, validate_every=1, corpus=absolute(config.corpus)
+        config,
+        **free,
+        **engine,
+        **kept,
+        checkpoint_every=1,
+        log_every=1,
+        validate_every=1,
+        corpus=absolute(config.corpus),
     )
     return dict(flatten(asdict(without_places(fixed))))
 

@@ -8,7 +8,8 @@ worker takes its part of global batch t, and the engine averages the gradients. 
     resume.py     which checkpoint a run goes on from
     batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
     engine/       forward, backward and the optimiser: plain torch, replicated or not, or DeepSpeed
-    checkpoints.py, runlog.py, run_folder.py    the files of a run
+    checkpoints/  slices of the generator and of the optimiser's state, saved beside training
+    runlog.py, run_folder.py    the other files of a run
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,11 +29,12 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
-from raywgen.training.checkpoints import CheckpointManager, TrainState
-from raywgen.training.engine import Engine
+from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
+from raywgen.training.engine import Engine, load_parameters
+from raywgen.training.export import stored_tensors
 from raywgen.training.memory_check import check_memory
 from raywgen.training.prefetch import DrawnBatch, Prefetch
-from raywgen.training.resume import Warn, resumed_state, versions
+from raywgen.training.resume import Warn, resumed_checkpoint, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.run_spec import RunSpec
@@ -89,8 +92,7 @@ class Trainer:
         worker: This process.
 
     Attributes:
-        state: The position of training; `resume` and every checkpoint replace it. Once a stage has begun it holds no
-            tensors.
+        state: The position of training; `resume` and every checkpoint replace it.
         was_stopped: Whether training was asked to stop, and did so before its end.
     """
 
@@ -102,14 +104,19 @@ class Trainer:
         self.state = TrainState(corpus=digest)
         self.was_stopped = False
         self._saved_early = False
-        self.checkpoints = CheckpointManager(self.config.out)
+        launch = agree_on_folder(self.config.out, worker)
+        self.checkpoints = CheckpointManager(self.config.out, worker, launch, self.config.retention())
         self._rows = rows
+        self._stored: Checkpoint | None = None  # What this launch, or the stage under way, began from.
+        self._validated: Mapping[str, float] = {}
 
     # Resume
 
     def resume(self, warn: Warn) -> None:
         """Loads the newest usable checkpoint, and checks that all workers found the same run."""
-        self.state = resumed_state(self.spec, self.generator, self.state.corpus, warn)
+        self._stored = resumed_checkpoint(self.spec, self.generator, self.state.corpus, self.checkpoints, warn)
+        if self._stored is not None:
+            self.state = replace(self._stored.state, corpus=self.state.corpus)
         self.worker.check_agreement(
             {
                 "corpus": self.state.corpus,
@@ -122,8 +129,8 @@ class Trainer:
             }
         )
         self._log_start()
-        if model := self.state.part("model."):
-            self.generator.load_state_dict(model)
+        if self._stored is not None:
+            load_parameters(self.generator, self._stored, "model.")
 
     def _log_start(self) -> None:
         """Adds this start to the history of the run's workers; every worker must call it."""
@@ -150,11 +157,13 @@ class Trainer:
         self._check_memory()
         self.batches, self.validation = self._batch_plans()
         self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
-        is_finished = True
-        for index in range(self.state.stage, len(self.stage_names)):
-            is_finished = self._train_stage(index)
-            if not is_finished:
-                break
+        if self.state.stage and not self.state.step:
+            self._save_stage_bundle()  # The run may have been killed between the checkpoint and the bundle.
+        try:
+            is_finished = all(self._train_stage(index) for index in range(self.state.stage, len(self.stage_names)))
+            self.checkpoints.wait()
+        finally:
+            self.checkpoints.close()
         if self.log is not None:
             self.log.close()
         if is_finished:
@@ -194,8 +203,10 @@ class Trainer:
                 is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step
                 is_due = is_due or must_stop or must_save
                 if is_due and not is_last:
-                    self._save(self._capture(engine, index, step + 1))
+                    state = replace(self.state, stage=index, step=step + 1, metrics=self._validated)
+                    self._save(state, engine.state(self.generator))
                 if must_stop:
+                    self.checkpoints.wait()
                     self.was_stopped = True
                     return False
         if stop_step == num_steps:
@@ -212,13 +223,12 @@ class Trainer:
             initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
             stage.setup(initial, self.config.seed)
         engine = self._engine(stage)
-        if optimizer_state := self.state.part("optimizer."):
-            engine.set_optimizer_state(optimizer_state)
-        if averages := self.state.part("ema."):
-            engine.set_averages(averages)
+        if self._stored is not None and self.state.step:
+            engine.load(self._stored)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
-        stage.set_state(self.state.part("stage."), lambda step: self.batches.for_stage(step, batch_size, view)[0])
-        self.state = replace(self.state, tensors={})
+        state = self._stored.under("stage.") if self._stored is not None else {}
+        stage.set_state(state, lambda step: self.batches.for_stage(step, batch_size, view)[0])
+        self._validated = self.state.metrics
         self.batches.build_modules(stage)
         return engine
 
@@ -277,8 +287,9 @@ class Trainer:
     def _requests(self, engine: Engine) -> tuple[bool, bool]:
         """Returns whether all workers stop after this step, and whether they save, as a node will be taken away."""
         is_warned = self.worker.is_warned() and not self._saved_early
-        if not engine.any(self.worker.stop.asked() or is_warned):
+        if not engine.any(self.worker.stop.asked() or is_warned or self.checkpoints.has_failed):
             return False, False
+        self.checkpoints.wait()  # Raises where a save has failed.
         if engine.any(self.worker.stop.asked()):
             return True, False
         self._saved_early = True  # On all workers, also on those that have yet to learn of it.
@@ -298,7 +309,8 @@ class Trainer:
         row["learning_rate"] = learning_rate(stage.config, step)
         is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
         if self.validation is not None and is_due:
-            row |= self._validate(run, self.validation)
+            self._validated = self._validate(run, self.validation)
+            row |= self._validated
         if self.log is not None:
             self.log.write(stage.name, step, row, perf)
 
@@ -316,32 +328,29 @@ class Trainer:
 
     # Save
 
-    def _capture(self, engine: Engine, index: int, step: int) -> TrainState:
-        """All that is needed to go on; every worker must call it."""
-        tensors = {f"model.{name}": tensor for name, tensor in engine.state_dict(self.generator).items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in engine.averages().items()}
-        tensors |= {f"stage.{name}": tensor.cpu() for name, tensor in engine.stage.state(engine.all_reduce).items()}
-        return TrainState(stage=index, step=step, corpus=self.state.corpus, tensors=tensors)
-
-    def _save(self, state: TrainState) -> None:
-        self.state = replace(state, tensors={})
-        if self.is_first:
-            self.checkpoints.save(state)
+    def _save(self, state: TrainState, tensors: Mapping[str, Part]) -> None:
+        """Saves a checkpoint in the background; every worker must call it."""
+        self.state = state
+        self.checkpoints.save(state, tensors)
 
     def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""
-        weights = engine.state_dict(self.generator, everywhere=True)
+        self._save(TrainState(stage=index + 1, corpus=self.state.corpus), engine.parameters_of(self.generator))
+        self.checkpoints.wait()
         engine.close()
+        self._stored = self.checkpoints.open(self.state.folder)
         self.generator = self.spec.build().to(self.worker.device)
-        self.generator.load_state_dict(weights)
-        self._save_bundle(f"{STAGES}/{self.stage_names[index]}")
-        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-        self._save(TrainState(stage=index + 1, corpus=self.state.corpus, tensors=tensors))
+        load_parameters(self.generator, self._stored, "model.")
+        self._save_stage_bundle()
+
+    def _save_stage_bundle(self) -> None:
+        self._save_bundle(f"{STAGES}/{self.stage_names[self.state.stage - 1]}")
 
     def _save_bundle(self, name: str) -> None:
+        """Writes the generator as it was when the stage under way began, or after the last one."""
         if self.is_first:
-            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata)
+            tensors = None if self._stored is None else stored_tensors(self._stored, self.generator)
+            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata, tensors)
 
     # Build
 

@@ -58,6 +58,10 @@ class WorkerContext(Protocol):
         """The node, process and log of each worker, by rank, in words; every worker must call it."""
         ...
 
+    def exchange(self, text: str) -> list[str]:
+        """Returns the texts of all workers, by rank; every worker must call it."""
+        ...
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Raises on all workers if one of them holds something else."""
         ...

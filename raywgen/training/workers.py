@@ -6,9 +6,10 @@ import math
 import os
 import re
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
 from raywgen.storage import absolute
-from raywgen.training.agreement import check_agreement
+from raywgen.training.agreement import check_agreement, exchange
+from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
 from raywgen.training.notices import Notices
@@ -74,6 +76,10 @@ class LocalContext:
     def places(self) -> list[str]:
         """Returns the place of this process alone."""
         return [f"node {socket.gethostname()}, process {os.getpid()}"]
+
+    def exchange(self, text: str) -> list[str]:
+        """Returns the text: there is no other worker."""
+        return [text]
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
@@ -128,6 +134,10 @@ class RayContext:
         torch.distributed.all_gather_object(places, f"{place}, log {worker_log()}")
         return places
 
+    def exchange(self, text: str) -> list[str]:
+        """Returns what all workers give, through the process group."""
+        return exchange(text, self.device)
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""
         check_agreement(parts, self.device)
@@ -156,8 +166,13 @@ def train_here(specs: list[RunSpec], stop: Stop) -> None:
     train_runs(specs, LocalContext(stop, resolved_device(specs[0].config.device)), warn)
 
 
-def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
+def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -> None:
     """Trains on workers of the Ray cluster that this process is connected to.
+
+    Args:
+        specs: The runs.
+        stop: Tells whether to stop.
+        warned: What this process has already warned of, which no worker says again.
 
     Raises:
         DoesNotFitError: The workers found that a stage does not fit into their memory.
@@ -173,7 +188,11 @@ def train_on_ray(specs: list[RunSpec], stop: Stop) -> None:
     uses_gpus = first.device == "cuda"
     trainer = TorchTrainer(
         worker_loop,
-        train_loop_config={"specs": [_with_absolute_paths(spec) for spec in specs], "trust": trusted()},
+        train_loop_config={
+            "specs": [_with_absolute_paths(spec) for spec in specs],
+            "trust": trusted(),
+            "warned": [*warned],
+        },
         torch_config=TorchConfig(
             backend="nccl" if uses_gpus else "gloo",
             # Ray finds a process that hangs within `worker_timeout`; only then do the others give up waiting for it.
@@ -219,10 +238,15 @@ def worker_loop(arguments: dict[str, Any]) -> str | None:
         Why a run does not fit into memory, on which all workers agree; Ray Train would try again after an error.
     """
     specs: list[RunSpec] = arguments["specs"]
+    worker = RayContext(specs[0].config.out)
+
+    def warn_once(sentence: str) -> None:
+        if worker.rank == 0 and sentence not in arguments["warned"]:
+            print(f"{CheckpointWarning.__name__}: {sentence}", file=sys.stderr, flush=True)
+
     with trusting(*arguments["trust"]):
         try:
-            # The launching process has already warned of checkpoints that are skipped.
-            train_runs(specs, RayContext(specs[0].config.out), lambda sentence: None)
+            train_runs(specs, worker, warn_once)
         except DoesNotFitError as error:
             return str(error)
     return None

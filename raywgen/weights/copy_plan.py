@@ -18,7 +18,7 @@ from raywgen.weights.layout import Layout
 from raywgen.weights.nested import split_prefix
 from raywgen.weights.tensors import TensorSpec, kind_of
 
-_DTYPES = {
+DTYPE_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -40,9 +40,10 @@ _DTYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
+"""The name in torch of each dtype of a safetensors file."""
 
 
-SAFETENSORS_DTYPES = frozenset(_DTYPES.values())
+SAFETENSORS_DTYPES = frozenset(DTYPE_NAMES.values())
 """The dtypes that a safetensors file can hold, by their names in torch."""
 
 
@@ -93,11 +94,11 @@ def safetensors_plan(header: bytes, path: str) -> CopyPlan:
         rows = [(name, row["dtype"], tuple(row["shape"]), row["data_offsets"]) for name, row in content.items()]
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
-    if unknown := [dtype for _, dtype, _, _ in rows if not hasattr(torch, _DTYPES.get(dtype, ""))]:
-        raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(_DTYPES)}")
+    if unknown := [dtype for _, dtype, _, _ in rows if not hasattr(torch, DTYPE_NAMES.get(dtype, ""))]:
+        raise WeightsError(f"{path}: dtype {unknown[0]} is not known; give one of {', '.join(DTYPE_NAMES)}")
     if not rows:
         raise WeightsError(f"{path} holds no tensor; give a checkpoint")
-    tensors = {name: (_DTYPES[dtype], _stored_shape(dtype, shape)) for name, dtype, shape, _ in rows}
+    tensors = {name: (DTYPE_NAMES[dtype], _stored_shape(dtype, shape)) for name, dtype, shape, _ in rows}
     starts = {name: offsets[0] for name, _, _, offsets in rows}
     size = max(offsets[1] for *_, offsets in rows)
     ties = _ties_in_metadata(metadata, tensors)

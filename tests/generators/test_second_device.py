@@ -16,6 +16,7 @@ from raywgen.benchmarks.cuda_check import MOST_LOSS_DIFF, MOST_VALUE_DIFF, compa
 from raywgen.benchmarks.device_cases import CASES, DeviceCase, batch_of, build_case, condition_of, target
 from raywgen.generators import METHODS, GenerationRequest, Generator
 from raywgen.generators.igpg import IGPG
+from raywgen.training.checkpoints import own_slices
 from raywgen.training.engine import EngineSettings, LocalEngine
 from raywgen.weights import KeyedNoise, Layout
 from tests.second_device import DEVICE, DevicesDifferError, SecondDevice, SecondDeviceTensor
@@ -130,7 +131,8 @@ def test_a_batch_is_taken_in_parts(name: str) -> None:
         engine = LocalEngine(generator.stages()[0], EngineSettings(accumulate=2))
         batch = batch_of(CASES[name], 0, generator.needs.num_targets).to(device)
         found.append(float(engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3)["loss"]))
-        assert all(value.device == torch.device("cpu") for value in engine.state_dict(generator).values())
+        slices = own_slices(engine.state(generator), rank=0, num_workers=1).values()
+        assert all(part.on_host().values.device == torch.device("cpu") for part in slices)
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

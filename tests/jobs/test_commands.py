@@ -117,7 +117,7 @@ def run_until_stopped(cluster: LocalCluster, run: list[str], at_least: int) -> t
 def newest_step(out: Path) -> int:
     """Of the newest checkpoint in the run folder; one may be written or removed right now."""
     steps = [0]
-    for path in out.glob("checkpoints/*/progress.json"):
+    for path in out.glob("checkpoints/*/index.json"):
         with suppress(FileNotFoundError, json.JSONDecodeError):
             steps.append(json.loads(path.read_text())["step"])
     return max(steps)

@@ -31,6 +31,7 @@ from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.inputs import UnusableFileError, check_zip, parse_json, read_json, read_regular
 from raywgen.locks import only_one
 from raywgen.parquet import bounded_table
+from raywgen.storage import Storage
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, load_encoder, save_encoder
 from raywgen.tasks.images import load_images
@@ -38,7 +39,7 @@ from raywgen.tasks.text_datasets import open_tables
 from raywgen.tasks.user_data import read_data
 from raywgen.tasks.user_sources import ConditionError
 from raywgen.training import TrainConfig
-from raywgen.training.checkpoints import CheckpointError, TrainState
+from raywgen.training.checkpoints import Checkpoint, CheckpointError
 from raywgen.weights import Layout, WeightsError, load_state_dict
 from raywgen.zoo.describe import describe_corpus
 
@@ -120,8 +121,9 @@ def test_encoders_checkpoints_and_logs_are_regular_files(special: Callable[[str]
             save_encoder({"weight": torch.zeros(1)}, card, str(folder / "whole"))
             shutil.copy(folder / "whole" / "encoder.json", folder)
         assert isinstance(soon(partial(load_encoder, str(folder))), EncoderError)
-    progress = special("checkpoint/progress.json")
-    assert isinstance(soon(lambda: TrainState.load(progress.parent)), CheckpointError)
+    for name in ("index.json", "progress.json"):
+        folder = special(f"checkpoint-{name}.d/{name}").parent
+        assert isinstance(soon(partial(Checkpoint.open, Storage.at(folder))), CheckpointError)
     log = special("run/stage/metrics.jsonl")
     (log.parents[1] / "evaluation").mkdir()
     content = {"schema_version": 2, "layouts": [], "rows": [], "ladder": []}

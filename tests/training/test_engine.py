@@ -24,10 +24,11 @@ from raywgen.training.engine import (
     LocalEngine,
     Offload,
     distributed_engine,
-    load_averages,
+    load_parameters,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
+from tests.training.engine_states import Held, averages_of, moments_of, parameters_of, state_of
 
 NUM_STEPS = 6
 
@@ -58,8 +59,8 @@ def distributed(zero_stage: int, precision: Precision = "fp32") -> Callable[[Sta
 
 
 def assert_equal_states(one: Engine, other: Engine) -> None:
-    theirs = other.state_dict(other.stage)
-    for name, mine in one.state_dict(one.stage).items():
+    theirs = parameters_of(other)
+    for name, mine in parameters_of(one).items():
         # ZeRO flattens parameters into one buffer: the norm for clipping is summed in another order.
         torch.testing.assert_close(mine, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
 
@@ -91,7 +92,7 @@ def test_deepspeed_takes_the_steps_of_plain_torch(zero_stage: int) -> None:
     assert_equal_states(engine, local)
     assert torch.nn.functional.linear is plain_linear
     assert all(bool(parameter.numel()) == (zero_stage < 3) for parameter in sharded.parameters())
-    mine, theirs = engine.optimizer_state(), local.optimizer_state()
+    mine, theirs = moments_of(engine), moments_of(local)
     assert mine.keys() == theirs.keys()
     for name, moment in theirs.items():
         torch.testing.assert_close(mine[name], moment, rtol=1e-3, atol=1e-8)
@@ -120,9 +121,10 @@ def test_a_run_goes_on_under_another_engine(
     first, second = prior_stage(), prior_stage()
     engine = before(first)
     steps(engine, 0, NUM_STEPS)
-    second.load_state_dict(engine.state_dict(first))
+    stored = state_of(engine)
+    load_parameters(second, stored, "model.")
     resumed = after(second)
-    resumed.set_optimizer_state(engine.optimizer_state())
+    resumed.load(stored)
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected, rel=1e-5)
     assert_equal_states(undisturbed, resumed)
 
@@ -136,9 +138,10 @@ def test_offloading_changes_no_step_and_goes_on(zero_stage: int, offload: Offloa
     settings = EngineSettings(zero_stage=zero_stage, offload=offload, min_sharded=0)
     engine = distributed_engine(first, 1, settings)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
-    second.load_state_dict(engine.state_dict(first))
+    stored = state_of(engine)
+    load_parameters(second, stored, "model.")
     resumed = distributed_engine(second, 1, settings)
-    resumed.set_optimizer_state(engine.optimizer_state())
+    resumed.load(stored)
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(undisturbed, resumed)
 
@@ -229,10 +232,10 @@ def test_descent_has_no_moments_and_goes_on_without_them() -> None:
     expected = steps(LocalEngine(undisturbed), 0, 2 * NUM_STEPS)[NUM_STEPS:]
     engine = LocalEngine(first)
     steps(engine, 0, NUM_STEPS)
-    assert engine.optimizer_state() == {}
+    assert moments_of(engine) == {}
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = LocalEngine(second)
-    resumed.set_optimizer_state(engine.optimizer_state())
+    resumed.load(state_of(engine))
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == expected
     for mine, theirs in zip(undisturbed.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -246,10 +249,11 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     expected = steps(local, 0, 2 * NUM_STEPS)
     engine = distributed(zero_stage)(sharded)
     assert steps(engine, 0, NUM_STEPS) == pytest.approx(expected[:NUM_STEPS], rel=1e-5)
-    assert engine.optimizer_state() == {}
-    second.load_state_dict(engine.state_dict(sharded))
+    assert moments_of(engine) == {}
+    stored = state_of(engine)
+    load_parameters(second, stored, "model.")
     resumed = distributed(zero_stage)(second)
-    resumed.set_optimizer_state(engine.optimizer_state())
+    resumed.load(stored)
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(local, resumed)
 
@@ -281,8 +285,8 @@ def test_parts_of_a_batch_give_the_gradient_of_all(zero_stage: int | None, accum
         LocalEngine(prior_stage(), settings) if zero_stage is None else distributed_engine(prior_stage(), 1, settings)
     )
     assert steps(split, 0, NUM_STEPS) == pytest.approx(steps(whole, 0, NUM_STEPS), rel=1e-4)
-    theirs = whole.state_dict(whole.stage)
-    for name, mine in split.state_dict(split.stage).items():
+    theirs = parameters_of(whole)
+    for name, mine in parameters_of(split).items():
         torch.testing.assert_close(mine, theirs[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: n + m)
 
 
@@ -304,7 +308,7 @@ def test_betas_and_epsilon_are_those_of_plain_torch(make: Callable[[Stage], Engi
         expected.train()(batch, KeyedNoise(0, batch.sample_index_B + 100 * step)).loss.backward()
         torch.nn.utils.clip_grad_norm_(expected.parameters(), expected.config.optimizer.grad_clip)
         adam.step()
-    for name, mine in engine.state_dict(stage).items():
+    for name, mine in parameters_of(engine).items():
         torch.testing.assert_close(mine, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
@@ -318,24 +322,24 @@ def test_averages_are_those_of_the_parameters_after_each_step(zero_stage: int | 
         engine = LocalEngine(stage)
     else:
         engine = distributed_engine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=kept_whole))
-    expected = {name: tensor.double() for name, tensor in engine.state_dict(stage).items()}
+    expected = {name: tensor.double() for name, tensor in parameters_of(engine).items()}
     for step in range(NUM_STEPS):
         steps(engine, step, step + 1)
-        for name, tensor in engine.state_dict(stage).items():
+        for name, tensor in parameters_of(engine).items():
             expected[name] = 0.6 * expected[name] + 0.4 * tensor.double()
-    for name, average in engine.averages().items():
+    for name, average in averages_of(engine).items():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
-    own = engine.state_dict(stage)
+    own = parameters_of(engine)
     averaged = judged(engine)
-    assert_same(engine.state_dict(stage), own)
+    assert_same(parameters_of(engine), own)
     engine.finish()
-    assert_same(engine.state_dict(stage), engine.averages())
+    assert_same(parameters_of(engine), averages_of(engine))
     settings, again = engine.settings, prior_with(own)
     again.config.optimizer.ema_decay = 0.6
     resumed = LocalEngine(again) if zero_stage is None else distributed_engine(again, 1, settings)
-    resumed.set_averages({name: average + 1 for name, average in engine.averages().items()})
-    assert_same(resumed.averages(), {name: average + 1 for name, average in engine.averages().items()})
-    assert judged(LocalEngine(prior_with(engine.averages()))) == pytest.approx(averaged, rel=1e-6)
+    resumed.load(Held({f"ema.{name}": average + 1 for name, average in averages_of(engine).items()}))
+    assert_same(averages_of(resumed), {name: average + 1 for name, average in averages_of(engine).items()})
+    assert judged(LocalEngine(prior_with(averages_of(engine)))) == pytest.approx(averaged, rel=1e-6)
     assert judged(LocalEngine(prior_with(own))) != pytest.approx(averaged, rel=1e-3)
 
 
@@ -346,7 +350,7 @@ def judged(engine: Engine) -> float:
 
 def prior_with(parameters: dict[str, Tensor]) -> Stage:
     stage = prior_stage()
-    load_averages(stage, parameters)
+    load_parameters(stage, Held({**stage.state_dict(), **parameters}), "")
     return stage
 
 
@@ -389,7 +393,7 @@ def test_unequal_parts_count_for_their_size(accumulate: int) -> None:
         engine = LocalEngine(stage, EngineSettings(accumulate=accumulate))
         engine.num_workers, engine.all_reduce = num_workers, lambda tensor: tensor * num_workers  # Those of all alike.
         metrics = engine.train_step(part, KeyedNoise(0, part.sample_index_B), 1.0, total)
-        return engine.state_dict(stage), float(metrics["loss"])
+        return parameters_of(engine), float(metrics["loss"])
 
     batch = weight_batch()
     whole, loss = step(batch, 1, None)

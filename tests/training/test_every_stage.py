@@ -17,6 +17,7 @@ import raywgen.generators
 import raywgen.nn
 from raywgen.benchmarks.strategy_cases import CASES, Case, batch_of, build_stage, noise_of
 from raywgen.training.engine import DeepSpeedEngine, Engine, EngineSettings, LocalEngine
+from tests.training.engine_states import parameters_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH_SIZE = 6
@@ -71,8 +72,8 @@ def test_every_stage_trains_with_all_its_parameters_sharded(name: str) -> None:
     assert losses(sharded, case, 3) == pytest.approx(losses(local, case, 3), rel=1e-5)
     assert not any(parameter.numel() for parameter in sharded.stage.parameters())
     assert judged(sharded, case) == pytest.approx(judged(local, case), rel=1e-4)
-    theirs = local.state_dict(local.stage)
-    for key, tensor in sharded.state_dict(sharded.stage).items():
+    theirs = parameters_of(local)
+    for key, tensor in parameters_of(sharded).items():
         torch.testing.assert_close(
             tensor, theirs[key], rtol=1e-3, atol=1e-5, msg=lambda message, key=key: key + message
         )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig, Policy
 from raywgen.generators.settings import Schedule
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
-from raywgen.training.checkpoints import CheckpointManager, TrainState
+from raywgen.training.checkpoints import CheckpointManager, Part, TrainState
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.run_spec import RunSpec
@@ -159,9 +159,9 @@ def test_an_interrupted_run_ends_bit_equal_to_an_undisturbed_one(
     saved = 0
     save = CheckpointManager.save
 
-    def save_then_stop(self: CheckpointManager, progress: TrainState) -> None:
+    def save_then_stop(self: CheckpointManager, state: TrainState, tensors: Mapping[str, Part]) -> None:
         nonlocal saved
-        save(self, progress)
+        save(self, state, tensors)
         saved += 1
         if saved == kept:
             raise _InterruptedError

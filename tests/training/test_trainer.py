@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
-from raywgen.training import TrainConfig, read_metrics
+from raywgen.training import TrainConfig, read_metrics, trainer
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
@@ -28,14 +29,48 @@ from tests.training.whole_plan import WholePlan
 NUM_STEPS, BATCH = 3, 8
 
 
+class Texts:
+    """What workers in threads of this process give one another."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._texts = [""] * num_workers
+        self._barrier = threading.Barrier(num_workers, timeout=60)
+
+    def exchange(self, rank: int, text: str) -> list[str]:
+        self._texts[rank] = text
+        self._barrier.wait()
+        found = list(self._texts)
+        self._barrier.wait()
+        return found
+
+
+class EnoughError(Exception):
+    """All steps are taken, and nothing is to be saved."""
+
+
+class NoMore(Stop):
+    """A request that ends training after some steps, before anything is saved."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self._num_left = num_steps
+
+    def asked(self) -> bool:
+        self._num_left -= 1
+        if not self._num_left:
+            raise EnoughError
+        return False
+
+
 @dataclass
 class OneOf:
-    """A worker that trains its part of every batch, whatever the others do."""
+    """A worker that trains its part of every batch; only checkpoints are saved together with the others."""
 
     rank: int = 0
     num_workers: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Stop = field(default_factory=Stop)
+    others: Texts | None = None
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         return LocalEngine(stage, settings)
@@ -48,6 +83,9 @@ class OneOf:
 
     def places(self) -> list[str]:
         return [f"worker {rank}" for rank in range(self.num_workers)]
+
+    def exchange(self, text: str) -> list[str]:
+        return [text] if self.others is None else self.others.exchange(self.rank, text)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
@@ -120,20 +158,43 @@ def test_a_validation_counts_every_architecture_alike(
 
 
 def test_a_worker_trains_on_its_own_part_of_every_batch(
-    zoo_corpus: Corpus, tmp_path: Path, seen: dict[str, list[tuple[Tensor, float]]]
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = config(zoo_corpus, tmp_path)
-    train(run, zoo_corpus, OneOf(rank=1, num_workers=2))
+    run, texts, num_bundles = config(zoo_corpus, tmp_path), Texts(2), 0
+    found: dict[int, list[Tensor]] = {}
+    take_step, bundle = LocalEngine.train_step, trainer.save_bundle
+
+    def noted(self: LocalEngine, batch: Any, *rest: Any) -> Any:
+        found.setdefault(threading.get_ident(), []).append(batch.values_BD)
+        return take_step(self, batch, *rest)
+
+    def save_bundle(*arguments: Any) -> None:
+        nonlocal num_bundles
+        num_bundles += 1
+        assert threading.get_ident() == first.ident, "the first worker alone writes"
+        bundle(*arguments)
+
+    monkeypatch.setattr(LocalEngine, "train_step", noted)
+    monkeypatch.setattr(trainer, "save_bundle", save_bundle)
+    first, second = (
+        threading.Thread(target=train, args=(run, zoo_corpus, OneOf(rank=rank, num_workers=2, others=texts)))
+        for rank in range(2)
+    )
+    first.start()
+    second.start()
+    first.join()
+    second.join()
+    assert second.ident is not None
     order = WholePlan(
         RunRows.of(zoo_corpus).train,
         seed=run.seed,
         num_condition_samples=run.num_condition_samples,
         num_query_samples=run.num_query_samples,
     )
-    for step, (values_BD, _) in enumerate(seen["train_step"]):
+    for step, values_BD in enumerate(found[second.ident]):
         assert torch.equal(values_BD, order.batch(step, BATCH).values_BD[1::2])
-    assert len(seen["train_step"]) == NUM_STEPS
-    assert not (tmp_path / "generator").exists(), "the first worker alone writes"
+    assert len(found[second.ident]) == NUM_STEPS
+    assert num_bundles == 2
 
 
 def test_a_strategy_that_is_chosen_is_told_and_changes_no_loss(
@@ -187,8 +248,14 @@ def test_every_step_of_every_worker_has_a_dropout_of_its_own(
         return step(self, *arguments)
 
     monkeypatch.setattr(LocalEngine, "train_step", noted)
+    monkeypatch.setattr(trainer, "agree_on_folder", lambda out, group: "launch")
     for rank in range(2):
-        train(config(zoo_corpus, tmp_path / str(rank)), zoo_corpus, OneOf(rank=rank, num_workers=2))
+        with pytest.raises(EnoughError):
+            train(
+                config(zoo_corpus, tmp_path / str(rank)),
+                zoo_corpus,
+                OneOf(rank=rank, num_workers=2, stop=NoMore(NUM_STEPS)),
+            )
     assert len(set(drawn)) == len(drawn) == 2 * NUM_STEPS
 
 

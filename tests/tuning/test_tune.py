@@ -65,7 +65,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
     assert process.poll() is None, "over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    position = CheckpointManager(run).position()
+    position = CheckpointManager(str(run)).position()
     assert position is not None
     kept = position[1]
     before = [row for row in read_metrics(run) if row["step"] < kept]

@@ -1,8 +1,8 @@
 """Engines, which take the optimiser steps: plain torch, alone or on every worker, or DeepSpeed over all workers.
 
-All train the same stage with the same losses. What leaves an engine (parameters, averages, the optimiser's state) has
-names and is whole, whatever the sharding, so that a checkpoint can be resumed by another number of workers, another
-ZeRO stage, or without DeepSpeed.
+All train the same stage with the same losses. What an engine gives to a checkpoint (parameters, averages, the
+optimiser's state) are slices with the names and places of the whole, whatever the sharding, so that another number of
+workers, another ZeRO stage, or a process without DeepSpeed can go on from it.
 
     base.py        the order of a step, averages of parameters, and what an engine gives and takes
     local.py       plain torch in one process
@@ -11,7 +11,7 @@ ZeRO stage, or without DeepSpeed.
 """
 
 from raywgen.generators import Stage
-from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, load_averages
+from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, Stored, load_parameters
 from raywgen.training.engine.local import LocalEngine
 from raywgen.training.engine.replicated import ReplicatedEngine
 from raywgen.training.engine.sharded import DeepSpeedEngine
@@ -24,8 +24,9 @@ __all__ = [
     "LocalEngine",
     "Offload",
     "ReplicatedEngine",
+    "Stored",
     "distributed_engine",
-    "load_averages",
+    "load_parameters",
 ]
 
 

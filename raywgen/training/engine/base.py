@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.blocks import compile_error, prepare_blocks
 from raywgen.nn.precision import Precision
+from raywgen.training.checkpoints.slices import Part
 from raywgen.weights import KeyedNoise, WeightBatch
 
 Offload = Literal["none", "optimizer", "parameters"]
@@ -50,11 +51,20 @@ class DeviceMemoryError(RuntimeError):
     """A device has run out of memory; the message says what to lower."""
 
 
+class Stored(Protocol):
+    """The tensors of a checkpoint, which are read by ranges of their flat values."""
+
+    def __contains__(self, name: str, /) -> bool:
+        """Whether there is a tensor of this name."""
+        ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Returns the values `[start, stop)` of a flat tensor; by default all."""
+        ...
+
+
 class Engine(ABC):
     """Takes the optimiser steps of one stage, and keeps the moving average of its parameters if it asks for one.
-
-    Whatever is whole in the answer of a method is whole on the first worker alone, unless the method says otherwise;
-    every worker must call it.
 
     Args:
         stage: The stage to train, on its device.
@@ -119,42 +129,47 @@ class Engine(ABC):
             metrics = _detached(self._forward(batch, noise))
         return self._mean({name: value if weight == 1 else weight * value for name, value in metrics.items()})
 
-    # What an engine gives and takes
+    # What an engine gives to a checkpoint and takes from one
 
     @torch.no_grad()
-    def state_dict(self, module: nn.Module, *, everywhere: bool = False) -> dict[str, Tensor]:
-        """Returns parameters and buffers in full, on the CPU.
+    def state(self, generator: nn.Module) -> dict[str, Part]:
+        """Returns all that a run needs to go on, as this worker holds it; every worker must call it.
+
+        The tensors are those that training goes on with; they change with the next step.
 
         Args:
-            module: The stage, or a generator that shares parameters with it.
-            everywhere: Whether each worker gets them, and not the first one alone.
+            generator: The generator, which shares parameters with the stage; its state stands under `model.`, the
+                optimiser's under `optimizer.`, the parameters' averages under `ema.`, the stage's own under `stage.`.
         """
-        state = {}
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            whole = self._whole(self._held(tensor), tensor)
-            if everywhere or self.rank == 0:
-                state[name] = whole.detach().cpu().clone()
-        return state
+        found = self.parameters_of(generator)
+        found |= {f"optimizer.{name}": part for name, part in self._optimizer_state().items()}
+        for name, parameter in self.stage.named_parameters():
+            if name in self._averages:
+                found[f"ema.{name}"] = self._part(self._averages[name], parameter)
+        return found | {f"stage.{name}": tensor for name, tensor in self.stage.state(self.all_reduce).items()}
 
     @torch.no_grad()
-    def averages(self) -> dict[str, Tensor]:
-        """Returns the moving averages of the parameters by name, on the CPU; nothing if the stage asks for none."""
-        return self._whole_on_first(self._averages)
+    def parameters_of(self, generator: nn.Module) -> dict[str, Part]:
+        """Returns the parameters and buffers of a generator under `model.`, as this worker holds them."""
+        tensors = generator.state_dict(keep_vars=True)
+        return {f"model.{name}": self._part(self._held(tensor), tensor) for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def set_averages(self, averages: Mapping[str, Tensor]) -> None:
-        """Loads what `averages` returned, on every worker."""
-        parameters = dict(self.stage.named_parameters())
-        for name, average in self._averages.items():
-            average.copy_(self._part(averages[name], parameters[name]))
+    def load(self, stored: Stored) -> None:
+        """Loads the optimiser's state and the averages that a checkpoint holds: the values that this worker needs."""
+        if f"optimizer.{STEP}" in stored:
+            self._load_optimizer_state(stored)
+        for name, parameter in self.stage.named_parameters():
+            if name in self._averages and f"ema.{name}" in stored:
+                load_range(self._averages[name], stored, f"ema.{name}", self._range(parameter))
 
     @abstractmethod
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Returns the optimiser's state by parameter name, in full, on the CPU."""
+    def _optimizer_state(self) -> dict[str, Part]:
+        """Returns the optimiser's state by parameter name, as this worker holds it."""
 
     @abstractmethod
-    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads what `optimizer_state` returned, on every worker, in whatever sharding this engine has."""
+    def _load_optimizer_state(self, stored: Stored) -> None:
+        """Loads what `_optimizer_state` returned on all workers, in whatever sharding this engine has."""
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -228,27 +243,17 @@ class Engine(ABC):
             if name in parts:
                 self._held(parameter).copy_(parts[name])
 
-    def _whole_on_first(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Puts the workers' parts of something that each parameter has together, one after another."""
-        whole = {}
-        for name, parameter in self.stage.named_parameters():
-            if name in parts:
-                tensor = self._whole(parts[name], parameter)
-                if self.rank == 0:
-                    whole[name] = tensor.detach().cpu().clone()
-        return whole
-
     def _held(self, parameter: Tensor) -> Tensor:
         """Returns the part of a parameter that this worker holds: all of it, unless parameters are sharded."""
         return parameter
 
-    def _whole(self, part: Tensor, parameter: Tensor) -> Tensor:
-        """Returns in full what the workers hold parts of, as they hold parts of a parameter."""
-        return part
+    def _part(self, held: Tensor, parameter: Tensor) -> Part:
+        """Returns what a worker holds of a tensor of a parameter's shape, in its place in the whole."""
+        return held
 
-    def _part(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        """Applies the inverse of `_whole`."""
-        return whole
+    def _range(self, parameter: Tensor) -> tuple[int, int]:
+        """Returns the first value and the end of what this worker holds of a flat parameter."""
+        return 0, parameter.numel()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker; every worker must call it and gets the same answer."""
@@ -307,37 +312,48 @@ def has_moments(stage: Stage) -> bool:
     return stage.config.optimizer.kind == "adamw"
 
 
-def optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the state of an optimiser of whole parameters, by name, on the CPU."""
-    full: dict[str, Tensor] = {}
+def optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Part]:
+    """Returns the state of an optimiser of whole parameters, by name."""
     if not has_moments(stage):
-        return full
+        return {}
+    full: dict[str, Part] = {}
+    newest = torch.zeros(())
     for name, parameter in stage.named_parameters():
         state = optimizer.state[parameter]
         for key in MOMENTS:
-            value = state.get(key, torch.zeros_like(parameter))
-            full[f"{name}|{key}"] = value.detach().cpu().clone()
+            full[f"{name}|{key}"] = state.get(key, torch.zeros_like(parameter))
         # A parameter that no loss has reached yet has no state, and would set the others back.
-        if STEP in state:
-            full[STEP] = torch.as_tensor(state[STEP]).detach().cpu().clone()
-    return {STEP: torch.zeros(()), **full}
+        newest = torch.as_tensor(state.get(STEP, newest))
+    return {STEP: newest, **full}
 
 
-def set_optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+def load_optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer, stored: Stored) -> None:
     """Loads what `optimizer_state` returned."""
-    if not has_moments(stage):
-        return
     for name, parameter in stage.named_parameters():
-        moments = {key: state[f"{name}|{key}"].to(parameter.device).clone() for key in MOMENTS}
-        optimizer.state[parameter] = {**moments, STEP: state[STEP].clone()}
+        moments = {key: torch.empty_like(parameter, memory_format=torch.contiguous_format) for key in MOMENTS}
+        for key, moment in moments.items():
+            load_range(moment, stored, f"optimizer.{name}|{key}", (0, moment.numel()))
+        optimizer.state[parameter] = {**moments, STEP: stored.read(f"optimizer.{STEP}").view(())}
 
 
 @torch.no_grad()
-def load_averages(stage: Stage, averages: Mapping[str, Tensor]) -> None:
-    """Gives parameters of a stage new values by name; those that are not named keep theirs."""
-    for name, parameter in stage.named_parameters():
-        if name in averages:
-            parameter.copy_(averages[name])
+def load_range(target: Tensor, stored: Stored, name: str, span: tuple[int, int]) -> None:
+    """Reads values of a flat stored tensor into the beginning of a tensor; what is beyond, as padding, becomes 0."""
+    start, stop = span
+    values = stored.read(name, start, stop)
+    if target.numel() == len(values):
+        target.copy_(values.view(target.shape))
+        return
+    flat = target.view(-1)
+    flat[: len(values)] = values.to(flat.device)
+    flat[len(values) :] = 0
+
+
+@torch.no_grad()
+def load_parameters(module: nn.Module, stored: Stored, prefix: str) -> None:
+    """Loads the parameters and buffers of a module that lie in a checkpoint under a prefix."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        load_range(tensor, stored, prefix + name, (0, tensor.numel()))
 
 
 def _parts(num: int, num_parts: int) -> list[Tensor]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import autocast, resolved
-from raywgen.training.engine.base import Engine, EngineSettings, new_optimizer, optimizer_state, set_optimizer_state
+from raywgen.training.checkpoints.slices import Part
+from raywgen.training.engine.base import (
+    Engine,
+    EngineSettings,
+    Stored,
+    load_optimizer_state,
+    new_optimizer,
+    optimizer_state,
+)
 from raywgen.weights import KeyedNoise, WeightBatch
 
 
@@ -32,13 +38,11 @@ class LocalEngine(Engine):
         """Returns the tensor: there is no other worker."""
         return tensor
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Returns the state of torch's optimiser."""
+    def _optimizer_state(self) -> dict[str, Part]:
         return optimizer_state(self.stage, self._optimizer)
 
-    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads the state into torch's optimiser."""
-        set_optimizer_state(self.stage, self._optimizer, state)
+    def _load_optimizer_state(self, stored: Stored) -> None:
+        load_optimizer_state(self.stage, self._optimizer, stored)
 
     def _forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         with autocast(self._precision, self._device_type):

@@ -38,10 +38,6 @@ class ReplicatedEngine(LocalEngine):
         torch.distributed.all_reduce(tensor)
         return tensor
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Returns the state of torch's optimiser, which is the same on every worker."""
-        return super().optimizer_state() if self.rank == 0 else {}
-
     def _exchange(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged in the backward pass of the last part alone."""
         return nullcontext() if is_last else self._replicas.no_sync()

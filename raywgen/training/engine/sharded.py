@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from raywgen.compat import (
     link_optimizer_state,
+    moment_fragment,
     refresh_whole_parameters,
     release_engine,
     releasing_linear,
@@ -18,15 +20,19 @@ from raywgen.compat import (
     shard_of,
     skip_shared_memory_collectives,
     state_shards,
+    whole_shape,
 )
 from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import resolved
+from raywgen.training.checkpoints.slices import Part, Slice
 from raywgen.training.engine.base import (
     MOMENTS,
     STEP,
     Engine,
     EngineSettings,
+    Stored,
     has_moments,
+    load_range,
     new_optimizer,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
@@ -109,25 +115,30 @@ class DeepSpeedEngine(Engine):
         torch.distributed.all_reduce(tensor)
         return tensor
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Gathers all workers' shards, one parameter after another."""
-        if not has_moments(self.stage):
-            return {}
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        full: dict[str, Tensor] = {}
+    def _optimizer_state(self) -> dict[str, Part]:
+        number = next(self._steps(), None)
+        if number is None or not has_moments(self.stage):
+            return {}  # There is none before the first step.
+        found: dict[str, Part] = {STEP: number}
         for name, parameter in self.stage.named_parameters():
             for key in MOMENTS:
-                moment = safe_get_full_optimizer_state(parameter, key)
-                assert moment is not None, f"DeepSpeed keeps no {key} of {name}"
-                if self.rank == 0:
-                    full[f"{name}|{key}"] = moment.detach().cpu().clone()
-        return full | {STEP: next(self._steps()).detach().cpu().clone()} if self.rank == 0 else {}
+                if (part := self._moment(parameter, key)) is not None:
+                    found[f"{name}|{key}"] = part
+        return found
 
-    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Gives each worker its own shard."""
-        if not has_moments(self.stage):
-            return
+    def _moment(self, parameter: nn.Parameter, key: str) -> Part | None:
+        """Returns this worker's part of a moment; None where it has none."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if self._zero_stage == 3:
+            moment = safe_get_local_optimizer_state(parameter, key)
+            assert moment is not None, f"DeepSpeed keeps no {key} of a parameter"
+            return self._part(moment, parameter)
+        if (fragment := moment_fragment(parameter, key)) is None:
+            return None
+        return Slice(tuple(parameter.shape), *fragment)
+
+    def _load_optimizer_state(self, stored: Stored) -> None:
         # Before its first step Adam has no state, and DeepSpeed no link from parameters to their shards of it.
         for shard in state_shards(self._engine):
             self._optimizer.state[shard] = {key: torch.zeros_like(shard) for key in MOMENTS}
@@ -136,18 +147,21 @@ class DeepSpeedEngine(Engine):
             link_optimizer_state(self._engine)
         for name, parameter in self.stage.named_parameters():
             for key in MOMENTS:
-                self._set_moment(parameter, key, state[f"{name}|{key}"])
+                self._load_moment(parameter, key, stored, f"optimizer.{name}|{key}")
         for step in self._steps():
-            step.copy_(state[STEP])
+            step.copy_(stored.read(f"optimizer.{STEP}").view(()))
 
-    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    def _load_moment(self, parameter: nn.Parameter, key: str, stored: Stored, name: str) -> None:
+        from deepspeed.utils import safe_set_local_optimizer_state
 
         if self._zero_stage == 3:
             # DeepSpeed's own setter of whole values fails on the last worker where shards are padded.
-            safe_set_local_optimizer_state(parameter, self._part(value, parameter), key)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
+            moment = torch.empty_like(self._held(parameter))
+            load_range(moment, stored, name, self._range(parameter))
+            safe_set_local_optimizer_state(parameter, moment, key)
+        elif (fragment := moment_fragment(parameter, key)) is not None:
+            start, values = fragment
+            load_range(values, stored, name, (start, start + values.numel()))
 
     def _steps(self) -> Iterator[Tensor]:
         for state in self._optimizer.state.values():
@@ -160,22 +174,17 @@ class DeepSpeedEngine(Engine):
         shard = shard_of(parameter)
         return parameter if shard is None else shard
 
-    def _whole(self, part: Tensor, parameter: Tensor) -> Tensor:
+    def _part(self, held: Tensor, parameter: Tensor) -> Part:
         if shard_of(parameter) is None:
-            return part
-        own = part.detach().to(self._device).contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.num_workers)]
-        torch.distributed.all_gather(parts, own)
-        shape: torch.Size = parameter.ds_shape  # pyright: ignore[reportAttributeAccessIssue]
-        return torch.cat(parts)[: shape.numel()].view(shape)
+            return held
+        start, stop = self._range(parameter)
+        return Slice(whole_shape(parameter), start, held.detach().view(-1)[: stop - start])
 
-    def _part(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        shard = shard_of(parameter)
+    def _range(self, parameter: Tensor) -> tuple[int, int]:
+        shard, num = shard_of(parameter), math.prod(whole_shape(parameter))
         if shard is None:
-            return whole
-        padded = torch.zeros(self.num_workers * shard.numel(), dtype=whole.dtype, device=whole.device)
-        padded[: whole.numel()] = whole.flatten()
-        return padded[self.rank * shard.numel() :][: shard.numel()]
+            return 0, num
+        return min(self.rank * shard.numel(), num), min((self.rank + 1) * shard.numel(), num)
 
     def _load_held(self, parts: Mapping[str, Tensor]) -> None:
         super()._load_held(parts)
