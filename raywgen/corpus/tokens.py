@@ -132,14 +132,19 @@ class TokenCorpus:
         self.corpus, self.recipe = corpus, recipe
 
     @classmethod
-    def open(cls, location: str | Path) -> Self:
+    def open(cls, location: str | Path, snapshot: str = "", *, copies: bool = True) -> Self:
         """Reads the manifest and checks that every file is there in full length.
+
+        Args:
+            location: Path or URI.
+            snapshot: As `Corpus.open` takes it.
+            copies: As `Corpus.open` takes it.
 
         Raises:
             TokensError: The corpus holds weights.
             CorpusError: There is no corpus, or it is damaged.
         """
-        corpus = Corpus.open(location)
+        corpus = Corpus.open(location, snapshot, copies=copies)
         if not is_tokens(corpus):
             raise TokensError(
                 f"{corpus.location} holds weights and no tokens; `raywgen corpus encode {corpus.location} "
@@ -206,7 +211,7 @@ class TokenCorpus:
 
 
 class StoredTokens:
-    """The tokens of N checkpoints of one layout, read from the mapped shards.
+    """The tokens of N checkpoints of one layout, read from the shards.
 
     Args:
         corpus: The corpus of tokens.
@@ -215,7 +220,7 @@ class StoredTokens:
     """
 
     def __init__(self, corpus: Corpus, layout: Layout, facts: pa.Table) -> None:
-        self._corpus, self._layout = corpus, layout
+        self.corpus, self._layout = corpus, layout
         (spec,) = layout.tensors
         self._dtype, self._shape = spec.torch_dtype, (spec.shape[0], spec.shape[1])
         shards = facts.column("shard").combine_chunks().dictionary_encode()
@@ -247,7 +252,7 @@ class StoredTokens:
         width = L * self._dtype.itemsize
         for codes_WL, index, first in zip(out_BWL, index_B.tolist(), starts, strict=True):
             assert 0 <= first <= M - W, "a window beyond the end"
-            view = self._corpus.view(self._paths[int(self._shard_N[index])], self._layout)
+            view = self.corpus.view(self._paths[int(self._shard_N[index])], self._layout)
             (raw,) = view.ranges(int(self._row_N[index]), [(first * width, (first + W) * width)])
             codes_WL.copy_(_view(raw, self._dtype).view(W, L))
         return out_BWL

@@ -1,37 +1,27 @@
-"""Batch t of a stage, as one worker sees it.
+"""Batch t of a stage, as one worker sees it: what is read of the corpus, with conditions, queries and modules.
 
-All workers agree on one global order: batch t is the same set of checkpoints, samples and noise whatever the number of
-workers, and each takes its own part of it. A batch is of one layout; layouts take turns.
+`batch_order.py` says which networks make a batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators import Stage
 from raywgen.tasks import Task, draw_condition, draw_few_shot
+from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView, StoredBatch
 from raywgen.training.rows import LayoutRows, trajectory_rows
 from raywgen.weights import Condition, KeyedNoise, WeightBatch
 
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
 STAGE_STREAM = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class StageView:
-    """The stage that a batch is for, with the seed and the stream of its noise."""
-
-    stage: Stage
-    seed: int
-    stream: int
-
-    def noise(self, sample_index_B: Tensor) -> KeyedNoise:
-        """Returns the stage's noise for some samples of the run."""
-        return KeyedNoise(self.seed, sample_index_B, self.stream)
+ReadBatch = Callable[[BatchDraw], StoredBatch]
+"""Returns what a part of a batch holds of the corpus."""
 
 
 class BatchPlan:
@@ -62,20 +52,18 @@ class BatchPlan:
         num_workers: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self._rows = [trajectory_rows(of_layout, num_targets) for of_layout in rows] if num_targets else rows
+        self.rows = [trajectory_rows(of_layout, num_targets) for of_layout in rows] if num_targets else rows
         self._seed = seed
         self._shot = shot
         self._num_condition_samples = num_condition_samples
         self._num_query_samples = num_query_samples
-        self._rank = rank
-        self._num_workers = num_workers
         self._device = device or torch.device("cpu")
-        self._permutations: dict[tuple[int, int], Tensor] = {}
+        self.order = BatchOrder(self.rows, seed=seed, rank=rank, num_workers=num_workers)
 
     @property
     def num_layouts(self) -> int:
         """Layouts that take turns."""
-        return len(self._rows)
+        return len(self.rows)
 
     def build_modules(self, stage: Stage) -> None:
         """Builds the networks that batches of a stage hold, in this thread.
@@ -83,12 +71,12 @@ class BatchPlan:
         Their first values come from torch's own generator, from which a thread that draws batches ahead must take none:
         dropout takes its masks from it at the same time.
         """
-        for rows in self._rows:
+        for rows in self.rows:
             if stage.windows(rows.layout, KeyedNoise(0, torch.zeros(1, dtype=torch.int64))) is None:
                 rows.module()
 
     def for_stage(
-        self, step: int, batch_size: int, view: StageView, *, whole: bool = False
+        self, step: int, batch_size: int, view: StageView, *, whole: bool = False, read: ReadBatch | None = None
     ) -> tuple[WeightBatch, KeyedNoise]:
         """Returns batch `step` as a stage sees it, windows only where these suffice, and the stage's noise.
 
@@ -97,30 +85,25 @@ class BatchPlan:
             batch_size: Networks of all workers together.
             view: The stage, and the seed and stream of its noise.
             whole: Whether to return all of the batch, the same on every worker, in place of this worker's part.
+            read: Reads what the batch holds of the corpus; by default it is read here.
         """
-        stage = view.stage
-        place_B = torch.arange(batch_size) if whole else torch.arange(self._rank, batch_size, self._num_workers)
-        turn = step % len(self._rows)
-        rows = self._rows[turn]
-        first = step // len(self._rows) * batch_size
-        row_B = self._row_indices(turn, first + place_B)
-        sample_index_B = step * batch_size + place_B
-        noise = view.noise(sample_index_B)
-        windows = stage.windows(rows.layout, noise)
+        draw = self.order.draw(step, batch_size, view, whole=whole)
+        rows, row_B, windows = self.rows[draw.turn], draw.row_B, draw.windows
+        sample_index_B, noise = draw.sample_index_B, draw.noise
         tasks = [rows.tasks[int(row)] for row in row_B]
         condition, query = self._samples(tasks, sample_index_B)
         condition = replace(condition, policies=tuple(rows.policies[int(row)] for row in row_B))
-        reads_tokens = stage.tokens != "none" and rows.tokens is not None
+        stored = self.order.read(draw, view.stage) if read is None else read(draw)
         batch = WeightBatch(
-            values_BD=torch.empty(len(row_B), 0) if reads_tokens else rows.values(row_B, windows),
-            codes_BWL=rows.codes(row_B, windows) if reads_tokens else None,
+            values_BD=torch.empty(len(row_B), 0) if stored.values_BD is None else stored.values_BD,
+            codes_BWL=stored.codes_BWL,
             layout=rows.layout,
             # A network is as large as what it is generated for, and windows of it are run through none.
             module=self._moved(rows.module()) if windows is None else nn.Module(),
             condition=condition,
             query=query,
             sample_index_B=sample_index_B,
-            targets_BAD=rows.targets(row_B, windows),
+            targets_BAD=stored.targets_BAD,
             windows=windows,
         )
         return batch.to(self._device), noise.to(self._device)
@@ -138,26 +121,3 @@ class BatchPlan:
         query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
         condition = draw_condition(tasks, self._num_condition_samples, condition_noise)
         return condition, draw_condition(tasks, self._num_query_samples, query_noise)
-
-    def _row_indices(self, turn: int, position_B: Tensor) -> Tensor:
-        """Rows at positions of the layout's endless sequence of epochs, each a permutation of its own."""
-        count = len(self._rows[turn].tasks)
-        epochs = [int(position) // count for position in position_B]
-        wanted = {(turn, epoch) for epoch in epochs}
-        for key in wanted:
-            if key not in self._permutations:
-                # One epoch per layout is kept, and the next while a batch straddles both.
-                stale = [old for old in self._permutations if old[0] == turn and old[1] < min(epochs)]
-                for old in stale:
-                    del self._permutations[old]
-                self._permutations[key] = self._permutation(*key, count)
-        return torch.stack(
-            [
-                self._permutations[turn, epoch][int(position) % count]
-                for epoch, position in zip(epochs, position_B, strict=True)
-            ]
-        )
-
-    def _permutation(self, turn: int, epoch: int, count: int) -> Tensor:
-        key = KeyedNoise(self._seed, torch.tensor([epoch]), turn).uniform(count)
-        return key[0].argsort(stable=True)

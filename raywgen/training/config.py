@@ -43,6 +43,9 @@ class TrainConfig:
         out: Run folder; all workers must reach it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed. Of a range such as
             `[2, 8]` the run has as many as there is room for: a lost node shrinks it, a new one grows it.
+        source: How batches are read: `mapped`, from memory-mapped shards (remote ones are copied to the cache of each
+            node first); `ray`, by reader actors that fetch what a step sees, for corpora on an object store that no
+            node shall copy; or `auto`: `ray` where shards cannot be mapped and there are workers.
         strategy: `manual`, or `auto`: for each stage `accumulate`, `zero_stage` and `offload` are chosen from its
             sizes, the workers and their memory, whatever stands there; a line says which, and why.
         accumulate: Parts in which each worker takes its share of a batch, one after another, to save memory.
@@ -80,6 +83,7 @@ class TrainConfig:
     corpus: str = "runs/zoo/corpus"
     out: str = "runs/igpg"
     num_workers: int | list[int] = 2
+    source: Literal["auto", "mapped", "ray"] = "auto"
     strategy: Literal["manual", "auto"] = "manual"
     accumulate: int = 1
     activation_checkpointing: bool = False
@@ -167,6 +171,11 @@ class TrainConfig:
 
     def _check_workers(self) -> None:
         given = self.num_workers
+        if self.source == "ray" and not self.max_workers:
+            raise ValueError(
+                "source=ray: the readers serve Ray's workers, and num_workers=0 has none; give num_workers=1 or more, "
+                "or source=mapped"
+            )
         if isinstance(given, int):
             if given < 0:
                 raise ValueError(f"num_workers={given}: must be at least 0")

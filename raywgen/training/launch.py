@@ -40,6 +40,7 @@ from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapsho
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import check_tokens
 from raywgen.training.runlog import Row, read_metrics
+from raywgen.training.source import with_source
 from raywgen.training.stages_file import StageRecord, stage_records, write_stages
 from raywgen.training.workers import train_here, train_on_ray
 from raywgen.trust import entry_point
@@ -49,6 +50,7 @@ OnProgress = Callable[[str, str, int, int, Row], None]
 
 _POLL_SECONDS = 0.5
 _MOST_NAMED = 3
+_SHARED = ("corpus", "num_workers", "device", "source")
 
 
 @entry_point
@@ -84,9 +86,9 @@ def launch(
     unfinished = [config for config in configs if not is_done(config.out)]
     if not unfinished:
         return
-    placed = [with_device(config) for config in unfinished]
+    placed = [with_source(with_device(config)) for config in unfinished]
     nodes = _check_room(placed[0])
-    corpus = Corpus.open(unfinished[0].corpus)
+    corpus = Corpus.open(unfinished[0].corpus, copies=placed[0].source != "ray")
     specs = _run_specs(placed, corpus, stop_at, init_from)
     stages = [_checked_stages(spec, corpus, nodes) for spec in specs]
     with ExitStack() as stack:
@@ -186,8 +188,8 @@ def _check(configs: Sequence[TrainConfig]) -> None:
                 "give another `out`, or delete the folder"
             )
         first = configs[0]
-        if (config.corpus, config.num_workers, config.device) != (first.corpus, first.num_workers, first.device):
-            raise ConfigError("runs of one launch must share `corpus`, `num_workers` and `device`")
+        if any(getattr(config, key) != getattr(first, key) for key in _SHARED):
+            raise ConfigError(f"runs of one launch must share {', '.join(f'`{key}`' for key in _SHARED)}")
 
 
 def _check_room(config: TrainConfig) -> Nodes | None:
@@ -264,7 +266,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     The place of the run and of stored tokens, its workers, and how often it saves and logs may change. The content of
     the corpus is compared by its digest.
     """
-    free: dict[str, Any] = {"out": "", "num_workers": 1, "device": "auto"}
+    free: dict[str, Any] = {"out": "", "num_workers": 1, "device": "auto", "source": "auto"}
     free |= {"max_failures": 0, "grace_seconds": 1.0, "worker_timeout": 1.0, "resize_seconds": 1.0}
     engine: dict[str, Any] = {
         "strategy": "manual",

@@ -6,6 +6,7 @@ the tasks that read the corpus never start.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from raywgen.compat import autoscaler_node_types
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
+from raywgen.training.ray_source import READER_CPUS
 
 Resources = Mapping[str, float]
 
@@ -37,9 +39,14 @@ class Nodes:
 
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
-    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and a CPU to read the corpus."""
+    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and CPUs to read the corpus."""
     worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    return [*[worker] * config.min_workers, {"CPU": 1.0}]
+    return [*[worker] * config.min_workers, *[{"CPU": 1.0}] * _reading_cpus(config)]
+
+
+def _reading_cpus(config: TrainConfig) -> int:
+    """Returns how many CPUs are left to what reads the corpus: the readers of all workers share them."""
+    return math.ceil(config.min_workers * READER_CPUS) if config.source == "ray" else 1
 
 
 def first_unplaceable(requests: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
@@ -67,12 +74,14 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
         return
     if first_unplaceable(worker_requests(config), room) is None:
         return
+    reading = _reading_cpus(config)
     kind = "GPU" if config.device == "cuda" else "CPU"
     fitting = _most_workers(config, room)
     remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
+    more = "one more CPU" if reading == 1 else f"{reading} more CPUs"
     raise ClusterError(
-        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind} and one more CPU to read the "
-        f"corpus, but the cluster has {describe(room)}: {remedy}, or add nodes"
+        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind} and {more} to read the corpus, but "
+        f"the cluster has {describe(room)}: {remedy}, or add nodes"
     )
 
 

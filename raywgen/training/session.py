@@ -55,7 +55,7 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
                 )
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray puts its own in their place, which end the process without a word.
-    _quieten_ray_data()
+    quieten_ray_data()
     try:
         yield
     finally:
@@ -85,7 +85,8 @@ def _handlers() -> dict[int, Any]:
     return {number: handler for number, handler in found.items() if callable(handler)}
 
 
-def _quieten_ray_data() -> None:
+def quieten_ray_data() -> None:
+    """Keeps Ray Data and Ray Train from writing of what goes well."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False

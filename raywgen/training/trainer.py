@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,14 +27,17 @@ from torch import Tensor
 
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
+from raywgen.corpus.tokens import TokenCorpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import save_bundle
-from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
+from raywgen.storage import absolute
+from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, ReadBatch, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters
 from raywgen.training.export import stored_tensors
 from raywgen.training.memory_check import check_memory
-from raywgen.training.prefetch import DrawnBatch, Prefetch
+from raywgen.training.prefetch import Prefetch
+from raywgen.training.ray_source import RaySource, ReadPlan, packed_view, rows_to_read
 from raywgen.training.resume import Warn, resumed_checkpoint, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
@@ -62,7 +66,7 @@ def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
         ConfigError: A run was begun with other checkpoints than its corpus holds now.
         WorkersDisagreeError: Workers hold different data, settings or versions.
     """
-    corpus = Corpus.open(specs[0].config.corpus, specs[0].snapshot)
+    corpus = Corpus.open(specs[0].config.corpus, specs[0].snapshot, copies=specs[0].config.source != "ray")
     rows, digest = RunRows.of(corpus), data_digest(corpus)
     for spec in specs:
         trainer = Trainer(spec, rows, digest, worker)
@@ -109,6 +113,7 @@ class Trainer:
         self._rows = rows
         self._stored: Checkpoint | None = None  # What this launch, or the stage under way, began from.
         self._validated: Mapping[str, float] = {}
+        self._packed_view = b""
 
     # Resume
 
@@ -186,11 +191,13 @@ class Trainer:
         stop_step = self._stop_step(index, num_steps)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
 
-        def draw(step: int) -> DrawnBatch:
-            return self.batches.for_stage(step, stage.config.batch_size, view)
-
         steps = range(self.state.step, stop_step)
-        with self.worker.stop.awaited(), Prefetch(draw, steps) as batches:
+        with ExitStack() as stack:
+            stack.enter_context(self.worker.stop.awaited())
+            read = stack.enter_context(self._reads(view, steps))
+            batches = stack.enter_context(
+                Prefetch(lambda step: self.batches.for_stage(step, stage.config.batch_size, view, read=read), steps)
+            )
             run = _StageRun(engine, index, batches, StepMeter(engine))
             for step in steps:
                 metrics = self._train_step(run, step)
@@ -214,6 +221,27 @@ class Trainer:
             self._end_stage(engine, index)
         return stop_step == num_steps
 
+    @contextmanager
+    def _reads(self, view: StageView, steps: range) -> Iterator[ReadBatch | None]:
+        """Reads what batches hold of the corpus by Ray Data, step after step; None where shards are mapped."""
+        if not self._packed_view or not steps:
+            yield None
+            return
+        tokens = next((rows.tokens for rows in self._rows.train if rows.tokens is not None), None)
+        plan = ReadPlan(
+            corpus=self.config.corpus,
+            snapshot=self.spec.snapshot,
+            rows=rows_to_read(self.batches.rows),
+            tokens=None if tokens is None else (absolute(tokens.corpus.location), tokens.corpus.snapshot),
+            seed=self.config.seed,
+            rank=self.worker.rank,
+            num_workers=self.worker.num_workers,
+            batch_size=view.stage.config.batch_size,
+            view=self._packed_view,
+        )
+        with RaySource(plan, self.batches.order, view, steps) as source:
+            yield source.read
+
     def _start_stage(self, stage: Stage, index: int) -> Engine:
         """Prepares a stage at its beginning, or as its checkpoint left it."""
         batch_size = stage.config.batch_size
@@ -222,6 +250,8 @@ class Trainer:
             steps = range(_NUM_SETUP_BATCHES)
             initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
             stage.setup(initial, self.config.seed)
+        if self.config.source == "ray":
+            self._packed_view = packed_view(StageView(stage, self.config.seed, STAGE_STREAM + index))
         engine = self._engine(stage)
         if self._stored is not None and self.state.step:
             engine.load(self._stored)
@@ -247,7 +277,8 @@ class Trainer:
 
     def _read_tokens(self, engine: Engine) -> bool:
         """Makes or opens the tokens that a stage learns from; returns False where a worker was asked to stop."""
-        corpus, source = Corpus.open(self.config.corpus, self.spec.snapshot), engine.stage.tokens
+        copies = self.config.source != "ray"
+        corpus, source = Corpus.open(self.config.corpus, self.spec.snapshot, copies=copies), engine.stage.tokens
         if source == AUTO:
             worker = self.worker
             tokens = make_tokens(
@@ -262,6 +293,8 @@ class Trainer:
             tokens = open_tokens(source, corpus, self.generator)
         if engine.any(tokens is None) or tokens is None:
             return False
+        if not copies:
+            tokens = TokenCorpus.open(tokens.location, tokens.corpus.snapshot, copies=False)
         self._rows = self._rows.with_tokens(tokens)
         self.batches, self.validation = self._batch_plans()
         return True

@@ -125,7 +125,7 @@ def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corp
     facts = zoo_corpus.facts.to_pylist()
     by_step = {(row["trajectory_id"], row["step"]): row for row in facts if row["split"] == "train"}
     order = order_of(zoo_corpus)
-    (rows,) = [rows for rows in order._rows if rows.layout.id == order.batch(0, 4).layout.id]
+    (rows,) = [rows for rows in order.rows if rows.layout.id == order.batch(0, 4).layout.id]
     assert len(rows.tasks) == len({name for name, _ in by_step if by_step[name, 120]["layout_id"] == rows.layout.id})
     targets_NAD = rows.targets(torch.arange(len(rows)))
     assert targets_NAD is not None
@@ -144,7 +144,7 @@ def test_batches_hold_the_ends_of_trajectories_with_their_local_targets(zoo_corp
 def test_without_local_targets_every_checkpoint_is_a_row(zoo_corpus: Corpus) -> None:
     plain, ends = order_of(zoo_corpus, num_targets=0), order_of(zoo_corpus)
     assert plain.batch(0, 4).targets_BAD is None
-    assert [len(rows.tasks) for rows in plain._rows] == [2 * len(rows.tasks) for rows in ends._rows]
+    assert [len(rows.tasks) for rows in plain.rows] == [2 * len(rows.tasks) for rows in ends.rows]
 
 
 def test_parts_of_all_workers_are_the_whole_few_shot_batch(zoo_corpus: Corpus) -> None:

@@ -1,0 +1,273 @@
+"""Reads a worker's batches through Ray Data: reader actors fetch the windows of the next steps from an object store.
+
+The data set holds numbers of steps alone. `map_batches` runs them through a reader, which draws the same networks and
+windows as the worker (`batch_order.py`), reads only the byte ranges that hold them, and hands over their values in the
+order of the steps, a bounded number ahead. A reader that dies is started again by Ray, and what it had not handed over
+is read again.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus, CorpusError
+from raywgen.corpus.tokens import TokenCorpus
+from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView, StoredBatch
+from raywgen.training.rows import TRAIN, LayoutRows, StoredRows, facts_by_layout
+from raywgen.training.session import quieten_ray_data
+from raywgen.training.stored_weights import StoredWeights
+from raywgen.weights import WeightsError
+
+if TYPE_CHECKING:
+    import ray.data
+
+READER_CPUS = 0.1
+"""The share of a CPU that each reader reserves: it waits for the object store most of the time."""
+# Small steps are read several at a time: handing over a block costs some milliseconds, whatever its size.
+_BLOCK_BYTES = 8 << 20
+_STEPS_OF_A_BLOCK = 16
+_BLOCKS_OF_A_SET = 1024
+_BLOCKS_AHEAD = 4
+_LEAST_STORE_BYTES = 64 << 20
+_STEPS_AT_ONCE = 4
+# Larger tensors of a stage say nothing about its windows, and are not sent to readers.
+_MOST_SENT_VALUES = 1 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPlan:
+    """All that a reader needs in order to read one worker's batches of a stage.
+
+    Attributes:
+        corpus: Path or URI of the corpus.
+        snapshot: The snapshot that the run reads.
+        rows: By layout, `StoredRows.index_N` and `target_index_NA`.
+        tokens: Path or URI of the tokens that the stage learns from, and their snapshot; None without tokens.
+        seed: Seed of the order.
+        rank: The worker.
+        num_workers: Number of workers.
+        batch_size: Networks of all workers together.
+        view: The `StageView`, by `packed_view`.
+    """
+
+    corpus: str
+    snapshot: str
+    rows: list[tuple[Tensor, Tensor | None]]
+    tokens: tuple[str, str] | None
+    seed: int
+    rank: int
+    num_workers: int
+    batch_size: int
+    view: bytes
+
+    def order(self) -> BatchOrder:
+        """Opens the corpus, without copies of it, and returns the order of its batches.
+
+        Raises:
+            CorpusError: The corpus or its tokens cannot be read, or have changed.
+        """
+        corpus = Corpus.open(self.corpus, self.snapshot, copies=False)
+        tokens = None if self.tokens is None else TokenCorpus.open(*self.tokens, copies=False)
+        rows = [
+            StoredRows(
+                layout=network.layout,
+                weights=StoredWeights(corpus, network.layout, facts),
+                index_N=index_N,
+                target_index_NA=target_index_NA,
+                tokens=tokens and tokens.of(network.layout.id, facts.column("checkpoint_id").to_pylist()),
+            )
+            for (network, facts), (index_N, target_index_NA) in zip(
+                facts_by_layout(corpus, [TRAIN]), self.rows, strict=True
+            )
+        ]
+        return BatchOrder(rows, seed=self.seed, rank=self.rank, num_workers=self.num_workers)
+
+
+def rows_to_read(rows: Sequence[LayoutRows]) -> list[tuple[Tensor, Tensor | None]]:
+    """Returns `ReadPlan.rows` of the rows that a worker draws from."""
+    return [(each.index_N, each.target_index_NA) for each in rows]
+
+
+class Reader:
+    """Reads the batches of some steps; an actor of Ray Data's.
+
+    Args:
+        plan: What to read.
+    """
+
+    def __init__(self, plan: ReadPlan) -> None:
+        torch.set_num_threads(1)
+        self._plan = plan
+
+    def __call__(self, steps: pa.Table) -> pa.Table:
+        """Reads the steps `first` to `first + count - 1`: one row a step, with its tensors, or the reason why not."""
+        found = [self._read(range(row["first"], row["first"] + row["count"])) for row in steps.to_pylist()]
+        columns = {name: [row[name] for part in found for row in part] for name in ("step", "tensors", "failure")}
+        return pa.table(columns, schema=_SCHEMA)
+
+    @cached_property
+    def _order(self) -> BatchOrder:
+        return self._plan.order()
+
+    @cached_property
+    def _view(self) -> StageView:
+        from ray import cloudpickle
+
+        return cloudpickle.loads(self._plan.view)
+
+    def _read(self, steps: range) -> list[dict[str, Any]]:
+        try:
+            draws = [self._order.draw(step, self._plan.batch_size, self._view) for step in steps]
+            with ThreadPoolExecutor(_STEPS_AT_ONCE) as pool:
+                found = pool.map(lambda draw: self._order.read(draw, self._view.stage), draws)
+                return [
+                    {"step": step, "tensors": _to_bytes(stored), "failure": None}
+                    for step, stored in zip(steps, found, strict=True)
+                ]
+        except (CorpusError, WeightsError) as error:
+            # As data, so that the worker says this and nothing of how it came to know.
+            return [{"step": step, "tensors": None, "failure": str(error)} for step in steps]
+
+
+class RaySource:
+    """Hands a worker its part of batch after batch, read ahead by its reader; a context manager.
+
+    Args:
+        plan: What to read.
+        order: The worker's own order of the same batches.
+        view: The stage as the worker has it.
+        steps: The steps, in order.
+    """
+
+    def __init__(self, plan: ReadPlan, order: BatchOrder, view: StageView, steps: range) -> None:
+        self._plan, self._order, self._steps = plan, order, steps
+        first = [order.draw(step, plan.batch_size, view) for step in steps[:_STEPS_OF_A_BLOCK]]
+        self._step_bytes = max((order.num_bytes(draw) for draw in first), default=1)
+        self._rows = self._all_rows()
+
+    def __enter__(self) -> RaySource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Ends the execution, and with it the reader.
+        self._rows.close()
+
+    def read(self, draw: BatchDraw) -> StoredBatch:
+        """Returns what a part of a batch holds of the corpus; called once for each step, in order.
+
+        Raises:
+            CorpusError: The corpus cannot be read, or the readers ended; the message names the shards.
+        """
+        from ray.exceptions import RayError
+
+        try:
+            row = next(self._rows).to_pylist()[0]
+        except RayError as error:
+            raise self._ended(draw, error) from error
+        if row["failure"] is not None:
+            raise CorpusError(row["failure"])
+        assert row["step"] == draw.step, f"step {row['step']} came in place of {draw.step}"
+        return StoredBatch(**safetensors.load(row["tensors"]))
+
+    def _ended(self, draw: BatchDraw, error: Exception) -> CorpusError:
+        shards = self._order.shards(draw)
+        others = f" and {len(shards) - 1} other shards" if len(shards) > 1 else ""
+        reason = next(
+            (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+        )
+        return CorpusError(
+            f"{self._plan.corpus}: the reader of step {draw.step} ended while it read {shards[0]}{others} ({reason}); "
+            "see that nodes have memory left and that Ray's object store has room, or give source=mapped"
+        )
+
+    def _all_rows(self) -> Iterator[Any]:
+        """Yields a table of one row for each step. One data set follows another: the plan of a long one takes long."""
+        per_block = max(1, min(_STEPS_OF_A_BLOCK, _BLOCK_BYTES // max(1, self._step_bytes)))
+        per_set = per_block * _BLOCKS_OF_A_SET
+        for first in range(0, len(self._steps), per_set):
+            dataset = self._dataset(self._steps[first : first + per_set], per_block)
+            yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
+
+    def _dataset(self, steps: range, per_block: int) -> ray.data.Dataset:
+        import ray.data
+
+        quieten_ray_data()
+        parts = [steps[start : start + per_block] for start in range(0, len(steps), per_block)]
+        items = [{"first": part[0], "count": len(part)} for part in parts]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Reader,
+            fn_constructor_args=(self._plan,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=READER_CPUS,
+        )
+        context = dataset.context
+        context.execution_options.preserve_order = True
+        # Blocks stay as the reader makes them: by default Ray Data would join those of many steps.
+        context.target_max_block_size = None
+        store_bytes = max(_LEAST_STORE_BYTES, _BLOCKS_AHEAD * per_block * self._step_bytes)
+        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+            object_store_memory=store_bytes
+        )
+        return dataset
+
+
+_SCHEMA = pa.schema([("step", pa.int64()), ("tensors", pa.large_binary()), ("failure", pa.string())])
+
+
+def _to_bytes(stored: StoredBatch) -> bytes:
+    tensors = {name: tensor.contiguous() for name, tensor in stored._asdict().items() if tensor is not None}
+    return safetensors.save(tensors)
+
+
+def packed_view(view: StageView) -> bytes:
+    """Pickles a stage without its weights, for readers, which only ask it for its windows.
+
+    It must be called before an engine takes the stage, whose hooks cannot be sent.
+
+    Raises:
+        ConfigError: The stage cannot be pickled.
+    """
+    from ray import cloudpickle
+
+    class Bare(cloudpickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, Tensor) and (obj.numel() > _MOST_SENT_VALUES or obj.is_meta):
+                return _empty, (obj.shape, obj.dtype, obj.requires_grad if isinstance(obj, nn.Parameter) else None)
+            if isinstance(obj, Tensor) and obj.device.type != "cpu":
+                return _small, (obj.detach().cpu(), isinstance(obj, nn.Parameter))
+            return super().reducer_override(obj)
+
+    content = io.BytesIO()
+    try:
+        Bare(content).dump(view)
+    except Exception as error:  # Pickling calls whatever a class of the user's own defines.
+        raise ConfigError(
+            f"source=ray: stage '{view.stage.name}' cannot be sent to the readers ({error}); give source=mapped"
+        ) from error
+    return content.getvalue()
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool | None) -> Tensor:
+    """Stands for a large tensor; `requires_grad` is None for what is no parameter."""
+    tensor = torch.empty(shape, dtype=dtype, device="meta")
+    return tensor if requires_grad is None else nn.Parameter(tensor, requires_grad)
+
+
+def _small(tensor: Tensor, is_parameter: bool) -> Tensor:
+    return nn.Parameter(tensor, tensor.is_floating_point()) if is_parameter else tensor
