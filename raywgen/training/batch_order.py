@@ -73,8 +73,8 @@ class BatchOrder:
     """
 
     def __init__(self, rows: Sequence[StoredRows], *, seed: int, rank: int = 0, num_workers: int = 1) -> None:
-        self._rows, self._seed = rows, seed
-        self._rank, self._num_workers = rank, num_workers
+        self.rows, self.seed = rows, seed
+        self.rank, self.num_workers = rank, num_workers
         self._permutations: dict[tuple[int, int], Tensor] = {}
 
     def draw(self, step: int, batch_size: int, view: StageView, *, whole: bool = False) -> BatchDraw:
@@ -86,16 +86,16 @@ class BatchOrder:
             view: The stage, and the seed and stream of its noise.
             whole: Whether to return all of the batch, the same on every worker, in place of this worker's part.
         """
-        place_B = torch.arange(batch_size) if whole else torch.arange(self._rank, batch_size, self._num_workers)
-        turn = step % len(self._rows)
-        row_B = self._row_indices(turn, step // len(self._rows) * batch_size + place_B)
+        place_B = torch.arange(batch_size) if whole else torch.arange(self.rank, batch_size, self.num_workers)
+        turn = step % len(self.rows)
+        row_B = self._row_indices(turn, step // len(self.rows) * batch_size + place_B)
         sample_index_B = step * batch_size + place_B
         noise = view.noise(sample_index_B)
-        return BatchDraw(step, turn, row_B, sample_index_B, noise, view.stage.windows(self._rows[turn].layout, noise))
+        return BatchDraw(step, turn, row_B, sample_index_B, noise, view.stage.windows(self.rows[turn].layout, noise))
 
     def read(self, draw: BatchDraw, stage: Stage) -> StoredBatch:
         """Reads a part of a batch: tokens where the stage learns from them and there are some, else values."""
-        rows = self._rows[draw.turn]
+        rows = self.rows[draw.turn]
         targets_BAD = rows.targets(draw.row_B, draw.windows)
         if stage.tokens != "none" and rows.tokens is not None:
             return StoredBatch(targets_BAD=targets_BAD, codes_BWL=rows.codes(draw.row_B, draw.windows))
@@ -103,21 +103,21 @@ class BatchOrder:
 
     def num_bytes(self, draw: BatchDraw) -> int:
         """Returns the bytes of the values and local targets of a part of a batch."""
-        rows = self._rows[draw.turn]
+        rows = self.rows[draw.turn]
         num_values = rows.layout.num_values if draw.windows is None else draw.windows.num_values
         num_states = 1 if rows.target_index_NA is None else 1 + rows.target_index_NA.shape[1]
         return 4 * len(draw.row_B) * num_values * num_states
 
     def shards(self, draw: BatchDraw) -> list[str]:
         """Returns the shards that hold the weights of a part of a batch, by their paths in the corpus."""
-        rows = self._rows[draw.turn]
+        rows = self.rows[draw.turn]
         index = rows.index_N if rows.target_index_NA is None else rows.target_index_NA
         assert isinstance(rows.weights, StoredWeights)
         return rows.weights.paths(index[draw.row_B].flatten())
 
     def _row_indices(self, turn: int, position_B: Tensor) -> Tensor:
         """Rows at positions of the layout's endless sequence of epochs, each a permutation of its own."""
-        count = len(self._rows[turn])
+        count = len(self.rows[turn])
         epochs = [int(position) // count for position in position_B]
         wanted = {(turn, epoch) for epoch in epochs}
         for key in wanted:
@@ -135,5 +135,5 @@ class BatchOrder:
         )
 
     def _permutation(self, turn: int, epoch: int, count: int) -> Tensor:
-        key = KeyedNoise(self._seed, torch.tensor([epoch]), turn).uniform(count)
+        key = KeyedNoise(self.seed, torch.tensor([epoch]), turn).uniform(count)
         return key[0].argsort(stable=True)

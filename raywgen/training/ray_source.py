@@ -9,8 +9,9 @@ is read again.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.tokens import TokenCorpus
+from raywgen.storage import absolute
 from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView, StoredBatch
-from raywgen.training.rows import TRAIN, LayoutRows, StoredRows, facts_by_layout
+from raywgen.training.rows import TRAIN, StoredRows, facts_by_layout
+from raywgen.training.run_spec import RunSpec
 from raywgen.training.session import quieten_ray_data
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import WeightsError
@@ -95,11 +98,6 @@ class ReadPlan:
         return BatchOrder(rows, seed=self.seed, rank=self.rank, num_workers=self.num_workers)
 
 
-def rows_to_read(rows: Sequence[LayoutRows]) -> list[tuple[Tensor, Tensor | None]]:
-    """Returns `ReadPlan.rows` of the rows that a worker draws from."""
-    return [(each.index_N, each.target_index_NA) for each in rows]
-
-
 class Reader:
     """Reads the batches of some steps; an actor of Ray Data's.
 
@@ -139,6 +137,38 @@ class Reader:
         except (CorpusError, WeightsError) as error:
             # As data, so that the worker says this and nothing of how it came to know.
             return [{"step": step, "tensors": None, "failure": str(error)} for step in steps]
+
+
+@contextmanager
+def ray_reads(
+    spec: RunSpec, order: BatchOrder, view: StageView, steps: range, packed: bytes
+) -> Iterator[Callable[[BatchDraw], StoredBatch] | None]:
+    """Starts a worker's reader, and yields what hands over its batches; yields None where shards are mapped.
+
+    Args:
+        spec: The run.
+        order: The worker's order of batches.
+        view: The stage.
+        steps: The steps to read, in order.
+        packed: The stage by `packed_view`; empty where shards are mapped.
+    """
+    if not packed or not steps:
+        yield None
+        return
+    tokens = next((rows.tokens.corpus for rows in order.rows if rows.tokens is not None), None)
+    plan = ReadPlan(
+        corpus=spec.config.corpus,
+        snapshot=spec.snapshot,
+        rows=[(rows.index_N, rows.target_index_NA) for rows in order.rows],
+        tokens=None if tokens is None else (absolute(tokens.location), tokens.snapshot),
+        seed=order.seed,
+        rank=order.rank,
+        num_workers=order.num_workers,
+        batch_size=view.stage.config.batch_size,
+        view=packed,
+    )
+    with RaySource(plan, order, view, steps) as source:
+        yield source.read
 
 
 class RaySource:
@@ -194,7 +224,7 @@ class RaySource:
             "see that nodes have memory left and that Ray's object store has room, or give source=mapped"
         )
 
-    def _all_rows(self) -> Iterator[Any]:
+    def _all_rows(self) -> Generator[Any, None, None]:
         """Yields a table of one row for each step. One data set follows another: the plan of a long one takes long."""
         per_block = max(1, min(_STEPS_OF_A_BLOCK, _BLOCK_BYTES // max(1, self._step_bytes)))
         per_set = per_block * _BLOCKS_OF_A_SET

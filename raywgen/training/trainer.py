@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,14 +30,13 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import save_bundle
-from raywgen.storage import absolute
-from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, ReadBatch, StageView
+from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters
 from raywgen.training.export import stored_tensors
 from raywgen.training.memory_check import check_memory
 from raywgen.training.prefetch import Prefetch
-from raywgen.training.ray_source import RaySource, ReadPlan, packed_view, rows_to_read
+from raywgen.training.ray_source import packed_view, ray_reads
 from raywgen.training.resume import Warn, resumed_checkpoint, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
@@ -190,11 +189,10 @@ class Trainer:
         num_steps = stage.config.num_steps
         stop_step = self._stop_step(index, num_steps)
         view = StageView(stage, self.config.seed, STAGE_STREAM + index)
-
         steps = range(self.state.step, stop_step)
         with ExitStack() as stack:
             stack.enter_context(self.worker.stop.awaited())
-            read = stack.enter_context(self._reads(view, steps))
+            read = stack.enter_context(ray_reads(self.spec, self.batches.order, view, steps, self._packed_view))
             batches = stack.enter_context(
                 Prefetch(lambda step: self.batches.for_stage(step, stage.config.batch_size, view, read=read), steps)
             )
@@ -220,27 +218,6 @@ class Trainer:
             engine.finish()
             self._end_stage(engine, index)
         return stop_step == num_steps
-
-    @contextmanager
-    def _reads(self, view: StageView, steps: range) -> Iterator[ReadBatch | None]:
-        """Reads what batches hold of the corpus by Ray Data, step after step; None where shards are mapped."""
-        if not self._packed_view or not steps:
-            yield None
-            return
-        tokens = next((rows.tokens for rows in self._rows.train if rows.tokens is not None), None)
-        plan = ReadPlan(
-            corpus=self.config.corpus,
-            snapshot=self.spec.snapshot,
-            rows=rows_to_read(self.batches.rows),
-            tokens=None if tokens is None else (absolute(tokens.corpus.location), tokens.corpus.snapshot),
-            seed=self.config.seed,
-            rank=self.worker.rank,
-            num_workers=self.worker.num_workers,
-            batch_size=view.stage.config.batch_size,
-            view=self._packed_view,
-        )
-        with RaySource(plan, self.batches.order, view, steps) as source:
-            yield source.read
 
     def _start_stage(self, stage: Stage, index: int) -> Engine:
         """Prepares a stage at its beginning, or as its checkpoint left it."""

@@ -20,7 +20,7 @@ from raywgen.training import TrainConfig
 from raywgen.training.batch_plan import BatchPlan, StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode import EncodePlan
-from raywgen.training.ray_source import RaySource, Reader, ReadPlan, packed_view, rows_to_read
+from raywgen.training.ray_source import RaySource, Reader, ReadPlan, packed_view
 from raywgen.training.rows import RunRows
 from raywgen.training.session import ray_session
 from raywgen.training.source import with_source
@@ -87,7 +87,7 @@ class Run:
         return ReadPlan(
             corpus=self.corpus.location,
             snapshot=self.corpus.snapshot,
-            rows=rows_to_read(self.plan().rows),
+            rows=[(rows.index_N, rows.target_index_NA) for rows in self.plan().rows],
             tokens=self.tokens and (self.tokens.location, self.tokens.corpus.snapshot),
             seed=3,
             rank=rank,

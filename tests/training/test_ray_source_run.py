@@ -1,0 +1,53 @@
+"""A run on real workers whose corpus lies on an S3 server: nothing of it is copied, and every loss is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+from ray.util.state import list_actors
+
+from raywgen.corpus import Corpus
+from raywgen.storage import Storage
+from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.session import ray_session
+from tests.builders import igpg_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture
+def remote(bucket: str, zoo_corpus: Corpus) -> Iterator[str]:
+    """A copy of the corpus in a bucket, on a cluster that was started after the server."""
+    there = Storage.at(f"{bucket}/zoo")
+    fs.copy_files(zoo_corpus.location, there.root, destination_filesystem=there.filesystem)
+    with ray_session():
+        yield f"{bucket}/zoo"
+
+
+def config(corpus: str, out: Path, **settings: object) -> TrainConfig:
+    generator = igpg_config()
+    generator.tokenizer.window, generator.prior.window, generator.prior.tokens = 3, 4, "auto"
+    generator.tokenizer.num_steps = generator.prior.num_steps = 6
+    fixed = {"num_workers": 2, "validate_every": 3, "log_every": 1, "checkpoint_every": 2, "zero_stage": 1}
+    return TrainConfig(corpus=corpus, out=str(out), generator=generator, **(fixed | settings))  # pyright: ignore[reportArgumentType]
+
+
+def losses(out: Path) -> list[tuple[str, int, float]]:
+    return [(row["stage"], row["step"], row["loss"]) for row in read_metrics(str(out))]
+
+
+def test_both_sources_train_alike_and_readers_end_with_their_stage(
+    remote: str, zoo_corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    launch([config(remote, there)], stop_at=0.5)
+    launch([config(remote, there)])
+    assert not (tmp_path / "cache").exists(), "a shard was copied"
+    assert f"reads {remote} through Ray Data (source=ray)" in capfd.readouterr().err
+    launch([config(zoo_corpus.location, here)])
+    assert losses(there) == losses(here)
+    readers = [actor for actor in list_actors() if "Reader" in actor.class_name]
+    assert all(actor.state == "DEAD" for actor in readers)
