@@ -2,7 +2,8 @@
 
 Every measurement runs in a process of its own, whose anonymous memory is sampled while it works: pages of mapped shards
 do not count, as the system may drop them. A driver's process does what launching a run does before workers start; a
-worker's process trains each stage for some steps, validates, and writes a checkpoint and a bundle.
+worker's process trains each stage for some steps, validates, and writes a checkpoint and a bundle. At last both sources
+of batches are compared.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from raywgen.benchmarks.memory_peak import memory_peak
 from raywgen.benchmarks.random_corpus import random_facts
+from raywgen.benchmarks.sources_equal import sources_equal
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts, commit_corpus, write_shard
 from raywgen.corpus.shards import Shard
 from raywgen.generators.bundle import build_generator
@@ -125,6 +127,9 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
     small, large = _corpus(folder, config.networks_of_a_size, _SMALL), by_size[config.sizes[-1]]
     ratios = {method: _step_ratio(method, small, large, config.rounds) for method in config.methods}
     figures["step_over_small"] = max(ratios.values())
+    figures["sources_equal"] = min(
+        sources_equal(_run_config(method, next(iter(by_number.values())), Path("unused"))) for method in config.methods
+    )
     figures["bundle_bytes_per_value"] = max(
         (_bundle_bytes(method, large, folder) - _bundle_bytes(method, small, folder)) / config.sizes[-1]
         for method in config.methods

@@ -1,6 +1,6 @@
 """Mean and spread of every tensor over the networks of a split, as normalisers need them.
 
-They come from the sums that the manifest keeps since ingest, and from one pass over the mapped shards where these do
+They come from the sums that the manifest keeps since ingest, and from one pass over the shards where these do
 not suffice. Neither holds more than a few networks, or parts of one, in memory.
 
 Shape letters beyond the legend in `raywgen.weights`: N generated tensors of a layout, P bytes of a checkpoint, M
@@ -9,8 +9,9 @@ selected checkpoints. Here B is the number of checkpoints that are read at once,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.query import filter_facts
 from raywgen.corpus.statistics import LayoutStatistics, Sums, mean_and_spread, statistics_from_json
-from raywgen.weights import Layout, StateDict
+from raywgen.weights import Layout
 from raywgen.weights.normalizer import Normalizer
 from raywgen.weights.tensors import TensorSpec, real_values
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _BASE = "base"
 _BYTES_AT_ONCE = 1 << 24
 _COLUMNS_AT_ONCE = 1 << 18
+_ReadTensor = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +87,20 @@ def tensor_moments(corpus: Corpus, split: str = "train", terms: Sequence[str] = 
     return found
 
 
-def _start(corpus: Corpus, layout_id: str) -> StateDict | None:
-    """Returns the start that a layout's networks share, under the names of the layout, as views of its shard."""
+def _start(corpus: Corpus, layout_id: str) -> _ReadTensor | None:
+    """Returns what reads a tensor of the start that a layout's networks share, by its name in the layout."""
     rows = corpus.select(layout_id=layout_id, split=_BASE).to_pylist()
     if len(rows) != 1:
         return None
     form = corpus.form(rows[0]["shard"])
-    state = form.unpack(corpus.view(rows[0]["shard"], form).packed(rows[0]["row"]))
-    return {name: state[own] for name, own in corpus.layout(layout_id).names_in(form).items()}
+    names, read = corpus.layout(layout_id).names_in(form), _reader(corpus, rows[0]["shard"], rows[0]["row"])
+    return lambda name: read(names[name])
+
+
+def _reader(corpus: Corpus, path: str, row: int) -> _ReadTensor:
+    """Returns what reads a tensor of a checkpoint by its name in the shard: of a mapped shard, as a view."""
+    form = corpus.form(path)
+    return partial(form.tensor, partial(corpus.view(path, form).ranges, row))
 
 
 def _is_complete(stored: LayoutStatistics, layout: Layout) -> bool:
@@ -115,14 +123,14 @@ def _of_sums(num_checkpoints: int, value_sums: list[Sums], offset_sums: list[Sum
     )
 
 
-def _measured(corpus: Corpus, layout: Layout, facts: pa.Table, start: StateDict | None) -> TensorMoments:
+def _measured(corpus: Corpus, layout: Layout, facts: pa.Table, start: _ReadTensor | None) -> TensorMoments:
     """Measures the moments in one pass over the shards."""
     value_sums, offset_sums = np.zeros((2, len(layout.generated), 3))
-    for form, packed_BP in _pages(corpus, facts):
-        state, names = form.unpack(packed_BP), layout.names_in(form)
+    for form, num, read in _parts(corpus, facts):
+        names = layout.names_in(form)
         for index, spec in enumerate(layout.generated):
-            values_BX = real_values(state[names[spec.name]]).reshape(len(packed_BP), spec.num_values)
-            start_X = None if start is None else real_values(start[spec.name]).reshape(spec.num_values)
+            values_BX = real_values(read(names[spec.name])).reshape(num, spec.num_values)
+            start_X = None if start is None else real_values(start(spec.name)).reshape(spec.num_values)
             for values, offsets in _seen(spec, values_BX, start_X):
                 value_sums[index] += (values.numel(), float(values.sum()), float(values.square().sum()))
                 if offsets is not None:
@@ -131,16 +139,22 @@ def _measured(corpus: Corpus, layout: Layout, facts: pa.Table, start: StateDict 
     return _of_sums(facts.num_rows, sums[0], None if start is None else sums[1])
 
 
-def _pages(corpus: Corpus, facts: pa.Table) -> Iterator[tuple[Layout, Tensor]]:
-    """Yields packed checkpoints of one form at a time, many small ones together, or one large one as a view."""
+def _parts(corpus: Corpus, facts: pa.Table) -> Iterator[tuple[Layout, int, _ReadTensor]]:
+    """Yields checkpoints of one form at a time, many small ones together: the form, their number, what reads tensors.
+
+    A large one is read tensor by tensor, so that no more of it is held where its shard is not mapped.
+    """
     facts = facts.sort_by([("shard", "ascending"), ("row", "ascending")])
     paths, row_M = np.array(facts.column("shard").to_pylist()), facts.column("row").to_numpy()
     for path in dict.fromkeys(paths.tolist()):
         form, of_shard = corpus.form(path), row_M[paths == path]
         at_once = max(1, _BYTES_AT_ONCE // max(1, form.num_bytes))
         for first in range(0, len(of_shard), at_once):
-            view, row_B = corpus.view(path, form), of_shard[first : first + at_once]
-            yield form, view.packed(int(row_B[0])).unsqueeze(0) if len(row_B) == 1 else view.rows(row_B)
+            row_B = of_shard[first : first + at_once]
+            if len(row_B) == 1:
+                yield form, 1, _reader(corpus, path, int(row_B[0]))
+            else:
+                yield form, len(row_B), form.unpack(corpus.view(path, form).rows(row_B)).__getitem__
 
 
 def _seen(spec: TensorSpec, values_BX: Tensor, start_X: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -75,6 +75,30 @@ class ReadPlan:
     batch_size: int
     view: bytes
 
+    @classmethod
+    def of(cls, order: BatchOrder, corpus: str, snapshot: str, batch_size: int, view: bytes) -> ReadPlan:
+        """Returns the plan by which a reader reads what a worker's own order would.
+
+        Args:
+            order: The worker's order of batches.
+            corpus: Path or URI of the corpus.
+            snapshot: The snapshot that the run reads.
+            batch_size: Networks of all workers together.
+            view: The `StageView`, by `packed_view`.
+        """
+        tokens = next((rows.tokens.corpus for rows in order.rows if rows.tokens is not None), None)
+        return cls(
+            corpus=corpus,
+            snapshot=snapshot,
+            rows=[(rows.index_N, rows.target_index_NA) for rows in order.rows],
+            tokens=None if tokens is None else (absolute(tokens.location), tokens.snapshot),
+            seed=order.seed,
+            rank=order.rank,
+            num_workers=order.num_workers,
+            batch_size=batch_size,
+            view=view,
+        )
+
     def order(self) -> BatchOrder:
         """Opens the corpus, without copies of it, and returns the order of its batches.
 
@@ -155,18 +179,7 @@ def ray_reads(
     if not packed or not steps:
         yield None
         return
-    tokens = next((rows.tokens.corpus for rows in order.rows if rows.tokens is not None), None)
-    plan = ReadPlan(
-        corpus=spec.config.corpus,
-        snapshot=spec.snapshot,
-        rows=[(rows.index_N, rows.target_index_NA) for rows in order.rows],
-        tokens=None if tokens is None else (absolute(tokens.location), tokens.snapshot),
-        seed=order.seed,
-        rank=order.rank,
-        num_workers=order.num_workers,
-        batch_size=view.stage.config.batch_size,
-        view=packed,
-    )
+    plan = ReadPlan.of(order, spec.config.corpus, spec.snapshot, view.stage.config.batch_size, packed)
     with RaySource(plan, order, view, steps) as source:
         yield source.read
 

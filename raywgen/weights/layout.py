@@ -319,6 +319,13 @@ class Layout:
         parts = [real_values(state[spec.name]).reshape((*batch, spec.num_values)).float() for spec in self.generated]
         return torch.cat(parts, dim=-1) if parts else torch.empty((*batch, 0))
 
+    def tensor(self, read: ReadRanges, name: str) -> Tensor:
+        """Reads one tensor of one packed form, bit for bit, without reading the rest; `read` as for `slice_values`."""
+        place = next(place for place, spec in enumerate(self.tensors) if spec.name == name)
+        spec, start = self.tensors[place], self.byte_offsets[place]
+        (raw,) = read([(start, start + spec.num_bytes)])
+        return _view(raw, spec.torch_dtype).reshape(spec.shape)
+
     def slice_values(self, read: ReadRanges, start: int, length: int) -> Tensor:
         """Reads a part of the flat vector of one packed form, float32 `(length,)`, without reading the rest.
 

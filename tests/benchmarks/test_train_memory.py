@@ -34,7 +34,8 @@ def test_every_figure_is_there_and_a_small_network_takes_little(tmp_path: Path) 
     small = {"methods": ["tokenizer"], "num_networks": [2, 4], "network_values": 100_000, "sizes": [100_000, 400_000]}
     figures, conditions = measure(TrainMemoryConfig(**small, repeats=1, rounds=2, folder=str(tmp_path)))
     slopes = {f"{part}_slope_{name}" for part in ("worker", "driver") for name in ("n", "d")}
-    assert figures.keys() == slopes | {"peak_anon_gib", "step_over_small", "bundle_bytes_per_value"}
+    assert figures.keys() == slopes | {"peak_anon_gib", "step_over_small", "bundle_bytes_per_value", "sources_equal"}
     assert 0 < figures["peak_anon_gib"] < 2
+    assert figures["sources_equal"] == 1
     assert abs(figures["bundle_bytes_per_value"]) < 0.001
     assert all(peak > 0 for peak in conditions["peak_gib"]["tokenizer"]["worker_n"])

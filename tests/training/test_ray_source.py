@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import Tensor
 
@@ -84,17 +86,8 @@ class Run:
         )
 
     def read_plan(self, rank: int = 0, num_workers: int = 1) -> ReadPlan:
-        return ReadPlan(
-            corpus=self.corpus.location,
-            snapshot=self.corpus.snapshot,
-            rows=[(rows.index_N, rows.target_index_NA) for rows in self.plan().rows],
-            tokens=self.tokens and (self.tokens.location, self.tokens.corpus.snapshot),
-            seed=3,
-            rank=rank,
-            num_workers=num_workers,
-            batch_size=BATCH_SIZE,
-            view=packed_view(self.view),
-        )
+        order = self.plan(rank, num_workers).order
+        return ReadPlan.of(order, self.corpus.location, self.corpus.snapshot, BATCH_SIZE, packed_view(self.view))
 
     def source(self, steps: range, rank: int = 0, num_workers: int = 1) -> RaySource:
         order = self.plan(rank, num_workers).order
@@ -151,6 +144,10 @@ def test_a_reader_reads_what_a_worker_reads(case: str, zoo_corpus: Corpus, token
 def test_both_sources_give_the_same_batches(cluster: None, zoo_corpus: Corpus) -> None:
     run = Run("lohp", zoo_corpus)
     run.assert_same(range(11, 50), rank=1, num_workers=2)
+    deadline = time.monotonic() + 60
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the reader has not ended with its source"
+        time.sleep(0.2)
 
 
 def test_what_a_reader_finds_wrong_is_one_line_that_names_the_shard(
