@@ -36,6 +36,9 @@ class Stop:
         number: The first signal received inside `awaited`, or None.
     """
 
+    raised: Stopped | None = None
+    """The `Stopped` that a signal of this process has raised last."""
+
     def __init__(self) -> None:
         self.number: int | None = None
         self._is_patient = False
@@ -56,7 +59,8 @@ class Stop:
     def receive(self, number: int, grace: float) -> None:
         """Stores a first signal inside `awaited`; raises `Stopped` for any other."""
         if self.number is not None or not self._is_patient:
-            raise Stopped(number)
+            Stop.raised = Stopped(number)
+            raise Stop.raised
         self.number = number
         signal.signal(signal.SIGALRM, lambda late, frame: self.receive(number, grace))
         signal.setitimer(signal.ITIMER_REAL, grace)
@@ -82,8 +86,10 @@ def stop_signals(grace: float = 0.0) -> Iterator[Stop]:
     before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
     for number in _SIGNALS:
         signal.signal(number, handle)
+    Stop.raised = None
     try:
-        yield stop
+        with _restored():
+            yield stop
     finally:
         if grace:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -97,7 +103,19 @@ def stop_signals(grace: float = 0.0) -> Iterator[Stop]:
 def keeping(kept: str) -> Iterator[None]:
     """Adds what is kept of a block's work to a `Stopped` that interrupts it."""
     try:
-        yield
+        with _restored():
+            yield
     except Stopped as stopped:
         stopped.kept = stopped.kept or kept
         raise
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Raises the `Stopped` of a signal where Ray has put another `SystemExit` in its place, as its waits do."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended, Stopped) or Stop.raised is None:
+            raise
+        raise Stop.raised from None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from raywgen import actor_pool
 from raywgen.corpus import Corpus, CorpusError
+from raywgen.stops import Stopped, keeping, stop_signals
 from raywgen.zoo import train_zoo
 from raywgen.zoo.task_pool import run_over_ray
 from tests.conftest import TINY_ZOO
@@ -45,6 +49,21 @@ def test_parallel_tasks_write_what_one_process_writes(
     num_steps = (12 + 3 + 4) * 2 * 2 * TINY_ZOO.num_steps
     assert progress[-1] == (num_steps, num_steps)
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_waits_says_what_is_kept(number: signal.Signals) -> None:
+    """Ray's waits end by an exit of their own, whatever a signal's handler has raised."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def rest() -> None:
+        time.sleep(60)
+
+    threading.Timer(1.0, os.kill, [os.getpid(), number]).start()
+    with pytest.raises(Stopped, match="the zoo is kept") as stopped, stop_signals(), keeping("the zoo is kept"):
+        ray.wait([rest.remote()])
+    assert stopped.value.code == 128 + number
 
 
 def test_progress_is_reported_within_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
