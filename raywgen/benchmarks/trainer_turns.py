@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
-from raywgen.training.agreement import exchange
+from raywgen.training.agreement import exchange, share
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import host_memory
@@ -94,6 +94,10 @@ class _TurnTaking:
 
     def exchange(self, text: str) -> list[str]:
         return exchange(text, self.device) if self.num_workers > 1 else [text]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        if self.num_workers > 1:
+            share(tensors)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass

@@ -115,7 +115,12 @@ class Stage(nn.Module, ABC):
         return "none"
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
-        """Initialises the stage from data; every worker calls it with the same batches."""
+        """Initialises the stage's parameters and buffers from data; one worker calls it and sends these to the others.
+
+        Args:
+            batches: Whole batches of all workers, as the stage sees them.
+            seed: Seed of all that is drawn.
+        """
 
     def windows(self, layout: Layout, noise: KeyedNoise) -> Windows | None:
         """Draws the window of each network that a step sees; None where the stage needs whole networks.

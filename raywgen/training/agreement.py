@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 _BYTES = 32
 
@@ -61,3 +61,11 @@ def exchange(text: str, device: torch.device) -> list[str]:
     texts = [torch.empty_like(padded) for _ in lengths]
     distributed.all_gather(texts, padded)
     return [bytes(found[: int(num)].tolist()).decode() for found, num in zip(texts, lengths, strict=True)]
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Gives all ranks of the process group the first one's values of some tensors, in place."""
+    for tensor in tensors:
+        sent = tensor.detach().contiguous()
+        distributed.broadcast(sent, 0)
+        tensor.detach().copy_(sent)

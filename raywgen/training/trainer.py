@@ -223,10 +223,7 @@ class Trainer:
         """Prepares a stage at its beginning, or as its checkpoint left it."""
         batch_size = stage.config.batch_size
         if self.state.step == 0:
-            view = StageView(stage, self.config.seed, 0)
-            steps = range(_NUM_SETUP_BATCHES)
-            initial = (self.batches.for_stage(step, batch_size, view, whole=True)[0] for step in steps)
-            stage.setup(initial, self.config.seed)
+            self._set_up(stage)
         if self.config.source == "ray":
             self._packed_view = packed_view(StageView(stage, self.config.seed, STAGE_STREAM + index))
         engine = self._engine(stage)
@@ -238,6 +235,16 @@ class Trainer:
         self._validated = self.state.metrics
         self.batches.build_modules(stage)
         return engine
+
+    def _set_up(self, stage: Stage) -> None:
+        """Initialises a stage from its first batches on one worker, as k-means on each would take as long as all."""
+        if type(stage).setup is Stage.setup:
+            return
+        if self.is_first:
+            view, size = StageView(stage, self.config.seed, 0), stage.config.batch_size
+            initial = (self.batches.for_stage(step, size, view, whole=True)[0] for step in range(_NUM_SETUP_BATCHES))
+            stage.setup(initial, self.config.seed)
+        self.worker.share([*stage.parameters(), *stage.buffers()])
 
     def _engine(self, stage: Stage) -> Engine:
         """Returns the engine of a stage, under `strategy=auto` with the settings that suit its sizes."""

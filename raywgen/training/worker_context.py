@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from raywgen.generators import Stage
 from raywgen.training.engine import Engine, EngineSettings
@@ -60,6 +61,10 @@ class WorkerContext(Protocol):
 
     def exchange(self, text: str) -> list[str]:
         """Returns the texts of all workers, by rank; every worker must call it."""
+        ...
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all workers the first one's values of some tensors, in place."""
         ...
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:

@@ -9,20 +9,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from raywgen.compat import worker_log
 from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
 from raywgen.storage import absolute
-from raywgen.training.agreement import check_agreement, exchange
+from raywgen.training.agreement import check_agreement, exchange, share
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
@@ -81,6 +82,9 @@ class LocalContext:
         """Returns the text: there is no other worker."""
         return [text]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Does nothing: there is no other worker."""
+
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Does nothing: there is no other worker."""
 
@@ -137,6 +141,10 @@ class RayContext:
     def exchange(self, text: str) -> list[str]:
         """Returns what all workers give, through the process group."""
         return exchange(text, self.device)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Sends the tensors of the first worker to all others."""
+        share(tensors)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         """Compares with all other workers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.common.tokenizer import TokenizerConfig
+from raywgen.generators.common.tokenizer.stage import TokenizerStage
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
@@ -24,6 +25,7 @@ from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.trainer import Trainer, train_runs
+from raywgen.weights import WeightBatch
 from tests.training.whole_plan import WholePlan
 
 NUM_STEPS, BATCH = 3, 8
@@ -71,6 +73,7 @@ class OneOf:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Stop = field(default_factory=Stop)
     others: Texts | None = None
+    shared: list[Tensor] = field(default_factory=list)
 
     def engine(self, stage: Stage, settings: EngineSettings) -> Engine:
         return LocalEngine(stage, settings)
@@ -86,6 +89,14 @@ class OneOf:
 
     def exchange(self, text: str) -> list[str]:
         return [text] if self.others is None else self.others.exchange(self.rank, text)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Sends by way of a list, where the first worker runs before the others."""
+        if self.rank == 0:
+            self.shared.extend(tensor.detach().clone() for tensor in tensors)
+            return
+        for tensor, sent in zip(tensors, self.shared, strict=False):
+            tensor.detach().copy_(sent)
 
     def check_agreement(self, parts: Mapping[str, str]) -> None:
         pass
@@ -257,6 +268,38 @@ def test_every_step_of_every_worker_has_a_dropout_of_its_own(
                 OneOf(rank=rank, num_workers=2, stop=NoMore(NUM_STEPS)),
             )
     assert len(set(drawn)) == len(drawn) == 2 * NUM_STEPS
+
+
+def test_one_worker_initialises_a_stage_for_all(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Tensor]] = []
+    set_up: list[int] = []
+    step, setup = LocalEngine.train_step, TokenizerStage.setup
+
+    def noted(self: LocalEngine, *arguments: Any) -> dict[str, Tensor]:
+        started.append({name: tensor.clone() for name, tensor in self.stage.state_dict().items()})
+        return step(self, *arguments)
+
+    def counted(self: TokenizerStage, batches: Iterable[WeightBatch], seed: int) -> None:
+        set_up.append(seed)
+        setup(self, batches, seed)
+
+    monkeypatch.setattr(LocalEngine, "train_step", noted)
+    monkeypatch.setattr(TokenizerStage, "setup", counted)
+    monkeypatch.setattr(trainer, "agree_on_folder", lambda out, group: "launch")
+    shared: list[Tensor] = []
+    for rank, num_workers in ((0, 1), (0, 2), (1, 2)):
+        worker = OneOf(rank=rank, num_workers=num_workers, stop=NoMore(1), shared=shared)
+        if rank == 0:
+            shared.clear()
+        with pytest.raises(EnoughError):
+            train(config(zoo_corpus, tmp_path / f"{rank}-{num_workers}"), zoo_corpus, worker)
+    assert len(set_up) == 2, "by a worker that is alone, and by the first of two"
+    alone, first, second = started
+    for name, tensor in alone.items():
+        assert torch.equal(first[name], tensor)
+        assert torch.equal(second[name], tensor)
 
 
 def test_the_seed_decides_the_order(

@@ -10,10 +10,19 @@ from torch import Tensor
 
 from raywgen.nn.precision import autocast
 
+# The scores of a pass over vectors stay in a core's cache; on other devices they need only fit into memory.
+_CPU_SCORES_OF_A_PASS = 1 << 18
+_SCORES_OF_A_PASS = 1 << 27
+
 
 def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
     """Returns the index of the nearest code vector, int64 `(N,)`, over real values only."""
-    return code_gain(vectors_NK, codebook_VK, mask_NK).argmax(dim=1)
+    most = _CPU_SCORES_OF_A_PASS if vectors_NK.device.type == "cpu" else _SCORES_OF_A_PASS
+    rows = max(1, most // len(codebook_VK))
+    parts = vectors_NK.split(rows)
+    masks = [None] * len(parts) if mask_NK is None else mask_NK.split(rows)
+    gains = (code_gain(part_NK, codebook_VK, real_NK) for part_NK, real_NK in zip(parts, masks, strict=True))
+    return torch.cat([gain_NV.argmax(dim=1) for gain_NV in gains])
 
 
 def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:

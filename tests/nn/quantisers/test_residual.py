@@ -69,6 +69,17 @@ def test_nearest_code_by_hand() -> None:
     assert nearest_code(vectors_NK, codebook_VK).tolist() == [0, 1, 2, 0]
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_nearest_codes_of_several_passes_are_those_of_one(is_masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors_NK, codebook_VK = torch.randn(5_000, 4, generator=generator), torch.randn(256, 4, generator=generator)
+    mask_NK = (torch.rand(5_000, 4, generator=generator) < 0.8).float() if is_masked else None
+    real_NK = torch.ones(5_000, 4) if mask_NK is None else mask_NK
+    error_NV = ((vectors_NK.unsqueeze(1) - codebook_VK).square() * real_NK.unsqueeze(1)).sum(dim=2)
+    chosen_N = nearest_code(vectors_NK, codebook_VK, mask_NK)
+    torch.testing.assert_close(error_NV.gather(1, chosen_N.unsqueeze(1)).squeeze(1), error_NV.amin(dim=1))
+
+
 def test_decode_takes_any_leading_dimensions() -> None:
     rvq, vectors_NK = quantiser(), vectors(24)
     codes_NL = rvq.encode(vectors_NK)

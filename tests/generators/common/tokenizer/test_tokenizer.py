@@ -244,6 +244,7 @@ def test_first_vectors_are_thinned_out_evenly_where_there_are_too_many(monkeypat
     monkeypatch.setattr("raywgen.generators.common.tokenizer.stage._MOST_KEPT_VECTORS", 1000)
     sample = _VectorSample(torch.Generator().manual_seed(0))
     parts = [torch.full((400, 2), float(part)) for part in range(20)]
+    kept_NK = torch.empty(0, 2)
     for number, vectors_NK in enumerate(parts, start=1):
         sample.add(vectors_NK, vectors_NK + 0.5)
         kept_NK, masks_NK = sample.all(10_000)
