@@ -64,6 +64,16 @@ def judged(engine: Engine, case: Case) -> float:
 
 
 @pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_stage_of_an_odd_number_of_values_is_sharded(zero_stage: int) -> None:
+    case = CASES["lohp-policy"]
+    stage = build_stage(case, BATCH_SIZE)
+    assert sum(parameter.numel() for parameter in stage.parameters()) % 2
+    sharded = DeepSpeedEngine(stage, 1, EngineSettings(zero_stage=zero_stage, min_sharded=0))
+    assert losses(sharded, case, 1) == pytest.approx(losses(LocalEngine(build_stage(case, BATCH_SIZE)), case, 1))
+
+
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("name", CASES)
 def test_every_stage_trains_with_all_its_parameters_sharded(name: str) -> None:
     case = CASES[name]

@@ -75,7 +75,8 @@ class DeepSpeedEngine(Engine):
         settings, config = self.settings, self.stage.config
         # DeepSpeed allocates its buffers whole: 2 GB of them, also for a small stage.
         num_values = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.stage.parameters())
-        bucket_size = min(num_values, _MAX_BUCKET)
+        # DeepSpeed wants an even size.
+        bucket_size = min(num_values + num_values % 2, _MAX_BUCKET)
         return {
             # Only counted: parts may be of any size, and the engine weights them itself.
             "train_micro_batch_size_per_gpu": 1,
