@@ -154,6 +154,27 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
 
 
 @app.command(cls=SettingsCommand)
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of `raywgen train`.")],
+    overrides: Overrides = None,
+    trust: Trust = None,
+) -> None:
+    """Make a generator that `raywgen.load` reads out of a checkpoint of a run, also while the run goes on.
+
+    raywgen export runs/mine out=generators/mine
+
+    raywgen export runs/mine stage=prior
+
+    It takes the newest checkpoint, of all or of a stage, or the one that `checkpoint=` names, and reads it tensor by
+    tensor: it needs no GPU, and no memory for the whole generator. Averages of the parameters are used where a stage
+    keeps them.
+    """
+    from raywgen.training.export_run import ExportConfig, export_run
+
+    out.print(f"{export_run(run, load_config(ExportConfig, None, overrides or []))} holds the generator")
+
+
+@app.command(cls=SettingsCommand)
 def generate(
     config: Config = None,
     overrides: Overrides = None,

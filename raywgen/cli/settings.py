@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 out = Console(emoji=False)
 SCHEMAS = {
+    "export": "raywgen.training.export_run:ExportConfig",
     "demo": "raywgen.benchmarks.demo:DemoConfig",
     "zoo train": "raywgen.zoo:ZooConfig",
     "corpus encode": "raywgen.training.encode_corpus:EncodeConfig",

@@ -89,7 +89,7 @@ def launch(
     placed = [with_source(with_device(config)) for config in unfinished]
     nodes = _check_room(placed[0])
     corpus = Corpus.open(unfinished[0].corpus, copies=placed[0].source != "ray")
-    specs = _run_specs(placed, corpus, stop_at, init_from)
+    specs = run_specs(placed, corpus, stop_at, init_from)
     stages = [_checked_stages(spec, corpus, nodes) for spec in specs]
     with ExitStack() as stack:
         for config in unfinished:
@@ -108,7 +108,10 @@ def launch(
                 _save_snapshot(spec)
 
 
-def _run_specs(configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float, init_from: str) -> list[RunSpec]:
+def run_specs(
+    configs: Sequence[TrainConfig], corpus: Corpus, stop_at: float = 1.0, init_from: str = ""
+) -> list[RunSpec]:
+    """Describes runs on one corpus, as they travel to workers."""
     normalizers, data, inputs = (
         measure_normalizers(corpus, Path(configs[0].out) / STARTS),
         data_spec(corpus),
@@ -149,7 +152,7 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
 
                 for spec in specs:  # Warns here, before any worker starts, of checkpoints that workers will skip.
                     checkpoints = CheckpointManager(spec.config.out)
-                    resumed_checkpoint(spec, spec.build(), digest, checkpoints, tell, thorough=False)
+                    resumed_checkpoint(spec, spec.skeleton(), digest, checkpoints, tell, thorough=False)
                 train_on_ray(specs, stop, warned)
             if stop.number is not None and not all(is_done(spec.config.out) for spec in specs):
                 raise Stopped(stop.number)
@@ -160,7 +163,7 @@ def _train(specs: list[RunSpec], corpus: Corpus) -> None:
 
 def _save_snapshot(spec: RunSpec) -> None:
     """Copies the newest checkpoint to `snapshot_folder`, with its generator as a bundle beside it."""
-    generator, folder = spec.build(), snapshot_folder(spec.config.out, spec.stop_at)
+    generator, folder = spec.skeleton(), snapshot_folder(spec.config.out, spec.stop_at)
     stored, _ = CheckpointManager(spec.config.out).newest(lambda found: check_fits(found.index, generator))
     assert stored is not None, f"{spec.config.out} was trained and holds no checkpoint"
     save_bundle(generator, folder, spec.metadata, stored_tensors(stored, generator))
@@ -174,7 +177,7 @@ def _kept(specs: list[RunSpec]) -> str:
             position = CheckpointManager(out).position()
             if position is None:
                 return f"{out} has no checkpoint yet; the same command begins again"
-            names = [*(stage.name for stage in spec.build().stages()), "all"]
+            names = [*(stage.name for stage in spec.skeleton().stages()), "all"]
             where = f"step {position[1]} of stage '{names[position[0]]}'"
             return f"{out} keeps a checkpoint at {where}; the same command goes on from there"
     return "all generators are trained"
@@ -210,7 +213,7 @@ def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[
 
     The generator is built here once and not kept: a large one takes long, and the workers build their own.
     """
-    generator = spec.build()
+    generator = spec.skeleton()
     stages = generator.stages()
     _check_blocks(stages, spec.config)
     for stage in stages:

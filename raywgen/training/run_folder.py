@@ -15,6 +15,7 @@ STAGES = "stages"
 STARTS = "starts"
 """The generator after each stage, one bundle each."""
 SNAPSHOTS = "snapshots"
+EXPORTS = "exports"
 
 
 def snapshot_folder(out: str | Path, stop_at: float) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from raywgen.generators import DataSpec, Generator
 from raywgen.generators.bundle import build_generator
+from raywgen.nn import parameter_places
 from raywgen.training.config import TrainConfig
 from raywgen.weights import NormalizerTable
 
@@ -35,7 +37,20 @@ class RunSpec:
     init_from: str = ""
     launch: str = ""
 
-    def build(self) -> Generator:
-        """A fresh generator; the same on every worker."""
+    def build(self, *, on_disk: bool = False) -> Generator:
+        """Builds a fresh generator; the same on every worker.
+
+        Args:
+            on_disk: Whether its parameters are mapped from files, as ZeRO-3 shards them before they are used.
+        """
         config = self.config
-        return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
+        with parameter_places.on_disk() if on_disk else nullcontext():
+            return build_generator(config.method, config.generator, self.normalizers, self.data, config.seed)
+
+    def skeleton(self) -> Generator:
+        """Builds a generator for its stages, names and shapes alone: its parameters have no values."""
+        try:
+            with parameter_places.without_values():
+                return self.build()
+        except (RuntimeError, NotImplementedError):
+            return self.build()  # A class of the user's own may read its parameters when it is built.

@@ -28,7 +28,7 @@ from torch import Tensor
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus
-from raywgen.generators import Stage
+from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
@@ -102,7 +102,7 @@ class Trainer:
     def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: WorkerContext) -> None:
         self.spec, self.config, self.worker = spec, spec.config, worker
         self.is_first = worker.rank == 0
-        self.generator = spec.build().to(worker.device)
+        self.generator = self._build()
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
         self.was_stopped = False
@@ -356,7 +356,7 @@ class Trainer:
         self.checkpoints.wait()
         engine.close()
         self._stored = self.checkpoints.open(self.state.folder)
-        self.generator = self.spec.build().to(self.worker.device)
+        self.generator = self._build()
         load_parameters(self.generator, self._stored, "model.")
         self._save_stage_bundle()
 
@@ -370,6 +370,12 @@ class Trainer:
             save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata, tensors)
 
     # Build
+
+    def _build(self) -> Generator:
+        """Builds a fresh generator on the worker's device; on disk first where parameters may be sharded."""
+        config = self.config
+        is_sharded = bool(config.max_workers) and (config.zero_stage == 3 or config.strategy == "auto")
+        return self.spec.build(on_disk=is_sharded).to(self.worker.device)
 
     def _batch_plans(self) -> tuple[BatchPlan, BatchPlan | None]:
         """The batches to train on, and those to validate on if the corpus has networks for that."""

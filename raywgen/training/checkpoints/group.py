@@ -11,7 +11,7 @@ from raywgen.config import ConfigError
 from raywgen.storage import Storage, StorageError
 from raywgen.training.checkpoints.patience import patiently
 
-_LAUNCH = "checkpoints/.launch"
+_LAUNCH = ".launch"
 # Network file systems show a new file to other nodes after some seconds.
 _SECONDS, _POLL_SECONDS = 60.0, 0.5
 

@@ -152,7 +152,11 @@ class CheckpointManager:
     # Read
 
     def newest(
-        self, check: Callable[[Checkpoint], None], *, thorough: bool = True
+        self,
+        check: Callable[[Checkpoint], None],
+        *,
+        thorough: bool = True,
+        among: Callable[[int, int], bool] | None = None,
     ) -> tuple[Checkpoint | None, list[str]]:
         """Returns the newest checkpoint that can be used, if there is one, and sentences about those passed over.
 
@@ -161,10 +165,12 @@ class CheckpointManager:
         Args:
             check: Raises `CheckpointError` for one that is whole and yet of no use.
             thorough: Whether parts are read and compared with their digests, and not their sizes alone.
+            among: Whether a checkpoint is looked at, by its stage and step; by default all are.
         """
         passed_over: list[str] = []
         group = self._group
-        for name in json.loads(group.exchange(json.dumps(list(reversed(patiently(self._names)))))[0]):
+        names = [name for name in reversed(patiently(self._names)) if among is None or among(*_position(name))]
+        for name in json.loads(group.exchange(json.dumps(names))[0]):
             found, reason = None, ""
             try:
                 found = self.open(name)
@@ -193,8 +199,7 @@ class CheckpointManager:
         """Stage and step of the newest durable checkpoint, by its name alone."""
         for name in reversed(self._names()):
             if any(self._storage.size(f"{CHECKPOINTS}/{name}/{file}") is not None for file in (INDEX, PROGRESS)):
-                stage, _, step = name.partition("-")
-                return int(stage), int(step)
+                return _position(name)
         return None
 
     @staticmethod
@@ -205,3 +210,9 @@ class CheckpointManager:
     def _names(self) -> list[str]:
         found = {path.split("/")[1] for path in self._storage.walk(CHECKPOINTS) if path.count("/") > 1}
         return sorted(name for name in found if _NAME.fullmatch(name))
+
+
+def _position(name: str) -> tuple[int, int]:
+    """Returns stage and step of a checkpoint by the name of its folder."""
+    stage, _, step = name.partition("-")
+    return int(stage), int(step)
