@@ -36,6 +36,7 @@ BENCHMARKS = {
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",
     "train-overhead": "raywgen.benchmarks.train_overhead",
+    "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "tune": "raywgen.benchmarks.tune",
 }

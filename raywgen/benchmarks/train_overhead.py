@@ -7,6 +7,7 @@
                      than a limit on the worker's private memory (`RLIMIT_DATA`)
     token_speedup    step time of a prior that encodes windows of weights over that of one on stored tokens
     token_ratio      bytes of the corpus over those of its tokens
+    checkpoint_stall, save_peak_gib, save_peak_over_share    see `checkpoint_costs`
     startup_seconds  from the start of a process to the end of the first step on two workers of Ray Train, the setup
                      of its stage included, such as k-means for codebooks
 
@@ -31,6 +32,8 @@ from typing import Any
 
 import torch
 
+from raywgen.benchmarks import checkpoint_costs
+from raywgen.benchmarks.checkpoint_costs import CheckpointCostsConfig
 from raywgen.benchmarks.random_corpus import random_corpus
 from raywgen.benchmarks.token_steps import token_figures
 from raywgen.benchmarks.trainer_turns import Times, train_in_turns
@@ -68,6 +71,7 @@ class TrainOverheadConfig:
         large_values: Values of each network of its corpus.
         over_limit: Size of its corpus over the limit.
         startup: Whether start-up on workers of Ray is measured.
+        checkpoints: Whether the costs of checkpoints are measured.
         folder: Folder of corpora and runs; a temporary one by default.
     """
 
@@ -83,6 +87,7 @@ class TrainOverheadConfig:
     large_values: int = 10_000_000
     over_limit: float = 4.0
     startup: bool = True
+    checkpoints: bool = True
     folder: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +111,9 @@ def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, An
         conditions["startup"] = _startup(config, small, folder / "startup")
         figures["startup_seconds"] = sum(conditions["startup"].values())
     run = _run_config(config, small.location, folder / "tokens-run")
+    if config.checkpoints:
+        costs, conditions["checkpoints"] = checkpoint_costs.measure(CheckpointCostsConfig(folder=str(folder)))
+        figures |= costs
     figures |= token_figures(run, small, folder / "run-1" / BUNDLE, folder / "tokens", config.num_steps)
     if not config.folder:
         shutil.rmtree(folder)

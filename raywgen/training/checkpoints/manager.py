@@ -75,6 +75,11 @@ class CheckpointManager:
         self._thread.start()
 
     @property
+    def is_saving(self) -> bool:
+        """Whether this worker still writes, or the first one still waits for the others."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def has_failed(self) -> bool:
         """Whether the save under way has failed on this worker, so that `wait` will raise."""
         return self._failure is not None
