@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -237,6 +238,36 @@ def test_the_newest_are_kept_and_of_each_stage_the_best(tmp_path: Path) -> None:
     checkpoints.wait()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["00-000000002", "00-000000004", "01-000000001", "01-000000002", "02-000000000"]
+
+
+def test_checkpoints_lie_in_an_object_store_as_on_a_disk(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, tensor = f"{bucket}/run", torch.randn(1000)
+    checkpoints = CheckpointManager(out)
+    for step in (1, 2, 3):
+        checkpoints.save(TrainState(step=step), {"model.a": tensor + step})
+    checkpoints.wait()
+    client = boto3.client("s3")
+    keys = [row["Key"] for row in client.list_objects_v2(Bucket="bucket", Prefix="run/")["Contents"]]
+    names = sorted(key.removeprefix("run/checkpoints/") for key in keys if not key.endswith("/"))
+    assert names == [f"00-00000000{step}/{name}" for step in (2, 3) for name in (INDEX, PART)]
+    found, passed_over = CheckpointManager(out).newest(taken)
+    assert found is not None
+    assert passed_over == []
+    assert torch.equal(found.read("model.a", 100, 200), tensor[100:200] + 3)
+    client.put_object(Bucket="bucket", Key=f"run/checkpoints/00-000000003/{PART}", Body=b"x")
+    found, (sentence,) = CheckpointManager(out).newest(taken)
+    assert found is not None
+    assert found.state.step == 2
+    assert f"{out}/checkpoints/00-000000003/{PART} is damaged: it has 1 bytes" in sentence
+
+    def silent(self: Storage, relative: str) -> int:
+        raise OSError("Couldn't connect to server")
+
+    monkeypatch.setattr(Storage, "size", silent)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    # Nothing is known of the checkpoints, so they are not passed over.
+    with pytest.raises(OSError, match="Couldn't connect"):
+        CheckpointManager(out).newest(taken)
 
 
 def damage(path: Path, change: Callable[[bytearray], bytearray]) -> None:
