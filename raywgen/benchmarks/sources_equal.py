@@ -25,20 +25,24 @@ def sources_equal(config: TrainConfig) -> float:
     normalizers, data = measure_normalizers(corpus), data_spec(corpus)
     generator = build_generator(config.method, config.generator, normalizers, data, config.seed)
     rows, stage = RunRows.of(corpus).train, generator.stages()[-1]
+    unmapped = RunRows.of(Corpus.open(config.corpus, copies=False)).train
     view, size = StageView(stage, config.seed, STAGE_STREAM), stage.config.batch_size
     with ray_session():
         for num_workers in range(1, _MOST_WORKERS + 1):
             for rank in range(num_workers):
-                plan = BatchPlan(
-                    rows,
-                    seed=config.seed,
-                    num_condition_samples=4,
-                    num_query_samples=4,
-                    num_targets=generator.needs.num_targets,
-                    rank=rank,
-                    num_workers=num_workers,
+                plan, remote = (
+                    BatchPlan(
+                        part,
+                        seed=config.seed,
+                        num_condition_samples=4,
+                        num_query_samples=4,
+                        num_targets=generator.needs.num_targets,
+                        rank=rank,
+                        num_workers=num_workers,
+                    )
+                    for part in (rows, unmapped)
                 )
-                read = ReadPlan.of(plan.order, corpus.location, corpus.snapshot, size, packed_view(view))
+                read = ReadPlan.of(remote.order, corpus.location, size, packed_view(view))
                 with RaySource(read, plan.order, view, _STEPS) as source:
                     for step in _STEPS:
                         found, _ = plan.for_stage(step, size, view, read=source.read)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,10 @@ class Corpus:
         self._layout_of = contents.layout_of
         self._shard_at = {shard.path: shard for shard in self.shards}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process that is sent an opened corpus reads the same snapshot, through files of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
     @classmethod
     def open(cls, location: str | Path, snapshot: str = "", *, copies: bool = True) -> Self:
         """Reads the manifest and checks that every file is there in full length.
@@ -85,7 +90,17 @@ class Corpus:
             CorpusError: The corpus has another schema version.
         """
         storage = CorpusStorage.at(location)
-        manifest = read_manifest(storage)
+        try:
+            manifest = read_manifest(storage)
+            return cls._checked(storage, manifest, snapshot, copies)
+        except OSError as error:
+            raise CorpusError(
+                f"{storage.name} cannot be reached ({error}); check the URI, and that this process has the credentials "
+                "of the store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+
+    @classmethod
+    def _checked(cls, storage: CorpusStorage, manifest: dict[str, Any], snapshot: str, copies: bool) -> Self:
         corpus = cls(storage, manifest, copies=copies)
         if snapshot and corpus.snapshot != snapshot:
             raise rebuilt(storage)
@@ -99,7 +114,10 @@ class Corpus:
         """Checks the sizes of all files and reads the facts."""
         storage = self.storage
         # An object store takes as long for one file as for a page of its listing.
-        listed = {} if storage.is_local else storage.sizes(WEIGHTS)
+        listed: dict[str, int] = {}
+        if not storage.is_local:
+            with suppress(OSError):  # Who may read a file need not have the right to list its folder.
+                listed = storage.sizes(WEIGHTS)
         for shard in self.shards:
             size = listed.get(shard.path.removeprefix(f"{WEIGHTS}/")) or storage.size(shard.path)
             if size is None:

@@ -2,8 +2,8 @@
 
 The data set holds numbers of steps alone. `map_batches` runs them through a reader, which draws the same networks and
 windows as the worker (`batch_order.py`), reads only the byte ranges that hold them, and hands over their values in the
-order of the steps, a bounded number ahead. A reader that dies is started again by Ray, and what it had not handed over
-is read again.
+order of the steps, a bounded number ahead. It is sent the corpus as the worker has opened it. A reader that dies is
+started again by Ray, and what it had not handed over is read again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from raywgen.config import ConfigError
-from raywgen.corpus import Corpus, CorpusError
-from raywgen.corpus.tokens import TokenCorpus
-from raywgen.storage import absolute
+from raywgen.corpus import CorpusError
 from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView, StoredBatch
-from raywgen.training.rows import TRAIN, StoredRows, facts_by_layout
+from raywgen.training.rows import StoredRows
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.session import quieten_ray_data
-from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -54,10 +51,8 @@ class ReadPlan:
     """All that a reader needs in order to read one worker's batches of a stage.
 
     Attributes:
-        corpus: Path or URI of the corpus.
-        snapshot: The snapshot that the run reads.
-        rows: By layout, `StoredRows.index_N` and `target_index_NA`.
-        tokens: Path or URI of the tokens that the stage learns from, and their snapshot; None without tokens.
+        corpus: Path or URI of the corpus, for messages.
+        rows: The checkpoints by layout, whose corpus is opened without copies.
         seed: Seed of the order.
         rank: The worker.
         num_workers: Number of workers.
@@ -66,9 +61,7 @@ class ReadPlan:
     """
 
     corpus: str
-    snapshot: str
-    rows: list[tuple[Tensor, Tensor | None]]
-    tokens: tuple[str, str] | None
+    rows: list[StoredRows]
     seed: int
     rank: int
     num_workers: int
@@ -76,50 +69,24 @@ class ReadPlan:
     view: bytes
 
     @classmethod
-    def of(cls, order: BatchOrder, corpus: str, snapshot: str, batch_size: int, view: bytes) -> ReadPlan:
+    def of(cls, order: BatchOrder, corpus: str, batch_size: int, view: bytes) -> ReadPlan:
         """Returns the plan by which a reader reads what a worker's own order would.
 
         Args:
             order: The worker's order of batches.
             corpus: Path or URI of the corpus.
-            snapshot: The snapshot that the run reads.
             batch_size: Networks of all workers together.
             view: The `StageView`, by `packed_view`.
         """
-        tokens = next((rows.tokens.corpus for rows in order.rows if rows.tokens is not None), None)
         return cls(
             corpus=corpus,
-            snapshot=snapshot,
-            rows=[(rows.index_N, rows.target_index_NA) for rows in order.rows],
-            tokens=None if tokens is None else (absolute(tokens.location), tokens.snapshot),
+            rows=[rows.stored() for rows in order.rows],
             seed=order.seed,
             rank=order.rank,
             num_workers=order.num_workers,
             batch_size=batch_size,
             view=view,
         )
-
-    def order(self) -> BatchOrder:
-        """Opens the corpus, without copies of it, and returns the order of its batches.
-
-        Raises:
-            CorpusError: The corpus or its tokens cannot be read, or have changed.
-        """
-        corpus = Corpus.open(self.corpus, self.snapshot, copies=False)
-        tokens = None if self.tokens is None else TokenCorpus.open(*self.tokens, copies=False)
-        rows = [
-            StoredRows(
-                layout=network.layout,
-                weights=StoredWeights(corpus, network.layout, facts),
-                index_N=index_N,
-                target_index_NA=target_index_NA,
-                tokens=tokens and tokens.of(network.layout.id, facts.column("checkpoint_id").to_pylist()),
-            )
-            for (network, facts), (index_N, target_index_NA) in zip(
-                facts_by_layout(corpus, [TRAIN]), self.rows, strict=True
-            )
-        ]
-        return BatchOrder(rows, seed=self.seed, rank=self.rank, num_workers=self.num_workers)
 
 
 class Reader:
@@ -132,16 +99,13 @@ class Reader:
     def __init__(self, plan: ReadPlan) -> None:
         torch.set_num_threads(1)
         self._plan = plan
+        self._order = BatchOrder(plan.rows, seed=plan.seed, rank=plan.rank, num_workers=plan.num_workers)
 
     def __call__(self, steps: pa.Table) -> pa.Table:
         """Reads the steps `first` to `first + count - 1`: one row a step, with its tensors, or the reason why not."""
         found = [self._read(range(row["first"], row["first"] + row["count"])) for row in steps.to_pylist()]
         columns = {name: [row[name] for part in found for row in part] for name in ("step", "tensors", "failure")}
         return pa.table(columns, schema=_SCHEMA)
-
-    @cached_property
-    def _order(self) -> BatchOrder:
-        return self._plan.order()
 
     @cached_property
     def _view(self) -> StageView:
@@ -179,7 +143,7 @@ def ray_reads(
     if not packed or not steps:
         yield None
         return
-    plan = ReadPlan.of(order, spec.config.corpus, spec.snapshot, view.stage.config.batch_size, packed)
+    plan = ReadPlan.of(order, spec.config.corpus, view.stage.config.batch_size, packed)
     with RaySource(plan, order, view, steps) as source:
         yield source.read
 

@@ -17,7 +17,7 @@ import pyarrow.compute
 import torch
 from torch import Tensor, nn
 
-from raywgen.corpus import Corpus, NetworkFacts
+from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import StoredTokens, TokenCorpus
 from raywgen.tasks import Task, build_network, build_task
 from raywgen.tasks.no_task import BLANK
@@ -26,8 +26,7 @@ from raywgen.weights import Layout, Windows
 
 # Arrow creates these functions at import, so no type checker sees them.
 pc: Any = pyarrow.compute
-TRAIN = "train"
-_HELD, _BASE = "validation", "base"
+_TRAIN, _HELD, _BASE = "train", "validation", "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +49,16 @@ class StoredRows:
 
     def __len__(self) -> int:
         return len(self.index_N)
+
+    def stored(self) -> StoredRows:
+        """Returns the rows without what is known of each beside its weights."""
+        return StoredRows(
+            layout=self.layout,
+            weights=self.weights,
+            index_N=self.index_N,
+            tokens=self.tokens,
+            target_index_NA=self.target_index_NA,
+        )
 
     def values(self, row_B: Tensor, windows: Windows | None = None) -> Tensor:
         """Reads networks, float32 `(B, D)`, or the values of a window of each."""
@@ -114,25 +123,18 @@ class TrajectoryError(ValueError):
     """A corpus whose trajectories do not hold what a generator asks for; the message names the remedy."""
 
 
-def facts_by_layout(corpus: Corpus, splits: Sequence[str]) -> list[tuple[NetworkFacts, pa.Table]]:
-    """Returns the facts of the checkpoints of some splits by layout, in the order of shards and rows."""
+def layout_rows(corpus: Corpus, splits: Sequence[str]) -> list[LayoutRows]:
+    """Lists the checkpoints of some splits by layout, in the order of shards and rows."""
     selected = corpus.select(split=list(splits))
+    policy_of = dict(zip(corpus.facts.column("checkpoint_id").to_pylist(), policy_names(corpus), strict=True))
     number_of = {shard.path: number for number, shard in enumerate(corpus.shards)}
     found = []
     for layout_id, network in corpus.networks.items():
         facts = selected.filter(pc.equal(selected.column("layout_id"), layout_id))
-        if facts.num_rows:
-            shards = pa.array([number_of[path] for path in facts.column("shard").to_pylist()])
-            facts = facts.append_column("_shard", shards).sort_by([("_shard", "ascending"), ("row", "ascending")])
-            found.append((network, facts))
-    return found
-
-
-def layout_rows(corpus: Corpus, splits: Sequence[str]) -> list[LayoutRows]:
-    """Lists the checkpoints of some splits by layout, in the order of shards and rows."""
-    policy_of = dict(zip(corpus.facts.column("checkpoint_id").to_pylist(), policy_names(corpus), strict=True))
-    found = []
-    for network, facts in facts_by_layout(corpus, splits):
+        if not facts.num_rows:
+            continue
+        shards = pa.array([number_of[path] for path in facts.column("shard").to_pylist()])
+        facts = facts.append_column("_shard", shards).sort_by([("_shard", "ascending"), ("row", "ascending")])
         ids = facts.column("checkpoint_id").to_pylist()
         found.append(
             LayoutRows(
@@ -141,7 +143,7 @@ def layout_rows(corpus: Corpus, splits: Sequence[str]) -> list[LayoutRows]:
                 weights=StoredWeights(corpus, network.layout, facts),
                 index_N=torch.arange(len(ids)),
                 tasks=[
-                    build_task(task_recipe(corpus, task_id, network.layout.id))
+                    build_task(task_recipe(corpus, task_id, layout_id))
                     for task_id in facts.column("task_id").to_pylist()
                 ],
                 trajectories=facts.column("trajectory_id").to_pylist(),
@@ -172,8 +174,8 @@ class RunRows:
         Raises:
             CorpusError: There is nothing to train on.
         """
-        corpus.shards_of([TRAIN])  # Raises where there are none.
-        return cls(train=layout_rows(corpus, [TRAIN]), held=layout_rows(corpus, [_HELD]))
+        corpus.shards_of([_TRAIN])  # Raises where there are none.
+        return cls(train=layout_rows(corpus, [_TRAIN]), held=layout_rows(corpus, [_HELD]))
 
     def with_tokens(self, tokens: TokenCorpus) -> RunRows:
         """Returns the same checkpoints with their tokens.
@@ -198,7 +200,7 @@ def data_digest(corpus: Corpus) -> str:
 
     Two corpora of equal content have the same one, wherever they lie.
     """
-    shards = corpus.shards_of([TRAIN, _HELD, _BASE])
+    shards = corpus.shards_of([_TRAIN, _HELD, _BASE])
     columns = [corpus.facts.column(name).to_pylist() for name in ("shard", "checkpoint_id", "task_id", "trajectory_id")]
     columns += [corpus.facts.column("step").to_pylist(), policy_names(corpus)]
     read = {shard.path for shard in shards}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import boto3
 import numpy as np
@@ -166,3 +168,28 @@ def test_every_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
             assert torch.equal(found, expected)
     assert len(refusals) > 50
     assert all("weights/a.arrow" in message for message in refusals)
+
+
+class _Refusal(BaseHTTPRequestHandler):
+    """Answers as a store does whose credentials are missing or wrong."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Writes nothing."""
+
+
+def test_missing_credentials_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refusal)
+    Thread(target=server.serve_forever, daemon=True).start()
+    settings = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (settings | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "wrong"}).items():
+        monkeypatch.setenv(name, value)
+    message = (
+        r"^s3://bucket/zoo cannot be reached \([^\n]*ACCESS_DENIED[^\n]*\); check the URI, [^\n]*credentials[^\n]*$"
+    )
+    with pytest.raises(CorpusError, match=message):
+        Corpus.open("s3://bucket/zoo", copies=False)
+    server.shutdown()

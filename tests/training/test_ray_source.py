@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
 from torch import Tensor
 
 from raywgen.config import merge_config
-from raywgen.corpus import Corpus, CorpusError
+from raywgen.corpus import Corpus, CorpusError, commit_corpus
+from raywgen.corpus.commit import stored_shards
 from raywgen.corpus.tokens import TokenCorpus
 from raywgen.generators import Stage, method
 from raywgen.generators.bundle import build_generator
@@ -23,7 +26,7 @@ from raywgen.training.batch_plan import BatchPlan, StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode import EncodePlan
 from raywgen.training.ray_source import RaySource, Reader, ReadPlan, packed_view
-from raywgen.training.rows import RunRows
+from raywgen.training.rows import LayoutRows, RunRows
 from raywgen.training.session import ray_session
 from raywgen.training.source import with_source
 from raywgen.weights import WeightBatch
@@ -70,13 +73,17 @@ class Run:
             generator = generator_of(corpus, tokens="auto" if self.tokens else "none", window=3)
             self.stage = generator.stages()[case != "tokenizer"]
         self.view = StageView(self.stage, 0, 2000)
-        self.rows = RunRows.of(corpus).train
-        if self.tokens is not None:
-            self.rows = RunRows.of(corpus).with_tokens(self.tokens).train
+        self.rows, self.unmapped = (self._rows(copies=copies) for copies in (True, False))
 
-    def plan(self, rank: int = 0, num_workers: int = 1) -> BatchPlan:
+    def _rows(self, *, copies: bool) -> list[LayoutRows]:
+        rows = RunRows.of(Corpus.open(self.corpus.location, copies=copies))
+        if self.tokens is not None:
+            rows = rows.with_tokens(TokenCorpus.open(self.tokens.location, copies=copies))
+        return rows.train
+
+    def plan(self, rank: int = 0, num_workers: int = 1, *, is_mapped: bool = True) -> BatchPlan:
         return BatchPlan(
-            self.rows,
+            self.rows if is_mapped else self.unmapped,
             seed=3,
             num_condition_samples=3,
             num_query_samples=2,
@@ -86,8 +93,10 @@ class Run:
         )
 
     def read_plan(self, rank: int = 0, num_workers: int = 1) -> ReadPlan:
-        order = self.plan(rank, num_workers).order
-        return ReadPlan.of(order, self.corpus.location, self.corpus.snapshot, BATCH_SIZE, packed_view(self.view))
+        """The plan as it comes to a reader."""
+        order = self.plan(rank, num_workers, is_mapped=False).order
+        plan = ReadPlan.of(order, self.corpus.location, BATCH_SIZE, packed_view(self.view))
+        return pickle.loads(pickle.dumps(plan))
 
     def source(self, steps: range, rank: int = 0, num_workers: int = 1) -> RaySource:
         order = self.plan(rank, num_workers).order
@@ -150,15 +159,58 @@ def test_both_sources_give_the_same_batches(cluster: None, zoo_corpus: Corpus) -
         time.sleep(0.2)
 
 
-def test_what_a_reader_finds_wrong_is_one_line_that_names_the_shard(
-    cluster: None, zoo_corpus: Corpus, tmp_path: Path
-) -> None:
+LOST = r"/weights/[^\n]*\.arrow is missing; restore it[^\n]*$"
+
+
+def test_a_lost_shard_is_one_line_in_both_sources(cluster: None, zoo_corpus: Corpus, tmp_path: Path) -> None:
     root = Path(shutil.copytree(zoo_corpus.location, tmp_path / "corpus"))
     run = Run("prior", Corpus.open(root))
-    for shard in (root / "weights").iterdir():
-        shard.unlink()
-    with pytest.raises(CorpusError, match=rf"^{root}/weights/[^\n]*\.arrow is missing; restore it[^\n]*$"):
-        run.assert_same(range(2))
+    shutil.rmtree(root / "weights")
+    with pytest.raises(CorpusError, match=f"^{root}{LOST}"):
+        run.plan().for_stage(0, BATCH_SIZE, run.view)
+    with run.source(range(2)) as source, pytest.raises(CorpusError, match=f"^{root}{LOST}"):
+        run.plan().for_stage(0, BATCH_SIZE, run.view, read=source.read)
+
+
+def test_a_corpus_that_grows_is_read_on_as_it_was(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    """A reader that starts after the corpus has grown, as that of a later stage, reads the run's own checkpoints."""
+    root = Path(shutil.copytree(zoo_corpus.location, tmp_path / "corpus"))
+    run = Run("mcdi", Corpus.open(root))
+    plan = run.read_plan()
+    commit_corpus(
+        str(root),
+        shards=stored_shards(run.corpus)[1:],
+        tasks=list(run.corpus.tasks.values()),
+        networks=list(run.corpus.networks.values()),
+        recipe={},
+        forms=run.corpus.forms,
+    )
+    assert Corpus.open(root).snapshot != run.corpus.snapshot
+    reader = Reader(plan)
+    for step in range(4):
+        stored = reader._order.read(reader._order.draw(step, BATCH_SIZE, reader._view), reader._view.stage)
+        found, _ = run.plan().for_stage(step, BATCH_SIZE, run.view, read=lambda _, stored=stored: stored)
+        assert same(found, run.plan().for_stage(step, BATCH_SIZE, run.view)[0])
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_killed_is_started_again(cluster: None, zoo_corpus: Corpus) -> None:
+    run = Run("prior", zoo_corpus)
+    source, plan = run.source(range(60)), run.plan()
+    with source:
+        for step in range(60):
+            found, _ = plan.for_stage(step, BATCH_SIZE, run.view, read=source.read)
+            assert same(found, plan.for_stage(step, BATCH_SIZE, run.view)[0])
+            if step == 3:
+                kill_readers()
+
+
+def kill_readers() -> None:
+    """Ends the processes of this session's readers."""
+    found = [child for child in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+    assert found
+    for child in found:
+        child.kill()
 
 
 def test_the_source_is_chosen_by_the_place_of_the_corpus(bucket: str, capfd: pytest.CaptureFixture[str]) -> None:
