@@ -38,6 +38,7 @@ BENCHMARKS = {
     "train-overhead": "raywgen.benchmarks.train_overhead",
     "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
     "cuda-check": "raywgen.benchmarks.cuda_check",
+    "plan": "raywgen.benchmarks.plan",
     "tune": "raywgen.benchmarks.tune",
 }
 

@@ -104,8 +104,8 @@ class TrainMemoryConfig:
 def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Makes the corpora, and measures every method on each of them."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="raywgen-memory-"))
-    by_number = {count: _corpus(folder, count, config.network_values) for count in config.num_networks}
-    by_size = {size: _corpus(folder, config.networks_of_a_size, size) for size in config.sizes}
+    by_number = {count: task_corpus(folder, count, config.network_values) for count in config.num_networks}
+    by_size = {size: task_corpus(folder, config.networks_of_a_size, size) for size in config.sizes}
     peaks: dict[str, dict[str, list[float]]] = {}
     figures: dict[str, float] = {}
     for method in config.methods:
@@ -124,7 +124,7 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
                 key = f"{part}_slope_{name}"
                 figures[key] = max(figures.get(key, 0.0), slope)
         figures["peak_anon_gib"] = max(figures.get("peak_anon_gib", 0.0), found["worker_d"][-1] / _GIB)
-    small, large = _corpus(folder, config.networks_of_a_size, _SMALL), by_size[config.sizes[-1]]
+    small, large = task_corpus(folder, config.networks_of_a_size, _SMALL), by_size[config.sizes[-1]]
     ratios = {method: _step_ratio(method, small, large, config.rounds) for method in config.methods}
     figures["step_over_small"] = max(ratios.values())
     figures["sources_equal"] = min(
@@ -148,8 +148,8 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
     return {name: round(value, 5) for name, value in figures.items()}, conditions
 
 
-def _corpus(folder: Path, num: int, num_values: int) -> str:
-    """A corpus of random networks of one layout, each in a shard of its own; kept if it is there."""
+def task_corpus(folder: Path, num: int, num_values: int) -> str:
+    """Writes random networks of one layout and one task, each in a shard of its own; kept if they are there."""
     path = folder / f"corpus-{num}-{num_values}"
     if (path / "manifest.json").is_file():
         return str(path)

@@ -16,6 +16,7 @@ from raywgen.cli.corpus_encode import app as corpus_app
 from raywgen.cli.encoder import app as encoder_app
 from raywgen.cli.job import app as job_app
 from raywgen.cli.job import run_status_command
+from raywgen.cli.plan import plan
 from raywgen.cli.settings import (
     Config,
     Overrides,
@@ -283,6 +284,7 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
 
 # Added here, so that help lists them after the commands that users need first.
 app.command("status")(run_status_command)
+app.command(cls=SettingsCommand)(plan)
 app.command(cls=SettingsCommand)(tune)
 
 

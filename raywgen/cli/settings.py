@@ -29,6 +29,7 @@ SCHEMAS = {
     "corpus encode": "raywgen.training.encode_corpus:EncodeConfig",
     "encoder train": "raywgen.tasks.encoder_training:EncoderConfig",
     "train": "raywgen.training:TrainConfig",
+    "plan": "raywgen.training.plan:PlanConfig",
     "generate": "raywgen.generation:GenerateConfig",
     "adapt": "raywgen.generation:AdaptConfig",
     "evaluate": "raywgen.evaluation.config:EvaluateConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,3 +55,17 @@ def _text(path: Path) -> str:
 def gib(num: float) -> str:
     """Returns bytes as text, in GiB."""
     return f"{num / 2**30:.3g} GiB"
+
+
+def max_min_share(nodes: Sequence[tuple[int, int]], num_workers: int) -> int:
+    """Returns the memory that every worker can have if they are spread over nodes so that it is the most.
+
+    Args:
+        nodes: Memory of each node, and the most workers that it takes.
+        num_workers: Workers to place; at most as many as the nodes take.
+    """
+    shares = sorted({memory // count for memory, slots in nodes for count in range(1, slots + 1)}, reverse=True)
+    for share in shares:
+        if sum(min(slots, memory // max(1, share)) for memory, slots in nodes) >= num_workers:
+            return share
+    return shares[-1] if shares else 0

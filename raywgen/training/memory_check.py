@@ -14,7 +14,7 @@ from raywgen.generators import Stage
 from raywgen.training.config import TrainConfig
 from raywgen.training.device_peaks import named_memory
 from raywgen.training.engine import Offload
-from raywgen.training.memory import gib
+from raywgen.training.memory import gib, max_min_share
 from raywgen.training.resource_check import Nodes, Resources, first_unplaceable, worker_requests
 from raywgen.training.strategy import DoesNotFitError, StageSizes, allowed_choices, state_bytes
 from raywgen.weights import Layout
@@ -91,20 +91,6 @@ def declared_memory(config: TrainConfig, nodes: Nodes) -> int | None:
         largest = sorted((memory for memory, slots in known for _ in range(slots)), reverse=True)
         return largest[: config.min_workers][-1]
     return max_min_share(known, config.min_workers)
-
-
-def max_min_share(nodes: Sequence[tuple[int, int]], num_workers: int) -> int:
-    """Returns the memory that every worker can have if they are spread over nodes so that it is the most.
-
-    Args:
-        nodes: Memory of each node, and the most workers that it takes.
-        num_workers: Workers to place; at most as many as the nodes take.
-    """
-    shares = sorted({memory // count for memory, slots in nodes for count in range(1, slots + 1)}, reverse=True)
-    for share in shares:
-        if sum(min(slots, memory // max(1, share)) for memory, slots in nodes) >= num_workers:
-            return share
-    return shares[-1] if shares else 0
 
 
 def _node_memory(node: Resources, kind: str) -> int | None:

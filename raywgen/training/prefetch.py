@@ -14,9 +14,9 @@ from types import TracebackType
 
 from raywgen.weights import KeyedNoise, WeightBatch
 
-_NUM_AHEAD = 2
+NUM_AHEAD = 2
 # Batches of large whole networks are drawn when they are needed: keeping several would cost more than it saves.
-_MAX_BYTES_AHEAD = 256 << 20
+MAX_BYTES_AHEAD = 256 << 20
 
 DrawnBatch = tuple[WeightBatch, KeyedNoise]
 
@@ -86,7 +86,7 @@ class Prefetch:
         if self._is_over or (self._is_wanted and not self._ready):
             return True
         num_ahead = len(self._ready) + 1
-        return num_ahead <= _NUM_AHEAD and num_ahead * self._batch_bytes <= _MAX_BYTES_AHEAD
+        return num_ahead <= NUM_AHEAD and num_ahead * self._batch_bytes <= MAX_BYTES_AHEAD
 
     def _drawn(self, step: int) -> DrawnBatch | BaseException:
         """Returns the batch of a step, or what drawing it has raised."""

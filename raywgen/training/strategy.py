@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ _CHOICES: tuple[tuple[int, Offload], ...] = (
     (3, "optimizer"),
     (3, "parameters"),
 )
+# DeepSpeed's own defaults: parameters of a bucket, and those that ZeRO-3 keeps gathered.
+_BUCKET, _LIVE = 500_000_000, 1_000_000_000
 # More parts than that cost more than sharding does.
 _FEW_PARTS = 4
 
@@ -80,11 +83,11 @@ class StageSizes:
         return replace(sizes, activation_bytes=copies + activations)
 
     @classmethod
-    def of_states(cls, stage: Stage) -> StageSizes:
-        """Returns what is known of a stage without running it: no activations."""
+    def of_states(cls, stage: Stage, activation_bytes: int = 0) -> StageSizes:
+        """Returns what is known of a stage without running it."""
         return cls(
             num_parameters=sum(parameter.numel() for parameter in stage.parameters()),
-            activation_bytes=0,
+            activation_bytes=activation_bytes,
             batch_size=stage.config.batch_size,
             has_averages=stage.config.optimizer.ema_decay > 0,
             has_moments=stage.config.optimizer.kind == "adamw",
@@ -188,6 +191,21 @@ def allowed_choices(num_workers: int, *, can_offload: bool, max_zero_stage: int 
 
 def state_bytes(sizes: StageSizes, num_workers: int, zero_stage: int, offload: Offload) -> int:
     """Returns the bytes of a worker's device for parameters, gradients, the optimiser's state and averages."""
+    return sum(state_parts(sizes, num_workers, zero_stage, offload))
+
+
+class StateBytes(NamedTuple):
+    """The bytes of what a worker's device holds from step to step."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    averages: int
+    gathered: int
+
+
+def state_parts(sizes: StageSizes, num_workers: int, zero_stage: int, offload: Offload) -> StateBytes:
+    """Returns the parts of `state_bytes`; those that are offloaded are 0."""
     P, W = sizes.num_parameters, num_workers
     parameters = 4 * P / W if zero_stage == 3 else 4 * P
     gradients = 4 * P / W if zero_stage >= 2 else 4 * P
@@ -199,7 +217,26 @@ def state_bytes(sizes: StageSizes, num_workers: int, zero_stage: int, offload: O
         optimizer = 0
     if offload == "parameters":
         parameters = averages = 0
-    return int(parameters + gradients + optimizer + averages + gathered)
+    return StateBytes(int(parameters), int(gradients), int(optimizer), int(averages), int(gathered))
+
+
+def buffer_bytes(sizes: StageSizes, num_workers: int, zero_stage: int) -> int:
+    """Returns what DeepSpeed takes beside states while gradients are exchanged and the optimiser steps, as measured.
+
+    Buckets of the exchange hold the gradients of up to `_BUCKET` parameters. Gradients of a worker's own shard are held
+    twice or more before the step, and under ZeRO-3 parameters that were gathered for a module stay for the next one.
+    """
+    P, W = sizes.num_parameters, num_workers
+    bucket = 4 * min(P, _BUCKET)
+    match zero_stage:
+        case 1:
+            return int(bucket + 10 * P / W)
+        case 2:
+            return int(bucket + 4 * P / W)
+        case 3:
+            return int(bucket + 4 * min(P, _LIVE) + 18 * P / W)
+        case _:
+            return 0
 
 
 def _saved_bytes(stage: Stage, batch: WeightBatch, noise: KeyedNoise) -> int:

@@ -49,8 +49,8 @@ from raywgen.training.strategy import suited_settings
 from raywgen.training.worker_context import WorkerContext
 from raywgen.training.workers_log import add_start
 
-_NUM_SETUP_BATCHES = 16
-_VALIDATION_BATCH = 64
+NUM_SETUP_BATCHES = 16
+VALIDATION_BATCH = 64
 _VALIDATION_SEED = 5
 
 
@@ -242,7 +242,7 @@ class Trainer:
             return
         if self.is_first:
             view, size = StageView(stage, self.config.seed, 0), stage.config.batch_size
-            initial = (self.batches.for_stage(step, size, view, whole=True)[0] for step in range(_NUM_SETUP_BATCHES))
+            initial = (self.batches.for_stage(step, size, view, whole=True)[0] for step in range(NUM_SETUP_BATCHES))
             stage.setup(initial, self.config.seed)
         self.worker.share([*stage.parameters(), *stage.buffers()])
 
@@ -250,7 +250,7 @@ class Trainer:
         """Returns the engine of a stage, under `strategy=auto` with the settings that suit its sizes."""
         config, settings = self.config, self.config.engine_settings()
         if config.strategy == "auto":
-            view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, _NUM_SETUP_BATCHES))
+            view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, NUM_SETUP_BATCHES))
             examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
             memory, can_offload = self.worker.memory(), self.worker.device.type == "cuda"
             num_workers = self.worker.num_workers if config.max_workers else 0
@@ -335,7 +335,7 @@ class Trainer:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
         view = StageView(run.engine.stage, self.config.seed + 1, STAGE_STREAM + run.index)
-        total = max(_VALIDATION_BATCH, self.worker.num_workers)
+        total = max(VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
             with run.batches.paused():
                 batch, noise = plan.for_stage(turn, total, view)

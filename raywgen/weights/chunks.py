@@ -16,7 +16,7 @@ from raywgen.weights.tensors import KINDS, TensorSpec
 
 _NUM_FREQUENCIES = 6
 # Chunks whose features are held at once.
-_BLOCK = 1 << 14
+BLOCK = 1 << 14
 
 
 def num_chunks(layout: Layout, chunk_length: int) -> int:
@@ -88,11 +88,11 @@ def chunk_features(layout: Layout, chunk_length: int, index_X: Tensor) -> Tensor
 def mean_position_features(layout: Layout, chunk_length: int, device: torch.device | None = None) -> Tensor:
     """Returns the mean `(G,)` of the rows of `position_features`, in memory that does not grow with the network."""
     count = num_chunks(layout, chunk_length)
-    if count <= _BLOCK:
+    if count <= BLOCK:
         return position_features(layout, chunk_length).mean(dim=0).to(device)
     total = torch.zeros(num_position_features(), dtype=torch.float64)
-    for start in range(0, count, _BLOCK):
-        index_X = torch.arange(start, min(start + _BLOCK, count))
+    for start in range(0, count, BLOCK):
+        index_X = torch.arange(start, min(start + BLOCK, count))
         total += chunk_features(layout, chunk_length, index_X).sum(dim=0, dtype=torch.float64)
     return (total / count).float().to(device)
 
