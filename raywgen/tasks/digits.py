@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from raywgen.tasks.base import Inputs, Task, TaskError
@@ -27,6 +25,10 @@ _SUBSET_SIZES = range(2, 9)
 @lru_cache(maxsize=1)
 def digit_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns train images `(1200, 64)` in [0, 1], train digits `(1200,)`, test images `(597, 64)`, test digits."""
+    # Every worker imports this module, and importing scikit-learn takes longer than importing torch.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     data, target = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(data, dtype=np.float32) / 16)
     digits = torch.from_numpy(np.asarray(target, dtype=np.int64))

@@ -25,7 +25,6 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import fs
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from raywgen.tasks.base import TaskError
@@ -114,6 +113,8 @@ def load_images(
 
 def load_digits_images() -> ImageData:
     """Loads scikit-learn's 1,797 real handwritten digits: 1 channel, 8x8 pixels, stretched from 0..16 to 0..255."""
+    from sklearn.datasets import load_digits  # Late, as in `raywgen.tasks.digits`.
+
     data, target = load_digits(return_X_y=True)
     pixels = np.rint(np.asarray(data) * (255 / 16)).astype(np.uint8)
     return ImageData(

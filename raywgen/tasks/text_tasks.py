@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
 from raywgen.tasks.base import Inputs, Task, TaskError
@@ -67,5 +66,7 @@ def _split(path: str) -> tuple[TextData, Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def _features(path: str, num_features: int) -> Tensor:
+    from sklearn.feature_extraction.text import HashingVectorizer  # Late, as in `raywgen.tasks.digits`.
+
     counts: Any = HashingVectorizer(n_features=num_features).transform(_split(path)[0].sentences)
     return torch.from_numpy(np.asarray(counts.toarray(), dtype=np.float32))

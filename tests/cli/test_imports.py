@@ -35,3 +35,11 @@ def test_torch_is_not_imported(command: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", _CODE, *command.split()], capture_output=True, text=True, timeout=180)
     assert said in " ".join((done.stdout + done.stderr).split())
     assert done.stdout.splitlines()[-1].split() == ["imported:"]
+
+
+def test_a_worker_imports_no_more_than_it_needs_to_train() -> None:
+    code = (
+        "import sys, raywgen.training.workers; print(*{'sklearn', 'scipy', 'deepspeed', 'matplotlib'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
+    assert done.stdout.split() == []
