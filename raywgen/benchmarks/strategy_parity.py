@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import product
@@ -39,6 +40,7 @@ _BETA = 0.9
 _OPTIMIZER = {"betas": [_BETA, 0.99], "epsilon": 1e-6, "ema_decay": 0.5}
 _RATE = 1e-3
 _RESULT = "result"
+_POLL_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -109,8 +111,7 @@ def _compare(config: StrategyParityConfig, folder: Path) -> dict[str, float]:
     before: dict[tuple[str, int], str] = {}
     for num_workers in config.num_workers:
         jobs = _jobs(config, folder / str(num_workers), before)
-        run_jobs(jobs, num_workers)
-        for job in jobs:
+        for job in _run_jobs(jobs, num_workers):
             result, expected = torch.load(f"{job.out}/{_RESULT}", weights_only=True), alone[job.case]
             losses = zip(result["losses"], expected["losses"][job.steps[0] :], strict=True)
             found = {"resume_rel_diff" if job.start else "loss_rel_diff": max(abs(x - y) / abs(y) for x, y in losses)}
@@ -139,10 +140,19 @@ def _jobs(config: StrategyParityConfig, folder: Path, before: dict[tuple[str, in
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], num_workers: int) -> None:
-    """Runs jobs one after another in a group of processes, the first of which writes the results."""
+def _run_jobs(jobs: Sequence[Job], num_workers: int) -> Iterator[Job]:
+    """Runs jobs one after another in one group of processes, and yields each as soon as its result is written."""
+    left = deque(jobs)
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_work, (num_workers, folder, list(jobs)), nprocs=num_workers)
+        group = spawn(_work, (num_workers, folder, list(jobs)), nprocs=num_workers, join=False)
+        assert group is not None
+        while left:
+            is_over = group.join(timeout=_POLL_SECONDS)
+            while left and Path(left[0].out, _RESULT).exists():
+                yield left.popleft()
+            assert not (is_over and left), f"{left[0].case} has no result"
+        while not group.join():
+            pass
 
 
 def _work(rank: int, num_workers: int, folder: str, jobs: Sequence[Job]) -> None:
@@ -153,9 +163,12 @@ def _work(rank: int, num_workers: int, folder: str, jobs: Sequence[Job]) -> None
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", store, _TIMEOUT, num_workers, rank)
     for job in jobs:
-        result = _train(_engine(job, rank, num_workers), job, _Worker(rank, num_workers))
+        engine = _engine(job, rank, num_workers)
+        result = _train(engine, job, _Worker(rank, num_workers))
+        engine.close()
         if rank == 0:
-            torch.save(result, f"{job.out}/{_RESULT}")
+            torch.save(result, f"{job.out}/{_RESULT}.part")
+            os.replace(f"{job.out}/{_RESULT}.part", f"{job.out}/{_RESULT}")
     torch.distributed.destroy_process_group()
 
 
