@@ -133,6 +133,11 @@ class TrainConfig:
             offload=self.offload,
         )
 
+    @property
+    def may_shard_parameters(self) -> bool:
+        """Whether ZeRO-3 is asked for, or may be chosen."""
+        return self.zero_stage == 3 or self.strategy == "auto"
+
     def retention(self) -> Retention:
         """Returns which checkpoints are kept."""
         return Retention(newest=self.keep_newest, best=self.keep_best, metric=self.best_metric)

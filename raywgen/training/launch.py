@@ -219,6 +219,11 @@ def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[
     for stage in stages:
         check_tokens(stage.tokens, corpus)
     check_batches(spec.config)
+    if spec.config.keep_best and not corpus.select(split="validation").num_rows:
+        raise ConfigError(
+            f"keep_best={spec.config.keep_best}: {corpus.location} holds no networks of validation tasks, by which the "
+            "best checkpoints could be told; leave keep_best out"
+        )
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
     if nodes is not None and (memory := declared_memory(spec.config, nodes)) is not None:

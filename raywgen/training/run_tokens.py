@@ -10,6 +10,8 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus, TokensError, weights_digest
 from raywgen.generators import Generator
 from raywgen.training.encode import EncodePlan
+from raywgen.training.run_spec import RunSpec
+from raywgen.training.worker_context import WorkerContext
 
 NONE, AUTO = "none", "auto"
 FOLDER = "tokens"
@@ -30,6 +32,36 @@ def check_tokens(source: str, corpus: Corpus) -> None:
     """
     if source not in (NONE, AUTO):
         TokenCorpus.open(source).check_weights(corpus, weights_digest(corpus))
+
+
+def stage_tokens(spec: RunSpec, source: str, generator: Generator, worker: WorkerContext) -> TokenCorpus | None:
+    """Makes or opens the tokens that a stage learns from; every worker must call it.
+
+    Args:
+        spec: The run.
+        source: `Stage.tokens`.
+        generator: The generator with its trained tokeniser.
+        worker: This process.
+
+    Returns:
+        The tokens; None where this worker was asked to stop.
+    """
+    copies = spec.config.source != "ray"
+    corpus = Corpus.open(spec.config.corpus, spec.snapshot, copies=copies)
+    if source == AUTO:
+        tokens = make_tokens(
+            spec.config.out,
+            corpus,
+            generator,
+            rank=worker.rank,
+            num_workers=worker.num_workers,
+            asked_to_stop=worker.stop.asked,
+        )
+    else:
+        tokens = open_tokens(source, corpus, generator)
+    if tokens is None or copies:
+        return tokens
+    return TokenCorpus.open(tokens.location, tokens.corpus.snapshot, copies=False)
 
 
 def open_tokens(source: str, corpus: Corpus, generator: Generator) -> TokenCorpus:

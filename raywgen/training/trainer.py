@@ -25,9 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raywgen.config import to_yaml
+from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
-from raywgen.corpus.tokens import TokenCorpus
 from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
@@ -41,7 +40,7 @@ from raywgen.training.resume import Warn, resumed_checkpoint, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
 from raywgen.training.run_spec import RunSpec
-from raywgen.training.run_tokens import AUTO, NONE, make_tokens, open_tokens
+from raywgen.training.run_tokens import NONE, stage_tokens
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
 from raywgen.training.step_meter import StepMeter
@@ -102,6 +101,7 @@ class Trainer:
     def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: WorkerContext) -> None:
         self.spec, self.config, self.worker = spec, spec.config, worker
         self.is_first = worker.rank == 0
+        self._is_on_disk = bool(self.config.max_workers) and self.config.may_shard_parameters
         self.generator = self._build()
         self.stage_names = [stage.name for stage in self.generator.stages()]
         self.state = TrainState(corpus=digest)
@@ -175,7 +175,8 @@ class Trainer:
 
     def _check_memory(self) -> None:
         """Refuses a run with a stage to come that does not fit into a worker's memory; all workers decide alike."""
-        held = sum(parameter.nbytes for parameter in self.generator.parameters())
+        is_in_memory = not self._is_on_disk or self.worker.device.type != "cpu"
+        held = sum(parameter.nbytes for parameter in self.generator.parameters()) if is_in_memory else 0
         stages = self.generator.stages()[self.state.stage :]
         check_memory(stages, self.generator.layouts, self.config, self.worker.memory() + held)
 
@@ -200,7 +201,7 @@ class Trainer:
             for step in steps:
                 metrics = self._train_step(run, step)
                 is_last = step + 1 == num_steps
-                if is_last or step % self.config.log_every == 0:
+                if is_last or step % self.config.log_every == 0 or self._is_scored(step):
                     self._write_row(run, step, metrics)
                 # The last step is always followed by the checkpoint after the stage.
                 must_stop, must_save = self._requests(engine)
@@ -261,24 +262,9 @@ class Trainer:
 
     def _read_tokens(self, engine: Engine) -> bool:
         """Makes or opens the tokens that a stage learns from; returns False where a worker was asked to stop."""
-        copies = self.config.source != "ray"
-        corpus, source = Corpus.open(self.config.corpus, self.spec.snapshot, copies=copies), engine.stage.tokens
-        if source == AUTO:
-            worker = self.worker
-            tokens = make_tokens(
-                self.config.out,
-                corpus,
-                self.generator,
-                rank=worker.rank,
-                num_workers=worker.num_workers,
-                asked_to_stop=worker.stop.asked,
-            )
-        else:
-            tokens = open_tokens(source, corpus, self.generator)
+        tokens = stage_tokens(self.spec, engine.stage.tokens, self.generator, self.worker)
         if engine.any(tokens is None) or tokens is None:
             return False
-        if not copies:
-            tokens = TokenCorpus.open(tokens.location, tokens.corpus.snapshot, copies=False)
         self._rows = self._rows.with_tokens(tokens)
         self.batches, self.validation = self._batch_plans()
         return True
@@ -325,11 +311,19 @@ class Trainer:
         row = {name: float(value) for name, value in metrics.items()}
         row["learning_rate"] = learning_rate(stage.config, step)
         is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
+        is_due = is_due or self._is_scored(step)
         if self.validation is not None and is_due:
             self._validated = self._validate(run, self.validation)
+            if self.config.keep_best and self.config.best_metric not in self._validated:
+                known = ", ".join(self._validated)
+                raise ConfigError(f"best_metric={self.config.best_metric}: stage '{stage.name}' has {known}")
             row |= self._validated
         if self.log is not None:
             self.log.write(stage.name, step, row, perf)
+
+    def _is_scored(self, step: int) -> bool:
+        """Whether a checkpoint after this step is compared with others by its validation."""
+        return bool(self.config.keep_best) and (step + 1) % self.config.checkpoint_every == 0
 
     def _validate(self, run: _StageRun, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
@@ -373,9 +367,7 @@ class Trainer:
 
     def _build(self) -> Generator:
         """Builds a fresh generator on the worker's device; on disk first where parameters may be sharded."""
-        config = self.config
-        is_sharded = bool(config.max_workers) and (config.zero_stage == 3 or config.strategy == "auto")
-        return self.spec.build(on_disk=is_sharded).to(self.worker.device)
+        return self.spec.build(on_disk=self._is_on_disk).to(self.worker.device)
 
     def _batch_plans(self) -> tuple[BatchPlan, BatchPlan | None]:
         """The batches to train on, and those to validate on if the corpus has networks for that."""

@@ -270,6 +270,21 @@ def test_checkpoints_lie_in_an_object_store_as_on_a_disk(bucket: str, monkeypatc
         CheckpointManager(out).newest(taken)
 
 
+def test_a_run_keeps_the_best_checkpoints_of_each_stage(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    config = small_config(zoo_corpus, tmp_path / "run", keep_newest=1, keep_best=1, log_every=5, validate_every=5)
+    launch([config])
+    rows = {(row["stage"], row["step"]): row for row in read_metrics(config.out)}
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    for number, stage in enumerate(("tokenizer", "prior", "task_loss")):
+        scores = {step + 1: rows[stage, step]["val_loss"] for step in (1, 3)}
+        best = min(scores, key=lambda step: (scores[step], step))
+        assert {name for name in kept if name.startswith(f"0{number}-")} == {f"0{number}-{best:09d}"}
+    assert len(kept) == 4
+    config = small_config(zoo_corpus, tmp_path / "other", keep_best=1, best_metric="val_accuracy")
+    with pytest.raises(ConfigError, match=r"best_metric=val_accuracy: stage 'tokenizer' has val_loss, "):
+        launch([config])
+
+
 def damage(path: Path, change: Callable[[bytearray], bytearray]) -> None:
     path.write_bytes(change(bytearray(path.read_bytes())))
 
