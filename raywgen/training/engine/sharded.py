@@ -85,6 +85,8 @@ class DeepSpeedEngine(Engine):
             "zero_optimization": {
                 "stage": settings.zero_stage,
                 "stage3_param_persistence_threshold": settings.min_sharded,
+                # With it, stages 1 and 2 sum the gradients of each worker's shard in an exchange of its own.
+                "reduce_scatter": settings.zero_stage == 3,
                 "reduce_bucket_size": bucket_size,
                 "allgather_bucket_size": bucket_size,
                 "memory_efficient_linear": False,
