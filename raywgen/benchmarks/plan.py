@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -123,11 +123,12 @@ def measure(config: PlanFiguresConfig) -> tuple[dict[str, float], dict[str, Any]
         print(f"{name}: {found[name]}", flush=True)
     if not config.folder:
         shutil.rmtree(folder)
-    figures = {figure: _worst([case[figure] for case in found.values()]) for figure in ("bytes_ratio", "hours_ratio")}
+    figures = {figure: worst([case[figure] for case in found.values()]) for figure in ("bytes_ratio", "hours_ratio")}
     return figures, {"cases": found, "steps": config.num_steps, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
-def _worst(ratios: list[float]) -> float:
+def worst(ratios: list[float]) -> float:
+    """Returns the ratio that is farthest from 1."""
     return max(ratios, key=lambda ratio: abs(math.log(ratio)))
 
 
@@ -228,7 +229,7 @@ class _Worker:
         torch.distributed.all_gather_object(texts, text)
         return texts
 
-    def share(self, tensors: Sequence[Tensor]) -> None:
+    def share(self, tensors: Iterable[Tensor]) -> None:
         if self.num_workers > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)

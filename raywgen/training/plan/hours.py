@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from raywgen.config import ConfigError, save_config
 from raywgen.generators.settings import StageConfig
@@ -71,8 +72,11 @@ def planned_hours(
     if plan.measure:
         seconds = measured_seconds(config, plan.measured_steps)
     elif plan.seconds_per_step is not None:
-        given = plan.seconds_per_step
-        given = given if isinstance(given, Mapping) else dict.fromkeys(names, given)
+        given: Mapping[str, Any] = (
+            plan.seconds_per_step
+            if isinstance(plan.seconds_per_step, Mapping)
+            else dict.fromkeys(names, plan.seconds_per_step)
+        )
         if missing := [name for name in names if name not in given]:
             raise ConfigError(f"seconds_per_step: give those of stage '{missing[0]}' too")
         seconds = {name: StageSeconds(step=float(given[name])) for name in names}
