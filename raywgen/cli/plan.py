@@ -117,10 +117,8 @@ def _lines(made: Plan) -> Iterator[str]:
     yield f"a checkpoint: {_gib(made.checkpoint_bytes)} GiB; the generator alone {_gib(_bundle(made))} GiB"
     yield f"nodes: {nodes.describe()}"
     objects = sum(node.object_bytes for node in nodes.nodes)
-    yield (
-        f"object store: Ray sets {_gib(objects)} GiB of the nodes aside; workers map the corpus, and put no weights "
-        "there"
-    )
+    used = f"batches take at most {_gib(made.object_bytes)}" if made.object_bytes else "workers map the corpus"
+    yield f"object store: Ray sets {_gib(objects)} GiB of the nodes aside; {used}"
     for stage in made.stages:
         if stage.reason:
             yield f"strategy of '{stage.shape.name}': {stage.choice.settings()}, because {stage.reason}"

@@ -203,7 +203,7 @@ class RaySource:
 
     def _all_rows(self) -> Generator[Any, None, None]:
         """Yields a table of one row for each step. One data set follows another: the plan of a long one takes long."""
-        per_block = max(1, min(_STEPS_OF_A_BLOCK, _BLOCK_BYTES // max(1, self._step_bytes)))
+        per_block = _steps_of_block(self._step_bytes)
         per_set = per_block * _BLOCKS_OF_A_SET
         for first in range(0, len(self._steps), per_set):
             dataset = self._dataset(self._steps[first : first + per_set], per_block)
@@ -227,11 +227,19 @@ class RaySource:
         context.execution_options.preserve_order = True
         # Blocks stay as the reader makes them: by default Ray Data would join those of many steps.
         context.target_max_block_size = None
-        store_bytes = max(_LEAST_STORE_BYTES, _BLOCKS_AHEAD * per_block * self._step_bytes)
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=store_bytes
+            object_store_memory=store_bytes(self._step_bytes)
         )
         return dataset
+
+
+def store_bytes(step_bytes: int) -> int:
+    """Returns the bytes of the object store that the batches of one worker may take, given those of a step."""
+    return max(_LEAST_STORE_BYTES, _BLOCKS_AHEAD * _steps_of_block(step_bytes) * step_bytes)
+
+
+def _steps_of_block(step_bytes: int) -> int:
+    return max(1, min(_STEPS_OF_A_BLOCK, _BLOCK_BYTES // max(1, step_bytes)))
 
 
 _SCHEMA = pa.schema([("step", pa.int64()), ("tensors", pa.large_binary()), ("failure", pa.string())])

@@ -16,6 +16,7 @@ from raywgen.training.plan.hours import Hours, planned_hours
 from raywgen.training.plan.nodes import PlannedNodes, planned_nodes
 from raywgen.training.plan.shapes import GeneratorShape, StageShape, generator_shape
 from raywgen.training.plan.worker_bytes import Choice, WorkerBytes, checkpoint_bytes, worker_bytes
+from raywgen.training.ray_source import store_bytes
 from raywgen.training.strategy import StrategyError, allowed_choices, choose_strategy
 
 _MOST_WORKERS = 4096
@@ -53,6 +54,7 @@ class Plan:
         generator: Its generator.
         stages: Its stages.
         checkpoint_bytes: Bytes of the largest checkpoint.
+        object_bytes: Bytes of the object store that batches may take; 0 where workers map the corpus.
         hours: Its time and price; None where no time of a step is known.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     generator: GeneratorShape
     stages: list[PlannedStage]
     checkpoint_bytes: int
+    object_bytes: int
     hours: Hours | None
 
     @property
@@ -94,7 +97,7 @@ class Plan:
             "bundle_bytes": 4 * self.generator.num_parameters + self.generator.buffer_bytes,
             "nodes": [asdict(node) for node in self.nodes.nodes],
             "object_store_bytes": sum(node.object_bytes for node in self.nodes.nodes),
-            "object_store_used_bytes": 0,
+            "object_store_used_bytes": self.object_bytes,
             "hours": None if self.hours is None else asdict(self.hours),
             "assumptions": list(self.assumptions()),
         }
@@ -135,8 +138,17 @@ def make_plan(config: TrainConfig, plan: PlanConfig) -> Plan:
         generator=generator,
         stages=stages,
         checkpoint_bytes=max((checkpoint_bytes(generator, stage) for stage in generator.stages), default=0),
+        object_bytes=_object_bytes(config, generator),
         hours=planned_hours(config, plan, generator, nodes),
     )
+
+
+def _object_bytes(config: TrainConfig, generator: GeneratorShape) -> int:
+    is_remote = "://" in config.corpus and not config.corpus.startswith("file://")
+    if not config.max_workers or not (config.source == "ray" or (config.source == "auto" and is_remote)):
+        return 0
+    shares = (math.ceil(stage.sizes.batch_size / config.min_workers) * stage.batch_bytes for stage in generator.stages)
+    return config.max_workers * max((store_bytes(share) for share in shares), default=0)
 
 
 def _with_device(config: TrainConfig, nodes: PlannedNodes) -> TrainConfig:

@@ -177,3 +177,11 @@ def test_workers_on_nodes() -> None:
     assert nodes.device_memory("cpu", 4) == 128 * GIB
     assert (nodes.num_used("cuda", 4), nodes.num_used("cuda", 5), nodes.num_used("cpu", 9)) == (1, 2, 2)
     assert nodes.describe().startswith("2 nodes of 8 CPU, 256 GiB, 4 GPU of 80 GiB each (the first one's)")
+
+
+def test_batches_lie_in_the_object_store_where_readers_fetch_them() -> None:
+    run = ["layout=[64, 20, 2]", "num_features=64", *NODES, "num_workers=2", "generator.task_loss.num_steps=1"]
+    mapped = planned(*run, name="hypernetwork")
+    assert mapped.object_bytes == 0
+    assert planned(*run, "source=ray", name="hypernetwork").object_bytes == 2 * 64 << 20
+    assert planned(*run, "corpus=s3://bucket/zoo", name="hypernetwork").object_bytes == 2 * 64 << 20
