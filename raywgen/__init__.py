@@ -24,7 +24,7 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
     """Loads a trained generator from a run folder or a bundle; see `raywgen.generation.loading.load`.
 
     Args:
-        path: The folder.
+        path: The folder: a local path, a URI such as `s3://bucket/run`, or `hf://owner/name`.
         trust: Packages and addresses that its encoders may come from, such as `("mynets",)`.
     """
     # Imported late: the science below must import where Ray is not installed.

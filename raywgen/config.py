@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raywgen.files import write_text
-from raywgen.inputs import UnusableFileError, read_yaml_text
+from raywgen.inputs import MAX_YAML_BYTES, UnusableFileError, read_yaml_text, yaml_text
 from raywgen.names import nearest, one_of
 from raywgen.renamed_keys import new_name
 from raywgen.trust import UntrustedError, named_in, trusting
@@ -42,7 +42,7 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
         ConfigError: The file is missing or no YAML mapping, an override is no `key=value`, a key is unknown
             (the nearest right one is named), or a value has the wrong type or is refused by the schema.
     """
-    given = [(str(path), _read_yaml(Path(path)))] if path is not None else []
+    given = [(str(path), _read_yaml(path))] if path is not None else []
     return merge_config(schema, [*given, ("the command line", _parse_overrides(overrides))])
 
 
@@ -179,7 +179,7 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     Raises:
         ConfigError: The file is missing, or holds no mapping.
     """
-    return _read_yaml(Path(path))
+    return _read_yaml(path)
 
 
 def _typed(hint: Any, value: object, source: str, key: str, default: Any = None) -> Any:
@@ -288,27 +288,34 @@ def choices(hint: Any) -> tuple[Any, ...]:
 
 
 def load_yaml(path: str | Path) -> object:
-    """Reads a YAML file; `${...}` stays text. OmegaConf reads 1e-3 as a number, plain YAML 1.1 reads it as text.
+    """Reads a YAML file at a path or URI; `${...}` stays text.
+
+    OmegaConf reads 1e-3 as a number, plain YAML 1.1 reads it as text.
 
     Raises:
         OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException: The file cannot be read, or is not YAML.
     """
     try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(path))))
+        text = _fetched(str(path)) if "://" in str(path) else read_yaml_text(path)
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except RecursionError as error:
         raise UnusableFileError(f"{path} is nested too deeply") from error
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
-    if path.is_dir():
-        inside = next((f", such as {each}" for each in sorted(path.glob("*.yaml"))), "")
-        raise ConfigError(f"config file {path} is a folder; give a YAML file{inside}")
-    if not path.exists():
-        beside = [str(each) for each in sorted(path.parent.glob("*.y*ml"))]
-        near = nearest(path, [*beside, *map(_shown, SHIPPED.rglob("*.yaml")), "config.yaml"])
-        raise ConfigError(f"config file {path} does not exist; did you mean {near}? Shipped ones are in configs/")
+def _fetched(uri: str) -> str:
+    # Imported late: pyarrow takes long, and only URIs need it.
+    from raywgen.storage import read_file
+
+    return yaml_text(read_file(uri, MAX_YAML_BYTES), uri)
+
+
+def _read_yaml(path: str | Path) -> dict[str, object]:
+    if "://" not in str(path):
+        _check_file(Path(path))
     try:
         content = load_yaml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {path} does not exist; give the path or URI of a YAML file") from error
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read ({error}); it must hold `key: value` lines") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
@@ -316,6 +323,17 @@ def _read_yaml(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} must hold `key: value` lines, not a {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+def _check_file(path: Path) -> None:
+    """Refuses a folder, and a file that is not there, and names what may have been meant."""
+    if path.is_dir():
+        inside = next((f", such as {each}" for each in sorted(path.glob("*.yaml"))), "")
+        raise ConfigError(f"config file {path} is a folder; give a YAML file{inside}")
+    if not path.exists():
+        beside = [str(each) for each in sorted(path.parent.glob("*.y*ml"))]
+        near = nearest(path, [*beside, *map(_shown, SHIPPED.rglob("*.yaml")), "config.yaml"])
+        raise ConfigError(f"config file {path} does not exist; did you mean {near}? Shipped ones are in configs/")
 
 
 def _shown(path: Path) -> str:

@@ -96,14 +96,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml_text(path: str | Path) -> str:
-    """Reads the text of a YAML file, and refuses it if its references would expand to far more nodes than it is long.
+    """Reads a regular YAML file; raises as `read_regular` and `yaml_text` do."""
+    return yaml_text(read_regular(path, MAX_YAML_BYTES), path)
+
+
+def yaml_text(content: bytes, path: str | Path) -> str:
+    """Decodes a YAML file, and refuses it if its references would expand to far more nodes than it is long.
+
+    Args:
+        content: The content of the file.
+        path: The file, for messages.
 
     Raises:
         yaml.YAMLError: The file is not YAML.
-        OSError, UnicodeDecodeError: The file cannot be read, is not a regular one, is too long or too deeply nested, or
-            refers to itself.
+        OSError, UnicodeDecodeError: The file is too deeply nested, or refers to itself.
     """
-    text = read_regular(path, MAX_YAML_BYTES).decode()
+    text = content.decode()
     if "*" in text or "&" in text:
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)

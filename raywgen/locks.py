@@ -1,4 +1,7 @@
-"""Locks on folders. They are flock-based: the kernel releases them when the holder dies."""
+"""Locks on folders. Local ones are flock-based: the kernel releases them when the holder dies.
+
+Object stores have no locks; see `raywgen.leases` for what stands in their place.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+
+from raywgen.leases import HeldError, leased
+from raywgen.storage import Storage
 
 LOCK = ".lock"
 """Name of the lock file in a folder that one process at a time may write to."""
@@ -31,16 +38,19 @@ class InUseError(ValueError):
 def only_one(folder: str | Path) -> Iterator[None]:
     """Holds a folder for this process, and refuses it where another one holds it.
 
-    The folder is created if it is missing. An object store (a URI) has no locks, so its folders are not locked.
+    The folder is created if it is missing. One of an object store is held by a lease.
 
     Raises:
         InUseError: Another process holds the folder; the message names its host, process id, command and start.
         OSError: The folder cannot be created or written to.
+        StorageError: The same, where it is a URI.
     """
-    if "://" in str(folder):
-        yield
+    storage = Storage.at(folder)
+    if not storage.is_local:
+        with _leased(storage):
+            yield
         return
-    with _held(Path(folder) / LOCK, folder, timeout=0) as descriptor:
+    with _held(Path(storage.root) / LOCK, folder, timeout=0) as descriptor:
         _write(descriptor, json.dumps(_this_process()))
         try:
             yield
@@ -56,6 +66,16 @@ def waiting(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _leased(storage: Storage) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(leased(storage, LOCK, _this_process()))
+        except HeldError as error:
+            raise _in_use(storage.name, _described(error.holder)) from error
+        yield
+
+
+@contextmanager
 def _held(path: Path, name: object, timeout: float) -> Iterator[int | None]:
     """Holds a lock file and yields its descriptor, or None, with a warning, if the file system has no locks."""
     descriptors: list[int] = []
@@ -64,9 +84,7 @@ def _held(path: Path, name: object, timeout: float) -> Iterator[int | None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise InUseError(
-            f"{name} is in use: {_holder(path)} works on it; wait until it has ended, or give another out"
-        ) from error
+        raise _in_use(name, _holder(path)) from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             reason = f"{error.strerror or error}; check the folder and its permissions and run the same command again"
@@ -81,6 +99,10 @@ def _held(path: Path, name: object, timeout: float) -> Iterator[int | None]:
         lock.release()
 
 
+def _in_use(name: object, holder: str) -> InUseError:
+    return InUseError(f"{name} is in use: {holder} works on it; wait until it has ended, or give another out")
+
+
 def _this_process() -> dict[str, str | int]:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
     shown = command if len(command) <= _LONGEST_COMMAND else f"{command[:_LONGEST_COMMAND]}..."
@@ -91,9 +113,15 @@ def _this_process() -> dict[str, str | int]:
 def _holder(path: Path) -> str:
     """Describes the holder, which may have taken the lock a moment ago and not have written who it is yet."""
     try:
-        row = json.loads(path.read_text("utf-8"))
-        return f"`{row['command']}` (process {row['pid']} on {row['host']}, since {row['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+        return _described(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return "another process"
+
+
+def _described(holder: Any) -> str:
+    try:
+        return f"`{holder['command']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (KeyError, TypeError):
         return "another process"
 
 

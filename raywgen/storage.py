@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Self
 from urllib.parse import quote
 
@@ -19,9 +20,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raywgen.files import in_one_step, sync
-from raywgen.inputs import check_regular, open_regular
+from raywgen.inputs import UnusableFileError, check_regular, open_regular, read_regular
 
 _BLOCK_BYTES = 1 << 22
+_RETRY_SECONDS = 60
 
 
 class StorageError(ValueError):
@@ -45,6 +47,28 @@ def joined(location: str | Path, relative: str) -> str:
     """Returns the location of a file or folder below a local path or a URI, whose query stays at its end."""
     base, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
     return f"{base.rstrip('/')}/{relative}{mark}{query}"
+
+
+def read_file(location: str | Path, max_bytes: int) -> bytes:
+    """Reads a whole regular file of at most `max_bytes` at a local path or a URI.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read, or is too large.
+    """
+    text = str(location)
+    if "://" not in text:
+        return read_regular(text, max_bytes)
+    try:
+        storage, name = Storage.around(text)
+        size = storage.size(name)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
+        if size > max_bytes:
+            raise UnusableFileError(f"{text} has {size} bytes, and at most {max_bytes} are read of such a file")
+        return storage.read(name)
+    except StorageError as error:
+        raise UnusableFileError(str(error)) from error
 
 
 def as_uri(text: str) -> str:
@@ -90,14 +114,23 @@ class Storage:
         text = str(location)
         try:
             if "://" in text:
-                filesystem, root = fs.FileSystem.from_uri(_with_endpoint(as_uri(text)))
+                filesystem, root = fs.FileSystem.from_uri(_with_settings(as_uri(text)))
             else:
                 filesystem, root = fs.LocalFileSystem(), absolute(text)
         except (pa.ArrowException, OSError) as error:
+            # Without Java, Arrow lists all places where it might be.
             raise cls.failure(
-                f"{text}: {error}; give a local path or a URI such as s3://bucket/folder (a ? in a key is written %3F)"
+                f"{text}: {str(error).splitlines()[0]}; give a local path or a URI such as s3://bucket/folder (a ? in "
+                "a key is written %3F)"
             ) from error
         return cls(filesystem, root.rstrip("/"), text)
+
+    @classmethod
+    def around(cls, location: str | Path) -> tuple[Self, str]:
+        """Opens the folder of a file, and returns it with the file's name; raises as `at` does."""
+        base, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
+        folder, slash, name = base.rpartition("/")
+        return cls.at(f"{folder or slash}{mark}{query}"), name
 
     def path(self, relative: str) -> str:
         """Returns the full path of a file in the folder."""
@@ -112,6 +145,11 @@ class Storage:
         """Returns the number of bytes of a file, or None if it does not exist."""
         info = self.filesystem.get_file_info(self.path(relative))
         return info.size if info.type == fs.FileType.File else None
+
+    def modified(self, relative: str) -> float | None:
+        """Returns when a file was last written, in seconds since 1970, or None if it does not exist."""
+        info = self.filesystem.get_file_info(self.path(relative))
+        return None if info.mtime_ns is None or info.type != fs.FileType.File else info.mtime_ns / 1e9
 
     def version(self, relative: str) -> object:
         """Returns a value that changes when a local file is replaced or written to."""
@@ -183,14 +221,35 @@ class Storage:
         if partial != self.path(relative):
             self._rename(partial, relative)
 
-    def upload(self, local: str | Path, relative: str) -> None:
+    @contextmanager
+    def local_file(self, relative: str) -> Iterator[Path]:
+        """Yields a local path to write a file to: its own, or one from which it is copied at the end of the block.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        if self.is_local:
+            yield Path(self.path(relative))
+            return
+        with TemporaryDirectory(prefix="raywgen-") as temporary:
+            path = Path(temporary) / "file"
+            yield path
+            self.upload(path, relative)
+
+    def upload(self, local: str | Path, relative: str, last: str = "") -> None:
         """Copies a local file or folder, with all that is below it, to a place in this folder, file by file.
+
+        Args:
+            local: The file or folder.
+            relative: The place.
+            last: Name of the file of a folder that is copied after all others, as it marks them as complete.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
         root = Path(local)
-        for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
+        paths = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        for path in sorted(paths, key=lambda path: path == root / last):
             target = f"{relative}/{path.relative_to(root)}".strip("/") if root.is_dir() else relative
             with self.open_output(target) as sink, open_regular(path) as source:
                 shutil.copyfileobj(source, sink, _BLOCK_BYTES)
@@ -319,9 +378,19 @@ class Storage:
         return digest.hexdigest()
 
 
-def _with_endpoint(uri: str) -> str:
-    """Adds `AWS_ENDPOINT_URL` (MinIO, Ceph, on-premise stores), which other S3 clients obey and Arrow does not."""
+def _with_settings(uri: str) -> str:
+    """Adds to a URI what Arrow does not do by itself.
+
+    `AWS_ENDPOINT_URL` names stores such as MinIO and Ceph, and other S3 clients obey it. Without a limit Arrow tries to
+    reach Google's store for a quarter of an hour.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint or not uri.startswith("s3://") or "endpoint_override=" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}endpoint_override={quote(endpoint, safe='')}"
+    if endpoint and uri.startswith("s3://") and "endpoint_override=" not in uri:
+        return _with_query(uri, f"endpoint_override={quote(endpoint, safe='')}")
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
+        return _with_query(uri, f"retry_limit_seconds={_RETRY_SECONDS}")
+    return uri
+
+
+def _with_query(uri: str, setting: str) -> str:
+    return f"{uri}{'&' if '?' in uri else '?'}{setting}"

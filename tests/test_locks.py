@@ -87,12 +87,6 @@ def test_who_waits_has_its_turn_afterwards(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_an_object_store_is_not_locked_and_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with only_one("s3://bucket/corpus"), only_one("s3://bucket/corpus"):
-        assert list(tmp_path.iterdir()) == []
-
-
 def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="check the folder and its permissions") as refused:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from raywgen.storage import NoSuchFileError, Storage, StorageError, joined
+from raywgen.config import ConfigError, read_yaml
+from raywgen.inputs import UnusableFileError
+from raywgen.storage import NoSuchFileError, Storage, StorageError, joined, read_file
 
 
 @pytest.fixture(params=["path", "file", "s3"])
@@ -59,7 +62,7 @@ def test_a_file_that_fails_half_way_is_not_there(location: str) -> None:
 def test_folders_are_copied_both_ways(location: str, tmp_path: Path) -> None:
     storage, local = Storage.at(location), tmp_path / "local"
     (local / "in").mkdir(parents=True)
-    (local / "in" / "one").write_bytes(b"1" * 10_000_000)
+    (local / "in" / "one").write_bytes(b"1" * 5_000_000)
     (local / "two").write_bytes(b"")
     storage.upload(local, "tree")
     storage.upload(local / "in" / "one", "one")
@@ -67,7 +70,7 @@ def test_folders_are_copied_both_ways(location: str, tmp_path: Path) -> None:
     storage.download("tree", tmp_path / "back")
     storage.download("one", tmp_path / "back" / "more")
     files = {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()}
-    assert files == {"one": b"1" * 10_000_000, "two": b"", "more": b"1" * 10_000_000}
+    assert files == {"one": b"1" * 5_000_000, "two": b"", "more": b"1" * 5_000_000}
     storage.upload(local, "")
     assert storage.walk("in") == ["in/one"]
     with pytest.raises(NoSuchFileError, match="folder/nothing is missing"):
@@ -83,3 +86,25 @@ def test_names_are_joined_before_the_query_of_a_uri() -> None:
 def test_a_bucket_that_is_not_there_is_one_clear_line(bucket: str) -> None:
     with pytest.raises(StorageError, match=r"cannot write s3://missing/run/a: .*not found.*run the same command again"):
         Storage.at("s3://missing/run").write("a", b"a")
+
+
+def test_a_small_file_is_read_by_its_location(location: str) -> None:
+    Storage.at(location).write("a/config.yaml", b"seed: 3\n")
+    path = joined(location, "a/config.yaml")
+    assert read_file(path, 8) == b"seed: 3\n"
+    with pytest.raises(UnusableFileError, match=r"a/config\.yaml has 8 bytes, and at most 7 are read"):
+        read_file(path, 7)
+    with pytest.raises(FileNotFoundError):
+        read_file(joined(location, "a/other.yaml"), 8)
+    assert read_yaml(path) == {"seed": 3}
+    with pytest.raises(ConfigError, match=r"a/other\.yaml does not exist"):
+        read_yaml(joined(location, "a/other.yaml"))
+
+
+def test_the_time_of_a_file_is_known(location: str) -> None:
+    begin = time.time()
+    Storage.at(location).write("a", b"a")
+    written = Storage.at(location).modified("a")
+    assert written is not None
+    assert begin - 2 <= written <= time.time() + 2
+    assert Storage.at(location).modified("b") is None

@@ -279,7 +279,7 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     """Draw a run's self-contained HTML report."""
     from raywgen.evaluation.report import write_report
 
-    out.print(str(write_report(run)))
+    out.print(write_report(run), highlight=False, soft_wrap=True)
 
 
 # Added here, so that help lists them after the commands that users need first.

@@ -12,10 +12,10 @@ class EvaluateConfig:
     """Settings of an evaluation: ladder, baselines and novelty.
 
     Attributes:
-        generator: Run folder of the generator.
+        generator: Run folder of the generator, a local path or a URI.
         hypernetwork: Run folder of a hypernetwork trained on the same corpus; empty to leave that row out.
         corpus: The corpus that the generator was trained on.
-        out: Folder for `evaluation.json`.
+        out: Folder for `evaluation.json`: a local path, or a URI of an object store.
         best_of: Candidates per network, for the generator and every baseline; the lowest loss on the labelled
             examples wins.
         temperature: Sampling temperature of generation.

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raywgen.config import save_config
+from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, random_start
 from raywgen.evaluation.config import EvaluateConfig
@@ -24,15 +24,16 @@ from raywgen.evaluation.results import EVALUATION, Cell, Claim, Codebook, Evalua
 from raywgen.evaluation.rows import ladder_rows
 from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.evaluation.tokenizer_report import code_counts, tokenizer_report
-from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
 from raywgen.locks import only_one
 from raywgen.nn.devices import resolved_device, say_device
+from raywgen.out_folder import checked_out
+from raywgen.storage import Storage, joined
 from raywgen.tasks import build_task
 from raywgen.training.data import has_tasks
-from raywgen.training.run_folder import STAGES
+from raywgen.training.run_folder import BUNDLE, STAGES
 from raywgen.training.stored_weights import StoredWeights, whole_blocks
 from raywgen.trust import entry_point
 
@@ -57,16 +58,18 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None) -> E
         The content of the file.
 
     Raises:
+        OutError: Nothing can or should be written to `out`.
         BundleError: The generator cannot be read.
         DeviceError: A GPU is asked for, and there is none.
         CorpusError: The corpus cannot be read.
         EvaluationError: The corpus has a layout that the generator was not trained on, or holds weights alone.
         InUseError: Another process works on `out`.
     """
+    config = replace(config, out=checked_out(config.out, EvaluateConfig.out))
     corpus = Corpus.open(config.corpus)
     device = resolved_device(config.device)
     say_device(f"{config.out}: networks run", config.device, device)
-    generator = load_bundle(Path(config.generator) / "generator").to(device)
+    generator = load_bundle(joined(config.generator, BUNDLE)).to(device)
     corpus.arrange(generator.layouts)
     with only_one(config.out):
         return _evaluate(config, corpus, generator, on_progress)
@@ -92,10 +95,9 @@ def _evaluate(
     if on_progress is not None:
         on_progress(len(evaluators), len(evaluators), "done")
     result = _result(config, corpus, generator, cells, novelty)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
-    write_text(out / EVALUATION, json.dumps(result.to_json(), indent=1))
+    storage = Storage.at(config.out)
+    storage.write("config.yaml", to_yaml(config).encode())
+    storage.write(EVALUATION, json.dumps(result.to_json(), indent=1).encode())
     return result
 
 
@@ -135,11 +137,11 @@ def _other_generators(config: EvaluateConfig, generator: Generator) -> dict[str,
     """Returns the generators of further rows: earlier stages of the generator itself, and the hypernetwork."""
     others: dict[str, Generator] = {}
     for ablation in generator.ablations:
-        folder = Path(config.generator) / STAGES / ablation.stage
-        if folder.is_dir():
+        folder = joined(config.generator, f"{STAGES}/{ablation.stage}")
+        if Storage.at(folder).exists():
             others[ablation.row] = load_bundle(folder).to(generator.device)
     if config.hypernetwork:
-        hypernetwork = load_bundle(Path(config.hypernetwork) / "generator")
+        hypernetwork = load_bundle(joined(config.hypernetwork, BUNDLE))
         others["hypernetwork"] = hypernetwork.to(generator.device)
     return others
 

@@ -23,29 +23,50 @@ from raywgen.evaluation.plots import (
 from raywgen.evaluation.report_inputs import ReportError, StageLog, read_evaluation, read_metrics
 from raywgen.evaluation.results import EVALUATION, GROUPS, SPLITS, Cell, Codebook, Evaluation, NoveltyRow, Row
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
-from raywgen.files import write_text
 from raywgen.inputs import MAX_YAML_BYTES, read_regular
+from raywgen.mirror import working_folder
+from raywgen.storage import Storage, joined
 
 __all__ = ["ReportError", "write_report"]
 
+_EVALUATION, _CONFIG, _METRICS, _REPORT = f"evaluation/{EVALUATION}", "config.yaml", "metrics.jsonl", "report.html"
 _GROUP_TITLES = {"ladder": "Ladder", "baseline": "Baselines", "ablation": "Ablations"}
 _RETRIEVAL = "nearest"  # Names of baselines that look up a stored network begin with it.
 _LOSSES = ("loss", "val_loss")
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path) -> str:
     """Writes `report.html` into a run folder: one page that loads nothing from the internet.
 
     Reads `evaluation/evaluation.json`, and where they exist `config.yaml` and every `metrics.jsonl` below the folder.
 
+    Args:
+        run_dir: The run folder, a local path or a URI.
+
     Returns:
-        The page's path.
+        The page's path or URI.
 
     Raises:
         ReportError: `evaluation.json` is missing or damaged.
+        StorageError: The folder cannot be read or written.
     """
-    root = Path(run_dir)
-    evaluation = read_evaluation(root / "evaluation" / EVALUATION)
+    storage = Storage.at(run_dir)
+    if storage.size(_EVALUATION) is None:
+        missing = joined(run_dir, _EVALUATION)
+        raise ReportError(f"{missing} does not exist, so there is nothing to report; run `raywgen evaluate` first")
+    names = [] if storage.is_local else [name for name in storage.walk() if _is_shown(name)]
+    with working_folder(run_dir, *names) as root:
+        html = _page(root, Path(storage.root).resolve().name)
+    storage.write(_REPORT, html.encode())
+    return joined(run_dir, _REPORT)
+
+
+def _is_shown(name: str) -> bool:
+    return name in (_EVALUATION, _CONFIG) or name.rpartition("/")[2] == _METRICS
+
+
+def _page(root: Path, name: str) -> str:
+    evaluation = read_evaluation(root / _EVALUATION)
     environment = Environment(
         loader=PackageLoader("raywgen.evaluation", "."),
         autoescape=True,
@@ -53,24 +74,21 @@ def write_report(run_dir: str | Path) -> Path:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    html = environment.get_template("report.html").render(**_content(root, evaluation))
-    path = root / "report.html"
-    write_text(path, html)
-    return path
+    return environment.get_template("report.html").render(**_content(root, name, evaluation))
 
 
-def _content(root: Path, evaluation: Evaluation) -> dict[str, object]:
+def _content(root: Path, name: str, evaluation: Evaluation) -> dict[str, object]:
     """Returns the values of all variables of the template."""
     logs, num_unreadable = [], 0
-    metric_files = [path for path in sorted(root.rglob("metrics.jsonl")) if _is_within(path, root)]
+    metric_files = [path for path in sorted(root.rglob(_METRICS)) if _is_within(path, root)]
     for file in metric_files:
         found, unreadable = read_metrics(file, run=str(file.parent.relative_to(root)))
         logs += found
         num_unreadable += unreadable
-    config = root / "config.yaml"
+    config = root / _CONFIG
     markers = _markers(evaluation)
     return {
-        "run": root.resolve().name,
+        "run": name,
         "written": datetime.now().astimezone(),
         "evaluation": evaluation,
         "cards": _cards(evaluation),

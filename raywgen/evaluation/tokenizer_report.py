@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from raywgen.corpus import Corpus, NetworkFacts
 from raywgen.evaluation.tokenizer_facts import SPLITS, SplitReport, TokenizerReport
-from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
-from raywgen.inputs import read_json
+from raywgen.inputs import MAX_JSON_BYTES, parse_json
 from raywgen.nn.devices import resolved_device
+from raywgen.storage import Storage, joined, read_file
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.run_folder import BUNDLE, CONFIG
@@ -50,19 +50,20 @@ def report_run(run_dir: str | Path) -> TokenizerReport | None:
     Raises:
         BundleError, ConfigError, CorpusError: The folder holds no finished run, or its corpus cannot be read.
     """
-    root, path = Path(run_dir), Path(run_dir) / TOKENIZER
-    if path.is_file():
-        return TokenizerReport.from_json(read_json(path))
-    generator = load_bundle(root / BUNDLE).to(resolved_device("auto"))
+    storage = Storage.at(run_dir)
+    if storage.size(TOKENIZER) is not None:
+        return TokenizerReport.from_json(parse_json(read_file(joined(run_dir, TOKENIZER), MAX_JSON_BYTES)))
+    generator = load_bundle(joined(run_dir, BUNDLE)).to(resolved_device("auto"))
     code = generator.weight_code()
     if code is None:
         return None
-    location = read_train_config(root / CONFIG).corpus
-    with reading(str(root / CONFIG)):
+    config = joined(run_dir, CONFIG)
+    location = read_train_config(config).corpus
+    with reading(config):
         check_address(location, "corpus")
     corpus = Corpus.open(location)
     report = tokenizer_report(generator, code, corpus)
-    write_text(path, json.dumps(asdict(report), indent=1))
+    storage.write(TOKENIZER, json.dumps(asdict(report), indent=1).encode())
     return report
 
 

@@ -27,7 +27,8 @@ class GenerateConfig:
         instruction: A task of your own in words, in place of `tasks`; needs `data`.
         data: Labelled samples of that task: an `.npz` file with arrays `x` (samples first) and `y`, a Parquet file of
             labelled images or with columns of numbers and `y`, or a folder of class folders with images.
-        out: Folder for the `.safetensors` files; with `into=corpus` the corpus, a path or URI.
+        out: Folder for the `.safetensors` files, or with `into=corpus` for the corpus: a local path, or a URI of an
+            object store.
         into: `files`, or `corpus`: Arrow shards with the facts of each network.
         num: Networks kept for each task and architecture.
         best_of: Candidates of each network; the one with the lowest loss on the labelled samples is kept. By default 8,
@@ -88,8 +89,6 @@ class GenerateConfig:
             )
         if self.num > 1 and self.temperature == 0:
             raise ValueError(f"num={self.num} at temperature=0: all would be one; give a temperature above 0, or num=1")
-        if self.into == "files" and "://" in self.out:
-            raise ValueError(f"out={self.out}: files go to a local folder; give one, or into=corpus")
         if bool(self.instruction) != bool(self.data):
             raise ValueError("instruction and data belong together: give both, or neither")
         if self.network and self.networks:

@@ -20,6 +20,7 @@ from raywgen.generation.loading import load
 from raywgen.generation.plan import GenerationPlan, NetworkRow, make_plan
 from raywgen.generation.request import ResolvedRequest, resolve_request
 from raywgen.generation.sinks import Sink, make_sink
+from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point
@@ -51,6 +52,7 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
         SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
         DeviceError: A GPU is asked for, and there is none.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
+        OutError: Nothing can or should be written to `out`.
         UnfinishedError: `out` holds part of a run with other settings.
         InUseError: Another process works on `out`.
         NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
@@ -59,6 +61,7 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
         UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
         ChanceWarning: Networks answer their labelled samples no better than chance.
     """
+    config = replace(config, out=checked_out(config.out, GenerateConfig.out))
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
     config = replace(config, device=chosen_device(config))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
+from raywgen.generators.bundle_copies import HUB, is_bundle, local_bundle
 from raywgen.nn.devices import Device, resolved_device
+from raywgen.storage import joined
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.preprocessing import InputForm
 from raywgen.trust import reading, trusting
@@ -17,7 +19,7 @@ def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()
     """Loads a generator from a run folder or a bundle.
 
     Args:
-        path: The folder.
+        path: The folder: a local path, a URI such as `s3://bucket/run`, or `hf://owner/name` on the Hugging Face hub.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one. `generator.device` of the result says which.
         trust: Packages from which its encoders may be imported, and addresses from which they may be fetched, such as
             `("mynets", "hf:openai/clip-vit-base-patch32")`. Nothing else that it names is imported or fetched.
@@ -34,24 +36,26 @@ def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()
         generator = load_bundle(folder)
         form = bundle_facts(folder).get("inputs")
         inputs = InputForm(**{**form, "mean": tuple(form["mean"]), "std": tuple(form["std"])}) if form else None
-        stored = folder / ENCODER
+        stored = local_bundle(folder) / ENCODER
         encoder = None
         if inputs is not None and inputs.encoder:
-            with reading(str(folder), str(folder)):
+            with reading(folder, str(stored.parent)):
                 encoder = load_encoder(str(stored) if stored.is_dir() else inputs.encoder)
     return TrainedGenerator(generator.to(chosen), inputs, encoder)
 
 
-def bundle_folder(path: str | Path) -> Path:
+def bundle_folder(path: str | Path) -> str:
     """Returns the bundle's folder within a run folder; a bundle's own folder is returned as it is.
 
     Raises:
-        BundleError: There is no bundle.
+        BundleError: There is no bundle, or the object store cannot be read.
     """
     if not str(path).strip():
         raise BundleError("the generator is empty; give the run folder of `raywgen train`, such as runs/igpg")
-    folder = Path(path)
-    for candidate in (folder / "generator", folder):
-        if (candidate / "generator.json").is_file():
+    candidates = [joined(path, "generator"), str(path)]
+    if str(path).startswith(HUB):
+        candidates.reverse()  # A name of a repository that is none is said as it is.
+    for candidate in candidates:
+        if is_bundle(candidate):
             return candidate
-    raise BundleError(f"{folder} holds no trained generator; train one by `raywgen train`, or wait until it is done")
+    raise BundleError(f"{path} holds no trained generator; train one by `raywgen train`, or wait until it is done")

@@ -15,24 +15,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from raywgen.config import save_config
+from raywgen.config import to_yaml
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, commit_corpus, write_shard
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS
-from raywgen.files import write_text
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.loading import bundle_folder
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
 from raywgen.generation.request import NO_TASK
 from raywgen.generators.bundle import bundle_digest
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
+from raywgen.storage import joined
 from raywgen.weights import StateDict, save_state_dict
 
 CONFIG = "config.yaml"
@@ -145,17 +144,17 @@ class FileSink(Sink):
             if self.plan.num > 1:
                 parts.append(f"{row.draw:0{len(str(self.plan.num - 1))}d}")
             name = "_".join(part for part in parts if part)
-            path = str(Path(self.out) / f"{name}.safetensors")
-            metadata = {key: str(value) for key, value in row.to_json().items()}
-            save_state_dict(self._state(result.item, values_D), path, metadata)
-            rows.append(replace(row, path=path).to_json())
-            files[f"{name}.safetensors"] = file_checksum(path)
+            file, metadata = f"{name}.safetensors", {key: str(value) for key, value in row.to_json().items()}
+            with self._storage.local_file(file) as path:
+                save_state_dict(self._state(result.item, values_D), path, metadata)
+                files[file] = file_checksum(path)
+            rows.append(replace(row, path=joined(self.out, file)).to_json())
         return {"rows": rows, "files": files}
 
     def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
         rows = [row for journal in journals for row in journal["rows"]]
-        write_text(Path(self.out) / INDEX, json.dumps(rows, indent=1))
-        save_config(self.config, Path(self.out) / CONFIG)
+        self._storage.write(INDEX, json.dumps(rows, indent=1).encode())
+        self._storage.write(CONFIG, to_yaml(self.config).encode())
         return [NetworkRow(**row) for row in rows]
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ import torch
 from raywgen.config import stored_config
 from raywgen.config_places import without_places
 from raywgen.files import write_text
+from raywgen.generators.bundle_copies import CONFIG, BundleError, local_bundle, opened_bundle
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.registry import MethodImportError, build, method
 from raywgen.generators.settings import GeneratorConfig
 from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
+from raywgen.storage import Storage
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
 from raywgen.trust import UntrustedError, reading
 from raywgen.weights import (
@@ -38,7 +41,6 @@ from raywgen.weights.safetensors_stream import StreamedTensor, save_streamed
 from raywgen.weights.start_file import write_start
 from raywgen.weights.tensors import find_ties
 
-_CONFIG = "generator.json"
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
 _PART = 1 << 22
@@ -46,10 +48,6 @@ SCHEMA_VERSION = 2
 ENCODER = "encoder"
 """The folder of a bundle that holds the generator's frozen encoder."""
 _REMEDY = "restore it from a copy, or delete the folder and train it again by the same command"
-
-
-class BundleError(ValueError):
-    """A folder holds no usable generator; the message names what is missing."""
 
 
 class BundleFormatError(BundleError):
@@ -77,14 +75,27 @@ def save_bundle(
 
     Args:
         generator: The generator; its values do not matter where `tensors` are given.
-        folder: The folder of the bundle.
+        folder: A local path or a URI.
         facts: Corpus, recipe, seed and the like, for its config and README.
         tensors: The generator's parameters and buffers, which are written block by block.
 
     Raises:
-        WeightsError, EncoderError: The disk is full or the folder cannot be written.
+        WeightsError, EncoderError, StorageError: The disk is full or the folder cannot be written.
     """
-    folder = Path(folder)
+    storage = Storage.at(folder)
+    if storage.is_local:
+        _save(generator, Path(storage.root), facts, tensors)
+        return
+    with TemporaryDirectory(prefix="raywgen-") as temporary:
+        if storage.exists(ENCODER):  # Whoever launched the run has put it there.
+            storage.download(ENCODER, Path(temporary) / ENCODER)
+        _save(generator, Path(temporary), facts, tensors)
+        storage.upload(temporary, "", last=CONFIG)
+
+
+def _save(
+    generator: Generator, folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, StreamedTensor] | None
+) -> None:
     copied = [key for key, encoder in generator.encoders().items() if encoder_kind(encoder) == "folder"]
     for key in copied:
         copy_encoder(generator.encoders()[key], str(folder / _copy_of(key)))
@@ -118,11 +129,14 @@ def save_bundle(
         _put(content["config"], key, _copy_of(key))
     write_text(folder / _CARD, _card(generator, facts))
     # Written last, because this file marks a run as finished.
-    write_text(folder / _CONFIG, sealed_json(content, indent=1))
+    write_text(folder / CONFIG, sealed_json(content, indent=1))
 
 
 def load_bundle(folder: str | Path) -> Generator:
     """Reads a bundle, ready to generate.
+
+    Args:
+        folder: A local path, or a URI as `local_bundle` takes it.
 
     Raises:
         BundleError: The folder holds none, one of its files is damaged, or its method is not there.
@@ -132,7 +146,11 @@ def load_bundle(folder: str | Path) -> Generator:
     Warns:
         UserWarning: The bundle has no checksums, because an older version wrote it.
     """
-    folder = Path(folder)
+    with opened_bundle(folder) as local:
+        return _load(local)
+
+
+def _load(folder: Path) -> Generator:
     content = _read_config(folder)
     if "files" not in content:
         warnings.warn(
@@ -145,8 +163,8 @@ def load_bundle(folder: str | Path) -> Generator:
         tensors = load_state_dict(folder / _WEIGHTS)
         for key in content.get("encoders", []):
             _put(content["config"], key, str(folder.absolute() / _copy_of(key)))
-        with reading(str(folder / _CONFIG), str(folder)):
-            config = stored_config(method(content["method"]).Config, content["config"], str(folder / _CONFIG))
+        with reading(str(folder / CONFIG), str(folder)):
+            config = stored_config(method(content["method"]).Config, content["config"], str(folder / CONFIG))
             with Bounded((folder / _WEIGHTS).stat().st_size):
                 normalizers = _pop_normalizers(content["layouts"], tensors, folder, content)
                 generator = build(content["method"], config, normalizers, DataSpec(**content["data"]))
@@ -181,9 +199,9 @@ def _pop_normalizers(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
+    path = folder / CONFIG
     if not path.is_file():
-        raise BundleError(f"{folder} holds no {_CONFIG}: it is no generator; train one by `raywgen train`")
+        raise BundleError(f"{folder} holds no {CONFIG}: it is no generator; train one by `raywgen train`")
     try:
         content = unseal(read_regular(path, MAX_JSON_BYTES), is_required=False)
     except (SealError, OSError) as error:
@@ -225,7 +243,8 @@ def check_bundle(folder: str | Path) -> None:
     Raises:
         BundleError: There is no bundle, or a file of it is damaged or missing.
     """
-    _check_files(Path(folder), _read_config(Path(folder)))
+    with opened_bundle(folder) as local:
+        _check_files(local, _read_config(local))
 
 
 def _check_files(folder: Path, content: Mapping[str, Any]) -> None:
@@ -236,7 +255,7 @@ def _check_files(folder: Path, content: Mapping[str, Any]) -> None:
 def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BundleError(f"{folder / _CONFIG} names '{name}', which lies outside of the folder; {_REMEDY}")
+        raise BundleError(f"{folder / CONFIG} names '{name}', which lies outside of the folder; {_REMEDY}")
     try:
         found = file_checksum(path)
     except FileNotFoundError as error:
@@ -245,7 +264,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         raise BundleError(f"{path} cannot be read ({error}); check the file and its permissions") from error
     if found != expected:
         raise BundleError(
-            f"{path} is damaged, or belongs to another generator: it is not what {_CONFIG} names; {_REMEDY}"
+            f"{path} is damaged, or belongs to another generator: it is not what {CONFIG} names; {_REMEDY}"
         )
 
 
@@ -268,14 +287,14 @@ def bundle_facts(folder: str | Path) -> dict[str, Any]:
     Raises:
         BundleError: The folder holds no bundle, or its config is damaged.
     """
-    return _read_config(Path(folder)).get("facts", {})
+    return _read_config(local_bundle(folder)).get("facts", {})
 
 
 def bundle_digest(folder: str | Path) -> str:
     """Returns 32 hex digits that identify a bundle's config and values."""
-    digest = hashlib.sha256()
-    for name in (_CONFIG, _WEIGHTS):  # The config holds the checksums of starts.
-        with open_regular(Path(folder) / name) as file:
+    folder, digest = local_bundle(folder), hashlib.sha256()
+    for name in (CONFIG, _WEIGHTS):  # The config holds the checksums of starts.
+        with open_regular(folder / name) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
 

@@ -15,16 +15,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from pyarrow import ArrowException, fs
+from pyarrow import fs
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from raywgen.sealed import sealed_json, unseal
+from raywgen.storage import Storage, StorageError
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks import build_network
 from raywgen.tasks.networks.images import as_images
@@ -187,14 +187,11 @@ def save_encoder(state_dict: Mapping[str, Tensor], card: EncoderCard, folder: st
     content = safetensors_bytes({name: tensor.detach().contiguous() for name, tensor in state_dict.items()}, {})
     sealed = sealed_json(asdict(card) | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1)
     try:
-        filesystem, root = fs.FileSystem.from_uri(folder if "://" in folder else Path(folder).absolute().as_uri())
-        filesystem.create_dir(root)
-        if filesystem.get_file_info(f"{root}/{CARD}").type == fs.FileType.File:
-            filesystem.delete_file(f"{root}/{CARD}")
+        storage = Storage.at(folder)
+        storage.delete(CARD)
         for name, written in ((WEIGHTS, content), (CARD, sealed.encode())):
-            with filesystem.open_output_stream(f"{root}/{name}") as file:
-                file.write(written)
-    except (OSError, ArrowException) as error:
+            storage.write(name, written)
+    except (OSError, StorageError) as error:
         raise EncoderError(
             f"cannot write the encoder to {folder} ({error}); free some space or name another"
         ) from error

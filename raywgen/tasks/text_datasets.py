@@ -22,6 +22,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from raywgen.parquet import bounded_batches, open_parquet
+from raywgen.storage import Storage
 from raywgen.tasks.base import TaskError
 
 _ALL = "all"
@@ -248,7 +249,8 @@ def _filesystem(where: str) -> tuple[fs.FileSystem, str]:
             ) from error
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), where.removeprefix("hf://")
     if "://" in where:
-        return fs.FileSystem.from_uri(where)
+        storage = Storage.at(where)
+        return storage.filesystem, storage.root
     return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(where))
 
 

@@ -215,6 +215,8 @@ def load_train_config(
         return load_config(TrainConfig, None, overrides)
     if name in METHODS or is_import_path(name):
         return load_config(TrainConfig, None, [f"method={name}", *overrides])
+    if "://" in name:
+        return load_config(TrainConfig, name, overrides)
     path = Path(working_dir or "") / name
     shipped = (SHIPPED / name).with_suffix(".yaml")
     if not path.exists():

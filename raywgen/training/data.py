@@ -11,11 +11,13 @@ from raywgen.corpus.moments import tensor_moments
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.corpus.tokens import is_tokens
 from raywgen.generators import DataSpec
+from raywgen.storage import Storage, joined
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training.rows import policy_names
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import Layout, Normalizer, NormalizerTable
+from raywgen.weights.cache import cache_folder
 from raywgen.weights.start_file import write_start
 
 # Values of a start that a process holds in memory.
@@ -39,12 +41,13 @@ def has_tasks(corpus: Corpus) -> bool:
     return all(known) and all(network.recipe for network in corpus.networks.values())
 
 
-def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> NormalizerTable:
+def measure_normalizers(corpus: Corpus, folder: str | Path | None = None) -> NormalizerTable:
     """Base and scale of every layout, from its training networks.
 
     Args:
         corpus: The corpus.
-        folder: The folder for starts that large networks share, which are mapped from there; None holds them in memory.
+        folder: The folder for starts that large networks share, which are mapped from there, or from copies on each
+            node where it is a URI; None holds them in memory.
 
     Raises:
         CorpusError: The corpus holds tokens, or weights packed in integers, which no generator writes.
@@ -62,24 +65,34 @@ def measure_normalizers(corpus: Corpus, folder: Path | None = None) -> Normalize
         start_D = corpus.base_values(layout_id) if found.shares_start and start_file is None else None
         normalizer = Normalizer.from_units(layout, found.mean_N.float(), found.spread_N.float(), start_D)
         if start_file is not None:
-            normalizer = normalizer.with_start_file(start_file)
+            normalizer = normalizer.with_start_file(*start_file)
         normalizers[layout_id] = (layout, normalizer)
     return normalizers
 
 
-def _start_file(corpus: Corpus, layout: Layout, folder: Path | None) -> Path | None:
-    """Writes the start that large networks of a layout share; None where they share none, or it is small."""
+def _start_file(corpus: Corpus, layout: Layout, folder: str | Path | None) -> tuple[Path, str] | None:
+    """Writes the start that large networks of a layout share; returns None where they share none, or it is small.
+
+    Returns:
+        Its local file, and the URI that other nodes fetch it from if there is one.
+    """
     facts = corpus.select(layout_id=layout.id, split="base")
     if folder is None or layout.num_values <= _MOST_HELD or facts.num_rows != 1:
         return None
     # The checksum tells the starts of two corpora apart, which may be trained on in one folder one after another.
-    path = folder / f"{layout.id}-{facts.column('sha256')[0].as_py()[:16]}.safetensors"
+    name = f"{layout.id}-{facts.column('sha256')[0].as_py()[:16]}.safetensors"
+    storage = Storage.at(folder)
+    path = Path(storage.root if storage.is_local else cache_folder() / "starts") / name
     if not path.is_file():
         weights, first = StoredWeights(corpus, layout, facts), torch.zeros(1, dtype=torch.int64)
         starts = range(0, layout.num_values, _PART)
         parts = (weights.windows(first, first + at, min(_PART, layout.num_values - at))[0] for at in starts)
         write_start(path, layout.num_values, parts)
-    return path
+    if storage.is_local:
+        return path, ""
+    if storage.size(name) != path.stat().st_size:
+        storage.upload(path, name)
+    return path, joined(folder, name)
 
 
 def data_spec(corpus: Corpus) -> DataSpec:

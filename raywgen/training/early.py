@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,9 @@ from raywgen.corpus.manifest import MANIFEST, read_manifest
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.generators.settings import StageConfig
 from raywgen.nn.devices import resolved_device
+from raywgen.out_folder import checked_out
 from raywgen.ray_address import ClusterError
+from raywgen.storage import Storage
 from raywgen.training.config import TrainConfig
 
 
@@ -21,13 +22,14 @@ def check_early(config: TrainConfig) -> None:
 
     Raises:
         ConfigError: Its settings name no corpus, or a folder that is none, or more workers than a batch has networks.
+        OutError: Nothing can or should be written to its run folder.
         CorpusError: There is no corpus, or its manifest is damaged.
         DeviceError, ClusterError: It is to run on GPUs that this machine does not have, and on no cluster.
     """
     _check_device(config)
     if not config.corpus.strip():
         raise ConfigError(f"corpus is empty; name the corpus to train on, such as corpus={TrainConfig.corpus}")
-    _check_out(config.out)
+    _check_out(checked_out(config.out, TrainConfig.out))
     check_batches(config)
     read_manifest(CorpusStorage.at(config.corpus))
 
@@ -55,9 +57,7 @@ def check_batches(config: TrainConfig) -> None:
 
 
 def _check_out(out: str) -> None:
-    if Path(out).is_file():
-        raise ConfigError(f"out={out} is a file; name a folder for the run, such as out={TrainConfig.out}")
-    if (Path(out) / MANIFEST).is_file():
+    if Storage.at(out).size(MANIFEST) is not None:
         raise ConfigError(f"out={out} holds a corpus; name another folder for the run, such as out={TrainConfig.out}")
 
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from raywgen.config import ConfigError, save_config
+from raywgen.config import ConfigError, to_yaml
 from raywgen.config_places import without_places
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locks import only_one
+from raywgen.out_folder import checked_out
 from raywgen.stops import Stopped, stop_signals
-from raywgen.storage import Storage, absolute
+from raywgen.storage import Storage, absolute, joined
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager, check_fits
@@ -48,7 +48,7 @@ from raywgen.trust import entry_point
 OnProgress = Callable[[str, str, int, int, Row], None]
 """Called with run folder, stage, step, steps of the stage, and the newest row of the metric log."""
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _POLL_SECONDS_OF_STORE = 0.5, 5.0
 _MOST_NAMED = 3
 _SHARED = ("corpus", "num_workers", "device", "source")
 
@@ -72,6 +72,7 @@ def launch(
             checkpoint of its own.
 
     Raises:
+        OutError: A run folder is empty, the current folder, or in an object store that cannot be written to.
         ConfigError: A run folder holds another run, or a stage has fewer networks in a batch than workers and parts.
         DoesNotFitError: A stage does not fit into the memory of the workers.
         BundleFormatError: A run folder holds a generator of another version of raywgen.
@@ -82,6 +83,7 @@ def launch(
         TrainingError: Workers failed too often.
         Stopped: A signal came, and what could be kept is kept.
     """
+    configs = [replace(config, out=checked_out(config.out, TrainConfig.out)) for config in configs]
     _check(configs)
     unfinished = [config for config in configs if not is_done(config.out)]
     if not unfinished:
@@ -97,10 +99,10 @@ def launch(
         _check(unfinished)  # Whoever held a folder a moment ago may have begun another run there.
         inputs = common_input_form(corpus)
         for config, records in zip(unfinished, stages, strict=True):
-            save_config(config, Path(config.out) / CONFIG)
+            Storage.at(config.out).write(CONFIG, to_yaml(config).encode())
             write_stages(records, config.out)
             if inputs is not None and inputs.encoder and encoder_kind(inputs.encoder) == "folder":
-                copy_encoder(inputs.encoder, str(Path(config.out) / BUNDLE / ENCODER))
+                copy_encoder(inputs.encoder, joined(config.out, f"{BUNDLE}/{ENCODER}"))
         with _MetricsMonitor(unfinished, stages, on_progress):
             _train(specs, corpus)
         if stop_at < 1:
@@ -113,7 +115,7 @@ def run_specs(
 ) -> list[RunSpec]:
     """Describes runs on one corpus, as they travel to workers."""
     normalizers, data, inputs = (
-        measure_normalizers(corpus, Path(configs[0].out) / STARTS),
+        measure_normalizers(corpus, joined(configs[0].out, STARTS)),
         data_spec(corpus),
         common_input_form(corpus),
     )
@@ -187,7 +189,7 @@ def _check(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         if different := _differences(config):
             raise ConfigError(
-                f"{config.out} holds a run with another config ({Path(config.out) / CONFIG}): {'; '.join(different)}; "
+                f"{config.out} holds a run with another config ({joined(config.out, CONFIG)}): {'; '.join(different)}; "
                 "give another `out`, or delete the folder"
             )
         first = configs[0]
@@ -258,8 +260,8 @@ def _check_tasks(stages: Sequence[Stage], method: str, corpus: str) -> None:
 
 def _differences(config: TrainConfig) -> list[str]:
     """The keys in which the run of the folder is another one, as `key is ... there and ... here`."""
-    path = Path(config.out) / CONFIG
-    if not path.is_file():
+    path = joined(config.out, CONFIG)
+    if Storage.at(config.out).size(CONFIG) is None:
         return []
     if (method := read_method(path)) != config.method:
         return [f"method is {method} there and {config.method} here"]
@@ -327,6 +329,8 @@ class _MetricsMonitor:
             config.out: {stage.name: stage.num_steps for stage in records}
             for config, records in zip(configs, stages, strict=True)
         }
+        is_local = all(Storage.at(config.out).is_local for config in configs)
+        self._poll_seconds = _POLL_SECONDS if is_local else _POLL_SECONDS_OF_STORE
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -342,8 +346,9 @@ class _MetricsMonitor:
 
     def _watch(self) -> None:
         assert self._on_progress is not None
-        while not self._stop.wait(_POLL_SECONDS):
-            self._report(self._on_progress)
+        while not self._stop.wait(self._poll_seconds):
+            with suppress(OSError):  # An object store may not answer for a while.
+                self._report(self._on_progress)
 
     def _report(self, on_progress: OnProgress) -> None:
         for out, num_seen in list(self._num_seen.items()):

@@ -6,21 +6,22 @@ import warnings
 from pathlib import Path
 
 from raywgen.generators.bundle import BundleError, BundleFormatError, check_bundle
+from raywgen.storage import Storage, joined
 from raywgen.training.checkpoints import CheckpointWarning
 
 CONFIG = "config.yaml"
 BUNDLE = "generator"
 """The trained generator; a run that has it is done."""
 STAGES = "stages"
-STARTS = "starts"
 """The generator after each stage, one bundle each."""
+STARTS = "starts"
 SNAPSHOTS = "snapshots"
 EXPORTS = "exports"
 
 
-def snapshot_folder(out: str | Path, stop_at: float) -> Path:
-    """The folder in which `launch(..., stop_at=...)` leaves the generator and a copy of its checkpoint."""
-    return Path(out) / SNAPSHOTS / f"{stop_at:g}"
+def snapshot_folder(out: str | Path, stop_at: float) -> str:
+    """Returns the folder in which `launch(..., stop_at=...)` leaves the generator and a copy of its checkpoint."""
+    return joined(out, f"{SNAPSHOTS}/{stop_at:g}")
 
 
 def is_done(out: str | Path) -> bool:
@@ -29,8 +30,8 @@ def is_done(out: str | Path) -> bool:
     Raises:
         BundleFormatError: Another version of raywgen wrote it; it is not to be overwritten.
     """
-    folder = Path(out) / BUNDLE
-    if not (folder / "generator.json").exists():
+    folder = joined(out, BUNDLE)
+    if Storage.at(folder).size("generator.json") is None:
         return False
     try:
         check_bundle(folder)

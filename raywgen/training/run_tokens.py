@@ -9,6 +9,7 @@ from pathlib import Path
 from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus, TokensError, weights_digest
 from raywgen.generators import Generator
+from raywgen.storage import joined
 from raywgen.training.encode import EncodePlan
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.worker_context import WorkerContext
@@ -106,7 +107,7 @@ def make_tokens(
     """
     encoder = generator.token_encoder()
     assert encoder is not None, "a stage that learns from tokens has a tokeniser"
-    plan = EncodePlan(corpus, encoder, str(Path(out) / FOLDER))
+    plan = EncodePlan(corpus, encoder, joined(out, FOLDER))
     if (found := _finished(plan)) is not None:
         return found
     remaining = {item.name for item in plan.remaining()}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from raywgen.config import ConfigError
-from raywgen.files import write_text
 from raywgen.generators import Stage
-from raywgen.inputs import read_json
+from raywgen.inputs import MAX_JSON_BYTES, parse_json
+from raywgen.storage import Storage, joined, read_file
 
 STAGES_FILE = "stages.json"
 
@@ -55,7 +55,7 @@ def stage_records(stages: Sequence[Stage]) -> list[StageRecord]:
 def write_stages(records: Sequence[StageRecord], out: str | Path) -> None:
     """Writes `stages.json` into a run folder."""
     stages = [asdict(record) for record in records]
-    write_text(Path(out) / STAGES_FILE, json.dumps({"stages": stages}, indent=1) + "\n")
+    Storage.at(out).write(STAGES_FILE, (json.dumps({"stages": stages}, indent=1) + "\n").encode())
 
 
 def read_stages(out: str | Path) -> list[StageRecord]:
@@ -64,11 +64,12 @@ def read_stages(out: str | Path) -> list[StageRecord]:
     Raises:
         ConfigError: The file is missing or damaged; the message names the remedy.
     """
-    path = Path(out) / STAGES_FILE
+    path = joined(out, STAGES_FILE)
     try:
         # Files of earlier versions hold further keys.
         known = [field.name for field in fields(StageRecord)]
-        records = [StageRecord(**{name: record[name] for name in known}) for record in read_json(path)["stages"]]
+        stages = parse_json(read_file(path, MAX_JSON_BYTES))["stages"]
+        records = [StageRecord(**{name: record[name] for name in known}) for record in stages]
         if not all(isinstance(record.name, str) and isinstance(record.num_steps, int) for record in records):
             raise TypeError("a value of another type")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raywgen.config import ConfigError
 from raywgen.progress import rates_text
+from raywgen.storage import Storage, joined
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import read_method
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
@@ -95,16 +96,16 @@ def run_status(out: str | Path) -> RunStatus:
     Raises:
         ConfigError: The folder holds no run, or a damaged one.
     """
-    folder = Path(out)
-    if not (folder / CONFIG).is_file():
+    storage = Storage.at(out)
+    if storage.size(CONFIG) is None:
         raise ConfigError(f"{out} holds no run ({CONFIG} is missing); give the `out` of `raywgen train`")
-    method = read_method(folder / CONFIG)
-    rows = read_metrics(folder)
-    done = (folder / BUNDLE / "generator.json").is_file()
+    method = read_method(joined(out, CONFIG))
+    rows = read_metrics(out)
+    done = storage.size(f"{BUNDLE}/generator.json") is not None
     names = list(dict.fromkeys(row["stage"] for row in rows))
-    finished = [name for name in names if (folder / STAGES / name).is_dir()]
-    starts = [event for event in read_workers(folder) if isinstance(event, Start)]
-    checkpoint = _newest_checkpoint(folder)
+    finished = [name for name in names if storage.exists(f"{STAGES}/{name}")]
+    starts = [event for event in read_workers(out) if isinstance(event, Start)]
+    checkpoint = _newest_checkpoint(str(out))
     status = RunStatus(
         out=str(out), method=method, done=done, finished=finished, scalars={}, starts=starts, checkpoint=checkpoint
     )
@@ -112,8 +113,9 @@ def run_status(out: str | Path) -> RunStatus:
 
 
 def _with_newest(status: RunStatus, rows: list[Row]) -> RunStatus:
-    newest, out = rows[-1], Path(status.out)
-    num_steps = {stage.name: stage.num_steps for stage in read_stages(out)}
+    newest = rows[-1]
+    num_steps = {stage.name: stage.num_steps for stage in read_stages(status.out)}
+    written = Storage.at(status.out).modified(METRICS)
     recent = [row for row in rows if row["stage"] == newest["stage"]][-_ROWS_FOR_RATE:]
     seconds = newest["time"] - recent[0]["time"]
     beside = ("stage", "step", "time", "learning_rate", PERF)
@@ -126,11 +128,11 @@ def _with_newest(status: RunStatus, rows: list[Row]) -> RunStatus:
         scalars=dict(list(scalars.items())[:_SHOWN]),
         perf=newest.get(PERF, {}),
         steps_per_second=(newest["step"] - recent[0]["step"]) / seconds if seconds > 0 else None,
-        seconds_since_row=max(0.0, time.time() - (out / METRICS).stat().st_mtime),
+        seconds_since_row=None if written is None else max(0.0, time.time() - written),
     )
 
 
-def _newest_checkpoint(out: Path) -> str:
+def _newest_checkpoint(out: str) -> str:
     position = CheckpointManager(out).position()
     if position is None:
         return ""

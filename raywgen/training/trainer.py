@@ -20,7 +20,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
+from raywgen.storage import joined
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters
@@ -342,6 +342,8 @@ class Trainer:
     def _save(self, state: TrainState, tensors: Mapping[str, Part]) -> None:
         """Saves a checkpoint in the background; every worker must call it."""
         self.state = state
+        if self.log is not None:
+            self.log.copy_soon()  # A run that goes on from here shall find the rows of the steps before.
         self.checkpoints.save(state, tensors)
 
     def _end_stage(self, engine: Engine, index: int) -> None:
@@ -361,7 +363,7 @@ class Trainer:
         """Writes the generator as it was when the stage under way began, or after the last one."""
         if self.is_first:
             tensors = None if self._stored is None else stored_tensors(self._stored, self.generator)
-            save_bundle(self.generator, Path(self.config.out) / name, self.spec.metadata, tensors)
+            save_bundle(self.generator, joined(self.config.out, name), self.spec.metadata, tensors)
 
     # Build
 

@@ -8,11 +8,8 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +19,7 @@ from raywgen.compat import worker_log
 from raywgen.generators import Stage
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
-from raywgen.storage import absolute
+from raywgen.storage import Storage, absolute
 from raywgen.training.agreement import check_agreement, exchange, share
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
@@ -30,6 +27,7 @@ from raywgen.training.memory import free_memory
 from raywgen.training.notices import Notices
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
+from raywgen.training.stop_file import StopFile
 from raywgen.training.strategy import DoesNotFitError
 from raywgen.training.trainer import train_runs
 from raywgen.trust import trusted, trusting
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 _RAY = "ray_train"
-_STOP = ".stop"
 _POLL_SECONDS = 0.5
 _LATER_SECONDS = 30.0
 
@@ -103,7 +100,7 @@ class RayContext:
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self._num_local = context.get_local_world_size()
-        self.stop = _StopFile(Path(out) / _STOP)
+        self.stop = StopFile(out)
         self._notices = Notices(out if self.rank == 0 else "")
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
@@ -151,24 +148,6 @@ class RayContext:
         check_agreement(parts, self.device)
 
 
-class _StopFile:
-    """A file in the run folder, which workers on all nodes reach: as soon as it is there they stop."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._looked = 0.0
-        self._is_there = False
-
-    def asked(self) -> bool:
-        if not self._is_there and time.monotonic() - self._looked > _POLL_SECONDS:
-            self._looked = time.monotonic()
-            self._is_there = self._path.exists()
-        return self._is_there
-
-    def awaited(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 def train_here(specs: list[RunSpec], stop: Stop) -> None:
     """Trains in this process."""
     train_runs(specs, LocalContext(stop, resolved_device(specs[0].config.device)), warn)
@@ -193,6 +172,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
     from raywgen.training.worker_failures import FailureLog, failure_text, places_of, worker_timeouts
 
     first = specs[0].config
+    storage = Storage.at(first.out)
     uses_gpus = first.device == "cuda"
     trainer = TorchTrainer(
         worker_loop,
@@ -213,14 +193,15 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
         ),
         run_config=ray.train.RunConfig(
             name=_RAY,
-            storage_path=absolute(first.out),
+            storage_path=storage.root,
+            storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
             callbacks=[FailureLog([absolute(spec.config.out) for spec in specs], first.worker_timeout)],
         ),
     )
     try:
         with worker_timeouts(first.worker_timeout):
-            refusal = _fit(trainer, Path(first.out) / _STOP, stop).return_value
+            refusal = _fit(trainer, StopFile(first.out), stop).return_value
     except ray.train.WorkerGroupError as error:
         reason = failure_text(error.worker_failures, places_of(first.out), first.worker_timeout)
         raise TrainingError(
@@ -260,9 +241,9 @@ def worker_loop(arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> Result:
+def _fit(trainer: TorchTrainer, flag: StopFile, stop: Stop) -> Result:
     """Runs a trainer while this process waits for signals, and passes a request to stop on by a file."""
-    flag.unlink(missing_ok=True)
+    flag.withdraw()
     if threading.current_thread() is not threading.main_thread():
         return trainer.fit()
     failures: list[BaseException] = []
@@ -281,10 +262,10 @@ def _fit(trainer: TorchTrainer, flag: Path, stop: Stop) -> Result:
         with stop.awaited():
             while thread.is_alive():
                 thread.join(_POLL_SECONDS / 2)
-                if stop.asked() and not flag.exists():
-                    flag.touch()
+                if stop.asked():
+                    flag.ask()
     finally:
-        flag.unlink(missing_ok=True)
+        flag.withdraw()
     if failures:
         raise failures[0]
     return results[0]

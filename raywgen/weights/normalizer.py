@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.weights.layout import Layout
-from raywgen.weights.start_file import map_start
+from raywgen.weights.start_file import fetch_start, map_start
 from raywgen.weights.tensors import TensorSpec
 
 _LEAST_SCALE = 1e-6
@@ -47,7 +47,7 @@ class Normalizer(nn.Module):
         self._sizes = [spec.num_values for spec in layout.generated]
         kinds = [spec.kind == "running_var" for spec in layout.generated]
         self._has_logs = any(kinds)
-        self._start_file = ""
+        self._start_file, self._start_source = "", ""
         tensors = {
             "base_N": base_N,
             "scale_N": scale_N,
@@ -93,10 +93,15 @@ class Normalizer(nn.Module):
         """The file that `start_D` is mapped from; empty where it is held in memory."""
         return self._start_file
 
-    def with_start_file(self, path: str | Path) -> Normalizer:
-        """Returns the same normaliser about the start in a file, which is mapped here and where it is unpickled."""
+    def with_start_file(self, path: str | Path, source: str = "") -> Normalizer:
+        """Returns the same normaliser about the start in a file, which is mapped here and where it is unpickled.
+
+        Args:
+            path: The file.
+            source: URI that nodes without the file fetch it from.
+        """
         about = self.copy()
-        about._start_file = str(Path(path).absolute())
+        about._start_file, about._start_source = str(Path(path).absolute()), source
         about.start_D = map_start(path, sum(self._sizes))
         return about
 
@@ -110,6 +115,8 @@ class Normalizer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._start_file:
+            if self._start_source:
+                fetch_start(self._start_source, self._start_file)
             self.start_D = map_start(self._start_file, sum(self._sizes))
 
     def copy(self) -> Normalizer:

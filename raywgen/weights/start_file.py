@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raywgen.files import in_one_step, remedy
+from raywgen.storage import Storage, StorageError
 from raywgen.weights.errors import WeightsError
 
 _NAME = "values"
@@ -42,6 +43,21 @@ def write_start(path: str | Path, num_values: int, parts: Iterable[Tensor]) -> N
                 file.write(part.contiguous().numpy().data)
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error}; {remedy(error)} and run the same command again") from error
+
+
+def fetch_start(source: str, path: str | Path) -> None:
+    """Copies the file of a start from a URI to a local path, unless it is there.
+
+    Raises:
+        WeightsError: It cannot be copied.
+    """
+    if Path(path).is_file():
+        return
+    try:
+        storage, name = Storage.around(source)
+        storage.download(name, path)
+    except (StorageError, OSError) as error:
+        raise WeightsError(f"{source} cannot be copied to {path}: {error}") from error
 
 
 def map_start(path: str | Path, num_values: int) -> Tensor:

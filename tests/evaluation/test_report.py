@@ -166,7 +166,7 @@ class Page(HTMLParser):
 
 
 def read_page(root: Path) -> Page:
-    path = write_report(root)
+    path = Path(write_report(root))
     assert path == root / "report.html"
     return Page(path.read_text(encoding="utf-8"))
 

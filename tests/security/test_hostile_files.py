@@ -139,10 +139,10 @@ def test_a_report_shows_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
     (run / "config.yaml").symlink_to(tmp_path / "private.yaml")
     content = {"schema_version": 2, "layouts": [], "rows": [], "ladder": []}
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(content))
-    assert "123456" not in write_report(run).read_text()
+    assert "123456" not in Path(write_report(run)).read_text()
     (run / "config.yaml").unlink()
     (run / "config.yaml").write_text("seed: 123456")
-    assert "123456" in write_report(run).read_text()
+    assert "123456" in Path(write_report(run)).read_text()
 
 
 def test_a_deeply_nested_evaluation_is_refused_by_name(tmp_path: Path) -> None:

@@ -242,10 +242,10 @@ def test_a_run_that_pauses_ends_bit_equal_to_one_that_does_not(
     for until in (0.25, 0.5, 0.5):
         launch([paused], stop_at=until)
         folder = snapshot_folder(paused.out, until)
-        assert (folder / "generator.json").is_file()
+        assert Path(folder, "generator.json").is_file()
         assert not (tmp_path / "paused" / "generator").exists()
     other = of(zoo_corpus, tmp_path / "other")
-    launch([other], init_from=str(snapshot_folder(paused.out, 0.25)))
+    launch([other], init_from=snapshot_folder(paused.out, 0.25))
     launch([paused])
     whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
     for out in (paused.out, other.out):
@@ -260,4 +260,4 @@ def test_every_run_of_a_launch_stops_at_its_share(zoo_corpus: Corpus, tmp_path: 
     launch(configs, stop_at=0.5)
     for config in configs:
         assert {row["step"] for row in read_metrics(config.out) if row["stage"] == "task_loss"} == {0, 1, 2}
-        assert (snapshot_folder(config.out, 0.5) / "generator.json").is_file()
+        assert Path(snapshot_folder(config.out, 0.5), "generator.json").is_file()

@@ -128,7 +128,7 @@ def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout
     assert (result.novelty.verdict == "unjudged") == (not heldout)
     assert [claim.text.split()[0] for claim in result.claims] == ["seen_reconstructed", "seen_generated"]
     print_evaluation(result, Console(width=200))
-    assert "Generated, seen" in write_report(out).read_text()
+    assert "Generated, seen" in Path(write_report(out)).read_text()
 
 
 def test_described_networks_are_written_again(brought: Corpus, tmp_path: Path) -> None:

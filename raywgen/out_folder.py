@@ -1,0 +1,138 @@
+"""Checks the `out` of a command before anything runs: a folder that was meant, at a place that can be written to."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+from raywgen.storage import Storage, StorageError
+
+SCHEMES = ("s3", "gs", "hdfs", "file")
+"""Schemes of the URIs that files are written to."""
+_MOST_SECONDS = 60.0
+_LIKE_A_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/")
+
+
+class OutError(StorageError):
+    """An `out` that nothing can or should be written to; the message names the remedy."""
+
+
+def checked_out(out: str | Path, example: str) -> str:
+    """Returns the folder of a command's results, with the plain path in place of a `file://` URI.
+
+    An object store is written to and cleaned up once, so that what it refuses is said before anything runs.
+
+    Args:
+        out: A local path or a URI.
+        example: A folder for messages.
+
+    Raises:
+        OutError: It is empty, the current folder, `/`, a home folder or a file, its scheme is unknown, or the object
+            store cannot be reached or refuses to be written to.
+    """
+    text = str(out)
+    if not text.strip():
+        raise OutError(f"out is empty; name a folder, such as out={example}")
+    found = _LIKE_A_URI.match(text)
+    if found is None:
+        _check_path(text, Path(text), example)
+        return text
+    if found["scheme"] not in SCHEMES or "://" not in text:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise OutError(f"out={text} is no path, and no URI of those that can be written to: {known}")
+    storage = _opened(text)
+    if storage.is_local:
+        _check_path(text, Path(storage.root or "/"), example)
+        return storage.root
+    if not storage.root:
+        raise OutError(f"out={text} names no bucket or server; give a URI such as s3://bucket/{example}")
+    _try_to_write(storage)
+    return text
+
+
+def local_out(out: str | Path, example: str, what: str) -> str:
+    """Returns the path of a command's results that cannot be a URI.
+
+    Args:
+        out: A local path.
+        example: A path for messages.
+        what: The part of the program that writes it, for messages.
+
+    Raises:
+        OutError: It is empty, or a URI.
+    """
+    text = str(out)
+    if not text.strip():
+        raise OutError(f"out is empty; name a path, such as out={example}")
+    if _LIKE_A_URI.match(text):
+        raise OutError(f"out={text} is a URI, and {what} writes to a local path only; give one, such as out={example}")
+    return text
+
+
+def _check_path(text: str, path: Path, example: str) -> None:
+    places = {"the current folder": Path.cwd(), "the root of the file system": Path("/"), "a home folder": _home()}
+    for name, place in places.items():
+        if place is not None and path.resolve() == place.resolve():
+            raise OutError(f"out={text} is {name}; name a folder of its own, such as out={example}")
+    if text.startswith("~"):
+        raise OutError(f"out={text} begins with ~, which only a shell replaces; give the whole path")
+    if path.is_file():
+        raise OutError(f"out={text} is a file; name a folder, such as out={example}")
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # The user has none.
+        return None
+
+
+def _opened(text: str) -> Storage:
+    try:
+        return Storage.at(text)
+    except StorageError as error:
+        raise OutError(f"out={error}") from error
+
+
+def _try_to_write(storage: Storage) -> None:
+    failures: list[Exception] = []
+
+    def write() -> None:
+        name = f".writable-{uuid4().hex}"
+        try:
+            storage.write(name, b"")
+            storage.delete(name)
+        except (ValueError, OSError) as error:  # Errors of Arrow are among them.
+            failures.append(error)
+
+    # Clients of object stores try again for up to many minutes, also where they find no credentials.
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(_MOST_SECONDS)
+    if thread.is_alive():
+        failures.append(TimeoutError(f"timed out after {_MOST_SECONDS:.0f} s"))
+    if failures:
+        raise OutError(f"out={storage.name} cannot be written to: {_reason(failures[0])}") from failures[0]
+
+
+def _reason(error: Exception) -> str:
+    """Returns the cause and the remedy in one line."""
+    text = " ".join(str(error.__cause__ or error).split())
+    for pattern, remedy in _REMEDIES.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{remedy} ({text})"
+    return f"{text}; check the URI and the credentials"
+
+
+_REMEDIES = {
+    r"bucket .* not found|NO_SUCH_BUCKET": "there is no such bucket; create it, or correct the name",
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]|credential|unauthorized|forbidden": (
+        "the credentials are missing or wrong, or do not allow it; set those of the store, such as AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY"
+    ),
+    r"NETWORK_CONNECTION|could not connect|timed? ?out|resolve": (
+        "the store does not answer; check the network, the credentials, and AWS_ENDPOINT_URL for a store of your own"
+    ),
+}

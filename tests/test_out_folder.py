@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import boto3
+import pytest
+
+from raywgen import out_folder
+from raywgen.out_folder import OutError, checked_out, local_out
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "out is empty; name a folder, such as out=runs/mine"),
+        ("  ", "out is empty"),
+        (".", "out=. is the current folder; name a folder of its own"),
+        ("runs/..", "is the current folder"),
+        ("/", "is the root of the file system"),
+        ("file:///", "is the root of the file system"),
+        ("~/runs", "begins with ~, which only a shell replaces"),
+        ("ftp://host/run", "no URI of those that can be written to: s3://, gs://, hdfs://, file://"),
+        ("hf://owner/name", "no URI of those that can be written to"),
+        ("s3:/bucket/run", "is no path, and no URI"),
+        ("s3://", "out=s3:// names no bucket or server"),
+        ("hdfs://nowhere:1/run", "out=hdfs://nowhere:1/run: [^\n]*give a local path or a URI[^\n]*$"),
+    ],
+)
+def test_folders_that_nobody_meant_are_refused(
+    out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutError, match=message):
+        checked_out(out, "runs/mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_home_folder_and_a_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OutError, match="is a home folder"):
+        checked_out(tmp_path / "home", "runs/mine")
+    with pytest.raises(OutError, match="is a file; name a folder"):
+        checked_out(tmp_path / "file", "runs/mine")
+
+
+def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
+    assert checked_out(f"file://{tmp_path}/run", "runs/mine") == str(tmp_path / "run")
+    assert checked_out("runs/a:b", "runs/mine") == "runs/a:b"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_is_tried_before_anything_runs(bucket: str) -> None:
+    assert checked_out(f"{bucket}/run", "runs/mine") == f"{bucket}/run"
+    names = [row["Key"] for row in boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]]
+    assert [name for name in names if not name.endswith("/")] == []
+    with pytest.raises(OutError, match=r"out=s3://missing/run cannot be written to: there is no such bucket"):
+        checked_out("s3://missing/run", "runs/mine")
+
+
+def test_wrong_credentials_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = boto3.client("iam")
+    client.create_user(UserName="nobody")
+    key = client.create_access_key(UserName="nobody")["AccessKey"]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+    # From here on the server asks for permissions, and this user has none.
+    monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    with pytest.raises(OutError, match="the credentials are missing or wrong, or do not allow it"):
+        checked_out(f"{bucket}/run", "runs/mine")
+    monkeypatch.undo()
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_folder, "_MOST_SECONDS", 0.5)
+    with pytest.raises(OutError, match="the store does not answer"):
+        checked_out("s3://bucket/run?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1", "runs/mine")
+
+
+def test_what_goes_to_a_local_path_takes_no_uri() -> None:
+    assert local_out("runs/head.safetensors", "a", "adapt") == "runs/head.safetensors"
+    with pytest.raises(OutError, match="out=s3://bucket/head is a URI, and adapt writes to a local path only"):
+        local_out("s3://bucket/head", "head.safetensors", "adapt")
+    with pytest.raises(OutError, match="out is empty"):
+        local_out("", "head.safetensors", "adapt")
