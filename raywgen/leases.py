@@ -48,20 +48,21 @@ class HeldError(Exception):
 
 
 @contextmanager
-def leased(storage: Storage, name: str, facts: Mapping[str, Any]) -> Iterator[None]:
+def leased(storage: Storage, name: str, facts: Mapping[str, Any], *, quiet: bool = False) -> Iterator[None]:
     """Holds the lease of a folder.
 
     Args:
         storage: The folder.
         name: Name of the object.
         facts: What to tell others about this process.
+        quiet: Say nothing while another process' lease is watched.
 
     Raises:
         HeldError: Another process holds it.
         StorageError: The folder cannot be read or written.
     """
     lease = _Lease(storage, name, {**facts, **_identity(), "token": uuid.uuid4().hex})
-    lease.take()
+    lease.take(quiet)
     thread = threading.Thread(target=lease.keep, daemon=True)
     thread.start()
     try:
@@ -78,16 +79,17 @@ class _Lease:
         self._beat = 0
         self.over = threading.Event()
 
-    def take(self) -> None:
+    def take(self, quiet: bool) -> None:
         """Waits until the lease is free or known to be taken; raises as `leased` does."""
         first = self._read()
         if first and not _has_ended(first):
-            print(
-                f"{self._storage.name} was left in use by {first.get('command', 'another process')}; watching for up "
-                f"to {STALE_SECONDS:.0f} s whether it still is",
-                file=sys.stderr,
-                flush=True,
-            )
+            if not quiet:
+                print(
+                    f"{self._storage.name} was left in use by {first.get('command', 'another process')}; watching for "
+                    f"up to {STALE_SECONDS:.0f} s whether it still is",
+                    file=sys.stderr,
+                    flush=True,
+                )
             until = time.monotonic() + STALE_SECONDS
             while time.monotonic() < until:
                 time.sleep(min(_LOOK_SECONDS, STALE_SECONDS / 10))

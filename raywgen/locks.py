@@ -59,9 +59,18 @@ def only_one(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def waiting(path: Path) -> Iterator[None]:
-    """Waits until nobody else holds the lock file, and holds it."""
-    with _held(path, path, timeout=-1):
+def waiting(path: str | Path) -> Iterator[None]:
+    """Waits until nobody else holds the lock file, a local path or a URI, and holds it."""
+    storage, name = Storage.around(path)
+    if storage.is_local:
+        with _held(Path(storage.path(name)), path, timeout=-1):
+            yield
+        return
+    with ExitStack() as stack:
+        while True:
+            with suppress(HeldError):
+                stack.enter_context(leased(storage, name, _this_process(), quiet=True))
+                break
         yield
 
 

@@ -43,9 +43,15 @@ def absolute(location: str | Path) -> str:
     return str(location) if "://" in str(location) else str(Path(location).absolute())
 
 
+def location_parts(location: str | Path) -> tuple[str, str, str]:
+    """Splits a location into the path, the question mark, and the query of a URI, which names the endpoint."""
+    text = str(location)
+    return text.partition("?") if "://" in text else (text, "", "")
+
+
 def joined(location: str | Path, relative: str) -> str:
     """Returns the location of a file or folder below a local path or a URI, whose query stays at its end."""
-    base, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
+    base, mark, query = location_parts(location)
     return f"{base.rstrip('/')}/{relative}{mark}{query}"
 
 
@@ -128,7 +134,7 @@ class Storage:
     @classmethod
     def around(cls, location: str | Path) -> tuple[Self, str]:
         """Opens the folder of a file, and returns it with the file's name; raises as `at` does."""
-        base, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
+        base, mark, query = location_parts(location)
         folder, slash, name = base.rpartition("/")
         return cls.at(f"{folder or slash}{mark}{query}"), name
 

@@ -151,7 +151,7 @@ def _kill_in_a_trial(settings: TuneConfig) -> bool:
     path = Path(f"{settings.out}.yaml")
     save_config(settings, path)
     log = Path(f"{settings.out}.log")
-    run = trial_folder(settings.out, _KILLED) / "run-0"
+    run = Path(trial_folder(settings.out, _KILLED)) / "run-0"
     with log.open("w") as file:
         command = [sys.executable, "-m", "raywgen.cli", "tune", str(path)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)

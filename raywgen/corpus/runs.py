@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from raywgen.corpus.source_tree import location_parts
 from raywgen.corpus.sources import SourceCheckpoint
+from raywgen.storage import location_parts
 
 UNKNOWN_STEP = -1
 # If a name holds several numbers, such as `epoch=3-step=900`, the earlier word here is the step.

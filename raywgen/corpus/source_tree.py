@@ -22,7 +22,7 @@ from raywgen.corpus.errors import CorpusError, FetchError
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.walk import File, Listing, walk
 from raywgen.locks import LOCK
-from raywgen.storage import absolute, as_uri
+from raywgen.storage import absolute, as_uri, location_parts
 from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["
@@ -181,11 +181,6 @@ def _text(folder: PurePosixPath) -> str:
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def location_parts(location: str) -> tuple[str, str, str]:
-    """Splits a location into the path, the question mark, and the query of a URI, which names the endpoint."""
-    return location.partition("?") if "://" in location else (location, "", "")
 
 
 def glob_regex(pattern: str) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raywgen.config import ConfigError, read_stored_config, save_config, to_yaml
+from raywgen.config import ConfigError, read_stored_config, to_yaml
 from raywgen.locks import only_one
+from raywgen.out_folder import checked_out
 from raywgen.progress import Reporter
 from raywgen.stops import keeping
+from raywgen.storage import Storage, joined
 from raywgen.training.session import ray_session
 from raywgen.trust import entry_point, named_in, trusted, trusting
 from raywgen.tuning.config import TuneConfig
@@ -58,12 +58,14 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         reporter: Prints progress.
 
     Raises:
+        OutError: Nothing can or should be written to `out`; nothing has begun.
         ConfigError: Something is wrong with the config, or the cluster can never run a trial; nothing has begun.
         CorpusError: The corpus cannot be read or made.
         TuneError: No trial could be judged.
         InUseError: Another process is searching in this folder.
     """
     reporter = reporter or Reporter()
+    config = replace(config, out=checked_out(config.out, TuneConfig.out))
     pipeline = Pipeline(config)
     pipeline.check()
     settings = settings_everywhere(config)
@@ -96,14 +98,14 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
 
 def _keep_config(config: TuneConfig) -> None:
     """Saves the config, and refuses the folder of another search; the numbers of trials may change."""
-    kept = Path(config.out) / CONFIG
+    storage, kept = Storage.at(config.out), joined(config.out, CONFIG)
 
     def identity(search: TuneConfig) -> str:
         return to_yaml(replace(search, num_trials=8, max_steps=0, max_concurrent=0))
 
-    if kept.is_file() and identity(read_stored_config(TuneConfig, kept)) != identity(config):
+    if storage.size(CONFIG) is not None and identity(read_stored_config(TuneConfig, kept)) != identity(config):
         raise ConfigError(f"{config.out} holds another search ({kept}); give another `out`, or delete the folder")
-    save_config(config, kept)
+    storage.write(CONFIG, to_yaml(config).encode())
 
 
 def _prepare_first(pipeline: Pipeline, settings: TuneConfig, reporter: Reporter) -> None:
@@ -131,7 +133,7 @@ def _run(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTabl
     for _ in range(1 + _MOST_FAILURES):
         try:
             with _quiet_tune():
-                shutil.rmtree(Path(settings.out) / _RAY, ignore_errors=True)
+                Storage.at(settings.out).delete(_RAY)
                 tuner = _tuner(pipeline, settings, at_once, table)
                 if tuner is not None:
                     tuner.fit()
@@ -149,7 +151,7 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
     """Builds Ray's tuner for the rest of the search; None where nothing is left."""
     from ray import tune as ray_tune
 
-    log = SearchLog(settings.out)
+    log, storage = SearchLog(settings.out), Storage.at(settings.out)
     search: dict[str, Any]
     space: dict[str, Any] | None = None
     most: int | None = at_once
@@ -175,7 +177,8 @@ def _tuner(pipeline: Pipeline, settings: TuneConfig, at_once: int, table: LiveTa
         tune_config=ray_tune.TuneConfig(max_concurrent_trials=most, reuse_actors=True, **search),
         run_config=ray_tune.RunConfig(
             name="session",
-            storage_path=str(Path(settings.out) / _RAY),
+            storage_path=storage.path(_RAY),
+            storage_filesystem=None if storage.is_local else storage.filesystem,
             stop={"rung": len(settings.rungs)} if settings.scheduler == "pbt" else None,
             failure_config=ray_tune.FailureConfig(max_failures=_MOST_FAILURES),
             callbacks=[table],
@@ -241,9 +244,10 @@ def _finish(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
     write_table(rows, config.out)
     result = TuneResult(out=config.out, rows=tuple(rows), best=best_row(rows), num_rungs=len(config.rungs))
     configs = trial_configs(TrialState(trial=result.best.trial, knobs=result.best.knobs), pipeline, config)
-    save_config(replace(configs.train, out=f"{config.out}/best"), Path(config.out) / BEST)
+    storage = Storage.at(config.out)
+    storage.write(BEST, to_yaml(replace(configs.train, out=joined(config.out, "best"))).encode())
     if configs.zoo is not None:
-        save_config(configs.zoo, Path(config.out) / BEST_ZOO)
+        storage.write(BEST_ZOO, to_yaml(configs.zoo).encode())
     write_tensorboard(rows, config.out)
     write_report(result, config, pipeline.knobs)
     return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -176,8 +175,7 @@ class LiveTable(Callback):
 
     def _doing(self, row: TrialRow) -> str:
         state = TrialState.load(trial_folder(self._settings.out, row.trial))
-        folder = Path(run_folder(self._settings, state)) if state is not None else None
-        metrics = read_metrics(folder) if folder is not None else []
+        metrics = read_metrics(run_folder(self._settings, state)) if state is not None else []
         return f"{metrics[-1]['stage']}, step {metrics[-1]['step'] + 1}" if metrics else "preparing"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from raywgen.config import to_yaml
-from raywgen.files import write_text
+from raywgen.storage import Storage, joined
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.importance import importance
 from raywgen.tuning.live import final_rows, short_names, shown
@@ -21,7 +21,7 @@ REPORT = "report.html"
 _PERCENT = 100.0
 
 
-def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> Path:
+def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> str:
     """Writes `report.html` into the search's folder: best so far, importance, a plot of each knob, all trials."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("raywgen.tuning", "."), PackageLoader("raywgen.evaluation", ".")]),
@@ -31,9 +31,8 @@ def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) 
         undefined=StrictUndefined,
     )
     html = environment.get_template("tuning.html").render(**_content(result, config, knobs))
-    path = Path(result.out) / REPORT
-    write_text(path, html)
-    return path
+    Storage.at(result.out).write(REPORT, html.encode())
+    return joined(result.out, REPORT)
 
 
 def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> dict[str, object]:
@@ -45,7 +44,7 @@ def _content(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> d
     ordered += [row for row in rows if row not in ordered]
     assert best.score is not None
     return {
-        "run": Path(result.out).resolve().name,
+        "run": Path(Storage.at(result.out).root).resolve().name,
         "written": datetime.now().astimezone(),
         "best": best,
         "best_percent": _PERCENT * best.score,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 from raywgen.config import ConfigError
-from raywgen.files import write_text
+from raywgen.inputs import MAX_JSON_BYTES
 from raywgen.sealed import SealError, sealed_json, unseal
+from raywgen.storage import Storage, joined, read_file
 from raywgen.tuning.space import Values
 
 TRIALS = "trials"
@@ -69,22 +69,22 @@ class TrialState:
         """Returns a state with one more score."""
         return replace(self, scores=(*self.scores, score))
 
-    def save(self, folder: Path) -> None:
-        """Writes the state atomically."""
-        write_text(folder / _STATE, sealed_json(asdict(self), indent=1))
+    def save(self, folder: str) -> None:
+        """Writes the state in one step."""
+        Storage.at(folder).write(_STATE, sealed_json(asdict(self), indent=1).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> Self | None:
+    def load(cls, folder: str) -> Self | None:
         """Reads what `save` wrote; None where there is nothing.
 
         Raises:
             ConfigError: The file is damaged.
         """
-        path = folder / _STATE
-        if not path.is_file():
-            return None
+        path = joined(folder, _STATE)
         try:
-            content = unseal(path.read_bytes())
+            content = unseal(read_file(path, MAX_JSON_BYTES))
+        except FileNotFoundError:
+            return None
         except SealError as error:
             raise ConfigError(
                 f"{path} is damaged ({error}); delete it and run the same command, which scores this trial again"
@@ -147,9 +147,9 @@ class TuneResult:
         return sum(row.steps for row in self.rows)
 
 
-def trial_folder(out: str, trial: str) -> Path:
+def trial_folder(out: str, trial: str) -> str:
     """Returns the folder of a trial."""
-    return Path(out) / TRIALS / trial
+    return joined(out, f"{TRIALS}/{trial}")
 
 
 def row_of(state: TrialState, num_rungs: int, is_over: bool) -> TrialRow:
@@ -181,4 +181,4 @@ def best_row(rows: Sequence[TrialRow]) -> TrialRow:
 
 def write_table(rows: Sequence[TrialRow], out: str) -> None:
     """Writes one line of JSON for each trial."""
-    write_text(Path(out) / TABLE, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    Storage.at(out).write(TABLE, "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())

@@ -28,8 +28,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raywgen.config import ConfigError
-from raywgen.files import write_text
 from raywgen.sealed import SealError, sealed_json, unseal
+from raywgen.storage import Storage, joined
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialState, trial_folder
 from raywgen.tuning.space import Knob, Values, draw
@@ -53,26 +53,30 @@ class SearchLog:
     """
 
     def __init__(self, out: str) -> None:
-        self._path = Path(out) / LOG
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
+        self._storage, self._name = Storage.at(out), joined(out, LOG)
+        found = self._storage.read(LOG).decode() if self._storage.size(LOG) is not None else ""
+        lines = found.splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         self.events: list[Event] = [self._event(number, line) for number, line in enumerate(whole, start=1)]
         if len(whole) < len(lines):
-            write_text(self._path, "".join(whole))
+            self._storage.write(LOG, "".join(whole).encode())
 
     def _event(self, number: int, line: str) -> Event:
         try:
             return unseal(line)
         except SealError as error:
             raise ConfigError(
-                f"{self._path}, line {number}, is damaged ({error}); restore the file from a copy, or give another out"
+                f"{self._name}, line {number}, is damaged ({error}); restore the file from a copy, or give another out"
             ) from error
 
     def write(self, event: Event) -> None:
         """Appends an event to the file at once, so that no later event can be kept while this one is lost."""
         self.events.append(event)
-        with self._path.open("a") as file:
-            file.write(sealed_json(event) + "\n")
+        if self._storage.is_local:
+            with Path(self._storage.path(LOG)).open("a") as file:
+                file.write(sealed_json(event) + "\n")
+        else:  # An object store cannot append; the log is short.
+            self._storage.write(LOG, "".join(sealed_json(each) + "\n" for each in self.events).encode())
 
     def names(self, kind: str) -> list[str]:
         """Returns the trials that have an event of this kind, in order."""

@@ -19,7 +19,7 @@ from ray import tune
 
 from raywgen.corpus import Corpus
 from raywgen.locks import waiting
-from raywgen.storage import absolute
+from raywgen.storage import absolute, joined, location_parts
 from raywgen.training import (
     BUNDLE,
     DeviceMemoryError,
@@ -61,14 +61,13 @@ def run_trial(
 def _run_trial(trial_config: dict[str, Any], settings: TuneConfig, pipeline: Pipeline) -> None:
     torch.set_num_threads(1)  # A trial holds one CPU.
     folder = trial_folder(settings.out, trial_config["trial"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with waiting(folder / _LOCK):
+    with waiting(joined(folder, _LOCK)):
         state, done = _begin(folder, trial_config, tune.get_checkpoint())
     # The scheduler of a population takes each rung once; the other searches recognise repeated results.
     for rung in range(done + 1, len(settings.rungs) + 1):
         score = state.at(rung)
         if score is None:
-            with waiting(folder / _LOCK):
+            with waiting(joined(folder, _LOCK)):
                 state = _climb(state, rung, settings, pipeline)
             score = state.scores[-1]
         last = len(settings.rungs) if state.failed else rung
@@ -88,7 +87,7 @@ def rung_time(rung: int, settings: TuneConfig) -> float:
 
 def run_folder(settings: TuneConfig, state: TrialState) -> str:
     """Returns the run folder of the trial's training; each generation has its own."""
-    return str(trial_folder(settings.out, state.trial) / f"run-{state.generation}")
+    return joined(trial_folder(settings.out, state.trial), f"run-{state.generation}")
 
 
 def trial_configs(state: TrialState, pipeline: Pipeline, settings: TuneConfig) -> TrialConfigs:
@@ -98,7 +97,7 @@ def trial_configs(state: TrialState, pipeline: Pipeline, settings: TuneConfig) -
     device = "cpu" if configs.train.device == "auto" else configs.train.device
     train = replace(configs.train, out=run_folder(settings, state), device=device)
     if configs.zoo is not None:
-        corpus = f"{settings.out}/{CORPORA}/{configs.corpus_name}"
+        corpus = joined(settings.out, f"{CORPORA}/{configs.corpus_name}")
         configs, train = replace(configs, zoo=replace(configs.zoo, out=corpus)), replace(train, corpus=corpus)
     return replace(configs, train=train)
 
@@ -108,13 +107,18 @@ def prepare(configs: TrialConfigs, distributed: bool, on_progress: Callable[[int
     if configs.zoo is None:
         corpus = Corpus.open(configs.train.corpus)
     else:
-        with waiting(Path(f"{configs.zoo.out}.{_LOCK}")):
+        with waiting(_lock_of(configs.zoo.out)):
             corpus = train_zoo(configs.zoo, configs.zoo.out, on_progress, distributed=distributed)
     check_corpus(corpus)
     return corpus
 
 
-def _begin(folder: Path, trial_config: dict[str, Any], checkpoint: tune.Checkpoint | None) -> tuple[TrialState, int]:
+def _lock_of(corpus: str) -> str:
+    base, mark, query = location_parts(corpus)
+    return f"{base}.{_LOCK}{mark}{query}"
+
+
+def _begin(folder: str, trial_config: dict[str, Any], checkpoint: tune.Checkpoint | None) -> tuple[TrialState, int]:
     """Returns the trial's state, and how many of its rungs the scheduler knows."""
     knobs = dict(trial_config["knobs"])
     state = TrialState.load(folder) or TrialState(trial=trial_config["trial"], knobs=knobs)
@@ -148,7 +152,7 @@ def _climb(state: TrialState, rung: int, settings: TuneConfig, pipeline: Pipelin
         corpus = prepare(configs, distributed=configs.train.max_workers > 0)
         launch([configs.train], stop_at=share, init_from=state.start)
         steps = steps_taken(configs.train, share)
-        bundle = snapshot_folder(configs.train.out, share) if share < 1 else Path(configs.train.out) / BUNDLE
+        bundle = snapshot_folder(configs.train.out, share) if share < 1 else joined(configs.train.out, BUNDLE)
         score = judge(bundle, corpus, configs.train.shot, settings.objective)
     except (DeviceMemoryError, DivergedError, TrainingError, ValueError) as error:
         state, score = replace(state, failed=str(error)), 0.0
@@ -172,7 +176,7 @@ def _report_with_pause(result: dict[str, Any], state: TrialState, settings: Tune
         "trial": state.trial,
         "rung": result["rung"],
         "scores": [asdict(score) for score in state.scores],
-        "folder": str(snapshot_folder(run_folder(settings, state), share)),
+        "folder": snapshot_folder(run_folder(settings, state), share),
     }
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / _PAUSE).write_text(json.dumps(pause))

@@ -17,6 +17,7 @@ from raywgen.generators.bundle import BundleError, build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
+from raywgen.out_folder import OutError
 from raywgen.tasks import balanced_accuracy, build_network, build_task
 from raywgen.tasks.standing import Standing, standing
 from raywgen.training.data import data_spec, measure_normalizers
@@ -205,7 +206,7 @@ def test_no_generator_is_said(zoo_corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(zoo_corpus: Corpus, bundle: str, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file, no folder")
-    with pytest.raises(OSError, match=r"check the folder and its permissions.*out"):
+    with pytest.raises(OutError, match=r"out is a file; name a folder"):
         generate(config(zoo_corpus, bundle, tmp_path / "out"))
 
 

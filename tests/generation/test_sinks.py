@@ -271,7 +271,6 @@ def test_no_finite_network_at_all_is_said(zoo_corpus: Corpus, tmp_path: Path) ->
     [
         ({"num": 0}, "num=0"),
         ({"num": 2, "temperature": 0.0}, "num=2 at temperature=0"),
-        ({"out": "s3://bucket/networks"}, "into=corpus"),
         ({"threads": 0}, "threads=0"),
         ({"start_timeout": 0.0}, "start_timeout=0"),
     ],

@@ -111,7 +111,7 @@ def test_short_names_tell_keys_apart() -> None:
 
 def test_the_report_holds_every_trial_and_every_knob(tmp_path: Path) -> None:
     config = TuneConfig(zoo="digits", space={"train.seed": {"int": [0, 1]}}, out=str(tmp_path))
-    html = write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS).read_text()
+    html = Path(write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS)).read_text()
     assert "Best: trial 002" in html
     assert "90.0 % accuracy on validation tasks" in html
     for trial in ("000", "001", "002", "003", "004", "005"):

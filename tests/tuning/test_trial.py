@@ -24,7 +24,7 @@ def test_a_device_without_memory_ends_a_trial_in_one_line(
     monkeypatch.setattr(trial, "launch", fail)
     config = tune_config(zoo_corpus, tmp_path)
     state = TrialState(trial="t-0", knobs={RATE: 1e-3, WIDTH: 8})
-    trial_folder(config.out, state.trial).mkdir(parents=True)
+    Path(trial_folder(config.out, state.trial)).mkdir(parents=True)
     ended = trial._climb(state, 1, config, Pipeline(config))
     assert ended.failed == "stage 'task_loss' has no memory left with 4 networks at a time"
     assert ended.scores[-1].score == 0.0
