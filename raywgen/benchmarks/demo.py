@@ -16,6 +16,7 @@ from raywgen.files import write_text
 from raywgen.generation import GenerateConfig, generate
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPGConfig
+from raywgen.out_folder import local_out
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
@@ -56,10 +57,11 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> Evaluation:
     """Runs every step that is not done yet and returns the evaluation.
 
     Raises:
+        OutError: `out` is empty or a URI.
         ConfigError: The folder holds a demo with another config.
     """
     begin = time.monotonic()
-    out = Path(config.out)
+    out = Path(local_out(config.out, DemoConfig.out, "raywgen demo"))
     paths = _paths(out)
     _claim(out, config)
     config.zoo.seed = config.seed

@@ -103,11 +103,13 @@ def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust =
     package.module:Class}]`; your own data: `tasks.kind=images tasks.path=images.parquet`. If it was interrupted, run it
     again to continue.
     """
+    from raywgen.out_folder import checked_out
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig, train_zoo
 
     path, rest = split_config(config, overrides)
     settings = load_config(ZooConfig, shipped_zoo(path), rest)
+    checked_out(settings.out, ZooConfig.out)  # Before Ray is started, which takes many seconds.
     with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(
             settings, settings.out, bar.update, lambda line: out.print(f"  {plain(line)}", highlight=False)
@@ -200,11 +202,13 @@ def generate(
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
+    from raywgen.out_folder import checked_out
     from raywgen.training.session import ray_session
 
     path, rest = split_config(config, overrides)
     rest += [f"{key}={value}" for key, value in (("where", where), ("into", into), ("num", num)) if value is not None]
     settings = load_config(GenerateConfig, path, rest)
+    checked_out(settings.out, GenerateConfig.out)
     session = ray_session() if settings.where == "ray" else nullcontext()
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.out_folder import local_out
 
 app = typer.Typer(no_args_is_help=True, help="Describe a Ray cluster that fits a run.")
 
@@ -38,6 +39,7 @@ def render(
     settings = load_config(RenderConfig, None, [key[8:] for key in rest if key.startswith("cluster.")])
     run = [key for key in rest if not key.startswith("cluster.")]
     files = fill(train_config([path, *run] if path else run, "."), settings, path, run)
+    local_out(into, "rendered", "raywgen cluster render")
     Path(into).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(into) / name).write_text(text)

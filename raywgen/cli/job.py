@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -136,7 +135,9 @@ def list_jobs(address: Address = None) -> None:
 
 
 def run_status_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder: the `out` of `raywgen train`.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, a path or URI: the `out` of `raywgen train`.")
+    ],
     follow: Annotated[bool, typer.Option("--follow", help="Show it again whenever it changes, until the end.")] = False,
 ) -> None:
     """Show the progress of a run from its folder alone, without Ray, also while it runs.
@@ -166,13 +167,17 @@ def run_status_command(
 
 def _run_lines(folder: str | None) -> list[str]:
     """Describes the progress of a job's run; empty if its folder cannot be read from here."""
-    if not folder or not Path(folder).is_dir():
+    if not folder:
         return []
     # Imported late: torch takes seconds.
+    from raywgen.storage import Storage, StorageError
     from raywgen.training.run_folder import CONFIG
     from raywgen.training.status import run_status
 
-    return run_status(folder).lines() if (Path(folder) / CONFIG).is_file() else []
+    try:
+        return run_status(folder).lines() if Storage.at(folder).size(CONFIG) is not None else []
+    except (StorageError, OSError):
+        return []
 
 
 def _follow(client: object, job_id: str) -> None:

@@ -17,6 +17,7 @@ from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import CONFIG_FILES, CONFIG_NAMES, FILE_METADATA
 from raywgen.corpus.writing import remove_leftovers, writing
 from raywgen.files import write_text
+from raywgen.out_folder import local_out
 from raywgen.weights import save_state_dict
 from raywgen.weights.safetensors_writer import is_writable, read_metadata
 
@@ -73,7 +74,7 @@ def export(
     facts = corpus.query(terms)
     if not facts.num_rows:
         raise CorpusError(f"{corpus.location} holds no checkpoint with {' '.join(terms)}; see `raywgen corpus info`")
-    out = Path(out)
+    out = Path(local_out(out, "runs/export", "raywgen corpus export"))
     files = {row["checkpoint_id"]: _file(row, out) for row in facts.to_pylist()}
     _check_dtypes(corpus, facts)
     _check_clashes(files, fold_case=False)

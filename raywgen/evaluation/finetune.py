@@ -25,6 +25,7 @@ from raywgen.generation import TrainedGenerator, generate_best, load
 from raywgen.locks import only_one
 from raywgen.names import nearest as nearest_name
 from raywgen.nn.devices import Device
+from raywgen.out_folder import local_out
 from raywgen.tasks import Task, balanced_cross_entropy, build_network, build_task, stacked_logits
 from raywgen.trust import entry_point
 from raywgen.weights import Condition, Layout, load_state_dict, save_state_dict
@@ -115,9 +116,11 @@ def finetune(config: FinetuneConfig, on_progress: Callable[[int, int, str], None
 
     Raises:
         ConfigError: No such task, architecture or start.
+        OutError: `out` is empty or a URI.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         InUseError: Another process works on `out`.
     """
+    local_out(config.out, FinetuneConfig.out, "raywgen finetune")
     for start in config.start:
         _check_start(start)
     corpus = Corpus.open(config.corpus)

@@ -18,6 +18,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
 from raywgen.nn.devices import Device, say_device
+from raywgen.out_folder import local_out
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing
 from raywgen.tasks.user_data import ConditionError, read_data
@@ -92,11 +93,13 @@ def adapt(config: AdaptConfig) -> Adapted:
         DeviceError: A GPU is asked for, and there is none.
         TaskError, ConditionError: The examples cannot be read, or do not fit.
         UnknownLayoutError: The generator knows several architectures.
+        OutError: `out` is empty or a URI.
         WeightsError: The file cannot be written.
 
     Warns:
         ChanceWarning: The network answers the examples no better than chance.
     """
+    local_out(config.out, AdaptConfig.out, "raywgen adapt")
     trained = load(config.generator, device=config.device)
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
     samples, labels_S, classes = read_support(config.support, trained)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raywgen.locks import only_one
 from raywgen.nn.precision import Precision, autocast, resolved
+from raywgen.out_folder import checked_out
 from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
@@ -126,9 +127,11 @@ def train_encoder(config: EncoderConfig, on_progress: OnProgress | None = None) 
 
     Raises:
         TaskError: The images are not there, or their classes do not suffice.
+        OutError: Nothing can or should be written to the folder.
         EncoderError: The folder cannot be written, or training diverged.
         InUseError: Another process works on the folder.
     """
+    config = dataclasses.replace(config, out=checked_out(config.out, EncoderConfig.out))
     if (finished := _finished(config)) is not None:
         return finished
     if not config.path:

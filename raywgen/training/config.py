@@ -40,7 +40,8 @@ class TrainConfig:
         method: `igpg`, `mcdi`, `lohp`, `direct` or `hypernetwork`, or `package.module:Class`, a generator of your own.
         generator: The method's own config; the empty base class stands for its defaults.
         corpus: Path or URI of the training corpus.
-        out: Run folder; all workers must reach it.
+        out: Run folder: a local path, or a URI of an object store (`s3://`, `gs://`, `hdfs://`); all workers must reach
+            it.
         num_workers: Ray Train workers; 0 trains in this process, without Ray workers and DeepSpeed. Of a range such as
             `[2, 8]` the run has as many as there is room for: a lost node shrinks it, a new one grows it.
         source: How batches are read: `mapped`, from memory-mapped shards (remote ones are copied to the cache of each

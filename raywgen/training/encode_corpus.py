@@ -14,10 +14,12 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus, TokensError
 from raywgen.corpus.writing import writing
 from raywgen.generators.bundle import BundleError, load_bundle
+from raywgen.generators.bundle_copies import is_bundle
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.devices import Device, resolved_device
+from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
-from raywgen.storage import absolute
+from raywgen.storage import Storage, absolute, joined
 from raywgen.training.devices import num_gpus
 from raywgen.training.encode import EncodeItem, EncodePlan
 from raywgen.training.run_folder import BUNDLE, STAGES
@@ -26,7 +28,6 @@ from raywgen.trust import entry_point
 
 OnProgress = Callable[[int, int], None]
 """Called with the values that are encoded so far and in all."""
-_CARD = "generator.json"
 
 
 @dataclass(kw_only=True)
@@ -71,12 +72,14 @@ def encode_corpus(
         on_news: Called with a sentence when a worker is lost, and when there is no room for any.
 
     Raises:
+        OutError: Nothing can or should be written to `out`.
         BundleError: There is no trained tokeniser.
         TokensError: `out` holds another corpus, or the tokeniser does not fit the corpus.
         CorpusError: The corpus cannot be read, or tokens cannot be written.
         InUseError: Another process works on `out`.
         ActorsLostError: Workers die again and again; the same command continues with the rest.
     """
+    config = replace(config, out=checked_out(config.out, EncodeConfig.out))
     corpus = Corpus.open(config.corpus)
     # Over Ray this process only plans.
     device = resolved_device(config.device if config.where == "here" else "cpu")
@@ -107,21 +110,20 @@ def load_encoder(folder: str | Path, corpus: Corpus, device: torch.device) -> To
     return encoder
 
 
-def tokenizer_folder(path: str | Path) -> Path:
+def tokenizer_folder(path: str | Path) -> str:
     """Returns the folder of a bundle: the path itself, or of a run its generator, else that of its last stage.
 
     Raises:
         BundleError: There is no bundle.
     """
-    folder = Path(path)
-    candidates = [folder / BUNDLE, folder]
-    if (folder / STAGES).is_dir():
-        candidates += [folder / STAGES / record.name for record in reversed(read_stages(folder))]
+    candidates = [joined(path, BUNDLE), str(path)]
+    if Storage.at(path).exists(STAGES):
+        candidates += [joined(path, f"{STAGES}/{record.name}") for record in reversed(read_stages(path))]
     for candidate in candidates:
-        if (candidate / _CARD).is_file():
+        if is_bundle(candidate):
             return candidate
     raise BundleError(
-        f"{folder} holds no trained tokeniser; give the folder of a run whose first stage is done, or of a generator"
+        f"{path} holds no trained tokeniser; give the folder of a run whose first stage is done, or of a generator"
     )
 
 

@@ -60,7 +60,7 @@ class TuneConfig:
         reduction: `asha` lets one in so many of the trials that reach a rung go on.
         objective: Settings by which a trial is judged.
         seed: Seed of the search.
-        out: Folder of the search; all nodes must reach it.
+        out: Folder of the search: a local path, or a URI of an object store; all nodes must reach it.
     """
 
     zoo: str = ""

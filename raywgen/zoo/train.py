@@ -15,6 +15,7 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, writing
+from raywgen.out_folder import checked_out
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
 from raywgen.storage import absolute
@@ -52,11 +53,13 @@ def train_zoo(
         distributed: Whether to train over Ray actors; else training runs in this process.
 
     Raises:
+        OutError: Nothing can or should be written to `root`.
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
         InUseError: Another process works on `root`.
         ActorsLostError: Workers die again and again, or do not start; the same command continues with the rest.
     """
+    root = checked_out(root, ZooConfig.out)
     if (corpus := _existing(config, root)) is not None:
         return corpus
     kept = keeping(f"{root} keeps the networks that are trained; the same command goes on with the others")
