@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -149,12 +149,12 @@ class Storage:
 
     def size(self, relative: str) -> int | None:
         """Returns the number of bytes of a file, or None if it does not exist."""
-        info = self.filesystem.get_file_info(self.path(relative))
+        info = self._info(self.path(relative))
         return info.size if info.type == fs.FileType.File else None
 
     def modified(self, relative: str) -> float | None:
         """Returns when a file was last written, in seconds since 1970, or None if it does not exist."""
-        info = self.filesystem.get_file_info(self.path(relative))
+        info = self._info(self.path(relative))
         return None if info.mtime_ns is None or info.type != fs.FileType.File else info.mtime_ns / 1e9
 
     def version(self, relative: str) -> object:
@@ -292,30 +292,30 @@ class Storage:
     def delete(self, relative: str) -> None:
         """Removes a file or folder if it exists."""
         with suppress(FileNotFoundError):
-            if self.filesystem.get_file_info(self.path(relative)).type == fs.FileType.Directory:
+            if self._info(self.path(relative)).type == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path(relative))
             else:
                 self.filesystem.delete_file(self.path(relative))
 
     def exists(self, relative: str = "") -> bool:
         """Whether there is a file or folder of that name; without one, whether the folder itself is there."""
-        return self.filesystem.get_file_info(self._full(relative)).type != fs.FileType.NotFound
+        return self._info(self._full(relative)).type != fs.FileType.NotFound
 
     def walk(self, relative: str = "") -> builtins.list[str]:
         """Returns the paths, from the root, of all files below a folder, sorted; empty if there is no folder."""
         selector = fs.FileSelector(self._full(relative), recursive=True, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        found = self._info(selector)
         return sorted(info.path[len(self.root) :].removeprefix("/") for info in found if info.is_file)
 
     def list(self, relative: str) -> builtins.list[str]:
         """Returns the names of the files in a folder, sorted; empty if there is no folder."""
         selector = fs.FileSelector(self.path(relative), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+        return sorted(info.base_name for info in self._info(selector) if info.is_file)
 
     def sizes(self, relative: str) -> dict[str, int]:
         """Returns the number of bytes of each file in a folder by its name, with few requests; empty without it."""
         selector = fs.FileSelector(self.path(relative), allow_not_found=True)
-        return {info.base_name: info.size for info in self.filesystem.get_file_info(selector) if info.is_file}
+        return {info.base_name: info.size for info in self._info(selector) if info.is_file}
 
     def write_all(self, contents: Mapping[str, pa.Buffer | bytes]) -> None:
         """Writes several files; all are written in full before the first of them gets its name, in order.
@@ -366,6 +366,18 @@ class Storage:
             self.filesystem.move(path, self.path(relative))
         except OSError as error:
             raise self._write_error(relative, error) from error
+
+    def _info(self, what: Any) -> Any:
+        """Asks the file system about a path or a selection of paths."""
+        try:
+            return self.filesystem.get_file_info(what)
+        except OSError as error:
+            if self.is_local:
+                raise
+            reason = " ".join(str(error).split())
+            raise self.failure(
+                f"{self.name} cannot be read ({reason}); check the URI, the credentials and the network"
+            ) from error
 
     def _full(self, relative: str) -> str:
         return self.path(relative) if relative else self.root

@@ -7,6 +7,7 @@ import pytest
 
 from raywgen import out_folder
 from raywgen.out_folder import OutError, checked_out, local_out
+from raywgen.storage import Storage, StorageError
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,8 @@ def test_wrong_credentials_are_one_line(bucket: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
     with pytest.raises(OutError, match="the credentials are missing or wrong, or do not allow it"):
         checked_out(f"{bucket}/run", "runs/mine")
+    with pytest.raises(StorageError, match=r"^s3://bucket/run cannot be read \(.*check the URI, the credentials"):
+        Storage.at(f"{bucket}/run").size("config.yaml")
     monkeypatch.undo()
 
 

@@ -50,7 +50,7 @@ class StopFile:
 
     def withdraw(self) -> None:
         """Deletes the file."""
-        with suppress(OSError):
+        with suppress(StorageError, OSError):
             self._storage.delete(STOP)
         self._is_there = False
 
@@ -62,6 +62,6 @@ class StopFile:
 
     def _keep_watch(self) -> None:
         while not self._is_there:
-            with suppress(OSError):
+            with suppress(StorageError, OSError):
                 self._is_there = self._storage.exists(STOP)
             time.sleep(_POLL_SECONDS_OF_STORE)

@@ -17,6 +17,7 @@ import pytest
 from raywgen.config import ConfigError, load_config, save_config
 from raywgen.corpus import Corpus
 from raywgen.generators.hypernetwork import HypernetworkConfig
+from raywgen.storage import Storage
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.tuning import TuneConfig, TuneResult, tune
@@ -144,3 +145,24 @@ def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus,
         assert 1e-5 <= state.knobs[RATE] <= 1e-1
     with ray_of(1):
         assert facts(tune(config)) == facts(result)
+
+
+def test_a_search_in_an_object_store_goes_on_after_a_kill(zoo_corpus: Corpus, bucket: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"fixed": {STEPS: 60}, "num_trials": 2}
+    there = replace(tune_config(zoo_corpus, tmp_path / "here", **settings), out=f"{bucket}/search")
+    process = subprocess.Popen(command(there, tmp_path / "there.yaml"), stdout=subprocess.DEVNULL)
+    run = f"{there.out}/trials/000/run-0"
+    while CheckpointManager(run).position() is None and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, "over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Storage.at(there.out).exists("search.jsonl")
+    done = subprocess.run(command(there, tmp_path / "there.yaml"), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    with ray_of(1):
+        here = tune(tune_config(zoo_corpus, tmp_path / "here", **settings))
+        again = tune(there)
+    assert facts(again) == facts(here)
+    names = {name.rpartition("/")[2] for name in Storage.at(there.out).walk()}
+    assert names >= {"config.yaml", "best.yaml", "trials.jsonl", "report.html", "search.jsonl", "trial.json", "rung-3"}
