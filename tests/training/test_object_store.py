@@ -156,3 +156,21 @@ def test_workers_are_asked_to_stop_by_a_file_in_the_store(bucket: str) -> None:
     driver.withdraw()
     assert not StopFile(out).asked()
     assert not Storage.at(out).exists(STOP)
+
+
+@pytest.mark.slow
+def test_workers_train_into_a_store(zoo_corpus: Corpus, bucket: str, tmp_path: Path) -> None:
+    config = in_store(zoo_corpus, f"{bucket}/run")
+    config.num_workers, config.checkpoint_every = 2, 3
+    save_config(config, tmp_path / "config.yaml")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "raywgen.cli", "train", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    status = run_status(config.out)
+    assert status.done
+    assert (status.finished, status.starts[-1].workers) == (["tokenizer", "prior", "task_loss"], 2)
+    storage = Storage.at(config.out)
+    assert any(name.startswith("ray_train/") for name in storage.walk())
+    assert not storage.exists(STOP)
+    assert load_bundle(f"{config.out}/generator").method == "igpg"
