@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 from raywgen.config import ConfigError
@@ -69,12 +70,12 @@ class TrialState:
         """Returns a state with one more score."""
         return replace(self, scores=(*self.scores, score))
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes the state in one step."""
         Storage.at(folder).write(_STATE, sealed_json(asdict(self), indent=1).encode())
 
     @classmethod
-    def load(cls, folder: str) -> Self | None:
+    def load(cls, folder: str | Path) -> Self | None:
         """Reads what `save` wrote; None where there is nothing.
 
         Raises:
