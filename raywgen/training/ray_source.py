@@ -9,6 +9,7 @@ started again by Ray, and what it had not handed over is read again.
 from __future__ import annotations
 
 import io
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -122,9 +123,16 @@ class Reader:
                     {"step": step, "tensors": _to_bytes(stored), "failure": None}
                     for step, stored in zip(steps, found, strict=True)
                 ]
+        # As data, so that the worker says this and nothing of how it came to know.
         except (CorpusError, WeightsError) as error:
-            # As data, so that the worker says this and nothing of how it came to know.
-            return [{"step": step, "tensors": None, "failure": str(error)} for step in steps]
+            failure = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            failure = (
+                f"{self._plan.corpus}: a reader failed at steps {steps[0]} to {steps[-1]} ({type(error).__name__}: "
+                f"{error}); its log in Ray's session folder says where"
+            )
+        return [{"step": step, "tensors": None, "failure": failure} for step in steps]
 
 
 @contextmanager
@@ -193,9 +201,7 @@ class RaySource:
     def _ended(self, draw: BatchDraw, error: Exception) -> CorpusError:
         shards = self._order.shards(draw)
         others = f" and {len(shards) - 1} other shards" if len(shards) > 1 else ""
-        reason = next(
-            (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-        )
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return CorpusError(
             f"{self._plan.corpus}: the reader of step {draw.step} ended while it read {shards[0]}{others} ({reason}); "
             "see that nodes have memory left and that Ray's object store has room, or give source=mapped"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raywgen.compat import autoscaler_node_types
 from raywgen.ray_address import ClusterError
@@ -172,8 +172,9 @@ def _only_looks_on(mapping: Mapping[str, str]) -> bool:
 
 
 def _most_workers(config: TrainConfig, room: Sequence[Resources]) -> int:
-    worker, reader = worker_requests(config)[0], worker_requests(config)[-1]
     fitting = 0
-    while fitting < config.min_workers and first_unplaceable([*[worker] * (fitting + 1), reader], room) is None:
+    while fitting < config.min_workers:
+        if first_unplaceable(worker_requests(replace(config, num_workers=fitting + 1)), room) is not None:
+            break
         fitting += 1
     return fitting

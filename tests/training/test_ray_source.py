@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -170,6 +171,19 @@ def test_a_lost_shard_is_one_line_in_both_sources(cluster: None, zoo_corpus: Cor
         run.plan().for_stage(0, BATCH_SIZE, run.view)
     with run.source(range(2)) as source, pytest.raises(CorpusError, match=f"^{root}{LOST}"):
         run.plan().for_stage(0, BATCH_SIZE, run.view, read=source.read)
+
+
+def test_what_goes_wrong_in_a_reader_is_said_with_its_steps_or_shards(zoo_corpus: Corpus) -> None:
+    run = Run("prior", zoo_corpus)
+    reader = Reader(run.read_plan())
+    reader._order.rows = []
+    (row,) = reader(pa.table({"first": [4], "count": [1]})).to_pylist()
+    assert (row["step"], row["tensors"]) == (4, None)
+    assert row["failure"].startswith(f"{zoo_corpus.location}: a reader failed at steps 4 to 4 (ZeroDivisionError: ")
+    source, draw = run.source(range(8)), run.plan().order.draw(5, BATCH_SIZE, run.view)
+    (first, *_) = run.plan().order.shards(draw)
+    said = str(source._ended(draw, RuntimeError("The actor died.\nIts node is gone.")))
+    assert f"the reader of step 5 ended while it read {first} (The actor died.); see that nodes have memory" in said
 
 
 def test_a_corpus_that_grows_is_read_on_as_it_was(zoo_corpus: Corpus, tmp_path: Path) -> None:

@@ -72,6 +72,15 @@ def test_the_refusal_names_the_number_that_fits() -> None:
     check_run(TrainConfig(num_workers=2), fixed({"CPU": 2.0}, {"CPU": 1.0}))
 
 
+def test_readers_of_many_workers_need_more_than_one_cpu() -> None:
+    config = TrainConfig(num_workers=25, source="ray")
+    check_run(config, fixed({"CPU": 28.0}))
+    with pytest.raises(
+        ClusterError, match=r"asks for 25 x 1 CPU and 3 more CPUs to read the .* give num_workers=23, or"
+    ):
+        check_run(config, fixed({"CPU": 26.0}))
+
+
 def test_what_an_autoscaler_may_add_counts() -> None:
     labels = {f"{GROUP_LABEL}cpu": write_group(2, {"CPU": 4.0}), f"{GROUP_LABEL}gpu": write_group(1, {"GPU": 2.0})}
     alive = [({"CPU": 0.0}, labels), ({"CPU": 4.0}, {})]
