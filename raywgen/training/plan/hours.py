@@ -68,18 +68,10 @@ def planned_hours(
     Raises:
         ConfigError: A stage has no time of its step, or the measurement failed.
     """
-    names = [stage.name for stage in generator.stages]
     if plan.measure:
         seconds = measured_seconds(config, plan.measured_steps)
     elif plan.seconds_per_step is not None:
-        given: Mapping[str, Any] = (
-            plan.seconds_per_step
-            if isinstance(plan.seconds_per_step, Mapping)
-            else dict.fromkeys(names, plan.seconds_per_step)
-        )
-        if missing := [name for name in names if name not in given]:
-            raise ConfigError(f"seconds_per_step: give those of stage '{missing[0]}' too")
-        seconds = {name: StageSeconds(step=float(given[name])) for name in names}
+        seconds = _given_seconds(plan.seconds_per_step, [stage.name for stage in generator.stages])
     else:
         return None
     hours = run_seconds(config, seconds) / 3600
@@ -91,6 +83,13 @@ def planned_hours(
         price=node_hours * plan.price_per_node_hour,
         is_measured=plan.measure,
     )
+
+
+def _given_seconds(given: Any, names: Sequence[str]) -> dict[str, StageSeconds]:
+    of_stage: dict[str, Any] = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
+    if missing := [name for name in names if name not in of_stage]:
+        raise ConfigError(f"seconds_per_step: give those of stage '{missing[0]}' too")
+    return {name: StageSeconds(step=float(of_stage[name])) for name in names}
 
 
 def run_seconds(config: TrainConfig, seconds: Mapping[str, StageSeconds]) -> float:
