@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.bundle import save_bundle
+from raywgen.storage import joined
 from raywgen.training.checkpoints import Checkpoint, CheckpointError, CheckpointManager, check_fits
 from raywgen.training.config import read_train_config
 from raywgen.training.export import stored_tensors
@@ -44,7 +44,7 @@ def export_run(run: str, settings: ExportConfig) -> str:
     the normalisers of a bundle come from its manifest.
 
     Args:
-        run: The run folder.
+        run: The run folder, a path or a URI.
         settings: What is exported, and where to.
 
     Returns:
@@ -55,14 +55,14 @@ def export_run(run: str, settings: ExportConfig) -> str:
         CheckpointError: There is no checkpoint, or the named one is damaged.
         CorpusError: The corpus cannot be read.
     """
-    config = replace(read_train_config(Path(run) / CONFIG), out=run)
+    config = replace(read_train_config(joined(run, CONFIG)), out=run)
     corpus = Corpus.open(config.corpus)
     (spec,) = run_specs([config], corpus)
     generator = spec.skeleton()
     stored = _checkpoint(run, settings, generator)
     if stored.state.corpus != data_digest(corpus):
         raise ConfigError(f"{config.corpus} holds other checkpoints than {run} was trained on; restore the corpus")
-    folder = settings.out or str(Path(run) / EXPORTS / stored.state.folder)
+    folder = settings.out or joined(run, f"{EXPORTS}/{stored.state.folder}")
     save_bundle(
         generator, folder, spec.metadata | {"checkpoint": stored.state.folder}, stored_tensors(stored, generator)
     )

@@ -15,6 +15,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.igpg import IGPGConfig
+from raywgen.storage import Storage
 from raywgen.training import launch, snapshot_folder
 from raywgen.training.checkpoints import CheckpointError, CheckpointWarning
 from raywgen.training.export_run import ExportConfig, export_run
@@ -72,6 +73,14 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(run: Path, tmp_p
         export_run(str(tmp_path / "run"), ExportConfig(stage="x"))
     with pytest.raises(ValueError, match="not both"):
         ExportConfig(stage="prior", checkpoint="02-000000003")
+
+
+def test_a_run_in_an_object_store_is_exported_there(run: Path, bucket: str) -> None:
+    Storage.at(bucket).upload(run, "run")
+    folder = export_run(f"{bucket}/run", ExportConfig())
+    assert folder == f"{bucket}/run/exports/02-000000003"
+    mine, theirs = load_bundle(folder).state_dict(), load_bundle(snapshot_folder(str(run), 0.5)).state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_it_is_a_command(run: Path, tmp_path: Path) -> None:
