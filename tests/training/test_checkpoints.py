@@ -7,6 +7,9 @@ import errno
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -178,6 +181,36 @@ def test_a_save_killed_anywhere_leaves_it_or_the_one_before(
         assert again.state.step == step or (number < 4 and again.state.step <= kept)
         assert float(again.whole("model.a")) == again.state.step
         kept = again.state.step
+
+
+SAVER = """
+import sys, torch
+from raywgen.training.checkpoints import CheckpointManager, TrainState
+checkpoints = CheckpointManager(sys.argv[1])
+for step in range(1, 1000):
+    checkpoints.save(TrainState(step=step), {"model.a": torch.full((1 << 24,), float(step))})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_writes_loses_that_checkpoint_alone(tmp_path: Path) -> None:
+    """SIGKILL once a part is there in half."""
+    process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)])
+    folder, deadline = tmp_path / "checkpoints", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        durable = CheckpointManager(tmp_path).position()
+        if durable is not None and durable[1] >= 2:
+            half = [path for path in folder.glob("*/*") if path.suffix not in (".json", ".safetensors")]
+            if half and half[0].exists() and half[0].stat().st_size:
+                break
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert durable is not None
+    assert found.state.step >= durable[1]
+    assert bool((found.whole("model.a") == found.state.step).all())
 
 
 def test_a_save_that_fails_is_an_error_of_the_next_one_and_names_the_last_whole_one(
