@@ -197,6 +197,7 @@ def test_a_process_killed_while_it_writes_loses_that_checkpoint_alone(tmp_path: 
     """SIGKILL once a part is there in half."""
     process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)])
     folder, deadline = tmp_path / "checkpoints", time.monotonic() + 120
+    durable: tuple[int, int] | None = None
     while process.poll() is None and time.monotonic() < deadline:
         durable = CheckpointManager(tmp_path).position()
         if durable is not None and durable[1] >= 2:
