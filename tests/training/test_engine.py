@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raywgen.generators import Stage
 from raywgen.generators.igpg.stages import PriorStage
@@ -256,6 +256,16 @@ def test_descent_by_deepspeed_is_that_of_plain_torch_and_goes_on(zero_stage: int
     resumed.load(stored)
     assert steps(resumed, NUM_STEPS, 2 * NUM_STEPS) == pytest.approx(expected[NUM_STEPS:], rel=1e-5)
     assert_equal_states(local, resumed)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_replicas_train_where_a_step_reaches_only_some_parameters() -> None:
+    alone, replicated = prior_stage(), prior_stage()
+    for stage in (alone, replicated):
+        stage.register_parameter("unreached", nn.Parameter(torch.ones(3)))
+    engine = distributed(0)(replicated)
+    assert steps(engine, 0, 3) == pytest.approx(steps(LocalEngine(alone), 0, 3))
+    assert torch.equal(replicated.get_parameter("unreached"), torch.ones(3))
 
 
 @pytest.mark.usefixtures("process_group")
