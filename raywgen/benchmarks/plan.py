@@ -219,8 +219,8 @@ class _Worker:
     def is_warned(self) -> bool:
         return False
 
-    def places(self) -> list[str]:
-        return [f"process {rank}" for rank in range(self.num_workers)]
+    def place(self) -> str:
+        return f"process {self.rank}"
 
     def exchange(self, text: str) -> list[str]:
         if self.num_workers == 1:

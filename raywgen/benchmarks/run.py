@@ -37,6 +37,7 @@ BENCHMARKS = {
     "train-memory": "raywgen.benchmarks.train_memory",
     "train-overhead": "raywgen.benchmarks.train_overhead",
     "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
+    "chaos": "raywgen.benchmarks.chaos",
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "plan": "raywgen.benchmarks.plan",
     "tune": "raywgen.benchmarks.tune",

@@ -89,8 +89,8 @@ class _TurnTaking:
     def is_warned(self) -> bool:
         return False
 
-    def places(self) -> list[str]:
-        return []
+    def place(self) -> str:
+        return ""
 
     def exchange(self, text: str) -> list[str]:
         return exchange(text, self.device) if self.num_workers > 1 else [text]

@@ -140,7 +140,7 @@ class Trainer:
         """Adds this start to the history of the run's workers; every worker must call it."""
         if is_done(self.config.out):
             return
-        places, names = self.worker.places(), [*self.stage_names, "all"]
+        places, names = self.worker.exchange(self.worker.place()), [*self.stage_names, "all"]
         if self.is_first:
             workers = self.worker.num_workers if self.config.max_workers else 0
             stage = names[self.state.stage]

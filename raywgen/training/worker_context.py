@@ -55,8 +55,8 @@ class WorkerContext(Protocol):
         """Whether this worker has learned that a node of the group will be taken away soon."""
         ...
 
-    def places(self) -> list[str]:
-        """The node, process and log of each worker, by rank, in words; every worker must call it."""
+    def place(self) -> str:
+        """The node, process and log of this worker, in words."""
         ...
 
     def exchange(self, text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is said and kept when workers of Ray Train fail."""
+"""The words and the history of failures of Ray Train's workers, and the bounds of what these may wait for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ray.train import UserCallback
+from torch.distributed import DistError
 
 from raywgen.compat import lost_worker
 from raywgen.training.run_folder import is_done
@@ -78,10 +79,11 @@ def failure_text(failures: Mapping[int, Exception], places: Sequence[str], timeo
     rank = min(failures, key=lambda rank: (_weight(failures[rank]), rank))
     error = failures[rank]
     lines = str(error).strip().splitlines()
+    verb = "lost another worker" if is_cut_off(error) else "failed"
     what = {
         "died": "died",
         "hung": f"did not answer for {timeout:g} s",
-        None: f"failed: {type(error).__name__}: {lines[-1] if lines else 'it gives no reason'}",
+        None: f"{verb}: {type(error).__name__}: {lines[-1] if lines else 'it gives no reason'}",
     }[lost_worker(error)]
     where = f" ({places[rank]})" if rank < len(places) else ""
     return f"rank {rank}{where} {what}"
@@ -91,4 +93,10 @@ def _weight(error: Exception) -> int:
     """Returns 0 for an error that stands for itself, more the likelier another worker's failure has caused it."""
     if lost_worker(error) is not None:
         return 0
-    return 2 if any(word in str(error).lower() for word in _CUT_OFF) else 1
+    return 2 if is_cut_off(error) else 1
+
+
+def is_cut_off(error: BaseException) -> bool:
+    """Whether an error of the training loop says that another worker does not answer any more."""
+    is_of_torch = type(error) is RuntimeError or isinstance(error, DistError)
+    return is_of_torch and any(word in str(error).lower() for word in _CUT_OFF)

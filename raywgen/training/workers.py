@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _RAY = "ray_train"
 _POLL_SECONDS = 0.5
 _LATER_SECONDS = 30.0
+_BLAME_SECONDS = 3.0
 
 
 class TrainingError(RuntimeError):
@@ -71,9 +73,9 @@ class LocalContext:
         """Returns False: nobody warns of the end of this machine but by a signal."""
         return False
 
-    def places(self) -> list[str]:
-        """Returns the place of this process alone."""
-        return [f"node {socket.gethostname()}, process {os.getpid()}"]
+    def place(self) -> str:
+        """Returns node and process."""
+        return f"node {socket.gethostname()}, process {os.getpid()}"
 
     def exchange(self, text: str) -> list[str]:
         """Returns the text: there is no other worker."""
@@ -126,14 +128,12 @@ class RayContext:
         """Whether Ray has announced that it will take a node of the group away."""
         return self._notices.came
 
-    def places(self) -> list[str]:
-        """Gathers the places of all workers."""
+    def place(self) -> str:
+        """Returns node, process and log."""
         import ray
 
-        place = f"node {socket.gethostname()} at {ray.util.get_node_ip_address()}, process {os.getpid()}"
-        places = [""] * self.num_workers
-        torch.distributed.all_gather_object(places, f"{place}, log {worker_log()}")
-        return places
+        node = f"node {socket.gethostname()} at {ray.util.get_node_ip_address()}"
+        return f"{node}, process {os.getpid()}, log {worker_log()}"
 
     def exchange(self, text: str) -> list[str]:
         """Returns what all workers give, through the process group."""
@@ -226,6 +226,8 @@ def worker_loop(arguments: dict[str, Any]) -> str | None:
     Returns:
         Why a run does not fit into memory, on which all workers agree; Ray Train would try again after an error.
     """
+    from raywgen.training.worker_failures import is_cut_off
+
     specs: list[RunSpec] = arguments["specs"]
     worker = RayContext(specs[0].config.out)
 
@@ -238,6 +240,10 @@ def worker_loop(arguments: dict[str, Any]) -> str | None:
             train_runs(specs, worker, warn_once)
         except DoesNotFitError as error:
             return str(error)
+        except RuntimeError as error:
+            if is_cut_off(error):
+                time.sleep(_BLAME_SECONDS)  # Meanwhile Ray finds the worker that is gone, and blames that one.
+            raise
     return None
 
 

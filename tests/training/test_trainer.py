@@ -84,8 +84,8 @@ class OneOf:
     def is_warned(self) -> bool:
         return False
 
-    def places(self) -> list[str]:
-        return [f"worker {rank}" for rank in range(self.num_workers)]
+    def place(self) -> str:
+        return f"worker {self.rank}"
 
     def exchange(self, text: str) -> list[str]:
         return [text] if self.others is None else self.others.exchange(self.rank, text)

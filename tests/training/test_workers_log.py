@@ -57,7 +57,7 @@ def test_damaged_rows_are_skipped(tmp_path: Path) -> None:
         ({0: CUT_OFF, 1: DIED}, "rank 1 (node b, process 2, log /logs/b) died"),
         ({0: CUT_OFF, 1: HUNG}, "rank 1 (node b, process 2, log /logs/b) did not answer for 9 s"),
         ({0: CUT_OFF, 1: KeyError("x")}, "rank 1 (node b, process 2, log /logs/b) failed: KeyError: 'x'"),
-        ({0: CUT_OFF}, f"rank 0 (node a, process 1, log /logs/a) failed: RuntimeError: {CUT_OFF}"),
+        ({0: CUT_OFF}, f"rank 0 (node a, process 1, log /logs/a) lost another worker: RuntimeError: {CUT_OFF}"),
         ({2: ValueError()}, "rank 2 failed: ValueError: it gives no reason"),
     ],
 )
