@@ -35,17 +35,21 @@ class InUseError(ValueError):
 
 
 @contextmanager
-def only_one(folder: str | Path) -> Iterator[None]:
+def only_one(folder: str | Path, storage_type: type[Storage] = Storage) -> Iterator[None]:
     """Holds a folder for this process, and refuses it where another one holds it.
 
     The folder is created if it is missing. One of an object store is held by a lease.
+
+    Args:
+        folder: A local path or a URI.
+        storage_type: The class whose errors an object store raises.
 
     Raises:
         InUseError: Another process holds the folder; the message names its host, process id, command and start.
         OSError: The folder cannot be created or written to.
         StorageError: The same, where it is a URI.
     """
-    storage = Storage.at(folder)
+    storage = storage_type.at(folder)
     if not storage.is_local:
         with _leased(storage):
             yield

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
 from raywgen import out_folder
+from raywgen.benchmarks.run import run
+from raywgen.cli import app
 from raywgen.out_folder import OutError, checked_out, local_out
 from raywgen.storage import Storage, StorageError
 
@@ -87,3 +90,35 @@ def test_what_goes_to_a_local_path_takes_no_uri() -> None:
         local_out("s3://bucket/head", "head.safetensors", "adapt")
     with pytest.raises(OutError, match="out is empty"):
         local_out("", "head.safetensors", "adapt")
+
+
+COMMANDS: dict[str, list[str]] = {
+    "adapt": ["adapt", "runs/none", "--support", "none.npz"],
+    "retrieve": ["retrieve", "runs/none"],
+    "select": ["select", "runs/none"],
+    "finetune": ["finetune"],
+    "demo": ["demo"],
+    "zoo train": ["zoo", "train"],
+    "train": ["train", "mcdi", "num_workers=0"],
+    "generate": ["generate"],
+    "evaluate": ["evaluate"],
+    "tune": ["tune", "mcdi"],
+    "encoder train": ["encoder", "train", "omniglot"],
+    "corpus encode": ["corpus", "encode", "runs/none", "tokenizer=runs/none"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_refuses_a_store_before_it_reads_anything(
+    command: list[str], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, [*command, "out=s3://missing/run"])
+    assert isinstance(refused.exception, OutError), refused.output
+    assert "there is no such bucket" in str(refused.exception) or "to a local path only" in str(refused.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_refuses_a_uri() -> None:
+    with pytest.raises(OutError, match="benchmark tune writes to a local path only"):
+        run(["tune", "out=s3://bucket/tune"])

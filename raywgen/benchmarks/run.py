@@ -61,6 +61,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     Raises:
         UnknownBenchmarkError: There is no such benchmark; the nearest is named.
         ConfigError: A setting is unknown or wrong.
+        OutError: `out` is a URI.
     """
     name = arguments[0] if arguments else ""
     if name not in BENCHMARKS:
@@ -70,6 +71,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
         )
     measure: Measure = importlib.import_module(BENCHMARKS[name]).measure
     config = load_config(get_type_hints(measure)["config"], None, arguments[1:])
+    if out := getattr(config, "out", ""):
+        # Imported late: some benchmarks run where little is installed.
+        from raywgen.out_folder import local_out
+
+        local_out(out, f"runs/benchmarks/{name}", f"benchmark {name}")
     with trusting(*named_in(config)):
         figures, conditions = measure(config)
     return {"benchmark": name, "figures": figures, "conditions": conditions}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raywgen.corpus.corpus import Corpus
 from raywgen.corpus.shards import WEIGHTS
+from raywgen.corpus.storage import CorpusStorage
 from raywgen.locks import only_one
 
 JOURNALS = "units"
@@ -23,9 +24,9 @@ def writing(root: str | Path) -> Iterator[None]:
 
     Raises:
         InUseError: Another process holds the folder; the message names it.
-        OSError: The folder cannot be created or written to.
+        OSError, CorpusError: The folder cannot be created or written to.
     """
-    with only_one(root):
+    with only_one(root, CorpusStorage):
         if "://" not in str(root):
             for folder in (Path(root), Path(root) / WEIGHTS, Path(root) / JOURNALS):
                 remove_leftovers(folder)
