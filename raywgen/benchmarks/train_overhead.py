@@ -105,11 +105,14 @@ def measure(config: TrainOverheadConfig) -> tuple[dict[str, float], dict[str, An
         times = train_in_turns(_spec(config, small, folder / f"run-{name}", zero_stage=zero_stage), num_processes)
         figures[f"overhead_{name}"] = _overhead(times.trainer, times.bare)
         conditions[f"processes_{name}"] = _conditions(times)
+        print(f"overhead_{name}: {figures[f'overhead_{name}']:.4f}, {conditions[f'processes_{name}']}", flush=True)
     wait_figures, conditions["input"] = _input_wait(config, folder)
     figures |= wait_figures
+    print(f"input_wait: {figures['input_wait']:.4f}, {conditions['input']}", flush=True)
     if config.startup:
         conditions["startup"] = _startup(config, small, folder / "startup")
         figures["startup_seconds"] = sum(conditions["startup"].values())
+        print(f"startup_seconds: {figures['startup_seconds']:.1f}, {conditions['startup']}", flush=True)
     run = _run_config(config, small.location, folder / "tokens-run")
     if config.checkpoints:
         costs, conditions["checkpoints"] = checkpoint_costs.measure(CheckpointCostsConfig(folder=str(folder)))
