@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ from raywgen.benchmarks.chaos_cluster_faults import ELASTIC_FAULTS, FAULTS, KILL
 from raywgen.benchmarks.chaos_process_faults import damage_checkpoints, kill_at_random
 from raywgen.benchmarks.chaos_processes import undisturbed
 from raywgen.benchmarks.chaos_runs import METHODS, Losses, Outcome, chaos_corpus, run_config
+from raywgen.benchmarks.chaos_store import stop_store
 from raywgen.training import TrainConfig
 
 _STEPS_PER_FAULT = 60
@@ -107,6 +109,8 @@ def _in_processes(config: ChaosConfig, corpus: str, folder: Path) -> list[Outcom
         if num_workers == 0:
             damaged = _run(config, config.method, corpus, folder / "damaged", num_workers=0)
             outcomes += damage_checkpoints(damaged, wanted)
+            if find_spec("moto") is not None:  # It is among what tests need, and not among what users install.
+                outcomes.append(stop_store(replace(run, out=f"{folder / 'stored'}"), wanted))
     return outcomes
 
 

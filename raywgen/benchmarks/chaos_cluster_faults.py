@@ -171,7 +171,7 @@ def _position(view: RunView) -> int:
 
 def _logged(view: RunView) -> int:
     """Returns the steps taken by the metric log once it was written to after the newest start; 0 before."""
-    is_newer = (view.out / "metrics.jsonl").stat().st_mtime > view.starts()[-1].time
+    is_newer = (Path(view.out) / "metrics.jsonl").stat().st_mtime > view.starts()[-1].time
     return view.taken() if is_newer else 0
 
 

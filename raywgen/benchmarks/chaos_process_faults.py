@@ -86,7 +86,7 @@ def damage_checkpoints(config: TrainConfig, wanted: Losses) -> list[Outcome]:
     )
     group.kill()
     outcomes = []
-    for number, (name, damage) in enumerate(_damages(_newest(view.out))):
+    for number, (name, damage) in enumerate(_damages(_newest(Path(config.out)))):
         run = replace(config, out=f"{config.out}-{number}")
         shutil.copytree(config.out, run.out)
         damage(_newest(Path(run.out)))

@@ -73,11 +73,12 @@ class Group:
         config: The run.
         num_workers: Processes over gloo; 0 for one alone, by `launch`.
         max_file_bytes: Size beyond which no file can grow, as on a full disk; 0 for none.
+        log: File for what they print; by default beside the run folder.
     """
 
-    def __init__(self, config: TrainConfig, num_workers: int, max_file_bytes: int = 0) -> None:
+    def __init__(self, config: TrainConfig, num_workers: int, max_file_bytes: int = 0, log: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        log = Path(f"{config.out}.log")
+        log = log or Path(f"{config.out}.log")
         if num_workers == 0:
             work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(_alone, (config,))]
         else:

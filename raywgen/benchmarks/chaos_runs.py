@@ -86,7 +86,7 @@ Losses = Mapping[tuple[str, int], float]
 """Loss by stage and step."""
 
 
-def losses_of(out: Path) -> dict[tuple[str, int], float]:
+def losses_of(out: str | Path) -> dict[tuple[str, int], float]:
     """Returns the loss of each step of a run."""
     return {(row["stage"], row["step"]): row["loss"] for row in read_metrics(out)}
 
@@ -129,10 +129,10 @@ class RunView:
     """The state of a run, as its folder tells it.
 
     Attributes:
-        out: The run folder.
+        out: The run folder, a path or a URI.
     """
 
-    out: Path
+    out: str | Path
 
     def taken(self) -> int:
         """Returns the steps taken, over all stages, by the newest row of the metric log."""
@@ -150,7 +150,7 @@ class RunView:
 
     def saved(self) -> int:
         """Returns the steps taken, over all stages, at the newest checkpoint."""
-        position = CheckpointManager(self.out).position()
+        position = CheckpointManager(str(self.out)).position()
         if position is None:
             return 0
         return sum(record.num_steps for record in read_stages(self.out)[: position[0]]) + position[1]

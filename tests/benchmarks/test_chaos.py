@@ -8,7 +8,7 @@ from raywgen.benchmarks.chaos_runs import Outcome, loss_difference
 from raywgen.benchmarks.run import run
 from raywgen.config import ConfigError
 
-DAMAGES = 7  # Three of each of two files, and a half-written one.
+DAMAGES = 8  # Three of each of two files, a half-written one, and a storage that does not answer.
 
 
 def test_a_run_that_lacks_a_step_is_lost() -> None:
