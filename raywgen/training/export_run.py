@@ -20,7 +20,7 @@ from raywgen.training.run_folder import CONFIG, EXPORTS, warn
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """What is exported, and where to.
+    """Names the generator to export, and its folder.
 
     Attributes:
         out: Folder of the bundle; `exports/CHECKPOINT` in the run folder by default.

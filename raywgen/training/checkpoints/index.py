@@ -76,7 +76,7 @@ class PartEntry:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """What a worker says of the part that it has written.
+    """Describes the part that a worker has written.
 
     Attributes:
         entry: The file.

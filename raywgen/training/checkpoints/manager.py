@@ -25,7 +25,7 @@ _NAME = re.compile(r"(\d+)-(\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Which checkpoints of a run are kept.
+    """The rules by which checkpoints of a run are kept.
 
     Attributes:
         newest: Number of the newest ones.
