@@ -187,9 +187,7 @@ def test_missing_credentials_are_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     settings = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in (settings | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "wrong"}).items():
         monkeypatch.setenv(name, value)
-    message = (
-        r"^s3://bucket/zoo cannot be reached \([^\n]*ACCESS_DENIED[^\n]*\); check the URI, [^\n]*credentials[^\n]*$"
-    )
+    message = r"^s3://bucket/zoo cannot be read \([^\n]*ACCESS_DENIED[^\n]*\); check the URI, [^\n]*credentials[^\n]*$"
     with pytest.raises(CorpusError, match=message):
         Corpus.open("s3://bucket/zoo", copies=False)
     server.shutdown()
