@@ -141,7 +141,7 @@ def test_weak_members_of_a_population_go_on_from_strong_ones(zoo_corpus: Corpus,
     assert moved
     for state in moved:
         assert f"/trials/{state.trial}/" not in state.start
-        assert (Path(state.start) / "progress.json").is_file()
+        assert (Path(state.start) / "index.json").is_file()
         assert 1e-5 <= state.knobs[RATE] <= 1e-1
     with ray_of(1):
         assert facts(tune(config)) == facts(result)
