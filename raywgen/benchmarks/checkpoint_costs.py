@@ -184,6 +184,8 @@ class _Run:
                 is_writing = self.checkpoints.is_saving
                 (writing if is_writing else quiet).append(self.step())
         self.checkpoints.wait()
+        # Where a save takes longer than the steps between two, no step above was without one.
+        quiet.extend(self.step() for _ in range(save_every))
         return {
             "stall": median(saves) / (save_every * median(quiet)),
             "save_seconds": median(saves),
