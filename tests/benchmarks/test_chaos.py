@@ -28,8 +28,7 @@ def test_kills_and_damages_in_processes() -> None:
     figures = run(["chaos", "method=hypernetwork", "cluster=false", "kills=4"])["figures"]
     assert figures["faults"] == figures["survived"] == 4 + DAMAGES + 1
     assert figures["loss_diff"] == 0.0
-    # The checkpoint under way when a fault comes is lost too, and the next one waits for it.
-    assert figures["lost_steps"] < 2 * figures["interval"]
+    assert figures["lost_steps"] <= figures["interval"]
 
 
 @pytest.mark.slow
@@ -38,5 +37,4 @@ def test_two_faults_on_a_cluster() -> None:
     figures = run(["chaos", *settings])["figures"]
     assert figures["faults"] == figures["survived"] == 2 + DAMAGES + 1
     assert figures["loss_diff"] == 0.0
-    # The checkpoint under way when a fault comes is lost too, and the next one waits for it.
-    assert figures["lost_steps"] < 2 * figures["interval"]
+    assert figures["lost_steps"] <= figures["interval"]

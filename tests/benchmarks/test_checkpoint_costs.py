@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ def test_one_process_and_two_measure_what_a_save_costs(tmp_path: Path) -> None:
     small.folder = str(tmp_path)
     figures, conditions = measure(small)
     assert figures.keys() == {"checkpoint_stall", "save_peak_gib", "save_peak_over_share"}
-    assert math.isfinite(figures["checkpoint_stall"])
+    assert figures["checkpoint_stall"] > 0
     shares = [row["share_gib"] for row in conditions["processes"]]
     assert len(shares) == 3
     assert list(tmp_path.iterdir()) == []

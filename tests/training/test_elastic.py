@@ -23,10 +23,8 @@ def test_workers_hang_go_and_come_and_losses_stay(zoo_corpus: Corpus, tmp_path: 
     calm = run_config("igpg", zoo_corpus.location, tmp_path / "calm", 800, num_workers=0)
     outcomes = break_on_cluster([run], [faults], {run.out: undisturbed(calm, 0)}, seed=0)
     assert [outcome.name for outcome in outcomes] == ["rank hangs", "scale 3 to 1", "scale 1 to 3"]
-    # As far as strategies may differ: rounding grows over 800 steps (1.2e-5 was seen).
-    assert all(outcome.difference < 1e-4 for outcome in outcomes), outcomes
-    # The checkpoint under way when a fault comes is lost too.
-    assert all(outcome.lost_steps < 2 * INTERVAL for outcome in outcomes[:2]), outcomes
+    assert all(outcome.difference < 1e-5 for outcome in outcomes), outcomes
+    assert all(outcome.lost_steps <= INTERVAL for outcome in outcomes[:2]), outcomes
     hung, _, grown = RunView(tmp_path / "run").starts()[-3:]
     assert "did not answer for 15 s" in hung.reason
     assert "log /" in hung.reason
