@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -72,7 +73,11 @@ def local_out(out: str | Path, example: str, what: str) -> str:
 
 
 def _check_path(text: str, path: Path, example: str) -> None:
-    places = {"the current folder": Path.cwd(), "the root of the file system": Path("/"), "a home folder": _home()}
+    places = {
+        "the current folder": _place(Path.cwd),
+        "the root of the file system": Path("/"),
+        "a home folder": _place(Path.home),
+    }
     for name, place in places.items():
         if place is not None and path.resolve() == place.resolve():
             raise OutError(f"out={text} is {name}; name a folder of its own, such as out={example}")
@@ -82,10 +87,10 @@ def _check_path(text: str, path: Path, example: str) -> None:
         raise OutError(f"out={text} is a file; name a folder, such as out={example}")
 
 
-def _home() -> Path | None:
+def _place(find: Callable[[], Path]) -> Path | None:
     try:
-        return Path.home()
-    except RuntimeError:  # The user has none.
+        return find()
+    except (RuntimeError, FileNotFoundError):  # The user has no home; the current folder was deleted meanwhile.
         return None
 
 

@@ -367,12 +367,15 @@ class Storage:
         except OSError as error:
             raise self._write_error(relative, error) from error
 
-    def _info(self, what: Any) -> Any:
+    def _info(self, what: Any, tries: int = 10) -> Any:
         """Asks the file system about a path or a selection of paths."""
         try:
             return self.filesystem.get_file_info(what)
         except OSError as error:
             if self.is_local:
+                # A folder may appear or vanish while Arrow looks at it, which it does not expect.
+                if isinstance(error, FileNotFoundError) and tries > 1:
+                    return self._info(what, tries - 1)
                 raise
             reason = " ".join(str(error).split())
             raise self.failure(

@@ -49,6 +49,15 @@ def test_a_home_folder_and_a_file_are_refused(tmp_path: Path, monkeypatch: pytes
         checked_out(tmp_path / "file", "runs/mine")
 
 
+def test_a_current_folder_that_was_deleted_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray unpacks a job's working directory again while its driver runs, where several nodes share a machine."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert checked_out(tmp_path / "run", "runs/digits") == str(tmp_path / "run")
+
+
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
     assert checked_out(f"file://{tmp_path}/run", "runs/mine") == str(tmp_path / "run")
     assert checked_out("runs/a:b", "runs/mine") == "runs/a:b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from pathlib import Path
 
@@ -108,3 +109,23 @@ def test_the_time_of_a_file_is_known(location: str) -> None:
     assert written is not None
     assert begin - 2 <= written <= time.time() + 2
     assert Storage.at(location).modified("b") is None
+
+
+def test_a_local_folder_may_appear_and_vanish_while_it_is_listed(tmp_path: Path) -> None:
+    storage, over = Storage.at(tmp_path), threading.Event()
+    folder = tmp_path / "outer" / "inner"
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            folder.mkdir(parents=True)
+            folder.rmdir()
+            folder.parent.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(20_000):
+            assert storage.list("outer/inner") == storage.walk("outer") == []
+    finally:
+        over.set()
+        thread.join()

@@ -310,7 +310,8 @@ def _is_rays(error: Exception) -> bool:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, ConfigError):
-        return f"{error.filename or ''}: {error.strerror or error}"
+        reason = str(error.strerror or error)
+        return reason if error.filename is None else f"{error.filename}: {reason}"
     if isinstance(error, MemoryError) or (type(error) is RuntimeError and _NO_MEMORY in str(error)):
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         return (
