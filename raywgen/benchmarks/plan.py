@@ -160,7 +160,7 @@ def _duration(rows: list[Row], clock: str) -> float:
 
 def _run_config(case: Case, corpus: str, out: Path, num_steps: int) -> TrainConfig:
     settings = [*case.settings, f"generator.{case.stage}.num_steps={num_steps}", "num_condition_samples=8"]
-    settings += ["num_query_samples=8", f"checkpoint_every={num_steps // 2}", "validate_every=20", "log_every=1"]
+    settings += ["num_query_samples=8", f"checkpoint_every={num_steps}", "validate_every=20", "log_every=1"]
     return load_train_config(case.method, [f"corpus={corpus}", f"out={out}", "device=cpu", *settings])
 
 

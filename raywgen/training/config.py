@@ -59,7 +59,8 @@ class TrainConfig:
             where there are enough.
         precision: Precision of matrix products: `fp32`, `bf16` (parameters and moments stay float32) or `auto`: bf16
             where the processor has units for it.
-        checkpoint_every: Optimiser steps between checkpoints.
+        checkpoint_every: Most optimiser steps that a fault costs. Checkpoints are begun twice as often, as each is
+            written beside training.
         keep_newest: Number of the newest checkpoints that are kept.
         keep_best: Number of checkpoints of each stage that are kept beside the newest: those with the lowest
             `best_metric`. The run is then validated at every checkpoint, too.
@@ -133,6 +134,11 @@ class TrainConfig:
             zero_stage=self.zero_stage,
             offload=self.offload,
         )
+
+    @property
+    def save_every(self) -> int:
+        """Steps from checkpoint to checkpoint: with two within `checkpoint_every`, one is durable whenever a fault comes."""
+        return max(1, self.checkpoint_every // 2)
 
     @property
     def may_shard_parameters(self) -> bool:

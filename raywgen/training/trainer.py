@@ -206,7 +206,7 @@ class Trainer:
                 # The last step is always followed by the checkpoint after the stage.
                 must_stop, must_save = self._requests(engine)
                 must_stop = must_stop and step + 1 < stop_step
-                is_due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == stop_step
+                is_due = (step + 1) % self.config.save_every == 0 or step + 1 == stop_step
                 is_due = is_due or must_stop or must_save
                 if is_due and not is_last:
                     state = replace(self.state, stage=index, step=step + 1, metrics=self._validated)
@@ -323,7 +323,7 @@ class Trainer:
 
     def _is_scored(self, step: int) -> bool:
         """Whether a checkpoint after this step is compared with others by its validation."""
-        return bool(self.config.keep_best) and (step + 1) % self.config.checkpoint_every == 0
+        return bool(self.config.keep_best) and (step + 1) % self.config.save_every == 0
 
     def _validate(self, run: _StageRun, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
@@ -340,11 +340,13 @@ class Trainer:
     # Save
 
     def _save(self, state: TrainState, tensors: Mapping[str, Part]) -> None:
-        """Saves a checkpoint in the background; every worker must call it."""
+        """Saves a checkpoint in the background, once the one before is durable; every worker must call it."""
         self.state = state
         if self.log is not None:
             self.log.copy_soon()  # A run that goes on from here shall find the rows of the steps before.
         self.checkpoints.save(state, tensors)
+        if 2 * self.config.save_every > self.config.checkpoint_every:
+            self.checkpoints.wait()
 
     def _end_stage(self, engine: Engine, index: int) -> None:
         """Saves the generator after a stage, and builds a fresh one: an engine may leave its hooks on the old one."""

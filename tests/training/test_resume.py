@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from raywgen.generators.lohp import LoHpConfig, LoHpSampling, PathConfig, Policy
 from raywgen.generators.settings import Schedule
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.training import DivergedError, TrainConfig, launch, read_metrics, snapshot_folder
-from raywgen.training.checkpoints import CheckpointManager, Part, TrainState
+from raywgen.training.checkpoints import CheckpointManager, Part, TrainState, manager
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
 from raywgen.training.run_spec import RunSpec
@@ -27,7 +28,7 @@ from raywgen.training.schedule import learning_rate
 from raywgen.weights import KeyedNoise
 from tests.builders import settings_of
 
-_SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 2, "validate_every": 3, "num_workers": 0}
+_SETTINGS: dict[str, Any] = {"log_every": 1, "checkpoint_every": 4, "validate_every": 3, "num_workers": 0}
 
 
 def small_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
@@ -261,3 +262,32 @@ def test_every_run_of_a_launch_stops_at_its_share(zoo_corpus: Corpus, tmp_path: 
     for config in configs:
         assert {row["step"] for row in read_metrics(config.out) if row["stage"] == "task_loss"} == {0, 1, 2}
         assert Path(snapshot_folder(config.out, 0.5), "generator.json").is_file()
+
+
+@pytest.mark.parametrize(("checkpoint_every", "most"), [(1, 1), (2, 2), (5, 4)])
+def test_no_step_is_further_from_a_durable_checkpoint_than_the_interval(
+    checkpoint_every: int, most: int, zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each checkpoint takes much longer to write than the steps in between."""
+    config = small_config(zoo_corpus, tmp_path, checkpoint_every=checkpoint_every)
+    igpg = settings_of(config, IGPGConfig)
+    igpg.tokenizer.num_steps, igpg.prior.num_steps, igpg.task_loss.num_steps = 9, 1, 0
+    write_index, train_step = manager.write_index, LocalEngine.train_step
+    behind, num_taken = [], 0
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.1)
+        write_index(*args)
+
+    def counted(self: LocalEngine, *args: Any) -> Any:
+        nonlocal num_taken
+        result, num_taken = train_step(self, *args), num_taken + 1
+        stage, step = CheckpointManager(tmp_path).position() or (0, 0)
+        if stage == 0:
+            behind.append(num_taken - step)
+        return result
+
+    monkeypatch.setattr(manager, "write_index", slowly)
+    monkeypatch.setattr(LocalEngine, "train_step", counted)
+    launch([config])
+    assert max(behind) == most

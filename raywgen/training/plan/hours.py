@@ -98,7 +98,7 @@ def run_seconds(config: TrainConfig, seconds: Mapping[str, StageSeconds]) -> flo
     for name, each in seconds.items():
         num_steps = getattr(config.generator, name).num_steps
         num_validations = 1 + -(-num_steps // config.validate_every)
-        num_saves = (num_steps - 1) // config.checkpoint_every
+        num_saves = (num_steps - 1) // config.save_every
         total += each.setup + num_steps * each.step + num_validations * each.validation + num_saves * each.save
     return total
 
@@ -139,7 +139,7 @@ def short_run(config: TrainConfig, num_steps: int, out: str) -> TrainConfig:
         },
     )
     return replace(
-        config, generator=generator, out=out, log_every=1, validate_every=_NEVER, checkpoint_every=num_steps // 2
+        config, generator=generator, out=out, log_every=1, validate_every=_NEVER, checkpoint_every=2 * (num_steps // 2)
     )
 
 

@@ -81,7 +81,7 @@ def worker_bytes(generator: GeneratorShape, stage: StageShape, config: TrainConf
     ahead = min(NUM_AHEAD, MAX_BYTES_AHEAD // max(1, share * stage.batch_bytes))
     batches = (2 + ahead) * share * stage.batch_bytes
     # Every worker copies and writes an equal part; before the first checkpoint within the stage there is none.
-    saves_midway = stage.num_steps > config.checkpoint_every
+    saves_midway = stage.num_steps > config.save_every
     checkpoint = (checkpoint_bytes(generator, stage) if saves_midway else 4 * generator.num_parameters) // W
     offloaded = sum(all_held) - sum(held)
     process = _DEEPSPEED_BYTES if zero_stage else _TORCH_BYTES
