@@ -110,7 +110,7 @@ class Bar:
             self._progress.update(self._task, description=plain(description), completed=done, total=total)
         elif time.monotonic() - self._shown_at > _SECONDS_BETWEEN_LINES or done == total:
             self._shown_at = time.monotonic()
-            self._console.print(f"  {plain(line)}", highlight=False)
+            self._console.print(f"  {plain(line)}", highlight=False, soft_wrap=True)
 
 
 class Reporter:
@@ -123,7 +123,7 @@ class Reporter:
     def step(self, name: str, what: str) -> Iterator[Bar]:
         """Shows a step with a progress bar, and prints its duration at the end."""
         begin = time.monotonic()
-        self.console.print(f"[bold]{name}[/bold]: {plain(what)}", highlight=False)
+        self.console.print(f"[bold]{name}[/bold]: {plain(what)}", highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             times = (TimeElapsedColumn(), TimeRemainingColumn())
             columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), *times)

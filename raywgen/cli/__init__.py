@@ -90,9 +90,9 @@ def demo(overrides: Overrides = None) -> None:
     config = load_config(DemoConfig, None, rest)
     result = run_demo(config, Reporter())
     print_evaluation(result, out)
-    out.print(f"\n[bold]{config.out}[/bold] holds everything:")
+    out.print(f"\n[bold]{plain(config.out)}[/bold] holds everything:", highlight=False, soft_wrap=True)
     for name, path in result.paths.items():
-        out.print(f"  {name:<13} {config.out}/{path}", highlight=False)
+        out.print(f"  {name:<13} {plain(config.out)}/{path}", highlight=False, soft_wrap=True)
 
 
 @zoo_app.command("train", cls=SettingsCommand)
@@ -153,7 +153,12 @@ def train(config: Config = None, overrides: Overrides = None, trust: Trust = Non
                     launch([settings], bar.training)
         if (report := report_run(settings.out)) is not None:
             print_tokenizer(report, out)
-    out.print(f"{settings.out}/generator holds the generator; curves: tensorboard --logdir {settings.out}")
+    folder = plain(settings.out)
+    out.print(
+        f"{folder}/generator holds the generator; curves: tensorboard --logdir {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(cls=SettingsCommand)
@@ -174,7 +179,8 @@ def export(
     """
     from raywgen.training.export_run import ExportConfig, export_run
 
-    out.print(f"{export_run(run, load_config(ExportConfig, None, overrides or []))} holds the generator")
+    folder = export_run(run, load_config(ExportConfig, None, overrides or []))
+    out.print(f"{plain(str(folder))} holds the generator", highlight=False, soft_wrap=True)
 
 
 @app.command(cls=SettingsCommand)
@@ -235,9 +241,10 @@ def adapt(
     found = write(settings)
     encoded = f"{found.encode_ms:.1f} ms to encode them, " if found.encode_ms else ""
     out.print(
-        f"{found.path}: {found.num_values:,} values for {len(found.classes)} classes from {found.num_examples} "
-        f"examples; {encoded}{found.generate_ms:.1f} ms to generate",
+        f"{plain(str(found.path))}: {found.num_values:,} values for {len(found.classes)} classes from "
+        f"{found.num_examples} examples; {encoded}{found.generate_ms:.1f} ms to generate",
         highlight=False,
+        soft_wrap=True,
     )
     if found.on_examples is not None:
         out.print(f"on these examples: {plain(found.on_examples.sentence())}", highlight=False, soft_wrap=True)
@@ -275,6 +282,7 @@ def score(
         f"{plain(found.network)} on {plain(task)}: balanced accuracy {100 * found.accuracy:.1f}, "
         f"loss {found.loss:.3f}, {found.num_test_samples} test samples",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -283,7 +291,7 @@ def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation
     """Draw a run's self-contained HTML report."""
     from raywgen.evaluation.report import write_report
 
-    out.print(write_report(run), highlight=False, soft_wrap=True)
+    out.print(plain(str(write_report(run))), highlight=False, soft_wrap=True)
 
 
 # Added here, so that help lists them after the commands that users need first.

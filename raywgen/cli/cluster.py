@@ -9,6 +9,7 @@ import typer
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
 from raywgen.out_folder import local_out
+from raywgen.progress import plain
 
 app = typer.Typer(no_args_is_help=True, help="Describe a Ray cluster that fits a run.")
 
@@ -43,4 +44,4 @@ def render(
     Path(into).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(into) / name).write_text(text)
-        out.print(f"{into}/{name}", highlight=False)
+        out.print(f"{plain(into)}/{name}", highlight=False, soft_wrap=True)

@@ -191,7 +191,7 @@ def export(
 
     with Reporter().step("export", f"checkpoints into {folder}") as bar:
         written = write(Corpus.open(path), folder, query or [], bar.update, overwrite=overwrite)
-    out.print(f"{len(written)} files in {folder}")
+    out.print(f"{len(written)} files in {plain(folder)}", highlight=False, soft_wrap=True)
 
 
 @app.command("filter")

@@ -6,7 +6,7 @@ import typer
 
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
 from raywgen.config import load_config, shipped_config
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 
 app = typer.Typer(no_args_is_help=True, help="Train frozen encoders that turn the samples of tasks into features.")
 
@@ -31,4 +31,6 @@ def train(config: Config = None, overrides: Overrides = None) -> None:
         card = train_encoder(settings, bar.named)
     accuracy, seconds = card.facts["validation_accuracy"], card.facts["seconds"]
     out.print(f"5-way 1-shot accuracy on validation classes: {100 * accuracy:.1f}, trained in {seconds:.0f} s")
-    out.print(f"{settings.out} holds the encoder; give it to a zoo as tasks.encoder", highlight=False)
+    out.print(
+        f"{plain(settings.out)} holds the encoder; give it to a zoo as tasks.encoder", highlight=False, soft_wrap=True
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raywgen.cli.settings import Config, Overrides, Trust, out, split_config
 from raywgen.config import ConfigError, load_config, shipped_config
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 
 
 def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
@@ -31,11 +31,12 @@ def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None
     settings = load_config(TuneConfig, shipped_config("tune", path), rest)
     result = search(settings, Reporter())
     out.print(trials_table(final_rows(result.rows), result.num_rungs, out))
+    folder = plain(settings.out)
     out.print(
         f"{len(result.rows)} trials, {result.total_steps:,} optimiser steps; best: trial {result.best.trial}\n"
-        f"  train it:    raywgen train {settings.out}/best.yaml\n"
-        f"  report:      {settings.out}/report.html\n"
-        f"  TensorBoard: tensorboard --logdir {settings.out}/tensorboard",
+        f"  train it:    raywgen train {folder}/best.yaml\n"
+        f"  report:      {folder}/report.html\n"
+        f"  TensorBoard: tensorboard --logdir {folder}/tensorboard",
         highlight=False,
         soft_wrap=True,
     )

@@ -118,7 +118,8 @@ def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = 
         for row in tuned
     ]
     _print("Balanced test accuracy after so many epochs, mean over tasks; epochs: median", columns, rows)
-    out.print(f"{settings.out} holds all curves (finetune.json) and the trained networks", highlight=False)
+    folder = plain(settings.out)
+    out.print(f"{folder} holds all curves (finetune.json) and the trained networks", highlight=False, soft_wrap=True)
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -137,7 +137,7 @@ class TrainConfig:
 
     @property
     def save_every(self) -> int:
-        """Steps from checkpoint to checkpoint: with two within `checkpoint_every`, one is durable whenever a fault comes."""
+        """Steps between checkpoints: two within `checkpoint_every`, so that one is durable whenever a fault comes."""
         return max(1, self.checkpoint_every // 2)
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raywgen.config import ConfigError, read_stored_config, to_yaml
 from raywgen.locks import only_one
 from raywgen.out_folder import checked_out
-from raywgen.progress import Reporter
+from raywgen.progress import Reporter, plain
 from raywgen.stops import keeping
 from raywgen.storage import Storage, joined
 from raywgen.training.session import ray_session
@@ -89,7 +89,9 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
             table = LiveTable(settings, reporter.console)
             over = set(log.names(COMPLETE))
             reporter.console.print(
-                f"[bold]tune[/bold]: {config.num_trials} trials, {at_once} at once, into {config.out}", highlight=False
+                f"[bold]tune[/bold]: {config.num_trials} trials, {at_once} at once, into {plain(config.out)}",
+                highlight=False,
+                soft_wrap=True,
             )
             with table.shown({name: name in over for name in log.names(SUGGEST)}):
                 _run(pipeline, settings, at_once, table)

@@ -141,7 +141,7 @@ class LiveTable(Callback):
             (row,) = self._rows([name])
             if row.status in ("stopped", "failed"):
                 self._console.print(
-                    f"  trial {name}: {row.status} {row.reason}".rstrip(), highlight=False, markup=False
+                    f"  trial {name}: {row.status} {row.reason}".rstrip(), highlight=False, markup=False, soft_wrap=True
                 )
 
     def _print_rung(self, name: str) -> None:
