@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +17,7 @@ from raywgen.files import write_text
 from raywgen.inputs import MAX_YAML_BYTES, UnusableFileError, read_yaml_text, yaml_text
 from raywgen.names import nearest, one_of
 from raywgen.renamed_keys import new_name
-from raywgen.trust import UntrustedError, named_in, trusting
+from raywgen.trust import named_in, trusting
 
 ConfigT = TypeVar("ConfigT")
 SHIPPED = Path(__file__).parent / "configs"
@@ -62,16 +60,16 @@ def merge_config(
         ConfigError: A key is unknown, or a value has the wrong type or is refused by the schema.
     """
     node = OmegaConf.structured(schema if base is None else base)
-    open_groups = _open_groups(schema)
+    groups = open_groups(schema)
     for source, content in given:
-        _check_keys(schema, content, source)
-        node = _merge(node, {key: value for key, value in content.items() if key not in open_groups}, source)
+        check_keys(schema, content, source)
+        node = _merge(node, {key: value for key, value in content.items() if key not in groups}, source)
     name = next((source for source, content in given if content), "config")
     outs = [content["out"] for _, content in given if "out" in content]
     if outs and not str(outs[-1] or "").strip():
         _check_out(schema)
     try:
-        for key, choose in open_groups.items():
+        for key, choose in groups.items():
             with trusting(*named_in(OmegaConf.to_container(node, resolve=True))):
                 group = choose(node)
             if OmegaConf.get_type(node, key) is not group:
@@ -102,59 +100,10 @@ def _merge(node: DictConfig, content: Mapping[str, object], source: str) -> Dict
     return node
 
 
-def _values(config: Any) -> dict[str, object]:
-    """Returns the values of a config's fields; for a config class those of the fields that have a default."""
-    if not isinstance(config, type):
-        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values = {}
-    for field in dataclasses.fields(config):
-        if field.default_factory is not dataclasses.MISSING:
-            values[field.name] = field.default_factory()
-        elif field.default is not dataclasses.MISSING:
-            values[field.name] = field.default
-    return values
-
-
-def _open_groups(schema: type) -> dict[str, Callable[[Mapping[str, object]], type]]:
+def open_groups(schema: type) -> dict[str, Callable[[Mapping[str, object]], type]]:
     """Returns the fields whose dataclass depends on the values of other fields, each with its function for it."""
     fields = dataclasses.fields(schema)
     return {field.name: field.metadata["group"] for field in fields if "group" in field.metadata}
-
-
-def stored_config(schema: type[ConfigT], content: Mapping[str, object], source: str) -> ConfigT:
-    """Makes a config of stored data. Values are taken literally: `${...}`, `???` and `=` have no meaning in it.
-
-    Args:
-        schema: A dataclass type; keys left out take the defaults of the fields that hold them.
-        content: A nested mapping, as JSON or YAML holds it.
-        source: Name for messages.
-
-    Raises:
-        ConfigError: A key is unknown, a value has the wrong type or is refused by the schema.
-        UntrustedError: The content names a package to import that the user did not name.
-    """
-    return _stored(schema, content, source, None)
-
-
-def _stored(schema: type[ConfigT], content: Mapping[str, object], source: str, base: ConfigT | None) -> ConfigT:
-    """Does the work of `stored_config`; keys left out take the values of `base`, if there is one."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{source}: holds no group of keys")
-    _check_keys(schema, dict(content), source)
-    hints = typing.get_type_hints(schema)
-    defaults = _values(schema) if base is None else _values(base)
-    try:
-        for key, choose in _open_groups(schema).items():
-            # Always, so that a name which came as data is refused before the schema looks it up.
-            group = choose(defaults | dict(content))
-            if content.get(key) is not None:
-                hints[key] = group
-        given = {key: _typed(hints[key], value, source, key, defaults.get(key)) for key, value in content.items()}
-        return schema(**given) if base is None else dataclasses.replace(typing.cast(Any, base), **given)
-    except (ConfigError, UntrustedError):
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def _check_out(schema: type) -> None:
@@ -164,15 +113,6 @@ def _check_out(schema: type) -> None:
         raise ConfigError(f"out is empty; name a folder, such as out={default}")
 
 
-def read_stored_config(schema: type[ConfigT], path: str | Path) -> ConfigT:
-    """Reads a stored config from a YAML file, such as the one in a run folder.
-
-    Raises:
-        ConfigError: The file cannot be read, or `stored_config` refuses its content.
-    """
-    return stored_config(schema, read_yaml(path), str(path))
-
-
 def read_yaml(path: str | Path) -> dict[str, object]:
     """Reads the mapping in a YAML file; `${...}` stays text.
 
@@ -180,40 +120,6 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         ConfigError: The file is missing, or holds no mapping.
     """
     return _read_yaml(path)
-
-
-def _typed(hint: Any, value: object, source: str, key: str, default: Any = None) -> Any:
-    """Returns a value if it has the type of its field. Lists become tuples where the field takes tuples.
-
-    Keys that a group leaves out take the values of the field's default, if that is a group of the same type.
-    """
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        base = default if type(default) is hint else None
-        return _stored(typing.cast(type, hint), value, f"{source}: {key}", base)
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in parts:
-            return None
-        *others, last = (part for part in parts if part is not type(None))
-        for part in others:
-            with suppress(ConfigError):
-                return _typed(part, value, source, key, default)
-        return _typed(last, value, source, key, default)
-    if origin is typing.Literal:
-        if any(type(value) is type(part) and value == part for part in parts):
-            return value
-        raise ConfigError(f"{source}: {one_of(key, value, parts)}")
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        return origin(_typed(parts[0], entry, source, key) for entry in value)
-    if origin is dict and isinstance(value, Mapping):
-        return {name: _typed(parts[1], entry, source, key) for name, entry in value.items()}
-    if hint is float and type(value) in (int, float):
-        return float(typing.cast(float, value))
-    if type(value) is hint:
-        return value
-    raise ConfigError(f"{source}: {key} holds a {type(value).__name__}, where it takes {hint}")
 
 
 def shipped_configs(folder: str) -> list[Path]:
@@ -369,9 +275,14 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
     return {str(key): value for key, value in parsed.items()}
 
 
-def _check_keys(
+def check_keys(
     schema: Any, content: Mapping[str, object], source: str, prefix: str = "", root: _Root | None = None
 ) -> None:
+    """Refuses keys that a config class does not have.
+
+    Raises:
+        ConfigError: A key is unknown; the message gives its new name, or the nearest known key.
+    """
     root = root or _Root(schema, prefix)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
@@ -415,4 +326,4 @@ def _check_group(schema: Any, value: object, source: str, key: str, root: _Root 
         if renamed:
             raise ConfigError(f"unknown key '{renamed[0]}' in {source}; it is called '{renamed[1]}' now")
         raise ConfigError(f"'{key}' in {source} holds a group of keys, not {value!r}")
-    _check_keys(schema, value, source, f"{key}.", root)
+    check_keys(schema, value, source, f"{key}.", root)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.benchmarks.demo import DemoConfig
-from raywgen.config import ConfigError, load_config, save_config, stored_config, to_yaml
+from raywgen.config import ConfigError, load_config, save_config, to_yaml
 from raywgen.config_help import describe
+from raywgen.stored_config import stored_config
 
 Schedule = Literal["cosine", "linear", "constant"]
 

@@ -15,9 +15,10 @@ from raywgen.benchmarks.demo import DemoConfig
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli.settings import SCHEMAS
-from raywgen.config import ConfigError, load_config, stored_config
+from raywgen.config import ConfigError, load_config
 from raywgen.generators import METHODS
 from raywgen.renamed_keys import RENAMED
+from raywgen.stored_config import stored_config
 from raywgen.training import TrainConfig
 from raywgen.tuning import TuneConfig
 from raywgen.tuning.pipeline import Pipeline

@@ -12,7 +12,8 @@ import pytest
 
 from raywgen.config import ConfigError, read_yaml
 from raywgen.inputs import UnusableFileError
-from raywgen.storage import NoSuchFileError, Storage, StorageError, joined, read_file
+from raywgen.locations import joined
+from raywgen.storage import NoSuchFileError, Storage, StorageError, read_file
 
 
 @pytest.fixture(params=["path", "file", "s3"])

@@ -26,7 +26,7 @@ from raywgen.corpus.statistics import Statistics, add_statistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
 from raywgen.json_types import JsonObject
-from raywgen.storage import absolute
+from raywgen.locations import absolute
 from raywgen.weights import Layout
 
 OnBytes = Callable[[int, int, str], None]

@@ -5,9 +5,7 @@ On disk: `manifest.json`, `checkpoints.parquet` and `tasks.parquet` (facts), `we
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,19 +27,19 @@ from raywgen.corpus.manifest import (
     TASKS,
     Contents,
     cause,
+    check_shards,
+    read_facts,
     read_manifest,
     rebuilt,
     with_source,
 )
 from raywgen.corpus.query import filter_facts
 from raywgen.corpus.shard_reader import ShardReader
-from raywgen.corpus.shards import WEIGHTS, Shard, WeightsView
+from raywgen.corpus.shards import Shard, WeightsView
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.summary import summary
-from raywgen.inputs import UnusableFileError
 from raywgen.names import nearest
-from raywgen.parquet import bounded_table
 from raywgen.sealed import checksum
 from raywgen.weights import Layout, StateDict
 
@@ -105,29 +103,12 @@ class Corpus:
         if snapshot and corpus.snapshot != snapshot:
             raise rebuilt(storage)
         try:
-            corpus._check_files()
+            check_shards(storage, corpus.shards)
+            # Reading them compares their checksums: changed facts are refused before anything is selected by them.
+            _ = corpus.facts, corpus.tasks
         except (DamagedFileError, MissingFileError) as error:
             raise cause(error, storage, manifest) from error
         return corpus
-
-    def _check_files(self) -> None:
-        """Checks the sizes of all files and reads the facts."""
-        storage = self.storage
-        # An object store takes as long for one file as for a page of its listing.
-        listed: dict[str, int] = {}
-        if not storage.is_local:
-            with suppress(OSError):  # Who may read a file need not have the right to list its folder.
-                listed = storage.sizes(WEIGHTS)
-        for shard in self.shards:
-            size = listed.get(shard.path.removeprefix(f"{WEIGHTS}/")) or storage.size(shard.path)
-            if size is None:
-                raise MissingFileError(f"{storage.name}/{shard.path} is missing; {RESTORE}")
-            if size != shard.num_bytes:
-                raise DamagedFileError(
-                    f"{storage.name}/{shard.path} has {size} bytes, the manifest says {shard.num_bytes}; {RESTORE}"
-                )
-        # Reading them compares their checksums: changed facts are refused before anything is selected by them.
-        _ = self.facts, self.tasks
 
     @property
     def snapshot(self) -> str:
@@ -392,15 +373,7 @@ class Corpus:
         return summary(self)
 
     def _read_facts(self, kind: str) -> pa.Table:
-        name = self.manifest["files"][kind]
-        content = self.storage.read(name)
-        if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
-            raise DamagedFileError(f"{self.location}/{name} has another checksum than the manifest says; {RESTORE}")
-        # Without threads: a short process that ends while Arrow's threads start is sometimes aborted.
-        try:
-            table = bounded_table(pa.BufferReader(content), name)
-        except (UnusableFileError, pa.ArrowException, OSError) as error:
-            raise DamagedFileError(f"{self.location}/{name} cannot be read ({error}); {RESTORE}") from error
+        table = read_facts(self.storage, self.manifest, kind)
         if not self._layout_of or kind != CHECKPOINTS:
             return table
         ids = [self._layout_of.get(name, name) for name in table.column("layout_id").to_pylist()]

@@ -5,16 +5,21 @@ It is written last and in one step: a folder without a manifest is no corpus, an
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
+import pyarrow as pa
+
 from raywgen.corpus.errors import RESTORE, ChangedCorpusError, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.facts import NetworkFacts, TaskFacts
-from raywgen.corpus.shards import Shard
+from raywgen.corpus.shards import WEIGHTS, Shard
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
+from raywgen.parquet import bounded_table
 from raywgen.sealed import SealError, unseal
 from raywgen.trust import StoredRecipe
 from raywgen.weights import Layout
@@ -134,6 +139,44 @@ def read_manifest(storage: CorpusStorage) -> dict[str, Any]:
         return unseal(text)
     except SealError as error:
         raise DamagedFileError(f"{storage.name}/{MANIFEST} is damaged: {error}; {RESTORE}") from error
+
+
+def check_shards(storage: CorpusStorage, shards: Sequence[Shard]) -> None:
+    """Checks that every shard is there in full length.
+
+    Raises:
+        MissingFileError, DamagedFileError: One is not.
+    """
+    # An object store takes as long for one file as for a page of its listing.
+    listed: dict[str, int] = {}
+    if not storage.is_local:
+        with suppress(OSError):  # Who may read a file need not have the right to list its folder.
+            listed = storage.sizes(WEIGHTS)
+    for shard in shards:
+        size = listed.get(shard.path.removeprefix(f"{WEIGHTS}/")) or storage.size(shard.path)
+        if size is None:
+            raise MissingFileError(f"{storage.name}/{shard.path} is missing; {RESTORE}")
+        if size != shard.num_bytes:
+            raise DamagedFileError(
+                f"{storage.name}/{shard.path} has {size} bytes, the manifest says {shard.num_bytes}; {RESTORE}"
+            )
+
+
+def read_facts(storage: CorpusStorage, manifest: dict[str, Any], kind: str) -> pa.Table:
+    """Reads one of the files of facts.
+
+    Raises:
+        MissingFileError, DamagedFileError: It cannot be read, or is not the one that was written.
+    """
+    name = manifest["files"][kind]
+    content = storage.read(name)
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+        raise DamagedFileError(f"{storage.name}/{name} has another checksum than the manifest says; {RESTORE}")
+    # Without threads: a short process that ends while Arrow's threads start is sometimes aborted.
+    try:
+        return bounded_table(pa.BufferReader(content), name)
+    except (UnusableFileError, pa.ArrowException, OSError) as error:
+        raise DamagedFileError(f"{storage.name}/{name} cannot be read ({error}); {RESTORE}") from error
 
 
 def cause(error: CorpusError, storage: CorpusStorage, manifest: dict[str, Any]) -> CorpusError:

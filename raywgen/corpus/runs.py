@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from raywgen.corpus.sources import SourceCheckpoint
-from raywgen.storage import location_parts
+from raywgen.locations import location_parts
 
 UNKNOWN_STEP = -1
 # If a name holds several numbers, such as `epoch=3-step=900`, the earlier word here is the step.

@@ -21,8 +21,8 @@ from raywgen.corpus.aside import PASSED_OVER, REFUSED
 from raywgen.corpus.errors import CorpusError, FetchError
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.walk import File, Listing, walk
+from raywgen.locations import absolute, as_uri, location_parts
 from raywgen.locks import LOCK
-from raywgen.storage import absolute, as_uri, location_parts
 from raywgen.weights.kinds import HEAD_BYTES
 
 MAGIC = "*?["

@@ -21,7 +21,7 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
 from raywgen.corpus.storage import CorpusStorage
-from raywgen.storage import absolute, as_uri
+from raywgen.locations import absolute, as_uri
 from raywgen.weights.kinds import (
     LEGACY,
     SUFFIXES,

@@ -27,10 +27,11 @@ from raywgen.evaluation.tokenizer_report import code_counts, tokenizer_report
 from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
+from raywgen.locations import joined
 from raywgen.locks import only_one
 from raywgen.nn.devices import resolved_device, say_device
 from raywgen.out_folder import checked_out
-from raywgen.storage import Storage, joined
+from raywgen.storage import Storage
 from raywgen.tasks import build_task
 from raywgen.training.data import has_tasks
 from raywgen.training.run_folder import BUNDLE, STAGES

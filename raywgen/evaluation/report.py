@@ -24,8 +24,9 @@ from raywgen.evaluation.report_inputs import ReportError, StageLog, read_evaluat
 from raywgen.evaluation.results import EVALUATION, GROUPS, SPLITS, Cell, Codebook, Evaluation, NoveltyRow, Row
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 from raywgen.inputs import MAX_YAML_BYTES, read_regular
+from raywgen.locations import joined
 from raywgen.mirror import working_folder
-from raywgen.storage import Storage, joined
+from raywgen.storage import Storage
 
 __all__ = ["ReportError", "write_report"]
 

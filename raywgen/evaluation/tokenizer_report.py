@@ -22,8 +22,9 @@ from raywgen.generators import Generator
 from raywgen.generators.bundle import load_bundle
 from raywgen.generators.reporting import WeightCode
 from raywgen.inputs import MAX_JSON_BYTES, parse_json
+from raywgen.locations import joined
 from raywgen.nn.devices import resolved_device
-from raywgen.storage import Storage, joined, read_file
+from raywgen.storage import Storage, read_file
 from raywgen.tasks import Task, balanced_accuracy, build_network, build_task, stacked_logits
 from raywgen.training.config import read_train_config
 from raywgen.training.run_folder import BUNDLE, CONFIG

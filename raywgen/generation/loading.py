@@ -8,8 +8,8 @@ from pathlib import Path
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
 from raywgen.generators.bundle_copies import HUB, is_bundle, local_bundle
+from raywgen.locations import joined
 from raywgen.nn.devices import Device, resolved_device
-from raywgen.storage import joined
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.preprocessing import InputForm
 from raywgen.trust import reading, trusting

@@ -19,7 +19,7 @@ from raywgen.corpus import NetworkFacts
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.request import ResolvedRequest
 from raywgen.generators import Sampling
-from raywgen.storage import absolute
+from raywgen.locations import absolute
 from raywgen.tasks import build_network
 
 # A GiB of float32: fewer candidates of a large architecture are generated at once.

@@ -30,8 +30,8 @@ from raywgen.generation.loading import bundle_folder
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
 from raywgen.generation.request import NO_TASK
 from raywgen.generators.bundle import bundle_digest
+from raywgen.locations import joined
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
-from raywgen.storage import joined
 from raywgen.weights import StateDict, save_state_dict
 
 CONFIG = "config.yaml"

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from raywgen.config import stored_config
 from raywgen.config_places import without_places
 from raywgen.files import write_text
 from raywgen.generators.bundle_copies import CONFIG, BundleError, local_bundle, opened_bundle
@@ -28,6 +27,7 @@ from raywgen.inputs import MAX_JSON_BYTES, open_regular, read_regular
 from raywgen.nn.bounds import Bounded
 from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
 from raywgen.storage import Storage
+from raywgen.stored_config import stored_config
 from raywgen.tasks.encoders import CARD, WEIGHTS, EncoderError, copy_encoder, encoder_kind
 from raywgen.trust import UntrustedError, reading
 from raywgen.weights import (

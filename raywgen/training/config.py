@@ -7,18 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from raywgen.config import (
-    SHIPPED,
-    ConfigError,
-    check_file_or_name,
-    load_config,
-    one_line,
-    read_stored_config,
-    read_yaml,
-)
+from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_yaml
 from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
 from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
+from raywgen.stored_config import read_stored_config
 from raywgen.training.checkpoints import Retention
 from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting

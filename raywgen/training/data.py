@@ -11,7 +11,8 @@ from raywgen.corpus.moments import tensor_moments
 from raywgen.corpus.packed_weights import refuse_packed_weights
 from raywgen.corpus.tokens import is_tokens
 from raywgen.generators import DataSpec
-from raywgen.storage import Storage, joined
+from raywgen.locations import joined
+from raywgen.storage import Storage
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training.rows import policy_names

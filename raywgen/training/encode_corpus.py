@@ -16,10 +16,11 @@ from raywgen.corpus.writing import writing
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.bundle_copies import is_bundle
 from raywgen.generators.token_encoder import TokenEncoder
+from raywgen.locations import absolute, joined
 from raywgen.nn.devices import Device, resolved_device
 from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
-from raywgen.storage import Storage, absolute, joined
+from raywgen.storage import Storage
 from raywgen.training.devices import num_gpus
 from raywgen.training.encode import EncodeItem, EncodePlan
 from raywgen.training.run_folder import BUNDLE, STAGES

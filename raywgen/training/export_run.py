@@ -9,7 +9,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.bundle import save_bundle
-from raywgen.storage import joined
+from raywgen.locations import joined
 from raywgen.training.checkpoints import Checkpoint, CheckpointError, CheckpointManager, check_fits
 from raywgen.training.config import read_train_config
 from raywgen.training.export import stored_tensors

@@ -20,10 +20,11 @@ from raywgen.config_places import without_places
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
+from raywgen.locations import absolute, joined
 from raywgen.locks import only_one
 from raywgen.out_folder import checked_out
 from raywgen.stops import Stopped, stop_signals
-from raywgen.storage import Storage, absolute, joined
+from raywgen.storage import Storage
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.training.checkpoints import CheckpointManager, check_fits

@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 from raywgen.generators.bundle import BundleError, BundleFormatError, check_bundle
-from raywgen.storage import Storage, joined
+from raywgen.locations import joined
+from raywgen.storage import Storage
 from raywgen.training.checkpoints import CheckpointWarning
 
 CONFIG = "config.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 from raywgen.corpus import Corpus
 from raywgen.corpus.tokens import TokenCorpus, TokensError, weights_digest
 from raywgen.generators import Generator
-from raywgen.storage import joined
+from raywgen.locations import joined
 from raywgen.training.encode import EncodePlan
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.worker_context import WorkerContext

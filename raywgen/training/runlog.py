@@ -12,8 +12,9 @@ from typing import Any
 
 from raywgen.files import write_text
 from raywgen.inputs import MAX_JSON_BYTES, parse_json
+from raywgen.locations import joined
 from raywgen.mirror import Mirror
-from raywgen.storage import Storage, joined, read_file
+from raywgen.storage import Storage, read_file
 
 Row = dict[str, Any]
 """One row of the log: `stage`, `step`, `time` in seconds since the run began, the metrics of the step, and below `perf`

@@ -14,7 +14,8 @@ from typing import Any
 from raywgen.config import ConfigError
 from raywgen.generators import Stage
 from raywgen.inputs import MAX_JSON_BYTES, parse_json
-from raywgen.storage import Storage, joined, read_file
+from raywgen.locations import joined
+from raywgen.storage import Storage, read_file
 
 STAGES_FILE = "stages.json"
 

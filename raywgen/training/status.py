@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raywgen.config import ConfigError
+from raywgen.locations import joined
 from raywgen.progress import rates_text
-from raywgen.storage import Storage, joined
+from raywgen.storage import Storage
 from raywgen.training.checkpoints import CheckpointManager
 from raywgen.training.config import read_method
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES

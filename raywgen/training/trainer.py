@@ -28,7 +28,7 @@ from raywgen.config import ConfigError, to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
-from raywgen.storage import joined
+from raywgen.locations import joined
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from raywgen.compat import worker_log
 from raywgen.generators import Stage
+from raywgen.locations import absolute
 from raywgen.nn.devices import resolved_device
 from raywgen.stops import Stop
-from raywgen.storage import Storage, absolute
+from raywgen.storage import Storage
 from raywgen.training.agreement import check_agreement, exchange, share
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine

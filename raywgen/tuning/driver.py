@@ -10,12 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raywgen.config import ConfigError, read_stored_config, to_yaml
+from raywgen.config import ConfigError, to_yaml
+from raywgen.locations import joined
 from raywgen.locks import only_one
 from raywgen.out_folder import checked_out
 from raywgen.progress import Reporter, plain
 from raywgen.stops import keeping
-from raywgen.storage import Storage, joined
+from raywgen.storage import Storage
+from raywgen.stored_config import read_stored_config
 from raywgen.training.session import ray_session
 from raywgen.trust import entry_point, named_in, trusted, trusting
 from raywgen.tuning.config import TuneConfig

@@ -9,7 +9,8 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from raywgen.config import to_yaml
-from raywgen.storage import Storage, joined
+from raywgen.locations import joined
+from raywgen.storage import Storage
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.importance import importance
 from raywgen.tuning.live import final_rows, short_names, shown

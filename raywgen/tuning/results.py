@@ -10,8 +10,9 @@ from typing import Self
 
 from raywgen.config import ConfigError
 from raywgen.inputs import MAX_JSON_BYTES
+from raywgen.locations import joined
 from raywgen.sealed import SealError, sealed_json, unseal
-from raywgen.storage import Storage, joined, read_file
+from raywgen.storage import Storage, read_file
 from raywgen.tuning.space import Values
 
 TRIALS = "trials"

@@ -28,8 +28,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raywgen.config import ConfigError
+from raywgen.locations import joined
 from raywgen.sealed import SealError, sealed_json, unseal
-from raywgen.storage import Storage, joined
+from raywgen.storage import Storage
 from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.results import TrialState, trial_folder
 from raywgen.tuning.space import Knob, Values, draw

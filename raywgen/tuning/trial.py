@@ -18,8 +18,8 @@ import torch
 from ray import tune
 
 from raywgen.corpus import Corpus
+from raywgen.locations import absolute, joined, location_parts
 from raywgen.locks import waiting
-from raywgen.storage import absolute, joined, location_parts
 from raywgen.training import (
     BUNDLE,
     DeviceMemoryError,

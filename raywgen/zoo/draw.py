@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raywgen.storage import absolute
+from raywgen.locations import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
 from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes

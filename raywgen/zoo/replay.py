@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from raywgen.config import stored_config
 from raywgen.corpus import Corpus, CorpusError
 from raywgen.corpus.manifest import MANIFEST
+from raywgen.stored_config import stored_config
 from raywgen.tasks import Recorded, build_network, build_task, fit
 from raywgen.weights import StateDict
 from raywgen.zoo.config import ZooConfig

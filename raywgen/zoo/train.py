@@ -15,10 +15,10 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, writing
+from raywgen.locations import absolute
 from raywgen.out_folder import checked_out
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
-from raywgen.storage import absolute
 from raywgen.tasks.train_loop import Execution
 from raywgen.trust import entry_point
 from raywgen.weights import Layout

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import raywgen
-from raywgen.config import ConfigError, stored_config
+from raywgen.config import ConfigError
 from raywgen.corpus import Corpus
 from raywgen.evaluation.request import read_samples
 from raywgen.evaluation.tokenizer_report import report_run
 from raywgen.generators.bundle import BundleError, load_bundle
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.sealed import sealed_json, unseal
+from raywgen.stored_config import stored_config
 from raywgen.tasks import build_task
 from raywgen.tasks.preprocessing import input_form
 from raywgen.training import TrainConfig, launch

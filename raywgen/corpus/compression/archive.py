@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from raywgen.config import ConfigError, stored_config
+from raywgen.config import ConfigError
 from raywgen.corpus.commit import commit_corpus
 from raywgen.corpus.compression.bitstream import BitstreamError, from_bytes, to_bytes
 from raywgen.corpus.compression.codec import BudgetError, NetworkCodec
@@ -37,6 +37,7 @@ from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.inputs import UnusableFileError
 from raywgen.parquet import bounded_table
 from raywgen.sealed import SealError, sealed_json, unseal
+from raywgen.stored_config import stored_config
 from raywgen.weights import Layout, StateDict
 
 COMPRESSED = "compressed.json"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raywgen.storage import Storage, joined
+from raywgen.locations import joined
+from raywgen.storage import Storage
 from raywgen.training.checkpoints.errors import CheckpointError, SaveError
 from raywgen.training.checkpoints.group import Alone, Group
 from raywgen.training.checkpoints.index import INDEX, TrainState

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.stages import token_nll
+from raywgen.generators.igpg.likelihood import token_nll
 from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.quantisers import QuantiserConfig, QuantiserKind
 from raywgen.weights import WeightBatch

@@ -14,7 +14,8 @@ from raywgen.config import ConfigError, load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, dropped_parts, token_nll
+from raywgen.generators.igpg.likelihood import dropped_parts, token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import DEEP, SMALL, igpg, igpg_config, layout_of, noise_for, train, values_of, weight_batch
 

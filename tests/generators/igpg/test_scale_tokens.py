@@ -21,7 +21,8 @@ from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
+from raywgen.generators.igpg.likelihood import token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.mcdi.config import McDiConfig
 from raywgen.nn.quantisers import QuantiserConfig

@@ -15,7 +15,8 @@ from raywgen.generators import GenerationRequest
 from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, diversity_loss, token_nll
+from raywgen.generators.igpg.likelihood import token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, diversity_loss
 from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits

@@ -17,7 +17,8 @@ from raywgen.generators.common.tokenizer.chunk_table import HeaderChunks
 from raywgen.generators.common.tokenizer.scales import scaled_chunks
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg import IGPG, SamplingConfig
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, token_nll
+from raywgen.generators.igpg.likelihood import token_nll
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.igpg.windows import plan_parts
 from raywgen.weights import Normalizer, layout_normalizer

@@ -18,7 +18,7 @@ from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.common.tokenizer.windows import covering_blocks, random_windows
 from raywgen.generators.igpg import IGPG
-from raywgen.generators.igpg.stages import _seen_tokens
+from raywgen.generators.igpg.likelihood import _seen_tokens
 from raywgen.nn.coders import CODERS
 from tests.builders import (
     DEEP,
