@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from raywgen import leases
 from raywgen.locks import LOCK, InUseError, only_one
 from raywgen.storage import Storage
-
-_HOLD = """
-import sys
-import time
-from raywgen import leases
-leases.BEAT_SECONDS, leases.SETTLE_SECONDS = 0.5, 0.1
-from raywgen.locks import only_one
-with only_one(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from tests.lock_holder import lock_holder
 
 
 @pytest.fixture(autouse=True)
@@ -35,22 +22,9 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "STALE_SECONDS", 3.0)
 
 
-@contextmanager
-def another_process(folder: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", _HOLD, folder]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 def test_a_folder_in_use_is_refused_and_free_when_its_holder_is_killed(bucket: str) -> None:
     folder = f"{bucket}/run"
-    with another_process(folder) as holder:
+    with lock_holder(folder) as holder:
         with pytest.raises(InUseError, match=rf"^{folder} is in use: `-c {folder}` \(process {holder.pid} on "):
             only_one(folder).__enter__()
         holder.kill()
@@ -64,7 +38,7 @@ def test_a_holder_elsewhere_that_gives_no_sign_of_life_loses_its_lease(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = f"{bucket}/run"
-    with another_process(folder) as holder:
+    with lock_holder(folder) as holder:
         time.sleep(0.05)  # Most likely between two beats: in the middle of one it would write once more.
         holder.send_signal(signal.SIGSTOP)
         row = json.loads(Storage.at(folder).read(LOCK))
@@ -94,4 +68,5 @@ def test_a_damaged_lease_is_taken_over(bucket: str) -> None:
     folder = f"{bucket}/run"
     Storage.at(folder).write(LOCK, b"{")
     with only_one(folder):
-        pass
+        assert json.loads(Storage.at(folder).read(LOCK))["pid"] == os.getpid()
+    assert not Storage.at(folder).walk()

@@ -2,37 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from raywgen.locks import LOCK, InUseError, only_one, waiting
-
-_HOLD = """
-import sys
-from raywgen.locks import only_one
-with only_one(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", _HOLD, str(folder)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.wait()
+from tests.lock_holder import lock_holder
 
 
 def refusal(folder: Path) -> str:
@@ -43,7 +19,7 @@ def refusal(folder: Path) -> str:
 
 def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
-    with another_process(folder) as holder:
+    with lock_holder(folder) as holder:
         for _ in range(2):  # A process that is refused does not overwrite what the holder wrote about itself.
             message = refusal(folder)
             process = f"(process {holder.pid} on {os.uname().nodename}, since 20"
@@ -54,7 +30,7 @@ def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path: Path) -> None
 
 
 def test_a_holder_that_is_killed_frees_the_folder(tmp_path: Path) -> None:
-    with another_process(tmp_path) as holder:
+    with lock_holder(tmp_path) as holder:
         holder.kill()
         holder.wait()
         with only_one(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from raywgen.tasks import TaskError, build_network
 from raywgen.tasks.digits import digit_images
+from raywgen.weights import Layout
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.plan import ZooPlan, plan_zoo
 
@@ -122,6 +123,7 @@ def _hashable(trajectories: Any) -> list[tuple[str, str, int, int]]:
 
 def test_a_start_is_what_its_network_holds(plan: ZooPlan) -> None:
     for start in plan.starts:
+        assert Layout.from_state_dict(start.state).form_id == start.network.layout.form_id
         build_network(start.network.recipe).load_state_dict(start.state, strict=True)
 
 
