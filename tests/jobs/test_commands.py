@@ -59,7 +59,8 @@ def test_what_the_cluster_cannot_run_is_refused_before_anything_is_sent(
         ([*submit, "--runtime-env", "none.yaml", *run], "runtime environment none.yaml does not exist"),
         (["job", "status", "nobody"], "the cluster knows no job 'nobody'"),
     ]
-    time.sleep(6)  # Until the head node's monitor has said that no autoscaler runs.
+    # Until the head node's monitor has said that no autoscaler runs.
+    time.sleep(max(0.0, one_node.started + 6 - time.monotonic()))
     listing = ["job", "list"]
     before, *answers, after = one_node.raywgen(listing, *(command for command, _ in cases), listing)
     for answer, (_, said) in zip(answers, cases, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -18,26 +19,21 @@ def submit(cluster: LocalCluster, *command: str) -> subprocess.CompletedProcess[
     return cluster.run("ray", "job", "submit", "--working-dir", str(ROOT), "--", *command)
 
 
-def test_training_and_generation_as_jobs(one_node: LocalCluster, zoo_corpus: Corpus, tmp_path: Path) -> None:
-    out = tmp_path / "igpg"
-    where = [f"corpus={zoo_corpus.location}", f"out={out}"]
-    train = ("python", "jobs/train.py", "configs/igpg/digits.yaml", *where, "zero_stage=2", *SMALL)
-    done = submit(one_node, *train)
+def test_training_and_generation_as_a_job(one_node: LocalCluster, zoo_corpus: Corpus, tmp_path: Path) -> None:
+    """Three scripts, one after another in one job, each of which takes what the one before wrote."""
+    out, networks, built = tmp_path / "igpg", tmp_path / "networks", tmp_path / "built"
+    corpus = f"corpus={zoo_corpus.location}"
+    scripts = [
+        ("jobs/train.py", "configs/igpg/digits.yaml", corpus, f"out={out}", "zero_stage=2", *SMALL),
+        ("jobs/generate.py", f"generator={out}", corpus, f"out={networks}", "best_of=2", "limit=1"),
+        ("jobs/build_corpus.py", str(built), "--from", str(networks)),
+    ]
+    done = submit(one_node, "bash", "-c", " && ".join(shlex.join(("python", *script)) for script in scripts))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert raywgen.load(out).generator.method == "igpg"
-    written = submit(
-        one_node,
-        *("python", "jobs/generate.py", f"generator={out}", f"corpus={zoo_corpus.location}"),
-        *(f"out={tmp_path / 'networks'}", "best_of=2", "limit=1"),
-    )
-    assert written.returncode == 0, written.stdout + written.stderr
-    assert len(list((tmp_path / "networks").glob("*.safetensors"))) == 2
-    built = submit(
-        one_node, "python", "jobs/build_corpus.py", str(tmp_path / "built"), "--from", str(tmp_path / "networks")
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert Corpus.open(tmp_path / "built").facts.num_rows == 2
+    assert len(list(networks.glob("*.safetensors"))) == 2
+    assert Corpus.open(built).facts.num_rows == 2
 
 
 @pytest.mark.parametrize("working_dir", [str(ROOT), f"local://{ROOT}"])

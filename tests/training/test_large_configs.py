@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,15 +30,6 @@ SHRUNK = {
 }
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def shrunk(method: str, corpus: Corpus, out: Path) -> list[str]:
     run = [f"corpus={corpus.location}", f"out={out}", "num_workers=2", "device=cpu", "precision=fp32", "log_every=1"]
     return [*run, "num_condition_samples=4", "num_query_samples=4", *SHRUNK[method]]
@@ -58,13 +48,29 @@ def test_they_shard_parameters_and_see_windows_of_networks_of_any_size(
     assert (small.zero_stage, small.num_workers, small.activation_checkpointing) == (3, 2, True)
 
 
+@pytest.fixture(scope="module")
+def trained(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each method, which the same two workers train one after another."""
+    import ray
+
+    root = tmp_path_factory.mktemp("trained")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        launch(
+            [
+                load_train_config(str(ROOT / method / "vit-l.yaml"), shrunk(method, zoo_corpus, root / method))
+                for method in SHRUNK
+            ]
+        )
+    finally:
+        ray.shutdown()
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("method", SHRUNK)
-def test_they_train_on_two_workers_once_they_are_small(method: str, zoo_corpus: Corpus, tmp_path: Path) -> None:
-    settings = shrunk(method, zoo_corpus, tmp_path)
-    launch([load_train_config(str(ROOT / method / "vit-l.yaml"), settings)])
-    rows = read_metrics(tmp_path)
+def test_they_train_on_two_workers_once_they_are_small(method: str, trained: Path) -> None:
+    rows = read_metrics(trained / method)
     assert len(rows) >= 3
     assert all(math.isfinite(row["loss"]) for row in rows)
-    assert load_bundle(tmp_path / "generator").method == method
+    assert load_bundle(trained / method / "generator").method == method

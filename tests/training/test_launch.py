@@ -73,49 +73,73 @@ def assert_same_run(found: dict[tuple[str, int], float], alone: dict[tuple[str, 
         assert found[key] == pytest.approx(loss, rel=5e-3), key
 
 
-@pytest.mark.parametrize("strategy", [{"strategy": "auto"}, {"zero_stage": 3}], ids=["auto, which is ZeRO-0", "ZeRO-3"])
+STRATEGIES: dict[str, dict[str, Any]] = {"auto": {"strategy": "auto"}, "zero3": {"zero_stage": 3}}
+REPTILE = McDiConfig(
+    diffusion=DiffusionConfig(num_targets=2),
+    network=NetworkConfig(width=16, num_layers=1, num_heads=2),
+    denoiser=DenoiserConfig(
+        num_steps=12,
+        batch_size=8,
+        inner_rate=0.05,
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=0.5, grad_clip=100.0, weight_decay=0.0, warmup_steps=0),
+    ),
+)
+
+
+def reptile_config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
+    return replace(config(corpus, out, shot=2, checkpoint_every=5, **changes), method="mcdi", generator=REPTILE)
+
+
+@pytest.fixture(scope="module")
+def reptile_alone(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reptile")
+    launch([reptile_config(zoo_corpus, out, num_workers=0)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def by_two(zoo_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of several strategies that the same two workers train one after another, all of relative paths."""
+    root = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        relative = Corpus.open(os.path.relpath(zoo_corpus.location))
+        runs = [config(relative, Path(name), **strategy) for name, strategy in STRATEGIES.items()]
+        runs += [reptile_config(relative, Path(f"reptile{stage}"), zero_stage=stage) for stage in (0, 3)]
+        launch(runs)
+    return root
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_workers_train_what_one_process_trains(
-    strategy: dict[str, Any], zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
+    strategy: str, by_two: Path, alone: dict[tuple[str, int], float]
 ) -> None:
-    launch([config(zoo_corpus, tmp_path, **strategy)])
-    assert_same_run(losses(tmp_path), alone)
+    assert_same_run(losses(by_two / strategy), alone)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_reptile_over_two_workers_gives_the_weights_of_one(zero_stage: int, zoo_corpus: Corpus, tmp_path: Path) -> None:
+def test_reptile_over_two_workers_gives_the_weights_of_one(
+    zero_stage: int, zoo_corpus: Corpus, by_two: Path, reptile_alone: Path
+) -> None:
     """Each worker adapts to its own half of the meta-batch; the outer step is the mean over both."""
-    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.5, grad_clip=100.0, weight_decay=0.0, warmup_steps=0)
-    mcdi = McDiConfig(
-        diffusion=DiffusionConfig(num_targets=2),
-        network=NetworkConfig(width=16, num_layers=1, num_heads=2),
-        denoiser=DenoiserConfig(num_steps=12, batch_size=8, inner_rate=0.05, optimizer=optimizer),
-    )
-    weights = {}
-    for num_workers in (0, 2):
-        out = tmp_path / str(num_workers)
-        settings = {"num_workers": num_workers, "zero_stage": zero_stage, "shot": 2, "checkpoint_every": 5}
-        run = config(zoo_corpus, out, **settings)
-        launch([replace(run, method="mcdi", generator=mcdi)])
-        weights[num_workers] = load_file(out / "generator" / "generator.safetensors")
-    start = build_generator("mcdi", mcdi, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), seed=0).state_dict()
+    two = by_two / f"reptile{zero_stage}"
+    weights = {out: load_file(out / "generator" / "generator.safetensors") for out in (reptile_alone, two)}
+    normalizers, data = measure_normalizers(zoo_corpus), data_spec(zoo_corpus)
+    start = build_generator("mcdi", REPTILE, normalizers, data, seed=0).state_dict()
     moved = 0.0
-    for name, alone in weights[0].items():
+    for name, alone in weights[reptile_alone].items():
         # Float32 sums in another order, over 12 steps.
-        torch.testing.assert_close(weights[2][name], alone, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(weights[two][name], alone, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: n + m)
         if name.startswith("model."):
             moved = max(moved, float((alone - start[name.removeprefix("model.")]).abs().max()))
     assert moved > 0.02
-    assert_same_run(losses(tmp_path / "2", "consistency"), losses(tmp_path / "0", "consistency"))
+    assert_same_run(losses(two, "consistency"), losses(reptile_alone, "consistency"))
 
 
-def test_paths_may_be_relative(
-    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: dict[tuple[str, int], float]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    relative = Corpus.open(os.path.relpath(zoo_corpus.location))
-    launch([config(relative, Path("run"))])
-    assert_same_run(losses(tmp_path / "run"), alone)
-    assert (tmp_path / "run" / "generator" / "generator.json").is_file()
+def test_paths_may_be_relative(by_two: Path) -> None:
+    assert sorted(path.name for path in by_two.iterdir()) == ["auto", "reptile0", "reptile3", "zero3"]
+    for out in by_two.iterdir():
+        assert (out / "generator" / "generator.json").is_file()
 
 
 def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
