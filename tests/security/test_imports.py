@@ -171,7 +171,11 @@ def test_a_network_of_a_corpus_is_not_imported(
     assert f"--trust {payload.name}" in str(refused.value)
 
 
-@pytest.mark.parametrize("command", [train_on, generate_for, evaluate_on, finetune_on, score_on], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [train_on, generate_for, evaluate_on, finetune_on, score_on],
+    ids=lambda command: command.__name__,
+)
 def test_a_task_of_a_corpus_imports_no_encoder(
     zoo_corpus: Corpus, bundle: Path, payload: Payload, tmp_path: Path, command: Callable[[str, Path, Path], None]
 ) -> None:
