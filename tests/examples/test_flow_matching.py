@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -55,6 +56,12 @@ def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("flow") / "run"
     launch([flow_config(corpus, out, 100, checkpoint_every=50)])
     return out
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with ray_session():
+        yield
 
 
 def accuracy(generator: Path, corpus: Corpus, out: Path) -> float:
@@ -154,6 +161,7 @@ def test_it_is_scored_beside_the_baselines(run: Path, corpus: Corpus, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("session")
 def test_it_is_tuned_and_trained_by_workers(corpus: Corpus, tmp_path: Path) -> None:
     settings = TuneConfig(
         corpus=corpus.location,
@@ -167,19 +175,18 @@ def test_it_is_tuned_and_trained_by_workers(corpus: Corpus, tmp_path: Path) -> N
     )
     assert len(tune(settings).rows) == 2
     best = load_train_config(str(tmp_path / "tune" / "best.yaml"), ["num_workers=2"])
-    with ray_session():
-        launch([best])
+    launch([best])
     assert isinstance(raywgen.load(best.out, trust=TRUST).generator, FlowMatching)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("session")
 def test_workers_that_cannot_import_it_are_named_in_one_line(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "far_flow.py").write_text((Path(__file__).parents[2] / "examples" / "flow_matching.py").read_text())
-    with ray_session():
-        monkeypatch.syspath_prepend(str(tmp_path))  # Too late for the session's workers.
-        overrides = [f"corpus={corpus.location}", f"out={tmp_path / 'run'}", "num_workers=2", "max_failures=0"]
-        with pytest.raises(TrainingError, match=r"workers cannot import 'far_flow'.*install it on all nodes") as caught:
-            launch([load_train_config("far_flow:FlowMatching", overrides)])
+    monkeypatch.syspath_prepend(str(tmp_path))  # Too late for the session's workers.
+    overrides = [f"corpus={corpus.location}", f"out={tmp_path / 'run'}", "num_workers=2", "max_failures=0"]
+    with pytest.raises(TrainingError, match=r"workers cannot import 'far_flow'.*install it on all nodes") as caught:
+        launch([load_train_config("far_flow:FlowMatching", overrides)])
     assert "\n" not in str(caught.value)
