@@ -27,7 +27,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.training.session import ray_session
 
-_VIT_L = {"blocks": 24, "width": 1024}
+_WIDTH = 1024
 _RESNET_101_VALUES = 44_549_160
 
 
@@ -36,6 +36,7 @@ class CorpusIngestConfig:
     """The files to ingest.
 
     Attributes:
+        num_blocks: Blocks of the two large files, of 12.6 M values each; ViT-L has 24.
         num_medium: Files of 44.5 M values beside the two large ones.
         num_small: Files of 2,190 values in each of both forms.
         rounds: Pairs of runs; figures are medians.
@@ -43,6 +44,7 @@ class CorpusIngestConfig:
         folder: Folder of files and corpora; a temporary one by default.
     """
 
+    num_blocks: int = 24
     num_medium: int = 10
     num_small: int = 10_000
     rounds: int = 3
@@ -136,7 +138,7 @@ def _plain_loop(source: Path, out: Path) -> float:
 
 def _make_large(folder: Path, config: CorpusIngestConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    state = _vit_l()
+    state = _vit(config.num_blocks)
     save_file(state, folder / "vit_l.safetensors")
     torch.save(state, folder / "vit_l.pt")
     for index in range(config.num_medium):
@@ -147,9 +149,9 @@ def _make_large(folder: Path, config: CorpusIngestConfig) -> None:
         shutil.copy(file, folder / f"real_{file.name}")
 
 
-def _vit_l() -> dict[str, Tensor]:
-    """Makes 304 M values in the shapes of ViT-L/16."""
-    width, generator = _VIT_L["width"], torch.Generator().manual_seed(0)
+def _vit(num_blocks: int) -> dict[str, Tensor]:
+    """Makes values in the shapes of ViT-L/16: 304 M with its 24 blocks."""
+    width, generator = _WIDTH, torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
         "patch_embed.weight": (width, 3, 16, 16),
         "patch_embed.bias": (width,),
@@ -158,7 +160,7 @@ def _vit_l() -> dict[str, Tensor]:
         "head.weight": (1000, width),
         "head.bias": (1000,),
     }
-    for block in range(_VIT_L["blocks"]):
+    for block in range(num_blocks):
         for name, rows, columns in _linears(width):
             shapes[f"blocks.{block}.{name}.weight"] = (rows, columns)
             shapes[f"blocks.{block}.{name}.bias"] = (rows,)

@@ -24,17 +24,9 @@ def test_unknown_faults_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_kills_and_damages_in_processes() -> None:
-    figures = run(["chaos", "method=hypernetwork", "cluster=false", "kills=4"])["figures"]
-    assert figures["faults"] == figures["survived"] == 4 + DAMAGES + 1
-    assert figures["loss_diff"] == 0.0
-    assert figures["lost_steps"] <= figures["interval"]
-
-
-@pytest.mark.slow
-def test_two_faults_on_a_cluster() -> None:
-    settings = ["method=hypernetwork", "kills=0", "faults=[node removed,'driver killed, command given again']"]
+def test_kills_and_damages_in_processes_and_two_faults_on_a_cluster() -> None:
+    settings = ["method=hypernetwork", "kills=4", "faults=[node removed,'driver killed, command given again']"]
     figures = run(["chaos", *settings])["figures"]
-    assert figures["faults"] == figures["survived"] == 2 + DAMAGES + 1
+    assert figures["faults"] == figures["survived"] == 4 + DAMAGES + 1 + 2
     assert figures["loss_diff"] == 0.0
     assert figures["lost_steps"] <= figures["interval"]

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_corpus_ingest(tmp_path: Path) -> None:
-    figures = run(["corpus-ingest", "num_medium=0", "num_small=30", "rounds=1", f"folder={tmp_path}"])["figures"]
+    small = ["num_blocks=1", "num_medium=0", "num_small=30", "rounds=1", f"folder={tmp_path}"]
+    figures = run(["corpus-ingest", *small])["figures"]
     assert figures.keys() == {
         "ratio_to_copy",
         "ratio_to_copy_one_process",
