@@ -53,26 +53,47 @@ def checked_out(out: str | Path, example: str) -> str:
     return text
 
 
-def local_out(out: str | Path, example: str, what: str) -> str:
-    """Returns the path of a command's results that cannot be a URI.
+def local_out(out: str | Path, example: str, what: str, key: str = "out") -> str:
+    """Returns the folder of a command's results that cannot be a URI.
 
     Args:
         out: A local path.
-        example: A path for messages.
+        example: A folder for messages.
         what: The part of the program that writes it, for messages.
+        key: The setting that names it, for messages.
 
     Raises:
-        OutError: It is empty, or a URI.
+        OutError: It is empty, a URI, the current folder, `/`, a home folder or a file.
     """
-    text = str(out)
-    if not text.strip():
-        raise OutError(f"out is empty; name a path, such as out={example}")
-    if _LIKE_A_URI.match(text):
-        raise OutError(f"out={text} is a URI, and {what} writes to a local path only; give one, such as out={example}")
+    text = _local(str(out), example, what, key)
+    _check_path(text, Path(text), example, key)
     return text
 
 
-def _check_path(text: str, path: Path, example: str) -> None:
+def local_file(out: str | Path, example: str, what: str) -> str:
+    """Returns the file of a command's results, which cannot be a URI; see `local_out`.
+
+    Raises:
+        OutError: It is empty, a URI or a folder.
+    """
+    text = _local(str(out), example, what, "out")
+    if Path(text).is_dir():
+        raise OutError(f"out={text} is a folder; name a file, such as out={example}")
+    _check_tilde(text, "out")
+    return text
+
+
+def _local(text: str, example: str, what: str, key: str) -> str:
+    if not text.strip():
+        raise OutError(f"{key} is empty; name a path, such as {key}={example}")
+    if _LIKE_A_URI.match(text):
+        raise OutError(
+            f"{key}={text} is a URI, and {what} writes to a local path only; give one, such as {key}={example}"
+        )
+    return text
+
+
+def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
     places = {
         "the current folder": _place(Path.cwd),
         "the root of the file system": Path("/"),
@@ -80,11 +101,15 @@ def _check_path(text: str, path: Path, example: str) -> None:
     }
     for name, place in places.items():
         if place is not None and path.resolve() == place.resolve():
-            raise OutError(f"out={text} is {name}; name a folder of its own, such as out={example}")
-    if text.startswith("~"):
-        raise OutError(f"out={text} begins with ~, which only a shell replaces; give the whole path")
+            raise OutError(f"{key}={text} is {name}; name a folder of its own, such as {key}={example}")
+    _check_tilde(text, key)
     if path.is_file():
-        raise OutError(f"out={text} is a file; name a folder, such as out={example}")
+        raise OutError(f"{key}={text} is a file; name a folder, such as {key}={example}")
+
+
+def _check_tilde(text: str, key: str) -> None:
+    if text.startswith("~"):
+        raise OutError(f"{key}={text} begins with ~, which only a shell replaces; give the whole path")
 
 
 def _place(find: Callable[[], Path]) -> Path | None:

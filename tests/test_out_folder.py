@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from raywgen import out_folder
 from raywgen.benchmarks.run import run
 from raywgen.cli import app
-from raywgen.out_folder import OutError, checked_out, local_out
+from raywgen.out_folder import OutError, checked_out, local_file, local_out
 from raywgen.storage import Storage, StorageError
 
 
@@ -101,20 +101,49 @@ def test_what_goes_to_a_local_path_takes_no_uri() -> None:
         local_out("", "head.safetensors", "adapt")
 
 
-COMMANDS: dict[str, list[str]] = {
-    "adapt": ["adapt", "runs/none", "--support", "none.npz"],
-    "retrieve": ["retrieve", "runs/none"],
-    "select": ["select", "runs/none"],
-    "finetune": ["finetune"],
-    "demo": ["demo"],
-    "zoo train": ["zoo", "train"],
-    "train": ["train", "mcdi", "num_workers=0"],
-    "generate": ["generate"],
-    "evaluate": ["evaluate"],
-    "tune": ["tune", "mcdi"],
-    "encoder train": ["encoder", "train", "omniglot"],
-    "corpus encode": ["corpus", "encode", "runs/none", "tokenizer=runs/none"],
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    assert local_file(tmp_path / "head.safetensors", "a", "adapt") == str(tmp_path / "head.safetensors")
+    with pytest.raises(OutError, match=f"out={tmp_path} is a folder; name a file, such as out=head.safetensors"):
+        local_file(tmp_path, "head.safetensors", "adapt")
+    with pytest.raises(OutError, match="begins with ~, which only a shell replaces"):
+        local_file("~/head.safetensors", "head.safetensors", "adapt")
+
+
+COMMANDS = {
+    command: command.split()
+    for command in (
+        "adapt runs/none --support none.npz out=OUT",
+        "cluster render igpg --into OUT",
+        "corpus align runs/none OUT",
+        "corpus build OUT --from none",
+        "corpus compress runs/none OUT",
+        "corpus decompress runs/none OUT",
+        "corpus dedupe runs/none OUT",
+        "corpus encode runs/none tokenizer=runs/none out=OUT",
+        "corpus export runs/none OUT",
+        "corpus filter runs/none OUT",
+        "corpus merge OUT runs/none",
+        "corpus split runs/none OUT",
+        "demo out=OUT",
+        "encoder train omniglot out=OUT",
+        "evaluate out=OUT",
+        "export runs/none out=OUT",
+        "finetune out=OUT",
+        "generate out=OUT",
+        "retrieve runs/none out=OUT",
+        "select runs/none out=OUT",
+        "train mcdi num_workers=0 out=OUT",
+        "tune mcdi out=OUT",
+        "zoo train out=OUT",
+    )
 }
+FILES = ("adapt", "retrieve", "select")
+
+
+def refusal(command: list[str], out: str) -> str:
+    refused = CliRunner().invoke(app, [part.replace("OUT", out) for part in command])
+    assert isinstance(refused.exception, OutError), refused.output
+    return str(refused.exception)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -122,12 +151,29 @@ def test_every_command_refuses_a_store_before_it_reads_anything(
     command: list[str], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused = CliRunner().invoke(app, [*command, "out=s3://missing/run"])
-    assert isinstance(refused.exception, OutError), refused.output
-    assert "there is no such bucket" in str(refused.exception) or "to a local path only" in str(refused.exception)
+    message = refusal(command, "s3://missing/run")
+    assert "there is no such bucket" in message or "to a local path only" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_a_benchmark_refuses_a_uri() -> None:
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_refuses_folders_that_nobody_meant_before_it_reads_anything(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    here = tmp_path / "home" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    places = {".": "is the current folder", "/": "is the root of the file system", "..": "is a home folder"}
+    for out, reason in places.items():
+        expected = "is a folder; name a file" if command[0] in FILES else reason
+        assert f"={out} {expected}" in refusal(command, out)
+    assert "begins with ~" in refusal(command, "~/mine")
+    assert not list(here.iterdir())
+
+
+def test_a_benchmark_refuses_a_uri_and_the_current_folder() -> None:
     with pytest.raises(OutError, match="benchmark tune writes to a local path only"):
         run(["tune", "out=s3://bucket/tune"])
+    with pytest.raises(OutError, match=r"out=\. is the current folder"):
+        run(["tune", "out=."])

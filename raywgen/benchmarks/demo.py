@@ -57,7 +57,7 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> Evaluation:
     """Runs every step that is not done yet and returns the evaluation.
 
     Raises:
-        OutError: `out` is empty or a URI.
+        OutError: `out` is empty, a URI, or a folder that nobody meant.
         ConfigError: The folder holds a demo with another config.
     """
     begin = time.monotonic()

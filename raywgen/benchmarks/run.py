@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     Raises:
         UnknownBenchmarkError: There is no such benchmark; the nearest is named.
         ConfigError: A setting is unknown or wrong.
-        OutError: `out` is a URI.
+        OutError: `out` is a URI, or a folder that nobody meant.
     """
     name = arguments[0] if arguments else ""
     if name not in BENCHMARKS:

@@ -39,8 +39,8 @@ def render(
     path, rest = split_config(config, overrides)
     settings = load_config(RenderConfig, None, [key[8:] for key in rest if key.startswith("cluster.")])
     run = [key for key in rest if not key.startswith("cluster.")]
+    local_out(into, "rendered", "raywgen cluster render", "--into")
     files = fill(train_config([path, *run] if path else run, "."), settings, path, run)
-    local_out(into, "rendered", "raywgen cluster render")
     Path(into).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(into) / name).write_text(text)

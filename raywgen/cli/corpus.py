@@ -8,12 +8,22 @@ from typing import Annotated
 import typer
 
 from raywgen.cli.settings import Trust, out, print_info
+from raywgen.out_folder import checked_out, local_out
 from raywgen.progress import Reporter, plain
 from raywgen.stops import keeping
 
 app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
 Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new corpus: local path or URI.")]
+
+
+def _checked(target: str) -> str:
+    """Refuses a folder that nobody meant before a corpus is opened, or Ray started."""
+    return checked_out(target, "runs/corpus")
+
+
+Out = Annotated[
+    str, typer.Argument(metavar="OUT", help="Folder of the new corpus: local path or URI.", callback=_checked)
+]
 Query = Annotated[
     list[str] | None,
     typer.Argument(
@@ -189,6 +199,7 @@ def export(
     from raywgen.corpus import Corpus
     from raywgen.corpus.export import export as write
 
+    local_out(folder, "runs/export", "raywgen corpus export")
     with Reporter().step("export", f"checkpoints into {folder}") as bar:
         written = write(Corpus.open(path), folder, query or [], bar.update, overwrite=overwrite)
     out.print(f"{len(written)} files in {plain(folder)}", highlight=False, soft_wrap=True)
@@ -329,7 +340,10 @@ def align(
 @app.command()
 def compress(
     path: Path_,
-    target: Annotated[str, typer.Argument(metavar="OUT", help="Folder of the compressed corpus: local path or URI.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="Folder of the compressed corpus: local path or URI.", callback=_checked),
+    ],
     bits: Annotated[float, typer.Option(help="Most bits per value of each network, everything counted.")] = 4.25,
     min_values: Annotated[
         int, typer.Option(help="Tensors of fewer values, and all of one dimension, get `--small-bits` per value.")

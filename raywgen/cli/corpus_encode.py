@@ -17,10 +17,12 @@ def encode(path: Path_, overrides: Overrides = None, trust: Trust = None) -> Non
     The tokens serve the run that the tokeniser is of, by `generator.prior.tokens=runs/tokens`. If it was interrupted,
     run it again to continue; readers never see half of the tokens.
     """
+    from raywgen.out_folder import checked_out
     from raywgen.training.encode_corpus import EncodeConfig, encode_corpus
     from raywgen.training.session import ray_session
 
     config = load_config(EncodeConfig, None, given_once([f"corpus={path}", *(overrides or [])]))
+    checked_out(config.out, EncodeConfig.out)  # Before Ray is started, which takes many seconds.
     with Reporter().step("encode", f"{path} into {config.out}") as bar:
 
         def on_progress(done: int, total: int) -> None:

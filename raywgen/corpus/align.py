@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, write_corpus
+from raywgen.corpus.derive import OnCheckpoint, Selection, new_root, write_corpus
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.facts import FactValue
 from raywgen.trust import entry_point
@@ -113,7 +113,7 @@ def align(
         SymmetryError: A network cannot be traced.
     """
     config = config or AlignConfig()
-    refuse_existing(root)
+    root = new_root(root)
     _check_starts(corpus)
     chosen = _references(corpus, config.references)
     symmetries = {layout_id: _symmetry(corpus, reference, build, config) for layout_id, reference in chosen.items()}

@@ -27,6 +27,7 @@ from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards, writing
 from raywgen.json_types import JsonObject
 from raywgen.locations import absolute
+from raywgen.out_folder import checked_out
 from raywgen.weights import Layout
 
 OnBytes = Callable[[int, int, str], None]
@@ -62,10 +63,6 @@ class BuildConfig:
     constants: list[str] = field(default_factory=list)
     distributed: bool = True
 
-    def __post_init__(self) -> None:
-        if not self.out:
-            raise ValueError("out is empty; name the folder of the corpus")
-
 
 def build_corpus(
     config: BuildConfig, on_progress: OnBytes | None = None, on_notice: Callable[[str], None] | None = None
@@ -78,10 +75,12 @@ def build_corpus(
         on_notice: Called before the work begins with a line for each row of `config.facts` that could not be used.
 
     Raises:
+        OutError: Nothing can or should be written to `out`.
         CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
             where `strict`, a checkpoint is refused.
         InUseError: Another process works on `out`.
     """
+    config = replace(config, out=checked_out(config.out, BuildConfig.out))
     if not config.sources:
         raise CorpusError("nothing to ingest; give at least one source")
     found = find_checkpoints(config.sources)

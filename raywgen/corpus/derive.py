@@ -31,6 +31,7 @@ from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statisti
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import remove_unused_shards, writing
 from raywgen.json_types import JsonObject
+from raywgen.out_folder import checked_out
 from raywgen.weights import Layout
 
 _SHARD_BYTES = 256 << 20
@@ -61,15 +62,16 @@ def write_corpus(
     """Copies checkpoints into a new corpus, bit for bit unless a selection changes them.
 
     Raises:
+        OutError: Nothing can or should be written to `root`.
         CorpusError: `root` holds a corpus, nothing is selected, or two checkpoints have one id.
         DamagedFileError: An old shard cannot be read.
         InUseError: Another process works on `root`.
     """
-    refuse_existing(root)
+    root = new_root(root)
     if not sum(part.facts.num_rows for part in parts):
         raise CorpusError("no checkpoint is selected; see `raywgen corpus info` for what there is")
     with writing(root):
-        refuse_existing(root)  # The process that held the folder a moment ago may have finished a corpus.
+        _refuse_existing(root)  # The process that held the folder a moment ago may have finished a corpus.
         shards: list[Shard] = []
         try:
             corpus = _write_corpus(root, parts, recipe, on_progress, shards)
@@ -124,12 +126,19 @@ def _write_corpus(
     )
 
 
-def refuse_existing(root: str) -> None:
-    """Refuses a folder that holds a corpus, before any work is done for a new one.
+def new_root(root: str) -> str:
+    """Returns the folder of a new corpus, which is checked before any work is done for it.
 
     Raises:
+        OutError: Nothing can or should be written to `root`.
         CorpusError: `root` holds a corpus.
     """
+    root = checked_out(root, "runs/corpus")
+    _refuse_existing(root)
+    return root
+
+
+def _refuse_existing(root: str) -> None:
     if CorpusStorage.at(root).size(MANIFEST) is not None:
         raise CorpusError(f"{root} already holds a corpus; give another folder")
 
@@ -168,6 +177,7 @@ def split(
         CorpusError: The share leaves one side empty, or `write_corpus` raises it.
         UnknownFactError: There is no such fact.
     """
+    root = new_root(root)
     corpus.select(**{by: []})  # refuses an unknown fact
     groups = corpus.facts.column(by).to_pylist()
     splits = corpus.facts.column("split").to_pylist()
@@ -197,6 +207,7 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheck
     Raises:
         CorpusError: `write_corpus` raises it.
     """
+    root = new_root(root)
     facts = corpus.facts
     keys = list(zip(facts.column("layout_id").to_pylist(), _contents(corpus), strict=True))
     first: dict[tuple[str, str], int] = {}

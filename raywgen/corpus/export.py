@@ -68,13 +68,14 @@ def export(
     Raises:
         CorpusError: Nothing is selected, an id leads out of the folder or is no file name, two ids become one file, a
             dtype cannot be written, or another file is there.
+        OutError: Nothing can or should be written to the folder.
         WeightsError: A file cannot be written.
         InUseError: Another process writes to the folder.
     """
+    out = Path(local_out(out, "runs/export", "raywgen corpus export"))
     facts = corpus.query(terms)
     if not facts.num_rows:
         raise CorpusError(f"{corpus.location} holds no checkpoint with {' '.join(terms)}; see `raywgen corpus info`")
-    out = Path(local_out(out, "runs/export", "raywgen corpus export"))
     files = {row["checkpoint_id"]: _file(row, out) for row in facts.to_pylist()}
     _check_dtypes(corpus, facts)
     _check_clashes(files, fold_case=False)

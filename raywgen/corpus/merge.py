@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.derive import OnCheckpoint, Selection, refuse_existing, replace_columns, write_corpus
+from raywgen.corpus.derive import OnCheckpoint, Selection, new_root, replace_columns, write_corpus
 from raywgen.corpus.errors import CorpusError, UnknownFactError
 from raywgen.corpus.fact_types import as_text as to_text
 from raywgen.corpus.fact_types import one_type_each
@@ -33,7 +33,7 @@ def merge(
             or build one layout in different ways, or `write_corpus` raises it.
         UnknownFactError: No corpus has a fact of `as_text`.
     """
-    refuse_existing(root)
+    root = new_root(root)
     tables = _of_one_type(corpora, as_text)
     _check_tasks(corpora)
     _check_recipes(corpora)

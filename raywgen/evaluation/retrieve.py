@@ -18,7 +18,7 @@ from raywgen.evaluation.stored_scores import MisfitError, stored_scores, trained
 from raywgen.evaluation.task_similarity import data_similarity, text_similarity
 from raywgen.files import write_text
 from raywgen.generation import ConditionError
-from raywgen.out_folder import local_out
+from raywgen.out_folder import local_file
 from raywgen.trust import entry_point
 from raywgen.weights import save_state_dict
 
@@ -124,7 +124,7 @@ def retrieve(config: RetrieveConfig, on_progress: Callable[[int, int, str], None
         WeightsError: The file cannot be written.
     """
     if config.out:
-        local_out(config.out, RetrieveConfig.out, "raywgen retrieve")
+        local_file(config.out, RetrieveConfig.out, "raywgen retrieve")
     corpus = Corpus.open(config.corpus)
     named = {"task": config.task, "instruction": config.instruction, "data": config.data}
     request = read_task_request(corpus, **named, num_samples=config.num_samples)

@@ -41,7 +41,7 @@ from raywgen.files import write_text
 from raywgen.generation import ConditionError, TrainedGenerator, generate_best, load
 from raywgen.generation.conditions import make_condition
 from raywgen.nn.devices import Device
-from raywgen.out_folder import local_out
+from raywgen.out_folder import local_file
 from raywgen.tasks import build_network, network_name
 from raywgen.tasks.networks import network_recipe
 from raywgen.trust import entry_point
@@ -148,7 +148,7 @@ def select(config: SelectConfig, on_progress: Callable[[int, int, str], None] | 
         BundleError, CorpusError, TaskError: Generator, corpus or an architecture cannot be read.
     """
     if config.out:
-        local_out(config.out, SelectConfig.out, "raywgen select")
+        local_file(config.out, SelectConfig.out, "raywgen select")
     corpus = Corpus.open(config.corpus)
     named = {"task": config.task, "instruction": config.instruction, "data": config.data}
     request = read_task_request(corpus, **named, num_samples=config.num_samples)

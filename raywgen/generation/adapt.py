@@ -18,7 +18,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
 from raywgen.nn.devices import Device, say_device
-from raywgen.out_folder import local_out
+from raywgen.out_folder import local_file
 from raywgen.tasks import build_network
 from raywgen.tasks.standing import Standing
 from raywgen.tasks.user_data import ConditionError, read_data
@@ -99,7 +99,7 @@ def adapt(config: AdaptConfig) -> Adapted:
     Warns:
         ChanceWarning: The network answers the examples no better than chance.
     """
-    local_out(config.out, AdaptConfig.out, "raywgen adapt")
+    local_file(config.out, AdaptConfig.out, "raywgen adapt")
     trained = load(config.generator, device=config.device)
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
     samples, labels_S, classes = read_support(config.support, trained)

@@ -10,6 +10,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Generator
 from raywgen.generators.bundle import save_bundle
 from raywgen.locations import joined
+from raywgen.out_folder import checked_out
 from raywgen.training.checkpoints import Checkpoint, CheckpointError, CheckpointManager, check_fits
 from raywgen.training.config import read_train_config
 from raywgen.training.export import stored_tensors
@@ -51,10 +52,12 @@ def export_run(run: str, settings: ExportConfig) -> str:
         The folder of the bundle.
 
     Raises:
+        OutError: Nothing can or should be written to the folder of the bundle.
         ConfigError: The folder holds no run, the stage is unknown, or the corpus holds other checkpoints now.
         CheckpointError: There is no checkpoint, or the named one is damaged.
         CorpusError: The corpus cannot be read.
     """
+    out = checked_out(settings.out, "generators/mine") if settings.out else ""
     config = replace(read_train_config(joined(run, CONFIG)), out=run)
     corpus = Corpus.open(config.corpus)
     (spec,) = run_specs([config], corpus)
@@ -62,7 +65,7 @@ def export_run(run: str, settings: ExportConfig) -> str:
     stored = _checkpoint(run, settings, generator)
     if stored.state.corpus != data_digest(corpus):
         raise ConfigError(f"{config.corpus} holds other checkpoints than {run} was trained on; restore the corpus")
-    folder = settings.out or joined(run, f"{EXPORTS}/{stored.state.folder}")
+    folder = out or joined(run, f"{EXPORTS}/{stored.state.folder}")
     save_bundle(
         generator, folder, spec.metadata | {"checkpoint": stored.state.folder}, stored_tensors(stored, generator)
     )

@@ -15,6 +15,7 @@ from raywgen.corpus.derive import dedupe, split
 from raywgen.corpus.export import export
 from raywgen.corpus.merge import merge
 from raywgen.corpus.verify import repair_corpus
+from raywgen.out_folder import OutError
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_damaged_object_is_named_and_taken_out(bucket: str, files: Path) -> No
 def test_what_is_not_there_is_one_clear_error(bucket: str, files: Path) -> None:
     with pytest.raises(MissingFileError, match="it is no corpus"):
         Corpus.open(f"{bucket}/nothing")
-    with pytest.raises(CorpusError, match="s3://missing/zoo"):
+    with pytest.raises(OutError, match="s3://missing/zoo cannot be written to: there is no such bucket"):
         build_corpus(BuildConfig(out="s3://missing/zoo", sources=[str(files)], distributed=False))
 
 

@@ -26,7 +26,7 @@ from raywgen.corpus.compression.bitstream import BitstreamError, from_bytes, to_
 from raywgen.corpus.compression.codec import BudgetError, NetworkCodec
 from raywgen.corpus.compression.config import CodecConfig
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.derive import groups_of_shards, new_facts, refuse_existing
+from raywgen.corpus.derive import groups_of_shards, new_facts, new_root
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.facts import tasks_from_table
 from raywgen.corpus.manifest import CHECKPOINTS, QUARANTINE, TASKS, Contents
@@ -80,8 +80,8 @@ def compress(root: str, corpus: Corpus, config: CodecConfig, on_progress: Progre
         CorpusError: `root` holds a corpus or a compressed one.
         InUseError: Another process works on `root`.
     """
+    root = new_root(root)
     storage = CorpusStorage.at(root)
-    refuse_existing(root)
     if storage.size(COMPRESSED) is not None:
         raise CorpusError(f"{root} already holds a compressed corpus; give another folder")
     codec = NetworkCodec(config)
@@ -125,11 +125,11 @@ def decompress(root: str, location: str, on_progress: Progress | None = None) ->
         MissingFileError: `location` is no compressed corpus, or a file of it is missing.
         InUseError: Another process works on `root`.
     """
+    root = new_root(root)
     source = CorpusStorage.at(location)
     manifest = _read_manifest(source)
     contents = Contents.read(manifest, source)
     codec = NetworkCodec(_codec_config(manifest, source))
-    refuse_existing(root)
     tables = {name: _table(source, path, manifest["sha256"][path]) for name, path in manifest["files"].items()}
     place_of = {name: index for index, name in enumerate(tables[CHECKPOINTS].column("checkpoint_id").to_pylist())}
     shards: list[Shard] = []
