@@ -24,7 +24,7 @@ from torch import Tensor
 from raywgen.config import ConfigError
 from raywgen.generators import Stage
 from raywgen.nn.blocks import prepare_blocks
-from raywgen.training.engine import EngineSettings, Offload
+from raywgen.training.engine import MAX_BUCKET, EngineSettings, Offload
 from raywgen.training.memory import gib
 from raywgen.weights import KeyedNoise, WeightBatch
 
@@ -39,8 +39,8 @@ _CHOICES: tuple[tuple[int, Offload], ...] = (
     (3, "optimizer"),
     (3, "parameters"),
 )
-# DeepSpeed's own defaults: parameters of a bucket, and those that ZeRO-3 keeps gathered.
-_BUCKET, _LIVE = 500_000_000, 1_000_000_000
+# DeepSpeed's own default: the parameters that ZeRO-3 keeps gathered.
+_LIVE = 1_000_000_000
 # More parts than that cost more than sharding does.
 _FEW_PARTS = 4
 
@@ -59,6 +59,7 @@ class StageSizes:
 
     Attributes:
         num_parameters: P.
+        num_largest: Values of the largest parameter.
         activation_bytes: Bytes that the backward pass of one network needs.
         batch_size: Networks of a batch, over all workers.
         has_averages: Whether averages of the parameters are kept.
@@ -69,6 +70,7 @@ class StageSizes:
     num_parameters: int
     activation_bytes: int
     batch_size: int
+    num_largest: int = 0
     has_averages: bool = False
     has_moments: bool = True
     gathers_all: bool = False
@@ -87,6 +89,7 @@ class StageSizes:
         """Returns what is known of a stage without running it."""
         return cls(
             num_parameters=sum(parameter.numel() for parameter in stage.parameters()),
+            num_largest=max((parameter.numel() for parameter in stage.parameters()), default=0),
             activation_bytes=activation_bytes,
             batch_size=stage.config.batch_size,
             has_averages=stage.config.optimizer.ema_decay > 0,
@@ -223,16 +226,15 @@ def state_parts(sizes: StageSizes, num_workers: int, zero_stage: int, offload: O
 def buffer_bytes(sizes: StageSizes, num_workers: int, zero_stage: int) -> int:
     """Returns what DeepSpeed takes beside states while gradients are exchanged and the optimiser steps, as measured.
 
-    Buckets of the exchange hold the gradients of up to `_BUCKET` parameters. Gradients of a worker's own shard are held
-    twice or more before the step, and under ZeRO-3 parameters that were gathered for a module stay for the next one.
+    A bucket holds the gradients of up to `MAX_BUCKET` values, or of one parameter that is larger. In its step the
+    optimiser holds the gradient of a worker's own shard once more, and two tensors of its size. Under ZeRO-3 parameters
+    that were gathered for a module stay for the next one.
     """
     P, W = sizes.num_parameters, num_workers
-    bucket = 4 * min(P, _BUCKET)
+    bucket = 4 * max(min(P, MAX_BUCKET), sizes.num_largest)
     match zero_stage:
-        case 1:
-            return int(bucket + 10 * P / W)
-        case 2:
-            return int(bucket + 4 * P / W)
+        case 1 | 2:
+            return int(bucket + 12 * P / W)
         case 3:
             return int(bucket + 4 * min(P, _LIVE) + 18 * P / W)
         case _:

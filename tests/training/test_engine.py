@@ -25,6 +25,7 @@ from raywgen.training.engine import (
     Offload,
     distributed_engine,
     load_parameters,
+    sharded,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import igpg, tokenizer_stage, weight_batch
@@ -282,6 +283,18 @@ def test_a_closed_engine_frees_its_stage_and_takes_no_more_than_that_needs(zero_
     del engine
     gc.collect()
     assert [part() for part in parts] == [None, None]
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_size_of_buckets_changes_no_step(zero_stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = distributed(zero_stage)(prior_stage())
+    expected = steps(engine, 0, NUM_STEPS)
+    monkeypatch.setattr(sharded, "MAX_BUCKET", 500)  # Less than the largest parameter.
+    many = distributed(zero_stage)(prior_stage())
+    assert steps(many, 0, NUM_STEPS) == expected
+    theirs = parameters_of(engine)
+    assert all(torch.equal(mine, theirs[name]) for name, mine in parameters_of(many).items())
 
 
 @pytest.mark.usefixtures("process_group")

@@ -12,7 +12,14 @@ from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, nois
 from raywgen.nn.blocks import prepare_blocks
 from raywgen.training.engine import EngineSettings
 from raywgen.training.memory import free_memory, host_memory
-from raywgen.training.strategy import StageSizes, StrategyError, choose_strategy, state_bytes, suited_settings
+from raywgen.training.strategy import (
+    StageSizes,
+    StrategyError,
+    buffer_bytes,
+    choose_strategy,
+    state_bytes,
+    suited_settings,
+)
 
 GIB = 1 << 30
 # In 16 workers: 16 GiB of states unsharded, 9 under ZeRO-1, 5 under ZeRO-2, 1.25 under ZeRO-3.
@@ -57,6 +64,14 @@ def test_a_stage_that_gathers_all_and_averages_need_more() -> None:
     assert state_bytes(replace(SIZES, gathers_all=True), 4, 3, "none") == state_bytes(SIZES, 4, 3, "none") + 4 * GIB
     assert state_bytes(replace(SIZES, has_averages=True), 4, 1, "none") == state_bytes(SIZES, 4, 1, "none") + 4 * GIB
     assert state_bytes(replace(SIZES, has_averages=True), 4, 3, "parameters") == GIB
+
+
+def test_buckets_are_bounded_but_for_a_larger_parameter() -> None:
+    sizes = [replace(SIZES, num_parameters=P) for P in (1_000_000, 100_000_000, 200_000_000)]
+    small, large, larger = (buffer_bytes(each, 2, 1) for each in sizes)
+    assert small == (4 + 12 // 2) * 1_000_000
+    assert larger - large == 12 // 2 * 100_000_000
+    assert buffer_bytes(replace(sizes[1], num_largest=30_000_000), 2, 1) - large == 4 * 20_000_000
 
 
 def test_sizes_are_those_of_one_network_and_measuring_learns_nothing() -> None:

@@ -11,12 +11,21 @@ workers, another ZeRO stage, or a process without DeepSpeed can go on from it.
 """
 
 from raywgen.generators import Stage
-from raywgen.training.engine.base import DeviceMemoryError, Engine, EngineSettings, Offload, Stored, load_parameters
+from raywgen.training.engine.base import (
+    MAX_BUCKET,
+    DeviceMemoryError,
+    Engine,
+    EngineSettings,
+    Offload,
+    Stored,
+    load_parameters,
+)
 from raywgen.training.engine.local import LocalEngine
 from raywgen.training.engine.replicated import ReplicatedEngine
 from raywgen.training.engine.sharded import DeepSpeedEngine
 
 __all__ = [
+    "MAX_BUCKET",
     "DeepSpeedEngine",
     "DeviceMemoryError",
     "Engine",

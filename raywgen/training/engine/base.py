@@ -20,6 +20,8 @@ from raywgen.weights import KeyedNoise, WeightBatch
 
 Offload = Literal["none", "optimizer", "parameters"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_BUCKET = 10_000_000
+"""The most values that DeepSpeed exchanges at once, in buffers that it keeps beside the states."""
 STEP = "step"
 
 

@@ -26,6 +26,7 @@ from raywgen.generators import Stage, StageLoss
 from raywgen.nn.precision import resolved
 from raywgen.training.checkpoints.slices import Part, Slice
 from raywgen.training.engine.base import (
+    MAX_BUCKET,
     MOMENTS,
     STEP,
     Engine,
@@ -36,8 +37,6 @@ from raywgen.training.engine.base import (
     new_optimizer,
 )
 from raywgen.weights import KeyedNoise, WeightBatch
-
-_MAX_BUCKET = 500_000_000  # DeepSpeed's own default.
 
 
 class DeepSpeedEngine(Engine):
@@ -73,10 +72,10 @@ class DeepSpeedEngine(Engine):
 
     def _config(self) -> dict[str, Any]:
         settings, config = self.settings, self.stage.config
-        # DeepSpeed allocates its buffers whole: 2 GB of them, also for a small stage.
+        # DeepSpeed allocates its buffers whole: by default 2 GB of them, also for a small stage.
         num_values = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.stage.parameters())
         # DeepSpeed wants an even size.
-        bucket_size = min(num_values + num_values % 2, _MAX_BUCKET)
+        bucket_size = min(num_values + num_values % 2, MAX_BUCKET)
         return {
             # Only counted: parts may be of any size, and the engine weights them itself.
             "train_micro_batch_size_per_gpu": 1,
