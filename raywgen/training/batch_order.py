@@ -8,7 +8,7 @@ run the same code, so what they read for a worker is what it would read itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,16 @@ class BatchDraw:
     sample_index_B: Tensor
     noise: KeyedNoise
     windows: Windows | None
+
+    def take(self, index_N: Tensor) -> BatchDraw:
+        """Selects networks by index, in this order."""
+        return replace(
+            self,
+            row_B=self.row_B[index_N],
+            sample_index_B=self.sample_index_B[index_N],
+            noise=self.noise.take(index_N),
+            windows=None if self.windows is None else self.windows.take(index_N),
+        )
 
 
 class StoredBatch(NamedTuple):

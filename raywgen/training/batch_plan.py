@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,8 +21,15 @@ from raywgen.weights import Condition, KeyedNoise, WeightBatch
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
 STAGE_STREAM = 2_000
+VALIDATION_BATCH = 64
 ReadBatch = Callable[[BatchDraw], StoredBatch]
 """Returns what a part of a batch holds of the corpus."""
+
+
+def num_validation_parts(batch_size: int, num_workers: int, accumulate: int) -> int:
+    """Returns the parts in which a worker validates, none larger than those in which it takes a training step."""
+    share, part = max(VALIDATION_BATCH, num_workers) / num_workers, math.ceil(batch_size / num_workers) / accumulate
+    return math.ceil(math.ceil(share) / math.ceil(part))
 
 
 class BatchPlan:
@@ -87,7 +95,31 @@ class BatchPlan:
             whole: Whether to return all of the batch, the same on every worker, in place of this worker's part.
             read: Reads what the batch holds of the corpus; by default it is read here.
         """
-        draw = self.order.draw(step, batch_size, view, whole=whole)
+        return self._batch(self.order.draw(step, batch_size, view, whole=whole), view, read)
+
+    def parts_for_stage(
+        self, step: int, batch_size: int, view: StageView, accumulate: int
+    ) -> Iterator[tuple[WeightBatch, KeyedNoise, int]]:
+        """Yields a worker's share of a batch in parts as small as those of a training step, each read when asked for.
+
+        All workers have equally many, as collectives may run in each: where a worker has no network left for a part, it
+        has one again that counts for nothing.
+
+        Args:
+            step: Number of the batch.
+            batch_size: Networks of all workers together.
+            view: The stage, and the seed and stream of its noise.
+            accumulate: Parts of a worker's share in a training step.
+
+        Yields:
+            A part, the stage's noise, and how many networks it counts for.
+        """
+        draw = self.order.draw(step, batch_size, view)
+        num_parts = num_validation_parts(view.stage.config.batch_size, self.order.num_workers, accumulate)
+        for index_N in torch.arange(len(draw.row_B)).tensor_split(num_parts):
+            yield *self._batch(draw.take(index_N if len(index_N) else torch.tensor([0])), view), len(index_N)
+
+    def _batch(self, draw: BatchDraw, view: StageView, read: ReadBatch | None = None) -> tuple[WeightBatch, KeyedNoise]:
         rows, row_B, windows = self.rows[draw.turn], draw.row_B, draw.windows
         sample_index_B, noise = draw.sample_index_B, draw.noise
         tasks = [rows.tasks[int(row)] for row in row_B]

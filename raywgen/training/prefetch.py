@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 from raywgen.weights import KeyedNoise, WeightBatch
 
@@ -18,6 +18,7 @@ NUM_AHEAD = 2
 # Batches of large whole networks are drawn when they are needed: keeping several would cost more than it saves.
 MAX_BYTES_AHEAD = 256 << 20
 
+T = TypeVar("T")
 DrawnBatch = tuple[WeightBatch, KeyedNoise]
 
 
@@ -63,11 +64,14 @@ class Prefetch:
             raise found
         return found
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Lets the caller read the corpus within this block: the thread draws nothing meanwhile."""
-        with self._drawing:
-            yield
+    def aside(self, items: Iterator[T]) -> Iterator[T]:
+        """Yields what another iterator reads of the corpus: the thread draws nothing while it reads."""
+        while True:
+            with self._drawing:
+                found = next(items, None)
+            if found is None:
+                return
+            yield found
 
     def _run(self) -> None:
         for step in self._steps:

@@ -29,7 +29,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.locations import joined
-from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
+from raywgen.training.batch_plan import STAGE_STREAM, VALIDATION_BATCH, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters
 from raywgen.training.export import stored_tensors
@@ -49,7 +49,6 @@ from raywgen.training.worker_context import WorkerContext
 from raywgen.training.workers_log import add_start
 
 NUM_SETUP_BATCHES = 16
-VALIDATION_BATCH = 64
 _VALIDATION_SEED = 5
 
 
@@ -331,9 +330,8 @@ class Trainer:
         view = StageView(run.engine.stage, self.config.seed + 1, STAGE_STREAM + run.index)
         total = max(VALIDATION_BATCH, self.worker.num_workers)
         for turn in range(plan.num_layouts):
-            with run.batches.paused():
-                batch, noise = plan.for_stage(turn, total, view)
-            for name, value in run.engine.evaluate(batch, noise, total).items():
+            parts = run.batches.aside(plan.parts_for_stage(turn, total, view, run.engine.settings.accumulate))
+            for name, value in run.engine.evaluate_parts(parts, total).items():
                 sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / plan.num_layouts
         return sums
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -93,13 +93,17 @@ def test_the_thread_ends_with_an_exception_of_the_step() -> None:
     assert not prefetch_threads()
 
 
-def test_nothing_is_drawn_while_it_is_paused() -> None:
+def test_nothing_is_drawn_while_something_else_is_read() -> None:
     drawn: list[int] = []
     with Prefetch(drawing(drawn), range(10)) as prefetch:
         wait_until_idle(drawn, 2)
-        with prefetch.paused():
+
+        def read() -> Iterator[str]:
             prefetch.next()
             wait_until_idle(drawn, 3)
             assert drawn == [0, 1]
+            yield "read"
+
+        assert list(prefetch.aside(read())) == ["read"]
         wait_until_idle(drawn, 3)
         assert drawn == [0, 1, 2]

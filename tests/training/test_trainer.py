@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, read_metrics, trainer
+from raywgen.training.batch_order import StageView
+from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
@@ -119,25 +122,36 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Tensor, float]]]:
     """Values of all batches that engines were given, with the loss that they had on each."""
     found: dict[str, list[tuple[Tensor, float]]] = {"train_step": [], "evaluate": []}
+    train_step, evaluate_parts = LocalEngine.train_step, LocalEngine.evaluate_parts
 
-    def spy(name: str) -> None:
-        method = getattr(LocalEngine, name)
+    def trained(self: LocalEngine, batch: Any, *rest: Any) -> Any:
+        scalars = train_step(self, batch, *rest)
+        found["train_step"].append((batch.values_BD, float(scalars["loss"])))
+        return scalars
 
-        def noted(self: LocalEngine, batch: Any, *rest: Any) -> Any:
-            scalars = method(self, batch, *rest)
-            found[name].append((batch.values_BD, float(scalars["loss"])))
-            return scalars
+    def evaluated(self: LocalEngine, parts: Any, *rest: Any) -> Any:
+        kept = list(parts)
+        scalars = evaluate_parts(self, kept, *rest)
+        found["evaluate"].append((torch.cat([batch.values_BD for batch, *_ in kept]), float(scalars["loss"])))
+        return scalars
 
-        monkeypatch.setattr(LocalEngine, name, noted)
-
-    spy("train_step")
-    spy("evaluate")
+    monkeypatch.setattr(LocalEngine, "train_step", trained)
+    monkeypatch.setattr(LocalEngine, "evaluate_parts", evaluated)
     return found
 
 
 def train(run: TrainConfig, corpus: Corpus, worker: OneOf | None = None) -> None:
     spec = RunSpec(config=run, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
     train_runs([spec], worker or OneOf(), lambda sentence: None)
+
+
+def tokenizer_stage(corpus: Corpus, out: Path) -> Stage:
+    run = config(corpus, out)
+    return (
+        RunSpec(config=run, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
+        .build()
+        .stages()[0]
+    )
 
 
 def rows_in(values: list[Tensor]) -> set[tuple[float, ...]]:
@@ -166,6 +180,44 @@ def test_a_validation_counts_every_architecture_alike(
     losses = [loss for _, loss in seen["evaluate"]]
     assert len(losses) == 2 * len(validated)
     assert validated == pytest.approx([(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)])
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(1, 1), (1, 3), (3, 1), (3, 2), (48, 1), (100, 1)])
+def test_a_validation_takes_no_more_networks_at_once_than_a_step(
+    zoo_corpus: Corpus, tmp_path: Path, num_workers: int, accumulate: int
+) -> None:
+    view = StageView(tokenizer_stage(zoo_corpus, tmp_path), 1, STAGE_STREAM)
+    view.stage.config.batch_size = batch_size = max(7, num_workers * accumulate)
+    most = math.ceil(math.ceil(batch_size / num_workers) / accumulate)
+    total, counted = max(64, num_workers), list[int]()
+    numbers: set[int] = set()
+    for rank in range(num_workers):
+        plan = BatchPlan(
+            RunRows.of(zoo_corpus).held,
+            seed=0,
+            num_condition_samples=2,
+            num_query_samples=2,
+            rank=rank,
+            num_workers=num_workers,
+        )
+        parts = list(plan.parts_for_stage(1, total, view, accumulate))
+        numbers.add(len(parts))
+        assert all(1 <= len(batch.sample_index_B) <= most for batch, *_ in parts)
+        counted += [int(index) for batch, _, count in parts for index in batch.sample_index_B[:count]]
+    assert sorted(counted) == list(range(total, 2 * total))
+    assert len(numbers) == 1
+
+
+def test_a_validation_in_parts_is_one_of_all(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    stage = tokenizer_stage(zoo_corpus, tmp_path)
+    rows, view = RunRows.of(zoo_corpus).held, StageView(stage, 1, STAGE_STREAM)
+    plan = BatchPlan(rows, seed=0, num_condition_samples=2, num_query_samples=2)
+    engine = LocalEngine(stage)
+    whole = engine.evaluate(*plan.for_stage(0, 64, view))
+    parts = engine.evaluate_parts(plan.parts_for_stage(0, 64, view, 3), 64)
+    assert parts.keys() == whole.keys()
+    for name in ("loss", "reconstruction"):
+        assert float(parts[name]) == pytest.approx(float(whole[name]), rel=1e-5)
 
 
 def test_a_worker_trains_on_its_own_part_of_every_batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -122,14 +122,30 @@ class Engine(ABC):
         self._update_averages()
         return self._mean(metrics)
 
-    @torch.no_grad()
     def evaluate(self, batch: WeightBatch, noise: KeyedNoise, total: int | None = None) -> dict[str, Tensor]:
         """Returns metrics of a batch, averaged over all workers, and learns nothing from it; see `train_step`."""
+        count = len(batch.sample_index_B)
+        return self.evaluate_parts([(batch, noise, count)], total or count * self.num_workers)
+
+    @torch.no_grad()
+    def evaluate_parts(self, parts: Iterable[tuple[WeightBatch, KeyedNoise, int]], total: int) -> dict[str, Tensor]:
+        """Returns metrics, averaged over the networks of all parts and workers, and learns nothing.
+
+        Args:
+            parts: Parts of this worker's share, with their noise and the number of networks that they count for; as
+                many as every other worker has.
+            total: Networks of all workers.
+        """
         self.stage.eval()
-        weight = self._weight(batch, total)
-        with self._averaged_parameters(), self._gathered():
-            metrics = _detached(self._forward(batch, noise))
-        return self._mean({name: value if weight == 1 else weight * value for name, value in metrics.items()})
+        metrics: dict[str, Tensor] = {}
+        with self._averaged_parameters():
+            for batch, noise, count in parts:
+                with self._gathered():
+                    found = _detached(self._forward(batch, noise))
+                weight = count * self.num_workers / total
+                for name, value in found.items():
+                    metrics[name] = metrics[name] + weight * value if name in metrics else weight * value
+        return self._mean(metrics)
 
     # What an engine gives to a checkpoint and takes from one
 

@@ -18,14 +18,14 @@ from raywgen.generators.bundle import build_generator
 from raywgen.nn.blocks import prepare_blocks
 from raywgen.nn.precision import autocast, resolved
 from raywgen.tasks import build_network
-from raywgen.training.batch_plan import STAGE_STREAM
+from raywgen.training.batch_plan import STAGE_STREAM, VALIDATION_BATCH, num_validation_parts
 from raywgen.training.config import TrainConfig
 from raywgen.training.live_bytes import LiveBytes
 from raywgen.training.memory_check import network_bytes
 from raywgen.training.plan.corpus import PlannedCorpus
 from raywgen.training.plan.valueless import valueless
 from raywgen.training.strategy import StageSizes
-from raywgen.training.trainer import NUM_SETUP_BATCHES, VALIDATION_BATCH
+from raywgen.training.trainer import NUM_SETUP_BATCHES
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, WeightBatch
 
 _PAIR = (1, 3)
@@ -45,7 +45,8 @@ class StageShape:
         batch_bytes: Bytes of a network in a batch, with its condition and query.
         fixed_bytes: Bytes that a step takes whatever the number of networks.
         setup_bytes: Bytes that the preparation of the stage takes.
-        validation_bytes: Bytes that a validation takes; 0 where the corpus has no networks for it.
+        validation: Fixed bytes that a validation takes, and those of each network that is validated at once; 0 where
+            the corpus has no networks for it.
         guess: Why the step could not be run without values, so that it is estimated from below; empty where it could.
     """
 
@@ -58,12 +59,18 @@ class StageShape:
     batch_bytes: int
     fixed_bytes: int
     setup_bytes: int = 0
-    validation_bytes: int = 0
+    validation: tuple[int, int] = (0, 0)
     guess: str = ""
 
     def part_bytes(self, num_networks: int) -> int:
         """Returns the bytes that forward and backward pass of some networks take at their peak."""
         return self.fixed_bytes + num_networks * self.sizes.activation_bytes
+
+    def validation_bytes(self, num_workers: int, accumulate: int) -> int:
+        """Returns the bytes that a worker takes to validate, in parts no larger than those of a training step."""
+        share = math.ceil(max(VALIDATION_BATCH, num_workers) / num_workers)
+        fixed, each = self.validation
+        return fixed + math.ceil(share / num_validation_parts(self.sizes.batch_size, num_workers, accumulate)) * each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +123,13 @@ class _StageRuns:
         """Returns the stage's sizes; where its steps depend on values, what it says of itself."""
         stage, batch_size = self._stage, self._stage.config.batch_size
         example = self._batch(1)
-        guess, setup, validation = "", 0, 0
-        share = -(-VALIDATION_BATCH // max(1, self._config.min_workers))
+        guess, setup, validation = "", 0, (0, 0)
         try:
             setup = self._peak(lambda: stage.setup(self._setup_batches(), 0))
             self._evaluation(1)()  # Makes tables, which then are there.
-            small, large = (self._peak(self._step(num)) for num in _PAIR)
-            each = max(0, large - small) // (_PAIR[1] - _PAIR[0])
-            fixed = max(0, small - _PAIR[0] * each)
-            validation = self._peak(self._evaluation(share)) if self._corpus.is_validated else 0
+            fixed, each = self._peaks(self._step)
+            if self._corpus.is_validated:
+                validation = self._peaks(self._evaluation)
         except Exception as error:  # Code of any method runs here, and may ask for what only values can tell.
             guess = one_line(error).partition(". ")[0] or type(error).__name__
             num_values = example.num_values if not stage.needs.whole_networks else self._layout.num_values
@@ -140,9 +145,15 @@ class _StageRuns:
             batch_bytes=_batch_bytes(example),
             fixed_bytes=fixed,
             setup_bytes=setup,
-            validation_bytes=validation,
+            validation=validation,
             guess=guess,
         )
+
+    def _peaks(self, make: Callable[[int], Callable[[], object]]) -> tuple[int, int]:
+        """Returns the fixed bytes of what is made for a number of networks, and those of each network."""
+        small, large = (self._peak(make(num)) for num in _PAIR)
+        each = max(0, large - small) // (_PAIR[1] - _PAIR[0])
+        return max(0, small - _PAIR[0] * each), each
 
     def _peak(self, run: Callable[[], object]) -> int:
         with LiveBytes() as live:

@@ -88,7 +88,7 @@ def worker_bytes(generator: GeneratorShape, stage: StageShape, config: TrainConf
     states = weights + held.gradients + held.optimizer + held.averages
     # While a stage is prepared it has neither gradients nor moments.
     setting_up = generator.buffer_bytes + 4 * generator.num_parameters + stage.setup_bytes
-    validating = states + held.averages + stage.validation_bytes
+    validating = states + held.averages + stage.validation_bytes(W, choice.accumulate)
     # Buffers fill while the backward pass gives activations up, and are the fullest when the optimiser steps.
     working = max(states + max(buffers, part), validating) + (0 if on_gpu or not saves_midway else checkpoint)
     # At its end the generator is built anew beside what the engine still holds.
