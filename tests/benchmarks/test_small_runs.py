@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raywgen.benchmarks.run import run
+from raywgen.training.session import ray_session
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """A benchmark takes the session that is there: several of these would start one of their own for each corpus."""
+    with ray_session():
+        yield
 
 
 def test_corpus_ingest(tmp_path: Path) -> None:
