@@ -84,7 +84,7 @@ class Transformer(nn.Module):
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         assert num_heads % self.num_kv_heads == 0, f"{num_heads} heads in groups of {self.num_kv_heads}"
         self.blocks = Blocks(
-            _TransformerBlock(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers)
+            TransformerBlock(width, num_heads, self.num_kv_heads, dropout, is_causal) for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(width)
         self.head_width = width // num_heads
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         # The residual stream keeps the parameters' precision, even if matrix products use a lower one.
         x_BTH = x_BTH.to(self.norm.weight.dtype)
         start, length, mask_TT = 0 if cache is None else cache.length, x_BTH.shape[1], None
-        rotation = _rotation(start, length, self.head_width, x_BTH.device)
+        rotation = rotation_of(start, length, self.head_width, x_BTH.device)
         if num_common is not None:
             assert cache is None, "a cache holds one sequence a row"
             position_T = torch.arange(length, device=x_BTH.device)
@@ -133,7 +133,9 @@ class Transformer(nn.Module):
         )
 
 
-class _TransformerBlock(nn.Module):
+class TransformerBlock(nn.Module):
+    """A block: attention and a perceptron, each behind a norm and added to the stream."""
+
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, dropout: float, is_causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -155,10 +157,11 @@ class _TransformerBlock(nn.Module):
         is_seen_BT: Tensor | None = None,
         mask_TT: Tensor | None = None,
     ) -> Tensor:
+        """Returns the stream `(B, T, H)` after this block; see `Transformer`."""
         heads_BATE = self.qkv(self.attention_norm(x_BTH)).unflatten(-1, (-1, x_BTH.shape[-1] // self.num_heads))
         heads_BATE = heads_BATE.transpose(1, 2)
         query, key, value = heads_BATE.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        query, key = _rotate(query, rotation), _rotate(key, rotation)
+        query, key = rotated(query, rotation), rotated(key, rotation)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         mixed = self._attend(query, key, value, is_seen_BT, mask_TT)
@@ -189,14 +192,15 @@ class _TransformerBlock(nn.Module):
         return mixed.to(query.dtype)
 
 
-def _rotation(start: int, length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotation_of(start: int, length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the cosines and sines `(T, E/2)` of RoPE (Su et al. 2021, eq. 34)."""
     frequency = 10_000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
     angle = torch.arange(start, start + length, device=device).unsqueeze(1) * frequency
     return angle.cos(), angle.sin()
 
 
-def _rotate(x_BATE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotated(x_BATE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns queries or keys by the angles of their positions, in their own dtype."""
     cos, sin = (part.to(x_BATE.dtype) for part in rotation)
     left, right = x_BATE.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

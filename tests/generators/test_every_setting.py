@@ -171,6 +171,8 @@ IGPG = {
             "overlap": tried(0.75, "prior.window=4"),
             "max_rows": tried(1, "*.chunks=independent"),
             "half_cache": tried("true"),
+            "precision": tried("bf16"),
+            "compile": tried("always", "*.half_cache=true"),
         },
         base=("tokenizer.num_steps=1", "prior.num_steps=1", "task_loss.num_steps=0"),
     ),

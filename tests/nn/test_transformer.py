@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raywgen.nn.transformer import Transformer, _rotate, _rotation
+from raywgen.nn.transformer import Transformer, rotated, rotation_of
 
 WIDTH, LENGTH = 16, 9
 
@@ -99,8 +99,8 @@ def test_rotary_scores_depend_on_distance_alone(shift: int) -> None:
     query, key = torch.randn(2, 1, 1, 1, 8, generator=generator)
 
     def scores(start: int) -> Tensor:
-        rotation = _rotation(start, 6, 8, torch.device("cpu"))
-        rotated_query, rotated_key = (_rotate(x.expand(1, 1, 6, 8), rotation) for x in (query, key))
+        rotation = rotation_of(start, 6, 8, torch.device("cpu"))
+        rotated_query, rotated_key = (rotated(x.expand(1, 1, 6, 8), rotation) for x in (query, key))
         return (rotated_query @ rotated_key.transpose(-1, -2))[0, 0]
 
     # Angles of up to 46 rad carry float32 errors of 46 * 6e-8 each.
@@ -115,8 +115,8 @@ def test_order_matters_and_rotation_keeps_lengths(transformer: Transformer, x_BT
     swapped_BTH = x_BTH[:, [1, 0, *range(2, LENGTH)]]
     assert not torch.allclose(transformer(x_BTH)[:, -1], transformer(swapped_BTH)[:, -1], atol=1e-4)
     heads = x_BTH.unflatten(-1, (2, 8)).transpose(1, 2)
-    rotated = _rotate(heads, _rotation(3, LENGTH, 8, torch.device("cpu")))
-    torch.testing.assert_close(rotated.norm(dim=-1), heads.norm(dim=-1), rtol=1e-5, atol=1e-5)
+    turned = rotated(heads, rotation_of(3, LENGTH, 8, torch.device("cpu")))
+    torch.testing.assert_close(turned.norm(dim=-1), heads.norm(dim=-1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -45,7 +45,7 @@ class Levels(NamedTuple):
     """The tables that the head computes from the codebooks, once for all positions.
 
     Attributes:
-        weight_LHV: Maps a level's hidden state to its logits.
+        weight_LHV: Maps a level's hidden state to its logits; its dtype is that of this product.
         code_embedding_LVH: Embedding of each code, an input of later levels.
         codebooks_LVK: Code vectors.
     """
@@ -96,7 +96,8 @@ class LevelHead(nn.Module):
             padding_codes_XL: Codes of padding tokens.
         """
         hidden_XH = nn.functional.gelu(state_XH + chosen_XH + self.level[level])
-        logits_XV = hidden_XH @ levels.weight_LHV[level] + self.bias[level]
+        weight_HV = levels.weight_LHV[level]
+        logits_XV = (hidden_XH.to(weight_HV.dtype) @ weight_HV).to(hidden_XH.dtype) + self.bias[level]
         return logits_XV if padding_codes_XL is None else _with_padding_codes(logits_XV, padding_codes_XL[..., level])
 
     def log_likelihood(

@@ -16,7 +16,9 @@ from raywgen.generators.common.tokenizer.chunk_table import ChunkScales, ChunkTa
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.windows import chunks_of, plan_parts, side_by_side
+from raywgen.generators.igpg.windows import Window, chunks_of, plan_parts, side_by_side
+from raywgen.nn.decoding import PreparedTransformer, compiles
+from raywgen.nn.precision import resolved
 from raywgen.nn.transformer import KeyValueCache
 from raywgen.weights import Condition, KeyedNoise
 
@@ -113,20 +115,24 @@ def _sample_windows(
     prefix_cache = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
     prior.trunk(prefix_STH, prefix_cache)
     header, done = prior.header(table), 0
+    parts = plan_parts(len(table), header, prior.config.window, sampling)
+    prepared = _prepared(
+        prior, prefix_cache, [side_by_side(part.plan, B, sampling.max_rows) for part in parts], sampling
+    )
     written: list[TokenSample] = []
-    for part in plan_parts(len(table), header, prior.config.window, sampling):
+    for part in parts:
         chunk_scales = header.chunk_scales(_codes_of(written)) if header is not None and written else None
         longest_tail = max(window.new - window.start for window in part.plan)
         recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
         for group in side_by_side(part.plan, B, sampling.max_rows):
             cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
             index_NW = chunks_of(group, part.stop, prefix_STH.device)
-            rows = _WindowRows(prior, prefix_STH, num_sides, table, index_NW, chunk_scales, cache)
-            parts = noise.split(torch.arange(done, done + len(group)))
+            rows = _WindowRows(prior, prefix_STH, num_sides, table, index_NW, chunk_scales, cache, prepared)
+            own_noise = noise.split(torch.arange(done, done + len(group)))
             num_recent = recent_BML.shape[1]
             tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
             num_new = min(group[-1].stop, part.stop) - group[0].new
-            written.append(_write(rows, tail_BOK, rvq, parts, temperature, sampling).first(num_new))
+            written.append(_write(rows, tail_BOK, rvq, own_noise, temperature, sampling).first(num_new))
             recent_BML = torch.cat([recent_BML, written[-1].codes_BML], dim=1)
             recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
             done += len(group)
@@ -136,6 +142,26 @@ def _sample_windows(
         log_prob_BM=torch.cat([each.log_prob_BM for each in written], dim=1),
         expected_BMK=torch.cat(expected, dim=1) if expected else None,
     )
+
+
+def _prepared(
+    prior: Prior, prefix: KeyValueCache, groups_of_parts: list[list[list[Window]]], sampling: SamplingConfig
+) -> PreparedTransformer | None:
+    """Returns the trunk as it takes single steps, or None where it is best called as it is."""
+    groups = [group[0] for groups in groups_of_parts for group in groups]
+    device = prefix.keys.device
+    num_steps = sum(window.stop - window.new for window in groups)
+    compiled = compiles(sampling.compile, num_steps, device)
+    dtype = matrix_dtype(sampling, device)
+    if not compiled and dtype == torch.float32:
+        return None
+    length = prefix.length + max(window.stop - window.start for window in groups)
+    return PreparedTransformer(prior.trunk, length, dtype, compiled=compiled)
+
+
+def matrix_dtype(sampling: SamplingConfig, device: torch.device) -> torch.dtype:
+    """Returns the type in which matrices are multiplied."""
+    return torch.bfloat16 if resolved(sampling.precision, device.type) == "bf16" else torch.float32
 
 
 def _codes_of(written: list[TokenSample]) -> Tensor:
@@ -154,8 +180,9 @@ class _WindowRows:
         index_NW: Tensor,
         chunk_scales: ChunkScales | None,
         cache: KeyValueCache,
+        prepared: PreparedTransformer | None,
     ) -> None:
-        self.prior, self.cache, self.num_sides = prior, cache, num_sides
+        self.prior, self.cache, self.num_sides, self.prepared = prior, cache, num_sides, prepared
         self.num_windows, self.batch = len(index_NW), len(prefix_STH) // num_sides
         self.inputs_RWH = prior.inputs(
             prefix_STH.repeat_interleave(len(index_NW), dim=0),
@@ -168,7 +195,11 @@ class _WindowRows:
         """Returns states `(S, R, O, H)` of the O positions from `first` on, given the code vector before each."""
         inputs = self.inputs_RWH[:, first : first + before_ROK.shape[1]]
         before = self.prior.previous(before_ROK).repeat(self.num_sides, 1, 1)
-        return self.prior.trunk(inputs + before, self.cache).unflatten(0, (self.num_sides, -1))
+        if self.prepared is None or before_ROK.shape[1] > 1:
+            states = self.prior.trunk(inputs + before, self.cache)
+        else:
+            states = self.prepared.step((inputs + before)[:, 0], self.cache).unsqueeze(1)
+        return states.unflatten(0, (self.num_sides, -1))
 
 
 def _write(
@@ -182,6 +213,7 @@ def _write(
         rows.step(0, torch.cat([torch.zeros_like(tail_BOK[:, :1]), tail_BOK[:, :-1]], dim=1))
         previous_RK = tail_BOK[:, -1]
     levels = head.levels(rvq)
+    levels = levels._replace(weight_LHV=levels.weight_LHV.to(matrix_dtype(sampling, tail_BOK.device)))
     codes, states, log_probs = [], [], []
     for position in range(num_tail, rows.inputs_RWH.shape[1]):
         state_SRH = rows.step(position, previous_RK.unsqueeze(1))[:, :, 0]

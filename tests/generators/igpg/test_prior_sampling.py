@@ -115,6 +115,23 @@ def test_a_bfloat16_cache_writes_nearly_the_same(generator: IGPG) -> None:
     assert half.log_prob_BM.dtype == torch.float32
 
 
+def test_compiled_steps_write_the_same_tokens(generator: IGPG) -> None:
+    plain, compiled = (
+        sample(generator, SamplingConfig(compile=compile_, guidance=2.0)) for compile_ in ("never", "always")
+    )
+    assert torch.equal(plain.codes_BML, compiled.codes_BML)
+    torch.testing.assert_close(plain.log_prob_BM, compiled.log_prob_BM, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.expected_BMK, compiled.expected_BMK, rtol=1e-4, atol=1e-5)
+
+
+def test_products_in_bfloat16_write_nearly_the_same(generator: IGPG) -> None:
+    full, half = (sample(generator, SamplingConfig(precision=name), temperature=0.0) for name in ("fp32", "bf16"))
+    # As above.
+    assert float((full.codes_BML == half.codes_BML).float().mean()) > 0.9
+    assert not torch.equal(full.log_prob_BM, half.log_prob_BM)
+    torch.testing.assert_close(full.log_prob_BM, half.log_prob_BM, rtol=0.05, atol=0.2)
+
+
 def test_an_average_is_the_mean_over_weights_and_one_of_it_is_what_one_would_be(generator: IGPG) -> None:
     cond, layout = condition(3), layout_of()
     three = generator.generate(
