@@ -10,7 +10,7 @@ from raywgen.training import TrainConfig
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.ray_source import RaySource, ReadPlan, packed_view
-from raywgen.training.rows import RunRows
+from raywgen.training.run_moments import rows_with_moments
 from raywgen.training.session import ray_session
 from raywgen.weights import WeightBatch
 
@@ -20,12 +20,18 @@ _STEPS = range(5, 13)
 
 
 def sources_equal(config: TrainConfig) -> float:
-    """Returns 1 where both sources gave every worker the same batches of a run's last stage, else 0."""
+    """Returns 1 where both sources gave every worker the same batches of a run's last stage, else 0.
+
+    What windows need beside their values is kept in the run's folder.
+    """
     corpus = Corpus.open(config.corpus)
     normalizers, data = measure_normalizers(corpus), data_spec(corpus)
     generator = build_generator(config.method, config.generator, normalizers, data, config.seed)
-    rows, stage = RunRows.of(corpus).train, generator.stages()[-1]
-    unmapped = RunRows.of(Corpus.open(config.corpus, copies=False)).train
+    stage = generator.stages()[-1]
+    rows, unmapped = (
+        rows_with_moments(Corpus.open(config.corpus, copies=copies), generator, [stage], config.out).train
+        for copies in (True, False)
+    )
     view, size = StageView(stage, config.seed, STAGE_STREAM), stage.config.batch_size
     with ray_session():
         for num_workers in range(1, _MOST_WORKERS + 1):
@@ -53,5 +59,9 @@ def sources_equal(config: TrainConfig) -> float:
 
 def _same(found: WeightBatch, expected: WeightBatch) -> bool:
     assert len(found) > 0
-    pairs = [(found.values_BD, expected.values_BD), (found.targets_BAD, expected.targets_BAD)]
+    pairs = [
+        (found.values_BD, expected.values_BD),
+        (found.targets_BAD, expected.targets_BAD),
+        (found.moments_BYK, expected.moments_BYK),
+    ]
     return all((a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)

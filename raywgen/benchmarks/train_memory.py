@@ -35,7 +35,8 @@ from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.config import load_train_config
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import LocalEngine
-from raywgen.training.rows import RunRows, data_digest
+from raywgen.training.rows import data_digest
+from raywgen.training.run_moments import rows_with_moments
 from raywgen.weights import Layout
 
 _SMALL = 100_000
@@ -52,6 +53,16 @@ _SETTINGS = {
         "method=igpg",
         "generator.tokenizer.num_steps=1",
         "generator.tokenizer.batch_size=8",
+        "generator.prior.num_steps=3",
+        "generator.prior.batch_size=8",
+        "generator.prior.window=256",
+        "generator.task_loss.num_steps=0",
+    ],
+    "scales": [
+        "method=igpg",
+        "generator.tokenizer.num_steps=3",
+        "generator.tokenizer.batch_size=8",
+        "generator.tokenizer.scales=filter",
         "generator.prior.num_steps=3",
         "generator.prior.batch_size=8",
         "generator.prior.window=256",
@@ -81,7 +92,8 @@ class TrainMemoryConfig:
     """The corpora, and what is trained on them.
 
     Attributes:
-        methods: The stages that are trained: `tokenizer`, `prior`, `mcdi`, `lohp`.
+        methods: The stages that are trained: `tokenizer`, `prior`, `scales` (both of these, with scales as tokens),
+            `mcdi`, `lohp`.
         num_networks: N of the corpora that differ in it.
         network_values: D of these.
         sizes: D of the corpora that differ in it.
@@ -125,10 +137,11 @@ def measure(config: TrainMemoryConfig) -> tuple[dict[str, float], dict[str, Any]
                 figures[key] = max(figures.get(key, 0.0), slope)
         figures["peak_anon_gib"] = max(figures.get("peak_anon_gib", 0.0), found["worker_d"][-1] / _GIB)
     small, large = task_corpus(folder, config.networks_of_a_size, _SMALL), by_size[config.sizes[-1]]
-    ratios = {method: _step_ratio(method, small, large, config.rounds) for method in config.methods}
+    ratios = {method: _step_ratio(method, small, large, config.rounds, folder) for method in config.methods}
     figures["step_over_small"] = max(ratios.values())
     figures["sources_equal"] = min(
-        sources_equal(_run_config(method, next(iter(by_number.values())), Path("unused"))) for method in config.methods
+        sources_equal(_run_config(method, next(iter(by_number.values())), folder / "sources" / method))
+        for method in config.methods
     )
     figures["bundle_bytes_per_value"] = max(
         (_bundle_bytes(method, large, folder) - _bundle_bytes(method, small, folder)) / config.sizes[-1]
@@ -225,9 +238,9 @@ def _prepare(config: TrainConfig) -> None:
     build_generator(config.method, config.generator, measure_normalizers(corpus), data_spec(corpus), config.seed)
 
 
-def _step_ratio(method: str, small: str, large: str, rounds: int) -> float:
+def _step_ratio(method: str, small: str, large: str, rounds: int, folder: Path) -> float:
     """The CPU time of a step on large networks over that on small ones, which alternate."""
-    steps = [_stepper(method, corpus) for corpus in (small, large)]
+    steps = [_stepper(method, corpus, folder / "steps" / method) for corpus in (small, large)]
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 2):
         for step, seconds in zip(steps, times, strict=True):
@@ -237,13 +250,13 @@ def _step_ratio(method: str, small: str, large: str, rounds: int) -> float:
     return median(times[1][2:]) / median(times[0][2:])
 
 
-def _stepper(method: str, location: str) -> Callable[[int], None]:
-    config, corpus = _run_config(method, location, Path("unused")), Corpus.open(location)
+def _stepper(method: str, location: str, out: Path) -> Callable[[int], None]:
+    config, corpus = _run_config(method, location, out), Corpus.open(location)
     generator = build_generator(
         config.method, config.generator, measure_normalizers(corpus), data_spec(corpus), config.seed
     )
     plan = BatchPlan(
-        RunRows.of(corpus).train,
+        rows_with_moments(corpus, generator, generator.stages(), out).train,
         seed=0,
         num_condition_samples=4,
         num_query_samples=4,

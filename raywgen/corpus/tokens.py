@@ -233,29 +233,31 @@ class StoredTokens:
         """Returns M, the chunks of a network."""
         return self._shape[0]
 
-    def codes(self, index_B: Tensor, first_B: Tensor | None = None, num_chunks: int = 0) -> Tensor:
-        """Returns the tokens `(B, W, L)`, int64, of whole networks or of windows of them.
+    def codes(self, index_B: Tensor, chunk_BX: Tensor | None = None) -> Tensor:
+        """Returns the tokens `(B, X, L)`, int64, of whole networks or of some chunks of each.
 
         Args:
             index_B: Checkpoints, int64.
-            first_B: First chunk of each window, int64; None for whole networks.
-            num_chunks: W, the chunks of a window, none of which lies beyond the end.
+            chunk_BX: Chunks of each, int64, as many of each; consecutive ones are read together. None for all chunks.
 
         Raises:
             MissingFileError, DamagedFileError: A shard cannot be read, or tokens have changed.
             ChangedCorpusError: The tokens were deleted or made anew in the meantime.
         """
         M, L = self._shape
-        W = M if first_B is None else num_chunks
-        starts = [0] * len(index_B) if first_B is None else first_B.tolist()
-        out_BWL = torch.empty(len(index_B), W, L, dtype=torch.int64)
+        if chunk_BX is None:
+            chunk_BX = torch.arange(M).expand(len(index_B), -1)
+        out_BXL = torch.empty(*chunk_BX.shape, L, dtype=torch.int64)
         width = L * self._dtype.itemsize
-        for codes_WL, index, first in zip(out_BWL, index_B.tolist(), starts, strict=True):
-            assert 0 <= first <= M - W, "a window beyond the end"
+        for codes_XL, index, chunks in zip(out_BXL, index_B.tolist(), chunk_BX.numpy(), strict=True):
+            assert chunks.min() >= 0, "a chunk before the beginning"
+            assert chunks.max() < M, "a chunk beyond the end"
             view = self.corpus.view(self._paths[int(self._shard_N[index])], self._layout)
-            (raw,) = view.ranges(int(self._row_N[index]), [(first * width, (first + W) * width)])
-            codes_WL.copy_(_view(raw, self._dtype).view(W, L))
-        return out_BWL
+            runs = np.split(chunks, np.flatnonzero(np.diff(chunks) != 1) + 1)
+            wanted = [(int(run[0]) * width, (int(run[-1]) + 1) * width) for run in runs]
+            parts = view.ranges(int(self._row_N[index]), wanted)
+            torch.cat([_view(raw, self._dtype).view(-1, L).long() for raw in parts], out=codes_XL)
+        return out_BXL
 
 
 def _view(raw: Tensor, dtype: torch.dtype) -> Tensor:

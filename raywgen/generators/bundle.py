@@ -38,8 +38,8 @@ from raywgen.weights import (
     load_state_dict,
 )
 from raywgen.weights.safetensors_stream import StreamedTensor, save_streamed
-from raywgen.weights.start_file import write_start
 from raywgen.weights.tensors import find_ties
+from raywgen.weights.vector_file import write_vector
 
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
@@ -227,7 +227,7 @@ def _save_start(normalizer: Normalizer, path: Path) -> None:
         with suppress(OSError):  # The file may lie on another disk, or have been deleted.
             os.link(normalizer.start_file, path)
             return
-    write_start(path, len(normalizer.start_D), normalizer.start_D.cpu().split(_PART))
+    write_vector(path, len(normalizer.start_D), normalizer.start_D.cpu().split(_PART))
 
 
 def _checksums(folder: Path, encoders: Collection[str], starts: Collection[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raywgen.weights import Layout, Windows
+from raywgen.weights.groups import ReadValues
 
 
 class TokenEncoder(ABC):
@@ -50,13 +51,28 @@ class TokenEncoder(ABC):
         None means that tokens follow from whole networks alone.
         """
 
+    def moments(self, layout: Layout, read: ReadValues) -> Tensor | None:
+        """Returns the moments of each network that its windows follow from, beside their values.
+
+        Args:
+            layout: Layout of the networks.
+            read: Reads their values, a part at a time.
+
+        Returns:
+            Float `(B, N)`, on the tokeniser's device; None where windows follow from their values alone.
+        """
+        return None
+
     @abstractmethod
-    def encode(self, values_BX: Tensor, layout: Layout, windows: Windows | None) -> Tensor:
+    def encode(
+        self, values_BX: Tensor, layout: Layout, windows: Windows | None, moments_BN: Tensor | None = None
+    ) -> Tensor:
         """Returns the tokens `(B, W, L)`, int64, of the inner chunks of windows, or of whole networks.
 
         Args:
-            values_BX: The values of the windows, zeros beyond the end of a network; whole flat vectors without windows.
-                As `windows`, on the tokeniser's device.
+            values_BX: The values of the windows, zeros beyond the ends of a network; whole flat vectors without
+                windows. As `windows`, on the tokeniser's device.
             layout: Layout of the networks.
             windows: The result of the method of this name.
+            moments_BN: The result of the method of this name.
         """

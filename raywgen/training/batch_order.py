@@ -65,11 +65,12 @@ class BatchDraw:
 
 
 class StoredBatch(NamedTuple):
-    """The tensors that are read of a corpus for a part of a batch: values and local targets, or tokens."""
+    """The tensors that are read of a corpus for a part of a batch: values, local targets and moments, or tokens."""
 
     values_BD: Tensor | None = None
     targets_BAD: Tensor | None = None
     codes_BWL: Tensor | None = None
+    moments_BYK: Tensor | None = None
 
 
 class BatchOrder:
@@ -109,14 +110,22 @@ class BatchOrder:
         targets_BAD = rows.targets(draw.row_B, draw.windows)
         if stage.tokens != "none" and rows.tokens is not None:
             return StoredBatch(targets_BAD=targets_BAD, codes_BWL=rows.codes(draw.row_B, draw.windows))
-        return StoredBatch(values_BD=rows.values(draw.row_B, draw.windows), targets_BAD=targets_BAD)
+        return StoredBatch(
+            values_BD=rows.values(draw.row_B, draw.windows),
+            targets_BAD=targets_BAD,
+            moments_BYK=rows.header_moments(draw.row_B, draw.windows),
+        )
 
     def num_bytes(self, draw: BatchDraw) -> int:
-        """Returns the bytes of the values and local targets of a part of a batch."""
+        """Returns the bytes of the values, local targets and moments of a part of a batch."""
         rows = self.rows[draw.turn]
         num_values = rows.layout.num_values if draw.windows is None else draw.windows.num_values
         num_states = 1 if rows.target_index_NA is None else 1 + rows.target_index_NA.shape[1]
-        return 4 * len(draw.row_B) * num_values * num_states
+        header = None if draw.windows is None else draw.windows.header
+        num_moments = (
+            0 if header is None or draw.windows is None else header.index_BY.shape[1] * draw.windows.chunk_length
+        )
+        return 4 * len(draw.row_B) * (num_values * num_states + num_moments)
 
     def shards(self, draw: BatchDraw) -> list[str]:
         """Returns the shards that hold the weights of a part of a batch, by their paths in the corpus."""

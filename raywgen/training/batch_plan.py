@@ -136,6 +136,7 @@ class BatchPlan:
             query=query,
             sample_index_B=sample_index_B,
             targets_BAD=stored.targets_BAD,
+            moments_BYK=stored.moments_BYK,
             windows=windows,
         )
         return batch.to(self._device), noise.to(self._device)

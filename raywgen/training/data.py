@@ -19,7 +19,7 @@ from raywgen.training.rows import policy_names
 from raywgen.training.stored_weights import StoredWeights
 from raywgen.weights import Layout, Normalizer, NormalizerTable
 from raywgen.weights.cache import cache_folder
-from raywgen.weights.start_file import write_start
+from raywgen.weights.vector_file import write_vector
 
 # Values of a start that a process holds in memory.
 _MOST_HELD = 1 << 22
@@ -88,7 +88,7 @@ def _start_file(corpus: Corpus, layout: Layout, folder: str | Path | None) -> tu
         weights, first = StoredWeights(corpus, layout, facts), torch.zeros(1, dtype=torch.int64)
         starts = range(0, layout.num_values, _PART)
         parts = (weights.windows(first, first + at, min(_PART, layout.num_values - at))[0] for at in starts)
-        write_start(path, layout.num_values, parts)
+        write_vector(path, layout.num_values, parts)
     if storage.is_local:
         return path, ""
     if storage.size(name) != path.stat().st_size:

@@ -2,7 +2,8 @@
 
 A work item is a shard of weights. Its tokens are written first, then in one step its journal; items with a journal are
 never repeated, so an encoding may be killed at any point and run again. Networks are read and encoded in blocks of
-chunks, so nothing holds a large one in float32; what grows with a shard are its tokens.
+chunks, so nothing holds a large one in float32; what grows with a shard are its tokens. Where scales are tokens, a
+network is read once for their moments before it is encoded.
 
 Shape letters beyond the legend in `raywgen.weights`: M chunks of a network.
 """
@@ -40,7 +41,7 @@ from raywgen.corpus.tokens import (
 from raywgen.corpus.writing import JOURNALS, remove_unused_shards
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.sealed import SealError, sealed_json, unseal
-from raywgen.training.stored_weights import StoredWeights
+from raywgen.training.stored_weights import StoredWeights, part_reader
 from raywgen.weights import Layout
 
 # Values that are encoded at once; an encoder needs some hundred bytes for each.
@@ -215,13 +216,14 @@ def encoded_blocks(
     rows_at_once = max(1, _VALUES_AT_ONCE // max(1, layout.num_values))
     for start in range(0, len(weights), rows_at_once):
         row_B = torch.arange(start, min(start + rows_at_once, len(weights)))
+        moments_BN = encoder.moments(layout, part_reader(weights, row_B))
         for first in range(0, count, per_block):
             windows = encoder.windows(layout, first, min(first + per_block, count), len(row_B))
-            if windows is None or per_block >= count:
+            if windows is None or (per_block >= count and windows.header is None):
                 values = weights.values(row_B)  # Faster than one network after another.
             else:
-                values = weights.windows(row_B, windows.first_B * windows.chunk_length, windows.num_values)
+                values = weights.windows(row_B, windows.start_B, windows.num_values)
             if windows is not None:
                 values = pad(values, (0, windows.num_values - values.shape[1]))
                 windows = windows.to(device)
-            yield row_B, first, encoder.encode(values.to(device), layout, windows)
+            yield row_B, first, encoder.encode(values.to(device), layout, windows, moments_BN)

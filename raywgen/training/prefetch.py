@@ -99,6 +99,6 @@ class Prefetch:
                 batch, noise = self._draw(step)
         except BaseException as error:
             return error
-        parts = (batch.values_BD, batch.targets_BAD, batch.codes_BWL)
+        parts = (batch.values_BD, batch.targets_BAD, batch.codes_BWL, batch.moments_BYK)
         self._batch_bytes = sum(part.nbytes for part in parts if part is not None)
         return batch, noise

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute
@@ -29,6 +29,14 @@ pc: Any = pyarrow.compute
 _TRAIN, _HELD, _BASE = "train", "validation", "base"
 
 
+class HeaderMoments(Protocol):
+    """The moments of the groups of N checkpoints."""
+
+    def of(self, index_B: Tensor, windows: Windows) -> Tensor:
+        """Returns those of the header chunks of a window of each, float32 `(B, Y, K)`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRows:
     """All checkpoints of one layout and some splits, or the ends of their trajectories, as they are read.
@@ -39,6 +47,7 @@ class StoredRows:
         index_N: Which of `weights` each is, int64.
         tokens: The reader of the tokens of `weights`; None without tokens.
         target_index_NA: Which of `weights` the local targets of each are, where `trajectory_rows` made the rows.
+        moments: The reader of the moments of `weights`; None where windows need none.
     """
 
     layout: Layout
@@ -46,6 +55,7 @@ class StoredRows:
     index_N: Tensor
     tokens: StoredTokens | None = None
     target_index_NA: Tensor | None = None
+    moments: HeaderMoments | None = None
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -58,6 +68,7 @@ class StoredRows:
             index_N=self.index_N,
             tokens=self.tokens,
             target_index_NA=self.target_index_NA,
+            moments=self.moments,
         )
 
     def values(self, row_B: Tensor, windows: Windows | None = None) -> Tensor:
@@ -65,12 +76,16 @@ class StoredRows:
         return self._read(self.index_N[row_B], windows)
 
     def codes(self, row_B: Tensor, windows: Windows | None = None) -> Tensor:
-        """Reads the tokens of networks, int64 `(B, M, L)`, or of the inner chunks of a window of each."""
+        """Reads the tokens of networks, int64 `(B, M, L)`, or those that belong to a window of each."""
         assert self.tokens is not None, "the rows have no tokens"
-        if windows is None:
-            return self.tokens.codes(self.index_N[row_B])
-        index_BW = windows.index_BW if windows.inner_BW is None else windows.inner_BW
-        return self.tokens.codes(self.index_N[row_B], index_BW[:, 0], index_BW.shape[1])
+        return self.tokens.codes(self.index_N[row_B], None if windows is None else windows.code_index_BX)
+
+    def header_moments(self, row_B: Tensor, windows: Windows | None) -> Tensor | None:
+        """Reads the moments of the header chunks of a window of each network, float32; None where they have none."""
+        if windows is None or windows.header is None:
+            return None
+        assert self.moments is not None, "the rows have no moments"
+        return self.moments.of(self.index_N[row_B], windows)
 
     def targets(self, row_B: Tensor, windows: Windows | None = None) -> Tensor | None:
         """Reads the local targets of networks, float32 `(B, A, D)`, or a window of each; None where rows have none."""
@@ -83,7 +98,7 @@ class StoredRows:
     def _read(self, index_B: Tensor, windows: Windows | None) -> Tensor:
         if windows is None:
             return self.weights.values(index_B)
-        return self.weights.windows(index_B, windows.first_B * windows.chunk_length, windows.num_values)
+        return self.weights.windows(index_B, windows.start_B, windows.num_values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +203,13 @@ class RunRows:
             for part in (self.train, self.held)
         )
         return RunRows(train=train, held=held)
+
+    def with_moments(self, moments: Sequence[HeaderMoments | None]) -> RunRows:
+        """Returns the same checkpoints with their moments: of the layouts to train on, then of those held back."""
+        found = [
+            replace(rows, moments=of_rows) for rows, of_rows in zip([*self.train, *self.held], moments, strict=True)
+        ]
+        return RunRows(train=found[: len(self.train)], held=found[len(self.train) :])
 
     def digest(self) -> str:
         """Changes with which checkpoints these are and with their order."""

@@ -23,6 +23,7 @@ from raywgen.corpus import Corpus
 from raywgen.corpus.at_once import networks_at_once
 from raywgen.corpus.shards import WeightsView
 from raywgen.weights import Layout, NonFiniteWeightsError
+from raywgen.weights.groups import ReadValues
 
 # Networks of more values are copied one by one, straight out of the mapped shard.
 _LARGE = 1 << 16
@@ -42,11 +43,11 @@ class Weights(Protocol):
         ...
 
     def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
-        """Returns `length` consecutive values of each, float32 `(B, length)`; zeros beyond the end of a network.
+        """Returns `length` consecutive values of each, float32 `(B, length)`; zeros beyond the ends of a network.
 
         Args:
             index_B: Checkpoints, int64.
-            start_B: Position in the flat vector where each window begins, int64.
+            start_B: Position in the flat vector where each window begins, int64; it may be negative.
             length: Values of a window.
         """
         ...
@@ -105,13 +106,21 @@ class StoredWeights:
         def read(wanted: tuple[int, int]) -> Tensor:
             index, start = wanted
             form, view = self._view(int(self._shard_N[index]))
-            return form.slice_values(partial(view.ranges, int(self._row_N[index])), start, length)
+            read_ranges = partial(view.ranges, int(self._row_N[index]))
+            return form.slice_values(read_ranges, max(0, start), max(0, min(length, start + length)))
 
         windows = self._each(read, zip(index_B.tolist(), start_B.tolist(), strict=True))
-        for window_X, values in zip(out_BX, windows, strict=True):
-            window_X[: len(values)] = values
+        for window_X, start, values in zip(out_BX, start_B.tolist(), windows, strict=True):
+            first = min(length, max(0, -start))
+            window_X[first : first + len(values)] = values
         self._check_finite(out_BX, index_B, start_B)
         return out_BX
+
+    def by_shard(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yields each shard's path in the corpus, and the rows in it and the numbers of the checkpoints that it has."""
+        for shard, path in enumerate(self._paths):
+            index = np.flatnonzero(self._shard_N == shard)
+            yield path, torch.from_numpy(self._row_N[index].astype(np.int64)), torch.from_numpy(index)
 
     def paths(self, index_B: Tensor) -> list[str]:
         """Returns the shards that hold some checkpoints, by their paths in the corpus."""
@@ -147,6 +156,15 @@ class StoredWeights:
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_REQUESTS_AT_ONCE, thread_name_prefix="raywgen-read")
+
+
+def part_reader(weights: Weights, index_B: Tensor) -> ReadValues:
+    """Returns what reads any part of some networks, float32 `(B, stop - start)`, all of a small one at once."""
+
+    def read(start: int, stop: int) -> Tensor:
+        return weights.windows(index_B, torch.full_like(index_B, start), stop - start)
+
+    return read
 
 
 def whole_blocks(weights: Weights, num_values: int) -> Iterator[tuple[Tensor, Tensor]]:

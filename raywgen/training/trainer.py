@@ -39,6 +39,7 @@ from raywgen.training.ray_source import packed_view, ray_reads
 from raywgen.training.resume import Warn, resumed_checkpoint, versions
 from raywgen.training.rows import LayoutRows, RunRows, data_digest
 from raywgen.training.run_folder import BUNDLE, STAGES, is_done
+from raywgen.training.run_moments import stage_moments, with_moments
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import NONE, stage_tokens
 from raywgen.training.runlog import RunLog
@@ -158,6 +159,9 @@ class Trainer:
         if is_done(self.config.out):
             return
         self._check_memory()
+        if not self._read_moments():
+            self.was_stopped = True
+            return
         self.batches, self.validation = self._batch_plans()
         self.log = RunLog(self.config.out, self._rows_to_keep()) if self.is_first else None
         if self.state.stage and not self.state.step:
@@ -258,6 +262,27 @@ class Trainer:
             if self.is_first:
                 print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
         return self.worker.engine(stage, settings)
+
+    def _read_moments(self) -> bool:
+        """Makes or opens the moments that stages to come need; returns False where a worker was asked to stop."""
+        stages = self.generator.stages()[self.state.stage :]
+        if not (wanted := stage_moments(stages, self._rows)):
+            return True
+        corpus = Corpus.open(self.config.corpus, self.spec.snapshot, copies=self.config.source != "ray")
+        rows = with_moments(
+            self._rows,
+            wanted,
+            corpus,
+            self.spec.normalizers,
+            self.config.out,
+            rank=self.worker.rank,
+            num_workers=self.worker.num_workers,
+            asked_to_stop=self.worker.stop.asked,
+        )
+        if "stop" in self.worker.exchange("stop" if rows is None else "go on") or rows is None:
+            return False
+        self._rows = rows
+        return True
 
     def _read_tokens(self, engine: Engine) -> bool:
         """Makes or opens the tokens that a stage learns from; returns False where a worker was asked to stop."""

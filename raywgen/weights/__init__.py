@@ -13,7 +13,7 @@ only the letters that it adds to these:
     V  codes of a level                                   X  any length: the values of a tensor, for instance
 """
 
-from raywgen.weights.batch import Condition, WeightBatch, Windows
+from raywgen.weights.batch import Condition, HeaderIndex, WeightBatch, Windows
 from raywgen.weights.errors import (
     LayoutMismatchError,
     NonFiniteWeightsError,
@@ -33,6 +33,7 @@ from raywgen.weights.tensors import StateDict, TensorSpec
 
 __all__ = [
     "Condition",
+    "HeaderIndex",
     "KeyedNoise",
     "Layout",
     "LayoutMismatchError",

@@ -78,6 +78,21 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderIndex:
+    """The header chunks that windows follow from, where chunks of a network's own scales come before those of values.
+
+    Attributes:
+        per: What shares a scale, as `raywgen.weights.groups` takes it.
+        num_chunks: Number of a network's header chunks, by which its first chunk of values is counted.
+        index_BY: Header chunks of each window, int64, in ascending order, as many of each; the last may be repeated.
+    """
+
+    per: str
+    num_chunks: int
+    index_BY: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
     """A window of each of B networks: consecutive chunks of its flat vector, as many of each.
 
@@ -87,12 +102,14 @@ class Windows:
         first_B: First chunk of each window, int64.
         inner_BW: Chunks `(B, W)` of the window without those around it; None if these are all. Positions in the
             network, as `index_BW` has them.
+        header: The header chunks that each window follows from; None where networks have no header.
     """
 
     chunk_length: int
     num_chunks: int
     first_B: Tensor
     inner_BW: Tensor | None = None
+    header: HeaderIndex | None = None
 
     @property
     def num_values(self) -> int:
@@ -105,19 +122,38 @@ class Windows:
         return self.first_B.unsqueeze(1) + torch.arange(self.num_chunks, device=self.first_B.device)
 
     @property
+    def start_B(self) -> Tensor:
+        """Position in the flat vector of each window's first value, int64; negative for a window of header chunks."""
+        num_before = 0 if self.header is None else self.header.num_chunks
+        return (self.first_B - num_before) * self.chunk_length
+
+    @property
     def position_BX(self) -> Tensor:
-        """Position in the flat vector of each value, int64 `(B, X)`; it may lie beyond the end of the network."""
-        first_B1 = self.first_B.unsqueeze(1) * self.chunk_length
-        return first_B1 + torch.arange(self.num_values, device=self.first_B.device)
+        """Position in the flat vector of each value, int64 `(B, X)`; it may lie beyond the ends of the network."""
+        return self.start_B.unsqueeze(1) + torch.arange(self.num_values, device=self.first_B.device)
+
+    @property
+    def code_index_BX(self) -> Tensor:
+        """The chunks whose tokens a batch holds, int64: those of the window, and the header chunks that it needs."""
+        index_BX = self.index_BW if self.inner_BW is None else self.inner_BW
+        return index_BX if self.header is None else torch.cat([index_BX, self.header.index_BY], dim=1)
+
+    def with_header(self, header: HeaderIndex) -> Self:
+        """Returns the same windows with header chunks."""
+        return replace(self, header=header)
 
     def to(self, device: torch.device) -> Self:
         """Copies the windows to another device."""
         inner_BW = None if self.inner_BW is None else _moved(self.inner_BW, device)
-        return replace(self, first_B=_moved(self.first_B, device), inner_BW=inner_BW)
+        header = self.header
+        if header is not None:
+            header = replace(header, index_BY=_moved(header.index_BY, device))
+        return replace(self, first_B=_moved(self.first_B, device), inner_BW=inner_BW, header=header)
 
     @classmethod
     def join(cls, parts: Sequence[Windows]) -> Windows:
-        """Joins windows of equal length."""
+        """Joins windows of equal length, none of which has a header."""
+        assert all(part.header is None for part in parts)
         inner = [part.inner_BW for part in parts if part.inner_BW is not None]
         first_B = torch.cat([part.first_B for part in parts])
         return replace(parts[0], first_B=first_B, inner_BW=torch.cat(inner) if inner else None)
@@ -126,7 +162,10 @@ class Windows:
         """Selects windows by index, in this order."""
         index_N = index_N.to(self.first_B.device)
         inner_BW = None if self.inner_BW is None else self.inner_BW[index_N]
-        return replace(self, first_B=self.first_B[index_N], inner_BW=inner_BW)
+        header = self.header
+        if header is not None:
+            header = replace(header, index_BY=header.index_BY[index_N])
+        return replace(self, first_B=self.first_B[index_N], inner_BW=inner_BW, header=header)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +173,7 @@ class WeightBatch:
     """B checkpoints of one layout, with their conditions.
 
     Attributes:
-        values_BD: Flat vectors, float32; with `windows`, the values of these alone, and zeros beyond a network's end.
+        values_BD: Flat vectors, float32; with `windows`, the values of these alone, and zeros beyond a network's ends.
         layout: Layout of the checkpoints.
         module: A network of this layout that generated weights are run through; its own values are not used. An empty
             module with `windows`.
@@ -144,8 +183,10 @@ class WeightBatch:
         targets_BAD: k evenly spaced states of each network's trajectory, of which `values_BD` is the last; None unless
             the generator needs them. With `windows`, the values of these alone.
         windows: The part of each network that the batch holds; None for whole networks.
-        codes_BWL: Stored tokens of the windows (of their inner chunks) or of whole networks, int64, in place of values,
-            of which there are then none, `(B, 0)`; None in a batch of values.
+        codes_BWL: Stored tokens of the windows (of their inner chunks, then of their header chunks) or of whole
+            networks, int64, in place of values, of which there are then none, `(B, 0)`; None in a batch of values.
+        moments_BYK: The moments of the windows' header chunks, by `raywgen.weights.groups`; None for windows without
+            them, for whole networks, and in a batch of tokens.
     """
 
     values_BD: Tensor
@@ -157,6 +198,7 @@ class WeightBatch:
     targets_BAD: Tensor | None = None
     windows: Windows | None = None
     codes_BWL: Tensor | None = None
+    moments_BYK: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample_index_B)
@@ -179,24 +221,30 @@ class WeightBatch:
             targets_BAD=None if self.targets_BAD is None else _moved(self.targets_BAD, device),
             windows=None if self.windows is None else self.windows.to(device),
             codes_BWL=None if self.codes_BWL is None else self.codes_BWL.to(device),
+            moments_BYK=None if self.moments_BYK is None else _moved(self.moments_BYK, device),
         )
 
-    def cut(self, windows: Windows) -> Self:
-        """Returns the windows of a batch of whole networks."""
+    def cut(self, windows: Windows, moments_BYK: Tensor | None = None) -> Self:
+        """Returns the windows of a batch of whole networks.
+
+        Args:
+            windows: The windows.
+            moments_BYK: The moments of their header chunks.
+        """
         assert self.windows is None, "the batch holds windows already"
         if self.codes_BWL is not None:
-            index_BW = windows.index_BW if windows.inner_BW is None else windows.inner_BW
-            rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
-            return replace(self, codes_BWL=self.codes_BWL[rows_B1, index_BW], windows=windows)
+            index_BX = windows.code_index_BX
+            rows_B1 = torch.arange(len(index_BX), device=index_BX.device).unsqueeze(1)
+            return replace(self, codes_BWL=self.codes_BWL[rows_B1, index_BX], windows=windows)
         position_BX = windows.position_BX
-        is_real_BX = position_BX < self.layout.num_values
-        position_BX = position_BX.clamp(max=self.layout.num_values - 1)
+        is_real_BX = (position_BX >= 0) & (position_BX < self.layout.num_values)
+        position_BX = position_BX.clamp(0, self.layout.num_values - 1)
         values_BX = self.values_BD.gather(1, position_BX) * is_real_BX
         targets = self.targets_BAD
         if targets is not None:
             position_BAX = position_BX.unsqueeze(1).expand(-1, targets.shape[1], -1)
             targets = targets.gather(2, position_BAX) * is_real_BX.unsqueeze(1)
-        return replace(self, values_BD=values_BX, targets_BAD=targets, windows=windows)
+        return replace(self, values_BD=values_BX, targets_BAD=targets, windows=windows, moments_BYK=moments_BYK)
 
     @classmethod
     def join(cls, parts: Sequence[WeightBatch]) -> WeightBatch:
@@ -231,6 +279,7 @@ class WeightBatch:
             targets_BAD=None if self.targets_BAD is None else self.targets_BAD[own_N],
             windows=None if self.windows is None else self.windows.take(index_N),
             codes_BWL=None if self.codes_BWL is None else self.codes_BWL[index_N],
+            moments_BYK=None if self.moments_BYK is None else self.moments_BYK[index_N],
         )
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.weights.layout import Layout
-from raywgen.weights.start_file import fetch_start, map_start
 from raywgen.weights.tensors import TensorSpec
+from raywgen.weights.vector_file import fetch_vector, map_vector
 
 _LEAST_SCALE = 1e-6
 # A dead channel's variance is zero, which has no logarithm.
@@ -102,7 +102,7 @@ class Normalizer(nn.Module):
         """
         about = self.copy()
         about._start_file, about._start_source = str(Path(path).absolute()), source
-        about.start_D = map_start(path, sum(self._sizes))
+        about.start_D = map_vector(path, sum(self._sizes))
         return about
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,8 +116,8 @@ class Normalizer(nn.Module):
         super().__setstate__(state)
         if self._start_file:
             if self._start_source:
-                fetch_start(self._start_source, self._start_file)
-            self.start_D = map_start(self._start_file, sum(self._sizes))
+                fetch_vector(self._start_source, self._start_file)
+            self.start_D = map_vector(self._start_file, sum(self._sizes))
 
     def copy(self) -> Normalizer:
         """Returns one that can be moved to another device on its own; the tensors are shared until then."""

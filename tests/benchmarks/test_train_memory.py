@@ -39,3 +39,13 @@ def test_every_figure_is_there_and_a_small_network_takes_little(tmp_path: Path) 
     assert figures["sources_equal"] == 1
     assert abs(figures["bundle_bytes_per_value"]) < 0.001
     assert all(peak > 0 for peak in conditions["peak_gib"]["tokenizer"]["worker_n"])
+
+
+@pytest.mark.slow
+def test_scales_as_tokens_take_no_memory_that_grows_with_a_network(tmp_path: Path) -> None:
+    """Steps on whole networks would take tens of bytes for each further byte of a network."""
+    sizes = {"sizes": [1_000_000, 16_000_000], "networks_of_a_size": 2}
+    small = {"methods": ["scales"], "num_networks": [2, 3], "network_values": 100_000} | sizes
+    figures, _ = measure(TrainMemoryConfig(**small, repeats=1, rounds=2, folder=str(tmp_path)))
+    assert figures["worker_slope_d"] < 1
+    assert figures["sources_equal"] == 1

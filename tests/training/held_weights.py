@@ -19,6 +19,8 @@ class HeldWeights:
         return self._values_ND[index_B]
 
     def windows(self, index_B: Tensor, start_B: Tensor, length: int) -> Tensor:
-        padded_ND = torch.nn.functional.pad(self._values_ND, (0, length))
-        parts = [padded_ND[index, start : start + length] for index, start in zip(index_B, start_B, strict=True)]
+        before = max(0, -int(start_B.min()))
+        padded_ND = torch.nn.functional.pad(self._values_ND, (before, length))
+        starts = zip(index_B, start_B + before, strict=True)
+        parts = [padded_ND[index, start : start + length] for index, start in starts]
         return torch.stack(parts)

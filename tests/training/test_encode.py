@@ -90,7 +90,11 @@ def test_tokens_are_those_of_whole_networks_and_windows_are_parts_of_them(
         last = stored.num_chunks - 4
         first_B = torch.tensor([0, 1, last, last - 1])
         windows_BWL = torch.stack([codes_NML.flip(0)[i, f : f + 4] for i, f in zip(index_B, first_B, strict=True)])
-        assert torch.equal(stored.codes(index_B, first_B, 4), windows_BWL)
+        assert torch.equal(stored.codes(index_B, first_B.unsqueeze(1) + torch.arange(4)), windows_BWL)
+        scattered = [0, 1, last, last + 2, last + 3, last + 3]
+        assert torch.equal(
+            stored.codes(index_B, torch.tensor(scattered).expand(4, -1)), codes_NML.flip(0)[index_B][:, scattered]
+        )
 
 
 def test_tokens_of_many_codes_take_two_bytes() -> None:
@@ -105,7 +109,7 @@ def test_tokens_of_many_codes_take_two_bytes() -> None:
         token_layout("some", 5, 3, 70_000)
 
 
-@pytest.mark.parametrize("scales", ["normalizer", "tensor"])
+@pytest.mark.parametrize("scales", ["normalizer", "tensor", "filter"])
 def test_blocks_hold_few_values_and_change_nothing(
     zoo_corpus: Corpus, tmp_path: Path, scales: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,15 +118,15 @@ def test_blocks_hold_few_values_and_change_nothing(
     plan = EncodePlan(zoo_corpus, generator.token_encoder(), str(tmp_path))
     inner = plan.encoder.encode
 
-    def watched(values_BX: Tensor, layout: Any, windows: Windows | None) -> Tensor:
+    def watched(values_BX: Tensor, layout: Any, windows: Windows | None, moments_BN: Tensor | None) -> Tensor:
         seen.append(values_BX.numel())
-        return inner(values_BX, layout, windows)
+        return inner(values_BX, layout, windows, moments_BN)
 
     monkeypatch.setattr(plan.encoder, "encode", watched)
     for item in plan.items:
         plan.encode(item)
     tokens = plan.commit()
-    assert max(seen) <= 64 if scales == "normalizer" else max(seen) > 64
+    assert max(seen) <= 64
     for layout_id, ids, codes_NML in expected(zoo_corpus, generator):
         assert torch.equal(tokens.of(layout_id, ids).codes(torch.arange(len(ids))), codes_NML)
 
@@ -279,7 +283,7 @@ def test_damaged_tokens_are_refused(zoo_corpus: Corpus, bundle: Path, tmp_path: 
     fresh = TokenCorpus.open(tmp_path).of(layout_id, ids.column("checkpoint_id").to_pylist())
     assert torch.equal(fresh.codes(torch.tensor([0])), codes_BWL[:1])
     with pytest.raises(DamagedFileError, match="has another checksum than its facts"):
-        fresh.codes(torch.tensor([1]), torch.tensor([2]), 3)
+        fresh.codes(torch.tensor([1]), torch.tensor([[2, 3, 4]]))
     path.write_bytes(content[:-8])
     with pytest.raises(DamagedFileError, match="the manifest says"):
         TokenCorpus.open(tmp_path)

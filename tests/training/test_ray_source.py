@@ -27,7 +27,8 @@ from raywgen.training.batch_plan import BatchPlan, StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode import EncodePlan
 from raywgen.training.ray_source import RaySource, Reader, ReadPlan, packed_view
-from raywgen.training.rows import LayoutRows, RunRows
+from raywgen.training.rows import LayoutRows
+from raywgen.training.run_moments import rows_with_moments
 from raywgen.training.session import ray_session
 from raywgen.training.source import with_source
 from raywgen.weights import WeightBatch
@@ -40,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lohp": {"network": NETWORK, "path": {"num_steps": 4, "length": 2}, "sampling": {"num_steps": 2}},
     "hypernetwork": {},
 }
-CASES = ["tokenizer", "prior", "tokens", *SETTINGS]
+CASES = ["tokenizer", "prior", "tokens", "tokenizer-tensor", "prior-filter", *SETTINGS]
 BATCH_SIZE = 7
 
 
@@ -71,13 +72,18 @@ class Run:
             generator = build_generator(case, config, measure_normalizers(corpus), data_spec(corpus), 0)
             self.stage: Stage = generator.stages()[0]
         else:
-            generator = generator_of(corpus, tokens="auto" if self.tokens else "none", window=3)
-            self.stage = generator.stages()[case != "tokenizer"]
+            stage, _, scales = case.partition("-")
+            settings = {"scales": scales} if scales else {}
+            generator = generator_of(corpus, 3, "auto" if self.tokens else "none", **settings)
+            generator.tokenizer.config.window = 3
+            self.stage = generator.stages()[stage != "tokenizer"]
+        self.generator = generator
         self.view = StageView(self.stage, 0, 2000)
         self.rows, self.unmapped = (self._rows(copies=copies) for copies in (True, False))
 
     def _rows(self, *, copies: bool) -> list[LayoutRows]:
-        rows = RunRows.of(Corpus.open(self.corpus.location, copies=copies))
+        corpus = Corpus.open(self.corpus.location, copies=copies)
+        rows = rows_with_moments(corpus, self.generator, [self.stage], f"{self.corpus.location}-moments")
         if self.tokens is not None:
             rows = rows.with_tokens(TokenCorpus.open(self.tokens.location, copies=copies))
         return rows.train
@@ -122,6 +128,7 @@ def same(found: WeightBatch, expected: WeightBatch) -> bool:
             batch.values_BD,
             batch.targets_BAD,
             batch.codes_BWL,
+            batch.moments_BYK,
             first_B,
             condition.samples_BSF,
             condition.labels_BS,

@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenizer": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | {"window": 0, "width": 64}}),
     "tokenizer_conv": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | {"window": 0, "coder": "conv", "coder_layers": 2}}),
     "tokenizer_transformer": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | {"window": 0, "coder": "transformer"}}),
-    "tokenizer_scales": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | {"scales": "tensor", "window": 8}}),
+    "tokenizer_scales": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | {"scales": "tensor", "window": 0}}),
     "prior": ("igpg", _ALONE | {"tokenizer": _TOKENIZER, "prior": _PRIOR}),
     "prior_codes": ("igpg", _ALONE | {"tokenizer": _TOKENIZER | _CODES, "prior": _PRIOR | {"num_layers": 1}}),
     "denoiser": ("mcdi", _ALONE | {"network": _WHOLE, "denoiser": _STEPS | {"meta": "joint", "num_draws": 3}}),

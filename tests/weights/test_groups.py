@@ -28,17 +28,47 @@ def parts_of(values_D: Tensor, per: str) -> list[Tensor]:
     return parts
 
 
+def moments(per: str, values_BD: Tensor, at_once: int = 10**6) -> tuple[Tensor, Tensor]:
+    """Means and mean squares by group, of networks of which no more than so many values are read at once."""
+    groups = groups_of(LAYOUT, per)
+
+    def read(start: int, stop: int) -> Tensor:
+        assert stop - start <= at_once
+        return values_BD[:, start:stop]
+
+    mean_BM, square_BG = groups.moments(read).split([groups.num_means, groups.num_groups], dim=1)
+    tables = groups.tables(torch.device("cpu"))
+    return mean_BM[:, tables.mean_place_G[list(groups.with_mean)]], square_BG[:, tables.scale_place_G]
+
+
 @pytest.mark.parametrize(("per", "num"), [("tensor", 8), ("filter", 5 + 3 + 6)])
-def test_means_and_sizes_are_those_of_the_parts(per: str, num: int) -> None:
+def test_moments_are_those_of_the_parts(per: str, num: int) -> None:
     values_BD = torch.randn(3, LAYOUT.num_values, generator=torch.Generator().manual_seed(0)) + 2
     groups = groups_of(LAYOUT, per)
     assert len(groups.firsts) == len(groups.kinds) == num
+    mean_BM, square_BG = moments(per, values_BD)
     for b in range(3):
-        parts = parts_of(values_BD[b], per)
-        sizes_G = torch.stack([part.double().square().mean().sqrt() for part in parts])
-        torch.testing.assert_close(groups.sizes(values_BD)[b].double(), sizes_G, rtol=1e-5, atol=0)
-        means_V = torch.stack([parts[group].double().mean() for group in groups.with_mean])
-        torch.testing.assert_close(groups.means(values_BD)[b].double(), means_V, rtol=1e-5, atol=1e-6)
+        parts = [part.double() for part in parts_of(values_BD[b], per)]
+        has_mean = [group in groups.with_mean for group in range(num)]
+        about = [part.mean() * has for part, has in zip(parts, has_mean, strict=True)]
+        squares_G = torch.stack([(part - mean).square().mean() for part, mean in zip(parts, about, strict=True)])
+        torch.testing.assert_close(square_BG[b].double(), squares_G, rtol=1e-5, atol=0)
+        means_M = torch.stack([parts[group].mean() for group in groups.with_mean])
+        torch.testing.assert_close(mean_BM[b].double(), means_M, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_do_not_depend_on_how_much_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values_BD = torch.randn(3, LAYOUT.num_values, generator=torch.Generator().manual_seed(0)) + 2
+    monkeypatch.setattr("raywgen.weights.groups._SUMMED", 16)
+    for per in ("tensor", "filter"):
+        whole = moments(per, values_BD)
+        monkeypatch.setattr("raywgen.weights.groups._READ", 32)
+        for found, expected in zip(moments(per, values_BD, 32), whole, strict=True):
+            assert torch.equal(found, expected)
+        for found, expected in zip(moments(per, values_BD[1:2], 32), whole, strict=True):
+            assert torch.equal(found, expected[1:2])
+        monkeypatch.undo()
+        monkeypatch.setattr("raywgen.weights.groups._SUMMED", 16)
 
 
 def test_vectors_have_means_and_matrices_have_none() -> None:
@@ -52,19 +82,17 @@ def test_numbers_stand_over_their_own_values(per: str) -> None:
     numbers_BG = torch.arange(2.0 * len(groups.firsts)).view(2, -1) + 1
     over_BD = groups.over_values(numbers_BG)
     assert over_BD.shape == (2, LAYOUT.num_values)
-    # A group's size is its number, where all of its values are that number.
-    torch.testing.assert_close(groups.sizes(over_BD), numbers_BG)
     assert torch.equal(over_BD[:, list(groups.firsts)], numbers_BG)
+    assert torch.equal(over_BD, numbers_BG[:, groups.of_values(torch.arange(LAYOUT.num_values))])
 
 
-def test_means_stand_over_vectors_alone() -> None:
-    groups = groups_of(LAYOUT, "filter")
-    means_BV = torch.rand(2, len(groups.with_mean)) + 1
-    over_BD = groups.means_over_values(means_BV)
-    torch.testing.assert_close(groups.means(over_BD), means_BV)
-    is_matrix_D = torch.cat([torch.full((spec.num_values,), len(spec.shape) > 1) for spec in LAYOUT.generated])
-    assert bool((over_BD[:, is_matrix_D] == 0).all())
-    assert bool((over_BD[:, ~is_matrix_D] != 0).all())
+@pytest.mark.parametrize("per", ["tensor", "filter"])
+@pytest.mark.parametrize("length", [1, 7, 50, 10**4])
+def test_no_window_touches_more_groups_than_is_said(per: str, length: int) -> None:
+    groups, last = groups_of(LAYOUT, per), LAYOUT.num_values - 1
+    group_D = groups.of_values(torch.arange(LAYOUT.num_values))
+    touched = [int(group_D[min(start + length - 1, last)] - group_D[start]) + 1 for start in range(LAYOUT.num_values)]
+    assert groups.most_touched(length) == max(touched)
 
 
 def test_short_rows_share_their_tensors_scale() -> None:
@@ -78,4 +106,4 @@ def test_a_tensor_without_values_is_in_no_group() -> None:
     layout = Layout.from_state_dict({"weight": torch.zeros(0, 4), "bias": torch.zeros(3)})
     groups = groups_of(layout, "filter")
     assert groups.rows == ((1, 3),)
-    assert groups.means(torch.ones(2, 3)).shape == (2, 1)
+    assert groups.moments(lambda start, stop: torch.ones(2, 3)[:, start:stop]).tolist() == [[1.0, 0.0]] * 2

@@ -5,7 +5,6 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -104,17 +103,12 @@ def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _TokenWindow, rvq: C
 def prior_windows(prior: Prior, tokenizer: Tokenizer, layout: Layout, noise: KeyedNoise) -> Windows | None:
     """Draws a random window of the prior for each network, and the blocks of chunks that its tokens follow from.
 
-    None where all of a network is one window, and where scales are tokens, which are measured over a whole network.
+    None where all of a network is one window.
     """
     count, window = tokenizer.num_chunks(layout), prior.config.window
-    if not takes_windows(prior, tokenizer) or count <= window:
+    if window == 0 or count <= window:
         return None
     return tokenizer.windows_with(layout, random_windows(noise, count, window))
-
-
-def takes_windows(prior: Prior, tokenizer: Tokenizer) -> bool:
-    """Whether windows suffice to train a prior: scales, where they are tokens, are measured over whole networks."""
-    return prior.config.window > 0 and not tokenizer.codes_scales
 
 
 @torch.no_grad()
@@ -124,58 +118,36 @@ def _seen_tokens(
     """Encodes the part of each network that the step sees, and little more, or takes its stored tokens."""
     layout, normalizer = batch.layout, normalizers[batch.layout.id][1]
     if batch.windows is None and (windows := prior_windows(prior, tokenizer, layout, noise)) is not None:
-        batch = batch.cut(windows)
-    if (windows := batch.windows) is not None and windows.inner_BW is not None:
-        index_BW, codes_BWL = windows.inner_BW, batch.codes_BWL
-        if codes_BWL is None:
-            chunks_BXK = tokenizer.window_chunks(batch.values_BD, windows, layout, normalizer)
-            codes_BWL = tokenizer.encode_windows(chunks_BXK, layout, windows)
-        return _TokenWindow(
-            codes_BWL, tokenizer.positions(layout, index_BW), tokenizer.padding_codes(layout, index_BW), None, None
-        )
-    return _seen_of_whole(prior, tokenizer, batch, tokenizer.table(layout), normalizer, noise)
+        batch = tokenizer.cut(batch, windows, normalizer)
+    if (windows := batch.windows) is None or windows.inner_BW is None:
+        return _seen_of_whole(prior, tokenizer, batch, tokenizer.table(layout), normalizer)
+    index_BW, codes_BWL = windows.inner_BW, batch.codes_BWL
+    header = tokenizer.window_header(batch)
+    if codes_BWL is None:
+        chunks_BXK = tokenizer.window_chunks(batch.values_BD, windows, layout, normalizer, header)
+        codes_BWL = tokenizer.encode_windows(chunks_BXK, layout, windows)
+    codes_BWL = codes_BWL[:, : index_BW.shape[1]]  # Stored tokens of the header come after those of the window.
+    positions_BWG, padding_codes_BWL = tokenizer.positions(layout, index_BW), tokenizer.padding_codes(layout, index_BW)
+    if header is None or windows.header is None or prior.scales is None:
+        return _TokenWindow(codes_BWL, positions_BWG, padding_codes_BWL, None, None)
+    alone_BW4 = tokenizer.chunk_scales(layout, index_BW, header, windows.header)
+    # A window that begins within the header gets no scales beside the tokens, here as in sampling.
+    is_after_B11 = (index_BW[:, :1, None] >= windows.header.num_chunks).to(alone_BW4.dtype)
+    return _TokenWindow(codes_BWL, positions_BWG, padding_codes_BWL, alone_BW4 * is_after_B11, alone_BW4)
 
 
 def _seen_of_whole(
-    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer, noise: KeyedNoise
+    prior: Prior, tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer
 ) -> _TokenWindow:
-    """Takes whole networks or their tokens; where scales are tokens, a window of each and the header."""
-    B, M, window = len(batch), len(table), prior.config.window
-    codes_of = _codes_of(tokenizer, batch, table, normalizer)
-    if 0 < window < M:
-        index_BW = random_windows(noise, M, window).to(tokenizer.device)
-        positions, padding_codes = table.positions_MG[index_BW], table.padding_codes(index_BW)
-        codes_BWL = codes_of(index_BW)
-    else:
-        index_BW = torch.arange(M, device=tokenizer.device).expand(B, -1)
-        positions, padding_codes, codes_BWL = table.positions_MG, table.padding_codes_ML, codes_of(None)
-    seen = _TokenWindow(codes_BWL, positions, padding_codes, None, None)
+    """Takes whole networks or their tokens."""
+    codes_BML = batch.codes_BWL
+    if codes_BML is None:
+        chunks_BMK = tokenizer.chunks(batch.values_BD, batch.layout, normalizer)
+        codes_BML = tokenizer.encode(chunks_BMK, table.positions_MG, tokenizer.mask(batch.layout))
+    seen = _TokenWindow(codes_BML, table.positions_MG, table.padding_codes_ML, None, None)
     header = prior.header(table)
     if header is None:
         return seen
-    header_codes_BXL = codes_of(torch.arange(header.num, device=tokenizer.device).expand(B, -1))
-    alone_BW4 = header.chunk_scales(header_codes_BXL).of_each(index_BW)
-    # A window that begins within the header gets no scales beside the tokens, here as in sampling.
-    is_after_B11 = (index_BW[:, :1, None] >= header.num).to(alone_BW4.dtype)
-    return seen._replace(scales_BW4=alone_BW4 * is_after_B11, alone_BW4=alone_BW4)
-
-
-def _codes_of(
-    tokenizer: Tokenizer, batch: WeightBatch, table: ChunkTable, normalizer: Normalizer
-) -> Callable[[Tensor | None], Tensor]:
-    """Returns the function that gives the tokens of some chunks of each network, int64 `(B, W)`, or with None of all.
-
-    It encodes no other chunks than these.
-    """
-    layout, stored_BML = batch.layout, batch.codes_BWL
-    rows_B1 = torch.arange(len(batch), device=tokenizer.device).unsqueeze(1)
-    if stored_BML is not None:
-        return lambda index_BW: stored_BML if index_BW is None else stored_BML[rows_B1, index_BW]
-    chunks_BMK = tokenizer.chunks(batch.values_BD, layout, normalizer)
-
-    def encode(index_BW: Tensor | None) -> Tensor:
-        if index_BW is None:
-            return tokenizer.encode(chunks_BMK, table.positions_MG, tokenizer.mask(layout))
-        return tokenizer.encode_windows(chunks_BMK[rows_B1, index_BW], layout, tokenizer.windows_with(layout, index_BW))
-
-    return encode
+    # A single window sees the header, and only independent chunks are given scales beside the tokens.
+    alone_BM4 = header.chunk_scales(codes_BML).of(torch.arange(len(table), device=codes_BML.device))
+    return seen._replace(scales_BW4=torch.zeros_like(alone_BM4), alone_BW4=alone_BM4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
-from raywgen.generators.igpg.likelihood import prior_windows, takes_windows, token_nll
+from raywgen.generators.igpg.likelihood import prior_windows, token_nll
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
@@ -22,9 +22,7 @@ from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Wi
 _LIKELIHOOD_STREAM = 1
 # Smaller variances are rounding. A much larger bound would give nearly equal networks no gradient apart.
 _LEAST_VARIANCE = 1e-8
-# What a step on whole networks holds of each value, as measured: beside the windows that the prior sees, and beside the
-# prior where it sees all of a network.
-_BYTES_BESIDE_WINDOWS = 16.0
+# What a step on whole networks holds of each value beside what the prior keeps, as measured.
 _BYTES_BESIDE_PRIOR = 16.0
 
 
@@ -68,9 +66,8 @@ class PriorStage(Stage):
 
     @property
     def needs(self) -> StageNeeds:
-        """The stage needs no tasks, and windows suffice where the prior sees windows and scales are no tokens."""
-        (tokenizer,) = self._frozen
-        return StageNeeds(tasks=False, whole_networks=not takes_windows(self.prior, tokenizer))
+        """The stage needs no tasks, and windows suffice where the prior sees windows."""
+        return StageNeeds(tasks=False, whole_networks=self.config.window == 0)
 
     @property
     def parameter_use(self) -> ParameterUse:
@@ -86,8 +83,6 @@ class PriorStage(Stage):
     def bytes_per_value(self) -> float:
         """The prior keeps 21 numbers for each unit of a block, and around the blocks those of its levels and codes."""
         (tokenizer,), config = self._frozen, self.config
-        if config.window > 0:
-            return _BYTES_BESIDE_WINDOWS
         num_levels, num_codes = tokenizer.quantiser.num_levels, tokenizer.config.quantiser.num_codes
         numbers = (21 * config.num_layers + 7 + 2 * num_levels) * config.width + num_levels * num_codes
         return _BYTES_BESIDE_PRIOR + 4 * numbers / tokenizer.config.chunk_length
@@ -96,6 +91,13 @@ class PriorStage(Stage):
         """Draws a random window of each network that is longer than the prior's."""
         (tokenizer,) = self._frozen
         return prior_windows(self.prior, tokenizer, layout, noise)
+
+    def see(self, batch: WeightBatch, noise: KeyedNoise) -> WeightBatch:
+        """Returns a batch as the trainer would have given it, with the moments of its windows' header."""
+        if batch.windows is not None or (windows := self.windows(batch.layout, noise)) is None:
+            return batch
+        (tokenizer,) = self._frozen
+        return tokenizer.cut(batch, windows, self.normalizers[batch.layout.id][1])
 
     def num_tokens(self, batch: WeightBatch) -> int:
         """Counts the tokens of the windows that the prior sees."""

@@ -194,6 +194,9 @@ class _StageRuns:
         windows = self._stage.windows(layout, self._noise(B))
         length = layout.num_values if windows is None else windows.num_values
         recipe = self._corpus.recipes.get(layout.id)
+        moments_BYK = None
+        if windows is not None and windows.header is not None:
+            moments_BYK = torch.zeros(*windows.header.index_BY.shape, windows.chunk_length)
         return WeightBatch(
             values_BD=torch.zeros(B, length),
             layout=layout,
@@ -203,6 +206,7 @@ class _StageRuns:
             sample_index_B=torch.arange(B),
             targets_BAD=torch.zeros(B, self._num_targets, length) if self._num_targets else None,
             windows=windows,
+            moments_BYK=moments_BYK,
         )
 
     def _num_shown(self) -> int:
@@ -224,7 +228,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _batch_bytes(batch: WeightBatch) -> int:
-    tensors = [batch.values_BD, batch.targets_BAD]
+    tensors = [batch.values_BD, batch.targets_BAD, batch.moments_BYK]
     for part in (batch.condition, batch.query):
         tensors += [part.samples_BSF, part.labels_BS]
     return math.ceil(sum(tensor.nbytes for tensor in tensors if tensor is not None) / len(batch))

@@ -405,7 +405,8 @@ def test_samples_of_the_task_loss_stage_have_no_dropout(monkeypatch: pytest.Monk
     [
         ({}, {}, (False, False)),
         ({"window": 0}, {"window": 0}, (True, True)),
-        ({"scales": "filter"}, {}, (True, True)),
+        ({"scales": "filter"}, {}, (False, False)),
+        ({"scales": "tensor"}, {"window": 0}, (False, True)),
         ({"output_loss_weight": 1.0}, {}, (True, False)),
     ],
 )

@@ -30,20 +30,15 @@ class ChunkScales:
 
     Attributes:
         numbers_BY: The decoded numbers of the header, and a 0 at the end, which stands for a missing number.
-        scale_index_M4: As in `HeaderChunks`.
+        scale_index: As in `HeaderChunks`.
     """
 
     numbers_BY: Tensor
-    scale_index_M4: Tensor
+    scale_index: Callable[[Tensor], Tensor]
 
     def of(self, index_X: Tensor) -> Tensor:
         """Returns the numbers for the same chunks of all networks, `(B, X, 4)`."""
-        return self.numbers_BY[:, self.scale_index_M4[index_X]]
-
-    def of_each(self, index_BW: Tensor) -> Tensor:
-        """Returns the numbers for other chunks of each network, `(B, W, 4)`."""
-        rows_B11 = torch.arange(len(index_BW), device=index_BW.device)[:, None, None]
-        return self.numbers_BY[rows_B11, self.scale_index_M4[index_BW]]
+        return self.numbers_BY[:, self.scale_index(index_X)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +48,19 @@ class HeaderChunks:
     Attributes:
         num: Number of header chunks.
         decode: Takes their tokens `(B, num, L)` and returns normalised chunks.
-        scale_index_M4: Which of the header's numbers, laid side by side, scale each chunk's values, int64; -1 where
-            there is none, as for the header chunks themselves.
+        scale_index: Returns which of the header's numbers, laid side by side, scale the values of some chunks, as
+            `ScaledChunks.scale_index` does.
     """
 
     num: int
     decode: Callable[[Tensor], Tensor]
-    scale_index_M4: Tensor
+    scale_index: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def chunk_scales(self, codes_BML: Tensor) -> ChunkScales:
         """Returns the scales of the chunks of networks whose tokens begin with the given ones."""
         numbers_BY = self.decode(codes_BML[:, : self.num]).flatten(1)
-        return ChunkScales(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), scale_index_M4=self.scale_index_M4)
+        return ChunkScales(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), scale_index=self.scale_index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.weights import Layout, NormalizerTable, Windows
+from raywgen.weights.groups import ReadValues
 
 # The settings that decide tokens, beside the tensors of tokeniser and normalisers.
 _SETTINGS = ("chunk_length", "quantiser", "coder", "coder_layers", "context", "scales")
@@ -55,17 +56,29 @@ class TokenizerEncoder(TokenEncoder):
         return self._tokenizer.num_chunks(layout)
 
     def windows(self, layout: Layout, first: int, stop: int, num: int) -> Windows | None:
-        """Returns whole blocks of the encoder around the chunks; None where scales are tokens."""
-        if self._tokenizer.codes_scales:
-            return None
+        """Returns whole blocks of the encoder around the chunks."""
         return self._tokenizer.windows_with(layout, torch.arange(first, stop).expand(num, -1))
 
     @torch.no_grad()
-    def encode(self, values_BX: Tensor, layout: Layout, windows: Windows | None) -> Tensor:
+    def moments(self, layout: Layout, read: ReadValues) -> Tensor | None:
+        """Returns the moments of groups that share a scale; None where scales are no tokens."""
+        if self._tokenizer.scaled(layout) is None:
+            return None
+
+        def read_there(start: int, stop: int) -> Tensor:
+            return read(start, stop).to(self.device)
+
+        return self._tokenizer.read_moments(layout, self._normalizers[layout.id][1], read_there)
+
+    @torch.no_grad()
+    def encode(
+        self, values_BX: Tensor, layout: Layout, windows: Windows | None, moments_BN: Tensor | None = None
+    ) -> Tensor:
         """Normalises the values by their layout's normaliser, and encodes them."""
         tokenizer, normalizer = self._tokenizer, self._normalizers[layout.id][1]
         if windows is not None:
-            chunks_BXK = tokenizer.window_chunks(values_BX, windows, layout, normalizer)
+            header = None if moments_BN is None else tokenizer.header_of_moments(moments_BN, layout, windows)
+            chunks_BXK = tokenizer.window_chunks(values_BX, windows, layout, normalizer, header)
             return tokenizer.encode_windows(chunks_BXK, layout, windows)
         chunks_BMK = tokenizer.chunks(values_BX, layout, normalizer)
         device = chunks_BMK.device

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from raywgen.generators.common.output_loss import check_module, output_loss
 from raywgen.generators.common.tokenizer.config import VQVAEConfig
@@ -23,9 +22,7 @@ from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
 # A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
 _MOST_INITIAL_VECTORS = 1 << 18
 _MOST_KEPT_VECTORS = 1 << 20
-# What a step on whole networks holds of each value, as measured: beside the windows that it sees, and where it keeps
-# all values for the backward pass, beside what coders keep.
-_BYTES_BESIDE_WINDOWS = 32.0
+# What a step on whole networks holds of each value for the backward pass, beside what coders keep, as measured.
 _BYTES_BESIDE_CODERS = 24.0
 
 
@@ -121,15 +118,12 @@ class TokenizerStage(Stage):
 
     @property
     def _takes_windows(self) -> bool:
-        """Whether windows suffice: scales of a network are measured over all of it, as its outputs follow from it."""
-        is_local = not self.tokenizer.codes_scales and self.config.output_loss_weight == 0
-        return is_local and self.config.window > 0
+        """Whether windows suffice: the outputs of a network follow from all of it."""
+        return self.config.output_loss_weight == 0 and self.config.window > 0
 
     @property
     def bytes_per_value(self) -> float:
-        """Both coders keep what they compute; where networks are read as a whole for windows alone, they see those."""
-        if self.config.window > 0 and self.config.output_loss_weight == 0:
-            return _BYTES_BESIDE_WINDOWS
+        """Both coders keep what they compute."""
         coders = self.tokenizer.encoder.bytes_per_chunk + self.tokenizer.decoder.bytes_per_chunk
         return _BYTES_BESIDE_CODERS + coders / self.config.chunk_length
 
@@ -141,7 +135,14 @@ class TokenizerStage(Stage):
             return None
         num_blocks = max(1, self.config.window // block)
         first_B = random_windows(noise, -(-count // block), num_blocks)[:, 0] * block
-        return Windows(chunk_length=self.config.chunk_length, num_chunks=num_blocks * block, first_B=first_B)
+        windows = Windows(chunk_length=self.config.chunk_length, num_chunks=num_blocks * block, first_B=first_B)
+        return tokenizer.with_header(layout, windows)
+
+    def see(self, batch: WeightBatch, noise: KeyedNoise) -> WeightBatch:
+        """Returns a batch as the trainer would have given it, with the moments of its windows' header."""
+        if batch.windows is not None or (windows := self.windows(batch.layout, noise)) is None:
+            return batch
+        return self.tokenizer.cut(batch, windows, self.normalizers[batch.layout.id][1])
 
     @torch.no_grad()
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
@@ -196,22 +197,16 @@ class TokenizerStage(Stage):
         """Returns whole networks, or, if they are longer than `window`, the blocks of a random window of each."""
         tokenizer, layout = self.tokenizer, batch.layout
         batch = self.see(batch, noise)
+        num_header, normalizer = tokenizer.num_header_chunks(layout), self.normalizers[layout.id][1]
         if batch.windows is not None:
             index_BW = batch.windows.index_BW
-            chunks_BWK = tokenizer.window_chunks(batch.values_BD, batch.windows, layout, self.normalizers[layout.id][1])
+            header = tokenizer.window_header(batch, by_code=by_code)
+            chunks_BWK = tokenizer.window_chunks(batch.values_BD, batch.windows, layout, normalizer, header)
             mask_BWK = tokenizer.mask(layout, index_BW)
-            return _ChunkWindow(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, mask_BWK)
-        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, self.normalizers[layout.id][1], by_code=by_code)
+            values_BWK = mask_BWK * (index_BW >= num_header).unsqueeze(-1)
+            return _ChunkWindow(chunks_BWK, tokenizer.positions(layout, index_BW), mask_BWK, values_BWK)
+        chunks_BMK = tokenizer.chunks(batch.values_BD, layout, normalizer, by_code=by_code)
         mask_MK = tokenizer.mask(layout)
         values_MK = mask_MK.clone()
-        values_MK[: tokenizer.num_header_chunks(layout)] = 0
-        whole = _ChunkWindow(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)
-        num_chunks, block = len(mask_MK), tokenizer.encoder.context
-        if self.config.output_loss_weight > 0 or not 0 < self.config.window < num_chunks:
-            return whole
-        blocks_BN = random_windows(noise, -(-num_chunks // block), max(1, self.config.window // block))
-        index_BW = (blocks_BN.unsqueeze(2) * block + torch.arange(block, device=blocks_BN.device)).flatten(1)
-        rows_B1 = torch.arange(len(index_BW), device=index_BW.device).unsqueeze(1)
-        # The last block may be shorter than the others, so it is padded.
-        chunks, *others = (F.pad(part, (0, 0, 0, -num_chunks % block)) for part in whole)
-        return _ChunkWindow(chunks[rows_B1, index_BW], *(part[index_BW] for part in others))
+        values_MK[:num_header] = 0
+        return _ChunkWindow(chunks_BMK, tokenizer.positions(layout), mask_MK, values_MK)

@@ -6,7 +6,8 @@ residual with moving-average codebooks. So the tokeniser starts as plain residua
 Few values per token matter more than a large decoder, which memorises.
 
 With `scales=tensor` or `filter` the first chunks of a network hold its own scales and means (`scales.py`). Decoding
-then needs only the tokens and the layout, and the base if networks share one.
+then needs only the tokens and the layout, and the base if networks share one. A window of a network is encoded given
+its values and the moments of the header chunks that hold its scales.
 
 Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G position features, X chunks of the blocks
 around a window.
@@ -23,15 +24,16 @@ from torch import Tensor, nn
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, HeaderChunks
 from raywgen.generators.common.tokenizer.config import Scales, TokenizerConfig, VQVAEConfig
 from raywgen.generators.common.tokenizer.scales import (
+    HeaderChunkNumbers,
     ScaledChunks,
     num_scaled_position_features,
+    numbers_at,
     scaled_chunks,
-    unit_normalizer,
 )
 from raywgen.generators.common.tokenizer.windows import covering_blocks
 from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import build_quantiser
-from raywgen.weights import Layout, Normalizer, Windows
+from raywgen.weights import HeaderIndex, Layout, Normalizer, WeightBatch, Windows
 from raywgen.weights.chunks import (
     chunk_features,
     chunk_mask,
@@ -42,6 +44,7 @@ from raywgen.weights.chunks import (
     position_features,
     to_chunks,
 )
+from raywgen.weights.groups import ReadValues, network_moments, unit_normalizer
 
 # Position features and hidden states take many times the memory of chunks.
 _CHUNKS_OF_A_PASS = 1 << 16
@@ -120,14 +123,16 @@ class Tokenizer(nn.Module):
         if scaled is None:
             return to_chunks(normalizer.normalise(values_BD), self.config.chunk_length)
 
-        @torch.no_grad()
-        def kept(chunks_BMK: Tensor, part: slice) -> Tensor:
-            if not by_code or not chunks_BMK.shape[1]:
-                return chunks_BMK
-            positions_MG, mask_MK = self.positions(layout)[part], self.mask(layout)[part]
-            return self.decode(self.encode(chunks_BMK, positions_MG, mask_MK), positions_MG, mask_MK)
-
+        kept = partial(self._kept, layout, by_code)
         return scaled.encode(unit_normalizer(layout, normalizer).normalise(values_BD), kept)
+
+    @torch.no_grad()
+    def _kept(self, layout: Layout, by_code: bool, header_BYK: Tensor, index_Y: Tensor) -> Tensor:
+        """Returns header chunks after encoding and decoding, or as they are."""
+        if not by_code:
+            return header_BYK
+        positions_YG, mask_YK = self.positions(layout, index_Y), self.mask(layout, index_Y)
+        return self.decode(self.encode(header_BYK, positions_YG, mask_YK), positions_YG, mask_YK)
 
     def values(self, chunks_BMK: Tensor, layout: Layout, normalizer: Normalizer) -> Tensor:
         """Turns normalised chunks back to flat vectors `(B, D)`."""
@@ -150,20 +155,20 @@ class Tokenizer(nn.Module):
     def num_chunks(self, layout: Layout) -> int:
         """Returns M, the length of a network's token sequence."""
         scaled = self.scaled(layout)
-        return num_chunks(layout, self.config.chunk_length) if scaled is None else len(scaled.mask_MK)
+        return num_chunks(layout, self.config.chunk_length) if scaled is None else scaled.num_chunks
 
     def mask(self, layout: Layout, index_X: Tensor | None = None) -> Tensor:
         """Returns the mask of a layout's chunks, `(M, K)`, or of some chunks, `(X, K)`: 1 for values, 0 for padding."""
         scaled = self.scaled(layout)
         if scaled is None:
             return chunk_mask(layout, self.config.chunk_length, index_X, self.device)
-        return scaled.mask_MK if index_X is None else scaled.mask_MK[index_X]
+        return scaled.mask_MK if index_X is None else scaled.mask(index_X)
 
     def positions(self, layout: Layout, index_X: Tensor | None = None) -> Tensor:
         """Returns the position features of each chunk, `(M, G)`, or of some chunks, `(X, G)`; zeros beyond the end."""
         scaled = self.scaled(layout)
         if scaled is not None:
-            return scaled.positions_MG if index_X is None else scaled.positions_MG[index_X]
+            return scaled.positions_MG if index_X is None else scaled.positions(index_X)
         if index_X is None:
             return position_features(layout, self.config.chunk_length, self.device)
         # Chunks beyond the end fill up the last block; there a coder sees zeros.
@@ -175,26 +180,99 @@ class Tokenizer(nn.Module):
         scaled = self.scaled(layout)
         if scaled is None:
             return mean_position_features(layout, self.config.chunk_length, self.device)
-        return scaled.positions_MG.mean(dim=0)
+        return scaled.mean_position_G
 
     def windows_with(self, layout: Layout, index_BW: Tensor) -> Windows:
         """Returns the windows of the given chunks, with the other chunks that their tokens follow from around them."""
         index_BX = covering_blocks(index_BW, self.encoder.context, self.num_chunks(layout))
-        return Windows(
+        windows = Windows(
             chunk_length=self.config.chunk_length,
             num_chunks=index_BX.shape[1],
             first_B=index_BX[:, 0],
             inner_BW=index_BW,
         )
+        return self.with_header(layout, windows)
 
-    def window_chunks(self, values_BX: Tensor, windows: Windows, layout: Layout, normalizer: Normalizer) -> Tensor:
-        """Returns the normalised chunks `(B, W, K)` of the values of windows, zeros beyond the end of a network.
+    def with_header(self, layout: Layout, windows: Windows) -> Windows:
+        """Returns windows with the header chunks that they follow from, if scales are tokens."""
+        scaled = self.scaled(layout)
+        return windows if scaled is None else scaled.with_header(windows)
 
-        Only where scales are no tokens: those of a network are known from all of its values alone.
+    def cut(self, batch: WeightBatch, windows: Windows, normalizer: Normalizer) -> WeightBatch:
+        """Returns windows of a batch of whole networks, with the moments that they need where scales are tokens."""
+        scaled = self.scaled(batch.layout)
+        if scaled is None or windows.header is None or batch.codes_BWL is not None:
+            return batch.cut(windows)
+        moments_BN = self.read_moments(batch.layout, normalizer, lambda start, stop: batch.values_BD[:, start:stop])
+        return batch.cut(windows, scaled.header_moments(moments_BN, windows.header.index_BY))
+
+    def read_moments(self, layout: Layout, normalizer: Normalizer, read: ReadValues) -> Tensor:
+        """Returns the moments `(B, N)` that the scales of networks follow from, where these are tokens."""
+        return network_moments(layout, self._scales, normalizer, read)
+
+    def header_of_moments(self, moments_BN: Tensor, layout: Layout, windows: Windows) -> HeaderChunkNumbers | None:
+        """Returns the numbers of the header chunks of windows, as `window_header` does, given all moments."""
+        scaled, header = self.scaled(layout), windows.header
+        if scaled is None or header is None:
+            return None
+        moments_BYK = scaled.header_moments(moments_BN, header.index_BY)
+        return scaled.header(moments_BYK, header.index_BY, partial(self._kept, layout, True))
+
+    def window_header(self, batch: WeightBatch, *, by_code: bool = True) -> HeaderChunkNumbers | None:
+        """Returns the numbers of the header chunks of a batch of windows; None where scales are no tokens.
+
+        Args:
+            batch: Windows of networks, or their tokens.
+            by_code: As in `chunks`.
         """
-        assert not self.codes_scales
-        position_BX = windows.position_BX
-        normalised_BX = normalizer.normalise(values_BX, position_BX.clamp(max=layout.num_values - 1))
+        layout, header = batch.layout, None if batch.windows is None else batch.windows.header
+        scaled = self.scaled(layout)
+        if scaled is None or header is None:
+            return None
+        index_BY = header.index_BY
+        if batch.codes_BWL is None:
+            assert batch.moments_BYK is not None, "windows come with the moments of their header"
+            return scaled.header(batch.moments_BYK, index_BY, partial(self._kept, layout, by_code))
+        codes_BYL = batch.codes_BWL[:, batch.codes_BWL.shape[1] - index_BY.shape[1] :]
+        numbers_BYK = self.decode(codes_BYL, self.positions(layout, index_BY), self.mask(layout, index_BY))
+        return HeaderChunkNumbers(numbers_BYK, numbers_BYK)
+
+    def chunk_scales(self, layout: Layout, index_BW: Tensor, header: HeaderChunkNumbers, place: HeaderIndex) -> Tensor:
+        """Returns the scales and means of the chunks of windows, `(B, W, 4)`, as `ChunkScales` gives them.
+
+        Args:
+            layout: Layout of the networks.
+            index_BW: The chunks.
+            header: The numbers of the windows' header chunks.
+            place: Which header chunks these are.
+        """
+        scaled = self.scaled(layout)
+        assert scaled is not None
+        return numbers_at(header.kept_BYK, place.index_BY, scaled.scale_index(index_BW))
+
+    def window_chunks(
+        self,
+        values_BX: Tensor,
+        windows: Windows,
+        layout: Layout,
+        normalizer: Normalizer,
+        header: HeaderChunkNumbers | None = None,
+    ) -> Tensor:
+        """Returns the normalised chunks `(B, W, K)` of windows, zeros beyond the end of a network.
+
+        Args:
+            values_BX: The values of the windows.
+            windows: The windows.
+            layout: Layout of the networks.
+            normalizer: Base and scale; only the base is used where scales are coded.
+            header: The numbers of the windows' header chunks, by `window_header`, where scales are coded.
+        """
+        position_BX, scaled = windows.position_BX, self.scaled(layout)
+        inside_BX = position_BX.clamp(0, layout.num_values - 1)
+        if scaled is not None:
+            assert header is not None
+            return scaled.window(unit_normalizer(layout, normalizer).normalise(values_BX, inside_BX), windows, header)
+        normalised_BX = normalizer.normalise(values_BX, inside_BX)
         normalised_BX = torch.where(position_BX < layout.num_values, normalised_BX, 0.0)
         return to_chunks(normalised_BX, self.config.chunk_length)
 
@@ -223,9 +301,10 @@ class Tokenizer(nn.Module):
     def _has_padding_tokens(self, layout: Layout) -> bool:
         """Whether some tokens of a layout hold no value. It is asked of the device once, which would wait for it."""
         if layout.id not in self._padded_layouts:
-            last_1 = torch.tensor([self.num_chunks(layout) - 1], device=self.device)
-            # Without a header only the last chunk may be partly filled.
-            mask_XK = self.mask(layout, last_1 if self.scaled(layout) is None else None)
+            # Only the last chunks of means, of scales and of values may be partly filled.
+            scaled = self.scaled(layout)
+            last = [self.num_chunks(layout) - 1, *([] if scaled is None else scaled.last_header_chunks)]
+            mask_XK = self.mask(layout, torch.tensor(last, device=self.device))
             self._padded_layouts[layout.id] = not bool(self.quantiser.real_tokens(mask_XK).all())
         return self._padded_layouts[layout.id]
 
@@ -243,9 +322,9 @@ class Tokenizer(nn.Module):
         scaled = self.scaled(layout)
         if scaled is None:
             return None
-        part = slice(0, scaled.num_header_chunks)
-        decode = partial(self.decode, positions_MG=scaled.positions_MG[part], mask_MK=scaled.mask_MK[part])
-        return HeaderChunks(num=scaled.num_header_chunks, decode=decode, scale_index_M4=scaled.scale_index_M4)
+        index_Y = torch.arange(scaled.num_header_chunks, device=self.device)
+        decode = partial(self.decode, positions_MG=scaled.positions(index_Y), mask_MK=scaled.mask(index_Y))
+        return HeaderChunks(num=scaled.num_header_chunks, decode=decode, scale_index=scaled.scale_index)
 
     def _passes(self, layout: Layout, num: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yields chunks of `num` networks that are coded together, whole blocks of them, with positions and mask."""

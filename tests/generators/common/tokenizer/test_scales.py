@@ -20,7 +20,7 @@ from raywgen.generators.common.tokenizer.stage import masked_reconstruction_loss
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.weights import Layout, layout_normalizer
 from raywgen.weights.chunks import position_features
-from raywgen.weights.groups import groups_of
+from raywgen.weights.groups import Groups, groups_of
 from raywgen.weights.tensors import KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,15 @@ def tokenizer_of(mode: Scales) -> Tokenizer:
 def within_groups(error_BD: Tensor, values_BD: Tensor, mode: Scales) -> float:
     """The largest error in units of its group's root mean square."""
     groups = groups_of(CONVOLUTIONAL, mode)
-    return float((error_BD.detach() / groups.over_values(groups.sizes(values_BD))).abs().max())
+    parts = [
+        part.unflatten(1, rows) for part, rows in zip(values_BD.split(sizes_of(groups), 1), groups.rows, strict=True)
+    ]
+    sizes_BG = torch.cat([part_BRX.square().mean(dim=-1).sqrt() for part_BRX in parts], dim=1)
+    return float((error_BD.detach() / groups.over_values(sizes_BG)).abs().max())
+
+
+def sizes_of(groups: Groups) -> list[int]:
+    return [num * size for num, size in groups.rows]
 
 
 @given(seed=st.integers(0, 999), mode=st.sampled_from(MODES), chunk_length=st.sampled_from([3, 8, 64]))
@@ -75,17 +83,20 @@ def test_an_error_in_the_scales_code_is_none_in_the_weights(seed: int, mode: Sca
     scaled, values_BD = scaled_chunks(CONVOLUTIONAL, mode, 8), drawn(3, seed, spread=1.0)
     generator = torch.Generator().manual_seed(seed)
 
-    def kept(header_BMK: Tensor, part: slice) -> Tensor:
+    def kept(header_BMK: Tensor, index_M: Tensor) -> Tensor:
         written.append(header_BMK + noise * torch.randn(header_BMK.shape, generator=generator))
         return written[-1]
 
     written: list[Tensor] = []
     closed_BMK = scaled.encode(values_BD, kept)
-    closed_BMK[:, : scaled.num_header_chunks] = torch.cat(written, dim=1)
+    means, scales = written  # Scales are written once means are known.
+    first = groups_of(CONVOLUTIONAL, mode).num_mean_chunks(8)
+    header_BMK = torch.cat([means[:, :first], scales[:, first:]], dim=1)
+    closed_BMK[:, : scaled.num_header_chunks] = header_BMK
     assert within_groups(scaled.decode(closed_BMK) - values_BD, values_BD, mode) < 1e-4
     # Without the loop the same error is that of the weights.
     open_BMK = scaled.encode(values_BD, lambda header_BMK, part: header_BMK)
-    open_BMK[:, : scaled.num_header_chunks] = torch.cat(written, dim=1)
+    open_BMK[:, : scaled.num_header_chunks] = header_BMK
     if noise > 0.1:
         assert within_groups(scaled.decode(open_BMK) - values_BD, values_BD, mode) > 0.05
 
@@ -181,7 +192,8 @@ def test_like_tensors_stand_side_by_side() -> None:
     numbers_BX = torch.arange(8.0).unsqueeze(0)
     groups = groups_of(CONVOLUTIONAL, "tensor")
     values_BD = groups.over_values((numbers_BX - 3).sinh().exp())
-    values_BD = values_BD - groups.means_over_values(groups.means(values_BD))
+    for group in groups.with_mean:
+        values_BD[:, groups.of_values(torch.arange(CONVOLUTIONAL.num_values)) == group] = 0.0
     chunks_BMK = scaled_chunks(CONVOLUTIONAL, "tensor", 8).encode(values_BD, lambda chunks_BMK, part: chunks_BMK)
     # In the layout: weight, bias, norm scale, shift, mean, variance, weight, bias; of constant vectors nothing is left.
     assert chunks_BMK[0, 1].tolist() == pytest.approx([-6, 6, -6, -6, -6, -6, -6, -6], abs=1e-4)

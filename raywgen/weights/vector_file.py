@@ -20,7 +20,7 @@ from raywgen.weights.errors import WeightsError
 _NAME = "values"
 
 
-def write_start(path: str | Path, num_values: int, parts: Iterable[Tensor]) -> None:
+def write_vector(path: str | Path, num_values: int, parts: Iterable[Tensor]) -> None:
     """Writes a flat vector part by part, as a safetensors file with one tensor, `values`.
 
     Args:
@@ -45,7 +45,7 @@ def write_start(path: str | Path, num_values: int, parts: Iterable[Tensor]) -> N
         raise WeightsError(f"cannot write {path}: {error}; {remedy(error)} and run the same command again") from error
 
 
-def fetch_start(source: str, path: str | Path) -> None:
+def fetch_vector(source: str, path: str | Path) -> None:
     """Copies the file of a start from a URI to a local path, unless it is there.
 
     Raises:
@@ -60,7 +60,7 @@ def fetch_start(source: str, path: str | Path) -> None:
         raise WeightsError(f"{source} cannot be copied to {path}: {error}") from error
 
 
-def map_start(path: str | Path, num_values: int) -> Tensor:
+def map_vector(path: str | Path, num_values: int) -> Tensor:
     """Returns the vector of a file, whose pages are read when they are used.
 
     Raises:
