@@ -37,6 +37,7 @@ BENCHMARKS = {
     "train-memory": "raywgen.benchmarks.train_memory",
     "train-overhead": "raywgen.benchmarks.train_overhead",
     "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
+    "decode": "raywgen.benchmarks.decode",
     "chaos": "raywgen.benchmarks.chaos",
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "plan": "raywgen.benchmarks.plan",
