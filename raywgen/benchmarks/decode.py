@@ -222,6 +222,7 @@ class Peer:
             pad_token_id=0,
         )
         torch.manual_seed(0)
+        self.num_words = config.num_codes
         self.models: dict[torch.dtype, Any] = {}
         for dtype in (torch.float32, torch.bfloat16):
             model: Any = GPT2LMHeadModel(sizes)
@@ -250,7 +251,7 @@ class Peer:
     def check(self) -> None:
         """Asserts that cached steps give the logits of one full pass."""
         model = self.models[torch.float32]
-        ids = (torch.arange(_NUM_CHECKED) % self.config.num_codes).unsqueeze(0)
+        ids = (torch.arange(_NUM_CHECKED) % self.num_words).unsqueeze(0)
         cache, steps = None, []
         for word in ids.split(1, dim=1):
             found = model(word, past_key_values=cache, use_cache=True)
