@@ -34,8 +34,6 @@ from raywgen.weights import WeightsError
 if TYPE_CHECKING:
     import ray.data
 
-READER_CPUS = 0.1
-"""The share of a CPU that each reader reserves: it waits for the object store most of the time."""
 # Small steps are read several at a time: handing over a block costs some milliseconds, whatever its size.
 _BLOCK_BYTES = 8 << 20
 _STEPS_OF_A_BLOCK = 16
@@ -227,7 +225,9 @@ class RaySource:
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=READER_CPUS,
+            # Workers may take every CPU, also later, when a run of a range grows: a reader that waited for a share of
+            # one would wait for ever, and its worker with it. It waits for the object store most of the time.
+            num_cpus=0,
         )
         context = dataset.context
         context.execution_options.preserve_order = True

@@ -1,12 +1,11 @@
 """Whether a run's workers can be placed at all, said before anything begins.
 
-Without an autoscaler Ray Train asks for its workers again every minute, for ever. And where workers take every CPU,
-the tasks that read the corpus never start.
+Without an autoscaler Ray Train asks for its workers again every minute, for ever. Readers of `source=ray` reserve
+nothing, so that they start wherever workers do.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from dataclasses import dataclass, replace
 from raywgen.compat import autoscaler_node_types
 from raywgen.ray_address import ClusterError
 from raywgen.training.config import TrainConfig
-from raywgen.training.ray_source import READER_CPUS
 
 Resources = Mapping[str, float]
 
@@ -39,14 +37,14 @@ class Nodes:
 
 
 def worker_requests(config: TrainConfig) -> list[Resources]:
-    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and CPUs to read the corpus."""
+    """Returns what a run on Ray Train needs: a part for each of its fewest workers, and what else takes CPUs."""
     worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
     return [*[worker] * config.min_workers, *[{"CPU": 1.0}] * _reading_cpus(config)]
 
 
 def _reading_cpus(config: TrainConfig) -> int:
-    """Returns how many CPUs are left to what reads the corpus: the readers of all workers share them."""
-    return math.ceil(config.min_workers * READER_CPUS) if config.source == "ray" else 1
+    """Returns how many CPUs are left to what reads the corpus beside the workers; readers of `source=ray` take none."""
+    return 0 if config.source == "ray" else 1
 
 
 def first_unplaceable(requests: Sequence[Resources], nodes: Sequence[Resources]) -> Resources | None:
@@ -78,9 +76,9 @@ def check_run(config: TrainConfig, nodes: Nodes) -> None:
     kind = "GPU" if config.device == "cuda" else "CPU"
     fitting = _most_workers(config, room)
     remedy = f"give num_workers={fitting}" if fitting else "num_workers=0 trains in one process without them"
-    more = "one more CPU" if reading == 1 else f"{reading} more CPUs"
+    more = " and one more CPU to read the corpus" if reading else ""
     raise ClusterError(
-        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind} and {more} to read the corpus, but "
+        f"num_workers={config.num_workers} asks for {config.min_workers} x 1 {kind}{more}, but "
         f"the cluster has {describe(room)}: {remedy}, or add nodes"
     )
 

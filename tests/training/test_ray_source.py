@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +164,29 @@ def test_both_sources_give_the_same_batches(cluster: None, zoo_corpus: Corpus) -
     run = Run("lohp", zoo_corpus)
     run.assert_same(range(11, 50), rank=1, num_workers=2)
     deadline = time.monotonic() + 60
-    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+    while readers():
         assert time.monotonic() < deadline, "the reader has not ended with its source"
         time.sleep(0.2)
+
+
+class Worker:
+    def place(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+def test_readers_start_where_workers_hold_every_cpu(cluster: None, zoo_corpus: Corpus) -> None:
+    """As those of a range do, which has as many as there is room for."""
+
+    worker: Any = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Worker).remote()
+    ray.get(worker.place.remote())
+    gives_up = threading.Timer(60, ray.kill, [worker])  # A reader that waits for a CPU would otherwise wait for ever.
+    gives_up.start()
+    try:
+        Run("lohp", zoo_corpus).assert_same(range(4))
+        assert ray.get(worker.place.remote()), "readers waited for the worker's end"
+    finally:
+        gives_up.cancel()
+        ray.kill(worker)
 
 
 LOST = r"/weights/[^\n]*\.arrow is missing; restore it[^\n]*$"
@@ -226,9 +248,18 @@ def test_a_reader_that_is_killed_is_started_again(cluster: None, zoo_corpus: Cor
                 kill_readers()
 
 
+def readers() -> list[psutil.Process]:
+    """Returns the processes of this session's readers."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # It may end meanwhile.
+            found += [child] * ("MapWorker" in " ".join(child.cmdline()))
+    return found
+
+
 def kill_readers() -> None:
     """Ends the processes of this session's readers."""
-    found = [child for child in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+    found = readers()
     assert found
     for child in found:
         child.kill()

@@ -72,13 +72,12 @@ def test_the_refusal_names_the_number_that_fits() -> None:
     check_run(TrainConfig(num_workers=2), fixed({"CPU": 2.0}, {"CPU": 1.0}))
 
 
-def test_readers_of_many_workers_need_more_than_one_cpu() -> None:
-    config = TrainConfig(num_workers=25, source="ray")
-    check_run(config, fixed({"CPU": 28.0}))
-    with pytest.raises(
-        ClusterError, match=r"asks for 25 x 1 CPU and 3 more CPUs to read the .* give num_workers=23, or"
-    ):
-        check_run(config, fixed({"CPU": 26.0}))
+@pytest.mark.parametrize("num_workers", [25, [25, 40]])
+def test_readers_need_no_cpu_beside_the_workers(num_workers: int | list[int]) -> None:
+    config = TrainConfig(num_workers=num_workers, source="ray")
+    check_run(config, fixed({"CPU": 25.0}))
+    with pytest.raises(ClusterError, match=r"asks for 25 x 1 CPU, but the cluster has 24 CPU .* give num_workers=24,"):
+        check_run(config, fixed({"CPU": 24.0}))
 
 
 def test_what_an_autoscaler_may_add_counts() -> None:
