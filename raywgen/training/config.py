@@ -65,6 +65,8 @@ class TrainConfig:
         max_failures: Number of times that a run restarts from its last checkpoint when a worker dies or hangs; nodes
             that are taken away with notice do not count.
         worker_timeout: Seconds that a worker may not answer, or keep the others waiting, until it counts as hung.
+        room_timeout: Seconds that a run whose nodes have gone waits for room for its fewest workers, such as nodes that
+            an autoscaler adds, until it ends.
         resize_seconds: Seconds between looks, while the workers of a range run well, for room for more of them.
         num_condition_samples: Labelled samples a generator is shown per network.
         num_query_samples: Further labelled samples per network, for losses on what it does.
@@ -96,6 +98,7 @@ class TrainConfig:
     grace_seconds: float = 25.0
     max_failures: int = 2
     worker_timeout: float = 600.0
+    room_timeout: float = 600.0
     resize_seconds: float = 60.0
     num_condition_samples: int = 64
     num_query_samples: int = 128
@@ -158,7 +161,7 @@ class TrainConfig:
             raise ValueError("checkpoint_every, log_every and validate_every must be at least 1")
         if min(self.num_condition_samples, self.num_query_samples) < 1:
             raise ValueError("num_condition_samples and num_query_samples must be at least 1")
-        for name in ("grace_seconds", "worker_timeout", "resize_seconds"):
+        for name in ("grace_seconds", "worker_timeout", "room_timeout", "resize_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
         if self.keep_newest < 1 or self.keep_best < 0:

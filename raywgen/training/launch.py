@@ -279,6 +279,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     """
     free: dict[str, Any] = {"out": "", "num_workers": 1, "device": "auto", "source": "auto"}
     free |= {"max_failures": 0, "grace_seconds": 1.0, "worker_timeout": 1.0, "resize_seconds": 1.0}
+    free |= {"room_timeout": 1.0}
     engine: dict[str, Any] = {
         "strategy": "manual",
         "accumulate": 1,

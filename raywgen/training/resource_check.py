@@ -36,10 +36,14 @@ class Nodes:
     most: Sequence[Resources] | None
 
 
+def worker_request(config: TrainConfig) -> Resources:
+    """Returns what each worker of a run takes."""
+    return {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
+
+
 def worker_requests(config: TrainConfig) -> list[Resources]:
     """Returns what a run on Ray Train needs: a part for each of its fewest workers, and what else takes CPUs."""
-    worker = {"GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    return [*[worker] * config.min_workers, *[{"CPU": 1.0}] * _reading_cpus(config)]
+    return [*[worker_request(config)] * config.min_workers, *[{"CPU": 1.0}] * _reading_cpus(config)]
 
 
 def _reading_cpus(config: TrainConfig) -> int:

@@ -11,8 +11,10 @@ from ray.train import UserCallback
 from torch.distributed import DistError
 
 from raywgen.compat import lost_worker
+from raywgen.training.config import TrainConfig
+from raywgen.training.room import NO_ROOM, alive_nodes, watch_room
 from raywgen.training.run_folder import is_done
-from raywgen.training.workers_log import add_trouble, last_start, read_workers
+from raywgen.training.workers_log import Trouble, add_trouble, last_start, read_workers
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -40,23 +42,53 @@ def worker_timeouts(seconds: float) -> Iterator[None]:
 
 
 class FailureLog(UserCallback):
-    """Keeps each failure of workers in the history of the run under way; Ray Train calls it beside its controller.
+    """Keeps each failure of workers in the history of the run under way, and ends runs that have lost their room.
+
+    Ray Train calls it in the process of its controller, an actor.
 
     Args:
         outs: Run folders of the launch, in the order in which they are trained.
-        timeout: Seconds after which a worker that does not answer counts as hung.
+        config: The first of the runs.
     """
 
-    def __init__(self, outs: Sequence[str], timeout: float) -> None:
-        self._outs, self._timeout = list(outs), timeout
+    def __init__(self, outs: Sequence[str], config: TrainConfig) -> None:
+        self._outs, self._config = list(outs), config
+        self._is_watching = False
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Does nothing: raywgen keeps its own checkpoints."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Adds the failure that explains the others."""
-        out = next((out for out in self._outs if not is_done(out)), self._outs[-1])
-        add_trouble(out, failure_text(worker_exceptions, places_of(out), self._timeout))
+        """Adds the failure that explains the others, and looks from then on whether there is room for the workers."""
+        out = under_way(self._outs)
+        add_trouble(out, failure_text(worker_exceptions, places_of(out), self._config.worker_timeout))
+        self.watch()
+
+    def watch(self) -> None:
+        """Watches the room of the cluster, and ends the actor that this is called in when the room is lost."""
+        import ray
+
+        if self._is_watching or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+            return
+        self._is_watching, controller = True, ray.get_runtime_context().current_actor
+
+        def end(reason: str) -> None:
+            add_trouble(under_way(self._outs), reason)
+            ray.kill(controller)
+
+        watch_room(self._config, alive_nodes, end)
+
+
+def under_way(outs: Sequence[str]) -> str:
+    """Returns the folder of the first of a launch's runs that is not done."""
+    return next((out for out in outs if not is_done(out)), outs[-1])
+
+
+def lost_room(outs: Sequence[str]) -> str | None:
+    """Returns why the run under way was ended if it was for lack of room."""
+    newest = next(reversed(read_workers(under_way(outs))), None)
+    is_lost = isinstance(newest, Trouble) and newest.reason.startswith(NO_ROOM)
+    return newest.reason if newest is not None and is_lost else None
 
 
 def places_of(out: str) -> list[str]:

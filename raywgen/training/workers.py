@@ -27,6 +27,7 @@ from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.memory import free_memory
 from raywgen.training.notices import Notices
+from raywgen.training.room import remedy
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.stop_file import StopFile
@@ -164,17 +165,17 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
 
     Raises:
         DoesNotFitError: The workers found that a stage does not fit into their memory.
-        TrainingError: Workers failed too often, or cannot import a class of the user's own.
+        TrainingError: Workers failed too often, have no room any more, or cannot import a class of the user's own.
     """
     import ray.train
     from ray.exceptions import ActorDiedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from raywgen.training.worker_failures import FailureLog, failure_text, places_of, worker_timeouts
+    from raywgen.training.worker_failures import FailureLog, failure_text, lost_room, places_of, worker_timeouts
 
     first = specs[0].config
     storage = Storage.at(first.out)
-    uses_gpus = first.device == "cuda"
+    uses_gpus, outs = first.device == "cuda", [absolute(spec.config.out) for spec in specs]
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={
@@ -197,7 +198,7 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
             storage_path=storage.root,
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=first.max_failures),
-            callbacks=[FailureLog([absolute(spec.config.out) for spec in specs], first.worker_timeout)],
+            callbacks=[FailureLog(outs, first)],
         ),
     )
     try:
@@ -210,6 +211,8 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
             "the same command goes on from the last checkpoint"
         ) from error
     except ActorDiedError as error:
+        if reason := lost_room(outs):
+            raise TrainingError(f"{first.out}: training stopped: {reason}; {remedy(first)}") from error
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         if missing is None:
             raise

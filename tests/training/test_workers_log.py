@@ -67,7 +67,9 @@ def test_a_failure_is_told_by_the_rank_that_explains_it(failures: dict[int, Exce
 
 def test_a_failure_belongs_to_the_first_run_that_is_not_done(tmp_path: Path) -> None:
     add_start(tmp_path, "one", 2, "tokenizer", 0, PLACES)
-    FailureLog([str(tmp_path), str(tmp_path / "other")], 9.0).after_exception(None, {1: HUNG})
+    FailureLog([str(tmp_path), str(tmp_path / "other")], TrainConfig(worker_timeout=9.0)).after_exception(
+        None, {1: HUNG}
+    )
     assert read_workers(tmp_path)[-1].reason == "rank 1 (node b, process 2, log /logs/b) did not answer for 9 s"
     assert not (tmp_path / "other").exists()
 

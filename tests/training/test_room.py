@@ -1,0 +1,93 @@
+"""A run whose cluster has lost the room for its workers ends, and says what is missing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+
+from raywgen.benchmarks.chaos_cluster import TrainCommand, local_cluster
+from raywgen.benchmarks.chaos_runs import run_config, wait_for
+from raywgen.corpus import Corpus
+from raywgen.training import TrainConfig
+from raywgen.training.room import missing_room, remedy
+from raywgen.training.session import ray_session
+from raywgen.training.worker_failures import FailureLog, lost_room
+from raywgen.training.workers_log import add_trouble, read_workers
+
+
+def test_room_is_that_of_the_fewest_workers() -> None:
+    fixed, elastic = TrainConfig(num_workers=3), TrainConfig(num_workers=[2, 8], room_timeout=30)
+    assert missing_room(fixed, [{"CPU": 2.0}, {"CPU": 1.0}]) is None
+    assert missing_room(elastic, [{"CPU": 2.0}]) is None
+    assert missing_room(fixed, [{"CPU": 2.0}]) == (
+        "the cluster has had no room for 3 workers with 1 CPU each for 600 s: it has 2 CPU on 1 node"
+    )
+    assert (
+        missing_room(elastic, [])
+        == "the cluster has had no room for 2 workers with 1 CPU each for 30 s: it has no node"
+    )
+    gpus = TrainConfig(num_workers=2, device="cuda")
+    assert "2 workers with 1 GPU each for 600 s: it has 8 CPU and 1 GPU" in (
+        missing_room(gpus, [{"CPU": 8.0, "GPU": 1.0}]) or ""
+    )
+    assert remedy(fixed).endswith("when there is room, or num_workers=[1,3] goes on with fewer workers")
+    assert remedy(TrainConfig(num_workers=[1, 3])).endswith("from the last checkpoint when there is room")
+
+
+class Controller:
+    """Calls the log of failures in an actor, as Ray Train's controller does."""
+
+    def __init__(self, out: str, config: TrainConfig) -> None:
+        self._log = FailureLog([out], config)
+
+    def lose_a_worker(self) -> None:
+        self._log.after_exception(None, {0: ValueError("gone")})
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_the_controller_of_a_run_without_room_is_ended_and_says_why(tmp_path: Path) -> None:
+    lost, kept = str(tmp_path / "lost"), str(tmp_path / "kept")
+    with ray_session():
+        actor: Any = ray.remote(num_cpus=0)(Controller)
+        too_many, fitting = (TrainConfig(num_workers=number, room_timeout=0.5) for number in (500, 1))
+        controllers = [actor.remote(lost, too_many), actor.remote(kept, fitting)]
+        ray.get([controller.lose_a_worker.remote() for controller in controllers])
+        with pytest.raises(ActorDiedError):
+            ray.get(controllers[0].wait.remote(60))
+        ray.get(controllers[1].wait.remote(1))
+    assert (lost_room([lost]) or "").startswith(
+        "the cluster has had no room for 500 workers with 1 CPU each for 0.5 s: it has "
+    )
+    assert lost_room([kept]) is None
+    assert len(read_workers(kept)) == 1
+    add_trouble(lost, "another")
+    assert lost_room([lost]) is None
+
+
+@pytest.mark.slow
+def test_a_run_of_a_fixed_size_ends_where_nodes_do_not_come_back(
+    zoo_corpus: Corpus, tmp_path: Path, one_thread: None
+) -> None:
+    run = run_config("igpg", zoo_corpus.location, tmp_path / "run", 100_000, num_workers=2, room_timeout=5.0)
+    with local_cluster(3) as cluster:
+        command = TrainCommand([run], cluster.address)
+        command.start()
+        try:
+            wait_for(lambda: command.view.taken() >= 3 or command.is_over(), 300, "three steps")
+            for pid in command.pids():
+                cluster.remove_node_of(pid)
+            wait_for(command.is_over, 300, "the end of the run")
+        finally:
+            command.kill()
+    assert (
+        "training stopped: the cluster has had no room for 2 workers with 1 CPU each for 5 s: it has 1 CPU (at most 1 "
+        "on one) on 2 nodes; the same command goes on from the last checkpoint when there is room, or "
+        "num_workers=[1,2] goes on with fewer workers"
+    ) in command.output()
