@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from pyarrow import fs
 
 from raywgen.corpus import Corpus
 from raywgen.storage import Storage
 from raywgen.training import TrainConfig, launch, read_metrics
+from raywgen.training.run_folder import is_done
 from raywgen.training.session import ray_session
+from raywgen.training.workers_log import Start, read_workers
 from tests.builders import igpg_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -48,3 +51,11 @@ def test_both_sources_train_alike_and_nothing_is_copied(
     assert f"reads {remote} through Ray Data (source=ray)" in capfd.readouterr().err
     launch([config(zoo_corpus.location, here)])
     assert losses(there) == losses(here)
+
+
+def test_workers_of_a_range_take_every_cpu_and_their_readers_start(remote: str, tmp_path: Path) -> None:
+    """Readers that waited for a CPU beside the workers would wait for ever."""
+    most = int(ray.cluster_resources()["CPU"])
+    launch([config(remote, tmp_path / "run", num_workers=[1, most])])
+    assert [event.workers for event in read_workers(tmp_path / "run") if isinstance(event, Start)] == [most]
+    assert is_done(tmp_path / "run")
