@@ -216,10 +216,9 @@ def _stored(items: list[_Item], folder: str) -> StoredMoments:
 def _map(file: str, num_values: int) -> Tensor:
     """Maps a file of moments, of one at a URI a copy in this node's cache."""
     storage, name = Storage.around(file)
-    path = Path(file)
+    path = Path(storage.path(name)) if storage.is_local else cache_folder() / FOLDER / name
     try:
         if not storage.is_local:
-            path = cache_folder() / FOLDER / name
             fetch_vector(file, path)
         return map_vector(path, num_values)
     except WeightsError as error:

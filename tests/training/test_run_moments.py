@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raywgen.corpus import Corpus
 from raywgen.generators.common.tokenizer.config import Scales
+from raywgen.storage import Storage
 from raywgen.training import TrainConfig, launch, read_metrics, run_moments
 from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView
 from raywgen.training.rows import RunRows
@@ -79,7 +80,7 @@ def test_windows_have_the_losses_of_whole_networks(
 class Measured:
     """Rows with moments, and which files were made for them."""
 
-    def __init__(self, corpus: Corpus, out: Path, scales: Scales, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, corpus: Corpus, out: str | Path, scales: Scales, monkeypatch: pytest.MonkeyPatch) -> None:
         self.corpus, self.out = corpus, out
         self.generator = generator_of(corpus, window=4, scales=scales)
         self.rows = RunRows.of(corpus)
@@ -174,3 +175,20 @@ def test_a_damaged_file_is_named(zoo_corpus: Corpus, tmp_path: Path, monkeypatch
     rows = measured.get()
     assert rows is not None
     assert read(rows, measured.generator)
+
+
+def test_moments_of_a_run_in_a_store_are_copied_to_each_node(
+    zoo_corpus: Corpus, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYWGEN_CACHE", str(tmp_path / "cache"))
+    found: list[list[Tensor]] = []
+    num_files = 0
+    for out in (f"{bucket}/run", (tmp_path / "run").as_uri()):
+        measured = Measured(zoo_corpus, out, "filter", monkeypatch)
+        rows = measured.get()
+        assert rows is not None
+        found.append(read(rows, measured.generator))
+        num_files = len(measured.made)
+        assert len(Storage.at(out).walk(FOLDER)) == num_files
+    assert len(list((tmp_path / "cache" / FOLDER).iterdir())) == num_files
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
