@@ -37,6 +37,8 @@ _IGPG = {
     # Neither of the two is a mean over networks: one is of a quarter of the part of a worker, one between networks.
     "task_loss": _STAGE | {"nll_weight": 0.0, "diversity_weight": 0.0, "temperature": 0.0},
 }
+_IGPG_WINDOWS = {"tokenizer": _TOKENIZER | {"window": 2}}
+_IGPG_SCALES = {"tokenizer": _TOKENIZER | {"window": 2, "scales": "filter"}}
 # Reptile's gradient is a difference of parameters: the longer its inner steps, the fewer digits are lost.
 _REPTILE = _STAGE | {"inner_rate": 0.2}
 _MCDI = {"diffusion": {"num_targets": NUM_TARGETS}, "network": _NETWORK, "denoiser": _REPTILE, "task_loss": _STAGE}
@@ -65,6 +67,12 @@ class Case:
 CASES = {
     "igpg-tokenizer": Case(method="igpg", stage="tokenizer", settings=_IGPG, frozen=("tokenizer.quantiser",)),
     "igpg-tokenizer-live": Case(method="igpg", stage="tokenizer", settings=_IGPG),
+    "igpg-tokenizer-ragged": Case(
+        method="igpg", stage="tokenizer", settings=_IGPG | _IGPG_WINDOWS, frozen=("tokenizer.quantiser",)
+    ),
+    "igpg-tokenizer-scales": Case(
+        method="igpg", stage="tokenizer", settings=_IGPG | _IGPG_SCALES, frozen=("tokenizer.quantiser",)
+    ),
     "igpg-prior": Case(method="igpg", stage="prior", settings=_IGPG),
     "igpg-prior-alone": Case(
         method="igpg", stage="prior", settings=_IGPG | {"prior": _IGPG["prior"] | {"independent_share": 0.5}}

@@ -63,6 +63,16 @@ def judged(engine: Engine, case: Case) -> float:
     return float(engine.evaluate(batch, noise_of(batch))["loss"])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_in_parts_of_any_size_gives_the_same_losses(name: str) -> None:
+    """As over several workers: a loss must be a mean over networks, whatever part of each a stage sees."""
+    case = CASES[name]
+    whole, parts = (
+        losses(LocalEngine(build_stage(case, BATCH_SIZE), EngineSettings(accumulate=num)), case, 2) for num in (1, 4)
+    )
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_a_stage_of_an_odd_number_of_values_is_sharded(zero_stage: int) -> None:

@@ -64,20 +64,24 @@ class Quantiser(nn.Module, ABC):
         """Returns how many numbers must be known to decode."""
         return 0
 
-    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+    def forward(
+        self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None, num_groups: int = 1
+    ) -> Quantised:
         """Quantises vectors, and collects statistics while training.
 
         Args:
             vectors_NK: Float vectors.
             mask_NK: 1 for a real value, 0 for padding.
             gumbel: Noise for a quantiser that samples its codes while training; others ignore it.
+            num_groups: Number of groups, of equally many vectors each, that have the same weight in the loss however
+                many of their values are real.
         """
         codes_NL = self.encode(vectors_NK, mask_NK)
         if self.training:
             self.collect(vectors_NK, codes_NL, mask_NK)
         decoded_NK = self.decode(codes_NL).to(vectors_NK.dtype)
         straight_through_NK = vectors_NK + (decoded_NK - vectors_NK).detach()
-        loss = masked_mean((vectors_NK - decoded_NK.detach()).square(), mask_NK)
+        loss = masked_mean((vectors_NK - decoded_NK.detach()).square(), mask_NK, num_groups)
         return Quantised(vectors_NK=straight_through_NK, codes_NL=codes_NL, loss=loss)
 
     @abstractmethod
@@ -113,8 +117,11 @@ def real_parts(mask_NK: Tensor, num_parts: int) -> Tensor:
     return (mask_NK > 0).unflatten(-1, (num_parts, -1)).any(dim=-1)
 
 
-def masked_mean(values_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
-    """Returns the mean over real values; 0 where there are none."""
+def masked_mean(values_NK: Tensor, mask_NK: Tensor | None, num_groups: int = 1) -> Tensor:
+    """Returns the mean over real values, 0 where there are none; with groups, the mean over the means of groups."""
     if mask_NK is None:
         return values_NK.mean()
-    return (values_NK * mask_NK).sum() / mask_NK.sum().clamp(min=1.0)
+    if num_groups == 1:
+        return (values_NK * mask_NK).sum() / mask_NK.sum().clamp(min=1.0)
+    sums, counts = (each.reshape(num_groups, -1).sum(dim=1) for each in (values_NK * mask_NK, mask_NK))
+    return (sums / counts.clamp(min=1.0)).mean()

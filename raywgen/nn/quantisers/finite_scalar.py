@@ -66,9 +66,11 @@ class FiniteScalarQuantiser(Quantiser):
         """Returns how many numbers must be known to decode."""
         return self.points_V.numel() + 1
 
-    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+    def forward(
+        self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None, num_groups: int = 1
+    ) -> Quantised:
         """Quantises with straight-through gradients and without a loss of its own."""
-        quantised = super().forward(vectors_NK, mask_NK, gumbel)
+        quantised = super().forward(vectors_NK, mask_NK, gumbel, num_groups)
         return quantised._replace(loss=vectors_NK.new_zeros(()))
 
     @torch.no_grad()

@@ -95,11 +95,13 @@ class GumbelQuantiser(Quantiser):
         """Returns tau of the next step."""
         return annealed_temperature(self.annealing, int(self.num_updates))
 
-    def forward(self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None) -> Quantised:
+    def forward(
+        self, vectors_NK: Tensor, mask_NK: Tensor | None = None, gumbel: Gumbel | None = None, num_groups: int = 1
+    ) -> Quantised:
         """Draws codes while training, for which it needs noise, and takes the likeliest ones otherwise."""
         logits_NLV = self._logits(vectors_NK, mask_NK)
         is_real_NL = None if mask_NK is None else self.real_tokens(mask_NK).to(logits_NLV.dtype)
-        loss = self.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL)
+        loss = self.kl_weight * masked_mean(kl_to_uniform(logits_NLV), is_real_NL, num_groups)
         if not self.training:
             codes_NL = logits_NLV.argmax(dim=-1)
             return Quantised(vectors_NK=self.decode(codes_NL), codes_NL=codes_NL, loss=loss)

@@ -17,6 +17,7 @@ from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.interface import Stage, StageLoss, StageNeeds
 from raywgen.nn.quantisers import AllReduce
+from raywgen.nn.quantisers.base import masked_mean
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
 
 # A thousand vectors for each of 256 codes; with more, k-means takes minutes and is no better.
@@ -29,20 +30,23 @@ _BYTES_BESIDE_CODERS = 24.0
 def masked_reconstruction_loss(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
     """Returns `||M * (theta - theta_hat)||^2`, mean over real values (IGPG, section 3, first term of L_VQ).
 
-    The mask is the same for all networks, or one for each, `(B, M, K)`.
+    The mask is the same for all networks, or one for each, `(B, M, K)`. Then each network counts as much as any other,
+    however many of its values are real: a loss that is a mean over networks is the same in whatever parts a batch is
+    taken.
     """
-    error = (chunks_BMK - decoded_BMK).square() * mask_MK
-    return error.sum() / _num_real(chunks_BMK, mask_MK)
+    return _mean_of_networks((chunks_BMK - decoded_BMK).square(), mask_MK)
 
 
 def snr_db(chunks_BMK: Tensor, decoded_BMK: Tensor, mask_MK: Tensor) -> Tensor:
     """Returns the signal-to-noise ratio over real values, in decibels."""
-    power = (chunks_BMK.square() * mask_MK).sum() / _num_real(chunks_BMK, mask_MK)
+    power = _mean_of_networks(chunks_BMK.square(), mask_MK)
     return 10 * torch.log10(power / masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK))
 
 
-def _num_real(chunks_BMK: Tensor, mask_MK: Tensor) -> Tensor:
-    return (mask_MK.sum() * (len(chunks_BMK) if mask_MK.dim() == 2 else 1)).clamp(min=1)
+def _mean_of_networks(values_BMK: Tensor, mask_MK: Tensor) -> Tensor:
+    if mask_MK.dim() == 2:
+        return (values_BMK * mask_MK).sum() / (mask_MK.sum() * len(values_BMK)).clamp(min=1)
+    return masked_mean(values_BMK, mask_MK, len(values_BMK))
 
 
 class _ChunkWindow(NamedTuple):
@@ -173,6 +177,7 @@ class TokenizerStage(Stage):
             latents_BMK.flatten(0, 1),
             mask_MK.expand_as(latents_BMK).flatten(0, 1),
             lambda *shape: noise.gumbel(latents_BMK.shape[1], *shape).flatten(0, 1),
+            num_groups=1 if mask_MK.dim() == 2 else len(mask_MK),
         )
         decoded_BMK = tokenizer.decode_latents(quantised.vectors_NK.view_as(latents_BMK), positions_MG, mask_MK)
         reconstruction = masked_reconstruction_loss(chunks_BMK, decoded_BMK, mask_MK)
