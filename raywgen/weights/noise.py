@@ -16,6 +16,7 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _NUM_BITS = 24  # of each draw: what a float32 holds exactly
+_ALL_BITS = (1 << 64) - 1
 # Beyond this many values one draw gives some noticeably more often than others, and beyond 2**24 some never.
 _COARSE = 1 << 16
 
@@ -104,4 +105,9 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _mix_int(value: int) -> int:
-    return int(_mix(torch.tensor(value, dtype=torch.int64)))
+    """Returns `_mix` of a number, without a tensor, as it is asked for several times a batch."""
+    state = (value + _GOLDEN) & _ALL_BITS
+    state = ((state ^ (state >> 30)) * _MIX_1) & _ALL_BITS
+    state = ((state ^ (state >> 27)) * _MIX_2) & _ALL_BITS
+    state ^= state >> 31
+    return state - (1 << 64) if state >> 63 else state

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raywgen.weights import KeyedNoise
+from raywgen.weights.noise import _mix, _mix_int
 
 NUM_SAMPLES, NUM_VALUES = 400, 500
 KS_LIMIT = 2.0 / math.sqrt(NUM_SAMPLES * NUM_VALUES)
@@ -184,3 +185,8 @@ def test_parts_are_uncorrelated() -> None:
     correlation = torch.corrcoef(parts.T) - torch.eye(4)
     # Four standard deviations of 1 / sqrt(20 000).
     assert float(correlation.abs().max()) < 0.029
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_number_is_mixed_as_a_tensor_is(value: int) -> None:
+    assert _mix_int(value) == int(_mix(torch.tensor(value)))
