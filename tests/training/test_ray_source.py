@@ -179,7 +179,7 @@ def test_readers_start_where_workers_hold_every_cpu(cluster: None, zoo_corpus: C
 
     worker: Any = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Worker).remote()
     ray.get(worker.place.remote())
-    gives_up = threading.Timer(60, ray.kill, [worker])  # A reader that waits for a CPU would otherwise wait for ever.
+    gives_up = threading.Timer(300, ray.kill, [worker])  # A reader that waits for a CPU would otherwise wait for ever.
     gives_up.start()
     try:
         Run("lohp", zoo_corpus).assert_same(range(4))

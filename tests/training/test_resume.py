@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -214,23 +215,29 @@ def test_a_loss_that_is_not_finite_ends_training_at_once(
 
 
 def test_validation_draws_noise_of_its_own(zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, set[tuple[float, ...]]] = {"train_step": set(), "evaluate": set()}
+    trained: set[tuple[float, ...]] = set()
+    validated: set[tuple[float, ...]] = set()
+    train_step, evaluate_parts = LocalEngine.train_step, LocalEngine.evaluate_parts
 
-    def spy(name: str) -> None:
-        method = getattr(LocalEngine, name)
+    def rows_of(noise: KeyedNoise) -> set[tuple[float, ...]]:
+        return set(map(tuple, copy(noise).uniform(3).tolist()))
 
-        def noted(self: LocalEngine, batch: Any, noise: KeyedNoise, *rest: Any) -> Any:
-            drawn[name] |= set(map(tuple, noise.uniform(3).tolist()))
-            return method(self, batch, noise, *rest)
+    def noted_step(self: LocalEngine, batch: Any, noise: KeyedNoise, *rest: Any) -> Any:
+        trained.update(rows_of(noise))
+        return train_step(self, batch, noise, *rest)
 
-        monkeypatch.setattr(LocalEngine, name, noted)
+    def noted_parts(self: LocalEngine, parts: Any, total: int) -> Any:
+        found = list(parts)
+        for _, noise, _ in found:
+            validated.update(rows_of(noise))
+        return evaluate_parts(self, found, total)
 
-    spy("train_step")
-    spy("evaluate")
+    monkeypatch.setattr(LocalEngine, "train_step", noted_step)
+    monkeypatch.setattr(LocalEngine, "evaluate_parts", noted_parts)
     launch([small_config(zoo_corpus, tmp_path)])
-    assert len(drawn["train_step"]) == 3 * 6 * 8
-    assert drawn["evaluate"]
-    assert drawn["evaluate"].isdisjoint(drawn["train_step"])
+    assert len(trained) == 3 * 6 * 8
+    assert validated
+    assert validated.isdisjoint(trained)
 
 
 @pytest.mark.parametrize("of", [small_config, lohp_config, averaged_config])
