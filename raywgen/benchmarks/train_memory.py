@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isqrt
 from multiprocessing.connection import Connection
@@ -98,7 +99,8 @@ class TrainMemoryConfig:
         network_values: D of these.
         sizes: D of the corpora that differ in it.
         networks_of_a_size: N of these.
-        repeats: Processes for each measurement, of which the median counts.
+        repeats: Processes for each measurement, of which the median counts. They give freed memory back at once, so
+            that a peak is of memory in use, and not of how an allocator places blocks.
         rounds: Steps of which the median CPU time counts.
         folder: Folder of corpora and runs; a temporary one by default.
     """
@@ -211,12 +213,28 @@ def _in_process(work: Callable[[TrainConfig], None], method: str, corpus: str, f
     out = folder / "runs" / f"{work.__name__}-{method}-{Path(corpus).name}"
     shutil.rmtree(out, ignore_errors=True)
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(sender, work, method, corpus, out))
-    process.start()
+    with _exact_allocator():
+        process.start()
     sender.close()
     try:
         return receiver.recv()
     finally:
         process.join()
+
+
+@contextmanager
+def _exact_allocator() -> Iterator[None]:
+    """Processes that start within give large blocks back to the system as soon as they are freed (glibc's allocator).
+
+    Otherwise their peaks differ by some percent from run to run, by the places that blocks happen to get.
+    """
+    before = dict(os.environ)
+    os.environ |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def _child(sender: Connection, work: Callable[[TrainConfig], None], method: str, corpus: str, out: Path) -> None:
