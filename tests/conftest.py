@@ -32,6 +32,28 @@ TINY_ZOO = ZooConfig(
 )
 
 
+# Of the slow files those that take minutes, longest first.
+LONG = (
+    "tuning/test_tune.py",
+    "training/test_elastic.py",
+    "tuning/test_killed.py",
+    "benchmarks/test_chaos.py",
+    "training/test_ray_source_run.py",
+    "benchmarks/test_train_memory.py",
+    "training/test_launch.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lets long files begin first, so that none of several processes is left alone with one at the end."""
+    if config.option.markexpr != "slow":
+        return
+    root = Path(__file__).parent
+    names = [item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else "" for item in items]
+    places = [LONG.index(name) if name in LONG else len(LONG) for name in names]
+    items[:] = [items[index] for index in sorted(range(len(items)), key=places.__getitem__)]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_word() -> Iterator[None]:
     """Modules of these tests stand for the user's own packages, named by the user."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raywgen.config import save_config
 from raywgen.corpus import Corpus
 from raywgen.tuning import TrialRow, TuneConfig, TuneResult
 from raywgen.tuning.results import RungScore
 
+STEPS = "train.generator.task_loss.num_steps"
 RATE, WIDTH = "train.generator.task_loss.optimizer.learning_rate", "train.generator.width"
 SPACE: dict[str, Any] = {
     RATE: {"loguniform": [1e-4, 1e-2]},
@@ -50,3 +55,26 @@ def row(trial: str, scores: list[float], status: str = "stopped", **knobs: Any) 
 def result(rows: list[TrialRow], best: TrialRow, out: Path) -> TuneResult:
     """Of three rungs."""
     return TuneResult(out=str(out), rows=tuple(rows), best=best, num_rungs=3)
+
+
+@contextmanager
+def ray_of(num_cpus: int) -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def facts(result: TuneResult) -> list[tuple[Any, ...]]:
+    return [
+        (row.trial, row.status, row.knobs, [(one.rung, one.score, one.steps) for one in row.scores])
+        for row in result.rows
+    ]
+
+
+def command(config: TuneConfig, path: Path) -> list[str]:
+    save_config(config, path)
+    return [sys.executable, "-m", "raywgen.cli", "tune", str(path)]
