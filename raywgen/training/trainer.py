@@ -368,6 +368,7 @@ class Trainer:
         if self.log is not None:
             self.log.copy_soon()  # A run that goes on from here shall find the rows of the steps before.
         self.checkpoints.save(state, tensors)
+        # Two saves do not fit into an interval of one step.
         if 2 * self.config.save_every > self.config.checkpoint_every:
             self.checkpoints.wait()
 

@@ -116,15 +116,14 @@ def _sample_windows(
     prior.trunk(prefix_STH, prefix_cache)
     header, done = prior.header(table), 0
     parts = plan_parts(len(table), header, prior.config.window, sampling)
-    prepared = _prepared(
-        prior, prefix_cache, [side_by_side(part.plan, B, sampling.max_rows) for part in parts], sampling
-    )
+    groups_of_parts = [side_by_side(part.plan, B, sampling.max_rows) for part in parts]
+    prepared = _prepared(prior, prefix_cache, [group[0] for groups in groups_of_parts for group in groups], sampling)
     written: list[TokenSample] = []
-    for part in parts:
+    for part, groups in zip(parts, groups_of_parts, strict=True):
         chunk_scales = header.chunk_scales(_codes_of(written)) if header is not None and written else None
         longest_tail = max(window.new - window.start for window in part.plan)
         recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
-        for group in side_by_side(part.plan, B, sampling.max_rows):
+        for group in groups:
             cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
             index_NW = chunks_of(group, part.stop, prefix_STH.device)
             rows = _WindowRows(prior, prefix_STH, num_sides, table, index_NW, chunk_scales, cache, prepared)
@@ -145,21 +144,20 @@ def _sample_windows(
 
 
 def _prepared(
-    prior: Prior, prefix: KeyValueCache, groups_of_parts: list[list[list[Window]]], sampling: SamplingConfig
+    prior: Prior, prefix: KeyValueCache, firsts: list[Window], sampling: SamplingConfig
 ) -> PreparedTransformer | None:
-    """Returns the trunk as it takes single steps, or None where it is best called as it is."""
-    groups = [group[0] for groups in groups_of_parts for group in groups]
+    """Returns the trunk as it takes single steps, by the first window of each group; None to call it as it is."""
     device = prefix.keys.device
-    num_steps = sum(window.stop - window.new for window in groups)
+    num_steps = sum(window.stop - window.new for window in firsts)
     compiled = compiles(sampling.compile, num_steps, device)
-    dtype = matrix_dtype(sampling, device)
+    dtype = _matrix_dtype(sampling, device)
     if not compiled and dtype == torch.float32:
         return None
-    length = prefix.length + max(window.stop - window.start for window in groups)
+    length = prefix.length + max(window.stop - window.start for window in firsts)
     return PreparedTransformer(prior.trunk, length, dtype, compiled=compiled)
 
 
-def matrix_dtype(sampling: SamplingConfig, device: torch.device) -> torch.dtype:
+def _matrix_dtype(sampling: SamplingConfig, device: torch.device) -> torch.dtype:
     """Returns the type in which matrices are multiplied."""
     return torch.bfloat16 if resolved(sampling.precision, device.type) == "bf16" else torch.float32
 
@@ -213,7 +211,7 @@ def _write(
         rows.step(0, torch.cat([torch.zeros_like(tail_BOK[:, :1]), tail_BOK[:, :-1]], dim=1))
         previous_RK = tail_BOK[:, -1]
     levels = head.levels(rvq)
-    levels = levels._replace(weight_LHV=levels.weight_LHV.to(matrix_dtype(sampling, tail_BOK.device)))
+    levels = levels._replace(weight_LHV=levels.weight_LHV.to(_matrix_dtype(sampling, tail_BOK.device)))
     codes, states, log_probs = [], [], []
     for position in range(num_tail, rows.inputs_RWH.shape[1]):
         state_SRH = rows.step(position, previous_RK.unsqueeze(1))[:, :, 0]
