@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from ray.exceptions import ActorDiedError
 from raywgen.benchmarks.chaos_cluster import TrainCommand, local_cluster
 from raywgen.benchmarks.chaos_runs import run_config, wait_for
 from raywgen.corpus import Corpus
-from raywgen.training import TrainConfig
+from raywgen.training import TrainConfig, room
 from raywgen.training.room import missing_room, remedy
 from raywgen.training.session import ray_session
 from raywgen.training.worker_failures import FailureLog, lost_room
@@ -37,6 +39,24 @@ def test_room_is_that_of_the_fewest_workers() -> None:
     )
     assert remedy(fixed).endswith("when there is room, or num_workers=[1,3] goes on with fewer workers")
     assert remedy(TrainConfig(num_workers=[1, 3])).endswith("from the last checkpoint when there is room")
+
+
+def test_only_a_time_without_room_that_nothing_interrupts_ends_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own, which is asked four times in `room_timeout`."""
+    now, ended, over = [0.0], [], threading.Event()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def end(reason: str) -> None:
+        ended.append(now[0])
+        over.set()
+
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    # Room comes back at 0.75, before the first second is over, and is gone again at 1.0.
+    room.watch_room(TrainConfig(num_workers=1, room_timeout=1), lambda: [{"CPU": 1.0}] if now[0] == 0.75 else [], end)
+    assert over.wait(60)
+    assert ended == [2.0]
 
 
 class Controller:
