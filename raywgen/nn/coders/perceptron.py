@@ -5,9 +5,13 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from raywgen.nn.coders.base import Coder, silence
+
+# The hidden units of a pass over chunks stay near a core. Nothing is kept of them where no gradient is asked for.
+_UNITS_OF_A_PASS = 1 << 18
 
 
 class PerceptronCoder(Coder):
@@ -35,4 +39,12 @@ class PerceptronCoder(Coder):
 
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk; padding is read as it is: zero in weights, in latents the codes."""
+        B, M = x_BMK.shape[:2]
+        rows = max(1, _UNITS_OF_A_PASS // (max(1, B) * self.value.out_features))
+        if torch.is_grad_enabled() or x_BMK.device.type != "cpu" or rows >= M:
+            return self._added(x_BMK, positions_MG)
+        parts = zip(x_BMK.split(rows, dim=1), positions_MG.split(rows, dim=-2), strict=True)
+        return torch.cat([self._added(x_BRK, positions_RG) for x_BRK, positions_RG in parts], dim=1)
+
+    def _added(self, x_BMK: Tensor, positions_MG: Tensor) -> Tensor:
         return self.out(self.value(x_BMK) + self.position(positions_MG))

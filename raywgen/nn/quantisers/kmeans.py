@@ -11,18 +11,68 @@ from torch import Tensor
 from raywgen.nn.precision import autocast
 
 # The scores of a pass over vectors stay in a core's cache; on other devices they need only fit into memory.
-_CPU_SCORES_OF_A_PASS = 1 << 18
+_CPU_SCORES_OF_A_PASS = 1 << 17
 _SCORES_OF_A_PASS = 1 << 27
+# A product over more values is summed in several parts, and a number that is added in it is rounded otherwise.
+_MOST_VALUES_OF_A_SUM = 128
 
 
+@torch.no_grad()
 def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
-    """Returns the index of the nearest code vector, int64 `(N,)`, over real values only."""
-    most = _CPU_SCORES_OF_A_PASS if vectors_NK.device.type == "cpu" else _SCORES_OF_A_PASS
-    rows = max(1, most // len(codebook_VK))
+    """Returns the index of the nearest code vector, int64 `(N,)`, over real values only; the first of equally near."""
+    if vectors_NK.device.type != "cpu" or vectors_NK.dtype != torch.float32:
+        return _nearest_by_argmax(vectors_NK, codebook_VK, mask_NK, _SCORES_OF_A_PASS)
+    code_N = _nearest_by_maximum(vectors_NK, codebook_VK, _half_squares(codebook_VK, mask_NK is not None))
+    is_undecided_N = (code_N < 0) | (code_N >= len(codebook_VK))
+    if mask_NK is not None and not bool((mask_NK > 0).all()):
+        is_undecided_N |= (mask_NK <= 0).any(dim=1)
+    undecided_J = is_undecided_N.nonzero().flatten()
+    if len(undecided_J) == 1:
+        undecided_J = undecided_J.expand(2)  # The product of a single row would be rounded unlike that of many.
+    if len(undecided_J) > 0:
+        mask_JK = None if mask_NK is None else mask_NK[undecided_J]
+        code_N[undecided_J] = _nearest_by_argmax(vectors_NK[undecided_J], codebook_VK, mask_JK, _CPU_SCORES_OF_A_PASS)
+    return code_N
+
+
+def _nearest_by_argmax(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None, num_scores: int) -> Tensor:
+    rows = max(1, num_scores // len(codebook_VK))
     parts = vectors_NK.split(rows)
     masks = [None] * len(parts) if mask_NK is None else mask_NK.split(rows)
     gains = (code_gain(part_NK, codebook_VK, real_NK) for part_NK, real_NK in zip(parts, masks, strict=True))
     return torch.cat([gain_NV.argmax(dim=1) for gain_NV in gains])
+
+
+def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: Tensor) -> Tensor:
+    """Returns the nearest codes of vectors without padding; a number outside 0 to V - 1 where several are nearest.
+
+    On a CPU `argmax` compares one number after another, and takes twice as long as the product. So the maximum of each
+    row marks its column with a one, and a second product gives the column's number, plus V for each one.
+    """
+    (N, K), V = vectors_NK.shape, len(codebook_VK)
+    rows = min(N, max(1, _CPU_SCORES_OF_A_PASS // V))
+    score_RV, best_R1 = vectors_NK.new_empty(rows, V), vectors_NK.new_empty(rows, 1)
+    number_V, number_N = torch.arange(V, 2 * V, dtype=torch.float32), vectors_NK.new_empty(N)
+    with autocast("fp32"):
+        for part_RK, number_R in zip(vectors_NK.split(rows), number_N.split(rows), strict=True):
+            if len(part_RK) < rows:
+                score_RV, best_R1 = score_RV[: len(part_RK)], best_R1[: len(part_RK)]
+            if K <= _MOST_VALUES_OF_A_SUM:
+                torch.addmm(half_square_V, part_RK, codebook_VK.t(), beta=-1, out=score_RV)
+            else:
+                torch.mm(part_RK, codebook_VK.t(), out=score_RV).sub_(half_square_V)
+            torch.amax(score_RV, dim=1, keepdim=True, out=best_R1)
+            torch.mv(score_RV.eq_(best_R1), number_V, out=number_R)
+    return number_N.long() - V
+
+
+def _half_squares(codebook_VK: Tensor, is_masked: bool) -> Tensor:
+    """Returns `|c|^2 / 2` of every code `(V,)`, rounded as in `code_gain` with and without a mask."""
+    half_square_VK = 0.5 * codebook_VK.square()
+    if not is_masked:
+        return half_square_VK.sum(dim=1)
+    with autocast("fp32", codebook_VK.device.type):
+        return (torch.ones_like(codebook_VK[:1]).expand(2, -1) @ half_square_VK.t())[0]
 
 
 def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:
@@ -31,8 +81,8 @@ def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -
     # In bfloat16, which only training uses, a code that is not the nearest would be chosen now and then.
     with autocast("fp32", vectors_XK.device.type):
         if mask_XK is None:
-            return vectors_XK @ codebook_VK.t() - half_square_VK.sum(dim=1)
-        return (vectors_XK * mask_XK) @ codebook_VK.t() - mask_XK @ half_square_VK.t()
+            return (vectors_XK @ codebook_VK.t()).sub_(half_square_VK.sum(dim=1))
+        return ((vectors_XK * mask_XK) @ codebook_VK.t()).sub_(mask_XK @ half_square_VK.t())
 
 
 def whole_vectors(vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from raywgen.nn.quantisers.base import AllReduce, Quantiser
 from raywgen.nn.quantisers.kmeans import code_gain, kmeans, nearest_code, whole_vectors
 
+# The scores of a pass over vectors stay near a core; on other devices they need only fit into memory.
+_CPU_SCORES_OF_A_PASS = 1 << 18
 _SCORES_OF_A_PASS = 1 << 22
 _HASH = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 
@@ -79,6 +81,7 @@ class ResidualQuantiser(Quantiser):
         """Returns `L * V * K`, the numbers of all codebooks."""
         return self.codebooks_LVK.numel()
 
+    @torch.no_grad()
     def encode(self, vectors_NK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
         """Returns codes int64 `(N, L)` by nearest neighbour level after level, or by beam search over the levels."""
         if self.beam > 1 and self.num_levels > 1:
@@ -86,9 +89,8 @@ class ResidualQuantiser(Quantiser):
         residual_NK = vectors_NK.float()
         codes = []
         for codebook_VK in self.codebooks_LVK:
-            code_N = nearest_code(residual_NK, codebook_VK, mask_NK)
-            residual_NK = residual_NK - codebook_VK[code_N]
-            codes.append(code_N)
+            codes.append(nearest_code(residual_NK, codebook_VK, mask_NK))
+            residual_NK = residual_NK - codebook_VK.index_select(0, codes[-1])
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
@@ -171,7 +173,8 @@ class ResidualQuantiser(Quantiser):
         return vectors_NK[rows_V % len(vectors_NK)]
 
     def _encode_by_beam(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
-        rows = max(1, _SCORES_OF_A_PASS // (self.beam * self.num_codes))
+        most = _CPU_SCORES_OF_A_PASS if vectors_NK.device.type == "cpu" else _SCORES_OF_A_PASS
+        rows = max(1, most // (self.beam * self.num_codes))
         masks = [None] * len(vectors_NK) if mask_NK is None else mask_NK.split(rows)
         parts = zip(vectors_NK.split(rows), masks, strict=False)
         return torch.cat([self._beam(part_NK, real_NK) for part_NK, real_NK in parts])
@@ -184,7 +187,7 @@ class ResidualQuantiser(Quantiser):
         codes_NWL = torch.zeros(N, 1, 0, dtype=torch.int64, device=vectors_NK.device)
         for codebook_VK in self.codebooks_LVK:
             mask_N1K = None if mask_NK is None else mask_NK.unsqueeze(1)
-            gain_NWV = gain_NW.unsqueeze(-1) + code_gain(residual_NWK, codebook_VK, mask_N1K)
+            gain_NWV = code_gain(residual_NWK, codebook_VK, mask_N1K).add_(gain_NW.unsqueeze(-1))
             gain_NW, best_NW = gain_NWV.flatten(1).topk(min(self.beam, gain_NWV[0].numel()), dim=1)
             path_NW, code_NW = best_NW // V, best_NW % V
             rows_N1 = torch.arange(N, device=vectors_NK.device).unsqueeze(1)

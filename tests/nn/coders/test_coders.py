@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raywgen.nn.coders import CODERS, Coder, CoderKind, ConvolutionCoder, TransformerCoder, build_coder, check_coder
+from raywgen.nn.coders import (
+    CODERS,
+    Coder,
+    CoderKind,
+    ConvolutionCoder,
+    TransformerCoder,
+    build_coder,
+    check_coder,
+    perceptron,
+)
 from raywgen.nn.coders.convolution import fold
 
 K, G, WIDTH, CONTEXT = 6, 5, 16, 3
@@ -52,6 +61,18 @@ def test_places_and_masks_may_differ_from_network_to_network(kind: CoderKind) ->
     torch.testing.assert_close(each, expected)
     other_BMG = torch.stack([positions_MG, positions_MG.flip(0)])
     assert not torch.allclose(coder(x_BMK, other_BMG, mask_MK)[1], expected[1])
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_long_network_is_coded_in_passes_without_gradients(is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BMK, positions_MG = inputs(11)
+    if not is_shared:
+        positions_MG = torch.stack([positions_MG, positions_MG.flip(0)])
+    coder = coder_of("mlp")
+    expected_BMK = coder(x_BMK, positions_MG)
+    monkeypatch.setattr(perceptron, "_UNITS_OF_A_PASS", 3 * B * WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(coder(x_BMK, positions_MG), expected_BMK.detach())
 
 
 @pytest.mark.parametrize("kind", ["conv", "transformer"])

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from raywgen.nn.quantisers import ResidualQuantiser, nearest_code
+from raywgen.nn.quantisers.kmeans import code_gain
 
 NUM_CODES, WIDTH = 8, 4
 
@@ -78,6 +79,35 @@ def test_nearest_codes_of_several_passes_are_those_of_one(is_masked: bool) -> No
     error_NV = ((vectors_NK.unsqueeze(1) - codebook_VK).square() * real_NK.unsqueeze(1)).sum(dim=2)
     chosen_N = nearest_code(vectors_NK, codebook_VK, mask_NK)
     torch.testing.assert_close(error_NV.gather(1, chosen_N.unsqueeze(1)).squeeze(1), error_NV.amin(dim=1))
+
+
+@pytest.mark.parametrize(("num_codes", "width"), [(2, 1), (256, 16), (1000, 64), (64, 200)])
+@pytest.mark.parametrize("padding", ["none", "no padding", "last vector", "anywhere"])
+def test_nearest_codes_are_the_first_of_the_greatest_gains(num_codes: int, width: int, padding: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors_NK = torch.randn(1_100, width, generator=generator)
+    codebook_VK = 0.8 * torch.randn(num_codes, width, generator=generator)
+    codebook_VK[num_codes // 2 :] = codebook_VK[: num_codes - num_codes // 2].clone()
+    vectors_NK[5], vectors_NK[6, 0], vectors_NK[7, 0] = codebook_VK[-1], torch.nan, torch.inf
+    mask_NK = torch.ones_like(vectors_NK)
+    if padding == "last vector":
+        mask_NK[-1, width // 2 :] = 0
+    elif padding == "anywhere":
+        mask_NK = (torch.rand(mask_NK.shape, generator=generator) < 0.7).float()
+    real_NK = None if padding == "none" else mask_NK
+    expected_N = code_gain(vectors_NK, codebook_VK, real_NK).argmax(dim=1)
+    assert torch.equal(nearest_code(vectors_NK, codebook_VK, real_NK), expected_N)
+    assert nearest_code(vectors_NK[:0], codebook_VK, real_NK if real_NK is None else real_NK[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_codes_are_those_of_the_greatest_gains_level_after_level(is_trained: bool) -> None:
+    rvq, vectors_NK = quantiser() if is_trained else random_codebooks(3, NUM_CODES), vectors(300, seed=1)
+    residual_NK, codes_NL = vectors_NK, rvq.encode(vectors_NK)
+    for level, codebook_VK in enumerate(rvq.codebooks_LVK):
+        code_N = code_gain(residual_NK, codebook_VK, None).argmax(dim=1)
+        assert torch.equal(codes_NL[:, level], code_N)
+        residual_NK = residual_NK - codebook_VK[code_N]
 
 
 def test_decode_takes_any_leading_dimensions() -> None:
