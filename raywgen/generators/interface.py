@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.config import merge_config
+from raywgen.generators.pieces import GeneratedPiece, Piece
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.generators.settings import ConfigT_co, GeneratorConfig, Sampling, SamplingError, StageConfig
 from raywgen.generators.token_encoder import TokenEncoder
@@ -276,6 +277,30 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
     @abstractmethod
     def generate(self, request: GenerationRequest) -> Generated:
         """Writes one network for each condition of the request."""
+
+    def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
+        """Cuts networks of a layout into pieces, which `generate_piece` writes; by default each network is one piece.
+
+        Args:
+            layout: The layout.
+            sampling: Complete settings of sampling.
+            num: Networks that are generated at once, each cut at the same places.
+            max_values: Most values of a piece of one network. A method may have parts that it does not cut.
+        """
+        return [Piece(index=0, start=0, stop=layout.num_values)]
+
+    def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
+        """Writes one piece of the networks of a request: the same values as `generate`, bit for bit.
+
+        Args:
+            request: The request, with the sampling settings and as many networks as `pieces` was given.
+            piece: One of the pieces.
+            kept: The tensors that the pieces in `piece.needs` kept.
+        """
+        assert piece.num_values == request.layout.num_values, f"method '{self.method}' writes whole networks"
+        generated = self.generate(request)
+        log_prob_B = None if generated.log_prob_B is None else generated.log_prob_B.double()
+        return GeneratedPiece(values_BX=generated.values_BD, log_prob_B=log_prob_B)
 
     def resolve_sampling(self, given: Sampling | Mapping[str, Any] | None) -> Sampling:
         """Returns complete sampling settings of the method's own type, checked against the generator.

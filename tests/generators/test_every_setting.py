@@ -170,6 +170,7 @@ IGPG = {
             "windows": tried("parallel", "prior.window=2"),
             "overlap": tried(0.75, "prior.window=4"),
             "max_rows": tried(1, "*.chunks=independent"),
+            "max_gib": tried(1e-6, "*.chunks=independent"),
             "half_cache": tried("true"),
             "precision": tried("bf16"),
             "compile": tried("always", "*.half_cache=true"),

@@ -17,18 +17,30 @@ It differs from the paper in these points (the README's table of the demo shows 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.common.tokenizer.encoder import TokenizerEncoder
 from raywgen.generators.igpg.config import IGPGConfig, SamplingConfig
+from raywgen.generators.igpg.pieces import HEADER_CHUNKS, earlier_chunks, kept_chunks, pieces_of
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.shuffled_conditions import shuffled_conditions
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, task_loss_chunks
-from raywgen.generators.igpg.token_sampling import sample_tokens
+from raywgen.generators.igpg.token_sampling import (
+    TokenSample,
+    TokenWriter,
+    WrittenChunks,
+    joined_samples,
+    mean_of_adjacent,
+    token_groups,
+)
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage
+from raywgen.generators.pieces import GeneratedPiece, Piece
 from raywgen.generators.reporting import Ablation, WeightCode
+from raywgen.generators.settings import Sampling
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (
@@ -41,6 +53,10 @@ from raywgen.weights import (
 
 # A noise stream of its own, because windows use stream 0.
 _AVERAGE_STREAM = 1
+# The hidden states of a decoder take many times the memory of chunks; more are decoded a group of windows at a time.
+_CHUNKS_AT_ONCE = 1 << 14
+# Products of fewer rows may round differently from those of a whole network.
+_LEAST_CHUNKS = 8
 
 
 class IGPG(Generator[IGPGConfig]):
@@ -130,29 +146,92 @@ class IGPG(Generator[IGPGConfig]):
         condition, layout, num = request.condition, request.layout, sampling.num_averaged
         if sampling.chunks == "shuffled":
             condition = shuffled_conditions(condition)
-        condition, noise = condition.repeat(num), request.noise.split(torch.arange(num), _AVERAGE_STREAM)
-        table, mask_MK = self.tokenizer.table(layout), self.tokenizer.mask(layout)
-        positions_MG, rvq = table.positions_MG, self.tokenizer.quantiser
-        sample = sample_tokens(self.prior, condition, table, rvq, noise, request.temperature, sampling)
-        if sample.expected_BMK is not None:
-            drawn_BMK = rvq.decode(sample.codes_BML)
-            chunks_BMK = task_loss_chunks(
-                self.tokenizer,
-                self.residual_head,
-                self.sample_residual_head,
-                sample.expected_BMK,
-                drawn_BMK,
-                positions_MG,
-                mask_MK,
-            )
+        writer = self._writer(request, condition, sampling)
+        written = writer.write(writer.groups, WrittenChunks())
+        if self.tokenizer.decoder.context == 1 and self.tokenizer.num_chunks(layout) > _CHUNKS_AT_ONCE:
+            parts = [(self._chunks(sample, layout, group.chunks), sample.log_prob_BM) for group, sample in written]
+            chunks_BMK, log_prob_BM = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
         else:
-            chunks_BMK = self.tokenizer.decode(sample.codes_BML, positions_MG, mask_MK)
+            sample = joined_samples([sample for _, sample in written])
+            chunks_BMK, log_prob_BM = self._chunks(sample, layout, slice(None)), sample.log_prob_BM
         values_BD = self.tokenizer.values(chunks_BMK, layout, self.normalizer(layout, request.normalizer))
-        log_prob_N = sample.log_prob_BM.sum(dim=1)
         return Generated(
-            values_BD=values_BD.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else values_BD,
-            log_prob_B=log_prob_N.unflatten(0, (-1, num)).mean(dim=1),
+            values_BD=mean_of_adjacent(values_BD, num),
+            log_prob_B=mean_of_adjacent(log_prob_BM.sum(dim=1), num),
         )
+
+    def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
+        """Returns runs of groups of windows; whole networks where groups cannot be decoded by themselves."""
+        assert isinstance(sampling, SamplingConfig)
+        tokenizer = self.tokenizer
+        table = tokenizer.chunk_inputs(layout)
+        groups = token_groups(self.prior, table, tokenizer.quantiser, sampling, num * sampling.num_averaged)
+        num_header_chunks = tokenizer.num_header_chunks(layout)
+        is_mixed = num_header_chunks > 0 and not groups[0].is_header
+        if len(groups) == 1 or is_mixed or tokenizer.decoder.context > 1 or sampling.chunks == "shuffled":
+            return super().pieces(layout, sampling, num, max_values)
+        sizes = tokenizer.config.chunk_length, layout.num_values
+        pieces = pieces_of(groups, num_header_chunks, *sizes, max_values)
+        is_whole = any(piece.num_values == layout.num_values for piece in pieces)
+        return super().pieces(layout, sampling, num, max_values) if is_whole else pieces
+
+    @torch.no_grad()
+    def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
+        """Writes some groups of windows, given the header and the tokens before them where they read these."""
+        layout, sampling = request.layout, self.resolve_sampling(request.sampling)
+        assert isinstance(sampling, SamplingConfig)
+        if piece.num_values == layout.num_values:
+            return super().generate_piece(request, piece, kept)
+        writer = self._writer(request, request.condition, sampling)
+        earlier, header_BYK = earlier_chunks(kept, self.device), kept.get(HEADER_CHUNKS)
+        header_BYK = None if header_BYK is None else header_BYK.to(self.device)
+        normalizer, num = self.normalizer(layout, request.normalizer), sampling.num_averaged
+        own_header, values, log_probs = [], [], []
+        for group, sample in writer.write(writer.groups[slice(*piece.units)], earlier):
+            chunks_BXK = self._chunks(sample, layout, group.chunks)
+            log_probs.append(sample.log_prob_BM.double().sum(dim=1))
+            if group.is_header:
+                own_header.append(chunks_BXK)
+                continue
+            first = group.chunks.start
+            values_BX = self.tokenizer.values_of_chunks(chunks_BXK, first, layout, normalizer, header_BYK)
+            values.append(mean_of_adjacent(values_BX, num))
+        nothing_B0 = torch.zeros(len(request.condition), 0, device=self.device)
+        return GeneratedPiece(
+            values_BX=torch.cat([nothing_B0, *values], dim=1),
+            log_prob_B=mean_of_adjacent(torch.stack(log_probs).sum(dim=0), num),
+            kept=kept_chunks(earlier, torch.cat(own_header, dim=1) if own_header else None),
+        )
+
+    def _writer(self, request: GenerationRequest, condition: Condition, sampling: SamplingConfig) -> TokenWriter:
+        num, tokenizer = sampling.num_averaged, self.tokenizer
+        return TokenWriter(
+            self.prior,
+            condition.repeat(num),
+            tokenizer.chunk_inputs(request.layout),
+            tokenizer.quantiser,
+            request.noise.split(torch.arange(num), _AVERAGE_STREAM),
+            request.temperature,
+            sampling,
+        )
+
+    def _chunks(self, sample: TokenSample, layout: Layout, part: slice) -> Tensor:
+        """Decodes the expected code along some chunks' tokens (or the tokens themselves) to normalised chunks."""
+        tokenizer = self.tokenizer
+        start, stop, _ = part.indices(tokenizer.num_chunks(layout))
+        if stop - start < min(_LEAST_CHUNKS, tokenizer.num_chunks(layout)):
+            repeats = torch.arange(_LEAST_CHUNKS, device=self.device).clamp(max=stop - start - 1)
+            return self._decoded(sample.take(repeats), layout, start + repeats)[:, : stop - start]
+        return self._decoded(sample, layout, torch.arange(start, stop, device=self.device))
+
+    def _decoded(self, sample: TokenSample, layout: Layout, index_X: Tensor) -> Tensor:
+        tokenizer = self.tokenizer
+        positions_XG, mask_XK = tokenizer.chunk_inputs(layout).positions(index_X), tokenizer.mask(layout, index_X)
+        if sample.expected_BMK is None:
+            return tokenizer.decode(sample.codes_BML, positions_XG, mask_XK)
+        drawn_BXK = tokenizer.quantiser.decode(sample.codes_BML)
+        heads = self.residual_head, self.sample_residual_head
+        return task_loss_chunks(tokenizer, *heads, sample.expected_BMK, drawn_BXK, positions_XG, mask_XK)
 
     @torch.no_grad()
     def log_prob(

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.tokenizer.chunk_table import NUM_CHUNK_SCALES, ChunkTable, HeaderChunks
+from raywgen.generators.common.tokenizer.chunk_table import NUM_CHUNK_SCALES, ChunkInputs, ChunkTable, HeaderChunks
 from raywgen.generators.igpg.config import PriorConfig, SamplingConfig
 from raywgen.generators.igpg.data_encoder import DataEncoder
 from raywgen.generators.igpg.head import Codebooks, LevelHead
@@ -90,7 +90,7 @@ class Prior(nn.Module):
         inputs_BWH = self.condition_summary(prefix_BTH, positions_WH)
         return inputs_BWH if self.scales is None or scales_BW4 is None else inputs_BWH + self.scales(scales_BW4)
 
-    def header(self, table: ChunkTable) -> HeaderChunks | None:
+    def header(self, table: ChunkInputs) -> HeaderChunks | None:
         """The header whose scales are given to later windows; None where no scales are given."""
         return None if self.scales is None else table.header
 

@@ -7,20 +7,26 @@ tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.tokenizer.chunk_table import ChunkScales, ChunkTable
+from raywgen.generators.common.tokenizer.chunk_table import ChunkInputs, ChunkScales
 from raywgen.generators.igpg.config import SamplingConfig
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.generators.igpg.windows import Window, chunks_of, plan_parts, side_by_side
+from raywgen.generators.igpg.windows import Window, WindowGroup, chunks_of, plan_groups
 from raywgen.nn.decoding import PreparedTransformer, compiles
 from raywgen.nn.precision import resolved
 from raywgen.nn.transformer import KeyValueCache
 from raywgen.weights import Condition, KeyedNoise
+
+# Measured for windows of 64 and 512 chunks of several priors, and rounded up.
+_WIDTHS_OF_INPUTS = 6
+_COPIES_OF_VALUES = 8
+_BYTES_OF_A_CODE = 40
 
 
 class GuidanceError(ValueError):
@@ -42,6 +48,11 @@ class TokenSample:
     log_prob_BM: Tensor
     expected_BMK: Tensor | None
 
+    def take(self, index_X: Tensor) -> TokenSample:
+        """Returns some of the chunks."""
+        expected_BMK = None if self.expected_BMK is None else self.expected_BMK[:, index_X]
+        return TokenSample(self.codes_BML[:, index_X], self.log_prob_BM[:, index_X], expected_BMK)
+
     def first(self, num: int) -> TokenSample:
         """Returns the first chunks alone."""
         expected_BMK = None if self.expected_BMK is None else self.expected_BMK[:, :num]
@@ -51,7 +62,7 @@ class TokenSample:
 def sample_tokens(
     prior: Prior,
     cond: Condition,
-    table: ChunkTable,
+    table: ChunkInputs,
     rvq: Codebooks,
     noise: KeyedNoise,
     temperature: float,
@@ -62,7 +73,7 @@ def sample_tokens(
     Args:
         prior: The model that gives the tokens' probabilities.
         cond: The conditions of B networks.
-        table: All chunks of the layout.
+        table: The inputs about the chunks of the layout.
         rvq: The quantiser's code vectors.
         noise: B rows of keyed noise.
         temperature: 0 takes the likeliest code.
@@ -71,76 +82,168 @@ def sample_tokens(
     Raises:
         GuidanceError: Guidance is asked for, but the prior was never trained without its condition.
     """
-    sampling = sampling or SamplingConfig()
-    prefix_STH = prior.prefix(cond, table.mean_position_G)
-    if sampling.guidance != 1:
-        if prior.condition.dropped is None:
-            raise GuidanceError(
-                f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
-                "do without its condition; train it with 0.1, or leave guidance at 1"
-            )
-        all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=prefix_STH.device)
-        prefix_STH = torch.cat([prefix_STH, prior.prefix(cond, table.mean_position_G, all_B2)])
-    return _sample_windows(prior, prefix_STH, table, rvq, noise, temperature, sampling)
+    writer = TokenWriter(prior, cond, table, rvq, noise, temperature, sampling or SamplingConfig())
+    return joined_samples([sample for _, sample in writer.write(writer.groups, WrittenChunks())])
 
 
-@torch.no_grad()
-def _sample_windows(
-    prior: Prior,
-    prefix_STH: Tensor,
-    table: ChunkTable,
-    rvq: Codebooks,
-    noise: KeyedNoise,
-    temperature: float,
-    sampling: SamplingConfig,
-) -> TokenSample:
-    """Writes all chunks of B networks.
+def joined_samples(samples: Sequence[TokenSample]) -> TokenSample:
+    """Joins the samples of consecutive chunks."""
+    expected = [each.expected_BMK for each in samples if each.expected_BMK is not None]
+    return TokenSample(
+        codes_BML=torch.cat([each.codes_BML for each in samples], dim=1),
+        log_prob_BM=torch.cat([each.log_prob_BM for each in samples], dim=1),
+        expected_BMK=torch.cat(expected, dim=1) if expected else None,
+    )
+
+
+def mean_of_adjacent(numbers_NX: Tensor, num: int) -> Tensor:
+    """Returns the mean over each `num` adjacent rows, `(N / num, ...)`."""
+    return numbers_NX.unflatten(0, (-1, num)).mean(dim=1) if num > 1 else numbers_NX
+
+
+@dataclass(slots=True)
+class WrittenChunks:
+    """The tokens of earlier chunks that later ones read.
+
+    Attributes:
+        header_BYL: Tokens of all header chunks; None before they are written, and where there is no header of its own.
+        recent_BWL: Tokens of the last chunks that were written; None at the beginning of a part.
+    """
+
+    header_BYL: Tensor | None = None
+    recent_BWL: Tensor | None = None
+
+
+class TokenWriter:
+    """Writes the tokens of B networks, a group of windows after another.
 
     Window n of a network draws from part n of its noise, so its tokens depend neither on the windows beside it nor on
     how many are written at once. Of a written window only the tokens and their decoded values are kept. Where scales
     are given to windows, the header is written before all other chunks.
 
-    Args:
-        prior: The model that gives the tokens' probabilities.
-        prefix_STH: Condition tokens of B networks, `(S * B, T, H)`; the second side, if any, has no condition.
-        table: All chunks of the layout.
-        rvq: The quantiser's code vectors.
-        noise: B rows of keyed noise.
-        temperature: 0 takes the likeliest code.
-        sampling: All other settings.
+    The arguments are those of `sample_tokens`, and so are the errors.
+
+    Attributes:
+        groups: All groups of windows, in order.
     """
-    num_sides = 1 if sampling.guidance == 1 else 2
-    B = len(prefix_STH) // num_sides
-    dtype = torch.bfloat16 if sampling.half_cache else None
-    prefix_cache = prior.trunk.new_cache(len(prefix_STH), prefix_STH.shape[1], dtype)
-    prior.trunk(prefix_STH, prefix_cache)
-    header, done = prior.header(table), 0
-    parts = plan_parts(len(table), header, prior.config.window, sampling)
-    groups_of_parts = [side_by_side(part.plan, B, sampling.max_rows) for part in parts]
-    prepared = _prepared(prior, prefix_cache, [group[0] for groups in groups_of_parts for group in groups], sampling)
-    written: list[TokenSample] = []
-    for part, groups in zip(parts, groups_of_parts, strict=True):
-        chunk_scales = header.chunk_scales(_codes_of(written)) if header is not None and written else None
-        longest_tail = max(window.new - window.start for window in part.plan)
-        recent_BML = torch.zeros(B, 0, rvq.num_levels, dtype=torch.int64, device=prefix_STH.device)
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        prior: Prior,
+        cond: Condition,
+        table: ChunkInputs,
+        rvq: Codebooks,
+        noise: KeyedNoise,
+        temperature: float,
+        sampling: SamplingConfig,
+    ) -> None:
+        self._prior, self._table, self._rvq = prior, table, rvq
+        self._noise, self._temperature, self._sampling = noise, temperature, sampling
+        self._prefix_STH = prior.prefix(cond, table.mean_position_G)
+        self._num_sides = 1 if sampling.guidance == 1 else 2
+        if self._num_sides == 2:
+            if prior.condition.dropped is None:
+                raise GuidanceError(
+                    f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
+                    "do without its condition; train it with 0.1, or leave guidance at 1"
+                )
+            all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=self._prefix_STH.device)
+            without_BTH = prior.prefix(cond, table.mean_position_G, all_B2)
+            self._prefix_STH = torch.cat([self._prefix_STH, without_BTH])
+        self._batch = len(self._prefix_STH) // self._num_sides
+        self._header = prior.header(table)
+        self.groups = token_groups(prior, table, rvq, sampling, self._batch)
+        dtype = torch.bfloat16 if sampling.half_cache else None
+        self._cache = prior.trunk.new_cache(len(self._prefix_STH), self._prefix_STH.shape[1], dtype)
+        prior.trunk(self._prefix_STH, self._cache)
+        self._prepared = _prepared(prior, self._cache, [group.windows[0] for group in self.groups], sampling)
+
+    @torch.no_grad()
+    def write(self, groups: Sequence[WindowGroup], before: WrittenChunks) -> Iterator[tuple[WindowGroup, TokenSample]]:
+        """Yields consecutive groups with the tokens of their chunks.
+
+        Args:
+            groups: Some of `groups`, in order.
+            before: The earlier chunks that the first of them reads; it is brought up to date.
+        """
+        chunk_scales = None
         for group in groups:
-            cache = prefix_cache.repeat(len(group), prefix_cache.length + group[0].stop - group[0].start)
-            index_NW = chunks_of(group, part.stop, prefix_STH.device)
-            rows = _WindowRows(prior, prefix_STH, num_sides, table, index_NW, chunk_scales, cache, prepared)
-            own_noise = noise.split(torch.arange(done, done + len(group)))
-            num_recent = recent_BML.shape[1]
-            tail_BOK = rvq.decode(recent_BML[:, num_recent - (group[0].new - group[0].start) :])
-            num_new = min(group[-1].stop, part.stop) - group[0].new
-            written.append(_write(rows, tail_BOK, rvq, own_noise, temperature, sampling).first(num_new))
-            recent_BML = torch.cat([recent_BML, written[-1].codes_BML], dim=1)
-            recent_BML = recent_BML[:, max(0, recent_BML.shape[1] - longest_tail) :]
-            done += len(group)
-    expected = [each.expected_BMK for each in written if each.expected_BMK is not None]
-    return TokenSample(
-        codes_BML=_codes_of(written),
-        log_prob_BM=torch.cat([each.log_prob_BM for each in written], dim=1),
-        expected_BMK=torch.cat(expected, dim=1) if expected else None,
-    )
+            if chunk_scales is None and before.header_BYL is not None and not group.is_header:
+                assert self._header is not None
+                chunk_scales = self._header.chunk_scales(before.header_BYL)
+            sample = self._write_group(group, before.recent_BWL, chunk_scales)
+            self._remember(group, sample.codes_BML, before)
+            yield group, sample
+
+    def _write_group(
+        self, group: WindowGroup, recent_BWL: Tensor | None, chunk_scales: ChunkScales | None
+    ) -> TokenSample:
+        windows, rvq, device = group.windows, self._rvq, self._prefix_STH.device
+        cache = self._cache.repeat(len(windows), self._cache.length + windows[0].stop - windows[0].start)
+        index_NW = chunks_of(windows, group.part_stop, device)
+        rows = _WindowRows(
+            self._prior, self._prefix_STH, self._num_sides, self._table, index_NW, chunk_scales, cache, self._prepared
+        )
+        own_noise = self._noise.split(torch.arange(group.first, group.first + len(windows)))
+        if recent_BWL is None:
+            recent_BWL = torch.zeros(self._batch, 0, rvq.num_levels, dtype=torch.int64, device=device)
+        tail_BOK = rvq.decode(recent_BWL[:, recent_BWL.shape[1] - group.num_tail :])
+        sample = _write(rows, tail_BOK, rvq, own_noise, self._temperature, self._sampling)
+        return sample.first(group.chunks.stop - group.chunks.start)
+
+    def _remember(self, group: WindowGroup, codes_BWL: Tensor, before: WrittenChunks) -> None:
+        """Keeps what later groups read of a group."""
+        if group.is_header:
+            earlier_BYL = [] if before.header_BYL is None else [before.header_BYL]
+            before.header_BYL = torch.cat([*earlier_BYL, codes_BWL], dim=1)
+        if group.chunks.stop == group.part_stop:
+            before.recent_BWL = None
+            return
+        recent = [] if before.recent_BWL is None else [before.recent_BWL]
+        recent_BWL = torch.cat([*recent, codes_BWL], dim=1)
+        before.recent_BWL = recent_BWL[:, max(0, recent_BWL.shape[1] - group.longest_tail) :]
+
+
+def token_groups(
+    prior: Prior, table: ChunkInputs, rvq: Codebooks, sampling: SamplingConfig, batch: int
+) -> list[WindowGroup]:
+    """Returns the windows of B networks in groups that are written at once.
+
+    Args:
+        prior: The model that writes them.
+        table: The inputs about the chunks of the layout.
+        rvq: The quantiser's code vectors.
+        sampling: Settings of sampling, which bound the rows and the memory of a group.
+        batch: B.
+    """
+    num_features, num_codes = len(table.mean_position_G), rvq.num_levels * rvq.num_codes
+
+    def max_rows_of(length: int) -> int:
+        each = window_bytes(prior, length, num_features, num_codes, sampling)
+        return max(1, min(sampling.max_rows, int(sampling.max_gib * 2**30 / each)))
+
+    return plan_groups(len(table), prior.header(table), prior.config.window, sampling, batch, max_rows_of)
+
+
+def window_bytes(prior: Prior, length: int, num_features: int, num_codes: int, sampling: SamplingConfig) -> float:
+    """Returns about how many bytes it takes to write one window.
+
+    Args:
+        prior: The model that writes it.
+        length: Number of its chunks.
+        num_features: G, the number of position features.
+        num_codes: Number of codes of all levels.
+        sampling: Settings of sampling.
+    """
+    trunk, H, K = prior.trunk, prior.config.width, prior.previous.in_features
+    num_sides = 1 if sampling.guidance == 1 else 2
+    position = 2 * len(trunk.blocks) * trunk.num_kv_heads * trunk.head_width * (2 if sampling.half_cache else 4)
+    cache = (length + prior.condition.num_tokens) * position
+    # The inputs while they are computed, or the states that the expected code is computed from, whichever is more.
+    inputs = 4 * length * (num_features + _WIDTHS_OF_INPUTS * H)
+    values = 4 * length * K * _COPIES_OF_VALUES
+    return num_sides * (cache + inputs) + values + _BYTES_OF_A_CODE * num_codes
 
 
 def _prepared(
@@ -162,10 +265,6 @@ def _matrix_dtype(sampling: SamplingConfig, device: torch.device) -> torch.dtype
     return torch.bfloat16 if resolved(sampling.precision, device.type) == "bf16" else torch.float32
 
 
-def _codes_of(written: list[TokenSample]) -> Tensor:
-    return torch.cat([each.codes_BML for each in written], dim=1)
-
-
 class _WindowRows:
     """Windows written side by side: the inputs of each position, the codes of padding tokens, and the cache."""
 
@@ -174,7 +273,7 @@ class _WindowRows:
         prior: Prior,
         prefix_STH: Tensor,
         num_sides: int,
-        table: ChunkTable,
+        table: ChunkInputs,
         index_NW: Tensor,
         chunk_scales: ChunkScales | None,
         cache: KeyValueCache,
@@ -184,7 +283,7 @@ class _WindowRows:
         self.num_windows, self.batch = len(index_NW), len(prefix_STH) // num_sides
         self.inputs_RWH = prior.inputs(
             prefix_STH.repeat_interleave(len(index_NW), dim=0),
-            prior.position(table.positions_MG[index_NW]).repeat(len(prefix_STH), 1, 1),
+            prior.position(table.positions(index_NW)).repeat(len(prefix_STH), 1, 1),
             None if chunk_scales is None else chunk_scales.of(index_NW).flatten(0, 1).repeat(num_sides, 1, 1),
         )
         self.padding_codes_RWL = table.padding_codes(index_NW.repeat(self.batch, 1))

@@ -5,6 +5,7 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network. Her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -91,3 +92,62 @@ def side_by_side(plan: list[Window], batch: int, max_rows: int) -> list[list[Win
         return [[window] for window in plan]
     num = max(1, max_rows // batch)
     return [plan[first : first + num] for first in range(0, len(plan), num)]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowGroup:
+    """Windows that are written at once.
+
+    Attributes:
+        windows: The windows, equally long.
+        first: Number of the first of them among all windows of the network, which keys their noise.
+        part_stop: End of their part, beyond which chunks are padding.
+        longest_tail: Most chunks of earlier windows that a window of their part sees.
+        is_header: Whether they write the header, which all windows of the other part read.
+    """
+
+    windows: list[Window]
+    first: int
+    part_stop: int
+    longest_tail: int
+    is_header: bool
+
+    @property
+    def num_tail(self) -> int:
+        """Number of chunks that each window sees and does not write."""
+        return self.windows[0].new - self.windows[0].start
+
+    @property
+    def chunks(self) -> slice:
+        """The chunks that the group writes."""
+        return slice(self.windows[0].new, min(self.windows[-1].stop, self.part_stop))
+
+
+def plan_groups(
+    num_chunks: int,
+    header: HeaderChunks | None,
+    window: int,
+    sampling: SamplingConfig,
+    batch: int,
+    max_rows_of: Callable[[int], int],
+) -> list[WindowGroup]:
+    """Returns the windows of a network in groups that are written at once, in order.
+
+    Args:
+        num_chunks: M.
+        header: As in `plan_parts`.
+        window: As in `plan_windows`.
+        sampling: As in `plan_windows`.
+        batch: Number of networks that are written at once.
+        max_rows_of: Returns how many windows of a length, in chunks, are written at once at most.
+    """
+    groups: list[WindowGroup] = []
+    first, parts = 0, plan_parts(num_chunks, header, window, sampling)
+    for part in parts:
+        longest_tail = max(each.new - each.start for each in part.plan)
+        max_rows = max_rows_of(part.plan[0].stop - part.plan[0].start)
+        is_header = len(parts) > 1 and part is parts[0]
+        for windows in side_by_side(part.plan, batch, max_rows):
+            groups.append(WindowGroup(windows, first, part.stop, longest_tail, is_header))
+            first += len(windows)
+    return groups

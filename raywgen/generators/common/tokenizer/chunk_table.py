@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,9 +64,35 @@ class HeaderChunks:
         return ChunkScales(numbers_BY=torch.nn.functional.pad(numbers_BY, (0, 1)), scale_index=self.scale_index)
 
 
+class ChunkInputs(Protocol):
+    """The inputs about the chunks of one layout, of which any part can be asked for."""
+
+    def __len__(self) -> int:
+        """Returns M."""
+        ...
+
+    @property
+    def header(self) -> HeaderChunks | None:
+        """The header chunks; None where scales are no tokens."""
+        ...
+
+    @property
+    def mean_position_G(self) -> Tensor:
+        """The mean of the chunks' position features."""
+        ...
+
+    def positions(self, index_X: Tensor | slice) -> Tensor:
+        """Returns the position features of some chunks, `(X, G)`."""
+        ...
+
+    def padding_codes(self, index_X: Tensor | slice) -> Tensor | None:
+        """Returns the codes of padding tokens of some chunks `(X, L)`, -1 for other tokens; None if there are none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTable:
-    """The inputs about all chunks of one layout.
+    """The inputs about all chunks of one layout, held in memory.
 
     Attributes:
         positions_MG: Position features of each chunk.
@@ -85,6 +112,10 @@ class ChunkTable:
         """The mean of the chunks' position features."""
         return self.positions_MG.mean(dim=0)
 
+    def positions(self, index_X: Tensor | slice) -> Tensor:
+        """Returns `positions_MG` of some chunks, `(X, G)`."""
+        return self.positions_MG[index_X]
+
     def padding_codes(self, index_X: Tensor | slice) -> Tensor | None:
         """Returns `padding_codes_ML` of some chunks, `(X, L)`."""
         return None if self.padding_codes_ML is None else self.padding_codes_ML[index_X]
@@ -93,3 +124,38 @@ class ChunkTable:
     def num_real_tokens(self) -> int | None:
         """The number of a network's tokens that hold a value; None where all do."""
         return None if self.padding_codes_ML is None else int((self.padding_codes_ML < 0).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedChunkTable:
+    """The inputs about the chunks of a large layout, each computed when it is asked for.
+
+    Attributes:
+        num_chunks: M.
+        mean_position_G: The mean of the chunks' position features.
+        positions_of: Returns the position features of some chunks, `(X, G)`.
+        padding_codes_of: Returns the codes of padding tokens of some chunks, `(X, L)`, or None.
+        header: The header chunks; None where scales are no tokens.
+    """
+
+    num_chunks: int
+    mean_position_G: Tensor
+    positions_of: Callable[[Tensor], Tensor]
+    padding_codes_of: Callable[[Tensor], Tensor | None]
+    header: HeaderChunks | None = None
+
+    def __len__(self) -> int:
+        return self.num_chunks
+
+    def positions(self, index_X: Tensor | slice) -> Tensor:
+        """Returns the position features of some chunks, `(X, G)`."""
+        return self.positions_of(self._index(index_X))
+
+    def padding_codes(self, index_X: Tensor | slice) -> Tensor | None:
+        """Returns the codes of padding tokens of some chunks, `(X, L)`."""
+        return self.padding_codes_of(self._index(index_X))
+
+    def _index(self, index_X: Tensor | slice) -> Tensor:
+        if isinstance(index_X, slice):
+            return torch.arange(*index_X.indices(self.num_chunks), device=self.mean_position_G.device)
+        return index_X

@@ -149,14 +149,31 @@ class ScaledChunks:
         mean_BD, scale_BD = self._units(chunks_BMK[:, : self.num_header_chunks])
         return from_chunks(chunks_BMK[:, self.num_header_chunks :], self._layout.num_values) * scale_BD + mean_BD
 
+    def decode_values(self, values_BX: Tensor, position_X: Tensor, header_BYK: Tensor) -> Tensor:
+        """Returns some values in the layout's units, as `decode` does, given the whole header.
+
+        Args:
+            values_BX: The coded values.
+            position_X: Their positions in the flat vector.
+            header_BYK: All header chunks.
+        """
+        mean_BQ, scale_BQ = self._group_units(header_BYK)
+        group_X = self._groups.of_values(position_X)
+        return values_BX * scale_BQ[:, group_X] + mean_BQ[:, group_X]
+
     def _units(self, header_BYK: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean that each value is centred by, and the scale that it is divided by, `(B, D)`."""
+        mean_BQ, scale_BQ = self._group_units(header_BYK)
+        return self._groups.over_values(mean_BQ), self._groups.over_values(scale_BQ)
+
+    def _group_units(self, header_BYK: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the mean and the scale of each group, `(B, Q)`."""
         groups, tables = self._groups, self._groups.tables(header_BYK.device)
         means_BYK, scales_BYK = header_BYK.tensor_split([self._num_mean_chunks], dim=1)
         mean_BM = _mean(from_chunks(means_BYK, groups.num_means))
         mean_BQ = torch.nn.functional.pad(mean_BM, (0, 1))[:, tables.mean_place_G]
         scale_BQ = _scale(from_chunks(scales_BYK, groups.num_groups))[:, tables.scale_place_G]
-        return groups.over_values(mean_BQ), groups.over_values(scale_BQ)
+        return mean_BQ, scale_BQ
 
     # Windows
 

@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.tokenizer.chunk_table import ChunkTable, HeaderChunks
+from raywgen.generators.common.tokenizer.chunk_table import ChunkInputs, ChunkTable, ComputedChunkTable, HeaderChunks
 from raywgen.generators.common.tokenizer.config import Scales, TokenizerConfig, VQVAEConfig
 from raywgen.generators.common.tokenizer.scales import (
     HeaderChunkNumbers,
@@ -35,6 +35,7 @@ from raywgen.nn.coders import Coder, build_coder
 from raywgen.nn.quantisers import build_quantiser
 from raywgen.weights import HeaderIndex, Layout, Normalizer, WeightBatch, Windows
 from raywgen.weights.chunks import (
+    BLOCK,
     chunk_features,
     chunk_mask,
     from_chunks,
@@ -140,6 +141,29 @@ class Tokenizer(nn.Module):
         if scaled is None:
             return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
         return unit_normalizer(layout, normalizer).denormalise(scaled.decode(chunks_BMK))
+
+    def values_of_chunks(
+        self, chunks_BXK: Tensor, first: int, layout: Layout, normalizer: Normalizer, header_BYK: Tensor | None
+    ) -> Tensor:
+        """Turns some normalised chunks of values back to values, `(B, num_values)`, as `values` does.
+
+        Args:
+            chunks_BXK: Consecutive chunks, none of them of the header; what lies beyond the network's end is dropped.
+            first: Number of the first of them in the network.
+            layout: Layout of the networks.
+            normalizer: Base and scale; only the base is used where scales are coded.
+            header_BYK: All header chunks, where scales are coded.
+        """
+        K, scaled = self.config.chunk_length, self.scaled(layout)
+        start = (first - (0 if scaled is None else scaled.num_header_chunks)) * K
+        stop = min(start + chunks_BXK.shape[1] * K, layout.num_values)
+        values_BX = from_chunks(chunks_BXK, stop - start)
+        position_X = torch.arange(start, stop, device=values_BX.device)
+        if scaled is None:
+            return normalizer.denormalise(values_BX, position_X)
+        assert header_BYK is not None
+        values_BX = scaled.decode_values(values_BX, position_X, header_BYK)
+        return unit_normalizer(layout, normalizer).denormalise(values_BX, position_X)
 
     def scaled(self, layout: Layout) -> ScaledChunks | None:
         """Returns a layout's chunks with a header of scales; None where scales are not coded."""
@@ -292,6 +316,18 @@ class Tokenizer(nn.Module):
             padding_codes_ML = torch.where(self.real_tokens(layout), -1, self.quantiser.encode(zeros_1K))
         return ChunkTable(
             positions_MG=self.positions(layout), padding_codes_ML=padding_codes_ML, header=self._header(layout)
+        )
+
+    def chunk_inputs(self, layout: Layout) -> ChunkInputs:
+        """Returns the prior's inputs about a layout's chunks: a table, or for a large layout what computes its rows."""
+        if self.num_chunks(layout) <= BLOCK:
+            return self.table(layout)
+        return ComputedChunkTable(
+            num_chunks=self.num_chunks(layout),
+            mean_position_G=self.mean_position(layout),
+            positions_of=partial(self.positions, layout),
+            padding_codes_of=partial(self.padding_codes, layout),
+            header=self._header(layout),
         )
 
     def real_tokens(self, layout: Layout) -> Tensor:
