@@ -38,6 +38,7 @@ BENCHMARKS = {
     "train-overhead": "raywgen.benchmarks.train_overhead",
     "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
     "decode": "raywgen.benchmarks.decode",
+    "tokenizer": "raywgen.benchmarks.tokenizer",
     "chaos": "raywgen.benchmarks.chaos",
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "plan": "raywgen.benchmarks.plan",

@@ -24,7 +24,7 @@ def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None
         return _nearest_by_argmax(vectors_NK, codebook_VK, mask_NK, _SCORES_OF_A_PASS)
     code_N = _nearest_by_maximum(vectors_NK, codebook_VK, _half_squares(codebook_VK, mask_NK is not None))
     is_undecided_N = (code_N < 0) | (code_N >= len(codebook_VK))
-    if mask_NK is not None and not bool((mask_NK > 0).all()):
+    if mask_NK is not None and len(mask_NK) > 0 and bool(mask_NK.amin() <= 0):
         is_undecided_N |= (mask_NK <= 0).any(dim=1)
     undecided_J = is_undecided_N.nonzero().flatten()
     if len(undecided_J) == 1:
@@ -63,7 +63,7 @@ def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: 
                 torch.mm(part_RK, codebook_VK.t(), out=score_RV).sub_(half_square_V)
             torch.amax(score_RV, dim=1, keepdim=True, out=best_R1)
             torch.mv(score_RV.eq_(best_R1), number_V, out=number_R)
-    return number_N.long() - V
+    return number_N.long().sub_(V)
 
 
 def _half_squares(codebook_VK: Tensor, is_masked: bool) -> Tensor:

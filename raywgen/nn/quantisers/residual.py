@@ -86,17 +86,18 @@ class ResidualQuantiser(Quantiser):
         """Returns codes int64 `(N, L)` by nearest neighbour level after level, or by beam search over the levels."""
         if self.beam > 1 and self.num_levels > 1:
             return self._encode_by_beam(vectors_NK.float(), mask_NK)
-        residual_NK = vectors_NK.float()
+        residual_NK = vectors_NK.float().clone()
         codes = []
         for codebook_VK in self.codebooks_LVK:
             codes.append(nearest_code(residual_NK, codebook_VK, mask_NK))
-            residual_NK = residual_NK - codebook_VK.index_select(0, codes[-1])
+            residual_NK -= codebook_VK.index_select(0, codes[-1])
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes_NL: Tensor) -> Tensor:
         """Returns the sum of the chosen code vectors, `(N, K)`; leading dimensions may be any."""
-        levels = torch.arange(self.num_levels, device=codes_NL.device)
-        return self.codebooks_LVK[levels, codes_NL].sum(dim=-2)
+        first_L = self.num_codes * torch.arange(self.num_levels, device=codes_NL.device)
+        chosen_XK = self.codebooks_LVK.flatten(0, 1).index_select(0, (codes_NL + first_L).flatten())
+        return chosen_XK.view(*codes_NL.shape, self.width).sum(dim=-2)
 
     @torch.no_grad()
     def initialise(
