@@ -15,20 +15,22 @@ _CPU_SCORES_OF_A_PASS = 1 << 17
 _SCORES_OF_A_PASS = 1 << 27
 # A product over more values is summed in several parts, and a number that is added in it is rounded otherwise.
 _MOST_VALUES_OF_A_SUM = 128
+# A product of fewer rows is rounded unlike that of many.
+_FEWEST_ROWS = 8
 
 
 @torch.no_grad()
 def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None = None) -> Tensor:
     """Returns the index of the nearest code vector, int64 `(N,)`, over real values only; the first of equally near."""
-    if vectors_NK.device.type != "cpu" or vectors_NK.dtype != torch.float32:
+    if vectors_NK.device.type != "cpu" or vectors_NK.dtype != torch.float32 or len(vectors_NK) < _FEWEST_ROWS:
         return _nearest_by_argmax(vectors_NK, codebook_VK, mask_NK, _SCORES_OF_A_PASS)
-    code_N = _nearest_by_maximum(vectors_NK, codebook_VK, _half_squares(codebook_VK, mask_NK is not None))
+    code_N = _nearest_by_maximum(vectors_NK, codebook_VK, half_squares(codebook_VK, mask_NK is not None))
     is_undecided_N = (code_N < 0) | (code_N >= len(codebook_VK))
-    if mask_NK is not None and len(mask_NK) > 0 and bool(mask_NK.amin() <= 0):
+    if mask_NK is not None and bool(mask_NK.amin() <= 0):
         is_undecided_N |= (mask_NK <= 0).any(dim=1)
     undecided_J = is_undecided_N.nonzero().flatten()
-    if len(undecided_J) == 1:
-        undecided_J = undecided_J.expand(2)  # The product of a single row would be rounded unlike that of many.
+    if 0 < len(undecided_J) < _FEWEST_ROWS:
+        undecided_J = undecided_J.repeat(_FEWEST_ROWS)
     if len(undecided_J) > 0:
         mask_JK = None if mask_NK is None else mask_NK[undecided_J]
         code_N[undecided_J] = _nearest_by_argmax(vectors_NK[undecided_J], codebook_VK, mask_JK, _CPU_SCORES_OF_A_PASS)
@@ -66,13 +68,13 @@ def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: 
     return number_N.long().sub_(V)
 
 
-def _half_squares(codebook_VK: Tensor, is_masked: bool) -> Tensor:
+def half_squares(codebook_VK: Tensor, is_masked: bool) -> Tensor:
     """Returns `|c|^2 / 2` of every code `(V,)`, rounded as in `code_gain` with and without a mask."""
     half_square_VK = 0.5 * codebook_VK.square()
     if not is_masked:
         return half_square_VK.sum(dim=1)
     with autocast("fp32", codebook_VK.device.type):
-        return (torch.ones_like(codebook_VK[:1]).expand(2, -1) @ half_square_VK.t())[0]
+        return (torch.ones_like(codebook_VK[:1]).expand(_FEWEST_ROWS, -1) @ half_square_VK.t())[0]
 
 
 def code_gain(vectors_XK: Tensor, codebook_VK: Tensor, mask_XK: Tensor | None) -> Tensor:

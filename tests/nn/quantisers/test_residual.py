@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from raywgen.nn.quantisers import ResidualQuantiser, nearest_code
-from raywgen.nn.quantisers.kmeans import code_gain
+from raywgen.nn.quantisers.kmeans import code_gain, half_squares
 
 NUM_CODES, WIDTH = 8, 4
 
@@ -98,6 +98,15 @@ def test_nearest_codes_are_the_first_of_the_greatest_gains(num_codes: int, width
     expected_N = code_gain(vectors_NK, codebook_VK, real_NK).argmax(dim=1)
     assert torch.equal(nearest_code(vectors_NK, codebook_VK, real_NK), expected_N)
     assert nearest_code(vectors_NK[:0], codebook_VK, real_NK if real_NK is None else real_NK[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_scores_of_whole_vectors_are_rounded_as_the_gains(is_masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors_NK, codebook_VK = torch.randn(100, 16, generator=generator), torch.randn(256, 16, generator=generator)
+    gain_NV = code_gain(vectors_NK, codebook_VK, torch.ones_like(vectors_NK) if is_masked else None)
+    score_NV = vectors_NK @ codebook_VK.t() - half_squares(codebook_VK, is_masked)
+    assert torch.equal(score_NV, gain_NV)
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
