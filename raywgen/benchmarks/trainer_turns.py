@@ -1,7 +1,8 @@
 """Lets the trainer and a bare PyTorch loop take turns, step by step, on the same model and batches.
 
-The trainer asks after every step whether it shall stop; that is where the bare loop takes its step. The trainer's
-prefetch thread has drawn its two batches by then, so it does not work while the bare loop is measured.
+The bare loop takes its step when the trainer begins the next one, or ends the stage: the trainer's turn is all that it
+does from one step to the next. Its prefetch thread has drawn its batches by then, so it does not work while the bare
+loop is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from raywgen.training.memory import host_memory
 from raywgen.training.rows import RunRows, data_digest
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.schedule import learning_rate
-from raywgen.training.trainer import Trainer
+from raywgen.training.trainer import StageRun, Trainer
 
 _TIMEOUT = timedelta(minutes=20)
 # Two workers add in another order than DistributedDataParallel; one process must give the very same losses.
@@ -66,7 +66,7 @@ def _work(rank: int, num_workers: int, folder: str, spec: RunSpec) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         torch.distributed.init_process_group("gloo", f"file://{folder}/store", _TIMEOUT, num_workers, rank)
     corpus, worker = Corpus.open(spec.config.corpus), _TurnTaking(spec, rank, num_workers)
-    Trainer(spec, RunRows.of(corpus), data_digest(corpus), worker).train()
+    _TurnTakingTrainer(spec, RunRows.of(corpus), data_digest(corpus), worker).train()
     if rank == 0:
         torch.save(worker.times, Path(folder) / "times")
     if num_workers > 1:
@@ -74,14 +74,15 @@ def _work(rank: int, num_workers: int, folder: str, spec: RunSpec) -> None:
 
 
 class _TurnTaking:
-    """A worker whose question for a stop is answered after a step of the bare loop."""
+    """A worker whose engine takes turns with a bare loop."""
 
     def __init__(self, spec: RunSpec, rank: int, num_workers: int) -> None:
         self.spec, self.rank, self.num_workers = spec, rank, num_workers
         self.stop = self
         self.device = torch.device("cpu")
         self.times = Times()
-        self._loss = 0.0
+        self._loss: Tensor | None = None
+        self._began: tuple[float, float] | None = None
 
     def memory(self) -> int:
         return host_memory()
@@ -111,16 +112,7 @@ class _TurnTaking:
         self._bare = _BareLoop(copy.deepcopy(stage), self._plan(), StageView(stage, self.spec.config.seed, 0), index)
         many = self.num_workers > 1
         engine = distributed_engine(stage, self.num_workers, settings) if many else LocalEngine(stage, settings)
-        take_step = engine.train_step
-
-        def noted(*arguments: Any, **named: Any) -> dict[str, Tensor]:
-            metrics = take_step(*arguments, **named)
-            self._loss = float(metrics["loss"])
-            return metrics
-
-        engine.train_step = noted
-        self.times = Times()
-        self._began = time.perf_counter(), time.process_time()
+        self.times, self._loss, self._began = Times(), None, None
         return engine
 
     def _plan(self) -> BatchPlan:
@@ -136,20 +128,49 @@ class _TurnTaking:
         )
 
     def asked(self) -> bool:
-        times, (wall, cpu) = self.times, self._began
-        times.trainer.append(time.perf_counter() - wall)
-        times.trainer_cpu.append(time.process_time() - cpu)
+        return False
+
+    def end_turn(self) -> None:
+        """Ends the trainer's turn, if it has taken a step, and lets the bare loop take the same step."""
+        if self._began is not None and self._loss is not None:
+            times, (wall, cpu) = self.times, self._began
+            times.trainer.append(time.perf_counter() - wall)
+            times.trainer_cpu.append(time.process_time() - cpu)
+            self._take_bare_step(times, float(self._loss))
+        self._began = time.perf_counter(), time.process_time()
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Keeps the loss of the trainer's step for the comparison."""
+        self._loss = metrics["loss"]
+
+    def _take_bare_step(self, times: Times, found: float) -> None:
         loss = self._bare.step(times)
         if self.num_workers > 1:
             whole = torch.tensor(loss)
             torch.distributed.all_reduce(whole)
             loss = float(whole) / self.num_workers
-        difference = abs(self._loss - loss) / abs(loss)
+        difference = abs(found - loss) / abs(loss)
         limit = _MAX_LOSS_DIFF if self.num_workers > 1 else 0.0
-        assert difference <= limit, f"the losses are {self._loss} through the trainer and {loss} of the bare loop"
+        assert difference <= limit, f"the losses are {found} through the trainer and {loss} of the bare loop"
         times.loss_rel_diff = max(times.loss_rel_diff, difference)
-        self._began = time.perf_counter(), time.process_time()
-        return False
+
+
+class _TurnTakingTrainer(Trainer):
+    """A trainer that ends its turn before it asks for the batch of its next step."""
+
+    def __init__(self, spec: RunSpec, rows: RunRows, digest: str, worker: _TurnTaking) -> None:
+        super().__init__(spec, rows, digest, worker)
+        self._turns = worker
+
+    def _train_step(self, run: StageRun, step: int) -> dict[str, Tensor]:
+        self._turns.end_turn()
+        metrics = super()._train_step(run, step)
+        self._turns.note(metrics)
+        return metrics
+
+    def _end_stage(self, engine: Engine, index: int) -> None:
+        self._turns.end_turn()
+        super()._end_stage(engine, index)
 
 
 class _BareLoop:

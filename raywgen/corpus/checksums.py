@@ -104,11 +104,14 @@ class RowCheck:
         Raises:
             CorpusError: The facts have fewer checkpoints.
         """
-        if len(row_N) and row_N.max() >= len(self._sums):
-            known = len(self._sums)
-            raise self._failure(f"holds {row_N.max() + 1} checkpoints or more, of which the facts know {known}")
+        if len(row_N):
+            self._check_known(int(row_N.max()))
         new_N = row_N[~self._is_whole_N[row_N]]
         return np.unique(new_N) if len(new_N) else new_N
+
+    def _check_known(self, row: int) -> None:
+        if row >= (known := len(self._sums)):
+            raise self._failure(f"holds {row + 1} checkpoints or more, of which the facts know {known}")
 
     def compare(self, row_N: np.ndarray, packed: Sequence[Tensor], ids: Sequence[str]) -> None:
         """Compares packed weights, one uint8 `(P,)` for each row; `ids` are those of all rows, for the message.
@@ -139,7 +142,8 @@ class RowCheck:
 
         None means that the corpus knows no pages of a checkpoint that was never compared: it is compared as a whole.
         """
-        if not len(self.unseen(np.array([row]))):
+        self._check_known(row)
+        if self._is_whole_N[row]:
             return []
         if not self.knows_pages(row):
             return None

@@ -27,6 +27,18 @@ def resolved_device(name: Device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seeds torch's own generators of the CPU and of a device.
+
+    `torch.manual_seed` also leaves a note for each kind of device that is not in use, with the stack of its caller,
+    which takes a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def device_text(device: torch.device) -> str:
     """Returns a device in words: `the CPU`, or the kind of GPU with its number."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "the CPU"

@@ -123,7 +123,7 @@ class BatchPlan:
         rows, row_B, windows = self.rows[draw.turn], draw.row_B, draw.windows
         sample_index_B, noise = draw.sample_index_B, draw.noise
         tasks = [rows.tasks[int(row)] for row in row_B]
-        condition, query = self._samples(tasks, sample_index_B)
+        condition, query = self._samples(tasks, sample_index_B, is_judged=view.stage.needs.tasks)
         condition = replace(condition, policies=tuple(rows.policies[int(row)] for row in row_B))
         stored = self.order.read(draw, view.stage) if read is None else read(draw)
         batch = WeightBatch(
@@ -146,11 +146,14 @@ class BatchPlan:
         tensors = [*module.parameters(), *module.buffers()] if self._device.type != "cpu" else []
         return module.to(self._device) if any(tensor.device != self._device for tensor in tensors) else module
 
-    def _samples(self, tasks: list[Task], sample_index_B: Tensor) -> tuple[Condition, Condition]:
-        """Returns the conditions of the networks, and the query samples by which they are judged."""
+    def _samples(self, tasks: list[Task], sample_index_B: Tensor, *, is_judged: bool) -> tuple[Condition, Condition]:
+        """Returns the conditions of the networks, and the query samples by which they are judged, if they are."""
         condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
         if self._shot:
             return draw_few_shot(tasks, self._shot, self._num_query_samples, condition_noise)
-        query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
         condition = draw_condition(tasks, self._num_condition_samples, condition_noise)
+        if not is_judged:
+            nothing = {"samples_BSF": condition.samples_BSF[:, :0], "labels_BS": condition.labels_BS[:, :0]}
+            return condition, replace(condition, **nothing)
+        query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
         return condition, draw_condition(tasks, self._num_query_samples, query_noise)

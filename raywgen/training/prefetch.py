@@ -14,16 +14,26 @@ from typing import TypeVar
 
 from raywgen.weights import KeyedNoise, WeightBatch
 
-NUM_AHEAD = 2
+_NUM_AHEAD = 2
 # Batches of large whole networks are drawn when they are needed: keeping several would cost more than it saves.
-MAX_BYTES_AHEAD = 256 << 20
+_MAX_BYTES_AHEAD = 256 << 20
+# Small batches are drawn several in a row: the first one takes three times as long as the next, because the step under
+# way has taken all that drawing needs out of the caches.
+_NUM_SMALL_AHEAD = 8
+_SMALL_BYTES_AHEAD = 32 << 20
 
 T = TypeVar("T")
 DrawnBatch = tuple[WeightBatch, KeyedNoise]
 
 
+def num_ahead(batch_bytes: int) -> int:
+    """Returns the most batches of a size that are ready at a time."""
+    small = min(_NUM_SMALL_AHEAD, _SMALL_BYTES_AHEAD // max(1, batch_bytes))
+    return max(small, min(_NUM_AHEAD, _MAX_BYTES_AHEAD // max(1, batch_bytes)))
+
+
 class Prefetch:
-    """Draws batches in a thread, two ahead; a context manager, at whose end the thread has ended too.
+    """Draws batches in a thread, some ahead; a context manager, at whose end the thread has ended too.
 
     Args:
         draw: Returns the batch of a step. It runs in the thread alone.
@@ -35,7 +45,7 @@ class Prefetch:
         self._ready: deque[DrawnBatch | BaseException] = deque()
         self._changed = threading.Condition()
         self._drawing = threading.Lock()
-        self._is_wanted, self._is_over = False, False
+        self._is_wanted, self._is_over, self._is_filling = False, False, True
         self._batch_bytes = 0
         self._thread = threading.Thread(target=self._run, name="raywgen-prefetch", daemon=True)
 
@@ -89,8 +99,9 @@ class Prefetch:
     def _may_draw(self) -> bool:
         if self._is_over or (self._is_wanted and not self._ready):
             return True
-        num_ahead = len(self._ready) + 1
-        return num_ahead <= NUM_AHEAD and num_ahead * self._batch_bytes <= MAX_BYTES_AHEAD
+        most, num_ready = num_ahead(self._batch_bytes), len(self._ready)
+        self._is_filling = num_ready < most and (self._is_filling or 2 * num_ready <= most)
+        return self._is_filling
 
     def _drawn(self, step: int) -> DrawnBatch | BaseException:
         """Returns the batch of a step, or what drawing it has raised."""

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from raywgen.config import ConfigError, to_yaml
@@ -29,6 +28,7 @@ from raywgen.corpus import Corpus
 from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import save_bundle
 from raywgen.locations import joined
+from raywgen.nn.devices import seed_torch
 from raywgen.training.batch_plan import STAGE_STREAM, VALIDATION_BATCH, BatchPlan, StageView
 from raywgen.training.checkpoints import Checkpoint, CheckpointManager, Part, TrainState, agree_on_folder
 from raywgen.training.engine import Engine, load_parameters
@@ -75,7 +75,7 @@ def train_runs(specs: list[RunSpec], worker: WorkerContext, warn: Warn) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _StageRun:
+class StageRun:
     """The steps of one stage that a launch takes: its engine and number, its batches, and the measure of its speed."""
 
     engine: Engine
@@ -200,7 +200,7 @@ class Trainer:
             batches = stack.enter_context(
                 Prefetch(lambda step: self.batches.for_stage(step, stage.config.batch_size, view, read=read), steps)
             )
-            run = _StageRun(engine, index, batches, StepMeter(engine))
+            run = StageRun(engine, index, batches, StepMeter(engine))
             for step in steps:
                 metrics = self._train_step(run, step)
                 is_last = step + 1 == num_steps
@@ -293,16 +293,16 @@ class Trainer:
         self.batches, self.validation = self._batch_plans()
         return True
 
-    def _train_step(self, run: _StageRun, step: int) -> dict[str, Tensor]:
+    def _train_step(self, run: StageRun, step: int) -> dict[str, Tensor]:
         """Takes one optimiser step and returns its metrics, averaged over all workers."""
         stage = run.engine.stage
         with run.meter.waiting():
             batch, noise = run.batches.next()
         # Only dropout uses torch's own generator. Seeding it by step lets a resumed run draw the same masks.
-        torch.manual_seed(hash((self.config.seed, run.index, step, self.worker.rank)) % 2**63)
+        seed_torch(hash((self.config.seed, run.index, step, self.worker.rank)) % 2**63, self.worker.device)
         with run.meter.step(batch):
             rate = learning_rate(stage.config, step)
-            metrics = run.engine.train_step(batch, noise, rate, stage.config.batch_size)
+            metrics = run.engine.train_step(batch, noise, rate, stage.config.batch_size, self._has_request)
             loss = float(metrics["loss"])
         if not math.isfinite(loss):
             raise DivergedError(
@@ -311,10 +311,14 @@ class Trainer:
             )
         return metrics
 
+    def _has_request(self) -> bool:
+        """Whether this worker has a reason to stop or to save; all workers act on it after the same step."""
+        is_warned = self.worker.is_warned() and not self._saved_early
+        return self.worker.stop.asked() or is_warned or self.checkpoints.has_failed
+
     def _requests(self, engine: Engine) -> tuple[bool, bool]:
         """Returns whether all workers stop after this step, and whether they save, as a node will be taken away."""
-        is_warned = self.worker.is_warned() and not self._saved_early
-        if not engine.any(self.worker.stop.asked() or is_warned or self.checkpoints.has_failed):
+        if not engine.is_flagged:
             return False, False
         self.checkpoints.wait()  # Raises where a save has failed.
         if engine.any(self.worker.stop.asked()):
@@ -329,7 +333,7 @@ class Trainer:
 
     # Validate and log
 
-    def _write_row(self, run: _StageRun, step: int, metrics: dict[str, Tensor]) -> None:
+    def _write_row(self, run: StageRun, step: int, metrics: dict[str, Tensor]) -> None:
         """Logs metrics, with those of a validation when one is due; every worker must call it."""
         stage, perf = run.engine.stage, run.meter.figures()
         row = {name: float(value) for name, value in metrics.items()}
@@ -349,7 +353,7 @@ class Trainer:
         """Whether a checkpoint after this step is compared with others by its validation."""
         return bool(self.config.keep_best) and (step + 1) % self.config.save_every == 0
 
-    def _validate(self, run: _StageRun, plan: BatchPlan) -> dict[str, float]:
+    def _validate(self, run: StageRun, plan: BatchPlan) -> dict[str, float]:
         """Mean metrics over one batch of each layout, of tasks that are never trained on."""
         sums: dict[str, float] = {}
         view = StageView(run.engine.stage, self.config.seed + 1, STAGE_STREAM + run.index)

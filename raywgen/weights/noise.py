@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from copy import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _NUM_BITS = 24  # of each draw: what a float32 holds exactly
 _ALL_BITS = (1 << 64) - 1
+_FEW = 1 << 10
 # Beyond this many values one draw gives some noticeably more often than others, and beyond 2**24 some never.
 _COARSE = 1 << 16
 
@@ -98,10 +100,24 @@ class KeyedNoise:
 
 
 def _mix(state: Tensor) -> Tensor:
+    if type(state) is Tensor and state.device.type == "cpu" and state.numel() <= _FEW:
+        return torch.from_numpy(_mix_few(state.numpy().view(np.uint64)).view(np.int64))
     state = state + _GOLDEN
     state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _MIX_1
     state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _MIX_2
     return state ^ ((state >> 31) & ((1 << 33) - 1))
+
+
+def _mix_few(state: np.ndarray) -> np.ndarray:
+    """Returns `_mix` of a few numbers, at less than half the cost of calling torch once for each operation."""
+    state = state.copy()
+    state += np.uint64(_GOLDEN & _ALL_BITS)
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(_MIX_1 & _ALL_BITS)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(_MIX_2 & _ALL_BITS)
+    state ^= state >> np.uint64(31)
+    return state
 
 
 def _mix_int(value: int) -> int:

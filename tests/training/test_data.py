@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.tasks import SAMConfig
+from raywgen.training.batch_plan import StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.rows import LayoutRows, layout_rows, policy_names
 from raywgen.zoo import ZooConfig
@@ -78,6 +80,16 @@ def test_conditions_and_queries_are_training_samples_of_the_networks_own_task(zo
         for part in (batch.condition, batch.query):
             drawn = zip(part.samples_BSF[index].tolist(), part.labels_BS[index].tolist(), strict=True)
             assert all((*x, y) in known for x, y in drawn)
+
+
+def test_only_a_stage_that_judges_networks_gets_queries(zoo_corpus: Corpus) -> None:
+    stages = IGPG(IGPGConfig(), measure_normalizers(zoo_corpus), data_spec(zoo_corpus)).stages()
+    seen = {}
+    for stage in stages:
+        batch, _ = order(rows_of(zoo_corpus)).for_stage(0, 4, StageView(stage, 0, 0))
+        assert batch.condition.samples_BSF.shape[:2] == (4, 5)
+        seen[stage.name] = batch.query.samples_BSF.shape[1], batch.query.labels_BS.shape[1]
+    assert seen == {"tokenizer": (0, 0), "prior": (0, 0), "task_loss": (7, 7)}
 
 
 def test_a_query_is_drawn_apart_from_its_condition(zoo_corpus: Corpus) -> None:

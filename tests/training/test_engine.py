@@ -414,7 +414,8 @@ def test_unequal_parts_count_for_their_size(accumulate: int) -> None:
         stage = descent_stage(weight_decay=0.0)
         stage.config.optimizer.grad_clip = 1e9
         engine = LocalEngine(stage, EngineSettings(accumulate=accumulate))
-        engine.num_workers, engine.all_reduce = num_workers, lambda tensor: tensor * num_workers  # Those of all alike.
+        # Those of all alike.
+        engine.num_workers, engine.begin_all_reduce = num_workers, lambda tensor: lambda: tensor * num_workers
         metrics = engine.train_step(part, KeyedNoise(0, part.sample_index_B), 1.0, total)
         return parameters_of(engine), float(metrics["loss"])
 
@@ -433,10 +434,27 @@ def test_metrics_are_means_over_workers_and_codebooks_sums(monkeypatch: pytest.M
     engine = LocalEngine(stage)
     alone = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
     monkeypatch.setattr(engine, "num_workers", 3)
-    monkeypatch.setattr(engine, "all_reduce", lambda tensor: tensor * 3)
+    monkeypatch.setattr(engine, "begin_all_reduce", lambda tensor: lambda: tensor * 3)
     three = engine.evaluate(weight_batch(), KeyedNoise(0, torch.arange(8)))
     for name, value in alone.items():
         torch.testing.assert_close(three[name], value, rtol=1e-6, atol=0)
+
+
+def test_a_flag_of_any_worker_is_known_to_all_after_the_step() -> None:
+    engine, batch = LocalEngine(tokenizer_stage(igpg())), weight_batch()
+    engine.num_workers = 3
+    for mine, of_others, expected in ((0.0, 0.0, False), (1.0, 0.0, True), (0.0, 1.0, True)):
+        sums: list[Tensor] = []
+
+        def added(tensor: Tensor, of_others: float = of_others, sums: list[Tensor] = sums) -> Callable[[], Tensor]:
+            sums.append(tensor)
+            # The first sum of a step is of its metrics, with the flag at the end.
+            total = torch.cat([tensor[:-1] * 3, tensor[-1:] + of_others]) if len(sums) == 1 else tensor
+            return lambda: total
+
+        engine.begin_all_reduce = added
+        engine.train_step(batch, KeyedNoise(0, batch.sample_index_B), 1e-3, has_flag=lambda mine=mine: bool(mine))
+        assert engine.is_flagged is expected
 
 
 def task_loss_stage() -> Stage:

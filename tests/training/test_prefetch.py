@@ -52,12 +52,23 @@ def test_every_step_gets_its_own_batch_and_noise() -> None:
 
 def test_two_batches_are_drawn_ahead_and_no_more() -> None:
     drawn: list[int] = []
-    with Prefetch(drawing(drawn), range(10)) as prefetch:
+    with Prefetch(drawing(drawn, num_values=5 << 20), range(10)) as prefetch:
         wait_until_idle(drawn, 2)
         assert drawn == [0, 1]
         prefetch.next()
         wait_until_idle(drawn, 3)
         assert drawn == [0, 1, 2]
+
+
+def test_small_batches_are_drawn_eight_ahead_and_four_in_a_row() -> None:
+    drawn: list[int] = []
+    with Prefetch(drawing(drawn), range(20)) as prefetch:
+        wait_until_idle(drawn, 8)
+        assert drawn == list(range(8))
+        for num_drawn in (8, 8, 8, 12, 12):
+            prefetch.next()
+            wait_until_idle(drawn, num_drawn)
+            assert drawn == list(range(num_drawn))
 
 
 def test_large_batches_are_drawn_when_they_are_needed() -> None:
@@ -95,7 +106,7 @@ def test_the_thread_ends_with_an_exception_of_the_step() -> None:
 
 def test_nothing_is_drawn_while_something_else_is_read() -> None:
     drawn: list[int] = []
-    with Prefetch(drawing(drawn), range(10)) as prefetch:
+    with Prefetch(drawing(drawn, num_values=5 << 20), range(10)) as prefetch:
         wait_until_idle(drawn, 2)
 
         def read() -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raywgen.generators import StageNeeds
 from raywgen.training.batch_plan import BatchPlan, StageView
 from raywgen.weights import WeightBatch
 
@@ -12,6 +13,7 @@ class _Whole:
     """Stands for a stage that takes whole networks."""
 
     tokens = "none"
+    needs = StageNeeds()
 
     def windows(self, *_: object) -> None:
         return None

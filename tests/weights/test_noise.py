@@ -190,3 +190,12 @@ def test_parts_are_uncorrelated() -> None:
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_a_number_is_mixed_as_a_tensor_is(value: int) -> None:
     assert _mix_int(value) == int(_mix(torch.tensor(value)))
+
+
+@given(numbers=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
+def test_few_numbers_are_mixed_as_many_are(numbers: list[int]) -> None:
+    few = torch.tensor(numbers)
+    many = few.repeat(1 + (1 << 10))
+    assert many.numel() > 1 << 10
+    assert torch.equal(_mix(many)[: len(few)], _mix(few))
+    assert torch.equal(_mix(few[0]), _mix(few)[0])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,23 @@ class Engine(ABC):
     """
 
     rank, num_workers = 0, 1
+    is_flagged = False
+    """Whether some worker had a flag set at the last step."""
 
     def __init__(self, stage: Stage, settings: EngineSettings) -> None:
         self.stage = stage
         self.settings = settings
         prepare_blocks(stage, recompute=settings.activation_checkpointing, compiled=self._can_compile())
         self._averages: dict[str, Tensor] = {}
+        self._is_training: bool | None = None
 
     def train_step(
-        self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float, total: int | None = None
+        self,
+        batch: WeightBatch,
+        noise: KeyedNoise,
+        learning_rate: float,
+        total: int | None = None,
+        has_flag: Callable[[], bool] = bool,
     ) -> dict[str, Tensor]:
         """Takes one optimiser step.
 
@@ -91,6 +99,8 @@ class Engine(ABC):
             noise: Keyed noise of these networks.
             learning_rate: The rate of this step.
             total: Networks of the whole batch; by default every worker's part is as large as this one's.
+            has_flag: Whether this worker sets its flag, asked after the backward pass; `is_flagged` then says on every
+                worker whether any has.
 
         Returns:
             Metrics, averaged over the networks of all workers.
@@ -99,12 +109,17 @@ class Engine(ABC):
             DeviceMemoryError: A part of the batch does not fit into memory.
         """
         with self._memory_explained(len(batch.sample_index_B)):
-            return self._train_step(batch, noise, learning_rate, total)
+            return self._train_step(batch, noise, learning_rate, total, has_flag)
 
     def _train_step(
-        self, batch: WeightBatch, noise: KeyedNoise, learning_rate: float, total: int | None
+        self,
+        batch: WeightBatch,
+        noise: KeyedNoise,
+        learning_rate: float,
+        total: int | None,
+        has_flag: Callable[[], bool],
     ) -> dict[str, Tensor]:
-        self.stage.train()
+        self._set_mode(is_training=True)
         weight, metrics = self._weight(batch, total), {}
         parts = _parts(len(batch.sample_index_B), self.settings.accumulate)
         for number, index_N in enumerate(parts):
@@ -117,10 +132,15 @@ class Engine(ABC):
                 self._backward(result.loss, share, is_first=number == 0)
             for name, value in _detached(result).items():
                 metrics[name] = value if weight == len(parts) == 1 else metrics.get(name, 0.0) + share * value
+        # The workers exchange metrics while the optimiser works.
+        flag = torch.full_like(metrics["loss"], float(has_flag()))
+        sums = self.begin_all_reduce(_stacked({**metrics, "flag": flag}))
         self._step(learning_rate)
         self.stage.after_step(self.all_reduce)
         self._update_averages()
-        return self._mean(metrics)
+        *means, mean_flag = (sums() / self.num_workers).unbind()
+        self.is_flagged = bool(mean_flag > 0)
+        return dict(zip(metrics, means, strict=True))
 
     def evaluate(self, batch: WeightBatch, noise: KeyedNoise, total: int | None = None) -> dict[str, Tensor]:
         """Returns metrics of a batch, averaged over all workers, and learns nothing from it; see `train_step`."""
@@ -136,7 +156,7 @@ class Engine(ABC):
                 many as every other worker has.
             total: Networks of all workers.
         """
-        self.stage.eval()
+        self._set_mode(is_training=False)
         metrics: dict[str, Tensor] = {}
         with self._averaged_parameters():
             for batch, noise, count in parts:
@@ -198,6 +218,12 @@ class Engine(ABC):
         """Lets go of the stage and of the optimiser's state, when no step is to follow."""
 
     # What engines share
+
+    def _set_mode(self, *, is_training: bool) -> None:
+        """Sets the mode of the stage where it changes: a walk through all modules in every step takes its time."""
+        if self._is_training != is_training:
+            self._is_training = is_training
+            self.stage.train(is_training)
 
     @contextmanager
     def _memory_explained(self, num_networks: int) -> Iterator[None]:
@@ -280,9 +306,21 @@ class Engine(ABC):
         device = next(self.stage.parameters()).device
         return bool(self.all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
-    @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sums over all workers, in place."""
+        return self.begin_all_reduce(tensor)()
+
+    def begin_all_reduce(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begins to sum over all workers, in place; returns a function that waits for the sum and returns it."""
+        if self.num_workers == 1:
+            return lambda: tensor
+        work: Any = torch.distributed.all_reduce(tensor, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return tensor
+
+        return wait
 
     def _gathered(self) -> AbstractContextManager[None]:
         """Wraps forward and backward, where an engine has to make parameters whole for them."""
@@ -307,7 +345,7 @@ class Engine(ABC):
         return 1.0 if total is None else len(batch.sample_index_B) * self.num_workers / total
 
     def _mean(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        mean = self.all_reduce(torch.stack(list(metrics.values())).float()) / self.num_workers
+        mean = self.all_reduce(_stacked(metrics)) / self.num_workers
         return dict(zip(metrics, mean.unbind(), strict=True))
 
 
@@ -378,6 +416,10 @@ def _parts(num: int, num_parts: int) -> list[Tensor]:
     """Indices of the parts of a worker's share of a batch."""
     assert num >= num_parts, f"{num} networks do not make {num_parts} parts"
     return list(torch.arange(num).tensor_split(num_parts))
+
+
+def _stacked(numbers: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(numbers.values())).float()
 
 
 def _detached(result: StageLoss) -> dict[str, Tensor]:

@@ -34,10 +34,6 @@ class LocalEngine(Engine):
         self._optimizer = new_optimizer(stage)
         self._start_averages()
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Returns the tensor: there is no other worker."""
-        return tensor
-
     def _optimizer_state(self) -> dict[str, Part]:
         return optimizer_state(self.stage, self._optimizer)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raywgen.generators import Stage
@@ -32,11 +31,6 @@ class ReplicatedEngine(LocalEngine):
             stage, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
         self._module = self._replicas
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sums with the process group's own backend."""
-        torch.distributed.all_reduce(tensor)
-        return tensor
 
     def _exchange(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged in the backward pass of the last part alone."""

@@ -112,11 +112,6 @@ class DeepSpeedEngine(Engine):
         """Removes DeepSpeed's hooks; without that, a stage that is over would keep its memory to the end of the run."""
         release_engine(self._engine)
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sums with the process group's own backend."""
-        torch.distributed.all_reduce(tensor)
-        return tensor
-
     def _optimizer_state(self) -> dict[str, Part]:
         number = next(self._steps(), None)
         if number is None or not has_moments(self.stage):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from raywgen.training.config import TrainConfig
 from raywgen.training.engine import Offload
 from raywgen.training.plan.shapes import GeneratorShape, StageShape
-from raywgen.training.prefetch import MAX_BYTES_AHEAD, NUM_AHEAD
+from raywgen.training.prefetch import num_ahead
 from raywgen.training.strategy import buffer_bytes, state_parts
 
 # Anonymous memory of the interpreter with its libraries, as measured: with torch alone, and with DeepSpeed.
@@ -78,8 +78,7 @@ def worker_bytes(generator: GeneratorShape, stage: StageShape, config: TrainConf
     others = 4 * (generator.num_parameters - sizes.num_parameters) + generator.buffer_bytes
     weights = held.parameters + held.gathered + others
     buffers = buffer_bytes(sizes, W, zero_stage) if choice.num_workers else 0
-    ahead = min(NUM_AHEAD, MAX_BYTES_AHEAD // max(1, share * stage.batch_bytes))
-    batches = (2 + ahead) * share * stage.batch_bytes
+    batches = (2 + num_ahead(share * stage.batch_bytes)) * share * stage.batch_bytes
     # Every worker copies and writes an equal part; before the first checkpoint within the stage there is none.
     saves_midway = stage.num_steps > config.save_every
     checkpoint = (checkpoint_bytes(generator, stage) if saves_midway else 4 * generator.num_parameters) // W
