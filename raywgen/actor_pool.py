@@ -156,7 +156,7 @@ class ActorPool(Generic[Item, Result]):
         self._given_up = ""
 
     def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """Yields the index and the result of each item, in the order in which they finish.
+        """Yields the index and the result of each item, in the order in which they finish; further items may follow.
 
         Raises:
             NoResourcesError: No actor could start within `start_timeout`.
@@ -164,6 +164,7 @@ class ActorPool(Generic[Item, Result]):
             Exception: The error that `work` raises.
         """
         self._items, self._queue = items, deque(range(len(items)))
+        self._deaths.clear()
         while self._is_busy or (not self._given_up and (self._queue or self._waiting)):
             if not self._given_up:
                 self._retry_if_idle()

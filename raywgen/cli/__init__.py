@@ -217,7 +217,7 @@ def generate(
     checked_out(settings.out, GenerateConfig.out)
     session = ray_session() if settings.where == "ray" else nullcontext()
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
-        rows = write(settings, bar.update)
+        rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"))
     print_networks(rows)
 
 

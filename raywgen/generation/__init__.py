@@ -9,7 +9,7 @@ from raywgen.generation.generate import generate
 from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.loading import load
 from raywgen.generation.plan import NetworkRow
-from raywgen.generation.sinks import UnfinishedError
+from raywgen.generation.sink import UnfinishedError
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import SamplingError
 from raywgen.tasks.user_data import ConditionError

@@ -58,18 +58,44 @@ def generate_candidates(
     Raises:
         SamplingError: The generator does not take `sampling`.
     """
+    return generator.generate(
+        candidates_request(
+            generator,
+            condition,
+            layout,
+            temperature=temperature,
+            seed=seed,
+            normalizer=normalizer,
+            sampling=sampling,
+            index_B=index_B,
+            best_of=best_of,
+        )
+    )
+
+
+def candidates_request(
+    generator: Generator,
+    condition: Condition,
+    layout: Layout,
+    *,
+    temperature: float,
+    seed: int,
+    normalizer: Normalizer | None = None,
+    sampling: Sampling | None = None,
+    index_B: Tensor | None = None,
+    best_of: int = 1,
+) -> GenerationRequest:
+    """Returns the request by which `generate_candidates` generates networks."""
     index_B = torch.arange(len(condition)) if index_B is None else index_B
     candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
     device = generator.device
-    return generator.generate(
-        GenerationRequest(
-            condition=condition.to(device).repeat(best_of),
-            layout=layout,
-            noise=KeyedNoise(seed, candidate_N.to(device), 0),
-            temperature=temperature,
-            normalizer=normalizer,
-            sampling=sampling,
-        )
+    return GenerationRequest(
+        condition=condition.to(device).repeat(best_of),
+        layout=layout,
+        noise=KeyedNoise(seed, candidate_N.to(device), 0),
+        temperature=temperature,
+        normalizer=normalizer,
+        sampling=sampling,
     )
 
 

@@ -42,6 +42,14 @@ class GenerateConfig:
             of a GPU differ from those of a CPU in rounding.
         batch_size: Candidates generated and scored at once; bounds the memory. An architecture of millions of values
             has smaller batches.
+        piece_values: Networks of more values than this are generated in pieces of about so many values, each written to
+            its place in the file as soon as it is done, over any number of actors; memory then does not grow with the
+            network, and an interrupted run goes on after the last piece. Holds for `into=files` where networks are not
+            tried on samples (`try_on_samples=false`, or no task is known) and a method and its sampling can be cut.
+        max_file_bytes: Networks of more bytes are kept as a folder of files of at most so many (a larger tensor has its
+            own), with `model.safetensors.index.json`, as on the Hugging Face hub. 0 keeps each in one file.
+        try_on_samples: Whether networks are run on the samples of their task: to choose the best of several, and to
+            report accuracy. `false` needs no memory for whole networks.
         threads: Threads of a process that generates, and CPUs of an actor. More threads speed up large networks;
             results then differ in rounding.
         num_actors: Actors of `ray`; 0 for one for each free core.
@@ -69,6 +77,9 @@ class GenerateConfig:
     where: Where = "here"
     device: Device = "auto"
     batch_size: int = 256
+    piece_values: int = 1 << 22
+    max_file_bytes: int = 0
+    try_on_samples: bool = True
     threads: int = 1
     num_actors: int = 0
     start_timeout: float = 120.0
@@ -83,6 +94,17 @@ class GenerateConfig:
                 f"num={self.num}, batch_size={self.batch_size} and threads={self.threads} must be at least 1, "
                 f"num_actors={self.num_actors} at least 0, start_timeout={self.start_timeout} above 0"
             )
+        if self.piece_values < 1 or self.max_file_bytes < 0:
+            raise ValueError(
+                f"piece_values={self.piece_values} must be at least 1, max_file_bytes={self.max_file_bytes} at least 0"
+            )
+        if not self.try_on_samples and ((self.best_of or 1) > 1 or self.num_unlabelled):
+            raise ValueError(
+                f"try_on_samples=false leaves nothing to choose networks by: leave out best_of={self.best_of} and "
+                f"num_unlabelled={self.num_unlabelled}"
+            )
+        if self.max_file_bytes and self.into == "corpus":
+            raise ValueError(f"max_file_bytes={self.max_file_bytes} is of files: leave it out with into=corpus")
         if self.num_unlabelled < 0 or self.num_unlabelled == 1:
             raise ValueError(
                 f"num_unlabelled={self.num_unlabelled}: statistics need at least 2 samples; 0 estimates none"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from raywgen.actor_pool import ActorPool, OnShare, PoolConfig
 from raywgen.generation.config import GenerateConfig
@@ -44,10 +45,21 @@ def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if has_gpus else "cpu"
 
 
+Kept = Callable[[int], Mapping[str, Tensor]]
+"""Returns the tensors that the item of that index kept for others, once its result was yielded."""
+
+
 def execute(
-    config: GenerateConfig, plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGenerator
+    config: GenerateConfig, plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGenerator, kept_of: Kept
 ) -> Iterator[WorkResult]:
     """Yields the results of work items as they get done, as `config.where` says, on the `chosen_device`.
+
+    Args:
+        config: The settings.
+        plan: The plan that the items belong to.
+        items: The items to do; what they need beside these was done before.
+        trained: The generator, for items that are done here.
+        kept_of: Returns what an item kept that another one needs.
 
     Raises:
         NoResourcesError, ActorsLostError: Ray has no room, or actors die again and again.
@@ -57,30 +69,50 @@ def execute(
         return iter(())
     if config.where == "ray":
         uses_gpus = config.device == "cuda"
-        return run_over_ray(plan, items, config.num_actors, config.start_timeout, uses_gpus=uses_gpus)
-    return run_here(plan, items, trained)
+        return run_over_ray(plan, items, config.num_actors, config.start_timeout, kept_of, uses_gpus=uses_gpus)
+    return run_here(plan, items, trained, kept_of)
 
 
-def run_here(plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGenerator) -> Iterator[WorkResult]:
+def run_here(
+    plan: GenerationPlan, items: Sequence[WorkItem], trained: TrainedGenerator, kept_of: Kept
+) -> Iterator[WorkResult]:
     """Yields the results of work items, in order."""
     worker = Worker(plan, trained)
     with _threads(plan.threads):
         for item in items:
-            yield worker.run(item)
+            yield worker.run(item, _needed(item, kept_of))
+
+
+def waves(items: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:
+    """Yields the items that can be done at once, those that need no other first, then those that need these alone."""
+    left = list(items)
+    while left:
+        waiting = {item.index for item in left}
+        ready = [item for item in left if waiting.isdisjoint(item.needs)]
+        assert ready, "pieces need earlier ones alone"
+        yield ready
+        left = [item for item in left if not waiting.isdisjoint(item.needs)]
 
 
 def run_over_ray(
-    plan: GenerationPlan, items: Sequence[WorkItem], num_actors: int, start_timeout: float, *, uses_gpus: bool = False
+    plan: GenerationPlan,
+    items: Sequence[WorkItem],
+    num_actors: int,
+    start_timeout: float,
+    kept_of: Kept | None = None,
+    *,
+    uses_gpus: bool = False,
 ) -> Iterator[WorkResult]:
     """Yields the results of work items in the order in which they are done.
 
-    Two items are with each actor, one under way and one waiting.
+    Two items are with each actor, one under way and one waiting. Pieces that need others begin when these are done.
 
     Args:
         plan: The plan that the items belong to.
         items: Work items to do.
         num_actors: Number of actors; 0 for one per free core, or per free GPU.
         start_timeout: Seconds to wait for a first actor.
+        kept_of: Returns what an item kept that another one needs.
         uses_gpus: Whether each actor takes a GPU.
     """
     free = _connected().available_resources()
@@ -97,11 +129,20 @@ def run_over_ray(
         room_remedy="wait or add nodes, lower threads, give more time by start_timeout, or generate with where=here",
     )
     pool = ActorPool(
-        _RemoteWorker(plan, "cuda" if uses_gpus else "cpu"), pool_config, lambda item: f"work item {item.index}"
+        _RemoteWorker(plan, "cuda" if uses_gpus else "cpu"), pool_config, lambda job: f"work item {job.item.index}"
     )
     try:
-        for _, result in pool.run(items):
-            yield result
+        for wave in waves(items):
+            shared: dict[int, Mapping[str, Tensor]] = {}
+
+            def kept_once(index: int, shared: dict[int, Mapping[str, Tensor]] = shared) -> Mapping[str, Tensor]:
+                assert kept_of is not None
+                if index not in shared:
+                    shared[index] = kept_of(index)
+                return shared[index]
+
+            for _, result in pool.run([_Job(item, _needed(item, kept_once)) for item in wave]):
+                yield result
     finally:
         pool.shutdown()
 
@@ -122,6 +163,20 @@ def _connected() -> Any:
     return ray
 
 
+class _Job(NamedTuple):
+    """A work item, with what the items that it needs kept."""
+
+    item: WorkItem
+    kept: dict[str, Tensor]
+
+
+def _needed(item: WorkItem, kept_of: Kept) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    for index in item.needs:
+        kept |= kept_of(index)
+    return kept
+
+
 class _RemoteWorker:
     """A `Worker` in another process.
 
@@ -134,7 +189,7 @@ class _RemoteWorker:
         self._device: Device = device
         self._worker: Worker | None = None
 
-    def __call__(self, item: WorkItem, on_share: OnShare) -> WorkResult:
+    def __call__(self, job: _Job, on_share: OnShare) -> WorkResult:
         """Does an item.
 
         Raises:
@@ -146,7 +201,7 @@ class _RemoteWorker:
                     self._worker = Worker(self._plan, load(self._plan.generator, device=self._device))
                 except BundleError as error:
                     raise BundleError(f"{error} (the generator must lie where every node reaches it)") from error
-            return self._worker.run(item)
+            return self._worker.run(job.item, job.kept)
 
 
 @contextmanager

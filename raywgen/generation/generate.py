@@ -6,7 +6,7 @@ Request, plan, executor, sink: each takes what the one before it returns.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,9 +17,10 @@ from raywgen.generation.executor import chosen_device, execute
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import ChanceWarning, remedies
 from raywgen.generation.loading import load
-from raywgen.generation.plan import GenerationPlan, NetworkRow, make_plan
+from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, make_plan
 from raywgen.generation.request import ResolvedRequest, resolve_request
-from raywgen.generation.sinks import Sink, make_sink
+from raywgen.generation.sink import Sink
+from raywgen.generation.sinks import make_sink
 from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
@@ -30,7 +31,9 @@ OnProgress = Callable[[int, int], None]
 
 
 @entry_point
-def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> list[NetworkRow]:
+def generate(
+    config: GenerateConfig, on_progress: OnProgress | None = None, on_values: OnProgress | None = None
+) -> list[NetworkRow]:
     """Generates `num` networks for each task and architecture, as files or a corpus; resumes an interrupted run.
 
     Files have `networks.json` and the whole config beside them; those of an earlier run that ended are replaced. A
@@ -39,6 +42,8 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
     Args:
         config: Settings of generation.
         on_progress: Called with the number of networks kept so far and the number of all.
+        on_values: Called in its place where networks are generated in pieces, with the number of values kept so far and
+            the number of all.
 
     Returns:
         One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
@@ -71,16 +76,38 @@ def generate(config: GenerateConfig, on_progress: OnProgress | None = None) -> l
         corpus.arrange(trained.generator.layouts)
     sampling = trained.generator.resolve_sampling(config.sampling)
     request = resolve_request(config, corpus, trained)
-    plan = make_plan(config, request, sampling)
+    plan = make_plan(config, request, sampling, trained.generator)
     sink = make_sink(config, plan)
     kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")
     with kept, writing(config.out):
         existing = sink.existing()
-        rows = _run(config, plan, trained, sink, on_progress) if existing is None else existing
+        report = _reports(plan, on_progress, on_values)
+        rows = _run(config, plan, trained, sink, report) if existing is None else existing
     if existing is None:
         _warn_of_unknown(request, rows, trained)
     _warn_of_chance(request, rows, trained)
     return rows
+
+
+def _reports(
+    plan: GenerationPlan, on_progress: OnProgress | None, on_values: OnProgress | None
+) -> Callable[[Collection[WorkItem]], None]:
+    """Returns what reports progress, given the work items that are left."""
+    counts_values = plan.has_pieces and on_values is not None
+    call = on_values if counts_values else on_progress
+
+    def amount(items: Iterable[WorkItem]) -> int:
+        if counts_values:
+            return sum(plan.num_values(item) for item in items)
+        # Networks in pieces count when all their pieces are there.
+        return sum(each[2] - each[1] for each in {item.networks for item in items})
+
+    def report(left: Collection[WorkItem]) -> None:
+        if call is not None:
+            total = amount(plan.items)
+            call(total - amount(left), total)
+
+    return report
 
 
 def _run(
@@ -88,19 +115,16 @@ def _run(
     plan: GenerationPlan,
     trained: TrainedGenerator,
     sink: Sink,
-    on_progress: OnProgress | None,
+    report: Callable[[Collection[WorkItem]], None],
 ) -> list[NetworkRow]:
     """Does the work items that are pending and writes each result as it comes."""
     pending = sink.pending()
-    total = sum(item.num_networks for item in plan.items)
-    done = total - sum(item.num_networks for item in pending)
-    if on_progress is not None:
-        on_progress(done, total)
-    for result in execute(config, plan, pending, trained):
+    left = {item.index: item for item in pending}
+    report(left.values())
+    for result in execute(config, plan, pending, trained, sink.kept):
         sink.write(result)
-        done += result.item.num_networks
-        if on_progress is not None:
-            on_progress(done, total)
+        del left[result.item.index]
+        report(left.values())
     return sink.finish()
 
 

@@ -9,7 +9,8 @@ Shape letters beyond the legend in `raywgen.weights`: R networks of a work item.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from raywgen.corpus import NetworkFacts
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.request import ResolvedRequest
-from raywgen.generators import Sampling
+from raywgen.generators import Generator, Sampling
+from raywgen.generators.pieces import Piece
 from raywgen.locations import absolute
 from raywgen.tasks import build_network
+from raywgen.weights import Layout, StateDict
 
 # A GiB of float32: fewer candidates of a large architecture are generated at once.
 _MOST_VALUES = 1 << 28
@@ -36,17 +39,26 @@ class WorkItem:
         network: Index of the architecture in the request.
         start: First network.
         stop: End index, exclusive.
+        piece: The piece of these networks that the item is; None for all of their values.
+        needs: Indices of the items whose `kept` tensors this one reads.
     """
 
     index: int
     network: int
     start: int
     stop: int
+    piece: Piece | None = None
+    needs: tuple[int, ...] = ()
 
     @property
     def num_networks(self) -> int:
         """Number of networks in the item, R."""
         return self.stop - self.start
+
+    @property
+    def networks(self) -> tuple[int, int, int]:
+        """The architecture and the networks: all items with the same ones are pieces of them."""
+        return self.network, self.start, self.stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +112,15 @@ class WorkResult:
 
     Attributes:
         item: The work item.
-        values_RD: Flat vectors.
-        rows: Facts of each network.
+        values_RD: Flat vectors, or the values of the item's piece.
+        rows: Facts of each network; for a piece its share of the log-probability.
+        kept: Tensors that other pieces read.
     """
 
     item: WorkItem
     values_RD: Tensor
     rows: list[NetworkRow]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +150,31 @@ class GenerationPlan:
     num_unlabelled: int
     items: tuple[WorkItem, ...]
 
+    @property
+    def has_pieces(self) -> bool:
+        """Whether a network is generated in pieces."""
+        return any(item.piece is not None for item in self.items)
 
-def make_plan(config: GenerateConfig, request: ResolvedRequest, sampling: Sampling) -> GenerationPlan:
-    """Cuts a request into work items."""
+    def num_values(self, item: WorkItem) -> int:
+        """Returns the number of values that an item writes, of all of its networks."""
+        layout = self.request.networks[item.network].layout
+        return item.num_networks * (layout.num_values if item.piece is None else item.piece.num_values)
+
+
+PiecesOf = Callable[[Layout, int], list[Piece]]
+"""Returns the pieces of a number of networks of a layout that are generated at once."""
+
+
+def make_plan(
+    config: GenerateConfig, request: ResolvedRequest, sampling: Sampling, generator: Generator
+) -> GenerationPlan:
+    """Cuts a request into work items: pieces of large networks, where these are kept as files and not tried."""
+
+    def pieces_of(layout: Layout, num: int) -> list[Piece]:
+        if layout.num_values <= config.piece_values or config.into != "files" or request.is_tried:
+            return []
+        return generator.pieces(layout, sampling, num, max(1, config.piece_values // num))
+
     return GenerationPlan(
         request=request,
         generator=absolute(config.generator),
@@ -148,11 +184,13 @@ def make_plan(config: GenerateConfig, request: ResolvedRequest, sampling: Sampli
         sampling=sampling,
         threads=config.threads,
         num_unlabelled=config.num_unlabelled,
-        items=work_items(request, config.num, config.batch_size),
+        items=work_items(request, config.num, config.batch_size, pieces_of),
     )
 
 
-def work_items(request: ResolvedRequest, num: int, batch_size: int) -> tuple[WorkItem, ...]:
+def work_items(
+    request: ResolvedRequest, num: int, batch_size: int, pieces_of: PiecesOf | None = None
+) -> tuple[WorkItem, ...]:
     """Returns items of nearly equal size, of at most `batch_size` candidates, but at least one network."""
     total = len(request.task_ids) * num
     items: list[WorkItem] = []
@@ -161,7 +199,22 @@ def work_items(request: ResolvedRequest, num: int, batch_size: int) -> tuple[Wor
         num_items = -(-total // max(1, candidates // request.best_of))
         for part in range(num_items):
             start, stop = part * total // num_items, (part + 1) * total // num_items
-            items.append(WorkItem(index=len(items), network=number, start=start, stop=stop))
+            pieces = [] if pieces_of is None else pieces_of(network.layout, stop - start)
+            if len(pieces) < 2:
+                items.append(WorkItem(index=len(items), network=number, start=start, stop=stop))
+                continue
+            first = len(items)
+            items += [
+                WorkItem(
+                    index=first + piece.index,
+                    network=number,
+                    start=start,
+                    stop=stop,
+                    piece=piece,
+                    needs=tuple(first + index for index in piece.needs),
+                )
+                for piece in pieces
+            ]
     return tuple(items)
 
 
@@ -175,3 +228,19 @@ def fresh_module(network: NetworkFacts, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_network(network.recipe).eval()
+
+
+def kept_state(network: NetworkFacts, seed: int, stored: StateDict) -> StateDict:
+    """Returns the tensors of a network that no generator writes: from a fresh network, or from a stored one.
+
+    Args:
+        network: The architecture.
+        seed: Seed of the fresh network.
+        stored: Such tensors of a stored network, which serve where nothing says how to build one.
+    """
+    specs = [spec for spec in network.layout.tensors if not spec.is_generated and not spec.tied_to]
+    if network.recipe and all(spec.name.rpartition(".")[2] == "num_batches_tracked" for spec in specs):
+        # A large network need not be built for counters that are zero.
+        return {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in specs}
+    whole = stored | fresh_module(network, seed).state_dict()
+    return {spec.name: whole[spec.name].clone() for spec in specs if spec.name in whole}

@@ -78,10 +78,14 @@ def resolve_request(config: GenerateConfig, corpus: Corpus | None, trained: Trai
         assert corpus is not None, "without a corpus the task is the user's own"
         condition, tasks = _stored_tasks(config, corpus, generator)
     if corpus is None or config.networks:
-        networks = [_checked_to_run(network, condition, data) for network in _own_networks(config, generator)]
+        networks = _own_networks(config, generator)
+        if config.try_on_samples:
+            networks = [_checked_to_run(network, condition, data) for network in networks]
     else:
         networks = _stored_networks(config, corpus, generator)
     unknown = "" if tasks else "no task is known"
+    if tasks and not config.try_on_samples:
+        unknown = "try_on_samples=false"
     if strange := [network.name for network in networks if not network.recipe]:
         unknown = unknown or f"nothing says how to build {strange[0]}"
     if unknown and ((config.best_of or 1) > 1 or config.num_unlabelled):

@@ -1,8 +1,4 @@
-"""Sinks keep generated networks as files or as a corpus, one work item after another.
-
-The networks of an item are written first, then in one step its journal. So an interrupted run goes on: items with a
-journal are not done again. When all have one, the folder gets its index, or the corpus its manifest, and the journals
-are deleted.
+"""Keeps generated networks as a corpus, and chooses the sink of a run.
 
 Shape letters beyond the legend in `raywgen.weights`: N networks, P packed bytes.
 """
@@ -12,150 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from raywgen.config import to_yaml
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, commit_corpus, write_shard
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.corpus.storage import CorpusStorage
-from raywgen.corpus.writing import JOURNALS
 from raywgen.generation.config import GenerateConfig
+from raywgen.generation.file_sink import FileSink
 from raywgen.generation.loading import bundle_folder
-from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
+from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkResult
 from raywgen.generation.request import NO_TASK
+from raywgen.generation.sink import Sink
 from raywgen.generators.bundle import bundle_digest
-from raywgen.locations import joined
-from raywgen.sealed import SealError, file_checksum, sealed_json, unseal
-from raywgen.weights import StateDict, save_state_dict
 
-CONFIG = "config.yaml"
-INDEX = "networks.json"
 _UNKNOWN = float("nan")
 _SPLITS = {"seen": "train"}
 """Splits of networks that have another name than the split of their task."""
-
-
-class UnfinishedError(ValueError):
-    """A folder holds networks of other settings, of which some are still to be generated."""
-
-
-class Sink(ABC):
-    """Takes the results of work items.
-
-    Args:
-        config: The settings; `config.out` is the folder.
-        plan: The plan of generation.
-        recipe: Everything that decides what is written, as `sink_recipe` returns it.
-    """
-
-    def __init__(self, config: GenerateConfig, plan: GenerationPlan, recipe: dict[str, Any]) -> None:
-        self.config, self.plan, self.recipe, self.out = config, plan, recipe, config.out
-        self._storage = CorpusStorage.at(config.out)
-        self._digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-        self._states: tuple[int, Callable[[torch.Tensor], StateDict]] | None = None
-
-    def existing(self) -> list[NetworkRow] | None:
-        """Returns the rows of a finished run that need not be repeated; None where networks are to be generated."""
-        return None
-
-    def pending(self) -> list[WorkItem]:
-        """Returns the work items that no earlier run has done.
-
-        Raises:
-            UnfinishedError: A run with other settings was interrupted.
-        """
-        journals = set(self._storage.list(JOURNALS))
-        if strange := [name for name in journals if not name.startswith(f"{self._digest}-")]:
-            raise UnfinishedError(
-                f"{self.out} holds {len(strange)} work items of a run with other settings that was interrupted; give "
-                f"those settings to go on, another folder, or delete {self.out}/{JOURNALS} to start anew"
-            )
-        return [
-            item
-            for item in self.plan.items
-            if self._journal(item).rpartition("/")[2] not in journals or not self._is_done(item)
-        ]
-
-    def write(self, result: WorkResult) -> None:
-        """Writes the networks of an item, then its journal.
-
-        Raises:
-            CorpusError, WeightsError: The disk is full or the folder cannot be written.
-        """
-        content = self._write(result)
-        self._storage.write(self._journal(result.item), sealed_json(content).encode())
-
-    def finish(self) -> list[NetworkRow]:
-        """Joins the results of all items and returns a row for each network.
-
-        Raises:
-            CorpusError, WeightsError: The folder cannot be written, or nothing in it is finite.
-        """
-        rows = self._finish([unseal(self._storage.read(self._journal(item))) for item in self.plan.items])
-        self._storage.delete(JOURNALS)
-        return rows
-
-    def _journal(self, item: WorkItem) -> str:
-        return f"{JOURNALS}/{self._digest}-{item.index:06d}.json"
-
-    def _is_done(self, item: WorkItem) -> bool:
-        """Whether an item's journal and the files that it names are intact; otherwise the item is done again."""
-        try:
-            files = unseal(self._storage.read(self._journal(item)))["files"]
-            return all(self._storage.sha256(name) == expected for name, expected in files.items())
-        except (SealError, KeyError, CorpusError):
-            return False
-
-    def _state(self, item: WorkItem, values_D: torch.Tensor) -> StateDict:
-        """Returns a network's `state_dict`; tensors that no generator writes come from a fresh or a stored network."""
-        if self._states is None or self._states[0] != item.network:
-            network = self.plan.request.networks[item.network]
-            fresh = fresh_module(network, self.plan.seed).state_dict()
-            counters = self.plan.request.kept_tensors.get(network.layout.id, {}) | fresh
-            self._states = item.network, lambda values: network.layout.unflatten(values, counters)
-        return self._states[1](values_D)
-
-    @abstractmethod
-    def _write(self, result: WorkResult) -> dict[str, Any]:
-        """Writes the networks of an item.
-
-        Returns:
-            The content of its journal, in which `files` are the checksums of what was written, by name.
-        """
-
-    @abstractmethod
-    def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
-        """Joins the journals of all items, in order, into the final result."""
-
-
-class FileSink(Sink):
-    """Writes one `.safetensors` file a network, an index, and the settings."""
-
-    def _write(self, result: WorkResult) -> dict[str, Any]:
-        rows, files = [], {}
-        for row, values_D in zip(result.rows, result.values_RD, strict=True):
-            parts = [name.replace("/", "_").replace("\0", "_") for name in (row.network, row.task)]
-            if self.plan.num > 1:
-                parts.append(f"{row.draw:0{len(str(self.plan.num - 1))}d}")
-            name = "_".join(part for part in parts if part)
-            file, metadata = f"{name}.safetensors", {key: str(value) for key, value in row.to_json().items()}
-            with self._storage.local_file(file) as path:
-                save_state_dict(self._state(result.item, values_D), path, metadata)
-                files[file] = file_checksum(path)
-            rows.append(replace(row, path=joined(self.out, file)).to_json())
-        return {"rows": rows, "files": files}
-
-    def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
-        rows = [row for journal in journals for row in journal["rows"]]
-        self._storage.write(INDEX, json.dumps(rows, indent=1).encode())
-        self._storage.write(CONFIG, to_yaml(self.config).encode())
-        return [NetworkRow(**row) for row in rows]
 
 
 class CorpusSink(Sink):
@@ -273,6 +144,12 @@ def sink_recipe(config: GenerateConfig, plan: GenerationPlan) -> dict[str, Any]:
     }
     if config.device == "cuda":
         decisive["device"] = "cuda"  # Networks differ in rounding from those of a CPU.
+    if plan.has_pieces:
+        decisive["piece_values"] = config.piece_values
+    if config.max_file_bytes:
+        decisive["max_file_bytes"] = config.max_file_bytes
+    if not config.try_on_samples:
+        decisive["try_on_samples"] = False
     names = ("into", "num", "temperature", "seed", "batch_size", "threads", "num_unlabelled")
     return json.loads(json.dumps(decisive | {name: getattr(config, name) for name in names}))
 

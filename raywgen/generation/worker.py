@@ -5,20 +5,20 @@ Shape letters beyond the legend in `raywgen.weights`: R networks of a work item.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import generate_best, generate_candidates
+from raywgen.generation.best import candidates_request, generate_best, generate_candidates
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
 from raywgen.generation.statistics import some_inputs
 from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
 from raywgen.tasks.standing import standing
-from raywgen.weights import Layout
+from raywgen.weights import Layout, Normalizer
 
 
 class Worker:
@@ -28,19 +28,23 @@ class Worker:
         self._plan = plan
         self._trained = trained
         self._fresh: tuple[int, nn.Module] | None = None
+        self._normalizers: dict[int, Normalizer | None] = {}
 
-    def run(self, item: WorkItem) -> WorkResult:
+    def run(self, item: WorkItem, kept: Mapping[str, Tensor] | None = None) -> WorkResult:
         """Generates the best of n for each network of an item, and scores it on test samples where there are any.
+
+        Args:
+            item: The work item. Of a piece the values are generated and nothing more.
+            kept: The tensors that the items which it needs kept.
 
         Raises:
             SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
         """
         plan, request = self._plan, self._plan.request
         network = request.networks[item.network]
-        module = self._module(item.network)
         number_R = torch.arange(item.start, item.stop)
         task_R, draw_R = number_R // plan.num, number_R % plan.num
-        normalizer = self._trained.estimate_normalizer(network.layout, module)
+        normalizer = self._normalizer(item.network)
         condition = request.condition_for(network).take(task_R)
         # First one network of every task, so that asking for more of each keeps the noise of the first ones.
         keys = {"seed": plan.seed, "index_B": draw_R * len(request.task_ids) + task_R}
@@ -57,22 +61,44 @@ class Worker:
             for task, draw, instruction in zip(task_R.tolist(), draw_R.tolist(), condition.instructions, strict=True)
         ]
         arguments = self._trained.generator, condition, network.layout
+        if item.piece is not None:
+            found = self._trained.generator.generate_piece(
+                candidates_request(*arguments, **kwargs), item.piece, kept or {}
+            ).cpu()
+            return WorkResult(
+                item=item, values_RD=found.values_BX, rows=_with_log_probs(rows, found.log_prob_B), kept=found.kept
+            )
         if request.is_tried:
+            module = self._module(item.network)
             unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if plan.num_unlabelled else None
-            kept = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
+            best = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
             rows = [
                 _with_scores(row, logits_SC, labels_S, request.best_of, float(loss))
                 for row, logits_SC, labels_S, loss in zip(
-                    rows, kept.logits_BSC, condition.labels_BS, kept.loss_B, strict=True
+                    rows, best.logits_BSC, condition.labels_BS, best.loss_B, strict=True
                 )
             ]
-            accuracies = self._test_accuracies(kept.values_BD, task_R, network.layout, module)
+            accuracies = self._test_accuracies(best.values_BD, task_R, network.layout, module)
             rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
+            values_RD, log_prob_R = best.values_BD, best.log_prob_B
         else:
-            kept = generate_candidates(*arguments, **kwargs).cpu()
-        if kept.log_prob_B is not None:
-            rows = [replace(row, log_prob=value) for row, value in zip(rows, kept.log_prob_B.tolist(), strict=True)]
-        return WorkResult(item=item, values_RD=kept.values_BD, rows=rows)
+            generated = generate_candidates(*arguments, **kwargs).cpu()
+            values_RD, log_prob_R = generated.values_BD, generated.log_prob_B
+        return WorkResult(item=item, values_RD=values_RD, rows=_with_log_probs(rows, log_prob_R))
+
+    def _normalizer(self, index: int) -> Normalizer | None:
+        """Returns the estimated normaliser of an unknown layout; None for one that the generator was trained on."""
+        if index not in self._normalizers:
+            layout, generator = self._plan.request.networks[index].layout, self._trained.generator
+            if generator.knows(layout):
+                self._normalizers[index] = None
+            elif any(normalizer.start_D is not None for _, normalizer in generator.normalizers.values()):
+                self._normalizers[index] = self._trained.estimate_normalizer(layout, self._module(index))
+            else:
+                # A network's own values count only where networks share their start.
+                nothing_D = torch.empty(layout.num_values, device="meta")
+                self._normalizers[index] = generator.estimate_normalizer(layout, nothing_D)
+        return self._normalizers[index]
 
     def _module(self, index: int) -> nn.Module:
         if self._fresh is None or self._fresh[0] != index:
@@ -102,6 +128,12 @@ class Worker:
             for row in rows:
                 logits = stacked_logits(module, layout.unflatten(values_RD[row : row + 1]), test_x_SF)
                 yield float(balanced_accuracy(logits, task.test_y_S))
+
+
+def _with_log_probs(rows: list[NetworkRow], log_prob_R: Tensor | None) -> list[NetworkRow]:
+    if log_prob_R is None:
+        return rows
+    return [replace(row, log_prob=value) for row, value in zip(rows, log_prob_R.tolist(), strict=True)]
 
 
 def _with_scores(row: NetworkRow, logits_SC: Tensor, labels_S: Tensor, best_of: int, loss: float) -> NetworkRow:
