@@ -68,7 +68,7 @@ class ChunkInputs(Protocol):
     """The inputs about the chunks of one layout, of which any part can be asked for."""
 
     def __len__(self) -> int:
-        """Returns M."""
+        """Returns the number of chunks, M."""
         ...
 
     @property
