@@ -52,13 +52,15 @@ def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: 
     row marks its column with a one, and a second product gives the column's number, plus V for each one.
     """
     (N, K), V = vectors_NK.shape, len(codebook_VK)
-    rows = min(N, max(1, _CPU_SCORES_OF_A_PASS // V))
+    num_parts = min(N, -(-N * V // _CPU_SCORES_OF_A_PASS))
+    rows = -(-N // num_parts)
     score_RV, best_R1 = vectors_NK.new_empty(rows, V), vectors_NK.new_empty(rows, 1)
     number_V, number_N = torch.arange(V, 2 * V, dtype=torch.float32), vectors_NK.new_empty(N)
     with autocast("fp32"):
-        for part_RK, number_R in zip(vectors_NK.split(rows), number_N.split(rows), strict=True):
-            if len(part_RK) < rows:
-                score_RV, best_R1 = score_RV[: len(part_RK)], best_R1[: len(part_RK)]
+        # The parts are of even length, so that none has a few rows alone.
+        parts = zip(vectors_NK.tensor_split(num_parts), number_N.tensor_split(num_parts), strict=True)
+        for part_RK, number_R in parts:
+            score_RV, best_R1 = score_RV[: len(part_RK)], best_R1[: len(part_RK)]
             if K <= _MOST_VALUES_OF_A_SUM:
                 torch.addmm(half_square_V, part_RK, codebook_VK.t(), beta=-1, out=score_RV)
             else:
