@@ -1,4 +1,7 @@
-"""Runs a benchmark: `python jobs/benchmark.py NAME [key=value ...]`; the last line is one JSON object."""
+"""Runs a benchmark: `python jobs/benchmark.py NAME [key=value ...]`; the last line is one JSON object.
+
+`python jobs/benchmark.py NAME --help` lists the settings.
+"""
 
 from raywgen.benchmarks.run import main
 

@@ -16,15 +16,24 @@ class Setting:
     help: str
 
 
-def describe(schema: type, prefix: str = "") -> list[Setting]:
-    """Returns all keys of a config class, nested ones under dotted names, with their help texts."""
+def describe(schema: type, prefix: str = "", group: object = None) -> list[Setting]:
+    """Returns all keys of a config class, nested ones under dotted names, with their help texts.
+
+    Args:
+        schema: The config class.
+        prefix: The dotted name of a nested config, with a dot at its end.
+        group: The defaults of a nested config, which need not be those of its class.
+    """
     texts = _attribute_texts(schema)
     settings = []
     for field in dataclasses.fields(schema):
         missing = field.default_factory is dataclasses.MISSING
-        default = field.default if missing else field.default_factory()  # pyright: ignore[reportCallIssue]
+        if group is not None:
+            default = getattr(group, field.name)
+        else:
+            default = field.default if missing else field.default_factory()  # pyright: ignore[reportCallIssue]
         if dataclasses.is_dataclass(default):
-            settings += describe(type(default), f"{prefix}{field.name}.")
+            settings += describe(type(default), f"{prefix}{field.name}.", default)
         else:
             settings.append(Setting(f"{prefix}{field.name}", str(default), texts.get(field.name, "")))
     return settings

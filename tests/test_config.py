@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raywgen.benchmarks.demo import DemoConfig
 from raywgen.config import ConfigError, load_config, save_config, to_yaml
 from raywgen.config_help import describe
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.stored_config import stored_config
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -244,3 +245,11 @@ def test_describe_lists_nested_keys_with_defaults_and_help() -> None:
     assert settings["igpg.task_loss.num_steps"].help.startswith("Optimiser steps; 0 switches the stage off")
     assert settings["igpg.tokenizer.chunk_length"].help == "K, values of a chunk, one position of the prior."
     assert all(setting.help for setting in settings.values())
+
+
+def test_describe_gives_the_defaults_of_a_group_where_it_stands() -> None:
+    found = {setting.key: setting.default for setting in describe(IGPGConfig)}
+    default = IGPGConfig()
+    rates = {stage: getattr(default, stage).optimizer.learning_rate for stage in ("tokenizer", "prior", "task_loss")}
+    assert len(set(rates.values())) == 3
+    assert {stage: float(found[f"{stage}.optimizer.learning_rate"]) for stage in rates} == rates

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raywgen.config import given_once, load_config
+from raywgen.config_help import describe
 from raywgen.names import nearest
 from raywgen.trust import named_in, trusting
 
@@ -66,12 +68,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         OutError: `out` is a URI, or a folder that nobody meant.
     """
     name = arguments[0] if arguments else ""
-    if name not in BENCHMARKS:
-        near = nearest(name, BENCHMARKS)
-        raise UnknownBenchmarkError(
-            f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
-        )
-    measure: Measure = importlib.import_module(BENCHMARKS[name]).measure
+    measure = _measure(name)
     config = load_config(get_type_hints(measure)["config"], None, arguments[1:])
     if out := getattr(config, "out", ""):
         # Imported late: some benchmarks run where little is installed.
@@ -83,10 +80,38 @@ def run(arguments: list[str]) -> dict[str, Any]:
     return {"benchmark": name, "figures": figures, "conditions": conditions}
 
 
+def _measure(name: str) -> Measure:
+    if name not in BENCHMARKS:
+        near = nearest(name, BENCHMARKS)
+        raise UnknownBenchmarkError(
+            f"unknown benchmark '{name}'; did you mean '{near}'? (known: {', '.join(BENCHMARKS)})"
+        )
+    return importlib.import_module(BENCHMARKS[name]).measure
+
+
+def settings_table(name: str) -> Table:
+    """Lists the settings of a benchmark, with their defaults.
+
+    Raises:
+        UnknownBenchmarkError: There is no such benchmark; the nearest is named.
+    """
+    table = Table("setting", "default", "meaning", title=f"benchmark {name}")
+    for setting in describe(get_type_hints(_measure(name))["config"]):
+        table.add_row(*(escape(text) for text in (setting.key, setting.default, setting.help)))
+    return table
+
+
 def main() -> None:
     """Entry point of `jobs/benchmark.py`."""
+    arguments = sys.argv[1:]
     try:
-        result = run(given_once(sys.argv[1:]))
+        if "--help" in arguments[:1]:
+            print(f"python jobs/benchmark.py NAME [--help] [key=value ...]; NAME is one of {', '.join(BENCHMARKS)}")
+            return
+        if "--help" in arguments:
+            Console().print(settings_table(arguments[0]))
+            return
+        result = run(given_once(arguments))
     except (ValueError, KeyError) as error:
         Console(stderr=True, emoji=False).print(
             f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True

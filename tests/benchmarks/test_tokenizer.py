@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
 import torch
 
-from raywgen.benchmarks.run import run
+from raywgen.benchmarks.run import main, run
 from raywgen.benchmarks.tokenizer import check_codes
 from raywgen.nn.quantisers import ResidualQuantiser
 
@@ -21,6 +22,17 @@ def test_codes_are_the_peers_and_every_figure_is_there() -> None:
     shares = {f"{name}_share" for name in ("encode", "quantise", "beam", "decode", "tokens")}
     expected = shares | {"peer_ratio", "peer_ratio_whole"}
     assert figures.keys() == expected | {f"large_{name}" for name in expected}
+
+
+def test_help_lists_the_settings_with_their_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "tokenizer", "--help"])
+    main()
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert {"small.chunk_length": "16", "large.chunk_length": "64"}.items() <= {
+        row[1]: row[2] for row in rows if len(row) > 2
+    }.items()
 
 
 def test_without_the_peer_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
