@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser, HeadWeights, is_head, suited_normalizers
-from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.interface import DataSpec, Generator
-from raywgen.generators.settings import ConfigT_co
+from raywgen.generators.common.network import MAX_ROWS, NetworkConfig
+from raywgen.generators.common.writing import pieces_of_windows
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
+from raywgen.generators.pieces import GeneratedPiece, Piece
+from raywgen.generators.settings import ConfigT_co, Sampling
 from raywgen.weights import Layout, Normalizer, NormalizerTable
 
 
@@ -30,6 +34,28 @@ class SupportSetGenerator(Generator[ConfigT_co]):
     @abstractmethod
     def network(self) -> Denoiser:
         """Returns the network that writes weights."""
+
+    @abstractmethod
+    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
+        """Returns the values in generator units, `(B, X)`, that some groups of windows write, as `write_networks`."""
+
+    @torch.no_grad()
+    def generate(self, request: GenerationRequest) -> Generated:
+        """Writes one network for each condition of the request; the instruction is not used."""
+        normalizer = self.normalizer(request.layout, request.normalizer)
+        return Generated(values_BD=normalizer.denormalise(self.write(request, slice(None))), log_prob_B=None)
+
+    def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
+        """Returns runs of groups of windows, which do not read each other."""
+        return pieces_of_windows(self.network, layout, num, getattr(sampling, "max_rows", MAX_ROWS), max_values)
+
+    @torch.no_grad()
+    def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
+        """Writes some groups of windows."""
+        normalised_BX = self.write(request, slice(*piece.units))
+        position_X = torch.arange(piece.start, piece.stop, device=normalised_BX.device)
+        normalizer = self.normalizer(request.layout, request.normalizer)
+        return GeneratedPiece(values_BX=normalizer.denormalise(normalised_BX, position_X), log_prob_B=None)
 
     @property
     def max_classes(self) -> int | None:

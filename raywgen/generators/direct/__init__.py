@@ -19,7 +19,7 @@ from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.targets import normalised
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import DataSpec, GenerationRequest, Stage, StageLoss, StageNeeds
 from raywgen.generators.settings import GeneratorConfig, StageConfig
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
@@ -61,13 +61,10 @@ class Direct(SupportSetGenerator[DirectConfig]):
             DirectTaskLossStage(self.config, self.map, self.normalizers),
         ]
 
-    @torch.no_grad()
-    def generate(self, request: GenerationRequest) -> Generated:
+    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
         """Writes networks; the same support set gives the same network, whatever the temperature."""
         self.resolve_sampling(request.sampling)
-        condition, layout = request.condition, request.layout
-        written_BD = _write(self.map, condition, layout, request.noise)
-        return Generated(values_BD=self.normalizer(layout, request.normalizer).denormalise(written_BD), log_prob_B=None)
+        return _write(self.map, request.condition, request.layout, request.noise, groups)
 
 
 class _DirectStage(Stage):
@@ -156,12 +153,16 @@ class DirectTaskLossStage(_DirectStage):
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
 
 
-def _write(network: Denoiser, condition: Condition, layout: Layout, noise: KeyedNoise) -> Tensor:
-    """Returns weights in generator units, `(B, D)`."""
+def _write(
+    network: Denoiser, condition: Condition, layout: Layout, noise: KeyedNoise, groups: slice = slice(None)
+) -> Tensor:
+    """Returns weights in generator units, `(B, D)`, or those of some groups of windows."""
     condition_embedding = network.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
-    return write_networks(
-        network, lambda rows: _states(network, rows, layout), condition_embedding, condition, layout, noise
-    )
+
+    def follow(rows: Rows) -> Tensor:
+        return _states(network, rows, layout)
+
+    return write_networks(network, follow, condition_embedding, condition, layout, noise, groups=groups)
 
 
 def _states(network: Denoiser, rows: Rows, layout: Layout) -> Tensor:

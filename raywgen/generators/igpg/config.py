@@ -119,7 +119,7 @@ class SamplingConfig(Sampling):
     windows: Windows = "sequential"
     overlap: float = 0.25
     max_rows: int = 4096
-    max_gib: float = 0.75
+    max_gib: float = 0.6
     half_cache: bool = False
     precision: Precision = "fp32"
     compile: Compile = "auto"

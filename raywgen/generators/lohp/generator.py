@@ -29,7 +29,7 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
+from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
 from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
@@ -63,8 +63,7 @@ class LoHp(SupportSetGenerator[LoHpConfig]):
         """Returns the stage of policy learning; `raywgen.zoo` does the preparation."""
         return [PolicyStage(self.config, self.policy, self.normalizers)]
 
-    @torch.no_grad()
-    def generate(self, request: GenerationRequest) -> Generated:
+    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
         """Follows the policy; the temperature scales the spread of its steps."""
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, LoHpSampling)
@@ -74,11 +73,9 @@ class LoHp(SupportSetGenerator[LoHpConfig]):
         def follow(rows: Rows) -> Tensor:
             return self._follow(rows, layout, sampling.num_steps, temperature)
 
-        normalised_BD = write_networks(
-            net, follow, condition_embedding, condition, layout, request.noise, sampling.max_rows
+        return write_networks(
+            net, follow, condition_embedding, condition, layout, request.noise, sampling.max_rows, groups
         )
-        values_BD = self.normalizer(layout, request.normalizer).denormalise(normalised_BD)
-        return Generated(values_BD=values_BD, log_prob_B=None)
 
     def _follow(self, rows: Rows, layout: Layout, num_steps: int, temperature: float) -> Tensor:
         """Returns the states of some rows at the end of the path, `(R, Z)`."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser, LatentWeights, build_denoiser
 from raywgen.generators.common.support_set import SupportSetGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Stage
+from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
 from raywgen.generators.mcdi.config import McDiConfig, McDiSampling
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, write_by_sampler
 from raywgen.weights import Layout, NormalizerTable
@@ -64,25 +64,21 @@ class McDi(SupportSetGenerator[McDiConfig]):
             McDiTaskLossStage(self.config, self.denoiser, self.normalizers),
         ]
 
-    @torch.no_grad()
-    def generate(self, request: GenerationRequest) -> Generated:
-        """Runs the sampler from noise to weights; the temperature scales all noise, and the instruction is not used."""
+    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
+        """Runs the sampler from noise to weights; the temperature scales all noise."""
         sampling = self.resolve_sampling(request.sampling)
         assert isinstance(sampling, McDiSampling)
-        condition, layout, temperature = request.condition, request.layout, request.temperature
-        condition_embedding = self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout)
-        normalised_BD = write_by_sampler(
+        condition, layout = request.condition, request.layout
+        return write_by_sampler(
             self.denoiser,
-            condition_embedding,
+            self.denoiser.embed_condition(condition.samples_BSF, condition.labels_BS, layout),
             condition,
             layout,
             self.config.diffusion,
             sampling,
             request.noise,
-            temperature,
-        )
-        return Generated(
-            values_BD=self.normalizer(layout, request.normalizer).denormalise(normalised_BD), log_prob_B=None
+            request.temperature,
+            groups,
         )
 
     @torch.no_grad()

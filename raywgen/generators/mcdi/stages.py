@@ -264,14 +264,18 @@ def write_by_sampler(
     sampling: McDiSampling,
     noise: KeyedNoise,
     temperature: float = 1.0,
+    groups: slice = slice(None),
 ) -> Tensor:
-    """Runs the sampler from noise to weights in generator units, `(B, D)`; the temperature scales all noise."""
+    """Runs the sampler from noise to weights in generator units, `(B, D)`; the temperature scales all noise.
+
+    It writes some `groups` of windows alone, as `write_networks` does, where these are given.
+    """
 
     def follow(rows: Rows) -> Tensor:
         start_RZ = temperature * rows.noise.normal(rows.num_states)
         return run_sampler(denoiser, rows, layout, start_RZ, config, sampling, temperature)
 
-    return write_networks(denoiser, follow, condition_embedding, condition, layout, noise, sampling.max_rows)
+    return write_networks(denoiser, follow, condition_embedding, condition, layout, noise, sampling.max_rows, groups)
 
 
 def run_sampler(

@@ -385,6 +385,26 @@ def test_windows_of_latents_are_those_of_whole_networks(context: int) -> None:
     torch.testing.assert_close(written, denoiser.decode(whole[:1, -1], conditions, layout))
 
 
+@pytest.mark.parametrize("name", ["mcdi", "lohp", "direct"])
+def test_pieces_are_the_whole_network_bit_for_bit(name: str) -> None:
+    """Each is a run of groups of windows, of which the last overlaps the one before."""
+    generator, layout = generator_of(name), layout_of((6, 40, 2))
+    sampling = generator.resolve_sampling(None if name == "direct" else {"max_rows": 4})
+    generator.normalizers.update(normalizers((6, 40, 2)))
+    num = 1 if name == "direct" else 2
+    request = GenerationRequest(
+        condition=condition(num), layout=layout, noise=noise_for(num), temperature=0.7, sampling=sampling
+    )
+    for max_values in (1, 70):
+        pieces = generator.pieces(layout, sampling, num, max_values)
+        assert len(pieces) > 1
+        assert not any(piece.needs for piece in pieces)
+        written = [generator.generate_piece(request, piece, {}) for piece in reversed(pieces)]
+        assert [piece.values_BX.shape[1] for piece in written[::-1]] == [piece.num_values for piece in pieces]
+        values_BD = torch.cat([piece.values_BX for piece in written[::-1]], dim=1)
+        assert torch.equal(values_BD, generator.generate(request).values_BD)
+
+
 # All together
 
 
