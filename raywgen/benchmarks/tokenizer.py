@@ -89,7 +89,7 @@ class TokenizerSpeedConfig:
     num_values: int = 1 << 18
     beam: int = 8
     rounds: int = 7
-    repeats: int = 4
+    repeats: int = 2
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -56,15 +56,17 @@ def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: 
     rows = -(-N // num_parts)
     score_RV, best_R1 = vectors_NK.new_empty(rows, V), vectors_NK.new_empty(rows, 1)
     number_V, number_N = torch.arange(V, 2 * V, dtype=torch.float32), vectors_NK.new_empty(N)
+    code_KV = codebook_VK.t()
     with autocast("fp32"):
         # The parts are of even length, so that none has a few rows alone.
         parts = zip(vectors_NK.tensor_split(num_parts), number_N.tensor_split(num_parts), strict=True)
         for part_RK, number_R in parts:
-            score_RV, best_R1 = score_RV[: len(part_RK)], best_R1[: len(part_RK)]
+            if len(part_RK) < len(score_RV):
+                score_RV, best_R1 = score_RV[: len(part_RK)], best_R1[: len(part_RK)]
             if K <= _MOST_VALUES_OF_A_SUM:
-                torch.addmm(half_square_V, part_RK, codebook_VK.t(), beta=-1, out=score_RV)
+                torch.addmm(half_square_V, part_RK, code_KV, beta=-1, out=score_RV)
             else:
-                torch.mm(part_RK, codebook_VK.t(), out=score_RV).sub_(half_square_V)
+                torch.mm(part_RK, code_KV, out=score_RV).sub_(half_square_V)
             torch.amax(score_RV, dim=1, keepdim=True, out=best_R1)
             torch.mv(score_RV.eq_(best_R1), number_V, out=number_R)
     return number_N.long().sub_(V)
