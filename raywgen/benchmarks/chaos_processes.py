@@ -22,11 +22,11 @@ import torch
 from raywgen.benchmarks.chaos_runs import Losses, losses_of
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
+from raywgen.nn.memory import free_memory
 from raywgen.stops import Stop
 from raywgen.training import TrainConfig, launch
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, distributed_engine
-from raywgen.training.memory import free_memory
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.stages_file import stage_records, write_stages
 from raywgen.training.trainer import train_runs

@@ -32,11 +32,11 @@ from raywgen.benchmarks.random_corpus import random_corpus
 from raywgen.benchmarks.train_memory import task_corpus
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
+from raywgen.nn.memory import host_memory
 from raywgen.training import trainer
 from raywgen.training.config import TrainConfig, load_train_config
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
-from raywgen.training.memory import host_memory
 from raywgen.training.plan import PlanConfig, make_plan
 from raywgen.training.plan.hours import run_seconds, short_run, stage_seconds
 from raywgen.training.run_spec import RunSpec

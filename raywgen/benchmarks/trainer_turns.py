@@ -25,10 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raywgen.corpus import Corpus
 from raywgen.generators import Stage
+from raywgen.nn.memory import host_memory
 from raywgen.training.agreement import exchange, share
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan, StageView
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
-from raywgen.training.memory import host_memory
 from raywgen.training.rows import RunRows, data_digest
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.schedule import learning_rate

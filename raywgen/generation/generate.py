@@ -56,6 +56,7 @@ def generate(
         TaskError: An architecture of `networks` cannot be built.
         SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
         DeviceError: A GPU is asked for, and there is none.
+        NoMemoryError: There is no memory for a single window of a large network.
         BundleError, CorpusError, WeightsError: A file cannot be read or written.
         OutError: Nothing can or should be written to `out`.
         UnfinishedError: `out` holds part of a run with other settings.

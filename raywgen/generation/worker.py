@@ -16,9 +16,17 @@ from raywgen.generation.best import candidates_request, generate_best, generate_
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
 from raywgen.generation.statistics import some_inputs
+from raywgen.nn.memory import free_memory, gib
 from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
 from raywgen.tasks.standing import standing
 from raywgen.weights import Layout, Normalizer
+
+# Windows of smaller networks fit wherever a generator does.
+_LARGE = 1 << 22
+
+
+class NoMemoryError(ValueError):
+    """There is not enough memory for a single window of the networks that are generated at once."""
 
 
 class Worker:
@@ -39,9 +47,11 @@ class Worker:
 
         Raises:
             SamplingError, GuidanceError, ShuffleError: The generator or the tasks do not fit `sampling`.
+            NoMemoryError: A window of a large network does not fit into memory.
         """
         plan, request = self._plan, self._plan.request
         network = request.networks[item.network]
+        self._check_memory(item)
         number_R = torch.arange(item.start, item.stop)
         task_R, draw_R = number_R // plan.num, number_R % plan.num
         normalizer = self._normalizer(item.network)
@@ -85,6 +95,19 @@ class Worker:
             generated = generate_candidates(*arguments, **kwargs).cpu()
             values_RD, log_prob_R = generated.values_BD, generated.log_prob_B
         return WorkResult(item=item, values_RD=values_RD, rows=_with_log_probs(rows, log_prob_R))
+
+    def _check_memory(self, item: WorkItem) -> None:
+        network, generator = self._plan.request.networks[item.network], self._trained.generator
+        if network.layout.num_values <= _LARGE:
+            return
+        num = item.num_networks * self._plan.request.best_of
+        needed, free = generator.least_bytes(network.layout, self._plan.sampling, num), free_memory(generator.device)
+        if needed > free:
+            raise NoMemoryError(
+                f"{network.name}: a single window of {num} networks takes about {gib(needed)} of memory, and "
+                f"{gib(free)} are free; generate fewer at once by batch_size, end other programs, or train a generator "
+                "that sees shorter windows"
+            )
 
     def _normalizer(self, index: int) -> Normalizer | None:
         """Returns the estimated normaliser of an unknown layout; None for one that the generator was trained on."""

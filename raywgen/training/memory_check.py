@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 
 from raywgen.generators import Stage
+from raywgen.nn.memory import gib, max_min_share
 from raywgen.training.config import TrainConfig
 from raywgen.training.device_peaks import named_memory
 from raywgen.training.engine import Offload
-from raywgen.training.memory import gib, max_min_share
 from raywgen.training.resource_check import Nodes, Resources, first_unplaceable, worker_requests
 from raywgen.training.strategy import DoesNotFitError, StageSizes, allowed_choices, state_bytes
 from raywgen.weights import Layout

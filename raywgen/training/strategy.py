@@ -24,8 +24,8 @@ from torch import Tensor
 from raywgen.config import ConfigError
 from raywgen.generators import Stage
 from raywgen.nn.blocks import prepare_blocks
+from raywgen.nn.memory import gib
 from raywgen.training.engine import MAX_BUCKET, EngineSettings, Offload
-from raywgen.training.memory import gib
 from raywgen.weights import KeyedNoise, WeightBatch
 
 _USABLE = 0.85

@@ -20,12 +20,12 @@ from raywgen.compat import worker_log
 from raywgen.generators import Stage
 from raywgen.locations import absolute
 from raywgen.nn.devices import resolved_device
+from raywgen.nn.memory import free_memory
 from raywgen.stops import Stop
 from raywgen.storage import Storage
 from raywgen.training.agreement import check_agreement, exchange, share
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
-from raywgen.training.memory import free_memory
 from raywgen.training.notices import Notices
 from raywgen.training.room import remedy
 from raywgen.training.run_folder import warn

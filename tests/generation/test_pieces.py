@@ -19,10 +19,12 @@ from torch import nn
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generation import GenerateConfig, UnfinishedError, generate
+from raywgen.generation.worker import NoMemoryError
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPGConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
+from raywgen.storage import Storage
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import WeightsError, load_state_dict
 
@@ -216,3 +218,40 @@ def test_a_disk_that_fills_is_one_line_and_nothing_is_lost(zoo_corpus: Corpus, w
     assert not list((tmp_path / "out").glob("*.safetensors"))
     generate(settings)
     assert_same_files(tmp_path / "out", tmp_path / "whole")
+
+
+def test_memory_for_not_even_one_window_is_one_line(
+    zoo_corpus: Corpus, windowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raywgen.generation.worker.free_memory", lambda device: 1000)
+    settings = settings_of(zoo_corpus, windowed, tmp_path / "out")
+    generate(settings)  # Smaller networks are not held up by an estimate.
+    monkeypatch.setattr("raywgen.generation.worker._LARGE", 1000)
+    settings = dataclasses.replace(settings, out=str(tmp_path / "other"))
+    with pytest.raises(NoMemoryError, match=r"Odd.*: a single window of 2 networks takes about .* by batch_size"):
+        generate(settings)
+    assert not list((tmp_path / "other").rglob("*.safetensors"))
+
+
+def test_pieces_make_a_file_in_an_object_store(
+    zoo_corpus: Corpus, windowed: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is made on this machine, also by a run that goes on, and copied when it is complete."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = settings_of(zoo_corpus, windowed, tmp_path / "whole", num=1, batch_size=1)
+    generate(settings)
+    there = dataclasses.replace(settings, out=f"{bucket}/networks")
+
+    def stop(done: int, total: int) -> None:
+        if done > 0.8 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(there, None, stop)
+    assert list(tmp_path.glob("raywgen-*/*.partial"))
+    seen: list[tuple[int, int]] = []
+    generate(there, None, lambda *step: seen.append(step))
+    assert seen[0][0] > 0.8 * seen[0][1]
+    assert not list(tmp_path.glob("raywgen-*"))
+    Storage.at(there.out).download("", tmp_path / "copy")
+    assert_same_files(tmp_path / "copy", tmp_path / "whole")

@@ -10,8 +10,8 @@ import torch
 
 from raywgen.benchmarks.strategy_cases import CASES, batch_of, build_stage, noise_of
 from raywgen.nn.blocks import prepare_blocks
+from raywgen.nn.memory import free_memory, host_memory
 from raywgen.training.engine import EngineSettings
-from raywgen.training.memory import free_memory, host_memory
 from raywgen.training.strategy import (
     StageSizes,
     StrategyError,

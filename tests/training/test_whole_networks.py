@@ -17,10 +17,10 @@ from raywgen.config import merge_config
 from raywgen.corpus import Corpus
 from raywgen.generators import Generator, Stage, method
 from raywgen.generators.bundle import build_generator
+from raywgen.nn.memory import max_min_share
 from raywgen.tasks import build_network
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.live_bytes import LiveBytes
-from raywgen.training.memory import max_min_share
 from raywgen.training.memory_check import check_memory, declared_memory, least_state_bytes
 from raywgen.training.resource_check import Nodes
 from raywgen.training.strategy import DoesNotFitError

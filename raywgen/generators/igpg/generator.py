@@ -36,6 +36,7 @@ from raywgen.generators.igpg.token_sampling import (
     joined_samples,
     mean_of_adjacent,
     token_groups,
+    window_bytes,
 )
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage
 from raywgen.generators.pieces import GeneratedPiece, Piece
@@ -174,6 +175,16 @@ class IGPG(Generator[IGPGConfig]):
         pieces = pieces_of(groups, num_header_chunks, *sizes, max_values)
         is_whole = any(piece.num_values == layout.num_values for piece in pieces)
         return super().pieces(layout, sampling, num, max_values) if is_whole else pieces
+
+    def least_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
+        """Returns the memory of one window of each network."""
+        assert isinstance(sampling, SamplingConfig)
+        tokenizer = self.tokenizer
+        table, rows = tokenizer.chunk_inputs(layout), num * sampling.num_averaged
+        groups = token_groups(self.prior, table, tokenizer.quantiser, sampling, rows)
+        length = max(group.windows[0].stop - group.windows[0].start for group in groups)
+        num_codes = tokenizer.quantiser.num_levels * tokenizer.quantiser.num_codes
+        return rows * window_bytes(self.prior, length, len(table.mean_position_G), num_codes, sampling)
 
     @torch.no_grad()
     def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from raywgen.nn.memory import gib, host_memory, max_min_share
 from raywgen.training.config import TrainConfig
 from raywgen.training.device_peaks import named_memory
-from raywgen.training.memory import gib, host_memory, max_min_share
 from raywgen.training.plan.config import PlanConfig, num_bytes
 
 # The share of a node's memory that Ray sets aside for objects.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from raywgen.nn.memory import gib
 from raywgen.training.config import TrainConfig
 from raywgen.training.early import check_batches
-from raywgen.training.memory import gib
 from raywgen.training.plan.config import PlanConfig
 from raywgen.training.plan.corpus import PlannedCorpus, planned_corpus
 from raywgen.training.plan.hours import Hours, planned_hours

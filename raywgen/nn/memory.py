@@ -1,4 +1,4 @@
-"""The memory that a worker may use."""
+"""The memory that a process may use."""
 
 from __future__ import annotations
 
