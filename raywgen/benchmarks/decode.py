@@ -7,7 +7,8 @@
     compiled_batchN       tokens per CPU second compiled over those uncompiled, both in float32
     share_of_limit        time that the matrix products of a step take at the rate of one such product, or reading the
                           cache at the rate of a plain maximum, whichever is longer, over the time of a step; in
-                          bfloat16 with `limit_batch` sequences
+                          float32 with `limit_batch` sequences
+    share_of_limit_bf16   likewise in bfloat16
 
 Prior and GPT-2 have the same depth, width, heads and vocabulary, and draw as many tokens after a prompt of three.
 Before anything is timed, the logits of the cached and the full pass must be equal in both, and compiled tokens must be
@@ -95,11 +96,12 @@ def measure(config: DecodeConfig) -> tuple[dict[str, float], dict[str, Any]]:
         figures[f"ratio_fp32_batch{batch}"] = found["fp32"] / best
         figures[f"ratio_bf16_batch{batch}"] = found["bf16"] / max(found["hf_bf16_dynamic"], found["hf_bf16_static"])
         figures[f"compiled_batch{batch}"] = found["fp32"] / found["fp32_uncompiled"]
-    figures["share_of_limit"], limit = _share_of_limit(config, prior)
+    figures["share_of_limit"], limit = _share_of_limit(config, prior, torch.float32)
+    figures["share_of_limit_bf16"], limit_bf16 = _share_of_limit(config, prior, torch.bfloat16)
     _print(rates)
     conditions = {
         "tokens_per_cpu_second": rates,
-        "limit": limit,
+        "limit": {"fp32": limit, "bf16": limit_bf16},
         "parameters": {"prior_trunk": prior.num_values, "gpt2": peer.num_values},
         "num_tokens": config.num_tokens,
         "rounds": config.rounds,
@@ -139,20 +141,21 @@ def _rates(config: DecodeConfig, prior: Writer, peer: Peer, batch: int) -> dict[
     return found
 
 
-def _share_of_limit(config: DecodeConfig, prior: Writer) -> tuple[float, dict[str, float]]:
-    batch = config.limit_batch
-    prior.write(batch, config.num_tokens, HALF)
+def _share_of_limit(config: DecodeConfig, prior: Writer, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
+    batch, sampling = config.limit_batch, HALF if dtype == torch.bfloat16 else COMPILED
+    prior.write(batch, config.num_tokens, sampling)
     step = median(
-        cpu_seconds(lambda: prior.write(batch, config.num_tokens, HALF)) / config.num_tokens
+        cpu_seconds(lambda: prior.write(batch, config.num_tokens, sampling)) / config.num_tokens
         for _ in range(config.rounds)
     )
-    x = torch.randn(batch, config.width, dtype=torch.bfloat16)
-    weight = torch.randn(4 * config.width, config.width, dtype=torch.bfloat16)
+    x = torch.randn(batch, config.width, dtype=dtype)
+    weight = torch.randn(4 * config.width, config.width, dtype=dtype)
     product = _fastest(lambda: nn.functional.linear(x, weight))
     products = product * prior.num_values / weight.numel()
     # Half of the positions of the cache are written in the mean over all steps.
-    cache = torch.ones(config.num_layers * batch * config.width * config.num_tokens, dtype=torch.bfloat16)
-    reading = _fastest(lambda: cache.view(torch.int16).max())
+    cache = torch.ones(config.num_layers * batch * config.width * config.num_tokens, dtype=dtype)
+    numbers = cache.view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
+    reading = _fastest(lambda: numbers.max())
     limit = {"products_ms": 1e3 * products, "cache_ms": 1e3 * reading, "step_ms": 1e3 * step}
     return max(products, reading) / step, {name: round(value, 3) for name, value in limit.items()}
 

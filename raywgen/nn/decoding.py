@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raywgen.nn.blocks import compile_error
+from raywgen.nn.cached_attention import can_attend, write_and_attend
 from raywgen.nn.transformer import KeyValueCache, Transformer, TransformerBlock, rotated, rotation_of
 
 SMALLEST_BUCKET = 64
@@ -30,6 +31,8 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"realize_opcoun
 _WORTH_STEPS = 4096
 
 Compile = Literal["auto", "always", "never"]
+_How = Literal["products", "sums", "kernel"]
+"""How a position attends to the cache: by products of matrices, compiled sums over products, or `cached_attention`."""
 
 
 class _Weights(NamedTuple):
@@ -68,16 +71,16 @@ class PreparedTransformer:
     def step(self, x_BH: Tensor, cache: KeyValueCache) -> Tensor:
         """Returns hidden states `(B, H)` of the next position of every sequence, and adds it to the cache."""
         position, stop = cache.length, cache.length + 1
-        block = _block
+        block, how = _block, "products"
         if self._compiled:
             stop = min(cache.keys.shape[3], max(SMALLEST_BUCKET, 1 << position.bit_length()))
-            block = _compiled_block()
+            block, how = _compiled_block(), _how_compiled(cache.keys)
         rotation = (self._rotation[0][position], self._rotation[1][position])
         here = torch.tensor([position], device=x_BH.device)
         x_BH = x_BH.to(self._norm_H.dtype)
         for weights, keys, values in zip(self._weights, cache.keys, cache.values, strict=True):
             written = (keys[:, :, :stop], values[:, :, :stop])
-            x_BH = block(x_BH, *written, here, *rotation, self._num_heads, weights, self._compiled)
+            x_BH = block(x_BH, *written, here, *rotation, self._num_heads, weights, how)
         cache.length += 1
         return F.rms_norm(x_BH, self._norm_H.shape, self._norm_H)
 
@@ -110,6 +113,11 @@ def _weights(block: TransformerBlock, dtype: torch.dtype) -> _Weights:
     return _Weights(block.attention_norm.weight.detach(), qkv, out, block.mlp_norm.weight.detach(), *mlp)
 
 
+def _how_compiled(keys: Tensor) -> _How:
+    """Returns how a compiled block attends; for a single sequence sums are as fast, and part of what is compiled."""
+    return "kernel" if keys.shape[1] > 1 and can_attend(keys.shape[4], keys.dtype, keys.device) else "sums"
+
+
 @cache
 def _compiled_block() -> Callable[..., Tensor]:
     compiled = torch.compile(_block, dynamic=False, options=_OPTIONS)
@@ -131,26 +139,31 @@ def _block(
     sin: Tensor,
     num_heads: int,
     weights: _Weights,
-    is_fused: bool,
+    how: _How,
 ) -> Tensor:
-    """Takes a block's step, and writes its key and value; fused, the cache may go on after the position."""
+    """Takes a block's step, and writes its key and value; compiled, the cache may go on after the position."""
+    is_fused = how != "products"
     num_kv_heads = keys_BJTE.shape[1]
     heads = _times(F.rms_norm(x_BH, x_BH.shape[-1:], weights.attention_norm), weights.qkv, None, is_fused)
     turned, value_BJE = heads.unflatten(-1, (-1, keys_BJTE.shape[3])).split([num_heads + num_kv_heads, num_kv_heads], 1)
     query_BAE, key_BJE = rotated(turned, (cos, sin)).split([num_heads, num_kv_heads], dim=1)
-    keys_BJTE.index_copy_(2, position_1, key_BJE.unsqueeze(2).to(keys_BJTE.dtype))
-    values_BJTE.index_copy_(2, position_1, value_BJE.unsqueeze(2).to(values_BJTE.dtype))
     query = query_BAE.unflatten(1, (num_kv_heads, -1)) * keys_BJTE.shape[3] ** -0.5
-    mixed_BH = _mixed(query, keys_BJTE, values_BJTE, position_1, is_fused).flatten(1)
+    if how == "kernel":
+        mixed = write_and_attend(query, key_BJE, value_BJE, keys_BJTE, values_BJTE, position_1)
+    else:
+        keys_BJTE.index_copy_(2, position_1, key_BJE.unsqueeze(2).to(keys_BJTE.dtype))
+        values_BJTE.index_copy_(2, position_1, value_BJE.unsqueeze(2).to(values_BJTE.dtype))
+        mixed = _mixed(query, keys_BJTE, values_BJTE, position_1, how)
+    mixed_BH = mixed.flatten(1)
     x_BH = x_BH + _times(mixed_BH, weights.out, None, is_fused)
     inner = F.rms_norm(x_BH, x_BH.shape[-1:], weights.mlp_norm)
     inner = F.gelu(_times(inner, weights.expand, weights.expand_bias, is_fused))
     return x_BH + _times(inner, weights.contract, weights.contract_bias, is_fused)
 
 
-def _mixed(query: Tensor, keys: Tensor, values: Tensor, position_1: Tensor, is_fused: bool) -> Tensor:
+def _mixed(query: Tensor, keys: Tensor, values: Tensor, position_1: Tensor, how: _How) -> Tensor:
     """Attends to the cache: queries `(B, J, A/J, E)` that are scaled already; returns float32 of that shape."""
-    if not is_fused:
+    if how == "products":
         scores = (query.to(keys.dtype) @ keys.transpose(2, 3)).float()
         return (scores.softmax(dim=-1).to(values.dtype) @ values).float()
     # As sums over products these are compiled to one pass over a cache of any dtype, with sums in float32.
