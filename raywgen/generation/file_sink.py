@@ -20,7 +20,7 @@ from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkRe
 from raywgen.generation.sink import Sink
 from raywgen.locations import joined
 from raywgen.sealed import file_checksum, sealed_json, unseal
-from raywgen.weights import save_state_dict
+from raywgen.weights import WeightsError, save_state_dict
 from raywgen.weights.safetensors_writer import safetensors_bytes
 
 CONFIG = "config.yaml"
@@ -38,6 +38,7 @@ class FileSink(Sink):
         super().__init__(config, plan, recipe)
         self._files = NetworkFiles(self._storage, JOURNALS, self._digest, config.max_file_bytes)
         self._done: set[int] = set()
+        self._are_complete: dict[str, bool] = {}
 
     def pending(self) -> list[WorkItem]:
         """Returns the work items that no earlier run has done; those of finished networks are done."""
@@ -59,11 +60,22 @@ class FileSink(Sink):
     def _is_done(self, item: WorkItem) -> bool:
         if item.piece is None:
             return super()._is_done(item)
-        if self._are_intact(self._networks_journal(item)):
+        if self._is_complete(item):
             return True
         if not super()._is_done(item):
             return False
-        journal = unseal(self._storage.read(self._journal(item)))
+        return self._holds(item, unseal(self._storage.read(self._journal(item))))
+
+    def _is_complete(self, item: WorkItem) -> bool:
+        """Whether the networks that an item is a piece of have their files; these are read once in a run."""
+        journal = self._networks_journal(item)
+        if journal not in self._are_complete:
+            self._are_complete[journal] = self._are_intact(journal)
+        return self._are_complete[journal]
+
+    def _holds(self, item: WorkItem, journal: dict[str, Any]) -> bool:
+        """Whether unfinished files hold the values of a piece that its journal tells of."""
+        assert item.piece is not None
         numbers, rows = range(item.start, item.stop), [NetworkRow(**row) for row in journal["rows"]]
         return all(
             self._files.holds(self._network_file(item, number, row), item.piece.start, item.piece.stop, checksum)
@@ -103,8 +115,18 @@ class FileSink(Sink):
         return {"rows": [asdict(row) for row in result.rows], "files": files, "values": values}
 
     def _complete(self, item: WorkItem) -> None:
-        """Gives the files of networks whose pieces are all there their names."""
-        pieces = [unseal(self._storage.read(self._journal(self.plan.items[index]))) for index in self._pieces(item)]
+        """Gives the files of networks whose pieces are all there their names.
+
+        Raises:
+            WeightsError: The files do not hold what was written to them; the next run writes it again.
+        """
+        items = [self.plan.items[index] for index in self._pieces(item)]
+        pieces = [unseal(self._storage.read(self._journal(each))) for each in items]
+        if not all(self._holds(each, piece) for each, piece in zip(items, pieces, strict=True)):
+            raise WeightsError(
+                f"{self.out}: the unfinished file of a network was changed or removed while it was written; run the "
+                "same command again, which writes what is missing"
+            )
         rows, files = [], {}
         for place, number in enumerate(range(item.start, item.stop)):
             shares = [NetworkRow(**piece["rows"][place]) for piece in pieces]
@@ -114,6 +136,7 @@ class FileSink(Sink):
             files |= written
             rows.append(replace(row, path=joined(self.out, file)).to_json())
         self._storage.write(self._networks_journal(item), sealed_json({"rows": rows, "files": files}).encode())
+        self._are_complete[self._networks_journal(item)] = True
 
     def _finish(self, journals: list[dict[str, Any]]) -> list[NetworkRow]:
         rows = []
@@ -121,7 +144,7 @@ class FileSink(Sink):
             if item.piece is None:
                 rows += journal["rows"]
             elif item.index == self._pieces(item)[-1]:
-                if not self._are_intact(self._networks_journal(item)):
+                if not self._is_complete(item):
                     self._complete(item)
                 rows += unseal(self._storage.read(self._networks_journal(item)))["rows"]
         self._storage.write(INDEX, json.dumps(rows, indent=1).encode())

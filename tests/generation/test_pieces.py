@@ -220,6 +220,22 @@ def test_a_disk_that_fills_is_one_line_and_nothing_is_lost(zoo_corpus: Corpus, w
     assert_same_files(tmp_path / "out", tmp_path / "whole")
 
 
+def test_an_unfinished_file_that_is_removed_is_no_network(zoo_corpus: Corpus, windowed: str, tmp_path: Path) -> None:
+    settings = settings_of(zoo_corpus, windowed, tmp_path / "out", num=1, limit=1)
+
+    def remove(done: int, total: int) -> None:
+        if 0.4 * total < done < 0.6 * total:
+            for path in (tmp_path / "out" / "units").glob("*.partial"):
+                path.unlink()
+
+    with pytest.raises(WeightsError, match="changed or removed while it was written; run the same"):
+        generate(settings, None, remove)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    generate(settings)
+    generate(dataclasses.replace(settings, out=str(tmp_path / "whole")))
+    assert_same_files(tmp_path / "out", tmp_path / "whole")
+
+
 def test_memory_for_not_even_one_window_is_one_line(
     zoo_corpus: Corpus, windowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
