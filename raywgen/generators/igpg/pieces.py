@@ -76,6 +76,6 @@ def kept_chunks(written: WrittenChunks, header_BYK: Tensor | None) -> dict[str, 
     if header_BYK is not None:
         assert written.header_BYL is not None
         kept = {HEADER_CHUNKS: header_BYK, _HEADER_CODES: written.header_BYL.to(torch.int32)}
-    if written.recent_BWL is not None:
+    if written.recent_BWL is not None and written.recent_BWL.shape[1]:
         kept[_RECENT_CODES] = written.recent_BWL.to(torch.int32)
     return kept
