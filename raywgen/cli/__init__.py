@@ -204,6 +204,8 @@ def generate(
 
     The third command writes architectures that the generator may never have seen, with a warning. The last one writes
     a thousand networks for each task and architecture over all cores and nodes. If it was interrupted, run it again.
+    A network of more than `piece_values` values that is not tried on samples (try_on_samples=false) is generated in
+    pieces, which any number of actors write into one file.
     If the corpus has no tasks, the condition of each network is the name of its architecture, and nothing is judged.
     """
     from raywgen.generation import GenerateConfig
@@ -218,7 +220,7 @@ def generate(
     session = ray_session() if settings.where == "ray" else nullcontext()
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"))
-    print_networks(rows)
+    print_networks(rows, were_to_be_tried=settings.try_on_samples)
 
 
 @app.command(cls=SettingsCommand)

@@ -116,10 +116,14 @@ def print_info(info: Mapping[str, object]) -> None:
     out.print(table)
 
 
-def print_networks(rows: list[NetworkRow]) -> None:
+def print_networks(rows: list[NetworkRow], *, were_to_be_tried: bool = True) -> None:
     """Prints written networks as a table: one row each, or means if a task and architecture has several.
 
-    For networks without a task it shows their log-probabilities instead of losses and accuracies.
+    For networks that were not tried it shows their log-probabilities instead of losses and accuracies.
+
+    Args:
+        rows: The networks.
+        were_to_be_tried: Whether they would have been tried if that had been possible.
     """
     groups: dict[tuple[str, str], list[NetworkRow]] = {}
     for row in rows:
@@ -127,12 +131,14 @@ def print_networks(rows: list[NetworkRow]) -> None:
     several = len(groups) < len(rows)
     is_tried = any(row.example_loss is not None for row in rows)
     judged_by = ("task", "loss", "accuracy", "chance", "test accuracy")
-    columns = judged_by if is_tried else ("log-probability, nats",)
+    tasks = ("task",) if any(row.task for row in rows) else ()
+    columns = judged_by if is_tried else (*tasks, "log-probability, nats")
     caption = "Balanced loss, and accuracy in percent, on the labelled samples." if is_tried else None
     table = Table("network", *columns, "networks" if several else "kept as", caption=caption, caption_justify="left")
     table.columns[0].no_wrap = True
     for (network, task), members in groups.items():
-        kept = Path(members[0].path).name or members[0].checkpoint_id
+        path = Path(members[0].path)
+        kept = (path.parent.name if path.name.endswith(".index.json") else path.name) or members[0].checkpoint_id
         last = f"{len(members):,}" if several else kept
         log_probs, losses, *shares = (
             [value for row in members if (value := getattr(row, name)) is not None]
@@ -146,10 +152,12 @@ def print_networks(rows: list[NetworkRow]) -> None:
             _mean(chance, 1, False),
             _mean(test, 1, several),
         )
-        cells = judged if is_tried else (_mean(log_probs, 1, several),)
+        cells = judged if is_tried else (*([task] if tasks else []), _mean(log_probs, 1, several))
         table.add_row(plain(network), *map(plain, cells), plain(last))
     out.print(table)
-    if not is_tried:
+    if not is_tried and not were_to_be_tried:
+        out.print("Nothing was judged, as try_on_samples=false says.")
+    elif not is_tried:
         out.print(
             "Nothing was judged: no task is known to try these networks on, or not how they are built. Say so by "
             "`raywgen corpus describe`, and train anew."

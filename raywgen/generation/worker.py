@@ -23,10 +23,12 @@ from raywgen.weights import Layout, Normalizer
 
 # Windows of smaller networks fit wherever a generator does.
 _LARGE = 1 << 22
+# Four copies of the values of a network that is generated whole are held at least.
+_BYTES_PER_VALUE = 16
 
 
 class NoMemoryError(ValueError):
-    """There is not enough memory for a single window of the networks that are generated at once."""
+    """There is not enough memory for a single window of large networks, or for all values of those generated whole."""
 
 
 class Worker:
@@ -102,10 +104,14 @@ class Worker:
             return
         num = item.num_networks * self._plan.request.best_of
         needed, free = generator.least_bytes(network.layout, self._plan.sampling, num), free_memory(generator.device)
+        part, way_out = "a single window", ""
+        if item.piece is None:
+            needed += _BYTES_PER_VALUE * num * network.layout.num_values
+            part, way_out = "all values", ", generate large networks in pieces by try_on_samples=false and into=files"
         if needed > free:
             raise NoMemoryError(
-                f"{network.name}: a single window of {num} networks takes about {gib(needed)} of memory, and "
-                f"{gib(free)} are free; generate fewer at once by batch_size, end other programs, or train a generator "
+                f"{network.name}: {part} of {num} networks at once take about {gib(needed)} of memory, and {gib(free)} "
+                f"are free; generate fewer at once by batch_size{way_out}, end other programs, or train a generator "
                 "that sees shorter windows"
             )
 

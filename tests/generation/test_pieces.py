@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from typer.testing import CliRunner
 
+from raywgen import cli
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
 from raywgen.generation import GenerateConfig, UnfinishedError, generate
@@ -49,12 +51,16 @@ class Odd(nn.Module):
         super().__init__()
         self.inner = nn.Linear(64, 90)
         self.norm = nn.BatchNorm1d(90)
-        self.half = nn.Linear(90, 64, dtype=torch.bfloat16)
+        self.middle = nn.Linear(90, 64, dtype=torch.bfloat16)
         self.outer = nn.Linear(64, 90)
         self.outer.weight = self.inner.weight
         self.empty = nn.Parameter(torch.zeros(0, 5))
         self.last = nn.Linear(90, 2)
         self.register_buffer("ids", torch.arange(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.inner(x))
+        return self.last(self.outer(nn.functional.linear(hidden, self.middle.weight.float(), self.middle.bias.float())))
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +209,26 @@ def test_files_of_bounded_size_have_an_index_like_the_hubs(zoo_corpus: Corpus, w
         assert all(tensor.equal(whole[key]) for key, tensor in state.items())
 
 
+def test_the_command_counts_values_and_says_why_nothing_was_judged(
+    zoo_corpus: Corpus, windowed: str, tmp_path: Path
+) -> None:
+    network = zoo_corpus.networks[next(iter(zoo_corpus.networks))].name
+    settings = {
+        "generator": windowed, "corpus": zoo_corpus.location, "out": tmp_path / "out", "network": network, "limit": 1,
+        "try_on_samples": "false", "piece_values": 200, "max_file_bytes": 400, "sampling.windows": "parallel",
+        "sampling.max_rows": 1,
+    }  # fmt: skip
+    result = CliRunner().invoke(cli.app, ["generate", *(f"{key}={value}" for key, value in settings.items())])
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "Nothing was judged, as try_on_samples=false says" in shown
+    assert "log-probability" in shown
+    assert "index.json" not in shown
+    assert "values/s" in result.stderr
+    (index,) = (tmp_path / "out").rglob("model.safetensors.index.json")
+    assert index.parent.name.startswith(network)
+
+
 def test_a_disk_that_fills_is_one_line_and_nothing_is_lost(zoo_corpus: Corpus, windowed: str, tmp_path: Path) -> None:
     """The bound on file sizes stands in for a full disk; it is reached when the second network begins, or in it."""
     settings = settings_of(zoo_corpus, windowed, tmp_path / "out", num=1, batch_size=1)
@@ -244,8 +270,11 @@ def test_memory_for_not_even_one_window_is_one_line(
     generate(settings)  # Smaller networks are not held up by an estimate.
     monkeypatch.setattr("raywgen.generation.worker._LARGE", 1000)
     settings = dataclasses.replace(settings, out=str(tmp_path / "other"))
-    with pytest.raises(NoMemoryError, match=r"Odd.*: a single window of 2 networks takes about .* by batch_size"):
+    with pytest.raises(NoMemoryError, match=r"Odd.*: a single window of 2 networks at once take about .* batch_size"):
         generate(settings)
+    tried = dataclasses.replace(settings, try_on_samples=True)
+    with pytest.raises(NoMemoryError, match=r"Odd.*: all values of 8 networks.*in pieces by try_on_samples=false"):
+        generate(tried)
     assert not list((tmp_path / "other").rglob("*.safetensors"))
 
 
