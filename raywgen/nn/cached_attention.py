@@ -35,7 +35,6 @@ def can_attend(head_width: int, dtype: torch.dtype, device: torch.device) -> boo
     return _library(head_width, dtype) is not None
 
 
-@torch.library.custom_op("raywgen::write_and_attend", mutates_args=("keys_BJTE", "values_BJTE"), device_types="cpu")
 def write_and_attend(
     query_BJGE: Tensor,
     key_BJE: Tensor,
@@ -54,6 +53,17 @@ def write_and_attend(
         values_BJTE: The cache of values, as that of keys.
         position_1: The position, which is the last one that is attended to, int64.
     """
+    return torch.ops.raywgen.write_and_attend(query_BJGE, key_BJE, value_BJE, keys_BJTE, values_BJTE, position_1)
+
+
+def _write_and_attend(
+    query_BJGE: Tensor,
+    key_BJE: Tensor,
+    value_BJE: Tensor,
+    keys_BJTE: Tensor,
+    values_BJTE: Tensor,
+    position_1: Tensor,
+) -> Tensor:
     B, J, G, E = query_BJGE.shape
     library = _library(E, keys_BJTE.dtype)
     assert library is not None, "can_attend was not asked"
@@ -71,8 +81,7 @@ def write_and_attend(
     return out
 
 
-@write_and_attend.register_fake
-def _(query_BJGE: Tensor, *_: Tensor) -> Tensor:
+def _fake(query_BJGE: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(query_BJGE, memory_format=torch.contiguous_format)
 
 
@@ -91,3 +100,13 @@ def _library(head_width: int, dtype: torch.dtype) -> Any:
             return ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError):
             return None
+
+
+# `torch.library.custom_op` says the same in fewer words, and adds 60 microseconds to every call.
+_OPERATORS = torch.library.Library("raywgen", "DEF")
+_OPERATORS.define(
+    "write_and_attend(Tensor query, Tensor key, Tensor value, Tensor(a!) keys, Tensor(b!) values, Tensor position) "
+    "-> Tensor"
+)
+_OPERATORS.impl("write_and_attend", _write_and_attend, "CPU")
+torch.library.register_fake("raywgen::write_and_attend", _fake, lib=_OPERATORS)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,11 @@ class PreparedTransformer:
         rotation = (self._rotation[0][position], self._rotation[1][position])
         here = torch.tensor([position], device=x_BH.device)
         x_BH = x_BH.to(self._norm_H.dtype)
-        for weights, keys, values in zip(self._weights, cache.keys, cache.values, strict=True):
-            written = (keys[:, :, :stop], values[:, :, :stop])
-            x_BH = block(x_BH, *written, here, *rotation, self._num_heads, weights, how)
+        # Batches and lengths of many shapes may come one after another; beyond the limit they would not be compiled.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES) if self._compiled else nullcontext():
+            for weights, keys, values in zip(self._weights, cache.keys, cache.values, strict=True):
+                written = (keys[:, :, :stop], values[:, :, :stop])
+                x_BH = block(x_BH, *written, here, *rotation, self._num_heads, weights, how)
         cache.length += 1
         return F.rms_norm(x_BH, self._norm_H.shape, self._norm_H)
 
@@ -120,14 +123,7 @@ def _how_compiled(keys: Tensor) -> _How:
 
 @cache
 def _compiled_block() -> Callable[..., Tensor]:
-    compiled = torch.compile(_block, dynamic=False, options=_OPTIONS)
-
-    def run(*arguments: Any) -> Tensor:
-        # Batches and lengths of many shapes may come one after another; beyond the limit they would not be compiled.
-        with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
-            return compiled(*arguments)
-
-    return run
+    return torch.compile(_block, dynamic=False, options=_OPTIONS)
 
 
 def _block(
