@@ -278,6 +278,7 @@ def test_memory_for_not_even_one_window_is_one_line(
     assert not list((tmp_path / "other").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_pieces_make_a_file_in_an_object_store(
     zoo_corpus: Corpus, windowed: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
