@@ -23,6 +23,8 @@ from raywgen.nn.precision import resolved
 from raywgen.nn.transformer import KeyValueCache
 from raywgen.weights import Condition, KeyedNoise
 
+# On a CPU all of generation shall take a GiB; a GPU has more memory, and is busy with more windows alone.
+_MAX_GIB = {"cpu": 0.6, "cuda": 16.0}
 # Measured for windows of 64 and 512 chunks of several priors, and rounded up.
 _WIDTHS_OF_INPUTS = 6
 _COPIES_OF_VALUES = 8
@@ -218,10 +220,11 @@ def token_groups(
         batch: B.
     """
     num_features, num_codes = len(table.mean_position_G), rvq.num_levels * rvq.num_codes
+    max_gib = sampling.max_gib or _MAX_GIB.get(table.mean_position_G.device.type, _MAX_GIB["cpu"])
 
     def max_rows_of(length: int) -> int:
         each = window_bytes(prior, length, num_features, num_codes, sampling)
-        return max(1, min(sampling.max_rows, int(sampling.max_gib * 2**30 / each)))
+        return max(1, min(sampling.max_rows, int(max_gib * 2**30 / each)))
 
     return plan_groups(len(table), prior.header(table), prior.config.window, sampling, batch, max_rows_of)
 
