@@ -7,6 +7,7 @@ sample `s` depends on (seed, stage, k, s, i) alone, never on how samples are spr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from copy import copy
 
 import numpy as np
@@ -18,7 +19,7 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _NUM_BITS = 24  # of each draw: what a float32 holds exactly
 _ALL_BITS = (1 << 64) - 1
-_FEW = 1 << 10
+_FEW = 1 << 16
 # Beyond this many values one draw gives some noticeably more often than others, and beyond 2**24 some never.
 _COARSE = 1 << 16
 
@@ -71,7 +72,7 @@ class KeyedNoise:
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws float32 `(B, *shape)` from the open interval (0, 1)."""
-        return (self._bits(shape).float() + 0.5).mul_(2.0**-_NUM_BITS).clamp_(max=1.0 - 2.0**-_NUM_BITS)
+        return _uniform(self._bits(shape))
 
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal float32 `(B, *shape)`."""
@@ -88,15 +89,26 @@ class KeyedNoise:
             scaled += (self._bits(shape) * high) >> _NUM_BITS
         return scaled >> _NUM_BITS
 
-    def _bits(self, shape: tuple[int, ...]) -> Tensor:
-        """Draws int64 `(B, *shape)` from `[0, 2**24)`."""
-        self._num_draws += 1
-        count = math.prod(shape)
-        index = torch.arange(count, dtype=torch.int64, device=self._key_B.device)
-        draw_B1 = _mix(self._key_B + self._num_draws * 1_000_003).unsqueeze(1)
-        bits = _mix(draw_B1 + index * _GOLDEN)
+    def gumbels(self, num: int, *shape: int) -> Iterator[Tensor]:
+        """Yields what `num` calls of `gumbel` would return; small draws are computed several at a time."""
+        at_once = max(1, _FEW // max(1, len(self._key_B) * math.prod(shape)))
+        for start in range(0, num, at_once):
+            bits = self._bits(shape, min(at_once, num - start))
+            yield from (-torch.log(-torch.log(_uniform(bits)))).unflatten(0, (-1, len(self._key_B)))
+
+    def _bits(self, shape: tuple[int, ...], num: int = 1) -> Tensor:
+        """Draws int64 `(num * B, *shape)` from `[0, 2**24)`, draw after draw."""
+        key_B, count = self._key_B, math.prod(shape)
+        number = torch.arange(self._num_draws + 1, self._num_draws + num + 1, device=key_B.device)
+        self._num_draws += num
+        draw_X = _mix(key_B + number.unsqueeze(1) * 1_000_003).flatten()
+        bits = _mix(draw_X.unsqueeze(1) + torch.arange(count, device=key_B.device) * _GOLDEN)
         top_bits = (bits >> (64 - _NUM_BITS)) & ((1 << _NUM_BITS) - 1)
-        return top_bits.reshape(len(self._key_B), *shape)
+        return top_bits.reshape(len(draw_X), *shape)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    return (bits.float() + 0.5).mul_(2.0**-_NUM_BITS).clamp_(max=1.0 - 2.0**-_NUM_BITS)
 
 
 def _mix(state: Tensor) -> Tensor:
@@ -109,7 +121,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _mix_few(state: np.ndarray) -> np.ndarray:
-    """Returns `_mix` of a few numbers, at less than half the cost of calling torch once for each operation."""
+    """Returns `_mix` in fewer passes than torch takes, each with less around it; but by one thread."""
     state = state.copy()
     state += np.uint64(_GOLDEN & _ALL_BITS)
     state ^= state >> np.uint64(30)

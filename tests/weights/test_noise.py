@@ -195,7 +195,18 @@ def test_a_number_is_mixed_as_a_tensor_is(value: int) -> None:
 @given(numbers=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
 def test_few_numbers_are_mixed_as_many_are(numbers: list[int]) -> None:
     few = torch.tensor(numbers)
-    many = few.repeat(1 + (1 << 10))
-    assert many.numel() > 1 << 10
+    many = few.repeat(1 + (1 << 16))
+    assert many.numel() > 1 << 16
     assert torch.equal(_mix(many)[: len(few)], _mix(few))
     assert torch.equal(_mix(few[0]), _mix(few)[0])
+
+
+@pytest.mark.parametrize(("num", "shape"), [(1, (3,)), (7, (2, 5)), (5, (1, 9000)), (3, (40000,)), (0, (4,))])
+def test_many_draws_are_those_of_many_calls(num: int, shape: tuple[int, ...]) -> None:
+    """Several at once, some of 65,536 numbers together, and each by itself."""
+    one, other = (KeyedNoise(3, torch.arange(2), stream=1) for _ in range(2))
+    expected = [one.gumbel(*shape) for _ in range(num)]
+    found = list(other.gumbels(num, *shape))
+    assert len(found) == num
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(one.uniform(3), other.uniform(3))

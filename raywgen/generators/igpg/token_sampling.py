@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -315,9 +316,10 @@ def _write(
     levels = head.levels(rvq)
     levels = levels._replace(weight_LHV=levels.weight_LHV.to(_matrix_dtype(sampling, tail_BOK.device)))
     codes, states, log_probs = [], [], []
-    for position in range(num_tail, rows.inputs_RWH.shape[1]):
+    positions = range(num_tail, rows.inputs_RWH.shape[1])
+    gumbels = noise.gumbels(len(positions), rvq.num_levels, rvq.num_codes) if temperature > 0 else repeat(None)
+    for position, gumbel_RLV in zip(positions, gumbels, strict=False):
         state_SRH = rows.step(position, previous_RK.unsqueeze(1))[:, :, 0]
-        gumbel_RLV = noise.gumbel(rvq.num_levels, rvq.num_codes) if temperature > 0 else None
         padding_codes_RL = None if rows.padding_codes_RWL is None else rows.padding_codes_RWL[:, position]
         code_RL, previous_RK, log_prob_R = head.draw(
             state_SRH, levels, gumbel_RLV, temperature, sampling, padding_codes_RL
