@@ -163,8 +163,10 @@ def test_an_interrupted_network_goes_on_after_its_last_piece(zoo_corpus: Corpus,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on(zoo_corpus: Corpus, windowed: str, tmp_path: Path) -> None:
-    settings = settings_of(zoo_corpus, windowed, tmp_path / "out", num=1, batch_size=1, sampling=PARALLEL)
+@pytest.mark.parametrize("windows", ["parallel", "sequential"])
+def test_a_run_that_was_killed_goes_on(zoo_corpus: Corpus, windowed: str, tmp_path: Path, windows: str) -> None:
+    sampling = {**PARALLEL, "windows": windows}
+    settings = settings_of(zoo_corpus, windowed, tmp_path / "out", num=1, batch_size=1, sampling=sampling)
     generate(dataclasses.replace(settings, out=str(tmp_path / "whole")))
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
     program = (
