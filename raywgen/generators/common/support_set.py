@@ -35,28 +35,6 @@ class SupportSetGenerator(Generator[ConfigT_co]):
     def network(self) -> Denoiser:
         """Returns the network that writes weights."""
 
-    @abstractmethod
-    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
-        """Returns the values in generator units, `(B, X)`, that some groups of windows write, as `write_networks`."""
-
-    @torch.no_grad()
-    def generate(self, request: GenerationRequest) -> Generated:
-        """Writes one network for each condition of the request; the instruction is not used."""
-        normalizer = self.normalizer(request.layout, request.normalizer)
-        return Generated(values_BD=normalizer.denormalise(self.write(request, slice(None))), log_prob_B=None)
-
-    def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
-        """Returns runs of groups of windows, which do not read each other."""
-        return pieces_of_windows(self.network, layout, num, getattr(sampling, "max_rows", MAX_ROWS), max_values)
-
-    @torch.no_grad()
-    def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
-        """Writes some groups of windows."""
-        normalised_BX = self.write(request, slice(*piece.units))
-        position_X = torch.arange(piece.start, piece.stop, device=normalised_BX.device)
-        normalizer = self.normalizer(request.layout, request.normalizer)
-        return GeneratedPiece(values_BX=normalizer.denormalise(normalised_BX, position_X), log_prob_B=None)
-
     @property
     def max_classes(self) -> int | None:
         """Most classes a task may have; None, for any number, where heads are written."""
@@ -81,3 +59,29 @@ class SupportSetGenerator(Generator[ConfigT_co]):
     def _is_other_head(self, layout: Layout) -> bool:
         is_equivariant = isinstance(self.network, HeadWeights)
         return is_equivariant and is_head(layout, self.data.num_features) and layout.id not in self.normalizers
+
+
+class WindowGenerator(SupportSetGenerator[ConfigT_co]):
+    """A generator that writes windows of networks, none of which reads another, so that any of them can be a piece."""
+
+    @abstractmethod
+    def write(self, request: GenerationRequest, groups: slice) -> Tensor:
+        """Returns the values in generator units, `(B, X)`, that some groups of windows write, as `write_networks`."""
+
+    @torch.no_grad()
+    def generate(self, request: GenerationRequest) -> Generated:
+        """Writes one network for each condition of the request; the instruction is not used."""
+        normalizer = self.normalizer(request.layout, request.normalizer)
+        return Generated(values_BD=normalizer.denormalise(self.write(request, slice(None))), log_prob_B=None)
+
+    def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
+        """Returns runs of groups of windows, which do not read each other."""
+        return pieces_of_windows(self.network, layout, num, getattr(sampling, "max_rows", MAX_ROWS), max_values)
+
+    @torch.no_grad()
+    def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
+        """Writes some groups of windows."""
+        normalised_BX = self.write(request, slice(*piece.units))
+        position_X = torch.arange(piece.start, piece.stop, device=normalised_BX.device)
+        normalizer = self.normalizer(request.layout, request.normalizer)
+        return GeneratedPiece(values_BX=normalizer.denormalise(normalised_BX, position_X), log_prob_B=None)

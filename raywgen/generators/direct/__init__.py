@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser, build_denoiser
 from raywgen.generators.common.network import NetworkConfig
-from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.targets import normalised
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
@@ -39,7 +39,7 @@ class DirectConfig(GeneratorConfig):
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=0, batch_size=64))
 
 
-class Direct(SupportSetGenerator[DirectConfig]):
+class Direct(WindowGenerator[DirectConfig]):
     """Maps a support set to weights in one pass."""
 
     method = "direct"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser
-from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
 from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
@@ -36,7 +36,7 @@ from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.weights import Layout, NormalizerTable
 
 
-class LoHp(SupportSetGenerator[LoHpConfig]):
+class LoHp(WindowGenerator[LoHpConfig]):
     """Learned local optimisation policies, conditioned on a task's support set and on an optimiser's name."""
 
     method = "lohp"

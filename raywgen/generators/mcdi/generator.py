@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser, LatentWeights, build_denoiser
-from raywgen.generators.common.support_set import SupportSetGenerator
+from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
 from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
 from raywgen.generators.mcdi.config import McDiConfig, McDiSampling
@@ -39,7 +39,7 @@ from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, wri
 from raywgen.weights import Layout, NormalizerTable
 
 
-class McDi(SupportSetGenerator[McDiConfig]):
+class McDi(WindowGenerator[McDiConfig]):
     """Meta-learned local-consistency diffusion of weights, conditioned on a task's support set."""
 
     method = "mcdi"
