@@ -7,8 +7,9 @@
     compiled_batchN       tokens per CPU second compiled over those uncompiled, both in float32
     share_of_limit        time that the matrix products of a step take at the rate of one such product, or reading the
                           cache at the rate of a plain maximum, whichever is longer, over the time of a step; in
-                          float32 with `limit_batch` sequences
-    share_of_limit_bf16   likewise in bfloat16
+                          float32 with a cache in bfloat16, and `limit_batch` sequences
+    share_of_limit_fp32   likewise with the cache in float32
+    share_of_limit_bf16   likewise with both in bfloat16
 
 Prior and GPT-2 have the same depth, width, heads and vocabulary, and draw as many tokens after a prompt of three.
 Before anything is timed, the logits of the cached and the full pass must be equal in both, and compiled tokens must be
@@ -42,6 +43,7 @@ _NUM_SAMPLES, _NUM_FEATURES, _NUM_CLASSES = 4, 8, 2
 _NUM_CHECKED = 24
 PLAIN = SamplingConfig(decoding="tokens", compile="never")
 COMPILED = SamplingConfig(decoding="tokens", compile="always")
+HALF_CACHE = SamplingConfig(decoding="tokens", compile="always", half_cache=True)
 HALF = SamplingConfig(decoding="tokens", compile="always", precision="bf16", half_cache=True)
 
 
@@ -96,12 +98,13 @@ def measure(config: DecodeConfig) -> tuple[dict[str, float], dict[str, Any]]:
         figures[f"ratio_fp32_batch{batch}"] = found["fp32"] / best
         figures[f"ratio_bf16_batch{batch}"] = found["bf16"] / max(found["hf_bf16_dynamic"], found["hf_bf16_static"])
         figures[f"compiled_batch{batch}"] = found["fp32"] / found["fp32_uncompiled"]
-    figures["share_of_limit"], limit = _share_of_limit(config, prior, torch.float32)
-    figures["share_of_limit_bf16"], limit_bf16 = _share_of_limit(config, prior, torch.bfloat16)
+    limits: dict[str, dict[str, float]] = {}
+    for name, sampling in (("", HALF_CACHE), ("_fp32", COMPILED), ("_bf16", HALF)):
+        figures[f"share_of_limit{name}"], limits[f"limit{name}"] = _share_of_limit(config, prior, sampling)
     _print(rates)
     conditions = {
         "tokens_per_cpu_second": rates,
-        "limit": {"fp32": limit, "bf16": limit_bf16},
+        "limits": limits,
         "parameters": {"prior_trunk": prior.num_values, "gpt2": peer.num_values},
         "num_tokens": config.num_tokens,
         "rounds": config.rounds,
@@ -141,8 +144,9 @@ def _rates(config: DecodeConfig, prior: Writer, peer: Peer, batch: int) -> dict[
     return found
 
 
-def _share_of_limit(config: DecodeConfig, prior: Writer, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
-    batch, sampling = config.limit_batch, HALF if dtype == torch.bfloat16 else COMPILED
+def _share_of_limit(config: DecodeConfig, prior: Writer, sampling: SamplingConfig) -> tuple[float, dict[str, float]]:
+    batch, dtype = config.limit_batch, torch.bfloat16 if sampling.precision == "bf16" else torch.float32
+    cache_dtype, numbers_dtype = (torch.bfloat16, torch.int16) if sampling.half_cache else (torch.float32, torch.int32)
     prior.write(batch, config.num_tokens, sampling)
     step = median(
         cpu_seconds(lambda: prior.write(batch, config.num_tokens, sampling)) / config.num_tokens
@@ -153,8 +157,8 @@ def _share_of_limit(config: DecodeConfig, prior: Writer, dtype: torch.dtype) -> 
     product = _fastest(lambda: nn.functional.linear(x, weight))
     products = product * prior.num_values / weight.numel()
     # Half of the positions of the cache are written in the mean over all steps.
-    cache = torch.ones(config.num_layers * batch * config.width * config.num_tokens, dtype=dtype)
-    numbers = cache.view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
+    cache = torch.ones(config.num_layers * batch * config.width * config.num_tokens, dtype=cache_dtype)
+    numbers = cache.view(numbers_dtype)
     reading = _fastest(lambda: numbers.max())
     limit = {"products_ms": 1e3 * products, "cache_ms": 1e3 * reading, "step_ms": 1e3 * step}
     return max(products, reading) / step, {name: round(value, 3) for name, value in limit.items()}

@@ -13,7 +13,7 @@ def test_both_write_and_every_figure_is_there() -> None:
     found = run(["decode", *sizes, "limit_batch=2", "rounds=1"])
     assert found["figures"].keys() == {
         "ratio_to_hf_batch2", "ratio_fp32_batch2", "ratio_bf16_batch2", "compiled_batch2", "share_of_limit",
-        "share_of_limit_bf16",
+        "share_of_limit_fp32", "share_of_limit_bf16",
     }  # fmt: skip
     sizes = found["conditions"]["parameters"]
     assert sizes["prior_trunk"] == sizes["gpt2"] == 12 * 16 * 16
