@@ -11,7 +11,8 @@ ROOT = Path(raywgen.__file__).parent
 ORDER = {
     "generation": (
         *("statistics", "best", "conditions", "judge", "fill", "loading", "adapt"),
-        *("config", "request", "plan", "worker", "executor", "sinks", "generate"),
+        *("config", "request", "plan", "worker", "executor"),
+        *("network_files", "sink", "file_sink", "sinks", "generate"),
     ),
     "zoo": ("config", "draw", "plan", "execution", "measure", "stacks", "task_pool", "train", "replay", "describe"),
 }
