@@ -60,11 +60,11 @@ class PlannedNodes:
             f"{count} {'node' if count == 1 else 'nodes'} of {first.cpus} CPU{memory}{gpus}{each}{alike} {self.source}"
         )
 
-    def num_slots(self, device: str) -> int:
-        """Returns the most workers that there is room for; one CPU is left to read the corpus."""
+    def num_slots(self, device: str, num_reading: int) -> int:
+        """Returns the most workers that there is room for beside the CPUs that read the corpus."""
         if device == "cuda":
             return sum(node.gpus for node in self.nodes)
-        return max(1, sum(node.cpus for node in self.nodes) - 1)
+        return max(1, sum(node.cpus for node in self.nodes) - num_reading)
 
     def device_memory(self, device: str, num_workers: int) -> int | None:
         """Returns the bytes of its device that each worker has; None where that is not known."""

@@ -71,10 +71,11 @@ class Plan:
     def refusals(self) -> list[str]:
         """The reasons why the run cannot be trained on these nodes; none where it can."""
         wanted = self.config.min_workers
-        device, slots = self.config.device, self.nodes.num_slots(self.config.device)
+        device, num_reading = self.config.device, 0 if _reads_through_ray(self.config) else 1
+        slots = self.nodes.num_slots(device, num_reading)
         found = [stage.refusal for stage in self.stages if stage.refusal]
         if wanted > slots:
-            kind = "GPUs" if device == "cuda" else "CPUs, one of which reads the corpus"
+            kind = "GPUs" if device == "cuda" else "CPUs, one of which reads the corpus," if num_reading else "CPUs"
             room = f"give num_workers={slots}, or more nodes" if slots else "give gpus_per_node, or device=cpu"
             found.insert(0, f"num_workers={wanted} is more than the {kind} of {self.nodes.describe()}: {room}")
         return found
@@ -143,9 +144,14 @@ def make_plan(config: TrainConfig, plan: PlanConfig) -> Plan:
     )
 
 
-def _object_bytes(config: TrainConfig, generator: GeneratorShape) -> int:
+def _reads_through_ray(config: TrainConfig) -> bool:
+    """Whether workers read the corpus through Ray Data, whose readers reserve no CPU."""
     is_remote = "://" in config.corpus and not config.corpus.startswith("file://")
-    if not config.max_workers or not (config.source == "ray" or (config.source == "auto" and is_remote)):
+    return bool(config.max_workers) and (config.source == "ray" or (config.source == "auto" and is_remote))
+
+
+def _object_bytes(config: TrainConfig, generator: GeneratorShape) -> int:
+    if not _reads_through_ray(config):
         return 0
     shares = (math.ceil(stage.sizes.batch_size / config.min_workers) * stage.batch_bytes for stage in generator.stages)
     return config.max_workers * max((store_bytes(share) for share in shares), default=0)

@@ -97,9 +97,13 @@ def test_what_cannot_fit_names_the_nearest_settings_that_do() -> None:
 def test_workers_that_no_node_has_room_for_are_refused() -> None:
     made = planned("layout=[64, 20, 2]", *PRIOR, *NODES, "num_workers=8")
     assert made.refusals == [
-        "num_workers=8 is more than the CPUs, one of which reads the corpus of 2 nodes of 4 CPU, 8 GiB each given by "
+        "num_workers=8 is more than the CPUs, one of which reads the corpus, of 2 nodes of 4 CPU, 8 GiB each given by "
         "hand: give num_workers=7, or more nodes"
     ]
+    # Readers of Ray Data reserve no CPU.
+    assert not planned("layout=[64, 20, 2]", *PRIOR, *NODES, "num_workers=8", "source=ray").refusals
+    (refusal,) = planned("layout=[64, 20, 2]", *PRIOR, *NODES, "num_workers=9", "source=ray").refusals
+    assert refusal.startswith("num_workers=9 is more than the CPUs of 2 nodes of 4 CPU, 8 GiB each given by hand: ")
 
 
 def test_auto_chooses_as_workers_would() -> None:
@@ -172,7 +176,7 @@ def test_wrong_settings_are_refused(given: dict[str, Any], said: str) -> None:
 def test_workers_on_nodes() -> None:
     gpus = PlannedNode(cpus=8, gpus=4, gpu_memory=80 * GIB, memory=256 * GIB)
     nodes = PlannedNodes(nodes=[gpus, replace(gpus, gpus=2, gpu_memory=16 * GIB)], source="given by hand")
-    assert (nodes.num_slots("cuda"), nodes.num_slots("cpu")) == (6, 15)
+    assert (nodes.num_slots("cuda", 1), nodes.num_slots("cpu", 1), nodes.num_slots("cpu", 0)) == (6, 15, 16)
     assert (nodes.device_memory("cuda", 4), nodes.device_memory("cuda", 5)) == (80 * GIB, 16 * GIB)
     assert nodes.device_memory("cpu", 4) == 128 * GIB
     assert (nodes.num_used("cuda", 4), nodes.num_used("cuda", 5), nodes.num_used("cpu", 9)) == (1, 2, 2)
