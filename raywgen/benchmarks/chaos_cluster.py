@@ -55,6 +55,14 @@ class LocalCluster:
         """Kills all processes of the node on which a process runs."""
         self._cluster.remove_node(self._node_of(pid), allow_graceful=False)
 
+    def announce_end_of_node_of(self, pid: int, seconds: int) -> None:
+        """Tells Ray that the node on which a process runs will be taken away, as a cloud's autoscaler does."""
+        told = ["--address", self.address, "--node-id", self.node_id_of(pid), "--reason-message", "spot instance"]
+        told += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *told], check=True, stdout=sys.stderr
+        )
+
     def kill_raylet_of(self, pid: int) -> None:
         """Kills the raylet alone of the node on which a process runs; its workers then end by themselves."""
         node = self._node_of(pid)

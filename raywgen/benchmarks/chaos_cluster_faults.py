@@ -13,8 +13,11 @@ from pathlib import Path
 from raywgen.benchmarks.chaos_cluster import LocalCluster, TrainCommand, local_cluster
 from raywgen.benchmarks.chaos_runs import Losses, LostError, Outcome, RunView, loss_difference, losses_of, wait_for
 from raywgen.training import TrainConfig
+from raywgen.training.notices import NOTICE
+from raywgen.training.workers_log import read_workers
 
 _PATIENCE = 300.0
+_NOTICE_SECONDS = 60
 _STEPS_BETWEEN = (3, 14)
 _PULSES, _PULSE_SECONDS, _PAUSE_SECONDS = 20, 0.2, 0.05
 
@@ -58,6 +61,22 @@ def _kill_raylet(cluster: LocalCluster, command: TrainCommand) -> None:
     cluster.kill_raylet_of(command.pids()[-1])
 
 
+def _announce_and_remove_node(cluster: LocalCluster, command: TrainCommand) -> None:
+    """Takes a node away once the notice of it has made a checkpoint."""
+    pid, began = command.pids()[-1], time.time()
+    cluster.announce_end_of_node_of(pid, _NOTICE_SECONDS)
+    wait_for(
+        lambda: _is_warned(command.view, began), _NOTICE_SECONDS, "the notice of a node's end in the run's history"
+    )
+    before = command.view.saved()
+    wait_for(lambda: command.view.saved() > before, _NOTICE_SECONDS, "the checkpoint that follows a notice")
+    cluster.remove_node_of(pid)
+
+
+def _is_warned(view: RunView, since: float) -> bool:
+    return any(NOTICE in event.reason and event.time >= since for event in read_workers(view.out))
+
+
 def _hang(cluster: LocalCluster, command: TrainCommand) -> None:
     os.kill(command.pids()[-1], signal.SIGSTOP)
 
@@ -92,6 +111,7 @@ FAULTS = (
     ClusterFault("first worker killed", _kill_first),
     ClusterFault("node removed", _remove_node),
     ClusterFault("node removed after a checkpoint", _remove_node_after_checkpoint),
+    ClusterFault("node's end announced, node removed", _announce_and_remove_node),
     ClusterFault("raylet killed", _kill_raylet),
     ClusterFault("rank hangs", _hang),
     ClusterFault("rank is slow", _slow_down, restarts=False),

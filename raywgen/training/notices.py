@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from raywgen.training.workers_log import add_trouble
 
+NOTICE = "was to be taken away"
+"""Is in the reason of a notice in a run's history."""
 _SECONDS = 5.0
 
 
@@ -32,5 +34,5 @@ class Notices:
                     self.came = True
                     if self._out:
                         ranks = ", ".join(map(str, info.preempted_ranks))
-                        add_trouble(self._out, f"the node of rank {ranks} was to be taken away")
+                        add_trouble(self._out, f"the node of rank {ranks} {NOTICE}")
                     return
