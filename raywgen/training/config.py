@@ -65,8 +65,8 @@ class TrainConfig:
         max_failures: Number of times that a run restarts from its last checkpoint when a worker dies or hangs; nodes
             that are taken away with notice do not count.
         worker_timeout: Seconds that a worker may not answer, or keep the others waiting, until it counts as hung.
-        room_timeout: Seconds that a run whose nodes have gone waits for room for its fewest workers, such as nodes that
-            an autoscaler adds, until it ends.
+        room_timeout: Seconds that a run waits for room for its fewest workers, such as nodes that an autoscaler adds,
+            when it begins or its nodes have gone, until it ends.
         resize_seconds: Seconds between looks, while the workers of a range run well, for room for more of them.
         num_condition_samples: Labelled samples a generator is shown per network.
         num_query_samples: Further labelled samples per network, for losses on what it does.

@@ -1,7 +1,8 @@
-"""Notices that a cluster has lost the room for a run's workers, for which Ray Train would wait for ever."""
+"""Notices that a cluster has no room for a run's workers, or has lost it; Ray Train would wait for ever."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,40 @@ def watch_room(config: TrainConfig, nodes: Callable[[], Sequence[Resources]], en
             time.sleep(min(_POLL_SECONDS, config.room_timeout / 4))
 
     threading.Thread(target=watch, name="raywgen-room", daemon=True).start()
+
+
+def await_room(
+    config: TrainConfig,
+    nodes: Callable[[], Sequence[Resources]],
+    ask: Callable[[list[Resources]], None],
+) -> str | None:
+    """Waits for the nodes of a run that begins, and returns what is missing where there is no room in `room_timeout`.
+
+    Args:
+        config: The run.
+        nodes: Returns the resources of each node that is alive.
+        ask: Asks an autoscaler for room for resources in all; an empty list asks for nothing more.
+    """
+    begin = time.monotonic()
+    if missing_room(config, nodes()) is None:
+        return None
+    print(f"{config.out} waits up to {config.room_timeout:g} s for nodes for its workers", file=sys.stderr, flush=True)
+    ask([worker_request(config)] * config.min_workers)
+    try:
+        while (reason := missing_room(config, nodes())) is not None:
+            if time.monotonic() - begin >= config.room_timeout:
+                return reason
+            time.sleep(min(_POLL_SECONDS, config.room_timeout / 4))
+        return None
+    finally:
+        ask([])
+
+
+def ask_autoscaler(requests: list[Resources]) -> None:
+    """Asks the autoscaler of the connected cluster, if it has one, for room for resources in all."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(request) for request in requests])
 
 
 def alive_nodes() -> list[Resources]:

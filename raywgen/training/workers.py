@@ -27,7 +27,7 @@ from raywgen.training.agreement import check_agreement, exchange, share
 from raywgen.training.checkpoints import CheckpointWarning
 from raywgen.training.engine import Engine, EngineSettings, LocalEngine, distributed_engine
 from raywgen.training.notices import Notices
-from raywgen.training.room import remedy
+from raywgen.training.room import alive_nodes, ask_autoscaler, await_room, remedy
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.stop_file import StopFile
@@ -174,6 +174,8 @@ def train_on_ray(specs: list[RunSpec], stop: Stop, warned: Sequence[str] = ()) -
     from raywgen.training.worker_failures import FailureLog, failure_text, lost_room, places_of, worker_timeouts
 
     first = specs[0].config
+    if reason := await_room(first, alive_nodes, ask_autoscaler):
+        raise TrainingError(f"{first.out}: training has not begun: {reason}; {remedy(first)}")
     storage = Storage.at(first.out)
     uses_gpus, outs = first.device == "cuda", [absolute(spec.config.out) for spec in specs]
     trainer = TorchTrainer(

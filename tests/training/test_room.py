@@ -16,7 +16,7 @@ from raywgen.benchmarks.chaos_cluster import TrainCommand, local_cluster
 from raywgen.benchmarks.chaos_runs import run_config, wait_for
 from raywgen.corpus import Corpus
 from raywgen.training import TrainConfig, room
-from raywgen.training.room import missing_room, remedy
+from raywgen.training.room import ask_autoscaler, await_room, missing_room, remedy
 from raywgen.training.session import ray_session
 from raywgen.training.worker_failures import FailureLog, lost_room
 from raywgen.training.workers_log import add_trouble, read_workers
@@ -57,6 +57,30 @@ def test_only_a_time_without_room_that_nothing_interrupts_ends_a_run(monkeypatch
     room.watch_room(TrainConfig(num_workers=1, room_timeout=1), lambda: [{"CPU": 1.0}] if now[0] == 0.75 else [], end)
     assert over.wait(60)
     assert ended == [2.0]
+
+
+@pytest.mark.parametrize(("comes_at", "reason"), [(0.0, None), (0.5, None), (9.0, "2 workers with 1 CPU each for 1 s")])
+def test_a_run_that_begins_asks_for_its_nodes_and_waits_for_them(
+    comes_at: float, reason: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, asked = [0.0], list[list[Any]]()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    run = TrainConfig(out="run", num_workers=2, room_timeout=1)
+    found = await_room(run, lambda: [{"CPU": 4.0}] if now[0] >= comes_at else [{"CPU": 1.0}], asked.append)
+    assert (found is None) if reason is None else (found is not None and reason in found)
+    assert asked == ([] if comes_at == 0 else [[{"CPU": 1.0}] * 2, []])
+    assert ("run waits up to 1 s for nodes for its workers" in capsys.readouterr().err) == bool(asked)
+    assert now[0] == min(comes_at, 1.0)
+
+
+def test_a_cluster_without_an_autoscaler_can_be_asked() -> None:
+    with ray_session():
+        ask_autoscaler([{"CPU": 1.0}, {"CPU": 1.0}])
+        ask_autoscaler([])
 
 
 class Controller:
