@@ -4,10 +4,11 @@ All train the same stage with the same losses. What an engine gives to a checkpo
 optimiser's state) are slices with the names and places of the whole, whatever the sharding, so that another number of
 workers, another ZeRO stage, or a process without DeepSpeed can go on from it.
 
-    base.py        the order of a step, averages of parameters, and what an engine gives and takes
-    local.py       plain torch in one process
-    replicated.py  torch's DistributedDataParallel, where nothing is sharded
-    sharded.py     DeepSpeed ZeRO 1 to 3
+    base.py             the order of a step, averages of parameters, and what an engine gives and takes
+    optimizer_state.py  the optimiser, and its state as a checkpoint holds it
+    local.py            plain torch in one process
+    replicated.py       torch's DistributedDataParallel, where nothing is sharded
+    sharded.py          DeepSpeed ZeRO 1 to 3
 """
 
 from raywgen.generators import Stage
@@ -17,10 +18,9 @@ from raywgen.training.engine.base import (
     Engine,
     EngineSettings,
     Offload,
-    Stored,
-    load_parameters,
 )
 from raywgen.training.engine.local import LocalEngine
+from raywgen.training.engine.optimizer_state import Stored, load_parameters
 from raywgen.training.engine.replicated import ReplicatedEngine
 from raywgen.training.engine.sharded import DeepSpeedEngine
 

@@ -10,11 +10,8 @@ from raywgen.training.checkpoints.slices import Part
 from raywgen.training.engine.base import (
     Engine,
     EngineSettings,
-    Stored,
-    load_optimizer_state,
-    new_optimizer,
-    optimizer_state,
 )
+from raywgen.training.engine.optimizer_state import Stored, load_optimizer_state, new_optimizer, optimizer_state
 from raywgen.weights import KeyedNoise, WeightBatch
 
 

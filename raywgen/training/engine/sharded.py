@@ -27,15 +27,10 @@ from raywgen.nn.precision import resolved
 from raywgen.training.checkpoints.slices import Part, Slice
 from raywgen.training.engine.base import (
     MAX_BUCKET,
-    MOMENTS,
-    STEP,
     Engine,
     EngineSettings,
-    Stored,
-    has_moments,
-    load_range,
-    new_optimizer,
 )
+from raywgen.training.engine.optimizer_state import MOMENTS, STEP, Stored, has_moments, load_range, new_optimizer
 from raywgen.weights import KeyedNoise, WeightBatch
 
 
