@@ -41,6 +41,7 @@ BENCHMARKS = {
     "checkpoint-costs": "raywgen.benchmarks.checkpoint_costs",
     "decode": "raywgen.benchmarks.decode",
     "tokenizer": "raywgen.benchmarks.tokenizer",
+    "scale": "raywgen.benchmarks.scale",
     "chaos": "raywgen.benchmarks.chaos",
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "plan": "raywgen.benchmarks.plan",
