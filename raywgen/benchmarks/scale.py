@@ -6,8 +6,9 @@
     seconds_prior        time to train the prior on these for some steps
     seconds_generate     time to generate the network in full, loading and compiling included
     seconds_load         time to load it into a module by `load_state_dict(strict=True)`
-    values_per_second    values generated in a second, without the time until the first window begins
-    peak_gib             most anonymous memory of the generating process, less that of the same for a tiny network
+    values_per_second    values generated in a second, without loading in one process, with the start of actors
+    peak_gib             most anonymous memory of the generating process, less that of the same for a tiny network; with
+                         `num_actors` that of the largest of `sizes` in one process
     peak_gpu_gib         most memory of tensors on the GPU, where there is one
     slope                slope of the logarithm of the time over that of the size, over `sizes`; CPU seconds on a CPU
     actors_2_over_1      values a second over two actors, over those of one, of the largest of `sizes`
@@ -29,6 +30,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -88,9 +90,10 @@ class ScaleConfig:
         temperature: Temperature of the tokens.
         piece_values: Values of a piece; smaller networks are generated whole.
         threads: Threads of a process that trains or generates, and CPUs of an actor.
+        num_actors: Actors that generate the whole network over Ray; 0 generates it in one process.
         device: `cpu`, `cuda` or `auto`, of training and generation.
         compare_actors: Whether `actors_2_over_1` is measured; on a CPU, over Ray.
-        folder: Folder of all files; a temporary one by default.
+        folder: Folder of all files, in which the same command uses what is done already; a temporary one by default.
     """
 
     model: Model = "small"
@@ -99,6 +102,7 @@ class ScaleConfig:
     temperature: float = 1.0
     piece_values: int = 1 << 20
     threads: int = 1
+    num_actors: int = 0
     device: Device = "auto"
     compare_actors: bool = True
     folder: str = ""
@@ -106,8 +110,8 @@ class ScaleConfig:
     def __post_init__(self) -> None:
         if self.sizes and (len(set(self.sizes)) < 4 or min(self.sizes) < 1):
             raise ValueError(f"sizes={self.sizes}: give at least four different numbers of values")
-        if min(self.piece_values, self.threads) < 1:
-            raise ValueError("piece_values and threads must be at least 1")
+        if min(self.piece_values, self.threads) < 1 or self.num_actors < 0:
+            raise ValueError("piece_values and threads must be at least 1, num_actors at least 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature}: at 0 no token is drawn; give a number above 0")
         if self.generator.tokenizer.codes_scales:
@@ -149,6 +153,7 @@ def measure(config: ScaleConfig) -> tuple[dict[str, float], dict[str, Any]]:
         "temperature": config.temperature,
         "piece_values": config.piece_values,
         "threads": config.threads,
+        "num_actors": config.num_actors,
         "device": str(resolved_device(config.device)),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
@@ -159,14 +164,21 @@ def measure(config: ScaleConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def _write_networks(config: ScaleConfig, folder: Path) -> dict[str, Layout]:
-    """Writes the model, the networks of `sizes` and a tiny one; returns the layout of each."""
+    """Writes the model, the networks of `sizes` and a tiny one; returns the layout of each.
+
+    Raises:
+        ValueError: One of `sizes` is larger than the model.
+    """
     state = empty_module(config.model).state_dict()
     whole = Layout.from_state_dict(state).num_values
     shares = _SHARES_OF_SMALL if whole < _SMALL else _SHARES
-    sizes = sorted(set(config.sizes)) or [whole // share for share in shares]
+    sizes = sorted(set(config.sizes) or {whole // share for share in shares})
+    if sizes[-1] > whole:
+        raise ValueError(f"sizes={config.sizes}: {config.model} has {whole:,} values; give fewer")
     states = {config.model: state, _TINY: cut(state, _TINY_VALUES)}
-    states |= {f"cut-{size}": cut(state, size) for size in sizes}
-    return {name: write_seeded(each, folder / name / "model.safetensors") for name, each in states.items()}
+    states |= {f"cut-{size}": cut(state, size) for size in sizes if size < whole}
+    layouts = {name: write_seeded(each, folder / name / "model.safetensors") for name, each in states.items()}
+    return layouts | ({f"cut-{whole}": layouts[config.model]} if sizes[-1] == whole else {})
 
 
 def _corpus(folder: Path) -> Corpus:
@@ -218,7 +230,10 @@ def _generated(
     """Generates the model in full, loads it, and returns the figures of generation."""
     settings = {name: _settings(config, folder, corpus, name, layout) for name, layout in layouts.items()}
     tiny = in_own_process([settings[_TINY]])
-    whole = timed("generate", lambda: in_own_process([settings[config.model]]))
+    asked = settings[config.model]
+    if config.num_actors:
+        asked = replace(asked, where="ray", num_actors=config.num_actors)
+    whole = timed("generate", lambda: in_own_process([asked]))
     module = empty_module(config.model)
     timed("load", lambda: module.load_state_dict(load_file(whole.paths[0]), strict=True, assign=True))
     assert all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()), "values that are not finite"
@@ -230,10 +245,10 @@ def _generated(
     sizes = [layouts[name].num_values for name in names]
     figures = {
         "values_per_second": layouts[config.model].num_values / whole.seconds[0],
-        "peak_gib": (whole.peak - tiny.peak) / _GIB,
+        "peak_gib": ((cuts if config.num_actors else whole).peak - tiny.peak) / _GIB,
         "slope": slope(sizes, taken),
     }
-    if not is_cpu:
+    if not is_cpu and not config.num_actors:
         figures["peak_gpu_gib"] = whole.gpu_peak / _GIB
     _print(sizes, taken, figures["values_per_second"])
     if config.compare_actors and is_cpu:
@@ -293,7 +308,8 @@ def in_own_process(configs: list[GenerateConfig]) -> Measured:
 
 def _child(sender: Connection, configs: list[GenerateConfig]) -> None:
     seconds, cpu_seconds, paths = [], [], []
-    with memory_peak() as peak:
+    over_ray = any(config.where == "ray" for config in configs)
+    with ray_session() if over_ray else nullcontext(), memory_peak() as peak:
         for config in configs:
             starts: list[tuple[float, float]] = []
 

@@ -58,6 +58,8 @@ def cut(state: StateDict, num_values: int) -> StateDict:
 def write_seeded(state: StateDict, path: Path) -> Layout:
     """Writes a network of seeded values as a safetensors file and returns its layout; no tensor is held whole.
 
+    A file that is there already is kept: it was written in one step.
+
     Args:
         state: Names, shapes and dtypes; the values are not read.
         path: The file.
@@ -69,7 +71,8 @@ def write_seeded(state: StateDict, path: Path) -> Layout:
         name: StreamedTensor(tensor.dtype, tuple(tensor.shape), partial(_blocks, name, tensor))
         for name, tensor in state.items()
     }
-    save_streamed(tensors, path, {})
+    if not path.is_file():
+        save_streamed(tensors, path, {})
     return Layout.from_state_dict(state)
 
 

@@ -67,9 +67,11 @@ def test_slope_and_rate_by_hand() -> None:
         steady_rate(reports[:3], 2)
 
 
-def test_settings_that_measure_nothing_are_refused() -> None:
+def test_settings_that_measure_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least four"):
         ScaleConfig(sizes=[1000, 2000, 3000])
+    with pytest.raises(ValueError, match=r"small has 164,234 values; give fewer"):
+        run(["scale", "sizes=[1000,2000,3000,200000]", f"folder={tmp_path}"])
     with pytest.raises(ValueError, match="no token is drawn"):
         ScaleConfig(temperature=0.0)
 
