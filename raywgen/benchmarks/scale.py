@@ -6,7 +6,7 @@
     seconds_prior        time to train the prior on these for some steps
     seconds_generate     time to generate the network in full, loading and compiling included
     seconds_load         time to load it into a module by `load_state_dict(strict=True)`
-    values_per_second    values generated in a second, without loading in one process, with the start of actors
+    values_per_second    values generated in a second; compiling counts, and with `num_actors` the start of the actors
     peak_gib             most anonymous memory of the generating process, less that of the same for a tiny network; with
                          `num_actors` that of the largest of `sizes` in one process
     peak_gpu_gib         most memory of tensors on the GPU, where there is one
@@ -93,7 +93,8 @@ class ScaleConfig:
         num_actors: Actors that generate the whole network over Ray; 0 generates it in one process.
         device: `cpu`, `cuda` or `auto`, of training and generation.
         compare_actors: Whether `actors_2_over_1` is measured; on a CPU, over Ray.
-        folder: Folder of all files, in which the same command uses what is done already; a temporary one by default.
+        folder: Folder of all files; a temporary one by default. The same command uses what was done there before, and
+            the seconds are then those of the rest.
     """
 
     model: Model = "small"
