@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,15 @@ class ClusterFault:
         cause: Causes it.
         restarts: Whether the workers are started again after it.
         workers: Number of workers after it; 0 for as many as before.
+        slows: Whether the workers are slowed down until they are started again: Ray looks for new nodes every few
+            seconds, in which a fast machine might train the run to its end.
     """
 
     name: str
     cause: Callable[[LocalCluster, TrainCommand], None]
     restarts: bool = True
     workers: int = 0
+    slows: bool = False
 
 
 def _kill_last(cluster: LocalCluster, command: TrainCommand) -> None:
@@ -82,8 +86,12 @@ def _hang(cluster: LocalCluster, command: TrainCommand) -> None:
 
 
 def _slow_down(cluster: LocalCluster, command: TrainCommand) -> None:
-    pid = command.pids()[-1]
     for _ in range(_PULSES):
+        _stop_for_a_moment(command.pids()[-1])
+
+
+def _stop_for_a_moment(pid: int) -> None:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         time.sleep(_PULSE_SECONDS)
         os.kill(pid, signal.SIGCONT)
@@ -117,7 +125,10 @@ FAULTS = (
     ClusterFault("rank is slow", _slow_down, restarts=False),
     ClusterFault("driver killed, command given again", _kill_driver),
 )
-ELASTIC_FAULTS = (ClusterFault("scale 3 to 1", _shrink, workers=1), ClusterFault("scale 1 to 3", _grow, workers=3))
+ELASTIC_FAULTS = (
+    ClusterFault("scale 3 to 1", _shrink, workers=1),
+    ClusterFault("scale 1 to 3", _grow, workers=3, slows=True),
+)
 KILL = FAULTS[0]
 
 
@@ -169,6 +180,8 @@ def _suffer(fault: ClusterFault, cluster: LocalCluster, command: TrainCommand, r
         if len(view.starts()) > num_starts:
             return True
         taken = max(taken, view.taken())
+        if fault.slows:
+            _stop_for_a_moment(command.pids()[0])
         return False
 
     if fault.restarts:
