@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 constexpr int LANES = 16, PAIRS = HEAD_WIDTH / (2 * LANES), LINE_BYTES = 64;
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -114,16 +115,18 @@ static void attend_head(const float *query, const number *keys, const number *va
         }
 }
 
-// Queries and results are (num_rows, num_shared, HEAD_WIDTH); row r of keys and values begins at r * row_stride; each
-// thread has `score_stride` numbers of `scores`, at least `num` rounded up to LANES.
-extern "C" void attend(const float *queries, const number *keys, const number *values, float *out, float *scores,
-                       int64_t num_rows, int64_t num_shared, int64_t num, int64_t row_stride, int64_t score_stride,
-                       int32_t num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t row = 0; row < num_rows; row++) {
-        int64_t next = (row + 1 < num_rows ? row + 1 : row) * row_stride;
-        for (int64_t head = row * num_shared; head < (row + 1) * num_shared; head++)
-            attend_head(queries + head * HEAD_WIDTH, keys + row * row_stride, values + row * row_stride, keys + next,
-                        out + head * HEAD_WIDTH, scores + row * score_stride, num);
+// Queries and results are (num_rows, num_shared, HEAD_WIDTH); row r of keys and values begins at r * row_stride.
+extern "C" void attend(const float *queries, const number *keys, const number *values, float *out, int64_t num_rows,
+                       int64_t num_shared, int64_t num, int64_t row_stride, int32_t num_threads) {
+#pragma omp parallel num_threads(num_threads)
+    {
+        std::vector<float> scores((num + LANES - 1) / LANES * LANES);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < num_rows; row++) {
+            int64_t next = (row + 1 < num_rows ? row + 1 : row) * row_stride;
+            for (int64_t head = row * num_shared; head < (row + 1) * num_shared; head++)
+                attend_head(queries + head * HEAD_WIDTH, keys + row * row_stride, values + row * row_stride,
+                            keys + next, out + head * HEAD_WIDTH, scores.data(), num);
+        }
     }
 }

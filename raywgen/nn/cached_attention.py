@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,19 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LANES = 16
+_LANES = 16
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def can_attend(head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Returns whether `write_and_attend` works for a width of heads and a type of the cache: it needs a compiler."""
-    if device.type != "cpu" or dtype not in _DTYPES or head_width % (2 * LANES):
+    if device.type != "cpu" or dtype not in _DTYPES or head_width % (2 * _LANES):
         return False
     return _library(head_width, dtype) is not None
 
 
-def write_and_attend(
+def _write_and_attend(
     query_BJGE: Tensor,
     key_BJE: Tensor,
     value_BJE: Tensor,
@@ -53,17 +55,6 @@ def write_and_attend(
         values_BJTE: The cache of values, as that of keys.
         position_1: The position, which is the last one that is attended to, int64.
     """
-    return torch.ops.raywgen.write_and_attend(query_BJGE, key_BJE, value_BJE, keys_BJTE, values_BJTE, position_1)
-
-
-def _write_and_attend(
-    query_BJGE: Tensor,
-    key_BJE: Tensor,
-    value_BJE: Tensor,
-    keys_BJTE: Tensor,
-    values_BJTE: Tensor,
-    position_1: Tensor,
-) -> Tensor:
     B, J, G, E = query_BJGE.shape
     library = _library(E, keys_BJTE.dtype)
     assert library is not None, "can_attend was not asked"
@@ -72,10 +63,9 @@ def _write_and_attend(
         assert part.stride() == (J * stride, stride, E, 1), f"slices of the cache lie at {part.stride()}"
     keys_BJTE[:, :, position], values_BJTE[:, :, position] = key_BJE, value_BJE
     query_BJGE, out = query_BJGE.contiguous(), torch.empty(B, J, G, E)
-    scores = torch.empty(B * J, -(-(position + 1) // LANES) * LANES)
     library.attend(
-        *(ctypes.c_void_p(part.data_ptr()) for part in (query_BJGE, keys_BJTE, values_BJTE, out, scores)),
-        *(ctypes.c_int64(number) for number in (B * J, G, position + 1, stride, scores.shape[1])),
+        *(ctypes.c_void_p(part.data_ptr()) for part in (query_BJGE, keys_BJTE, values_BJTE, out)),
+        *(ctypes.c_int64(number) for number in (B * J, G, position + 1, stride)),
         ctypes.c_int32(torch.get_num_threads()),
     )
     return out
@@ -88,15 +78,13 @@ def _fake(query_BJGE: Tensor, *_: Tensor) -> Tensor:
 @cache
 def _library(head_width: int, dtype: torch.dtype) -> Any:
     """Builds the library for a width and a type, and loads it; None where it cannot be built."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++" if shutil.which("g++") else "clang++"]
     defined = [f"-DHEAD_WIDTH={head_width}", *(["-DHALF"] if dtype == torch.bfloat16 else [])]
     with tempfile.TemporaryDirectory(prefix="raywgen-build-") as folder:
         source, built = Path(folder) / "cached_attention.cpp", Path(folder) / "cached_attention.so"
         source.write_bytes(files("raywgen.nn").joinpath(source.name).read_bytes())
         try:
-            subprocess.run([compiler, *_FLAGS, *defined, "-o", built, source], check=True, capture_output=True)
+            subprocess.run([*compiler, *_FLAGS, *defined, "-o", built, source], check=True, capture_output=True)
             return ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError):
             return None
@@ -110,3 +98,7 @@ _OPERATORS.define(
 )
 _OPERATORS.impl("write_and_attend", _write_and_attend, "CPU")
 torch.library.register_fake("raywgen::write_and_attend", _fake, lib=_OPERATORS)
+write_and_attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = (
+    torch.ops.raywgen.write_and_attend
+)
+"""The operator; see `_write_and_attend`."""

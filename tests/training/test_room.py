@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.exceptions import ActorDiedError
+from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage]
 
 from raywgen.benchmarks.chaos_cluster import TrainCommand, local_cluster
 from raywgen.benchmarks.chaos_runs import run_config, wait_for
@@ -77,10 +80,16 @@ def test_a_run_that_begins_asks_for_its_nodes_and_waits_for_them(
     assert now[0] == min(comes_at, 1.0)
 
 
-def test_a_cluster_without_an_autoscaler_can_be_asked() -> None:
+def test_the_cluster_keeps_what_its_autoscaler_is_asked_for() -> None:
+    def asked_for() -> list[dict[str, float]]:
+        found = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
+        return json.loads(found) if found else []
+
     with ray_session():
         ask_autoscaler([{"CPU": 1.0}, {"CPU": 1.0}])
+        assert asked_for() == [{"CPU": 1.0}, {"CPU": 1.0}]
         ask_autoscaler([])
+        assert not asked_for()
 
 
 class Controller:
