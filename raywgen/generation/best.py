@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generators import Generated, GenerationRequest, Generator, Sampling
+from raywgen.generators import GenerationRequest, Generator, Sampling
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.tasks.stacked import without_ties
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
@@ -38,41 +38,6 @@ class Best:
     log_prob_B: Tensor | None
 
 
-@torch.no_grad()
-def generate_candidates(
-    generator: Generator,
-    condition: Condition,
-    layout: Layout,
-    *,
-    temperature: float,
-    seed: int,
-    normalizer: Normalizer | None = None,
-    sampling: Sampling | None = None,
-    index_B: Tensor | None = None,
-    best_of: int = 1,
-) -> Generated:
-    """Generates the `B * best_of` networks that `generate_best` chooses from, those of a condition side by side.
-
-    They are on the generator's device, wherever the condition is.
-
-    Raises:
-        SamplingError: The generator does not take `sampling`.
-    """
-    return generator.generate(
-        candidates_request(
-            generator,
-            condition,
-            layout,
-            temperature=temperature,
-            seed=seed,
-            normalizer=normalizer,
-            sampling=sampling,
-            index_B=index_B,
-            best_of=best_of,
-        )
-    )
-
-
 def candidates_request(
     generator: Generator,
     condition: Condition,
@@ -85,7 +50,10 @@ def candidates_request(
     index_B: Tensor | None = None,
     best_of: int = 1,
 ) -> GenerationRequest:
-    """Returns the request by which `generate_candidates` generates networks."""
+    """Returns the request for the `B * best_of` networks that `generate_best` chooses from, on the generator's device.
+
+    Those of a condition are side by side.
+    """
     index_B = torch.arange(len(condition)) if index_B is None else index_B
     candidate_N = (index_B.unsqueeze(1) * best_of + torch.arange(best_of)).flatten()
     device = generator.device
@@ -138,7 +106,7 @@ def generate_best(
     """
     if best_of < 1:
         raise ValueError(f"best_of={best_of}: at least 1 network must be generated")
-    candidates = generate_candidates(
+    request = candidates_request(
         generator,
         condition,
         layout,
@@ -149,6 +117,7 @@ def generate_best(
         index_B=index_B,
         best_of=best_of,
     )
+    candidates = generator.generate(request)
     values_ND, device = candidates.values_BD, candidates.values_BD.device
     samples_NSF = (condition.samples_BSF if samples_BSF is None else samples_BSF).to(device)
     samples_NSF = samples_NSF.repeat_interleave(best_of, 0)

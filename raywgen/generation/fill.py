@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from raywgen.generation.best import generate_best, generate_candidates
+from raywgen.generation.best import candidates_request, generate_best
 from raywgen.generation.conditions import make_condition
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.statistics import with_new_statistics
@@ -260,6 +260,7 @@ class TrainedGenerator:
             candidates = [self.features(data.x), *candidates]
         return runnable(module, candidates, int(data.labels.max()) + 1)
 
+    @torch.no_grad()
     def _first(
         self,
         condition: Condition,
@@ -272,7 +273,7 @@ class TrainedGenerator:
         """Generates a single network, and returns it with its log-probability."""
         if best_of not in (None, 1):
             raise ConditionError(f"best_of={best_of}: without data nothing says which network is best; leave it out")
-        first = generate_candidates(self.generator, condition, layout, **drawn).cpu()
+        first = self.generator.generate(candidates_request(self.generator, condition, layout, **drawn)).cpu()
         values_1D = first.values_BD
         if unlabelled is not None:
             runs, inputs_SF = runnable(module, [unlabelled, unlabelled.reshape(len(unlabelled), -1)], 0)

@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from raywgen.generation.best import candidates_request, generate_best, generate_candidates
+from raywgen.generation.best import candidates_request, generate_best
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkResult, fresh_module
 from raywgen.generation.statistics import some_inputs
@@ -40,6 +40,7 @@ class Worker:
         self._fresh: tuple[int, nn.Module] | None = None
         self._normalizers: dict[int, Normalizer | None] = {}
 
+    @torch.no_grad()
     def run(self, item: WorkItem, kept: Mapping[str, Tensor] | None = None) -> WorkResult:
         """Generates the best of n for each network of an item, and scores it on test samples where there are any.
 
@@ -72,11 +73,10 @@ class Worker:
             )
             for task, draw, instruction in zip(task_R.tolist(), draw_R.tolist(), condition.instructions, strict=True)
         ]
-        arguments = self._trained.generator, condition, network.layout
+        generator = self._trained.generator
+        arguments = generator, condition, network.layout
         if item.piece is not None:
-            found = self._trained.generator.generate_piece(
-                candidates_request(*arguments, **kwargs), item.piece, kept or {}
-            ).cpu()
+            found = generator.generate_piece(candidates_request(*arguments, **kwargs), item.piece, kept or {}).cpu()
             return WorkResult(
                 item=item, values_RD=found.values_BX, rows=_with_log_probs(rows, found.log_prob_B), kept=found.kept
             )
@@ -94,7 +94,7 @@ class Worker:
             rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
             values_RD, log_prob_R = best.values_BD, best.log_prob_B
         else:
-            generated = generate_candidates(*arguments, **kwargs).cpu()
+            generated = generator.generate(candidates_request(*arguments, **kwargs)).cpu()
             values_RD, log_prob_R = generated.values_BD, generated.log_prob_B
         return WorkResult(item=item, values_RD=values_RD, rows=_with_log_probs(rows, log_prob_R))
 
