@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from raywgen.benchmarks.run import run
-from raywgen.benchmarks.scale import ScaleConfig, slope, steady_rate
+from raywgen.benchmarks.scale import ScaleConfig
 from raywgen.benchmarks.scale_networks import Model, cut, empty_module, write_seeded
+from raywgen.benchmarks.scale_processes import slope, steady_rate
 from raywgen.generation import load
 from raywgen.weights import Layout, load_state_dict
 
