@@ -1,17 +1,9 @@
 """Generators behind one small interface, and the registry that names the methods."""
 
-from raywgen.generators.interface import (
-    DataSpec,
-    Generated,
-    GenerationRequest,
-    Generator,
-    ParameterUse,
-    Stage,
-    StageLoss,
-    StageNeeds,
-)
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.registry import METHODS, MethodImportError, UnknownMethodError, is_import_path, method
 from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, SamplingError, StageConfig
+from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 
 __all__ = [
     "METHODS",

@@ -19,8 +19,9 @@ from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.targets import normalised
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import DataSpec, GenerationRequest, Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import DataSpec, GenerationRequest
 from raywgen.generators.settings import GeneratorConfig, StageConfig
+from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 

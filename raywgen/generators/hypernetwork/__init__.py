@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage, StageLoss, StageNeeds
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.settings import GeneratorConfig, StageConfig
+from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch

@@ -38,10 +38,11 @@ from raywgen.generators.igpg.token_sampling import (
     token_groups,
     window_bytes,
 )
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Stage
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.pieces import GeneratedPiece, Piece
 from raywgen.generators.reporting import Ablation, WeightCode
 from raywgen.generators.settings import Sampling
+from raywgen.generators.stage import Stage
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.nn.coders import PerceptronCoder
 from raywgen.weights import (

@@ -14,7 +14,7 @@ from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, Samp
 from raywgen.generators.igpg.likelihood import prior_windows, token_nll
 from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
-from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
+from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
 from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 

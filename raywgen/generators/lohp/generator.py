@@ -29,10 +29,11 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser
 from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
+from raywgen.generators.interface import DataSpec, GenerationRequest
 from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
+from raywgen.generators.stage import Stage
 from raywgen.weights import Layout, NormalizerTable
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Place
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.interface import AllReduce, ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.lohp.balance import (
     detailed_balance_loss,
     draw_stored,
@@ -30,6 +29,8 @@ from raywgen.generators.lohp.kernels import bridge_log_prob, forward_log_prob
 from raywgen.generators.lohp.paths import make_paths
 from raywgen.generators.lohp.policy import EmbeddedCondition, Policy
 from raywgen.generators.lohp.replay import ReplayBuffer, Rollout
+from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
+from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 

@@ -33,9 +33,10 @@ from torch import Tensor
 from raywgen.generators.common.denoisers import Denoiser, LatentWeights, build_denoiser
 from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.tokenizer import Tokenizer, TokenizerStage
-from raywgen.generators.interface import DataSpec, GenerationRequest, Stage
+from raywgen.generators.interface import DataSpec, GenerationRequest
 from raywgen.generators.mcdi.config import McDiConfig, McDiSampling
 from raywgen.generators.mcdi.stages import DenoiserStage, McDiTaskLossStage, write_by_sampler
+from raywgen.generators.stage import Stage
 from raywgen.weights import Layout, NormalizerTable
 
 

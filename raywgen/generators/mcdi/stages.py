@@ -19,10 +19,10 @@ from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
 from raywgen.generators.mcdi.samplers import sample
+from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 

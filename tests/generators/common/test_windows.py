@@ -27,10 +27,10 @@ from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.common.targets import normalised_targets
 from raywgen.generators.common.tokenizer import Tokenizer, VQVAEConfig
 from raywgen.generators.common.writing import Rows, write_networks
-from raywgen.generators.interface import StageNeeds
 from raywgen.generators.lohp.replay import Rollout
 from raywgen.generators.lohp.stages import PolicyStage
 from raywgen.generators.mcdi.stages import DenoiserStage, consistency_loss, draw
+from raywgen.generators.stage import StageNeeds
 from raywgen.tasks import build_task
 from raywgen.tasks.no_task import BLANK
 from raywgen.training import TrainConfig, launch, read_metrics

@@ -15,7 +15,7 @@ from raywgen.generators.common.output_loss import check_module, output_loss
 from raywgen.generators.common.tokenizer.config import VQVAEConfig
 from raywgen.generators.common.tokenizer.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.windows import random_windows
-from raywgen.generators.interface import Stage, StageLoss, StageNeeds
+from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.nn.quantisers import AllReduce
 from raywgen.nn.quantisers.base import masked_mean
 from raywgen.weights import KeyedNoise, Layout, Normalizer, WeightBatch, Windows
