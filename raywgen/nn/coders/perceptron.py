@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.nn.coders.base import Coder, silence
+from raywgen.nn.passes import rows_of_a_pass
 
 # The hidden units of a pass over chunks stay near a core. Nothing is kept of them where no gradient is asked for.
 _UNITS_OF_A_PASS = 1 << 18
@@ -40,7 +41,7 @@ class PerceptronCoder(Coder):
     def forward(self, x_BMK: Tensor, positions_MG: Tensor, mask_MK: Tensor | None = None) -> Tensor:
         """Returns what is added to each chunk; padding is read as it is: zero in weights, in latents the codes."""
         B, M = x_BMK.shape[:2]
-        rows = max(1, _UNITS_OF_A_PASS // (max(1, B) * self.value.out_features))
+        rows = rows_of_a_pass(M, B * self.value.out_features, _UNITS_OF_A_PASS)
         if torch.is_grad_enabled() or x_BMK.device.type != "cpu" or rows >= M:
             return self._added(x_BMK, positions_MG)
         parts = zip(x_BMK.split(rows, dim=1), positions_MG.split(rows, dim=-2), strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raywgen.nn.passes import rows_of_a_pass
 from raywgen.nn.precision import autocast
 
 # The scores of a pass over vectors stay in a core's cache; on other devices they need only fit into memory.
@@ -38,7 +39,7 @@ def nearest_code(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None
 
 
 def _nearest_by_argmax(vectors_NK: Tensor, codebook_VK: Tensor, mask_NK: Tensor | None, num_scores: int) -> Tensor:
-    rows = max(1, num_scores // len(codebook_VK))
+    rows = rows_of_a_pass(len(vectors_NK), len(codebook_VK), num_scores)
     parts = vectors_NK.split(rows)
     masks = [None] * len(parts) if mask_NK is None else mask_NK.split(rows)
     gains = (code_gain(part_NK, codebook_VK, real_NK) for part_NK, real_NK in zip(parts, masks, strict=True))
@@ -52,7 +53,7 @@ def _nearest_by_maximum(vectors_NK: Tensor, codebook_VK: Tensor, half_square_V: 
     row marks its column with a one, and a second product gives the column's number, plus V for each one.
     """
     (N, K), V = vectors_NK.shape, len(codebook_VK)
-    num_parts = min(N, -(-N * V // _CPU_SCORES_OF_A_PASS))
+    num_parts = -(-N // rows_of_a_pass(N, V, _CPU_SCORES_OF_A_PASS))
     rows = -(-N // num_parts)
     score_RV, best_R1 = vectors_NK.new_empty(rows, V), vectors_NK.new_empty(rows, 1)
     number_V, number_N = torch.arange(V, 2 * V, dtype=torch.float32), vectors_NK.new_empty(N)

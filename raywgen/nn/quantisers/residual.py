@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raywgen.nn.passes import rows_of_a_pass
 from raywgen.nn.quantisers.base import AllReduce, Quantiser
 from raywgen.nn.quantisers.kmeans import code_gain, kmeans, nearest_code, whole_vectors
 
@@ -175,7 +176,7 @@ class ResidualQuantiser(Quantiser):
 
     def _encode_by_beam(self, vectors_NK: Tensor, mask_NK: Tensor | None) -> Tensor:
         most = _CPU_SCORES_OF_A_PASS if vectors_NK.device.type == "cpu" else _SCORES_OF_A_PASS
-        rows = max(1, most // (self.beam * self.num_codes))
+        rows = rows_of_a_pass(len(vectors_NK), self.beam * self.num_codes, most)
         masks = [None] * len(vectors_NK) if mask_NK is None else mask_NK.split(rows)
         parts = zip(vectors_NK.split(rows), masks, strict=False)
         return torch.cat([self._beam(part_NK, real_NK) for part_NK, real_NK in parts])

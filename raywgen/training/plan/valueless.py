@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from raywgen.nn.passes import few_passes
 from raywgen.weights import chunks
 
 _aten = torch.ops.aten
@@ -35,7 +36,7 @@ def valueless() -> Iterator[None]:
     _drop_tables()
     chunks.BLOCK = sys.maxsize  # Tables need no memory here, and thousands of parts would take their time.
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Guesses():
+        with FakeTensorMode(allow_non_fake_inputs=True), _Guesses(), few_passes():
             yield
     finally:
         chunks.BLOCK = block
