@@ -32,6 +32,7 @@ SCHEMAS = {
     "plan": "raywgen.training.plan:PlanConfig",
     "generate": "raywgen.generation:GenerateConfig",
     "adapt": "raywgen.generation:AdaptConfig",
+    "statistics": "raywgen.generation.file_statistics:StatisticsConfig",
     "evaluate": "raywgen.evaluation.config:EvaluateConfig",
     "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
     "select": "raywgen.evaluation.select:SelectConfig",

@@ -1,4 +1,4 @@
-"""The commands `raywgen retrieve`, `select` and `finetune` use a corpus and a generator for a task of your own."""
+"""The commands `raywgen retrieve`, `select`, `finetune` and `statistics` put networks to use for a task of your own."""
 
 from __future__ import annotations
 
@@ -89,6 +89,56 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
         for one in selected.trust
     ]
     _print(f"What such a ranking is worth: {selected.heldout}", columns, rows)
+
+
+@app.command(cls=SettingsCommand)
+def statistics(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file of weights, or a folder of several.")],
+    overrides: Overrides = None,
+    trust: Trust = None,
+) -> None:
+    """Estimate the statistics of batch normalisation of a network in a file anew, from unlabelled images.
+
+    raywgen statistics resnet101.safetensors network=resnet101 data=images/ size=224
+
+    raywgen statistics net.safetensors 'network={name: cifar-resnet, depth: 20}' data=images.parquet out=net.safetensors
+
+    raywgen statistics folder/ network=mynets:MyNet data=images.npz num=2048 batch_size=32 device=cuda
+
+    Weights that were generated, averaged or quantised give other activations than their running means and variances
+    describe; where a network answers at chance, this is the first thing to try. Images are drawn at random, run batch
+    by batch, and need no labels. They must be standardised as in training: give `mean=` and `std=`.
+
+    The result is a new file (or folder) beside the network, `NAME-statistics`; `out=` names another, and the network's
+    own path replaces it. All other tensors, dtypes, metadata and the cut into files stay bit for bit; a torch file
+    becomes `.safetensors`.
+    """
+    from raywgen.generation.file_statistics import StatisticsConfig, estimate_file_statistics
+
+    settings = load_config(StatisticsConfig, None, given_once([f"weights={weights}", *(overrides or [])]))
+    reporter = Reporter()
+    with reporter.step("statistics", f"{weights} on {settings.data}") as bar:
+        found = estimate_file_statistics(
+            settings,
+            lambda done, total: bar.named(done, total, f"{done}/{total} images decoded"),
+            lambda done, total: bar.amount(done, total, "images"),
+        )
+    shape = "x".join(map(str, found.image_shape))
+    lines = [
+        f"{found.path}: new statistics of {found.num_layers} layers, {found.num_channels:,} channels, of "
+        f"{found.network}, from {found.num_images:,} inputs of {shape}",
+        f"medians over channels: means moved by {found.mean_shift:.2g} standard deviations, most before "
+        f"{found.furthest} ({found.furthest_shift:.2g}), variances by a factor of {found.variance_ratio:.3g}",
+        *found.notes,
+    ]
+    if found.mean and not settings.mean:
+        mean, std = ([round(value, 4) for value in part] for part in (found.mean, found.std))
+        lines.append(
+            f"pixels were standardised by their own mean {mean} and std {std}; give mean= and std= if the network was "
+            "trained with others"
+        )
+    for line in lines:
+        out.print(plain(line), highlight=False, soft_wrap=True)
 
 
 @app.command(cls=SettingsCommand)

@@ -6,11 +6,12 @@ Shape letters beyond the legend in `raywgen.weights`: N networks.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.nn.batch_norm import reestimate_statistics
+from raywgen.nn.batch_norm import NotFiniteError, reestimate_statistics
 from raywgen.tasks import Task
 from raywgen.weights import KeyedNoise, Layout
 
@@ -35,12 +36,15 @@ def with_new_statistics(module: nn.Module, layout: Layout, values_ND: Tensor, un
         unlabelled_SF: Inputs of the task, the more the better.
 
     Returns:
-        The flat vectors `(N, D)` with new statistics.
+        The flat vectors `(N, D)` with new statistics; with their own where activations are not finite.
     """
     module = copy.deepcopy(module)
     rows = []
     for values_D in values_ND:
         state = layout.unflatten(values_D, counters=module.state_dict())
         module.load_state_dict(state)
-        rows.append(layout.flatten(state | reestimate_statistics(module, unlabelled_SF)))
+        # A network that overflows is none of the best, whatever its statistics.
+        with suppress(NotFiniteError):
+            state |= reestimate_statistics(module, unlabelled_SF)
+        rows.append(layout.flatten(state))
     return torch.stack(rows)

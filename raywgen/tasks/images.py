@@ -21,23 +21,21 @@ from typing import Protocol
 
 import numpy as np
 import PIL
-import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import fs
 from torch import Tensor
 
 from raywgen.tasks.base import TaskError
+from raywgen.tasks.encoded_images import Encoded, EncodedImages, FolderImages, TableImages, holds_bytes, listed
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.text_datasets import LabelledTable, class_names, find_files, open_tables
 from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 OnProgress = Callable[[int, int], None]
-Encoded = tuple[str, bytes]  # The place of an image in words, and the bytes of its file.
 
-_ENDINGS = (".png", ".jpg", ".jpeg")
-_ROWS_OF_A_BLOCK = 1024
 _ROWS_OF_A_THREAD = 128
+_IMAGES_OF_A_HISTOGRAM = 1024
 # Pillow would hand PostScript to another program, which runs it.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MAX_PIXELS = 1 << 26
@@ -98,9 +96,11 @@ def load_images(
         )
     filesystem, infos = find_files(path)
     is_folder = infos[0].type == fs.FileType.Directory
-    rows: _LazyImages = _FolderRows(filesystem, infos[0].path) if is_folder else _TableRows(open_tables(path))
+    rows: _LabelledImages = (
+        _ClassFolders(filesystem, infos[0].path) if is_folder else _LabelledTables(open_tables(path))
+    )
     chosen_S = np.arange(len(rows.labels_S)) if limit is None else balanced_rows(rows.labels_S, limit, seed)
-    pixels = _decoded(rows, chosen_S, size, channels, on_progress)
+    pixels = decoded(rows, chosen_S, size, channels, on_progress)
     return ImageData(
         name=PurePosixPath(infos[0].path if len(infos) == 1 else os.fspath(path)).stem,
         x_SCHW=torch.from_numpy(pixels),
@@ -138,7 +138,10 @@ def channel_statistics(x_SCHW: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     means, deviations = [], []
     for channel in range(x_SCHW.shape[-3]):
         # Both follow from a histogram, which needs no float copy of the pixels.
-        share = torch.bincount(x_SCHW[..., channel, :, :].reshape(-1), minlength=256).double()
+        parts = x_SCHW[..., channel, :, :].split(_IMAGES_OF_A_HISTOGRAM)
+        share = torch.zeros(256, dtype=torch.float64)
+        for part in parts:
+            share += torch.bincount(part.reshape(-1), minlength=256)
         share /= share.sum()
         mean = float(share @ levels)
         means.append(mean)
@@ -178,8 +181,8 @@ def _check_pixels(x_SCHW: Tensor) -> None:
         raise TaskError(f"pixels {tuple(x_SCHW.shape)} of {x_SCHW.dtype}: give uint8 (..., C, H, W), not empty")
 
 
-class _LazyImages(Protocol):
-    """Images that are still encoded."""
+class _LabelledImages(Protocol):
+    """Images that are still encoded, with the class of each."""
 
     labels_S: np.ndarray
     class_names: tuple[str, ...]
@@ -188,104 +191,53 @@ class _LazyImages(Protocol):
 
     def columns(self) -> dict[str, list]: ...
 
-    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
-        """Yields the chosen rows, which ascend, in blocks."""
-        ...
+    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]: ...
 
 
-class _TableRows:
+class _LabelledTables(TableImages):
     def __init__(self, tables: list[LabelledTable]) -> None:
-        self._tables = tables
-        self._column = tables[0].column("image", "Image")
-        for table in tables:
-            kind = table.schema.field(table.column(self._column)).type
-            if not _holds_bytes(kind):
-                raise TaskError(f"{table.info.path}: '{self._column}' is {kind}; store encoded PNG or JPEG bytes in it")
+        super().__init__(tables)
         self.labels_S = np.concatenate([table.labels() for table in tables])
         self.class_names = class_names(tables, self.labels_S)
 
-    def files(self) -> list[fs.FileInfo]:
-        return [table.info for table in self._tables]
-
     def columns(self) -> dict[str, list]:
-        schema = self._tables[0].schema
-        used = (self._column, self._tables[0].column("label", "ClassLabel"))
-        names = [entry.name for entry in schema if entry.name not in used and not _holds_bytes(entry.type)]
-        return {name: [v for table in self._tables for v in table.values(table.column(name))] for name in names}
-
-    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
-        wanted_S = np.zeros(len(self.labels_S), dtype=bool)
-        wanted_S[chosen_S] = True
-        done = 0
-        for table in self._tables:
-            first = done
-            for batch in table.batches([self._column], _ROWS_OF_A_BLOCK):
-                places = np.flatnonzero(wanted_S[done : done + len(batch)])
-                images = batch.column(0).take(pa.array(places)).to_pylist()
-                done += len(batch)
-                wheres = (f"{table.info.path} row {done - len(batch) - first + place}" for place in places)
-                yield [(where, _file_bytes(image, where)) for where, image in zip(wheres, images, strict=True)]
+        schema = self.tables[0].schema
+        used = (self.column, self.tables[0].column("label", "ClassLabel"))
+        names = [entry.name for entry in schema if entry.name not in used and not holds_bytes(entry.type)]
+        return {name: [v for table in self.tables for v in table.values(table.column(name))] for name in names}
 
 
-class _FolderRows:
+class _ClassFolders(FolderImages):
     def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
-        self._filesystem = filesystem
         # `root/class/image.png`: a file deeper down or directly in the root belongs to no class and is not read.
-        folders = [one.path for one in _listed(filesystem, root) if one.type == fs.FileType.Directory]
-        infos = [info for folder in folders for info in _listed(filesystem, folder)]
-        pictures = [info for info in infos if info.path.lower().endswith(_ENDINGS)]
-        if strange := [info.path for info in pictures if not info.is_file]:
-            raise TaskError(f"{strange[0]} is no regular file; remove it")
-        if not pictures:
-            raise TaskError(
-                f"{root} holds no class folders with PNG or JPEG files; give a folder that does, or a Parquet file"
-            )
-        self._infos = sorted(pictures, key=lambda info: info.path)
-        classes = [PurePosixPath(info.path).parent.name for info in self._infos]
+        folders = [one.path for one in listed(filesystem, root) if one.type == fs.FileType.Directory]
+        super().__init__(filesystem, root, folders, "class folders with PNG or JPEG files")
+        classes = [PurePosixPath(info.path).parent.name for info in self.infos]
         self.class_names = tuple(sorted(set(classes)))
         self.labels_S = np.searchsorted(np.asarray(self.class_names), np.asarray(classes)).astype(np.int64)
 
-    def files(self) -> list[fs.FileInfo]:
-        return self._infos
-
     def columns(self) -> dict[str, list]:
-        return {"path": [info.path for info in self._infos]}
-
-    def encoded(self, chosen_S: np.ndarray) -> Iterator[list[Encoded]]:
-        for first in range(0, len(chosen_S), _ROWS_OF_A_BLOCK):
-            paths = [self._infos[row].path for row in chosen_S[first : first + _ROWS_OF_A_BLOCK]]
-            yield [(path, self._read(path)) for path in paths]
-
-    def _read(self, path: str) -> bytes:
-        try:
-            with self._filesystem.open_input_stream(path) as file:
-                return file.read()
-        except OSError as error:
-            raise TaskError(f"{path} cannot be read ({error}); mend or remove it") from error
+        return {"path": [info.path for info in self.infos]}
 
 
-def _listed(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    return filesystem.get_file_info(fs.FileSelector(folder))
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _file_bytes(image: dict | bytes | None, where: str) -> bytes:
-    content = image.get("bytes") if isinstance(image, dict) else image
-    if not content:
-        raise TaskError(f"{where} has no image bytes; store the encoded file in the table, or drop the row")
-    return content
-
-
-def _decoded(
-    rows: _LazyImages, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
+def decoded(
+    rows: EncodedImages, chosen_S: np.ndarray, size: int | None, channels: int | None, on_progress: OnProgress | None
 ) -> np.ndarray:
-    """Returns pixels uint8 `(S, C, H, W)`, from the cache where they are there."""
+    """Decodes some images, block by block, unless the cache has them.
+
+    Args:
+        rows: All images.
+        chosen_S: The numbers of those that are wanted, ascending.
+        size: As `load_images` takes it.
+        channels: As `load_images` takes it.
+        on_progress: As `load_images` takes it.
+
+    Returns:
+        Pixels uint8 `(S, C, H, W)`, mapped into memory.
+
+    Raises:
+        TaskError: An image is damaged, or of another size than the first.
+    """
     files = [(info.path, info.size, info.mtime_ns) for info in rows.files()]
     recipe = [files, size, channels, PIL.__version__, hashlib.sha256(chosen_S.tobytes()).hexdigest()]
     name = f"images-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]}.npy"

@@ -194,6 +194,54 @@ def read_into(source: NativeFile, tensor: StoredTensor, start: int, values: Tens
         place += num
 
 
+def stored_names(path: Path) -> list[str]:
+    """Returns the names of the tensors that a safetensors file holds; raises as `read_header` does."""
+    from pyarrow import OSFile  # Late: most users of this module bring open files.
+
+    with OSFile(str(path), "rb") as source:
+        return list(read_header(source))
+
+
+def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes values over those of stored tensors, in their dtype; no other byte of the file changes.
+
+    Args:
+        path: A safetensors file.
+        tensors: New values by name, in the stored shapes.
+
+    Raises:
+        SafetensorsError: The file is damaged, or has no such tensor.
+        WeightsError: A finite value is beyond the range of the stored dtype.
+        OSError: The file cannot be written.
+    """
+    from pyarrow import OSFile
+
+    with OSFile(str(path), "rb") as source:
+        places = read_header(source)
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            if name not in places or places[name].shape != tuple(tensor.shape):
+                raise SafetensorsError(f"it holds no tensor '{name}' of shape {list(tensor.shape)}")
+            values = in_dtype(tensor.detach().cpu(), places[name].dtype, name).contiguous()
+            file.seek(places[name].start)
+            file.write(values.view(-1).view(torch.uint8).numpy().data)
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Returns finite values in another dtype.
+
+    Raises:
+        WeightsError: A value is beyond its range.
+    """
+    values = tensor.to(dtype)
+    if not bool(values.isfinite().all()):
+        raise WeightsError(
+            f"a value of '{name}' is {float(tensor.abs().max()):.3g}, beyond the range of {dtype}; convert the network "
+            "to float32 or bfloat16 first"
+        )
+    return values
+
+
 def blocks_of(source: NativeFile) -> Iterator[tuple[str, Tensor]]:
     """Reads a whole file in order, block by block, each with the name of its tensor; the header has an empty name.
 

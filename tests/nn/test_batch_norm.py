@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
 
-from raywgen.nn.batch_norm import differentiable, match_statistics, reestimate_statistics
+from raywgen.nn.batch_norm import (
+    NotFiniteError,
+    StatisticsError,
+    differentiable,
+    match_statistics,
+    reestimate_statistics,
+)
+from raywgen.tasks import build_network
+from raywgen.tasks.images import load_digits_images, normalise
 
 
 def network() -> nn.Sequential:
@@ -47,6 +59,89 @@ def test_statistics_are_those_of_each_layer_s_inputs_by_hand() -> None:
     second = other[:5](x).detach()
     torch.testing.assert_close(found["5.running_mean"], second.mean(dim=0))
     torch.testing.assert_close(found["5.running_var"], second.var(dim=0))
+
+
+def test_a_stream_of_one_batch_gives_the_same_bits() -> None:
+    module, x = network(), inputs()
+    whole, streamed = reestimate_statistics(module, x), reestimate_statistics(module, iter([x]))
+    assert all(torch.equal(whole[name], streamed[name]) for name in whole)
+
+
+def test_pooled_moments_of_the_first_layer_are_those_of_all_inputs_in_float64() -> None:
+    module, x = network(), inputs(50) + torch.linspace(-3, 3, 50).view(-1, 1, 1, 1)  # Batches differ in mean.
+    found = reestimate_statistics(module, x.split([20, 3, 25, 2]))
+    first = copy.deepcopy(module[0]).double()(x.double()).detach()
+    variance_D, mean_D = torch.var_mean(first, dim=(0, 2, 3))
+    # Four batches in float32 are off by a few of its last bits.
+    torch.testing.assert_close(found["1.running_mean"].double(), mean_D, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(found["1.running_var"].double(), variance_D, rtol=2e-6, atol=0)
+
+
+def test_batches_of_a_deep_network_come_close_to_one_large_batch() -> None:
+    torch.manual_seed(0)
+    module = build_network({"name": "cifar-resnet", "depth": 20, "widths": [8, 16, 32], "in_channels": 1})
+    pixels = load_digits_images().x_SCHW[:640]
+    x = normalise(pixels)[torch.randperm(640)]
+    probe, outputs = x[512:], {}
+    for size in (512, 64, 32):
+        state = module.state_dict() | reestimate_statistics(module, x[:512].split(size))
+        module.load_state_dict(state)
+        with torch.no_grad():
+            outputs[size] = module.eval()(probe)
+    errors = {size: float((outputs[size] - outputs[512]).norm() / outputs[512].norm()) for size in (64, 32)}
+    assert errors[64] < 0.03, errors
+    assert errors[64] < errors[32] < 0.06, errors
+    before = build_network({"name": "cifar-resnet", "depth": 20, "widths": [8, 16, 32], "in_channels": 1}).state_dict()
+    module.load_state_dict({**module.state_dict(), **{k: v for k, v in before.items() if "running" in k}})
+    with torch.no_grad():
+        stored = module.eval()(probe)
+    assert float((stored - outputs[512]).norm() / outputs[512].norm()) > 1, "the statistics before were as good"
+
+
+def test_batches_are_not_kept_and_progress_counts_inputs() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    done: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for number in range(6):
+            assert sum(one() is not None for one in alive) <= 1
+            x = inputs(8) + number
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+
+    reestimate_statistics(network(), batches(), done.append)
+    assert done == [8, 16, 24, 32, 40, 48]
+
+
+def test_a_loader_of_pairs_is_taken_and_half_precision_is_measured_in_float32() -> None:
+    module, x = network().bfloat16(), inputs(64).bfloat16()
+    loader = DataLoader(TensorDataset(x, torch.zeros(64)), batch_size=16)
+    found = reestimate_statistics(module, loader)
+    first = module[0](x).detach().double()
+    assert found["1.running_mean"].dtype == torch.bfloat16
+    # Half of the last of the eight bits.
+    torch.testing.assert_close(found["1.running_mean"].double(), first.mean(dim=(0, 2, 3)), rtol=2**-8, atol=1e-4)
+
+
+def test_a_layer_that_does_not_run_gets_nothing_and_no_layer_needs_no_run() -> None:
+    module = network()
+    module.add_module("aside", nn.Identity())
+    module.get_submodule("aside").add_module("unused", nn.BatchNorm1d(3))
+    assert not any("unused" in name for name in reestimate_statistics(module, inputs()))
+    assert reestimate_statistics(nn.Linear(2, 2), torch.zeros(1, 9)) == {}
+
+
+def test_what_cannot_be_estimated_names_its_layer() -> None:
+    module = network()
+    with pytest.raises(StatisticsError, match="no batch of inputs"):
+        reestimate_statistics(module, [])
+    with pytest.raises(StatisticsError, match=r"layer .5.: a batch with a single value .* give larger"):
+        reestimate_statistics(module, [inputs(4), inputs(1)])
+    with torch.no_grad():
+        module.get_parameter("4.weight")[0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match="before layer '5' are NaN or infinite on inputs 0 to 39"):
+        reestimate_statistics(module, inputs())
 
 
 def test_the_modules_are_left_as_they_were() -> None:
