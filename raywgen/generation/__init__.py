@@ -4,13 +4,14 @@ from raywgen.actor_pool import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
 from raywgen.generation.best import Best, generate_best
 from raywgen.generation.config import GenerateConfig
+from raywgen.generation.file_statistics import Reestimated, StatisticsConfig, estimate_file_statistics
 from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning
 from raywgen.generation.generate import generate
 from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.loading import load
 from raywgen.generation.plan import NetworkRow
 from raywgen.generation.sink import UnfinishedError
-from raywgen.generation.statistics import with_new_statistics
+from raywgen.generation.statistics import StatisticsWarning, with_new_statistics
 from raywgen.generators import SamplingError
 from raywgen.tasks.user_data import ConditionError
 
@@ -25,12 +26,16 @@ __all__ = [
     "GenerateConfig",
     "NetworkRow",
     "NoResourcesError",
+    "Reestimated",
     "SamplingError",
+    "StatisticsConfig",
+    "StatisticsWarning",
     "TrainedGenerator",
     "UnfinishedError",
     "UnknownLayoutError",
     "UnknownLayoutWarning",
     "adapt",
+    "estimate_file_statistics",
     "generate",
     "generate_best",
     "load",

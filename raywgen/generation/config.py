@@ -9,6 +9,8 @@ from raywgen.nn.devices import Device
 
 Where = Literal["here", "ray"]
 Into = Literal["files", "corpus"]
+AFTERWARDS = "estimate the statistics of each file afterwards, by `raywgen statistics FILE network=... data=IMAGES`"
+"""What does for a network that is only written what `num_unlabelled` does for one that is run."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +57,8 @@ class GenerateConfig:
         num_actors: Actors of `ray`; 0 for one for each free core.
         start_timeout: Seconds to wait for a first actor where the cluster is full.
         num_unlabelled: Training samples of each task from which statistics of batch normalisation are estimated anew,
-            for every candidate before the choice; 0 leaves them as they were generated.
+            for every candidate before the choice; 0 leaves them as they were generated. For networks that are not
+            tried, such as those in pieces, `raywgen statistics` does that afterwards.
         sampling: Settings of sampling: any of those under `sampling` in the generator's config, which holds for the
             others.
     """
@@ -98,10 +101,14 @@ class GenerateConfig:
             raise ValueError(
                 f"piece_values={self.piece_values} must be at least 1, max_file_bytes={self.max_file_bytes} at least 0"
             )
-        if not self.try_on_samples and ((self.best_of or 1) > 1 or self.num_unlabelled):
+        if not self.try_on_samples and (self.best_of or 1) > 1:
             raise ValueError(
-                f"try_on_samples=false leaves nothing to choose networks by: leave out best_of={self.best_of} and "
-                f"num_unlabelled={self.num_unlabelled}"
+                f"try_on_samples=false leaves nothing to choose networks by: leave out best_of={self.best_of}"
+            )
+        if not self.try_on_samples and self.num_unlabelled:
+            raise ValueError(
+                f"num_unlabelled={self.num_unlabelled}: try_on_samples=false runs no network; leave it out, and "
+                f"{AFTERWARDS}"
             )
         if self.max_file_bytes and self.into == "corpus":
             raise ValueError(f"max_file_bytes={self.max_file_bytes} is of files: leave it out with into=corpus")

@@ -226,6 +226,11 @@ def _standardisation(config: StatisticsConfig, inputs: UnlabelledInputs) -> tupl
                 f"{config.data} holds no uint8 images: leave out mean= and std=, and standardise it before"
             )
         return (), ()
+    if config.mean and len(config.mean) != inputs.stored.shape[1]:
+        raise ConditionError(
+            f"images of {config.data} have {inputs.stored.shape[1]} channels, mean= and std= {len(config.mean)} "
+            "values; give one of each for each channel, or convert image files by channels="
+        )
     if config.mean:
         return tuple(config.mean), tuple(config.std)
     return inputs.pixel_statistics()

@@ -21,6 +21,7 @@ from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, make_p
 from raywgen.generation.request import ResolvedRequest, resolve_request
 from raywgen.generation.sink import Sink
 from raywgen.generation.sinks import make_sink
+from raywgen.generation.statistics import warn_of_statistics
 from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
@@ -66,6 +67,7 @@ def generate(
     Warns:
         UnknownLayoutWarning: The generator was never trained on an architecture of `networks`.
         ChanceWarning: Networks answer their labelled samples no better than chance.
+        StatisticsWarning: Files of networks that were not run have generated statistics of batch normalisation.
     """
     config = replace(config, out=checked_out(config.out, GenerateConfig.out))
     # A task and an architecture of the user's own need no corpus.
@@ -86,6 +88,7 @@ def generate(
         rows = _run(config, plan, trained, sink, report) if existing is None else existing
     if existing is None:
         _warn_of_unknown(request, rows, trained)
+        _warn_of_statistics(request, rows)
     _warn_of_chance(request, rows, trained)
     return rows
 
@@ -134,6 +137,13 @@ def _warn_of_unknown(request: ResolvedRequest, rows: list[NetworkRow], trained: 
         row = next((row for row in rows if row.network == network.name), None)
         if row is not None and not row.known:
             trained.warn(network.layout)
+
+
+def _warn_of_statistics(request: ResolvedRequest, rows: list[NetworkRow]) -> None:
+    for network in request.networks:
+        row = next((row for row in rows if row.network == network.name and row.path), None)
+        if row is not None and not request.is_tried:
+            warn_of_statistics(network, row.path)
 
 
 def _warn_of_chance(request: ResolvedRequest, rows: list[NetworkRow], trained: TrainedGenerator) -> None:

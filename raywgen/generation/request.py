@@ -10,7 +10,7 @@ from raywgen.config import ConfigError
 from raywgen.corpus import Corpus, NetworkFacts, TaskFacts
 from raywgen.corpus.chosen import networks_named, tasks_named
 from raywgen.generation.conditions import make_condition
-from raywgen.generation.config import GenerateConfig
+from raywgen.generation.config import AFTERWARDS, GenerateConfig
 from raywgen.generation.fill import MOST_SAMPLES, TrainedGenerator
 from raywgen.generators import Generator
 from raywgen.tasks import build_network, network_name
@@ -90,8 +90,9 @@ def resolve_request(config: GenerateConfig, corpus: Corpus | None, trained: Trai
         unknown = unknown or f"nothing says how to build {strange[0]}"
     if unknown and ((config.best_of or 1) > 1 or config.num_unlabelled):
         wrong = f"num_unlabelled={config.num_unlabelled}" if config.num_unlabelled else f"best_of={config.best_of}"
+        leave = f"leave it out and {AFTERWARDS}" if config.num_unlabelled else "leave it out"
         raise ConfigError(
-            f"{wrong}: {unknown}, so networks are generated, but cannot be run on anything; leave it out, or describe "
+            f"{wrong}: {unknown}, so networks are generated, but cannot be run on anything; {leave}, or describe "
             f"{config.corpus} by `raywgen corpus describe` and train anew"
         )
     return ResolvedRequest(

@@ -6,16 +6,25 @@ Shape letters beyond the legend in `raywgen.weights`: N networks.
 from __future__ import annotations
 
 import copy
+import json
+import shlex
+import warnings
 from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
+from raywgen.corpus import NetworkFacts
 from raywgen.nn.batch_norm import NotFiniteError, reestimate_statistics
 from raywgen.tasks import Task
 from raywgen.weights import KeyedNoise, Layout
 
 _STREAM = 4_000
+_RUNNING = "running_var"
+
+
+class StatisticsWarning(UserWarning):
+    """A network was written with the statistics of batch normalisation that the generator wrote."""
 
 
 def some_inputs(task: Task, num: int, seed: int = 0) -> Tensor:
@@ -48,3 +57,22 @@ def with_new_statistics(module: nn.Module, layout: Layout, values_ND: Tensor, un
             state |= reestimate_statistics(module, unlabelled_SF)
         rows.append(layout.flatten(state))
     return torch.stack(rows)
+
+
+def warn_of_statistics(network: NetworkFacts, path: str) -> None:
+    """Warns of generated statistics of a network that was not run, and says how to estimate them; else does nothing.
+
+    Args:
+        network: The network.
+        path: The file of one such network.
+    """
+    num = sum(spec.name.rpartition(".")[2] == _RUNNING for spec in network.layout.generated)
+    if not num:
+        return
+    recipe = shlex.quote(f"network={json.dumps(network.recipe)}") if network.recipe else "network=package.module:Class"
+    warnings.warn(
+        f"{network.name}: the statistics of its {num} layers of batch normalisation are generated ones, which may not "
+        f"fit the weights; `raywgen statistics {shlex.quote(path)} {recipe} data=IMAGES` estimates them from images",
+        StatisticsWarning,
+        stacklevel=4,
+    )

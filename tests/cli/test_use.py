@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from raywgen import cli
 from raywgen.corpus import Corpus
+from raywgen.tasks import build_network
+from raywgen.weights import load_state_dict, save_state_dict
 
 
 def output_of(*arguments: str) -> str:
@@ -43,9 +46,24 @@ def test_finetune_prints_a_row_a_start(zoo_corpus: Corpus, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("command", "setting"), [("retrieve", "num_samples"), ("select", "best_of"), ("finetune", "learning_rates")]
+    ("command", "setting"),
+    [("retrieve", "num_samples"), ("select", "best_of"), ("finetune", "learning_rates"), ("statistics", "batch_size")],
 )
 def test_help_lists_the_settings(command: str, setting: str) -> None:
     shown = output_of(command, "--help")
     assert setting in shown.replace(" ", "")
     assert f"raywgen {command}" in shown
+
+
+def test_statistics_writes_a_network_and_says_how_far_they_moved(tmp_path: Path) -> None:
+    recipe = {"name": "cifar-resnet", "depth": 8, "widths": [4, 4, 4], "in_channels": 1}
+    save_state_dict(build_network(recipe).state_dict(), tmp_path / "net.safetensors", {})
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    network = "network={name: cifar-resnet, depth: 8, widths: [4, 4, 4], in_channels: 1}"
+    shown = output_of("statistics", str(tmp_path / "net.safetensors"), network, f"data={tmp_path / 'images.npy'}")
+    assert "net-statistics.safetensors: new statistics of 7 layers, 28 channels" in shown
+    assert "from 40 inputs of 1x8x8" in shown
+    assert "variances by a factor of" in shown
+    assert "give mean= and std= if the network was trained with others" in shown
+    assert set(load_state_dict(tmp_path / "net-statistics.safetensors")) == set(build_network(recipe).state_dict())

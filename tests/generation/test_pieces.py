@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 from raywgen import cli
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
-from raywgen.generation import GenerateConfig, UnfinishedError, generate
+from raywgen.generation import GenerateConfig, StatisticsWarning, UnfinishedError, generate
 from raywgen.generation.worker import NoMemoryError
 from raywgen.generators.bundle import build_generator, save_bundle
 from raywgen.generators.common.tokenizer import TokenizerConfig
@@ -33,6 +35,7 @@ from raywgen.weights import WeightsError, load_state_dict
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::raywgen.generation.UnknownLayoutWarning"),
+    pytest.mark.filterwarnings("ignore::raywgen.generation.StatisticsWarning"),
 ]
 CONFIG = IGPGConfig(
     tokenizer=TokenizerConfig(quantiser=QuantiserConfig(num_levels=2, num_codes=8), width=16, scales="tensor"),
@@ -229,6 +232,31 @@ def test_the_command_counts_values_and_says_why_nothing_was_judged(
     assert "values/s" in result.stderr
     (index,) = (tmp_path / "out").rglob("model.safetensors.index.json")
     assert index.parent.name.startswith(network)
+
+
+def test_the_warning_of_generated_statistics_holds_the_command_that_estimates_them(
+    zoo_corpus: Corpus, windowed: str, tmp_path: Path
+) -> None:
+    settings = settings_of(zoo_corpus, windowed, tmp_path / "out", limit=1, num=1)
+    with pytest.warns(StatisticsWarning, match="Odd: the statistics of its 1 layers") as warned:
+        (row,) = generate(settings)
+    said = next(str(one.message) for one in warned if one.category is StatisticsWarning)
+    _, *command = shlex.split(said.partition("`")[2].partition("`")[0])
+    assert row.path in command
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    command[command.index("data=IMAGES")] = f"data={tmp_path / 'images.npy'}"
+    result = CliRunner().invoke(cli.app, [*command, f"out={row.path}", "mean=[0.5]", "std=[0.3]"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    state, module = load_state_dict(row.path), Odd()
+    module.load_state_dict(state)
+    x = torch.from_numpy((pixels.reshape(40, 64) / 255 - 0.5) / 0.3).float()
+    with torch.no_grad():
+        hidden = module.inner(x)
+    torch.testing.assert_close(state["norm.running_mean"], hidden.mean(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["norm.running_var"], hidden.var(dim=0), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"num_unlabelled=8: try_on_samples=false .* by `raywgen statistics FILE"):
+        settings_of(zoo_corpus, windowed, tmp_path / "out", num_unlabelled=8)
 
 
 def test_a_disk_that_fills_is_one_line_and_nothing_is_lost(zoo_corpus: Corpus, windowed: str, tmp_path: Path) -> None:
