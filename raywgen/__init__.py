@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from raywgen.trust import trusting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from torch import Tensor, nn
 
     from raywgen.generation import TrainedGenerator
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "load", "trusting"]
+__all__ = ["__version__", "load", "reestimate_statistics", "trusting"]
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
@@ -31,3 +33,23 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
     from raywgen.generation import load as load_generator
 
     return load_generator(path, trust=trust)
+
+
+def reestimate_statistics(
+    module: nn.Module,
+    x: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Estimates running statistics of batch normalisation; see `raywgen.nn.batch_norm.reestimate_statistics`.
+
+    Args:
+        module: The network; it does not change.
+        x: One batch of inputs, or any number, such as a shuffled `DataLoader`, of which memory holds one at a time.
+        on_progress: Called after each batch with the number of inputs so far.
+
+    Returns:
+        Entries for `module.load_state_dict(..., strict=False)`.
+    """
+    from raywgen.nn.batch_norm import reestimate_statistics as estimate
+
+    return estimate(module, x, on_progress)

@@ -132,12 +132,13 @@ COMMANDS = {
         "generate out=OUT",
         "retrieve runs/none out=OUT",
         "select runs/none out=OUT",
+        "statistics none.safetensors data=none.npy out=OUT",
         "train mcdi num_workers=0 out=OUT",
         "tune mcdi out=OUT",
         "zoo train out=OUT",
     )
 }
-FILES = ("adapt", "retrieve", "select")
+FILES = ("adapt", "retrieve", "select", "statistics")
 
 
 def refusal(command: list[str], out: str) -> str:

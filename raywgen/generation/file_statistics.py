@@ -86,7 +86,7 @@ class StatisticsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reestimated:
-    """What is known of the new statistics.
+    """Facts about the new statistics.
 
     Attributes:
         path: The file, or folder, that holds the network.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raywgen.corpus.errors import CorpusError
 from raywgen.corpus.sharded import is_index, read_weight_map
 from raywgen.files import in_one_step, remedy, sync, sync_folder
-from raywgen.out_folder import local_file
+from raywgen.out_folder import local_file, local_out
 from raywgen.weights import WeightsError, load_state_dict, save_state_dict
 from raywgen.weights.kinds import weights_suffix
 from raywgen.weights.names import plain_names
@@ -51,7 +51,7 @@ class StoredNetwork:
             WeightsError: There is no such file, a folder has no index or several, or a file that an index names is
                 missing.
         """
-        place = Path(local_file_or_folder(path))
+        place = Path(_local(path))
         if place.is_dir():
             found = [one for one in sorted(place.iterdir()) if is_index(one.name)]
             if len(found) != 1:
@@ -97,8 +97,7 @@ class StoredNetwork:
         """
         own = module.state_dict()
         own_names = dict(zip(plain_names(list(own)), own, strict=True))
-        states = ((file, load_state_dict(file)) for file in self.files)
-        names = [name for _, state in states for name in state]
+        names = [name for file in self.files for name in load_state_dict(file)]
         stored = dict(zip(plain_names(names), names, strict=True))
         self._check_names(own_names, stored, network)
         targets = {name: own_names[plain] for plain, name in stored.items()}
@@ -113,7 +112,8 @@ class StoredNetwork:
         """Returns the file, or for several the folder, that `write` writes; by default a new one beside the network.
 
         Raises:
-            OutError: `out` is a URI, or a folder for a network of one file.
+            OutError: `out` is a URI, a folder for a network of one file, or a file or a folder that nobody meant for
+                one of several.
             WeightsError: Something else than the network is there already, or `out` would be of another kind.
         """
         place = self.files[0] if self.index is None else self.index.parent
@@ -126,8 +126,10 @@ class StoredNetwork:
             if not target.name.lower().endswith(_SAFETENSORS):
                 raise WeightsError(f"out={out}: networks are written as .safetensors; give such a name")
         else:
-            target = Path(local_file_or_folder(out))
+            target = Path(_local(out))
             target = target.parent if is_index(target.name) else target
+            if not self.is_at(target):
+                local_out(str(target), "network", "raywgen statistics")
             if not self.is_safetensors:
                 raise WeightsError(
                     f"{self.path}: several torch files are not written again; convert them to safetensors"
@@ -210,7 +212,7 @@ class StoredNetwork:
         )
 
 
-def local_file_or_folder(path: str) -> str:
+def _local(path: str) -> str:
     """Returns a path of this machine.
 
     Raises:
