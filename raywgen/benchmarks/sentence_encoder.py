@@ -9,6 +9,8 @@
                             sentences, and stored in place of those that were stored before
     right_0.99, ...         `tokens_4` with about that share of tokens right and drawn ones in place of the others:
                             what a prior of that accuracy would write; `_accuracy` is the share of right tokens
+    guessed_accuracy        share of right tokens of a prior that always writes the commonest code of a level
+    bits_of_a_token         entropy of a token of `tokens_4`, given its level: what a prior must know of each
     works_from              the least of these accuracies from which on at most `most_lost` points are lost; 2 where
                             even the right tokens lose more
 
@@ -235,6 +237,7 @@ def _judged(
             figures |= probes.figures(name, compressor.network(tokens.decode(codes_ML)))
             figures[f"{name}_accuracy"] = float((codes_ML == tokens.codes_ML).double().mean())
     losses = {accuracy: figures[f"right_{accuracy:g}_loss"] for accuracy in config.accuracies}
+    figures["guessed_accuracy"], figures["bits_of_a_token"] = tokens.by_level()
     return figures | {"works_from": works_from(losses | {1.0: figures["tokens_4_loss"]}, config.most_lost)}
 
 

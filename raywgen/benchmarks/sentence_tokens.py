@@ -18,6 +18,7 @@ from torch import Tensor
 from raywgen.benchmarks.recipes import folder_of
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.evaluation.tokenizer_report import code_counts
 from raywgen.generation import load
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig
@@ -63,6 +64,17 @@ class Tokenised:
         is_wrong_ML = torch.rand(self.codes_ML.shape, generator=random) >= accuracy
         chunk_ML = torch.randint(len(self.codes_ML), self.codes_ML.shape, generator=random)
         return torch.where(is_wrong_ML, self.codes_ML.gather(0, chunk_ML), self.codes_ML)
+
+    def by_level(self) -> tuple[float, float]:
+        """Returns what a prior that knows only how often each level's codes occur reaches.
+
+        Returns:
+            The share of right tokens of one that writes the commonest, and the mean entropy of a token, in bits.
+        """
+        counts = code_counts(self.codes_ML.unsqueeze(0), self.generator.tokenizer.quantiser.num_codes)
+        share_LV = counts.double() / len(self.codes_ML)
+        entropy_L = -torch.xlogy(share_LV, share_LV).sum(dim=1) / math.log(2)
+        return float(share_LV.amax(dim=1).mean()), float(entropy_L.mean())
 
     @property
     def num_bits(self) -> float:

@@ -88,6 +88,8 @@ def test_figures_of_all_forms(folder: str, data: Path, tmp_path: Path) -> None:
     assert figures["codec_4_snr_db"] > figures["codec_2_snr_db"] + 6
     assert figures["tokens_4_snr_db"] > figures["tokens_2_snr_db"]
     assert figures["right_0.9_accuracy"] > 0.9
+    assert 1 / 16 <= figures["guessed_accuracy"] < 1
+    assert 0 < figures["bits_of_a_token"] <= 4
     assert figures["works_from"] in (0.5, 0.9, 1.0, 2.0)
     assert found["conditions"]["sets"][-1].endswith("new.parquet")
 
@@ -106,6 +108,10 @@ def test_tokens_are_drawn_anew_in_the_share_that_is_asked_for(folder: str, tmp_p
     assert float(half) == pytest.approx(0.5 + 0.5 * float(by_chance), abs=0.03)
     for level in range(4):
         assert set(wrong_ML[:, level].tolist()) <= set(tokens.codes_ML[:, level].tolist())
+    counts = [torch.unique(tokens.codes_ML[:, level], return_counts=True)[1].double() / 1195 for level in range(4)]
+    guessed, entropy = tokens.by_level()
+    assert guessed == pytest.approx(float(sum(share.max() for share in counts)) / 4)
+    assert entropy == pytest.approx(-float(sum((share * share.log2()).sum() for share in counts)) / 4)
     decoded = tokens.decode(tokens.codes_ML)
     assert decoded.keys() == state.keys()
     assert all(torch.equal(decoded[name], value.half().float()) for name, value in state.items() if value.dim() == 1)
