@@ -12,6 +12,8 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import nn
 
+from raywgen.config import ConfigError
+from raywgen.corpus import Corpus
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.generation import StatisticsConfig, estimate_file_statistics
 from raywgen.generation.network_files import INDEX_OF_FILES, NetworkFile, NetworkFiles
@@ -273,3 +275,12 @@ def test_a_part_that_is_missing_is_named(digits: Path, tmp_path: Path) -> None:
     (tmp_path / INDEX_OF_FILES).write_text("{}")
     with pytest.raises(WeightsError, match="is no index of a sharded checkpoint"):
         estimate_file_statistics(settings(tmp_path, digits))
+
+
+def test_a_corpus_says_how_a_network_is_built(zoo_corpus: Corpus, digits: Path, tmp_path: Path) -> None:
+    name = next(iter(zoo_corpus.networks.values())).name
+    given = {"corpus": zoo_corpus.location, "network": name}
+    with pytest.raises(StatisticsError, match=f"network={name} has no batch normalisation with running statistics"):
+        estimate_file_statistics(settings(tmp_path / "net.safetensors", digits, **given))
+    with pytest.raises(ConfigError, match=f"did you mean '{name}'"):
+        estimate_file_statistics(settings(tmp_path / "net.safetensors", digits, **given | {"network": f"{name}x"}))
