@@ -17,6 +17,7 @@ from raywgen.benchmarks.pretrained_networks import (
     Images,
     Pretrained,
     PretrainedError,
+    beside,
     correct,
     find_networks,
     percent,
@@ -50,16 +51,6 @@ def _codec() -> CodecConfig:
 def _low_bits() -> CodecConfig:
     # At 2 bits a grid of 8 for the small tensors would take a twentieth of all bits.
     return CodecConfig(state_bits=12, bits_per_value=2.0, small_bits=4, count_equally="values")
-
-
-def _beside(folder: str, setting: str, name: str) -> str:
-    """Finds a file of this name in a folder, beside it, or beside the folder of a file."""
-    path = Path(folder)
-    places = [path, path.parent, path.parent.parent]
-    found = [place / name for place in places if (place / name).is_file()]
-    if not found:
-        raise ValueError(f"no {name} in {path} or beside it; give {setting}=PATH")
-    return str(found[0])
 
 
 def _igpg() -> IGPGConfig:
@@ -123,8 +114,8 @@ class IGPGPretrainedConfig(TrainingConfig):
         super().__post_init__()
         if not self.dir:
             raise ValueError("give dir=PATH of a folder of networks")
-        self.data = self.data or _beside(self.dir, "data", "cifar10-train.parquet")
-        self.test_data = self.test_data or _beside(self.dir, "test_data", "cifar10-test.parquet")
+        self.data = self.data or beside(self.dir, "data", "cifar10-train.parquet")
+        self.test_data = self.test_data or beside(self.dir, "test_data", "cifar10-test.parquet")
         if self.num_unlabelled < 2:
             raise ValueError(f"num_unlabelled={self.num_unlabelled}: must be at least 2")
 

@@ -78,6 +78,20 @@ class Pretrained:
         return module.eval()
 
 
+def beside(folder: str, setting: str, name: str) -> str:
+    """Finds a file of this name in a folder, beside it, or beside the folder of a file.
+
+    Raises:
+        ValueError: There is none; `setting` names what to give.
+    """
+    path = Path(folder)
+    places = [path, path.parent, path.parent.parent]
+    found = [place / name for place in places if (place / name).is_file()]
+    if not found:
+        raise ValueError(f"no {name} in {path} or beside it; give {setting}=PATH")
+    return str(found[0])
+
+
 def find_networks(path: str) -> list[Pretrained]:
     """Reads the network of a file, or all of a folder in the order of their names.
 

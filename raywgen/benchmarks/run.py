@@ -35,6 +35,7 @@ BENCHMARKS = {
     "igpg-windows": "raywgen.benchmarks.igpg_windows",
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
+    "quality": "raywgen.benchmarks.quality",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",

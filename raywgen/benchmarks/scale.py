@@ -66,7 +66,7 @@ _CHUNKS_AT_ONCE = 1 << 14
 def _igpg() -> IGPGConfig:
     return IGPGConfig(
         tokenizer=TokenizerConfig(num_steps=20, batch_size=8),
-        prior=PriorConfig(num_steps=10, batch_size=4, width=256, num_layers=4, num_heads=4, window=512),
+        prior=PriorConfig(num_steps=10, batch_size=4, window=512),
         task_loss=IGPGTaskLossConfig(num_steps=0),
         sampling=SamplingConfig(windows="parallel", precision="auto"),
     )
@@ -79,9 +79,9 @@ class ScaleConfig:
     Attributes:
         model: `resnet101` (44.5 M values, torchvision's layout), `vit_large` (304 M, timm's), `billion` (a perceptron
             of four wide layers) or `small` (0.16 M, a ViT).
-        generator: The generator: a prior of 4 layers of width 256 with windows of 512 chunks, a tokeniser of 4 bits a
-            value (`tokenizer.chunk_length=16`, and `tokenizer.quantiser` with 8 levels of 256 codes), 10
-            and 20 steps, windows in parallel, bfloat16 where the processor has units for it.
+        generator: The generator: a prior of the default size (3 layers of width 128) with windows of 512 chunks, a
+            tokeniser of 4 bits a value (`tokenizer.chunk_length=16`, and `tokenizer.quantiser` with 8 levels of 256
+            codes), 10 and 20 steps, windows in parallel, bfloat16 where the processor has units for it.
         sizes: Values of the networks of `slope`, at least four; by default 1/64, 1/32, 1/16 and 1/8 of the
             model, or of `small` 1/8, 1/4, 1/2 and all.
         temperature: Temperature of the tokens.

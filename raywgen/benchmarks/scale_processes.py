@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 import time
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
@@ -53,7 +55,16 @@ def in_own_process(configs: list[GenerateConfig]) -> Measured:
         process.join()
 
 
+def _end_with_parent() -> None:
+    """Ends this process with its parent, which may be killed while a network is generated."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _child(sender: Connection, configs: list[GenerateConfig]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     seconds, cpu_seconds, paths = [], [], []
     over_ray = any(config.where == "ray" for config in configs)
     with ray_session() if over_ray else nullcontext(), memory_peak() as peak:

@@ -15,7 +15,7 @@ from raywgen.progress import plain
 from raywgen.trust import named_in, trusting
 
 if TYPE_CHECKING:
-    from raywgen.training.plan import Plan
+    from raywgen.training.plan import Plan, PlannedTokens
 
 _PARTS = {
     "weights": "weights",
@@ -48,7 +48,8 @@ def plan(
     given by hand come before those of RAY_ADDRESS and these before this machine. Every stage's step is run once
     on tensors without values, so that a plan for any size takes seconds and no memory. Hours follow from
     `seconds_per_step=`, or from `measure=true`, which trains a few steps here. The exit status is 1, with the reason
-    and the nearest settings that fit, where the run cannot be trained.
+    and the nearest settings that fit, where the run cannot be trained. Where networks are written as tokens, a second
+    table says what each number of levels keeps and costs.
     """
     from raywgen.training import load_train_config
     from raywgen.training.plan import PlanConfig, make_plan, split_overrides
@@ -73,8 +74,26 @@ def _print(made: Plan) -> None:
     for name, cells in _rows(made):
         table.add_row(name, *cells)
     out.print(table)
+    if made.generator.tokens is not None:
+        out.print(_tokens(made.generator.tokens, made))
     for line in _lines(made):
         out.print(plain(line), highlight=False, soft_wrap=True)
+
+
+def _tokens(tokens: PlannedTokens, made: Plan) -> Table:
+    """Shows what each number of levels keeps and costs; the run's own is marked."""
+    largest = made.corpus.largest
+    title = f"A network of {largest.num_values:,} values as tokens: what published ones keep, and what it costs"
+    columns = ("levels", "bits a value", "signal to noise, dB", "points of accuracy lost", "tokens", "seconds to write")
+    table = Table(*columns, title=title)
+    rate = None if made.hours is None else made.hours.values_per_second
+    for row in tokens.rows:
+        is_own = row.num_levels == tokens.num_levels
+        kept = ("-", "-") if row.kept is None else (f"{row.kept.snr_db:.1f}", f"{row.kept.points_lost:.1f}")
+        seconds = f"{largest.num_values / rate:,.3g}" if rate and is_own else "-"
+        levels = f"{row.num_levels}{', as set' * is_own}"
+        table.add_row(levels, f"{row.bits_per_value:.2f}", *kept, f"{row.num_tokens:,}", seconds)
+    return table
 
 
 def _rows(made: Plan) -> Iterator[tuple[str, list[str]]]:
@@ -126,6 +145,9 @@ def _lines(made: Plan) -> Iterator[str]:
         price = f", price {made.hours.price:,.2f}" if made.hours.price else ""
         how = "measured here" if made.hours.is_measured else "as given"
         yield f"time: {made.hours.hours:,.3g} hours, {made.hours.node_hours:,.3g} node hours{price}, from steps {how}"
+        if rate := made.hours.values_per_second:
+            seconds = corpus.largest.num_values / rate
+            yield f"generation: {rate:,.3g} values a second here, {seconds:,.3g} s for the largest network"
     else:
         yield "time: give seconds_per_step=, or measure=true on a machine like those that train"
     for sentence in made.assumptions():

@@ -40,6 +40,16 @@ def test_people_see_what_the_run_takes_and_what_is_assumed() -> None:
         assert text in output, text
 
 
+def test_networks_that_are_written_as_tokens_have_a_table_of_what_each_number_of_levels_keeps() -> None:
+    sizes = ["generator.prior={width: 16, num_layers: 1, num_heads: 2}", "generator.task_loss.num_steps=0"]
+    run = ["plan", "igpg", "layout=[64, 20, 2]", "num_features=64", "num_workers=0", "device=cpu", *sizes, *NODES]
+    done = CliRunner().invoke(app, run, terminal_width=200)
+    assert done.exception is None
+    assert "8, as set" in done.output
+    assert "as tokens: what published ones keep" in done.output
+    assert "as tokens" not in said(*NODES)[0]
+
+
 def test_programs_get_one_object_with_every_figure() -> None:
     output, error = said(*NODES, "--json")
     assert error is None

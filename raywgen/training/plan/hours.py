@@ -13,11 +13,14 @@ from statistics import median
 from typing import Any
 
 from raywgen.config import ConfigError, save_config
+from raywgen.generators.bundle import load_bundle
 from raywgen.generators.settings import StageConfig
 from raywgen.training.config import TrainConfig
 from raywgen.training.plan.config import PlanConfig
 from raywgen.training.plan.nodes import PlannedNodes
 from raywgen.training.plan.shapes import GeneratorShape
+from raywgen.training.plan.tokens import values_per_second
+from raywgen.training.run_folder import BUNDLE
 from raywgen.training.runlog import Row, read_metrics
 from raywgen.trust import trusted
 
@@ -51,6 +54,7 @@ class Hours:
         node_hours: Hours of all nodes that workers take.
         price: Price of these; 0 without one.
         is_measured: Whether the seconds were measured here.
+        values_per_second: Values of a network that the generator writes in a second here; None where not measured.
     """
 
     seconds: dict[str, StageSeconds]
@@ -58,6 +62,7 @@ class Hours:
     node_hours: float
     price: float
     is_measured: bool
+    values_per_second: float | None = None
 
 
 def planned_hours(
@@ -68,8 +73,9 @@ def planned_hours(
     Raises:
         ConfigError: A stage has no time of its step, or the measurement failed.
     """
+    rate = None
     if plan.measure:
-        seconds = measured_seconds(config, plan.measured_steps)
+        seconds, rate = measured_rates(config, plan.measured_steps)
     elif plan.seconds_per_step is not None:
         seconds = _given_seconds(plan.seconds_per_step, [stage.name for stage in generator.stages])
     else:
@@ -82,6 +88,7 @@ def planned_hours(
         node_hours=node_hours,
         price=node_hours * plan.price_per_node_hour,
         is_measured=plan.measure,
+        values_per_second=rate,
     )
 
 
@@ -143,8 +150,11 @@ def short_run(config: TrainConfig, num_steps: int, out: str) -> TrainConfig:
     )
 
 
-def measured_seconds(config: TrainConfig, num_steps: int) -> dict[str, StageSeconds]:
-    """Runs some steps of each stage in a process of its own, and returns what they took.
+def measured_rates(config: TrainConfig, num_steps: int) -> tuple[dict[str, StageSeconds], float]:
+    """Runs some steps of each stage in a process of its own, then writes a part of a network of the largest layout.
+
+    Returns:
+        What the steps took, and the values that were written in a second.
 
     Raises:
         ConfigError: The run failed; the message holds its reason.
@@ -160,4 +170,6 @@ def measured_seconds(config: TrainConfig, num_steps: int) -> dict[str, StageSeco
             lines = [line for line in done.stderr.strip().splitlines() if line.startswith("error:")]
             reason = (lines or done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"measure=true: a few steps of the run failed: {reason.removeprefix('error: ')}")
-        return stage_seconds(read_metrics(out))
+        generator = load_bundle(Path(out) / BUNDLE)
+        layout = max(generator.layouts, key=lambda each: each.num_values)
+        return stage_seconds(read_metrics(out)), values_per_second(generator, layout, generator.data)

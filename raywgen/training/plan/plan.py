@@ -100,6 +100,7 @@ class Plan:
             "object_store_bytes": sum(node.object_bytes for node in self.nodes.nodes),
             "object_store_used_bytes": self.object_bytes,
             "hours": None if self.hours is None else asdict(self.hours),
+            "tokens_of_largest": None if self.generator.tokens is None else asdict(self.generator.tokens),
             "assumptions": list(self.assumptions()),
         }
 

@@ -23,6 +23,7 @@ from raywgen.training.config import TrainConfig
 from raywgen.training.live_bytes import LiveBytes
 from raywgen.training.memory_check import network_bytes
 from raywgen.training.plan.corpus import PlannedCorpus
+from raywgen.training.plan.tokens import PlannedTokens, planned_tokens
 from raywgen.training.plan.valueless import valueless
 from raywgen.training.strategy import StageSizes
 from raywgen.training.trainer import NUM_SETUP_BATCHES
@@ -81,11 +82,13 @@ class GeneratorShape:
         num_parameters: Parameters of all of it.
         buffer_bytes: Bytes of its buffers, such as codebooks.
         stages: Its stages.
+        tokens: The tokens of the largest network; None where it writes none.
     """
 
     num_parameters: int
     buffer_bytes: int
     stages: Sequence[StageShape]
+    tokens: PlannedTokens | None = None
 
 
 def generator_shape(config: TrainConfig, corpus: PlannedCorpus) -> GeneratorShape:
@@ -103,6 +106,7 @@ def generator_shape(config: TrainConfig, corpus: PlannedCorpus) -> GeneratorShap
             num_parameters=sum(parameter.numel() for parameter in parameters),
             buffer_bytes=sum(buffer.nbytes for buffer in generator.buffers()),
             stages=[_StageRuns(stage, generator, layout, config, corpus).shape() for stage in generator.stages()],
+            tokens=planned_tokens(generator, layout),
         )
 
 

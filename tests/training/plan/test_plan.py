@@ -48,7 +48,9 @@ def test_a_corpus_that_is_there_needs_no_assumptions(zoo_corpus: Corpus) -> None
     assert prior.bytes.gradients == 4 * P
     assert prior.bytes.optimizer == 12 * P // 2  # ZeRO-1 over two workers.
     assert made.hours is None
-    assert json.loads(json.dumps(made.to_json()))["fits"]
+    as_json = json.loads(json.dumps(made.to_json()))
+    assert as_json["fits"]
+    assert as_json["tokens_of_largest"]["num_levels"] == 2
     assert list(made.assumptions()) == ["Steps are those of the largest of 2 architectures."]
 
 
@@ -144,6 +146,8 @@ def test_a_step_is_measured_in_a_process_of_its_own(zoo_corpus: Corpus) -> None:
     assert made.hours.is_measured
     assert all(each.step > 0 for each in made.hours.seconds.values())
     assert 0 < made.hours.hours < 1
+    assert made.hours.values_per_second is not None
+    assert made.hours.values_per_second > 0
 
 
 def test_amounts_of_memory() -> None:
