@@ -44,7 +44,7 @@ from raywgen.weights.vector_file import write_vector
 _WEIGHTS = "generator.safetensors"
 _CARD = "README.md"
 _PART = 1 << 22
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ENCODER = "encoder"
 """The folder of a bundle that holds the generator's frozen encoder."""
 _REMEDY = "restore it from a copy, or delete the folder and train it again by the same command"
@@ -209,7 +209,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if (version := content.get("schema_version")) != SCHEMA_VERSION:
         raise BundleFormatError(
             f"{path} has format {version}, this raywgen reads format {SCHEMA_VERSION}; raywgen 0.1 reads format 1, "
-            "and later versions read later formats; use that version, or train the generator again"
+            "early versions of 0.2 format 2, and later versions read later formats; use that version, or train the "
+            "generator again"
         )
     return content
 

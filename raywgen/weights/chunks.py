@@ -139,7 +139,7 @@ def _tensor_facts(layout: Layout, index: int) -> Tensor:
             math.log1p(num_rows) / 4,
             math.log1p(num_columns) / 4,
             math.log1p(spec.num_values) / 8,
-            len(layout.generated) / 16,
+            math.log1p(len(layout.generated)) / 4,
         ]
     )
     return torch.cat([kind, facts])

@@ -180,5 +180,5 @@ def test_a_bundle_of_another_format_names_the_version_that_reads_it(tmp_path: Pa
     save_bundle(hypernetwork(), tmp_path, {})
     content = unseal((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(sealed_json(content | {"schema_version": 1}))
-    with pytest.raises(BundleFormatError, match=r"format 1, this raywgen reads format 2; raywgen 0\.1 reads format 1"):
+    with pytest.raises(BundleFormatError, match=r"format 1, this raywgen reads format 3; raywgen 0\.1 reads format 1"):
         load_bundle(tmp_path)

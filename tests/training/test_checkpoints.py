@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import shutil
 import signal
@@ -31,8 +30,6 @@ from raywgen.storage import Storage
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.checkpoints import (
     INDEX,
-    PROGRESS,
-    STATE,
     Checkpoint,
     CheckpointError,
     CheckpointManager,
@@ -48,7 +45,6 @@ from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import warn
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.step_meter import anonymous_bytes
-from raywgen.weights import save_state_dict
 from tests.builders import settings_of
 from tests.conftest import TINY_ZOO, make_zoo
 from tests.training.test_resume import losses, small_config
@@ -338,27 +334,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     found = Checkpoint.open(Storage.at(folder))
     tensors = found.under("")
     change(tensors)
-    if (folder / PROGRESS).exists():
-        write_earlier(folder, found.state, tensors)
-    else:
-        save(folder.parents[1], found.state, tensors)
-
-
-def write_earlier(folder: Path, state: TrainState, tensors: dict[str, torch.Tensor]) -> None:
-    """A checkpoint as raywgen wrote it before it had parts."""
-    save_state_dict(tensors, folder / STATE, {"kind": "raywgen checkpoint"})
-    digest = hashlib.sha256(json.dumps([state.stage, state.step, state.corpus]).encode())
-    digest.update(hashlib.sha256((folder / STATE).read_bytes()).digest())
-    content = {"stage": state.stage, "step": state.step, "corpus": state.corpus, "sha256": digest.hexdigest()}
-    (folder / PROGRESS).write_text(json.dumps(content))
-
-
-def as_earlier(folder: Path) -> None:
-    found = Checkpoint.open(Storage.at(folder))
-    tensors = found.under("")
-    shutil.rmtree(folder)
-    folder.mkdir()
-    write_earlier(folder, found.state, tensors)
+    save(folder.parents[1], found.state, tensors)
 
 
 def spoil_values(path: Path) -> None:
@@ -431,7 +407,7 @@ def damages(data: str, index: str) -> dict[str, tuple[Callable[[Path], object], 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = damages(PART, INDEX) | {
     "changed step": (lambda folder: damage(folder / INDEX, change_step), f"{INDEX} is damaged"),
-    "newer": (change_index(lambda content: content.update(version=2)), f"{INDEX} is of version 2, and this raywgen"),
+    "newer": (change_index(lambda content: content.update(version=3)), f"{INDEX} is of version 3, and this raywgen"),
     "no slice": (change_index(without_a_slice), f"{INDEX} is without the values of '"),
     "other run's slices": (of_another_run, f"{PART} is damaged, or belongs to another checkpoint"),
     "a way out": (change_index(lambda content: content["parts"][0].__setitem__(0, "../a")), f"{INDEX} is damaged"),
@@ -444,9 +420,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = damages(PART, INDEX) 
         change_index(lambda content: next(iter(content["tensors"].values())).__setitem__(0, "float7")),
         "belongs to another checkpoint",
     ),
-}
-EARLIER = damages(STATE, PROGRESS) | {
-    "changed step": (lambda folder: damage(folder / PROGRESS, change_step), "belongs to another"),
 }
 
 
@@ -480,17 +453,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     out = tmp_path / "run"
     shutil.copytree(interrupted[1], out)
     assert_passed_over(out, zoo_corpus, *DAMAGES[kind])
-
-
-@pytest.mark.parametrize("kind", EARLIER)
-def test_a_damaged_checkpoint_of_an_earlier_version_is_passed_over_for_the_one_before(
-    kind: str, interrupted: tuple[Path, Path], zoo_corpus: Corpus, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(interrupted[1], out)
-    for folder in (out / "checkpoints").iterdir():
-        as_earlier(folder)
-    assert_passed_over(out, zoo_corpus, *EARLIER[kind])
 
 
 def assert_passed_over(out: Path, corpus: Corpus, hurt: Callable[[Path], object], reason: str) -> None:
@@ -531,26 +493,22 @@ def test_a_checkpoint_of_another_generator_is_passed_over(
     assert all("has the shape" in sentence and "goes on from its beginning" in sentence for sentence in sentences)
 
 
-@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("num_damaged", [0, 1, 2])
 def test_a_moved_and_damaged_run_ends_bit_equal_to_an_undisturbed_one(
     num_damaged: int,
-    earlier: bool,
     interrupted: tuple[Path, Path],
     zoo_corpus: Corpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Under another name, by a relative path, also from checkpoints of an earlier version."""
+    """Under another name, by a relative path."""
     whole, broken = interrupted
     out = tmp_path / "moved" / "run"
     shutil.copytree(broken, out)
     names = sorted(path.name for path in (out / "checkpoints").iterdir())
     for number, name in enumerate(names):
-        if earlier:
-            as_earlier(out / "checkpoints" / name)
         if number >= 2 - num_damaged:
-            damage(out / "checkpoints" / name / (STATE if earlier else PART), flip)
+            damage(out / "checkpoints" / name / PART, flip)
     before = (out / "metrics.jsonl").read_text().splitlines()
     monkeypatch.chdir(tmp_path)
     config = small_config(zoo_corpus, Path("moved/run"))

@@ -8,7 +8,7 @@ slices when a checkpoint is saved, and any number of workers reads just the rang
     slices.py     what each worker writes
     index.py      the position of a run, its tensors, and where their values lie
     writer.py     writes a checkpoint
-    reader.py     reads one, also of an earlier version of raywgen
+    reader.py     reads one
     manager.py    the checkpoints of a run folder: the newest, those that are kept, and saving beside training
     fits.py       refuses a checkpoint of another generator
     group.py      the workers that save together
@@ -20,14 +20,12 @@ from raywgen.training.checkpoints.fits import check_fits
 from raywgen.training.checkpoints.group import Alone, Group, agree_on_folder
 from raywgen.training.checkpoints.index import INDEX, TrainState
 from raywgen.training.checkpoints.manager import CHECKPOINTS, CheckpointManager, Retention
-from raywgen.training.checkpoints.reader import PROGRESS, STATE, Checkpoint
+from raywgen.training.checkpoints.reader import Checkpoint
 from raywgen.training.checkpoints.slices import Part, Slice, own_slices
 
 __all__ = [
     "CHECKPOINTS",
     "INDEX",
-    "PROGRESS",
-    "STATE",
     "Alone",
     "Checkpoint",
     "CheckpointError",

@@ -11,7 +11,7 @@ from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.training.checkpoints.errors import CheckpointError
 
 INDEX = "index.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class CheckpointIndex:
         """Reads what `to_json` wrote.
 
         Raises:
-            CheckpointError: The text is damaged, or of a later version of raywgen; the message has no subject.
+            CheckpointError: The text is damaged, or of another version of raywgen; the message has no subject.
         """
         try:
             content = unseal(text)

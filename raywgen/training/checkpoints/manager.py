@@ -15,7 +15,7 @@ from raywgen.training.checkpoints.errors import CheckpointError, SaveError
 from raywgen.training.checkpoints.group import Alone, Group
 from raywgen.training.checkpoints.index import INDEX, TrainState
 from raywgen.training.checkpoints.patience import patiently
-from raywgen.training.checkpoints.reader import PROGRESS, Checkpoint
+from raywgen.training.checkpoints.reader import Checkpoint
 from raywgen.training.checkpoints.slices import Part, Slice, own_slices
 from raywgen.training.checkpoints.writer import forget_old_index, write_index, write_part
 
@@ -152,7 +152,7 @@ class CheckpointManager:
 
     def _remove(self, name: str) -> None:
         """Makes a checkpoint invalid before the rest of it goes, wherever this is killed."""
-        for file in (INDEX, PROGRESS, ""):
+        for file in (INDEX, ""):
             self._storage.delete(f"{CHECKPOINTS}/{name}/{file}".rstrip("/"))
 
     # Read
@@ -204,7 +204,7 @@ class CheckpointManager:
     def position(self) -> tuple[int, int] | None:
         """Stage and step of the newest durable checkpoint, by its name alone."""
         for name in reversed(self._names()):
-            if any(self._storage.size(f"{CHECKPOINTS}/{name}/{file}") is not None for file in (INDEX, PROGRESS)):
+            if self._storage.size(f"{CHECKPOINTS}/{name}/{INDEX}") is not None:
                 return _position(name)
         return None
 

@@ -1,15 +1,10 @@
-"""Reads stored checkpoints: each worker the ranges of values that it needs, and no more.
-
-A checkpoint of an earlier version of raywgen (`state.safetensors` and `progress.json`) is read as one of a single part.
-"""
+"""Reads stored checkpoints: each worker the ranges of values that it needs, and no more."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
@@ -17,10 +12,10 @@ import torch
 import xxhash
 from torch import Tensor
 
-from raywgen.inputs import UnusableFileError, inside, parse_json
+from raywgen.inputs import UnusableFileError, inside
 from raywgen.storage import NoSuchFileError, Storage, UnreadableFileError
 from raywgen.training.checkpoints.errors import CheckpointError
-from raywgen.training.checkpoints.index import INDEX, CheckpointIndex, PartEntry, Span, TensorEntry, TrainState
+from raywgen.training.checkpoints.index import INDEX, CheckpointIndex, TrainState
 from raywgen.training.checkpoints.patience import patiently
 from raywgen.weights.safetensors_stream import (
     BLOCK_BYTES,
@@ -31,8 +26,6 @@ from raywgen.weights.safetensors_stream import (
     read_into,
 )
 
-STATE, PROGRESS = "state.safetensors", "progress.json"
-"""The files of a checkpoint of an earlier version."""
 _MAX_INDEX_BYTES = 1 << 30
 
 
@@ -52,20 +45,11 @@ class Checkpoint:
     Args:
         storage: The checkpoint's folder.
         index: Its index.
-        new_hash: Returns a new digest.
-        check_digest: Whether the digest of a part, given its number, is the right one.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        index: CheckpointIndex,
-        new_hash: Callable[[], _Hash],
-        check_digest: Callable[[int, str], bool],
-    ) -> None:
+    def __init__(self, storage: Storage, index: CheckpointIndex) -> None:
         self.index = index
         self._storage = storage
-        self._new_hash, self._check_digest = new_hash, check_digest
         self._opened: dict[int, tuple[pa.NativeFile, dict[str, StoredTensor]]] = {}
 
     @classmethod
@@ -73,57 +57,18 @@ class Checkpoint:
         """Reads the index of a checkpoint, and looks whether its files are there and of the right size.
 
         Raises:
-            CheckpointError: A file is missing or damaged, or a later version of raywgen wrote it.
+            CheckpointError: A file is missing or damaged, or another version of raywgen wrote it.
         """
-        for reader in (cls._open_current, cls._open_earlier):
-            if (found := reader(storage)) is not None:
-                found._check_files()
-                return found
-        raise CheckpointError(f"{storage.name}/{INDEX} is missing")
-
-    @classmethod
-    def _open_current(cls, storage: Storage) -> Self | None:
         text = _read(storage, INDEX)
         if text is None:
-            return None
+            raise CheckpointError(f"{storage.name}/{INDEX} is missing")
         try:
             index = CheckpointIndex.from_json(text)
         except CheckpointError as error:
             raise CheckpointError(f"{storage.name}/{INDEX} is {error}") from error
-        digests = [part.digest for part in index.parts]
-        return cls(storage, index, new_digest, lambda number, found: digests[number] == found)
-
-    @classmethod
-    def _open_earlier(cls, storage: Storage) -> Self | None:
-        path = f"{storage.name}/{PROGRESS}"
-        text, size = _read(storage, PROGRESS), storage.size(STATE)
-        if text is None and size is None:
-            return None
-        if text is None:
-            raise CheckpointError(f"{path} is missing")
-        try:
-            content = parse_json(text)
-            digest, state = content.pop("sha256"), TrainState(**content)
-            if (type(state.stage), type(state.step), type(state.corpus)) != (int, int, str):
-                raise TypeError("a value of another type")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error!r})") from error
-        if size is None:
-            raise CheckpointError(f"{storage.name}/{STATE} is missing")
-        position = json.dumps([state.stage, state.step, state.corpus]).encode()
-
-        def is_expected(number: int, found: str) -> bool:
-            return hashlib.sha256(position + bytes.fromhex(found)).hexdigest() == digest
-
-        index = CheckpointIndex(state, {}, (PartEntry(STATE, size, ""),))
-        empty = cls(storage, index, hashlib.sha256, is_expected)
-        tensors = {
-            name: TensorEntry(
-                str(entry.dtype).removeprefix("torch."), entry.shape, (Span(0, 0, math.prod(entry.shape)),)
-            )
-            for name, entry in empty._part(0)[1].items()
-        }
-        return cls(storage, CheckpointIndex(state, tensors, index.parts), hashlib.sha256, is_expected)
+        found = cls(storage, index)
+        found._check_files()
+        return found
 
     @property
     def state(self) -> TrainState:
@@ -173,7 +118,7 @@ class Checkpoint:
             CheckpointError: A part is damaged, belongs to another checkpoint, or holds NaN.
         """
         for number in numbers:
-            digest, spoilt = self._new_hash(), ""
+            digest, spoilt = new_digest(), ""
             source, _ = self._part(number)
             try:
                 for name, block in blocks_of(source):
@@ -182,7 +127,7 @@ class Checkpoint:
                         spoilt = name
             except (SafetensorsError, OSError) as error:
                 raise self._damaged(number, error) from error
-            if not self._check_digest(number, digest.hexdigest()):
+            if digest.hexdigest() != self.index.parts[number].digest:
                 raise CheckpointError(
                     f"{self._path(number)} is damaged, or belongs to another checkpoint: its digest differs"
                 )
@@ -195,8 +140,7 @@ class Checkpoint:
         Raises:
             StorageError, OSError: It cannot be read or written.
         """
-        last = PROGRESS if self._storage.size(INDEX) is None else INDEX
-        for name in [*(part.file for part in self.index.parts), last]:
+        for name in [*(part.file for part in self.index.parts), INDEX]:
             with self._storage.open(name) as source, target.open_output(name) as sink:
                 shutil.copyfileobj(source, sink, BLOCK_BYTES)
 

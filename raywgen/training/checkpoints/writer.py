@@ -11,7 +11,7 @@ from raywgen.storage import NoSuchFileError, Storage
 from raywgen.training.checkpoints.errors import CheckpointError
 from raywgen.training.checkpoints.index import INDEX, CheckpointIndex, PartEntry, TrainState, WrittenPart
 from raywgen.training.checkpoints.patience import patiently
-from raywgen.training.checkpoints.reader import PROGRESS, new_digest
+from raywgen.training.checkpoints.reader import new_digest
 from raywgen.training.checkpoints.slices import Slice
 from raywgen.weights.safetensors_stream import StreamedTensor, write_stream
 
@@ -54,8 +54,7 @@ def write_part(
 
 def forget_old_index(storage: Storage, folder: str) -> None:
     """Makes a checkpoint of the same position invalid, which lies there because the run had to go back before it."""
-    for name in (INDEX, PROGRESS):
-        patiently(lambda name=name: storage.delete(f"{folder}/{name}"))
+    patiently(lambda: storage.delete(f"{folder}/{INDEX}"))
 
 
 def write_index(
