@@ -1,15 +1,23 @@
 // Attention of one new position of every sequence to a cache of keys and values, on a CPU.
 //
 // It is compiled for one head width (HEAD_WIDTH, a multiple of 32) and one type of the cache (HALF for bfloat16). Sums
-// are taken in float32. Vectors of 16 lanes are written in the language of GCC and Clang, which fit them to the
-// processor.
+// are taken in float32. Vectors are as long as the processor's: longer ones would pass through memory.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-constexpr int LANES = 16, PAIRS = HEAD_WIDTH / (2 * LANES), LINE_BYTES = 64;
+#ifdef __AVX512F__
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+constexpr int LANES = 16;
+#else
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+constexpr int LANES = 8;
+#endif
+constexpr int PAIRS = HEAD_WIDTH / (2 * LANES), LINE_BYTES = 64;
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 struct Pair { floats first, second; };
@@ -45,6 +53,15 @@ static inline float sum(floats x) {
     return total;
 }
 
+// Sums of LANES vectors, one in each lane: neighbours are added again and again, each time in half as many vectors.
+static inline floats sums(floats *x) {
+    for (int num = LANES; num > 1; num /= 2)
+        for (int i = 0; i < num / 2; i++)
+            x[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], EVEN)
+                   + __builtin_shufflevector(x[2 * i], x[2 * i + 1], ODD);
+    return x[0];
+}
+
 // exp of numbers up to 0: 2^whole times a polynomial of the rest (Cephes, expf), to about a rounding.
 static inline floats exponential(floats x) {
     x = x < -87.0f ? floats{} - 87.0f : x;
@@ -70,6 +87,17 @@ static float shares(float *scores, float most, int64_t num) {
     return sum(total);
 }
 
+// The products of a query and row `t` of the keys, lane by lane.
+static inline floats products(const Pair *query, const number *keys, const number *values, int64_t t) {
+    expect(values, t);
+    floats product = {};
+    for (int p = 0; p < PAIRS; p++) {
+        Pair key = load(keys + t * HEAD_WIDTH, p);
+        product += query[p].first * key.first + query[p].second * key.second;
+    }
+    return product;
+}
+
 // Adds row `t` of the values, times its share.
 static inline void add(Pair *mixed, const number *values, const number *next_keys, int64_t t, float share) {
     expect(next_keys, t);
@@ -89,16 +117,20 @@ static void attend_head(const float *query, const number *keys, const number *va
             q[p].first[lane] = query[place(p, 0, lane)];
             q[p].second[lane] = query[place(p, 1, lane)];
         }
+    floats most_of_lane = floats{} - INFINITY;
+    int64_t done = 0;
+    for (; done + LANES <= num; done += LANES) {
+        floats product[LANES];
+        for (int row = 0; row < LANES; row++) product[row] = products(q, keys, values, done + row);
+        floats score = sums(product);
+        memcpy(scores + done, &score, sizeof score);
+        most_of_lane = score > most_of_lane ? score : most_of_lane;
+    }
     float most = -INFINITY;
-    for (int64_t t = 0; t < num; t++) {
-        expect(values, t);
-        floats product = {};
-        for (int p = 0; p < PAIRS; p++) {
-            Pair key = load(keys + t * HEAD_WIDTH, p);
-            product += q[p].first * key.first + q[p].second * key.second;
-        }
-        scores[t] = sum(product);
-        most = scores[t] > most ? scores[t] : most;
+    for (int lane = 0; lane < LANES; lane++) most = most_of_lane[lane] > most ? most_of_lane[lane] : most;
+    for (; done < num; done++) {
+        scores[done] = sum(products(q, keys, values, done));
+        most = scores[done] > most ? scores[done] : most;
     }
     float scale = 1.0f / shares(scores, most, num);
     // Two sums, so that the processor need not wait for one addition before it begins the next.
