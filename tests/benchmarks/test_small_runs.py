@@ -169,6 +169,21 @@ def test_igpg_zoo(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_quality(tmp_path: Path) -> None:
+    network = f"dir={SHARED}/pretrained/cifar10-resnet20.safetensors"
+    few = ["num_images=200", "num_unlabelled=50", "levels=[2,16]", "tokenizer.num_steps=2"]
+    result = run(["quality", network, f"data={SHARED}/cifar10-test.parquet", *few, f"out={tmp_path}"])
+    figures = result["figures"]
+    assert (figures["bits_2"], figures["bits_16"]) == (1, 8)
+    for num_levels in (2, 16):
+        assert 0 < figures[f"snr_db_{num_levels}"] < figures[f"limit_db_{num_levels}"] + 1
+    assert figures["snr_db_16"] > figures["snr_db_2"] + 15
+    # Of 200 images one is half a point.
+    assert abs(figures["lost_16"]) < 4 < figures["lost_2"]
+    assert result["conditions"]["original"]["cifar10-resnet20"] > 70
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_igpg_pretrained(tmp_path: Path) -> None:
     networks = SHARED / "pretrained"
     paths = [
