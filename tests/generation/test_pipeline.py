@@ -13,6 +13,7 @@ ORDER = {
         *("statistics", "best", "conditions", "judge", "fill", "loading", "adapt"),
         *("config", "request", "plan", "worker", "executor"),
         *("network_files", "sink", "file_sink", "sinks", "generate"),
+        *("stored_network", "file_statistics"),
     ),
     "zoo": ("config", "draw", "plan", "execution", "measure", "stacks", "task_pool", "train", "replay", "describe"),
 }

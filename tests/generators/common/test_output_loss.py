@@ -6,6 +6,7 @@ Shape legend: B networks, S samples, C classes, F features.
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -175,20 +176,21 @@ def test_it_lowers_the_mismatch_of_real_networks_it_was_not_trained_on(zoo_corpu
     rows, held = (layout_rows(zoo_corpus, splits) for splits in (["train"], ["heldout", "unseen"]))
     order, unseen = (WholePlan(each, seed=0, num_condition_samples=4, num_query_samples=64) for each in (rows, held))
     judged = [unseen.batch(turn, 32) for turn in range(2)]
-    mismatch = {}
-    for weight in (0.0, 1.0):
+    mismatch = {0.0: 0.0, 1.0: 0.0}
+    # One seed says little: ratios of the two lie between 0.6 and 0.85.
+    for weight, seed in itertools.product(mismatch, range(3)):
         tokenizer = TokenizerConfig(
             quantiser=QuantiserConfig(num_levels=2, num_codes=16), width=32, output_loss_weight=weight
         )
-        generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), normalizers, data, 0)
+        generator = build_generator("igpg", IGPGConfig(tokenizer=tokenizer), normalizers, data, seed)
         assert isinstance(generator, IGPG)
         stage = TokenizerStage(generator.tokenizer, generator.normalizers)
-        stage.setup([order.whole_batch(step, 16) for step in range(4)], 0)
+        stage.setup([order.whole_batch(step, 16) for step in range(4)], seed)
         engine = LocalEngine(stage)
         for step in range(80):
             engine.train_step(order.batch(step, 16), noise_for(16, seed=step), 2e-3)
         generator.eval()
-        mismatch[weight] = mean_mismatch(generator, judged)
+        mismatch[weight] += mean_mismatch(generator, judged)
     assert mismatch[1.0] < 0.8 * mismatch[0.0], mismatch
 
 
