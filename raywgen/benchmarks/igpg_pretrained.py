@@ -16,17 +16,16 @@ from typing import Any
 from raywgen.benchmarks.pretrained_networks import (
     Images,
     Pretrained,
+    PretrainedConfig,
     PretrainedError,
-    beside,
     correct,
     find_networks,
     percent,
-    read_images,
 )
 from raywgen.benchmarks.pretrained_written import Written, pretrained_corpus, written_again
 from raywgen.benchmarks.rates import rate_report, round_to_nearest, snr_db
 from raywgen.benchmarks.recipes import over_seeds
-from raywgen.benchmarks.trained import TrainingConfig, trained_generators
+from raywgen.benchmarks.trained import trained_generators
 from raywgen.corpus import Corpus
 from raywgen.corpus.compression import CodecConfig, NetworkCodec
 from raywgen.evaluation.novelty import error_overlap
@@ -69,55 +68,30 @@ def _igpg() -> IGPGConfig:
 
 
 @dataclass(kw_only=True)
-class IGPGPretrainedConfig(TrainingConfig):
+class IGPGPretrainedConfig(PretrainedConfig):
     """The networks, the codec and the generator.
 
     Attributes:
-        dir: Folder of the networks, or one file.
         heldout: File or folder of networks that IGPG is not trained on; by default the last of `dir`.
-        data: Training images: unlabelled ones for the statistics, the same with labels for IGPG. By default
-            `cifar10-train.parquet` in `dir` or beside it.
-        test_data: Test images; by default `cifar10-test.parquet` likewise.
-        mean: Mean of the networks' input normalisation, one value per channel.
-        std: Standard deviation of it, likewise.
-        num_images: Test images of `original` and `reconstructed`; 0 for all.
-        num_beside: Test images, fewer, of all other accuracies and of `beside_original`; 0 for all.
-        num_unlabelled: Training images for the statistics.
+        num_beside: Test images, fewer than `num_images`, of all accuracies but `original` and `reconstructed`, and of
+            `beside_original`; 0 for all.
         codec: Codec of the figure `reconstructed`.
         low_bits: Codec of the figure `snr_gap_db`.
         generator: IGPG of the figure `generated`.
         sampling: Settings of its sampling.
         temperature: Temperature of its tokens.
-        num_workers: Ray Train workers of its training; 0 trains in this process.
         precision: Precision of its training.
     """
 
-    dir: str = ""
     heldout: str = ""
-    data: str = ""
-    test_data: str = ""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    num_images: int = 0
     num_beside: int = 1000
-    num_unlabelled: int = 500
     codec: CodecConfig = field(default_factory=_codec)
     low_bits: CodecConfig = field(default_factory=_low_bits)
     generator: IGPGConfig = field(default_factory=_igpg)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(chunks="independent"))
     temperature: float = 0.0
-    num_workers: int = 0
     precision: Precision = "auto"
     out: str = "runs/benchmarks/igpg-pretrained"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.dir:
-            raise ValueError("give dir=PATH of a folder of networks")
-        self.data = self.data or beside(self.dir, "data", "cifar10-train.parquet")
-        self.test_data = self.test_data or beside(self.dir, "test_data", "cifar10-test.parquet")
-        if self.num_unlabelled < 2:
-            raise ValueError(f"num_unlabelled={self.num_unlabelled}: must be at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +137,10 @@ def chosen_networks(folder: str, heldout: str) -> tuple[list[Pretrained], list[P
 def _one_seed(
     config: IGPGPretrainedConfig, root: str, networks: list[Pretrained], heldout: list[Pretrained], seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    normalisation = (config.mean, config.std)
     data = _Data(
-        test=read_images(config.test_data, config.num_images, *normalisation),
-        beside=read_images(config.test_data, config.num_beside, *normalisation),
-        train=read_images(config.data, config.num_unlabelled, *normalisation, seed=seed),
+        test=config.test_images(config.num_images),
+        beside=config.test_images(config.num_beside),
+        train=config.train_images(config.num_unlabelled, seed),
     )
     reporter = Reporter()
     with reporter.step("code", "write and judge networks") as bar:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raywgen.benchmarks.trained import TrainingConfig
 from raywgen.tasks.images import load_images, normalise
 from raywgen.tasks.networks import build_network
 from raywgen.weights import Layout, StateDict
@@ -78,20 +79,6 @@ class Pretrained:
         return module.eval()
 
 
-def beside(folder: str, setting: str, name: str) -> str:
-    """Finds a file of this name in a folder, beside it, or beside the folder of a file.
-
-    Raises:
-        ValueError: There is none; `setting` names what to give.
-    """
-    path = Path(folder)
-    places = [path, path.parent, path.parent.parent]
-    found = [place / name for place in places if (place / name).is_file()]
-    if not found:
-        raise ValueError(f"no {name} in {path} or beside it; give {setting}=PATH")
-    return str(found[0])
-
-
 def find_networks(path: str) -> list[Pretrained]:
     """Reads the network of a file, or all of a folder in the order of their names.
 
@@ -138,6 +125,61 @@ def read_images(path: str, num: int, mean: Sequence[float], std: Sequence[float]
     """
     data = load_images(path, channels=len(mean), limit=num or None, seed=seed)
     return Images(x_SCHW=normalise(data.x_SCHW, mean=mean, std=std), y_S=data.y_S)
+
+
+@dataclass(kw_only=True)
+class PretrainedConfig(TrainingConfig):
+    """Settings of benchmarks of published networks: the networks, and their images.
+
+    Attributes:
+        dir: Folder of the networks, or one file.
+        data: Training images; by default `cifar10-train.parquet` in `dir` or beside it.
+        test_data: Test images; by default `cifar10-test.parquet` likewise.
+        mean: Mean of the networks' input normalisation, one value per channel.
+        std: Standard deviation of it, likewise.
+        num_images: Test images; 0 for all.
+        num_unlabelled: Training images for statistics of batch normalisation.
+    """
+
+    dir: str = ""
+    data: str = ""
+    test_data: str = ""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    num_images: int = 0
+    num_unlabelled: int = 500
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.dir:
+            raise ValueError("give dir=PATH of a folder of networks")
+        self.data = self.data or _beside(self.dir, "data", "cifar10-train.parquet")
+        self.test_data = self.test_data or _beside(self.dir, "test_data", "cifar10-test.parquet")
+        if self.num_unlabelled < 2:
+            raise ValueError(f"num_unlabelled={self.num_unlabelled}: must be at least 2")
+
+    def test_images(self, num: int) -> Images:
+        """Reads test images; all of them for 0."""
+        return read_images(self.test_data, num, self.mean, self.std)
+
+    def train_images(self, num: int, seed: int) -> Images:
+        """Reads training images, drawn by a seed."""
+        return read_images(self.data, num, self.mean, self.std, seed=seed)
+
+
+def _beside(folder: str, setting: str, name: str) -> str:
+    """Finds a file of this name in a folder, beside it, or beside the folder of a file.
+
+    Raises:
+        ValueError: There is none; `setting` names what to give.
+    """
+    path = Path(folder)
+    places = [path, path.parent, path.parent.parent]
+    found = [place / name for place in places if (place / name).is_file()]
+    if not found:
+        raise ValueError(f"no {name} in {path} or beside it; give {setting}=PATH")
+    return str(found[0])
 
 
 @torch.inference_mode()

@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from raywgen.benchmarks.pretrained_networks import Images, Pretrained, beside, find_networks, percent, read_images
+from raywgen.benchmarks.pretrained_networks import Images, Pretrained, PretrainedConfig, find_networks, percent
 from raywgen.benchmarks.pretrained_written import pretrained_corpus
 from raywgen.benchmarks.recipes import over_seeds
-from raywgen.benchmarks.trained import TrainingConfig, trained_generators
+from raywgen.benchmarks.trained import trained_generators
 from raywgen.evaluation.tokenizer_report import DB_PER_BIT, tokenizer_report
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.igpg import IGPG, IGPGConfig, IGPGTaskLossConfig, PriorConfig
@@ -38,54 +38,33 @@ def _tokenizer() -> TokenizerConfig:
 
 
 @dataclass(kw_only=True)
-class QualityConfig(TrainingConfig):
-    """The networks, and the tokenisers.
+class QualityConfig(PretrainedConfig):
+    """The tokenisers.
 
     Attributes:
-        dir: Folder of CIFAR ResNets, or one file.
-        data: Training images, of which only the pixels are used; by default `cifar10-train.parquet` in `dir` or beside
-            it.
-        test_data: Test images; by default `cifar10-test.parquet` likewise.
-        mean: Mean of the networks' input normalisation, one value per channel.
-        std: Standard deviation of it, likewise.
-        num_images: Test images; 0 for all.
-        num_unlabelled: Training images on which statistics are matched.
         tokenizer: The tokeniser; `quantiser.num_levels` is that of `levels`.
         levels: Numbers of levels of the quantiser.
     """
 
-    dir: str = ""
-    data: str = ""
-    test_data: str = ""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     num_images: int = 2000
-    num_unlabelled: int = 500
     tokenizer: TokenizerConfig = field(default_factory=_tokenizer)
     levels: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 12, 16])
-    num_workers: int = 0
     out: str = "runs/benchmarks/quality"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.dir:
-            raise ValueError("give dir=PATH of a folder of networks")
-        self.data = self.data or beside(self.dir, "data", "cifar10-train.parquet")
-        self.test_data = self.test_data or beside(self.dir, "test_data", "cifar10-test.parquet")
         if not self.levels or min(self.levels) < 1 or len(set(self.levels)) < len(self.levels):
             raise ValueError(f"levels={self.levels}: give different numbers of levels, each at least 1")
-        if self.num_unlabelled < 2:
-            raise ValueError(f"num_unlabelled={self.num_unlabelled}: must be at least 2")
 
 
 def measure(config: QualityConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains a tokeniser for each number of levels, and judges the networks that its tokens stand for."""
     networks = find_networks(config.dir)
-    test = read_images(config.test_data, config.num_images, config.mean, config.std)
+    test = config.test_images(config.num_images)
     originals = {network.name: percent(network.module(), test) for network in networks}
     rows, each = [], {}
     for seed in config.all_seeds:
-        unlabelled = read_images(config.data, config.num_unlabelled, config.mean, config.std, seed=seed)
+        unlabelled = config.train_images(config.num_unlabelled, seed)
         row: dict[str, float] = {}
         for num_levels in config.levels:
             figures, each[num_levels] = _at(config, num_levels, networks, originals, test, unlabelled, seed)

@@ -36,6 +36,7 @@ BENCHMARKS = {
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
     "quality": "raywgen.benchmarks.quality",
+    "batch-statistics": "raywgen.benchmarks.batch_statistics",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",

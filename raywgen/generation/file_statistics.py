@@ -254,10 +254,8 @@ def _facts(module: nn.Module, new: dict[str, Tensor]) -> dict[str, Any]:
     Raises:
         StatisticsError: All channels of a layer are constant.
     """
-    old, layers = (
-        module.state_dict(),
-        [name for name in layers_with_statistics(module) if f"{name}.running_mean" in new],
-    )
+    old = module.state_dict()
+    layers = [name for name in layers_with_statistics(module) if f"{name}.running_mean" in new]
     shifts, ratios, num_constant, num_unusable = {}, [], 0, 0
     for name in layers:
         means, variances = f"{name}.running_mean", f"{name}.running_var"

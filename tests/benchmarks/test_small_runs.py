@@ -184,6 +184,21 @@ def test_quality(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_batch_statistics(tmp_path: Path) -> None:
+    name = "cifar10-resnet20"
+    paths = [f"dir={SHARED}/pretrained/{name}.safetensors", f"data={SHARED}/cifar10-test.parquet", f"out={tmp_path}"]
+    figures = run(["batch-statistics", *paths, "num_images=200", "nums=[128]", "batch_sizes=[16,128]"])["figures"]
+    for row in ("published", "once_128", "by_16_128"):
+        assert figures[f"{name}_{row}"] > 60
+    assert figures[f"{name}_by_128_128_off"] == 0
+    # Smaller batches differ, but by far less than networks that have nothing in common, which differ by about 140.
+    assert 0 < figures[f"{name}_by_16_128_off"] < 20
+    assert figures["largest_loss"] == pytest.approx(
+        max(0.0, figures[f"{name}_once_128"] - figures[f"{name}_by_16_128"])
+    )
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_igpg_pretrained(tmp_path: Path) -> None:
     networks = SHARED / "pretrained"
     paths = [

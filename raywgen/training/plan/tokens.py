@@ -56,9 +56,9 @@ def planned_tokens(generator: Generator, layout: Layout) -> PlannedTokens | None
     if code is None or encoder is None:
         return None
     num_chunks, bits = encoder.num_chunks(layout), math.log2(code.num_codes)
-    at_most = (round(each * layout.num_values / (num_chunks * bits)) for each in _BITS)
+    by_bits = (round(each * layout.num_values / (num_chunks * bits)) for each in _BITS)
     rows = []
-    for num_levels in sorted({code.num_levels, *(levels for levels in at_most if levels)}):
+    for num_levels in sorted({code.num_levels, *(levels for levels in by_bits if levels)}):
         bits_per_value = num_levels * bits * num_chunks / layout.num_values
         rows.append(
             TokenRow(
