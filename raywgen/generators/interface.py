@@ -168,6 +168,16 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
         """
         return 0.0
 
+    def most_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
+        """Returns about how much memory all takes that is written at once; 0 where that is unknown.
+
+        Args:
+            layout: The layout.
+            sampling: Complete settings of sampling.
+            num: Networks that are generated at once.
+        """
+        return 0.0
+
     def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
         """Writes one piece of the networks of a request: the same values as `generate`, bit for bit.
 

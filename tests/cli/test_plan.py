@@ -47,6 +47,7 @@ def test_networks_that_are_written_as_tokens_have_a_table_of_what_each_number_of
     assert done.exception is None
     assert "8, as set" in done.output
     assert "as tokens: what published ones keep" in done.output
+    assert "Memory to write it, by pieces on a CPU: about 0." in done.output
     assert "as tokens" not in said(*NODES)[0]
 
 

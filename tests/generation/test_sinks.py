@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import resource
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,32 @@ def test_an_interrupted_run_goes_on(zoo_corpus: Corpus, bundle: str, tmp_path: P
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path.exists())
         assert not (tmp_path / into / "units").exists()
         assert same_weights(tmp_path / into, tmp_path / "whole" / into)
+
+
+def test_a_disk_that_fills_within_a_journal_is_one_line_and_nothing_is_lost(
+    zoo_corpus: Corpus, bundle: str, tmp_path: Path
+) -> None:
+    """A bound on the sizes of files, between that of a network and that of a journal, stands in for a full disk."""
+    settings = config(zoo_corpus, bundle, tmp_path / "out", num=12, batch_size=24, limit=1)
+    with pytest.raises(KeyboardInterrupt):
+        generate(dataclasses.replace(settings, out=str(tmp_path / "sizes")), stopping_after(6))
+    of_journals, of_networks = (
+        [path.stat().st_size for path in (tmp_path / "sizes").glob(pattern)]
+        for pattern in ("units/*.json", "*.safetensors")
+    )
+    assert max(of_networks) < min(of_journals)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(of_networks), before[1]))
+        with pytest.raises(CorpusError, match=r"cannot write .*/units/.*json: .*too large; free some disk.*again"):
+            generate(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out" / "units").glob("[!.]*")), "half a journal"
+    whole = generate(dataclasses.replace(settings, out=str(tmp_path / "whole")))
+    assert without_paths(generate(settings)) == without_paths(whole)
+    assert same_weights(tmp_path / "out", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("into", ["files", "corpus"])

@@ -32,6 +32,19 @@ def test_tokens_are_those_that_the_tokeniser_writes() -> None:
         assert less.num_tokens * more.num_levels == more.num_tokens * less.num_levels
 
 
+@pytest.mark.parametrize(("max_gib", "num_windows"), [(0.0, 3), (1e-9, 1)])
+def test_memory_is_that_of_the_windows_written_at_once(max_gib: float, num_windows: int) -> None:
+    config = igpg_config()
+    config.prior.window = 2
+    config.sampling = SamplingConfig(windows="parallel", max_rows=3, max_gib=max_gib)
+    generator, layout = igpg(config), layout_of()
+    found = planned_tokens(generator, layout)
+    assert found is not None
+    assert found.windows_bytes == num_windows * generator.least_bytes(layout, config.sampling, 1)
+    stored = {**dict(generator.named_parameters()), **dict(generator.named_buffers())}
+    assert found.generator_bytes == sum(tensor.nbytes for tensor in stored.values())
+
+
 def test_a_generator_without_tokens_has_no_rows() -> None:
     assert planned_tokens(hypernetwork(), layout_of()) is None
 
