@@ -70,8 +70,7 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("num_actors", [1, 2])
-@pytest.mark.parametrize("into", ["files", "corpus"])
+@pytest.mark.parametrize(("into", "num_actors"), [("files", 2), ("corpus", 1)])
 def test_actors_write_what_one_process_writes(
     zoo_corpus: Corpus, bundle: str, tmp_path: Path, into: str, num_actors: int
 ) -> None:

@@ -152,7 +152,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
     assert_same_run(losses(tmp_path), alone)
 
 
-def test_a_run_goes_on_with_another_number_of_workers(
+def test_a_run_whose_workers_died_goes_on_without_ray(
     zoo_corpus: Corpus, tmp_path: Path, alone: dict[tuple[str, int], float]
 ) -> None:
     stop = config(zoo_corpus, tmp_path, zero_stage=3, max_failures=0)
@@ -162,21 +162,15 @@ def test_a_run_goes_on_with_another_number_of_workers(
         launch([stop])
     first = max(row["step"] for row in read_metrics(tmp_path) if row["stage"] == "prior")
     assert first < 39
-    launch([config(zoo_corpus, tmp_path, num_workers=1, zero_stage=1)])
+    launch([config(zoo_corpus, tmp_path, num_workers=0)])
     assert_same_run(losses(tmp_path), alone)
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 2)])
-def test_a_run_goes_on_with_ray_or_without_where_the_other_stopped(
-    first: int,
-    then: int,
-    zoo_corpus: Corpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    alone: dict[tuple[str, int], float],
+def test_a_run_goes_on_with_ray_where_it_stopped_without(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: dict[tuple[str, int], float]
 ) -> None:
     """Also moved, by a relative path, and with its newest checkpoint broken; rows of before stay as they were."""
-    launch([config(zoo_corpus, tmp_path / "a", num_workers=first)], stop_at=0.5)
+    launch([config(zoo_corpus, tmp_path / "a", num_workers=0)], stop_at=0.5)
     out = tmp_path / "b"
     (tmp_path / "a").rename(out)
     before = (out / "metrics.jsonl").read_text().splitlines()
@@ -187,7 +181,7 @@ def test_a_run_goes_on_with_ray_or_without_where_the_other_stopped(
     with part.open("r+b") as state:
         state.truncate(1000)
     with pytest.warns(CheckpointWarning, match="passed over.*training goes on from step 0 of stage 'task_loss'"):
-        launch([config(zoo_corpus, Path("b"), num_workers=then)])
+        launch([config(zoo_corpus, Path("b"), num_workers=2)])
     assert_same_run(losses(out), alone)
     assert (out / "metrics.jsonl").read_text().splitlines()[:44] == before[:44]
 

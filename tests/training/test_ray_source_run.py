@@ -44,18 +44,14 @@ def losses(out: Path) -> list[tuple[str, int, float]]:
 def test_both_sources_train_alike_and_nothing_is_copied(
     remote: str, zoo_corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Workers take every CPU, so readers that waited for one beside them would wait for ever."""
     there, here = tmp_path / "there", tmp_path / "here"
-    launch([config(remote, there)], stop_at=0.5)
-    launch([config(remote, there)])
+    most = int(ray.cluster_resources()["CPU"])
+    launch([config(remote, there, num_workers=[1, most])], stop_at=0.5)
+    launch([config(remote, there, num_workers=[1, most])])
+    assert {event.workers for event in read_workers(there) if isinstance(event, Start)} == {most}
+    assert is_done(there)
     assert not (tmp_path / "cache").exists(), "a shard was copied"
     assert f"reads {remote} through Ray Data (source=ray)" in capfd.readouterr().err
-    launch([config(zoo_corpus.location, here)])
+    launch([config(zoo_corpus.location, here, num_workers=most)])
     assert losses(there) == losses(here)
-
-
-def test_workers_of_a_range_take_every_cpu_and_their_readers_start(remote: str, tmp_path: Path) -> None:
-    """Readers that waited for a CPU beside the workers would wait for ever."""
-    most = int(ray.cluster_resources()["CPU"])
-    launch([config(remote, tmp_path / "run", num_workers=[1, most])])
-    assert [event.workers for event in read_workers(tmp_path / "run") if isinstance(event, Start)] == [most]
-    assert is_done(tmp_path / "run")

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpus, tmp_path: Path) -> None:
-    fixed = {STEPS: 300}
-    config = tune_config(zoo_corpus, tmp_path / "whole", fixed=fixed, num_trials=3)
+    fixed = {STEPS: 150}
+    config = tune_config(zoo_corpus, tmp_path / "whole", fixed=fixed, num_trials=2)
     with ray_of(1):
         whole = tune(config)
     broken = replace(config, out=str(tmp_path / "broken"))
@@ -64,7 +64,7 @@ def test_a_search_killed_in_a_trial_ends_as_an_undisturbed_one(zoo_corpus: Corpu
 
 
 def test_a_search_in_an_object_store_goes_on_after_a_kill(zoo_corpus: Corpus, bucket: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"fixed": {STEPS: 60}, "num_trials": 2}
+    settings: dict[str, Any] = {"fixed": {STEPS: 60}, "num_trials": 1}
     there = replace(tune_config(zoo_corpus, tmp_path / "here", **settings), out=f"{bucket}/search")
     process = subprocess.Popen(command(there, tmp_path / "there.yaml"), stdout=subprocess.DEVNULL)
     run = f"{there.out}/trials/000/run-0"

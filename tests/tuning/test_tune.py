@@ -16,8 +16,8 @@ from tests.tuning.builders import RATE, SPACE, STEPS, facts, ray_of, tune_config
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers: int, tmp_path: Path) -> None:
+def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(tmp_path: Path) -> None:
+    num_workers = 2
     fixed = {
         "zoo.num_seen_tasks": 6,
         "zoo.num_steps": 20,
@@ -35,7 +35,7 @@ def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers:
         fixed=fixed,
         space={"zoo.learning_rate": {"choice": [1e-3, 3e-3]}, RATE: SPACE[RATE]},
         num_trials=2,
-        rungs=[0.5, 1.0],
+        rungs=[1.0],
         out=str(tmp_path / "out"),
     )
     with ray_of(1 + num_workers), pytest.raises(ConfigError, match=f"needs {2 + num_workers} CPUs"):
@@ -43,7 +43,7 @@ def test_trials_of_workers_that_make_corpora_end_on_the_fewest_cpus(num_workers:
     assert not (tmp_path / "out" / "trials").exists()
     with ray_of(2 + num_workers):
         result = tune(config)
-    assert {row.status for row in result.rows} <= {"done", "stopped"}
+    assert [row.status for row in result.rows] == ["done", "done"]
     recipes = {row.knobs["zoo.learning_rate"] for row in result.rows}
     assert len([path for path in (tmp_path / "out" / "corpora").iterdir() if path.is_dir()]) == len(recipes)
 
