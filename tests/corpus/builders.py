@@ -70,9 +70,9 @@ def states(prefix: str, num: int, width: int, first_seed: int) -> dict[str, Stat
     return {f"{prefix}{i}": network(width, first_seed + i) for i in range(num)}
 
 
-def small_corpus(root: Path | str) -> tuple[Corpus, dict[str, StateDict]]:
-    """Two layouts; splits train (600 + 3 checkpoints), heldout (4) and base (1)."""
-    narrow, wide = states("narrow", 600, 2, 0), states("wide", 3, 5, 1000)
+def small_corpus(root: Path | str, num_narrow: int = 600) -> tuple[Corpus, dict[str, StateDict]]:
+    """Two layouts; splits train (`num_narrow` + 3 checkpoints), heldout (4) and base (1)."""
+    narrow, wide = states("narrow", num_narrow, 2, 0), states("wide", 3, 5, 1000)
     held, base = states("held", 4, 2, 2000), states("base", 1, 2, 3000)
     shards = [
         shard(root, "a-narrow", narrow),

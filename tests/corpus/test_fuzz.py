@@ -24,7 +24,7 @@ MUTATIONS_PER_CASE = 100
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    builders.small_corpus(root)
+    builders.small_corpus(root, num_narrow=60)  # All are read again after each mutation.
     return root
 
 
