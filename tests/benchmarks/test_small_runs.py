@@ -119,7 +119,7 @@ def test_igpg_tasks(tmp_path: Path) -> None:
     ]
     igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.task_loss.num_steps=1"]
     small = ["igpg.task_loss.batch_size=2", "steps=1", "shot=2", "best_of=2", "num_workers=0", f"out={tmp_path}"]
-    small += ["igpg.tokenizer.quantiser={num_levels: 2, num_codes: 16}", "igpg.prior.width=16", "igpg.prior.num_heads=2"]
+    small += ["igpg.tokenizer.quantiser={num_levels: 2, num_codes: 16}", "igpg.prior={width: 16, num_heads: 2}"]
     figures = run(["igpg-tasks", *data, *zoos, *igpg, *small])["figures"]
     for prefix in ("unseen", "domain"):
         assert all(0 <= figures[f"{prefix}_{name}"] <= 100 for name in ("generated", "token_prior", "hypernetwork"))
