@@ -1,11 +1,13 @@
 """Trains IGPG on CIFAR-style ResNets of several depths and has it generate a depth between them and one beyond.
 
+With `varied=width` they have several widths, and all that is said of depths is said of these.
+
 All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
-that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks are repeated or
-left out, with those of a hypernetwork trained by the task's loss alone, and with fresh ones. Every figure is the mean
-over the same number of choices among equally many candidates, made by the loss on the labelled samples of the
-condition. Statistics of batch normalisation are estimated anew from unlabelled training samples for all but trained
-networks; networks with the statistics that were written are a row of their own.
+that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks (or channels)
+are repeated or left out, with those of a hypernetwork trained by the task's loss alone, and with fresh ones. Every
+figure is the mean over the same number of choices among equally many candidates, made by the loss on the labelled
+samples of the condition. Statistics of batch normalisation are estimated anew from unlabelled training samples for all
+but trained networks; networks with the statistics that were written are a row of their own.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from raywgen.benchmarks.depths_ladder import DepthLadder, StoredDepth, at_depth, num_blocks, stored_networks
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
+from raywgen.benchmarks.size_ladder import SizeLadder, StoredSize, Varied, of_size, size_of, stored_networks
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
@@ -39,6 +41,8 @@ _ZOO = ["checkpoint_steps=[300,400]"]
 # Test accuracy in percent on CIFAR-10 of an unseen depth, generated after training on 125 networks of 26 to 50 layers
 # (IGPG, figure 3; papers.md, section 1.4).
 _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
+# A seen size, one between those of the zoo, one beyond: depths, or channels of the first stage.
+_SIZES: dict[Varied, tuple[int, int, int]] = {"depth": (26, 20, 44), "width": (12, 8, 20)}
 
 
 @dataclass(kw_only=True)
@@ -48,9 +52,10 @@ class IGPGDepthsConfig(SeededConfig):
     Attributes:
         data: Training images, in place of scikit-learn's digits.
         test_data: Test images; by default a fifth of the training images is held out.
-        seen: A depth of the zoo.
-        between: A depth between those of the zoo.
-        beyond: A depth above them.
+        varied: In what the zoo's networks differ: `depth`, or `width`, the channels of the first of three stages.
+        seen: A depth (or width) of the zoo; 0 for 26 (12).
+        between: One between those of the zoo; 0 for 20 (8).
+        beyond: One above them; 0 for 44 (20).
         best_of: Candidates of each choice.
         num_chosen: Number of choices; figures are means over them.
         num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
@@ -62,9 +67,10 @@ class IGPGDepthsConfig(SeededConfig):
 
     data: str = ""
     test_data: str = ""
-    seen: int = 26
-    between: int = 20
-    beyond: int = 44
+    varied: Varied = "depth"
+    seen: int = 0
+    between: int = 0
+    beyond: int = 0
     best_of: int = 2
     num_chosen: int = 2
     num_unlabelled: int = 512
@@ -84,21 +90,25 @@ class IGPGDepthsConfig(SeededConfig):
         for name in ("best_of", "num_chosen", "num_unlabelled"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        depths = [network["depth"] for network in zoo_recipe(self, self.seed).networks]
-        if self.seen not in depths or {self.between, self.beyond} & set(depths):
-            raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {depths}")
-        if not min(depths) < self.between < max(depths) < self.beyond:
+        given = (self.seen, self.between, self.beyond)
+        self.seen, self.between, self.beyond = (
+            size or default for size, default in zip(given, _SIZES[self.varied], strict=True)
+        )
+        sizes = [size_of(network, self.varied) for network in zoo_recipe(self, self.seed).networks]
+        if self.seen not in sizes or {self.between, self.beyond} & set(sizes):
+            raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {sizes}")
+        if not min(sizes) < self.between < max(sizes) < self.beyond:
             raise ValueError(
-                f"between={self.between}, beyond={self.beyond}: must lie between and above the zoo's depths {depths}"
+                f"between={self.between}, beyond={self.beyond}: must lie between and above the zoo's {sizes}"
             )
 
 
 def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
-    """Returns the zoo's recipe for the seen depths."""
+    """Returns the zoo's recipe for the seen sizes."""
     given = {"tasks.path": config.data, "tasks.test_path": config.test_data}
     data_keys = [f"{key}={value}" for key, value in given.items() if value]
     overrides = [*_ZOO, *data_keys, *config.zoo, f"seed={seed}"]
-    return load_config(ZooConfig, SHIPPED / "zoo" / "resnet-depths.yaml", overrides)
+    return load_config(ZooConfig, SHIPPED / "zoo" / f"resnet-{config.varied}s.yaml", overrides)
 
 
 def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -111,7 +121,8 @@ def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]
     figures, spreads = over_seeds(rows)
     conditions |= {
         "published": _PUBLISHED,
-        "depths": {"seen": config.seen, "between": config.between, "beyond": config.beyond},
+        "varied": config.varied,
+        "sizes": {"seen": config.seen, "between": config.between, "beyond": config.beyond},
         "best_of": config.best_of,
         "choices": config.num_chosen,
         "statistics": f"estimated anew on {config.num_unlabelled} unlabelled training samples, but of trained networks",
@@ -123,16 +134,16 @@ def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]
 
 
 def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    zoo = zoo_recipe(config, seed)
-    unseen = [at_depth(zoo.networks[0], depth) for depth in (config.between, config.beyond)]
+    zoo, varied = zoo_recipe(config, seed), config.varied
+    unseen = [of_size(zoo.networks[0], varied, size) for size in (config.between, config.beyond)]
     with ray_session():
         corpus = trained_zoo(root, zoo)
-        stored = stored_networks(corpus)
-        originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)))
+        stored = stored_networks(corpus, varied)
+        originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)), varied)
         run, hypernetwork = _trained(config, root, corpus, seed)
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
-    rows = _DepthRows(
+    rows = _SizeRows(
         config,
         zoo,
         run,
@@ -145,11 +156,12 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
     with Reporter().step("ladder", "seen, between, beyond") as bar:
         for index, kind in enumerate(("seen", "between", "beyond")):
             bar.named(index, 3, kind)
-            depth = getattr(config, kind)
-            ladder = DepthLadder(
+            size = getattr(config, kind)
+            ladder = SizeLadder(
                 task,
-                originals[depth],
-                at_depth(zoo.networks[0], depth),
+                originals[size],
+                of_size(zoo.networks[0], varied, size),
+                varied,
                 best_of=config.best_of,
                 num_chosen=config.num_chosen,
                 num_condition_samples=run.num_condition_samples,
@@ -159,8 +171,8 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
             figures |= {f"{kind}_{name}": value for name, value in rows.of(ladder).items()}
         bar.named(3, 3, "done")
     conditions = {
-        "trained_depths": list(stored),
-        "values": {depth: one.layout.num_values for depth, one in originals.items()},
+        "trained_sizes": list(stored),
+        "values": {size: one.layout.num_values for size, one in originals.items()},
         "training_networks": sum(len(one.values_ND) for one in stored.values()),
         "test_images": len(task.test_y_S),
         "temperature": rows.generator.config.task_loss.temperature,
@@ -188,45 +200,45 @@ def _igpg(folder: str) -> IGPG:
 
 
 @dataclass(frozen=True, slots=True)
-class _DepthRows:
-    """The generators and stored networks behind all rows of a depth."""
+class _SizeRows:
+    """The generators and stored networks behind all rows of a size."""
 
     config: IGPGDepthsConfig
     zoo: ZooConfig
     run: TrainConfig
-    stored: Mapping[int, StoredDepth]
+    stored: Mapping[int, StoredSize]
     generator: IGPG
     token_prior: IGPG
     hypernetwork: Generator
 
-    def of(self, ladder: DepthLadder) -> dict[str, float]:
+    def of(self, ladder: SizeLadder) -> dict[str, float]:
         """Returns the accuracy of each row, before and after an epoch of fine-tuning, and the diversity of networks."""
         written_ND = self._written(self.generator, ladder)
         new = ladder.with_new_statistics
         rows = {"original": ladder.original(), "generated": new(written_ND), "generated_stored": written_ND}
         rows |= {"token_prior": new(self._written(self.token_prior, ladder)), "random": new(ladder.random())}
         rows["hypernetwork"] = new(self._written(self.hypernetwork, ladder))
-        if ladder.depth not in self.stored:
+        if ladder.size not in self.stored:
             rows |= {name: new(values_ND) for name, values_ND in self._resized(ladder).items()}
             rows["average"] = new(ladder.average(self.stored))
         chosen = {name: ladder.chosen(values_ND) for name, values_ND in rows.items()}
         figures = {name: ladder.percent(values_PD) for name, values_PD in chosen.items()}
         starts = {"finetuned_1": chosen["generated"], "random_finetuned_1": chosen["random"]}
-        if ladder.depth not in self.stored:
+        if ladder.size not in self.stored:
             nearest = max(("stretched", "cut"), key=lambda name: figures.get(name, 0.0))
             figures["nearest"] = figures[nearest]
             starts["nearest_finetuned_1"] = chosen[nearest]
         figures |= ladder.fine_tuned(starts, self.zoo.fits()[0], self.config.finetune_rates)
         return figures | {"diversity": ladder.diversity(written_ND)}
 
-    def _resized(self, ladder: DepthLadder) -> dict[str, Tensor]:
-        """Resizes networks of the nearest depth below, which has blocks to repeat, and of the nearest one above."""
-        below = [one for one in self.stored.values() if one.depth < ladder.depth and num_blocks(one.layout) > 1]
-        above = [one for one in self.stored.values() if one.depth > ladder.depth]
+    def _resized(self, ladder: SizeLadder) -> dict[str, Tensor]:
+        """Resizes networks of the nearest size below, if that can be, and of the nearest one above."""
+        below = [one for one in self.stored.values() if one.size < ladder.size and ladder.can_resize(one)]
+        above = [one for one in self.stored.values() if one.size > ladder.size]
         rows = {"stretched": ladder.resized(below[-1])} if below else {}
         return rows | ({"cut": ladder.resized(above[0])} if above else {})
 
-    def _written(self, generator: Generator, ladder: DepthLadder) -> Tensor:
+    def _written(self, generator: Generator, ladder: SizeLadder) -> Tensor:
         task_loss = self.generator.config.task_loss
         normalizer = None
         if not generator.knows(ladder.layout):

@@ -1,4 +1,4 @@
-"""Depths never seen: networks brought to another depth by hand, choices, and the whole benchmark, small."""
+"""Depths and widths never seen: networks brought to others by hand, choices, and the whole benchmark, small."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from raywgen.benchmarks.depths_ladder import DepthLadder, StoredDepth, StretchError, at_depth, num_blocks, stretched
 from raywgen.benchmarks.igpg_depths import IGPGDepthsConfig, zoo_recipe
+from raywgen.benchmarks.resized_networks import StretchError, num_blocks, stretched, widened
 from raywgen.benchmarks.run import run
+from raywgen.benchmarks.size_ladder import SizeLadder, StoredSize, of_size, size_of
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.weights import Layout
@@ -20,18 +21,18 @@ RECIPE = {"name": "cifar-resnet", "depth": 14, "widths": [2, 2, 4], "in_channels
 
 
 def layout_of(depth: int) -> Layout:
-    return Layout.from_state_dict(build_network(at_depth(RECIPE, depth)).state_dict())
+    return Layout.from_state_dict(build_network(of_size(RECIPE, "depth", depth)).state_dict())
 
 
 def network(depth: int, seed: int = 0) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return layout_of(depth).flatten(build_network(at_depth(RECIPE, depth)).state_dict())
+        return layout_of(depth).flatten(build_network(of_size(RECIPE, "depth", depth)).state_dict())
 
 
 @torch.no_grad()
 def logits(values_D: Tensor, depth: int, x_SF: Tensor) -> Tensor:
-    module = build_network(at_depth(RECIPE, depth)).eval()
+    module = build_network(of_size(RECIPE, "depth", depth)).eval()
     module.load_state_dict(layout_of(depth).unflatten(values_D, counters=module.state_dict()))
     return module(x_SF)
 
@@ -82,11 +83,48 @@ def test_stages_of_one_block_cannot_be_stretched() -> None:
         stretched(network(8)[None], layout_of(8), layout_of(14))
 
 
-def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> DepthLadder:
+def of_widths(seed: int, *widths: int) -> tuple[nn.Module, Layout]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build_network(RECIPE | {"widths": widths}).eval()
+    return module, Layout.from_state_dict(module.state_dict())
+
+
+@torch.no_grad()
+def test_a_network_of_twice_the_width_computes_the_same() -> None:
+    (module, layout), (double, wanted) = of_widths(0, 2, 4, 6), of_widths(1, 4, 8, 12)
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(tensor.numel())))
+    values_ND = layout.flatten(module.state_dict())[None]
+    double.load_state_dict(wanted.unflatten(widened(values_ND, layout, wanted)[0], double.state_dict()))
+    x_SF = torch.rand(5, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(double(x_SF), module(x_SF), rtol=1e-4, atol=1e-4)
+
+
+def test_channels_are_repeated_and_left_out_evenly() -> None:
+    (_, layout), (_, wider), (_, narrower) = of_widths(0, 4, 4, 4), of_widths(0, 6, 6, 6), of_widths(0, 3, 3, 3)
+    state = {name: torch.zeros(tensor.shape) for name, tensor in of_widths(0, 4, 4, 4)[0].state_dict().items()}
+    state["bn1.weight"] = torch.arange(4.0)
+    state["layer1.0.conv1.weight"] = torch.arange(4.0).view(1, 4, 1, 1).expand(4, 4, 3, 3) + 1
+    values_ND = layout.flatten(state)[None]
+    found = wider.unflatten(widened(values_ND, layout, wider)[0])
+    assert found["bn1.weight"].tolist() == [0, 0, 1, 2, 2, 3]
+    assert found["layer1.0.conv1.weight"][5, :, 0, 0].tolist() == [0.5, 0.5, 2, 1.5, 1.5, 4]
+    assert narrower.unflatten(widened(values_ND, layout, narrower)[0])["bn1.weight"].tolist() == [0, 1, 2]
+
+
+def test_the_size_of_a_network_is_its_depth_or_the_width_of_its_first_stage() -> None:
+    wider = of_size(RECIPE, "width", 6)
+    assert wider == RECIPE | {"widths": [6, 6, 12]}
+    assert (size_of(wider, "width"), size_of(wider, "depth")) == (6, 14)
+
+
+def ladder(values_ND: Tensor, best_of: int = 2, num_chosen: int = 2) -> SizeLadder:
     task = build_task({"name": "images", "path": "digits"})
     settings: dict[str, Any] = {"num_condition_samples": 16, "num_unlabelled": 40, "seed": 0}
-    stored = StoredDepth(14, layout_of(14), values_ND)
-    return DepthLadder(task, stored, RECIPE, best_of=best_of, num_chosen=num_chosen, **settings)
+    stored = StoredSize(14, layout_of(14), values_ND)
+    return SizeLadder(task, stored, RECIPE, "depth", best_of=best_of, num_chosen=num_chosen, **settings)
 
 
 def test_of_every_n_the_lowest_loss_on_the_examples_is_chosen() -> None:
@@ -143,6 +181,9 @@ def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
     assert [network["depth"] for network in zoo.networks] == [8, 14, 26, 32]
     assert (zoo.seed, zoo.start, zoo.tasks.path, zoo.num_steps) == (3, "own", "a.parquet", 500)
     assert min(zoo.checkpoint_steps) > 0
+    widths = IGPGDepthsConfig(varied="width")
+    assert [network["widths"][0] for network in zoo_recipe(widths, 3).networks] == [4, 6, 12, 16]
+    assert (widths.seen, widths.between, widths.beyond) == (12, 8, 20)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +213,6 @@ def test_the_benchmark_on_small_networks(tmp_path: Path) -> None:
         assert found == named | {"diversity"}
         assert all(0 <= figures[f"{kind}_{name}"] <= 100 for name in named)
     assert figures["between_nearest"] == max(figures["between_stretched"], figures["between_cut"])
-    assert conditions["trained_depths"] == [8, 14, 26]
+    assert conditions["trained_sizes"] == [8, 14, 26]
     assert set(conditions["values"]) == {8, 14, 20, 26, 32}
     assert conditions["published"] == {"resnet-110 on CIFAR-10": 46.0}

@@ -1,4 +1,4 @@
-"""Measures networks of one depth by their origin: equally many of each kind, chosen in the same way.
+"""Measures networks of one size by their origin: equally many of each kind, chosen in the same way.
 
 Shape letters beyond the legend in `raywgen.weights`: N networks of a row, P of them chosen, n candidates of each
 choice.
@@ -6,15 +6,15 @@ choice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from raywgen.benchmarks.equal_accuracy import spread
+from raywgen.benchmarks.resized_networks import num_blocks, stretched, widened
 from raywgen.corpus import Corpus
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.generation import with_new_statistics
@@ -29,83 +29,59 @@ from raywgen.tasks import (
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 from raywgen.zoo.measure import network_logits
 
-_BLOCK = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
 _CONDITION_STREAM, _NOISE_STREAM = 3, 4
 # First sample index of keyed noise; training counts its samples from 0, so the noise differs.
 _FIRST_SAMPLE = 1 << 20
 
 
-class StretchError(ValueError):
-    """A network cannot be brought to a depth; the message says why."""
+Varied = Literal["depth", "width"]
+"""In what networks of a zoo differ: the number of their layers, or their channels."""
 
 
-def stretched(values_ND: Tensor, layout: Layout, wanted: Layout) -> Tensor:
-    """Makes networks `(N, D')` of another depth by repeating or leaving out residual blocks, evenly over each stage.
+def of_size(recipe: Mapping[str, Any], varied: Varied, size: int) -> dict[str, Any]:
+    """Returns the recipe of a network like another one, but of another depth, or another width of the first stage.
 
-    Every stage keeps its first block, which alone changes the width; the others stay in order.
-
-    Args:
-        values_ND: Flat vectors of `layout`.
-        layout: Layout of the networks; tensors of stage s and block b are named `layer{s}.{b}.*`.
-        wanted: Layout of the other depth, with the same names.
-
-    Raises:
-        StretchError: There is no block to repeat.
+    The widths of the other stages keep their ratio to that of the first.
     """
-    num, num_wanted = num_blocks(layout), num_blocks(wanted)
-    if num == 1 < num_wanted:
-        raise StretchError("stages of a single block have none that could be repeated; take a deeper network")
-    state_N = layout.unflatten(values_ND)
-
-    def source(name: str) -> str:
-        if (found := _BLOCK.fullmatch(name)) is None:
-            return name
-        stage, block, rest = found.groups()
-        # Among the blocks after the first, the i-th of m' is the floor(i m / m')-th of m.
-        place = int(block) and 1 + (int(block) - 1) * (num - 1) // (num_wanted - 1)
-        return f"{stage}.{place}.{rest}"
-
-    parts = [state_N[source(spec.name)].flatten(1).float() for spec in wanted.generated]
-    return torch.cat(parts, dim=1)
+    if varied == "depth":
+        return {**recipe, "depth": size}
+    first, *_ = recipe["widths"]
+    return {**recipe, "widths": [size * width // first for width in recipe["widths"]]}
 
 
-def num_blocks(layout: Layout) -> int:
-    """Returns the number of residual blocks of each stage."""
-    found = [_BLOCK.fullmatch(spec.name) for spec in layout.tensors]
-    return 1 + max(int(match[2]) for match in found if match is not None)
-
-
-def at_depth(recipe: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """Returns the recipe of a network like another one, but of another depth."""
-    return {**recipe, "depth": depth}
+def size_of(recipe: Mapping[str, Any], varied: Varied) -> int:
+    """Returns the depth of a network, or the width of its first stage."""
+    return int(recipe["depth"] if varied == "depth" else recipe["widths"][0])
 
 
 @dataclass(frozen=True, slots=True)
-class StoredDepth:
-    """Trained networks of one depth."""
+class StoredSize:
+    """Trained networks of one size."""
 
-    depth: int
+    size: int
     layout: Layout
     values_ND: Tensor
 
 
-def stored_networks(corpus: Corpus) -> dict[int, StoredDepth]:
-    """Returns the ends of all trajectories, by depth in ascending order."""
+def stored_networks(corpus: Corpus, varied: Varied) -> dict[int, StoredSize]:
+    """Returns the ends of all trajectories, by size in ascending order."""
     last = max(corpus.facts.column("step").to_pylist())
     found = {}
     for layout_id, network in corpus.networks.items():
         values_ND = corpus.values(corpus.select(layout_id=layout_id, step=last))
-        found[int(network.recipe["depth"])] = StoredDepth(int(network.recipe["depth"]), network.layout, values_ND)
+        size = size_of(network.recipe, varied)
+        found[size] = StoredSize(size, network.layout, values_ND)
     return dict(sorted(found.items()))
 
 
-class DepthLadder:
-    """The rows of one depth.
+class SizeLadder:
+    """The rows of one depth or width.
 
     Args:
         task: Task of all networks.
-        originals: Networks of this depth, trained as the zoo's were.
-        recipe: Recipe of a network of this depth.
+        originals: Networks of this size, trained as the zoo's were.
+        recipe: Recipe of a network of this size.
+        varied: In what the zoo's networks differ.
         best_of: Candidates of each choice, made by the loss on the labelled samples of the condition.
         num_chosen: Number of choices; a figure is their mean.
         num_condition_samples: Labelled training samples of each choice.
@@ -116,8 +92,9 @@ class DepthLadder:
     def __init__(
         self,
         task: Task,
-        originals: StoredDepth,
+        originals: StoredSize,
         recipe: Mapping[str, Any],
+        varied: Varied,
         *,
         best_of: int,
         num_chosen: int,
@@ -125,7 +102,7 @@ class DepthLadder:
         num_unlabelled: int,
         seed: int,
     ) -> None:
-        self.layout, self.depth = originals.layout, originals.depth
+        self.layout, self.size, self._varied = originals.layout, originals.size, varied
         self._task, self._originals, self._recipe, self._seed = task, originals, dict(recipe), seed
         self._module = build_network(self._recipe).eval()
         self._best_of, self._num = best_of, best_of * num_chosen
@@ -160,14 +137,18 @@ class DepthLadder:
             fresh = [self.layout.flatten(build_network(self._recipe).state_dict()) for _ in range(self._num)]
         return torch.stack(fresh)
 
-    def resized(self, stored: StoredDepth) -> Tensor:
-        """Brings stored networks of another depth to this one, `(N, D)`."""
-        return self._repeated(stretched(stored.values_ND, stored.layout, self.layout))
+    def can_resize(self, stored: StoredSize) -> bool:
+        """Whether stored networks can be brought to this size: to another depth only where blocks can be repeated."""
+        return self._varied == "width" or num_blocks(stored.layout) > 1 or num_blocks(self.layout) == 1
 
-    def average(self, stored: Mapping[int, StoredDepth]) -> Tensor:
-        """Returns the mean `(1, D)` of all stored networks that can be brought to this depth."""
-        can = [one for one in stored.values() if num_blocks(one.layout) > 1 or num_blocks(self.layout) == 1]
-        return torch.cat([stretched(one.values_ND, one.layout, self.layout) for one in can]).mean(dim=0, keepdim=True)
+    def resized(self, stored: StoredSize) -> Tensor:
+        """Brings stored networks of another size to this one, `(N, D)`."""
+        return self._repeated(self._resized(stored))
+
+    def average(self, stored: Mapping[int, StoredSize]) -> Tensor:
+        """Returns the mean `(1, D)` of all stored networks that can be brought to this size."""
+        can = [self._resized(one) for one in stored.values() if self.can_resize(one)]
+        return torch.cat(can).mean(dim=0, keepdim=True)
 
     def with_new_statistics(self, values_ND: Tensor) -> Tensor:
         """Estimates running statistics of batch normalisation anew from unlabelled training samples."""
@@ -212,6 +193,10 @@ class DepthLadder:
         )
         tuned = fine_tune(self._module, self.layout, starts, [self._task] * num, tuning)
         return {name: 100 * float(one.accuracy_TE[:, 1].mean()) for name, one in tuned.items()}
+
+    def _resized(self, stored: StoredSize) -> Tensor:
+        resize = stretched if self._varied == "depth" else widened
+        return resize(stored.values_ND, stored.layout, self.layout)
 
     def _repeated(self, values_ND: Tensor) -> Tensor:
         """Repeats networks until there are as many as candidates."""
