@@ -61,6 +61,7 @@ def averaged_config(corpus: Corpus, out: Path) -> TrainConfig:
     settings = settings_of(config, IGPGConfig)
     for stage in (settings.tokenizer, settings.prior, settings.task_loss):
         stage.optimizer = own
+    settings.task_loss.diversity_weight = 0.5
     config.accumulate = 2
     return config
 

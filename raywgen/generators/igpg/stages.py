@@ -5,6 +5,8 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
+from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
 # A noise stream of its own, because sampling the same networks' tokens uses stream 0.
@@ -26,20 +29,42 @@ _LEAST_VARIANCE = 1e-8
 _BYTES_BESIDE_PRIOR = 16.0
 
 
-def diversity_loss(written_BD: Tensor, corpus_BD: Tensor) -> Tensor:
+def diversity_loss(written_BD: Tensor, unit: Tensor) -> Tensor:
     """Returns `1/D sum_d |1 - S_d / S|` with `S_d = sqrt(Var_B(x_d) + eps)`: 0 if networks vary as the corpus does.
 
-    It is the variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1); its unit S is the root of the mean
-    variance of the corpus' networks. The term is taken value by value, so that a few unimportant values cannot make up
-    for all others. It is two-sided, where VICReg has a hinge, because those few would otherwise grow without bound.
+    It is the variance term of VICReg (Bardes et al., arXiv 2105.04906, equation 1). The term is taken value by value,
+    so that a few unimportant values cannot make up for all others. It is two-sided, where VICReg has a hinge, because
+    those few would otherwise grow without bound.
 
     Args:
         written_BD: At least 2 written networks, in units of each tensor's scale.
-        corpus_BD: As many networks of the corpus.
+        unit: S, the `deviation` of the corpus' networks.
     """
-    unit = corpus_BD.var(dim=0).mean().clamp(min=_LEAST_VARIANCE).sqrt()
     deviation_D = (written_BD.var(dim=0) + _LEAST_VARIANCE).sqrt()
     return (1 - deviation_D / unit).abs().mean()
+
+
+def deviation(batches: Iterable[WeightBatch], normalizers: NormalizerTable) -> Tensor:
+    """Returns the root of the variance of networks of one layout, mean over values and layouts, float64.
+
+    It is that of many batches: two networks of one batch may be two states of one trajectory, which hardly differ.
+
+    Args:
+        batches: Batches of the corpus' networks.
+        normalizers: The normaliser of each layout, which gives values in units of each tensor's scale.
+    """
+    sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+    for batch in batches:
+        values_BD = normalizers[batch.layout.id][1].normalise(batch.values_BD).double()
+        count, sum_D, squares_D = sums.get(batch.layout.id, (0, torch.zeros(()), torch.zeros(())))
+        found = len(batch), values_BD.sum(dim=0), values_BD.square().sum(dim=0)
+        sums[batch.layout.id] = count + found[0], sum_D + found[1], squares_D + found[2]
+    variances = [
+        ((squares_D - sum_D.square() / count) / (count - 1)).mean()
+        for count, sum_D, squares_D in sums.values()
+        if count > 1
+    ]
+    return torch.stack(variances).mean().clamp(min=_LEAST_VARIANCE).sqrt() if variances else torch.ones(())
 
 
 def _confidence(loss_B: Tensor, batch: WeightBatch) -> Tensor:
@@ -159,6 +184,7 @@ class IGPGTaskLossStage(Stage):
 
     name = "task_loss"
     is_optional = True
+    corpus_deviation: Tensor
 
     def __init__(
         self,
@@ -176,6 +202,8 @@ class IGPGTaskLossStage(Stage):
         self.sample_residual_head = sample_residual_head
         self._frozen = (tokenizer,)
         self.normalizers = normalizers
+        # Shared among workers as all buffers are, so it lies where the prior does.
+        self.register_buffer("corpus_deviation", torch.ones((), device=next(prior.parameters()).device))
 
     @property
     def config(self) -> IGPGTaskLossConfig:
@@ -197,6 +225,20 @@ class IGPGTaskLossStage(Stage):
     def parameter_use(self) -> ParameterUse:
         """The prior writes tokens one after another, each of which needs all its parameters."""
         return "whole"
+
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Measures how far the corpus' networks lie apart, where written ones shall lie as far."""
+        if self.config.diversity_weight > 0:
+            self.corpus_deviation.copy_(deviation(batches, self.normalizers))
+
+    def state(self, all_reduce: AllReduce) -> dict[str, Tensor]:
+        """Returns what `setup` measured."""
+        return {"corpus_deviation": self.corpus_deviation} if self.config.diversity_weight > 0 else {}
+
+    def set_state(self, state: dict[str, Tensor], batch_at: Callable[[int], WeightBatch]) -> None:
+        """Restores what `setup` measured."""
+        if state:
+            self.corpus_deviation.copy_(state["corpus_deviation"])
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the task's loss on the query samples, plus the weighted distance and token likelihood."""
@@ -229,7 +271,7 @@ class IGPGTaskLossStage(Stage):
         }
         if self.config.diversity_weight > 0:
             # All workers give the same metrics, also one whose part is a single network.
-            diversity = diversity_loss(normalised_BD, corpus_BD) if len(loss_B) > 1 else loss.new_zeros(())
+            diversity = diversity_loss(normalised_BD, self.corpus_deviation) if len(loss_B) > 1 else loss.new_zeros(())
             metrics["diversity_loss"] = diversity.detach()
             # Weighted by confidence: at chance, the term would drive networks apart before they learn anything.
             loss = loss + self.config.diversity_weight * _confidence(loss_B.detach(), batch) * diversity

@@ -16,7 +16,7 @@ from raywgen.generators.common.task_loss import task_loss
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, SamplingConfig
 from raywgen.generators.igpg.generator import IGPG
 from raywgen.generators.igpg.likelihood import token_nll
-from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, diversity_loss
+from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage, deviation, diversity_loss
 from raywgen.generators.igpg.token_sampling import TokenSample, sample_tokens
 from raywgen.nn.text_encoders import WordEncoder
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
@@ -213,13 +213,38 @@ def test_anchor_is_the_distance_to_the_corpus_in_units_of_its_scale() -> None:
 
 
 def test_spread_is_how_far_each_deviation_is_from_the_corpus() -> None:
-    corpus_BD = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    unit = float(corpus_BD.var(dim=0).mean().sqrt())
+    unit = 3.0
     direction_B = torch.tensor([1.0, -1, 1, -1, 1, -1])
     direction_B = direction_B / direction_B.std()
     written_BD = direction_B.unsqueeze(1) * unit * torch.tensor([0.0, 0.5, 1.0, 1.0, 2.0]) + 7
     # The variance added under the root moves a deviation of zero by less than 0.01, and others by far less.
-    assert float(diversity_loss(written_BD, corpus_BD)) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
+    assert float(diversity_loss(written_BD, torch.tensor(unit))) == pytest.approx((1 + 0.5 + 1) / 5, abs=0.01)
+
+
+def test_the_deviation_of_networks_is_that_of_all_batches_together() -> None:
+    """Also where each batch holds a network twice, as two states of one trajectory may nearly be."""
+    generator, batch = igpg(), weight_batch()
+    normalizer = generator.normalizers[batch.layout.id][1]
+    twice = [replace(batch, values_BD=batch.values_BD[[n] * 8]).first(2) for n in range(8)]
+    expected = normalizer.normalise(batch.values_BD).double().var(dim=0, correction=0).mean().sqrt()
+    # Of 16 rows in place of 8.
+    found = deviation(twice, generator.normalizers) * (15 / 16) ** 0.5
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert deviation([batch.first(1)], generator.normalizers) == 1, "a single network has none"
+
+
+def test_setup_measures_the_deviation_and_a_resumed_stage_has_it() -> None:
+    generator, batch = igpg(), weight_batch()
+    stage = task_loss_stage(generator, diversity_weight=0.3)
+    stage.setup([batch], 0)
+    assert float(stage.corpus_deviation) == pytest.approx(float(deviation([batch], generator.normalizers)))
+    resumed = task_loss_stage(generator, diversity_weight=0.3)
+    resumed.set_state(stage.state(lambda tensor: tensor), lambda step: batch)
+    assert resumed.corpus_deviation == stage.corpus_deviation != 1
+    plain = task_loss_stage(generator)
+    plain.setup([batch], 0)
+    assert plain.corpus_deviation == 1
+    assert plain.state(lambda tensor: tensor) == {}
 
 
 def test_spread_is_added_with_its_weight_and_the_confidence_beyond_chance() -> None:
