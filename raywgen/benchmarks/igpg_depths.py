@@ -78,7 +78,7 @@ class IGPGDepthsConfig(SeededConfig):
     hypernetwork: HypernetworkConfig = field(
         default_factory=lambda: HypernetworkConfig(
             statistics="batch",
-            task_loss=StageConfig(num_steps=500, batch_size=2, optimizer=OptimizerConfig(learning_rate=3e-3)),
+            task_loss=StageConfig(num_steps=1000, batch_size=2, optimizer=OptimizerConfig(learning_rate=3e-3)),
         )
     )
     zoo: list[str] = field(default_factory=list)
