@@ -10,12 +10,13 @@ import ray
 from pyarrow import fs
 
 from raywgen.corpus import Corpus
+from raywgen.generators.igpg import IGPGConfig
 from raywgen.storage import Storage
 from raywgen.training import TrainConfig, launch, read_metrics
 from raywgen.training.run_folder import is_done
 from raywgen.training.session import ray_session
 from raywgen.training.workers_log import Start, read_workers
-from tests.builders import igpg_config
+from tests.builders import igpg_config, settings_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -44,14 +45,21 @@ def losses(out: Path) -> list[tuple[str, int, float]]:
 def test_both_sources_train_alike_and_nothing_is_copied(
     remote: str, zoo_corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers take every CPU, so readers that waited for one beside them would wait for ever."""
     there, here = tmp_path / "there", tmp_path / "here"
-    most = int(ray.cluster_resources()["CPU"])
-    launch([config(remote, there, num_workers=[1, most])], stop_at=0.5)
-    launch([config(remote, there, num_workers=[1, most])])
-    assert {event.workers for event in read_workers(there) if isinstance(event, Start)} == {most}
-    assert is_done(there)
+    launch([config(remote, there)], stop_at=0.5)
+    launch([config(remote, there)])
     assert not (tmp_path / "cache").exists(), "a shard was copied"
     assert f"reads {remote} through Ray Data (source=ray)" in capfd.readouterr().err
-    launch([config(zoo_corpus.location, here, num_workers=most)])
+    launch([config(zoo_corpus.location, here)])
     assert losses(there) == losses(here)
+
+
+def test_workers_of_a_range_take_every_cpu_and_their_readers_start(remote: str, tmp_path: Path) -> None:
+    """Readers that waited for a CPU beside the workers would wait for ever."""
+    most = int(ray.cluster_resources()["CPU"])
+    run = config(remote, tmp_path / "run", num_workers=[1, most])
+    stages = settings_of(run, IGPGConfig)
+    stages.tokenizer.num_steps, stages.prior.num_steps, stages.task_loss.num_steps = 3, 0, 0
+    launch([run])
+    assert [event.workers for event in read_workers(tmp_path / "run") if isinstance(event, Start)] == [most]
+    assert is_done(tmp_path / "run")
