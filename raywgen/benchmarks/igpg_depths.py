@@ -1,6 +1,6 @@
 """Trains IGPG on CIFAR-style ResNets of several depths and has it generate a depth between them and one beyond.
 
-With `varied=width` they have several widths, and all that is said of depths is said of these.
+With `varied=width` the networks differ in width instead.
 
 All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
 that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks (or channels)

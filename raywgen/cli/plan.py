@@ -85,7 +85,7 @@ def _tokens(tokens: PlannedTokens, made: Plan) -> Table:
     largest = made.corpus.largest
     title = f"A network of {largest.num_values:,} values as tokens: what published ones keep, and what it costs"
     columns = ("levels", "bits a value", "signal to noise, dB", "points of accuracy lost", "tokens", "seconds to write")
-    memory = f"about {_gib(tokens.windows_bytes)} GiB beside the generator, which takes {_gib(tokens.generator_bytes)}"
+    memory = f"about {_gib(tokens.windows_bytes)} GiB beside the generator, which takes {_gib(_bundle(made))}"
     table = Table(*columns, title=title, caption=f"Memory to write it, by pieces on a CPU: {memory}.")
     rate = None if made.hours is None else made.hours.values_per_second
     for row in tokens.rows:

@@ -103,7 +103,8 @@ class Worker:
         if network.layout.num_values <= _LARGE:
             return
         num = item.num_networks * self._plan.request.best_of
-        needed, free = generator.least_bytes(network.layout, self._plan.sampling, num), free_memory(generator.device)
+        needed, _ = generator.bytes_at_once(network.layout, self._plan.sampling, num)
+        free = free_memory(generator.device)
         part, way_out = "a single window", ""
         if item.piece is None:
             needed += _BYTES_PER_VALUE * num * network.layout.num_values

@@ -158,25 +158,15 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
         """
         return [Piece(index=0, start=0, stop=layout.num_values)]
 
-    def least_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
-        """Returns about how much memory it takes to write the least that is written at once; 0 where that is unknown.
+    def bytes_at_once(self, layout: Layout, sampling: Sampling, num: int) -> tuple[float, float]:
+        """Returns about how much memory the least and the most take that is written at once; zeros where unknown.
 
         Args:
             layout: The layout.
             sampling: Complete settings of sampling.
             num: Networks that are generated at once.
         """
-        return 0.0
-
-    def most_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
-        """Returns about how much memory all takes that is written at once; 0 where that is unknown.
-
-        Args:
-            layout: The layout.
-            sampling: Complete settings of sampling.
-            num: Networks that are generated at once.
-        """
-        return 0.0
+        return 0.0, 0.0
 
     def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:
         """Writes one piece of the networks of a request: the same values as `generate`, bit for bit.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from raywgen.corpus import Corpus, CorpusError, verify_corpus
 from raywgen.weights import Layout
 from tests.corpus import builders
+from tests.limits import file_size_limit
 
 REPOSITORY = Path(__file__).parents[2]
 WRITE_UNTIL_FULL = """
@@ -40,24 +40,10 @@ def listing(root: Path) -> dict[str, str]:
     }
 
 
-class FileSizeLimit:
-    """No file may grow beyond some bytes while this is entered."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._num_bytes = num_bytes
-
-    def __enter__(self) -> None:
-        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self._num_bytes, self._before[1]))
-
-    def __exit__(self, *exc_info: object) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
-
-
 def test_shard_that_does_not_fit(tmp_path: Path) -> None:
     builders.small_corpus(tmp_path)
     before = listing(tmp_path)
-    with FileSizeLimit(4096), pytest.raises(CorpusError, match=r"a-narrow\.arrow.*free some disk space.*again"):
+    with file_size_limit(4096), pytest.raises(CorpusError, match=r"a-narrow\.arrow.*free some disk space.*again"):
         builders.shard(tmp_path, "a-narrow", builders.states("other", 300, 2, 9000))
     assert listing(tmp_path) == before
     assert verify_corpus(tmp_path) == []
@@ -71,7 +57,10 @@ def test_commit_that_does_not_fit_leaves_the_earlier_corpus(tmp_path: Path, limi
     added = listing(tmp_path).keys() - before.keys()
     layouts = [Layout.from_state_dict(builders.network(2, 0))]
     # Many networks, so that the manifest is the longest file and fails after the facts were written.
-    with FileSizeLimit(limit), pytest.raises(CorpusError, match=rf"cannot write .*{stopped_at}.*free some disk space"):
+    with (
+        file_size_limit(limit),
+        pytest.raises(CorpusError, match=rf"cannot write .*{stopped_at}.*free some disk space"),
+    ):
         builders.commit(tmp_path, [extra], layouts * 10_000)
     assert listing(tmp_path).keys() - added == before.keys()
     assert all(listing(tmp_path)[name] == digest for name, digest in before.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import shlex
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.storage import Storage
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.weights import WeightsError, load_state_dict
+from tests.limits import file_size_limit
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -263,14 +263,11 @@ def test_a_disk_that_fills_is_one_line_and_nothing_is_lost(zoo_corpus: Corpus, w
     """The bound on file sizes stands in for a full disk; it is reached when the second network begins, or in it."""
     settings = settings_of(zoo_corpus, windowed, tmp_path / "out", num=1, batch_size=1)
     generate(dataclasses.replace(settings, out=str(tmp_path / "whole")))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        with pytest.raises(WeightsError, match=r"cannot write .*File too large; free some disk space.*goes on"):
-            generate(settings)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        file_size_limit(20_000),
+        pytest.raises(WeightsError, match=r"cannot write .*File too large; free some disk space.*goes on"),
+    ):
+        generate(settings)
     assert not list((tmp_path / "out").glob("*.safetensors"))
     generate(settings)
     assert_same_files(tmp_path / "out", tmp_path / "whole")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import resource
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_netwo
 from raywgen.weights import load_state_dict
 from tests.builders import condition, layout_of
 from tests.generation.test_generate import WithNorm, bundle, config
+from tests.limits import file_size_limit
 
 __all__ = ["bundle"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,14 +158,11 @@ def test_a_disk_that_fills_within_a_journal_is_one_line_and_nothing_is_lost(
         for pattern in ("units/*.json", "*.safetensors")
     )
     assert max(of_networks) < min(of_journals)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(of_networks), before[1]))
-        with pytest.raises(CorpusError, match=r"cannot write .*/units/.*json: .*too large; free some disk.*again"):
-            generate(settings)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        file_size_limit(max(of_networks)),
+        pytest.raises(CorpusError, match=r"cannot write .*/units/.*json: .*too large; free some disk.*again"),
+    ):
+        generate(settings)
     assert not list((tmp_path / "out" / "units").glob("[!.]*")), "half a journal"
     whole = generate(dataclasses.replace(settings, out=str(tmp_path / "whole")))
     assert without_paths(generate(settings)) == without_paths(whole)

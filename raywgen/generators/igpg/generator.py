@@ -17,7 +17,7 @@ It differs from the paper in these points (the README's table of the demo shows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -177,24 +177,21 @@ class IGPG(Generator[IGPGConfig]):
         is_whole = any(piece.num_values == layout.num_values for piece in pieces)
         return super().pieces(layout, sampling, num, max_values) if is_whole else pieces
 
-    def least_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
-        """Returns the memory of one window of each network."""
-        return max(each for _, each in self._groups_of_windows(layout, sampling, num))
-
-    def most_bytes(self, layout: Layout, sampling: Sampling, num: int) -> float:
-        """Returns the memory of the most windows that are written at once."""
-        return max(count * each for count, each in self._groups_of_windows(layout, sampling, num))
-
-    def _groups_of_windows(self, layout: Layout, sampling: Sampling, num: int) -> Iterator[tuple[int, float]]:
-        """Yields the windows of a network in each group, and the memory of one of them for each network."""
+    def bytes_at_once(self, layout: Layout, sampling: Sampling, num: int) -> tuple[float, float]:
+        """Returns the memory of one window of each network, and of the most windows that are written at once."""
         assert isinstance(sampling, SamplingConfig)
         tokenizer = self.tokenizer
         table, rows = tokenizer.chunk_inputs(layout), num * sampling.num_averaged
         num_codes = tokenizer.quantiser.num_levels * tokenizer.quantiser.num_codes
+        counts: dict[int, int] = {}
         for group in token_groups(self.prior, table, tokenizer.quantiser, sampling, rows):
             length = group.windows[0].stop - group.windows[0].start
-            each = window_bytes(self.prior, length, len(table.mean_position_G), num_codes, sampling)
-            yield len(group.windows), rows * each
+            counts[length] = max(counts.get(length, 0), len(group.windows))
+        each = {
+            length: rows * window_bytes(self.prior, length, len(table.mean_position_G), num_codes, sampling)
+            for length in counts
+        }
+        return max(each.values()), max(count * each[length] for length, count in counts.items())
 
     @torch.no_grad()
     def generate_piece(self, request: GenerationRequest, piece: Piece, kept: Mapping[str, Tensor]) -> GeneratedPiece:

@@ -44,13 +44,11 @@ class PlannedTokens:
     Attributes:
         num_levels: The run's own number of levels.
         rows: That one and others, by ascending bits.
-        generator_bytes: Bytes of the generator.
         windows_bytes: Memory of the windows that are written at once, beside the generator, on a CPU.
     """
 
     num_levels: int
     rows: tuple[TokenRow, ...]
-    generator_bytes: int
     windows_bytes: float
 
 
@@ -72,12 +70,8 @@ def planned_tokens(generator: Generator, layout: Layout) -> PlannedTokens | None
                 kept=kept_at(bits_per_value),
             )
         )
-    return PlannedTokens(
-        num_levels=code.num_levels,
-        rows=tuple(rows),
-        generator_bytes=sum(tensor.nbytes for tensor in (*generator.parameters(), *generator.buffers())),
-        windows_bytes=generator.most_bytes(layout, generator.resolve_sampling(None), 1),
-    )
+    _, windows_bytes = generator.bytes_at_once(layout, generator.resolve_sampling(None), 1)
+    return PlannedTokens(num_levels=code.num_levels, rows=tuple(rows), windows_bytes=windows_bytes)
 
 
 @torch.no_grad()

@@ -40,9 +40,8 @@ def test_memory_is_that_of_the_windows_written_at_once(max_gib: float, num_windo
     generator, layout = igpg(config), layout_of()
     found = planned_tokens(generator, layout)
     assert found is not None
-    assert found.windows_bytes == num_windows * generator.least_bytes(layout, config.sampling, 1)
-    stored = {**dict(generator.named_parameters()), **dict(generator.named_buffers())}
-    assert found.generator_bytes == sum(tensor.nbytes for tensor in stored.values())
+    one, most = generator.bytes_at_once(layout, config.sampling, 1)
+    assert found.windows_bytes == most == num_windows * one > 0
 
 
 def test_a_generator_without_tokens_has_no_rows() -> None:
