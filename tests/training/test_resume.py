@@ -77,10 +77,11 @@ def run_spec(config: TrainConfig, corpus: Corpus) -> RunSpec:
     return RunSpec(config=config, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
 
 
-def losses(out: Path) -> dict[tuple[str, int], float]:
+def losses(out: Path) -> dict[tuple[str, int], tuple[float, float | None]]:
+    """Losses, and the diversity loss of a stage that has one, which counts for nothing while networks are at chance."""
     rows = read_metrics(out)
     assert len({(row["stage"], row["step"]) for row in rows}) == len(rows)
-    return {(row["stage"], row["step"]): row["loss"] for row in rows}
+    return {(row["stage"], row["step"]): (row["loss"], row.get("diversity_loss")) for row in rows}
 
 
 def test_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
