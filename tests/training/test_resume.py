@@ -77,11 +77,12 @@ def run_spec(config: TrainConfig, corpus: Corpus) -> RunSpec:
     return RunSpec(config=config, metadata={}, normalizers=measure_normalizers(corpus), data=data_spec(corpus))
 
 
-def losses(out: Path) -> dict[tuple[str, int], tuple[float, float | None]]:
-    """Losses, and the diversity loss of a stage that has one, which counts for nothing while networks are at chance."""
+def losses(out: str | Path) -> dict[tuple[str, int, str], float]:
+    """Losses by stage, step and name: also those that hardly count in the whole while networks are at chance."""
     rows = read_metrics(out)
     assert len({(row["stage"], row["step"]) for row in rows}) == len(rows)
-    return {(row["stage"], row["step"]): (row["loss"], row.get("diversity_loss")) for row in rows}
+    names = ("loss", "diversity_loss")
+    return {(row["stage"], row["step"], name): row[name] for row in rows for name in names if name in row}
 
 
 def test_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:

@@ -67,7 +67,7 @@ def check(output: str, config: TrainConfig, name: str, whole: Path, tolerance: f
     assert found
     before = losses(Path(config.out))
     # A row is written before the checkpoint of its step.
-    assert int(found[1]) == max(step for stage, step in before if stage == "prior") + 1
+    assert int(found[1]) == max(step for stage, step, _ in before if stage == "prior") + 1
     launch([small_end(config)])
     after = losses(Path(config.out))
     assert before.items() <= after.items()
