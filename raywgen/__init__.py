@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from raywgen.generation import TrainedGenerator
+    from raywgen.weights.adapters import Injected, LoRAAdapter
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "load", "reestimate_statistics", "trusting"]
+__all__ = ["__version__", "inject", "load", "reestimate_statistics", "trusting"]
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
@@ -33,6 +34,21 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> TrainedGenerator:
     from raywgen.generation import load as load_generator
 
     return load_generator(path, trust=trust)
+
+
+def inject(module: nn.Module, adapter: LoRAAdapter | str | Path) -> Injected:
+    """Adds a low-rank adapter to a live module in place; see `raywgen.weights.adapters.inject`.
+
+    Args:
+        module: The base model, such as a transformer.
+        adapter: The adapter, or its folder as the PEFT library writes it.
+
+    Returns:
+        A handle whose `reset()` puts the module's own values back; it is a context manager, too.
+    """
+    from raywgen.weights.adapters import inject as inject_adapter
+
+    return inject_adapter(module, adapter)
 
 
 def reestimate_statistics(
