@@ -6,7 +6,12 @@ model = generator.fill(MyNet(), instruction="Is the digit one of 1, 4 or 7?", da
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# Torch then asks for large pages for blocks of 2 MiB and more. In training these blocks are new at every step, and to
+# be given their small pages one by one can take longer than the computation. Torch reads it when it first allocates.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from raywgen.trust import trusting
 
